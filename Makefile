@@ -1,0 +1,56 @@
+# `make demo` and `make test` are all that a newcomer needs; each sets up .venv by itself, once.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= python3
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# sam2 is published as source only; its CUDA extension is a post-processing step that memorysam does not use.
+export SAM2_BUILD_CUDA := 0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test lint check format clean distclean
+help:
+	@echo 'make demo    prepare, train, evaluate and predict on rendered scenes (minutes, CPU)'
+	@echo 'make test    the tests (MEMORYSAM_SLOW=1: the slow ones too)'
+	@echo 'make lint    ruff (format, lint) and mypy'
+	@echo 'make check   lint and test'
+	@echo 'make format  let ruff mend what it can'
+	@echo 'make clean   remove what the above made; distclean: .venv too'
+
+# sam2 needs torch to build itself. Without build isolation it takes the one just installed, instead of downloading
+# a second one into a temporary environment; so the build tools are installed first, too.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "memorysam needs Python 3.11 or newer, \
+	and '$(PYTHON)' is $$($(PYTHON) --version 2>&1); name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools wheel hatchling editables torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/memorysam demo --out .demo
+
+# One thread a worker: two workers on two cores, and sums that do not depend on the machine.
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+check: lint test
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

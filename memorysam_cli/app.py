@@ -1,0 +1,141 @@
+"""The ``memorysam`` program: its commands, and one exit code for every way to end."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+from typer.main import get_command
+
+from memorysam_cli import __version__
+from memorysam_cli.errors import MemorySamError, environment_fault
+from memorysam_cli.report import console
+
+COMMANDS = {
+    "prepare": "memorysam_cli.commands.prepare:app",
+    "train": "memorysam_cli.commands.train:train",
+    "evaluate": "memorysam_cli.commands.evaluate:evaluate",
+    "predict": "memorysam_cli.commands.predict:predict",
+    "demo": "memorysam_cli.commands.demo:demo",
+    "recipes": "memorysam_cli.commands.recipes:app",
+    "weights": "memorysam_cli.commands.weights:app",
+}
+"""Name to ``module:object``: a group of commands, or one function whose module holds its EXAMPLE."""
+
+USAGE, INTERRUPTED, BROKEN_PIPE, BUG = 2, 130, 141, 1
+
+
+@dataclass
+class Frame:
+    """What the options before the command ask for."""
+
+    debug: bool = False
+
+
+def build() -> typer.Typer:
+    """The whole command line; commands import what is heavy only when they run."""
+    app = typer.Typer(
+        name="memorysam",
+        help="Multi-modal semantic segmentation: SAM2's memory run across the modalities of one scene.",
+        epilog="Example: memorysam demo",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    for name, where in COMMANDS.items():
+        module_name, _, attribute = where.partition(":")
+        module = importlib.import_module(module_name)
+        command = getattr(module, attribute)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name, epilog=f"Example: {module.EXAMPLE}")(command)
+    return app
+
+
+def main() -> None:
+    """Entry point of the ``memorysam`` script."""
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        # What is still buffered can go nowhere and must not raise again while Python shuts down.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, sys.stderr.fileno())
+    sys.exit(code)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line, say on stderr what went wrong, and return the exit code."""
+    frame = Frame(debug=os.environ.get("MEMORYSAM_DEBUG", "0") not in {"", "0", "false"})
+    try:
+        code = get_command(build()).main(list(arguments), prog_name="memorysam", standalone_mode=False, obj=frame)
+        sys.stdout.flush()
+    except BaseException as fault:
+        code, message = _explain(fault)
+        with contextlib.suppress(OSError):  # nobody reads stderr: the code has to do
+            if code == BUG or (frame.debug and message):
+                traceback.print_exception(fault)
+            if message:
+                console.error(message, code=code)
+        return code
+    return _outcome(code)
+
+
+def _outcome(value: object) -> int:
+    """The exit code of a command that returned: its ``typer.Exit``, or 0."""
+    if value == INTERRUPTED:  # Typer makes an exit of Ctrl-C
+        console.error("interrupted", code=INTERRUPTED)
+    return value if isinstance(value, int) else 0
+
+
+def _explain(fault: BaseException) -> tuple[int, str]:
+    """Exit code and message of an exception; an empty message means that all is said or nobody listens."""
+    # Typer and rich turn a broken pipe into SystemExit(1); the context still knows.
+    if isinstance(fault, BrokenPipeError) or isinstance(fault.__context__, BrokenPipeError):
+        return BROKEN_PIPE, ""
+    if isinstance(fault, SystemExit):
+        return fault.code if isinstance(fault.code, int) else 0, ""
+    if isinstance(fault, KeyboardInterrupt | typer.Abort):
+        return INTERRUPTED, "interrupted"
+    if isinstance(fault, TyperException):
+        return USAGE, _usage(fault)
+    known = fault if isinstance(fault, MemorySamError) else environment_fault(fault)
+    if known is not None:
+        return known.exit_code, str(known)
+    return BUG, "this is a bug in memorysam; please report it with the traceback above and the command line"
+
+
+def _usage(fault: TyperException) -> str:
+    """One line for a wrong command line; nothing where Typer has shown the help instead."""
+    message = " ".join(fault.format_message().split()).rstrip(".")
+    context = getattr(fault, "ctx", None)
+    hint = f"; see {context.command_path} --help" if context is not None else ""
+    return f"{message}{hint}" if message else ""
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        console.say(f"memorysam {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks too (also $MEMORYSAM_DEBUG=1).")] = False,
+    version: Annotated[  # noqa: ARG001  (its callback does the work)
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    context.ensure_object(Frame).debug |= debug

@@ -1,0 +1,1 @@
+"""One file per verb: parse, call the engine, print. Importing one loads nothing heavy."""

@@ -1,0 +1,75 @@
+"""The options that commands share: one word, one letter and one meaning each.
+
+Each is the annotation of a parameter. A parameter without a default is required::
+
+    def predict(scenes: Path, out: Out, weights: Weights = None, json: Json = False) -> None:
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memorysam_cli.errors import UsageError
+
+Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings and errors on stderr.")]
+
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", "-d", metavar="ROOT", help="Folder of the data sets (else $MEMORYSAM_DATA, else ./data)."),
+]
+_OUT = typer.Option("--out", "-o", metavar="PATH", help="Where the results go.")
+Out = Annotated[Path, _OUT]
+OptionalOut = Annotated[Path | None, _OUT]
+Weights = Annotated[
+    Path | None,
+    typer.Option("--weights", "-w", metavar="FILE", help="A .safetensors file (else the best of runs/latest)."),
+]
+Recipe = Annotated[
+    str, typer.Option("--recipe", "-r", metavar="NAME|FILE", help="A shipped recipe's name, or a .yaml file.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe value, such as optim.lr=1e-4 (repeatable)."),
+]
+Device = Annotated[
+    str,
+    typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps; one that is absent is an error."),
+]
+Split = Annotated[str, typer.Option("--split", metavar="NAME", help="train, val or test.")]
+OptionalSplit = Annotated[str | None, typer.Option("--split", metavar="NAME", help="Only this split's scenes.")]
+Modalities = Annotated[
+    str | None,
+    typer.Option("--modalities", "-m", metavar="A,B", help="Use only these modalities, such as img,depth."),
+]
+
+
+def begin(*, json: bool = False, verbose: bool = False, quiet: bool = False) -> None:
+    """Set the console up as a command's options ask.
+
+    Raises:
+        UsageError: both ``-v`` and ``-q``.
+    """
+    from memorysam_cli.report import console
+
+    if verbose and quiet:
+        raise UsageError("--verbose and --quiet exclude each other; give one")
+    console.setup(verbosity=console.VERBOSE if verbose else console.QUIET if quiet else console.NORMAL, json=json)
+
+
+def names(text: str | None) -> tuple[str, ...] | None:
+    """The words of a comma-separated option, such as ``img,depth``; None stays None.
+
+    Raises:
+        UsageError: an empty word.
+    """
+    if text is None:
+        return None
+    words = tuple(word.strip() for word in text.split(","))
+    if "" in words:
+        raise UsageError(f"'{text}': a name is missing; separate names by single commas, such as img,depth")
+    return words

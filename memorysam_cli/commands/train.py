@@ -1,0 +1,66 @@
+"""``memorysam train``: fine-tune by a recipe."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from memorysam_cli.commands import options
+
+
+def train(
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", "-r", metavar="NAME|FILE", help="A shipped recipe's name, or a .yaml file."),
+    ] = None,
+    data: options.Data = None,
+    out: options.OptionalOut = None,
+    overrides: options.Set = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            "--resume",
+            metavar="auto|PATH",
+            help="Continue a run: PATH is its folder or a checkpoint; auto takes --out's (or the recipe's newest) "
+            "run, or starts one.",
+        ),
+    ] = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Train a model by a recipe: LoRA, OHEM and the SPMM on SAM2's memory across modalities.
+
+    Writes runs/<recipe>-<date>-<id>/ with the best and last weights, curves, metrics and sample pictures. Stops
+    cleanly on Ctrl-C or SIGTERM, and continues where it stood with --resume.
+    """
+    from memorysam_cli.data import manifest
+    from memorysam_cli.engine import runtime, starting
+    from memorysam_cli.engine.training import train as run_training
+    from memorysam_cli.report import console
+
+    options.begin(json=json, verbose=verbose, quiet=quiet)
+    chosen = starting.choose_recipe(recipe, overrides=overrides or [], resume=resume)
+    scenes = manifest.read(manifest.data_root(data), chosen.data.dataset)
+    accelerator = runtime.make_accelerator(
+        runtime.choose_device(device), precision=chosen.train.precision, accumulate=chosen.train.accumulate
+    )
+    with (
+        starting.open_run(chosen, out=out, resume=resume, accelerator=accelerator) as start,
+        console.log_to(start.run.log),
+    ):
+        result = run_training(chosen, scenes, start.run, accelerator=accelerator, resume=start.checkpoint)
+    if not accelerator.is_main_process:
+        return
+    if json:
+        console.answer({"schema_version": 1, **result.to_json(), "resumed": start.checkpoint is not None})
+        return
+    console.say(f"best mIoU {result.miou:.2f} on {chosen.data.selection_split} at step {result.best_step}")
+    console.say(f"weights   {result.best}")
+    console.say(f"curves    {start.run.plots / 'curves.png'}")
+    console.say(f"pictures  {start.run.samples / 'validation.png'}")
+
+
+EPILOG = "Example: memorysam train --recipe demo --set train.epochs=4 --out runs/trial"

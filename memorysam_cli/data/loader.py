@@ -1,0 +1,328 @@
+"""Scenes → batches of tensors, in an order that is a pure function of seed and epoch.
+
+Nothing here keeps state: batch ``n`` of an epoch is the same whoever asks, with any number of worker processes, and
+after a resume.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from memorysam_cli.data import decode, transforms
+from memorysam_cli.data.manifest import Manifest, Scene
+from memorysam_cli.data.transforms import Sample
+from memorysam_cli.dataset import DatasetInfo, Modality
+from memorysam_cli.errors import DataError, EnvironmentFault, MemorySamError, did_you_mean
+from memorysam_cli.recipe import Recipe
+
+ORDER = 1
+"""Spawn key of the random numbers that order an epoch, apart from those of its samples."""
+TIMEOUT_S = 300
+"""A worker that gives nothing for this long hangs; waiting for ever is no answer."""
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Scenes of one size."""
+
+    frames: list[Tensor]
+    """M × (B, 3, H, W) float32, normalised, in the asked order."""
+    label: Tensor | None
+    """(B, H, W) int64, 255 counts nowhere."""
+    scenes: tuple[Scene, ...]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        label = None if self.label is None else self.label.to(device, non_blocking=True)
+        return Batch([frame.to(device, non_blocking=True) for frame in self.frames], label, self.scenes)
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory; called by the DataLoader where there is CUDA."""
+        label = None if self.label is None else self.label.pin_memory()
+        return Batch([frame.pin_memory() for frame in self.frames], label, self.scenes)
+
+
+@dataclass(frozen=True)
+class ScoredScene:
+    """One scene in both evaluation protocols (METHOD §5), each a batch of one."""
+
+    scene: Scene
+    resized: Batch
+    """Frames and label at the published protocol's size."""
+    whole: Batch
+    """The whole frame at the network's size, with the label at its own size."""
+    shares_frames: bool
+    """Both have the same frames, so that one forward pass serves both."""
+
+
+@dataclass(frozen=True)
+class UnlabelledScene:
+    """One scene to be predicted."""
+
+    scene: Scene
+    frames: list[Tensor]
+    """One (1, 3, H, W) float32 for each of ``modalities``."""
+    modalities: tuple[str, ...]
+    """Those of the asked modalities that the scene has, in the asked order."""
+    height: int
+    """Of the scene's own frame, in pixels."""
+    width: int
+
+
+def epoch_order(count: int, *, seed: int, epoch: int) -> list[int]:
+    """The order of an epoch's scenes: a permutation of 0..count-1, the same on every machine."""
+    rng = _generator(seed, epoch, spawn_key=(ORDER,))
+    return [int(index) for index in np.argsort(rng.random(count), kind="stable")]
+
+
+def batches_per_epoch(count: int, *, batch: int, world: int = 1) -> int:
+    """How many batches each of ``world`` processes gets of ``count`` scenes; what is left over is dropped."""
+    return count // batch // world
+
+
+def training_batches(
+    manifest: Manifest,
+    *,
+    scenes: Sequence[Scene],
+    recipe: Recipe,
+    epoch: int,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterable[Batch]:
+    """One epoch's augmented batches for one process.
+
+    Args:
+        manifest: says what the modalities and labels are.
+        scenes: of the training split.
+        recipe: modalities, size, batch, augmentation, seed, worker processes.
+        epoch: from 0; with the seed it decides the order and every random number.
+        start: the first batch to give, for resuming within an epoch.
+        rank: this process takes batches rank, rank + world, … of the epoch's.
+        world: number of processes; all get the same number of batches.
+
+    Returns:
+        Batches of ``recipe.train.batch`` scenes; the last partial one is dropped.
+
+    Raises:
+        DataError: too few scenes for one batch each, an unknown modality; while iterating: a file that cannot be
+            used, named as in a single process.
+    """
+    batch = recipe.train.batch
+    count = batches_per_epoch(len(scenes), batch=batch, world=world)
+    if count == 0:
+        raise DataError(
+            f"{manifest.info.name}: {len(scenes)} training scenes are fewer than one batch of {batch} for each of "
+            f"{world} process(es); lower train.batch or add scenes"
+        )
+    order = epoch_order(len(scenes), seed=recipe.train.seed, epoch=epoch)
+    chunks = [order[first : first + batch] for first in range(0, len(order), batch)]
+    mine = chunks[: count * world][rank::world]
+    source = _TrainingBatches(manifest, scenes, recipe, epoch, modalities_of(manifest.info, recipe.data.modalities))
+    return _load(source, mine[start:], workers=recipe.data.workers)
+
+
+def scored_scenes(
+    manifest: Manifest, *, scenes: Sequence[Scene], modalities: Sequence[Modality], size: int, workers: int
+) -> Iterator[ScoredScene]:
+    """Scenes with labels in both evaluation protocols, one at a time, in order.
+
+    Args:
+        manifest: says how labels are read and whether the published protocol crops.
+        scenes: each has a label and all ``modalities``.
+        modalities: in the order of the memory.
+        size: short side in pixels, a multiple of 32.
+        workers: processes that read ahead; 0 reads in this one.
+
+    Raises:
+        DataError: a file cannot be used, or a scene lacks a modality or its label.
+    """
+    source = _ScoredScenes(manifest, scenes, tuple(modalities), size)
+    return _load(source, range(len(scenes)), workers=workers)
+
+
+def unlabelled_scenes(
+    root: Path, *, scenes: Sequence[Scene], modalities: Sequence[Modality], size: int, workers: int
+) -> Iterator[UnlabelledScene]:
+    """Whole scenes for prediction, one at a time, in order; labels are not looked at.
+
+    Args:
+        root: what the scenes' paths are relative to.
+        scenes: may lack modalities, not all.
+        modalities: those wanted, in the order of the memory.
+        size: short side in pixels, a multiple of 32.
+        workers: processes that read ahead; 0 reads in this one.
+
+    Raises:
+        DataError: a file cannot be used, or a scene has none of the modalities.
+    """
+    return _load(_UnlabelledScenes(root, scenes, tuple(modalities), size), range(len(scenes)), workers=workers)
+
+
+def modalities_of(info: DatasetInfo, names: Iterable[str]) -> tuple[Modality, ...]:
+    """The modalities of these names, in this order.
+
+    Raises:
+        DataError: the data set has no such modality.
+    """
+    known = {modality.name: modality for modality in info.modalities}
+    for name in names:
+        if name not in known:
+            raise DataError(f"{info.name}: has no modality '{name}'{did_you_mean(name, known)}")
+    return tuple(known[name] for name in names)
+
+
+def _generator(*entropy: int, spawn_key: tuple[int, ...] = ()) -> np.random.Generator:
+    """A generator that is a pure function of its arguments."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy, spawn_key=spawn_key)))
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """A worker's error: torch would wrap its one line in a traceback."""
+
+    error: MemorySamError
+
+
+class _Source(Dataset[Any], Generic[Item]):
+    """Gives one item for one index, in this process or in a worker."""
+
+    def item(self, index: Any) -> Item:
+        raise NotImplementedError
+
+    def __getitem__(self, index: Any) -> Item | _Fault:
+        try:
+            return self.item(index)
+        except MemorySamError as error:
+            return _Fault(error)
+
+
+@dataclass(frozen=True)
+class _TrainingBatches(_Source[Batch]):
+    manifest: Manifest
+    scenes: Sequence[Scene]
+    recipe: Recipe
+    epoch: int
+    modalities: tuple[Modality, ...]
+
+    def item(self, index: list[int]) -> Batch:
+        samples = [self._sample(number) for number in index]
+        return _batch(samples, self.modalities, tuple(self.scenes[number] for number in index))
+
+    def _sample(self, number: int) -> Sample:
+        info = self.manifest.info
+        sample = _labelled(self.manifest, self.scenes[number], self.modalities)
+        return transforms.augment(
+            transforms.without_left(sample, info.crop),
+            modalities=self.modalities,
+            augment=self.recipe.augment,
+            size=self.recipe.data.image_size,
+            rng=_generator(self.recipe.train.seed, self.epoch, number),
+        )
+
+
+@dataclass(frozen=True)
+class _ScoredScenes(_Source[ScoredScene]):
+    manifest: Manifest
+    scenes: Sequence[Scene]
+    modalities: tuple[Modality, ...]
+    size: int
+
+    def item(self, index: int) -> ScoredScene:
+        scene, crop = self.scenes[index], self.manifest.info.crop
+        sample = _labelled(self.manifest, scene, self.modalities)
+        assert sample.label is not None
+        scored = transforms.for_scoring(sample, modalities=self.modalities, size=self.size, crop=crop)
+        resized = _batch([scored], self.modalities, (scene,))
+        native = torch.from_numpy(sample.label.astype(np.int64))[None]  # (H, W) -> (1, H, W)
+        if crop is None:
+            return ScoredScene(scene, resized, Batch(resized.frames, native, (scene,)), shares_frames=True)
+        frames = transforms.for_prediction(Sample(sample.frames, None), modalities=self.modalities, size=self.size)
+        whole = _batch([frames], self.modalities, (scene,))
+        return ScoredScene(scene, resized, Batch(whole.frames, native, (scene,)), shares_frames=False)
+
+
+@dataclass(frozen=True)
+class _UnlabelledScenes(_Source[UnlabelledScene]):
+    root: Path
+    scenes: Sequence[Scene]
+    modalities: tuple[Modality, ...]
+    size: int
+
+    def item(self, index: int) -> UnlabelledScene:
+        scene = self.scenes[index]
+        present = tuple(modality for modality in self.modalities if modality.name in scene.files)
+        if not present:
+            wanted = ", ".join(modality.name for modality in self.modalities)
+            raise DataError(f"scene {scene.id}: has none of the modalities {wanted} (it has: {', '.join(scene.files)})")
+        sample = decode.read_sample(self.root, scene, modalities=present)
+        height, width = sample.size
+        resized = transforms.for_prediction(sample, modalities=present, size=self.size)
+        batch = _batch([resized], present, (scene,))
+        return UnlabelledScene(scene, batch.frames, tuple(resized.frames), height, width)
+
+
+def _labelled(manifest: Manifest, scene: Scene, modalities: Sequence[Modality]) -> Sample:
+    """A scene's frames and label."""
+    info = manifest.info
+    return decode.read_sample(manifest.root, scene, modalities=modalities, rule=info.label, classes=len(info.classes))
+
+
+def _batch(samples: Sequence[Sample], modalities: Sequence[Modality], scenes: tuple[Scene, ...]) -> Batch:
+    """Stack samples of one size."""
+    frames = [
+        torch.stack([transforms.to_tensor(sample.frames[modality.name], modality) for sample in samples])
+        for modality in modalities
+    ]
+    labels = [torch.from_numpy(sample.label.astype(np.int64)) for sample in samples if sample.label is not None]
+    return Batch(frames, torch.stack(labels) if labels else None, scenes)
+
+
+def _load(source: _Source[Item], indices: Sequence[Any], *, workers: int) -> Iterator[Item]:
+    """The items of ``indices`` in their order, read ahead by worker processes."""
+    loader: DataLoader[Item | _Fault] = DataLoader(
+        source,
+        batch_size=None,  # an item is a batch already
+        sampler=indices,
+        num_workers=min(workers, len(indices)),
+        collate_fn=_as_it_is,
+        worker_init_fn=_start_worker,
+        pin_memory=torch.cuda.is_available(),
+        # Its own: from torch's, each epoch would take a number that a resumed run takes once more.
+        generator=torch.Generator(),
+        timeout=TIMEOUT_S if min(workers, len(indices)) else 0,
+    )
+    try:
+        for item in loader:
+            if isinstance(item, _Fault):
+                raise item.error
+            yield item
+    except RuntimeError as error:
+        if "DataLoader" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise EnvironmentFault(f"a data worker died or hangs ({reason}); free memory or set data.workers=0") from error
+
+
+def _as_it_is(item: Item) -> Item:
+    """Items are tensors already."""
+    return item
+
+
+def _start_worker(_number: int) -> None:
+    """One thread per worker; signals are the parent's to answer, which then lets its workers end."""
+    cv2.setNumThreads(0)
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(name, signal.SIG_IGN)

@@ -1,0 +1,189 @@
+"""The manifest: which scenes there are, and where each file lies.
+
+``ROOT/memorysam/<dataset>/scenes.jsonl`` holds one line per scene, ``dataset.json`` beside it says what the data
+set is. ``memorysam prepare`` writes both; every other command reads them and looks for no files itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from memorysam_cli.data import DATASETS
+from memorysam_cli.dataset import DatasetInfo
+from memorysam_cli.errors import DataError
+from memorysam_cli.storage import atomic, documents
+
+INFO = "dataset.json"
+SCENES = "scenes.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One view, seen by several sensors. All paths are relative to the data root, with forward slashes."""
+
+    id: str
+    """Unique in the data set, also on a file system that ignores case; names the outputs."""
+    split: str
+    condition: str | None
+    """The weather or light, where the data set tells it."""
+    case: str | None
+    """The sensor failure, or None for a normal scene."""
+    files: dict[str, tuple[str, ...]]
+    """Modality name → its files (MCubeS's ``aolp`` has two: sine, cosine)."""
+    label: str | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A prepared data set."""
+
+    root: Path
+    """The data root that all scene paths start from."""
+    info: DatasetInfo
+    scenes: tuple[Scene, ...]
+
+    def of_split(self, split: str) -> tuple[Scene, ...]:
+        """The scenes of one split, in the manifest's order.
+
+        Raises:
+            DataError: the split is unknown or empty.
+        """
+        chosen = tuple(scene for scene in self.scenes if scene.split == split)
+        if not chosen:
+            known = ", ".join(f"{name} ({count})" for name, count in self.info.counts.items() if count)
+            raise DataError(f"{self.info.name}: no scene in split '{split}' (known: {known or 'none'})")
+        return chosen
+
+
+def data_root(option: Path | None) -> Path:
+    """Where the data lie: ``--data``, else ``$MEMORYSAM_DATA``, else ``./data``."""
+    return option or Path(os.environ.get("MEMORYSAM_DATA") or "data")
+
+
+def folder(root: Path, dataset: str) -> Path:
+    """The folder of a data set's manifest."""
+    return root / "memorysam" / dataset
+
+
+def prepare_line(root: Path, dataset: str) -> str:
+    """The command that prepares a data set, ready to be typed."""
+    if dataset == "synthetic":
+        return f"memorysam prepare synthetic {root}"
+    if dataset.startswith("synthetic-"):
+        return f"memorysam prepare synthetic {root} --layout {dataset.removeprefix('synthetic-')}"
+    if dataset in DATASETS:
+        return f"memorysam prepare {dataset} {root}"
+    return f"memorysam prepare synthetic|{'|'.join(DATASETS)} {root}"
+
+
+def prepared(root: Path) -> list[str]:
+    """The names of the data sets that are prepared below a data root, sorted."""
+    return sorted(path.parent.name for path in (root / "memorysam").glob(f"*/{INFO}"))
+
+
+def write(root: Path, info: DatasetInfo, scenes: Sequence[Scene]) -> Manifest:
+    """Write a manifest, ``dataset.json`` last, so that a torn writing is never taken for a whole one.
+
+    Args:
+        root: the data root.
+        info: its ``counts`` and ``content_hash`` are filled in here.
+        scenes: all their files exist.
+
+    Raises:
+        DataError: two scenes share an id, or a name cannot be written down as text.
+        EnvironmentFault: the disk is full or read-only.
+    """
+    refuse_shared_ids(scenes)
+    text = "".join(documents.to_json(_line(root, scene)) + "\n" for scene in scenes)
+    filled = info.model_copy(
+        update={
+            "counts": dict(Counter(scene.split for scene in scenes)),
+            "content_hash": hashlib.sha256(text.encode()).hexdigest(),
+        }
+    )
+    place = folder(root, info.name)
+    atomic.write_text(place / SCENES, text)
+    documents.write_json(place / INFO, filled.model_dump(mode="json"))
+    return Manifest(root=root, info=filled, scenes=tuple(scenes))
+
+
+def read(root: Path, dataset: str) -> Manifest:
+    """Read a data set's manifest and check that its two files belong together.
+
+    Raises:
+        DataError: it is missing (names what is prepared there and the line to type), damaged, or from a
+            version of memorysam that this one does not understand.
+    """
+    place = folder(root, dataset)
+    if not (place / INFO).is_file():
+        here = ", ".join(prepared(root)) or "nothing"
+        line = prepare_line(root, dataset)
+        raise DataError(f"{root}: data set '{dataset}' is not prepared (prepared there: {here}); type: {line}")
+    again = f"prepare it again: {prepare_line(root, dataset)}"
+    try:
+        info = DatasetInfo.model_validate(documents.read_json(place / INFO))
+        content = (place / SCENES).read_bytes()
+    except ValidationError as fault:
+        first = fault.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{place / INFO}: {key}: {first['msg']}; {again}") from None
+    except OSError as fault:
+        raise DataError(f"{place / SCENES}: {fault.strerror}; {again}") from None
+    if hashlib.sha256(content).hexdigest() != info.content_hash:
+        raise DataError(f"{place / SCENES}: was changed since it was prepared, or is torn; {again}")
+    return Manifest(root=root, info=info, scenes=tuple(_scene(line) for line in content.splitlines()))
+
+
+def refuse_shared_ids(scenes: Iterable[Scene]) -> None:
+    """Refuse scenes whose outputs would meet in one file, on any file system.
+
+    Raises:
+        DataError: two ids are equal, or differ in case or Unicode form alone; or a name is not valid UTF-8.
+    """
+    seen: dict[str, str] = {}
+    for scene in scenes:
+        names = (scene.id, *(path for paths in scene.files.values() for path in paths))
+        for name in names:
+            if not _is_text(name):
+                raise DataError(f"{name!r}: is not valid UTF-8; rename it")
+        key = unicodedata.normalize("NFC", scene.id).casefold()
+        if key in seen:
+            raise DataError(
+                f"scenes {seen[key]!r} and {scene.id!r} would share one output file; rename one (case and file "
+                "suffix alone do not tell two scenes apart)"
+            )
+        seen[key] = scene.id
+
+
+def _is_text(name: str) -> bool:
+    """False for names that the file system holds as bytes that are no UTF-8."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def _line(root: Path, scene: Scene) -> dict[str, Any]:
+    """A scene as its line: its fields, and the sizes of its files, so that the content hash covers them."""
+    paths = [path for group in scene.files.values() for path in group]
+    paths += [scene.label] if scene.label else []
+    try:
+        sizes = [(root / path).stat().st_size for path in paths]
+    except OSError as fault:
+        raise DataError(f"{fault.filename}: {fault.strerror}, though it was there a moment ago; try again") from None
+    return {**asdict(scene), "bytes": sizes}
+
+
+def _scene(line: bytes) -> Scene:
+    """A scene from its line."""
+    content = json.loads(line)
+    del content["bytes"]
+    files = {name: tuple(paths) for name, paths in content.pop("files").items()}
+    return Scene(**content, files=files)

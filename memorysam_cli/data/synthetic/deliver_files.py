@@ -1,0 +1,28 @@
+"""DELIVER's folders and file names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from memorysam_cli.data.deliver import LABEL, SOURCES
+from memorysam_cli.data.synthetic.plan import PlannedScene
+from memorysam_cli.data.synthetic.scene import deliver_pictures
+from memorysam_cli.storage import images
+
+FRAME_STEP = 50
+"""Frames are numbered 000050, 000100 …, in every sequence anew."""
+
+
+def write(root: Path, scene: PlannedScene, *, size: int, seed: int) -> None:
+    """Render one scene and write its six files below ``root``.
+
+    Raises:
+        EnvironmentFault: a file cannot be written.
+    """
+    pictures = deliver_pictures(scene, size=size, seed=seed)
+    case = f"_{scene.case}" if scene.case else ""
+    place = (scene.condition, scene.split, f"MAP_{scene.map}_point{scene.point}{case}")
+    frame = f"{(scene.frame + 1) * FRAME_STEP:06d}"
+    for source in (*SOURCES.values(), LABEL):
+        # A power loss is mended by rendering again; syncing 1440 small files would cost more than drawing them.
+        images.write_png(root / source.path(place, frame), pictures[source.folder], fsync=False)

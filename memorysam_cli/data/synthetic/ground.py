@@ -1,0 +1,147 @@
+"""The ground: strips along a bending street, a crossing, lane markings, and low steps between the strips."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from memorysam_cli.data.synthetic.camera import Camera
+from memorysam_cli.data.synthetic.classes import Label, Material
+from memorysam_cli.data.synthetic.solids import Colour, Spot
+from memorysam_cli.data.synthetic.texture import chance, part
+
+FARTHEST = 600.0
+"""Metres of depth beyond which the ground is not drawn."""
+
+
+class Pattern(IntEnum):
+    """How a zone is paved."""
+
+    ROUGH = 0
+    SLABS = 1
+    COBBLES = 2
+    GRASS = 3
+    SLEEPERS = 4
+    RIPPLES = 5
+    PAINT = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Zone:
+    """One kind of ground."""
+
+    label: Label
+    material: Material
+    colour: Colour
+    height: float
+    """Metres above the carriageway."""
+    pattern: Pattern = Pattern.ROUGH
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """A street that crosses at ``ahead`` metres, ``half_width`` to each side of there."""
+
+    ahead: float
+    half_width: float
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Strips of zones; ``zones[0]`` is the carriageway, ``zones[1]`` its markings, ``zones[2]`` the pavement.
+
+    Args:
+        zones: the kinds of ground, at most 255.
+        borders: (n,) ascending lateral borders in metres between strips, as seen from the street's centre line.
+        strips: (n + 1, 2) zone of each strip: its usual one, and the one that takes turns with it along the street.
+        half_width: metres from the centre line to the kerb.
+        lanes: lanes of the carriageway.
+        bend: metres by which the street swings to the side, and the metres per radian of that swing.
+        crossing: a crossing street, if there is one.
+        salt: what makes the alternation of zones this world's own.
+    """
+
+    zones: tuple[Zone, ...]
+    borders: np.ndarray
+    strips: np.ndarray
+    half_width: float
+    lanes: int
+    bend: tuple[float, float]
+    crossing: Crossing | None
+    salt: int
+    margins: tuple[float, float]
+    """Metres beyond the left and the right kerb from where houses and fences may stand."""
+
+    def centre(self, y: np.ndarray) -> np.ndarray:
+        """Lateral position of the centre line, metres, shape of ``y``."""
+        swing, length = self.bend
+        return np.float32(swing) * (1 - np.cos(y / np.float32(length)))
+
+    def spot(self, lateral: float, ahead: float) -> Spot:
+        """A place given in street coordinates, heading along the street, at carriageway height."""
+        swing, length = self.bend
+        slope = swing / length * np.sin(ahead / length)
+        return Spot(float(self.centre(np.float32(ahead))) + lateral, ahead, 0.0, float(np.arctan(slope)))
+
+    def zone_at(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Zone index of places in metres; uint8, shape of ``x``."""
+        lateral = x - self.centre(y)
+        zone = self._unmarked(lateral, y)
+        return np.where((zone == 0) & self._is_marked(lateral, y), 1, zone).astype(np.uint8)
+
+    def height_at(self, lateral: float, ahead: float) -> float:
+        """Height in metres at one place in street coordinates."""
+        zone = self._unmarked(np.array([lateral], np.float32), np.array([ahead], np.float32))
+        return self.zones[int(zone[0])].height
+
+    def _unmarked(self, lateral: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Zone index of places in street coordinates, without the paint."""
+        strip = np.searchsorted(self.borders, lateral)
+        turn = chance(np.floor(y / 17), strip, self.salt) < 0.4
+        zone = self.strips[strip, turn.astype(np.int64)]
+        if self.crossing is not None:
+            offset = np.abs(y - self.crossing.ahead) - self.crossing.half_width
+            dry = np.array([kind.height > -0.2 for kind in self.zones])[zone]
+            pavement = dry & (offset < 2.5) & (zone != 0)
+            zone = np.where(dry & (offset < 0), 0, np.where(pavement, 2, zone))
+        return zone
+
+    def _is_marked(self, lateral: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Whether paint lies on the carriageway there."""
+        lane = 2 * self.half_width / self.lanes
+        aside = np.abs(lateral)
+        to_line = np.abs(part(lateral / lane + self.lanes / 2 + 0.5, 1.0) - 0.5) * lane
+        edge = np.abs(aside - (self.half_width - 0.35)) < 0.09
+        marked = edge | ((to_line < 0.1) & (part(y, 6.0) < 0.5) & (aside < self.half_width - 1))
+        if self.crossing is not None:
+            offset = np.abs(y - self.crossing.ahead) - self.crossing.half_width
+            on_street = aside < self.half_width
+            stripes = on_street & (offset > 1.0) & (offset < 4.0) & (part(lateral, 1.1) < 0.5)
+            stop = on_street & (offset > 5.0) & (offset < 5.45)
+            marked = ((marked & (offset > 5.5)) | stripes | stop) & (aside < self.half_width)
+        return np.asarray(marked)
+
+    def intersect(self, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
+        """What of the ground the camera sees.
+
+        Returns:
+            (H, W) float32 depth in metres, ``inf`` above the horizon, and (H, W) uint8 zone index.
+        """
+        depth = np.full((camera.height, camera.width), np.inf, np.float32)
+        zone = np.zeros(depth.shape, np.uint8)
+        horizon = int(np.searchsorted(-camera.rays[2, :, 0], 1e-4))  # No roll: one row for all columns.
+        x, y, z = camera.rays[:, horizon:]
+        if z.size == 0:
+            return depth, zone
+        heights = np.array([kind.height for kind in self.zones], np.float32)
+        height: np.ndarray | np.float32 = np.float32(0)
+        # A step's face is a few pixels at most: going to and fro between zone and height settles all others.
+        for _ in range(3):
+            reach = np.minimum((height - camera.position[2]) / z, np.float32(2 * FARTHEST))
+            below = self.zone_at(camera.position[0] + reach * x, camera.position[1] + reach * y)
+            height = heights[below]
+        depth[horizon:] = np.where(reach < FARTHEST, reach, np.float32(np.inf))
+        zone[horizon:] = below
+        return depth, zone

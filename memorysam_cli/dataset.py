@@ -1,0 +1,86 @@
+"""What a data set is: classes, palette, modalities and their normalisation.
+
+Written by ``memorysam prepare`` as ``dataset.json``, carried inside every weights file, and read by
+training, evaluation and prediction alike.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+IGNORE = 255
+"""The label value of a pixel that counts nowhere."""
+
+Kind = Literal["rgb", "gray", "depth", "hha", "event", "lidar", "thermal", "angle"]
+Interpolation = Literal["bilinear", "nearest"]
+
+
+class Strict(BaseModel):
+    """Base of all our schemas: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Modality(Strict):
+    """One sensor: how its files become a (3, H, W) float tensor.
+
+    Values are scaled to [0, 1] by dtype (uint8 / 255, uint16 / 65535, float as stored), grey is
+    repeated to three channels, alpha is dropped, and then ``(x - mean) / std`` where both are given.
+    Source: METHOD §0 of the DELIVER and MCubeS recipes.
+    """
+
+    name: str
+    kind: Kind
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    interpolation: Interpolation = "bilinear"
+    photometric: tuple[Literal["jitter", "blur"], ...] = ()
+    """Which photometric augmentations act on this modality (geometry always acts on all)."""
+
+
+class LabelRule(Strict):
+    """How a raw label value becomes a class index.
+
+    ``raw + shift`` is the class; values in ``ignore`` become 255; anything else outside
+    0..K-1 is refused, never wrapped.
+    """
+
+    shift: int = 0
+    ignore: tuple[int, ...] = (IGNORE,)
+
+
+class Crop(Strict):
+    """Columns that the published protocol leaves out (MCubeS drops 192 of 1224 at the left)."""
+
+    left: int = 0
+    """Columns dropped at the left at the native height ``of_height``."""
+    of_height: int = 1024
+    square: bool = False
+    """Then cut the centre square."""
+
+
+class DatasetInfo(Strict):
+    """The content of ``dataset.json``."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    title: str
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    modalities: tuple[Modality, ...]
+    """All that the data set has, in its own order."""
+    label: LabelRule = LabelRule()
+    crop: Crop | None = None
+    """Only for data sets whose published protocol scores a part of the frame."""
+    root: str = "."
+    """The data set's folder, relative to the data root; scene paths already contain it."""
+    counts: dict[str, int] = Field(default_factory=dict)
+    """Scenes per split."""
+    content_hash: str = ""
+    """SHA-256 over ``scenes.jsonl`` and the sizes of all files that it names."""
+
+    def modality(self, name: str) -> Modality:
+        """The modality called ``name``; ``KeyError`` if there is none."""
+        return {m.name: m for m in self.modalities}[name]

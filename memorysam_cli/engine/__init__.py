@@ -1,0 +1,1 @@
+"""Training, evaluation and prediction: the work behind the commands."""

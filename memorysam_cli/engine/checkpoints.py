@@ -1,0 +1,167 @@
+"""The state of a training run on disk: written whole or not at all, and trusted only when its sums agree.
+
+``checkpoints/step-00000500/`` holds ``model``, ``optimizer`` and ``rng`` as safetensors, ``trainer.json`` with the
+position, and ``MANIFEST.json`` with the size and SHA-256 of each. No file points to the newest one: the newest
+folder whose manifest holds is it. Source: RELIABILITY §2.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memorysam_cli.errors import DataError, MemorySamError, WeightsError
+from memorysam_cli.storage import atomic, documents, tensors
+
+MANIFEST = "MANIFEST.json"
+_FOLDER = re.compile(r"step-\d{8}")
+
+
+@dataclass
+class Position:
+    """Where a run stands: all that is neither a tensor nor decided by the recipe.
+
+    Attributes:
+        step: updates done.
+        epoch: the epoch that the next batch belongs to, from 0.
+        batch: batches of that epoch that are done.
+        best_miou: the best validation so far in percent; none before the first.
+        best_step: its step.
+        all_ignored: batches so far in which no pixel counted.
+        world: processes; a resumed run needs as many.
+        scaler: the state of the fp16 gradient scaler, if there is one.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    best_miou: float | None = None
+    best_step: int | None = None
+    all_ignored: int = 0
+    world: int = 1
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything that a checkpoint holds."""
+
+    position: Position
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    rng: dict[str, Tensor]
+    identity: dict[str, str]
+    """What a resumed run must share: recipe, data set and base weights, each as a hash."""
+
+
+def write(folder: Path, state: State, *, keep: int) -> Path:
+    """Save a state as ``folder/step-…`` and then remove older ones, but never below ``keep`` valid ones."""
+    target = folder / f"step-{state.position.step:08d}"
+    if target.exists():
+        if is_valid(target):
+            return target
+        set_aside(target)
+    with atomic.new_folder(target) as temporary:
+        for name in ("model", "optimizer", "rng"):
+            # An empty safetensors file is refused on reading; plain SGD-like states do not occur here.
+            tensors.write(temporary / f"{name}.safetensors", getattr(state, name), {})
+        documents.write_json(temporary / "trainer.json", asdict(state.position) | {"identity": state.identity})
+        documents.write_json(temporary / MANIFEST, _sums(temporary))
+    if not is_valid(target):
+        raise WeightsError(f"{target}: what was written cannot be read back unchanged; check the disk")
+    _prune(folder, keep=keep)
+    return target
+
+
+def newest_valid(folder: Path) -> tuple[Path | None, list[Path]]:
+    """The newest checkpoint whose sums agree, and the newer ones that had to be passed over."""
+    damaged = []
+    for path in reversed(_all(folder)):
+        if is_valid(path):
+            return path, damaged
+        damaged.append(path)
+    return None, damaged
+
+
+def read(path: Path) -> State:
+    """Load a checkpoint.
+
+    Raises:
+        WeightsError: it is no checkpoint, or its sums do not agree.
+    """
+    if not is_valid(path):
+        raise WeightsError(f"{path}: is no valid checkpoint (its {MANIFEST} is missing or does not agree)")
+    content = documents.read_json(path / "trainer.json")
+    identity = content.pop("identity")
+    parts = {name: tensors.read(path / f"{name}.safetensors")[0] for name in ("model", "optimizer", "rng")}
+    return State(Position(**content), identity=identity, **parts)
+
+
+def is_valid(path: Path) -> bool:
+    """Whether every file that the manifest names is there with its size and SHA-256."""
+    try:
+        wanted = documents.read_json(path / MANIFEST)
+        return bool(wanted) and wanted == _sums(path)
+    except (MemorySamError, OSError, AttributeError):
+        return False
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint, so that it is out of the way but not lost."""
+    target = path.with_name(path.name + ".corrupt")
+    if target.exists():
+        shutil.rmtree(target)
+    return path.rename(target)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
+    """An optimiser's state as flat tensors named ``exp_avg/sam.…``.
+
+    Args:
+        names: the parameters' names by ``id``.
+    """
+    return {
+        f"{key}/{names[id(parameter)]}": value
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], state: dict[str, Tensor]) -> None:
+    """Put back what :func:`optimizer_tensors` gave."""
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for flat, value in state.items():
+        key, _, name = flat.partition("/")
+        by_name.setdefault(name, {})[key] = value
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            for key, value in by_name.get(names[id(parameter)], {}).items():
+                # Adam keeps its step count on the CPU unless it is fused.
+                where = "cpu" if key == "step" else parameter.device
+                optimizer.state[parameter][key] = value.to(where, copy=True)
+
+
+def _sums(path: Path) -> dict[str, dict[str, Any]]:
+    files = sorted(entry for entry in path.iterdir() if entry.name != MANIFEST)
+    if not files:
+        raise DataError(f"{path}: is empty")
+    return {entry.name: {"size": entry.stat().st_size, "sha256": tensors.sha256(entry)} for entry in files}
+
+
+def _all(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and _FOLDER.fullmatch(path.name))
+
+
+def _prune(folder: Path, *, keep: int) -> None:
+    """Remove all but the newest ``keep``; the caller has just verified the newest."""
+    older = [path for path in _all(folder)[:-1] if is_valid(path)]
+    for path in older[: max(0, len(older) + 1 - keep)]:
+        shutil.rmtree(path)

@@ -1,0 +1,308 @@
+"""Scoring: one pass over labelled scenes gives both protocols, every condition and every failure case.
+
+Training's validation and ``memorysam evaluate`` call :func:`evaluate`, so that their numbers are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal, Protocol, TypeVar
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor
+
+from memorysam_cli.data.loader import ScoredScene, scored_scenes
+from memorysam_cli.data.manifest import Manifest, Scene
+from memorysam_cli.dataset import IGNORE, DatasetInfo, Modality
+from memorysam_cli.engine.metrics import Scores, confusion, scores
+from memorysam_cli.errors import DataError, UsageError, WeightsError, did_you_mean
+
+ProtocolName = Literal["resized", "native"]
+PROTOCOLS: tuple[ProtocolName, ...] = ("resized", "native")
+NORMAL = "normal"
+"""What a scene without a sensor failure is called in results."""
+
+Item = TypeVar("Item")
+
+
+class Network(Protocol):
+    """What scoring and prediction need of a model, be it loaded from a file or still in training."""
+
+    training: bool
+
+    def eval(self) -> Any:
+        """Switch dropout off."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Switch dropout on, or off."""
+
+    def logits(self, frames: list[Tensor]) -> Tensor:
+        """M × (B, 3, H, W) -> (B, K, H, W)."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The counts of a pass, from which all scores follow."""
+
+    classes: tuple[str, ...]
+    groups: tuple[tuple[str | None, str | None], ...]
+    """Condition and case of each group of scenes."""
+    scenes: tuple[int, ...]
+    """How many scenes each group has."""
+    confusions: Tensor
+    """(protocols, groups, K, K) int64, rows the truth."""
+    ignored: Tensor
+    """(protocols,) int64: pixels whose label is 255."""
+
+    def confusion(self, protocol: str, *, condition: str | None = None, case: str | None = None) -> Tensor:
+        """The (K, K) int64 counts of a protocol, of all scenes or of those of one condition or case."""
+        chosen = [
+            index
+            for index, (weather, failure) in enumerate(self.groups)
+            if condition in (None, weather) and case in (None, failure or NORMAL)
+        ]
+        return self.confusions[_index(protocol), chosen].sum(0)
+
+    def protocol(self, name: str) -> Scores:
+        """The scores of all scenes in one protocol.
+
+        Raises:
+            ValueError: there is no such protocol.
+        """
+        return scores(self.confusion(name))
+
+    def conditions(self, protocol: str) -> dict[str, Scores]:
+        """The scores per weather or light, sorted by name; empty where the data set tells none."""
+        names = sorted({weather for weather, _ in self.groups if weather is not None})
+        return {name: scores(self.confusion(protocol, condition=name)) for name in names}
+
+    def cases(self, protocol: str) -> dict[str, Scores]:
+        """The scores per sensor failure, ``normal`` first; empty where no scene has one."""
+        names = sorted({failure for _, failure in self.groups if failure is not None})
+        first = [NORMAL] if any(failure is None for _, failure in self.groups) else []
+        return {name: scores(self.confusion(protocol, case=name)) for name in first + names} if names else {}
+
+    def to_json(self) -> dict[str, Any]:
+        """Both protocols with the keys that ``memorysam evaluate --json`` documents; all scores in percent."""
+        return {name: self._protocol_to_json(name) for name in PROTOCOLS}
+
+    def _protocol_to_json(self, protocol: ProtocolName) -> dict[str, Any]:
+        found = self.protocol(protocol)
+        each = zip(self.classes, found.iou, found.f1, found.accuracy, found.pixels, strict=True)
+        return {
+            **_means(found),
+            "classes": [
+                {"name": name, "iou": iou, "f1": f1, "accuracy": accuracy, "pixels": pixels}
+                for name, iou, f1, accuracy, pixels in each
+            ],
+            "conditions": {
+                name: {"scenes": self._count(condition=name), **_means(part)}
+                for name, part in self.conditions(protocol).items()
+            },
+            "cases": {
+                name: {"scenes": self._count(case=name), **_means(part)} for name, part in self.cases(protocol).items()
+            },
+            "pixels": {"scored": sum(found.pixels), "ignored": int(self.ignored[_index(protocol)])},
+        }
+
+    def _count(self, *, condition: str | None = None, case: str | None = None) -> int:
+        """Scenes of a condition or case."""
+        return sum(
+            count
+            for (weather, failure), count in zip(self.groups, self.scenes, strict=True)
+            if condition in (None, weather) and case in (None, failure or NORMAL)
+        )
+
+
+def evaluate(
+    model: Network,
+    manifest: Manifest,
+    *,
+    scenes: Sequence[Scene],
+    modalities: Sequence[Modality],
+    image_size: int,
+    device: torch.device | str,
+    batch: int = 4,
+    workers: int = 2,
+    accelerator: Accelerator | None = None,
+    advance: Callable[[int], object] | None = None,
+) -> Evaluation:
+    """Score a model on labelled scenes.
+
+    Args:
+        model: gives the logits of the data set's K classes; its mode (train or eval) is restored afterwards.
+        manifest: the data set of the scenes.
+        scenes: all scenes, in every process alike; each process scores its share.
+        modalities: what the model is shown, in the order of its memory.
+        image_size: short side in pixels, a multiple of 32.
+        device: where the model is.
+        batch: consecutive scenes of one size that share a forward pass, at most.
+        workers: processes that read ahead.
+        accelerator: sums the counts of several processes; none for a single one.
+        advance: told how many scenes of this process have just been scored.
+
+    Returns:
+        The same in every process, and for any number of processes.
+
+    Raises:
+        DataError: no scenes, a scene without a label or one of the modalities, a file that cannot be used.
+
+    Source: METHOD §5. Both protocols share a forward pass where they see the same frames.
+    """
+    if not scenes:
+        raise DataError(f"{manifest.info.name}: no scenes to evaluate")
+    classes = len(manifest.info.classes)
+    groups = tuple(sorted({(scene.condition, scene.case) for scene in scenes}, key=str))
+    tally = _Tally(groups, classes=classes)
+    rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+    share = scenes[rank::world]  # no padding: a scene counted twice would change the result
+    source = scored_scenes(manifest, scenes=share, modalities=modalities, size=image_size, workers=workers)
+    with scoring(model):
+        for together in batches(source, most=batch, key=_frame_shapes):
+            _score(model, together, tally=tally, device=device)
+            if advance is not None:
+                advance(len(together))
+    if accelerator is not None:
+        tally.add_up(accelerator)
+    tally.check()
+    counts = tuple(sum((scene.condition, scene.case) == group for scene in scenes) for group in groups)
+    return Evaluation(manifest.info.classes, groups, counts, tally.confusions, tally.ignored)
+
+
+def choose_modalities(known: Sequence[Modality], asked: Sequence[str] | None) -> tuple[Modality, ...]:
+    """The modalities of ``--modalities``, in the order in which the weights' memory sees them.
+
+    Args:
+        known: those of the weights.
+        asked: names in any order; None means all.
+
+    Raises:
+        UsageError: the weights know no such modality.
+    """
+    names = [modality.name for modality in known]
+    for name in asked or ():
+        if name not in names:
+            raise UsageError(f"--modalities {name}: the weights know no such modality{did_you_mean(name, names)}")
+    return tuple(modality for modality in known if asked is None or modality.name in asked)
+
+
+def check_classes(trained: DatasetInfo, found: DatasetInfo, *, weights: str) -> None:
+    """Refuse to score weights on a data set whose classes are not theirs.
+
+    Raises:
+        WeightsError: the classes differ in number, name or order.
+    """
+    if trained.classes == found.classes:
+        return
+    differing = next((pair for pair in zip(trained.classes, found.classes, strict=False) if pair[0] != pair[1]), None)
+    first = f", the first difference is '{differing[0]}' against '{differing[1]}'" if differing else ""
+    raise WeightsError(
+        f"{weights}: knows {len(trained.classes)} classes, the prepared data set {found.name} has "
+        f"{len(found.classes)}{first}; prepare the data that these weights were trained on"
+    )
+
+
+@contextmanager
+def scoring(model: Network) -> Iterator[None]:
+    """No gradients, no dropout; the model's mode comes back afterwards, also after an error."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def batches(items: Iterable[Item], *, most: int, key: Callable[[Item], Hashable]) -> Iterator[list[Item]]:
+    """Consecutive items with the same key, at most ``most`` at a time; never holds more than that."""
+    for _, alike in groupby(items, key):
+        together: list[Item] = []
+        for item in alike:
+            together.append(item)
+            if len(together) == most:
+                yield together
+                together = []
+        if together:
+            yield together
+
+
+def own_size(logits: Tensor, *, height: int, width: int) -> Tensor:
+    """Bring one scene's logits to its own size: (K, h, w) -> (K, height, width), bilinear as METHOD §5 says."""
+    if logits.shape[-2:] == (height, width):
+        return logits
+    return F.interpolate(logits[None], size=(height, width), mode="bilinear", align_corners=False)[0]
+
+
+class _Tally:
+    """Counts that are being added up: int64, because float32 loses units above 2**24."""
+
+    def __init__(self, groups: Sequence[tuple[str | None, str | None]], *, classes: int) -> None:
+        self.groups = {group: index for index, group in enumerate(groups)}
+        self.confusions = torch.zeros(len(PROTOCOLS), len(groups), classes, classes, dtype=torch.int64)
+        self.ignored = torch.zeros(len(PROTOCOLS), dtype=torch.int64)
+        self.pixels = torch.zeros(len(PROTOCOLS), dtype=torch.int64)
+        self.classes = classes
+
+    def add(self, protocol: ProtocolName, scene: Scene, *, prediction: Tensor, label: Tensor) -> None:
+        """Count one scene: (H, W) class indices against its (H, W) label."""
+        place, group = _index(protocol), self.groups[scene.condition, scene.case]
+        self.confusions[place, group] += confusion(prediction, label, self.classes).cpu()
+        self.ignored[place] += int((label == IGNORE).sum())
+        self.pixels[place] += label.numel()
+
+    def add_up(self, accelerator: Accelerator) -> None:
+        """Sum over all processes."""
+        parts = [self.confusions, self.ignored, self.pixels]
+        flat = torch.cat([part.flatten() for part in parts]).to(accelerator.device)
+        summed = accelerator.reduce(flat, reduction="sum").cpu().split([part.numel() for part in parts])
+        self.confusions, self.ignored, self.pixels = (
+            whole.view_as(part) for whole, part in zip(summed, parts, strict=True)
+        )
+
+    def check(self) -> None:
+        """Every pixel of every label was counted once: in a matrix, or as ignored."""
+        assert torch.equal(self.confusions.sum((1, 2, 3)) + self.ignored, self.pixels)
+
+
+def _score(model: Network, together: Sequence[ScoredScene], *, tally: _Tally, device: torch.device | str) -> None:
+    """Score scenes whose frames have the same shapes."""
+    resized = _logits(model, [scene.resized.frames for scene in together], device=device)
+    shared = together[0].shares_frames
+    whole = resized if shared else _logits(model, [scene.whole.frames for scene in together], device=device)
+    for index, scored in enumerate(together):
+        label, native = _label(scored.resized.label, device), _label(scored.whole.label, device)
+        tally.add("resized", scored.scene, prediction=resized[index].argmax(0), label=label)
+        at_home = own_size(whole[index], height=native.shape[0], width=native.shape[1])
+        tally.add("native", scored.scene, prediction=at_home.argmax(0), label=native)
+
+
+def _logits(model: Network, scenes: Sequence[list[Tensor]], *, device: torch.device | str) -> Tensor:
+    """B scenes of M × (1, 3, H, W) -> (B, K, H, W)."""
+    return model.logits([torch.cat(frames).to(device, non_blocking=True) for frames in zip(*scenes, strict=True)])
+
+
+def _label(label: Tensor | None, device: torch.device | str) -> Tensor:
+    """(1, H, W) -> (H, W)."""
+    assert label is not None  # the loader refuses scenes without one
+    return label[0].to(device, non_blocking=True)
+
+
+def _frame_shapes(scored: ScoredScene) -> Hashable:
+    """What must agree for scenes to share a forward pass."""
+    return scored.resized.frames[0].shape, scored.whole.frames[0].shape, scored.shares_frames
+
+
+def _index(protocol: str) -> int:
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol '{protocol}': known are {', '.join(PROTOCOLS)}")
+    return PROTOCOLS.index(protocol)
+
+
+def _means(found: Scores) -> dict[str, float]:
+    return {"miou": found.miou, "macc": found.macc, "mf1": found.mf1, "miou_present": found.miou_present}

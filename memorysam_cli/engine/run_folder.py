@@ -1,0 +1,142 @@
+"""Where a training run lives: ``runs/<recipe>-<date>-<id>/``, and how later commands find it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memorysam_cli.errors import UsageError, WeightsError
+from memorysam_cli.recipe import Recipe
+from memorysam_cli.storage import atomic, documents
+
+RUNS = Path("runs")
+RECIPE = "recipe.yaml"
+LATEST = "latest"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The names inside a run's folder."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Weights for users, and the ``step-…`` folders for resuming."""
+        return self.path / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """The weights with the best validation result."""
+        return self.checkpoints / "best.safetensors"
+
+    @property
+    def last(self) -> Path:
+        """The newest weights."""
+        return self.checkpoints / "last.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line per logged step and per validation."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """What was said on the terminal."""
+        return self.path / "train.log"
+
+    @property
+    def plots(self) -> Path:
+        """Curves."""
+        return self.path / "plots"
+
+    @property
+    def samples(self) -> Path:
+        """Overlays of validation scenes."""
+        return self.path / "samples"
+
+    def holds_run(self) -> bool:
+        """Whether a run has been started here."""
+        return (self.path / RECIPE).is_file()
+
+
+def create(recipe: Recipe, out: Path | None) -> RunFolder:
+    """Make the folder of a new run and point ``runs/latest`` to it.
+
+    Raises:
+        UsageError: ``out`` exists and is not empty; a run folder is never reused unless resuming.
+    """
+    path = out or RUNS / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    folder = RunFolder(path)
+    if path.exists() and (not path.is_dir() or any(entry.name != ".lock" for entry in path.iterdir())):
+        what = "holds a run already; --resume auto continues it" if folder.holds_run() else "is not empty"
+        raise UsageError(f"--out {path}: {what}, or give another folder")
+    documents.write_json(path / "environment.json", environment())
+    atomic.write_text(path / "command.txt", shlex.join(sys.argv) + "\n")
+    atomic.write_text(path / RECIPE, recipe.to_yaml())
+    point_latest(path)
+    return folder
+
+
+def newest(recipe: str) -> RunFolder | None:
+    """The newest run of a recipe under ``runs/``, if there is one."""
+    found = [path for path in RUNS.glob(f"{recipe}-*") if RunFolder(path).holds_run()]
+    return RunFolder(max(found, key=lambda path: (path / RECIPE).stat().st_mtime_ns)) if found else None
+
+
+def point_latest(path: Path) -> None:
+    """Let ``runs/latest`` name a run, by a symbolic link that is replaced in one step."""
+    RUNS.mkdir(exist_ok=True)
+    target = Path(os.path.relpath(path.resolve(), RUNS.resolve()))
+    link = RUNS / f".{LATEST}-{os.getpid()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(target, target_is_directory=True)
+    link.replace(RUNS / LATEST)
+
+
+def default_weights() -> Path:
+    """The best weights of ``runs/latest``.
+
+    Raises:
+        WeightsError: there is no such file; says how to get one.
+    """
+    latest = RunFolder(RUNS / LATEST)
+    if latest.best.is_file():
+        return latest.best
+    why = "holds no best.safetensors yet" if latest.path.is_dir() else "does not exist"
+    raise WeightsError(
+        f"{latest.path}: {why}; give --weights FILE, or train first: "
+        "memorysam prepare synthetic ./data && memorysam train --recipe demo"
+    )
+
+
+def run_of(weights: Path) -> Path | None:
+    """The folder of the run that weights belong to; none for weights that lie elsewhere."""
+    folder = weights.resolve().parent.parent
+    return folder if weights.parent.name == "checkpoints" and RunFolder(folder).holds_run() else None
+
+
+def environment() -> dict[str, Any]:
+    """What a result may depend on, beside the recipe."""
+    import torch
+
+    from memorysam_cli.model.weights import versions
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "cuda": torch.version.cuda,
+        "versions": versions(),
+    }

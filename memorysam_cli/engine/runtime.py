@@ -1,0 +1,69 @@
+"""Devices, processes and precision: everything that asks the machine, through Hugging Face accelerate."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.distributed.nn.functional
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor
+
+from memorysam_cli.errors import EnvironmentFault, UsageError
+
+DEVICES = "auto, cpu, cuda, cuda:N, mps"
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that a ``--device`` option means; ``auto`` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        UsageError: not a device name.
+        EnvironmentFault: a device that this machine does not have; never a silent run on the CPU.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in {"cpu", "cuda", "mps"} or (index and (kind != "cuda" or not index.isdecimal())):
+        raise UsageError(f"--device {name}: is no device (known: {DEVICES})")
+    found = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(_has_mps())}[kind]
+    if int(index or 0) >= found:
+        have = f"{found} {kind} device{'s' * (found != 1)}"
+        raise EnvironmentFault(
+            f"--device {name}: this machine has {have} that PyTorch {torch.__version__} can use; try --device auto"
+        )
+    return torch.device(name)
+
+
+def make_accelerator(device: torch.device, *, precision: str, accumulate: int = 1) -> Accelerator:
+    """The accelerator of a run; under ``torchrun`` or ``accelerate launch`` each process gets its own device.
+
+    Args:
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        accumulate: batches whose gradients are added up before an update.
+    """
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        # The state outlives an accelerator; a second run in one process may want another precision.
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="no" if precision == "fp32" else precision,
+        gradient_accumulation_steps=accumulate,
+        step_scheduler_with_optimizer=False,
+    )
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Add a tensor up over all processes, differentiably.
+
+    Its backward pass adds the processes' gradients up too; DDP then averages them, so that a loss of such sums gets
+    the same gradient as one process with all the data would.
+    """
+    return torch.distributed.nn.functional.all_reduce(values)
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()

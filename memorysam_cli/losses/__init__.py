@@ -1,0 +1,1 @@
+"""The losses of METHOD §3, one file each."""

@@ -1,0 +1,105 @@
+"""The Semantic Prototype Memory Module: training-only prototypes of the classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from memorysam_cli.dataset import IGNORE
+
+Reduce = Callable[[Tensor], Tensor]
+"""Sums a tensor over all processes, differentiably."""
+
+
+def resize_label(label: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring (B, H, W) labels to a feature map's (h, w) by floor-nearest: source index ⌊i·H/h⌋."""
+    (height, width), device = label.shape[-2:], label.device
+    rows = torch.arange(size[0], device=device) * height // size[0]
+    columns = torch.arange(size[1], device=device) * width // size[1]
+    return label[:, rows][:, :, columns]
+
+
+class PrototypeMemory(nn.Module):
+    """Global class prototypes G and the prototypical adaptation loss.
+
+    Args:
+        classes: C, the number of classes.
+        width: D, the channels of the feature map.
+        variant: ``reference`` with the public code's quirks (absent classes pull G to 0, means are divided by the
+            pixel count twice, G is updated before the loss), or ``paper``.
+        momentum: the share of the old G that an update keeps.
+
+    Source: METHOD §3.
+    """
+
+    prototypes: Tensor
+    seen: Tensor
+
+    def __init__(
+        self, classes: int, *, width: int, variant: Literal["reference", "paper"], momentum: float = 0.8
+    ) -> None:
+        super().__init__()
+        self.variant = variant
+        self.momentum = momentum
+        self.register_buffer("prototypes", torch.zeros(classes, width))
+        self.register_buffer("seen", torch.zeros(classes, dtype=torch.bool))
+
+    def forward(self, features: Tensor, label: Tensor, *, reduce: Reduce | None = None) -> Tensor:
+        """The loss of a batch; updates G.
+
+        Args:
+            features: (B, D, h, w) mean feature map of the modalities.
+            label: (B, H, W) int64 classes at any size, 255 = ignored.
+            reduce: sums over processes, so that N ranks × B equal one rank × N·B.
+
+        Returns:
+            A scalar, not yet weighted by λ.
+        """
+        sums, counts = class_sums(features, resize_label(label, features.shape[-2:]), len(self.prototypes))
+        if reduce is not None:
+            sums, counts = reduce(sums), reduce(counts)
+        means = sums / counts.clamp(min=1).unsqueeze(1)
+        return self._reference(means, counts) if self.variant == "reference" else self._paper(means, counts)
+
+    def _reference(self, means: Tensor, counts: Tensor) -> Tensor:
+        local = means / counts.clamp(min=1).unsqueeze(1)  # the second division is the reference's
+        with torch.no_grad():
+            self._blend(local, torch.ones_like(self.seen))
+            self.seen |= counts > 0
+        return (local - self.prototypes).square().mean()
+
+    def _paper(self, means: Tensor, counts: Tensor) -> Tensor:
+        present = counts > 0
+        before = torch.where(self.seen.unsqueeze(1), self.prototypes, means.detach())
+        loss = ((means - before).square().mean(dim=1) * present).sum() / present.sum().clamp(min=1)
+        with torch.no_grad():
+            self.prototypes.copy_(before.where(present.unsqueeze(1), self.prototypes))
+            self._blend(means, present)
+            self.seen |= present
+        return loss
+
+    def _blend(self, local: Tensor, rows: Tensor) -> None:
+        """G ← m·G + (1 − m)·p in the given rows."""
+        blended = self.momentum * self.prototypes + (1 - self.momentum) * local
+        self.prototypes.copy_(blended.where(rows.unsqueeze(1), self.prototypes))
+
+
+def class_sums(features: Tensor, label: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Sum the features of each class's pixels.
+
+    Args:
+        features: (B, D, h, w).
+        label: (B, h, w) int64, 255 = ignored.
+
+    Returns:
+        (C, D) float32 sums and (C,) float32 pixel counts.
+    """
+    flat = features.float().permute(0, 2, 3, 1).flatten(0, 2)  # (B, D, h, w) -> (B·h·w, D)
+    # One row more than classes takes the ignored pixels, so that no pixel list depends on the data's values.
+    index = torch.where(label == IGNORE, classes, label).flatten()
+    sums = flat.new_zeros(classes + 1, flat.shape[1]).index_add(0, index, flat)
+    counts = torch.bincount(index, minlength=classes + 1).to(flat.dtype)
+    return sums[:classes], counts[:classes]

@@ -1,0 +1,153 @@
+"""One frame's way through SAM2's memory: condition on earlier frames, decode, remember.
+
+Every modality is a *conditioning* frame of a one-scene video without prompts. Source: METHOD §1, SAM2's
+``SAM2Base.track_step``; the arithmetic is SAM2's, without its assumption that images are square.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
+from sam2.modeling.sam2_utils import get_1d_sine_pe
+from torch import Tensor
+
+GATED = float(NO_OBJ_SCORE)
+"""Every class logit of a frame in which the object score says that nothing is there."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One encoded frame.
+
+    Attributes:
+        fine: (B, C/8, 4h, 4w) features at stride 4, already through the decoder's ``conv_s0``.
+        middle: (B, C/4, 2h, 2w) features at stride 8, already through ``conv_s1``.
+        coarse: (B, C, h, w) features at stride 16, not yet conditioned on memory.
+        position: (B, C, h, w) sine position encoding of ``coarse``.
+    """
+
+    fine: Tensor
+    middle: Tensor
+    coarse: Tensor
+    position: Tensor
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What later frames see of a frame: (B, C_m, h, w) features with positions, and a (B, C) object pointer."""
+
+    features: Tensor
+    position: Tensor
+    pointer: Tensor
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What the mask decoder says of one frame.
+
+    Attributes:
+        logits: (B, K, 4h, 4w) class logits at stride 4, before the object gate.
+        quality: (B, K) predicted IoU.
+        tokens: (B, K, C) mask tokens.
+        is_open: (B, 1) 1.0 where the object score lets the frame speak, 0.0 where it is gated.
+    """
+
+    logits: Tensor
+    quality: Tensor
+    tokens: Tensor
+    is_open: Tensor
+
+
+def condition(sam: SAM2Base, frame: Frame, memories: Sequence[Memory], *, frames: int) -> Tensor:
+    """Fuse a frame's features with the memories of all earlier frames.
+
+    Args:
+        memories: of the frames before this one, in order; empty for the first.
+        frames: M, the number of frames of the scene; it scales SAM 2.1's pointer positions.
+
+    Returns:
+        (B, C, h, w).
+    """
+    if not memories:
+        return frame.coarse + sam.no_mem_embed.reshape(1, -1, 1, 1)
+    # All are conditioning frames, so all get the temporal embedding of t_pos 0.
+    time = sam.maskmem_tpos_enc[sam.num_maskmem - 1]
+    tokens = [_sequence(memory.features) for memory in memories]
+    positions = [_sequence(memory.position) + time for memory in memories]
+    pointers, pointer_positions = _pointers(sam, memories, frames=frames)
+    conditioned = sam.memory_attention(
+        curr=[_sequence(frame.coarse)],
+        curr_pos=[_sequence(frame.position)],
+        memory=torch.cat([*tokens, pointers]),
+        memory_pos=torch.cat([*positions, pointer_positions]),
+        num_obj_ptr_tokens=pointers.shape[0],
+    )
+    return conditioned.permute(1, 2, 0).reshape(frame.coarse.shape)  # (L, B, C) -> (B, C, h, w)
+
+
+def decode(sam: SAM2Base, features: Tensor, frame: Frame, *, dense_position: Tensor, gate: bool) -> Decoded:
+    """Run the mask decoder without a prompt.
+
+    Args:
+        features: (B, C, h, w) conditioned features.
+        dense_position: (1, C, h, w) the prompt encoder's position embedding for this grid.
+        gate: whether the object score may close a frame (METHOD §1.5).
+    """
+    batch, channels, height, width = features.shape
+    prompt = sam.sam_prompt_encoder
+    # SAM2 pads its empty point by another: two equal not-a-point tokens.
+    sparse = prompt.not_a_point_embed.weight.expand(batch, 2, channels)
+    dense = prompt.no_mask_embed.weight.reshape(1, channels, 1, 1).expand(batch, channels, height, width)
+    logits, quality, tokens, score = sam.sam_mask_decoder.predict_masks(
+        image_embeddings=features,
+        image_pe=dense_position,
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        repeat_image=False,
+        high_res_features=[frame.fine, frame.middle],
+    )
+    is_open = (score > 0).float() if gate else torch.ones_like(score, dtype=torch.float32)
+    # Token 0 is SAM2's single-mask token; it attends but gives no class.
+    return Decoded(logits[:, 1:].float(), quality[:, 1:], tokens[:, 1:], is_open)
+
+
+def remember(sam: SAM2Base, frame: Frame, decoded: Decoded) -> Memory:
+    """Encode a frame with its most promising mask for the frames that follow."""
+    best = decoded.quality.argmax(dim=-1)  # (B, K) -> (B,)
+    sample = torch.arange(best.shape[0], device=best.device)
+    mask = decoded.logits[sample, best].unsqueeze(1)  # (B, K, 4h, 4w) -> (B, 1, 4h, 4w)
+    mask = torch.where(decoded.is_open[:, :, None, None] > 0, mask, GATED)
+    stride_1 = (frame.coarse.shape[-2] * 16, frame.coarse.shape[-1] * 16)
+    mask = F.interpolate(mask, size=stride_1, mode="bilinear", align_corners=False)
+    mask = mask.sigmoid() * sam.sigmoid_scale_for_mem_enc + sam.sigmoid_bias_for_mem_enc
+    encoded = sam.memory_encoder(frame.coarse, mask, skip_mask_sigmoid=True)
+    features, closed = encoded["vision_features"], 1 - decoded.is_open
+    if sam.no_obj_embed_spatial is not None:
+        features = features + (closed @ sam.no_obj_embed_spatial)[:, :, None, None]
+    pointer = decoded.is_open * sam.obj_ptr_proj(decoded.tokens[sample, best]) + closed * sam.no_obj_ptr
+    return Memory(features, encoded["vision_pos_enc"][0], pointer)
+
+
+def _pointers(sam: SAM2Base, memories: Sequence[Memory], *, frames: int) -> tuple[Tensor, Tensor]:
+    """The object pointers as memory tokens and their positions, both (n·C/C_m, B, C_m)."""
+    pointers = torch.stack([memory.pointer for memory in memories])  # (n, B, C)
+    count, batch, channels = pointers.shape
+    pieces = channels // sam.mem_dim
+    positions = pointers.new_zeros(count, batch, sam.mem_dim)
+    if sam.add_tpos_enc_to_obj_ptrs:
+        distance = torch.arange(count, 0, -1, device=pointers.device)
+        longest = min(frames, sam.max_obj_ptrs_in_encoder) - 1
+        waves = sam.obj_ptr_tpos_proj(get_1d_sine_pe(distance / longest, dim=channels))
+        positions = waves.unsqueeze(1).expand(-1, batch, -1)
+    # (n, B, C) -> (n, B, pieces, C_m) -> (n·pieces, B, C_m)
+    tokens = pointers.reshape(count, batch, pieces, sam.mem_dim).transpose(1, 2).flatten(0, 1)
+    return tokens, positions.repeat_interleave(pieces, dim=0)
+
+
+def _sequence(features: Tensor) -> Tensor:
+    """(B, C, h, w) -> (L, B, C), the order in which SAM2's memory attention reads."""
+    return features.flatten(2).permute(2, 0, 1)

@@ -1,0 +1,141 @@
+"""MemorySAM: SAM2's video memory run across the modalities of one scene."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from sam2.modeling.sam2_base import SAM2Base
+from torch import Tensor, nn
+
+from memorysam_cli.model.backbone import set_grid
+from memorysam_cli.model.memory import GATED, Frame, Memory, condition, decode, remember
+
+
+class Output(NamedTuple):
+    """What one forward pass gives.
+
+    Attributes:
+        logits: (B, K, H/4, W/4) float32, sum of the open frames' class logits divided by M.
+        gate_shift: (B, 1, 1, 1) float32, −1024 × the share of gated frames: the same for every class and pixel.
+        features: (B, C/8, H/4, W/4) mean over frames of the stride-4 feature map, for the prototypes.
+    """
+
+    logits: Tensor
+    gate_shift: Tensor
+    features: Tensor
+
+
+class MemorySAM(nn.Module):
+    """The network: M aligned images in, class logits out.
+
+    Args:
+        sam: a SAM2 network from :func:`memorysam_cli.model.backbone.build_sam2`.
+        classes: K, how many of the decoder's class tokens the data set uses (imported weights may have more).
+        object_gate: whether SAM2's object score may silence a frame (METHOD §1.5).
+
+    Source: MemorySAM (arXiv 2503.06700), METHOD §1.
+    """
+
+    def __init__(self, sam: SAM2Base, *, classes: int, object_gate: bool = True) -> None:
+        super().__init__()
+        self.sam = sam
+        self.classes = classes
+        self.object_gate = object_gate
+        self._grid: tuple[int, int, torch.device] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.sam.no_mem_embed.device
+
+    def forward(self, frames: Sequence[Tensor]) -> Output:
+        """Run the memory across the frames.
+
+        Args:
+            frames: M tensors (B, 3, H, W), normalised, in the order of the recipe; H and W divisible by 32.
+
+        Raises:
+            ValueError: no frame, unequal shapes, or a size that is not divisible by 32.
+        """
+        _check(frames)
+        encoded = self._encode(frames)
+        self._use_grid(*encoded[0].coarse.shape[-2:])
+        # The gaussian matrix is a buffer that moves with the network; the embedding is a few thousand cosines.
+        dense_position = self.sam.sam_prompt_encoder.pe_layer(encoded[0].coarse.shape[-2:]).unsqueeze(0)
+        memories: list[Memory] = []
+        logits: list[Tensor] = []
+        is_open: list[Tensor] = []
+        for index, frame in enumerate(encoded):
+            features = condition(self.sam, frame, memories, frames=len(frames))
+            decoded = decode(self.sam, features, frame, dense_position=dense_position, gate=self.object_gate)
+            gate = decoded.is_open[:, :, None, None]  # (B, 1) -> (B, 1, 1, 1)
+            logits.append(torch.where(gate > 0, decoded.logits, 0.0))
+            is_open.append(gate)
+            if index < len(encoded) - 1:  # nothing reads the last frame's memory
+                memories.append(remember(self.sam, frame, decoded))
+        open_share = torch.stack(is_open).mean(dim=0)
+        return Output(
+            logits=torch.stack(logits).mean(dim=0),  # (M, B, K, h, w) -> (B, K, h, w)
+            gate_shift=GATED * (1 - open_share),
+            features=torch.stack([frame.fine for frame in encoded]).mean(dim=0),
+        )
+
+    def logits(self, frames: Sequence[Tensor]) -> Tensor:
+        """The class logits at the size of the frames.
+
+        Args:
+            frames: as in :meth:`forward`.
+
+        Returns:
+            (B, K, H, W) float32.
+        """
+        output = self(frames)
+        return upsample(output, size=(frames[0].shape[-2], frames[0].shape[-1]))[:, : self.classes]
+
+    def _encode(self, frames: Sequence[Tensor]) -> list[Frame]:
+        """Encode all frames at once; their encodings do not depend on each other."""
+        batch = frames[0].shape[0]
+        encoded = self.sam.forward_image(torch.cat(list(frames)))  # (M·B, 3, H, W)
+        fine, middle, coarse = (level.split(batch) for level in encoded["backbone_fpn"])
+        positions = encoded["vision_pos_enc"][-1].split(batch)
+        return [Frame(*parts) for parts in zip(fine, middle, coarse, positions, strict=True)]
+
+    def _use_grid(self, height: int, width: int) -> None:
+        """Keep SAM2's tables in step with the image size and the device."""
+        grid = (height, width, self.device)
+        if grid != self._grid:
+            set_grid(self.sam, height, width)
+            self._grid = grid
+
+
+def upsample(output: Output, *, size: tuple[int, int]) -> Tensor:
+    """Bring logits to pixels.
+
+    Upsampling is linear and its weights sum to one, so averaging the modalities first equals the reference's M
+    upsamplings at 1/M of the memory. Only open frames are averaged and the gate's constant is added last: mixed
+    in earlier, −1024 would cost the class logits their low digits.
+
+    Returns:
+        (B, K, H, W) float32.
+
+    Source: METHOD §1.
+    """
+    logits = F.interpolate(output.logits, size=size, mode="bilinear", align_corners=False)
+    return logits + output.gate_shift
+
+
+def _check(frames: Sequence[Tensor]) -> None:
+    """Refuse frames that the network would silently misread."""
+    if not frames:
+        raise ValueError("frames: needs at least one modality")
+    shape = frames[0].shape
+    for index, frame in enumerate(frames):
+        if frame.ndim != 4 or frame.shape[1] != 3:
+            raise ValueError(f"frames[{index}]: shape {tuple(frame.shape)}; needs (B, 3, H, W)")
+        if frame.shape != shape:
+            raise ValueError(f"frames[{index}]: shape {tuple(frame.shape)} differs from frames[0]'s {tuple(shape)}")
+    if shape[-2] % 32 or shape[-1] % 32:
+        raise ValueError(f"frames: {shape[-2]}×{shape[-1]} pixels; height and width must be divisible by 32")

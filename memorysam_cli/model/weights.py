@@ -1,0 +1,203 @@
+"""Weights on disk: the tensors that training made, with a card that says all that is needed to use them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from memorysam_cli.dataset import DatasetInfo, Modality, Strict
+from memorysam_cli.errors import WeightsError
+from memorysam_cli.model.backbone import build_sam2
+from memorysam_cli.model.base import Base, load_base, reload_base
+from memorysam_cli.model.lora import has_lora, merge_lora
+from memorysam_cli.model.network import MemorySAM
+from memorysam_cli.model.parts import prepare_training, start_fresh
+from memorysam_cli.recipe import Recipe
+from memorysam_cli.storage import tensors
+
+CARD = "memorysam"
+"""The metadata key under which the card is stored, as JSON."""
+
+
+class Metric(Strict):
+    """The validation result that these weights had."""
+
+    miou: float
+    """Percent."""
+    protocol: str
+    split: str
+    epoch: int
+    step: int
+
+
+class WeightsCard(Strict):
+    """What a weights file says of itself.
+
+    ``kind`` is ``trained`` where the file holds only what does not come from the base, and ``merged`` where it is
+    complete and its LoRA is folded in.
+    """
+
+    format_version: Literal[1] = 1
+    kind: Literal["trained", "merged"] = "trained"
+    recipe: Recipe
+    dataset: DatasetInfo
+    base: Base
+    tokens: int
+    """The decoder's class tokens, at least the data set's number of classes."""
+    image_size: int
+    versions: dict[str, str]
+    metric: Metric | None = None
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """The sensors, in the order in which the memory sees them."""
+        return tuple(self.dataset.modality(name) for name in self.recipe.data.modalities)
+
+
+class Segmenter(MemorySAM):
+    """A network together with the card that says what its classes and modalities are."""
+
+    card: WeightsCard
+
+    @property
+    def image_size(self) -> int:
+        """The short side in pixels at which images are meant to be seen."""
+        return self.card.image_size
+
+
+def build(card: WeightsCard) -> Segmenter:
+    """The network of a card with PyTorch's initial values, drawn from the recipe's seed."""
+    recipe = card.recipe
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)
+        sam = build_sam2(recipe.model.backbone, tokens=card.tokens)
+        network = Segmenter(sam, classes=len(card.dataset.classes), object_gate=recipe.model.object_gate)
+        start_fresh(network)
+    network.card = card
+    return network
+
+
+def build_for_training(recipe: Recipe, dataset: DatasetInfo) -> Segmenter:
+    """A network on its base weights, with LoRA, ready to train; all random values come from the recipe's seed."""
+    tokens = len(dataset.classes)
+    unknown = Base(backbone=recipe.model.backbone, source="random:0", sha256="")
+    card = WeightsCard(
+        recipe=recipe, dataset=dataset, base=unknown, tokens=tokens,
+        image_size=recipe.data.image_size, versions=versions(),
+    )  # fmt: skip
+    network = build(card)
+    base = load_base(network, recipe.model.backbone, source=recipe.model.base_weights, seed=recipe.train.seed)
+    network.card = card.model_copy(update={"base": base})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed + 1)
+        prepare_training(network, recipe.model, modalities=len(recipe.data.modalities))
+    return network
+
+
+def own_tensors(network: Segmenter) -> dict[str, Tensor]:
+    """The tensors that the base does not hold: what is trained, and what started fresh.
+
+    LoRA's base layers are named as split projections; they are the base's and left out.
+    """
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    from memorysam_cli.model.parts import is_fresh
+
+    return {
+        name: tensor.detach()
+        for name, tensor in network.state_dict().items()
+        if name in trained or is_fresh(name)
+    }  # fmt: skip
+
+
+def save(network: Segmenter, path: Path, *, metric: Metric | None = None) -> str:
+    """Write a network's own tensors and card, atomically; returns the file's SHA-256."""
+    card = network.card.model_copy(update={"metric": metric or network.card.metric})
+    return tensors.write(path, own_tensors(network), {CARD: card.model_dump_json()})
+
+
+def save_merged(network: Segmenter, path: Path) -> str:
+    """Write a complete file that needs no base; the network's LoRA must be merged."""
+    assert not has_lora(network.sam.image_encoder.trunk)
+    card = network.card.model_copy(update={"kind": "merged"})
+    return tensors.write(path, dict(network.state_dict()), {CARD: card.model_dump_json()})
+
+
+def read_card(path: Path) -> WeightsCard:
+    """The card of a weights file, without its tensors."""
+    return _parse_card(tensors.read_metadata(path), where=path)
+
+
+def load(path: str | Path, device: str | torch.device = "cpu", *, image_size: int | None = None) -> Segmenter:
+    """Load trained weights for use: complete, LoRA merged, in eval mode.
+
+    Args:
+        path: a file written by ``memorysam train`` or ``memorysam weights merge``.
+        device: where to put the network.
+        image_size: overrides the short side stored with the weights, in pixels, divisible by 32.
+
+    Raises:
+        WeightsError: the file is damaged, not ours, incomplete, or its base is missing or another one.
+    """
+    path = Path(path)
+    state, metadata = tensors.read(path)
+    card = _parse_card(metadata, where=path)
+    if image_size is not None:
+        if image_size <= 0 or image_size % 32:
+            raise WeightsError(f"image_size: {image_size} is not a positive multiple of 32")
+        card = card.model_copy(update={"image_size": image_size})
+    network = build(card)
+    if card.kind == "trained":
+        reload_base(network, card.base, where=str(path))
+        prepare_training(network, card.recipe.model, modalities=len(card.recipe.data.modalities))
+        fill_own(network, state, where=str(path))
+        merge_lora(network.sam.image_encoder.trunk)
+    else:
+        _fill_exactly(dict(network.state_dict()), state, where=str(path))
+    return network.requires_grad_(False).eval().to(device)
+
+
+def fill_own(network: Segmenter, state: dict[str, Tensor], *, where: str) -> None:
+    """Copy a checkpoint's tensors into a network that is set up for training; all must match."""
+    _fill_exactly(own_tensors(network), state, where=where)
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that decide a result."""
+    from importlib.metadata import version
+
+    names = ("torch", "sam2", "peft", "numpy", "opencv-python-headless", "safetensors")
+    from memorysam_cli import __version__
+
+    return {"memorysam": __version__} | {name: version(name) for name in names}
+
+
+def _fill_exactly(wanted: dict[str, Tensor], given: dict[str, Tensor], *, where: str) -> None:
+    """Copy ``given`` into ``wanted`` where names and shapes agree without exception."""
+    missing = sorted(wanted.keys() - given.keys())
+    extra = sorted(given.keys() - wanted.keys())
+    wrong = sorted(name for name in wanted.keys() & given.keys() if wanted[name].shape != given[name].shape)
+    for kind, names in (("lacks", missing), ("has the unknown", extra), ("has another shape of", wrong)):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise WeightsError(f"{where}: {kind} {', '.join(names[:3])}{more}; these weights are not of this model")
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(given[name])
+
+
+def _parse_card(metadata: dict[str, str], *, where: Path) -> WeightsCard:
+    if CARD not in metadata:
+        raise WeightsError(
+            f"{where}: is no memorysam weights file (its metadata has no '{CARD}' entry); "
+            "give a checkpoint from a run's checkpoints/ folder"
+        )
+    try:
+        return WeightsCard.model_validate_json(metadata[CARD])
+    except ValidationError as fault:
+        first = fault.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise WeightsError(f"{where}: its card is not readable by this version: {place}: {first['msg']}") from None

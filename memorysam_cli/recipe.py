@@ -1,0 +1,279 @@
+"""The one schema of a recipe, and the one way to read, resolve and override it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from memorysam_cli.dataset import Strict
+from memorysam_cli.errors import UsageError, did_you_mean
+from memorysam_cli.storage.documents import parse_yaml, read_yaml
+from memorysam_cli.validation import first_fault, kind_of, line_of
+
+BACKBONES = (
+    "nano",
+    *(f"sam2-hiera-{size}" for size in ("tiny", "small", "base-plus", "large")),
+    *(f"sam2.1-hiera-{size}" for size in ("tiny", "small", "base-plus", "large")),
+)
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+"""A word that can name a folder."""
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(Strict):
+    """A part of the recipe; its numbers are finite."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class Data(Section):
+    """Which scenes, which sensors, at what size."""
+
+    dataset: Name
+    modalities: tuple[Name, ...] = Field(min_length=1)
+    """Names of ``dataset.json``, in the order in which the memory sees them."""
+    image_size: int = Field(gt=0, multiple_of=32)
+    """Side of the training crop, and short side in evaluation, in pixels."""
+    train_split: Name = "train"
+    selection_split: Name = "val"
+    """The split that decides which checkpoint is best."""
+    workers: int = Field(default=2, ge=0)
+
+    @field_validator("modalities")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("a modality occurs twice")
+        return value
+
+
+class Augment(Section):
+    """Training augmentation; one geometric draw serves all modalities and the label (METHOD, DATASETS §0)."""
+
+    flip: float = Field(default=0.5, ge=0, le=1)
+    jitter: float = Field(default=0.2, ge=0, le=1)
+    """Probability of brightness, contrast and saturation factors U(0.5, 1.5)."""
+    blur: float = Field(default=0.2, ge=0, le=1)
+    """Probability of a 3×3 Gaussian blur."""
+    blur_sigma: tuple[float, float] | None = None
+    """Range of sigma in pixels; none: OpenCV's value for a 3×3 kernel."""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Range of the short side relative to ``data.image_size``."""
+    aolp_flip: Literal["reference"] = "reference"
+    """A flipped angle is flipped like any image; ``physical`` waits for the real files' convention."""
+
+    @field_validator("scale")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1]:
+            raise ValueError("must be two numbers, 0 < low <= high")
+        return value
+
+    @field_validator("blur_sigma")
+    @classmethod
+    def _ordered_from_zero(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not 0 <= value[0] <= value[1]:
+            raise ValueError("must be two numbers, 0 <= low <= high")
+        return value
+
+
+class Lora(Section):
+    """Low-rank adaptation of Hiera's attention, by PEFT."""
+
+    rank: int = Field(default=4, gt=0)
+    alpha: float | None = Field(default=None, gt=0)
+    """None: equal to the rank, so that the scale is 1."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: tuple[Literal["q", "k", "v", "proj"], ...] = Field(default=("q", "v"), min_length=1)
+    dora: bool = False
+    rslora: bool = False
+
+
+class Model(Section):
+    """The network."""
+
+    backbone: Literal[
+        "nano",
+        "sam2-hiera-tiny",
+        "sam2-hiera-small",
+        "sam2-hiera-base-plus",
+        "sam2-hiera-large",
+        "sam2.1-hiera-tiny",
+        "sam2.1-hiera-small",
+        "sam2.1-hiera-base-plus",
+        "sam2.1-hiera-large",
+    ]
+    base_weights: str = "published"
+    """``published`` (the Hub; for nano the file in this package), ``random`` (nano only), or a path to a .pt."""
+    encoder: Literal["lora", "full", "frozen"] = "lora"
+    lora: Lora = Lora()
+    object_gate: bool = True
+
+    @model_validator(mode="after")
+    def _random_is_for_nano(self) -> Model:
+        if self.base_weights == "random" and self.backbone != "nano":
+            raise ValueError("base_weights: 'random' is allowed for the backbone nano only")
+        return self
+
+
+class Ohem(Section):
+    """Online hard example mining for the cross entropy (METHOD §3)."""
+
+    threshold: float = Field(default=0.7, gt=0, lt=1)
+    """Pixels whose probability is below this are kept."""
+    min_kept: float = Field(default=1 / 16, gt=0, le=1)
+    """At least this share of the valid pixels is kept."""
+
+
+class Spmm(Section):
+    """The Semantic Prototype Memory Module; both keys must be written out (METHOD §3)."""
+
+    variant: Literal["reference", "paper", "off"]
+    weight: float = Field(ge=0)
+    """λ, the weight of the prototypical adaptation loss."""
+    momentum: Momentum = 0.8
+
+
+class Optim(Section):
+    """AdamW and its per-iteration schedule (METHOD §4)."""
+
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    warmup_epochs: float = Field(default=10, ge=0)
+    warmup_ratio: float = Field(default=0.1, gt=0, le=1)
+    power: float = Field(default=0.9, gt=0)
+
+
+class Train(Section):
+    """How long, how much at once, and how often to look."""
+
+    epochs: int = Field(gt=0)
+    batch: int = Field(default=4, gt=0)
+    """Scenes per process and step."""
+    accumulate: int = Field(default=1, gt=0)
+    """Steps whose gradients are added up before one update."""
+    max_steps: int | None = Field(default=None, gt=0)
+    """Stop after this many updates (for trials); the schedule is not changed."""
+    seed: int = Field(default=3407, ge=0)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    validate_every: int = Field(default=1, gt=0)
+    """Epochs between validations; the last epoch is always validated."""
+    checkpoint_minutes: float = Field(default=10, gt=0)
+    keep_checkpoints: int = Field(default=2, ge=2)
+
+
+class Recipe(Section):
+    """A whole recipe, every value explicit once resolved."""
+
+    name: Name
+    about: str = ""
+    """One line for ``recipes list``."""
+    data: Data
+    augment: Augment = Augment()
+    model: Model
+    ohem: Ohem = Ohem()
+    spmm: Spmm
+    optim: Optim
+    train: Train
+
+    def to_yaml(self) -> str:
+        """The recipe with every value written out, in the schema's order; ``load`` reads the same recipe from it."""
+        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists on one line."""
+
+
+_Dumper.add_representer(
+    list, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True)
+)
+
+
+def recipes_folder() -> Path:
+    """Where the shipped recipes lie: inside the wheel, or at the top of a checkout."""
+    inside = Path(__file__).parent / "recipes"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "recipes"
+
+
+def shipped() -> dict[str, Path]:
+    """The shipped recipes by name, sorted."""
+    return dict(sorted((path.stem, path) for path in recipes_folder().glob("*.yaml")))
+
+
+def load(name_or_file: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
+    """Read a shipped recipe or a file, apply ``key=value`` overrides, and check all of it.
+
+    Args:
+        name_or_file: a shipped recipe's name, or a path that ends in .yaml or .yml.
+        overrides: such as ``"optim.lr=1e-4"``; the last one wins; ``null`` clears.
+
+    Raises:
+        UsageError: no such recipe, an unknown key, a wrong type or an impossible value.
+    """
+    text = os.fspath(name_or_file)
+    known = shipped()
+    path = known.get(text, Path(text))
+    if text not in known and (path.suffix not in {".yaml", ".yml"} or not path.is_file()):
+        why = "is not a file" if path.suffix in {".yaml", ".yml"} else "is no shipped recipe and no .yaml file"
+        raise UsageError(f"recipe {text}: {why}{did_you_mean(text, known)}")
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: a recipe is a mapping of sections, not {kind_of(content)}")
+    content.setdefault("name", path.stem)
+    for override in overrides:
+        _apply(content, override)
+    try:
+        return _validated(content)
+    except ValidationError as fault:
+        keys, reason = first_fault(fault, Recipe)
+        raise UsageError(f"{_origin(path, keys, overrides)}: {reason}") from None
+
+
+def parse(content: dict[str, Any], *, where: str) -> Recipe:
+    """Check a recipe's content; ``where`` begins the message of the ``UsageError`` that a fault raises."""
+    try:
+        return _validated(content)
+    except ValidationError as fault:
+        raise UsageError(f"{where}: {first_fault(fault, Recipe)[1]}") from None
+
+
+def _validated(content: dict[str, Any]) -> Recipe:
+    """The recipe of plain values; ``"1"`` and ``true`` are no numbers, ``1.0`` is no count."""
+    # As JSON: then pydantic's strict mode takes a list for a tuple and an integer for a float, and no more.
+    return Recipe.model_validate_json(json.dumps(content), strict=True)
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    """Set one ``a.b.c=value`` in nested dictionaries, the value read as YAML."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set {override}: must be key=value, for example optim.lr=1e-4")
+    *parents, last = key.split(".")
+    place = content
+    for part in parents:
+        if place.get(part) is None:
+            place[part] = {}
+        if not isinstance(place[part], dict):
+            raise UsageError(f"--set {override}: '{part}' is a value, not a section")
+        place = place[part]
+    place[last] = parse_yaml(text, where=f"--set {override}")
+
+
+def _origin(path: Path, keys: tuple[str, ...], overrides: Sequence[str]) -> str:
+    """Who wrote the value at ``keys``: the last override of it, or a line of the file."""
+    dotted = ".".join(keys)
+    for override in reversed(overrides):
+        if f"{dotted}.".startswith(f"{override.partition('=')[0]}."):
+            return f"--set {override}"
+    return f"{path}:{line_of(path.read_text(encoding='utf-8-sig'), keys)}"

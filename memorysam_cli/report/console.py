@@ -1,0 +1,217 @@
+"""The terminal: the answer on stdout; notes, warnings, errors and progress on stderr.
+
+Colour follows ``NO_COLOR``, ``FORCE_COLOR`` (colour only, never a bar) and ``TERM=dumb``. rich is imported
+only where colour or a table is drawn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from memorysam_cli.report.progress import Progress, draws_bars
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+QUIET, NORMAL, VERBOSE = -1, 0, 1
+_PIPED_WIDTH = 1000
+"""Columns of a table that no terminal limits, so that nothing is cut in a file."""
+
+
+@dataclass
+class _State:
+    """What ``setup`` chose, and the logs that are open."""
+
+    verbosity: int = NORMAL
+    color: bool | None = None
+    json: bool = False
+    logs: list[TextIO] = field(default_factory=list)
+
+
+_state = _State()
+
+
+def setup(*, verbosity: int = NORMAL, color: bool | None = None, json: bool = False) -> None:
+    """Choose how much is said; called once by every command.
+
+    Args:
+        verbosity: -1 warnings and errors only, 0 notes too, 1 details too.
+        color: True or False decides; None asks the environment and the terminal.
+        json: stdout is reserved for ``answer``; ``say`` and ``table`` fall silent.
+    """
+    _state.verbosity, _state.color, _state.json = verbosity, color, json
+
+
+def answer(value: Any) -> None:
+    """Print the one JSON object of ``--json`` on stdout.
+
+    Raises:
+        ValueError: NaN or infinity in ``value``.
+    """
+    from memorysam_cli.storage.documents import to_json
+
+    text = to_json(value)
+    if not _fits(sys.stdout, text):
+        from json import dumps
+
+        text = dumps(value, allow_nan=False)  # escapes all that is not ASCII
+    _write(sys.stdout, text)
+
+
+def say(text: str) -> None:
+    """Print a line of the answer for people on stdout (nothing under ``--json``)."""
+    if not _state.json:
+        _write(sys.stdout, text)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
+    """Print a table on stdout (nothing under ``--json``); a column of numbers only is set flush right."""
+    if _state.json:
+        return
+    from rich.box import SIMPLE
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [[str(cell) for cell in row] for row in rows]
+    drawn = Table(
+        title=Text(title, "bold") if title else None, box=SIMPLE, title_justify="left", show_edge=False, pad_edge=False
+    )
+    for index, column in enumerate(columns):
+        numeric = bool(cells) and all(_is_number(row[index]) for row in cells)
+        drawn.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
+        drawn.add_row(*map(Text, row))
+    with _beside_bars():
+        _rich(sys.stdout).print(drawn)
+
+
+def detail(text: str) -> None:
+    """Say something on stderr that only ``-v`` shows (a log file always gets it)."""
+    _tell(text, level="detail", shown=_state.verbosity >= VERBOSE)
+
+
+def note(text: str) -> None:
+    """Say something on stderr, unless ``-q``."""
+    _tell(text, level="note", shown=_state.verbosity >= NORMAL)
+
+
+def warn(text: str) -> None:
+    """Warn on stderr, also under ``-q``."""
+    _tell(text, level="warning", prefix="memorysam: warning:", style="yellow")
+
+
+def error(text: str, *, code: int) -> None:
+    """Say on one line of stderr why the command ends with exit code ``code``."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    _tell(line, level="error", prefix=f"memorysam: error [{code}]:", style="bold red")
+
+
+def progress(total: int, label: str) -> contextlib.AbstractContextManager[Progress]:
+    """Show the progress of ``total`` things: a bar where a person watches, else a sober line now and then.
+
+    The context's value has ``advance(n=1, status="")``.
+    """
+    shown = _state.verbosity >= NORMAL
+    bar = shown and draws_bars()
+
+    def line(text: str) -> None:
+        _tell(text, level="progress", shown=shown and not bar)
+
+    return Progress(total, label, line=line, bar=bar)
+
+
+@contextlib.contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Append all that is said on stderr (details too, bars as sober lines) to a text file, with time and no colour.
+
+    An exception that leaves the context is recorded as the last line.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1) as log:
+        _state.logs.append(log)
+        try:
+            yield
+        except BaseException as fault:
+            _log(f"{type(fault).__name__}: {fault}", level="error")
+            raise
+        finally:
+            _state.logs.remove(log)
+
+
+def _tell(text: str, *, level: str, prefix: str = "", style: str = "", shown: bool = True) -> None:
+    _log(text, level=level)
+    if shown:
+        _write(sys.stderr, text, prefix=prefix, style=style)
+
+
+def _log(text: str, *, level: str) -> None:
+    for log in _state.logs:
+        log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {level}: {text}\n")
+
+
+def _write(stream: TextIO, text: str, *, prefix: str = "", style: str = "") -> None:
+    """One line, never wrapped; what the stream cannot encode is escaped."""
+    if not _fits(stream, text):
+        encoding = stream.encoding or "utf-8"
+        text = text.encode(encoding, "backslashreplace").decode(encoding)
+    with _beside_bars():
+        if prefix and _has_color(stream):
+            from rich.text import Text
+
+            _rich(stream).print(Text.assemble((prefix, style), " ", text), soft_wrap=True)
+        else:
+            stream.write(f"{prefix} {text}\n" if prefix else f"{text}\n")
+            stream.flush()
+
+
+def _fits(stream: TextIO, text: str) -> bool:
+    """Whether the stream's encoding holds the text: not so for odd file names, and in an ASCII locale."""
+    try:
+        text.encode(stream.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _rich(stream: TextIO) -> Console:
+    from rich.console import Console
+
+    color = _has_color(stream)
+    width = None if stream.isatty() or os.environ.get("COLUMNS") else _PIPED_WIDTH
+    return Console(file=stream, force_terminal=color, no_color=not color, width=width, highlight=False)
+
+
+def _has_color(stream: TextIO) -> bool:
+    if _state.color is not None:
+        return _state.color
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR", "0") not in {"", "0", "false"}:
+        return True
+    return stream.isatty() and os.environ.get("TERM") not in {"dumb", "unknown"}
+
+
+@contextlib.contextmanager
+def _beside_bars() -> Iterator[None]:
+    """Lift the bars while a line is written, so that neither tears the other."""
+    tqdm = sys.modules.get("tqdm")
+    if tqdm is None:
+        yield
+    else:
+        with tqdm.tqdm.external_write_mode(file=sys.stderr):
+            yield
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.strip().removesuffix("%") or "nan")
+    except ValueError:
+        return text.strip() in {"-", "–", "—"}
+    return True

@@ -1,0 +1,153 @@
+"""Figures of a run as PNG bytes: confusion matrix, per-class bars, training curves.
+
+Matplotlib is imported only when a figure is drawn, without pyplot, so that no window system and no global
+state is touched. Colours: Okabe and Ito's, and a single-hue map; both are safe for the colour-blind.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, VERMILION, GREEN, ORANGE, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7"
+GREY = "#8c8c8c"
+
+CURVES: dict[str, dict[str, str]] = {
+    "Loss": {"loss": BLUE, "ohem": ORANGE, "spmm": PURPLE},
+    "Validation mIoU in per cent": {"miou": GREEN, "miou_native": GREY},
+    "Learning rate": {"lr": VERMILION},
+}
+"""The panels of :func:`curves`: their titles, and which keys of a row each one draws."""
+
+
+def confusion_matrix(matrix: ArrayLike, *, classes: Sequence[str], title: str = "") -> bytes:
+    """A heat map in which each row (a true class) is divided by its pixels.
+
+    Args:
+        matrix: (K, K) counts, rows the truth.
+        classes: K names.
+        title: the line above.
+
+    Returns:
+        A PNG. Cells from 1 % on carry their percentage; a class without ground truth is grey.
+    """
+    counts = np.asarray(matrix, dtype=np.float64)
+    truth = counts.sum(1, keepdims=True)
+    percent = np.divide(100 * counts, truth, out=np.full_like(counts, np.nan), where=truth > 0)
+    side = max(4.5, 0.42 * len(classes) + 2.2)
+    with _figure(width=side + 0.8, height=side) as (figure, png):
+        axes = figure.add_subplot()
+        axes.set_facecolor("#dddddd")
+        heat = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+        _write_cells(axes, percent)
+        ticks = range(len(classes))
+        axes.set_xticks(ticks, classes, rotation=90)
+        axes.set_yticks(ticks, classes)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
+        axes.set_title(title)
+        figure.colorbar(heat, ax=axes, fraction=0.04, pad=0.02, label="per cent of the true class's pixels")
+    return png.getvalue()
+
+
+def per_class_bars(
+    iou: Sequence[float], *, classes: Sequence[str], pixels: Sequence[int], mean: float, title: str = ""
+) -> bytes:
+    """Horizontal bars of each class's IoU, with the mean as a line.
+
+    Args:
+        iou: K values in percent.
+        classes: K names.
+        pixels: ground-truth pixels per class; a class without any is named so.
+        mean: mIoU in percent.
+        title: the line above.
+
+    Returns:
+        A PNG.
+    """
+    with _figure(width=8, height=1.6 + 0.26 * len(classes)) as (figure, png):
+        axes = figure.add_subplot()
+        places = range(len(classes))
+        axes.barh(places, iou, color=BLUE, height=0.72)
+        for place, value, support in zip(places, iou, pixels, strict=True):
+            text = f"{value:.1f}" if support else f"{value:.1f} (no ground truth)"
+            axes.text(value + 0.8, place, text, va="center", fontsize=8, color="black" if support else GREY)
+        axes.axvline(mean, color=VERMILION, linestyle="--", linewidth=1.2, label=f"mean of all classes {mean:.2f}")
+        axes.set_yticks(places, classes, fontsize=8)
+        axes.set_ylim(len(classes) - 0.4, -0.6)  # the first class on top
+        axes.set_xlim(0, 108)
+        axes.set_xticks(range(0, 101, 20))
+        axes.set_xlabel("IoU in per cent")
+        axes.set_title(title)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.legend(loc="outside lower center", frameon=False)
+    return png.getvalue()
+
+
+def curves(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> bytes:
+    """The course of a training run; panels without any value are left out.
+
+    Args:
+        rows: as of ``metrics.jsonl``: each has ``step``, and any of the keys of :data:`CURVES`. Values that are not
+            finite leave a gap.
+        title: the line above.
+
+    Returns:
+        A PNG.
+    """
+    drawn = {name: lines for name, lines in CURVES.items() if any(_points(rows, key)[0].size for key in lines)}
+    panels = drawn or {"no values yet": {}}
+    with _figure(width=8, height=0.6 + 2.4 * len(panels)) as (figure, png):
+        figure.suptitle(title)
+        places = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+        for axes, (name, lines) in zip(places, panels.items(), strict=True):
+            for key, shade in lines.items():
+                steps, values = _points(rows, key)
+                if steps.size:
+                    # Few points (validations) would vanish as a bare line.
+                    axes.plot(steps, values, color=shade, label=key, marker="o" if steps.size < 30 else None, ms=3)
+            axes.set_title(name, fontsize=10, loc="left")
+            axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+            if len(axes.lines) > 1:
+                axes.legend(frameon=False)
+        axes.set_xlabel("step")
+    return png.getvalue()
+
+
+@contextmanager
+def _figure(*, width: float, height: float) -> Iterator[tuple[Figure, io.BytesIO]]:
+    """A figure of so many inches, and the buffer that holds its PNG when the block ends."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"text.parse_math": False, "font.size": 9}):
+        figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+        yield figure, buffer
+        # Tight: the layout forgets the axis label of a square heat map with long tick names.
+        figure.savefig(buffer, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.15)
+
+
+def _write_cells(axes: Axes, percent: NDArray[np.float64]) -> None:
+    """Write each percentage from 1 on in its cell, white on dark."""
+    for row, column in zip(*np.nonzero(np.nan_to_num(percent) >= 1), strict=True):
+        value = percent[row, column]
+        shade = "white" if value > 55 else "black"
+        axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=shade)
+
+
+def _points(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Steps and values of the rows that have the key; None becomes a gap."""
+    having = [row for row in rows if key in row and "step" in row]
+    values = [float("nan") if row[key] is None else float(row[key]) for row in having]
+    return np.array([row["step"] for row in having], np.float64), np.array(values, np.float64)

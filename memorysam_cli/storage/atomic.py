@@ -1,0 +1,218 @@
+"""Files and folders that appear whole or not at all.
+
+Everything is written beside its target as ``.<name>.tmp-<host>-<pid>-<random>``, synced, and renamed.
+A kill at any moment leaves the old content or the new one; at worst a temporary stays behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from memorysam_cli.errors import EnvironmentFault
+
+_NAME_BYTES = 255
+_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+_REMEDIES = {
+    errno.EACCES: "allow writing there or choose another folder",
+    errno.EPERM: "allow writing there or choose another folder",
+    errno.EROFS: "choose a folder that can be written",
+    errno.ENOTDIR: "a part of the path is not a folder; choose another path",
+    errno.EEXIST: "it exists already; choose another name",
+    errno.ENOTEMPTY: "it exists already; choose another name",
+    errno.EISDIR: "it is a folder; choose another name",
+    errno.ENAMETOOLONG: "choose a shorter path",
+}
+
+
+def shown(path: Path | str) -> str:
+    """A path for a one-line message: control characters and undecodable bytes are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in str(path))
+
+
+@contextlib.contextmanager
+def faults(path: Path, *, needed_bytes: int | None = None) -> Iterator[None]:
+    """Turn every ``OSError`` of a write to ``path`` into one line for the user.
+
+    Args:
+        path: the file or folder that was asked for (not the temporary).
+        needed_bytes: size of what is written, for the message of a full disk.
+
+    Raises:
+        EnvironmentFault: path, reason, remedy; needed and free space where the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentFault(_explain(error, path, needed_bytes=needed_bytes)) from error
+
+
+def _explain(error: OSError, path: Path, *, needed_bytes: int | None) -> str:
+    """The one line for ``error``."""
+    reason = error.strerror or str(error)
+    if error.errno in _FULL:
+        needed = "" if needed_bytes is None else f"needs {_megabytes(needed_bytes)}, "
+        return (
+            f"{shown(path)}: cannot write: {reason} ({needed}free {_megabytes(_free_bytes(path))}); "
+            "free some space or choose another folder, then run the same command again"
+        )
+    remedy = _REMEDIES.get(error.errno or 0, "check the folder and run the same command again")
+    return f"{shown(path)}: cannot write: {reason}; {remedy}"
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"
+
+
+def _free_bytes(path: Path) -> int:
+    """Free space where ``path`` would lie; 0 when even that cannot be asked."""
+    for folder in path.absolute().parents:
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(folder).free
+    return 0
+
+
+def _temporary(path: Path) -> Path:
+    """A free sibling name, cut so that it stays within 255 bytes."""
+    host = socket.gethostname().replace("/", "_")[:32]
+    tail = f".tmp-{host}-{os.getpid()}-{secrets.token_hex(4)}"
+    name = os.fsencode(path.name)[: _NAME_BYTES - len(os.fsencode(tail)) - 1].decode("utf-8", "ignore")
+    return path.with_name(f".{name}{tail}")
+
+
+def make_folder(path: Path) -> None:
+    """Create ``path`` and its parents, durably; an existing folder is fine.
+
+    Raises:
+        EnvironmentFault: it cannot be created.
+    """
+    with faults(path):
+        _make_folder(path)
+
+
+def _make_folder(path: Path) -> None:
+    if path.is_dir():
+        return
+    if path.exists():
+        raise NotADirectoryError(errno.ENOTDIR, f"{shown(path)} is a file")
+    _make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    """Make the names in ``path`` survive a power loss."""
+    if os.name == "nt":  # Windows cannot open a folder
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems have no such call
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def new_file(path: Path, *, fsync: bool = True, needed_bytes: int | None = None) -> Iterator[Path]:
+    """Write a file that replaces ``path`` only when the block ends well.
+
+    Args:
+        path: the target; an existing file is replaced, parents are created.
+        fsync: False for masses of small outputs: a kill cannot tear them, a power loss can.
+        needed_bytes: expected size, for the message of a full disk.
+
+    Yields:
+        An empty file beside ``path``, to be written or replaced; it gets mode ``0o666 & ~umask``.
+
+    Raises:
+        EnvironmentFault: writing failed; ``path`` is as it was and the temporary is gone.
+    """
+    with faults(path, needed_bytes=needed_bytes):
+        _make_folder(path.parent)
+        temporary = _temporary(path)
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        # The kernel applied the umask: asking for it would change it for other threads.
+        mode = os.fstat(descriptor).st_mode & 0o777
+        os.close(descriptor)
+        try:
+            yield temporary
+            temporary.chmod(mode)
+            if fsync:
+                _sync_file(temporary)
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # the first fault is the one to tell
+                temporary.unlink()
+            raise
+        if fsync:
+            _sync_folder(path.parent)
+
+
+def write_bytes(path: Path, data: bytes, *, fsync: bool = True) -> None:
+    """Write ``data`` to ``path``, all or nothing.
+
+    Args:
+        path: the target; an existing file is replaced, parents are created.
+        data: the whole content.
+        fsync: as in :func:`new_file`.
+
+    Raises:
+        EnvironmentFault: it cannot be written; ``path`` is as it was.
+    """
+    with new_file(path, fsync=fsync, needed_bytes=len(data)) as temporary:
+        temporary.write_bytes(data)
+        if temporary.stat().st_size != len(data):
+            raise OSError(errno.EIO, f"only {temporary.stat().st_size} of {len(data)} bytes arrived")
+
+
+def write_text(path: Path, text: str, *, fsync: bool = True) -> None:
+    """Write ``text`` as UTF-8 with its newlines as they are; otherwise as :func:`write_bytes`."""
+    write_bytes(path, text.encode(), fsync=fsync)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder that appears under its name only when the block ends well.
+
+    Args:
+        path: the target; must not exist (an empty folder may). Parents are created.
+
+    Yields:
+        An empty folder beside ``path``. At the end all its files and folders are synced, then it is renamed.
+
+    Raises:
+        EnvironmentFault: writing failed or ``path`` exists; nothing of the new folder remains.
+    """
+    with faults(path):
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise FileExistsError(errno.EEXIST, "it is there already")
+        _make_folder(path.parent)
+        temporary = _temporary(path)
+        temporary.mkdir()
+        try:
+            yield temporary
+            for folder, _, names in os.walk(temporary, topdown=False):
+                for name in names:
+                    _sync_file(Path(folder, name))
+                _sync_folder(Path(folder))
+            temporary.rename(path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _sync_folder(path.parent)

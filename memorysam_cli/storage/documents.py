@@ -1,0 +1,289 @@
+"""YAML and JSON that mean what they say.
+
+YAML is read strictly, in the sense of YAML 1.2: ``1e-4`` is a number, ``on`` and ``no`` are words, ``010``
+is refused (octal to some, decimal to others), keys are always text and never occur twice, tags, anchors
+and aliases do not exist. Whoever means text writes quotes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from memorysam_cli.errors import DataError, MemorySamError, UsageError
+from memorysam_cli.storage import atomic
+from memorysam_cli.storage.atomic import shown
+
+MAX_DEPTH = 20
+MAX_BYTES = 1_000_000
+
+_WORDS: dict[str, Any] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
+_INTEGER = re.compile(r"[-+]?[0-9]+")
+_NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_LEADING_ZERO = re.compile(r"[-+]?0[0-9]")
+_NOT_FINITE = re.compile(r"[-+]?\.?(inf|infinity|nan)", re.IGNORECASE)
+_MAX_DIGITS = 18
+_TAIL_BYTES = 4096
+
+
+class _Refused(Exception):
+    """A rule of ours is broken on ``line`` (from 1)."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(reason)
+        self.line = line
+
+
+class _Loader(yaml.SafeLoader):
+    """Builds plain nodes only, and stops at the first thing that is too deep or too clever."""
+
+    # No implicit types: _scalar decides, so that YAML 1.1's octal, sexagesimal and on/off never happen.
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own shape)
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise _Refused(line, "anchors and aliases (& and *) are not allowed; repeat the value or quote the text")
+        if getattr(event, "tag", None) is not None:
+            raise _Refused(line, f"the tag {shown(str(event.tag))!r} is not allowed; write a plain value or quote it")
+        if self.depth >= MAX_DEPTH:
+            raise _Refused(line, f"nested deeper than {MAX_DEPTH} levels")
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+
+def parse_yaml(text: str, *, where: str) -> Any:
+    """Read one YAML document.
+
+    Args:
+        text: the document, at most 1 MB.
+        where: what to call it in messages: a path, or an option such as ``--set``.
+
+    Returns:
+        None, bool, int, float (always finite), str, list, or dict with text keys in the document's order.
+
+    Raises:
+        UsageError: ``where:line: reason``.
+    """
+    if len(text) > MAX_BYTES:
+        raise UsageError(f"{where}: {len(text) / 1e6:.1f} MB is more than the {MAX_BYTES / 1e6:.0f} MB allowed")
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        return None if node is None else _value(node)
+    except _Refused as error:
+        line, reason = error.line, str(error)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, int(error.position)) + 1
+        reason = f"the character U+{ord(text[int(error.position)]):04X} is not allowed"
+    except yaml.MarkedYAMLError as error:
+        line, reason = _marked(error, text)
+    raise UsageError(f"{where}:{line}: {reason}")
+
+
+def _marked(error: yaml.MarkedYAMLError, text: str) -> tuple[int, str]:
+    """Line (from 1) and reason of a syntax error."""
+    line = error.problem_mark.line + 1 if error.problem_mark else 1
+    lines = text.splitlines()
+    content = lines[line - 1] if line <= len(lines) else ""
+    if "\t" in content[: len(content) - len(content.lstrip())] or "'\\t'" in str(error.problem):
+        return line, "a tab in the indentation; use spaces"
+    context = f"{error.context}: " if error.context else ""
+    return line, " ".join(f"not valid YAML: {context}{error.problem}".split())
+
+
+def _value(node: yaml.Node) -> Any:
+    """The plain value of a node."""
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(child) for child in node.value]
+    if isinstance(node, yaml.MappingNode):
+        return _mapping(node)
+    assert isinstance(node, yaml.ScalarNode)  # PyYAML has no fourth kind
+    return node.value if node.style else _scalar(node)
+
+
+def _mapping(node: yaml.MappingNode) -> dict[str, Any]:
+    first_lines: dict[str, int] = {}
+    values: dict[str, Any] = {}
+    for key, child in node.value:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            raise _Refused(line, "a key must be a word")
+        if key.value in values:
+            raise _Refused(line, f"the key '{key.value}' is given twice (first on line {first_lines[key.value]})")
+        first_lines[key.value] = line
+        values[key.value] = _value(child)
+    return values
+
+
+def _scalar(node: yaml.ScalarNode) -> Any:
+    """The value of an unquoted word."""
+    text, line = node.value, node.start_mark.line + 1
+    if text in _WORDS:
+        return _WORDS[text]
+    if _NOT_FINITE.fullmatch(text):
+        raise _Refused(line, f"{text} is not a finite number; quote it if it is text")
+    if not _NUMBER.fullmatch(text):
+        return text
+    if _LEADING_ZERO.match(text):
+        raise _Refused(line, f"{text} has a leading zero; write the number without it, or '{text}' if it is text")
+    if not _INTEGER.fullmatch(text):
+        number = float(text)
+        if math.isfinite(number):
+            return number
+    elif len(text) <= _MAX_DIGITS:
+        return int(text)
+    raise _Refused(line, f"{text[:40]} is too large a number; quote it if it is text")
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file; see :func:`parse_yaml`.
+
+    Raises:
+        UsageError: missing, not a file, larger than 1 MB, not UTF-8, or refused by :func:`parse_yaml`.
+    """
+    name = shown(path)
+    data = _read(path, UsageError, limit=MAX_BYTES)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UsageError(f"{name}:{line}: not UTF-8 text; save the file as UTF-8") from error
+    return parse_yaml(text, where=name)
+
+
+def _read(path: Path, fault: type[MemorySamError], *, limit: int | None = None) -> bytes:
+    """All bytes of a regular file, or ``fault``."""
+    try:
+        if not path.is_file():
+            raise fault(f"{shown(path)}: {'not a file' if path.exists() else 'no such file'}")
+        size = path.stat().st_size
+        if limit is not None and size > limit:
+            raise fault(f"{shown(path)}: {size / 1e6:.1f} MB is more than the {limit / 1e6:.0f} MB allowed")
+        return path.read_bytes()
+    except OSError as error:
+        raise fault(f"{shown(path)}: cannot read: {error.strerror}") from error
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        DataError: missing, not UTF-8, not JSON, NaN or Infinity, a key given twice.
+    """
+    return _parse_json(_read(path, DataError), where=shown(path))
+
+
+def _parse_json(data: bytes, *, where: str) -> Any:
+    try:
+        return json.loads(data.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        reason = " ".join(str(error).split()) if isinstance(error, ValueError) else "nested too deeply"
+        raise DataError(f"{where}: not valid JSON ({reason}); restore or remake the file") from error
+
+
+def _no_constant(word: str) -> Any:
+    raise ValueError(f"{word} is not a JSON number")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError(f"a key is given twice among {', '.join(key for key, _ in pairs)[:200]}")
+    return values
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """JSON text, keys in their order, UTF-8 as it is.
+
+    Raises:
+        ValueError: NaN or infinity, which JSON cannot hold: say None instead.
+    """
+    text = json.dumps(value, allow_nan=False, ensure_ascii=False, indent=indent)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a file name with undecodable bytes: escapes keep it readable, and exact
+        return json.dumps(value, allow_nan=False, indent=indent)
+    return text
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, all or nothing.
+
+    Raises:
+        EnvironmentFault: it cannot be written.
+        ValueError: NaN or infinity in ``value``.
+    """
+    atomic.write_text(path, to_json(value, indent=2) + "\n")
+
+
+def append_json_line(path: Path, value: Any, *, fsync: bool = False) -> None:
+    """Add one line to a JSON-lines file; parents are created, a torn last line is removed first.
+
+    One writer at a time (hold the folder's lock). ``fsync`` makes the line survive a power loss.
+
+    Raises:
+        EnvironmentFault: it cannot be written.
+        ValueError: NaN or infinity in ``value``.
+    """
+    line = to_json(value).encode() + b"\n"
+    atomic.make_folder(path.parent)
+    with atomic.faults(path, needed_bytes=len(line)), path.open("ab+", buffering=0) as stream:
+        _end_last_line(stream)
+        while line:  # a full disk may take a part before it says so
+            line = line[stream.write(line) :]
+        if fsync:
+            os.fsync(stream.fileno())
+
+
+def _end_last_line(stream: FileIO) -> None:
+    """Leave the file empty or ending in a newline: cut what a kill tore, keep a whole line without its newline."""
+    start = size = stream.seek(0, os.SEEK_END)
+    tail = b""
+    while start > 0 and b"\n" not in tail:
+        stream.seek(max(0, start - _TAIL_BYTES))
+        tail = stream.read(start - stream.tell()) + tail
+        start = size - len(tail)
+        if tail.endswith(b"\n"):
+            return
+    last = tail.rpartition(b"\n")[2]
+    if _is_torn(last):
+        stream.truncate(size - len(last))
+    else:
+        stream.write(b"\n")
+
+
+def _is_torn(line: bytes) -> bool:
+    """Whether a last line without its newline is not a whole value: a cut number could pass for a shorter one."""
+    try:
+        return not isinstance(_parse_json(line, where=""), dict | list)
+    except DataError:
+        return True
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """Read a JSON-lines file; a last line that a kill has torn is left out.
+
+    Raises:
+        DataError: missing, or ``file:line`` is not JSON.
+    """
+    *lines, last = _read(path, DataError).split(b"\n")
+    if last and not _is_torn(last):
+        lines.append(last)
+    return [_parse_json(line, where=f"{shown(path)}:{number}") for number, line in enumerate(lines, 1) if line.strip()]

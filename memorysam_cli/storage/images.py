@@ -1,0 +1,179 @@
+"""Images: right or refused.
+
+``cv2.imread`` returns wrong pixels for truncated files and ``cv2.imwrite`` loses files without a word, so
+bytes are read and checked first (:mod:`~memorysam_cli.storage.headers`), decoded from memory, and compared
+with what the header promised. EXIF rotation is ignored: it would part an image from its label.
+"""
+
+from __future__ import annotations
+
+import io
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from memorysam_cli.errors import DataError
+from memorysam_cli.storage import arrays, atomic, headers
+from memorysam_cli.storage.atomic import shown
+from memorysam_cli.storage.headers import Header, Refused
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".npz")
+MAX_PIXELS = 100_000_000
+
+# Its complaints about broken files would stand beside our own message.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+def header(path: Path) -> Header:
+    """Read what a file says about itself, without decoding it.
+
+    Raises:
+        DataError: as :func:`read`, as far as the header tells.
+    """
+    _check_file(path)
+    try:
+        with path.open("rb") as stream:
+            return _parse(stream)
+    except (Refused, OSError) as error:
+        _refuse(path, error)
+
+
+def shape(path: Path) -> tuple[int, int, int, str]:
+    """Size of a stored image or array, from its header alone.
+
+    Returns:
+        (height, width, channels, dtype name) as :func:`read` would return it; 1 channel means (H, W).
+
+    Raises:
+        DataError: as :func:`read`, as far as the header tells.
+    """
+    found = header(path)
+    return found.height, found.width, found.channels, found.dtype
+
+
+def read(path: Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[Any]:
+    """Read an image or array whole, or not at all.
+
+    Args:
+        path: PNG (8 or 16 bit; grey, RGB, palette, with or without alpha), JPEG (grey, RGB), TIFF (uint8,
+            uint16, float32), ``.npy`` or ``.npz`` with one array. The content decides, not the suffix.
+        max_pixels: H·W above this is refused from the header, before anything is decoded.
+
+    Returns:
+        (H, W), (H, W, 3) RGB or (H, W, 4) RGBA, uint8, uint16 or float32 as stored. Grey with alpha and
+        palettes come expanded to colours. Arrays as stored in dtype and shape, native byte order.
+
+    Raises:
+        DataError: missing, empty, a folder, truncated, damaged, too large, not finite, or no such format.
+    """
+    _check_file(path)
+    try:
+        data = path.read_bytes()
+        found = _parse(io.BytesIO(data))
+        if found.height * found.width > max_pixels:
+            size = f"{found.height} x {found.width} = {found.height * found.width / 1e6:,.0f} Mpx"
+            raise Refused(f"{size} is more than the {max_pixels / 1e6:,.0f} Mpx allowed; make it smaller")
+        array = arrays.load_array(data, found) if found.format in {"npy", "npz"} else _decode(data, found)
+        if array.dtype.kind == "f":
+            _check_finite(array)
+        return array
+    except (Refused, OSError, MemoryError) as error:
+        _refuse(path, error)
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what is missing, a folder, a device, or empty."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise DataError(f"{shown(path)}: no such file; check the path or prepare the data set again") from None
+    except OSError as error:
+        _refuse(path, error)
+    if stat.S_ISDIR(status.st_mode):
+        raise DataError(f"{shown(path)}: a folder, not an image; name a file or remove the folder")
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{shown(path)}: not a regular file; copy the image to a file")
+    if status.st_size == 0:
+        raise DataError(f"{shown(path)}: empty (0 bytes); get the file again")
+
+
+def _parse(stream: BinaryIO) -> Header:
+    found = headers.parse_image(stream) or arrays.parse_array(stream)
+    if found is None:
+        stream.seek(0)
+        start = stream.read(16)
+        raise Refused(f"not PNG, JPEG, TIFF or NumPy (starts with {start!r}); convert it or get the file again")
+    return found
+
+
+def _refuse(path: Path, error: Exception) -> NoReturn:
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    raise DataError(f"{shown(path)}: {reason or 'not enough memory to read it'}") from error
+
+
+def _decode(data: bytes, found: Header) -> npt.NDArray[Any]:
+    """PNG, JPEG, TIFF -> (H, W) or (H, W, 3|4) RGB(A)."""
+    headers.check_complete(data, found)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise Refused(f"damaged {found.format.upper()}: its pixels cannot be decoded; get the file again")
+    channels = 1 if image.ndim == 2 else image.shape[2]
+    decoded = f"{image.shape[0]} x {image.shape[1]} x {channels} {image.dtype}"
+    promised = f"{found.height} x {found.width} x {found.channels} {found.dtype}"
+    if decoded != promised:
+        raise Refused(f"the header says {promised}, the pixels are {decoded}; save the image again")
+    if channels == 1:
+        return image
+    order = cv2.COLOR_BGR2RGB if channels == 3 else cv2.COLOR_BGRA2RGBA
+    return cv2.cvtColor(image, order)
+
+
+def _check_finite(array: npt.NDArray[Any]) -> None:
+    """Refuse NaN and infinity, naming the first and how many there are."""
+    finite = np.isfinite(array)
+    if finite.all():
+        return
+    index = int(np.argmin(finite))
+    first = tuple(int(i) for i in np.unravel_index(index, array.shape))
+    count = array.size - int(np.count_nonzero(finite))
+    value = array.flat[index]
+    raise Refused(f"{count} values are not finite, first {value} at {first}; replace them (0 for no data)")
+
+
+def encode_png(array: npt.NDArray[Any]) -> bytes:
+    """Encode pixels as PNG, losslessly.
+
+    Args:
+        array: (H, W), (H, W, 3) RGB or (H, W, 4) RGBA; uint8 or uint16.
+
+    Raises:
+        ValueError: any other dtype or shape; nothing is ever cast, clipped or wrapped.
+    """
+    if array.dtype not in {np.dtype(np.uint8), np.dtype(np.uint16)}:
+        raise ValueError(f"PNG holds uint8 or uint16, not {array.dtype}; check the values and convert first")
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in {3, 4})) or 0 in array.shape:
+        raise ValueError(f"PNG holds (H, W), (H, W, 3) or (H, W, 4) pixels, not {array.shape}")
+    pixels = np.ascontiguousarray(array)
+    if array.ndim == 3:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR if array.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
+    is_encoded, buffer = cv2.imencode(".png", pixels)
+    if not is_encoded:
+        raise ValueError(f"OpenCV cannot encode {array.shape} {array.dtype} as PNG")
+    return buffer.tobytes()
+
+
+def write_png(path: Path, array: npt.NDArray[Any], *, fsync: bool = True) -> None:
+    """Write a PNG, all or nothing; see :func:`encode_png` and :func:`memorysam_cli.storage.atomic.write_bytes`.
+
+    Raises:
+        EnvironmentFault: it cannot be written; an existing file is as it was.
+        ValueError: dtype or shape that PNG cannot hold.
+    """
+    atomic.write_bytes(path, encode_png(array), fsync=fsync)

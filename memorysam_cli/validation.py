@@ -1,0 +1,81 @@
+"""What pydantic refuses, told to the user: where, what, what is allowed, and which key was meant."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import yaml
+from pydantic import BaseModel
+
+from memorysam_cli.errors import did_you_mean
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
+
+
+def first_fault(error: ValidationError, schema: type[BaseModel]) -> tuple[tuple[str, ...], str]:
+    """The first of an error's faults.
+
+    Args:
+        error: from validating ``schema``, all of whose values are plain (as JSON or YAML gives them).
+        schema: for the keys that are known.
+
+    Returns:
+        The keys that lead to the value, and one line on it; further faults are counted.
+    """
+    first, *others = error.errors()
+    keys = tuple(str(part) for part in first["loc"])
+    more = f" (and {len(others)} more)" if others else ""
+    return keys, _explain(first, keys, dict(_sections(schema))) + more
+
+
+def line_of(text: str, keys: Sequence[str]) -> int:
+    """The line, from 1, of a value in a YAML document; of what holds it where it is not there itself."""
+    node, line = yaml.compose(text, Loader=yaml.SafeLoader), 1
+    for key in keys:
+        if isinstance(node, yaml.SequenceNode) and key.isdecimal() and int(key) < len(node.value):
+            node = node.value[int(key)]
+            line = node.start_mark.line + 1
+            continue
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        found = [(name, value) for name, value in pairs if name.value == key]
+        if not found:
+            break
+        name, node = found[0]
+        line = name.start_mark.line + 1
+    return line
+
+
+def _explain(fault: ErrorDetails, keys: tuple[str, ...], sections: dict[str, list[str]]) -> str:
+    """One fault as what is wrong and what is allowed."""
+    path = ".".join(keys)
+    if fault["type"] == "missing":
+        return f"{path}: is required and missing"
+    if fault["type"] == "extra_forbidden":
+        section, key = ".".join(keys[:-1]), keys[-1]
+        elsewhere = [f"{name}.{key}" for name, known in sections.items() if name and key in known]
+        hint = f"; did you mean '{elsewhere[0]}'?" if elsewhere else did_you_mean(key, sections[section])
+        return f"{section or 'top level'}: unknown key '{key}'{hint}"
+    if fault["type"] == "model_type":
+        return f"{path}: must be a section with the keys {', '.join(sections[path])}, not {kind_of(fault['input'])}"
+    message = fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    message = message.replace("a valid array", "a list, such as [a, b]")
+    got = "" if isinstance(fault["input"], dict) else f" (got {json.dumps(fault['input'], ensure_ascii=False)})"
+    return f"{path}: {message}{got}" if path else message
+
+
+def kind_of(value: object) -> str:
+    """The user's word for the type of a value that YAML gave."""
+    words = {type(None): "nothing", bool: "true or false", str: "text", list: "a list", dict: "a section"}
+    return words.get(type(value), "a number")
+
+
+def _sections(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, list[str]]]:
+    """The keys of every section of a schema by its dotted name; the top level is ``""``."""
+    yield prefix, list(schema.model_fields)
+    for name, information in schema.model_fields.items():
+        if isinstance(information.annotation, type) and issubclass(information.annotation, BaseModel):
+            yield from _sections(information.annotation, f"{prefix}.{name}".lstrip("."))

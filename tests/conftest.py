@@ -1,0 +1,105 @@
+"""What all tests share: a quiet environment, no network, and no skip that goes unseen."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Generator, Iterator
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+for name in ("CI", "GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS", "TQDM_DISABLE", "MEMORYSAM_DATA", "MEMORYSAM_DEBUG"):
+    os.environ.pop(name, None)
+os.environ |= {
+    "COLUMNS": "120",
+    "NO_COLOR": "1",
+    "TERM": "dumb",
+    "MPLBACKEND": "Agg",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    # One thread: sums do not depend on the machine, and workers do not fight for cores.
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+
+NO_SKIPS = os.environ.get("MEMORYSAM_NO_SKIPS") == "1"
+SLOW = os.environ.get("MEMORYSAM_SLOW") == "1"
+
+
+def refuse_other_hosts(event: str, arguments: tuple[Any, ...]) -> None:
+    """An audit hook: a test that reaches for another machine fails."""
+    if event == "socket.getaddrinfo":
+        host = arguments[0]
+    elif event == "socket.connect" and isinstance(arguments[1], tuple):
+        host = arguments[1][0]
+    else:
+        return
+    host = host.decode() if isinstance(host, bytes) else host
+    if host not in {None, "", "localhost"} and not _is_loopback(host):
+        raise PermissionError(f"a test tried to reach {host}; tests use loopback only")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
+sys.addaudithook(refuse_other_hosts)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out slow tests, and gpu tests without a GPU, unless ``-m`` says what to run."""
+    if config.getoption("markexpr"):
+        return
+    unwanted = set() if SLOW else {"slow"}
+    if any(item.get_closest_marker("gpu") for item in items) and not _has_gpu():
+        unwanted.add("gpu")
+    left_out = [item for item in items if any(item.get_closest_marker(name) for name in unwanted)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Under MEMORYSAM_NO_SKIPS=1 a skipped test has failed."""
+    report = yield
+    if NO_SKIPS and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid}: skipped under MEMORYSAM_NO_SKIPS=1: {_reason(report.longrepr)}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for a module that skips itself."""
+    report = yield
+    if NO_SKIPS and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"{collector.nodeid}: skipped under MEMORYSAM_NO_SKIPS=1: {_reason(report.longrepr)}"
+    return report
+
+
+def _reason(longrepr: object) -> str:
+    return longrepr[2] if isinstance(longrepr, tuple) else str(longrepr)
+
+
+@pytest.fixture(autouse=True)
+def default_console() -> Iterator[None]:
+    """A test that sets the console up leaves no trace."""
+    yield
+    console = sys.modules.get("memorysam_cli.report.console")
+    if console is not None:
+        console.setup()

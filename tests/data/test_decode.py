@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from memorysam_cli.data import decode
+from memorysam_cli.data.manifest import Manifest
+from memorysam_cli.dataset import LabelRule, Modality
+from memorysam_cli.errors import DataError
+from memorysam_cli.storage import images
+
+RGB = Modality(name="img", kind="rgb")
+ANGLE = Modality(name="aolp", kind="angle")
+DELIVER_RULE = LabelRule(shift=-1, ignore=(0, 255))
+
+
+def test_an_8_bit_colour_image_comes_as_stored(tmp_path: Path) -> None:
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    images.write_png(tmp_path / "a.png", pixels)
+    np.testing.assert_array_equal(decode.read_modality([tmp_path / "a.png"], RGB), pixels)
+
+
+def test_16_bit_grey_keeps_its_16_bits_in_three_channels(tmp_path: Path) -> None:
+    plane = np.array([[0, 40000], [65535, 7]], np.uint16)
+    images.write_png(tmp_path / "a.png", plane)
+    frame = decode.read_modality([tmp_path / "a.png"], RGB)
+    assert frame.dtype == np.uint16
+    np.testing.assert_array_equal(frame, np.stack([plane] * 3, axis=-1))
+
+
+def test_alpha_is_dropped(tmp_path: Path) -> None:
+    pixels = np.arange(32, dtype=np.uint8).reshape(2, 4, 4)
+    images.write_png(tmp_path / "a.png", pixels)
+    np.testing.assert_array_equal(decode.read_modality([tmp_path / "a.png"], RGB), pixels[..., :3])
+
+
+def test_an_angle_is_sine_cosine_sine_in_float32(tmp_path: Path) -> None:
+    sine, cosine = np.full((2, 3), -0.5), np.full((2, 3), 0.25)
+    np.save(tmp_path / "sin.npy", sine)
+    np.save(tmp_path / "cos.npy", cosine)
+    frame = decode.read_modality([tmp_path / "sin.npy", tmp_path / "cos.npy"], ANGLE)
+    assert frame.dtype == np.float32
+    np.testing.assert_array_equal(frame[0, 0], [-0.5, 0.25, -0.5])
+
+
+def test_an_angle_of_one_plane_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((2, 3)))
+    with pytest.raises(DataError, match="needs its sine and its cosine"):
+        decode.read_modality([tmp_path / "a.npy"], ANGLE)
+
+
+def test_sine_and_cosine_of_different_size_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "sin.npy", np.zeros((2, 3)))
+    np.save(tmp_path / "cos.npy", np.zeros((3, 3)))
+    with pytest.raises(DataError, match=r"sine is 2×3 float32, but cosine \(cos.npy\) is 3×3"):
+        decode.read_modality([tmp_path / "sin.npy", tmp_path / "cos.npy"], ANGLE)
+
+
+def test_two_files_for_a_camera_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="takes one file, not 2"):
+        decode.read_modality([tmp_path / "a.png", tmp_path / "b.png"], RGB)
+
+
+@pytest.mark.parametrize(("array", "why"), [(np.zeros((2, 2), np.int32), "int32"), (np.zeros((2, 2, 2)), "2 channels")])
+def test_other_dtypes_and_channels_are_refused(tmp_path: Path, array: np.ndarray, why: str) -> None:
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(DataError, match=why):
+        decode.read_modality([tmp_path / "a.npy"], RGB)
+
+
+def label_png(path: Path, values: list[list[int]]) -> Path:
+    """A DELIVER label: the values in channel 0 of four."""
+    plane = np.array(values, np.uint8)
+    images.write_png(path, np.stack([plane, plane * 0 + 77, plane * 0 + 99, plane * 0 + 255], axis=-1))
+    return path
+
+
+def test_delivers_values_become_classes_by_hand(tmp_path: Path) -> None:
+    path = label_png(tmp_path / "l.png", [[0, 1, 2], [25, 255, 13]])
+    label = decode.read_label(path, DELIVER_RULE, 25)
+    assert label.dtype == np.uint8
+    np.testing.assert_array_equal(label, [[255, 0, 1], [24, 255, 12]])
+
+
+def test_an_illegal_value_is_named_with_its_pixels_and_place(tmp_path: Path) -> None:
+    path = label_png(tmp_path / "l.png", [[1, 1, 1], [1, 26, 26], [254, 1, 1]])
+    with pytest.raises(DataError) as caught:
+        decode.read_label(path, DELIVER_RULE, 25)
+    assert str(caught.value) == (
+        f"{path}: label value 26 in 2 pixels, first at (row 1, column 1) (and 1 pixels of other illegal values); "
+        "legal are 1..25, and 0, 255 for 'ignored'"
+    )
+
+
+@pytest.mark.parametrize("value", [-1, 25, 254, 256, 281, 300, 65536, 2**32])
+def test_no_integer_wraps_into_a_class(tmp_path: Path, value: int) -> None:
+    np.save(tmp_path / "l.npy", np.array([[3, value]], np.int64))
+    with pytest.raises(DataError, match=rf"label value {value} in 1 pixels, first at \(row 0, column 1\)"):
+        decode.read_label(tmp_path / "l.npy", LabelRule(), 25)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int32, np.int64])
+def test_every_integer_dtype_reads_alike(tmp_path: Path, dtype: type) -> None:
+    np.save(tmp_path / "l.npy", np.array([[0, 24, 255]], dtype))
+    np.testing.assert_array_equal(decode.read_label(tmp_path / "l.npy", LabelRule(), 25), [[0, 24, 255]])
+
+
+def test_a_label_in_colours_or_as_jpeg_or_with_fractions_is_refused(tmp_path: Path) -> None:
+    images.write_png(tmp_path / "colour.png", np.zeros((2, 2, 3), np.uint8))
+    jpeg = cv2.imencode(".jpg", np.zeros((8, 8), np.uint8))[1].tobytes()
+    (tmp_path / "really_jpeg.png").write_bytes(jpeg)
+    np.save(tmp_path / "float.npy", np.zeros((2, 2)))
+    for name, why in [("colour.png", "in colour"), ("really_jpeg.png", "a JPEG"), ("float.npy", "whole numbers")]:
+        with pytest.raises(DataError, match=why):
+            decode.read_label(tmp_path / name, LabelRule(), 25)
+
+
+def read(manifest: Manifest, number: int = 0, *, names: tuple[str, ...] = ("img", "event")) -> decode.Sample:
+    """One scene of the hand-made DELIVER."""
+    modalities = [manifest.info.modality(name) for name in names]
+    return decode.read_sample(
+        manifest.root, manifest.scenes[number], modalities=modalities, rule=manifest.info.label, classes=25
+    )
+
+
+def test_a_sample_has_the_asked_frames_in_the_asked_order(prepared: Manifest) -> None:
+    sample = read(prepared, names=("lidar", "img"))
+    assert list(sample.frames) == ["lidar", "img"]
+    assert sample.size == (6, 8)
+    assert sample.label is not None and sample.label.shape == (6, 8)
+
+
+def test_low_resolution_events_are_enlarged_by_nearest(prepared: Manifest) -> None:
+    small = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    images.write_png(prepared.root / prepared.scenes[0].files["event"][0], small)
+    event = read(prepared).frames["event"]
+    np.testing.assert_array_equal(event, small.repeat(3, axis=0).repeat(4, axis=1))
+
+
+@pytest.mark.parametrize(("name", "shape"), [("depth", (3, 4, 3)), ("event", (12, 16, 3)), ("event", (3, 16, 3))])
+def test_any_other_difference_in_size_is_refused(prepared: Manifest, name: str, shape: tuple[int, ...]) -> None:
+    images.write_png(prepared.root / prepared.scenes[0].files[name][0], np.zeros(shape, np.uint8))
+    with pytest.raises(
+        DataError, match=rf"scene {prepared.scenes[0].id}: sizes differ \(.*{name} {shape[0]}×{shape[1]}"
+    ):
+        read(prepared, names=("img", "depth", "event"))
+
+
+def test_a_label_of_another_size_is_refused(prepared: Manifest) -> None:
+    label = prepared.scenes[0].label
+    assert label is not None
+    images.write_png(prepared.root / label, np.ones((6, 9), np.uint8))
+    with pytest.raises(DataError, match="label 6×9"):
+        read(prepared)
+
+
+def test_a_missing_modality_or_label_names_the_scene(prepared: Manifest) -> None:
+    scene = replace(prepared.scenes[0], files={"img": prepared.scenes[0].files["img"]}, label=None)
+    changed = replace(prepared, scenes=(scene,))
+    with pytest.raises(DataError, match=r"has no 'event' \(it has: img\)"):
+        read(changed)
+    with pytest.raises(DataError, match="has no label"):
+        read(changed, names=("img",))

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from memorysam_cli.data import loader
+from memorysam_cli.data import manifest as manifests
+from memorysam_cli.data.loader import Batch, epoch_order, scored_scenes, training_batches, unlabelled_scenes
+from memorysam_cli.data.manifest import Manifest
+from memorysam_cli.data.mcubes import MCUBES
+from memorysam_cli.errors import DataError, EnvironmentFault
+from memorysam_cli.recipe import Recipe
+
+from .conftest import write_mcubes
+
+
+def batches(manifest: Manifest, recipe: Recipe, *, workers: int = 0, epoch: int = 0, **where: int) -> list[Batch]:
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"workers": workers})})
+    scenes = manifest.of_split("train")
+    return list(training_batches(manifest, scenes=scenes, recipe=recipe, epoch=epoch, **where))
+
+
+def names(found: list[Batch]) -> list[tuple[str, ...]]:
+    return [tuple(scene.id for scene in batch.scenes) for batch in found]
+
+
+def assert_same(first: list[Batch], second: list[Batch]) -> None:
+    assert names(first) == names(second)
+    for one, other in zip(first, second, strict=True):
+        assert one.label is not None and other.label is not None
+        torch.testing.assert_close(one.label, other.label, rtol=0, atol=0)
+        for left, right in zip(one.frames, other.frames, strict=True):
+            torch.testing.assert_close(left, right, rtol=0, atol=0)
+
+
+def test_the_order_is_a_permutation_that_only_seed_and_epoch_decide() -> None:
+    order = epoch_order(100, seed=3, epoch=5)
+    assert sorted(order) == list(range(100))
+    assert order == epoch_order(100, seed=3, epoch=5)
+    assert order != epoch_order(100, seed=3, epoch=6) != epoch_order(100, seed=4, epoch=6)
+    assert epoch_order(6, seed=3407, epoch=0) == [2, 0, 1, 3, 4, 5]
+
+
+def test_batches_have_the_promised_shapes_and_drop_the_last_partial_one(
+    prepared: Manifest, small_recipe: Recipe
+) -> None:
+    found = batches(prepared, small_recipe)
+    assert [len(batch.scenes) for batch in found] == [2, 2, 2]  # of seven scenes
+    assert [frame.shape for frame in found[0].frames] == [(2, 3, 32, 32)] * 2
+    assert found[0].label is not None
+    assert (found[0].label.shape, found[0].label.dtype) == ((2, 32, 32), torch.int64)
+    assert len(set(chain(*names(found)))) == 6
+
+
+def test_an_epoch_repeats_itself_exactly_and_the_next_one_differs(prepared: Manifest, small_recipe: Recipe) -> None:
+    assert_same(batches(prepared, small_recipe), batches(prepared, small_recipe))
+    first, second = batches(prepared, small_recipe), batches(prepared, small_recipe, epoch=1)
+    assert (first[0].frames[0] != second[0].frames[0]).any()
+
+
+def test_starting_at_a_batch_gives_the_tail_of_the_epoch(prepared: Manifest, small_recipe: Recipe) -> None:
+    whole = batches(prepared, small_recipe)
+    for start in range(4):
+        assert_same(batches(prepared, small_recipe, start=start), whole[start:])
+
+
+def test_worker_processes_change_nothing(prepared: Manifest, small_recipe: Recipe) -> None:
+    assert_same(batches(prepared, small_recipe, workers=2), batches(prepared, small_recipe))
+
+
+def test_two_ranks_part_the_batches_of_one(prepared: Manifest, small_recipe: Recipe) -> None:
+    one_at_a_time = small_recipe.model_copy(update={"train": small_recipe.train.model_copy(update={"batch": 1})})
+    alone = batches(prepared, one_at_a_time)
+    ranks = [batches(prepared, one_at_a_time, rank=rank, world=2) for rank in range(2)]
+    assert [len(found) for found in ranks] == [3, 3]  # of seven: the tail is dropped, so that no rank waits
+    assert_same(list(chain(*zip(*ranks, strict=True))), alone[:6])
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "world", "expected"), [(7, 2, 1, 3), (7, 2, 2, 1), (7, 1, 3, 2), (1, 2, 1, 0)]
+)
+def test_the_number_of_batches_by_hand(count: int, batch: int, world: int, expected: int) -> None:
+    assert loader.batches_per_epoch(count, batch=batch, world=world) == expected
+
+
+def test_too_few_scenes_are_refused_before_anything_is_read(prepared: Manifest, small_recipe: Recipe) -> None:
+    with pytest.raises(DataError, match="7 training scenes are fewer than one batch of 2 for each of 4"):
+        training_batches(prepared, scenes=prepared.of_split("train"), recipe=small_recipe, epoch=0, world=4)
+
+
+def test_an_unknown_modality_is_refused_with_a_suggestion(prepared: Manifest) -> None:
+    with pytest.raises(DataError, match="did you mean 'lidar'"):
+        loader.modalities_of(prepared.info, ["lidr"])
+    assert [found.name for found in loader.modalities_of(prepared.info, ["lidar", "img"])] == ["lidar", "img"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_file_ends_with_its_own_message(prepared: Manifest, small_recipe: Recipe, workers: int) -> None:
+    bad = prepared.root / prepared.of_split("train")[3].files["depth"][0]
+    bad.write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        batches(prepared, small_recipe, workers=workers)
+    assert str(caught.value) == f"{bad}: empty (0 bytes); get the file again"
+
+
+class _Deadly(loader._Source[int]):
+    """A worker that is killed at its second item."""
+
+    def item(self, index: int) -> int:
+        if index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+
+def test_a_killed_worker_is_a_fault_of_the_machine() -> None:
+    with pytest.raises(EnvironmentFault, match="a data worker died"):
+        list(loader._load(_Deadly(), range(4), workers=1))
+
+
+def test_scored_scenes_come_in_order_and_share_frames_where_nothing_is_cropped(prepared: Manifest) -> None:
+    scenes = prepared.of_split("val")
+    modalities = loader.modalities_of(prepared.info, ["depth", "img"])
+    found = list(scored_scenes(prepared, scenes=scenes, modalities=modalities, size=32, workers=0))
+    assert [entry.scene for entry in found] == list(scenes)
+    for entry in found:
+        assert entry.resized.label is not None and entry.whole.label is not None
+        assert entry.shares_frames and entry.whole.frames is entry.resized.frames
+        assert [frame.shape for frame in entry.whole.frames] == [(1, 3, 32, 64)] * 2  # 6×8 -> 32×43 -> 32×64
+        assert entry.resized.label.shape == (1, 32, 64)
+        assert entry.whole.label.shape == (1, 6, 8)
+
+
+def test_scored_scenes_are_the_same_from_workers(prepared: Manifest) -> None:
+    scenes = prepared.of_split("val")
+    modalities = loader.modalities_of(prepared.info, ["img"])
+    alone, helped = (
+        list(scored_scenes(prepared, scenes=scenes, modalities=modalities, size=32, workers=workers))
+        for workers in (0, 2)
+    )
+    assert_same([entry.resized for entry in alone], [entry.resized for entry in helped])
+    assert_same([entry.whole for entry in alone], [entry.whole for entry in helped])
+
+
+def test_a_cropped_data_set_scores_a_part_and_predicts_the_whole(tmp_path: Path) -> None:
+    folder = write_mcubes(tmp_path / "m", {"val": ["a"]}, height=64, width=76)
+    manifest = manifests.write(tmp_path, MCUBES.info(folder), MCUBES.scenes(folder, tmp_path))
+    modalities = loader.modalities_of(manifest.info, ["image", "aolp", "nir"])
+    (entry,) = scored_scenes(manifest, scenes=manifest.scenes, modalities=modalities, size=32, workers=0)
+    assert entry.resized.label is not None and entry.whole.label is not None
+    assert not entry.shares_frames
+    assert [frame.shape for frame in entry.resized.frames] == [(1, 3, 32, 32)] * 3
+    assert [frame.shape for frame in entry.whole.frames] == [(1, 3, 32, 64)] * 3  # 64×76 -> 32×38 -> 32×64
+    assert entry.whole.label.shape == (1, 64, 76)
+
+
+def test_training_drops_the_left_columns_too(tmp_path: Path, small_recipe: Recipe) -> None:
+    folder = write_mcubes(tmp_path / "m", {"train": ["a", "b"]}, height=64, width=76)
+    left = np.full((64, 76), 3, np.uint8)
+    left[:, :12] = 19  # round(192 · 64 / 1024) columns
+    for name in ("a", "b"):
+        manifests_label = folder / "GT" / f"{name}.png"
+        loader.decode.images.write_png(manifests_label, left)
+    manifest = manifests.write(tmp_path, MCUBES.info(folder), MCUBES.scenes(folder, tmp_path))
+    data = small_recipe.data.model_copy(update={"modalities": ("image", "aolp")})
+    recipe = small_recipe.model_copy(update={"data": data})
+    for epoch in range(5):
+        for batch in batches(manifest, recipe, epoch=epoch):
+            assert batch.label is not None
+            assert 19 not in batch.label and 3 in batch.label
+
+
+def test_unlabelled_scenes_use_what_is_there(prepared: Manifest) -> None:
+    files = prepared.scenes[0].files
+    scenes = [replace(prepared.scenes[0], label=None, files={"lidar": files["lidar"], "img": files["img"]})]
+    modalities = loader.modalities_of(prepared.info, ["img", "depth", "lidar"])
+    (found,) = unlabelled_scenes(prepared.root, scenes=scenes, modalities=modalities, size=32, workers=0)
+    assert found.modalities == ("img", "lidar")
+    assert (len(found.frames), found.height, found.width) == (2, 6, 8)
+    with pytest.raises(DataError, match="has none of the modalities depth"):
+        list(unlabelled_scenes(prepared.root, scenes=scenes, modalities=modalities[1:2], size=32, workers=0))
+
+
+def test_a_batch_moves_as_a_whole(prepared: Manifest, small_recipe: Recipe) -> None:
+    batch = batches(prepared, small_recipe)[0].to("meta")
+    assert batch.label is not None
+    assert {tensor.device.type for tensor in (*batch.frames, batch.label)} == {"meta"}

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from memorysam_cli.data import manifest as manifests
+from memorysam_cli.data.manifest import Manifest, Scene
+from memorysam_cli.errors import DataError
+
+
+def test_what_is_written_is_read_back(prepared: Manifest) -> None:
+    again = manifests.read(prepared.root, "deliver")
+    assert again == prepared
+    assert again.info.counts == {"train": 7, "val": 2}
+
+
+def test_writing_twice_gives_the_same_bytes(prepared: Manifest) -> None:
+    place = manifests.folder(prepared.root, "deliver")
+    before = {path.name: path.read_bytes() for path in place.iterdir()}
+    manifests.write(prepared.root, prepared.info, prepared.scenes)
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == before
+    assert set(before) == {"scenes.jsonl", "dataset.json"}
+
+
+def test_the_content_hash_follows_the_files_sizes(prepared: Manifest) -> None:
+    with (prepared.root / prepared.scenes[0].files["img"][0]).open("ab") as stream:
+        stream.write(b"x")
+    changed = manifests.write(prepared.root, prepared.info, prepared.scenes)
+    assert changed.info.content_hash != prepared.info.content_hash
+
+
+def test_an_unprepared_data_set_names_what_is_there_and_the_line_to_type(prepared: Manifest) -> None:
+    with pytest.raises(DataError) as caught:
+        manifests.read(prepared.root, "synthetic-mcubes")
+    assert "prepared there: deliver" in str(caught.value)
+    assert f"memorysam prepare synthetic {prepared.root} --layout mcubes" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "line"),
+    [
+        ("synthetic", "memorysam prepare synthetic D"),
+        ("deliver", "memorysam prepare deliver D"),
+        ("mine", "memorysam prepare synthetic|deliver|mcubes D"),
+    ],
+)
+def test_every_data_set_has_its_prepare_line(dataset: str, line: str) -> None:
+    assert manifests.prepare_line(Path("D"), dataset) == line
+
+
+def test_a_changed_scene_list_is_refused(prepared: Manifest) -> None:
+    path = manifests.folder(prepared.root, "deliver") / "scenes.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match="prepare it again: memorysam prepare deliver"):
+        manifests.read(prepared.root, "deliver")
+
+
+def test_a_dataset_json_of_another_version_is_refused(prepared: Manifest) -> None:
+    path = manifests.folder(prepared.root, "deliver") / "dataset.json"
+    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2'))
+    with pytest.raises(DataError, match="schema_version"):
+        manifests.read(prepared.root, "deliver")
+
+
+def test_an_unknown_split_names_the_known_ones(prepared: Manifest) -> None:
+    assert [scene.split for scene in prepared.of_split("val")] == ["val", "val"]
+    with pytest.raises(DataError, match=r"no scene in split 'test' \(known: train \(7\), val \(2\)\)"):
+        prepared.of_split("test")
+
+
+def scene(name: str) -> Scene:
+    return Scene(id=name, split="train", condition=None, case=None, files={"img": (f"{name}.png",)}, label=None)
+
+
+@pytest.mark.parametrize(("first", "second"), [("a/b", "a/b"), ("a/B", "a/b"), ("caf\u00e9", "cafe\u0301")])
+def test_ids_that_would_share_an_output_are_refused(first: str, second: str) -> None:
+    with pytest.raises(DataError, match="share one output"):
+        manifests.refuse_shared_ids([scene(first), scene("other"), scene(second)])
+
+
+def test_same_names_in_different_folders_are_different_ids() -> None:
+    manifests.refuse_shared_ids([scene("fog/000050"), scene("sun/000050")])
+
+
+def test_a_name_that_is_no_text_is_refused() -> None:
+    with pytest.raises(DataError, match="not valid UTF-8"):
+        manifests.refuse_shared_ids([replace(scene("a"), id="a\udcff")])
+
+
+def test_the_data_root_is_the_option_then_the_environment_then_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEMORYSAM_DATA", raising=False)
+    assert manifests.data_root(None) == Path("data")
+    monkeypatch.setenv("MEMORYSAM_DATA", "/elsewhere")
+    assert manifests.data_root(None) == Path("/elsewhere")
+    assert manifests.data_root(Path("mine")) == Path("mine")

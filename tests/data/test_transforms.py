@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from memorysam_cli.data.transforms import (
+    Sample,
+    augment,
+    for_prediction,
+    for_scoring,
+    to_tensor,
+    without_left,
+)
+from memorysam_cli.dataset import Crop, Modality
+from memorysam_cli.errors import DataError
+from memorysam_cli.recipe import Augment
+
+RGB = Modality(
+    name="img", kind="rgb", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), photometric=("jitter", "blur")
+)
+DEPTH = Modality(name="depth", kind="hha")
+LIDAR = Modality(name="lidar", kind="lidar", interpolation="nearest")
+MCUBES = Crop(left=192, of_height=1024, square=True)
+GEOMETRY_ALONE = Augment(jitter=0, blur=0)
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(seed))
+
+
+def coordinates(height: int, width: int) -> np.ndarray:
+    """A float frame whose channels are row, column and 0: bilinear resizing keeps it exact inside."""
+    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    return np.stack([rows, columns, rows * 0], axis=-1).astype(np.float32)
+
+
+def test_nothing_switched_on_is_the_identity_bit_for_bit() -> None:
+    off = Augment(flip=0, jitter=0, blur=0, scale=(1, 1))
+    for dtype in (np.uint8, np.uint16, np.float32):
+        frame = rng().integers(0, 256, (64, 64, 3)).astype(dtype)
+        label = rng(1).integers(0, 25, (64, 64), dtype=np.uint8)
+        result = augment(Sample({"img": frame}, label), modalities=[RGB], augment=off, size=64, rng=rng(2))
+        np.testing.assert_array_equal(result.frames["img"], frame)
+        assert result.frames["img"].dtype == dtype
+        np.testing.assert_array_equal(result.label, label)
+
+
+def test_flip_and_crop_are_the_same_for_all_frames_and_the_label() -> None:
+    height, width = 40, 56
+    frame = coordinates(height, width)
+    label = (np.arange(height)[:, None] // 8 * 7 + np.arange(width) // 8).astype(np.uint8)
+    for seed in range(20):
+        sample = Sample({"img": frame, "depth": frame.copy(), "lidar": frame.copy()}, label)
+        result = augment(sample, modalities=[RGB, DEPTH, LIDAR], augment=GEOMETRY_ALONE, size=32, rng=rng(seed))
+        np.testing.assert_array_equal(result.frames["img"], result.frames["depth"])
+        assert result.label is not None
+        valid = result.label != 255
+        # Nearest frames carry the very coordinates that the label was read at.
+        rows, columns = result.frames["lidar"][..., 0].astype(int), result.frames["lidar"][..., 1].astype(int)
+        np.testing.assert_array_equal(result.label[valid], label[rows, columns][valid])
+        # Shrinking 2.5 times, floor-nearest reads up to 0.5 · 2.5 - 0.5 + 1 pixels beside the bilinear centre.
+        assert np.abs(result.frames["img"] - result.frames["lidar"])[valid].max() < 1.75
+
+
+def test_padding_is_0_and_255_at_the_right_and_bottom() -> None:
+    frame, label = np.full((20, 20, 3), 9, np.uint8), np.full((20, 20), 4, np.uint8)
+    half = Augment(flip=0, jitter=0, blur=0, scale=(0.5, 0.5))
+    result = augment(Sample({"img": frame}, label), modalities=[RGB], augment=half, size=32, rng=rng())
+    assert result.label is not None
+    np.testing.assert_array_equal(result.frames["img"][:16, :16], 9)
+    np.testing.assert_array_equal(result.label[:16, :16], 4)
+    for part in (slice(16, None), slice(None)), (slice(None), slice(16, None)):
+        np.testing.assert_array_equal(result.frames["img"][part], 0)
+        np.testing.assert_array_equal(result.label[part], 255)
+    torch.testing.assert_close(
+        to_tensor(result.frames["img"], RGB)[:, 20, 0], torch.tensor([-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225])
+    )
+
+
+def test_adding_a_modality_or_a_photometric_step_changes_no_geometry() -> None:
+    frame, label = coordinates(40, 40), rng().integers(0, 25, (40, 40), dtype=np.uint8)
+    alone = augment(Sample({"depth": frame}, label), modalities=[DEPTH], augment=GEOMETRY_ALONE, size=32, rng=rng(8))
+    both = augment(
+        Sample({"img": frame, "depth": frame}, label),
+        modalities=[RGB, DEPTH],
+        augment=Augment(jitter=1, blur=1, blur_sigma=(0.1, 1)),
+        size=32,
+        rng=rng(8),
+    )
+    np.testing.assert_array_equal(alone.frames["depth"], both.frames["depth"])
+    np.testing.assert_array_equal(alone.label, both.label)
+    assert (both.frames["img"] != both.frames["depth"]).any()
+
+
+def test_the_same_generator_gives_the_same_sample_and_another_another() -> None:
+    frame = rng().integers(0, 256, (40, 50, 3), dtype=np.uint8)
+
+    def image(seed: int) -> np.ndarray:
+        result = augment(Sample({"img": frame}, None), modalities=[RGB], augment=Augment(), size=32, rng=rng(seed))
+        assert result.label is None
+        return result.frames["img"]
+
+    np.testing.assert_array_equal(image(1), image(1))
+    assert (image(1) != image(2)).any()
+
+
+def test_the_scale_covers_its_range_and_the_crop_every_place() -> None:
+    frame = coordinates(64, 64)
+    corners, spans = set(), []
+    for seed in range(300):
+        result = augment(
+            Sample({"lidar": frame}, np.zeros((64, 64), np.uint8)),
+            modalities=[LIDAR],
+            augment=Augment(flip=0),
+            size=32,
+            rng=rng(seed),
+        )
+        assert result.label is not None
+        rows = result.frames["lidar"][..., 0][result.label != 255]
+        spans.append(64 / (rows.max() - rows.min() + 1) if (result.label != 255).all() else 0.5)
+        corners.add((bool(rows.min() < 2), bool(rows.max() > 60)))
+    assert min(spans) < 0.6 and max(spans) > 1.8
+    assert corners == {(True, True), (True, False), (False, True), (False, False)}
+
+
+def test_labels_never_get_values_that_were_not_there() -> None:
+    label = rng().choice(np.array([3, 17, 255], np.uint8), (50, 50))
+    frame = np.zeros((50, 50, 3), np.uint8)
+    for seed in range(20):
+        result = augment(Sample({"img": frame}, label), modalities=[RGB], augment=Augment(), size=32, rng=rng(seed))
+        assert set(np.unique(result.label)) <= {3, 17, 255}
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1), (3, 2000)])
+def test_frames_of_any_shape_can_be_cropped_and_predicted(shape: tuple[int, int]) -> None:
+    sample = Sample({"img": np.zeros((*shape, 3), np.uint8)}, np.zeros(shape, np.uint8))
+    result = augment(sample, modalities=[RGB], augment=Augment(), size=64, rng=rng())
+    assert result.size == (64, 64)
+    predicted = for_prediction(sample, modalities=[RGB], size=64)
+    assert min(predicted.size) == 64 and max(predicted.size) <= 8 * 64
+
+
+@pytest.mark.parametrize(
+    ("native", "size", "expected"),
+    [
+        ((1042, 1042), 1024, (1024, 1024)),
+        ((376, 1408), 376, (384, 1408)),
+        ((432, 623), 480, (480, 704)),
+        ((480, 640), 480, (480, 640)),
+        ((600, 800), 800, (800, 1088)),
+        ((97, 131), 64, (64, 96)),
+    ],
+)
+def test_the_published_sizes(native: tuple[int, int], size: int, expected: tuple[int, int]) -> None:
+    sample = Sample({"img": np.zeros((*native, 3), np.uint8)}, np.zeros(native, np.uint8))
+    scored = for_scoring(sample, modalities=[RGB], size=size, crop=None)
+    assert scored.size == expected
+    assert scored.label is not None and scored.label.shape == expected
+    whole = for_prediction(sample, modalities=[RGB], size=size)
+    assert whole.size == expected
+    assert whole.label is sample.label
+
+
+def test_scoring_and_prediction_give_the_same_frames() -> None:
+    sample = Sample({"img": rng().integers(0, 256, (50, 70, 3), dtype=np.uint8)}, np.zeros((50, 70), np.uint8))
+    scored = for_scoring(sample, modalities=[RGB], size=64, crop=None)
+    whole = for_prediction(sample, modalities=[RGB], size=64)
+    np.testing.assert_array_equal(scored.frames["img"], whole.frames["img"])
+
+
+def test_a_label_is_resized_twice_like_its_image() -> None:
+    label = np.arange(623, dtype=np.int32)[None].repeat(432, axis=0)
+    scored = for_scoring(
+        Sample({"img": np.zeros((432, 623, 3), np.uint8)}, label), modalities=[RGB], size=480, crop=None
+    )
+    first = np.arange(692) * 623 // 692
+    assert scored.label is not None
+    np.testing.assert_array_equal(scored.label[0], first[np.arange(704) * 692 // 704])
+
+
+def test_mcubes_scores_columns_196_to_1219() -> None:
+    columns = np.arange(1224, dtype=np.uint16)[None].repeat(1024, axis=0)
+    scored = for_scoring(
+        Sample({"img": np.stack([columns] * 3, axis=-1)}, columns), modalities=[RGB], size=1024, crop=MCUBES
+    )
+    assert scored.label is not None
+    assert (scored.size, scored.label[0, 0], scored.label[0, -1]) == ((1024, 1024), 196, 1219)
+    np.testing.assert_array_equal(scored.frames["img"][..., 0], scored.label)
+
+
+def test_the_left_crop_scales_with_the_height_and_the_square_with_the_size() -> None:
+    sample = Sample({"img": np.zeros((128, 153, 3), np.uint8)}, np.zeros((128, 153), np.uint8))
+    assert without_left(sample, MCUBES).size == (128, 129)
+    assert without_left(sample, None) is sample
+    assert for_scoring(sample, modalities=[RGB], size=64, crop=MCUBES).size == (64, 64)
+
+
+def test_a_frame_without_columns_left_is_refused() -> None:
+    sample = Sample({"img": np.zeros((1024, 192, 3), np.uint8)}, None)
+    with pytest.raises(DataError, match="nothing left after the 192 columns"):
+        without_left(sample, MCUBES)
+
+
+def test_the_interpolation_of_the_modality_is_respected() -> None:
+    frame = np.zeros((4, 4, 3), np.uint8)
+    frame[::2] = 200
+    sample = Sample({"depth": frame, "lidar": frame}, None)
+    result = for_prediction(sample, modalities=[DEPTH, LIDAR], size=32)
+    assert set(np.unique(result.frames["lidar"])) == {0, 200}
+    assert len(np.unique(result.frames["depth"])) > 2
+
+
+def test_tensors_by_hand() -> None:
+    pixel = np.array([[[255, 0, 51]]], np.uint8)
+    tensor = to_tensor(pixel, RGB)
+    assert tensor.shape == (3, 1, 1) and tensor.is_contiguous()
+    expected = [(1 - 0.485) / 0.229, (0 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
+    torch.testing.assert_close(tensor.flatten(), torch.tensor(expected))
+    torch.testing.assert_close(to_tensor(pixel, DEPTH).flatten(), torch.tensor([1, 0, 0.2]))
+    deep = np.array([[[65535, 0, 13107]]], np.uint16)
+    torch.testing.assert_close(to_tensor(deep, DEPTH).flatten(), torch.tensor([1, 0, 0.2]))
+    stored = np.array([[[-0.5, 2.0, 0.25]]], np.float32)
+    torch.testing.assert_close(to_tensor(stored, DEPTH).flatten(), torch.tensor([-0.5, 2.0, 0.25]))

@@ -1,0 +1,55 @@
+"""Our numbers are the reference's: logits, features and class maps for 2, 3 (gated) and 4 modalities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from memorysam_cli.model.lora import merge_lora
+from memorysam_cli.model.reference import from_reference
+
+CASES = [("tiny_m2", 1), ("tiny_m3_b2_gate", 2), ("tiny_m4_b2", 2)]
+
+
+def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+@pytest.mark.parametrize(("tag", "batch"), CASES)
+def test_logits_features_and_classes_equal_the_reference(golden: Any, tag: str, batch: int) -> None:
+    case = golden.case(tag)
+    network = golden.network(float(case["object_score_bias"]))
+    frames = golden.frames(tag, modalities=int(case["modalities"]), batch=batch)
+    with torch.no_grad():
+        features, logits = network(frames).features, network.logits(frames)
+    assert relative_error(logits[:, :, ::8, ::8], torch.from_numpy(case["logits"])) < 1e-5
+    assert relative_error(features[:, :, ::4, ::4], torch.from_numpy(case["features"])) < 1e-5
+    assert float((logits.argmax(1) == torch.from_numpy(case["classes"])).float().mean()) >= 0.999
+
+
+def test_merged_lora_gives_the_same_logits(golden: Any) -> None:
+    case = golden.case("tiny_m2")
+    network, frames = golden.network(5.0), golden.frames("tiny_m2", modalities=2, batch=1)
+    merge_lora(network.sam.image_encoder.trunk)
+    assert not [name for name, _ in network.named_parameters() if "lora" in name]
+    with torch.no_grad():
+        logits = network.logits(frames)
+    assert relative_error(logits[:, :, ::8, ::8], torch.from_numpy(case["logits"])) < 1e-5
+
+
+def test_the_gated_case_really_closes_gates(golden: Any) -> None:
+    case = golden.case("tiny_m3_b2_gate")
+    network = golden.network(float(case["object_score_bias"]))
+    with torch.no_grad():
+        shift = network(golden.frames("tiny_m3_b2_gate", modalities=3, batch=2)).gate_shift
+    torch.testing.assert_close(shift.flatten(), torch.full((2,), -1024 * 2 / 3))
+
+
+def test_every_reference_tensor_has_its_place(golden: Any) -> None:
+    network = golden.network(5.0)
+    translated = from_reference(golden.state(5.0))
+    own = network.state_dict()
+    assert translated.keys() == own.keys()
+    assert all(translated[name].shape == tensor.shape for name, tensor in own.items())

@@ -1,0 +1,251 @@
+"""The console: what goes where, what is drawn when, and what a log keeps."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from memorysam_cli.report import console, progress
+
+
+class Terminal(io.StringIO):
+    """A stream that a person watches."""
+
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+class Clock:
+    """Time that passes only when told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr("memorysam_cli.report.progress.time.monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def watched_stderr(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """A person's stderr, with nothing in the environment against colours and bars.
+
+    Not a fixture: pytest's own capture would replace it between the fixture and the test.
+    """
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name in ("NO_COLOR", "FORCE_COLOR", "CI", "GITHUB_ACTIONS", "TQDM_DISABLE"):
+        monkeypatch.delenv(name, raising=False)
+    return stream
+
+
+def test_answer_is_exactly_one_json_object_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    console.setup(json=True)
+    console.note("reading")
+    console.say("for people")
+    console.table(["a"], [["b"]])
+    console.answer({"schema_version": 1, "name": "Müller"})
+    out, err = capsys.readouterr()
+    assert out == '{"schema_version": 1, "name": "Müller"}\n'
+    assert err == "reading\n"
+
+
+def test_answer_refuses_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        console.answer({"miou": float("nan")})
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["Müller", "odd\udcff", "日本"])
+def test_answer_reads_back_where_stdout_is_ascii(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    console.answer({"name": name})
+    assert json.loads(raw.getvalue().decode("ascii")) == {"name": name}
+
+
+def test_a_name_that_stdout_cannot_encode_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="utf-8"))
+    console.say("odd\udcff.png")
+    assert raw.getvalue() == b"odd\\udcff.png\n"
+
+
+@pytest.mark.parametrize(
+    ("verbosity", "expected"),
+    [
+        (console.QUIET, "memorysam: warning: c\n"),
+        (console.NORMAL, "b\nmemorysam: warning: c\n"),
+        (console.VERBOSE, "a\nb\nmemorysam: warning: c\n"),
+    ],
+)
+def test_verbosity_chooses_what_stderr_gets(verbosity: int, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    console.setup(verbosity=verbosity)
+    console.detail("a")
+    console.note("b")
+    console.warn("c")
+    assert capsys.readouterr().err == expected
+
+
+def test_an_error_is_one_line_whatever_the_name_of_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    console.error("a\nb\x1b[31m [bold]é: " + "long " * 100, code=3)
+    err = capsys.readouterr().err
+    assert err.startswith("memorysam: error [3]: a\\nb\\x1b[31m [bold]é: long")
+    assert err.count("\n") == 1
+
+
+def test_colour_follows_the_terminal_and_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = watched_stderr(monkeypatch)
+
+    def written() -> str:
+        terminal.seek(0)
+        terminal.truncate()
+        console.warn("x [red]y[/red]")
+        return terminal.getvalue()
+
+    plain = "memorysam: warning: x [red]y[/red]\n"
+    assert written() != plain
+    assert written().startswith("\x1b[33mmemorysam: warning:\x1b[0m x [red]y[/red]")
+    monkeypatch.setenv("TERM", "dumb")
+    assert written() == plain
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert written() == plain
+    console.setup(color=True)
+    assert "\x1b[33m" in written()
+
+
+def test_force_color_colours_a_pipe_but_draws_no_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], clock: Clock
+) -> None:
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR")
+    console.warn("x")
+    with console.progress(2, "read") as shown:
+        shown.advance(2)
+    err = capsys.readouterr().err
+    assert err == "\x1b[33mmemorysam: warning:\x1b[0m x\nread: 100 % (2 of 2), 0 s\n"
+
+
+def test_a_bar_is_drawn_only_where_a_person_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched_stderr(monkeypatch)
+    assert progress.draws_bars()
+    for name, value in {"CI": "true", "GITHUB_ACTIONS": "true", "TERM": "dumb", "TQDM_DISABLE": "1"}.items():
+        with monkeypatch.context() as changed:
+            changed.setenv(name, value)
+            assert not progress.draws_bars(), name
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert not progress.draws_bars()
+
+
+def test_the_bar_vanishes_and_notes_are_not_torn_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = watched_stderr(monkeypatch)
+    with console.progress(4, "read") as shown:
+        shown.advance(1, status="loss 0.5")
+        console.note("a note")
+        shown.advance(3)
+    text = terminal.getvalue()
+    assert "read:   0%" in text
+    assert "a note\n" in text
+    assert text.split("a note\n")[0].endswith("\r")  # the bar was lifted first
+    assert "100 %" not in text  # no sober line beside a bar
+    assert text.rstrip(" ").endswith("\r")
+
+
+def test_sober_lines_come_every_five_per_cent_and_not_faster_than_each_second(
+    capsys: pytest.CaptureFixture[str], clock: Clock
+) -> None:
+    with console.progress(1000, "train") as shown:
+        for _ in range(1000):
+            clock.now += 0.1
+            shown.advance(status="loss 0.5")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 20
+    assert lines[0] == "train: 5 % (50 of 1000), 5 s, about 1 min 35 s left, loss 0.5"
+    assert lines[-1] == "train: 100 % (1000 of 1000), 1 min 40 s, loss 0.5"
+
+
+def test_quick_work_says_one_line_and_slow_work_one_a_minute(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
+    with console.progress(1000, "quick") as shown:
+        for _ in range(1000):
+            clock.now += 0.0004
+            shown.advance()
+    assert capsys.readouterr().err == "quick: 100 % (1000 of 1000), 0 s\n"
+    with console.progress(1_000_000, "slow") as shown:
+        for _ in range(12):
+            clock.now += 10
+            shown.advance()
+        lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["slow: 0 % (6 of 1000000)", "slow: 0 % (12 of 1000000)"]
+
+
+def test_progress_is_silent_when_asked_or_when_there_is_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.progress(0, "none") as shown:
+        shown.advance(0)
+    console.setup(verbosity=console.QUIET)
+    with console.progress(2, "quiet") as shown:
+        shown.advance(2)
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_claims_no_end_after_an_exception(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyError), console.progress(4, "read") as shown:
+        shown.advance()
+        raise KeyError("x")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_log_keeps_all_without_colour_and_ends_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    watched_stderr(monkeypatch)
+    log = tmp_path / "run" / "train.log"
+    console.setup(verbosity=console.QUIET, color=True)
+    with pytest.raises(RuntimeError), console.log_to(log):
+        console.detail("a detail")
+        console.warn("a warning")
+        with console.progress(2, "train") as shown:
+            shown.advance(2)
+        raise RuntimeError("no more")
+    console.note("afterwards")
+    lines = [line.partition(" ")[2] for line in log.read_text(encoding="utf-8").splitlines()]
+    assert lines == [
+        "detail: a detail",
+        "warning: a warning",
+        "progress: train: 100 % (2 of 2), 0 s",
+        "error: RuntimeError: no more",
+    ]
+    with console.log_to(log):
+        console.note("resumed")
+    assert log.read_text(encoding="utf-8").splitlines()[-1].endswith("note: resumed")
+
+
+def test_a_table_is_whole_in_a_pipe_and_sets_numbers_flush_right(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS")
+    console.table(["class", "IoU"], [["road [a]", 98.1], ["x" * 300, "7.0"]], title="val")
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "val"
+    assert any(line.startswith("road [a] ") and line.endswith(" 98.1") for line in lines)
+    assert any(line.startswith("x" * 300) and line.endswith("  7.0") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (3599.6, "1 h 00 min"), (7380, "2 h 03 min")],
+)
+def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
+    assert progress.duration(seconds) == text

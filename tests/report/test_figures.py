@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from memorysam_cli.report import figures
+
+LONG_NAMES = [f"a long class name {index}" for index in range(25)]
+
+
+def decoded(png: bytes) -> NDArray[np.uint8]:
+    bgr = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+    assert bgr is not None
+    return np.asarray(bgr[..., ::-1], np.uint8)
+
+
+def count(picture: NDArray[np.uint8], shade: str) -> int:
+    rgb = [int(shade[place : place + 2], 16) for place in (1, 3, 5)]
+    return int((picture == rgb).all(-1).sum())
+
+
+def test_a_perfect_confusion_matrix_is_dark_on_its_diagonal_only() -> None:
+    perfect = decoded(figures.confusion_matrix(np.eye(4) * 9, classes=list("abcd")))
+    swapped = decoded(figures.confusion_matrix(np.eye(4)[::-1] * 9, classes=list("abcd")))
+    darkest = "#08306b"  # the end of matplotlib's Blues
+    assert count(perfect, darkest) > 1000
+    rows, columns = np.nonzero((perfect == [8, 48, 107]).all(-1))
+    assert np.corrcoef(rows, columns)[0, 1] > 0.8
+    rows, columns = np.nonzero((swapped == [8, 48, 107]).all(-1))
+    assert np.corrcoef(rows, columns)[0, 1] < 0.5
+
+
+def test_a_confusion_matrix_is_normalised_by_row_so_that_rare_classes_show() -> None:
+    even = figures.confusion_matrix([[5, 5], [0, 7]], classes=["a", "b"])
+    scaled = figures.confusion_matrix([[5_000_000, 5_000_000], [0, 7]], classes=["a", "b"])
+    assert even == scaled
+
+
+def test_a_class_without_ground_truth_is_a_grey_row() -> None:
+    full = decoded(figures.confusion_matrix([[3, 1], [1, 3]], classes=["a", "b"]))
+    partly = decoded(figures.confusion_matrix([[3, 1], [0, 0]], classes=["a", "b"]))
+    assert count(full, "#dddddd") < 100  # but for the edges of letters
+    assert count(partly, "#dddddd") > 10_000
+
+
+def test_a_confusion_matrix_of_25_long_names_leaves_each_a_line() -> None:
+    height, width = decoded(figures.confusion_matrix(np.ones((25, 25)), classes=LONG_NAMES)).shape[:2]
+    assert min(height, width) >= 25 * 40  # pixels per class, of which a 9-point letter at 120 dpi takes 15
+    assert max(height, width) < 4000
+
+
+def test_bars_are_as_long_as_their_values() -> None:
+    def blue(value: float) -> int:
+        png = figures.per_class_bars([value], classes=["a"], pixels=[1], mean=0)
+        return count(decoded(png), figures.BLUE)
+
+    assert blue(80) == pytest.approx(2 * blue(40), rel=0.02)
+    assert blue(40) > 1000
+
+
+def test_bars_refuse_lists_of_different_length() -> None:
+    with pytest.raises(ValueError):
+        figures.per_class_bars([1.0, 2.0], classes=["a"], pixels=[1, 1], mean=0)
+
+
+def test_curves_draw_a_line_for_each_key_that_has_values() -> None:
+    rows = [{"step": step, "loss": 3 - step / 10, "lr": 1e-3} for step in range(10)]
+    picture = decoded(figures.curves(rows))
+    with_validation = decoded(figures.curves([*rows, {"step": 9, "miou": 40.0}, {"step": 5, "miou": 30.0}]))
+    assert count(picture, figures.BLUE) > 100
+    assert count(picture, figures.GREEN) == 0 < count(with_validation, figures.GREEN)
+    assert with_validation.shape[0] > picture.shape[0]
+
+
+def test_a_value_that_is_not_finite_leaves_a_gap() -> None:
+    whole = [{"step": step, "loss": 1.0} for step in range(40)]
+    torn: list[dict[str, float | None]] = [dict(row) for row in whole]
+    torn[10:20] = [{"step": step, "loss": None if step % 2 else float("nan")} for step in range(10, 20)]
+    assert 0 < count(decoded(figures.curves(torn)), figures.BLUE) < count(decoded(figures.curves(whole)), figures.BLUE)
+
+
+def test_curves_of_nothing_are_still_a_picture() -> None:
+    assert decoded(figures.curves([])).size
+
+
+def test_the_same_figure_has_the_same_bytes() -> None:
+    rows = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
+    assert figures.curves(rows, title="run") == figures.curves(rows, title="run")
+
+
+def test_names_are_text_and_not_mathematics() -> None:
+    assert decoded(figures.confusion_matrix([[1]], classes=["$x_{$"], title="$")).size
+
+
+def test_matplotlib_is_not_loaded_before_a_figure_is_drawn_and_pyplot_never() -> None:
+    script = (
+        "import sys; from memorysam_cli.report import figures; assert 'matplotlib' not in sys.modules;"
+        "figures.curves([]); assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

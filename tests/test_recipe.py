@@ -1,0 +1,270 @@
+"""Recipes: the shipped ones say what the paper's do, and nothing wrong gets through."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from memorysam_cli import recipe
+from memorysam_cli.errors import UsageError
+
+MINIMAL = """\
+data:
+  dataset: synthetic
+  modalities: [img]
+  image_size: 64
+model:
+  backbone: nano
+spmm:
+  variant: paper
+  weight: 1
+optim:
+  lr: 1e-4
+train:
+  epochs: 1
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        recipe.load(path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message.replace(f"{path}:", "FILE:")
+
+
+# METHOD §4: modalities, epochs, learning rate, reported mIoU.
+PAPER = {
+    "deliver": (("img", "depth", "event", "lidar"), 200, 6e-4, "65.38"),
+    "deliver-rgbd": (("img", "depth"), 200, 4.5e-4, "63.48"),
+    "mcubes": (("image", "aolp", "dolp", "nir"), 500, 3.5e-4, "52.88"),
+    "mcubes-ia": (("image", "aolp"), 500, 3.5e-4, "51.2"),
+    "mcubes-iad": (("image", "aolp", "dolp"), 500, 4e-4, "52.2"),
+}
+
+
+def test_the_shipped_recipes_are_the_published_ones_and_the_demo() -> None:
+    assert sorted(recipe.shipped()) == sorted([*PAPER, "demo"])
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_published_recipe_has_the_paper_s_values(name: str) -> None:
+    modalities, epochs, lr, miou = PAPER[name]
+    given_ = recipe.load(name)
+    assert given_.name == name
+    assert miou in given_.about
+    assert given_.data.modalities == modalities
+    assert given_.data.dataset == name.partition("-")[0]
+    assert (given_.data.image_size, given_.data.selection_split) == (1024, "val")
+    assert (given_.train.epochs, given_.train.batch, given_.train.seed) == (epochs, 4, 3407)
+    assert given_.train.precision == "fp32"
+    assert given_.optim == recipe.Optim(
+        lr=lr, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, warmup_epochs=10, warmup_ratio=0.1, power=0.9
+    )
+    assert given_.spmm == recipe.Spmm(variant="reference", weight=65536, momentum=0.8)
+    assert given_.ohem == recipe.Ohem(threshold=0.7, min_kept=1 / 16)
+    assert given_.model.backbone == "sam2-hiera-base-plus"
+    assert given_.model.object_gate
+    lora = given_.model.lora
+    assert (lora.rank, lora.alpha, lora.dropout, lora.targets) == (4, 4, 0, ("q", "v"))
+    assert not lora.dora and not lora.rslora
+
+
+def test_augmentation_is_each_data_set_s_own() -> None:
+    deliver, mcubes = recipe.load("deliver").augment, recipe.load("mcubes").augment
+    assert deliver == recipe.Augment(flip=0.5, jitter=0.2, blur=0.2, blur_sigma=None, scale=(0.5, 2.0))
+    assert mcubes == recipe.Augment(flip=0.5, jitter=0, blur=0.5, blur_sigma=(0, 1), scale=(0.5, 2.0))
+    assert all(recipe.load(name).augment == mcubes for name in ("mcubes-ia", "mcubes-iad"))
+    assert recipe.load("deliver-rgbd").augment == deliver
+
+
+def test_the_demo_is_small_and_uses_the_paper_s_spmm() -> None:
+    demo = recipe.load("demo")
+    assert (demo.model.backbone, demo.model.encoder, demo.data.image_size) == ("nano", "lora", 128)
+    assert demo.spmm.variant == "paper"
+    assert demo.data.modalities == ("img", "depth", "event", "lidar")
+
+
+@pytest.mark.parametrize("name", recipe.shipped())
+def test_a_recipe_written_out_reads_back_as_itself(name: str, tmp_path: Path) -> None:
+    resolved = recipe.load(name, ["optim.eps=1e-12", "optim.lr=3.5e-4", "about='yes: 010 #x'"])
+    path = tmp_path / "other.yaml"
+    path.write_text(resolved.to_yaml(), encoding="utf-8")
+    assert recipe.load(path) == resolved
+    assert "modalities: [" in resolved.to_yaml()
+
+
+@pytest.mark.parametrize("name", recipe.shipped())
+def test_a_shipped_recipe_leaves_no_spmm_key_out(name: str) -> None:
+    text = recipe.shipped()[name].read_text(encoding="utf-8")
+    spmm = text.split("\nspmm:\n")[1].split("\n\n")[0]
+    assert "variant:" in spmm and "weight:" in spmm
+
+
+def test_a_recipe_without_a_name_is_called_as_its_file(file: Path) -> None:
+    assert recipe.load(file).name == "mine"
+
+
+def test_numbers_in_exponent_form_are_numbers(file: Path) -> None:
+    assert recipe.load(file).optim.lr == 0.0001
+    assert recipe.load(file, ["optim.lr=2e-3", "spmm.weight=65536"]).optim.lr == 0.002
+
+
+def test_the_last_override_wins_and_null_clears(file: Path) -> None:
+    loaded = recipe.load(file, ["train.max_steps=3", "train.max_steps=null", "optim.lr=1", "optim.lr=2"])
+    assert loaded.train.max_steps is None
+    assert loaded.optim.lr == 2
+
+
+def test_overrides_make_sections_and_read_lists(file: Path) -> None:
+    loaded = recipe.load(file, ["model.lora.rank=8", "data.modalities=[img, depth]", "augment.scale=[1, 1]"])
+    assert loaded.model.lora.rank == 8
+    assert loaded.data.modalities == ("img", "depth")
+    assert loaded.augment.scale == (1.0, 1.0)
+
+
+# RELIABILITY row 44, and its kin: what stands in the file instead of a line, and what is said.
+WRONG = [
+    ("  lr: 1e-4", '  lr: "abc"', 'FILE:11: optim.lr: must be a valid number (got "abc")'),
+    ("  lr: 1e-4", '  lr: "1e-4"', 'FILE:11: optim.lr: must be a valid number (got "1e-4")'),
+    ("  lr: 1e-4", "  lr: true", "FILE:11: optim.lr: must be a valid number (got true)"),
+    ("  lr: 1e-4", "  lr: 0", "FILE:11: optim.lr: must be greater than 0 (got 0)"),
+    ("  lr: 1e-4", "  lr:", "FILE:11: optim.lr: must be a valid number (got null)"),
+    ("  lr: 1e-4", "  lr: .nan", "FILE:11: .nan is not a finite number"),
+    ("  lr: 1e-4", "  lr: .inf", "FILE:11: .inf is not a finite number"),
+    ("  lr: 1e-4", "  lrr: 1", "FILE:10: optim.lr: is required and missing (and 1 more)"),
+    ("  lr: 1e-4", "  lr: 1\n  lrr: 1", "FILE:12: optim: unknown key 'lrr'; did you mean 'lr'? (known: lr, weight_decay"),
+    ("  lr: 1e-4", "  lr: 1\n  lr: 2", "FILE:12: the key 'lr' is given twice (first on line 11)"),
+    ("  lr: 1e-4", "  lr: !!python/object:os.system 1", "FILE:11: the tag"),
+    ("  lr: 1e-4", "\tlr: 1", "FILE:11: a tab in the indentation"),
+    ("  lr: 1e-4", f"  lr: {'[' * 3000}{']' * 3000}", "FILE:11: nested deeper than 20 levels"),
+    ("  lr: 1e-4", "  lr: 010", "FILE:11: 010 has a leading zero"),
+    ("  epochs: 1", "  epochs: 1\n  batch: 0", "FILE:14: train.batch: must be greater than 0 (got 0)"),
+    ("  epochs: 1", "  epochs: true", "FILE:13: train.epochs: must be a valid integer (got true)"),
+    ("  epochs: 1", '  epochs: "1"', 'FILE:13: train.epochs: must be a valid integer (got "1")'),
+    ("  epochs: 1", "  epochs: 1.5", "FILE:13: train.epochs: must be a valid integer (got 1.5)"),
+    ("  epochs: 1", "  epochs: 1\ngpus: 99", "FILE:14: top level: unknown key 'gpus' (known: name, about, data"),
+    ("  epochs: 1", "  epochs: 1\nbatch: 9", "FILE:14: top level: unknown key 'batch'; did you mean 'train.batch'?"),
+    ("  backbone: nano", "  backbone: nano\n  lora: {rnak: 4}", "FILE:7: model.lora: unknown key 'rnak'; did you mean 'rank'?"),
+    ("  backbone: nano", "  backbone: nano\n  lora: 4", "FILE:7: model.lora: must be a section with the keys rank, alpha"),
+    ("  backbone: nano", "  backbone: nano\n  object_gate: 1", "FILE:7: model.object_gate: must be a valid boolean (got 1)"),
+    ("  backbone: nano", "  backbone: nano\n  object_gate: on", 'FILE:7: model.object_gate: must be a valid boolean (got "on")'),
+    ("  backbone: nano", "  backbone: tiny", "FILE:6: model.backbone: must be 'nano', 'sam2-hiera-tiny'"),
+    ("  backbone: nano", "  backbone: sam2-hiera-tiny\n  base_weights: random", "FILE:5: model: base_weights: 'random' is allowed"),
+    ("  modalities: [img]", "  modalities: img", "FILE:3: data.modalities: must be a list, such as [a, b] (got \"img\")"),
+    ("  modalities: [img]", "  modalities: []", "FILE:3: data.modalities: "),
+    ("  modalities: [img]", "  modalities: [img, img]", "FILE:3: data.modalities: a modality occurs twice"),
+    ("  modalities: [img]", "  modalities:\n    - img\n    - 3", "FILE:5: data.modalities.1: must be a valid string (got 3)"),
+    ("  image_size: 64", "  image_size: 65", "FILE:4: data.image_size: must be a multiple of 32 (got 65)"),
+    ("  dataset: synthetic", "  dataset: ../x", "FILE:2: data.dataset: "),
+    ("  variant: paper", "", "FILE:7: spmm.variant: is required and missing"),
+    ("  weight: 1", "", "FILE:7: spmm.weight: is required and missing"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "instead", "message"), WRONG)
+def test_a_wrong_file_is_refused_by_line_key_and_reason(file: Path, line: str, instead: str, message: str) -> None:
+    assert line in MINIMAL
+    file.write_text(MINIMAL.replace(line, instead, 1))
+    assert refusal(file).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.lora.rnak=4", "--set model.lora.rnak=4: model.lora: unknown key 'rnak'; did you mean 'rank'? (known: rank,"),
+        ("model.lora=4", "--set model.lora=4: model.lora: must be a section"),
+        ("model.lora={rnak: 4}", "--set model.lora={rnak: 4}: model.lora: unknown key 'rnak'"),
+        ("optim.lr=abc", '--set optim.lr=abc: optim.lr: must be a valid number (got "abc")'),
+        ("optim.lr=nan", "--set optim.lr=nan:1: nan is not a finite number"),
+        ("optim.lr=null", "--set optim.lr=null: optim.lr: must be a valid number (got null)"),
+        ("optim.lr.x=1", "--set optim.lr.x=1: 'lr' is a value, not a section"),
+        ("optim.lr", "--set optim.lr: must be key=value"),
+        ("=1", "--set =1: must be key=value"),
+        ("optim.betas=[0.9]", "--set optim.betas=[0.9]: optim.betas"),
+        ("optim.betas=[0.9, 1.0]", "--set optim.betas=[0.9, 1.0]: optim.betas.1: must be less than 1"),
+        ("augment.scale=[2, 1]", "--set augment.scale=[2, 1]: augment.scale: must be two numbers, 0 < low <= high"),
+        ("augment.blur_sigma=[1, 0]", "--set augment.blur_sigma=[1, 0]: augment.blur_sigma: must be two numbers"),
+        ("name=../../x", "--set name=../../x: name: "),
+        ("train.keep_checkpoints=1", "--set train.keep_checkpoints=1: train.keep_checkpoints: must be greater"),
+        ("lr=1e-4", "--set lr=1e-4: top level: unknown key 'lr'; did you mean 'optim.lr'?"),
+    ],
+)  # fmt: skip
+def test_a_wrong_override_is_blamed_and_not_the_file(file: Path, override: str, message: str) -> None:
+    assert refusal(file, override).startswith(message)
+
+
+def test_a_recipe_that_is_not_there_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^recipe delivr: is no shipped recipe .*did you mean 'deliver'\?"):
+        recipe.load("delivr")
+    with pytest.raises(UsageError, match=r"^recipe .*nothing\.yaml: is not a file"):
+        recipe.load(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize(("content", "kind"), [("", "nothing"), ("[1]", "a list"), ("abc", "text"), ("3", "a number")])
+def test_a_file_that_is_no_mapping_is_refused(file: Path, content: str, kind: str) -> None:
+    file.write_text(content)
+    assert refusal(file) == f"FILE: a recipe is a mapping of sections, not {kind}"
+
+
+def test_infinity_is_refused_however_it_comes() -> None:
+    content = recipe.load("demo").model_dump(mode="json")
+    content["optim"]["lr"] = float("inf")
+    with pytest.raises(UsageError, match=r"^card: optim\.lr: must be a finite number"):
+        recipe.parse(content, where="card")
+    with pytest.raises(ValidationError):
+        recipe.Optim(lr=float("nan"))
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = ["data", "augment", "model", "model.lora", "ohem", "spmm", "optim", "train", "train.batch", "optim.betas", "name"]
+
+
+@given(key=st.sampled_from(KEYS), value=values)
+def test_whatever_stands_in_a_recipe_it_is_read_or_refused_in_one_line(key: str, value: Any) -> None:
+    content: dict[str, Any] = recipe.load("demo").model_dump(mode="json")
+    *parents, last = key.split(".")
+    place = content
+    for parent in parents:
+        place = place[parent]
+    place[last] = value
+    try:
+        recipe.parse(content, where="x")
+    except UsageError as refused:
+        assert str(refused).startswith("x: ")
+
+
+def test_a_refusal_takes_less_than_half_a_second_and_no_torch(file: Path) -> None:
+    file.write_text(MINIMAL.replace("  lr: 1e-4", '  lr: "abc"'))
+    program = (
+        "import sys; from memorysam_cli import app; code = app.run(['recipes', 'check', sys.argv[1]])\n"
+        "heavy = {'torch', 'cv2', 'peft', 'numpy', 'sam2'} & set(sys.modules)\n"
+        "sys.exit(code if not heavy else str(heavy))"
+    )
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", program, file], capture_output=True, text=True, check=False)
+        seconds.append(time.perf_counter() - start)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == f'memorysam: error [2]: {file}:11: optim.lr: must be a valid number (got "abc")\n'
+    assert min(seconds) < 0.5
