@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 IGNORE = 255
 """The label value of a pixel that counts nowhere."""
@@ -80,6 +80,12 @@ class DatasetInfo(Strict):
     """Scenes per split."""
     content_hash: str = ""
     """SHA-256 over ``scenes.jsonl`` and the sizes of all files that it names."""
+
+    @model_validator(mode="after")
+    def _one_colour_per_class(self) -> DatasetInfo:
+        if not self.classes or len(self.classes) != len(self.palette):
+            raise ValueError(f"{len(self.classes)} classes need as many colours, not {len(self.palette)}")
+        return self
 
     def modality(self, name: str) -> Modality:
         """The modality called ``name``; ``KeyError`` if there is none."""

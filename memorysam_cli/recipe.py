@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from memorysam_cli.dataset import Strict
 from memorysam_cli.errors import UsageError, did_you_mean
@@ -23,7 +24,13 @@ BACKBONES = (
 )
 
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+def _word(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
+        raise ValueError("must be a word of letters, digits, '.', '_' and '-', beginning with a letter or a digit")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_word)]
 """A word that can name a folder."""
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 

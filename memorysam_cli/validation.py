@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,8 @@ def first_fault(error: ValidationError, schema: type[BaseModel]) -> tuple[tuple[
     Returns:
         The keys that lead to the value, and one line on it; further faults are counted.
     """
-    first, *others = error.errors()
+    # Unknown keys first: a mistyped one leaves another one missing, and names the cause.
+    first, *others = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     keys = tuple(str(part) for part in first["loc"])
     more = f" (and {len(others)} more)" if others else ""
     return keys, _explain(first, keys, dict(_sections(schema))) + more
@@ -61,8 +63,8 @@ def _explain(fault: ErrorDetails, keys: tuple[str, ...], sections: dict[str, lis
         return f"{section or 'top level'}: unknown key '{key}'{hint}"
     if fault["type"] == "model_type":
         return f"{path}: must be a section with the keys {', '.join(sections[path])}, not {kind_of(fault['input'])}"
-    message = fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    message = message.replace("a valid array", "a list, such as [a, b]")
+    message = re.sub("^(Input|Tuple) should", "must", fault["msg"].removeprefix("Value error, "))
+    message = message.replace("a valid array", "a list, such as [a, b]").replace(" after validation", "")
     got = "" if isinstance(fault["input"], dict) else f" (got {json.dumps(fault['input'], ensure_ascii=False)})"
     return f"{path}: {message}{got}" if path else message
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,42 +138,44 @@ def test_overrides_make_sections_and_read_lists(file: Path) -> None:
     assert loaded.augment.scale == (1.0, 1.0)
 
 
-# RELIABILITY row 44, and its kin: what stands in the file instead of a line, and what is said.
+# RELIABILITY row 44, and its kin: what stands in the file instead of a line, and the line and words of the refusal.
+LR, NANO, IMG, EPOCHS = "  lr: 1e-4", "  backbone: nano", "  modalities: [img]", "  epochs: 1"
 WRONG = [
-    ("  lr: 1e-4", '  lr: "abc"', 'FILE:11: optim.lr: must be a valid number (got "abc")'),
-    ("  lr: 1e-4", '  lr: "1e-4"', 'FILE:11: optim.lr: must be a valid number (got "1e-4")'),
-    ("  lr: 1e-4", "  lr: true", "FILE:11: optim.lr: must be a valid number (got true)"),
-    ("  lr: 1e-4", "  lr: 0", "FILE:11: optim.lr: must be greater than 0 (got 0)"),
-    ("  lr: 1e-4", "  lr:", "FILE:11: optim.lr: must be a valid number (got null)"),
-    ("  lr: 1e-4", "  lr: .nan", "FILE:11: .nan is not a finite number"),
-    ("  lr: 1e-4", "  lr: .inf", "FILE:11: .inf is not a finite number"),
-    ("  lr: 1e-4", "  lrr: 1", "FILE:10: optim.lr: is required and missing (and 1 more)"),
-    ("  lr: 1e-4", "  lr: 1\n  lrr: 1", "FILE:12: optim: unknown key 'lrr'; did you mean 'lr'? (known: lr, weight_decay"),
-    ("  lr: 1e-4", "  lr: 1\n  lr: 2", "FILE:12: the key 'lr' is given twice (first on line 11)"),
-    ("  lr: 1e-4", "  lr: !!python/object:os.system 1", "FILE:11: the tag"),
-    ("  lr: 1e-4", "\tlr: 1", "FILE:11: a tab in the indentation"),
-    ("  lr: 1e-4", f"  lr: {'[' * 3000}{']' * 3000}", "FILE:11: nested deeper than 20 levels"),
-    ("  lr: 1e-4", "  lr: 010", "FILE:11: 010 has a leading zero"),
-    ("  epochs: 1", "  epochs: 1\n  batch: 0", "FILE:14: train.batch: must be greater than 0 (got 0)"),
-    ("  epochs: 1", "  epochs: true", "FILE:13: train.epochs: must be a valid integer (got true)"),
-    ("  epochs: 1", '  epochs: "1"', 'FILE:13: train.epochs: must be a valid integer (got "1")'),
-    ("  epochs: 1", "  epochs: 1.5", "FILE:13: train.epochs: must be a valid integer (got 1.5)"),
-    ("  epochs: 1", "  epochs: 1\ngpus: 99", "FILE:14: top level: unknown key 'gpus' (known: name, about, data"),
-    ("  epochs: 1", "  epochs: 1\nbatch: 9", "FILE:14: top level: unknown key 'batch'; did you mean 'train.batch'?"),
-    ("  backbone: nano", "  backbone: nano\n  lora: {rnak: 4}", "FILE:7: model.lora: unknown key 'rnak'; did you mean 'rank'?"),
-    ("  backbone: nano", "  backbone: nano\n  lora: 4", "FILE:7: model.lora: must be a section with the keys rank, alpha"),
-    ("  backbone: nano", "  backbone: nano\n  object_gate: 1", "FILE:7: model.object_gate: must be a valid boolean (got 1)"),
-    ("  backbone: nano", "  backbone: nano\n  object_gate: on", 'FILE:7: model.object_gate: must be a valid boolean (got "on")'),
-    ("  backbone: nano", "  backbone: tiny", "FILE:6: model.backbone: must be 'nano', 'sam2-hiera-tiny'"),
-    ("  backbone: nano", "  backbone: sam2-hiera-tiny\n  base_weights: random", "FILE:5: model: base_weights: 'random' is allowed"),
-    ("  modalities: [img]", "  modalities: img", "FILE:3: data.modalities: must be a list, such as [a, b] (got \"img\")"),
-    ("  modalities: [img]", "  modalities: []", "FILE:3: data.modalities: "),
-    ("  modalities: [img]", "  modalities: [img, img]", "FILE:3: data.modalities: a modality occurs twice"),
-    ("  modalities: [img]", "  modalities:\n    - img\n    - 3", "FILE:5: data.modalities.1: must be a valid string (got 3)"),
-    ("  image_size: 64", "  image_size: 65", "FILE:4: data.image_size: must be a multiple of 32 (got 65)"),
-    ("  dataset: synthetic", "  dataset: ../x", "FILE:2: data.dataset: "),
-    ("  variant: paper", "", "FILE:7: spmm.variant: is required and missing"),
-    ("  weight: 1", "", "FILE:7: spmm.weight: is required and missing"),
+    (LR, '  lr: "abc"', '11: optim.lr: must be a valid number (got "abc")'),
+    (LR, '  lr: "1e-4"', '11: optim.lr: must be a valid number (got "1e-4")'),
+    (LR, "  lr: true", "11: optim.lr: must be a valid number (got true)"),
+    (LR, "  lr: 0", "11: optim.lr: must be greater than 0 (got 0)"),
+    (LR, "  lr:", "11: optim.lr: must be a valid number (got null)"),
+    (LR, "  lr: .nan", "11: .nan is not a finite number"),
+    (LR, "  lr: .inf", "11: .inf is not a finite number"),
+    (LR, "  lrr: 1", "11: optim: unknown key 'lrr'; did you mean 'lr'? (known: lr, weight_decay"),
+    (LR, "  lr: 1\n  lrr: 1", "12: optim: unknown key 'lrr'; did you mean 'lr'? (known: lr, weight_decay"),
+    (LR, "  lr: 1\n  lr: 2", "12: the key 'lr' is given twice (first on line 11)"),
+    (LR, "  lr: !!python/object:os.system 1", "11: the tag"),
+    (LR, "\tlr: 1", "11: a tab in the indentation"),
+    (LR, f"  lr: {'[' * 3000}{']' * 3000}", "11: nested deeper than 20 levels"),
+    (LR, "  lr: 010", "11: 010 has a leading zero"),
+    (EPOCHS, "  epochs: 1\n  batch: 0", "14: train.batch: must be greater than 0 (got 0)"),
+    (EPOCHS, "  epochs: true", "13: train.epochs: must be a valid integer (got true)"),
+    (EPOCHS, '  epochs: "1"', '13: train.epochs: must be a valid integer (got "1")'),
+    (EPOCHS, "  epochs: 1.5", "13: train.epochs: must be a valid integer (got 1.5)"),
+    (EPOCHS, "  epochs: 1\ngpus: 99", "14: top level: unknown key 'gpus' (known: name, about, data"),
+    (EPOCHS, "  epochs: 1\nbatch: 9", "14: top level: unknown key 'batch'; did you mean 'train.batch'?"),
+    (NANO, f"{NANO}\n  lora:\n    rnak: 4", "8: model.lora: unknown key 'rnak'; did you mean 'rank'?"),
+    (NANO, f"{NANO}\n  lora: 4", "7: model.lora: must be a section with the keys rank, alpha"),
+    (NANO, f"{NANO}\n  object_gate: 1", "7: model.object_gate: must be a valid boolean (got 1)"),
+    (NANO, f"{NANO}\n  object_gate: on", '7: model.object_gate: must be a valid boolean (got "on")'),
+    (NANO, "  backbone: tiny", "6: model.backbone: must be 'nano', 'sam2-hiera-tiny'"),
+    (NANO, "  backbone: sam2-hiera-tiny\n  base_weights: random", "5: model: base_weights: 'random' is allowed"),
+    (IMG, "  modalities: img", "3: data.modalities: must be a list, such as [a, b] (got \"img\")"),
+    (IMG, "  modalities: []", "3: data.modalities: must have at least 1 item, not 0 (got [])"),
+    (IMG, "  modalities: [img, img]", "3: data.modalities: a modality occurs twice"),
+    (IMG, "  modalities:\n    - img\n    - 3", "5: data.modalities.1: must be a valid string (got 3)"),
+    ("  image_size: 64", "  image_size: 65", "4: data.image_size: must be a multiple of 32 (got 65)"),
+    ("  dataset: synthetic", "  dataset: ../x", "2: data.dataset: must be a word of letters, digits"),
+    (LR, "", "10: optim: must be a section with the keys lr, weight_decay"),
+    ("  variant: paper", "", "7: spmm.variant: is required and missing"),
+    ("  weight: 1", "", "7: spmm.weight: is required and missing"),
 ]  # fmt: skip
 
 
@@ -181,32 +183,32 @@ WRONG = [
 def test_a_wrong_file_is_refused_by_line_key_and_reason(file: Path, line: str, instead: str, message: str) -> None:
     assert line in MINIMAL
     file.write_text(MINIMAL.replace(line, instead, 1))
-    assert refusal(file).startswith(message)
+    assert refusal(file).startswith(f"FILE:{message}")
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.lora.rnak=4", "--set model.lora.rnak=4: model.lora: unknown key 'rnak'; did you mean 'rank'? (known: rank,"),
-        ("model.lora=4", "--set model.lora=4: model.lora: must be a section"),
-        ("model.lora={rnak: 4}", "--set model.lora={rnak: 4}: model.lora: unknown key 'rnak'"),
-        ("optim.lr=abc", '--set optim.lr=abc: optim.lr: must be a valid number (got "abc")'),
-        ("optim.lr=nan", "--set optim.lr=nan:1: nan is not a finite number"),
-        ("optim.lr=null", "--set optim.lr=null: optim.lr: must be a valid number (got null)"),
-        ("optim.lr.x=1", "--set optim.lr.x=1: 'lr' is a value, not a section"),
-        ("optim.lr", "--set optim.lr: must be key=value"),
-        ("=1", "--set =1: must be key=value"),
-        ("optim.betas=[0.9]", "--set optim.betas=[0.9]: optim.betas"),
-        ("optim.betas=[0.9, 1.0]", "--set optim.betas=[0.9, 1.0]: optim.betas.1: must be less than 1"),
-        ("augment.scale=[2, 1]", "--set augment.scale=[2, 1]: augment.scale: must be two numbers, 0 < low <= high"),
-        ("augment.blur_sigma=[1, 0]", "--set augment.blur_sigma=[1, 0]: augment.blur_sigma: must be two numbers"),
-        ("name=../../x", "--set name=../../x: name: "),
-        ("train.keep_checkpoints=1", "--set train.keep_checkpoints=1: train.keep_checkpoints: must be greater"),
-        ("lr=1e-4", "--set lr=1e-4: top level: unknown key 'lr'; did you mean 'optim.lr'?"),
+        ("model.lora.rnak=4", ": model.lora: unknown key 'rnak'; did you mean 'rank'? (known: rank,"),
+        ("model.lora=4", ": model.lora: must be a section"),
+        ("model.lora={rnak: 4}", ": model.lora: unknown key 'rnak'"),
+        ("optim.lr=abc", ': optim.lr: must be a valid number (got "abc")'),
+        ("optim.lr=nan", ":1: nan is not a finite number"),
+        ("optim.lr=null", ": optim.lr: must be a valid number (got null)"),
+        ("optim.lr.x=1", ": 'lr' is a value, not a section"),
+        ("optim.lr", ": must be key=value"),
+        ("=1", ": must be key=value"),
+        ("optim.betas=[0.9]", ": optim.betas"),
+        ("optim.betas=[0.9, 1.0]", ": optim.betas.1: must be less than 1"),
+        ("augment.scale=[2, 1]", ": augment.scale: must be two numbers, 0 < low <= high"),
+        ("augment.blur_sigma=[1, 0]", ": augment.blur_sigma: must be two numbers"),
+        ("name=../../x", ": name: must be a word"),
+        ("train.keep_checkpoints=1", ": train.keep_checkpoints: must be greater"),
+        ("lr=1e-4", ": top level: unknown key 'lr'; did you mean 'optim.lr'?"),
     ],
 )  # fmt: skip
 def test_a_wrong_override_is_blamed_and_not_the_file(file: Path, override: str, message: str) -> None:
-    assert refusal(file, override).startswith(message)
+    assert refusal(file, override).startswith(f"--set {override}{message}")
 
 
 def test_a_recipe_that_is_not_there_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
@@ -236,7 +238,19 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-KEYS = ["data", "augment", "model", "model.lora", "ohem", "spmm", "optim", "train", "train.batch", "optim.betas", "name"]
+KEYS = [
+    "data",
+    "augment",
+    "model",
+    "model.lora",
+    "ohem",
+    "spmm",
+    "optim",
+    "train",
+    "train.batch",
+    "optim.betas",
+    "name",
+]
 
 
 @given(key=st.sampled_from(KEYS), value=values)
@@ -253,18 +267,17 @@ def test_whatever_stands_in_a_recipe_it_is_read_or_refused_in_one_line(key: str,
         assert str(refused).startswith("x: ")
 
 
-def test_a_refusal_takes_less_than_half_a_second_and_no_torch(file: Path) -> None:
+def test_a_refusal_takes_less_than_half_a_second_and_no_torch(file: Path, fastest: Callable[..., float]) -> None:
     file.write_text(MINIMAL.replace("  lr: 1e-4", '  lr: "abc"'))
     program = (
         "import sys; from memorysam_cli import app; code = app.run(['recipes', 'check', sys.argv[1]])\n"
         "heavy = {'torch', 'cv2', 'peft', 'numpy', 'sam2'} & set(sys.modules)\n"
         "sys.exit(code if not heavy else str(heavy))"
     )
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
+
+    def refuse() -> None:
         done = subprocess.run([sys.executable, "-c", program, file], capture_output=True, text=True, check=False)
-        seconds.append(time.perf_counter() - start)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr == f'memorysam: error [2]: {file}:11: optim.lr: must be a valid number (got "abc")\n'
-    assert min(seconds) < 0.5
+
+    assert fastest(refuse) < 0.5

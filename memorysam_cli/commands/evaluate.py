@@ -39,10 +39,10 @@ def evaluate(
     The data set is the one that the weights were trained for. Results go to <run>/evaluate/<split>/.
     """
     from memorysam_cli.data import manifest
-    from memorysam_cli.engine import evaluation, run_folder, runtime
+    from memorysam_cli.engine import evaluation, results, run_folder, runtime
     from memorysam_cli.model import load
     from memorysam_cli.model.weights import read_card
-    from memorysam_cli.report import console, results
+    from memorysam_cli.report import console
     from memorysam_cli.storage import lock
 
     options.begin(json=json, verbose=verbose, quiet=quiet)

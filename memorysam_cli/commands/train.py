@@ -8,6 +8,8 @@ import typer
 
 from memorysam_cli.commands import options
 
+EXAMPLE = "memorysam train --recipe demo --set train.epochs=4 --out runs/trial"
+
 
 def train(
     recipe: Annotated[
@@ -61,6 +63,3 @@ def train(
     console.say(f"weights   {result.best}")
     console.say(f"curves    {start.run.plots / 'curves.png'}")
     console.say(f"pictures  {start.run.samples / 'validation.png'}")
-
-
-EPILOG = "Example: memorysam train --recipe demo --set train.epochs=4 --out runs/trial"

@@ -21,7 +21,7 @@ DATASETS: dict[str, str] = {
 """Name in ``memorysam prepare NAME`` and in ``data.dataset`` → ``module:object``."""
 
 
-def layout(name: str) -> Layout:
+def layout_of(name: str) -> Layout:
     """The layout of a catalogued data set.
 
     Raises:

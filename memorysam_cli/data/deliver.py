@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-from memorysam_cli.data.layout import Layout, files_in, relative, subfolders
+from memorysam_cli.data.layout import Layout
+from memorysam_cli.data.listing import files_in, relative, subfolders
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import DatasetInfo, LabelRule, Modality
 

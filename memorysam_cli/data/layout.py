@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import ClassVar
 
+from memorysam_cli.data.listing import sample_names, subfolders
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.errors import DataError
@@ -16,6 +16,14 @@ MARKER = "memorysam-synthetic.json"
 """Lies in a folder that ``prepare synthetic`` rendered; holds the arguments it was rendered with."""
 DEPTH = 3
 """How many folders below ROOT a data set is looked for."""
+
+
+class DataNotFound(DataError):
+    """The data are not there; carries the tree that is looked for."""
+
+    def __init__(self, message: str, *, expected_tree: str) -> None:
+        super().__init__(message)
+        self.expected_tree = expected_tree
 
 
 class Layout(ABC):
@@ -64,21 +72,38 @@ class Layout(ABC):
             DataError: there is none (says where the data are published), or more than one.
         """
         if not root.is_dir():
-            raise DataError(f"{root}: is not a folder; {self.how_to_get()}")
+            raise self._not_found(root, "is not a folder")
         candidates = sorted(self._candidates(root, levels=DEPTH))
-        real = [path for path in candidates if not (path / MARKER).is_file()]
+        real = [path for path in candidates if not is_rendered(path)]
         chosen = real or candidates
         if not chosen:
-            raise DataError(f"{root}: no {self.title} here or up to {DEPTH} folders below; {self.how_to_get()}")
+            raise self._not_found(root, f"no {self.title} here or up to {DEPTH} folders below")
         if len(chosen) > 1:
             names = " and ".join(str(path) for path in chosen[:2])
             raise DataError(f"{root}: holds {self.title} more than once: {names}; give one of them as ROOT")
         return chosen[0]
 
-    def how_to_get(self) -> str:
-        """Where the data are published and how large they are."""
-        return (
-            f"{self.title} is published at {self.published_at} ({self.download_gb:g} GB); unpack it and give its folder"
+    def survey(self, folder: Path, root: Path) -> list[Scene]:
+        """The scenes of a folder that holds the layout.
+
+        Raises:
+            DataError: there is none; names two files that are there.
+        """
+        scenes = self.scenes(folder, root)
+        if not scenes:
+            seen = ", ".join(sample_names(folder)) or "no file at all"
+            raise DataNotFound(
+                f"{folder}: no scene of {self.title} (saw {seen}); compare with the expected tree",
+                expected_tree=self.expected_tree,
+            )
+        return scenes
+
+    def _not_found(self, root: Path, what: str) -> DataNotFound:
+        """Nothing to prepare: where the data are published, and how large they are."""
+        return DataNotFound(
+            f"{root}: {what}; {self.title} is published at {self.published_at} ({self.download_gb:g} GB): unpack it "
+            "there, or give the folder that it is in",
+            expected_tree=self.expected_tree,
         )
 
     def _candidates(self, folder: Path, *, levels: int) -> Iterator[Path]:
@@ -90,24 +115,6 @@ class Layout(ABC):
                 yield from self._candidates(folder / below, levels=levels - 1)
 
 
-def subfolders(folder: Path) -> list[str]:
-    """The names of the folders directly inside a folder, sorted, hidden ones left out; none if unreadable."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    except OSError:
-        return []
-
-
-def files_in(folder: Path) -> list[str]:
-    """The names of the files directly inside a folder, sorted, hidden ones left out; none if there is no folder."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if not entry.is_dir() and not entry.name.startswith("."))
-    except OSError:
-        return []
-
-
-def relative(folder: Path, root: Path) -> PurePosixPath:
-    """``folder`` as seen from ``root``, with forward slashes."""
-    return PurePosixPath(folder.relative_to(root).as_posix())
+def is_rendered(folder: Path) -> bool:
+    """Whether ``prepare synthetic`` made a data set's folder; its marker may lie one folder above (MCubeS)."""
+    return any((place / MARKER).is_file() for place in (folder, folder.absolute().parent))

@@ -6,31 +6,24 @@ after a resume.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from memorysam_cli.data import decode, transforms
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.data.transforms import Sample
+from memorysam_cli.data.workers import Source, load
 from memorysam_cli.dataset import DatasetInfo, Modality
-from memorysam_cli.errors import DataError, EnvironmentFault, MemorySamError, did_you_mean
+from memorysam_cli.errors import DataError, did_you_mean
 from memorysam_cli.recipe import Recipe
 
 ORDER = 1
 """Spawn key of the random numbers that order an epoch, apart from those of its samples."""
-TIMEOUT_S = 300
-"""A worker that gives nothing for this long hangs; waiting for ever is no answer."""
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -131,7 +124,7 @@ def training_batches(
     chunks = [order[first : first + batch] for first in range(0, len(order), batch)]
     mine = chunks[: count * world][rank::world]
     source = _TrainingBatches(manifest, scenes, recipe, epoch, modalities_of(manifest.info, recipe.data.modalities))
-    return _load(source, mine[start:], workers=recipe.data.workers)
+    return load(source, mine[start:], workers=recipe.data.workers)
 
 
 def scored_scenes(
@@ -150,7 +143,7 @@ def scored_scenes(
         DataError: a file cannot be used, or a scene lacks a modality or its label.
     """
     source = _ScoredScenes(manifest, scenes, tuple(modalities), size)
-    return _load(source, range(len(scenes)), workers=workers)
+    return load(source, range(len(scenes)), workers=workers)
 
 
 def unlabelled_scenes(
@@ -168,7 +161,7 @@ def unlabelled_scenes(
     Raises:
         DataError: a file cannot be used, or a scene has none of the modalities.
     """
-    return _load(_UnlabelledScenes(root, scenes, tuple(modalities), size), range(len(scenes)), workers=workers)
+    return load(_UnlabelledScenes(root, scenes, tuple(modalities), size), range(len(scenes)), workers=workers)
 
 
 def modalities_of(info: DatasetInfo, names: Iterable[str]) -> tuple[Modality, ...]:
@@ -190,27 +183,7 @@ def _generator(*entropy: int, spawn_key: tuple[int, ...] = ()) -> np.random.Gene
 
 
 @dataclass(frozen=True)
-class _Fault:
-    """A worker's error: torch would wrap its one line in a traceback."""
-
-    error: MemorySamError
-
-
-class _Source(Dataset[Any], Generic[Item]):
-    """Gives one item for one index, in this process or in a worker."""
-
-    def item(self, index: Any) -> Item:
-        raise NotImplementedError
-
-    def __getitem__(self, index: Any) -> Item | _Fault:
-        try:
-            return self.item(index)
-        except MemorySamError as error:
-            return _Fault(error)
-
-
-@dataclass(frozen=True)
-class _TrainingBatches(_Source[Batch]):
+class _TrainingBatches(Source[Batch]):
     manifest: Manifest
     scenes: Sequence[Scene]
     recipe: Recipe
@@ -234,7 +207,7 @@ class _TrainingBatches(_Source[Batch]):
 
 
 @dataclass(frozen=True)
-class _ScoredScenes(_Source[ScoredScene]):
+class _ScoredScenes(Source[ScoredScene]):
     manifest: Manifest
     scenes: Sequence[Scene]
     modalities: tuple[Modality, ...]
@@ -255,7 +228,7 @@ class _ScoredScenes(_Source[ScoredScene]):
 
 
 @dataclass(frozen=True)
-class _UnlabelledScenes(_Source[UnlabelledScene]):
+class _UnlabelledScenes(Source[UnlabelledScene]):
     root: Path
     scenes: Sequence[Scene]
     modalities: tuple[Modality, ...]
@@ -288,41 +261,3 @@ def _batch(samples: Sequence[Sample], modalities: Sequence[Modality], scenes: tu
     ]
     labels = [torch.from_numpy(sample.label.astype(np.int64)) for sample in samples if sample.label is not None]
     return Batch(frames, torch.stack(labels) if labels else None, scenes)
-
-
-def _load(source: _Source[Item], indices: Sequence[Any], *, workers: int) -> Iterator[Item]:
-    """The items of ``indices`` in their order, read ahead by worker processes."""
-    loader: DataLoader[Item | _Fault] = DataLoader(
-        source,
-        batch_size=None,  # an item is a batch already
-        sampler=indices,
-        num_workers=min(workers, len(indices)),
-        collate_fn=_as_it_is,
-        worker_init_fn=_start_worker,
-        pin_memory=torch.cuda.is_available(),
-        # Its own: from torch's, each epoch would take a number that a resumed run takes once more.
-        generator=torch.Generator(),
-        timeout=TIMEOUT_S if min(workers, len(indices)) else 0,
-    )
-    try:
-        for item in loader:
-            if isinstance(item, _Fault):
-                raise item.error
-            yield item
-    except RuntimeError as error:
-        if "DataLoader" not in str(error):
-            raise
-        reason = str(error).splitlines()[0]
-        raise EnvironmentFault(f"a data worker died or hangs ({reason}); free memory or set data.workers=0") from error
-
-
-def _as_it_is(item: Item) -> Item:
-    """Items are tensors already."""
-    return item
-
-
-def _start_worker(_number: int) -> None:
-    """One thread per worker; signals are the parent's to answer, which then lets its workers end."""
-    cv2.setNumThreads(0)
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(name, signal.SIG_IGN)

@@ -25,6 +25,8 @@ from memorysam_cli.storage import atomic, documents
 
 INFO = "dataset.json"
 SCENES = "scenes.jsonl"
+SPLITS = ("train", "val", "test")
+"""The usual splits, in the order in which they are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ def write(root: Path, info: DatasetInfo, scenes: Sequence[Scene]) -> Manifest:
     text = "".join(documents.to_json(_line(root, scene)) + "\n" for scene in scenes)
     filled = info.model_copy(
         update={
-            "counts": dict(Counter(scene.split for scene in scenes)),
+            "counts": count_splits(scenes),
             "content_hash": hashlib.sha256(text.encode()).hexdigest(),
         }
     )
@@ -124,24 +126,41 @@ def read(root: Path, dataset: str) -> Manifest:
         DataError: it is missing (names what is prepared there and the line to type), damaged, or from a
             version of memorysam that this one does not understand.
     """
-    place = folder(root, dataset)
-    if not (place / INFO).is_file():
-        here = ", ".join(prepared(root)) or "nothing"
-        line = prepare_line(root, dataset)
-        raise DataError(f"{root}: data set '{dataset}' is not prepared (prepared there: {here}); type: {line}")
-    again = f"prepare it again: {prepare_line(root, dataset)}"
+    info = read_info(root, dataset)
+    path = folder(root, dataset) / SCENES
     try:
-        info = DatasetInfo.model_validate(documents.read_json(place / INFO))
-        content = (place / SCENES).read_bytes()
+        content = path.read_bytes()
+    except OSError as fault:
+        raise DataError(f"{path}: {fault.strerror}; prepare it again: {prepare_line(root, dataset)}") from None
+    if hashlib.sha256(content).hexdigest() != info.content_hash:
+        line = prepare_line(root, dataset)
+        raise DataError(f"{path}: was changed since it was prepared, or is torn; prepare it again: {line}")
+    return Manifest(root=root, info=info, scenes=tuple(_scene(line) for line in content.splitlines()))
+
+
+def read_info(root: Path, dataset: str) -> DatasetInfo:
+    """What a prepared data set is, without its scenes.
+
+    Raises:
+        DataError: as :func:`read`.
+    """
+    path, line = folder(root, dataset) / INFO, prepare_line(root, dataset)
+    if not path.is_file():
+        here = ", ".join(prepared(root)) or "nothing"
+        raise DataError(f"{root}: data set '{dataset}' is not prepared (prepared there: {here}); type: {line}")
+    try:
+        return DatasetInfo.model_validate(documents.read_json(path))
     except ValidationError as fault:
         first = fault.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{place / INFO}: {key}: {first['msg']}; {again}") from None
-    except OSError as fault:
-        raise DataError(f"{place / SCENES}: {fault.strerror}; {again}") from None
-    if hashlib.sha256(content).hexdigest() != info.content_hash:
-        raise DataError(f"{place / SCENES}: was changed since it was prepared, or is torn; {again}")
-    return Manifest(root=root, info=info, scenes=tuple(_scene(line) for line in content.splitlines()))
+        raise DataError(f"{path}: {key}: {first['msg']}; prepare it again: {line}") from None
+
+
+def count_splits(scenes: Iterable[Scene]) -> dict[str, int]:
+    """Scenes per split: train, val, test, then others by name."""
+    counts = Counter(scene.split for scene in scenes)
+    order = sorted(counts, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
+    return {name: counts[name] for name in order}
 
 
 def refuse_shared_ids(scenes: Iterable[Scene]) -> None:

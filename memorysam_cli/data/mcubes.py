@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from memorysam_cli.data.layout import Layout, relative
+from memorysam_cli.data.layout import Layout
+from memorysam_cli.data.listing import relative
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import Crop, DatasetInfo, LabelRule, Modality
 from memorysam_cli.errors import DataError

@@ -81,7 +81,7 @@ def write(folder: Path, state: State, *, keep: int) -> Path:
 
 def newest_valid(folder: Path) -> tuple[Path | None, list[Path]]:
     """The newest checkpoint whose sums agree, and the newer ones that had to be passed over."""
-    damaged = []
+    damaged: list[Path] = []
     for path in reversed(_all(folder)):
         if is_valid(path):
             return path, damaged

@@ -68,7 +68,7 @@ class RunFolder:
 
 
 def create(recipe: Recipe, out: Path | None) -> RunFolder:
-    """Make the folder of a new run and point ``runs/latest`` to it.
+    """Make the folder of a new run.
 
     Raises:
         UsageError: ``out`` exists and is not empty; a run folder is never reused unless resuming.
@@ -81,7 +81,6 @@ def create(recipe: Recipe, out: Path | None) -> RunFolder:
     documents.write_json(path / "environment.json", environment())
     atomic.write_text(path / "command.txt", shlex.join(sys.argv) + "\n")
     atomic.write_text(path / RECIPE, recipe.to_yaml())
-    point_latest(path)
     return folder
 
 

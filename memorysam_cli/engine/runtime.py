@@ -62,7 +62,8 @@ def sum_over_processes(values: Tensor) -> Tensor:
     Its backward pass adds the processes' gradients up too; DDP then averages them, so that a loss of such sums gets
     the same gradient as one process with all the data would.
     """
-    return torch.distributed.nn.functional.all_reduce(values)
+    total: Tensor = torch.distributed.nn.functional.all_reduce(values)  # type: ignore[no-untyped-call]
+    return total
 
 
 def _has_mps() -> bool:

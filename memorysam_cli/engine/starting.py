@@ -76,6 +76,7 @@ def _open(stack: contextlib.ExitStack, recipe: Recipe, *, out: Path | None, resu
             console.note(f"{where}: holds no run yet; starting one")
         run = run_folder.create(recipe, out)
         stack.enter_context(lock.hold(run.path))
+        run_folder.point_latest(run.path)
         return Start(run, None)
     stack.enter_context(lock.hold(existing.path))
     checkpoint = _checkpoint(existing, asked=Path(resume) if resume not in {None, AUTO} else None)

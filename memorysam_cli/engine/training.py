@@ -31,7 +31,7 @@ from memorysam_cli.losses.ohem import ohem_cross_entropy
 from memorysam_cli.losses.spmm import PrototypeMemory
 from memorysam_cli.model.network import upsample
 from memorysam_cli.model.parts import count
-from memorysam_cli.model.weights import Metric, Segmenter, build_for_training, fill_own, own_tensors, save
+from memorysam_cli.model.weights import Metric, build_for_training, fill_own, own_tensors, save
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents
@@ -166,7 +166,7 @@ class Trainer:
         assert batch.label is not None
         with self.accelerator.accumulate(self.model):
             output = self.model(batch.frames)
-            logits = upsample(output, size=batch.label.shape[-2:])[:, : self.network.classes]
+            logits = upsample(output, size=(batch.label.shape[-2], batch.label.shape[-1]))[:, : self.network.classes]
             ohem = ohem_cross_entropy(
                 logits, batch.label, threshold=settings.ohem.threshold, min_kept=settings.ohem.min_kept
             )
@@ -325,7 +325,7 @@ class Trainer:
 
     def _steps_per_epoch(self) -> int:
         settings = self.recipe.train
-        at_once = settings.batch * self.accelerator.num_processes * settings.accumulate
+        at_once: int = settings.batch * self.accelerator.num_processes * settings.accumulate
         if len(self.scenes) < at_once:
             raise DataError(
                 f"{self.manifest.info.name}: split '{self.recipe.data.train_split}' has {len(self.scenes)} scenes, "

@@ -14,10 +14,9 @@ from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
 from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
 from sam2.modeling.memory_encoder import CXBlock, Fuser, MaskDownSampler, MemoryEncoder
 from sam2.modeling.position_encoding import PositionEmbeddingSine
-from sam2.modeling.sam2_base import SAM2Base
 from sam2.modeling.sam.mask_decoder import MaskDecoder
 from sam2.modeling.sam.transformer import RoPEAttention, TwoWayTransformer
-from torch import nn
+from sam2.modeling.sam2_base import SAM2Base
 
 STRIDE = 16
 """Pixels per feature cell where memories live."""
@@ -174,7 +173,7 @@ def _memory_encoder(size: Size) -> MemoryEncoder:
     )
 
 
-def _mask_decoder(size: Size, tokens: int) -> nn.Module:
+def _mask_decoder(size: Size, tokens: int) -> MaskDecoder:
     return MaskDecoder(
         num_multimask_outputs=tokens,
         transformer=TwoWayTransformer(depth=2, embedding_dim=size.width, mlp_dim=size.decoder_mlp, num_heads=8),

@@ -20,7 +20,7 @@ class SplitProjection(nn.Module):
     def __init__(self, fused: nn.Linear) -> None:
         super().__init__()
         rows = fused.out_features // 3
-        parts = [nn.Linear(fused.in_features, rows, device=fused.weight.device, dtype=fused.weight.dtype) for _ in "qkv"]
+        parts = [nn.Linear(fused.in_features, rows).to(fused.weight) for _ in "qkv"]
         with torch.no_grad():
             for index, part in enumerate(parts):
                 part.weight.copy_(fused.weight[index * rows : (index + 1) * rows])
@@ -48,7 +48,7 @@ def adapter_config(settings: Lora) -> peft.LoraConfig:
     targets = [*projections, *(["proj"] if "proj" in settings.targets else [])]
     return peft.LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.rank if settings.alpha is None else settings.alpha,
+        lora_alpha=settings.rank if settings.alpha is None else settings.alpha,  # type: ignore[arg-type]
         lora_dropout=settings.dropout,
         target_modules=rf"(.*\.)?blocks\.\d+\.attn\.({'|'.join(targets)})",
         use_dora=settings.dora,
@@ -79,7 +79,7 @@ def _merged(layer: nn.Module) -> nn.Linear:
     """The Linear that computes what an adapted Linear does."""
     if isinstance(layer, peft.tuners.lora.Linear):
         layer.merge()
-        return layer.get_base_layer()
+        layer = layer.get_base_layer()
     assert isinstance(layer, nn.Linear)
     return layer
 
@@ -87,9 +87,7 @@ def _merged(layer: nn.Module) -> nn.Linear:
 def _fused(split: SplitProjection) -> nn.Linear:
     parts = [_merged(part) for part in (split.q, split.k, split.v)]
     first = parts[0]
-    fused = nn.Linear(
-        first.in_features, 3 * first.out_features, device=first.weight.device, dtype=first.weight.dtype
-    )
+    fused = nn.Linear(first.in_features, 3 * first.out_features, device=first.weight.device, dtype=first.weight.dtype)
     with torch.no_grad():
         fused.weight.copy_(torch.cat([part.weight for part in parts]))
         fused.bias.copy_(torch.cat([part.bias for part in parts]))

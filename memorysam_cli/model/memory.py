@@ -73,13 +73,14 @@ def condition(sam: SAM2Base, frame: Frame, memories: Sequence[Memory], *, frames
         (B, C, h, w).
     """
     if not memories:
-        return frame.coarse + sam.no_mem_embed.reshape(1, -1, 1, 1)
+        no_memory: Tensor = sam.no_mem_embed.reshape(1, -1, 1, 1)
+        return frame.coarse + no_memory
     # All are conditioning frames, so all get the temporal embedding of t_pos 0.
     time = sam.maskmem_tpos_enc[sam.num_maskmem - 1]
     tokens = [_sequence(memory.features) for memory in memories]
     positions = [_sequence(memory.position) + time for memory in memories]
     pointers, pointer_positions = _pointers(sam, memories, frames=frames)
-    conditioned = sam.memory_attention(
+    conditioned: Tensor = sam.memory_attention(
         curr=[_sequence(frame.coarse)],
         curr_pos=[_sequence(frame.position)],
         memory=torch.cat([*tokens, pointers]),

@@ -49,7 +49,8 @@ class MemorySAM(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.sam.no_mem_embed.device
+        device: torch.device = self.sam.no_mem_embed.device
+        return device
 
     def forward(self, frames: Sequence[Tensor]) -> Output:
         """Run the memory across the frames.

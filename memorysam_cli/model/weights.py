@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 from torch import Tensor
 
+from memorysam_cli import __version__
 from memorysam_cli.dataset import DatasetInfo, Modality, Strict
 from memorysam_cli.errors import WeightsError
 from memorysam_cli.model.backbone import build_sam2
 from memorysam_cli.model.base import Base, load_base, reload_base
 from memorysam_cli.model.lora import has_lora, merge_lora
 from memorysam_cli.model.network import MemorySAM
-from memorysam_cli.model.parts import prepare_training, start_fresh
+from memorysam_cli.model.parts import is_fresh, prepare_training, start_fresh
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.storage import tensors
 
@@ -51,6 +53,15 @@ class WeightsCard(Strict):
     image_size: int
     versions: dict[str, str]
     metric: Metric | None = None
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> WeightsCard:
+        if self.tokens < len(self.dataset.classes):
+            raise ValueError(f"{self.tokens} tokens are too few for {len(self.dataset.classes)} classes")
+        known = {modality.name for modality in self.dataset.modalities}
+        if not known.issuperset(self.recipe.data.modalities):
+            raise ValueError("the recipe uses a modality that the data set does not have")
+        return self
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -104,8 +115,6 @@ def own_tensors(network: Segmenter) -> dict[str, Tensor]:
     LoRA's base layers are named as split projections; they are the base's and left out.
     """
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
-    from memorysam_cli.model.parts import is_fresh
-
     return {
         name: tensor.detach()
         for name, tensor in network.state_dict().items()
@@ -167,11 +176,7 @@ def fill_own(network: Segmenter, state: dict[str, Tensor], *, where: str) -> Non
 
 def versions() -> dict[str, str]:
     """The versions of the packages that decide a result."""
-    from importlib.metadata import version
-
     names = ("torch", "sam2", "peft", "numpy", "opencv-python-headless", "safetensors")
-    from memorysam_cli import __version__
-
     return {"memorysam": __version__} | {name: version(name) for name in names}
 
 

@@ -71,7 +71,7 @@ def _parse_npy(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
             if np.lib.format.read_magic(stream) == (1, 0):
                 return np.lib.format.read_array_header_1_0(stream)
             return np.lib.format.read_array_header_2_0(stream)
-    except ValueError as error:
+    except Exception as error:  # NumPy evaluates and even tokenizes headers: a damaged one fails in many ways
         raise Refused(f"damaged NumPy file: {' '.join(str(error).split())[:120]}; {_AGAIN}") from error
 
 

@@ -14,6 +14,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from memorysam_cli.errors import EnvironmentFault
 
@@ -184,6 +185,19 @@ def write_bytes(path: Path, data: bytes, *, fsync: bool = True) -> None:
 def write_text(path: Path, text: str, *, fsync: bool = True) -> None:
     """Write ``text`` as UTF-8 with its newlines as they are; otherwise as :func:`write_bytes`."""
     write_bytes(path, text.encode(), fsync=fsync)
+
+
+def open_log(path: Path) -> TextIO:
+    """Open a text log to append whole lines to; parents are created, what UTF-8 cannot hold is escaped.
+
+    The one kind of file that grows in place: a kill costs at most its last line.
+
+    Raises:
+        EnvironmentFault: it cannot be opened.
+    """
+    with faults(path):
+        _make_folder(path.parent)
+        return path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
 
 @contextlib.contextmanager

@@ -196,8 +196,8 @@ def _parse_tiff(stream: BinaryIO) -> Header:
     dtype = _DTYPES.get((bits[0], formats[0]))
     if dtype is None or len(set(bits)) != 1 or len(set(formats)) != 1:
         raise Refused(f"a TIFF of {bits[0]} bits (sample format {formats[0]}); {_CONVERT} or a float32 TIFF")
-    if color not in _COLORS or channels not in {1, 3, 4}:
-        raise Refused(f"a TIFF with {channels} channels of colour kind {color}, not grey, RGB or RGBA; {_CONVERT}")
+    if color not in _COLORS or channels not in {1, 3}:  # OpenCV multiplies the colours by alpha
+        raise Refused(f"a TIFF with {channels} channels of colour kind {color}, not grey or RGB; {_CONVERT}")
     if planar != 1 and channels != 1:
         raise Refused(f"a TIFF with one plane per channel; {_CONVERT}")
     if fields.get(_ORIENTATION, (1,)) != (1,):

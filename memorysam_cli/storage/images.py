@@ -7,7 +7,6 @@ with what the header promised. EXIF rotation is ignored: it would part an image 
 
 from __future__ import annotations
 
-import io
 import stat
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -60,7 +59,7 @@ def read(path: Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[Any]:
 
     Args:
         path: PNG (8 or 16 bit; grey, RGB, palette, with or without alpha), JPEG (grey, RGB), TIFF (uint8,
-            uint16, float32), ``.npy`` or ``.npz`` with one array. The content decides, not the suffix.
+            uint16, float32; grey, RGB), ``.npy`` or ``.npz`` with one array. The content decides, not the suffix.
         max_pixels: H·W above this is refused from the header, before anything is decoded.
 
     Returns:
@@ -72,11 +71,11 @@ def read(path: Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[Any]:
     """
     _check_file(path)
     try:
-        data = path.read_bytes()
-        found = _parse(io.BytesIO(data))
-        if found.height * found.width > max_pixels:
-            size = f"{found.height} x {found.width} = {found.height * found.width / 1e6:,.0f} Mpx"
-            raise Refused(f"{size} is more than the {max_pixels / 1e6:,.0f} Mpx allowed; make it smaller")
+        with path.open("rb") as stream:
+            found = _parse(stream)
+            _check_size(found, max_pixels=max_pixels)
+            stream.seek(0)
+            data = stream.read()
         array = arrays.load_array(data, found) if found.format in {"npy", "npz"} else _decode(data, found)
         if array.dtype.kind == "f":
             _check_finite(array)
@@ -99,6 +98,12 @@ def _check_file(path: Path) -> None:
         raise DataError(f"{shown(path)}: not a regular file; copy the image to a file")
     if status.st_size == 0:
         raise DataError(f"{shown(path)}: empty (0 bytes); get the file again")
+
+
+def _check_size(found: Header, *, max_pixels: int) -> None:
+    if found.height * found.width > max_pixels:
+        size = f"{found.height} x {found.width} = {found.height * found.width / 1e6:,.0f} Mpx"
+        raise Refused(f"{size} is more than the {max_pixels / 1e6:,.0f} Mpx allowed; make it smaller")
 
 
 def _parse(stream: BinaryIO) -> Header:

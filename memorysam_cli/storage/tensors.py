@@ -104,6 +104,8 @@ def _check_header(stream: BinaryIO) -> dict[str, str]:
     text = stream.read(length)
     if len(text) < length:
         raise _Refused(f"truncated inside its header ({8 + len(text)} of at least {8 + length} bytes)")
+    if (count := text.count(b'"data_offsets"')) > MAX_TENSORS:  # parsing them would take seconds
+        raise _Refused(f"about {count} tensors; 1 to {MAX_TENSORS} are allowed")
     try:
         entries = json.loads(text, object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from memorysam_cli.errors import WeightsError
 from memorysam_cli.storage.atomic import shown
 
 _NAMES_SHOWN = 5
+_WEB_PAGE = re.compile(rb"<(!doctype|html|head|body|\?xml)", re.IGNORECASE)
 
 
 def sha256(path: Path) -> str:
@@ -46,7 +48,7 @@ def check_file(path: Path) -> None:
         raise WeightsError(f"{shown(path)}: empty (0 bytes); get the file again")
     if start.startswith(b"version https://git-lfs"):
         raise WeightsError(f"{shown(path)}: a Git-LFS pointer ({size} bytes); fetch the real file with 'git lfs pull'")
-    if start.startswith(b"<"):
+    if _WEB_PAGE.match(start):  # "<" alone would not do: safetensors may start with any byte
         raise WeightsError(f"{shown(path)}: a web page ({size} bytes), not weights; download the file itself")
 
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-import signal
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -15,7 +13,7 @@ from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.loader import Batch, epoch_order, scored_scenes, training_batches, unlabelled_scenes
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.data.mcubes import MCUBES
-from memorysam_cli.errors import DataError, EnvironmentFault
+from memorysam_cli.errors import DataError
 from memorysam_cli.recipe import Recipe
 
 from .conftest import write_mcubes
@@ -108,20 +106,6 @@ def test_a_bad_file_ends_with_its_own_message(prepared: Manifest, small_recipe: 
     with pytest.raises(DataError) as caught:
         batches(prepared, small_recipe, workers=workers)
     assert str(caught.value) == f"{bad}: empty (0 bytes); get the file again"
-
-
-class _Deadly(loader._Source[int]):
-    """A worker that is killed at its second item."""
-
-    def item(self, index: int) -> int:
-        if index == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return index
-
-
-def test_a_killed_worker_is_a_fault_of_the_machine() -> None:
-    with pytest.raises(EnvironmentFault, match="a data worker died"):
-        list(loader._load(_Deadly(), range(4), workers=1))
 
 
 def test_scored_scenes_come_in_order_and_share_frames_where_nothing_is_cropped(prepared: Manifest) -> None:

@@ -12,11 +12,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from memorysam_cli.dataset import DatasetInfo, Modality
 from memorysam_cli.model.backbone import build_sam2
 from memorysam_cli.model.lora import add_lora
 from memorysam_cli.model.network import MemorySAM
 from memorysam_cli.model.reference import from_reference
-from memorysam_cli.recipe import Lora
+from memorysam_cli.recipe import Data, Lora, Model, Optim, Recipe, Spmm, Train
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -41,9 +42,8 @@ class Golden:
 
     def frames(self, tag: str, *, modalities: int, batch: int, size: int = 256) -> list[torch.Tensor]:
         shape = (batch, 3, size, size)
-        return [
-            torch.from_numpy(self.generator(f"{tag}/frame{i}").standard_normal(shape)).float() for i in range(modalities)
-        ]
+        drawn = [self.generator(f"{tag}/frame{index}").standard_normal(shape) for index in range(modalities)]
+        return [torch.from_numpy(frame).float() for frame in drawn]
 
     def state(self, object_score_bias: float) -> dict[str, torch.Tensor]:
         """A reference ``state_dict``."""
@@ -69,3 +69,32 @@ class Golden:
 @pytest.fixture(scope="session")
 def golden() -> Golden:
     return Golden()
+
+
+@pytest.fixture
+def dataset() -> DatasetInfo:
+    """Three classes, three sensors."""
+    return DatasetInfo(
+        name="toy",
+        title="Toy",
+        classes=("road", "car", "sky"),
+        palette=((128, 64, 128), (0, 0, 142), (70, 130, 180)),
+        modalities=(
+            Modality(name="img", kind="rgb", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+            Modality(name="depth", kind="hha"),
+            Modality(name="lidar", kind="lidar"),
+        ),
+    )
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    """Nano on random base weights."""
+    return Recipe(
+        name="toy",
+        data=Data(dataset="toy", modalities=("img", "depth"), image_size=64),
+        model=Model(backbone="nano", base_weights="random"),
+        spmm=Spmm(variant="paper", weight=1.0),
+        optim=Optim(lr=1e-3),
+        train=Train(epochs=1, seed=3),
+    )

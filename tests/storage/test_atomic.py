@@ -161,7 +161,7 @@ def test_all_is_synced_before_the_rename_and_the_parent_after(tmp_path: Path, mo
     real_fsync, real_rename, real_replace = os.fsync, Path.rename, Path.replace
 
     def fsync(descriptor: int) -> None:
-        log.append(f"sync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name.split('.tmp-')[0]}")
+        log.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name.split('.tmp-')[0]}")
         real_fsync(descriptor)
 
     def renamed(real: object, mark: str) -> object:
@@ -183,6 +183,16 @@ def test_all_is_synced_before_the_rename_and_the_parent_after(tmp_path: Path, mo
     log.clear()
     atomic.write_bytes(tmp_path / "x", b"1", fsync=False)
     assert log == ["rename x"]
+
+
+def test_a_log_grows_line_by_line(tmp_path: Path) -> None:
+    for word in ("a", "é\udcff"):
+        with atomic.open_log(tmp_path / "run" / "log.txt") as log:
+            log.write(f"{word}\n")
+            assert (tmp_path / "run" / "log.txt").read_text(encoding="utf-8").splitlines()[-1][0] == word[0]
+    assert (tmp_path / "run" / "log.txt").read_bytes() == b"a\n\xc3\xa9\\udcff\n"
+    with pytest.raises(EnvironmentFault, match="is a folder"):
+        atomic.open_log(tmp_path / "run")
 
 
 OVERWRITE_FOR_EVER = """

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memorysam_cli.errors import DataError, UsageError
@@ -90,6 +90,7 @@ def test_twenty_levels_are_allowed_and_one_more_is_not() -> None:
         documents.parse_yaml("[" * 21 + "]" * 21, where="x")
 
 
+@settings(derandomize=True, deadline=None)
 @given(
     st.recursive(
         st.none()
@@ -104,13 +105,13 @@ def test_twenty_levels_are_allowed_and_one_more_is_not() -> None:
     )
 )
 def test_every_json_value_is_read_back_as_yaml(value: Any) -> None:
-    assert documents.parse_yaml(json.dumps(value), where="x") == value
+    assert documents.parse_yaml(documents.to_json(value), where="x") == value
 
 
 def test_files_are_refused_by_name(tmp_path: Path) -> None:
     cases: dict[str, tuple[bytes | None, str]] = {
         "missing.yaml": (None, "no such file"),
-        "big.yaml": (b"a" * 1_000_001, "1.0 MB allowed".replace("1.0", "1")),
+        "big.yaml": (b"a" * 1_000_001, "1 MB allowed"),
         "latin.yaml": (b"a: 1\nb: \xe9", ":2: not UTF-8"),
         "tab.yaml": (b"a:\n\tb: 1", ":2: a tab"),
     }

@@ -67,7 +67,7 @@ EDGES = np.array([(a, b) for a in range(8) for b in range(a + 1, 8) if bin(a ^ b
 
 
 def frames_of(camera: Camera, solids: Solids) -> tuple[np.ndarray, np.ndarray]:
-    """The part of the picture that each body can touch.
+    """The pixels whose centres each body can cover.
 
     Returns:
         (N, 4) int rows ``top, bottom, left, right`` (half open; empty if out of sight) and (N,) float nearest depth.
@@ -91,10 +91,10 @@ def frames_of(camera: Camera, solids: Solids) -> tuple[np.ndarray, np.ndarray]:
     row = camera.height / 2 - focal_px * points[..., 1] / ahead
     frames = np.stack(
         [
-            np.floor(np.where(valid, row, np.inf).min(axis=1)).clip(0, camera.height),
-            np.ceil(np.where(valid, row, -np.inf).max(axis=1)).clip(0, camera.height),
-            np.floor(np.where(valid, column, np.inf).min(axis=1)).clip(0, camera.width),
-            np.ceil(np.where(valid, column, -np.inf).max(axis=1)).clip(0, camera.width),
+            np.ceil(np.where(valid, row, np.inf).min(axis=1) - 0.5).clip(0, camera.height),
+            np.floor(np.where(valid, row, -np.inf).max(axis=1) + 0.5).clip(0, camera.height),
+            np.ceil(np.where(valid, column, np.inf).min(axis=1) - 0.5).clip(0, camera.width),
+            np.floor(np.where(valid, column, -np.inf).max(axis=1) + 0.5).clip(0, camera.width),
         ],
         axis=1,
     )
@@ -191,5 +191,3 @@ def _ragged(
     hole = chord < 0.3 + 0.3 * leaves
     infinite = np.float32(np.inf)
     return enter, np.where(hole, -infinite, infinite)
-
-

@@ -40,7 +40,13 @@ WEATHER: dict[str, Weather] = {
     "cloud": Weather((0.62, 0.65, 0.7), (0.12, 0.12, 0.11), (0.5, 0.54, 0.6), (0.68, 0.7, 0.72), 0.3, 0.0018, 0.012),
     "fog": Weather((0.5, 0.51, 0.53), (0.0, 0.0, 0.0), (0.5, 0.51, 0.53), (0.56, 0.57, 0.58), 0.02, 0.055, 0.015),
     "night": Weather(
-        (0.008, 0.01, 0.018), (0.003, 0.003, 0.005), (0.002, 0.003, 0.008), (0.012, 0.012, 0.02), 0.3, 0.002, 0.03,
+        (0.008, 0.01, 0.018),
+        (0.003, 0.003, 0.005),
+        (0.002, 0.003, 0.008),
+        (0.012, 0.012, 0.02),
+        0.3,
+        0.002,
+        0.03,
         night=1.0,
     ),
     "rain": Weather(
@@ -95,28 +101,43 @@ def shadows(solids: Solids, sun: np.ndarray, *, soft_cells: int) -> ShadowMap:
     return ShadowMap(blurred.astype(np.float32) / 255, west, south, scale)
 
 
-def radiance(surface: Surface, world: World, solids: Solids, weather: Weather) -> np.ndarray:
-    """Light that reaches the lens.
+@dataclass(frozen=True)
+class Lighting:
+    """How a world is lit at one moment.
 
     Args:
-        surface: what is seen.
-        world: where.
-        solids: its bodies at that moment.
+        world: the street.
         weather: the condition.
-
-    Returns:
-        (H, W, 3) float32 linear light, not negative.
+        contact: where bodies hide the sky from the ground.
+        shadow: where they hide the sun; ``None`` without one.
     """
+
+    world: World
+    weather: Weather
+    contact: ShadowMap
+    shadow: ShadowMap | None
+
+
+def lighting(world: World, solids: Solids, weather: Weather) -> Lighting:
+    """Work out the shadows of a moment."""
+    contact = shadows(solids, np.float32([0, 0, 1]), soft_cells=7)
+    has_sun = weather.sunlight[0] > 0.5
+    return Lighting(world, weather, contact, shadows(solids, world.sun, soft_cells=3) if has_sun else None)
+
+
+def radiance(surface: Surface, lights: Lighting) -> np.ndarray:
+    """Light that reaches the lens: (H, W, 3) float32, linear, not negative."""
+    world, weather = lights.world, lights.weather
     sun = world.sun
     normal = surface.normal
     colour = surface.colour
     x, y, _ = surface.point
-    tag_ground = surface.normal[..., 2] > 0.98
-    contact = np.where(tag_ground, shadows(solids, np.float32([0, 0, 1]), soft_cells=7).at(x, y), np.float32(0))
+    is_ground, is_level = surface.is_ground, surface.normal[..., 2] > 0.98
+    contact = np.where(is_ground, lights.contact.at(x, y), np.float32(0))
     openness = (0.62 + 0.38 * normal[..., 2]) * (1 - 0.55 * contact)
     light = openness[..., None] * np.float32(weather.ambient)
-    if weather.sunlight[0] > 0.5:
-        hidden = np.where(tag_ground, shadows(solids, sun, soft_cells=3).at(x, y), np.float32(0))
+    if lights.shadow is not None:
+        hidden = np.where(is_ground, lights.shadow.at(x, y), np.float32(0))
         direct = np.maximum(normal @ sun, 0) * (1 - 0.92 * hidden)
         light += direct[..., None] * np.float32(weather.sunlight)
     else:
@@ -124,12 +145,14 @@ def radiance(surface: Surface, world: World, solids: Solids, weather: Weather) -
     if weather.night:
         light += _lamplight(surface, world)
     if weather.wetness:
-        colour = colour * np.where(tag_ground, np.float32(0.55), np.float32(0.85))[..., None]
+        colour = colour * np.where(is_level, np.float32(0.55), np.float32(0.85))[..., None]
     sent = light * colour
-    sent += _mirrored(surface, weather, wet=tag_ground & (weather.wetness > 0))
+    sent += _mirrored(surface, weather, wet=is_level & (weather.wetness > 0))
     glow = surface.signal + surface.glow * weather.night
-    sent += (glow * (0.3 + 2.5 * surface.colour.max(axis=-1)))[..., None] * (surface.colour + 0.25) * np.float32(
-        (1.0, 0.85, 0.6) if weather.night else (1.0, 1.0, 1.0)
+    sent += (
+        (glow * (0.3 + 2.5 * surface.colour.max(axis=-1)))[..., None]
+        * (surface.colour + 0.25)
+        * np.float32((1.0, 0.85, 0.6) if weather.night else (1.0, 1.0, 1.0))
     )
     sky = skylight(surface, weather, salt=world.salt)
     sent = np.where(surface.is_sky[..., None], sky, sent) * world.tint
@@ -188,4 +211,3 @@ def _through_fog(light: np.ndarray, surface: Surface, weather: Weather) -> np.nd
         clear = np.where(surface.is_sky, np.float32(1), clear)
     haze = np.float32(weather.horizon)
     return np.asarray(light * clear[..., None] + haze * (1 - clear[..., None]), np.float32)
-

@@ -5,7 +5,7 @@ Codes (all 8 bit):
 * ``depth``: ``255 * (1 + ln(d / 1000 m) / 5.70378)`` in three equal channels, CARLA's logarithmic code; sky 255.
 * ``hha``: root of the disparity ``255 * sqrt(2.5 m / d)``, height above the carriageway
   ``255 * sqrt((h + 0.25 m) / 25.25 m)``, and the angle between surface and gravity (0 level ground, 128 upright); sky 0.
-* ``lidar``: ``255 * (1 - r / 100 m)`` at the points, at least 16, in three equal channels; 0 elsewhere.
+* ``lidar``: ``255 * exp(-r / 50 m)`` at the points, in three equal channels; 0 elsewhere.
 * ``event``: 255 in the first channel where it grew brighter, in the third where darker; 0 elsewhere.
 """
 
@@ -22,8 +22,10 @@ from memorysam_cli.data.synthetic.surface import Surface
 
 Rng = np.random.Generator
 CARLA_DECADES = 5.70378
-LIDAR_RANGE_M = 100.0
-EVENT_STEP = 0.22
+LIDAR_RANGE_M = 95.0
+LIDAR_FADE_M = 50.0
+LIDAR_LINES = 28
+EVENT_STEP = 0.2
 """Change of the logarithm of the light that makes an event."""
 
 
@@ -112,23 +114,22 @@ class Points:
 
 
 def scan(surface: Surface, weather: Weather, *, rng: Rng) -> Points:
-    """A scanner of 40 lines beside the camera: where its beams land in the picture, and how far."""
+    """A scanner of 28 lines beside the camera: where its beams land in the picture, and how far."""
     camera = surface.camera
-    azimuth = np.arange(-60, 60, 0.4, np.float32)
-    elevation = np.linspace(-26, 9, 40, dtype=np.float32)
-    elevation, azimuth = np.radians(elevation)[:, None], np.radians(azimuth)[None, :] + np.zeros((40, 1), np.float32)
+    azimuth = np.radians(np.arange(-60, 60, 0.6, np.float32))[None, :]
+    elevation = np.radians(np.linspace(-25, 8, LIDAR_LINES, dtype=np.float32))[:, None]
     # Directions in the camera's frame: the scanner is levelled as the camera is.
-    right, up, forward = np.cos(elevation) * np.sin(azimuth), np.sin(elevation), np.cos(elevation) * np.cos(azimuth)
+    across, rise = np.tan(azimuth) + 0 * elevation, np.tan(elevation) / np.cos(azimuth)
     focal_px = camera.focal * camera.height
-    column = np.floor(camera.width / 2 + focal_px * right / forward).astype(np.int64).ravel()
-    row = np.floor(camera.height / 2 - focal_px * (up + 0 * azimuth) / forward).astype(np.int64).ravel()
+    column = np.floor(camera.width / 2 + focal_px * across).astype(np.int64).ravel()
+    row = np.floor(camera.height / 2 - focal_px * rise).astype(np.int64).ravel()
     inside = (column >= 0) & (column < camera.width) & (row >= 0) & (row < camera.height)
     row, column = row[inside], column[inside]
     stretch = np.sqrt((camera.rays[:, row, column] ** 2).sum(axis=0))
     range_m = surface.depth[row, column] * stretch
     # Haze swallows beams, most of all long ones; a few are always lost.
     kept = 0.96 * np.exp(-np.minimum(range_m, 1e3) * (0.3 * weather.fog_per_metre + 0.004 * weather.wetness))
-    returned = (range_m < 0.94 * LIDAR_RANGE_M) & (rng.random(len(range_m)) < kept)
+    returned = (range_m < LIDAR_RANGE_M) & (rng.random(len(range_m)) < kept)
     return Points(row[returned], column[returned], range_m[returned])
 
 
@@ -138,10 +139,10 @@ def lidar(points: Points, surface: Surface, *, case: str | None, rng: Rng) -> np
     row, column, range_m = points.row.astype(np.float64), points.column.astype(np.float64), points.range_m
     if case == "lidarjitter":
         failures.jitter(column, row, height=height, rng=rng)
-        range_m = (range_m * rng.normal(1, 0.05, len(range_m))).clip(0.5, 0.94 * LIDAR_RANGE_M)
-    value = np.maximum(_byte(1 - range_m / LIDAR_RANGE_M), 16)
+        range_m = (range_m * rng.normal(1, 0.05, len(range_m))).clip(0.5, LIDAR_RANGE_M)
+    value = _byte(np.exp(-range_m / np.float32(LIDAR_FADE_M)))
     frame = np.zeros((height, width), np.uint8)
-    reach = max(0, round(height / 700))
+    reach = height // 400
     order = np.argsort(value, kind="stable")  # Near ones are drawn last.
     rows, columns = np.rint(row[order]).astype(np.int64), np.rint(column[order]).astype(np.int64)
     for down in range(-reach, reach + 1):

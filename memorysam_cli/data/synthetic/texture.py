@@ -37,7 +37,8 @@ def noise(u: np.ndarray, v: np.ndarray, *, scale: float) -> np.ndarray:
         Values in -1..1, shape of ``u``, float32.
     """
     # OpenCV samples much faster than NumPy gathers, but wants a picture with sides below 32768.
-    maps = np.zeros((2, max(1, -(-u.size // _ROW)), _ROW), np.float32)
+    columns = min(max(u.size, 1), _ROW)
+    maps = np.zeros((2, max(1, -(-u.size // columns)), columns), np.float32)
     for place, flat in zip((u, v), maps.reshape(2, -1), strict=True):
         cells = place.ravel() * np.float32(scale)
         flat[: u.size] = cells - np.floor(cells * np.float32(1 / TILE)) * np.float32(TILE)
@@ -57,7 +58,9 @@ def chance(u: np.ndarray, v: np.ndarray | int, salt: np.ndarray | int) -> np.nda
         float32 in 0..1, shape of the arguments together.
     """
     with np.errstate(over="ignore"):
-        mixed = np.uint32(0x9E3779B1) * _word(u) ^ np.uint32(0x85EBCA77) * _word(v) ^ np.uint32(0xC2B2AE3D) * _word(salt)
+        mixed = (
+            np.uint32(0x9E3779B1) * _word(u) ^ np.uint32(0x85EBCA77) * _word(v) ^ np.uint32(0xC2B2AE3D) * _word(salt)
+        )
         mixed = (mixed ^ (mixed >> np.uint32(15))) * np.uint32(0x2C1B3C6D)
         mixed = (mixed ^ (mixed >> np.uint32(12))) * np.uint32(0x297A2D39)
         mixed = mixed ^ (mixed >> np.uint32(15))

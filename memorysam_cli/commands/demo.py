@@ -1,0 +1,56 @@
+"""``memorysam demo``: the whole way in a few minutes on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memorysam_cli.commands import options
+
+EXAMPLE = "memorysam demo --out ./demo"
+
+
+def demo(
+    out: options.OptionalOut = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="S", help="Another seed: other scenes, another training.")] = 0,
+    scenes: Annotated[int, typer.Option(min=40, metavar="N", help="How many scenes to render.")] = 240,
+    overrides: options.Set = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Render mini-DELIVER, train on it with all sensors and with RGB alone, evaluate, predict, and show the pictures.
+
+    Everything goes to --out, else to a new temporary folder that is kept.
+    """
+    import tempfile
+
+    from memorysam_cli.engine import runtime
+    from memorysam_cli.engine.demo import run_demo
+    from memorysam_cli.engine.run_folder import RunFolder
+    from memorysam_cli.report import console
+
+    options.begin(json=json, verbose=verbose, quiet=quiet)
+    place = runtime.choose_device(device)
+    folder = out or Path(tempfile.mkdtemp(prefix="memorysam-demo-"))
+    result = run_demo(folder, device=place, seed=seed, scenes=scenes, overrides=overrides or [])
+    if json:
+        console.answer({"schema_version": 1, **result.to_json()})
+        return
+    console.table(
+        ["validation", "mIoU %"],
+        [
+            [f"answering '{result.majority_class}' everywhere", f"{result.miou_majority:.2f}"],
+            ["RGB alone", f"{result.miou_rgb:.2f}"],
+            ["all sensors", f"{result.miou:.2f}"],
+        ],
+        title=f"demo: {result.steps} updates each, {result.seconds:.0f} s in all",
+    )
+    run = RunFolder(result.run)
+    console.say(f"look at   {run.samples / 'validation.png'}")
+    console.say(f"          {run.plots / 'curves.png'}")
+    console.say(f"          {result.predictions / 'overlay'}")
+    console.say(f"weights   {run.best}")

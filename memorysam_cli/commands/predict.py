@@ -1,0 +1,92 @@
+"""``memorysam predict``: segment scenes, labelled or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from memorysam_cli.commands import options
+from memorysam_cli.errors import PartialError
+
+EXAMPLE = "memorysam predict ./photos --out ./masks --map img=rgb --color --overlay"
+
+
+def predict(
+    scenes: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SCENES", help="A prepared data set, a folder per modality, a folder per scene, or one scene."
+        ),
+    ],
+    out: options.Out = Path("masks"),
+    weights: options.Weights = None,
+    split: options.OptionalSplit = None,
+    modalities: options.Modalities = None,
+    renames: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="MODALITY=NAME", help="What your files call a modality (repeatable)."),
+    ] = None,
+    color: Annotated[bool, typer.Option("--color", help="Also paint each mask in its classes' colours.")] = False,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Also blend colours over the image, with legend.")] = False,
+    confidence: Annotated[bool, typer.Option("--confidence", help="Also write each pixel's probability.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many scenes.")] = None,
+    on_error: Annotated[
+        Literal["stop", "skip"], typer.Option(help="At a scene that cannot be read: stop, or list it and go on.")
+    ] = "stop",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that holds other files.")] = False,
+    device: options.Device = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="Scenes of one size that are segmented at once.")] = 4,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read ahead.")] = 2,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Segment scenes: a class-id PNG of each scene's own size, in the scenes' own tree; no labels needed.
+
+    A scene may lack modalities that the weights know. Writes masks/, classes.json, predictions.jsonl and, last,
+    _SUCCESS.json into the output folder.
+    """
+    from memorysam_cli.data import inputs
+    from memorysam_cli.engine import evaluation, prediction, prediction_folder, run_folder, runtime
+    from memorysam_cli.model import load
+    from memorysam_cli.model.weights import read_card
+    from memorysam_cli.report import console
+    from memorysam_cli.storage import lock, tensors
+
+    options.begin(json=json, verbose=verbose, quiet=quiet)
+    path = weights or run_folder.default_weights()
+    card = read_card(path)
+    chosen = evaluation.choose_modalities(card.modalities, options.names(modalities))
+    names = [modality.name for modality in chosen]
+    aliases = prediction.read_aliases(renames, names)
+    found = inputs.discover(scenes, modalities=names, aliases=aliases, split=split, dataset=card.dataset.name)
+    wanted = found.scenes[:limit]
+    prediction_folder.refuse_collisions(wanted)
+    prediction_folder.refuse_foreign(out, overwrite=overwrite)
+    for text in found.notes:
+        console.note(text)
+    place = runtime.choose_device(device)
+    trees = {"color": color, "overlay": overlay, "confidence": confidence}
+    facts = {
+        "inputs": str(scenes), "dataset": card.dataset.name, "modalities": names, "image_size": card.image_size,
+        "weights": str(path), "weights_sha256": tensors.sha256(path),
+    }  # fmt: skip
+    with lock.hold(out), console.progress(len(wanted), "predict") as progress:
+        model = load(path, device=place)
+        extras = [name for name, is_wanted in trees.items() if is_wanted]
+        writer = prediction_folder.Writer(out, root=found.root, info=card.dataset, modalities=chosen, extras=extras)
+        prediction.predict(
+            model, writer, scenes=wanted, image_size=card.image_size, device=place, batch=batch, workers=workers,
+            skip_bad=on_error == "skip", advance=progress.advance,
+        )  # fmt: skip
+        report = writer.finish(facts, scenes=len(wanted))
+    console.say(f"{report['done']} of {report['scenes']} scenes, {', '.join(names)}")
+    for name, folder in report["trees"].items():
+        console.say(f"{name:<10}  {folder}")
+    console.say(f"{'list':<10}  {report['ledger']}")
+    if json:
+        console.answer(report)
+    if report["failed"]:
+        raise PartialError(f"{report['failed']} of {report['scenes']} scenes were left out; see {report['ledger']}")

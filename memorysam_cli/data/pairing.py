@@ -1,0 +1,85 @@
+"""Which files of several modality folders show the same scene."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from memorysam_cli.errors import DataError
+
+Keys = dict[str, str]
+"""A file's own name (relative path without suffix) → the name that it pairs by."""
+
+SEPARATORS = re.compile(r"[_\-. ]")
+
+
+def pair(sources: Mapping[str, Mapping[str, str]]) -> list[dict[str, str]]:
+    """Pair the files of several folders, by their relative paths without suffix.
+
+    Where no two folders share a path, the names may carry the sensor's: ``000050_rgb_front`` and
+    ``000050_depth_front`` pair if cutting names at ``_ - .`` and blanks leaves exactly one part that is the same
+    throughout each folder and differs between folders.
+
+    Args:
+        sources: folder → file's relative path without suffix → anything.
+
+    Returns:
+        One row per scene, sorted: folder → relative path without suffix. A folder may lack files of some scenes.
+
+    Raises:
+        DataError: a folder has files, none of which pairs with any other folder's.
+    """
+    exact = {folder: {name: name for name in files} for folder, files in sources.items()}
+    for keys in (exact, _without_sensor(sources)):
+        if keys and _unpaired(keys) is None:
+            rows: dict[str, dict[str, str]] = {}
+            for folder, names in keys.items():
+                for name, key in names.items():
+                    rows.setdefault(key, {})[folder] = name
+            return [rows[key] for key in sorted(rows)]
+    lonely = _unpaired(exact)
+    assert lonely is not None  # else the exact names pair
+    other = next(folder for folder in sources if folder != lonely)
+    raise DataError(
+        f"{lonely}/: none of its files pairs with one of another folder (such as {lonely}/{min(sources[lonely])} and "
+        f"{other}/{min(sources[other])}); give the files of one scene the same name in every folder"
+    )
+
+
+def _unpaired(keys: Mapping[str, Keys]) -> str | None:
+    """A folder that shares nothing with any other, if there are several."""
+    for folder, names in keys.items():
+        others = {key for other, more in keys.items() if other != folder for key in more.values()}
+        if len(keys) > 1 and others.isdisjoint(names.values()):
+            return folder
+    return None
+
+
+def _without_sensor(sources: Mapping[str, Mapping[str, str]]) -> dict[str, Keys]:
+    """Names without the one part that tells the sensor; empty if there is no such part."""
+    cut = {folder: {name: _parts(name) for name in files} for folder, files in sources.items()}
+    lengths = {len(parts) for names in cut.values() for _, parts in names.values()}
+    if len(lengths) != 1:
+        return {}
+    telling = []
+    for position in range(lengths.pop()):
+        words = {folder: {parts[position] for _, parts in names.values()} for folder, names in cut.items()}
+        if all(len(found) == 1 for found in words.values()) and len(set.union(*words.values())) > 1:
+            telling.append(position)
+    if len(telling) != 1:
+        return {}
+    position = telling[0]
+    keys = {
+        folder: {
+            name: "_".join((place, *parts[:position], *parts[position + 1 :])) for name, (place, parts) in names.items()
+        }
+        for folder, names in cut.items()
+    }
+    is_injective = all(len(set(names.values())) == len(names) for names in keys.values())
+    return keys if is_injective else {}
+
+
+def _parts(name: str) -> tuple[str, list[str]]:
+    """The folder of a relative path, and its last name cut at separators."""
+    place, slash, last = name.rpartition("/")
+    return place + slash, SEPARATORS.split(last)

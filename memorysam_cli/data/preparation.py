@@ -1,0 +1,188 @@
+"""The steps of ``memorysam prepare``: find or render a data set, list its scenes, check them, write the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from memorysam_cli import __version__
+from memorysam_cli.data import layout_of
+from memorysam_cli.data import manifest as manifests
+from memorysam_cli.data.check import Report, check
+from memorysam_cli.data.layout import MARKER, Layout, is_rendered
+from memorysam_cli.data.listing import relative, walk
+from memorysam_cli.data.manifest import Manifest
+from memorysam_cli.errors import DataError, UsageError
+from memorysam_cli.storage import atomic, documents
+
+SyntheticLayout = Literal["deliver", "mcubes"]
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What came of a preparation."""
+
+    report: Report
+    manifest: Path | None
+    """The folder of the manifest; none if the check found problems, and nothing was written."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The one object of ``memorysam prepare --json``."""
+        found = self.report.to_json()
+        place = None if self.manifest is None else str(self.manifest.absolute())
+        first = {"schema_version": SCHEMA_VERSION, "dataset": found.pop("dataset"), "root": found.pop("root")}
+        return {**first, "manifest": place, **found}
+
+    def fault(self) -> DataError | None:
+        """The error that the problems amount to, if there are any."""
+        if not self.report.problems:
+            return None
+        counted = ", ".join(f"{problem.count} × {problem.kind}" for problem in self.report.problems)
+        return DataError(
+            f"{self.report.root}: data set '{self.report.dataset}' has problems ({counted}), first "
+            f"{self.report.problems[0].first[0]}; nothing was written; mend the files and prepare again"
+        )
+
+
+def survey(name: str, root: Path) -> Manifest:
+    """Find a published data set in or below ``root`` and list its scenes; nothing is checked or written yet.
+
+    Raises:
+        DataError: it is not there (see :class:`~memorysam_cli.data.layout.DataNotFound`), there twice, or without
+            a scene.
+    """
+    layout = layout_of(name)
+    return _listed(layout, folder=layout.find(root), root=root)
+
+
+def survey_synthetic(root: Path, *, layout: SyntheticLayout) -> Manifest:
+    """List the scenes that :func:`render_synthetic` made, as the data set ``synthetic`` or ``synthetic-mcubes``."""
+    name = "synthetic" if layout == "deliver" else f"synthetic-{layout}"
+    real = layout_of(layout)
+    manifest = _listed(real, folder=real.find(synthetic_folder(root, layout=layout)), root=root)
+    info = manifest.info.model_copy(update={"name": name, "title": f"mini-{real.title}"})
+    return replace(manifest, info=info)
+
+
+def check_and_write(manifest: Manifest, *, advance: Callable[[], object] | None = None) -> Prepared:
+    """Check a listed data set, and write its manifest if nothing is wrong.
+
+    Args:
+        manifest: from :func:`survey` or :func:`survey_synthetic`.
+        advance: called after each scene.
+
+    Raises:
+        EnvironmentFault: the manifest cannot be written.
+    """
+    report = check(manifest, advance=advance)
+    report = replace(report, warnings=(*report.warnings, *_remarks(manifest)))
+    if report.problems:
+        return Prepared(report, manifest=None)
+    manifests.write(manifest.root, manifest.info, manifest.scenes)
+    return Prepared(report, manifest=manifests.folder(manifest.root, manifest.info.name))
+
+
+def synthetic_folder(root: Path, *, layout: SyntheticLayout) -> Path:
+    """Where rendered scenes lie."""
+    return root / f"mini-{layout}"
+
+
+def render_synthetic(
+    root: Path,
+    *,
+    layout: SyntheticLayout,
+    scenes: int,
+    size: int,
+    seed: int,
+    advance: Callable[[], None] | None = None,
+) -> bool:
+    """Render scenes into ``root/mini-<layout>``, whole or not at all; the marker is written last.
+
+    Scenes that are there already, whole and by the same arguments, are kept.
+
+    Args:
+        root: the data root.
+        layout: in whose files.
+        scenes: how many in all.
+        size: of a picture, in pixels.
+        seed: other worlds.
+        advance: called after each scene.
+
+    Returns:
+        False if whole scenes of the same arguments are there already.
+
+    Raises:
+        UsageError: the folder is not ours, or holds scenes of other arguments; it is left untouched.
+        EnvironmentFault: the disk is full or read-only.
+    """
+    from memorysam_cli.data.synthetic import render
+
+    folder = synthetic_folder(root, layout=layout)
+    arguments = {"layout": layout, "scenes": scenes, "size": size, "seed": seed}
+    if not folder.exists():
+        with atomic.new_folder(folder) as unfinished:
+            render(unfinished, layout=layout, scenes=scenes, size=size, seed=seed, advance=advance)
+            _mark(unfinished, arguments)
+        return True
+    marker = _marker_of_the_same(folder, arguments)
+    if marker == _marker(folder, arguments):
+        return False
+    # The same scenes, but files are missing or another version rendered them: replaced one by one.
+    render(folder, layout=layout, scenes=scenes, size=size, seed=seed, advance=advance)
+    _mark(folder, arguments)
+    return True
+
+
+def _marker_of_the_same(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The marker of a folder that is ours and was rendered with the same arguments."""
+    if not (folder / MARKER).is_file():
+        raise UsageError(f"{folder}: exists and was not made by 'prepare synthetic'; move it or choose another ROOT")
+    marker = documents.read_json(folder / MARKER)
+    before = marker.get("arguments") if isinstance(marker, dict) else None
+    if before != arguments:
+        raise UsageError(
+            f"{folder}: was rendered with {_as_options(before)}, not {_as_options(arguments)}; remove it or choose "
+            "another ROOT"
+        )
+    return dict(marker)
+
+
+def _as_options(arguments: Any) -> str:
+    """Arguments as they are typed."""
+    known = arguments if isinstance(arguments, dict) else {}
+    return " ".join(f"--{name} {value}" for name, value in known.items() if name != "layout") or "other arguments"
+
+
+def _marker(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What the marker of a whole folder says."""
+    sizes = [
+        (folder / inside / name).stat().st_size
+        for inside, names in walk(folder)
+        for name in names
+        if name != MARKER and inside.split("/")[0] != "memorysam"
+    ]
+    return {"arguments": arguments, "made_by": f"memorysam {__version__}", "files": len(sizes), "bytes": sum(sizes)}
+
+
+def _mark(folder: Path, arguments: dict[str, Any]) -> None:
+    """Write the marker."""
+    documents.write_json(folder / MARKER, _marker(folder, arguments))
+
+
+def _listed(layout: Layout, *, folder: Path, root: Path) -> Manifest:
+    """The unwritten manifest of a folder."""
+    info = layout.info(folder).model_copy(update={"root": relative(folder, root).as_posix()})
+    return Manifest(root=root, info=info, scenes=tuple(layout.survey(folder, root)))
+
+
+def _remarks(manifest: Manifest) -> list[str]:
+    """What a published data set's layout has to say; rendered scenes under its name are called what they are."""
+    if manifest.info.name.startswith("synthetic"):
+        return []
+    layout = layout_of(manifest.info.name)
+    folder = manifest.root / manifest.info.root
+    about = [f"{folder}: these are rendered scenes, not {layout.title}"] if is_rendered(folder) else []
+    return [*about, *layout.remarks(manifest.scenes)]

@@ -1,0 +1,87 @@
+"""Reading ahead in worker processes, without their changing what is read or how an error looks."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from memorysam_cli.errors import EnvironmentFault, MemorySamError
+
+TIMEOUT_S = 300
+"""A worker that gives nothing for this long hangs; waiting for ever is no answer."""
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """A worker's error: torch would wrap its one line in a traceback."""
+
+    error: MemorySamError
+
+
+class Source(Dataset[Any], Generic[Item]):
+    """Gives one item for one index, in this process or in a worker."""
+
+    def item(self, index: Any) -> Item:
+        """The item of an index; the same whoever asks."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: Any) -> Item | _Fault:
+        try:
+            return self.item(index)
+        except MemorySamError as error:
+            return _Fault(error)
+
+
+def load(source: Source[Item], indices: Sequence[Any], *, workers: int) -> Iterator[Item]:
+    """The items of ``indices`` in their order.
+
+    Args:
+        source: what to read; goes to the workers as it is.
+        indices: what to ask it for.
+        workers: processes that read ahead; 0 reads in this one.
+
+    Raises:
+        MemorySamError: what reading an item raised, with its own class and message.
+        EnvironmentFault: a worker died (the machine ran out of memory, say) or hangs.
+    """
+    workers = min(workers, len(indices))
+    loader: DataLoader[Item | _Fault] = DataLoader(
+        source,
+        batch_size=None,  # an item is a batch already
+        sampler=indices,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_start_worker,
+        pin_memory=torch.cuda.is_available(),
+        timeout=TIMEOUT_S if workers else 0,
+    )
+    try:
+        for item in loader:
+            if isinstance(item, _Fault):
+                raise item.error
+            yield item
+    except RuntimeError as error:
+        if "DataLoader" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise EnvironmentFault(f"a data worker died or hangs ({reason}); free memory or set data.workers=0") from error
+
+
+def _as_it_is(item: Item) -> Item:
+    """Items are tensors already."""
+    return item
+
+
+def _start_worker(_number: int) -> None:
+    """One thread per worker; signals are the parent's to answer, which then lets its workers end."""
+    cv2.setNumThreads(0)
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(name, signal.SIG_IGN)

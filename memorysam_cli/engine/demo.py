@@ -1,0 +1,159 @@
+"""The demo: mini-DELIVER is rendered, a MemorySAM trained on it, scored, and used; twice, with all sensors and RGB.
+
+It walks through the same functions as ``prepare``, ``train``, ``evaluate`` and ``predict``.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memorysam_cli import recipe as recipes
+from memorysam_cli.data import manifest as manifests
+from memorysam_cli.data import preparation
+from memorysam_cli.data.manifest import Manifest
+from memorysam_cli.engine import evaluation, prediction, prediction_folder, run_folder, runtime
+from memorysam_cli.engine.evaluation import Evaluation
+from memorysam_cli.engine.metrics import scores
+from memorysam_cli.engine.run_folder import RunFolder
+from memorysam_cli.engine.training import HEADLINE, train
+from memorysam_cli.model import load
+from memorysam_cli.recipe import Recipe
+from memorysam_cli.report import console
+
+RECIPE = "demo"
+DATASET = "synthetic"
+SCENES, SIZE = 240, 160
+RGB = "img"
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo found; mIoU in percent on the validation split, ``resized`` protocol."""
+
+    miou: float
+    miou_rgb: float
+    miou_majority: float
+    majority_class: str
+    steps: int
+    seconds: float
+    folder: Path
+    run: Path
+    run_rgb: Path
+    predictions: Path
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of ``memorysam demo --json``, without its ``schema_version``."""
+        return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+
+
+def run_demo(
+    folder: Path,
+    *,
+    device: torch.device,
+    seed: int = 0,
+    scenes: int = SCENES,
+    overrides: Sequence[str] = (),
+) -> DemoResult:
+    """Prepare, train, evaluate and predict in ``folder``.
+
+    Args:
+        seed: of the scenes and, added to the recipe's, of the training.
+        scenes: how many to render.
+        overrides: recipe values to change, ``key=value``.
+
+    Raises:
+        UsageError: the folder holds other scenes, or an override is wrong.
+    """
+    begin = time.monotonic()
+    recipe = recipes.load(RECIPE, overrides)
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": recipe.train.seed + seed})})
+    rgb = recipe.model_copy(update={"data": recipe.data.model_copy(update={"modalities": (RGB,)}), "name": "demo-rgb"})
+    majority_index = _prepare(folder / "data", scenes=scenes, seed=seed)
+    manifest = manifests.read(folder / "data", DATASET)
+    console.note(f"2/5 train with {', '.join(recipe.data.modalities)}")
+    run, steps = _train(recipe, manifest, folder / "runs", device=device)
+    console.note("3/5 train the same recipe with RGB alone")
+    run_rgb, _ = _train(rgb, manifest, folder / "runs", device=device)
+    console.note("4/5 evaluate")
+    results = [_evaluate(each.best, manifest, device=device) for each in (run, run_rgb)]
+    console.note("5/5 predict")
+    predictions = _predict(run.best, manifest, folder / f"predictions-{run.path.name}", device=device)
+    return DemoResult(
+        miou=results[0].protocol(HEADLINE).miou,
+        miou_rgb=results[1].protocol(HEADLINE).miou,
+        miou_majority=majority_miou(results[0], majority_index),
+        majority_class=manifest.info.classes[majority_index],
+        steps=steps,
+        seconds=time.monotonic() - begin,
+        folder=folder,
+        run=run.path,
+        run_rgb=run_rgb.path,
+        predictions=predictions,
+    )
+
+
+def majority_miou(result: Evaluation, majority: int) -> float:
+    """The mIoU, in percent, of answering one class everywhere on the scenes of an evaluation."""
+    truth = result.confusion(HEADLINE).sum(dim=1)  # (K, K) -> (K,) pixels of each true class
+    constant = torch.zeros(len(truth), len(truth), dtype=truth.dtype)
+    constant[:, majority] = truth
+    return scores(constant).miou
+
+
+def _prepare(root: Path, *, scenes: int, seed: int) -> int:
+    """Render and check the scenes; returns the commonest class of the training split."""
+    console.note(f"1/5 prepare {scenes} scenes in {root}")
+    with console.progress(scenes, "render") as progress:
+        preparation.render_synthetic(
+            root, layout="deliver", scenes=scenes, size=SIZE, seed=seed, advance=progress.advance
+        )
+    found = preparation.survey_synthetic(root, layout="deliver")
+    with console.progress(len(found.scenes), "check") as progress:
+        prepared = preparation.check_and_write(found, advance=progress.advance)
+    fault = prepared.fault()
+    if fault is not None:
+        raise fault
+    pixels = prepared.report.pixels["train"][: len(found.info.classes)]
+    return max(range(len(pixels)), key=lambda index: pixels[index])
+
+
+def _train(recipe: Recipe, manifest: Manifest, runs: Path, *, device: torch.device) -> tuple[RunFolder, int]:
+    """Train one recipe in a folder of its own; returns it and the number of updates."""
+    run = run_folder.create(recipe, runs / f"{recipe.name}-{time.strftime('%H%M%S')}-{secrets.token_hex(2)}")
+    accelerator = runtime.make_accelerator(device, precision=recipe.train.precision, accumulate=recipe.train.accumulate)
+    with console.log_to(run.log):
+        result = train(recipe, manifest, run, accelerator=accelerator)
+    return run, result.steps
+
+
+def _evaluate(weights: Path, manifest: Manifest, *, device: torch.device) -> Evaluation:
+    model = load(weights, device=device)
+    scenes = manifest.of_split(model.card.recipe.data.selection_split)
+    with console.progress(len(scenes), "evaluate") as progress:
+        return evaluation.evaluate(
+            model, manifest, scenes=scenes, modalities=model.card.modalities, image_size=model.image_size,
+            device=device, batch=8, workers=0, advance=progress.advance,
+        )  # fmt: skip
+
+
+def _predict(weights: Path, manifest: Manifest, out: Path, *, device: torch.device) -> Path:
+    """Segment the validation scenes; returns the folder of the overlays."""
+    model = load(weights, device=device)
+    scenes = manifest.of_split(model.card.recipe.data.selection_split)
+    writer = prediction_folder.Writer(
+        out, root=manifest.root, info=model.card.dataset, modalities=model.card.modalities, extras=("color", "overlay")
+    )
+    with console.progress(len(scenes), "predict") as progress:
+        prediction.predict(
+            model, writer, scenes=scenes, image_size=model.image_size, device=device, batch=8, workers=0,
+            advance=progress.advance,
+        )  # fmt: skip
+    writer.finish({"weights": str(weights)}, scenes=len(scenes))
+    return out

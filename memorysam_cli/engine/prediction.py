@@ -1,0 +1,106 @@
+"""Segmenting scenes: from their files to one class map each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from memorysam_cli.data.loader import UnlabelledScene, unlabelled_scenes
+from memorysam_cli.data.manifest import Scene
+from memorysam_cli.engine.evaluation import Network, batches, own_size, scoring
+from memorysam_cli.engine.prediction_folder import Writer
+from memorysam_cli.errors import DataError, UsageError, did_you_mean
+
+
+def read_aliases(texts: Sequence[str] | None, known: Sequence[str]) -> dict[str, str]:
+    """What the user's files call the modalities, from ``--map MODALITY=NAME``.
+
+    Raises:
+        UsageError: no ``=``, a modality that is not wanted, or one that is mapped twice.
+    """
+    aliases: dict[str, str] = {}
+    for text in texts or ():
+        modality, equals, name = (part.strip() for part in text.partition("="))
+        if not equals or not name:
+            raise UsageError(f"--map {text}: must be MODALITY=NAME, for example {known[0]}=rgb")
+        if modality not in known:
+            turned = f"; did you mean --map {name}={modality}?" if name in known else did_you_mean(modality, known)
+            raise UsageError(f"--map {text}: the weights know no modality '{modality}'{turned}")
+        if modality in aliases:
+            raise UsageError(f"--map {text}: '{modality}' is mapped to '{aliases[modality]}' already")
+        aliases[modality] = name
+    return aliases
+
+
+def predict(
+    model: Network,
+    writer: Writer,
+    *,
+    scenes: Sequence[Scene],
+    image_size: int,
+    device: torch.device | str,
+    batch: int = 4,
+    workers: int = 2,
+    skip_bad: bool = False,
+    advance: Callable[[int], object] | None = None,
+) -> None:
+    """Segment scenes and write each result as it comes; one batch is in memory at a time.
+
+    Args:
+        model: gives the logits of the data set's K classes.
+        writer: says where the scenes are, which modalities count, and takes the results.
+        scenes: may lack modalities, not all; labels are not looked at.
+        image_size: short side in pixels, a multiple of 32.
+        device: where the model is.
+        batch: consecutive scenes of one size and with the same modalities that share a forward pass, at most.
+        workers: processes that read ahead.
+        skip_bad: list scenes that cannot be read and go on; otherwise the first one ends the work.
+        advance: told how many scenes have just been dealt with.
+
+    Raises:
+        DataError: a scene cannot be read and ``skip_bad`` is off.
+        EnvironmentFault: a result cannot be written.
+
+    Source: METHOD §5, ``native``: the logits are brought to the scene's own size before the argmax.
+    """
+    tell = advance or (lambda _count: None)
+
+    def leave_out(scene: Scene, fault: DataError) -> None:
+        if not skip_bad:
+            raise fault
+        writer.leave_out(scene, fault)
+        tell(1)
+
+    source = _readable(writer, scenes, size=image_size, workers=workers, on_fault=leave_out)
+    with scoring(model):
+        for together in batches(source, most=batch, key=lambda item: (item.modalities, item.frames[0].shape)):
+            logits = _logits(model, together, device=device)
+            for one, scene in zip(logits, together, strict=True):
+                writer.write(scene, own_size(one, height=scene.height, width=scene.width))
+            tell(len(together))
+
+
+def _readable(
+    writer: Writer, scenes: Sequence[Scene], *, size: int, workers: int, on_fault: Callable[[Scene, DataError], None]
+) -> Iterator[UnlabelledScene]:
+    """The scenes in order; one that cannot be read is handed to ``on_fault``, and the next one follows."""
+    place = 0
+    while place < len(scenes):
+        source = unlabelled_scenes(
+            writer.root, scenes=scenes[place:], modalities=writer.modalities, size=size, workers=workers
+        )
+        try:
+            for found in source:
+                place += 1
+                yield found
+        except DataError as fault:
+            on_fault(scenes[place], fault)
+            place += 1
+
+
+def _logits(model: Network, together: Sequence[UnlabelledScene], *, device: torch.device | str) -> Tensor:
+    """B scenes of M × (1, 3, H, W) -> (B, K, H, W)."""
+    frames = zip(*(scene.frames for scene in together), strict=True)
+    return model.logits([torch.cat(parts).to(device, non_blocking=True) for parts in frames])

@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from memorysam_cli.data.manifest import Manifest
+from memorysam_cli.engine import run_folder
+from memorysam_cli.engine.evaluation import evaluate
+from memorysam_cli.model import load, weights
+from memorysam_cli.storage import images
+
+from ..engine.stand_ins import CLASSES, write_data
+from .trained import Program, save_weights
+
+FILES = {
+    "metrics": "metrics.json",
+    "per_class": "per_class.csv",
+    "confusion": "confusion.csv",
+    "confusion_figure": "confusion.png",
+    "per_class_figure": "per_class.png",
+}
+KEYS = {
+    "schema_version", "dataset", "dataset_hash", "split", "selection_split", "scenes", "modalities", "image_size",
+    "weights", "weights_sha256", "protocol", "miou", "macc", "mf1", "miou_present", "classes", "conditions", "cases",
+    "pixels", "protocols", "means", "files",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with ``data/``, and a run with its best weights."""
+    folder = tmp_path_factory.mktemp("template")
+    data = write_data(folder / "data")
+    save_weights(folder / "runs/small-1/checkpoints/best.safetensors", data.info)
+    (folder / "runs/small-1" / run_folder.RECIPE).write_text("{}")
+    (folder / "runs/latest").symlink_to("small-1")
+    return folder
+
+
+@pytest.fixture
+def here(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(template, tmp_path / "here", symlinks=True)
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+@pytest.fixture
+def memorysam(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Program:
+    return Program(capsys, monkeypatch)
+
+
+def test_without_any_option_the_best_of_the_latest_run_is_scored_on_val(here: Path, memorysam: Program) -> None:
+    ended = memorysam("evaluate", "--json", "--workers", 0)
+    assert ended.code == 0
+    report = ended.answer
+    assert set(report) == KEYS
+    assert (report["schema_version"], report["split"], report["protocol"], report["scenes"]) == (1, "val", "resized", 5)
+    folder = Path("runs/small-1/evaluate/val")
+    assert report["files"] == {key: str(folder / name) for key, name in FILES.items()}
+    assert all(Path(path).is_file() for path in report["files"].values())
+    assert json.loads((folder / "metrics.json").read_text()) == report
+    assert [each["name"] for each in report["classes"]] == list(CLASSES)
+    assert {"name", "iou", "f1", "accuracy", "pixels"} == set(report["classes"][0])
+    assert set(report["conditions"]) == {"fog", "rain"} and set(report["cases"]) == {
+        "normal", "lidarjitter", "motionblur",
+    }  # fmt: skip
+    assert set(report["protocols"]) == {"resized", "native"}
+    assert sum(report["protocols"]["native"]["pixels"].values()) == 4 * 97 * 131 + 64 * 64
+
+
+def test_the_result_is_that_of_the_function_that_training_validates_with(here: Path, memorysam: Program) -> None:
+    report = memorysam("evaluate", "--json", "--workers", 0).answer
+    model = load("runs/latest/checkpoints/best.safetensors")
+    data = _manifest(here)
+    found = evaluate(
+        model, data, scenes=data.of_split("val"), modalities=model.card.modalities, image_size=32, device="cpu",
+        workers=0,
+    )  # fmt: skip
+    assert report["miou"] == found.protocol("resized").miou
+    assert report["protocols"] == json.loads(json.dumps(found.to_json()))
+
+
+def test_unmerged_weights_in_training_score_as_the_saved_ones(here: Path) -> None:
+    data, path = _manifest(here), Path("runs/latest/checkpoints/best.safetensors")
+    live = weights.build_for_training(weights.read_card(path).recipe, data.info).train()
+    merged = load(path)
+    options: dict[str, Any] = {
+        "scenes": data.of_split("val"), "modalities": merged.card.modalities, "image_size": 32, "device": "cpu",
+        "workers": 0,
+    }  # fmt: skip
+    torch.testing.assert_close(
+        evaluate(live, data, **options).confusions, evaluate(merged, data, **options).confusions, rtol=0, atol=0
+    )
+    assert live.training
+    frames = [torch.zeros(1, 3, 32, 32)] * 2
+    live.logits(frames).sum().backward()  # nothing that a step needs was made in inference mode
+
+
+def test_the_table_files_hold_the_same_numbers(here: Path, memorysam: Program) -> None:
+    report = memorysam("evaluate", "--json", "--workers", 0).answer
+    with Path(report["files"]["per_class"]).open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["protocol"], row["class"]) for row in rows] == [
+        (protocol, name) for protocol in ("resized", "native") for name in (*CLASSES, "mean")
+    ]
+    assert [float(row["iou"]) for row in rows[:4]] == [each["iou"] for each in report["classes"]]
+    assert float(rows[4]["iou"]) == report["miou"]
+    with Path(report["files"]["confusion"]).open() as stream:
+        header, *lines = list(csv.reader(stream))
+    assert header[1:] == list(CLASSES) == [line[0] for line in lines]
+    assert [sum(map(int, line[1:])) for line in lines] == [each["pixels"] for each in report["classes"]]
+    for key in ("confusion_figure", "per_class_figure"):
+        assert images.shape(Path(report["files"][key]))[2] == 4  # RGBA, decodable
+
+
+def test_people_get_a_table_and_where_things_are(here: Path, memorysam: Program) -> None:
+    ended = memorysam("evaluate", "--workers", 0)
+    for words in ("class", "IoU", *CLASSES, "mean", "fog", "lidarjitter", "resized", "native", "runs/small-1/evaluate"):
+        assert words in ended.out
+    assert "tiny val: per cent, resized protocol" in ended.out
+    assert "'val' also chose these weights" in ended.err
+
+
+def test_a_split_that_chose_nothing_needs_no_such_note(here: Path, memorysam: Program) -> None:
+    ended = memorysam("evaluate", "--split", "train", "--json", "--workers", 0)
+    assert "also chose" not in ended.err
+    assert ended.answer["files"]["metrics"] == "runs/small-1/evaluate/train/metrics.json"
+
+
+def test_the_native_protocol_can_head_the_report(here: Path, memorysam: Program) -> None:
+    resized = memorysam("evaluate", "--json", "--workers", 0).answer
+    native = memorysam("evaluate", "--protocol", "native", "--json", "--workers", 0).answer
+    assert native["miou"] == resized["protocols"]["native"]["miou"] != resized["miou"]
+    assert native["protocols"] == resized["protocols"]
+
+
+def test_a_part_of_the_modalities_is_scored_beside_the_full_result(here: Path, memorysam: Program) -> None:
+    full = memorysam("evaluate", "--json", "--workers", 0).answer
+    part = memorysam("evaluate", "--modalities", "img", "--json", "--workers", 0).answer
+    assert (full["modalities"], part["modalities"]) == (["img", "depth"], ["img"])
+    assert part["files"]["metrics"] == "runs/small-1/evaluate/val/img/metrics.json"
+    assert json.loads(Path(full["files"]["metrics"]).read_text()) == full
+
+
+def test_weights_outside_a_run_and_an_out_folder(here: Path, memorysam: Program) -> None:
+    shutil.copy("runs/latest/checkpoints/best.safetensors", "mine.safetensors")
+    arguments = ("evaluate", "--weights", "mine.safetensors", "--json", "--workers", 0)
+    assert memorysam(*arguments).answer["files"]["metrics"] == "evaluate/mine/val/metrics.json"
+    assert memorysam(*arguments, "--out", "there").answer["files"]["metrics"] == "there/metrics.json"
+
+
+def test_a_miou_below_the_asked_one_ends_with_10_after_everything_is_written(here: Path, memorysam: Program) -> None:
+    ended = memorysam("evaluate", "--min-miou", 99, "--json", "--workers", 0)
+    assert ended.code == 10
+    assert "--min-miou 99: the mIoU is " in ended.err
+    assert Path(ended.answer["files"]["metrics"]).is_file()
+    assert memorysam("evaluate", "--min-miou", 0, "--workers", 0).code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--modalities", "img,dept"), 2, "did you mean 'depth'"),
+        (("--modalities", "img,,depth"), 2, "a name is missing"),
+        (("--protocol", "naive"), 2, "resized"),
+        (("--batch", 0), 2, "--batch"),
+        (("--split", "tset"), 3, "no scene in split 'tset' (known: "),
+        (("--data", "elsewhere"), 3, "memorysam prepare"),
+        (("--weights", "none.safetensors"), 5, "none.safetensors"),
+        (("--weights", "data/memorysam/tiny/dataset.json"), 5, "dataset.json"),
+        (("--device", "cuda:99"), 6, "cuda:99"),
+        (("--device", "gpu"), 2, "gpu"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_done_ends_with_its_code_and_one_line(
+    here: Path, memorysam: Program, arguments: tuple[object, ...], code: int, words: str
+) -> None:
+    ended = memorysam("evaluate", "--workers", 0, *arguments)
+    assert (ended.code, ended.out) == (code, "")
+    assert words in ended.err and ended.err.count("\n") == 1
+    assert not Path("runs/small-1/evaluate").exists()
+
+
+def test_without_weights_the_code_is_5_and_says_how_to_get_some(
+    tmp_path: Path, memorysam: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = memorysam("evaluate")
+    assert ended.code == 5 and "memorysam train" in ended.err
+
+
+def test_data_of_other_classes_are_refused(here: Path, memorysam: Program) -> None:
+    data = _manifest(here)
+    save_weights(here / "other.safetensors", data.info.model_copy(update={"classes": CLASSES[::-1]}))
+    ended = memorysam("evaluate", "--weights", "other.safetensors")
+    assert ended.code == 5 and "'sign' against 'road'" in ended.err
+
+
+def test_a_broken_image_is_named_and_leaves_no_result(here: Path, memorysam: Program) -> None:
+    path = here / "data/tiny/depth/fog/val/a/000002.png"
+    path.write_bytes(path.read_bytes()[:60])
+    ended = memorysam("evaluate", "--workers", 0)
+    assert ended.code == 3 and "depth/fog/val/a/000002.png" in ended.err
+    assert not list(Path("runs/small-1/evaluate").rglob("*.json"))
+
+
+def test_an_output_that_cannot_be_written_ends_with_6_before_anything_is_computed(
+    here: Path, memorysam: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("file").touch()
+    monkeypatch.setattr("memorysam_cli.model.load", lambda *_, **__: pytest.fail("loaded"))
+    ended = memorysam("evaluate", "--out", "file/results")
+    assert ended.code == 6 and "file/results" in ended.err
+
+
+def _manifest(here: Path) -> Manifest:
+    from memorysam_cli.data import manifest
+
+    return manifest.read(here / "data", "tiny")

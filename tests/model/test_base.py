@@ -1,0 +1,88 @@
+"""Base weights are loaded completely or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from memorysam_cli.errors import WeightsError
+from memorysam_cli.model.backbone import build_sam2
+from memorysam_cli.model.base import PUBLISHED, load_base
+from memorysam_cli.model.network import MemorySAM
+from memorysam_cli.model.parts import is_fresh
+from memorysam_cli.recipe import BACKBONES
+
+
+def network_of(backbone: str = "nano", *, tokens: int = 5) -> MemorySAM:
+    return MemorySAM(build_sam2(backbone, tokens=tokens), classes=tokens)
+
+
+def published_state(backbone: str = "nano") -> dict[str, Tensor]:
+    """What a file for this backbone holds: a network with SAM2's own three masks."""
+    with torch.random.fork_rng():
+        torch.manual_seed(9)
+        return dict(build_sam2(backbone, tokens=3).state_dict())
+
+
+def write(state: object, path: Path) -> Path:
+    torch.save(state, path)
+    return path
+
+
+def test_everything_but_the_fresh_parts_comes_from_the_file(tmp_path: Path) -> None:
+    state = published_state()
+    path = write({"model": state}, tmp_path / "base.pt")
+    network = network_of()
+    fresh_before = {n: t.clone() for n, t in network.state_dict().items() if is_fresh(n)}
+    base = load_base(network, "nano", source=str(path), seed=0)
+    assert base.source == f"file:{path.resolve()}" and len(base.sha256) == 64
+    for name, tensor in network.state_dict().items():
+        wanted = fresh_before[name] if is_fresh(name) else state[name.removeprefix("sam.")]
+        torch.testing.assert_close(tensor, wanted, rtol=0, atol=0)
+
+
+MUTATIONS = {
+    "missing": (lambda s: s.pop("no_mem_embed"), "missing (no_mem_embed)"),
+    "extra": (lambda s: s.update({"surprise": torch.zeros(1)}), "extra (surprise)"),
+    "transposed": (
+        lambda s: s.update({"image_encoder.trunk.blocks.0.mlp.layers.0.weight": torch.zeros(24, 96)}),
+        "is (24, 96), not (96, 24)",
+    ),
+    "prefixed": (lambda s: [s.update({f"module.{k}": s.pop(k)}) for k in list(s)], "0 of"),
+    "nearly empty": (lambda s: [s.pop(k) for k in list(s)[3:]], "missing"),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_file_that_does_not_fit_is_refused_by_name_and_nothing_is_loaded(mutation: str, tmp_path: Path) -> None:
+    change, said = MUTATIONS[mutation]
+    state = published_state()
+    change(state)
+    path = write({"model": state}, tmp_path / "base.pt")
+    network = network_of()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(WeightsError) as fault:
+        load_base(network, "nano", source=str(path), seed=0)
+    assert said in str(fault.value) and "\n" not in str(fault.value)
+    torch.testing.assert_close(dict(network.state_dict()), before, rtol=0, atol=0)
+
+
+def test_weights_of_another_variant_are_refused(tmp_path: Path) -> None:
+    path = write({"model": published_state("sam2.1-hiera-tiny")}, tmp_path / "base.pt")
+    with pytest.raises(WeightsError, match="does not hold the weights of sam2-hiera-tiny"):
+        load_base(network_of("sam2-hiera-tiny"), "sam2-hiera-tiny", source=str(path), seed=0)
+
+
+def test_a_base_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="is not a file"):
+        load_base(network_of(), "nano", source=str(tmp_path / "none.pt"), seed=0)
+
+
+def test_every_published_backbone_has_its_repository_file_and_sum() -> None:
+    assert set(PUBLISHED) == set(BACKBONES) - {"nano"}
+    entry = PUBLISHED["sam2.1-hiera-base-plus"]
+    assert (entry.repository, entry.filename) == ("facebook/sam2.1-hiera-base-plus", "sam2.1_hiera_base_plus.pt")
+    assert len({published.sha256 for published in PUBLISHED.values()}) == 8

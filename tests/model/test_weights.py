@@ -1,0 +1,153 @@
+"""Weights on disk: what is saved is what is loaded, and everything else is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from memorysam_cli.dataset import DatasetInfo
+from memorysam_cli.errors import WeightsError
+from memorysam_cli.model.weights import (
+    CARD,
+    Metric,
+    Segmenter,
+    build_for_training,
+    load,
+    own_tensors,
+    read_card,
+    save,
+    save_merged,
+)
+from memorysam_cli.recipe import Recipe
+from memorysam_cli.storage import tensors
+
+
+@pytest.fixture
+def frames() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    return [torch.randn(2, 3, 64, 64, generator=generator) for _ in range(2)]
+
+
+@pytest.fixture
+def network(recipe: Recipe, dataset: DatasetInfo) -> Segmenter:
+    """A network whose trained tensors have moved away from their start."""
+    network = build_for_training(recipe, dataset)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return network.eval()
+
+
+def test_save_and_load_give_the_same_logits(network: Segmenter, frames: list[Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save(network, path, metric=Metric(miou=12.5, protocol="resized", split="val", epoch=1, step=7))
+    loaded = load(path)
+    assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+    assert loaded.card.metric is not None and loaded.card.metric.miou == 12.5
+    assert [modality.name for modality in loaded.card.modalities] == ["img", "depth"]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.logits(frames), network.logits(frames), rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_holds_what_is_trained_or_fresh_and_nothing_of_the_base(network: Segmenter, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save(network, path)
+    stored = tensors.read(path)[0]
+    assert stored.keys() == own_tensors(network).keys()
+    assert not [n for n in stored if n.startswith("sam.image_encoder.") and ".lora_" not in n]
+    assert [n for n in stored if "iou_prediction_head" in n], "frozen, but not in the base"
+    assert [n for n in stored if n.startswith("sam.memory_attention.")]
+
+
+def test_merged_weights_need_no_base_and_give_the_same_logits(
+    network: Segmenter, frames: list[Tensor], tmp_path: Path
+) -> None:
+    trained, merged = tmp_path / "w.safetensors", tmp_path / "full.safetensors"
+    save(network, trained)
+    save_merged(load(trained), merged)
+    assert read_card(merged).kind == "merged"
+    stored = tensors.read(merged)[0]
+    assert "sam.image_encoder.trunk.blocks.0.attn.qkv.weight" in stored
+    with torch.no_grad():
+        torch.testing.assert_close(load(merged).logits(frames), load(trained).logits(frames), rtol=0, atol=0)
+
+
+def test_image_size_can_be_overridden(network: Segmenter, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save(network, path)
+    assert load(path).image_size == 64
+    assert load(path, image_size=96).image_size == 96
+    with pytest.raises(WeightsError, match="multiple of 32"):
+        load(path, image_size=100)
+
+
+def test_the_same_seed_gives_the_same_network_and_another_seed_another(recipe: Recipe, dataset: DatasetInfo) -> None:
+    first, second = (build_for_training(recipe, dataset).state_dict() for _ in range(2))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    reseeded = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": 4})})
+    other = build_for_training(reseeded, dataset).state_dict()
+    assert not torch.equal(
+        first["sam.sam_mask_decoder.mask_tokens.weight"], other["sam.sam_mask_decoder.mask_tokens.weight"]
+    )
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Tensor], dict[str, str]], object]) -> None:
+    state, metadata = tensors.read(path)
+    change(state, metadata)
+    tensors.write(path, state, metadata)
+
+
+def other_card(metadata: dict[str, str], **changes: object) -> None:
+    metadata[CARD] = json.dumps(json.loads(metadata[CARD]) | changes)
+
+
+def another_base(metadata: dict[str, str]) -> None:
+    card = json.loads(metadata[CARD])
+    other_card(metadata, base=card["base"] | {"sha256": "0" * 64})
+
+
+MUTATIONS: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, str]], object], str]] = {
+    "a tensor is missing": (lambda state, _: state.pop("sam.no_mem_embed"), "lacks sam.no_mem_embed"),
+    "a tensor is extra": (lambda state, _: state.update({"x": torch.zeros(1)}), "has the unknown x"),
+    "a tensor has another shape": (
+        lambda state, _: state.update({"sam.no_mem_embed": torch.zeros(1, 1, 8)}),
+        "another shape of sam.no_mem_embed",
+    ),
+    "there is no card": (lambda _, metadata: metadata.pop(CARD), "no memorysam weights file"),
+    "the card is of a later format": (lambda _, m: other_card(m, format_version=99), "format_version"),
+    "the card has an unknown key": (lambda _, m: other_card(m, surprise=1), "surprise"),
+    "the base is another one": (lambda _, metadata: another_base(metadata), "was trained on base weights"),
+    "there are fewer tokens than classes": (lambda _, m: other_card(m, tokens=2), "too few for 3 classes"),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_weights_that_are_not_what_they_say_are_refused(mutation: str, network: Segmenter, tmp_path: Path) -> None:
+    change, said = MUTATIONS[mutation]
+    path = tmp_path / "w.safetensors"
+    save(network, path)
+    rewrite(path, change)
+    with pytest.raises(WeightsError) as fault:
+        load(path)
+    assert said in str(fault.value) and "\n" not in str(fault.value)
+
+
+def test_a_base_file_that_is_gone_is_named(recipe: Recipe, dataset: DatasetInfo, tmp_path: Path) -> None:
+    base = tmp_path / "base.pt"
+    torch.save({"model": build_for_training(recipe, dataset).sam.state_dict()}, base)
+    plain = recipe.model_copy(update={"model": recipe.model.model_copy(update={"encoder": "frozen"})})
+    torch.save({"model": build_for_training(plain, dataset).sam.state_dict()}, base)
+    on_file = plain.model_copy(update={"model": plain.model.model_copy(update={"base_weights": str(base)})})
+    path = tmp_path / "w.safetensors"
+    save(build_for_training(on_file, dataset), path)
+    assert load(path).card.base.source == f"file:{base.resolve()}"
+    base.unlink()
+    with pytest.raises(WeightsError, match="needs its base weights"):
+        load(path)

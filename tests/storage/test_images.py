@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import io
+import os
+import resource
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from memorysam_cli.errors import DataError, EnvironmentFault
+from memorysam_cli.storage import images
+
+Array = npt.NDArray[Any]
+HEIGHT, WIDTH = 40, 61
+
+
+def noise(*shape: int, dtype: Any = np.uint8) -> Array:
+    """Full-range noise around a ramp, so that a swapped axis or channel shows."""
+    values = np.random.default_rng(7).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+    values[:, 0] = 0
+    values[:, -1] = np.iinfo(dtype).max
+    return values
+
+
+def smooth(*shape: int) -> Array:
+    return cv2.GaussianBlur(noise(*shape), (0, 0), 3)
+
+
+def pillow(array: Array | Image.Image, kind: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image = array if isinstance(array, Image.Image) else Image.fromarray(array)
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def opencv(array: Array, suffix: str) -> bytes:
+    return bytes(cv2.imencode(suffix, array)[1])
+
+
+def numpy_file(array: Array) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def numpy_archive(*arrays: Array) -> bytes:
+    stream = io.BytesIO()
+    np.savez_compressed(stream, *arrays)
+    return stream.getvalue()
+
+
+GREY, COLOR, ALPHA = noise(HEIGHT, WIDTH), noise(HEIGHT, WIDTH, 3), noise(HEIGHT, WIDTH, 4)
+GREY16, COLOR16 = noise(HEIGHT, WIDTH, dtype=np.uint16), noise(HEIGHT, WIDTH, 3, dtype=np.uint16)
+FLOAT = (GREY16 / 7).astype(np.float32)
+
+LOSSLESS: dict[str, tuple[bytes, Array]] = {
+    "png grey": (pillow(GREY, "PNG"), GREY),
+    "png rgb": (pillow(COLOR, "PNG"), COLOR),
+    "png rgba": (pillow(ALPHA, "PNG"), ALPHA),
+    "png grey 16": (pillow(GREY16, "PNG"), GREY16),
+    "png rgb 16": (opencv(COLOR16[..., ::-1], ".png"), COLOR16),
+    "tiff grey": (pillow(GREY, "TIFF"), GREY),
+    "tiff rgb lzw": (pillow(COLOR, "TIFF", compression="tiff_lzw"), COLOR),
+    "tiff rgb deflate": (pillow(COLOR, "TIFF", compression="tiff_adobe_deflate"), COLOR),
+    "tiff grey 16": (pillow(GREY16, "TIFF"), GREY16),
+    "tiff rgb 16": (opencv(COLOR16[..., ::-1], ".tiff"), COLOR16),
+    "tiff float": (pillow(FLOAT, "TIFF"), FLOAT),
+    "npy float": (numpy_file(FLOAT), FLOAT),
+    "npy fortran": (numpy_file(np.asfortranarray(COLOR)), COLOR),
+    "npy big-endian": (numpy_file(GREY16.astype(">u2")), GREY16),
+    "npy five channels": (numpy_file(noise(HEIGHT, WIDTH, 5)), noise(HEIGHT, WIDTH, 5)),
+    "npz": (numpy_archive(FLOAT), FLOAT),
+}
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_lossless_files_are_read_exactly_and_their_header_agrees(name: str, tmp_path: Path) -> None:
+    data, expected = LOSSLESS[name]
+    path = tmp_path / "x.any"
+    path.write_bytes(data)
+    found = images.read(path)
+    assert found.dtype == expected.dtype
+    assert found.dtype.isnative
+    np.testing.assert_array_equal(found, expected)
+    assert images.shape(path) == (HEIGHT, WIDTH, expected.shape[2] if expected.ndim == 3 else 1, expected.dtype.name)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_agrees_with_pillow(progressive: bool, tmp_path: Path) -> None:
+    for array in (smooth(HEIGHT, WIDTH), smooth(HEIGHT, WIDTH, 3)):
+        data = pillow(array, "JPEG", progressive=progressive, subsampling=0)
+        (tmp_path / "x.jpg").write_bytes(data)
+        found = images.read(tmp_path / "x.jpg")
+        reference = np.asarray(Image.open(io.BytesIO(data)))
+        assert found.shape == reference.shape
+        np.testing.assert_allclose(found.astype(int), reference.astype(int), atol=3)  # two IDCTs
+        assert images.shape(tmp_path / "x.jpg") == (HEIGHT, WIDTH, 1 if array.ndim == 2 else 3, "uint8")
+
+
+def test_palettes_are_expanded_and_told(tmp_path: Path) -> None:
+    image = Image.fromarray(COLOR).quantize(16)
+    (tmp_path / "x.png").write_bytes(pillow(image, "PNG"))
+    np.testing.assert_array_equal(images.read(tmp_path / "x.png"), np.asarray(image.convert("RGB")))
+    assert images.header(tmp_path / "x.png").has_palette
+    (tmp_path / "y.png").write_bytes(pillow(GREY, "PNG"))
+    assert not images.header(tmp_path / "y.png").has_palette
+
+
+def test_transparency_shows_in_the_header_too(tmp_path: Path) -> None:
+    grey_alpha = Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA[..., 3])])
+    (tmp_path / "x.png").write_bytes(pillow(grey_alpha, "PNG"))
+    np.testing.assert_array_equal(images.read(tmp_path / "x.png"), np.asarray(grey_alpha.convert("RGBA")))
+    (tmp_path / "y.png").write_bytes(pillow(Image.fromarray(COLOR).quantize(8), "PNG", transparency=3))
+    (tmp_path / "z.png").write_bytes(pillow(COLOR, "PNG", transparency=(1, 2, 3)))
+    for name in "xyz":
+        assert images.read(tmp_path / f"{name}.png").shape == (HEIGHT, WIDTH, 4)
+        assert images.shape(tmp_path / f"{name}.png") == (HEIGHT, WIDTH, 4, "uint8")
+
+
+def test_exif_rotation_is_ignored(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for kind in ("JPEG", "PNG"):
+        (tmp_path / "x").write_bytes(pillow(smooth(HEIGHT, WIDTH, 3), kind, exif=exif))
+        assert images.read(tmp_path / "x").shape == (HEIGHT, WIDTH, 3)
+
+
+CUT = {
+    **{
+        name: LOSSLESS[name][0]
+        for name in LOSSLESS
+        if name not in {"png grey 16", "png rgba", "npy fortran", "tiff grey"}
+    },
+    "jpeg": pillow(smooth(HEIGHT, WIDTH, 3), "JPEG"),
+    "jpeg with thumbnail": pillow(smooth(HEIGHT, WIDTH, 3), "JPEG", exif=b"Exif\0\0" + pillow(smooth(9, 9, 3), "JPEG")),
+    "jpeg progressive": pillow(smooth(HEIGHT, WIDTH, 3), "JPEG", progressive=True),
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_file_cut_anywhere_is_refused_and_nothing_else_is_printed(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = CUT[name]
+    path = tmp_path / "x.any"
+    path.write_bytes(data)
+    images.read(path)
+    for cut in sorted({round(part) for part in np.linspace(0, len(data) - 1, 200)}, reverse=True):
+        os.truncate(path, cut)
+        with pytest.raises(DataError) as caught:
+            images.read(path)
+        assert str(caught.value).startswith(f"{path}: ")
+        assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_cuts_above_would_have_passed_a_naive_reader(tmp_path: Path) -> None:
+    data = CUT["jpeg"]
+    (tmp_path / "x.jpg").write_bytes(data[: len(data) * 9 // 10])
+    assert cv2.imread(str(tmp_path / "x.jpg"), cv2.IMREAD_UNCHANGED) is not None  # noqa: TID251
+
+
+@pytest.mark.parametrize("name", ["png grey", "png rgb 16", "npz"])
+def test_a_flipped_bit_is_noticed_where_the_format_has_checksums(name: str, tmp_path: Path) -> None:
+    data, expected = LOSSLESS[name]
+    positions = np.random.default_rng(3).integers(0, len(data), 200)
+    silent = 0
+    for position in positions:
+        (tmp_path / "x").write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
+        try:
+            silent += not np.array_equal(images.read(tmp_path / "x"), expected)
+        except DataError:
+            continue
+    assert silent == 0
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_damage_never_ends_in_anything_but_a_data_error(name: str, tmp_path: Path) -> None:
+    data = CUT[name]
+    random = np.random.default_rng(5)
+    for _ in range(50):
+        damaged = bytearray(data)
+        for position in random.integers(0, min(len(data), 400), 3):
+            damaged[position] = random.integers(256)
+        (tmp_path / "x").write_bytes(damaged)
+        for call in (images.shape, images.read):
+            try:
+                call(tmp_path / "x")
+            except DataError as error:
+                assert "\n" not in str(error)
+
+
+def png_header(width: int, height: int) -> bytes:
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+    return start + struct.pack(">I", 100) + b"IDAT" + bytes(104)
+
+
+def test_a_huge_image_is_refused_from_its_header(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(png_header(60_000, 60_000))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match="3,600 Mpx is more than the 100 Mpx"):
+        images.read(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+    path.write_bytes(pillow(GREY, "PNG"))
+    with pytest.raises(DataError, match="Mpx"):
+        images.read(path, max_pixels=HEIGHT * WIDTH - 1)
+    assert images.read(path, max_pixels=HEIGHT * WIDTH).shape == (HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1)])
+def test_extreme_shapes_work(shape: tuple[int, int], tmp_path: Path) -> None:
+    images.write_png(tmp_path / "x.png", noise(*shape))
+    np.testing.assert_array_equal(images.read(tmp_path / "x.png"), noise(*shape))
+
+
+def with_nan(value: float) -> Array:
+    array = FLOAT.copy()
+    array[3, 5] = value
+    return array
+
+
+OBJECTS = io.BytesIO()
+np.save(OBJECTS, np.array([[{}]], dtype=object), allow_pickle=True)
+
+REFUSED: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "empty"),
+    "text": (b"hello, this is no image", "not PNG, JPEG, TIFF or NumPy"),
+    "html": (b"<!doctype html><html></html>", "starts with b'<!doctype"),
+    "gif": (pillow(GREY, "GIF"), "not PNG"),
+    "zero rows": (png_header(10, 0), "no pixels"),
+    "1-bit": (pillow(Image.fromarray(GREY > 100), "PNG"), "1-bit grey PNG"),
+    "animated": (
+        pillow(Image.fromarray(COLOR), "PNG", save_all=True, append_images=[Image.fromarray(COLOR[::-1])]),
+        "animated",
+    ),
+    "cmyk jpeg": (pillow(Image.fromarray(COLOR).convert("CMYK"), "JPEG"), "CMYK"),
+    "cmyk tiff": (pillow(Image.fromarray(COLOR).convert("CMYK"), "TIFF"), "colour kind 5"),
+    "rgba tiff": (pillow(ALPHA, "TIFF"), "4 channels"),
+    "palette tiff": (pillow(Image.fromarray(COLOR).quantize(8), "TIFF"), "colour kind 3"),
+    "int tiff": (pillow(GREY.astype(np.int32), "TIFF"), "sample format 2"),
+    "double tiff": (opencv(GREY.astype(np.float64), ".tiff"), "64 bits"),
+    "pages": (
+        pillow(Image.fromarray(COLOR), "TIFF", save_all=True, append_images=[Image.fromarray(COLOR)]),
+        "several pages",
+    ),
+    "rotated tiff": (pillow(COLOR, "TIFF", tiffinfo={274: 6}), "rotation"),
+    "nan": (numpy_file(with_nan(np.nan)), r"1 values are not finite, first nan at \(3, 5\)"),
+    "inf": (numpy_archive(with_nan(np.inf)), r"first inf at \(3, 5\)"),
+    "nan tiff": (pillow(with_nan(np.nan), "TIFF"), r"first nan at \(3, 5\)"),
+    "objects": (OBJECTS.getvalue(), "Python objects"),
+    "text array": (numpy_file(np.array([["a"]])), "an array of <U1"),
+    "one axis": (numpy_file(np.arange(5)), r"shape \(5,\)"),
+    "no rows": (numpy_file(np.zeros((0, 4))), r"shape \(0, 4\)"),
+    "two arrays": (numpy_archive(GREY, GREY), "2 entries"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_we_cannot_read_rightly_is_refused_with_its_reason(name: str, tmp_path: Path) -> None:
+    data, words = REFUSED[name]
+    path = tmp_path / "x.png"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=words) as caught:
+        images.read(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.png").mkdir()
+    for call in (images.read, images.shape):
+        with pytest.raises(DataError, match="a folder"):
+            call(tmp_path / "x.png")
+        with pytest.raises(DataError, match="no such file"):
+            call(tmp_path / "y.png")
+        with pytest.raises(DataError, match="not a regular file"):
+            call(Path("/dev/zero"))
+
+
+@pytest.mark.parametrize("array", [GREY, COLOR, ALPHA, GREY16, COLOR16, np.asfortranarray(COLOR), COLOR[::2, ::-1]])
+def test_written_pixels_come_back_and_pillow_sees_the_same(array: Array, tmp_path: Path) -> None:
+    images.write_png(tmp_path / "x.png", array)
+    np.testing.assert_array_equal(images.read(tmp_path / "x.png"), array)
+    if array.dtype == np.uint8:
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "x.png")), array)
+    assert images.encode_png(array) == images.encode_png(array)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.int64, np.uint32, np.float32, np.float64, np.bool_])
+def test_label_ids_are_never_clipped_or_wrapped(dtype: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="PNG holds uint8 or uint16"):
+        images.write_png(tmp_path / "x.png", np.ones((2, 2), dtype))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 4, 1), (4, 4, 2), (4, 4, 5), (0, 4), (1, 4, 4, 3)])
+def test_other_shapes_are_not_written(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="PNG holds"):
+        images.encode_png(np.zeros(shape, np.uint8))
+
+
+def test_a_failed_write_keeps_the_old_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images.write_png(tmp_path / "x.png", GREY)
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(EnvironmentFault, match="No space left"):
+        images.write_png(tmp_path / "x.png", COLOR)
+    np.testing.assert_array_equal(images.read(tmp_path / "x.png"), GREY)
+
+
+def test_opencv_stays_silent(tmp_path: Path) -> None:
+    """In a process of its own: OpenCV's log level is one for all."""
+    (tmp_path / "x.png").write_bytes(CUT["png rgb"][:-200])
+    code = (
+        "import sys, numpy, cv2; from memorysam_cli.storage import images; "
+        "print(cv2.imdecode(numpy.fromfile(sys.argv[1], 'u1'), -1))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "x.png"], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("None\n", "")

@@ -1,0 +1,273 @@
+"""The frame of the program: its help, its exit codes, and what stderr says."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.main import get_command
+
+from memorysam_cli import __version__, app, errors
+
+HEAVY = ("torch", "cv2", "peft", "numpy", "sam2", "accelerate", "transformers", "matplotlib")
+
+
+def memorysam(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "memorysam_cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    """Every command and group of the program, by what one types."""
+
+    def below(path: str, command: Any) -> Iterator[tuple[str, Any]]:
+        yield path, command
+        for name, child in getattr(command, "commands", {}).items():
+            yield from below(f"{path} {name}", child)
+
+    return below("memorysam", get_command(app.build()))
+
+
+ALL = dict(commands())
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
+    """Puts one command, ``fail``, in place of all others; it raises what it is given."""
+
+    def install(fault: BaseException) -> None:
+        def fail() -> None:
+            print("something on stdout")
+            raise fault
+
+        module = types.ModuleType("failing_command")
+        module.__dict__.update(fail=fail, EXAMPLE="memorysam fail")
+        monkeypatch.setitem(sys.modules, "failing_command", module)
+        monkeypatch.setattr(app, "COMMANDS", {"fail": "failing_command:fail", "recipes": app.COMMANDS["recipes"]})
+
+    return install
+
+
+def test_help_is_fast_and_imports_nothing_heavy(fastest: Callable[..., float]) -> None:
+    program = (
+        "import sys; from memorysam_cli import app; code = app.run(['--help'])\n"
+        f"sys.exit(str({set(HEAVY)} & set(sys.modules) or code))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stderr == "0\n"
+    assert fastest(lambda: memorysam("--help")) < 0.3
+
+
+def test_the_catalogue_is_complete() -> None:
+    assert list(app.COMMANDS) == ["prepare", "train", "evaluate", "predict", "demo", "recipes", "weights"]
+    out = memorysam("--help").stdout
+    listed = [line.split()[0] for line in out.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()]
+    assert listed == list(app.COMMANDS)
+
+
+@pytest.mark.parametrize("path", ALL)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_every_help_ends_with_a_worked_example(path: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.run([*path.split()[1:], flag]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    example = " ".join(out.rpartition("Example: ")[2].split())
+    assert example.startswith("memorysam "), out
+    if not hasattr(ALL[path], "commands"):
+        assert f"{path} ".removeprefix("memorysam ") in f"{example} ", "the example shows another command"
+
+
+@pytest.mark.parametrize("path", [path for path in ALL if not hasattr(ALL[path], "commands")])
+def test_the_same_word_is_the_same_option_everywhere(path: str) -> None:
+    letters = {"--data": "-d", "--out": "-o", "--recipe": "-r", "--weights": "-w", "--verbose": "-v", "--quiet": "-q"}
+    found = {name: option.opts for option in ALL[path].params for name in option.opts}
+    assert {"--json", "--verbose", "--quiet"} <= set(found)
+    for word, letter in letters.items():
+        assert letter in found.get(word, [letter]), word
+
+
+def test_version_and_completion_are_there() -> None:
+    done = memorysam("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"memorysam {__version__}\n", "")
+    assert "_MEMORYSAM_COMPLETE" in memorysam("--show-completion", "bash").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "No such command 'trian'. Did you mean 'train'?; see memorysam --help"),
+        (
+            ["recipes", "list", "--jsn"],
+            "No such option: --jsn (Possible options: --json); see memorysam recipes list --help",
+        ),
+        (["recipes", "show"], "Missing argument 'NAME|FILE'; see memorysam recipes show --help"),
+        (["recipes", "list", "extra"], "Got unexpected extra argument(s) (extra); see memorysam recipes list --help"),
+        (["recipes", "list", "-v", "-q"], "--verbose and --quiet exclude each other; give one"),
+    ],
+)
+def test_a_wrong_command_line_ends_with_2_and_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.run(arguments) == 2
+    assert capsys.readouterr() == ("", f"memorysam: error [2]: {message}\n")
+
+
+def test_a_group_without_a_command_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for group in ([], ["recipes"]):
+        assert app.run(group) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith(" ".join(["Usage: memorysam", *group, "[OPTIONS] COMMAND"]))
+        assert "Example: memorysam" in err
+
+
+USERS_FAULTS = [
+    errors.UsageError,
+    errors.DataError,
+    errors.PartialError,
+    errors.WeightsError,
+    errors.EnvironmentFault,
+    errors.NetworkError,
+    errors.DivergedError,
+    errors.FolderInUseError,
+    errors.CheckFailedError,
+]
+
+
+@pytest.mark.parametrize("kind", USERS_FAULTS)
+def test_a_users_fault_is_one_line_and_its_exit_code(
+    kind: type[errors.MemorySamError], failing: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(kind("a.png: [bold]odd[/bold]\nname; " + "do this " * 40))
+    code = app.run(["fail"])
+    assert code == kind.exit_code
+    assert code in errors.EXIT_CODES
+    err = capsys.readouterr().err
+    assert err == f"memorysam: error [{code}]: a.png: [bold]odd[/bold]\\nname; {'do this ' * 40}\n"
+
+
+def test_each_kind_of_fault_has_a_code_of_its_own() -> None:
+    kinds = [
+        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.MemorySamError)
+    ]
+    assert set(kinds) == {*USERS_FAULTS, errors.MemorySamError, errors.Stopped}
+    assert [kind.exit_code for kind in USERS_FAULTS] == list(range(2, 11))
+    assert set(errors.EXIT_CODES) == {0, 1, *range(2, 11), 130, 141, 143}
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch's own, without torch."""
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "words"),
+    [
+        (errors.Stopped("checkpoint step 3 saved", exit_code=143), 143, "checkpoint step 3 saved"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (typer.Abort(), 130, "interrupted"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 6, "/x/y: No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x/y"), 6, "/x/y: Permission denied"),
+        (OSError(errno.EROFS, "Read-only file system", "/x/y"), 6, "/x/y: Read-only file system"),
+        (MemoryError(), 6, "out of memory (MemoryError); use a smaller train.batch"),
+        (OutOfMemoryError("CUDA out of memory. Tried to\nallocate"), 6, "out of memory (CUDA out of memory. Tried to)"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 6, "out of memory ("),
+    ],
+)
+def test_a_fault_of_the_world_has_its_code_and_no_traceback(
+    fault: BaseException,
+    code: int,
+    words: str,
+    failing: Callable[[BaseException], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    failing(fault)
+    assert app.run(["fail"]) == code
+    err = capsys.readouterr().err
+    assert err.startswith(f"memorysam: error [{code}]: {words}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "fault", [KeyError("x"), RuntimeError("x"), FileNotFoundError(errno.ENOENT, "no", "x"), AssertionError()]
+)
+def test_anything_else_is_our_bug_with_its_traceback(
+    fault: Exception, failing: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(fault)
+    assert app.run(["fail"]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in err
+    assert type(fault).__name__ in err
+    assert err.splitlines()[-1].startswith("memorysam: error [1]: this is a bug in memorysam")
+
+
+@pytest.mark.parametrize(("code", "expected"), [(0, 0), (4, 4), (10, 10)])
+def test_a_command_may_choose_its_exit_code(
+    code: int, expected: int, failing: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(typer.Exit(code))
+    assert app.run(["fail"]) == expected
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("how", ["option", "environment", "neither"])
+def test_debug_adds_the_traceback(
+    how: str,
+    failing: Callable[[BaseException], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failing(errors.DataError("a.png: empty"))
+    if how == "environment":
+        monkeypatch.setenv("MEMORYSAM_DEBUG", "1")
+    assert app.run(["--debug", "fail"] if how == "option" else ["fail"]) == 3
+    err = capsys.readouterr().err
+    assert ("Traceback" in err) == (how != "neither")
+    assert err.splitlines()[-1] == "memorysam: error [3]: a.png: empty"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["recipes", "show", "demo"], ["recipes", "list", "--json"]])
+def test_a_reader_that_goes_away_ends_it_quietly_with_141(arguments: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "memorysam_cli", *arguments]
+    with os.fdopen(write, "w") as stdout:
+        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_behind_stdout_ends_with_6() -> None:
+    command = [sys.executable, "-m", "memorysam_cli", "recipes", "list", "--json"]
+    with Path("/dev/full").open("w") as stdout:
+        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 6
+    assert done.stderr.startswith("memorysam: error [6]: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_ctrl_c_ends_with_130_and_one_line() -> None:
+    program = (
+        "import sys, types, time; from memorysam_cli import app\n"
+        "def wait():\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "module = sys.modules['waiting'] = types.ModuleType('waiting')\n"
+        "module.wait = wait; module.EXAMPLE = ''\n"
+        "app.COMMANDS = {'wait': 'waiting:wait', 'recipes': app.COMMANDS['recipes']}\n"
+        "sys.argv = ['memorysam', 'wait']; app.main()"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "ready\n"
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=30)
+    assert (running.returncode, err) == (130, "memorysam: error [130]: interrupted\n")

@@ -1,0 +1,49 @@
+"""What pydantic refuses: which fault is told first, and on which line."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from memorysam_cli.recipe import Recipe
+from memorysam_cli.validation import first_fault, line_of
+
+TEXT = """\
+# a comment
+a:
+  b: {c: 1,
+      d: 2}
+  list:
+    - x
+    - y
+"""
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        ((), 1),
+        (("a",), 2),
+        (("a", "b", "c"), 3),
+        (("a", "b", "d"), 4),
+        (("a", "list", "1"), 7),
+        (("a", "list", "9"), 5),
+        (("a", "missing", "deeper"), 2),
+        (("nothing",), 1),
+    ],
+)
+def test_a_line_is_the_value_s_or_that_of_what_should_hold_it(keys: tuple[str, ...], line: int) -> None:
+    assert line_of(TEXT, keys) == line
+
+
+def test_an_empty_document_has_one_line() -> None:
+    assert line_of("", ("a",)) == 1
+
+
+def test_an_unknown_key_is_told_before_what_it_leaves_missing() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Recipe.model_validate({"modle": {}})
+    keys, text = first_fault(caught.value, Recipe)
+    assert keys == ("modle",)
+    assert text.startswith("top level: unknown key 'modle'; did you mean 'model'? (known: name, about, data,")
+    assert text.endswith(" more)")
