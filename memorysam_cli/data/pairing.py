@@ -18,7 +18,7 @@ def pair(sources: Mapping[str, Mapping[str, str]]) -> list[dict[str, str]]:
 
     Where no two folders share a path, the names may carry the sensor's: ``000050_rgb_front`` and
     ``000050_depth_front`` pair if cutting names at ``_ - .`` and blanks leaves exactly one part that is the same
-    throughout each folder and differs between folders.
+    throughout each folder and differs between folders, and that is no number.
 
     Args:
         sources: folder → file's relative path without suffix → anything.
@@ -58,17 +58,18 @@ def _unpaired(keys: Mapping[str, Keys]) -> str | None:
 def _without_sensor(sources: Mapping[str, Mapping[str, str]]) -> dict[str, Keys]:
     """Names without the one part that tells the sensor; empty if there is no such part."""
     cut = {folder: {name: _parts(name) for name in files} for folder, files in sources.items()}
-    lengths = {len(parts) for names in cut.values() for _, parts in names.values()}
-    if len(lengths) != 1:
+    if len({len(parts) for names in cut.values() for _, parts in names.values()}) != 1:
         return {}
-    telling = []
-    for position in range(lengths.pop()):
-        words = {folder: {parts[position] for _, parts in names.values()} for folder, names in cut.items()}
-        if all(len(found) == 1 for found in words.values()) and len(set.union(*words.values())) > 1:
-            telling.append(position)
-    if len(telling) != 1:
+    # Position → the words that stand there, one for each folder.
+    telling: dict[int, set[str]] = {}
+    for position, _ in enumerate(next(parts for names in cut.values() for _, parts in names.values())):
+        words = [{parts[position] for _, parts in names.values()} for names in cut.values()]
+        if all(len(found) == 1 for found in words) and len(set.union(*words)) > 1:
+            telling[position] = set.union(*words)
+    # A number tells frames apart, not sensors.
+    if len(telling) != 1 or any(word.isdecimal() for found in telling.values() for word in found):
         return {}
-    position = telling[0]
+    (position,) = telling
     keys = {
         folder: {
             name: "_".join((place, *parts[:position], *parts[position + 1 :])) for name, (place, parts) in names.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -53,18 +54,23 @@ def load(source: Source[Item], indices: Sequence[Any], *, workers: int) -> Itera
         EnvironmentFault: a worker died (the machine ran out of memory, say) or hangs.
     """
     workers = min(workers, len(indices))
-    loader: DataLoader[Item | _Fault] = DataLoader(
-        source,
-        batch_size=None,  # an item is a batch already
-        sampler=indices,
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=_start_worker,
-        pin_memory=torch.cuda.is_available(),
-        timeout=TIMEOUT_S if workers else 0,
-    )
+    with warnings.catch_warnings():  # more workers than cores are the user's wish
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        loader: DataLoader[Item | _Fault] = DataLoader(
+            source,
+            batch_size=None,  # an item is a batch already
+            sampler=indices,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            worker_init_fn=_start_worker,
+            pin_memory=torch.cuda.is_available(),
+            # Its own: a number taken from torch's for each epoch would be taken twice by a resumed run.
+            generator=torch.Generator(),
+            timeout=TIMEOUT_S if workers else 0,
+        )
+        items = iter(loader)
     try:
-        for item in loader:
+        for item in items:
             if isinstance(item, _Fault):
                 raise item.error
             yield item

@@ -23,7 +23,7 @@ from memorysam_cli.data.resizing import resize_nearest
 from memorysam_cli.dataset import DatasetInfo, Modality
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.report import console, overlays
-from memorysam_cli.storage import documents, images
+from memorysam_cli.storage import atomic, documents, images
 
 SCHEMA_VERSION = 1
 LEDGER = "predictions.jsonl"
@@ -72,7 +72,7 @@ def refuse_foreign(out: Path, *, overwrite: bool) -> None:
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: is a file; give a folder")
-    is_ours = (out / LEDGER).is_file() or (out / SUCCESS).is_file()
+    is_ours = (out / LEDGER).is_file()
     if out.is_dir() and not is_ours and not overwrite and any(entry.name != ".lock" for entry in out.iterdir()):
         raise UsageError(f"--out {out}: is not empty and holds no predictions; give another folder, or --overwrite")
 
@@ -96,6 +96,7 @@ class Writer:
         self.failures: list[dict[str, str]] = []
         self.pixels = np.zeros(len(info.classes), np.int64)
         _clear(out)
+        atomic.write_text(out / LEDGER, "")  # from now on the folder is known as ours, whatever happens
         documents.write_json(out / CLASSES, _classes(info))
 
     def write(self, found: UnlabelledScene, logits: Tensor) -> None:
@@ -191,13 +192,13 @@ def _clear(out: Path) -> None:
     if not ledger.is_file():
         return
     lines = documents.read_json_lines(ledger)
-    console.note(f"{out}: replaces the predictions of an earlier run ({len(lines)} scenes)")
+    if lines:
+        console.note(f"{out}: replaces the predictions of an earlier run ({len(lines)} scenes)")
     for line in lines:
         for key in ("mask", *EXTRAS):
             path = PurePosixPath(str(line.get(key, "") if isinstance(line, dict) else ""))
             if path.parts and path.parts[0] in (MASKS, *EXTRAS) and ".." not in path.parts:
                 (out / path).unlink(missing_ok=True)
-    ledger.unlink()
 
 
 def _classes(info: DatasetInfo) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from memorysam_cli.data.loader import Batch, training_batches
 from memorysam_cli.data.manifest import Manifest
+from memorysam_cli.dataset import IGNORE
 from memorysam_cli.engine import checkpoints
 from memorysam_cli.engine.checkpoints import Position, State
 from memorysam_cli.engine.evaluation import Evaluation, evaluate
@@ -112,6 +113,8 @@ class Trainer:
             if self._validated_step != self.position.step:
                 self._validate()
             self._checkpoint()
+        if self.position.all_ignored:
+            console.warn(f"{self.position.all_ignored} batches had no labelled pixel and taught nothing")
         if self.position.best_miou is None or self.position.best_step is None:
             raise DivergedError(f"{self.run.path}: no validation gave a finite mIoU; there are no best weights")
         return TrainingResult(
@@ -162,6 +165,9 @@ class Trainer:
     def _batch(self, batch: Batch) -> float:
         """Forward, losses, backward and, at the end of an accumulation, the update; returns the total loss."""
         settings = self.recipe
+        assert batch.label is not None
+        # Counted before the transfer: on a GPU the question would wait for the device.
+        self.position.all_ignored += int(bool((batch.label == IGNORE).all()))
         batch = batch.to(self.accelerator.device)
         assert batch.label is not None
         with self.accelerator.accumulate(self.model):

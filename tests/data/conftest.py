@@ -68,7 +68,8 @@ SCENES = (
 def prepared(tmp_path: Path) -> Manifest:
     """Seven training and two validation scenes of a hand-made DELIVER, prepared."""
     folder = write_deliver(tmp_path / "DELIVER", SCENES)
-    return manifests.write(tmp_path, DELIVER.info(folder), DELIVER.scenes(folder, tmp_path))
+    info = DELIVER.info(folder).model_copy(update={"root": "DELIVER"})
+    return manifests.write(tmp_path, info, DELIVER.scenes(folder, tmp_path))
 
 
 @pytest.fixture

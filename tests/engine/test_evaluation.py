@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from memorysam_cli.data import decode, transforms
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.dataset import Crop, DatasetInfo
@@ -44,21 +45,22 @@ def native_pixels(data: Manifest, scenes: Sequence[Scene]) -> int:
     return sum(height * width for height, width, *_ in shapes)
 
 
-def test_the_native_matrix_is_that_of_each_label_compared_by_hand(data: Manifest) -> None:
-    model, expected = Brightness(), torch.zeros(4, 4, dtype=torch.int64)
-    for scene in data.of_split("val"):
-        assert scene.label is not None
-        frame = torch.from_numpy(images.read(data.root / scene.files["img"][0])).permute(2, 0, 1)[None].float() / 255
-        label = torch.from_numpy(images.read(data.root / scene.label))
-        height, width = {(97, 131): (64, 96), (64, 64): (64, 64)}[label.shape[0], label.shape[1]]
-        if scene.files["img"][0].endswith("b/000001.png") and label.shape == (64, 64):
-            seen = frame  # no resizing, so that this scene is exact to the bit
-            shown = F.interpolate(model.logits([seen]), size=label.shape, mode="bilinear", align_corners=False)
-            expected += confusion(shown[0].argmax(0), label, 4)
-        assert height % 32 == width % 32 == 0
-    found = score(model, data).confusion("native", condition="rain", case="motionblur")
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    assert int(found.sum()) > 3000
+@pytest.mark.parametrize("crop", [None, Crop(left=20, of_height=97, square=True)], ids=["whole", "cropped"])
+def test_both_matrices_are_those_of_the_protocols_done_by_hand(tmp_path: Path, crop: Crop | None) -> None:
+    data = write_data(tmp_path, PLANS[:1], crop=crop)
+    sample = decode.read_sample(
+        tmp_path, data.scenes[0], modalities=MODALITIES, rule=data.info.label, classes=len(CLASSES)
+    )
+    scored = transforms.for_scoring(sample, modalities=MODALITIES, size=64, crop=crop)
+    whole = transforms.for_prediction(sample, modalities=MODALITIES, size=64)
+    found = score(Brightness(), data)
+    for name, seen, label in (("resized", scored, scored.label), ("native", whole, sample.label)):
+        logits = Brightness().logits([transforms.to_tensor(seen.frames["img"], MODALITIES[0])[None]])
+        if name == "native":
+            logits = F.interpolate(logits, size=(97, 131), mode="bilinear", align_corners=False)
+        assert label is not None
+        expected = confusion(logits.argmax(1)[0], torch.from_numpy(label), len(CLASSES))
+        torch.testing.assert_close(found.confusion(name), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("crop", [None, Crop(left=20, of_height=97, square=True)], ids=["whole", "cropped"])

@@ -65,7 +65,7 @@ def test_scenes_that_would_share_a_file_are_refused(names: tuple[str, str]) -> N
 
 def test_of_many_collisions_ten_pairs_and_the_count_are_told() -> None:
     names = [f"frame{number}" for number in range(12)]
-    with pytest.raises(DataError, match="^12 pairs") as refused:
+    with pytest.raises(DataError, match="12 pairs of") as refused:
         prediction_folder.refuse_collisions(scenes(*names, *(name.upper() for name in names)))
     assert str(refused.value).count("'FRAME") == 10 and "and 2 more" in str(refused.value)
 
@@ -203,6 +203,12 @@ def test_a_second_run_leaves_no_mask_of_the_first_and_no_other_file_harmed(
     assert not (out / "_SUCCESS.json").exists()
     second.write(found(data.scenes[1]), logits_of())
     assert sorted(path.name for path in out.rglob("*.png")) == ["000002.png", "mine.png"]
+
+
+def test_a_folder_is_known_as_ours_before_the_first_scene_is_done(data: Manifest, tmp_path: Path) -> None:
+    writer_for(data, tmp_path / "out")
+    prediction_folder.refuse_foreign(tmp_path / "out", overwrite=False)
+    writer_for(data, tmp_path / "out")
 
 
 def test_a_ledger_cannot_make_us_remove_files_outside(data: Manifest, tmp_path: Path) -> None:

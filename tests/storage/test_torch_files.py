@@ -6,7 +6,7 @@ import argparse
 import collections
 import io
 import os
-import pickle  # noqa: TID251
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from memorysam_cli.storage.tensors import read_torch
 
 
 def save(content: object, path: Path, **options: Any) -> None:
-    torch.save(content, path, **options)  # noqa: TID251
+    torch.save(content, path, **options)
 
 
 def some() -> dict[str, torch.Tensor]:
@@ -152,7 +152,7 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
     for position in np.random.default_rng(4).integers(0, len(data), 100):
         flipped = data[:position] + bytes([data[position] ^ 16]) + data[position + 1 :]
         (tmp_path / "y.pt").write_bytes(flipped)
-        naive += is_other(lambda flipped=flipped: torch.load(io.BytesIO(flipped), weights_only=True))  # noqa: TID251
+        naive += is_other(lambda flipped=flipped: torch.load(io.BytesIO(flipped), weights_only=True))
         silent += is_other(lambda: read_torch(tmp_path / "y.pt"))
     assert silent == 0
     assert naive > 50  # what torch alone would have believed

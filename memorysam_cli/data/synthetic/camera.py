@@ -59,7 +59,7 @@ class Camera:
 
     def points(self, depth: np.ndarray) -> np.ndarray:
         """The points seen: (H, W) depth in metres -> (3, H, W)."""
-        return self.position[:, None, None] + self.rays * depth
+        return np.asarray(self.position[:, None, None] + self.rays * depth)
 
 
 CORNERS = np.array(list(product((-1.0, 1.0), repeat=3)), np.float32)

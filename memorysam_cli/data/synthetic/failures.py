@@ -16,11 +16,24 @@ def motion_blur(light: np.ndarray) -> np.ndarray:
     return np.asarray(cv2.filter2D(light, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REPLICATE))
 
 
-def jitter(columns: np.ndarray, rows: np.ndarray, *, height: int, rng: np.random.Generator) -> None:
-    """Displace LiDAR points in place: whole scan lines slip, and every point trembles (pixels)."""
-    slips = rng.normal(0, 0.02 * height, 4096)
-    columns += slips[np.arange(len(columns)) // 64 % 4096] + rng.normal(0, 0.012 * height, len(columns))
-    rows += rng.normal(0, 0.012 * height, len(rows))
+def jitter(
+    row: np.ndarray, column: np.ndarray, *, height: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Displace LiDAR points: runs of 64 slip sideways together, and every point trembles.
+
+    Args:
+        row: (n,) pixels, in the order of the scan.
+        column: (n,) pixels.
+        height: of the frame in pixels.
+        rng: the scanner's own generator.
+
+    Returns:
+        New rows and columns, (n,) int64; they may lie outside the frame.
+    """
+    count = len(row)
+    slips = np.repeat(rng.normal(0, 0.02 * height, count // 64 + 1), 64)[:count]
+    tremble = rng.normal(0, 0.012 * height, (2, count))
+    return np.rint(row + tremble[0]).astype(np.int64), np.rint(column + slips + tremble[1]).astype(np.int64)
 
 
 def low_resolution(event: np.ndarray) -> np.ndarray:

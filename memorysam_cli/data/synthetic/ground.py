@@ -28,6 +28,18 @@ class Pattern(IntEnum):
     PAINT = 6
 
 
+class Lie(IntEnum):
+    """The kinds of ground that every world has: indices of its zones."""
+
+    ROAD = 0
+    PAINT = 1
+    PAVEMENT = 2
+    GREEN = 3
+    BARE = 4
+    RAILS = 5
+    WATER = 6
+
+
 @dataclass(frozen=True, slots=True)
 class Zone:
     """One kind of ground."""
@@ -50,10 +62,10 @@ class Crossing:
 
 @dataclass(frozen=True)
 class Ground:
-    """Strips of zones; ``zones[0]`` is the carriageway, ``zones[1]`` its markings, ``zones[2]`` the pavement.
+    """Strips of zones along a street.
 
     Args:
-        zones: the kinds of ground, at most 255.
+        zones: one per :class:`Lie`.
         borders: (n,) ascending lateral borders in metres between strips, as seen from the street's centre line.
         strips: (n + 1, 2) zone of each strip: its usual one, and the one that takes turns with it along the street.
         half_width: metres from the centre line to the kerb.
@@ -61,6 +73,7 @@ class Ground:
         bend: metres by which the street swings to the side, and the metres per radian of that swing.
         crossing: a crossing street, if there is one.
         salt: what makes the alternation of zones this world's own.
+        margins: metres beyond the left and the right kerb from where houses and fences may stand.
     """
 
     zones: tuple[Zone, ...]
@@ -72,7 +85,6 @@ class Ground:
     crossing: Crossing | None
     salt: int
     margins: tuple[float, float]
-    """Metres beyond the left and the right kerb from where houses and fences may stand."""
 
     def centre(self, y: np.ndarray) -> np.ndarray:
         """Lateral position of the centre line, metres, shape of ``y``."""
@@ -83,18 +95,22 @@ class Ground:
         """A place given in street coordinates, heading along the street, at carriageway height."""
         swing, length = self.bend
         slope = swing / length * np.sin(ahead / length)
-        return Spot(float(self.centre(np.float32(ahead))) + lateral, ahead, 0.0, float(np.arctan(slope)))
+        return Spot(float(self.centre(np.array(ahead, np.float32))) + lateral, ahead, 0.0, float(np.arctan(slope)))
 
     def zone_at(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Zone index of places in metres; uint8, shape of ``x``."""
         lateral = x - self.centre(y)
         zone = self._unmarked(lateral, y)
-        return np.where((zone == 0) & self._is_marked(lateral, y), 1, zone).astype(np.uint8)
+        return np.where((zone == Lie.ROAD) & self._is_marked(lateral, y), Lie.PAINT, zone).astype(np.uint8)
 
-    def height_at(self, lateral: float, ahead: float) -> float:
-        """Height in metres at one place in street coordinates."""
-        zone = self._unmarked(np.array([lateral], np.float32), np.array([ahead], np.float32))
-        return self.zones[int(zone[0])].height
+    def lie_at(self, lateral: float, ahead: float) -> Lie:
+        """The kind of ground at one place in street coordinates; paint counts as road."""
+        return Lie(int(self._unmarked(np.array([lateral], np.float32), np.array([ahead], np.float32))[0]))
+
+    def lane_middles(self) -> list[float]:
+        """Lateral middles of the lanes in metres, left to right; those from 0 on go our way."""
+        width = 2 * self.half_width / self.lanes
+        return [(lane + 0.5) * width - self.half_width for lane in range(self.lanes)]
 
     def _unmarked(self, lateral: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Zone index of places in street coordinates, without the paint."""
@@ -103,10 +119,10 @@ class Ground:
         zone = self.strips[strip, turn.astype(np.int64)]
         if self.crossing is not None:
             offset = np.abs(y - self.crossing.ahead) - self.crossing.half_width
-            dry = np.array([kind.height > -0.2 for kind in self.zones])[zone]
-            pavement = dry & (offset < 2.5) & (zone != 0)
-            zone = np.where(dry & (offset < 0), 0, np.where(pavement, 2, zone))
-        return zone
+            dry = zone != Lie.WATER
+            pavement = dry & (offset < 2.5) & (zone != Lie.ROAD)
+            zone = np.where(dry & (offset < 0), Lie.ROAD, np.where(pavement, Lie.PAVEMENT, zone))
+        return np.asarray(zone)
 
     def _is_marked(self, lateral: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Whether paint lies on the carriageway there."""

@@ -21,7 +21,11 @@ def tree(rng: Rng, spot: Spot, *, height: float) -> list[Solid]:
     parts = [trunk]
     for _ in range(int(rng.integers(1, 4))):
         size = width * float(rng.uniform(0.7, 1.0))
-        at = spot.beside(*(rng.normal(0, 0.18 * width, 2)), height * float(rng.uniform(0.3, 0.45)))
+        at = spot.beside(
+            float(rng.normal(0, 0.18 * width)),
+            float(rng.normal(0, 0.18 * width)),
+            height * float(rng.uniform(0.3, 0.45)),
+        )
         parts.append(_crown(at, (size, size, height * 0.62), colour))
     return parts
 

@@ -14,6 +14,8 @@ SHARES = {"val": 0.25, "test": 0.15}
 MAPS = {"train": (1, 2, 3, 5, 6, 8), "val": (1, 2, 3, 5, 6, 8), "test": (7, 10, 1, 3)}
 """As in DELIVER, maps 7 and 10 are met in test alone."""
 SEQUENCE_FRAMES = 3
+SPLITS = ("train", "val", "test")
+PURPOSES = ("world", "img", "scan", "lidar", "event", "polarisation", "nir", "overlap")
 CASE_SHARE = 0.35
 
 
@@ -31,18 +33,17 @@ class PlannedScene:
     map: int
     point: int
 
-    def generator(self, seed: int, purpose: str) -> np.random.Generator:
-        """This frame's own randomness for one purpose, independent of all other frames and purposes."""
-        return _generator(seed, self, self.frame + 1, purpose)
 
-    def world_generator(self, seed: int) -> np.random.Generator:
-        """The randomness that all frames of the sequence share."""
-        return _generator(seed, self, 0, "world")
+def generator(seed: int, scene: PlannedScene, purpose: str) -> np.random.Generator:
+    """One scene's randomness for one purpose: it depends on nothing else, so the order of work does not matter.
 
-
-def _generator(seed: int, scene: PlannedScene, frame: int, purpose: str) -> np.random.Generator:
-    split = ("train", "val", "test").index(scene.split)
-    key = (split, scene.sequence, frame, int.from_bytes(purpose.encode(), "big") % 2**32)
+    Args:
+        seed: of the data set.
+        scene: whose.
+        purpose: one of :data:`PURPOSES`; ``world`` is the same for all frames of a sequence.
+    """
+    frame = 0 if purpose == "world" else scene.frame
+    key = (SPLITS.index(scene.split), scene.sequence, frame, PURPOSES.index(purpose))
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
 
 

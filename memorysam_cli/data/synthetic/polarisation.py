@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from memorysam_cli.data.synthetic.classes import NIR_REFLECTANCE, SHINE
-from memorysam_cli.data.synthetic.light import LUMINANCE, Lighting, Weather, radiance
+from memorysam_cli.data.synthetic.light import LUMINANCE, Lighting, radiance
 from memorysam_cli.data.synthetic.surface import Surface
+from memorysam_cli.data.synthetic.weather import Weather
 
 Rng = np.random.Generator
 REFRACTION = 1.5
@@ -67,7 +68,7 @@ def near_infrared(surface: Surface, lights: Lighting, *, rng: Rng) -> np.ndarray
     reflectance = NIR_REFLECTANCE[surface.material] * (0.65 + 0.8 * surface.colour @ LUMINANCE)
     bare = replace(surface, colour=np.repeat(reflectance[..., None], 3, axis=2))
     light = radiance(bare, lights).mean(axis=-1) * np.where(surface.is_sky, np.float32(0.45), np.float32(1))
-    exposure = 2.2 if lights.weather.night else 1.0
+    exposure = 2.2 if lights.weather.is_night else 1.0
     coded = (1 - np.exp(-np.float32(exposure) * light)) ** np.float32(1 / 2.2)
     grain = rng.standard_normal(coded.shape, np.float32) * np.float32(lights.weather.noise)
     return np.asarray((coded + grain).clip(0, 1))

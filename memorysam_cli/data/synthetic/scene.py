@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
 from memorysam_cli.data.synthetic import sensors
-from memorysam_cli.data.synthetic.light import WEATHER, Lighting, lighting, radiance
-from memorysam_cli.data.synthetic.plan import PlannedScene
+from memorysam_cli.data.synthetic.light import Lighting, lighting, radiance
+from memorysam_cli.data.synthetic.plan import PlannedScene, generator
 from memorysam_cli.data.synthetic.polarisation import near_infrared, overlap, polarisation
 from memorysam_cli.data.synthetic.surface import Surface, survey
+from memorysam_cli.data.synthetic.weather import WEATHER
 from memorysam_cli.data.synthetic.world import World, build
 from memorysam_cli.dataset import IGNORE
 
@@ -27,16 +28,15 @@ class View:
     light: np.ndarray
 
 
-@lru_cache(maxsize=2)
-def _world(scene: PlannedScene, seed: int) -> World:
-    """The world of a sequence (``scene`` is its first frame)."""
-    return build(scene.world_generator(seed))
+@lru_cache(maxsize=1)
+def _last_world(first: PlannedScene, seed: int) -> World:
+    """The world of a sequence, kept while its frames are drawn."""
+    return build(generator(seed, first, "world"))
 
 
 def world_of(scene: PlannedScene, *, seed: int) -> World:
     """The world that a scene shows; frames of a sequence share it."""
-    first = PlannedScene(scene.split, scene.sequence, 0, "", None, 0, 0)
-    return _world(first, seed)
+    return _last_world(replace(scene, frame=0), seed)
 
 
 def look(world: World, lights: Lighting, *, frame: int, height: int, width: int, seconds: float = 0.0) -> View:
@@ -63,14 +63,14 @@ def deliver_pictures(scene: PlannedScene, *, size: int, seed: int) -> dict[str, 
     lights = lighting(world, world.solids_at(frame=scene.frame), weather)
     now = look(world, lights, frame=scene.frame, height=size, width=size)
     soon = look(world, lights, frame=scene.frame, height=size, width=size, seconds=EVENT_SECONDS)
-    points = sensors.scan(now.surface, weather, rng=scene.generator(seed, "scan"))
-    image = sensors.picture(now.light, now.surface, weather, case=scene.case, rng=scene.generator(seed, "img"))
+    points = sensors.scan(now.surface, weather, rng=generator(seed, scene, "scan"))
+    image = sensors.picture(now.light, now.surface, weather, case=scene.case, rng=generator(seed, scene, "img"))
     return {
         "img": (image * 255 + 0.5).astype(np.uint8),
         "hha": sensors.hha(now.surface),
         "depth": sensors.depth_code(now.surface),
-        "event": sensors.event(now.light, soon.light, weather, case=scene.case, rng=scene.generator(seed, "event")),
-        "lidar": sensors.lidar(points, now.surface, case=scene.case, rng=scene.generator(seed, "lidar")),
+        "event": sensors.event(now.light, soon.light, weather, case=scene.case, rng=generator(seed, scene, "event")),
+        "lidar": sensors.lidar(points, now.surface, case=scene.case, rng=generator(seed, scene, "lidar")),
         "semantic": sensors.semantic(now.surface),
     }
 
@@ -92,10 +92,10 @@ def mcubes_pictures(scene: PlannedScene, *, size: int, seed: int) -> dict[str, n
     world, weather = world_of(scene, seed=seed), WEATHER[scene.condition]
     lights = lighting(world, world.solids_at(frame=scene.frame), weather)
     now = look(world, lights, frame=scene.frame, height=size, width=width)
-    image = sensors.picture(now.light, now.surface, weather, case=None, rng=scene.generator(seed, "img"))
-    angle = polarisation(now.surface, weather, rng=scene.generator(seed, "polarisation"))
-    infrared = near_infrared(now.surface, lights, rng=scene.generator(seed, "nir"))
-    mask = overlap(size, width, rng=scene.generator(seed, "overlap"))
+    image = sensors.picture(now.light, now.surface, weather, case=None, rng=generator(seed, scene, "img"))
+    angle = polarisation(now.surface, weather, rng=generator(seed, scene, "polarisation"))
+    infrared = near_infrared(now.surface, lights, rng=generator(seed, scene, "nir"))
+    mask = overlap(size, width, rng=generator(seed, scene, "overlap"))
     is_labelled = now.surface.label > 0
     semantic = np.where(is_labelled, now.surface.label - np.uint8(1), np.uint8(IGNORE))
     return {

@@ -3,39 +3,49 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import numpy as np
 
 from memorysam_cli.data.synthetic import furniture, living, structures, vehicles
-from memorysam_cli.data.synthetic.ground import Ground
+from memorysam_cli.data.synthetic.ground import Ground, Lie
 from memorysam_cli.data.synthetic.solids import Solid, Spot
 
 STREET_END = 130.0
 """Metres ahead to which the street is furnished."""
+FRONTAGE = ("house", "wall", "fence", "trees", "open")
+URBAN, SUBURBAN = (0.55, 0.13, 0.12, 0.12, 0.08), (0.3, 0.17, 0.2, 0.25, 0.08)
+"""How often each kind of frontage occurs."""
+THINGS = (furniture.static_thing, furniture.dynamic_thing, living.bush, furniture.oddity)
+VEHICLES = (vehicles.car, vehicles.truck, vehicles.bus, vehicles.two_wheeler)
 
 
 class Street:
-    """Collects the solids of one street while it is furnished, side by side."""
+    """Collects the solids and the lamps of one street while it is furnished, side by side."""
 
     def __init__(self, rng: np.random.Generator, ground: Ground) -> None:
         self.rng = rng
         self.ground = ground
         self.solids: list[Solid] = []
         self.lamps: list[tuple[float, float, float]] = []
+        """Places of the lamps' heads in metres."""
         self.is_urban = rng.random() < 0.6
 
-    def furnished(self) -> tuple[list[Solid], list[tuple[float, float, float]]]:
+    def furnish(self) -> None:
         """Place everything."""
         for side in (-1, 1):
-            self._frontage(side)
-            self._lamps(side)
-            self._roadside(side)
-            self._people(side)
-        self._traffic()
-        self._crossing()
-        self._far()
-        return self.solids, self.lamps
+            self._place_frontage(side)
+            self._place_lamps(side)
+            self._place_signs_and_trees(side)
+            self._place_things(side)
+            # Nobody parks where a guard rail stands.
+            self._place_guard_rail(side) if self.rng.random() < 0.3 else self._place_parked(side)
+            self._place_people(side)
+        self._place_traffic()
+        if self.ground.crossing is None:
+            self._place_overpass()
+        else:
+            self._place_crossing(self.ground.crossing.ahead, self.ground.crossing.half_width)
+        self._place_horizon()
 
     def _is_clear(self, ahead: float, margin: float = 3.0) -> bool:
         """Whether a place along the street is outside the crossing street."""
@@ -46,167 +56,156 @@ class Street:
         """A place beside the carriageway, at the height of the ground there."""
         lateral = side * (self.ground.half_width + beyond_kerb)
         spot = self.ground.spot(lateral, ahead)
-        return Spot(spot.x, spot.y, self.ground.height_at(lateral, ahead), spot.yaw)
+        return Spot(spot.x, spot.y, self.ground.zones[self.ground.lie_at(lateral, ahead)].height, spot.yaw)
+
+    def _can_stand(self, side: int, beyond_kerb: float, ahead: float) -> bool:
+        """Whether a thing can stand there: not in water, not on rails."""
+        lie = self.ground.lie_at(side * (self.ground.half_width + beyond_kerb), ahead)
+        return lie not in (Lie.WATER, Lie.RAILS)
 
     def _near(self, nearest: float, farthest: float) -> float:
         """Metres ahead, more often near than far."""
-        return nearest + (farthest - nearest) * float(self.rng.random()) ** 1.7
+        return nearest + (farthest - nearest) * float(self.rng.random() ** 1.7)
 
-    def _is_dry(self, spot: Spot) -> bool:
-        """Whether a thing can stand there: not in water, not on rails."""
-        return -0.5 < spot.z != 0.1
-
-    def _add(self, solids: list[Solid]) -> None:
-        self.solids += solids
-
-    def _frontage(self, side: int) -> None:
+    def _place_frontage(self, side: int) -> None:
         """Houses, walls, fences and trees, one after the other along a side."""
         rng, ahead = self.rng, -6.0
         margin = self.ground.margins[side > 0]
         setback = margin + float(rng.uniform(0.5, 3.5) if self.is_urban else rng.uniform(2.5, 8.0))
-        weights = (0.55, 0.13, 0.12, 0.12, 0.08) if self.is_urban else (0.3, 0.17, 0.2, 0.25, 0.08)
-        is_fenced = rng.random() < 0.3
+        is_fenced = setback > margin + 1.5 and rng.random() < 0.3
         while ahead < STREET_END:
             length = float(rng.uniform(7, 17))
             middle = ahead + length / 2
-            kind = rng.choice(5, p=weights)
+            kind = str(rng.choice(FRONTAGE, p=URBAN if self.is_urban else SUBURBAN))
             ahead += length + float(rng.uniform(0, 3))
             if not self._is_clear(middle, length / 2 + 1):
                 continue
-            self._front(int(kind), side=side, setback=setback, middle=middle, length=length)
-            if is_fenced and kind != 1 and setback > margin + 1.5:
-                self._add(structures.fence(rng, self._spot(side, margin + 0.4, middle), length=length))
+            if kind == "house":
+                self._place_house(side, setback, middle, length=length)
+            elif kind == "trees":
+                self._place_trees(side, setback, middle, length=length)
+            edge = self._spot(side, margin + 0.6, middle)
+            if kind == "wall":
+                self.solids += structures.wall(rng, edge, length=length)
+            elif kind == "fence" or is_fenced:
+                self.solids += structures.fence(rng, edge, length=length)
 
-    def _front(self, kind: int, *, side: int, setback: float, middle: float, length: float) -> None:
-        """One piece of frontage: 0 house, 1 wall, 2 fence, 3 trees, 4 open ground."""
+    def _place_house(self, side: int, setback: float, middle: float, *, length: float) -> None:
+        """A house whose front is ``setback`` metres beyond the kerb."""
+        rng, depth = self.rng, float(self.rng.uniform(7, 12))
+        height = float(rng.uniform(6, 22) if self.is_urban else rng.uniform(3.5, 8))
+        is_pitched = height < 9 and rng.random() < 0.75
+        spot = self._spot(side, setback + depth / 2, middle)
+        self.solids += structures.building(
+            rng, spot, frontage=length, depth=depth, height=height, is_pitched=is_pitched
+        )
+
+    def _place_trees(self, side: int, setback: float, middle: float, *, length: float) -> None:
+        """A few trees and bushes."""
         rng = self.rng
-        edge = self._spot(side, min(setback, self.ground.margins[side > 0] + 0.6), middle)
-        if kind == 0:
-            depth = float(rng.uniform(7, 12))
-            height = float(rng.uniform(6, 22) if self.is_urban else rng.uniform(3.5, 8))
-            spot = self._spot(side, setback + depth / 2, middle)
-            is_pitched = height < 9 and rng.random() < 0.75
-            self._add(
-                structures.building(rng, spot, frontage=length, depth=depth, height=height, is_pitched=is_pitched)
-            )
-        elif kind == 1 and self._is_dry(edge):
-            self._add(structures.wall(rng, edge, length=length))
-        elif kind == 2 and self._is_dry(edge):
-            self._add(structures.fence(rng, edge, length=length))
-        elif kind == 3:
-            for _ in range(int(rng.integers(2, 5))):
-                at = self._spot(side, setback + rng.uniform(0, 6), middle + rng.uniform(-0.5, 0.5) * length)
-                if self._is_dry(at):
-                    is_tree = rng.random() < 0.65
-                    tall = float(rng.uniform(4, 10))
-                    self._add(living.tree(rng, at, height=tall) if is_tree else living.bush(rng, at))
+        for _ in range(int(rng.integers(2, 5))):
+            beyond, ahead = setback + float(rng.uniform(0, 6)), middle + float(rng.uniform(-0.5, 0.5)) * length
+            spot, height = self._spot(side, beyond, ahead), float(rng.uniform(4, 10))
+            self.solids += living.tree(rng, spot, height=height) if rng.random() < 0.65 else living.bush(rng, spot)
 
-    def _lamps(self, side: int) -> None:
+    def _place_lamps(self, side: int) -> None:
         """Street lamps at the kerb, more or less evenly spaced."""
         rng = self.rng
         for ahead in np.arange(rng.uniform(4, 16), STREET_END, rng.uniform(14, 24)):
-            if not self._is_clear(ahead):
-                continue
-            solids = furniture.street_lamp(rng, self._spot(side, 0.5, ahead), inward=-side)
-            head = solids[-1].foot
-            self._add(solids)
-            self.lamps.append((head.x, head.y, head.z))
+            if self._is_clear(ahead):
+                solids = furniture.street_lamp(rng, self._spot(side, 0.5, float(ahead)), inward=-side)
+                head = solids[-1].foot
+                self.solids += solids
+                self.lamps.append((head.x, head.y, head.z))
 
-    def _roadside(self, side: int) -> None:
-        """Signs, guard rails, street trees, parked vehicles and things on the pavement."""
+    def _place_guard_rail(self, side: int) -> None:
+        """In pieces of 20 m, with gaps at the crossing."""
+        for ahead in np.arange(10, 100, 20.0):
+            if self._is_clear(ahead, 11):
+                self.solids += structures.guard_rail(self.rng, self._spot(side, 0.3, float(ahead)), length=20)
+
+    def _place_signs_and_trees(self, side: int) -> None:
+        """Signs here and there, and often a row of trees."""
         rng = self.rng
-        if rng.random() < 0.3:
-            for ahead in np.arange(0, 90, 20.0):
-                if self._is_clear(ahead + 10, 11):
-                    self._add(structures.guard_rail(rng, self._spot(side, 0.3, ahead + 10), length=20))
         for _ in range(int(rng.integers(2, 6))):
-            at = self._spot(side, rng.uniform(0.3, 1.2), self._near(7, 60))
-            self._add(furniture.traffic_sign(rng, at))
+            self.solids += furniture.traffic_sign(rng, self._spot(side, rng.uniform(0.3, 1.2), self._near(7, 60)))
         if rng.random() < 0.4:
             for ahead in np.arange(rng.uniform(6, 14), 90, rng.uniform(9, 14)):
                 if self._is_clear(ahead):
-                    self._add(living.tree(rng, self._spot(side, 1.1, ahead), height=float(rng.uniform(4, 7))))
-        makers = (
-            furniture.static_thing,
-            furniture.static_thing,
-            furniture.dynamic_thing,
-            living.bush,
-            furniture.oddity,
-        )
-        for _ in range(int(rng.integers(5, 11))):
-            at = self._spot(side, rng.uniform(0.6, 4.0), self._near(6, 50))
-            if self._is_dry(at) and self._is_clear(at.y):
-                make = makers[int(rng.choice(len(makers), p=(0.26, 0.16, 0.38, 0.14, 0.06)))]
-                self._add(make(rng, at.turned(float(rng.uniform(0, 3)))))
-        for ahead in np.arange(rng.uniform(5, 12), 80, 6.5):
-            if rng.random() < 0.4 and self._is_clear(ahead, 6):
-                self._park(side, float(ahead))
+                    spot = self._spot(side, 1.1, float(ahead))
+                    self.solids += living.tree(rng, spot, height=float(rng.uniform(4, 7)))
 
-    def _park(self, side: int, ahead: float) -> None:
-        """One vehicle at the kerb, half on the pavement where the street is narrow."""
+    def _place_things(self, side: int) -> None:
+        """Bins, crates, bushes and oddities on the pavement."""
         rng = self.rng
-        spot = self._spot(side, 0.15 if self.ground.lanes < 4 else -1.1, ahead)
-        spot = Spot(spot.x, spot.y, 0.0, spot.yaw + float(rng.normal(0, 0.03)))
-        make = (vehicles.car, vehicles.truck, vehicles.two_wheeler)[int(rng.choice(3, p=(0.6, 0.08, 0.32)))]
-        self._add(make(rng, spot, speed=0.0))
+        for _ in range(int(rng.integers(5, 11))):
+            beyond, ahead = float(rng.uniform(0.6, 4.0)), self._near(6, 50)
+            make = THINGS[int(rng.choice(len(THINGS), p=(0.4, 0.4, 0.14, 0.06)))]
+            spot = self._spot(side, beyond, ahead).turned(float(rng.uniform(0, 3)))
+            if self._can_stand(side, beyond, ahead) and self._is_clear(ahead):
+                self.solids += make(rng, spot)
 
-    def _people(self, side: int) -> None:
-        """Pedestrians on the pavement, and now and then one who steps onto the street."""
+    def _place_parked(self, side: int) -> None:
+        """Vehicles at the kerb, half on the pavement where the street is narrow."""
+        rng, beyond = self.rng, 0.15 if self.ground.lanes < 4 else -1.1
+        for ahead in np.arange(rng.uniform(5, 12), 80, 7.5):
+            if rng.random() < 0.4 and self._is_clear(ahead, 6):
+                lateral = side * (self.ground.half_width + beyond)
+                spot = self.ground.spot(lateral, float(ahead)).turned(float(rng.normal(0, 0.03)))
+                make = VEHICLES[int(rng.choice(len(VEHICLES), p=(0.6, 0.08, 0, 0.32)))]
+                self.solids += make(rng, spot, speed=0.0)
+
+    def _place_people(self, side: int) -> None:
+        """Pedestrians on the pavement, and now and then one who crosses the street."""
         rng = self.rng
         for _ in range(int(rng.integers(3, 10))):
-            at = self._spot(side, rng.uniform(0.7, 3.0), self._near(6, 45))
-            heading = at.turned(float(rng.choice([0, math.pi])) + float(rng.normal(0, 0.3)))
-            if self._is_dry(at):
-                self._add(living.pedestrian(rng, heading, speed=float(rng.uniform(0.6, 1.6))))
+            beyond, ahead = float(rng.uniform(0.7, 3.0)), self._near(6, 45)
+            turn = float(rng.choice([0, math.pi])) + float(rng.normal(0, 0.3))
+            if self._can_stand(side, beyond, ahead):
+                spot = self._spot(side, beyond, ahead).turned(turn)
+                self.solids += living.pedestrian(rng, spot, speed=float(rng.uniform(0.6, 1.6)))
         if rng.random() < 0.35:
-            at = self.ground.spot(side * rng.uniform(1, self.ground.half_width), rng.uniform(14, 35))
-            self._add(living.pedestrian(rng, at.turned(-side * math.pi / 2), speed=1.2))
+            at = self.ground.spot(side * float(rng.uniform(1, self.ground.half_width)), float(rng.uniform(16, 35)))
+            self.solids += living.pedestrian(rng, at.turned(-side * math.pi / 2), speed=1.2)
 
-    def _traffic(self) -> None:
+    def _place_traffic(self) -> None:
         """Moving vehicles, lane by lane; those ahead of the camera keep away from it."""
-        rng, ground = self.rng, self.ground
-        width = 2 * ground.half_width / ground.lanes
-        makers = (vehicles.car, vehicles.truck, vehicles.bus, vehicles.two_wheeler)
-        for lane in range(ground.lanes):
-            lateral = (lane + 0.5) * width - ground.half_width
+        rng = self.rng
+        for lateral in self.ground.lane_middles():
             is_ours = lateral >= 0
             ahead = float(rng.uniform(22, 40) if is_ours else rng.uniform(8, 30))
             while ahead < 110:
-                make = makers[int(rng.choice(4, p=(0.56, 0.16, 0.12, 0.16)))]
-                spot = ground.spot(lateral, ahead)
-                if not is_ours:
-                    spot = spot.turned(math.pi)
-                self._add(make(rng, spot, speed=float(rng.uniform(6.5, 9.5) if is_ours else rng.uniform(2, 6))))
-                ahead += float(rng.uniform(11, 45))
+                make = VEHICLES[int(rng.choice(len(VEHICLES), p=(0.56, 0.16, 0.12, 0.16)))]
+                spot = self.ground.spot(lateral, ahead).turned(0.0 if is_ours else math.pi)
+                self.solids += make(rng, spot, speed=float(rng.uniform(6.5, 9.5) if is_ours else rng.uniform(2, 6)))
+                ahead += float(rng.uniform(12, 45))
 
-    def _crossing(self) -> None:
-        """Signals at the corners of a crossing, and traffic on it; elsewhere perhaps a bridge above the street."""
-        rng, ground = self.rng, self.ground
-        crossing = ground.crossing
-        if crossing is None:
-            if rng.random() < 0.6:
-                at = ground.spot(0.0, float(rng.uniform(26, 75)))
-                self._add(structures.overpass(rng, at, half_span=ground.half_width + 1.2))
-            return
+    def _place_overpass(self) -> None:
+        """Perhaps a bridge above the street."""
+        if self.rng.random() < 0.6:
+            at = self.ground.spot(0.0, float(self.rng.uniform(26, 75)))
+            self.solids += structures.overpass(self.rng, at, half_span=self.ground.half_width + 1.2)
+
+    def _place_crossing(self, middle: float, half_width: float) -> None:
+        """Signals at the corners of a crossing, and traffic on it."""
+        rng = self.rng
         for side in (-1, 1):
-            for ahead in (crossing.ahead - crossing.half_width - 1.5, crossing.ahead + crossing.half_width + 1.5):
+            for ahead in (middle - half_width - 1.5, middle + half_width + 1.5):
                 if rng.random() < 0.8:
-                    self._add(furniture.traffic_light(rng, self._spot(side, 0.6, ahead), inward=-side))
-        for side in (-1, 1):
+                    self.solids += furniture.traffic_light(rng, self._spot(side, 0.6, ahead), inward=-side)
             if rng.random() < 0.7:
-                make = (vehicles.car, vehicles.truck, vehicles.bus)[int(rng.choice(3, p=(0.6, 0.2, 0.2)))]
-                lateral = side * (ground.half_width + float(rng.uniform(2, 14)))
-                at = ground.spot(lateral, crossing.ahead - side * crossing.half_width / 2)
-                self._add(make(rng, at.turned(-side * math.pi / 2), speed=1.0))
+                make = VEHICLES[int(rng.choice(len(VEHICLES), p=(0.6, 0.2, 0.2, 0)))]
+                lateral = side * (self.ground.half_width + float(rng.uniform(6, 16)))
+                at = self.ground.spot(lateral, middle - side * half_width / 2)
+                self.solids += make(rng, at.turned(-side * math.pi / 2), speed=1.0)
 
-    def _far(self) -> None:
+    def _place_horizon(self) -> None:
         """Houses and woods that close the view."""
         rng = self.rng
         for lateral in np.arange(-150, 151, 22.0):
             at = self.ground.spot(float(lateral), STREET_END + float(rng.uniform(15, 40)))
             if rng.random() < 0.5:
-                height = float(rng.uniform(8, 26))
-                wide = float(rng.uniform(12, 24))
-                self._add(structures.building(rng, at, frontage=12, depth=wide, height=height, is_pitched=False))
+                depth, height = float(rng.uniform(12, 24)), float(rng.uniform(8, 26))
+                self.solids += structures.building(rng, at, frontage=12, depth=depth, height=height, is_pitched=False)
             else:
-                self._add(living.tree(rng, at, height=float(rng.uniform(12, 20))))
+                self.solids += living.tree(rng, at, height=float(rng.uniform(12, 20)))

@@ -9,8 +9,8 @@ import numpy as np
 from memorysam_cli.data.synthetic.camera import Camera, cast
 from memorysam_cli.data.synthetic.classes import Label, Material
 from memorysam_cli.data.synthetic.ground import Ground, Pattern
-from memorysam_cli.data.synthetic.solids import Shape, Solids
 from memorysam_cli.data.synthetic.painters import Patch, paint
+from memorysam_cli.data.synthetic.solids import Shape, Solids
 from memorysam_cli.data.synthetic.texture import chance, noise, part
 
 SKY = -1
@@ -49,12 +49,12 @@ class Surface:
     @property
     def is_sky(self) -> np.ndarray:
         """(H, W) bool."""
-        return self.tag == SKY
+        return np.asarray(self.tag == SKY)
 
     @property
     def is_ground(self) -> np.ndarray:
         """(H, W) bool."""
-        return self.tag >= GROUND_TAG
+        return np.asarray(self.tag >= GROUND_TAG)
 
 
 def survey(camera: Camera, ground: Ground, solids: Solids, *, salt: int) -> Surface:

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from memorysam_cli.data import manifest
+from memorysam_cli.engine import run_folder
+from memorysam_cli.storage import documents, images
+
+from ..engine.stand_ins import PLANS, write_data
+from .trained import Program, save_weights
+
+KEYS = {
+    "schema_version", "inputs", "dataset", "modalities", "image_size", "weights", "weights_sha256", "scenes", "done",
+    "failed", "failures", "classes", "out", "trees", "ledger", "success",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with ``data/``, ``photos/`` (a folder per scene), and a run with its best weights."""
+    folder = tmp_path_factory.mktemp("template")
+    data = write_data(folder / "data")
+    save_weights(folder / "runs/small-1/checkpoints/best.safetensors", data.info)
+    (folder / "runs/small-1" / run_folder.RECIPE).write_text("{}")
+    (folder / "runs/latest").symlink_to("small-1")
+    rng = np.random.Generator(np.random.PCG64(3))
+    for place, size in {"kitchen/a": (41, 57), "cellar/a": (64, 48)}.items():
+        images.write_png(folder / "photos" / place / "rgb.png", rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+        images.write_png(folder / "photos" / place / "depth.png", rng.integers(0, 65536, size, dtype=np.uint16))
+    return folder
+
+
+@pytest.fixture
+def here(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(template, tmp_path / "here", symlinks=True)
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+@pytest.fixture
+def memorysam(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Program:
+    return Program(capsys, monkeypatch)
+
+
+def masks(out: Path) -> dict[str, tuple[int, ...]]:
+    """Id and size of each mask."""
+    paths = sorted((out / "masks").rglob("*.png"))
+    return {path.relative_to(out / "masks").with_suffix("").as_posix(): images.shape(path)[:2] for path in paths}
+
+
+def test_a_prepared_data_set_needs_no_option_but_its_place(here: Path, memorysam: Program) -> None:
+    ended = memorysam("predict", "data", "--json", "--workers", 0)
+    assert ended.code == 0
+    assert set(ended.answer) == KEYS
+    assert documents.read_json(Path("masks/_SUCCESS.json")) == ended.answer
+    assert masks(Path("masks")) == {plan[0]: plan[4] for plan in PLANS}
+    lines = documents.read_json_lines(Path("masks/predictions.jsonl"))
+    assert [line["id"] for line in lines] == [plan[0] for plan in PLANS]
+    assert {line["status"] for line in lines} == {"done"}
+    counted = {each["id"]: each["pixels"] for each in ended.answer["classes"]}
+    assert sum(counted.values()) == sum(height * width for *_, (height, width) in PLANS)
+
+
+def test_a_split_and_a_limit_choose_scenes(here: Path, memorysam: Program) -> None:
+    assert memorysam("predict", "data", "--split", "train", "--workers", 0).code == 0
+    assert list(masks(Path("masks"))) == ["rain/train/a/000001"]
+    assert memorysam("predict", "data", "--limit", 2, "--out", "two", "--workers", 0, "--json").answer["done"] == 2
+
+
+def test_plain_folders_with_other_names_and_every_extra(here: Path, memorysam: Program) -> None:
+    ended = memorysam(
+        "predict", "photos", "--map", "img=rgb", "--out", "out", "--color", "--overlay", "--confidence", "--json",
+        "--workers", 0,
+    )  # fmt: skip
+    assert ended.code == 0
+    assert masks(Path("out")) == {"kitchen/a": (41, 57), "cellar/a": (64, 48)}
+    trees = ("masks", "color", "overlay", "confidence")
+    assert ended.answer["trees"] == {tree: f"out/{tree}" for tree in trees}
+    assert len(list(Path("out").rglob("*.png"))) == 8
+    assert images.shape(Path("out/confidence/kitchen/a.png")) == (41, 57, 1, "uint8")
+    assert images.shape(Path("out/color/kitchen/a.png")) == (41, 57, 3, "uint8")
+
+
+def test_a_missing_modality_is_said_once_and_the_others_are_used(here: Path, memorysam: Program) -> None:
+    for path in Path("photos").rglob("depth.png"):
+        path.unlink()
+    ended = memorysam("predict", "photos", "--map", "img=rgb", "--workers", 0)
+    assert ended.code == 0 and ended.err.count("'depth'") == 1
+    lines = documents.read_json_lines(Path("masks/predictions.jsonl"))
+    assert [line["modalities"] for line in lines] == [["img"], ["img"]]
+
+
+def test_chosen_modalities_alone_are_used(here: Path, memorysam: Program) -> None:
+    report = memorysam("predict", "data", "--modalities", "depth", "--json", "--workers", 0).answer
+    assert report["modalities"] == ["depth"]
+    assert {len(line["inputs"]) for line in documents.read_json_lines(Path("masks/predictions.jsonl"))} == {1}
+
+
+def test_people_are_told_where_the_masks_are(here: Path, memorysam: Program) -> None:
+    ended = memorysam("predict", "data", "--workers", 0)
+    assert "6 of 6 scenes" in ended.out and "masks/masks" in ended.out and "masks/predictions.jsonl" in ended.out
+
+
+def test_predicting_again_gives_the_same_bytes_and_mixes_nothing(here: Path, memorysam: Program) -> None:
+    memorysam("predict", "data", "--workers", 0)
+    first = {path: path.read_bytes() for path in Path("masks").rglob("*.png")}
+    assert memorysam("predict", "data", "--workers", 2).code == 0
+    assert {path: path.read_bytes() for path in Path("masks").rglob("*.png")} == first
+    memorysam("predict", "photos", "--map", "img=rgb", "--workers", 0)
+    assert len(masks(Path("masks"))) == 2
+
+
+def test_a_foreign_folder_is_refused_untouched_unless_it_may_be_used(here: Path, memorysam: Program) -> None:
+    Path("thesis").mkdir()
+    Path("thesis/chapter.txt").write_text("years of work")
+    ended = memorysam("predict", "data", "--out", "thesis")
+    assert ended.code == 2 and "--overwrite" in ended.err
+    assert [path.name for path in Path("thesis").iterdir()] == ["chapter.txt"]
+    assert memorysam("predict", "data", "--out", "thesis", "--overwrite", "--workers", 0).code == 0
+    assert Path("thesis/chapter.txt").read_text() == "years of work"
+
+
+def test_colliding_names_are_refused_before_the_weights_are_loaded(
+    here: Path, memorysam: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memorysam_cli.model.load", lambda *_, **__: pytest.fail("loaded"))
+    data = manifest.read(here / "data", "tiny")
+    # No manifest of ours holds such ids: a hand-made one might.
+    twins = tuple(
+        manifest.Scene(name, "val", None, None, data.scenes[0].files, None) for name in ("fog/a", "fog/A", "rain/a")
+    )
+    monkeypatch.setattr(manifest, "read", lambda *_: manifest.Manifest(data.root, data.info, twins))
+    ended = memorysam("predict", "data")
+    assert ended.code == 3 and "'fog/a' and 'fog/A'" in ended.err
+    assert not Path("masks").exists()
+
+
+def test_a_bad_scene_ends_with_3_or_is_left_out_with_4(here: Path, memorysam: Program) -> None:
+    bad = Path("photos/cellar/a/depth.png")
+    bad.write_bytes(bad.read_bytes()[:100])
+    arguments = ("predict", "photos", "--map", "img=rgb", "--workers", 0, "--json")
+    ended = memorysam(*arguments)
+    assert (ended.code, ended.out) == (3, "") and "cellar/a/depth.png" in ended.err
+    assert not Path("masks/_SUCCESS.json").exists()
+    ended = memorysam(*arguments, "--on-error", "skip")
+    assert ended.code == 4 and "1 of 2 scenes were left out" in ended.err
+    assert [each["id"] for each in ended.answer["failures"]] == ["cellar/a"]
+    assert list(masks(Path("masks"))) == ["kitchen/a"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("data", "--modalities", "dept"), 2, "did you mean 'depth'"),
+        (("photos", "--map", "rgb=img"), 2, "did you mean --map img=rgb?"),
+        (("photos", "--map", "img"), 2, "must be MODALITY=NAME"),
+        (("photos", "--split", "val"), 2, "--split val"),
+        (("data", "--split", "tset"), 3, "no scene in split 'tset'"),
+        (("nowhere",), 3, "nowhere"),
+        (("photos",), 3, "--map img="),
+        (("data", "--weights", "none.safetensors"), 5, "none.safetensors"),
+        (("data", "--device", "cuda:99"), 6, "cuda:99"),
+        (("data", "--limit", 0), 2, "--limit"),
+        (("data", "--out", "data/memorysam/tiny/dataset.json"), 2, "is a file"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_done_ends_with_its_code_and_one_line(
+    here: Path, memorysam: Program, arguments: tuple[object, ...], code: int, words: str
+) -> None:
+    ended = memorysam("predict", *arguments)
+    assert (ended.code, ended.out) == (code, "")
+    assert words in ended.err and ended.err.count("\n") == 1
+    assert not Path("masks").exists()
+
+
+def test_without_weights_the_code_is_5_and_says_how_to_get_some(
+    here: Path, memorysam: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("runs/latest").unlink()
+    ended = memorysam("predict", "data")
+    assert ended.code == 5 and "memorysam train" in ended.err
+
+
+def test_an_output_that_cannot_be_written_ends_with_6_before_anything_is_computed(
+    here: Path, memorysam: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("file").touch()
+    monkeypatch.setattr("memorysam_cli.model.load", lambda *_, **__: pytest.fail("loaded"))
+    ended = memorysam("predict", "data", "--out", "file/masks")
+    assert ended.code == 6 and "file/masks" in ended.err
+
+
+def test_a_name_with_blanks_newlines_and_shell_signs_stays_one_line_in_the_ledger(
+    here: Path, memorysam: Program
+) -> None:
+    name = "a b\n$(x) ä"
+    Path("photos/kitchen/a").rename(f"photos/kitchen/{name}")
+    ended = memorysam("predict", "photos", "--map", "img=rgb", "--workers", 0, "--json")
+    assert ended.code == 0
+    assert f"kitchen/{name}" in masks(Path("masks"))
+    lines = Path("masks/predictions.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["id"] for line in lines) == ["cellar/a", f"kitchen/{name}"]

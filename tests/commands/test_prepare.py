@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from memorysam_cli.app import run
+from memorysam_cli.data import manifest as manifests
+from memorysam_cli.data.deliver import DELIVER, LABEL, SOURCES
+from memorysam_cli.storage import images
+
+SMALL = ["--scenes", "3", "--size", "32"]
+
+
+@pytest.fixture
+def deliver(tmp_path: Path) -> Path:
+    """Two scenes in DELIVER's layout."""
+    for place in (("sun", "train", "MAP_1_point1"), ("fog", "val", "MAP_1_point2")):
+        for name, source in SOURCES.items():
+            if name != "depth_raw":
+                images.write_png(tmp_path / "D" / source.path(place, "000050"), np.zeros((4, 4, 3), np.uint8))
+        images.write_png(tmp_path / "D" / LABEL.path(place, "000050"), np.ones((4, 4), np.uint8))
+    return tmp_path
+
+
+def test_synthetic_prepares_what_it_renders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["prepare", "synthetic", str(tmp_path / "data"), *SMALL, "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert (value["schema_version"], value["dataset"], value["scenes"]) == (1, "synthetic", 3)
+    assert value["manifest"] == str(tmp_path / "data" / "memorysam" / "synthetic")
+    assert len(manifests.read(tmp_path / "data", "synthetic").scenes) == 3
+
+
+def test_a_second_run_says_that_it_keeps_the_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["prepare", "synthetic", str(tmp_path), *SMALL]) == 0
+    capsys.readouterr()
+    assert run(["prepare", "synthetic", str(tmp_path), *SMALL]) == 0
+    assert "are there already; kept" in capsys.readouterr().err
+
+
+def test_a_foreign_folder_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mini-deliver").mkdir()
+    assert run(["prepare", "synthetic", str(tmp_path), *SMALL]) == 2
+    assert "was not made by 'prepare synthetic'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [["--scenes", "0"], ["--size", "31"], ["--seed", "-1"], ["--layout", "kitti"]])
+def test_impossible_options_end_with_2(tmp_path: Path, wrong: list[str]) -> None:
+    assert run(["prepare", "synthetic", str(tmp_path / "data"), *wrong]) == 2
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_good_data_set_is_shown_with_its_classes(deliver: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["prepare", "deliver", str(deliver)]) == 0
+    out, err = capsys.readouterr()
+    assert "scenes      2 (train 1, val 1)" in out
+    assert "modalities  img, depth, event, lidar" in out
+    assert f"manifest    {deliver}/memorysam/deliver" in out
+    assert [line for line in out.splitlines() if line.startswith("Building")][0].split()[1:] == ["100.000", "100.000"]
+    assert "train: 1 of the 3983 published scenes" in err
+
+
+def test_problems_are_listed_and_end_with_3(deliver: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = deliver / "D" / SOURCES["event"].path(("sun", "train", "MAP_1_point1"), "000050")
+    missing.unlink()
+    assert run(["prepare", "deliver", str(deliver), "--json"]) == 3
+    out, err = capsys.readouterr()
+    value = json.loads(out)
+    assert value["manifest"] is None
+    assert value["problems"] == [
+        {
+            "kind": "missing file",
+            "count": 1,
+            "first": [f"sun/train/MAP_1_point1/000050: has no 'event' (looked for {missing.relative_to(deliver)})"],
+        }
+    ]
+    assert "nothing was written" in err
+    assert not (deliver / "memorysam").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("deliver", "jamycheung.github.io/DELIVER.html (12.2 GB)"),
+        ("mcubes", "multimodal-material-segmentation (9.27 GB)"),
+    ],
+)
+def test_without_the_data_the_page_the_size_and_the_tree_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, published: str
+) -> None:
+    assert run(["prepare", name, str(tmp_path)]) == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert published in err
+    assert "├── " in err
+
+
+def test_two_data_sets_end_with_3_naming_both(deliver: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (deliver / "E" / "img" / "sun").mkdir(parents=True)
+    (deliver / "E" / "hha").mkdir()
+    assert run(["prepare", "deliver", str(deliver)]) == 3
+    assert f"{deliver}/D and {deliver}/E" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["synthetic", "deliver", "mcubes"])
+def test_every_help_ends_with_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert run(["prepare", command, "--help"]) == 0
+    assert capsys.readouterr().out.rstrip().splitlines()[-1].strip().startswith(f"Example: memorysam prepare {command}")
+
+
+def test_importing_the_command_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, memorysam_cli.commands.prepare\n"
+        "print([name for name in ('torch', 'cv2', 'numpy', 'peft', 'pydantic') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_catalogued_data_set_has_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["prepare", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "synthetic" in out and DELIVER.name in out and "mcubes" in out

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from memorysam_cli.data import manifest as manifests
+from memorysam_cli.data import preparation
+from memorysam_cli.data.layout import MARKER, DataNotFound
+from memorysam_cli.data.preparation import check_and_write, render_synthetic, survey, survey_synthetic
+from memorysam_cli.errors import DataError, UsageError
+
+from .conftest import SCENES, write_deliver, write_mcubes
+
+SMALL = {"scenes": 3, "size": 32, "seed": 1}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_published_data_set_is_prepared_below_its_root(tmp_path: Path) -> None:
+    write_deliver(tmp_path / "x" / "DELIVER", SCENES)
+    prepared = check_and_write(survey("deliver", tmp_path))
+    assert prepared.fault() is None
+    assert prepared.manifest == tmp_path / "memorysam" / "deliver"
+    manifest = manifests.read(tmp_path, "deliver")
+    assert (manifest.info.root, len(manifest.scenes)) == ("x/DELIVER", len(SCENES))
+    assert all((tmp_path / path).is_file() for scene in manifest.scenes for path in scene.files["img"])
+
+
+def test_the_data_sets_own_folder_can_be_the_root(tmp_path: Path) -> None:
+    write_mcubes(tmp_path, {"train": ["a"], "val": ["b"]})
+    prepared = check_and_write(survey("mcubes", tmp_path))
+    assert prepared.manifest == tmp_path / "memorysam" / "mcubes"
+    assert manifests.read(tmp_path, "mcubes").info.root == "."
+
+
+def test_problems_leave_nothing_written_and_end_as_a_data_error(tmp_path: Path) -> None:
+    folder = write_deliver(tmp_path, SCENES)
+    shutil.rmtree(folder / "hha")
+    prepared = check_and_write(survey("deliver", tmp_path))
+    fault = prepared.fault()
+    assert isinstance(fault, DataError)
+    assert "9 × missing file" in str(fault) and "hha/cloud/" in str(fault)
+    assert prepared.manifest is None
+    assert not (tmp_path / "memorysam").exists()
+
+
+def test_a_failed_preparation_keeps_the_old_manifest(tmp_path: Path) -> None:
+    folder = write_deliver(tmp_path, SCENES)
+    check_and_write(survey("deliver", tmp_path))
+    before = files_of(tmp_path / "memorysam")
+    shutil.rmtree(folder / "event")
+    check_and_write(survey("deliver", tmp_path))
+    assert files_of(tmp_path / "memorysam") == before
+
+
+def test_a_part_of_the_published_scenes_is_allowed_and_said(tmp_path: Path) -> None:
+    write_deliver(tmp_path, SCENES)
+    warnings = check_and_write(survey("deliver", tmp_path)).report.warnings
+    assert "train: 7 of the 3983 published scenes" in warnings
+
+
+def test_missing_data_carry_the_expected_tree(tmp_path: Path) -> None:
+    with pytest.raises(DataNotFound) as caught:
+        survey("mcubes", tmp_path)
+    assert "polL_aolp_sin/" in caught.value.expected_tree
+    assert "9.27 GB" in str(caught.value)
+
+
+@pytest.mark.parametrize(("layout", "name"), [("deliver", "synthetic"), ("mcubes", "synthetic-mcubes")])
+def test_rendered_scenes_are_prepared_by_the_same_code(
+    tmp_path: Path, layout: preparation.SyntheticLayout, name: str
+) -> None:
+    told: list[int] = []
+    assert render_synthetic(tmp_path, layout=layout, **SMALL, advance=lambda: told.append(1))
+    assert len(told) == 3
+    prepared = check_and_write(survey_synthetic(tmp_path, layout=layout))
+    assert (prepared.report.problems, prepared.report.warnings) == ((), ())
+    manifest = manifests.read(tmp_path, name)
+    assert len(manifest.scenes) == 3
+    assert manifest.info.title.startswith("mini-")
+    assert manifest.info.classes == survey(layout, tmp_path).info.classes
+
+
+def test_the_same_arguments_keep_whole_scenes_and_mend_damaged_ones(tmp_path: Path) -> None:
+    render_synthetic(tmp_path, layout="deliver", **SMALL)
+    before = files_of(tmp_path)
+    assert not render_synthetic(tmp_path, layout="deliver", **SMALL)
+    next((tmp_path / "mini-deliver" / "img").rglob("*.png")).unlink()
+    assert render_synthetic(tmp_path, layout="deliver", **SMALL)
+    assert files_of(tmp_path) == before
+
+
+def test_scenes_of_another_version_are_rendered_again(tmp_path: Path) -> None:
+    render_synthetic(tmp_path, layout="deliver", **SMALL)
+    marker = tmp_path / "mini-deliver" / MARKER
+    whole = marker.read_text()
+    marker.write_text(whole.replace("memorysam 0", "memorysam 99"))
+    assert render_synthetic(tmp_path, layout="deliver", **SMALL)
+    assert marker.read_text() == whole
+
+
+def test_other_arguments_are_refused_and_nothing_changes(tmp_path: Path) -> None:
+    render_synthetic(tmp_path, layout="deliver", **SMALL)
+    before = files_of(tmp_path)
+    with pytest.raises(
+        UsageError, match="was rendered with --scenes 3 --size 32 --seed 1, not --scenes 3 --size 32 --seed 2"
+    ):
+        render_synthetic(tmp_path, layout="deliver", scenes=3, size=32, seed=2)
+    assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("content", [{}, {"img/mine.png": "x"}])
+def test_a_folder_that_is_not_ours_is_refused_untouched(tmp_path: Path, content: dict[str, str]) -> None:
+    folder = tmp_path / "mini-deliver"
+    folder.mkdir()
+    for name, text in content.items():
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text(text)
+    before = files_of(tmp_path)
+    with pytest.raises(UsageError, match="was not made by 'prepare synthetic'"):
+        render_synthetic(tmp_path, layout="deliver", **SMALL)
+    assert files_of(tmp_path) == before
+
+
+def test_an_interrupted_rendering_leaves_nothing(tmp_path: Path) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        render_synthetic(tmp_path, layout="deliver", **SMALL, advance=interrupt)
+    assert os.listdir(tmp_path) == []  # noqa: PTH208  (hidden names too)
+
+
+def test_rendered_scenes_under_a_published_name_are_called_rendered(tmp_path: Path) -> None:
+    for layout in ("deliver", "mcubes"):
+        render_synthetic(tmp_path, layout=layout, **SMALL)
+        warnings = check_and_write(survey(layout, tmp_path)).report.warnings
+        assert any("these are rendered scenes, not" in line for line in warnings)
+
+
+def test_the_json_is_the_documented_object(tmp_path: Path) -> None:
+    write_mcubes(tmp_path, {"train": ["a"], "val": ["b"]})
+    value = json.loads(json.dumps(check_and_write(survey("mcubes", tmp_path)).to_json()))
+    assert list(value) == [
+        "schema_version", "dataset", "root", "manifest", "scenes", "splits", "modalities", "classes", "problems",
+        "warnings",
+    ]  # fmt: skip
+    assert value["manifest"] == str(tmp_path / "memorysam" / "mcubes")
+    assert (value["schema_version"], value["scenes"], value["classes"]) == (1, 2, 20)
