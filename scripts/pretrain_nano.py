@@ -24,12 +24,13 @@ from memorysam_cli.storage import tensors
 
 RECIPE = Path(__file__).with_suffix(".yaml")
 SEED = 1000
+OPEN = 10.0
 
 
 def main(
     work: Annotated[Path, typer.Option(help="Folder for scenes and run; an interrupted run continues.")],
     out: Annotated[Path, typer.Option(help="The safetensors file to write.")],
-    scenes: Annotated[int, typer.Option(help="Scenes to render.")] = 2400,
+    scenes: Annotated[int, typer.Option(help="Scenes to render.")] = 2000,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Recipe values to change.")] = None,
 ) -> None:
     """Render, train, export."""
@@ -47,7 +48,14 @@ def main(
 
 
 def export(network: Segmenter, out: Path) -> None:
-    """Write the parts that a published SAM2 checkpoint would hold, named as there."""
+    """Write the parts that a published SAM2 checkpoint would hold, named as there.
+
+    The object-score head learns nothing while the gate is off. SAM2's own says "something is there" of any street
+    scene; so does ours, by its bias, and the object gate starts open.
+    """
+    with torch.no_grad():
+        network.sam.sam_mask_decoder.pred_obj_score_head.layers[-1].weight.zero_()
+        network.sam.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(OPEN)
     state = {
         name.removeprefix("sam."): tensor.to(torch.bfloat16)
         for name, tensor in network.state_dict().items()

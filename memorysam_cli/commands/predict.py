@@ -65,12 +65,13 @@ def predict(
     wanted = found.scenes[:limit]
     prediction_folder.refuse_collisions(wanted)
     prediction_folder.refuse_foreign(out, overwrite=overwrite)
+    used = [name for name in names if any(name in scene.files for scene in wanted)]
     for text in found.notes:
         console.note(text)
     place = runtime.choose_device(device)
     trees = {"color": color, "overlay": overlay, "confidence": confidence}
     facts = {
-        "inputs": str(scenes), "dataset": card.dataset.name, "modalities": names, "image_size": card.image_size,
+        "inputs": str(scenes), "dataset": card.dataset.name, "modalities": used, "image_size": card.image_size,
         "weights": str(path), "weights_sha256": tensors.sha256(path),
     }  # fmt: skip
     with lock.hold(out), console.progress(len(wanted), "predict") as progress:
@@ -82,7 +83,7 @@ def predict(
             skip_bad=on_error == "skip", advance=progress.advance,
         )  # fmt: skip
         report = writer.finish(facts, scenes=len(wanted))
-    console.say(f"{report['done']} of {report['scenes']} scenes, {', '.join(names)}")
+    console.say(f"{report['done']} of {report['scenes']} scenes, {', '.join(used)}")
     for name, folder in report["trees"].items():
         console.say(f"{name:<10}  {folder}")
     console.say(f"{'list':<10}  {report['ledger']}")

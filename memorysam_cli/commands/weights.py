@@ -11,7 +11,11 @@ from memorysam_cli.commands.options import Json, Quiet, Verbose, begin
 
 SCHEMA_VERSION = 1
 
-app = typer.Typer(help="Show, verify and merge weights files.", no_args_is_help=True)
+app = typer.Typer(
+    help="Show, verify and merge weights files.",
+    epilog="Example: memorysam weights info runs/latest/checkpoints/best.safetensors",
+    no_args_is_help=True,
+)
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors file written by memorysam.")]
 

@@ -17,6 +17,9 @@ from memorysam_cli.errors import EnvironmentFault, MemorySamError
 TIMEOUT_S = 300
 """A worker that gives nothing for this long hangs; waiting for ever is no answer."""
 
+GRACE_S = 60
+"""A worker outlives SIGTERM by this long."""
+
 Item = TypeVar("Item")
 
 
@@ -79,6 +82,9 @@ def load(source: Source[Item], indices: Sequence[Any], *, workers: int) -> Itera
             raise
         reason = str(error).splitlines()[0]
         raise EnvironmentFault(f"a data worker died or hangs ({reason}); free memory or set data.workers=0") from error
+    finally:
+        # Now, not when a traceback that holds the iterator is let go: until then its workers would wait.
+        getattr(items, "_shutdown_workers", _nothing)()
 
 
 def _as_it_is(item: Item) -> Item:
@@ -86,8 +92,14 @@ def _as_it_is(item: Item) -> Item:
     return item
 
 
+def _nothing() -> None:
+    """How an iterator without workers is shut down."""
+
+
 def _start_worker(_number: int) -> None:
     """One thread per worker; signals are the parent's to answer, which then lets its workers end."""
     cv2.setNumThreads(0)
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for name in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(name, signal.SIG_IGN)
+    # A scheduler may send SIGTERM to all: the parent still has a step to finish and a checkpoint to write.
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 BLUE, VERMILION, GREEN, ORANGE, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7"
 GREY = "#8c8c8c"
+FEW = 30
+"""Points below which each one is marked."""
 
 CURVES: dict[str, dict[str, str]] = {
     "Loss": {"loss": BLUE, "ohem": ORANGE, "spmm": PURPLE},
@@ -110,11 +112,12 @@ def curves(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> bytes:
         figure.suptitle(title)
         places = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
         for axes, (name, lines) in zip(places, panels.items(), strict=True):
-            for key, shade in lines.items():
+            for width, (key, shade) in zip((2.4, 1.2, 1.2), lines.items(), strict=False):
                 steps, values = _points(rows, key)
+                # Few points (validations) would vanish as a bare line; a total lies wider below its parts.
+                marker = "o" if steps.size < FEW else None
                 if steps.size:
-                    # Few points (validations) would vanish as a bare line.
-                    axes.plot(steps, values, color=shade, label=key, marker="o" if steps.size < 30 else None, ms=3)
+                    axes.plot(steps, values, color=shade, label=key, linewidth=width, marker=marker, markersize=3)
             axes.set_title(name, fontsize=10, loc="left")
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)

@@ -217,12 +217,12 @@ def _legend_strip(entries: Sequence[tuple[str, Colour]], *, width: int, text_siz
 
 
 def _fitting(text: str, width: int, text_size: float) -> str:
-    """The text, cut with an ellipsis where it is wider than ``width`` pixels."""
+    """The text, without its beginning where it is wider than ``width`` pixels: a scene's id differs at its end."""
     if _text_px(text, text_size) <= width:
         return text
-    while text and _text_px(text + "...", text_size) > width:
-        text = text[:-1]
-    return text + "..."
+    while text and _text_px("..." + text, text_size) > width:
+        text = text[1:]
+    return "..." + text
 
 
 def _write(canvas: Picture, text: str, *, x: int, y: int, text_size: float) -> None:

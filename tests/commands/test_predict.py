@@ -89,8 +89,9 @@ def test_plain_folders_with_other_names_and_every_extra(here: Path, memorysam: P
 def test_a_missing_modality_is_said_once_and_the_others_are_used(here: Path, memorysam: Program) -> None:
     for path in Path("photos").rglob("depth.png"):
         path.unlink()
-    ended = memorysam("predict", "photos", "--map", "img=rgb", "--workers", 0)
+    ended = memorysam("predict", "photos", "--map", "img=rgb", "--workers", 0, "--json")
     assert ended.code == 0 and ended.err.count("'depth'") == 1
+    assert ended.answer["modalities"] == ["img"]
     lines = documents.read_json_lines(Path("masks/predictions.jsonl"))
     assert [line["modalities"] for line in lines] == [["img"], ["img"]]
 

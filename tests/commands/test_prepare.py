@@ -60,7 +60,7 @@ def test_a_good_data_set_is_shown_with_its_classes(deliver: Path, capsys: pytest
     assert "scenes      2 (train 1, val 1)" in out
     assert "modalities  img, depth, event, lidar" in out
     assert f"manifest    {deliver}/memorysam/deliver" in out
-    assert [line for line in out.splitlines() if line.startswith("Building")][0].split()[1:] == ["100.000", "100.000"]
+    assert next(line for line in out.splitlines() if line.startswith("Building")).split()[1:] == ["100.000", "100.000"]
     assert "train: 1 of the 3983 published scenes" in err
 
 

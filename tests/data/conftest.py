@@ -26,11 +26,11 @@ def write_deliver(folder: Path, scenes: Sequence[str], *, height: int = 6, width
         for name, source in SOURCES.items():
             if name != "depth_raw":
                 pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-                images.write_png(folder / source.path(tuple(place), frame), pixels)
+                images.write_png(folder / source.path(tuple(place), frame), pixels, fsync=False)
         label = np.zeros((height, width, 4), np.uint8)
         label[..., 0] = rng.integers(0, 26, (height, width))
         label[..., 3] = 255
-        images.write_png(folder / LABEL.path(tuple(place), frame), label)
+        images.write_png(folder / LABEL.path(tuple(place), frame), label, fsync=False)
     return folder
 
 
@@ -40,8 +40,12 @@ def write_mcubes(folder: Path, splits: dict[str, Sequence[str]], *, height: int 
     for name in [name for names in splits.values() for name in names]:
         for place in ("polL_color", "NIR_warped"):
             shape = (height, width, 3) if place == "polL_color" else (height, width)
-            images.write_png(folder / place / f"{name}.png", rng.integers(0, 65536, shape, dtype=np.uint16))
-        images.write_png(folder / "GT" / f"{name}.png", rng.integers(0, 20, (height, width), dtype=np.uint8))
+            images.write_png(
+                folder / place / f"{name}.png", rng.integers(0, 65536, shape, dtype=np.uint16), fsync=False
+            )
+        images.write_png(
+            folder / "GT" / f"{name}.png", rng.integers(0, 20, (height, width), dtype=np.uint8), fsync=False
+        )
         for place in ("polL_aolp_sin", "polL_aolp_cos", "polL_dolp"):
             (folder / place).mkdir(parents=True, exist_ok=True)
             np.save(folder / place / f"{name}.npy", rng.random((height, width)) * 2 - 1)

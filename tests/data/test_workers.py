@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 
@@ -7,7 +8,7 @@ import cv2
 import pytest
 import torch
 
-from memorysam_cli.data.workers import Source, load
+from memorysam_cli.data.workers import GRACE_S, Source, load
 from memorysam_cli.errors import DataError, EnvironmentFault
 
 
@@ -53,13 +54,34 @@ def test_a_killed_worker_is_a_fault_of_the_machine() -> None:
         list(load(Numbers(), [0, 4, 1], workers=1))
 
 
-class State(Source[tuple[int, bool]]):
-    """What a worker runs with."""
+class State(Source[tuple[int, bool, int]]):
+    """What a worker runs with, and how many seconds SIGTERM leaves it."""
 
-    def item(self, index: int) -> tuple[int, bool]:
-        ignored = [signal.getsignal(name) is signal.SIG_IGN for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
-        return cv2.getNumThreads(), all(ignored)
+    def item(self, index: int) -> tuple[int, bool, int]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        ignored = [signal.getsignal(name) is signal.SIG_IGN for name in (signal.SIGINT, signal.SIGUSR1)]
+        return cv2.getNumThreads(), all(ignored), signal.alarm(0)
 
 
-def test_a_worker_has_one_thread_and_leaves_signals_to_its_parent() -> None:
-    assert list(load(State(), [0], workers=1)) == [(1, True)]
+def test_a_worker_has_one_thread_and_outlives_its_parents_signals() -> None:
+    ((threads, ignores, seconds_left),) = load(State(), [0], workers=1)
+    assert (threads, ignores) == (1, True)
+    assert 0 < seconds_left <= GRACE_S
+
+
+@pytest.mark.parametrize("index", [3, 5])
+def test_no_worker_is_left_when_an_error_is_kept(index: int) -> None:
+    before = set(multiprocessing.active_children())
+    with pytest.raises((DataError, ZeroDivisionError)) as caught:
+        list(load(Numbers(), [0, index, 1, 2], workers=2))
+    assert caught.value is not None
+    assert set(multiprocessing.active_children()) <= before
+
+
+def test_no_worker_is_left_when_the_reader_stops() -> None:
+    before = set(multiprocessing.active_children())
+    items = load(Numbers(), [0, 1, 2, 0, 1, 2], workers=2)
+    next(items)
+    assert len(multiprocessing.active_children()) == len(before) + 2
+    items.close()
+    assert set(multiprocessing.active_children()) <= before

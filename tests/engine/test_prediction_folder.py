@@ -216,7 +216,8 @@ def test_a_ledger_cannot_make_us_remove_files_outside(data: Manifest, tmp_path: 
     for name in ("victim.png", "out/victim.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"precious")
-    for path in ("masks/../../victim.png", "../victim.png", str(tmp_path / "victim.png"), "victim.png", "", 7):
+    (out / "masks").mkdir()
+    for path in ("masks/../../victim.png", "masks/../victim.png", "../victim.png", str(tmp_path / "victim.png"), "victim.png", "", 7):
         documents.append_json_line(out / LEDGER, {"id": "x", "mask": path})
     documents.append_json_line(out / LEDGER, ["masks/x.png"])
     writer_for(data, out)

@@ -13,6 +13,13 @@ FRAME_STEP = 50
 """Frames are numbered 000050, 000100 …, in every sequence anew."""
 
 
+def place_of(scene: PlannedScene) -> tuple[tuple[str, str, str], str]:
+    """Where a scene's files lie: (condition, split, sequence) and the frame's name."""
+    case = f"_{scene.case}" if scene.case else ""
+    sequence = f"MAP_{scene.map}_point{scene.point}{case}"
+    return (scene.condition, scene.split, sequence), f"{(scene.frame + 1) * FRAME_STEP:06d}"
+
+
 def write(root: Path, scene: PlannedScene, *, size: int, seed: int) -> None:
     """Render one scene and write its six files below ``root``.
 
@@ -20,9 +27,7 @@ def write(root: Path, scene: PlannedScene, *, size: int, seed: int) -> None:
         EnvironmentFault: a file cannot be written.
     """
     pictures = deliver_pictures(scene, size=size, seed=seed)
-    case = f"_{scene.case}" if scene.case else ""
-    place = (scene.condition, scene.split, f"MAP_{scene.map}_point{scene.point}{case}")
-    frame = f"{(scene.frame + 1) * FRAME_STEP:06d}"
+    place, frame = place_of(scene)
     for source in (*SOURCES.values(), LABEL):
         # A power loss is mended by rendering again; syncing 1440 small files would cost more than drawing them.
         images.write_png(root / source.path(place, frame), pictures[source.folder], fsync=False)

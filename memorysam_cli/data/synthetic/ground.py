@@ -148,16 +148,22 @@ class Ground:
         depth = np.full((camera.height, camera.width), np.inf, np.float32)
         zone = np.zeros(depth.shape, np.uint8)
         horizon = int(np.searchsorted(-camera.rays[2, :, 0], 1e-4))  # No roll: one row for all columns.
-        x, y, z = camera.rays[:, horizon:]
-        if z.size == 0:
+        rays, place = camera.rays[:, horizon:], camera.position
+        if rays.size == 0:
             return depth, zone
+
+        def reach(height: np.ndarray | np.float32) -> np.ndarray:
+            return np.asarray(np.minimum((height - place[2]) / rays[2], np.float32(2 * FARTHEST)))
+
+        def below(reached: np.ndarray) -> np.ndarray:
+            return self.zone_at(place[0] + reached * rays[0], place[1] + reached * rays[1])
+
+        # What a ray finds at the greatest height tells at which height to look; what it finds there is the answer,
+        # but for the faces of steps, a few pixels high, which take the middle of both heights.
         heights = np.array([kind.height for kind in self.zones], np.float32)
-        height: np.ndarray | np.float32 = np.float32(0)
-        # A step's face is a few pixels at most: going to and fro between zone and height settles all others.
-        for _ in range(3):
-            reach = np.minimum((height - camera.position[2]) / z, np.float32(2 * FARTHEST))
-            below = self.zone_at(camera.position[0] + reach * x, camera.position[1] + reach * y)
-            height = heights[below]
-        depth[horizon:] = np.where(reach < FARTHEST, reach, np.float32(np.inf))
-        zone[horizon:] = below
+        sought = heights[below(reach(heights.max()))]
+        found = below(reach(sought))
+        reached = reach((sought + heights[found]) / 2)
+        depth[horizon:] = np.where(reached < FARTHEST, reached, np.float32(np.inf))
+        zone[horizon:] = found
         return depth, zone

@@ -3,7 +3,7 @@
 Codes (all 8 bit):
 
 * ``depth``: ``255 * ln(1 + d / 1 m) / ln(1001)`` in three equal channels; d is the depth along the axis, sky 255.
-* ``hha``: root of the disparity ``255 * sqrt(2.5 m / d)``, height above the carriageway
+* ``hha``: root of the disparity ``255 * sqrt(1.8 m / d)``, height above the carriageway
   ``255 * sqrt((h + 0.25 m) / 25.25 m)``, and the angle between the surface's normal and the vertical
   (0 level ground, 128 upright); sky 0.
 * ``lidar``: ``255 * exp(-r / 50 m)`` at the points, in three equal channels, r straight from the lens; 0 elsewhere.
@@ -95,7 +95,7 @@ def depth_code(surface: Surface) -> np.ndarray:
 
 def hha(surface: Surface) -> np.ndarray:
     """The folder ``hha``: (H, W, 3) uint8."""
-    disparity = np.sqrt(np.float32(2.5) / np.maximum(surface.depth, 2.5))
+    disparity = np.sqrt(np.float32(1.8) / np.maximum(surface.depth, np.float32(1.8)))
     height = np.sqrt((surface.point[2] + np.float32(0.25)).clip(0, 25.25) / np.float32(25.25))
     angle = np.arccos(surface.normal[..., 2].clip(-1, 1)) / np.float32(np.pi)
     code = _byte(np.stack([disparity, height, angle], axis=-1))

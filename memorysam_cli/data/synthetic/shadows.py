@@ -22,12 +22,11 @@ class ShadowMap:
     cells_per_metre: float
 
     def at(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Share of the light that is hidden at places in metres."""
-        column = ((x - self.west) * np.float32(self.cells_per_metre)).astype(np.int64)
-        row = ((y - self.south) * np.float32(self.cells_per_metre)).astype(np.int64)
-        rows, columns = self.dark.shape
-        inside = (column >= 0) & (column < columns) & (row >= 0) & (row < rows)
-        return np.where(inside, self.dark[row.clip(0, rows - 1), column.clip(0, columns - 1)], np.float32(0))
+        """Share of the light that is hidden at places in metres, (H, W); none off the map."""
+        scale = np.float32(self.cells_per_metre)
+        column = ((x - np.float32(self.west)) * scale).clip(-9, self.dark.shape[1] + 9)
+        row = ((y - np.float32(self.south)) * scale).clip(-9, self.dark.shape[0] + 9)
+        return np.asarray(cv2.remap(self.dark, column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT))
 
 
 def shadows(solids: Solids, sun: np.ndarray, *, soft_cells: int) -> ShadowMap:

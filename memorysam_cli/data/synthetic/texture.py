@@ -58,13 +58,14 @@ def chance(u: np.ndarray, v: np.ndarray | int, salt: np.ndarray | int) -> np.nda
         float32 in 0..1, shape of the arguments together.
     """
     with np.errstate(over="ignore"):
-        mixed = (
-            np.uint32(0x9E3779B1) * _word(u) ^ np.uint32(0x85EBCA77) * _word(v) ^ np.uint32(0xC2B2AE3D) * _word(salt)
+        # A sum: places near each other never share a value before the mixing, which is one-to-one.
+        mixed: np.ndarray = np.asarray(
+            np.uint32(0x9E3779B1) * _word(u) + np.uint32(0x85EBCA77) * _word(v) + np.uint32(0xC2B2AE3D) * _word(salt)
         )
         mixed = (mixed ^ (mixed >> np.uint32(15))) * np.uint32(0x2C1B3C6D)
         mixed = (mixed ^ (mixed >> np.uint32(12))) * np.uint32(0x297A2D39)
-        mixed = mixed ^ (mixed >> np.uint32(15))
-    return (mixed >> np.uint32(8)).astype(np.float32) / np.float32(1 << 24)
+        mixed ^= mixed >> np.uint32(15)
+    return np.asarray((mixed >> np.uint32(8)).astype(np.float32) / np.float32(1 << 24))
 
 
 def _word(value: np.ndarray | int) -> np.ndarray:

@@ -134,7 +134,7 @@ def _strips(rng: np.random.Generator) -> list[Strip]:
     open_ground = (Lie.GREEN, Lie.BARE) if rng.random() < 0.5 else (Lie.BARE, Lie.GREEN)
     strips.append((border, open_ground))
     draw = rng.random()
-    if draw < 0.36:
+    if draw < 0.42:
         kind, width = (Lie.RAILS, rng.uniform(3.2, 4.0)) if draw < 0.2 else (Lie.WATER, rng.uniform(4, 10))
         border += float(rng.uniform(1.3, 2.2))  # Room for lamps and signs.
         strips.append((border, (kind, kind)))

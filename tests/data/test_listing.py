@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from memorysam_cli.data.listing import files_in, relative, sample_names, subfolders, walk
+
+
+def make(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+    return root
+
+
+def test_names_are_sorted_and_hidden_ones_left_out(tmp_path: Path) -> None:
+    make(tmp_path, "b/x", "a/x", ".c/x", "2", "10", ".hidden")
+    assert subfolders(tmp_path) == ["a", "b"]
+    assert files_in(tmp_path) == ["10", "2"]
+
+
+def test_a_folder_that_is_not_there_is_empty(tmp_path: Path) -> None:
+    assert subfolders(tmp_path / "x") == files_in(tmp_path / "x") == []
+
+
+def test_a_walk_visits_every_folder_once_even_in_a_loop(tmp_path: Path) -> None:
+    make(tmp_path, "1", "a/2", "a/b/3", "c/4")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path, target_is_directory=True)
+    assert list(walk(tmp_path)) == [("", ["1"]), ("a", ["2"]), ("c", ["4"]), ("a/b", ["3"])]
+
+
+def test_links_to_folders_elsewhere_are_followed(tmp_path: Path) -> None:
+    make(tmp_path, "real/1", "top/2")
+    (tmp_path / "top" / "link").symlink_to(tmp_path / "real", target_is_directory=True)
+    assert dict(walk(tmp_path / "top")) == {"": ["2"], "link": ["1"]}
+
+
+def test_sample_names_are_the_first_few(tmp_path: Path) -> None:
+    make(tmp_path, "a/2", "a/1", "b/3")
+    assert sample_names(tmp_path) == ["a/1", "a/2"]
+    assert sample_names(tmp_path / "none") == []
+
+
+def test_relative_paths_have_forward_slashes(tmp_path: Path) -> None:
+    assert relative(tmp_path / "a" / "b", tmp_path).as_posix() == "a/b"
+    assert relative(tmp_path, tmp_path).as_posix() == "."
