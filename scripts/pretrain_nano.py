@@ -17,7 +17,7 @@ import typer
 from memorysam_cli import recipe as recipes
 from memorysam_cli.data import manifest, preparation
 from memorysam_cli.engine import runtime, starting
-from memorysam_cli.engine.training import train
+from memorysam_cli.engine.training import Trainer
 from memorysam_cli.model import Segmenter, load
 from memorysam_cli.model.parts import is_fresh
 from memorysam_cli.storage import tensors
@@ -40,9 +40,10 @@ def main(
         preparation.check_and_write(preparation.survey_synthetic(data, layout="deliver"))
     recipe = recipes.load(RECIPE, overrides or [])
     accelerator = runtime.make_accelerator(runtime.choose_device("auto"), precision=recipe.train.precision)
-    with starting.open_run(recipe, out=run_folder, resume=starting.AUTO, accelerator=accelerator) as start:
-        scenes_found = manifest.read(data, recipe.data.dataset)
-        result = train(recipe, scenes_found, start.run, accelerator=accelerator, resume=start.checkpoint)
+    planned = starting.plan(recipe, out=run_folder, resume=starting.AUTO)
+    trainer = Trainer(recipe, manifest.read(data, recipe.data.dataset), accelerator=accelerator)
+    with starting.begin(planned, accelerator) as run:
+        result = trainer.fit(run, resume=planned.checkpoint)
     export(load(result.best), out)
     typer.echo(f"{out}: {out.stat().st_size / 1e6:.2f} MB, pre-training mIoU {result.miou:.2f}")
 

@@ -281,3 +281,11 @@ def test_a_refusal_takes_less_than_half_a_second_and_no_torch(file: Path, fastes
         assert done.stderr == f'memorysam: error [2]: {file}:11: optim.lr: must be a valid number (got "abc")\n'
 
     assert fastest(refuse) < 0.5
+
+
+@pytest.mark.parametrize("text", ["1e4", "09", "0x1f", "yes", "null", "~", "a: b", "2026-11-22", "'", "ü × –"])
+def test_any_text_survives_to_yaml_and_back(text: str, tmp_path: Path) -> None:
+    resolved = recipe.load("demo").model_copy(update={"about": text})
+    path = tmp_path / "again.yaml"
+    path.write_text(resolved.to_yaml(), encoding="utf-8")
+    assert recipe.load(path) == resolved

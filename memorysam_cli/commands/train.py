@@ -40,26 +40,26 @@ def train(
     """
     from memorysam_cli.data import manifest
     from memorysam_cli.engine import runtime, starting
-    from memorysam_cli.engine.training import train as run_training
+    from memorysam_cli.engine.training import Trainer
     from memorysam_cli.report import console
 
     options.begin(json=json, verbose=verbose, quiet=quiet)
     chosen = starting.choose_recipe(recipe, overrides=overrides or [], resume=resume)
+    planned = starting.plan(chosen, out=out, resume=resume)
     scenes = manifest.read(manifest.data_root(data), chosen.data.dataset)
     accelerator = runtime.make_accelerator(
         runtime.choose_device(device), precision=chosen.train.precision, accumulate=chosen.train.accumulate
     )
-    with (
-        starting.open_run(chosen, out=out, resume=resume, accelerator=accelerator) as start,
-        console.log_to(start.run.log),
-    ):
-        result = run_training(chosen, scenes, start.run, accelerator=accelerator, resume=start.checkpoint)
+    # Whatever can be refused is refused before the run has a folder.
+    trainer = Trainer(chosen, scenes, accelerator=accelerator)
+    with starting.begin(planned, accelerator) as run, console.log_to(run.log):
+        result = trainer.fit(run, resume=planned.checkpoint)
     if not accelerator.is_main_process:
         return
     if json:
-        console.answer({"schema_version": 1, **result.to_json(), "resumed": start.checkpoint is not None})
+        console.answer({"schema_version": 1, **result.to_json(), "resumed": planned.checkpoint is not None})
         return
     console.say(f"best mIoU {result.miou:.2f} on {chosen.data.selection_split} at step {result.best_step}")
     console.say(f"weights   {result.best}")
-    console.say(f"curves    {start.run.plots / 'curves.png'}")
-    console.say(f"pictures  {start.run.samples / 'validation.png'}")
+    console.say(f"curves    {run.plots / 'curves.png'}")
+    console.say(f"pictures  {run.samples / 'validation.png'}")

@@ -22,7 +22,7 @@ from memorysam_cli.engine import evaluation, prediction, prediction_folder, run_
 from memorysam_cli.engine.evaluation import Evaluation
 from memorysam_cli.engine.metrics import scores
 from memorysam_cli.engine.run_folder import RunFolder
-from memorysam_cli.engine.training import HEADLINE, train
+from memorysam_cli.engine.training import HEADLINE, Trainer
 from memorysam_cli.model import load
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
@@ -129,7 +129,7 @@ def _train(recipe: Recipe, manifest: Manifest, runs: Path, *, device: torch.devi
     run = run_folder.create(recipe, runs / f"{recipe.name}-{time.strftime('%H%M%S')}-{secrets.token_hex(2)}")
     accelerator = runtime.make_accelerator(device, precision=recipe.train.precision, accumulate=recipe.train.accumulate)
     with console.log_to(run.log):
-        result = train(recipe, manifest, run, accelerator=accelerator)
+        result = Trainer(recipe, manifest, accelerator=accelerator).fit(run)
     return run, result.steps
 
 

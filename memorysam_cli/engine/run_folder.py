@@ -74,14 +74,23 @@ def create(recipe: Recipe, out: Path | None) -> RunFolder:
         UsageError: ``out`` exists and is not empty; a run folder is never reused unless resuming.
     """
     path = out or RUNS / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    folder = RunFolder(path)
-    if path.exists() and (not path.is_dir() or any(entry.name != ".lock" for entry in path.iterdir())):
-        what = "holds a run already; --resume auto continues it" if folder.holds_run() else "is not empty"
-        raise UsageError(f"--out {path}: {what}, or give another folder")
+    refuse_taken(path)
     documents.write_json(path / "environment.json", environment())
     atomic.write_text(path / "command.txt", shlex.join(sys.argv) + "\n")
     atomic.write_text(path / RECIPE, recipe.to_yaml())
-    return folder
+    return RunFolder(path)
+
+
+def refuse_taken(path: Path) -> None:
+    """Refuse a folder that holds anything; a run never writes into another one's, or into a user's own.
+
+    Raises:
+        UsageError: it is not empty, or no folder.
+    """
+    if path.exists() and (not path.is_dir() or any(entry.name != ".lock" for entry in path.iterdir())):
+        is_run = RunFolder(path).holds_run()
+        what = "holds a run already; --resume auto continues it, or" if is_run else "is not empty;"
+        raise UsageError(f"--out {path}: {what} give another folder")
 
 
 def newest(recipe: str) -> RunFolder | None:

@@ -22,11 +22,17 @@ AUTO = "auto"
 
 
 @dataclass(frozen=True)
-class Start:
-    """A run's folder, and the checkpoint to continue from; none for a new run."""
+class Plan:
+    """What a ``memorysam train`` will do, decided before anything is written."""
 
-    run: RunFolder
+    recipe: Recipe
+    out: Path | None
+    run: RunFolder | None
+    """The run to continue; none for a new one."""
     checkpoint: Path | None
+    """Where to continue from."""
+    damaged: tuple[Path, ...] = ()
+    """Newer checkpoints that cannot be used."""
 
 
 def choose_recipe(name: str | None, *, overrides: list[str], resume: str | None) -> Recipe:
@@ -42,46 +48,70 @@ def choose_recipe(name: str | None, *, overrides: list[str], resume: str | None)
     return recipes.load(_run_at(Path(resume)).path / run_folder.RECIPE, overrides)
 
 
-@contextlib.contextmanager
-def open_run(recipe: Recipe, *, out: Path | None, resume: str | None, accelerator: Accelerator) -> Iterator[Start]:
-    """Find or make the run's folder and hold its lock; all processes of a run get the same answer.
+def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> Plan:
+    """Decide which run to begin or to continue, and from which checkpoint.
+
+    Args:
+        resume: none, ``auto``, or the path of a run or of one of its checkpoints.
 
     Raises:
-        UsageError: the folder is taken by something else.
-        WeightsError: there is a run, or one was asked for, but no valid checkpoint.
+        UsageError: ``out`` is taken by something else.
+        WeightsError: there is a run, or one was asked for, but no valid checkpoint; never a silent fresh start.
+    """
+    run = _existing(recipe, out=out, resume=resume)
+    if run is None:
+        if out is not None:
+            run_folder.refuse_taken(out)
+        if resume == AUTO:
+            where = out or f"{run_folder.RUNS}/{recipe.name}-…"
+            console.note(f"{where}: holds no run yet; starting one")
+        return Plan(recipe, out, run=None, checkpoint=None)
+    asked = Path(resume) if resume is not None and resume != AUTO else run.path
+    if asked.resolve() != run.path.resolve():
+        if not checkpoints.is_valid(asked):
+            raise WeightsError(f"--resume {asked}: is no valid checkpoint; --resume {run.path} takes the newest valid")
+        return Plan(recipe, out, run, checkpoint=asked)
+    newest, damaged = checkpoints.newest_valid(run.checkpoints)
+    if newest is None:
+        raise WeightsError(
+            f"{run.path}: holds a run but no valid checkpoint ({len(damaged)} damaged); "
+            "it cannot be continued; start a new run in another folder"
+        )
+    return Plan(recipe, out, run, checkpoint=newest, damaged=tuple(damaged))
+
+
+@contextlib.contextmanager
+def begin(planned: Plan, accelerator: Accelerator) -> Iterator[RunFolder]:
+    """Make the run's folder if it is new, and hold its lock; all processes of a run get the same folder.
+
+    Raises:
+        UsageError: the folder was taken in the meantime.
         FolderInUseError: another process is training there.
     """
     with contextlib.ExitStack() as stack:
-        answer: list[Start | MemorySamError | None] = [None]
+        answer: list[RunFolder | MemorySamError | None] = [None]
         if accelerator.is_main_process:
             try:
-                answer = [_open(stack, recipe, out=out, resume=resume)]
+                answer = [_begin(stack, planned)]
             except MemorySamError as fault:
                 answer = [fault]
         if accelerator.num_processes > 1:
             broadcast_object_list(answer)
-        start = answer[0]
-        if isinstance(start, MemorySamError):
-            raise start
-        assert start is not None
-        yield start
+        run = answer[0]
+        if isinstance(run, MemorySamError):
+            raise run
+        assert run is not None
+        yield run
 
 
-def _open(stack: contextlib.ExitStack, recipe: Recipe, *, out: Path | None, resume: str | None) -> Start:
-    """As :func:`open_run`, in the main process."""
-    existing = _existing(recipe, out=out, resume=resume)
-    if existing is None:
-        if resume == AUTO:
-            where = out or f"{run_folder.RUNS}/{recipe.name}-…"
-            console.note(f"{where}: holds no run yet; starting one")
-        run = run_folder.create(recipe, out)
-        stack.enter_context(lock.hold(run.path))
-        run_folder.point_latest(run.path)
-        return Start(run, None)
-    stack.enter_context(lock.hold(existing.path))
-    checkpoint = _checkpoint(existing, asked=Path(resume) if resume not in {None, AUTO} else None)
-    run_folder.point_latest(existing.path)
-    return Start(existing, checkpoint)
+def _begin(stack: contextlib.ExitStack, planned: Plan) -> RunFolder:
+    """As :func:`begin`, in the main process."""
+    run = planned.run or run_folder.create(planned.recipe, planned.out)
+    stack.enter_context(lock.hold(run.path))
+    for bad in planned.damaged:
+        console.warn(f"{bad}: is damaged and set aside as {checkpoints.set_aside(bad).name}; going on without it")
+    run_folder.point_latest(run.path)
+    return run
 
 
 def _existing(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunFolder | None:
@@ -105,20 +135,3 @@ def _run_at(path: Path) -> RunFolder:
             return RunFolder(folder)
     what = "is not there" if not path.exists() else "is no run folder and no checkpoint of one"
     raise WeightsError(f"--resume {path}: {what}; give a folder such as runs/latest, or --resume auto")
-
-
-def _checkpoint(run: RunFolder, *, asked: Path | None) -> Path:
-    """The checkpoint to continue from: the one asked for, or the newest valid one."""
-    if asked is not None and asked.resolve() != run.path.resolve():
-        if not checkpoints.is_valid(asked):
-            raise WeightsError(f"--resume {asked}: is no valid checkpoint; --resume {run.path} takes the newest valid")
-        return asked
-    path, damaged = checkpoints.newest_valid(run.checkpoints)
-    if path is None:
-        raise WeightsError(
-            f"{run.path}: holds a run but no valid checkpoint ({len(damaged)} damaged); "
-            "it cannot be continued; start a new run in another folder"
-        )
-    for bad in damaged:
-        console.warn(f"{bad}: is damaged and set aside as {checkpoints.set_aside(bad).name}; using {path.name}")
-    return path

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from memorysam_cli.data.loader import Batch, training_batches
+from memorysam_cli.data.loader import Batch, modalities_of, training_batches
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.dataset import IGNORE
 from memorysam_cli.engine import checkpoints
@@ -58,31 +58,26 @@ class TrainingResult:
         return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
 
 
-def train(
-    recipe: Recipe, manifest: Manifest, run: RunFolder, *, accelerator: Accelerator, resume: Path | None = None
-) -> TrainingResult:
-    """Train by a recipe until its last epoch, its ``max_steps``, or a signal.
+class Trainer:
+    """The state of one run and its steps, top to bottom in the order in which they happen.
 
     Args:
+        recipe: what to train.
         manifest: the prepared data set of ``recipe.data.dataset``.
-        run: where everything is written.
-        resume: a valid checkpoint folder of this run to continue from.
+        accelerator: device, processes and precision.
 
     Raises:
-        DataError: too few scenes, or a scene that cannot be read.
-        WeightsError: base weights or checkpoint refused.
-        DivergedError: the loss or the gradient is not finite; the weights before that step are saved.
-        Stopped: a signal came; a checkpoint was written.
+        DataError: too few scenes, or a modality or a split that the data set does not have.
+        WeightsError: the base weights are refused.
+        NetworkError: the base weights cannot be had.
     """
-    return Trainer(recipe, manifest, run, accelerator=accelerator).fit(resume)
 
+    run: RunFolder
 
-class Trainer:
-    """The state of one run and its steps, top to bottom in the order in which they happen."""
-
-    def __init__(self, recipe: Recipe, manifest: Manifest, run: RunFolder, *, accelerator: Accelerator) -> None:
-        self.recipe, self.manifest, self.run = recipe, manifest, run
+    def __init__(self, recipe: Recipe, manifest: Manifest, *, accelerator: Accelerator) -> None:
+        self.recipe, self.manifest = recipe, manifest
         self.accelerator = accelerator
+        modalities_of(manifest.info, recipe.data.modalities)
         self.scenes = manifest.of_split(recipe.data.train_split)
         self.validation_scenes = manifest.of_split(recipe.data.selection_split)
         self.steps_per_epoch = self._steps_per_epoch()
@@ -97,9 +92,21 @@ class Trainer:
 
     # ------------------------------------------------------------------ the course of a run
 
-    def fit(self, resume: Path | None) -> TrainingResult:
-        """Run to the end."""
+    def fit(self, run: RunFolder, *, resume: Path | None = None) -> TrainingResult:
+        """Train until the last epoch, ``max_steps``, or a signal.
+
+        Args:
+            run: where everything is written.
+            resume: a valid checkpoint folder of this run to continue from.
+
+        Raises:
+            DataError: a scene that cannot be read.
+            WeightsError: the checkpoint is refused.
+            DivergedError: the loss or the gradient is not finite; the weights before that step are saved.
+            Stopped: a signal came; a checkpoint was written.
+        """
         start = time.monotonic()
+        self.run = run
         torch.manual_seed(self.recipe.train.seed + self.accelerator.process_index)
         if resume is not None:
             self._restore(checkpoints.read(resume))

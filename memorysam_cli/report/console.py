@@ -133,8 +133,9 @@ def log_to(path: Path) -> Iterator[None]:
 
     An exception that leaves the context is recorded as the last line.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1) as log:
+    from memorysam_cli.storage import atomic
+
+    with atomic.open_log(path) as log:
         _state.logs.append(log)
         try:
             yield

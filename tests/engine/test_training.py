@@ -16,7 +16,7 @@ from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import checkpoints, run_folder, runtime, training
 from memorysam_cli.engine.evaluation import evaluate
 from memorysam_cli.engine.run_folder import RunFolder
-from memorysam_cli.engine.training import Trainer, train
+from memorysam_cli.engine.training import Trainer
 from memorysam_cli.errors import DataError, DivergedError, Stopped, UsageError
 from memorysam_cli.model import load
 from memorysam_cli.recipe import Recipe
@@ -29,7 +29,7 @@ def accelerator() -> Accelerator:
 
 def start(recipe: Recipe, manifest: Manifest, path: Path, resume: Path | None = None) -> training.TrainingResult:
     run = RunFolder(path) if resume else run_folder.create(recipe, path)
-    return train(recipe, manifest, run, accelerator=accelerator(), resume=resume)
+    return Trainer(recipe, manifest, accelerator=accelerator()).fit(run, resume=resume)
 
 
 def changed(recipe: Recipe, section: str, **values: Any) -> Recipe:
@@ -165,7 +165,7 @@ def test_accumulating_two_batches_makes_half_the_updates(small: Recipe, rendered
     recipe = changed(small, "train", batch=2, accumulate=2, epochs=1)
     run = run_folder.create(recipe, tmp_path / "run")
     halves = runtime.make_accelerator(torch.device("cpu"), precision="fp32", accumulate=2)
-    result = train(recipe, rendered, run, accelerator=halves)
+    result = Trainer(recipe, rendered, accelerator=halves).fit(run)
     assert result.steps == len(rendered.of_split("train")) // 4
 
 

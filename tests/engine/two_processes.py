@@ -17,7 +17,7 @@ from memorysam_cli import recipe as recipes
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.engine import runtime, starting
 from memorysam_cli.engine.evaluation import evaluate
-from memorysam_cli.engine.training import train
+from memorysam_cli.engine.training import Trainer
 from memorysam_cli.losses.spmm import PrototypeMemory
 from memorysam_cli.model import load
 
@@ -59,8 +59,10 @@ def main(data: Path, run: Path, answer: Path) -> None:
         where="test",
     )
     manifest = manifests.read(data, "synthetic")
-    with starting.open_run(recipe, out=run, resume=None, accelerator=accelerator) as start:
-        result = train(recipe, manifest, start.run, accelerator=accelerator)
+    planned = starting.plan(recipe, out=run, resume=None)
+    trainer = Trainer(recipe, manifest, accelerator=accelerator)
+    with starting.begin(planned, accelerator) as folder:
+        result = trainer.fit(folder)
     model = load(result.last)
     scores = evaluate(
         model, manifest, scenes=manifest.of_split("val"), modalities=model.card.modalities,

@@ -1,0 +1,206 @@
+"""``memorysam train`` as typed: every shipped recipe, resuming, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from memorysam_cli import app
+from memorysam_cli import recipe as recipes
+from memorysam_cli.engine import checkpoints
+from memorysam_cli.engine.run_folder import RunFolder
+from memorysam_cli.storage import documents, tensors
+
+from .trained import Ended
+
+Run = Callable[..., Ended]
+TINY = ["model.backbone=nano", "data.image_size=64", "data.workers=0", "train.batch=2", "train.max_steps=2"]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both layouts rendered below one data root, and prepared as the published data sets that they imitate."""
+    root = tmp_path_factory.mktemp("data")
+    for layout in ("deliver", "mcubes"):
+        code = app.run(["prepare", "synthetic", str(root), "--layout", layout, "--scenes", "20", "--size", "72", "-q"])
+        assert code == 0
+        assert app.run(["prepare", layout, str(root), "-q"]) == 0
+    return root
+
+
+@pytest.fixture
+def memorysam(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Path) -> Run:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MEMORYSAM_DATA", str(data))
+
+    def run(*arguments: object) -> Ended:
+        capsys.readouterr()
+        code = app.run([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err, said.err
+        return Ended(code, said.out, said.err)
+
+    return run
+
+
+def changes(*more: str) -> list[str]:
+    return [word for change in [*TINY, *more] for word in ("--set", change)]
+
+
+@pytest.mark.parametrize("name", sorted(recipes.shipped()))
+def test_every_shipped_recipe_trains_two_steps_on_rendered_scenes(name: str, memorysam: Run) -> None:
+    ended = memorysam("train", "--recipe", name, "--json", *changes())
+    assert ended.code == 0, ended.err
+    answer = ended.answer
+    assert answer["schema_version"] == 1 and answer["steps"] == 2 and answer["resumed"] is False
+    rows = documents.read_json_lines(RunFolder(Path(answer["run"])).metrics)
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert len(losses) == 2
+    assert Path("runs/latest").resolve() == Path(answer["run"]).resolve()
+    assert Path(answer["best"]).is_file() and Path(answer["last"]).is_file()
+
+
+def test_the_weights_of_a_run_are_found_by_the_other_commands(memorysam: Run) -> None:
+    answer = memorysam("train", "-r", "demo", "--json", *changes()).answer
+    scored = memorysam("evaluate", "--json", "--workers", 0, "--batch", 2)
+    assert scored.code == 0, scored.err
+    assert scored.answer["miou"] == pytest.approx(answer["miou"], abs=0.05)
+    shown = memorysam("weights", "info", answer["best"], "--json").answer
+    assert shown["recipe"]["model"]["backbone"] == "nano" and shown["kind"] == "trained"
+    assert memorysam("weights", "verify", answer["best"]).code == 0
+    assert memorysam("weights", "merge", answer["best"], "--out", "full.safetensors", "--json").code == 0
+    assert memorysam("weights", "merge", answer["best"], "--out", "full.safetensors").code == 2
+    merged = memorysam("evaluate", "--weights", "full.safetensors", "--json", "--workers", 0, "--batch", 2).answer
+    assert merged["miou"] == scored.answer["miou"]
+
+
+def test_damaged_weights_do_not_verify(memorysam: Run, tmp_path: Path) -> None:
+    best = Path(memorysam("train", "-r", "demo", "--json", *changes()).answer["best"])
+    state, metadata = tensors.read(best)
+    state.pop("sam.no_mem_embed")
+    tensors.write(tmp_path / "bad.safetensors", state, metadata)
+    ended = memorysam("weights", "verify", tmp_path / "bad.safetensors", "--json")
+    assert ended.code == 10 and ended.answer["ok"] is False and "no_mem_embed" in ended.err
+    assert memorysam("predict", ".", "--weights", tmp_path / "bad.safetensors").code in {3, 5}
+
+
+def test_resume_auto_starts_then_continues_then_has_nothing_left(memorysam: Run) -> None:
+    command = ["train", "-r", "demo", "--out", "run", "--resume", "auto", "--json"]
+    first = memorysam(*command, *changes("train.max_steps=1"))
+    assert first.code == 0 and "holds no run yet; starting one" in first.err and not first.answer["resumed"]
+    second = memorysam(*command, *changes())
+    assert second.code == 0 and second.answer["resumed"] and second.answer["steps"] == 2
+    assert "resumed at step 1" in second.err
+    third = memorysam(*command, *changes())
+    assert third.code == 0 and third.answer["miou"] == second.answer["miou"]
+
+
+def test_resume_auto_without_out_takes_the_newest_run_of_the_recipe(memorysam: Run) -> None:
+    started = memorysam("train", "-r", "demo", "--json", *changes("train.max_steps=1")).answer
+    continued = memorysam("train", "-r", "demo", "--resume", "auto", "--json", *changes()).answer
+    assert continued["resumed"] and continued["run"] == started["run"]
+
+
+def test_resume_of_a_folder_takes_its_own_recipe(memorysam: Run) -> None:
+    started = memorysam("train", "-r", "demo", "--json", *changes("train.max_steps=1")).answer
+    ended = memorysam("train", "--resume", started["run"], "--set", "train.max_steps=2", "--json")
+    assert ended.code == 0 and ended.answer["steps"] == 2
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(memorysam: Run) -> None:
+    run = RunFolder(Path(memorysam("train", "-r", "demo", "--json", *changes()).answer["run"]))
+    newest, _ = checkpoints.newest_valid(run.checkpoints)
+    assert newest is not None
+    damage(newest)
+    ended = memorysam("train", "-r", "demo", "--resume", "auto", "--json", *changes())
+    assert ended.code == 0 and ended.answer["steps"] == 2
+    assert "is damaged and set aside" in ended.err and newest.with_name(newest.name + ".corrupt").is_dir()
+
+
+def test_a_run_without_a_valid_checkpoint_ends_with_5_and_never_starts_afresh(memorysam: Run) -> None:
+    run = RunFolder(Path(memorysam("train", "-r", "demo", "--json", *changes()).answer["run"]))
+    for path in run.checkpoints.glob("step-*"):
+        damage(path)
+    before = run.last.read_bytes()
+    ended = memorysam("train", "-r", "demo", "--resume", "auto", *changes())
+    assert ended.code == 5 and "no valid checkpoint" in ended.err
+    assert run.last.read_bytes() == before
+
+
+def damage(checkpoint: Path) -> None:
+    path = checkpoint / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+REFUSALS = {
+    "no recipe": (["train"], 2, "--recipe: say what to train"),
+    "an unknown recipe": (["train", "-r", "delivr"], 2, "did you mean 'deliver'?"),
+    "an unknown key": (["train", "-r", "demo", "--set", "optim.lrr=1"], 2, "unknown key 'lrr'; did you mean 'lr'?"),
+    "an impossible value": (["train", "-r", "demo", "--set", "train.batch=0"], 2, "train.batch"),
+    "another data set": (["train", "-r", "demo", "--set", "data.dataset=mfnet"], 3, "memorysam prepare"),
+    "an unknown modality": (["train", "-r", "demo", "--set", "data.modalities=[img,depht]"], 3, "depth"),
+    "an absent device": (["train", "-r", "demo", "--device", "cuda:7"], 6, "--device cuda:7"),
+    "no device at all": (["train", "-r", "demo", "--device", "tpu"], 2, "is no device"),
+    "a run that is not there": (["train", "--resume", "runs/nothing"], 5, "is not there"),
+    "an unknown split": (["train", "-r", "demo", "--set", "data.selection_split=vall"], 3, "known: "),
+    "a base that is not there": (["train", "-r", "demo", "--set", "model.base_weights=x.pt"], 5, "is not a file"),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_refusals_are_one_line_with_their_code_and_leave_no_run(refusal: str, memorysam: Run) -> None:
+    arguments, code, said = REFUSALS[refusal]
+    ended = memorysam(*arguments)
+    assert ended.code == code, ended.err
+    assert ended.out == "" and said in ended.err.splitlines()[-1]
+    assert not list(Path().glob("runs/*/checkpoints")), "nothing may look like a run"
+
+
+def test_a_taken_folder_ends_with_9_and_names_its_owner(memorysam: Run) -> None:
+    script = "import sys, time; from pathlib import Path; from memorysam_cli.storage import lock\n"
+    script += "with lock.hold(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    memorysam("train", "-r", "demo", "--out", "run", *changes("train.max_steps=1"))
+    owner = subprocess.Popen([sys.executable, "-c", script, "run"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert owner.stdout is not None and owner.stdout.readline() == "held\n"
+        ended = memorysam("train", "-r", "demo", "--out", "run", "--resume", "auto", *changes())
+    finally:
+        owner.kill()
+        owner.communicate()
+    assert ended.code == 9 and str(owner.pid) in ended.err
+
+
+@pytest.mark.slow
+def test_a_run_killed_by_sigkill_ends_bit_for_bit_as_an_unkilled_one(memorysam: Run, tmp_path: Path) -> None:
+    """Real processes: killed in the middle of whatever they were doing, restarted by the same line."""
+    more = ["train.max_steps=6", "train.checkpoint_minutes=0.00001"]
+    command = ["train", "-r", "demo", "--resume", "auto", "--json", "-q", *changes(*more)]
+    assert memorysam(*command, "--out", "whole").code == 0
+    line = [sys.executable, "-m", "memorysam_cli", *command, "--out", "killed"]
+    kills = 0
+    for steps in (1, 3, 4):
+        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        metrics = tmp_path / "killed" / "metrics.jsonl"
+        while process.poll() is None and not (metrics.exists() and metrics.read_text().count("loss") >= steps):
+            time.sleep(0.01)
+        kills += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert kills >= 2, "the runs ended before they could be killed"
+    ended = subprocess.run(line, capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert json.loads(ended.stdout)["resumed"] is True
+    for name in ("best", "last"):
+        files = [RunFolder(tmp_path / run) for run in ("whole", "killed")]
+        assert len({tensors.sha256(getattr(run, name)) for run in files}) == 1, name
+    logs = [documents.read_json_lines(RunFolder(tmp_path / run).metrics) for run in ("whole", "killed")]
+    assert logs[0] == logs[1]
