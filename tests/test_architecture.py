@@ -57,7 +57,9 @@ def test_imports_point_downwards(path: Path) -> None:
         assert layer_of(other) > layer_of(part), f"{path.name} ({part}) imports {dotted}, which is not below it"
 
 
-@pytest.mark.parametrize("path", [PACKAGE / "app.py", *sorted((PACKAGE / "commands").glob("*.py"))], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", [PACKAGE / "app.py", *sorted((PACKAGE / "commands").glob("*.py"))], ids=lambda p: p.name
+)
 def test_commands_import_nothing_heavy_before_they_run(path: Path) -> None:
     assert not {name.split(".")[0] for name in imported(path, at_top_only=True)} & HEAVY
 

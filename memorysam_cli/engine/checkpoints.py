@@ -7,16 +7,17 @@ folder whose manifest holds is it. Source: RELIABILITY §2.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from memorysam_cli.errors import DataError, MemorySamError, WeightsError
+from memorysam_cli.recipe import Recipe
 from memorysam_cli.storage import atomic, documents, tensors
 
 MANIFEST = "MANIFEST.json"
@@ -33,6 +34,7 @@ class Position:
         batch: batches of that epoch that are done.
         best_miou: the best validation so far in percent; none before the first.
         best_step: its step.
+        validated_step: the step of the last validation.
         all_ignored: batches so far in which no pixel counted.
         world: processes; a resumed run needs as many.
         scaler: the state of the fp16 gradient scaler, if there is one.
@@ -43,6 +45,7 @@ class Position:
     batch: int = 0
     best_miou: float | None = None
     best_step: int | None = None
+    validated_step: int | None = None
     all_ignored: int = 0
     world: int = 1
     scaler: dict[str, Any] = field(default_factory=dict)
@@ -69,7 +72,6 @@ def write(folder: Path, state: State, *, keep: int) -> Path:
         set_aside(target)
     with atomic.new_folder(target) as temporary:
         for name in ("model", "optimizer", "rng"):
-            # An empty safetensors file is refused on reading; plain SGD-like states do not occur here.
             tensors.write(temporary / f"{name}.safetensors", getattr(state, name), {})
         documents.write_json(temporary / "trainer.json", asdict(state.position) | {"identity": state.identity})
         documents.write_json(temporary / MANIFEST, _sums(temporary))
@@ -120,31 +122,20 @@ def set_aside(path: Path) -> Path:
     return path.rename(target)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
-    """An optimiser's state as flat tensors named ``exp_avg/sam.…``.
+def identity_of(recipe: Recipe, *, dataset: str, base: str) -> dict[str, str]:
+    """What must not change between a run and its continuation.
 
     Args:
-        names: the parameters' names by ``id``.
+        dataset: the content hash of the data set.
+        base: the SHA-256 of the base weights.
     """
-    return {
-        f"{key}/{names[id(parameter)]}": value
-        for parameter, values in optimizer.state.items()
-        for key, value in values.items()
-    }
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], state: dict[str, Tensor]) -> None:
-    """Put back what :func:`optimizer_tensors` gave."""
-    by_name: dict[str, dict[str, Tensor]] = {}
-    for flat, value in state.items():
-        key, _, name = flat.partition("/")
-        by_name.setdefault(name, {})[key] = value
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            for key, value in by_name.get(names[id(parameter)], {}).items():
-                # Adam keeps its step count on the CPU unless it is fused.
-                where = "cpu" if key == "step" else parameter.device
-                optimizer.state[parameter][key] = value.to(where, copy=True)
+    content = recipe.model_dump(mode="json")
+    # How the work is done may change, and how long it lasts; what is computed may not.
+    content["data"].pop("workers")
+    for key in ("checkpoint_minutes", "keep_checkpoints", "max_steps", "validate_every"):
+        content["train"].pop(key)
+    digest = hashlib.sha256(documents.to_json(content).encode()).hexdigest()
+    return {"recipe": digest, "data set": dataset, "base weights": base}
 
 
 def _sums(path: Path) -> dict[str, dict[str, Any]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import secrets
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,17 @@ class RunFolder:
     def samples(self) -> Path:
         """Overlays of validation scenes."""
         return self.path / "samples"
+
+    def log_metrics(self, place: Mapping[str, int], values: Mapping[str, float]) -> None:
+        """Append a row to the metrics; a value that is not finite becomes null, as JSON knows no NaN."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        documents.append_json_line(self.metrics, {**place, **finite})
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the rows of steps that a resumed run will do again."""
+        if self.metrics.exists():
+            rows = [row for row in documents.read_json_lines(self.metrics) if row["step"] <= step]
+            atomic.write_text(self.metrics, "".join(documents.to_json(row) + "\n" for row in rows))
 
     def holds_run(self) -> bool:
         """Whether a run has been started here."""

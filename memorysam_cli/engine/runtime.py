@@ -66,5 +66,28 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return total
 
 
+def agree(claim: bool, accelerator: Accelerator, *, all_must: bool = False) -> bool:
+    """Whether any process claims something (or all do); every process gets the same answer."""
+    if accelerator.num_processes == 1:
+        return claim
+    votes = int(accelerator.reduce(torch.tensor(int(claim), device=accelerator.device)))
+    return votes == accelerator.num_processes if all_must else votes > 0
+
+
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of this process's random numbers: torch's own, which draw dropout; data have none."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_rng_state(states: dict[str, Tensor], device: torch.device) -> None:
+    """Put back what :func:`rng_state` gave."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
 def _has_mps() -> bool:
     return torch.backends.mps.is_available()

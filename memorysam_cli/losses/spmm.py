@@ -58,7 +58,9 @@ class PrototypeMemory(nn.Module):
         Returns:
             A scalar, not yet weighted by λ.
         """
-        sums, counts = class_sums(features, resize_label(label, (features.shape[-2], features.shape[-1])), len(self.prototypes))
+        sums, counts = class_sums(
+            features, resize_label(label, (features.shape[-2], features.shape[-1])), len(self.prototypes)
+        )
         if reduce is not None:
             sums, counts = reduce(sums), reduce(counts)
         means = sums / counts.clamp(min=1).unsqueeze(1)

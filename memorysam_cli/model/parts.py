@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -81,6 +82,6 @@ def prepare_training(network: MemorySAM, settings: Model, *, modalities: int) ->
     return set_trainable(network, encoder=settings.encoder, modalities=modalities)
 
 
-def count(parameters: list[torch.Tensor]) -> int:
+def count(parameters: Iterable[torch.Tensor]) -> int:
     """The number of scalars."""
     return sum(parameter.numel() for parameter in parameters)

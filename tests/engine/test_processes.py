@@ -45,7 +45,11 @@ def test_two_processes_are_one(rendered: Manifest, tmp_path: Path) -> None:
         assert wanted["losses"][1] > 0
         for key, value in wanted.items():
             torch.testing.assert_close(
-                torch.tensor(found["spmm"][variant][key]), torch.tensor(value), rtol=1e-5, atol=1e-7, msg=f"{variant} {key}"
+                torch.tensor(found["spmm"][variant][key]),
+                torch.tensor(value),
+                rtol=1e-5,
+                atol=1e-7,
+                msg=f"{variant} {key}",
             )
     model = load(run / "checkpoints" / "last.safetensors")
     alone = evaluate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from memorysam_cli.data.loader import Batch
 from memorysam_cli.data.manifest import Manifest
-from memorysam_cli.engine import checkpoints, run_folder, runtime, training
+from memorysam_cli.engine import checkpoints, learner, run_folder, runtime, training
 from memorysam_cli.engine.evaluation import evaluate
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.training import Trainer
@@ -83,14 +85,14 @@ def test_a_run_stopped_by_sigterm_and_resumed_ends_bit_for_bit_the_same(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    end_step = Trainer._end_step
+    honest = Trainer._step
 
-    def terminate(self: Trainer, stop: Any) -> None:
+    def terminate(self: Trainer, batch: Any) -> Any:
         if self.position.step + 1 == step:
             os.kill(os.getpid(), signal.SIGTERM)
-        end_step(self, stop)
+        return honest(self, batch)
 
-    monkeypatch.setattr(Trainer, "_end_step", terminate)
+    monkeypatch.setattr(Trainer, "_step", terminate)
     path = tmp_path / "stopped"
     with pytest.raises(Stopped, match=f"checkpoint of step {step} saved") as stopped:
         start(small, rendered, path)
@@ -142,15 +144,35 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(
         loss = honest(*args, **kwargs)
         return loss * poison if calls == 3 else loss
 
-    honest = training.ohem_cross_entropy
-    monkeypatch.setattr(training, "ohem_cross_entropy", poisoned)
-    with pytest.raises(DivergedError, match="step 3: loss (nan|inf).*the weights of step 2 are in") as fault:
+    honest = learner.ohem_cross_entropy
+    monkeypatch.setattr(learner, "ohem_cross_entropy", poisoned)
+    with pytest.raises(DivergedError, match=r"step 3: loss (nan|inf).*the weights of step 2 are in") as fault:
         start(small, rendered, tmp_path / "diverged")
     assert fault.value.exit_code == 8
     monkeypatch.undo()
     start(changed(small, "train", max_steps=2), rendered, tmp_path / "short")
     mine, wanted = (tensors.read(RunFolder(tmp_path / name).last)[0] for name in ("diverged", "short"))
     torch.testing.assert_close(mine, wanted, rtol=0, atol=0)
+
+
+def test_an_image_of_nan_poisons_neither_weights_nor_prototypes(
+    small: Recipe, rendered: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = training.training_batches
+
+    def poisoned(*args: Any, **kwargs: Any) -> Iterator[Batch]:
+        for number, batch in enumerate(honest(*args, **kwargs)):
+            frames = [frame * float("nan") if number == 1 else frame for frame in batch.frames]
+            yield Batch(frames, batch.label, batch.scenes)
+
+    monkeypatch.setattr(training, "training_batches", poisoned)
+    with pytest.raises(DivergedError, match="step 2: loss nan"):
+        start(small, rendered, tmp_path / "diverged")
+    monkeypatch.undo()
+    start(changed(small, "train", max_steps=1), rendered, tmp_path / "short")
+    mine, wanted = (state_of(tmp_path / name) for name in ("diverged", "short"))
+    for name in ("spmm/prototypes", "spmm/seen", "sam.no_mem_embed"):
+        torch.testing.assert_close(mine[name], wanted[name], rtol=0, atol=0)
 
 
 def test_one_modality_trains_with_the_memory_frozen(

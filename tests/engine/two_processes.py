@@ -1,6 +1,6 @@
 """Run by torchrun in two processes: the prototypes' loss, a short training, and an evaluation; rank 0 writes JSON.
 
-    torchrun --nproc-per-node 2 two_processes.py DATA_ROOT RUN_FOLDER ANSWER.json
+torchrun --nproc-per-node 2 two_processes.py DATA_ROOT RUN_FOLDER ANSWER.json
 """
 
 from __future__ import annotations
