@@ -63,6 +63,7 @@ class Report:
             "splits": self.splits,
             "modalities": list(self.modalities),
             "classes": len(self.classes),
+            "pixels": {split: list(counts) for split, counts in self.pixels.items()},
             "problems": [
                 {"kind": problem.kind, "count": problem.count, "first": list(problem.first)}
                 for problem in self.problems

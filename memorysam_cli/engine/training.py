@@ -31,6 +31,7 @@ from memorysam_cli.model.parts import count
 from memorysam_cli.model.weights import Metric, build_for_training, fill_own, own_tensors, save
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
+from memorysam_cli.report.progress import Progress
 
 HEADLINE = "resized"
 """The protocol that decides which checkpoint is best: the one that the papers report."""
@@ -102,8 +103,9 @@ class Trainer:
         with catch_stop() as stop:
             if resume is None:
                 self._checkpoint()  # a kill before the first interval must find something to resume from
-            while not self._is_done():
-                self._epoch(stop)
+            with self._progress(self._last_step() - self.position.step, "train") as progress:
+                while not self._is_done():
+                    self._epoch(stop, progress)
             if self.position.validated_step != self.position.step:
                 self._validate()
             self._checkpoint()
@@ -116,19 +118,16 @@ class Trainer:
             best_step=self.position.best_step, steps=self.position.step, seconds=time.monotonic() - start,
         )  # fmt: skip
 
-    def _epoch(self, stop: StopRequest) -> None:
+    def _epoch(self, stop: StopRequest, progress: Progress) -> None:
         """One epoch from where the position stands, then a validation if it is due."""
         epoch, settings = self.position.epoch, self.recipe.train
-        steps = min(self.steps_per_epoch, self._last_step() - epoch * self.steps_per_epoch)
-        done = self.position.batch // settings.accumulate
-        with self._progress(steps - done, f"epoch {epoch + 1}/{settings.epochs}") as progress:
-            for batch in self._batches(epoch):
-                lesson = self._step(batch)
-                if lesson.is_complete:
-                    progress.advance(status=f"loss {lesson.loss:.3f}")
-                    self._checkpoint_when_due(stop)
-                    if self._is_done():
-                        break
+        for batch in self._batches(epoch):
+            lesson = self._step(batch)
+            if lesson.is_complete:
+                progress.advance(status=f"epoch {epoch + 1}/{settings.epochs}, loss {lesson.loss:.3f}")
+                self._checkpoint_when_due(stop)
+                if self._is_done():
+                    break
         if self.position.batch < self.steps_per_epoch * settings.accumulate:
             return  # max_steps cut the epoch short
         self.position.epoch, self.position.batch = epoch + 1, 0
@@ -321,7 +320,7 @@ class Trainer:
             console.note(f"resumed at step {self.position.step}, epoch {self.position.epoch + 1}")
 
     @contextlib.contextmanager
-    def _progress(self, total: int, label: str) -> Iterator[Any]:
+    def _progress(self, total: int, label: str) -> Iterator[Progress]:
         """A progress display in the main process, nothing in the others."""
         with console.progress(total if self.accelerator.is_main_process else 0, label) as progress:
             yield progress

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 LINES = 20
 """Sober lines in all: one every 5 %."""
-SHORTEST_SECONDS = 1.0
+SHORTEST_SECONDS = 5.0
 LONGEST_SECONDS = 60.0
 """A line after this long, however little was done: silence looks like a hang."""
 

@@ -136,7 +136,11 @@ def test_the_report_does_not_depend_on_chance(listed: Manifest) -> None:
 
 def test_the_json_has_the_documented_keys(listed: Manifest) -> None:
     broken = replace(listed, scenes=(*listed.scenes, replace(listed.scenes[0], id="x", label=None)))
-    assert check(broken).to_json() == {
+    found = check(broken).to_json()
+    pixels = found.pop("pixels")
+    assert {split: len(counts) for split, counts in pixels.items()} == {"train": 26, "val": 26}
+    assert sum(pixels["train"]) == 8 * 6 * 8 and sum(pixels["val"]) == 2 * 6 * 8
+    assert found == {
         "dataset": "deliver",
         "root": str(listed.root),
         "scenes": 10,

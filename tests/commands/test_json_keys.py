@@ -1,0 +1,70 @@
+"""docs/json.md lists the keys that the commands print: all of them, and no others."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memorysam_cli import app
+
+PAGE = (Path(__file__).parent.parent.parent / "docs" / "json.md").read_text(encoding="utf-8")
+DOCUMENTED = {
+    section.partition("\n")[0]: {
+        key for cell in re.findall(r"^\| ([^|]+) \|", section, re.MULTILINE) for key in re.findall(r"`(\w+)`", cell)
+    }
+    for section in PAGE.split("\n## ")[1:]
+}
+TINY = ["data.image_size=64", "data.workers=0", "train.batch=4", "train.max_steps=1"]
+CHANGES = [word for change in TINY for word in ("--set", change)]
+BEST = "runs/latest/checkpoints/best.safetensors"
+COMMANDS = {
+    "prepare": ["prepare", "synthetic", "data", "--scenes", "20", "--size", "72"],
+    "train": ["train", "--recipe", "demo", *CHANGES],
+    "evaluate": ["evaluate", "--workers", "0"],
+    "predict": ["predict", "data/mini-deliver", "--limit", "2", "--workers", "0"],
+    "demo": ["demo", "--out", "demo", "--scenes", "40", *CHANGES],
+    "recipes list": ["recipes", "list"],
+    "recipes show": ["recipes", "show", "demo"],
+    "recipes check": ["recipes", "check", "demo"],
+    "weights info": ["weights", "info", BEST],
+    "weights verify": ["weights", "verify", BEST],
+    "weights merge": ["weights", "merge", BEST, "--out", "full.safetensors"],
+}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What each command printed on stdout, run one after the other in one folder."""
+    import contextlib
+    import io
+
+    found = {}
+    with contextlib.chdir(tmp_path_factory.mktemp("here")):
+        for name, arguments in COMMANDS.items():
+            out = io.StringIO()
+            with contextlib.redirect_stdout(out):
+                assert app.run([*arguments, "--json", "-q"]) == 0, name
+            found[name] = out.getvalue()
+    return found
+
+
+def test_every_command_that_has_json_is_documented() -> None:
+    assert set(DOCUMENTED) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_documented_keys_are_those_printed(name: str, answers: dict[str, str]) -> None:
+    assert answers[name].count("\n") == 1, "exactly one line, one object"
+    printed: dict[str, Any] = json.loads(answers[name])
+    assert set(printed) == DOCUMENTED[name]
+    assert printed["schema_version"] == 1
+
+
+def test_the_demo_compares_with_rgb_alone_and_the_majority_class(answers: dict[str, str]) -> None:
+    demo = json.loads(answers["demo"])
+    assert demo["majority_class"] == "Road" and 0 < demo["miou_majority"] < 4
+    assert demo["run"] != demo["run_rgb"] and demo["steps"] == 1
