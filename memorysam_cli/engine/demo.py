@@ -21,8 +21,7 @@ from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import evaluation, prediction, prediction_folder, run_folder, runtime
 from memorysam_cli.engine.evaluation import Evaluation
 from memorysam_cli.engine.metrics import scores
-from memorysam_cli.engine.run_folder import RunFolder
-from memorysam_cli.engine.training import HEADLINE, Trainer
+from memorysam_cli.engine.training import HEADLINE, Trainer, TrainingResult
 from memorysam_cli.model import load
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
@@ -75,26 +74,26 @@ def run_demo(
     recipe = recipes.load(RECIPE, overrides)
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": recipe.train.seed + seed})})
     rgb = recipe.model_copy(update={"data": recipe.data.model_copy(update={"modalities": (RGB,)}), "name": "demo-rgb"})
-    majority_index = _prepare(folder / "data", scenes=scenes, seed=seed)
-    manifest = manifests.read(folder / "data", DATASET)
+    console.note(f"1/5 prepare {scenes} scenes in {folder / 'data'}")
+    manifest, majority_index = prepare_scenes(folder / "data", seed=seed, scenes=scenes)
     console.note(f"2/5 train with {', '.join(recipe.data.modalities)}")
-    run, steps = _train(recipe, manifest, folder / "runs", device=device)
+    trained = train_recipe(recipe, manifest, folder / "runs", device=device)
     console.note("3/5 train the same recipe with RGB alone")
-    run_rgb, _ = _train(rgb, manifest, folder / "runs", device=device)
+    trained_rgb = train_recipe(rgb, manifest, folder / "runs", device=device)
     console.note("4/5 evaluate")
-    results = [_evaluate(each.best, manifest, device=device) for each in (run, run_rgb)]
+    results = [_evaluate(each.best, manifest, device=device) for each in (trained, trained_rgb)]
     console.note("5/5 predict")
-    predictions = _predict(run.best, manifest, folder / f"predictions-{run.path.name}", device=device)
+    predictions = _predict(trained.best, manifest, folder / f"predictions-{trained.run.name}", device=device)
     return DemoResult(
         miou=results[0].protocol(HEADLINE).miou,
         miou_rgb=results[1].protocol(HEADLINE).miou,
         miou_majority=majority_miou(results[0], majority_index),
         majority_class=manifest.info.classes[majority_index],
-        steps=steps,
+        steps=trained.steps,
         seconds=time.monotonic() - begin,
         folder=folder,
-        run=run.path,
-        run_rgb=run_rgb.path,
+        run=trained.run,
+        run_rgb=trained_rgb.run,
         predictions=predictions,
     )
 
@@ -107,9 +106,8 @@ def majority_miou(result: Evaluation, majority: int) -> float:
     return scores(constant).miou
 
 
-def _prepare(root: Path, *, scenes: int, seed: int) -> int:
-    """Render and check the scenes; returns the commonest class of the training split."""
-    console.note(f"1/5 prepare {scenes} scenes in {root}")
+def prepare_scenes(root: Path, *, seed: int, scenes: int = SCENES) -> tuple[Manifest, int]:
+    """Render and check scenes; gives the manifest and the commonest class of the training split."""
     with console.progress(scenes, "render") as progress:
         preparation.render_synthetic(
             root, layout="deliver", scenes=scenes, size=SIZE, seed=seed, advance=progress.advance
@@ -121,16 +119,16 @@ def _prepare(root: Path, *, scenes: int, seed: int) -> int:
     if fault is not None:
         raise fault
     pixels = prepared.report.pixels["train"][: len(found.info.classes)]
-    return max(range(len(pixels)), key=lambda index: pixels[index])
+    return manifests.read(root, DATASET), max(range(len(pixels)), key=lambda index: pixels[index])
 
 
-def _train(recipe: Recipe, manifest: Manifest, runs: Path, *, device: torch.device) -> tuple[RunFolder, int]:
-    """Train one recipe in a folder of its own; returns it and the number of updates."""
-    run = run_folder.create(recipe, runs / f"{recipe.name}-{time.strftime('%H%M%S')}-{secrets.token_hex(2)}")
+def train_recipe(recipe: Recipe, manifest: Manifest, runs: Path, *, device: torch.device) -> TrainingResult:
+    """Train one recipe in a new folder below ``runs``."""
     accelerator = runtime.make_accelerator(device, precision=recipe.train.precision, accumulate=recipe.train.accumulate)
+    trainer = Trainer(recipe, manifest, accelerator=accelerator)
+    run = run_folder.create(recipe, runs / f"{recipe.name}-{time.strftime('%H%M%S')}-{secrets.token_hex(2)}")
     with console.log_to(run.log):
-        result = Trainer(recipe, manifest, accelerator=accelerator).fit(run)
-    return run, result.steps
+        return trainer.fit(run)
 
 
 def _evaluate(weights: Path, manifest: Manifest, *, device: torch.device) -> Evaluation:

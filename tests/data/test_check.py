@@ -139,7 +139,7 @@ def test_the_json_has_the_documented_keys(listed: Manifest) -> None:
     found = check(broken).to_json()
     pixels = found.pop("pixels")
     assert {split: len(counts) for split, counts in pixels.items()} == {"train": 26, "val": 26}
-    assert sum(pixels["train"]) == 8 * 6 * 8 and sum(pixels["val"]) == 2 * 6 * 8
+    assert sum(pixels["train"]) == 7 * 6 * 8 and sum(pixels["val"]) == 2 * 6 * 8
     assert found == {
         "dataset": "deliver",
         "root": str(listed.root),
