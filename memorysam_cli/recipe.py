@@ -69,9 +69,9 @@ class Augment(Section):
     jitter: float = Field(default=0.2, ge=0, le=1)
     """Probability of brightness, contrast and saturation factors U(0.5, 1.5)."""
     blur: float = Field(default=0.2, ge=0, le=1)
-    """Probability of a 3×3 Gaussian blur."""
+    """Probability of a Gaussian blur: 3×3, or as wide as ``blur_sigma`` asks."""
     blur_sigma: tuple[float, float] | None = None
-    """Range of sigma in pixels; none: OpenCV's value for a 3×3 kernel."""
+    """Range of sigma in pixels; none: 0.8, what a 3×3 kernel means."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Range of the short side relative to ``data.image_size``."""
     aolp_flip: Literal["reference"] = "reference"

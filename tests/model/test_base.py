@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from memorysam_cli.errors import WeightsError
+from memorysam_cli.model import base as base_weights
 from memorysam_cli.model.backbone import build_sam2
 from memorysam_cli.model.base import PUBLISHED, load_base
 from memorysam_cli.model.network import MemorySAM
@@ -86,3 +87,30 @@ def test_every_published_backbone_has_its_repository_file_and_sum() -> None:
     entry = PUBLISHED["sam2.1-hiera-base-plus"]
     assert (entry.repository, entry.filename) == ("facebook/sam2.1-hiera-base-plus", "sam2.1_hiera_base_plus.pt")
     assert len({published.sha256 for published in PUBLISHED.values()}) == 8
+
+
+def test_published_weights_are_asked_of_the_hub_with_their_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = published_state("sam2-hiera-tiny")
+    path = write({"model": state}, tmp_path / "sam2_hiera_tiny.pt")
+    asked: list[tuple[str, str, str]] = []
+
+    def fetch(repository: str, filename: str, *, sha256: str) -> Path:
+        asked.append((repository, filename, sha256))
+        return path
+
+    monkeypatch.setattr(base_weights.hub, "fetch", fetch)
+    network = network_of("sam2-hiera-tiny")
+    base = load_base(network, "sam2-hiera-tiny", source="published", seed=0)
+    entry = PUBLISHED["sam2-hiera-tiny"]
+    assert asked == [(entry.repository, entry.filename, entry.sha256)]
+    assert base.source == "hub:facebook/sam2-hiera-tiny/sam2_hiera_tiny.pt"
+    torch.testing.assert_close(network.sam.no_mem_embed.detach(), state["no_mem_embed"], rtol=0, atol=0)
+
+
+def test_nano_comes_from_the_package_and_its_gate_starts_open() -> None:
+    network = network_of()
+    base = load_base(network, "nano", source="published", seed=0)
+    assert base.source == "package"
+    assert base_weights.NANO.stat().st_size <= 3_000_000
+    with torch.no_grad():
+        assert float(network([torch.randn(2, 3, 64, 64), torch.randn(2, 3, 64, 64)]).gate_shift.abs().max()) == 0
