@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -31,7 +33,11 @@ COMMANDS = {
 }
 """Name to ``module:object``: a group of commands, or one function whose module holds its EXAMPLE."""
 
-USAGE, INTERRUPTED, BROKEN_PIPE, BUG = 2, 130, 141, 1
+USAGE, INTERRUPTED, BROKEN_PIPE, TERMINATED, BUG = 2, 130, 141, 143, 1
+
+
+class Terminated(SystemExit):
+    """A signal asks the program to end; no ``Exception``, so that nothing on the way up takes it for a fault."""
 
 
 class InCatalogueOrder(TyperGroup):
@@ -75,6 +81,8 @@ def build() -> typer.Typer:
 
 def main() -> None:
     """Entry point of the ``memorysam`` script."""
+    _open_closed_streams()
+    _end_politely()
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()
@@ -85,6 +93,25 @@ def main() -> None:
         os.dup2(nowhere, sys.stdout.fileno())
         os.dup2(nowhere, sys.stderr.fileno())
     sys.exit(code)
+
+
+def _open_closed_streams() -> None:
+    """A stream that the caller closed (``>&-``) leads nowhere: no crash, and no file of ours gets its number."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123  (open till the end)
+
+
+def _end_politely() -> None:
+    """On SIGTERM and SIGUSR1 unwind as on Ctrl-C, so that no temporary stays; what the caller ignores stays ignored."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise Terminated(f"terminated ({signal.Signals(number).name})")
+
+    for name in ("SIGTERM", "SIGUSR1"):
+        number = getattr(signal, name, None)  # Windows has no SIGUSR1
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, end)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -116,6 +143,8 @@ def _explain(fault: BaseException) -> tuple[int, str]:
     # Typer and rich turn a broken pipe into SystemExit(1); the context still knows.
     if isinstance(fault, BrokenPipeError) or isinstance(fault.__context__, BrokenPipeError):
         return BROKEN_PIPE, ""
+    if isinstance(fault, Terminated):
+        return TERMINATED, str(fault)
     if isinstance(fault, SystemExit):
         return fault.code if isinstance(fault.code, int) else 0, ""
     if isinstance(fault, KeyboardInterrupt | typer.Abort):
@@ -130,7 +159,7 @@ def _explain(fault: BaseException) -> tuple[int, str]:
 
 def _usage(fault: TyperException) -> str:
     """One line for a wrong command line; a group without a command gets its help instead."""
-    message = fault.format_message()
+    message = fault.format_message().replace("Value error, ", "")  # pydantic's, before a reason that needs no label
     if message.startswith("Usage:"):
         print(message, file=sys.stderr)
         return ""

@@ -28,7 +28,7 @@ class Modality(Strict):
 
     Values are scaled to [0, 1] by dtype (uint8 / 255, uint16 / 65535, float as stored), grey is
     repeated to three channels, alpha is dropped, and then ``(x - mean) / std`` where both are given.
-    Source: METHOD §0 of the DELIVER and MCubeS recipes.
+    Source: the reference's pre-processing for DELIVER and MCubeS.
     """
 
     name: str

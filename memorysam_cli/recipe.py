@@ -63,7 +63,7 @@ class Data(Section):
 
 
 class Augment(Section):
-    """Training augmentation; one geometric draw serves all modalities and the label (METHOD, DATASETS §0)."""
+    """Training augmentation; one geometric draw serves all modalities and the label (as the reference does it)."""
 
     flip: float = Field(default=0.5, ge=0, le=1)
     jitter: float = Field(default=0.2, ge=0, le=1)

@@ -81,7 +81,7 @@ def test_a_published_recipe_has_the_paper_s_values(name: str) -> None:
     assert given_.model.backbone == "sam2-hiera-base-plus"
     assert given_.model.object_gate
     lora = given_.model.lora
-    assert (lora.rank, lora.alpha, lora.dropout, lora.targets) == (4, 4, 0, ("q", "v"))
+    assert (lora.rank, lora.alpha, lora.dropout, lora.targets) == (4, None, 0, ("q", "v"))
     assert not lora.dora and not lora.rslora
 
 

@@ -38,17 +38,20 @@ def evaluate(
 
     The data set is the one that the weights were trained for. Results go to <run>/evaluate/<split>/.
     """
+    from memorysam_cli.engine import run_folder
+
+    options.begin(json=json, verbose=verbose, quiet=quiet)
+    path = weights or run_folder.default_weights()  # before torch is imported: without weights the answer is instant
+    names = options.names(modalities)
     from memorysam_cli.data import manifest
-    from memorysam_cli.engine import evaluation, results, run_folder, runtime
+    from memorysam_cli.engine import evaluation, results, runtime
     from memorysam_cli.model import load
     from memorysam_cli.model.weights import read_card
     from memorysam_cli.report import console
     from memorysam_cli.storage import lock
 
-    options.begin(json=json, verbose=verbose, quiet=quiet)
-    path = weights or run_folder.default_weights()
     card = read_card(path)
-    chosen = evaluation.choose_modalities(card.modalities, options.names(modalities))
+    chosen = evaluation.choose_modalities(card.modalities, names)
     found = manifest.read(manifest.data_root(data), card.dataset.name)
     evaluation.check_classes(card.dataset, found.info, weights=str(path))
     scenes = found.of_split(split)
@@ -57,8 +60,8 @@ def evaluate(
     )  # fmt: skip
     accelerator = runtime.make_accelerator(runtime.choose_device(device), precision="fp32")
     is_main = accelerator.is_main_process
+    model = load(path, device=accelerator.device)  # weights that are refused leave no folder behind
     with lock.hold(folder) if is_main else contextlib.nullcontext():
-        model = load(path, device=accelerator.device)
         share = len(scenes[accelerator.process_index :: accelerator.num_processes])
         with console.progress(share if is_main else 0, f"evaluate {split}") as progress:
             outcome = evaluation.evaluate(

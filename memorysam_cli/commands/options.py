@@ -62,7 +62,7 @@ def begin(*, json: bool = False, verbose: bool = False, quiet: bool = False) -> 
 
 
 def names(text: str | None) -> tuple[str, ...] | None:
-    """The words of a comma-separated option, such as ``img,depth``; None stays None.
+    """The words of ``--modalities``, such as ``img,depth``; None stays None.
 
     Raises:
         UsageError: an empty word.
@@ -71,5 +71,7 @@ def names(text: str | None) -> tuple[str, ...] | None:
         return None
     words = tuple(word.strip() for word in text.split(","))
     if "" in words:
-        raise UsageError(f"'{text}': a name is missing; separate names by single commas, such as img,depth")
+        raise UsageError(
+            f"--modalities '{text}': a name is missing; separate names by single commas, such as img,depth"
+        )
     return words

@@ -48,17 +48,20 @@ def predict(
     A scene may lack modalities that the weights know. Writes masks/, classes.json, predictions.jsonl and, last,
     _SUCCESS.json into the output folder.
     """
+    from memorysam_cli.engine import run_folder
+
+    options.begin(json=json, verbose=verbose, quiet=quiet)
+    path = weights or run_folder.default_weights()  # before torch is imported: without weights the answer is instant
+    asked = options.names(modalities)
     from memorysam_cli.data import inputs
-    from memorysam_cli.engine import evaluation, prediction, prediction_folder, run_folder, runtime
+    from memorysam_cli.engine import evaluation, prediction, prediction_folder, runtime
     from memorysam_cli.model import load
     from memorysam_cli.model.weights import read_card
     from memorysam_cli.report import console
     from memorysam_cli.storage import lock, tensors
 
-    options.begin(json=json, verbose=verbose, quiet=quiet)
-    path = weights or run_folder.default_weights()
     card = read_card(path)
-    chosen = evaluation.choose_modalities(card.modalities, options.names(modalities))
+    chosen = evaluation.choose_modalities(card.modalities, asked)
     names = [modality.name for modality in chosen]
     aliases = prediction.read_aliases(renames, names)
     found = inputs.discover(scenes, modalities=names, aliases=aliases, split=split, dataset=card.dataset.name)
@@ -74,8 +77,8 @@ def predict(
         "inputs": str(scenes), "dataset": card.dataset.name, "modalities": used, "image_size": card.image_size,
         "weights": str(path), "weights_sha256": tensors.sha256(path),
     }  # fmt: skip
+    model = load(path, device=place)  # weights that are refused leave no folder behind
     with lock.hold(out), console.progress(len(wanted), "predict") as progress:
-        model = load(path, device=place)
         extras = [name for name, is_wanted in trees.items() if is_wanted]
         writer = prediction_folder.Writer(out, root=found.root, info=card.dataset, modalities=chosen, extras=extras)
         prediction.predict(

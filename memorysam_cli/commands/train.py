@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated
 
 import typer
@@ -38,12 +39,16 @@ def train(
     Writes runs/<recipe>-<date>-<id>/ with the best and last weights, curves, metrics and sample pictures. Stops
     cleanly on Ctrl-C or SIGTERM, and continues where it stood with --resume.
     """
+    from memorysam_cli import recipe as recipes
+
+    options.begin(json=json, verbose=verbose, quiet=quiet)
+    if recipe is not None:
+        recipes.load(recipe, overrides or [])  # a mistyped key is told at once, not after the seconds that torch takes
     from memorysam_cli.data import manifest
     from memorysam_cli.engine import runtime, starting
     from memorysam_cli.engine.training import Trainer
     from memorysam_cli.report import console
 
-    options.begin(json=json, verbose=verbose, quiet=quiet)
     chosen = starting.choose_recipe(recipe, overrides=overrides or [], resume=resume)
     planned = starting.plan(chosen, out=out, resume=resume)
     scenes = manifest.read(manifest.data_root(data), chosen.data.dataset)
@@ -52,7 +57,9 @@ def train(
     )
     # Whatever can be refused is refused before the run has a folder.
     trainer = Trainer(chosen, scenes, accelerator=accelerator)
-    with starting.begin(planned, accelerator) as run, console.log_to(run.log):
+    with starting.begin(planned, accelerator) as run, contextlib.ExitStack() as stack:
+        if accelerator.is_main_process:
+            stack.enter_context(console.log_to(run.log))
         result = trainer.fit(run, resume=planned.checkpoint)
     if not accelerator.is_main_process:
         return

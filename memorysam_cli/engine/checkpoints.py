@@ -7,12 +7,12 @@ folder whose manifest holds is it. Source: RELIABILITY §2.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -21,6 +21,11 @@ from memorysam_cli.recipe import Recipe
 from memorysam_cli.storage import atomic, documents, tensors
 
 MANIFEST = "MANIFEST.json"
+MAY_CHANGE = {
+    "name", "about", "data.workers", "train.checkpoint_minutes", "train.keep_checkpoints", "train.max_steps",
+    "train.validate_every",
+}  # fmt: skip
+"""Recipe keys that say how the work is done and how long; what is computed may not change in a run."""
 _FOLDER = re.compile(r"step-\d{8}")
 
 
@@ -34,7 +39,7 @@ class Position:
         batch: batches of that epoch that are done.
         best_miou: the best validation so far in percent; none before the first.
         best_step: its step.
-        validated_step: the step of the last validation.
+        validation: the last validation's :class:`~memorysam_cli.model.weights.Metric`, as JSON.
         all_ignored: batches so far in which no pixel counted.
         world: processes; a resumed run needs as many.
         scaler: the state of the fp16 gradient scaler, if there is one.
@@ -45,7 +50,7 @@ class Position:
     batch: int = 0
     best_miou: float | None = None
     best_step: int | None = None
-    validated_step: int | None = None
+    validation: dict[str, Any] | None = None
     all_ignored: int = 0
     world: int = 1
     scaler: dict[str, Any] = field(default_factory=dict)
@@ -59,8 +64,8 @@ class State:
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     rng: dict[str, Tensor]
-    identity: dict[str, str]
-    """What a resumed run must share: recipe, data set and base weights, each as a hash."""
+    identity: dict[str, Any]
+    """What a resumed run must share, by dotted key."""
 
 
 def write(folder: Path, state: State, *, keep: int) -> Path:
@@ -69,7 +74,7 @@ def write(folder: Path, state: State, *, keep: int) -> Path:
     if target.exists():
         if is_valid(target):
             return target
-        set_aside(target)
+        set_aside(target, "corrupt")
     with atomic.new_folder(target) as temporary:
         for name in ("model", "optimizer", "rng"):
             tensors.write(temporary / f"{name}.safetensors", getattr(state, name), {})
@@ -114,28 +119,38 @@ def is_valid(path: Path) -> bool:
         return False
 
 
-def set_aside(path: Path) -> Path:
-    """Rename a damaged checkpoint, so that it is out of the way but not lost."""
-    target = path.with_name(path.name + ".corrupt")
+def newer_than(path: Path) -> list[Path]:
+    """The checkpoints beside ``path`` that were written after it, newest first."""
+    return [other for other in reversed(_all(path.parent)) if other.name > path.name]
+
+
+def set_aside(path: Path, suffix: Literal["corrupt", "abandoned"]) -> Path:
+    """Rename a checkpoint that is damaged, or not of the branch that goes on: out of the way, but not lost."""
+    target = path.with_name(f"{path.name}.{suffix}")
     if target.exists():
         shutil.rmtree(target)
     return path.rename(target)
 
 
-def identity_of(recipe: Recipe, *, dataset: str, base: str) -> dict[str, str]:
-    """What must not change between a run and its continuation.
+def identity_of(recipe: Recipe, *, dataset: str, base: str) -> dict[str, Any]:
+    """What must not change between a run and its continuation, by dotted key.
 
     Args:
         dataset: the content hash of the data set.
         base: the SHA-256 of the base weights.
     """
-    content = recipe.model_dump(mode="json")
-    # How the work is done may change, and how long it lasts; what is computed may not.
-    content["data"].pop("workers")
-    for key in ("checkpoint_minutes", "keep_checkpoints", "max_steps", "validate_every"):
-        content["train"].pop(key)
-    digest = hashlib.sha256(documents.to_json(content).encode()).hexdigest()
-    return {"recipe": digest, "data set": dataset, "base weights": base}
+    values = dict(_leaves(recipe.model_dump(mode="json")))
+    kept = {key: value for key, value in values.items() if key not in MAY_CHANGE}
+    return {**kept, "data set": dataset, "base weights": base}
+
+
+def _leaves(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested dictionaries by dotted key."""
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _sums(path: Path) -> dict[str, dict[str, Any]]:
@@ -152,7 +167,7 @@ def _all(folder: Path) -> list[Path]:
 
 
 def _prune(folder: Path, *, keep: int) -> None:
-    """Remove all but the newest ``keep``; the caller has just verified the newest."""
+    """Remove all but the newest ``keep``; the newest is the one just written and verified."""
     older = [path for path in _all(folder)[:-1] if is_valid(path)]
     for path in older[: max(0, len(older) + 1 - keep)]:
         shutil.rmtree(path)

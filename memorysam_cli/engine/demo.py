@@ -25,6 +25,7 @@ from memorysam_cli.engine.training import HEADLINE, Trainer, TrainingResult
 from memorysam_cli.model import load
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
+from memorysam_cli.storage import tensors
 
 RECIPE = "demo"
 DATASET = "synthetic"
@@ -153,5 +154,10 @@ def _predict(weights: Path, manifest: Manifest, out: Path, *, device: torch.devi
             model, writer, scenes=scenes, image_size=model.image_size, device=device, batch=8, workers=0,
             advance=progress.advance,
         )  # fmt: skip
-    writer.finish({"weights": str(weights)}, scenes=len(scenes))
+    facts = {
+        "inputs": str(manifest.root), "dataset": manifest.info.name, "weights": str(weights),
+        "modalities": [modality.name for modality in model.card.modalities], "image_size": model.image_size,
+        "weights_sha256": tensors.sha256(weights),
+    }  # fmt: skip
+    writer.finish(facts, scenes=len(scenes))
     return out

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from memorysam_cli.data.decode import read_label, read_modality
+from memorysam_cli.data.decode import read_sample
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.data.transforms import Sample, for_prediction, to_tensor
+from memorysam_cli.engine.evaluation import own_size, scoring
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.model import Segmenter
 from memorysam_cli.report import figures, overlays
@@ -40,19 +39,11 @@ def draw_samples(network: Segmenter, manifest: Manifest, scenes: Sequence[Scene]
 
 
 def _predict(network: Segmenter, manifest: Manifest, scene: Scene) -> tuple[Sample, overlays.Mask]:
-    """A scene's files and the class map of its own size."""
-    modalities = network.card.modalities
-    frames = {m.name: read_modality([manifest.root / file for file in scene.files[m.name]], m) for m in modalities}
-    assert scene.label is not None
-    label = read_label(manifest.root / scene.label, manifest.info.label, len(manifest.info.classes))
-    sample = Sample(frames=frames, label=label)
+    """A scene as its files have it, and the class map of its own size."""
+    info, modalities = manifest.info, network.card.modalities
+    sample = read_sample(manifest.root, scene, modalities=modalities, rule=info.label, classes=len(info.classes))
     seen = for_prediction(sample, modalities=modalities, size=network.image_size)
-    was_training = network.training
-    network.eval()
-    with torch.no_grad():
-        tensors = [to_tensor(seen.frames[m.name], m).unsqueeze(0).to(network.device) for m in modalities]
-        logits = torch.nn.functional.interpolate(
-            network.logits(tensors), size=label.shape, mode="bilinear", align_corners=False
-        )
-    network.train(was_training)
-    return sample, logits.argmax(dim=1)[0].cpu().numpy()
+    frames = [to_tensor(seen.frames[m.name], m).unsqueeze(0).to(network.device) for m in modalities]
+    with scoring(network):
+        logits = own_size(network.logits(frames)[0], height=sample.size[0], width=sample.size[1])
+    return sample, logits.argmax(dim=0).cpu().numpy()

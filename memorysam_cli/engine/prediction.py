@@ -18,7 +18,7 @@ def read_aliases(texts: Sequence[str] | None, known: Sequence[str]) -> dict[str,
     """What the user's files call the modalities, from ``--map MODALITY=NAME``.
 
     Raises:
-        UsageError: no ``=``, a modality that is not wanted, or one that is mapped twice.
+        UsageError: no ``=``, a modality that is not wanted, one that is mapped twice, or two that share a name.
     """
     aliases: dict[str, str] = {}
     for text in texts or ():
@@ -31,6 +31,15 @@ def read_aliases(texts: Sequence[str] | None, known: Sequence[str]) -> dict[str,
         if modality in aliases:
             raise UsageError(f"--map {text}: '{modality}' is mapped to '{aliases[modality]}' already")
         aliases[modality] = name
+    owners: dict[str, str] = {}
+    for modality in known:
+        name = aliases.get(modality, modality)
+        other = owners.setdefault(name.casefold(), modality)
+        if other != modality:
+            raise UsageError(
+                f"--map: '{name}' would be both '{other}' and '{modality}'; map each to a name of its own, or leave "
+                "one out with --modalities"
+            )
     return aliases
 
 

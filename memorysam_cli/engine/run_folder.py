@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 import secrets
 import shlex
 import sys
@@ -69,10 +70,11 @@ class RunFolder:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         documents.append_json_line(self.metrics, {**place, **finite})
 
-    def forget_metrics_after(self, step: int) -> None:
-        """Drop the rows of steps that a resumed run will do again."""
+    def forget_metrics_after(self, step: int, *, validated: bool) -> None:
+        """Drop the rows that a resumed run will write again: those of later steps, and a validation still to come."""
         if self.metrics.exists():
-            rows = [row for row in documents.read_json_lines(self.metrics) if row["step"] <= step]
+            rows = documents.read_json_lines(self.metrics)
+            rows = [r for r in rows if r["step"] < step or (r["step"] == step and (validated or "miou" not in r))]
             atomic.write_text(self.metrics, "".join(documents.to_json(row) + "\n" for row in rows))
 
     def holds_run(self) -> bool:
@@ -108,7 +110,10 @@ def refuse_taken(path: Path) -> None:
 
 def newest(recipe: str) -> RunFolder | None:
     """The newest run of a recipe under ``runs/``, if there is one."""
-    found = [path for path in RUNS.glob(f"{recipe}-*") if RunFolder(path).holds_run()]
+    # Exactly as `create` names them: `deliver` must not find a run of `deliver-rgbd`.
+    own = re.compile(re.escape(recipe) + r"-\d{8}-\d{6}-[0-9a-f]{4}")
+    folders = RUNS.iterdir() if RUNS.is_dir() else ()
+    found = [path for path in folders if own.fullmatch(path.name) and RunFolder(path).holds_run()]
     return RunFolder(max(found, key=lambda path: (path / RECIPE).stat().st_mtime_ns)) if found else None
 
 
@@ -140,8 +145,9 @@ def default_weights() -> Path:
 
 def run_of(weights: Path) -> Path | None:
     """The folder of the run that weights belong to; none for weights that lie elsewhere."""
-    folder = weights.resolve().parent.parent
-    return folder if weights.parent.name == "checkpoints" and RunFolder(folder).holds_run() else None
+    checkpoints = weights.resolve().parent
+    is_in_run = checkpoints.name == "checkpoints" and RunFolder(checkpoints.parent).holds_run()
+    return checkpoints.parent if is_in_run else None
 
 
 def environment() -> dict[str, Any]:

@@ -24,8 +24,8 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in {"cpu", "cuda", "mps"} or (index and (kind != "cuda" or not index.isdecimal())):
+    kind, colon, index = name.partition(":")
+    if kind not in {"cpu", "cuda", "mps"} or (colon and (kind != "cuda" or not index.isdecimal())):
         raise UsageError(f"--device {name}: is no device (known: {DEVICES})")
     found = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(_has_mps())}[kind]
     if int(index or 0) >= found:
@@ -42,18 +42,29 @@ def make_accelerator(device: torch.device, *, precision: str, accumulate: int = 
     Args:
         precision: ``fp32``, ``bf16`` or ``fp16``.
         accumulate: batches whose gradients are added up before an update.
+
+    Raises:
+        UsageError: the device cannot compute in that precision, or one device was named for several processes.
     """
-    if device.type == "cuda" and device.index is not None:
+    if precision == "fp16" and device.type == "cpu":
+        raise UsageError("train.precision: fp16 needs a GPU; on the CPU use fp32 or bf16")
+    is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if device.index is not None:
+        if not is_alone:
+            raise UsageError(f"--device {device}: each of several processes gets its own device; use --device cuda")
         torch.cuda.set_device(device)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if is_alone:
         # The state outlives an accelerator; a second run in one process may want another precision.
         AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no" if precision == "fp32" else precision,
         gradient_accumulation_steps=accumulate,
         step_scheduler_with_optimizer=False,
     )
+    # The recipe decides, not ACCELERATE_GRADIENT_ACCUMULATION_STEPS.
+    accelerator.gradient_accumulation_steps = accumulate
+    return accelerator
 
 
 def sum_over_processes(values: Tensor) -> Tensor:

@@ -33,6 +33,10 @@ class Plan:
     """Where to continue from."""
     damaged: tuple[Path, ...] = ()
     """Newer checkpoints that cannot be used."""
+    abandoned: tuple[Path, ...] = ()
+    """Newer checkpoints that the user does not want to go on from."""
+    notes: tuple[str, ...] = ()
+    """What is said when the run begins."""
 
 
 def choose_recipe(name: str | None, *, overrides: list[str], resume: str | None) -> Recipe:
@@ -62,15 +66,14 @@ def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> Plan:
     if run is None:
         if out is not None:
             run_folder.refuse_taken(out)
-        if resume == AUTO:
-            where = out or f"{run_folder.RUNS}/{recipe.name}-…"
-            console.note(f"{where}: holds no run yet; starting one")
-        return Plan(recipe, out, run=None, checkpoint=None)
+        where = out or f"{run_folder.RUNS}/{recipe.name}-…"
+        notes = (f"{where}: holds no run yet; starting one",) if resume == AUTO else ()
+        return Plan(recipe, out, run=None, checkpoint=None, notes=notes)
     asked = Path(resume) if resume is not None and resume != AUTO else run.path
     if asked.resolve() != run.path.resolve():
         if not checkpoints.is_valid(asked):
             raise WeightsError(f"--resume {asked}: is no valid checkpoint; --resume {run.path} takes the newest valid")
-        return Plan(recipe, out, run, checkpoint=asked)
+        return Plan(recipe, out, run, checkpoint=asked, abandoned=tuple(checkpoints.newer_than(asked)))
     newest, damaged = checkpoints.newest_valid(run.checkpoints)
     if newest is None:
         raise WeightsError(
@@ -108,8 +111,14 @@ def _begin(stack: contextlib.ExitStack, planned: Plan) -> RunFolder:
     """As :func:`begin`, in the main process."""
     run = planned.run or run_folder.create(planned.recipe, planned.out)
     stack.enter_context(lock.hold(run.path))
-    for bad in planned.damaged:
-        console.warn(f"{bad}: is damaged and set aside as {checkpoints.set_aside(bad).name}; going on without it")
+    for line in planned.notes:
+        console.note(line)
+    for path in planned.damaged:
+        kept = checkpoints.set_aside(path, "corrupt")
+        console.warn(f"{path}: is damaged and set aside as {kept.name}; going on without it")
+    for path in planned.abandoned:
+        # Left in place, the next --resume auto would return to them.
+        console.note(f"{path}: is set aside as {checkpoints.set_aside(path, 'abandoned').name}")
     run_folder.point_latest(run.path)
     return run
 

@@ -106,7 +106,7 @@ class Trainer:
             with self._progress(self._last_step() - self.position.step, "train") as progress:
                 while not self._is_done():
                     self._epoch(stop, progress)
-            if self.position.validated_step != self.position.step:
+            if self._metric() is None:
                 self._validate()
             self._checkpoint()
         if self.position.all_ignored:
@@ -170,22 +170,21 @@ class Trainer:
         """Score the selection split with the code of ``memorysam evaluate``, keep the best, draw pictures."""
         result = self._evaluate()
         scores, position = result.protocol(HEADLINE), self.position
-        position.validated_step = position.step
         native = result.protocol("native").miou
         self._log({"miou": scores.miou, "macc": scores.macc, "mf1": scores.mf1, "miou_native": native})
         is_best = math.isfinite(scores.miou) and (position.best_miou is None or scores.miou > position.best_miou)
         if is_best:
             position.best_miou, position.best_step = scores.miou, position.step
+        metric = Metric(
+            miou=scores.miou, protocol=HEADLINE, split=self.recipe.data.selection_split,
+            epoch=position.step // self.steps_per_epoch, step=position.step,
+        )  # fmt: skip
+        position.validation = metric.model_dump()
         if self.accelerator.is_main_process:
-            split = self.recipe.data.selection_split
-            metric = Metric(
-                miou=scores.miou, protocol=HEADLINE, split=split, epoch=position.epoch, step=position.step
-            )  # fmt: skip
-            self.network.card = self.network.card.model_copy(update={"metric": metric})
             if is_best:
-                save(self.network, self.run.best)
-            compared = "best so far" if is_best else f"best {position.best_miou}"
-            console.note(f"step {position.step}: {split} mIoU {scores.miou:.2f} ({compared})")
+                save(self.network, self.run.best, metric=metric)
+            compared = "best so far" if is_best else f"best {position.best_miou or 0:.2f}"
+            console.note(f"step {position.step}: {metric.split} mIoU {scores.miou:.2f} ({compared})")
             draw_curves(self.run)
             draw_samples(self.network, self.manifest, self.validation_scenes, self.run.samples)
         self.accelerator.wait_for_everyone()
@@ -236,7 +235,7 @@ class Trainer:
                 identity=self._identity(),
             )
             path = checkpoints.write(self.run.checkpoints, state, keep=self.recipe.train.keep_checkpoints)
-            save(self.network, self.run.last)
+            save(self.network, self.run.last, metric=self._metric())
             console.detail(f"step {self.position.step}: checkpoint {path.name}")
         self.accelerator.wait_for_everyone()
         self._saved_at = time.monotonic()
@@ -244,10 +243,12 @@ class Trainer:
 
     def _restore(self, state: State) -> None:
         """Put everything back as it was at a checkpoint."""
-        differing = [key for key, value in self._identity().items() if state.identity.get(key) != value]
-        if differing:
+        now, then = self._identity(), state.identity
+        keys = [key for key in now | then if now.get(key) != then.get(key)]
+        if keys:
+            differing = (f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys)
             raise UsageError(
-                f"{self.run.path}: cannot be resumed: its {' and '.join(differing)} changed since it began; "
+                f"{self.run.path}: cannot be resumed, for it began otherwise: {'; '.join(differing)}; "
                 "start a new run, or undo the change"
             )
         if state.position.world != self.accelerator.num_processes:
@@ -264,9 +265,14 @@ class Trainer:
         own = {name.removeprefix(prefix): value for name, value in state.rng.items() if name.startswith(prefix)}
         set_rng_state(own, self.accelerator.device)
         if self.accelerator.is_main_process:
-            self.run.forget_metrics_after(self.position.step)
+            self.run.forget_metrics_after(self.position.step, validated=self._metric() is not None)
 
-    def _identity(self) -> dict[str, str]:
+    def _metric(self) -> Metric | None:
+        """The validation of the weights as they are now; none if they have not been validated."""
+        last = self.position.validation
+        return Metric(**last) if last is not None and last["step"] == self.position.step else None
+
+    def _identity(self) -> dict[str, Any]:
         base, dataset = self.network.card.base.sha256, self.manifest.info.content_hash
         return checkpoints.identity_of(self.recipe, dataset=dataset, base=base)
 

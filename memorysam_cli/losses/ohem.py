@@ -10,6 +10,9 @@ from torch import Tensor
 
 from memorysam_cli.dataset import IGNORE
 
+FRACTION = 2**20
+"""The share of kept pixels is a multiple of 1/FRACTION."""
+
 
 def ohem_cross_entropy(logits: Tensor, label: Tensor, *, threshold: float = 0.7, min_kept: float = 1 / 16) -> Tensor:
     """The mean cross entropy of the hard pixels.
@@ -28,7 +31,8 @@ def ohem_cross_entropy(logits: Tensor, label: Tensor, *, threshold: float = 0.7,
     """
     losses = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none").flatten()
     valid = (label != IGNORE).sum()
-    least = (valid * min_kept).long()
+    # In integers: float32 would lose units above 2**24 pixels, and MPS has no float64.
+    least = valid * round(min_kept * FRACTION) // FRACTION
     is_hard = losses > -math.log(threshold)
     # Both answers are formed with masks: no count leaves the device, so nothing waits for it.
     ranked, _ = losses.sort(descending=True)

@@ -15,6 +15,8 @@ from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
 from sam2.modeling.sam2_utils import get_1d_sine_pe
 from torch import Tensor
 
+from memorysam_cli.model.backbone import STRIDE
+
 GATED = float(NO_OBJ_SCORE)
 """Every class logit of a frame in which the object score says that nothing is there."""
 
@@ -122,8 +124,8 @@ def remember(sam: SAM2Base, frame: Frame, decoded: Decoded) -> Memory:
     sample = torch.arange(best.shape[0], device=best.device)
     mask = decoded.logits[sample, best].unsqueeze(1)  # (B, K, 4h, 4w) -> (B, 1, 4h, 4w)
     mask = torch.where(decoded.is_open[:, :, None, None] > 0, mask, GATED)
-    stride_1 = (frame.coarse.shape[-2] * 16, frame.coarse.shape[-1] * 16)
-    mask = F.interpolate(mask, size=stride_1, mode="bilinear", align_corners=False)
+    pixels = (frame.coarse.shape[-2] * STRIDE, frame.coarse.shape[-1] * STRIDE)
+    mask = F.interpolate(mask, size=pixels, mode="bilinear", align_corners=False)
     mask = mask.sigmoid() * sam.sigmoid_scale_for_mem_enc + sam.sigmoid_bias_for_mem_enc
     encoded = sam.memory_encoder(frame.coarse, mask, skip_mask_sigmoid=True)
     features, closed = encoded["vision_features"], 1 - decoded.is_open

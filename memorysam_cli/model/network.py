@@ -18,7 +18,7 @@ class Output(NamedTuple):
     """What one forward pass gives.
 
     Attributes:
-        logits: (B, K, H/4, W/4) float32, sum of the open frames' class logits divided by M.
+        logits: (B, tokens, H/4, W/4) float32, sum of the open frames' class logits divided by M.
         gate_shift: (B, 1, 1, 1) float32, −1024 × the share of gated frames: the same for every class and pixel.
         features: (B, C/8, H/4, W/4) mean over frames of the stride-4 feature map, for the prototypes.
     """
@@ -79,7 +79,7 @@ class MemorySAM(nn.Module):
                 memories.append(remember(self.sam, frame, decoded))
         open_share = torch.stack(is_open).mean(dim=0)
         return Output(
-            logits=torch.stack(logits).mean(dim=0),  # (M, B, K, h, w) -> (B, K, h, w)
+            logits=torch.stack(logits).mean(dim=0),  # (M, B, tokens, h, w) -> (B, tokens, h, w)
             gate_shift=GATED * (1 - open_share),
             features=torch.stack([frame.fine for frame in encoded]).mean(dim=0),
         )
@@ -93,8 +93,26 @@ class MemorySAM(nn.Module):
         Returns:
             (B, K, H, W) float32.
         """
-        output = self(frames)
-        return upsample(output, size=(frames[0].shape[-2], frames[0].shape[-1]))[:, : self.classes]
+        return self.upsample(self(frames), size=(frames[0].shape[-2], frames[0].shape[-1]))
+
+    def upsample(self, output: Output, *, size: tuple[int, int]) -> Tensor:
+        """Bring the logits of the data set's classes to pixels.
+
+        Upsampling is linear and its weights sum to one, so averaging the modalities first equals the reference's M
+        upsamplings at 1/M of the memory. Only open frames are averaged and the gate's constant is added last: mixed
+        in earlier, −1024 would cost the class logits their low digits.
+
+        Args:
+            output: of :meth:`forward`.
+            size: H and W.
+
+        Returns:
+            (B, K, H, W) float32.
+
+        Source: METHOD §1.
+        """
+        logits = output.logits[:, : self.classes]  # imported weights may have more tokens than classes
+        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False) + output.gate_shift
 
     def _encode(self, frames: Sequence[Tensor]) -> list[Frame]:
         """Encode all frames at once; their encodings do not depend on each other."""
@@ -108,24 +126,11 @@ class MemorySAM(nn.Module):
         """Keep SAM2's tables in step with the image size and the device."""
         grid = (height, width, self.device)
         if grid != self._grid:
+            # SAM2 keeps the position encodings of every size it ever saw: gigabytes in a folder of mixed sizes.
+            for encoding in (self.sam.image_encoder.neck.position_encoding, self.sam.memory_encoder.position_encoding):
+                encoding.cache.clear()
             set_grid(self.sam, height, width)
             self._grid = grid
-
-
-def upsample(output: Output, *, size: tuple[int, int]) -> Tensor:
-    """Bring logits to pixels.
-
-    Upsampling is linear and its weights sum to one, so averaging the modalities first equals the reference's M
-    upsamplings at 1/M of the memory. Only open frames are averaged and the gate's constant is added last: mixed
-    in earlier, −1024 would cost the class logits their low digits.
-
-    Returns:
-        (B, K, H, W) float32.
-
-    Source: METHOD §1.
-    """
-    logits = F.interpolate(output.logits, size=size, mode="bilinear", align_corners=False)
-    return logits + output.gate_shift
 
 
 def _check(frames: Sequence[Tensor]) -> None:

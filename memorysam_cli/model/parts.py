@@ -71,7 +71,6 @@ def set_trainable(network: MemorySAM, *, encoder: Literal["lora", "full", "froze
         parameter.requires_grad_(not name.startswith(frozen))
         if name.startswith(ENCODER):
             parameter.requires_grad_(encoder == "full" or (encoder == "lora" and ".lora_" in name))
-        # The neck's coarsest level only feeds finer ones; all of it takes part, so `full` has no exception.
     return [name for name, parameter in network.named_parameters() if parameter.requires_grad]
 
 

@@ -1,4 +1,7 @@
-"""The upstream MemorySAM code's weight layout, translated to ours (METHOD §6)."""
+"""The upstream MemorySAM code's weight layout, translated to ours (METHOD §6).
+
+The parity tests import the reference's weights through it; ``memorysam weights import`` will.
+"""
 
 from __future__ import annotations
 

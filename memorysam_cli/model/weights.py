@@ -112,7 +112,9 @@ def build_for_training(recipe: Recipe, dataset: DatasetInfo) -> Segmenter:
 def own_tensors(network: Segmenter) -> dict[str, Tensor]:
     """The tensors that the base does not hold: what is trained, and what started fresh.
 
-    LoRA's base layers are named as split projections; they are the base's and left out.
+    Returns:
+        Detached tensors by the network's own names, sharing its memory, in its dtype and on its device. LoRA's base
+        layers are the base's and left out.
     """
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     return {
@@ -123,8 +125,12 @@ def own_tensors(network: Segmenter) -> dict[str, Tensor]:
 
 
 def save(network: Segmenter, path: Path, *, metric: Metric | None = None) -> str:
-    """Write a network's own tensors and card, atomically; returns the file's SHA-256."""
-    card = network.card.model_copy(update={"metric": metric or network.card.metric})
+    """Write a network's own tensors and card, atomically; returns the file's SHA-256.
+
+    Args:
+        metric: the validation of exactly these weights, if there was one.
+    """
+    card = network.card.model_copy(update={"metric": metric})
     return tensors.write(path, own_tensors(network), {CARD: card.model_dump_json()})
 
 

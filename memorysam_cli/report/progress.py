@@ -23,7 +23,15 @@ def draws_bars() -> bool:
     """Whether stderr is a terminal with a person before it: not CI, not a dumb terminal, tqdm not disabled."""
     ci = any(os.environ.get(name, "").lower() not in {"", "0", "false"} for name in ("CI", "GITHUB_ACTIONS"))
     dumb = os.environ.get("TERM") in {"dumb", "unknown"}
-    return sys.stderr.isatty() and not ci and not dumb and not os.environ.get("TQDM_DISABLE")
+    return sys.stderr.isatty() and _has_width() and not ci and not dumb and not os.environ.get("TQDM_DISABLE")
+
+
+def _has_width() -> bool:
+    """False for a terminal of no columns (under ``script``, ``expect``, some containers): tqdm draws nothing there."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):  # it does not say
+        return True
 
 
 def duration(seconds: float) -> str:

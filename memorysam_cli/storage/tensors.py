@@ -7,6 +7,7 @@ same weights would have another SHA-256) and whose files have mode 0600. Reading
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 import struct
@@ -99,6 +100,8 @@ def _check_header(stream: BinaryIO) -> dict[str, str]:
     if len(start) < 8:
         raise _Refused(f"truncated after {len(start)} bytes")
     (length,) = struct.unpack("<Q", start)
+    if start.startswith((b"PK\x03\x04", b"\x80\x02")):
+        raise _Refused("a file of torch.save (.pt), whose pickle could run anything")
     if length > MAX_HEADER_BYTES:
         raise _Refused(f"a header of {length} bytes, more than the {MAX_HEADER_BYTES} allowed")
     text = stream.read(length)
@@ -117,7 +120,20 @@ def _check_header(stream: BinaryIO) -> dict[str, str]:
         raise _Refused("metadata that is not text")
     if not 0 < len(entries) <= MAX_TENSORS:
         raise _Refused(f"{len(entries)} tensors; 1 to {MAX_TENSORS} are allowed")
+    _check_length(stream, entries)
     return metadata
+
+
+def _check_length(stream: BinaryIO, entries: Mapping[str, Any]) -> None:
+    """Refuse a file that was cut behind its header; offsets of a wrong form are safetensors' to refuse."""
+    try:
+        wanted = stream.tell() + max(entry["data_offsets"][1] for entry in entries.values())
+        found = stream.seek(0, io.SEEK_END)
+        is_cut = found < wanted
+    except (TypeError, KeyError, IndexError):
+        return
+    if is_cut:
+        raise _Refused(f"truncated ({found} of {wanted} bytes)")
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

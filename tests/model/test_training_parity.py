@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from memorysam_cli.engine.learner import make_optimizer
 from memorysam_cli.losses.ohem import ohem_cross_entropy
 from memorysam_cli.losses.spmm import PrototypeMemory
-from memorysam_cli.model.network import MemorySAM, upsample
+from memorysam_cli.model.network import MemorySAM
 from memorysam_cli.model.parts import set_trainable
+from memorysam_cli.recipe import Optim
 
 TAG = "train_tiny_m2_b2"
 
@@ -56,14 +58,12 @@ def train(golden: Any) -> dict[str, Any]:
     network.train()
     parameters = {name: p for name, p in network.named_parameters() if name in set(names)}
     memory = PrototypeMemory(25, width=32, variant="reference")
-    matrices = [p for p in parameters.values() if p.ndim > 1]
-    vectors = [p for p in parameters.values() if p.ndim == 1]
-    optimizer = torch.optim.AdamW([{"params": matrices}, {"params": vectors, "weight_decay": 0.0}], lr=6e-4)
+    optimizer = make_optimizer(list(parameters.values()), Optim(lr=6e-4))
     frames, classes = golden.frames(TAG, modalities=2, batch=2), label(golden)
     losses, norms = [], {}
     for step in range(4):
         output = network(frames)
-        ohem = ohem_cross_entropy(upsample(output, size=(256, 256)), classes)
+        ohem = ohem_cross_entropy(network.upsample(output, size=(256, 256)), classes)
         spmm = 65536 * memory(output.features, classes)
         optimizer.zero_grad()
         (ohem + spmm).backward()
