@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -111,6 +112,11 @@ def test_version_and_completion_are_there() -> None:
         ),
         (["recipes", "show"], "Missing argument 'NAME|FILE'; see memorysam recipes show --help"),
         (["recipes", "list", "extra"], "Got unexpected extra argument(s) (extra); see memorysam recipes list --help"),
+        (
+            ["prepare", "synthetic", "x", "--layout", "kitti"],
+            "Invalid value for '--layout': 'kitti' is not one of 'deliver', 'mcubes'; see memorysam prepare synthetic "
+            "--help",
+        ),
         (["recipes", "list", "-v", "-q"], "--verbose and --quiet exclude each other; give one"),
     ],
 )
@@ -255,10 +261,24 @@ def test_a_full_disk_behind_stdout_ends_with_6() -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_ctrl_c_ends_with_130_and_one_line() -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "terminated (SIGTERM)"),
+        (signal.SIGUSR1, 143, "terminated (SIGUSR1)"),
+    ],
+)
+def test_a_signal_ends_with_its_code_one_line_and_no_temporary(
+    number: signal.Signals, code: int, said: str, tmp_path: Path
+) -> None:
     program = (
-        "import sys, types, time; from memorysam_cli import app\n"
-        "def wait():\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "import sys, types, time; from pathlib import Path; from memorysam_cli import app\n"
+        "from memorysam_cli.storage import atomic\n"
+        "def wait():\n"
+        f"    with atomic.new_folder(Path({str(tmp_path / 'new')!r})):\n"
+        "        print('ready', flush=True)\n"
+        "        time.sleep(60)\n"
         "module = sys.modules['waiting'] = types.ModuleType('waiting')\n"
         "module.wait = wait; module.EXAMPLE = ''\n"
         "app.COMMANDS = {'wait': 'waiting:wait', 'recipes': app.COMMANDS['recipes']}\n"
@@ -268,6 +288,51 @@ def test_ctrl_c_ends_with_130_and_one_line() -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         assert running.stdout.readline() == "ready\n"
-        running.send_signal(signal.SIGINT)
+        running.send_signal(number)
         _, err = running.communicate(timeout=30)
-    assert (running.returncode, err) == (130, "memorysam: error [130]: interrupted\n")
+    assert (running.returncode, err) == (code, f"memorysam: error [{code}]: {said}\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    program = (
+        "import os, signal, sys; from memorysam_cli import app\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.signal(signal.SIGUSR1, lambda *_: print('mine'))\n"
+        "sys.argv = ['memorysam', '--version']; run = app.run\n"
+        "def kill_first(arguments):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGUSR1); return run(arguments)\n"
+        "app.run = kill_first; app.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"mine\nmemorysam {__version__}\n")
+
+
+@pytest.mark.parametrize(("closed", "code"), [(">&-", 0), ("2>&-", 2), (">&- 2>&-", 2), ("<&- >&- 2>&-", 0)])
+def test_a_closed_stream_is_no_crash(closed: str, code: int) -> None:
+    name = "demo" if code == 0 else "nonsense"
+    line = f"exec {shlex.quote(sys.executable)} -m memorysam_cli recipes show {name} {closed}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+@pytest.mark.parametrize("arguments", [["train", "--recipe", "demo"], ["demo"]])
+def test_a_recipe_is_refused_before_torch_is_imported(arguments: list[str], tmp_path: Path) -> None:
+    program = (
+        f"import sys; from memorysam_cli import app; code = app.run({[*arguments, '--set', 'optim.lrr=1']})\n"
+        "sys.exit(str({'torch', 'cv2', 'accelerate'} & set(sys.modules) or code))"
+    )
+    command = [sys.executable, "-c", program]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "2"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["evaluate"], ["predict", "scenes"]])
+def test_missing_weights_are_told_before_torch_is_imported(arguments: list[str], tmp_path: Path) -> None:
+    program = (
+        f"import sys; from memorysam_cli import app; code = app.run({arguments})\n"
+        "sys.exit(str({'torch', 'cv2', 'accelerate'} & set(sys.modules) or code))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "5"

@@ -28,12 +28,15 @@ def demo(
     """
     import tempfile
 
+    from memorysam_cli import recipe
+
+    options.begin(json=json, verbose=verbose, quiet=quiet)
+    recipe.load("demo", overrides or [])  # a mistyped key is told at once, and leaves no temporary folder
     from memorysam_cli.engine import runtime
     from memorysam_cli.engine.demo import run_demo
     from memorysam_cli.engine.run_folder import RunFolder
     from memorysam_cli.report import console
 
-    options.begin(json=json, verbose=verbose, quiet=quiet)
     place = runtime.choose_device(device)
     folder = out or Path(tempfile.mkdtemp(prefix="memorysam-demo-"))
     result = run_demo(folder, device=place, seed=seed, scenes=scenes, overrides=overrides or [])

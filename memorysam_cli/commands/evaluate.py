@@ -60,8 +60,8 @@ def evaluate(
     )  # fmt: skip
     accelerator = runtime.make_accelerator(runtime.choose_device(device), precision="fp32")
     is_main = accelerator.is_main_process
-    model = load(path, device=accelerator.device)  # weights that are refused leave no folder behind
     with lock.hold(folder) if is_main else contextlib.nullcontext():
+        model = load(path, device=accelerator.device)
         share = len(scenes[accelerator.process_index :: accelerator.num_processes])
         with console.progress(share if is_main else 0, f"evaluate {split}") as progress:
             outcome = evaluation.evaluate(

@@ -77,8 +77,8 @@ def predict(
         "inputs": str(scenes), "dataset": card.dataset.name, "modalities": used, "image_size": card.image_size,
         "weights": str(path), "weights_sha256": tensors.sha256(path),
     }  # fmt: skip
-    model = load(path, device=place)  # weights that are refused leave no folder behind
     with lock.hold(out), console.progress(len(wanted), "predict") as progress:
+        model = load(path, device=place)
         extras = [name for name, is_wanted in trees.items() if is_wanted]
         writer = prediction_folder.Writer(out, root=found.root, info=card.dataset, modalities=chosen, extras=extras)
         prediction.predict(

@@ -144,8 +144,8 @@ def _marker_of_the_same(folder: Path, arguments: dict[str, Any]) -> dict[str, An
     before = marker.get("arguments") if isinstance(marker, dict) else None
     if before != arguments:
         raise UsageError(
-            f"{folder}: was rendered with {_as_options(before)}, not {_as_options(arguments)}; remove it or choose "
-            "another ROOT"
+            f"{folder}: was rendered with {_as_options(before)}, not {_as_options(arguments)}; give the first to "
+            "keep it, or remove it, or choose another ROOT"
         )
     return dict(marker)
 

@@ -16,7 +16,7 @@ def test_names_are_separated_by_commas() -> None:
 
 @pytest.mark.parametrize("text", ["", "img,,depth", "img,", " "])
 def test_an_empty_name_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="a name is missing"):
+    with pytest.raises(UsageError, match=f"--modalities '{text}': a name is missing"):
         options.names(text)
 
 

@@ -115,6 +115,18 @@ def test_resume_of_a_folder_takes_its_own_recipe(memorysam: Run) -> None:
     assert ended.code == 0 and ended.answer["steps"] == 2
 
 
+def test_going_on_from_an_older_checkpoint_leaves_the_newer_ones_aside(memorysam: Run) -> None:
+    each = "train.checkpoint_minutes=0.000001"
+    answer = memorysam("train", "-r", "demo", "--json", *changes("train.max_steps=4", each, "train.keep_checkpoints=9"))
+    run = RunFolder(Path(answer.answer["run"]))
+    older = run.checkpoints / "step-00000001"
+    ended = memorysam("train", "--resume", older, "--json", "--set", "train.max_steps=2", "--set", "data.workers=0")
+    assert ended.code == 0 and ended.answer["steps"] == 2, ended.err
+    newest, damaged = checkpoints.newest_valid(run.checkpoints)
+    assert newest is not None and newest.name == "step-00000002" and not damaged
+    assert (run.checkpoints / "step-00000004.abandoned").is_dir()
+
+
 def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(memorysam: Run) -> None:
     run = RunFolder(Path(memorysam("train", "-r", "demo", "--json", *changes()).answer["run"]))
     newest, _ = checkpoints.newest_valid(run.checkpoints)

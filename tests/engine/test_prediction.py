@@ -181,6 +181,10 @@ def test_aliases_are_read_and_wrong_ones_refused_with_the_right_one() -> None:
             prediction.read_aliases([text], known)
     with pytest.raises(UsageError, match="'img' is mapped to 'a' already"):
         prediction.read_aliases(["img=a", "img=b"], known)
+    assert prediction.read_aliases(["img=depth", "depth=img"], known) == {"img": "depth", "depth": "img"}
+    for texts in (["img=depth"], ["img=d", "depth=D"]):  # one file cannot be two sensors
+        with pytest.raises(UsageError, match="would be both 'img' and 'depth'"):
+            prediction.read_aliases(texts, known)
 
 
 def test_the_reports_pixels_are_those_of_all_masks(data: Manifest, tmp_path: Path) -> None:

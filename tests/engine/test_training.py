@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from memorysam_cli.data.loader import Batch
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import checkpoints, learner, run_folder, runtime, training
 from memorysam_cli.engine.evaluation import evaluate
+from memorysam_cli.engine.pictures import draw_samples
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.training import Trainer
 from memorysam_cli.errors import DataError, DivergedError, Stopped, UsageError
 from memorysam_cli.model import load
+from memorysam_cli.model.weights import build_for_training
 from memorysam_cli.recipe import Recipe
-from memorysam_cli.storage import documents, tensors
+from memorysam_cli.storage import documents, images, tensors
 
 
 def accelerator() -> Accelerator:
@@ -74,6 +77,45 @@ def test_validation_in_training_is_what_evaluate_finds_in_the_file(
         image_size=model.image_size, device="cpu", batch=5, workers=0,
     )  # fmt: skip
     assert found.protocol("resized").miou == pytest.approx(finished.miou, abs=0.02)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_validation_computes_exactly_what_the_saved_file_computes(
+    precision: str, small: Recipe, rendered: Manifest, tmp_path: Path
+) -> None:
+    """With the encoder trained in full nothing is merged on loading, so not a pixel may differ."""
+    recipe = changed(changed(small, "model", encoder="full"), "train", precision=precision, max_steps=2)
+    result = start(recipe, rendered, tmp_path / "run")
+    model = load(result.best)
+    found = evaluate(
+        model, rendered, scenes=rendered.of_split("val"), modalities=model.card.modalities,
+        image_size=model.image_size, device="cpu", batch=5, workers=0,
+    )  # fmt: skip
+    assert found.protocol("resized").miou == result.miou
+
+
+def test_weights_carry_the_metric_of_their_own_validation_or_none(
+    finished: training.TrainingResult, small: Recipe, rendered: Manifest, tmp_path: Path
+) -> None:
+    last = load(finished.last).card.metric
+    assert last is not None and last.step == finished.steps
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_validate", lambda self: (_ for _ in ()).throw(DataError("stop here")))
+        with pytest.raises(DataError):
+            start(small, rendered, tmp_path / "unvalidated")
+    assert load(RunFolder(tmp_path / "unvalidated").last).card.metric is None
+
+
+def test_low_resolution_events_are_drawn_whatever_comes_first(
+    small: Recipe, rendered: Manifest, tmp_path: Path
+) -> None:
+    network = build_for_training(changed(small, "data", modalities=("event", "img")), rendered.info)
+    scene = rendered.scenes[0]
+    for path in (*scene.files["img"], *scene.files["event"], scene.label or ""):
+        picture = images.read(rendered.root / path)
+        images.write_png(tmp_path / path, picture[::2, ::2] if path in scene.files["event"] else picture)
+    draw_samples(network, replace(rendered, root=tmp_path), [scene], tmp_path)
+    assert images.read(tmp_path / "validation.png").ndim == 3
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])

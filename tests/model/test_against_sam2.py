@@ -96,6 +96,22 @@ def test_equals_track_step_for_one_to_four_frames_with_open_and_closed_gates(bac
             assert error < 1e-5, f"{count} frames, gate {'open' if is_open else 'closed'}"
 
 
+def test_without_the_object_gate_every_score_counts_as_positive() -> None:
+    ours = MemorySAM(build_sam2("sam2.1-hiera-tiny", tokens=3), classes=3).eval()
+    state = random_state(ours.sam)
+    generator = torch.Generator().manual_seed(7)
+    scene = [torch.randn(1, 3, 128, 128, generator=generator) for _ in range(3)]
+    outputs = []
+    for gate, bias in ((True, 99.0), (False, -99.0), (True, -99.0)):
+        state["sam_mask_decoder.pred_obj_score_head.layers.2.bias"].fill_(bias)
+        ours.sam.load_state_dict(state)
+        ours.object_gate = gate
+        with torch.no_grad():
+            outputs.append(ours(scene))
+    torch.testing.assert_close(tuple(outputs[0]), tuple(outputs[1]), rtol=0, atol=0)
+    assert float(outputs[2].gate_shift) == -1024
+
+
 def test_a_half_closed_gate_reaches_pointer_and_spatial_embedding() -> None:
     """Two samples, one gated: memories of gated frames must differ as SAM 2.1 wants it."""
     theirs = published_sam2("sam2.1-hiera-tiny")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -148,6 +150,16 @@ def test_a_bar_is_drawn_only_where_a_person_watches(monkeypatch: pytest.MonkeyPa
             assert not progress.draws_bars(), name
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert not progress.draws_bars()
+
+
+def test_a_terminal_of_no_columns_gets_sober_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched_stderr(monkeypatch)
+    leader, follower = os.openpty()  # a new one has no columns, and tqdm would draw nothing at all
+    with os.fdopen(leader), os.fdopen(follower, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        assert not progress.draws_bars()
+        termios.tcsetwinsize(follower, (24, 80))
+        assert progress.draws_bars()
 
 
 def test_the_bar_vanishes_and_notes_are_not_torn_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
