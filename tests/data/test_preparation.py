@@ -148,8 +148,8 @@ def test_the_json_is_the_documented_object(tmp_path: Path) -> None:
     write_mcubes(tmp_path, {"train": ["a"], "val": ["b"]})
     value = json.loads(json.dumps(check_and_write(survey("mcubes", tmp_path)).to_json()))
     assert list(value) == [
-        "schema_version", "dataset", "root", "manifest", "scenes", "splits", "modalities", "classes", "problems",
-        "warnings",
+        "schema_version", "dataset", "root", "manifest", "scenes", "splits", "modalities", "classes", "pixels",
+        "problems", "warnings",
     ]  # fmt: skip
     assert value["manifest"] == str(tmp_path / "memorysam" / "mcubes")
     assert (value["schema_version"], value["scenes"], value["classes"]) == (1, 2, 20)

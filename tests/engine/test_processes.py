@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from memorysam_cli.data.manifest import Manifest
+from memorysam_cli.engine import runtime
 from memorysam_cli.engine.evaluation import evaluate
 from memorysam_cli.model import load
 
@@ -51,6 +52,9 @@ def test_two_processes_are_one(rendered: Manifest, tmp_path: Path) -> None:
                 atol=1e-7,
                 msg=f"{variant} {key}",
             )
+    single = runtime.make_accelerator(torch.device("cpu"), precision="fp32")
+    alone_learned = torch.tensor(script().lessons(rendered, single))
+    torch.testing.assert_close(torch.tensor(found["lessons"]), alone_learned, rtol=1e-4, atol=1e-6)
     model = load(run / "checkpoints" / "last.safetensors")
     alone = evaluate(
         model, rendered, scenes=rendered.of_split("val"), modalities=model.card.modalities,

@@ -10,16 +10,33 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from memorysam_cli import recipe as recipes
 from memorysam_cli.data import manifest as manifests
+from memorysam_cli.data.loader import Batch
+from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import runtime, starting
 from memorysam_cli.engine.evaluation import evaluate
+from memorysam_cli.engine.learner import Learner
 from memorysam_cli.engine.training import Trainer
 from memorysam_cli.losses.spmm import PrototypeMemory
 from memorysam_cli.model import load
+from memorysam_cli.model.weights import build_for_training
+
+RECIPE = recipes.parse(
+    {
+        "name": "two",
+        "data": {"dataset": "synthetic", "modalities": ["img", "depth"], "image_size": 64, "workers": 0},
+        "model": {"backbone": "nano", "base_weights": "random", "object_gate": False},
+        "spmm": {"variant": "paper", "weight": 1.0},
+        "optim": {"lr": 1e-3},
+        "train": {"epochs": 1, "batch": 3, "seed": 5},
+    },
+    where="test",
+)
 
 
 def prototype_gradient(variant: str, *, rank: int, world: int) -> dict[str, object]:
@@ -43,24 +60,39 @@ def prototype_gradient(variant: str, *, rank: int, world: int) -> dict[str, obje
     return {"losses": losses, "gradient": layer.weight.grad.flatten().tolist(), "G": memory.prototypes.tolist()}
 
 
+def lessons(manifest: Manifest, accelerator: Accelerator) -> list[list[float]]:
+    """Losses and gradient norm of two updates of the whole network; each rank has half of the batch.
+
+    Dropout is off, and with labels that nobody can guess every pixel is hard: OHEM's mean is then the batch's.
+    """
+    recipe = RECIPE.model_copy(update={"spmm": RECIPE.spmm.model_copy(update={"weight": 10.0})})
+    network = build_for_training(recipe, manifest.info)
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "dropout_p"):
+            module.dropout_p = 0.0
+    learner = Learner(network, recipe, accelerator=accelerator)
+    generator = torch.Generator().manual_seed(0)
+    frames = [torch.randn(4, 3, 64, 64, generator=generator) for _ in range(2)]
+    label = torch.randint(0, 25, (4, 64, 64), generator=generator)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    part = slice(rank * 4 // world, (rank + 1) * 4 // world)
+    found = []
+    for step in (1, 2):
+        lesson = learner.learn(Batch([frame[part] * step for frame in frames], label[part], ()), rate=1e-3)
+        found.append([lesson.loss, lesson.spmm, lesson.gradient_norm])
+    return found
+
+
 def main(data: Path, run: Path, answer: Path) -> None:
     accelerator = runtime.make_accelerator(torch.device("cpu"), precision="fp32")
     rank, world = accelerator.process_index, accelerator.num_processes
     found = {variant: prototype_gradient(variant, rank=rank, world=world) for variant in ("reference", "paper")}
-    recipe = recipes.parse(
-        {
-            "name": "two",
-            "data": {"dataset": "synthetic", "modalities": ["img", "depth"], "image_size": 64, "workers": 0},
-            "model": {"backbone": "nano", "base_weights": "random", "object_gate": False},
-            "spmm": {"variant": "paper", "weight": 1.0},
-            "optim": {"lr": 1e-3},
-            "train": {"epochs": 1, "batch": 3, "seed": 5},
-        },
-        where="test",
-    )
     manifest = manifests.read(data, "synthetic")
-    planned = starting.plan(recipe, out=run, resume=None)
-    trainer = Trainer(recipe, manifest, accelerator=accelerator)
+    learned = lessons(manifest, accelerator)
+    planned = starting.plan(RECIPE, out=run, resume=None)
+    trainer = Trainer(RECIPE, manifest, accelerator=accelerator)
     with starting.begin(planned, accelerator) as folder:
         result = trainer.fit(folder)
     model = load(result.last)
@@ -69,7 +101,13 @@ def main(data: Path, run: Path, answer: Path) -> None:
         image_size=64, device="cpu", batch=2, workers=0, accelerator=accelerator,
     )  # fmt: skip
     if accelerator.is_main_process:
-        whole = {"spmm": found, "steps": result.steps, "world": world, "confusion": scores.confusions.tolist()}
+        whole = {
+            "spmm": found,
+            "lessons": learned,
+            "steps": result.steps,
+            "world": world,
+            "confusion": scores.confusions.tolist(),
+        }
         answer.write_text(json.dumps(whole))
 
 
