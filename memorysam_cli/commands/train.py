@@ -49,7 +49,7 @@ def train(
     from memorysam_cli.engine.training import Trainer
     from memorysam_cli.report import console
 
-    chosen = starting.choose_recipe(recipe, overrides=overrides or [], resume=resume)
+    chosen = starting.choose_recipe(recipe, overrides=overrides or [], resume=resume, out=out)
     planned = starting.plan(chosen, out=out, resume=resume)
     scenes = manifest.read(manifest.data_root(data), chosen.data.dataset)
     accelerator = runtime.make_accelerator(

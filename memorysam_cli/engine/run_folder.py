@@ -105,6 +105,7 @@ def refuse_taken(path: Path) -> None:
     if path.exists() and (not path.is_dir() or any(entry.name != ".lock" for entry in path.iterdir())):
         is_run = RunFolder(path).holds_run()
         what = "holds a run already; --resume auto continues it, or" if is_run else "is not empty;"
+        what = what if path.is_dir() else "is a file;"
         raise UsageError(f"--out {path}: {what} give another folder")
 
 

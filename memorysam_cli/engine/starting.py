@@ -39,7 +39,7 @@ class Plan:
     """What is said when the run begins."""
 
 
-def choose_recipe(name: str | None, *, overrides: list[str], resume: str | None) -> Recipe:
+def choose_recipe(name: str | None, *, overrides: list[str], resume: str | None, out: Path | None) -> Recipe:
     """The recipe that was named, or that of the run to be resumed.
 
     Raises:
@@ -47,6 +47,8 @@ def choose_recipe(name: str | None, *, overrides: list[str], resume: str | None)
     """
     if name is not None:
         return recipes.load(name, overrides)
+    if resume == AUTO and out is not None and RunFolder(out).holds_run():
+        return recipes.load(out / run_folder.RECIPE, overrides)
     if resume is None or resume == AUTO:
         raise UsageError("--recipe: say what to train, for example --recipe demo (see `memorysam recipes list`)")
     return recipes.load(_run_at(Path(resume)).path / run_folder.RECIPE, overrides)

@@ -51,6 +51,8 @@ class WeightsCard(Strict):
     tokens: int
     """The decoder's class tokens, at least the data set's number of classes."""
     image_size: int
+    tensors_sha256: str = ""
+    """Over names, dtypes, shapes and bytes of the file's tensors."""
     versions: dict[str, str]
     metric: Metric | None = None
 
@@ -130,15 +132,13 @@ def save(network: Segmenter, path: Path, *, metric: Metric | None = None) -> str
     Args:
         metric: the validation of exactly these weights, if there was one.
     """
-    card = network.card.model_copy(update={"metric": metric})
-    return tensors.write(path, own_tensors(network), {CARD: card.model_dump_json()})
+    return _write(path, own_tensors(network), network.card.model_copy(update={"metric": metric}))
 
 
 def save_merged(network: Segmenter, path: Path) -> str:
     """Write a complete file that needs no base; the network's LoRA must be merged."""
     assert not has_lora(network.sam.image_encoder.trunk)
-    card = network.card.model_copy(update={"kind": "merged"})
-    return tensors.write(path, dict(network.state_dict()), {CARD: card.model_dump_json()})
+    return _write(path, dict(network.state_dict()), network.card.model_copy(update={"kind": "merged"}))
 
 
 def read_card(path: Path) -> WeightsCard:
@@ -160,6 +160,10 @@ def load(path: str | Path, device: str | torch.device = "cpu", *, image_size: in
     path = Path(path)
     state, metadata = tensors.read(path)
     card = _parse_card(metadata, where=path)
+    if tensors.digest(state) != card.tensors_sha256:
+        raise WeightsError(
+            f"{path}: its tensors are not those that were written (their SHA-256 differs); copy it again"
+        )
     if image_size is not None:
         if image_size <= 0 or image_size % 32:
             raise WeightsError(f"image_size: {image_size} is not a positive multiple of 32")
@@ -198,6 +202,11 @@ def _fill_exactly(wanted: dict[str, Tensor], given: dict[str, Tensor], *, where:
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(given[name])
+
+
+def _write(path: Path, state: dict[str, Tensor], card: WeightsCard) -> str:
+    signed = card.model_copy(update={"tensors_sha256": tensors.digest(state)})
+    return tensors.write(path, state, {CARD: signed.model_dump_json()})
 
 
 def _parse_card(metadata: dict[str, str], *, where: Path) -> WeightsCard:
