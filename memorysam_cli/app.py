@@ -21,6 +21,7 @@ from typer.main import get_command
 from memorysam_cli import __version__
 from memorysam_cli.errors import MemorySamError, environment_fault
 from memorysam_cli.report import console
+from memorysam_cli.storage import atomic
 
 COMMANDS = {
     "prepare": "memorysam_cli.commands.prepare:app",
@@ -99,7 +100,7 @@ def _open_closed_streams() -> None:
     """A stream that the caller closed (``>&-``) leads nowhere: no crash, and no file of ours gets its number."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123  (open till the end)
+            setattr(sys, name, atomic.open_nowhere())
 
 
 def _end_politely() -> None:

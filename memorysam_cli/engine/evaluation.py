@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +18,11 @@ from torch import Tensor
 
 from memorysam_cli.data.loader import ScoredScene, scored_scenes
 from memorysam_cli.data.manifest import Manifest, Scene
-from memorysam_cli.dataset import IGNORE, DatasetInfo, Modality
-from memorysam_cli.engine.metrics import Scores, confusion, scores
+from memorysam_cli.dataset import DatasetInfo, Modality
+from memorysam_cli.engine.metrics import Scores, scores
+from memorysam_cli.engine.tally import PROTOCOLS, ProtocolName, Tally, protocol_index
 from memorysam_cli.errors import DataError, UsageError, WeightsError, did_you_mean
 
-ProtocolName = Literal["resized", "native"]
-PROTOCOLS: tuple[ProtocolName, ...] = ("resized", "native")
 NORMAL = "normal"
 """What a scene without a sensor failure is called in results."""
 
@@ -66,7 +65,7 @@ class Evaluation:
             for index, (weather, failure) in enumerate(self.groups)
             if condition in (None, weather) and case in (None, failure or NORMAL)
         ]
-        return self.confusions[_index(protocol), chosen].sum(0)
+        return self.confusions[protocol_index(protocol), chosen].sum(0)
 
     def protocol(self, name: str) -> Scores:
         """The scores of all scenes in one protocol.
@@ -107,7 +106,7 @@ class Evaluation:
             "cases": {
                 name: {"scenes": self._count(case=name), **_means(part)} for name, part in self.cases(protocol).items()
             },
-            "pixels": {"scored": sum(found.pixels), "ignored": int(self.ignored[_index(protocol)])},
+            "pixels": {"scored": sum(found.pixels), "ignored": int(self.ignored[protocol_index(protocol)])},
         }
 
     def _count(self, *, condition: str | None = None, case: str | None = None) -> int:
@@ -158,7 +157,7 @@ def evaluate(
         raise DataError(f"{manifest.info.name}: no scenes to evaluate")
     classes = len(manifest.info.classes)
     groups = tuple(sorted({(scene.condition, scene.case) for scene in scenes}, key=str))
-    tally = _Tally(groups, classes=classes)
+    tally = Tally(groups, classes=classes)
     rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     share = scenes[rank::world]  # no padding: a scene counted twice would change the result
     source = scored_scenes(manifest, scenes=share, modalities=modalities, size=image_size, workers=workers)
@@ -239,38 +238,7 @@ def own_size(logits: Tensor, *, height: int, width: int) -> Tensor:
     return F.interpolate(logits[None], size=(height, width), mode="bilinear", align_corners=False)[0]
 
 
-class _Tally:
-    """Counts that are being added up: int64, because float32 loses units above 2**24."""
-
-    def __init__(self, groups: Sequence[tuple[str | None, str | None]], *, classes: int) -> None:
-        self.groups = {group: index for index, group in enumerate(groups)}
-        self.confusions = torch.zeros(len(PROTOCOLS), len(groups), classes, classes, dtype=torch.int64)
-        self.ignored = torch.zeros(len(PROTOCOLS), dtype=torch.int64)
-        self.pixels = torch.zeros(len(PROTOCOLS), dtype=torch.int64)
-        self.classes = classes
-
-    def add(self, protocol: ProtocolName, scene: Scene, *, prediction: Tensor, label: Tensor) -> None:
-        """Count one scene: (H, W) class indices against its (H, W) label."""
-        place, group = _index(protocol), self.groups[scene.condition, scene.case]
-        self.confusions[place, group] += confusion(prediction, label, self.classes).cpu()
-        self.ignored[place] += int((label == IGNORE).sum())
-        self.pixels[place] += label.numel()
-
-    def add_up(self, accelerator: Accelerator) -> None:
-        """Sum over all processes."""
-        parts = [self.confusions, self.ignored, self.pixels]
-        flat = torch.cat([part.flatten() for part in parts]).to(accelerator.device)
-        summed = accelerator.reduce(flat, reduction="sum").cpu().split([part.numel() for part in parts])
-        self.confusions, self.ignored, self.pixels = (
-            whole.view_as(part) for whole, part in zip(summed, parts, strict=True)
-        )
-
-    def check(self) -> None:
-        """Every pixel of every label was counted once: in a matrix, or as ignored."""
-        assert torch.equal(self.confusions.sum((1, 2, 3)) + self.ignored, self.pixels)
-
-
-def _score(model: Network, together: Sequence[ScoredScene], *, tally: _Tally, device: torch.device | str) -> None:
+def _score(model: Network, together: Sequence[ScoredScene], *, tally: Tally, device: torch.device | str) -> None:
     """Score scenes whose frames have the same shapes."""
     resized = _logits(model, [scene.resized.frames for scene in together], device=device)
     shared = together[0].shares_frames
@@ -296,12 +264,6 @@ def _label(label: Tensor | None, device: torch.device | str) -> Tensor:
 def _frame_shapes(scored: ScoredScene) -> Hashable:
     """What must agree for scenes to share a forward pass."""
     return scored.resized.frames[0].shape, scored.whole.frames[0].shape, scored.shares_frames
-
-
-def _index(protocol: str) -> int:
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol '{protocol}': known are {', '.join(PROTOCOLS)}")
-    return PROTOCOLS.index(protocol)
 
 
 def _means(found: Scores) -> dict[str, float]:

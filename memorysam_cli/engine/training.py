@@ -12,23 +12,22 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from memorysam_cli.data.loader import Batch, modalities_of, training_batches
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.dataset import IGNORE
-from memorysam_cli.engine import checkpoints
+from memorysam_cli.engine import checkpoints, snapshots
 from memorysam_cli.engine.checkpoints import Position, State
 from memorysam_cli.engine.evaluation import Evaluation, evaluate
 from memorysam_cli.engine.learner import Learner, Lesson
 from memorysam_cli.engine.pictures import draw_curves, draw_samples
 from memorysam_cli.engine.run_folder import RunFolder
-from memorysam_cli.engine.runtime import agree, rng_state, set_rng_state
+from memorysam_cli.engine.runtime import agree
 from memorysam_cli.engine.schedule import learning_rate
 from memorysam_cli.engine.signals import StopRequest, catch_stop
-from memorysam_cli.errors import DataError, DivergedError, Stopped, UsageError
+from memorysam_cli.errors import DataError, DivergedError, Stopped
 from memorysam_cli.model.parts import count
-from memorysam_cli.model.weights import Metric, build_for_training, fill_own, own_tensors, save
+from memorysam_cli.model.weights import Metric, build_for_training, save
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
 from memorysam_cli.report.progress import Progress
@@ -220,20 +219,9 @@ class Trainer:
 
     def _checkpoint(self) -> Path | None:
         """Write the whole state and the user's copy of the weights; gives the path in the main process."""
-        own = rng_state(self.accelerator.device)
-        rng = gather_object([own]) if self.accelerator.num_processes > 1 else [own]
+        state = snapshots.take(self.learner, self.position, identity=self._identity())
         path = None
         if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
-            self.position.scaler = scaler.state_dict() if scaler is not None else {}
-            state = State(
-                position=self.position,
-                model=own_tensors(self.network),
-                # The count keeps the file from being empty before the first update.
-                optimizer={"updates": torch.tensor([self.position.step]), **self.learner.state()},
-                rng={f"{rank}/{name}": value for rank, states in enumerate(rng) for name, value in states.items()},
-                identity=self._identity(),
-            )
             path = checkpoints.write(self.run.checkpoints, state, keep=self.recipe.train.keep_checkpoints)
             save(self.network, self.run.last, metric=self._metric())
             console.detail(f"step {self.position.step}: checkpoint {path.name}")
@@ -243,27 +231,8 @@ class Trainer:
 
     def _restore(self, state: State) -> None:
         """Put everything back as it was at a checkpoint."""
-        now, then = self._identity(), state.identity
-        keys = [key for key in now | then if now.get(key) != then.get(key)]
-        if keys:
-            differing = (f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys)
-            raise UsageError(
-                f"{self.run.path}: cannot be resumed, for it began otherwise: {'; '.join(differing)}; "
-                "start a new run, or undo the change"
-            )
-        if state.position.world != self.accelerator.num_processes:
-            raise UsageError(
-                f"{self.run.path}: was trained by {state.position.world} processes and cannot be resumed "
-                f"by {self.accelerator.num_processes}; start as many"
-            )
-        self.position = state.position
-        fill_own(self.network, state.model, where=str(self.run.path))
-        self.learner.restore(state.optimizer)
-        if self.accelerator.scaler is not None and self.position.scaler:
-            self.accelerator.scaler.load_state_dict(self.position.scaler)
-        prefix = f"{self.accelerator.process_index}/"
-        own = {name.removeprefix(prefix): value for name, value in state.rng.items() if name.startswith(prefix)}
-        set_rng_state(own, self.accelerator.device)
+        where = str(self.run.path)
+        self.position = snapshots.put_back(state, self.learner, identity=self._identity(), where=where)
         if self.accelerator.is_main_process:
             self.run.forget_metrics_after(self.position.step, validated=self._metric() is not None)
 

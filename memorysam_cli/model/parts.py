@@ -43,9 +43,6 @@ FROZEN = (
     "sam.no_mem_pos_enc",
 )
 
-WITHOUT_GRADIENT = ("sam.no_obj_ptr", "sam.no_obj_embed_spatial")
-"""Trained parts whose gradient is zero unless a gate closes."""
-
 
 def is_fresh(name: str) -> bool:
     """Whether a tensor of the network starts fresh instead of coming from SAM2's checkpoint."""

@@ -200,6 +200,11 @@ def open_log(path: Path) -> TextIO:
         return path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
 
+def open_nowhere() -> TextIO:
+    """A stream that takes everything and keeps nothing, in the place of a closed stdout or stderr."""
+    return Path(os.devnull).open("w", encoding="utf-8")
+
+
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Fill a folder that appears under its name only when the block ends well.

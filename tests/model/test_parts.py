@@ -8,9 +8,11 @@ from torch import Tensor
 
 from memorysam_cli.model.backbone import build_sam2
 from memorysam_cli.model.network import MemorySAM
-from memorysam_cli.model.parts import WITHOUT_GRADIENT, prepare_training, start_fresh
+from memorysam_cli.model.parts import prepare_training, start_fresh
 from memorysam_cli.recipe import Model
 
+WITHOUT_GRADIENT = ("sam.no_obj_ptr", "sam.no_obj_embed_spatial")
+"""Trained parts whose gradient is zero unless a gate closes (METHOD §2)."""
 BOTH_VERSIONS = pytest.mark.parametrize("backbone", ["nano", "sam2.1-hiera-tiny"])
 
 
