@@ -14,7 +14,7 @@ from memorysam_cli.data import decode, transforms
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.dataset import Crop, DatasetInfo
-from memorysam_cli.engine import evaluation
+from memorysam_cli.engine import evaluation, tally
 from memorysam_cli.engine.evaluation import Evaluation
 from memorysam_cli.engine.metrics import confusion, scores
 from memorysam_cli.errors import DataError, UsageError, WeightsError
@@ -79,7 +79,7 @@ def test_a_lost_pixel_is_our_bug_and_is_noticed(data: Manifest, monkeypatch: pyt
         counts[0, 0] -= 1
         return counts
 
-    monkeypatch.setattr(evaluation, "confusion", lambda prediction, label, classes: forgetful(prediction, label))
+    monkeypatch.setattr(tally, "confusion", lambda prediction, label, classes: forgetful(prediction, label))
     with pytest.raises(AssertionError):
         score(Brightness(), data)
 
