@@ -55,10 +55,8 @@ def predict(
     asked = options.names(modalities)
     from memorysam_cli.data import inputs
     from memorysam_cli.engine import evaluation, prediction, prediction_folder, runtime
-    from memorysam_cli.model import load
     from memorysam_cli.model.weights import read_card
     from memorysam_cli.report import console
-    from memorysam_cli.storage import lock, tensors
 
     card = read_card(path)
     chosen = evaluation.choose_modalities(card.modalities, asked)
@@ -68,25 +66,16 @@ def predict(
     wanted = found.scenes[:limit]
     prediction_folder.refuse_collisions(wanted)
     prediction_folder.refuse_foreign(out, overwrite=overwrite)
-    used = [name for name in names if any(name in scene.files for scene in wanted)]
     for text in found.notes:
         console.note(text)
     place = runtime.choose_device(device)
     trees = {"color": color, "overlay": overlay, "confidence": confidence}
-    facts = {
-        "inputs": str(scenes), "dataset": card.dataset.name, "modalities": used, "image_size": card.image_size,
-        "weights": str(path), "weights_sha256": tensors.sha256(path),
-    }  # fmt: skip
-    with lock.hold(out), console.progress(len(wanted), "predict") as progress:
-        model = load(path, device=place)
-        extras = [name for name, is_wanted in trees.items() if is_wanted]
-        writer = prediction_folder.Writer(out, root=found.root, info=card.dataset, modalities=chosen, extras=extras)
-        prediction.predict(
-            model, writer, scenes=wanted, image_size=card.image_size, device=place, batch=batch, workers=workers,
-            skip_bad=on_error == "skip", advance=progress.advance,
-        )  # fmt: skip
-        report = writer.finish(facts, scenes=len(wanted))
-    console.say(f"{report['done']} of {report['scenes']} scenes, {', '.join(used)}")
+    report = prediction.segment(
+        path, out, scenes=wanted, root=found.root, source=str(scenes), modalities=chosen, device=place,
+        extras=[name for name, is_wanted in trees.items() if is_wanted], batch=batch, workers=workers,
+        skip_bad=on_error == "skip",
+    )  # fmt: skip
+    console.say(f"{report['done']} of {report['scenes']} scenes, {', '.join(report['modalities'])}")
     for name, folder in report["trees"].items():
         console.say(f"{name:<10}  {folder}")
     console.say(f"{'list':<10}  {report['ledger']}")

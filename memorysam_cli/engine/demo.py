@@ -18,14 +18,14 @@ from memorysam_cli import recipe as recipes
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data import preparation
 from memorysam_cli.data.manifest import Manifest
-from memorysam_cli.engine import evaluation, prediction, prediction_folder, run_folder, runtime
+from memorysam_cli.engine import evaluation, prediction, run_folder, runtime
 from memorysam_cli.engine.evaluation import Evaluation
 from memorysam_cli.engine.metrics import scores
 from memorysam_cli.engine.training import HEADLINE, Trainer, TrainingResult
 from memorysam_cli.model import load
+from memorysam_cli.model.weights import read_card
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
-from memorysam_cli.storage import tensors
 
 RECIPE = "demo"
 DATASET = "synthetic"
@@ -143,21 +143,11 @@ def _evaluate(weights: Path, manifest: Manifest, *, device: torch.device) -> Eva
 
 
 def _predict(weights: Path, manifest: Manifest, out: Path, *, device: torch.device) -> Path:
-    """Segment the validation scenes; returns the folder of the overlays."""
-    model = load(weights, device=device)
-    scenes = manifest.of_split(model.card.recipe.data.selection_split)
-    writer = prediction_folder.Writer(
-        out, root=manifest.root, info=model.card.dataset, modalities=model.card.modalities, extras=("color", "overlay")
-    )
-    with console.progress(len(scenes), "predict") as progress:
-        prediction.predict(
-            model, writer, scenes=scenes, image_size=model.image_size, device=device, batch=8, workers=0,
-            advance=progress.advance,
-        )  # fmt: skip
-    facts = {
-        "inputs": str(manifest.root), "dataset": manifest.info.name, "weights": str(weights),
-        "modalities": [modality.name for modality in model.card.modalities], "image_size": model.image_size,
-        "weights_sha256": tensors.sha256(weights),
-    }  # fmt: skip
-    writer.finish(facts, scenes=len(scenes))
+    """Segment the validation scenes; returns the folder of the results."""
+    card = read_card(weights)
+    prediction.segment(
+        weights, out, scenes=manifest.of_split(card.recipe.data.selection_split), root=manifest.root,
+        source=str(manifest.root), modalities=card.modalities, device=device, extras=("color", "overlay"), batch=8,
+        workers=0,
+    )  # fmt: skip
     return out

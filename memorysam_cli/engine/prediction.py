@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from memorysam_cli import model as models
 from memorysam_cli.data.loader import UnlabelledScene, unlabelled_scenes
 from memorysam_cli.data.manifest import Scene
+from memorysam_cli.dataset import Modality
 from memorysam_cli.engine.evaluation import Network, batches, own_size, scoring
 from memorysam_cli.engine.prediction_folder import Writer
 from memorysam_cli.errors import DataError, UsageError, did_you_mean
+from memorysam_cli.report import console
+from memorysam_cli.storage import lock, tensors
 
 
 def read_aliases(texts: Sequence[str] | None, known: Sequence[str]) -> dict[str, str]:
@@ -41,6 +47,62 @@ def read_aliases(texts: Sequence[str] | None, known: Sequence[str]) -> dict[str,
                 "one out with --modalities"
             )
     return aliases
+
+
+def segment(
+    weights: Path,
+    out: Path,
+    *,
+    scenes: Sequence[Scene],
+    root: Path,
+    source: str,
+    modalities: Sequence[Modality],
+    device: torch.device,
+    extras: Sequence[str] = (),
+    batch: int = 4,
+    workers: int = 2,
+    skip_bad: bool = False,
+) -> dict[str, Any]:
+    """Segment scenes with weights from a file into a folder, with its ledger and, last, ``_SUCCESS.json``.
+
+    Args:
+        weights: a weights file.
+        out: the output folder; it is locked meanwhile.
+        scenes: what to segment.
+        root: what the scenes' paths are relative to.
+        source: what the user called the scenes.
+        modalities: those that the model may be shown, in the order of its memory.
+        device: where to compute.
+        extras: pictures beside the masks, of :data:`~memorysam_cli.engine.prediction_folder.EXTRAS`.
+        batch: as in :func:`predict`.
+        workers: as in :func:`predict`.
+        skip_bad: as in :func:`predict`.
+
+    Returns:
+        The content of ``_SUCCESS.json``.
+
+    Raises:
+        WeightsError: the weights are refused.
+        FolderInUseError: another prediction writes there.
+        DataError: as in :func:`predict`, or no scene could be read.
+    """
+    with lock.hold(out), console.progress(len(scenes), "predict") as progress:
+        model = models.load(weights, device=device)
+        card = model.card
+        writer = Writer(out, root=root, info=card.dataset, modalities=modalities, extras=extras)
+        predict(
+            model, writer, scenes=scenes, image_size=card.image_size, device=device, batch=batch, workers=workers,
+            skip_bad=skip_bad, advance=progress.advance,
+        )  # fmt: skip
+        facts = {
+            "inputs": source,
+            "dataset": card.dataset.name,
+            "modalities": [m.name for m in modalities if any(m.name in scene.files for scene in scenes)],
+            "image_size": card.image_size,
+            "weights": str(weights),
+            "weights_sha256": tensors.sha256(weights),
+        }
+        return writer.finish(facts, scenes=len(scenes))
 
 
 def predict(
