@@ -65,6 +65,10 @@ class RunFolder:
         """Overlays of validation scenes."""
         return self.path / "samples"
 
+    def store_recipe(self, recipe: Recipe) -> None:
+        """Write the resolved recipe of the run; its presence is what makes the folder a run."""
+        atomic.write_text(self.path / RECIPE, recipe.to_yaml())
+
     def log_metrics(self, place: Mapping[str, int], values: Mapping[str, float]) -> None:
         """Append a row to the metrics; a value that is not finite becomes null, as JSON knows no NaN."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
@@ -92,7 +96,7 @@ def create(recipe: Recipe, out: Path | None) -> RunFolder:
     refuse_taken(path)
     documents.write_json(path / "environment.json", environment())
     atomic.write_text(path / "command.txt", shlex.join(sys.argv) + "\n")
-    atomic.write_text(path / RECIPE, recipe.to_yaml())
+    RunFolder(path).store_recipe(recipe)
     return RunFolder(path)
 
 

@@ -234,6 +234,7 @@ class Trainer:
         where = str(self.run.path)
         self.position = snapshots.put_back(state, self.learner, identity=self._identity(), where=where)
         if self.accelerator.is_main_process:
+            self.run.store_recipe(self.recipe)  # max_steps and its like may have changed
             self.run.forget_metrics_after(self.position.step, validated=self._metric() is not None)
 
     def _metric(self) -> Metric | None:

@@ -113,6 +113,7 @@ def test_resume_of_a_folder_takes_its_own_recipe(memorysam: Run) -> None:
     started = memorysam("train", "-r", "demo", "--json", *changes("train.max_steps=1")).answer
     ended = memorysam("train", "--resume", started["run"], "--set", "train.max_steps=2", "--json")
     assert ended.code == 0 and ended.answer["steps"] == 2
+    assert recipes.load(Path(started["run"]) / "recipe.yaml").train.max_steps == 2
 
 
 def test_going_on_from_an_older_checkpoint_leaves_the_newer_ones_aside(memorysam: Run) -> None:
