@@ -47,6 +47,9 @@ Modalities = Annotated[
     typer.Option("--modalities", "-m", metavar="A,B", help="Use only these modalities, such as img,depth."),
 ]
 
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Scenes of one size that are computed at once.")]
+Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes that read ahead.")]
+
 
 def begin(*, json: bool = False, verbose: bool = False, quiet: bool = False) -> None:
     """Set the console up as a command's options ask.

@@ -55,8 +55,10 @@ def train(
     accelerator = runtime.make_accelerator(
         runtime.choose_device(device), precision=chosen.train.precision, accumulate=chosen.train.accumulate
     )
-    # Whatever can be refused is refused before the run has a folder.
+    # Whatever can be refused is refused before the run's folder is touched.
     trainer = Trainer(chosen, scenes, accelerator=accelerator)
+    if planned.checkpoint is not None:
+        trainer.refuse_other(planned.checkpoint)
     with starting.begin(planned, accelerator) as run, contextlib.ExitStack() as stack:
         if accelerator.is_main_process:
             stack.enter_context(console.log_to(run.log))

@@ -104,10 +104,16 @@ def read(path: Path) -> State:
     """
     if not is_valid(path):
         raise WeightsError(f"{path}: is no valid checkpoint (its {MANIFEST} is missing or does not agree)")
+    position, identity = read_position(path)
+    parts = {name: tensors.read(path / f"{name}.safetensors")[0] for name in ("model", "optimizer", "rng")}
+    return State(position, identity=identity, **parts)
+
+
+def read_position(path: Path) -> tuple[Position, dict[str, Any]]:
+    """Where a valid checkpoint stands and its identity, without its tensors."""
     content = documents.read_json(path / "trainer.json")
     identity = content.pop("identity")
-    parts = {name: tensors.read(path / f"{name}.safetensors")[0] for name in ("model", "optimizer", "rng")}
-    return State(Position(**content), identity=identity, **parts)
+    return Position(**content), identity
 
 
 def is_valid(path: Path) -> bool:

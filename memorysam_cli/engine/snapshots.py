@@ -35,29 +35,38 @@ def take(learner: Learner, position: Position, *, identity: dict[str, Any]) -> S
     )
 
 
-def put_back(state: State, learner: Learner, *, identity: dict[str, Any], where: str) -> Position:
-    """Make everything as it was when a state was taken; returns where the run stood.
+def refuse_other(position: Position, then: dict[str, Any], *, identity: dict[str, Any], world: int, where: str) -> None:
+    """Refuse to go on from a checkpoint of another run.
 
     Args:
-        identity: of the run that goes on; it must be the state's.
-        where: the run, for messages.
+        position: of the checkpoint.
+        then: its identity.
+        identity: of the run that wants to go on.
+        world: its number of processes.
+        where: the checkpoint, for messages.
 
     Raises:
         UsageError: the run would compute something else, or has another number of processes.
-        WeightsError: the tensors are not of this network.
     """
-    accelerator, then = learner.accelerator, state.identity
     keys = [key for key in identity | then if identity.get(key) != then.get(key)]
     if keys:
         differing = "; ".join(f"{key} was {then.get(key)}, is {identity.get(key)}" for key in keys)
         raise UsageError(
             f"{where}: cannot be resumed, for it began otherwise: {differing}; start a new run, or undo the change"
         )
-    if state.position.world != accelerator.num_processes:
+    if position.world != world:
         raise UsageError(
-            f"{where}: was trained by {state.position.world} processes and cannot be resumed "
-            f"by {accelerator.num_processes}; start as many"
+            f"{where}: was trained by {position.world} processes and cannot be resumed by {world}; start as many"
         )
+
+
+def put_back(state: State, learner: Learner, *, where: str) -> Position:
+    """Make everything as it was when a state was taken; returns where the run stood.
+
+    Raises:
+        WeightsError: the tensors are not of this network.
+    """
+    accelerator = learner.accelerator
     fill_own(learner.network, state.model, where=where)
     learner.restore(state.optimizer)
     if accelerator.scaler is not None and state.position.scaler:

@@ -80,6 +80,13 @@ class Trainer:
         self.position = Position(world=accelerator.num_processes)
         self._saved_at = time.monotonic()
 
+    def refuse_other(self, checkpoint: Path) -> None:
+        """Refuse a valid checkpoint that this training cannot continue (``UsageError``); nothing is changed."""
+        position, identity = checkpoints.read_position(checkpoint)
+        snapshots.refuse_other(
+            position, identity, identity=self._identity(), world=self.accelerator.num_processes, where=str(checkpoint)
+        )
+
     def fit(self, run: RunFolder, *, resume: Path | None = None) -> TrainingResult:
         """Train until the last epoch, ``max_steps``, or a signal.
 
@@ -97,6 +104,7 @@ class Trainer:
         self.run = run
         torch.manual_seed(self.recipe.train.seed + self.accelerator.process_index)
         if resume is not None:
+            self.refuse_other(resume)
             self._restore(checkpoints.read(resume))
         self._introduce()
         with catch_stop() as stop:
@@ -232,7 +240,7 @@ class Trainer:
     def _restore(self, state: State) -> None:
         """Put everything back as it was at a checkpoint."""
         where = str(self.run.path)
-        self.position = snapshots.put_back(state, self.learner, identity=self._identity(), where=where)
+        self.position = snapshots.put_back(state, self.learner, where=where)
         if self.accelerator.is_main_process:
             self.run.store_recipe(self.recipe)  # max_steps and its like may have changed
             self.run.forget_metrics_after(self.position.step, validated=self._metric() is not None)

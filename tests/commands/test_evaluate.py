@@ -51,8 +51,8 @@ def here(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 @pytest.fixture
-def memorysam(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Program:
-    return Program(capsys, monkeypatch)
+def memorysam(capsys: pytest.CaptureFixture[str]) -> Program:
+    return Program(capsys)
 
 
 def test_without_any_option_the_best_of_the_latest_run_is_scored_on_val(here: Path, memorysam: Program) -> None:

@@ -43,8 +43,8 @@ def here(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 @pytest.fixture
-def memorysam(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Program:
-    return Program(capsys, monkeypatch)
+def memorysam(capsys: pytest.CaptureFixture[str]) -> Program:
+    return Program(capsys)
 
 
 def masks(out: Path) -> dict[str, tuple[int, ...]]:

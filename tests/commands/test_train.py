@@ -128,6 +128,18 @@ def test_going_on_from_an_older_checkpoint_leaves_the_newer_ones_aside(memorysam
     assert (run.checkpoints / "step-00000004.abandoned").is_dir()
 
 
+def test_a_refused_resume_leaves_every_checkpoint_and_the_recipe_as_they_were(memorysam: Run) -> None:
+    each = "train.checkpoint_minutes=0.000001"
+    answer = memorysam("train", "-r", "demo", "--json", *changes("train.max_steps=3", each, "train.keep_checkpoints=9"))
+    run = RunFolder(Path(answer.answer["run"]))
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file() and path.name != ".lock"}
+    older = run.checkpoints / "step-00000001"
+    ended = memorysam("train", "--resume", older, "--set", "optim.lr=0.5")
+    assert ended.code == 2 and "optim.lr was 0.003, is 0.5" in ended.err
+    after = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert after == before
+
+
 def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(memorysam: Run) -> None:
     run = RunFolder(Path(memorysam("train", "-r", "demo", "--json", *changes()).answer["run"]))
     newest, _ = checkpoints.newest_valid(run.checkpoints)

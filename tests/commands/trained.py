@@ -14,11 +14,6 @@ from memorysam_cli import recipe as recipes
 from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.model import weights
 
-COMMANDS = {
-    "evaluate": "memorysam_cli.commands.evaluate:evaluate",
-    "predict": "memorysam_cli.commands.predict:predict",
-}
-
 
 def save_weights(path: Path, info: DatasetInfo, *, modalities: tuple[str, ...] = ("img", "depth")) -> Path:
     """Weights for a data set, with the values that training begins with."""
@@ -57,9 +52,8 @@ class Ended:
 class Program:
     """The ``memorysam`` program, within this process."""
 
-    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self.capsys = capsys
-        monkeypatch.setattr(app, "COMMANDS", COMMANDS)
 
     def __call__(self, *arguments: object) -> Ended:
         self.capsys.readouterr()
