@@ -15,6 +15,8 @@ IGNORE = 255
 
 Kind = Literal["rgb", "gray", "depth", "hha", "event", "lidar", "thermal", "angle"]
 Interpolation = Literal["bilinear", "nearest"]
+Flip = Literal["mirror", "negate_sine", "negate_cosine"]
+Colour = tuple[int, int, int]
 
 
 class Strict(BaseModel):
@@ -26,9 +28,8 @@ class Strict(BaseModel):
 class Modality(Strict):
     """One sensor: how its files become a (3, H, W) float tensor.
 
-    Values are scaled to [0, 1] by dtype (uint8 / 255, uint16 / 65535, float as stored), grey is
-    repeated to three channels, alpha is dropped, and then ``(x - mean) / std`` where both are given.
-    Source: the reference's pre-processing for DELIVER and MCubeS.
+    Three of the stored channels are taken, stored values become ``x = stored · scale + offset``, and then
+    ``(x - mean) / std`` where both are given. Source: the reference's pre-processing for DELIVER and MCubeS.
     """
 
     name: str
@@ -38,17 +39,32 @@ class Modality(Strict):
     interpolation: Interpolation = "bilinear"
     photometric: tuple[Literal["jitter", "blur"], ...] = ()
     """Which photometric augmentations act on this modality (geometry always acts on all)."""
+    channels: tuple[int, int, int] | None = None
+    """Which stored channels are the three, from 0. None: grey is repeated, alpha is dropped; any other number of
+    channels needs this."""
+    scale: float | None = None
+    """Of stored values. None: by dtype, uint8 / 255, uint16 / 65535, floating point as stored."""
+    offset: float = 0.0
+    """Added to scaled values."""
+    flip: Flip = "mirror"
+    """What a horizontal flip does beside mirroring the pixels. An angle given as [sine, cosine, sine] may have to
+    change the sign of one, by its convention; ``mirror`` is what the reference does. The others need a range of values
+    that is symmetric about 0: floating point, or integers with ``scale`` and ``offset``."""
 
 
 class LabelRule(Strict):
     """How a raw label value becomes a class index.
 
-    ``raw + shift`` is the class; values in ``ignore`` become 255; anything else outside
-    0..K-1 is refused, never wrapped.
+    ``raw + shift`` is the class, or what ``mapping`` says where there is one; values in ``ignore`` become 255;
+    anything else outside 0..K-1 is refused, never wrapped.
     """
 
     shift: int = 0
     ignore: tuple[int, ...] = (IGNORE,)
+    mapping: tuple[tuple[int, int], ...] = ()
+    """(raw, class) pairs; where there are any, all raw values must be listed here or in ``ignore``."""
+    colours: bool = False
+    """The files are RGB pictures in the palette's colours; other colours become 255, and the check counts them."""
 
 
 class Crop(Strict):
@@ -61,6 +77,17 @@ class Crop(Strict):
     """Then cut the centre square."""
 
 
+class Statistics(Strict):
+    """The values of one modality over a split, after ``scale`` and ``offset``, before normalisation."""
+
+    split: str
+    scenes: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    low: float
+    high: float
+
+
 class DatasetInfo(Strict):
     """The content of ``dataset.json``."""
 
@@ -68,10 +95,14 @@ class DatasetInfo(Strict):
     name: str
     title: str
     classes: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
+    palette: tuple[Colour, ...]
     modalities: tuple[Modality, ...]
     """All that the data set has, in its own order."""
     label: LabelRule = LabelRule()
+    unlabelled: tuple[str, ...] = ()
+    """Splits whose labels are not published; their scenes can be predicted, not scored."""
+    statistics: dict[str, Statistics] = Field(default_factory=dict)
+    """Modality → what ``prepare --measure`` found; for information, ``mean`` and ``std`` of the modality decide."""
     crop: Crop | None = None
     """Only for data sets whose published protocol scores a part of the frame."""
     root: str = "."

@@ -58,7 +58,7 @@ def test_imports_point_downwards(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [PACKAGE / "app.py", *sorted((PACKAGE / "commands").glob("*.py"))], ids=lambda p: p.name
+    "path", [PACKAGE / "app.py", *sorted((PACKAGE / "commands").rglob("*.py"))], ids=lambda p: p.name
 )
 def test_commands_import_nothing_heavy_before_they_run(path: Path) -> None:
     assert not {name.split(".")[0] for name in imported(path, at_top_only=True)} & HEAVY
