@@ -24,8 +24,21 @@ BACKBONES = (
 )
 
 
+DEFAULT = "default"
+"""The recipe of a training that names none."""
+AUTO = "auto"
+"""As ``data.dataset``: the one that is prepared below the data root."""
+ALL = "all"
+"""As the only one of ``data.modalities``: all that the data set has."""
+
+
+def is_word(text: str) -> bool:
+    """Whether a text can name a folder, a data set, a modality."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text) is not None
+
+
 def _word(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
+    if not is_word(text):
         raise ValueError("must be a word of letters, digits, '.', '_' and '-', beginning with a letter or a digit")
     return text
 
@@ -45,8 +58,9 @@ class Data(Section):
     """Which scenes, which sensors, at what size."""
 
     dataset: Name
+    """The prepared data set; ``auto``: the only one below the data root."""
     modalities: tuple[Name, ...] = Field(min_length=1)
-    """Names of ``dataset.json``, in the order in which the memory sees them."""
+    """Names of ``dataset.json``, in the order in which the memory sees them; ``[all]``: all, in its order."""
     image_size: int = Field(gt=0, multiple_of=32)
     """Side of the training crop, and short side in evaluation, in pixels."""
     train_split: Name = "train"
@@ -59,6 +73,8 @@ class Data(Section):
     def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) != len(value):
             raise ValueError("a modality occurs twice")
+        if ALL in value and len(value) > 1:
+            raise ValueError("'all' stands alone; name the modalities, or give [all]")
         return value
 
 
@@ -192,6 +208,16 @@ class Recipe(Section):
     spmm: Spmm
     optim: Optim
     train: Train
+
+    def for_dataset(self, dataset: str, modalities: Sequence[str]) -> Recipe:
+        """The recipe with ``auto`` and ``all`` filled in.
+
+        Args:
+            dataset: the data set that ``auto`` means here.
+            modalities: all that it has.
+        """
+        names = tuple(modalities) if self.data.modalities == (ALL,) else self.data.modalities
+        return self.model_copy(update={"data": self.data.model_copy(update={"dataset": dataset, "modalities": names})})
 
     def to_yaml(self) -> str:
         """The recipe with every value written out, in the schema's order; ``load`` reads the same recipe from it."""

@@ -58,8 +58,27 @@ PAPER = {
 }
 
 
-def test_the_shipped_recipes_are_the_published_ones_and_the_demo() -> None:
-    assert sorted(recipe.shipped()) == sorted([*PAPER, "demo"])
+def test_the_shipped_recipes_are_the_published_ones_the_demo_and_the_default() -> None:
+    assert sorted(recipe.shipped()) == sorted([*PAPER, "demo", "default"])
+
+
+def test_the_default_recipe_leaves_data_set_and_modalities_open() -> None:
+    given_ = recipe.load("default")
+    assert (given_.data.dataset, given_.data.modalities) == (recipe.AUTO, (recipe.ALL,))
+    assert (given_.model.backbone, given_.data.image_size) == ("sam2-hiera-base-plus", 512)
+    assert (given_.spmm.variant, given_.spmm.weight) == ("paper", 0.1)
+
+
+def test_a_recipe_is_filled_in_for_a_data_set() -> None:
+    filled = recipe.load("default").for_dataset("mine", ["rgb", "depth"])
+    assert (filled.data.dataset, filled.data.modalities) == ("mine", ("rgb", "depth"))
+    assert filled.model == recipe.load("default").model
+    named = recipe.load("default", ["data.modalities=[depth]"]).for_dataset("mine", ["rgb", "depth"])
+    assert named.data.modalities == ("depth",)
+
+
+def test_all_stands_alone(file: Path) -> None:
+    assert "'all' stands alone" in refusal(file, "data.modalities=[all, img]")
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -1,14 +1,13 @@
-"""``memorysam evaluate``: score weights on a labelled split."""
+"""``memorysam evaluate``: score weights on labelled splits, or measure how they bear failing sensors."""
 
 from __future__ import annotations
 
-import contextlib
 from typing import Annotated, Literal
 
 import typer
 
 from memorysam_cli.commands import options
-from memorysam_cli.errors import CheckFailedError
+from memorysam_cli.errors import CheckFailedError, UsageError
 
 EXAMPLE = "memorysam evaluate --weights runs/latest/checkpoints/best.safetensors --split test --json"
 
@@ -16,12 +15,29 @@ EXAMPLE = "memorysam evaluate --weights runs/latest/checkpoints/best.safetensors
 def evaluate(
     weights: options.Weights = None,
     data: options.Data = None,
-    split: options.Split = "val",
+    split: Annotated[
+        str, typer.Option("--split", metavar="A,B", help="train, val, test, several with commas, or all.")
+    ] = "val",
     modalities: options.Modalities = None,
+    missing: options.Missing = "drop",
+    tta: options.Tta = False,
+    tta_scales: options.TtaScales = None,
+    tile: options.Tile = False,
+    tile_overlap: options.TileOverlap = 0.25,
     protocol: Annotated[
         Literal["resized", "native"],
         typer.Option(help="Which figures to head the report: the papers' (resized), or those at the labels' own size."),
     ] = "resized",
+    robustness: Annotated[
+        Literal["any", "emm", "rmm", "nm"] | None,
+        typer.Option(help="Instead: a published benchmark of missing (any, emm, rmm) or noisy (nm) sensors."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random failures of --robustness rmm and nm.")] = 0,
+    repeats: Annotated[int, typer.Option(min=1, help="How often --robustness draws what is random.")] = 1,
+    noise_extremes: Annotated[
+        Literal["batch", "scene"],
+        typer.Option(help="Salt and pepper of --robustness nm: the extremes of a batch (as published) or of a scene."),
+    ] = "batch",
     min_miou: Annotated[
         float | None,
         typer.Option(min=0, max=100, metavar="PERCENT", help="End with exit code 10 if the mIoU is below this."),
@@ -34,7 +50,7 @@ def evaluate(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Score weights: IoU, F1 and accuracy per class, condition and failure case, in both protocols.
+    """Score weights: IoU, F1 and accuracy per class, condition, failure case and scene, in both protocols.
 
     The data set is the one that the weights were trained for. Results go to <run>/evaluate/<split>/.
     """
@@ -42,41 +58,27 @@ def evaluate(
 
     options.begin(json=json, verbose=verbose, quiet=quiet)
     path = weights or run_folder.default_weights()  # before torch is imported: without weights the answer is instant
-    names = options.names(modalities)
-    from memorysam_cli.data import manifest
-    from memorysam_cli.engine import evaluation, results, runtime
-    from memorysam_cli.model import load
-    from memorysam_cli.model.weights import read_card
+    names, scales = options.names(modalities), options.scales(tta_scales, tta=tta)
+    if robustness is not None and (scales or tile or min_miou is not None):
+        raise UsageError("--robustness: is defined without --tta, --tile and --min-miou; leave them out")
+    from memorysam_cli.engine import assessment
+    from memorysam_cli.engine.views import View
     from memorysam_cli.report import console
-    from memorysam_cli.storage import lock
 
-    card = read_card(path)
-    chosen = evaluation.choose_modalities(card.modalities, names)
-    found = manifest.read(manifest.data_root(data), card.dataset.name)
-    evaluation.check_classes(card.dataset, found.info, weights=str(path))
-    scenes = found.of_split(split)
-    folder = out or results.folder_for(
-        path, run=run_folder.run_of(path), split=split, card=card, modalities=chosen
-    )  # fmt: skip
-    accelerator = runtime.make_accelerator(runtime.choose_device(device), precision="fp32")
-    is_main = accelerator.is_main_process
-    with lock.hold(folder) if is_main else contextlib.nullcontext():
-        model = load(path, device=accelerator.device)
-        share = len(scenes[accelerator.process_index :: accelerator.num_processes])
-        with console.progress(share if is_main else 0, f"evaluate {split}") as progress:
-            outcome = evaluation.evaluate(
-                model, found, scenes=scenes, modalities=chosen, image_size=card.image_size, device=accelerator.device,
-                batch=batch, workers=workers, accelerator=accelerator, advance=progress.advance,
-            )  # fmt: skip
-        if not is_main:
-            return
-        facts = results.facts(card, weights=path, manifest=found, split=split, scenes=len(scenes), modalities=chosen)
-        report = results.describe(outcome, protocol=protocol, facts=facts, folder=folder)
-        results.write(report, outcome.confusion(protocol), folder)
-    results.show(report)
+    view = View(missing=missing, scales=scales, tile=tile, overlap=tile_overlap)
+    task = assessment.plan(path, data=data, split=split, modalities=names, view=view, out=out)
+    if robustness is not None:
+        report = assessment.measure_robustness(
+            task, kind=robustness, seed=seed, repeats=repeats, noise_extremes=noise_extremes, protocol=protocol,
+            device=device, batch=batch, workers=workers,
+        )  # fmt: skip
+    else:
+        report = assessment.score(task, protocol=protocol, device=device, batch=batch, workers=workers)
+    if report is None:  # only the first of several processes has the result
+        return
     if json:
         console.answer(report)
     if min_miou is not None and not report["miou"] >= min_miou:
         raise CheckFailedError(
-            f"--min-miou {min_miou:g}: the mIoU is {report['miou']:.2f} on {split} ({protocol} protocol)"
+            f"--min-miou {min_miou:g}: the mIoU is {report['miou']:.2f} on {task.split} ({protocol} protocol)"
         )

@@ -8,7 +8,7 @@ Each is the annotation of a parameter. A parameter without a default is required
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -47,6 +47,23 @@ Modalities = Annotated[
     typer.Option("--modalities", "-m", metavar="A,B", help="Use only these modalities, such as img,depth."),
 ]
 
+Missing = Annotated[
+    Literal["drop", "zero"],
+    typer.Option(help="Modalities that are left out: not fed at all, or fed as zeros after normalisation."),
+]
+Tta = Annotated[
+    bool, typer.Option("--tta", help="Average over scales 0.5 to 1.75 and mirrored images: slower, steadier.")
+]
+TtaScales = Annotated[
+    str | None, typer.Option("--tta-scales", metavar="A,B", help="As --tta, with these scales, such as 0.75,1,1.25.")
+]
+Tile = Annotated[
+    bool, typer.Option("--tile", help="See large images at their own resolution, through overlapping windows.")
+]
+TileOverlap = Annotated[
+    float, typer.Option(min=0, max=0.9, metavar="SHARE", help="Of neighbouring windows' side, at least, with --tile.")
+]
+
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Scenes of one size that are computed at once.")]
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes that read ahead.")]
 
@@ -78,3 +95,24 @@ def names(text: str | None) -> tuple[str, ...] | None:
             f"--modalities '{text}': a name is missing; separate names by single commas, such as img,depth"
         )
     return words
+
+
+def scales(text: str | None, *, tta: bool) -> tuple[float, ...]:
+    """The scales of ``--tta`` and ``--tta-scales``; none without either.
+
+    Raises:
+        UsageError: a scale that is no number from 0.1 to 4, or is given twice.
+    """
+    if text is None and tta:
+        from memorysam_cli.engine.views import SCALES
+
+        return SCALES
+    if text is None:
+        return ()
+    try:
+        found = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or len(set(found)) != len(found) or not all(0.1 <= scale <= 4 for scale in found):
+        raise UsageError(f"--tta-scales '{text}': must be different numbers from 0.1 to 4, such as 0.75,1,1.25")
+    return found

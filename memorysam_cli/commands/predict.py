@@ -24,6 +24,11 @@ def predict(
     weights: options.Weights = None,
     split: options.OptionalSplit = None,
     modalities: options.Modalities = None,
+    missing: options.Missing = "drop",
+    tta: options.Tta = False,
+    tta_scales: options.TtaScales = None,
+    tile: options.Tile = False,
+    tile_overlap: options.TileOverlap = 0.25,
     renames: Annotated[
         list[str] | None,
         typer.Option("--map", metavar="MODALITY=NAME", help="What your files call a modality (repeatable)."),
@@ -52,9 +57,9 @@ def predict(
 
     options.begin(json=json, verbose=verbose, quiet=quiet)
     path = weights or run_folder.default_weights()  # before torch is imported: without weights the answer is instant
-    asked = options.names(modalities)
+    asked, scales = options.names(modalities), options.scales(tta_scales, tta=tta)
     from memorysam_cli.data import inputs
-    from memorysam_cli.engine import evaluation, prediction, prediction_folder, runtime
+    from memorysam_cli.engine import evaluation, prediction, prediction_folder, runtime, views
     from memorysam_cli.model.weights import read_card
     from memorysam_cli.report import console
 
@@ -73,7 +78,7 @@ def predict(
     report = prediction.segment(
         path, out, scenes=wanted, root=found.root, source=str(scenes), modalities=chosen, device=place,
         extras=[name for name, is_wanted in trees.items() if is_wanted], batch=batch, workers=workers,
-        skip_bad=on_error == "skip",
+        skip_bad=on_error == "skip", view=views.View(missing, scales, tile, tile_overlap),
     )  # fmt: skip
     console.say(f"{report['done']} of {report['scenes']} scenes, {', '.join(report['modalities'])}")
     for name, folder in report["trees"].items():

@@ -15,7 +15,9 @@ EXAMPLE = "memorysam train --recipe demo --set train.epochs=4 --out runs/trial"
 def train(
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", "-r", metavar="NAME|FILE", help="A shipped recipe's name, or a .yaml file."),
+        typer.Option(
+            "--recipe", "-r", metavar="NAME|FILE", help="A shipped recipe's name, or a .yaml file; else default."
+        ),
     ] = None,
     data: options.Data = None,
     out: options.OptionalOut = None,
@@ -36,25 +38,33 @@ def train(
 ) -> None:
     """Train a model by a recipe: LoRA, OHEM and the SPMM on SAM2's memory across modalities.
 
+    Without --recipe: the recipe `default`, on the one data set that is prepared below ROOT, with all its sensors.
     Writes runs/<recipe>-<date>-<id>/ with the best and last weights, curves, metrics and sample pictures. Stops
     cleanly on Ctrl-C or SIGTERM, and continues where it stood with --resume.
     """
     from memorysam_cli import recipe as recipes
 
     options.begin(json=json, verbose=verbose, quiet=quiet)
-    if recipe is not None:
-        recipes.load(recipe, overrides or [])  # a mistyped key is told at once, not after the seconds that torch takes
+    if recipe is not None or resume is None:
+        recipes.load(
+            recipe or recipes.DEFAULT, overrides or []
+        )  # a mistyped key is told at once, not after the seconds that torch takes
     from memorysam_cli.data import manifest
     from memorysam_cli.engine import runtime, starting
     from memorysam_cli.engine.training import Trainer
     from memorysam_cli.report import console
 
-    chosen = starting.choose_recipe(recipe, overrides=overrides or [], resume=resume, out=out)
+    root = manifest.data_root(data)
+    asked = starting.choose_recipe(recipe, overrides=overrides or [], resume=resume, out=out)
+    chosen = starting.resolve(asked, root)
     planned = starting.plan(chosen, out=out, resume=resume)
-    scenes = manifest.read(manifest.data_root(data), chosen.data.dataset)
+    scenes = manifest.read(root, chosen.data.dataset)
+    starting.refuse_missing_splits(chosen, scenes)
     accelerator = runtime.make_accelerator(
         runtime.choose_device(device), precision=chosen.train.precision, accumulate=chosen.train.accumulate
     )
+    if chosen != asked and accelerator.is_main_process:
+        console.note(f"recipe {chosen.name}: data set {chosen.data.dataset}, {', '.join(chosen.data.modalities)}")
     # Whatever can be refused is refused before the run's folder is touched.
     trainer = Trainer(chosen, scenes, accelerator=accelerator)
     if planned.checkpoint is not None:

@@ -1,7 +1,7 @@
 """Scenes: where they lie, how they become tensors.
 
-``DATASETS`` is the catalogue: plain strings, so that listing it loads nothing. A new data set is one module with
-a :class:`~memorysam_cli.data.layout.Layout`, one line here and one test.
+``DATASETS`` is the catalogue: plain strings, so that listing it loads nothing. A new data set is one declaration in
+``data/datasets/``, a :class:`~memorysam_cli.data.layout.Layout`, one line here and one test.
 """
 
 from __future__ import annotations
@@ -13,10 +13,18 @@ from memorysam_cli.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from memorysam_cli.data.layout import Layout
+    from memorysam_cli.dataset import DatasetInfo
 
 DATASETS: dict[str, str] = {
-    "deliver": "memorysam_cli.data.deliver:DELIVER",
-    "mcubes": "memorysam_cli.data.mcubes:MCUBES",
+    "deliver": "memorysam_cli.data.datasets.deliver:DELIVER",
+    "mcubes": "memorysam_cli.data.datasets.mcubes:MCUBES",
+    "mfnet": "memorysam_cli.data.datasets.mfnet:MFNET",
+    "fmb": "memorysam_cli.data.datasets.fmb:FMB",
+    "pst900": "memorysam_cli.data.datasets.pst900:PST900",
+    "nyu": "memorysam_cli.data.datasets.nyu:NYU",
+    "kitti360": "memorysam_cli.data.datasets.kitti360:KITTI360",
+    "urbanlf": "memorysam_cli.data.datasets.urbanlf:URBANLF",
+    "muses": "memorysam_cli.data.datasets.muses:MUSES",
 }
 """Name in ``memorysam prepare NAME`` and in ``data.dataset`` → ``module:object``."""
 
@@ -32,3 +40,12 @@ def layout_of(name: str) -> Layout:
     module, _, attribute = DATASETS[name].partition(":")
     found: Layout = getattr(importlib.import_module(module), attribute)
     return found
+
+
+def published_info(name: str) -> DatasetInfo:
+    """What a published data set is, with all modalities that it may have, without its folder.
+
+    Raises:
+        UsageError: the catalogue has no such name.
+    """
+    return layout_of(name).published_info

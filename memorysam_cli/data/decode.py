@@ -11,13 +11,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.data.resizing import resize_nearest
 from memorysam_cli.data.transforms import Sample
-from memorysam_cli.dataset import IGNORE, LabelRule, Modality
+from memorysam_cli.dataset import IGNORE, Colour, LabelRule, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
 
@@ -25,7 +26,8 @@ Frame = npt.NDArray[Any]
 
 RAW_VALUES = 65536
 """Label files hold at most 16 bits."""
-ILLEGAL = -1
+LISTED = 12
+"""Legal values that a message lists one by one."""
 
 
 def read_modality(paths: Sequence[Path], modality: Modality) -> Frame:
@@ -36,10 +38,11 @@ def read_modality(paths: Sequence[Path], modality: Modality) -> Frame:
         modality: what the files are.
 
     Returns:
-        (H, W, 3) uint8, uint16 or float32, as stored; grey is repeated, alpha is dropped.
+        (H, W, 3) uint8, uint16 or float32, as stored: the modality's three ``channels``; where it has none declared,
+        grey is repeated and alpha is dropped.
 
     Raises:
-        DataError: a file is missing, damaged, or of another kind; names the file.
+        DataError: a file is missing, damaged, or of another kind, or lacks a channel; names the file.
 
     Source: DATASETS §0 and §1.5 (MCubeS's angles).
     """
@@ -54,37 +57,55 @@ def read_modality(paths: Sequence[Path], modality: Modality) -> Frame:
     if len(paths) != 1:
         raise DataError(f"{paths[0]}: modality '{modality.name}' takes one file, not {len(paths)}")
     array = _read(paths[0])
-    if array.shape[2] != 1:
+    count = 1 if array.ndim == len("HW") else array.shape[2]
+    if modality.channels is not None:
+        return _take(array, modality, channels=modality.channels, count=count, path=paths[0])
+    if count == len("RGB"):
         return array
+    if count == len("RGBA"):
+        return cv2.cvtColor(array, cv2.COLOR_RGBA2RGB)  # (H, W, 4) -> (H, W, 3)
+    if count != 1:
+        raise DataError(
+            f"{paths[0]}: has {count} channels, and which three make up '{modality.name}' is not declared; say it with "
+            f"--channels {modality.name}=0,1,{min(2, count - 1)} in 'prepare folder', or as 'channels' in dataset.json"
+        )
     if modality.kind == "angle":
         raise DataError(f"{paths[0]}: one plane is no angle; '{modality.name}' needs its sine and its cosine")
-    return np.repeat(array, 3, axis=2)  # (H, W, 1) -> (H, W, 3)
+    return cv2.merge([array] * 3)  # (H, W) -> (H, W, 3)
 
 
-def read_label(path: Path, rule: LabelRule, classes: int) -> npt.NDArray[np.uint8]:
+def read_label(path: Path, rule: LabelRule, classes: int, *, palette: Sequence[Colour] = ()) -> npt.NDArray[np.uint8]:
     """Read a label and turn its raw values into classes.
 
     Args:
-        path: one channel, or four of which the first counts (DELIVER); 8 or 16 bits; lossless.
+        path: one channel, or four of which the first counts (DELIVER); 8 or 16 bits; lossless. With ``rule.colours``
+            an RGB picture, alpha dropped.
         rule: how raw values map to classes.
         classes: K, at most 255.
+        palette: K colours; for ``rule.colours``.
 
     Returns:
         (H, W) uint8: 0..K-1, or 255 where the pixel counts nowhere.
 
     Raises:
         DataError: the file is unusable, or holds a value that is no class: file, value, how many pixels,
-            the first (row, column), and what is legal.
+            the first (row, column), and what is legal; or the rule itself is impossible.
     """
+    if rule.colours:
+        return _of_colours(path, tuple(palette)[:classes])
     raw = _raw_label(path)
-    table = _class_table(rule, classes)
+    table, is_illegal = _class_table(rule, classes)
     inside = raw if raw.dtype in (np.uint8, np.uint16) else np.clip(raw, 0, RAW_VALUES - 1)
-    label = table[inside]
+    label = table.take(inside)
+    wrong = is_illegal.take(inside)
     if inside is not raw:
-        label[inside != raw] = ILLEGAL
-    if label.min() < 0:
-        raise DataError(_illegal(path, raw, label, rule=rule, classes=classes))
-    return label.astype(np.uint8)
+        wrong |= inside != raw
+        # What is below 0 or above 16 bits may be ignored, but is never a class.
+        outside = np.isin(raw, [value for value in rule.ignore if not 0 <= value < RAW_VALUES])
+        label[outside], wrong[outside] = IGNORE, False
+    if wrong.any():
+        raise DataError(_illegal(path, raw, wrong, rule=rule, classes=classes))
+    return label
 
 
 def read_sample(
@@ -94,6 +115,7 @@ def read_sample(
     modalities: Sequence[Modality],
     rule: LabelRule | None = None,
     classes: int = 0,
+    palette: Sequence[Colour] = (),
 ) -> Sample:
     """Read a scene's frames, and its label where a rule is given, all of one size.
 
@@ -103,6 +125,7 @@ def read_sample(
         modalities: which frames, in this order.
         rule: the label's rule; none leaves the label out.
         classes: K, with ``rule``.
+        palette: K colours, for labels that are pictures in colours.
 
     Returns:
         Frames of one size; low-resolution events are enlarged by nearest.
@@ -120,7 +143,7 @@ def read_sample(
     if rule is not None:
         if scene.label is None:
             raise DataError(f"scene {scene.id}: has no label; only 'predict' works without labels")
-        label = read_label(root / scene.label, rule, classes)
+        label = read_label(root / scene.label, rule, classes, palette=palette)
     return Sample(frames=_of_one_size(frames, label, scene=scene, modalities=modalities), label=label)
 
 
@@ -146,12 +169,9 @@ def _of_one_size(
 
 
 def _read(path: Path) -> Frame:
-    """(H, W, 1) or (H, W, 3), uint8, uint16 or float32."""
+    """(H, W) or (H, W, C) with C > 1; uint8, uint16 or float32."""
     array = images.read(path)
-    array = array[:, :, None] if array.ndim == len("HW") else array
-    array = array[:, :, :3] if array.shape[2] == len("RGBA") else array
-    if array.shape[2] not in (1, 3):
-        raise DataError(f"{path}: has {array.shape[2]} channels; allowed are one, three or four")
+    array = array[:, :, 0] if array.ndim > len("HW") and array.shape[2] == 1 else array
     if array.dtype in (np.float16, np.float64):
         array = array.astype(np.float32)
     if array.dtype not in (np.uint8, np.uint16, np.float32):
@@ -159,12 +179,26 @@ def _read(path: Path) -> Frame:
     return np.ascontiguousarray(array)
 
 
+def _take(array: Frame, modality: Modality, *, channels: tuple[int, int, int], count: int, path: Path) -> Frame:
+    """The three declared channels: (H, W) or (H, W, C) -> (H, W, 3)."""
+    if not 0 <= min(channels) <= max(channels) < count:
+        raise DataError(
+            f"{path}: has {count} channel(s), but '{modality.name}' takes {', '.join(map(str, channels))} (from 0); "
+            "mend 'channels' in dataset.json"
+        )
+    if count == 1:
+        return cv2.merge([array] * 3)
+    if channels == (0, 1, 2) and count == len(channels):
+        return array
+    return cv2.merge([cv2.extractChannel(array, channel) for channel in channels])
+
+
 def _plane(path: Path) -> Frame:
     """A file with one channel: (H, W)."""
     array = _read(path)
-    if array.shape[2] != 1:
+    if array.ndim != len("HW"):
         raise DataError(f"{path}: has {array.shape[2]} channels; the sine or cosine of an angle has one")
-    return array[:, :, 0]
+    return array
 
 
 def _raw_label(path: Path) -> Frame:
@@ -179,28 +213,79 @@ def _raw_label(path: Path) -> Frame:
     return array if array.ndim == len("HW") else array[:, :, 0]
 
 
-@lru_cache(maxsize=8)
-def _class_table(rule: LabelRule, classes: int) -> npt.NDArray[np.int32]:
-    """Raw value → class, 255, or ILLEGAL. int32: in uint8 a shift of -1 would turn 0 into 255."""
-    if not 0 < classes <= IGNORE:
-        raise DataError(f"{classes} classes: from 1 to {IGNORE} are possible")
-    table = np.arange(RAW_VALUES, dtype=np.int32) + rule.shift
-    table[(table < 0) | (table >= classes)] = ILLEGAL
-    table[list(rule.ignore)] = IGNORE
+def _of_colours(path: Path, palette: tuple[Colour, ...]) -> npt.NDArray[np.uint8]:
+    """(H, W) classes of a picture in the palette's colours; other colours become 255."""
+    header = images.header(path)
+    if header.format == "jpeg":
+        raise DataError(f"{path}: is a JPEG; labels in colours must be lossless (PNG), or no colour is exact")
+    array = images.read(path)
+    if array.ndim == len("HW") or array.shape[2] not in (3, 4) or array.dtype != np.uint8:
+        raise DataError(f"{path}: is no 8-bit RGB picture, but labels of this data set are (label.colours)")
+    packed = array[:, :, 0].astype(np.int32) << 8  # (H, W, 3) -> (H, W)
+    packed |= array[:, :, 1]
+    packed <<= 8
+    packed |= array[:, :, 2]
+    return _colour_table(palette).take(packed)
+
+
+@lru_cache(maxsize=1)
+def _colour_table(palette: tuple[Colour, ...]) -> npt.NDArray[np.uint8]:
+    """Colour as one number of 24 bits → class, or 255; 16 MB."""
+    if not palette or len(set(palette)) != len(palette):
+        raise DataError(f"labels in colours need a different colour for every class; the palette is {palette}")
+    table = np.full(1 << 24, IGNORE, np.uint8)
+    for index, (red, green, blue) in enumerate(palette):
+        table[red << 16 | green << 8 | blue] = index
     return table
 
 
-def _illegal(path: Path, raw: Frame, label: Frame, *, rule: LabelRule, classes: int) -> str:
+@lru_cache(maxsize=8)
+def _class_table(rule: LabelRule, classes: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    """Raw value → class or 255, and whether it is illegal."""
+    if not 0 < classes <= IGNORE:
+        raise DataError(f"{classes} classes: from 1 to {IGNORE} are possible")
+    # int32: in uint8 a shift of -1 would turn 0 into 255.
+    table = np.arange(RAW_VALUES, dtype=np.int32) + rule.shift
+    if rule.mapping:
+        table[:] = -1
+        for raw, index in rule.mapping:
+            if not (0 <= raw < RAW_VALUES and 0 <= index < classes):
+                raise DataError(
+                    f"label.mapping: {raw} → {index} is impossible; raw values are 0..{RAW_VALUES - 1}, classes "
+                    f"0..{classes - 1}; mend dataset.json"
+                )
+            table[raw] = index
+    is_illegal = (table < 0) | (table >= classes)
+    ignored = [value for value in rule.ignore if 0 <= value < RAW_VALUES]
+    is_illegal[ignored] = False
+    table[is_illegal] = 0
+    table[ignored] = IGNORE
+    return table.astype(np.uint8), is_illegal
+
+
+def _illegal(path: Path, raw: Frame, wrong: npt.NDArray[np.bool_], *, rule: LabelRule, classes: int) -> str:
     """The message on the first illegal pixel."""
-    row, column = (int(index) for index in np.argwhere(label < 0)[0])
+    row, column = (int(index) for index in np.argwhere(wrong)[0])
     value = int(raw[row, column])
-    others = int((label < 0).sum() - (raw == value).sum())
+    others = int(wrong.sum() - (raw == value).sum())
     more = f" (and {others} pixels of other illegal values)" if others else ""
-    ignored = ", ".join(str(number) for number in rule.ignore)
     return (
         f"{path}: label value {value} in {int((raw == value).sum())} pixels, first at (row {row}, column {column})"
-        f"{more}; legal are {-rule.shift}..{classes - 1 - rule.shift}, and {ignored} for 'ignored'"
+        f"{more}; legal are {_legal(rule, classes)}, and {_few(rule.ignore)} for 'ignored'"
     )
+
+
+def _legal(rule: LabelRule, classes: int) -> str:
+    """The raw values that are classes."""
+    if rule.mapping:
+        return _few(sorted(raw for raw, _ in rule.mapping))
+    return f"{-rule.shift}..{classes - 1 - rule.shift}"
+
+
+def _few(values: Sequence[int]) -> str:
+    """Some values, all of them if they are few."""
+    more = f" … {values[-1]}" if len(values) > LISTED else ""
+    return ", ".join(str(value) for value in values[:LISTED]) + more
 
 
 def _size(frame: Frame) -> str:

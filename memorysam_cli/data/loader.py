@@ -128,7 +128,13 @@ def training_batches(
 
 
 def scored_scenes(
-    manifest: Manifest, *, scenes: Sequence[Scene], modalities: Sequence[Modality], size: int, workers: int
+    manifest: Manifest,
+    *,
+    scenes: Sequence[Scene],
+    modalities: Sequence[Modality],
+    size: int,
+    workers: int,
+    tile: bool = False,
 ) -> Iterator[ScoredScene]:
     """Scenes with labels in both evaluation protocols, one at a time, in order.
 
@@ -138,16 +144,24 @@ def scored_scenes(
         modalities: in the order of the memory.
         size: short side in pixels, a multiple of 32.
         workers: processes that read ahead; 0 reads in this one.
+        tile: whole frames keep their own resolution where their short side has at least ``size`` pixels; only labels
+            are then resized, but for data sets whose published protocol crops.
 
     Raises:
         DataError: a file cannot be used, or a scene lacks a modality or its label.
     """
-    source = _ScoredScenes(manifest, scenes, tuple(modalities), size)
+    source = _ScoredScenes(manifest, scenes, tuple(modalities), size, tile)
     return load(source, range(len(scenes)), workers=workers)
 
 
 def unlabelled_scenes(
-    root: Path, *, scenes: Sequence[Scene], modalities: Sequence[Modality], size: int, workers: int
+    root: Path,
+    *,
+    scenes: Sequence[Scene],
+    modalities: Sequence[Modality],
+    size: int,
+    workers: int,
+    tile: bool = False,
 ) -> Iterator[UnlabelledScene]:
     """Whole scenes for prediction, one at a time, in order; labels are not looked at.
 
@@ -157,11 +171,12 @@ def unlabelled_scenes(
         modalities: those wanted, in the order of the memory.
         size: short side in pixels, a multiple of 32.
         workers: processes that read ahead; 0 reads in this one.
+        tile: as in :func:`scored_scenes`.
 
     Raises:
         DataError: a file cannot be used, or a scene has none of the modalities.
     """
-    return load(_UnlabelledScenes(root, scenes, tuple(modalities), size), range(len(scenes)), workers=workers)
+    return load(_UnlabelledScenes(root, scenes, tuple(modalities), size, tile), range(len(scenes)), workers=workers)
 
 
 def modalities_of(info: DatasetInfo, names: Iterable[str]) -> tuple[Modality, ...]:
@@ -212,19 +227,22 @@ class _ScoredScenes(Source[ScoredScene]):
     scenes: Sequence[Scene]
     modalities: tuple[Modality, ...]
     size: int
+    tile: bool
 
     def item(self, index: int) -> ScoredScene:
         scene, crop = self.scenes[index], self.manifest.info.crop
         sample = _labelled(self.manifest, scene, self.modalities)
         assert sample.label is not None
         scored = transforms.for_scoring(sample, modalities=self.modalities, size=self.size, crop=crop)
-        resized = _batch([scored], self.modalities, (scene,))
         native = torch.from_numpy(sample.label.astype(np.int64))[None]  # (H, W) -> (1, H, W)
-        if crop is None:
+        resized = _batch([scored], self.modalities, (scene,))
+        if crop is None and not (self.tile and _is_large(sample, self.size)):
             return ScoredScene(scene, resized, Batch(resized.frames, native, (scene,)), shares_frames=True)
-        frames = transforms.for_prediction(Sample(sample.frames, None), modalities=self.modalities, size=self.size)
-        whole = _batch([frames], self.modalities, (scene,))
-        return ScoredScene(scene, resized, Batch(whole.frames, native, (scene,)), shares_frames=False)
+        frames = _whole(Sample(sample.frames, None), self.modalities, size=self.size, tile=self.tile)
+        whole = _batch([frames], self.modalities, (scene,)).frames
+        if crop is None:
+            resized = Batch(whole, resized.label, (scene,))
+        return ScoredScene(scene, resized, Batch(whole, native, (scene,)), shares_frames=crop is None)
 
 
 @dataclass(frozen=True)
@@ -233,6 +251,7 @@ class _UnlabelledScenes(Source[UnlabelledScene]):
     scenes: Sequence[Scene]
     modalities: tuple[Modality, ...]
     size: int
+    tile: bool
 
     def item(self, index: int) -> UnlabelledScene:
         scene = self.scenes[index]
@@ -242,15 +261,34 @@ class _UnlabelledScenes(Source[UnlabelledScene]):
             raise DataError(f"scene {scene.id}: has none of the modalities {wanted} (it has: {', '.join(scene.files)})")
         sample = decode.read_sample(self.root, scene, modalities=present)
         height, width = sample.size
-        resized = transforms.for_prediction(sample, modalities=present, size=self.size)
-        batch = _batch([resized], present, (scene,))
-        return UnlabelledScene(scene, batch.frames, tuple(resized.frames), height, width)
+        seen = _whole(sample, present, size=self.size, tile=self.tile)
+        batch = _batch([seen], present, (scene,))
+        return UnlabelledScene(scene, batch.frames, tuple(seen.frames), height, width)
 
 
 def _labelled(manifest: Manifest, scene: Scene, modalities: Sequence[Modality]) -> Sample:
     """A scene's frames and label."""
     info = manifest.info
-    return decode.read_sample(manifest.root, scene, modalities=modalities, rule=info.label, classes=len(info.classes))
+    return decode.read_sample(
+        manifest.root,
+        scene,
+        modalities=modalities,
+        rule=info.label,
+        classes=len(info.classes),
+        palette=info.palette,
+    )
+
+
+def _whole(sample: Sample, modalities: Sequence[Modality], *, size: int, tile: bool) -> Sample:
+    """Whole frames as the network sees them: at its size, or for windows at their own where that is larger."""
+    if tile and _is_large(sample, size):
+        return sample
+    return transforms.for_prediction(sample, modalities=modalities, size=size)
+
+
+def _is_large(sample: Sample, size: int) -> bool:
+    """Whether windows of the network's size fit into a frame as it is."""
+    return min(sample.size) >= size
 
 
 def _batch(samples: Sequence[Sample], modalities: Sequence[Modality], scenes: tuple[Scene, ...]) -> Batch:

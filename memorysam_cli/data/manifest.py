@@ -11,15 +11,15 @@ import json
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PureWindowsPath
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from memorysam_cli.data import DATASETS
-from memorysam_cli.dataset import DatasetInfo
+from memorysam_cli.dataset import DatasetInfo, Strict
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import atomic, documents
 
@@ -78,14 +78,19 @@ def folder(root: Path, dataset: str) -> Path:
 
 
 def prepare_line(root: Path, dataset: str) -> str:
-    """The command that prepares a data set, ready to be typed."""
+    """The command that prepares a data set, ready to be typed; of one's own sensors, its beginning."""
     if dataset == "synthetic":
         return f"memorysam prepare synthetic {root}"
     if dataset.startswith("synthetic-"):
         return f"memorysam prepare synthetic {root} --layout {dataset.removeprefix('synthetic-')}"
     if dataset in DATASETS:
         return f"memorysam prepare {dataset} {root}"
-    return f"memorysam prepare synthetic|{'|'.join(DATASETS)} {root}"
+    return f"memorysam prepare folder {root} --name {dataset} … (see memorysam prepare --help)"
+
+
+def sign_line(root: Path, dataset: str) -> str:
+    """The command that accepts a manifest edited by hand, ready to be typed."""
+    return f"memorysam prepare manifest {root} {dataset}"
 
 
 def prepared(root: Path) -> list[str]:
@@ -133,9 +138,34 @@ def read(root: Path, dataset: str) -> Manifest:
     except OSError as fault:
         raise DataError(f"{path}: {fault.strerror}; prepare it again: {prepare_line(root, dataset)}") from None
     if hashlib.sha256(content).hexdigest() != info.content_hash:
-        line = prepare_line(root, dataset)
-        raise DataError(f"{path}: was changed since it was prepared, or is torn; prepare it again: {line}")
+        raise DataError(
+            f"{path}: was changed since it was prepared, or is torn; if you edited it, type: "
+            f"{sign_line(root, dataset)}; else prepare it again: {prepare_line(root, dataset)}"
+        )
     return Manifest(root=root, info=info, scenes=tuple(_scene(line) for line in content.splitlines()))
+
+
+def read_unsigned(root: Path, dataset: str) -> Manifest:
+    """Read a manifest that may have been edited by hand: nothing is taken on trust, its hash is not compared.
+
+    Raises:
+        DataError: as :func:`read`; or a line is no scene (names ``file:line`` and the key).
+    """
+    info = read_info(root, dataset)
+    path = folder(root, dataset) / SCENES
+    wanted = {modality.name for modality in info.modalities}
+    scenes = []
+    for number, value in enumerate(documents.read_json_lines(path), 1):
+        try:
+            line = _Line.model_validate(value)
+        except ValidationError as fault:
+            raise DataError(f"{path}:{number}: {_first_fault(fault)}; mend the line or remove it") from None
+        missing, unknown = sorted(wanted - set(line.files)), sorted(set(line.files) - wanted)
+        if missing or unknown:
+            what = f"has no '{missing[0]}'" if missing else f"has '{unknown[0]}', which {INFO} does not know"
+            raise DataError(f"{path}:{number}: scene {line.id} {what}; every scene has all modalities of {INFO}")
+        scenes.append(Scene(**line.model_dump(exclude={"bytes"})))
+    return Manifest(root=root, info=info, scenes=tuple(scenes))
 
 
 def read_info(root: Path, dataset: str) -> DatasetInfo:
@@ -151,9 +181,7 @@ def read_info(root: Path, dataset: str) -> DatasetInfo:
     try:
         return DatasetInfo.model_validate(documents.read_json(path))
     except ValidationError as fault:
-        first = fault.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{path}: {key}: {first['msg']}; prepare it again: {line}") from None
+        raise DataError(f"{path}: {_first_fault(fault)}; mend it or prepare it again: {line}") from None
 
 
 def count_splits(scenes: Iterable[Scene]) -> dict[str, int]:
@@ -163,30 +191,74 @@ def count_splits(scenes: Iterable[Scene]) -> dict[str, int]:
     return {name: counts[name] for name in order}
 
 
-def refuse_shared_ids(scenes: Iterable[Scene]) -> None:
+def refuse_shared_ids(scenes: Sequence[Scene]) -> None:
     """Refuse scenes whose outputs would meet in one file, on any file system.
 
     Raises:
         DataError: two ids are equal, or differ in case or Unicode form alone; or a name is not valid UTF-8.
     """
-    seen: dict[str, str] = {}
     for scene in scenes:
-        names = (scene.id, *(path for paths in scene.files.values() for path in paths))
-        for name in names:
-            if not _is_text(name):
+        for name in (scene.id, *(path for paths in scene.files.values() for path in paths), scene.label or ""):
+            if not is_text(name):
                 raise DataError(f"{name!r}: is not valid UTF-8; rename it")
-        key = unicodedata.normalize("NFC", scene.id).casefold()
-        if key in seen:
-            raise DataError(
-                f"scenes {seen[key]!r} and {scene.id!r} would share one output file; rename one (case and file "
-                "suffix alone do not tell two scenes apart)"
-            )
-        seen[key] = scene.id
+    for first, second in shared_ids(scenes):
+        raise DataError(
+            f"scenes {scenes[first].id!r} and {scenes[second].id!r} would share one output file; rename one (case and "
+            "file suffix alone do not tell two scenes apart)"
+        )
 
 
-def _is_text(name: str) -> bool:
+def shared_ids(scenes: Sequence[Scene]) -> Iterator[tuple[int, int]]:
+    """Pairs of scenes, as indices, whose outputs would meet in one file on some file system."""
+    seen: dict[str, int] = {}
+    for index, scene in enumerate(scenes):
+        first = seen.setdefault(unicodedata.normalize("NFC", scene.id).casefold(), index)
+        if first != index:
+            yield first, index
+
+
+def is_text(name: str) -> bool:
     """False for names that the file system holds as bytes that are no UTF-8."""
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+class _Line(Strict):
+    """A line of ``scenes.jsonl`` as people may write it."""
+
+    id: str
+    split: str
+    condition: str | None = None
+    case: str | None = None
+    files: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]]
+    label: str | None = None
+    bytes: tuple[int, ...] = ()
+
+    @field_validator("id", "split", "label")
+    @classmethod
+    def _stays_inside(cls, path: str | None) -> str | None:
+        if path is not None and not is_inside(path):
+            raise ValueError(f"{path!r} is no path below the data root, with single forward slashes and without '..'")
+        return path
+
+    @field_validator("files")
+    @classmethod
+    def _all_stay_inside(cls, files: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for path in (path for paths in files.values() for path in paths):
+            cls._stays_inside(path)
+        return files
+
+
+def is_inside(path: str) -> bool:
+    """Whether a path leads below its root: relative, forward slashes, no ``..``, ``.`` or empty part, no NUL."""
+    parts = path.split("/")
+    return not ({"", ".", ".."} & set(parts) or "\\" in path or "\0" in path or PureWindowsPath(path).drive)
+
+
+def _first_fault(fault: ValidationError) -> str:
+    """The first thing that pydantic refuses: ``key: reason``."""
+    first = fault.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    return f"{key}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def _line(root: Path, scene: Scene) -> dict[str, Any]:

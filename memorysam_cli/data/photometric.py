@@ -60,6 +60,7 @@ def change_colours(frame: Array, modality: Modality, *, augment: Augment, draw: 
         brightness=between(*JITTER, draw.brightness),
         contrast=between(*JITTER, draw.contrast),
         saturation=between(*JITTER, draw.saturation),
+        full=full_scale(frame) if modality.scale is None or modality.offset else 1 / modality.scale,
     )
 
 
@@ -70,21 +71,25 @@ def soften(frame: Array, modality: Modality, *, augment: Augment, draw: Draw) ->
     return blur(frame, sigma=None if augment.blur_sigma is None else between(*augment.blur_sigma, draw.sigma))
 
 
-def jitter_colours(frame: Array, *, brightness: float, contrast: float, saturation: float) -> Array:
+def jitter_colours(
+    frame: Array, *, brightness: float, contrast: float, saturation: float, full: float | None = None
+) -> Array:
     """Change brightness (times the factor), contrast (away from the mean grey), saturation (away from grey).
 
     Args:
-        frame: (H, W, 3) RGB of any dtype; floating point beyond [0, 1] is not clamped.
+        frame: (H, W, 3) RGB of any dtype.
         brightness: factor; 1 changes nothing.
         contrast: factor; 1 changes nothing.
         saturation: factor; 1 changes nothing.
+        full: the value that counts as 1, such as 4095 for 12 bits in uint16; None: the dtype's highest.
 
     Returns:
-        (H, W, 3) of the same dtype; each step is clamped to the dtype's range, integers are rounded once at the end.
+        (H, W, 3) of the same dtype; each step is clamped to [0, full] unless the frame goes beyond it, integers are
+        rounded once at the end, and never wrap.
     """
-    full = full_scale(frame)
-    values = frame.astype(np.float32) / full
-    is_bounded = frame.dtype.kind == "u" or (values.min() >= 0 and values.max() <= 1)
+    full = full_scale(frame) if full is None else full
+    values = frame.astype(np.float32) / np.float32(full)
+    is_bounded = values.min() >= 0 and values.max() <= 1
 
     def blend(other: Any, factor: float) -> Array:
         mixed = np.float32(factor) * values + np.float32(1 - factor) * other
@@ -95,7 +100,7 @@ def jitter_colours(frame: Array, *, brightness: float, contrast: float, saturati
     values = blend(np.float32(_grey(values).mean(dtype=np.float64)), contrast)
     values = blend(_grey(values)[:, :, None], saturation)
     if frame.dtype.kind == "u":
-        values = np.rint(values * full)
+        values = np.rint(values * np.float32(full)).clip(0, np.iinfo(frame.dtype).max)
     return values.astype(frame.dtype)
 
 

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from memorysam_cli import __version__
-from memorysam_cli.data import layout_of
+from memorysam_cli.data import DATASETS, layout_of
 from memorysam_cli.data import manifest as manifests
-from memorysam_cli.data.check import Report, check
+from memorysam_cli.data.check import check
+from memorysam_cli.data.check_report import Dropped, Problem, Report
 from memorysam_cli.data.layout import MARKER, Layout, is_rendered
 from memorysam_cli.data.listing import relative, walk
 from memorysam_cli.data.manifest import Manifest
-from memorysam_cli.errors import DataError, UsageError
+from memorysam_cli.dataset import DatasetInfo
+from memorysam_cli.errors import DataError, PartialError, UsageError
 from memorysam_cli.storage import atomic, documents
+from memorysam_cli.storage.atomic import shown
 
 SyntheticLayout = Literal["deliver", "mcubes"]
 SCHEMA_VERSION = 1
+DROPPED = "dropped.jsonl"
+"""Beside the manifest: the scenes that ``--drop-incomplete`` left out, and why."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Prepared:
 
     report: Report
     manifest: Path | None
-    """The folder of the manifest; none if the check found problems, and nothing was written."""
+    """The folder of the manifest; none if the check found problems, and no manifest was written."""
 
     def to_json(self) -> dict[str, Any]:
         """The one object of ``memorysam prepare --json``."""
@@ -36,26 +41,40 @@ class Prepared:
         first = {"schema_version": SCHEMA_VERSION, "dataset": found.pop("dataset"), "root": found.pop("root")}
         return {**first, "manifest": place, **found}
 
-    def fault(self) -> DataError | None:
+    def fault(self) -> DataError | PartialError | None:
         """The error that the problems amount to, if there are any."""
-        if not self.report.problems:
+        report = self.report
+        if not report.problems:
             return None
-        counted = ", ".join(f"{problem.count} × {problem.kind}" for problem in self.report.problems)
+        counted = ", ".join(f"{problem.count} × {problem.kind}" for problem in report.problems)
+        if self.manifest is not None:
+            return PartialError(
+                f"{report.root}: data set '{report.dataset}' is prepared without {len(report.dropped)} of "
+                f"{len(report.dropped) + len(report.scenes)} scenes ({counted}); they are listed in "
+                f"{self.manifest / DROPPED}"
+            )
+        remedy = "no scene is left; mend the files" if report.dropped else "mend the files, or leave such scenes out"
         return DataError(
-            f"{self.report.root}: data set '{self.report.dataset}' has problems ({counted}), first "
-            f"{self.report.problems[0].first[0]}; nothing was written; mend the files and prepare again"
+            f"{report.root}: data set '{report.dataset}' has problems ({counted}), first "
+            f"{report.problems[0].first[0]}; no manifest was written; {remedy}"
+            f"{'' if report.dropped else ' with --drop-incomplete'}, and prepare again"
         )
 
 
-def survey(name: str, root: Path) -> Manifest:
+def survey(name: str, root: Path, *, inside: Path | None = None) -> Manifest:
     """Find a published data set in or below ``root`` and list its scenes; nothing is checked or written yet.
+
+    Args:
+        name: of the data set.
+        root: the data root.
+        inside: look only in this folder of it, such as an unpacked archive.
 
     Raises:
         DataError: it is not there (see :class:`~memorysam_cli.data.layout.DataNotFound`), there twice, or without
             a scene.
     """
     layout = layout_of(name)
-    return _listed(layout, folder=layout.find(root), root=root)
+    return _listed(layout, folder=layout.find(inside or root), root=root)
 
 
 def survey_synthetic(root: Path, *, layout: SyntheticLayout) -> Manifest:
@@ -67,22 +86,51 @@ def survey_synthetic(root: Path, *, layout: SyntheticLayout) -> Manifest:
     return replace(manifest, info=info)
 
 
-def check_and_write(manifest: Manifest, *, advance: Callable[[], object] | None = None) -> Prepared:
+def check_and_write(
+    manifest: Manifest,
+    *,
+    drop_incomplete: bool = False,
+    headers_only: bool = False,
+    max_pixels: int | None = None,
+    measure: Callable[[Manifest], DatasetInfo] | None = None,
+    advance: Callable[[], object] | None = None,
+) -> Prepared:
     """Check a listed data set, and write its manifest if nothing is wrong.
 
     Args:
-        manifest: from :func:`survey` or :func:`survey_synthetic`.
+        manifest: from :func:`survey` or :func:`survey_synthetic`, or made in another way.
+        drop_incomplete: write a manifest of the scenes that can be used, and list the others in ``dropped.jsonl``.
+        headers_only: see :func:`~memorysam_cli.data.check.check`.
+        max_pixels: larger pictures are refused.
+        measure: gets the data set as it will be written and returns what its ``dataset.json`` shall say.
         advance: called after each scene.
 
     Raises:
-        EnvironmentFault: the manifest cannot be written.
+        EnvironmentFault: the manifest cannot be written; told before anything is read, where that can be known.
     """
-    report = check(manifest, advance=advance)
-    report = replace(report, warnings=(*report.warnings, *_remarks(manifest)))
-    if report.problems:
+    place = manifests.folder(manifest.root, manifest.info.name)
+    atomic.refuse_unwritable(place)
+    report = check(
+        manifest, drop_incomplete=drop_incomplete, headers_only=headers_only, max_pixels=max_pixels, advance=advance
+    )
+    report = _with_layout(report, manifest)
+    if (report.problems and not report.dropped) or not report.scenes:
         return Prepared(report, manifest=None)
-    manifests.write(manifest.root, manifest.info, manifest.scenes)
-    return Prepared(report, manifest=manifests.folder(manifest.root, manifest.info.name))
+    info = manifest.info.model_copy(update={"counts": report.splits})
+    if measure is not None:
+        info = measure(replace(manifest, info=info, scenes=report.scenes))
+    _list_dropped(place / DROPPED, report.dropped)
+    manifests.write(manifest.root, info, report.scenes)
+    return Prepared(report, manifest=place)
+
+
+def _list_dropped(path: Path, dropped: Sequence[Dropped]) -> None:
+    """Write the list of the scenes that are left out; without any, no list of an earlier run stays."""
+    if dropped:
+        atomic.write_text(path, "".join(documents.to_json(scene.to_json()) + "\n" for scene in dropped))
+    else:
+        with atomic.faults(path):
+            path.unlink(missing_ok=True)
 
 
 def synthetic_folder(root: Path, *, layout: SyntheticLayout) -> Path:
@@ -174,15 +222,28 @@ def _mark(folder: Path, arguments: dict[str, Any]) -> None:
 
 def _listed(layout: Layout, *, folder: Path, root: Path) -> Manifest:
     """The unwritten manifest of a folder."""
-    info = layout.info(folder).model_copy(update={"root": relative(folder, root).as_posix()})
-    return Manifest(root=root, info=info, scenes=tuple(layout.survey(folder, root)))
+    scenes = tuple(layout.survey(folder, root))
+    info = layout.info(folder)
+    labelled = {scene.split for scene in scenes if scene.label is not None}
+    # Labels that a layout calls hidden may have been published since.
+    hidden = tuple(split for split in info.unlabelled if split not in labelled)
+    update = {"root": relative(folder, root).as_posix(), "unlabelled": hidden}
+    return Manifest(root=root, info=info.model_copy(update=update), scenes=scenes)
 
 
-def _remarks(manifest: Manifest) -> list[str]:
-    """What a published data set's layout has to say; rendered scenes under its name are called what they are."""
-    if manifest.info.name.startswith("synthetic"):
-        return []
+def _with_layout(report: Report, manifest: Manifest) -> Report:
+    """Add what a published data set's layout has to say; rendered scenes under its name are called what they are."""
+    if manifest.info.name not in DATASETS:
+        return report
     layout = layout_of(manifest.info.name)
     folder = manifest.root / manifest.info.root
     about = [f"{folder}: these are rendered scenes, not {layout.title}"] if is_rendered(folder) else []
-    return [*about, *layout.remarks(manifest.scenes)]
+    strays = Problem.of("stray", layout.strays(folder, manifest.scenes))
+    if strays.count:
+        about.append(f"{strays.count} files belong to no scene, such as {shown(strays.first[0])}")
+    return replace(
+        report,
+        warnings=(*report.warnings, *about, *layout.remarks(report.scenes)),
+        published=dict(layout.published(manifest.scenes)),
+        strays=strays,
+    )

@@ -29,7 +29,7 @@ def resize_nearest(array: Array, *, height: int, width: int) -> Array:
         return array
     row_index = np.arange(height, dtype=np.int64) * rows // height
     column_index = np.arange(width, dtype=np.int64) * columns // width
-    result: Array = array[row_index[:, None], column_index]
+    result: Array = array.take(column_index, axis=1).take(row_index, axis=0)
     return result
 
 

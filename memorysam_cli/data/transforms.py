@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from memorysam_cli import recipe
+from memorysam_cli.data.mirroring import mirror
 from memorysam_cli.data.photometric import Draw, between, change_colours, full_scale, soften
 from memorysam_cli.data.resizing import resize_bilinear, resize_nearest
 from memorysam_cli.dataset import IGNORE, Crop, Modality
@@ -62,9 +63,13 @@ def augment(
         rng: ten uniforms are drawn from it, see :class:`Draw`.
 
     Returns:
-        Frames (size, size, 3) with their dtypes, padded with 0 at the right and bottom; the label padded with 255.
+        Frames (size, size, 3) with their dtypes, padded at the right and bottom with what means 0; the label with 255.
 
-    Source: DATASETS §0. AoLP's [sin, cos, sin] is flipped like any image (``aolp_flip: reference``).
+    Raises:
+        DataError: a modality's ``flip`` is impossible with its range of values.
+
+    Source: DATASETS §0. AoLP's [sin, cos, sin] is flipped like any image (``aolp_flip: reference``), unless the data
+    set says otherwise (``Modality.flip``).
     """
     draw = Draw.by(rng)
     flips = draw.flip < augment.flip
@@ -72,9 +77,9 @@ def augment(
     frames = {}
     for name, frame in sample.frames.items():
         jittered = change_colours(frame, known[name], augment=augment, draw=draw)
-        flipped = jittered[:, ::-1] if flips else jittered
+        flipped = mirror(jittered, known[name]) if flips else jittered
         frames[name] = soften(flipped, known[name], augment=augment, draw=draw)
-    label = sample.label[:, ::-1] if sample.label is not None and flips else sample.label
+    label = np.ascontiguousarray(sample.label[:, ::-1]) if sample.label is not None and flips else sample.label
     return _resized_crop(Sample(frames, label), modalities=modalities, scale=augment.scale, size=size, draw=draw)
 
 
@@ -130,21 +135,29 @@ def without_left(sample: Sample, crop: Crop | None) -> Sample:
 
 
 def to_tensor(frame: Array, modality: Modality) -> torch.Tensor:
-    """Scale to [0, 1] by dtype, then normalise.
+    """Stored values → what the modality says they mean, then normalised.
 
     Args:
-        frame: (H, W, 3) uint8 (/ 255), uint16 (/ 65535) or float32 (as stored).
-        modality: gives mean and standard deviation, if any.
+        frame: (H, W, 3) uint8, uint16 or float32.
+        modality: gives ``scale`` (none: uint8 / 255, uint16 / 65535, floating point as stored) and ``offset``, mean and
+            standard deviation, if any.
 
     Returns:
         (3, H, W) float32, contiguous.
     """
-    values = frame.astype(np.float32)
-    values /= full_scale(frame)
+    # Planes of their own: ten times as fast as arithmetic between triples.
+    values = np.empty((frame.shape[2], *frame.shape[:2]), np.float32)
+    values[:] = frame.transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
+    if modality.scale is None:
+        values /= full_scale(frame)
+    else:
+        values *= np.float32(modality.scale)
+    if modality.offset:
+        values += np.float32(modality.offset)
     if modality.mean is not None and modality.std is not None:
-        values -= np.array(modality.mean, dtype=np.float32)
-        values /= np.array(modality.std, dtype=np.float32)
-    return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))  # (H, W, 3) -> (3, H, W)
+        values -= np.array(modality.mean, dtype=np.float32)[:, None, None]
+        values /= np.array(modality.std, dtype=np.float32)[:, None, None]
+    return torch.from_numpy(values)
 
 
 def _resized_crop(
@@ -156,8 +169,9 @@ def _resized_crop(
     sample = _resize(sample, modalities=modalities, height=height, width=width)
     top, left = int(draw.top * (max(height - size, 0) + 1)), int(draw.left * (max(width - size, 0) + 1))
     cut = _each(sample, lambda array: array[top : top + size, left : left + size])
+    known = {modality.name: modality for modality in modalities}
     return Sample(
-        {name: _pad(frame, size=size, value=0) for name, frame in cut.frames.items()},
+        {name: _pad(frame, size=size, value=_zero(frame, known[name])) for name, frame in cut.frames.items()},
         None if cut.label is None else _pad(cut.label, size=size, value=IGNORE),
     )
 
@@ -192,7 +206,13 @@ def _up(side: int) -> int:
     return -(-side // STRIDE) * STRIDE
 
 
-def _pad(array: Array, *, size: int, value: int) -> Array:
+def _zero(frame: Array, modality: Modality) -> float:
+    """The stored value that means 0: 0 itself, unless the modality has an offset (MUSES' 16-bit pictures)."""
+    stored = -modality.offset * full_scale(frame) if modality.scale is None else -modality.offset / modality.scale
+    return stored if frame.dtype.kind == "f" else min(max(round(stored), 0), int(np.iinfo(frame.dtype).max))
+
+
+def _pad(array: Array, *, size: int, value: float) -> Array:
     """Fill up to (size, size) at the right and bottom."""
     missing = [(0, size - array.shape[0]), (0, size - array.shape[1]), (0, 0)][: array.ndim]
     return np.ascontiguousarray(np.pad(array, missing, constant_values=value) if np.any(missing) else array)

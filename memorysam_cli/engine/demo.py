@@ -19,7 +19,7 @@ from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data import preparation
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import evaluation, prediction, run_folder, runtime
-from memorysam_cli.engine.evaluation import Evaluation
+from memorysam_cli.engine.counts import Evaluation
 from memorysam_cli.engine.metrics import scores
 from memorysam_cli.engine.training import HEADLINE, Trainer, TrainingResult
 from memorysam_cli.model import load

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol, TypeVar
 
@@ -19,12 +18,9 @@ from torch import Tensor
 from memorysam_cli.data.loader import ScoredScene, scored_scenes
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.dataset import DatasetInfo, Modality
-from memorysam_cli.engine.metrics import Scores, scores
-from memorysam_cli.engine.tally import PROTOCOLS, ProtocolName, Tally, protocol_index
+from memorysam_cli.engine.counts import Evaluation
+from memorysam_cli.engine.tally import ProtocolName, Tally
 from memorysam_cli.errors import DataError, UsageError, WeightsError, did_you_mean
-
-NORMAL = "normal"
-"""What a scene without a sensor failure is called in results."""
 
 Item = TypeVar("Item")
 
@@ -32,7 +28,9 @@ Item = TypeVar("Item")
 class Network(Protocol):
     """What scoring and prediction need of a model, be it loaded from a file or still in training."""
 
-    training: bool
+    @property
+    def training(self) -> bool:
+        """Whether dropout is on."""
 
     def eval(self) -> Any:
         """Switch dropout off."""
@@ -42,80 +40,6 @@ class Network(Protocol):
 
     def logits(self, frames: list[Tensor]) -> Tensor:
         """M × (B, 3, H, W) -> (B, K, H, W)."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The counts of a pass, from which all scores follow."""
-
-    classes: tuple[str, ...]
-    groups: tuple[tuple[str | None, str | None], ...]
-    """Condition and case of each group of scenes."""
-    scenes: tuple[int, ...]
-    """How many scenes each group has."""
-    confusions: Tensor
-    """(protocols, groups, K, K) int64, rows the truth."""
-    ignored: Tensor
-    """(protocols,) int64: pixels whose label is 255."""
-
-    def confusion(self, protocol: str, *, condition: str | None = None, case: str | None = None) -> Tensor:
-        """The (K, K) int64 counts of a protocol, of all scenes or of those of one condition or case."""
-        chosen = [
-            index
-            for index, (weather, failure) in enumerate(self.groups)
-            if condition in (None, weather) and case in (None, failure or NORMAL)
-        ]
-        return self.confusions[protocol_index(protocol), chosen].sum(0)
-
-    def protocol(self, name: str) -> Scores:
-        """The scores of all scenes in one protocol.
-
-        Raises:
-            ValueError: there is no such protocol.
-        """
-        return scores(self.confusion(name))
-
-    def conditions(self, protocol: str) -> dict[str, Scores]:
-        """The scores per weather or light, sorted by name; empty where the data set tells none."""
-        names = sorted({weather for weather, _ in self.groups if weather is not None})
-        return {name: scores(self.confusion(protocol, condition=name)) for name in names}
-
-    def cases(self, protocol: str) -> dict[str, Scores]:
-        """The scores per sensor failure, ``normal`` first; empty where no scene has one."""
-        names = sorted({failure for _, failure in self.groups if failure is not None})
-        first = [NORMAL] if any(failure is None for _, failure in self.groups) else []
-        return {name: scores(self.confusion(protocol, case=name)) for name in first + names} if names else {}
-
-    def to_json(self) -> dict[str, Any]:
-        """Both protocols with the keys that ``memorysam evaluate --json`` documents; all scores in percent."""
-        return {name: self._protocol_to_json(name) for name in PROTOCOLS}
-
-    def _protocol_to_json(self, protocol: ProtocolName) -> dict[str, Any]:
-        found = self.protocol(protocol)
-        each = zip(self.classes, found.iou, found.f1, found.accuracy, found.pixels, strict=True)
-        return {
-            **_means(found),
-            "classes": [
-                {"name": name, "iou": iou, "f1": f1, "accuracy": accuracy, "pixels": pixels}
-                for name, iou, f1, accuracy, pixels in each
-            ],
-            "conditions": {
-                name: {"scenes": self._count(condition=name), **_means(part)}
-                for name, part in self.conditions(protocol).items()
-            },
-            "cases": {
-                name: {"scenes": self._count(case=name), **_means(part)} for name, part in self.cases(protocol).items()
-            },
-            "pixels": {"scored": sum(found.pixels), "ignored": int(self.ignored[protocol_index(protocol)])},
-        }
-
-    def _count(self, *, condition: str | None = None, case: str | None = None) -> int:
-        """Scenes of a condition or case."""
-        return sum(
-            count
-            for (weather, failure), count in zip(self.groups, self.scenes, strict=True)
-            if condition in (None, weather) and case in (None, failure or NORMAL)
-        )
 
 
 def evaluate(
@@ -130,6 +54,7 @@ def evaluate(
     workers: int = 2,
     accelerator: Accelerator | None = None,
     advance: Callable[[int], object] | None = None,
+    tile: bool = False,
 ) -> Evaluation:
     """Score a model on labelled scenes.
 
@@ -144,6 +69,7 @@ def evaluate(
         workers: processes that read ahead.
         accelerator: sums the counts of several processes; none for a single one.
         advance: told how many scenes of this process have just been scored.
+        tile: large frames keep their own resolution, for a model that looks through windows.
 
     Returns:
         The same in every process, and for any number of processes.
@@ -156,11 +82,12 @@ def evaluate(
     if not scenes:
         raise DataError(f"{manifest.info.name}: no scenes to evaluate")
     classes = len(manifest.info.classes)
-    groups = tuple(sorted({(scene.condition, scene.case) for scene in scenes}, key=str))
-    tally = Tally(groups, classes=classes)
+    tally = Tally(scenes, classes=classes)
     rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     share = scenes[rank::world]  # no padding: a scene counted twice would change the result
-    source = scored_scenes(manifest, scenes=share, modalities=modalities, size=image_size, workers=workers)
+    source = scored_scenes(
+        manifest, scenes=share, modalities=modalities, size=image_size, workers=workers, tile=tile
+    )  # fmt: skip
     with scoring(model):
         for together in batches(source, most=batch, key=_frame_shapes):
             _score(model, together, tally=tally, device=device)
@@ -169,8 +96,9 @@ def evaluate(
     if accelerator is not None:
         tally.add_up(accelerator)
     tally.check()
-    counts = tuple(sum((scene.condition, scene.case) == group for scene in scenes) for group in groups)
-    return Evaluation(manifest.info.classes, groups, counts, tally.confusions, tally.ignored)
+    return Evaluation(
+        manifest.info.classes, tuple(scenes), tally.groups, tally.confusions, tally.per_scene, tally.ignored
+    )  # fmt: skip
 
 
 def choose_modalities(known: Sequence[Modality], asked: Sequence[str] | None) -> tuple[Modality, ...]:
@@ -244,10 +172,14 @@ def _score(model: Network, together: Sequence[ScoredScene], *, tally: Tally, dev
     shared = together[0].shares_frames
     whole = resized if shared else _logits(model, [scene.whole.frames for scene in together], device=device)
     for index, scored in enumerate(together):
-        label, native = _label(scored.resized.label, device), _label(scored.whole.label, device)
-        tally.add("resized", scored.scene, prediction=resized[index].argmax(0), label=label)
-        at_home = own_size(whole[index], height=native.shape[0], width=native.shape[1])
-        tally.add("native", scored.scene, prediction=at_home.argmax(0), label=native)
+        seen: tuple[tuple[ProtocolName, Tensor, Tensor | None], ...] = (
+            ("resized", resized[index], scored.resized.label),
+            ("native", whole[index], scored.whole.label),
+        )
+        for protocol, logits, labels in seen:
+            label = _label(labels, device)
+            at_home = own_size(logits, height=label.shape[0], width=label.shape[1])
+            tally.add(protocol, scored.scene, prediction=at_home.argmax(0), label=label)
 
 
 def _logits(model: Network, scenes: Sequence[list[Tensor]], *, device: torch.device | str) -> Tensor:
@@ -264,7 +196,3 @@ def _label(label: Tensor | None, device: torch.device | str) -> Tensor:
 def _frame_shapes(scored: ScoredScene) -> Hashable:
     """What must agree for scenes to share a forward pass."""
     return scored.resized.frames[0].shape, scored.whole.frames[0].shape, scored.shares_frames
-
-
-def _means(found: Scores) -> dict[str, float]:
-    return {"miou": found.miou, "macc": found.macc, "mf1": found.mf1, "miou_present": found.miou_present}

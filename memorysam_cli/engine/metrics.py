@@ -15,7 +15,7 @@ class Scores:
     """Per-class values and their means, all in percent and not rounded.
 
     ``miou``, ``mf1`` and ``macc`` are means over all K classes, where an empty class counts 0.
-    ``miou_present`` is the mean over the classes that have ground truth (0 if there is none).
+    Those with ``_present`` are means over the classes that have ground truth (0 if there is none).
     """
 
     iou: tuple[float, ...]
@@ -27,6 +27,13 @@ class Scores:
     mf1: float
     macc: float
     miou_present: float
+    mf1_present: float
+    macc_present: float
+
+    def means(self) -> dict[str, float]:
+        """All means by name, as reports give them."""
+        names = ("miou", "macc", "mf1", "miou_present", "macc_present", "mf1_present")
+        return {name: getattr(self, name) for name in names}
 
 
 def confusion(prediction: Tensor, label: Tensor, classes: int) -> Tensor:
@@ -71,7 +78,11 @@ def scores(matrix: Tensor) -> Scores:
     iou = _percent(hits, truth + guessed - hits)
     f1 = _percent(2 * hits, truth + guessed)
     accuracy = _percent(hits, truth)
-    present = iou[truth > 0]
+    present = truth > 0
+
+    def mean_of_present(values: Tensor) -> float:
+        return float(values[present].mean()) if present.any() else 0.0
+
     return Scores(
         iou=tuple(iou.tolist()),
         f1=tuple(f1.tolist()),
@@ -80,7 +91,9 @@ def scores(matrix: Tensor) -> Scores:
         miou=float(iou.mean()),
         mf1=float(f1.mean()),
         macc=float(accuracy.mean()),
-        miou_present=float(present.mean()) if present.numel() else 0.0,
+        miou_present=mean_of_present(iou),
+        mf1_present=mean_of_present(f1),
+        macc_present=mean_of_present(accuracy),
     )
 
 

@@ -41,7 +41,14 @@ def draw_samples(network: Segmenter, manifest: Manifest, scenes: Sequence[Scene]
 def _predict(network: Segmenter, manifest: Manifest, scene: Scene) -> tuple[Sample, overlays.Mask]:
     """A scene as its files have it, and the class map of its own size."""
     info, modalities = manifest.info, network.card.modalities
-    sample = read_sample(manifest.root, scene, modalities=modalities, rule=info.label, classes=len(info.classes))
+    sample = read_sample(
+        manifest.root,
+        scene,
+        modalities=modalities,
+        rule=info.label,
+        classes=len(info.classes),
+        palette=info.palette,
+    )
     seen = for_prediction(sample, modalities=modalities, size=network.image_size)
     frames = [to_tensor(seen.frames[m.name], m).unsqueeze(0).to(network.device) for m in modalities]
     with scoring(network):

@@ -13,8 +13,10 @@ from memorysam_cli import model as models
 from memorysam_cli.data.loader import UnlabelledScene, unlabelled_scenes
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import Modality
+from memorysam_cli.engine import runtime
 from memorysam_cli.engine.evaluation import Network, batches, own_size, scoring
 from memorysam_cli.engine.prediction_folder import Writer
+from memorysam_cli.engine.views import View, show
 from memorysam_cli.errors import DataError, UsageError, did_you_mean
 from memorysam_cli.report import console
 from memorysam_cli.storage import lock, tensors
@@ -62,6 +64,7 @@ def segment(
     batch: int = 4,
     workers: int = 2,
     skip_bad: bool = False,
+    view: View | None = None,
 ) -> dict[str, Any]:
     """Segment scenes with weights from a file into a folder, with its ledger and, last, ``_SUCCESS.json``.
 
@@ -77,6 +80,7 @@ def segment(
         batch: as in :func:`predict`.
         workers: as in :func:`predict`.
         skip_bad: as in :func:`predict`.
+        view: as in :func:`predict`.
 
     Returns:
         The content of ``_SUCCESS.json``.
@@ -86,21 +90,24 @@ def segment(
         FolderInUseError: another prediction writes there.
         DataError: as in :func:`predict`, or no scene could be read.
     """
+    view = view or View()
     with lock.hold(out), console.progress(len(scenes), "predict") as progress:
         model = models.load(weights, device=device)
         card = model.card
         writer = Writer(out, root=root, info=card.dataset, modalities=modalities, extras=extras)
         predict(
             model, writer, scenes=scenes, image_size=card.image_size, device=device, batch=batch, workers=workers,
-            skip_bad=skip_bad, advance=progress.advance,
+            skip_bad=skip_bad, view=view, known=card.modalities, advance=progress.advance,
         )  # fmt: skip
         facts = {
             "inputs": source,
             "dataset": card.dataset.name,
             "modalities": [m.name for m in modalities if any(m.name in scene.files for scene in scenes)],
+            **view.to_json(size=card.image_size),
             "image_size": card.image_size,
             "weights": str(weights),
             "weights_sha256": tensors.sha256(weights),
+            **runtime.describe(device),
         }
         return writer.finish(facts, scenes=len(scenes))
 
@@ -115,6 +122,8 @@ def predict(
     batch: int = 4,
     workers: int = 2,
     skip_bad: bool = False,
+    view: View | None = None,
+    known: Sequence[Modality] | None = None,
     advance: Callable[[int], object] | None = None,
 ) -> None:
     """Segment scenes and write each result as it comes; one batch is in memory at a time.
@@ -128,6 +137,8 @@ def predict(
         batch: consecutive scenes of one size and with the same modalities that share a forward pass, at most.
         workers: processes that read ahead.
         skip_bad: list scenes that cannot be read and go on; otherwise the first one ends the work.
+        view: how scenes are shown to the model; none: as they are.
+        known: all modalities that the model was trained with, in the order of its memory; none: those of ``writer``.
         advance: told how many scenes have just been dealt with.
 
     Raises:
@@ -136,7 +147,8 @@ def predict(
 
     Source: METHOD §5, ``native``: the logits are brought to the scene's own size before the argmax.
     """
-    tell = advance or (lambda _count: None)
+    tell, view = advance or (lambda _count: None), view or View()
+    modalities = {modality.name: modality for modality in writer.modalities}
 
     def leave_out(scene: Scene, fault: DataError) -> None:
         if not skip_bad:
@@ -144,24 +156,33 @@ def predict(
         writer.leave_out(scene, fault)
         tell(1)
 
-    source = _readable(writer, scenes, size=image_size, workers=workers, on_fault=leave_out)
+    source = _readable(writer, scenes, size=image_size, workers=workers, tile=view.tile, on_fault=leave_out)
     with scoring(model):
         for together in batches(source, most=batch, key=lambda item: (item.modalities, item.frames[0].shape)):
-            logits = _logits(model, together, device=device)
+            given = [modalities[name] for name in together[0].modalities]
+            seen = show(model, view, modalities=given, known=known or writer.modalities, size=image_size)
+            logits = _logits(seen, together, device=device)
             for one, scene in zip(logits, together, strict=True):
                 writer.write(scene, own_size(one, height=scene.height, width=scene.width))
             tell(len(together))
 
 
 def _readable(
-    writer: Writer, scenes: Sequence[Scene], *, size: int, workers: int, on_fault: Callable[[Scene, DataError], None]
+    writer: Writer,
+    scenes: Sequence[Scene],
+    *,
+    size: int,
+    workers: int,
+    tile: bool,
+    on_fault: Callable[[Scene, DataError], None],
 ) -> Iterator[UnlabelledScene]:
     """The scenes in order; one that cannot be read is handed to ``on_fault``, and the next one follows."""
     place = 0
     while place < len(scenes):
         source = unlabelled_scenes(
-            writer.root, scenes=scenes[place:], modalities=writer.modalities, size=size, workers=workers
-        )
+            writer.root, scenes=scenes[place:], modalities=writer.modalities, size=size, workers=workers,
+            tile=tile,
+        )  # fmt: skip
         try:
             for found in source:
                 place += 1

@@ -23,7 +23,7 @@ from memorysam_cli.data.resizing import resize_nearest
 from memorysam_cli.dataset import DatasetInfo, Modality
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.report import console, overlays
-from memorysam_cli.storage import atomic, documents, images
+from memorysam_cli.storage import atomic, documents, images, lock
 
 SCHEMA_VERSION = 1
 LEDGER = "predictions.jsonl"
@@ -73,7 +73,9 @@ def refuse_foreign(out: Path, *, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: is a file; give a folder")
     is_ours = (out / LEDGER).is_file()
-    if out.is_dir() and not is_ours and not overwrite and any(entry.name != ".lock" for entry in out.iterdir()):
+    # Weights that are refused leave these two in an otherwise untouched folder.
+    foreign = [] if not out.is_dir() else [entry for entry in out.iterdir() if entry.name not in {".lock", lock.FAULTS}]
+    if foreign and not is_ours and not overwrite:
         raise UsageError(f"--out {out}: is not empty and holds no predictions; give another folder, or --overwrite")
 
 

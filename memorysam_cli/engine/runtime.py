@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 import torch.distributed.nn.functional
@@ -10,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
+from memorysam_cli import __version__
 from memorysam_cli.errors import EnvironmentFault, UsageError
 
 DEVICES = "auto, cpu, cuda, cuda:N, mps"
@@ -65,6 +67,13 @@ def make_accelerator(device: torch.device, *, precision: str, accumulate: int = 
     # The recipe decides, not ACCELERATE_GRADIENT_ACCUMULATION_STEPS.
     accelerator.gradient_accumulation_steps = accumulate
     return accelerator
+
+
+def describe(device: torch.device | str) -> dict[str, Any]:
+    """What a result was computed with: the keys ``device``, ``precision`` and ``versions`` of a report."""
+    kind = torch.device(device).type
+    name = torch.cuda.get_device_name(device) if kind == "cuda" else kind
+    return {"device": name, "precision": "fp32", "versions": {"memorysam": __version__, "torch": torch.__version__}}
 
 
 def sum_over_processes(values: Tensor) -> Tensor:

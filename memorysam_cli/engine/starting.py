@@ -11,9 +11,11 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from memorysam_cli import recipe as recipes
+from memorysam_cli.data import manifest as manifests
+from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import checkpoints, run_folder
 from memorysam_cli.engine.run_folder import RunFolder
-from memorysam_cli.errors import MemorySamError, UsageError, WeightsError
+from memorysam_cli.errors import DataError, MemorySamError, UsageError, WeightsError
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
 from memorysam_cli.storage import lock
@@ -40,18 +42,78 @@ class Plan:
 
 
 def choose_recipe(name: str | None, *, overrides: list[str], resume: str | None, out: Path | None) -> Recipe:
-    """The recipe that was named, or that of the run to be resumed.
-
-    Raises:
-        UsageError: neither is given.
-    """
+    """The recipe that was named, or that of the run to be resumed, or the default one."""
     if name is not None:
         return recipes.load(name, overrides)
-    if resume == AUTO and out is not None and RunFolder(out).holds_run():
-        return recipes.load(out / run_folder.RECIPE, overrides)
-    if resume is None or resume == AUTO:
-        raise UsageError("--recipe: say what to train, for example --recipe demo (see `memorysam recipes list`)")
-    return recipes.load(_run_at(Path(resume)).path / run_folder.RECIPE, overrides)
+    if resume is not None and resume != AUTO:
+        return recipes.load(_run_at(Path(resume)).path / run_folder.RECIPE, overrides)
+    run = None
+    if resume == AUTO:
+        run = RunFolder(out) if out is not None and RunFolder(out).holds_run() else None
+        run = run_folder.newest(recipes.DEFAULT) if out is None else run
+    return recipes.load(recipes.DEFAULT if run is None else run.path / run_folder.RECIPE, overrides)
+
+
+def resolve(recipe: Recipe, root: Path) -> Recipe:
+    """The recipe with ``data.dataset: auto`` and ``data.modalities: [all]`` filled in by what is prepared.
+
+    Args:
+        recipe: any; one that names everything comes back as it is.
+        root: the data root.
+
+    Raises:
+        UsageError: several data sets are prepared there, or ``all`` of none.
+        DataError: none is prepared, or it has no labels to learn from.
+    """
+    name = recipe.data.dataset
+    if name == recipes.AUTO:
+        name = _only_dataset(root)
+    elif recipe.data.modalities != (recipes.ALL,):
+        return recipe
+    info = manifests.read_info(root, name)
+    if info.counts and not set(info.counts) - set(info.unlabelled):
+        raise DataError(
+            f"{root}: data set '{name}' was prepared without labels and can only be predicted; prepare it again with "
+            "--labels and --classes to train on it"
+        )
+    return recipe.for_dataset(name, [modality.name for modality in info.modalities])
+
+
+def _only_dataset(root: Path) -> str:
+    """The one data set that is prepared below a root."""
+    found = manifests.prepared(root)
+    if not found:
+        raise DataError(
+            f"{root}: no data set is prepared there; type memorysam prepare folder {root} --modality … (see memorysam "
+            "prepare --help), or give --data ROOT"
+        )
+    if len(found) > 1:
+        raise UsageError(
+            f"{root}: {len(found)} data sets are prepared there ({', '.join(found)}); choose one with --set "
+            f"data.dataset={found[0]}, or with --recipe (see memorysam recipes list)"
+        )
+    return found[0]
+
+
+def refuse_missing_splits(recipe: Recipe, manifest: Manifest) -> None:
+    """Say what to do where a data set lacks a split that training needs.
+
+    Raises:
+        DataError: there is no scene to train on, or none to choose the best weights by, or it has no labels.
+    """
+    info = manifest.info
+    uses = {
+        recipe.data.train_split: ("data.train_split", "trained on"),
+        recipe.data.selection_split: ("data.selection_split", "used to choose the best weights"),
+    }
+    known = ", ".join(f"{name} ({count})" for name, count in info.counts.items() if count)
+    for split, (key, use) in uses.items():
+        why = "has no labels" if split in info.unlabelled else "" if info.counts.get(split) else "has no scene"
+        if why:
+            raise DataError(
+                f"{info.name}: split '{split}', which is {use}, {why} (known: {known}); prepare the data set with such "
+                f"a split, or name another with --set {key}=NAME"
+            )
 
 
 def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> Plan:

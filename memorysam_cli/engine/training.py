@@ -18,7 +18,8 @@ from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.dataset import IGNORE
 from memorysam_cli.engine import checkpoints, snapshots
 from memorysam_cli.engine.checkpoints import Position, State
-from memorysam_cli.engine.evaluation import Evaluation, evaluate
+from memorysam_cli.engine.counts import Evaluation
+from memorysam_cli.engine.evaluation import evaluate
 from memorysam_cli.engine.learner import Learner, Lesson
 from memorysam_cli.engine.pictures import draw_curves, draw_samples
 from memorysam_cli.engine.run_folder import RunFolder

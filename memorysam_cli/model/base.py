@@ -53,7 +53,7 @@ class Base(Strict):
 
     backbone: str
     source: str
-    """``hub:facebook/…``, ``package``, ``random:SEED``, or ``file:PATH``."""
+    """``hub:facebook/…``, ``package``, ``random:SEED``, ``file:PATH``, or ``import:NAME`` of complete weights."""
     sha256: str
     """Of the file; of the tensors' bytes for random weights."""
 

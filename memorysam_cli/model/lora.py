@@ -37,9 +37,22 @@ def add_lora(trunk: Hiera, settings: Lora) -> None:
 
     A starts Kaiming-uniform(a=√5) and B at zero, so that a fresh adapter changes nothing (METHOD §2).
     """
+    split(trunk)
+    peft.inject_adapter_in_model(adapter_config(settings), trunk)
+
+
+def split(trunk: Hiera) -> None:
+    """Split every block's ``qkv``, in place: the form that our PEFT adapters are for.
+
+    ``peft.PeftModel.from_pretrained(trunk, folder)`` then loads what ``memorysam weights export --format peft`` wrote.
+    """
     for attention in _attentions(trunk):
         attention.qkv = SplitProjection(attention.qkv)
-    peft.inject_adapter_in_model(adapter_config(settings), trunk)
+
+
+def adapter_state(trunk: Hiera) -> dict[str, Tensor]:
+    """The adapter's tensors under the names of PEFT's own files; the trunk's LoRA must not be merged."""
+    return {f"base_model.model.{name}": tensor for name, tensor in peft.get_peft_model_state_dict(trunk).items()}
 
 
 def adapter_config(settings: Lora) -> peft.LoraConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +11,8 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
 
 from memorysam_cli.model.backbone import set_grid
-from memorysam_cli.model.memory import GATED, Frame, Memory, condition, decode, remember
+from memorysam_cli.model.memory import GATED, Frame
+from memorysam_cli.model.sequences import Step, Tree
 
 
 class Output(NamedTuple):
@@ -61,28 +62,50 @@ class MemorySAM(nn.Module):
         Raises:
             ValueError: no frame, unequal shapes, or a size that is not divisible by 32.
         """
+        _, output = next(self.outputs(self.encode(frames), [range(len(frames))]))
+        return output
+
+    def encode(self, frames: Sequence[Tensor]) -> list[Frame]:
+        """Encode all frames at once; their encodings do not depend on each other.
+
+        Args:
+            frames: as in :meth:`forward`.
+
+        Raises:
+            ValueError: as in :meth:`forward`.
+        """
         _check(frames)
-        encoded = self._encode(frames)
-        self._use_grid(*encoded[0].coarse.shape[-2:])
+        fine, middle, coarse = self._pyramid(torch.cat(list(frames)))  # (M·B, 3, H, W)
+        batch = frames[0].shape[0]
+        position = self.sam.image_encoder.neck.position_encoding(coarse[:1]).to(coarse.dtype)
+        positions = [position.expand(batch, -1, -1, -1)] * len(frames)
+        levels = (torch.split(level, batch) for level in (fine, middle, coarse))
+        return [Frame(*parts) for parts in zip(*levels, positions, strict=True)]
+
+    def outputs(self, pool: Sequence[Frame], sequences: Sequence[Sequence[int]]) -> Iterator[tuple[int, Output]]:
+        """Run the memory across many sequences of encoded frames.
+
+        Args:
+            pool: frames as of :meth:`encode`, all of one batch size and image size.
+            sequences: each lists places in ``pool`` in the order in which the memory sees them.
+
+        Yields:
+            A sequence's number and its output, equal to that of :meth:`forward` on its frames, in the order in which
+            they come about. Common beginnings are computed once (with SAM 2.1, whose pointers know the number of
+            frames, only between sequences of one length).
+
+        Raises:
+            ValueError: a sequence is empty.
+        """
+        if not all(sequences):
+            raise ValueError("sequences: each needs at least one frame")
+        grid = pool[0].coarse.shape[-2:]
+        self._use_grid(*grid)
         # The gaussian matrix is a buffer that moves with the network; the embedding is a few thousand cosines.
-        dense_position = self.sam.sam_prompt_encoder.pe_layer(encoded[0].coarse.shape[-2:]).unsqueeze(0)
-        memories: list[Memory] = []
-        logits: list[Tensor] = []
-        is_open: list[Tensor] = []
-        for index, frame in enumerate(encoded):
-            features = condition(self.sam, frame, memories, frames=len(frames))
-            decoded = decode(self.sam, features, frame, dense_position=dense_position, gate=self.object_gate)
-            gate = decoded.is_open[:, :, None, None]  # (B, 1) -> (B, 1, 1, 1)
-            logits.append(torch.where(gate > 0, decoded.logits, 0.0))
-            is_open.append(gate)
-            if index < len(encoded) - 1:  # nothing reads the last frame's memory
-                memories.append(remember(self.sam, frame, decoded))
-        open_share = torch.stack(is_open).mean(dim=0)
-        return Output(
-            logits=torch.stack(logits).mean(dim=0),  # (M, B, tokens, h, w) -> (B, tokens, h, w)
-            gate_shift=GATED * (1 - open_share),
-            features=torch.stack([frame.fine for frame in encoded]).mean(dim=0),
-        )
+        dense_position = self.sam.sam_prompt_encoder.pe_layer(grid).unsqueeze(0)
+        tree = Tree(self.sam, pool, sequences, gate=self.object_gate, dense_position=dense_position)
+        for number, steps in tree.walk():
+            yield number, _average(steps)
 
     def logits(self, frames: Sequence[Tensor]) -> Tensor:
         """The class logits at the size of the frames.
@@ -114,13 +137,19 @@ class MemorySAM(nn.Module):
         logits = output.logits[:, : self.classes]  # imported weights may have more tokens than classes
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=False) + output.gate_shift
 
-    def _encode(self, frames: Sequence[Tensor]) -> list[Frame]:
-        """Encode all frames at once; their encodings do not depend on each other."""
-        batch = frames[0].shape[0]
-        encoded = self.sam.forward_image(torch.cat(list(frames)))  # (M·B, 3, H, W)
-        fine, middle, coarse = (level.split(batch) for level in encoded["backbone_fpn"])
-        positions = encoded["vision_pos_enc"][-1].split(batch)
-        return [Frame(*parts) for parts in zip(fine, middle, coarse, positions, strict=True)]
+    def _pyramid(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, 3, H, W) -> features at stride 4, 8, 16, the first two already through ``conv_s0`` and ``conv_s1``.
+
+        SAM2's neck, without its position encodings: those of stride 4 and 8, which nothing reads, would take a third
+        of a gigabyte for four images of 1024 pixels.
+        """
+        encoder, decoder = self.sam.image_encoder, self.sam.sam_mask_decoder
+        levels = encoder.trunk(images)  # from stride 4 to stride 32
+        fine, middle, coarse, top = (
+            lateral(level) for lateral, level in zip(reversed(encoder.neck.convs), levels, strict=True)
+        )
+        coarse = coarse + F.interpolate(top.float(), scale_factor=2.0, mode=encoder.neck.fpn_interp_model)
+        return decoder.conv_s0(fine), decoder.conv_s1(middle), coarse
 
     def _use_grid(self, height: int, width: int) -> None:
         """Keep SAM2's tables in step with the image size and the device."""
@@ -131,6 +160,17 @@ class MemorySAM(nn.Module):
                 encoding.cache.clear()
             set_grid(self.sam, height, width)
             self._grid = grid
+
+
+def _average(steps: Sequence[Step]) -> Output:
+    """The mean over a sequence's frames."""
+    gates = [step.decoded.is_open[:, :, None, None] for step in steps]  # (B, 1) -> (B, 1, 1, 1)
+    logits = [torch.where(gate > 0, step.decoded.logits, 0.0) for gate, step in zip(gates, steps, strict=True)]
+    return Output(
+        logits=torch.stack(logits).mean(dim=0),  # (M, B, tokens, h, w) -> (B, tokens, h, w)
+        gate_shift=GATED * (1 - torch.stack(gates).mean(dim=0)),
+        features=torch.stack([step.frame.fine for step in steps]).mean(dim=0),
+    )
 
 
 def _check(frames: Sequence[Tensor]) -> None:

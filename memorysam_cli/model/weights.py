@@ -33,18 +33,19 @@ class Metric(Strict):
     protocol: str
     split: str
     epoch: int
-    step: int
+    step: int | None
+    """None where only the epoch is known, as of the authors' weights."""
 
 
 class WeightsCard(Strict):
     """What a weights file says of itself.
 
-    ``kind`` is ``trained`` where the file holds only what does not come from the base, and ``merged`` where it is
-    complete and its LoRA is folded in.
+    ``kind`` is ``trained`` where the file holds only what does not come from the base, ``complete`` where it holds
+    every tensor and its LoRA apart (imported weights), and ``merged`` where it is complete and its LoRA is folded in.
     """
 
     format_version: Literal[1] = 1
-    kind: Literal["trained", "merged"] = "trained"
+    kind: Literal["trained", "complete", "merged"] = "trained"
     recipe: Recipe
     dataset: DatasetInfo
     base: Base
@@ -141,6 +142,15 @@ def save_merged(network: Segmenter, path: Path) -> str:
     return _write(path, dict(network.state_dict()), network.card.model_copy(update={"kind": "merged"}))
 
 
+def save_complete(card: WeightsCard, state: dict[str, Tensor], path: Path) -> str:
+    """Write a file of every tensor, LoRA not merged, that needs no base; returns the file's SHA-256.
+
+    Args:
+        state: names and shapes of a network with the card's LoRA; the caller has checked that none is missing.
+    """
+    return _write(path, state, card.model_copy(update={"kind": "complete"}))
+
+
 def read_card(path: Path) -> WeightsCard:
     """The card of a weights file, without its tensors."""
     return _parse_card(tensors.read_metadata(path), where=path)
@@ -157,6 +167,17 @@ def load(path: str | Path, device: str | torch.device = "cpu", *, image_size: in
     Raises:
         WeightsError: the file is damaged, not ours, incomplete, or its base is missing or another one.
     """
+    if image_size is not None and (image_size <= 0 or image_size % 32):
+        raise WeightsError(f"image_size: {image_size} is not a positive multiple of 32")
+    network = load_unmerged(path)
+    if image_size is not None:
+        network.card = network.card.model_copy(update={"image_size": image_size})
+    merge_lora(network.sam.image_encoder.trunk)
+    return network.requires_grad_(False).eval().to(device)  # merging makes new layers
+
+
+def load_unmerged(path: str | Path) -> Segmenter:
+    """Load trained weights with their LoRA as it is, on the CPU, in eval mode; otherwise as :func:`load`."""
     path = Path(path)
     state, metadata = tensors.read(path)
     card = _parse_card(metadata, where=path)
@@ -164,19 +185,16 @@ def load(path: str | Path, device: str | torch.device = "cpu", *, image_size: in
         raise WeightsError(
             f"{path}: its tensors are not those that were written (their SHA-256 differs); copy it again"
         )
-    if image_size is not None:
-        if image_size <= 0 or image_size % 32:
-            raise WeightsError(f"image_size: {image_size} is not a positive multiple of 32")
-        card = card.model_copy(update={"image_size": image_size})
     network = build(card)
     if card.kind == "trained":
         reload_base(network, card.base, where=str(path))
+    if card.kind != "merged":
         prepare_training(network, card.recipe.model, modalities=len(card.recipe.data.modalities))
+    if card.kind == "trained":
         fill_own(network, state, where=str(path))
-        merge_lora(network.sam.image_encoder.trunk)
     else:
         _fill_exactly(dict(network.state_dict()), state, where=str(path))
-    return network.requires_grad_(False).eval().to(device)
+    return network.requires_grad_(False).eval()
 
 
 def fill_own(network: Segmenter, state: dict[str, Tensor], *, where: str) -> None:

@@ -95,6 +95,54 @@ def per_class_bars(
     return png.getvalue()
 
 
+def failure_bars(
+    bars: Mapping[str, Sequence[tuple[float, float | None]]],
+    *,
+    labels: Sequence[str],
+    what: str,
+    means: Sequence[float] = (),
+    title: str = "",
+) -> bytes:
+    """Horizontal bars of the mIoU under each sensor failure, one colour per level.
+
+    Args:
+        bars: level → the mIoU in percent of each failure and its standard deviation, if it has one.
+        labels: of the failures.
+        what: the labels are, such as ``missing``.
+        means: one line per level, or none.
+        title: the line above.
+
+    Returns:
+        A PNG.
+    """
+    thick = 0.8 / len(bars)
+    shades = (BLUE, ORANGE, GREEN, PURPLE)
+    with _figure(width=8, height=1.6 + len(labels) * max(0.26, 0.16 * len(bars))) as (figure, png):
+        axes = figure.add_subplot()
+        for index, (level, values) in enumerate(bars.items()):
+            places = np.arange(len(labels)) + (index - (len(bars) - 1) / 2) * thick
+            widths, shade = [mean for mean, _ in values], shades[index % len(shades)]
+            errors = [std or 0.0 for _, std in values] if any(std is not None for _, std in values) else None
+            axes.barh(places, widths, color=shade, height=0.9 * thick, xerr=errors, label=level or None)
+            for place, (value, std) in zip(places, values, strict=True):
+                axes.text(value + (std or 0.0) + 0.8, place, f"{value:.1f}", va="center", fontsize=7)
+        for index, (level, mean) in enumerate(zip(bars, means, strict=False)):
+            shade = VERMILION if len(bars) == 1 else shades[index % len(shades)]
+            text = f"mean{level and f' of {level}'}: {mean:.2f}"
+            axes.axvline(mean, color=shade, linestyle="--", linewidth=1.2, label=text)
+        axes.set_yticks(range(len(labels)), labels, fontsize=8)
+        axes.set_ylim(len(labels) - 0.4, -0.6)  # the first failure on top
+        axes.set_ylabel(what)
+        axes.set_xlim(0, 108)
+        axes.set_xticks(range(0, 101, 20))
+        axes.set_xlabel("mIoU in per cent")
+        axes.set_title(title)
+        axes.spines[["top", "right"]].set_visible(False)
+        if means or len(bars) > 1:
+            figure.legend(loc="outside lower center", frameon=False, ncols=3)
+    return png.getvalue()
+
+
 def curves(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> bytes:
     """The course of a training run; panels without any value are left out.
 

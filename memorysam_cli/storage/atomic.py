@@ -87,6 +87,30 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{name}{tail}")
 
 
+def sweep(path: Path) -> None:
+    """Remove temporaries of ``path`` whose writers, on this machine, were killed."""
+    if os.name == "nt":  # there, asking whether a process lives ends it
+        return
+    stub = f".{path.name}.tmp-{socket.gethostname().replace('/', '_')[:32]}-"
+    with contextlib.suppress(OSError):
+        left = [entry for entry in path.absolute().parent.iterdir() if entry.name.startswith(stub)]
+        for entry in left:
+            pid = entry.name.removeprefix(stub).partition("-")[0]
+            if pid.isdecimal() and not _lives(int(pid)):
+                shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process runs."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def make_folder(path: Path) -> None:
     """Create ``path`` and its parents, durably; an existing folder is fine.
 
@@ -95,6 +119,27 @@ def make_folder(path: Path) -> None:
     """
     with faults(path):
         _make_folder(path)
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """See, before long work begins, that files can be written to a folder that may not exist yet; writes nothing.
+
+    Raises:
+        EnvironmentFault: it, or the nearest folder above it that exists, is no folder or must not be written.
+    """
+    with faults(folder):
+        nearest = folder.absolute()
+        while not nearest.exists():
+            nearest = nearest.parent
+        if not nearest.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{shown(nearest)} is a file")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            is_read_only = bool(os.statvfs(nearest).f_flag & os.ST_RDONLY) if hasattr(os, "statvfs") else False
+            raise (
+                OSError(errno.EROFS, "read-only file system")
+                if is_read_only
+                else PermissionError(errno.EACCES, "permission denied")
+            )
 
 
 def _make_folder(path: Path) -> None:

@@ -36,6 +36,8 @@ class Header:
     dtype: str
     has_palette: bool = False
     """The stored values are indices; reading gives their colours."""
+    is_turned: bool = False
+    """An EXIF mark asks viewers to turn the picture; we never do."""
 
 
 def take(stream: BinaryIO, count: int) -> bytes:
@@ -125,11 +127,12 @@ def _check_png(data: bytes) -> None:
 
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _SCAN_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # not a stuffed byte, a fill byte or a restart
-_START_OF_SCAN, _END_OF_IMAGE, _STANDALONE = 0xDA, 0xD9, {0x01, *range(0xD0, 0xD9)}
+_START_OF_SCAN, _END_OF_IMAGE, _EXIF, _STANDALONE = 0xDA, 0xD9, 0xE1, {0x01, *range(0xD0, 0xD9)}
 
 
 def _parse_jpeg(stream: BinaryIO) -> Header:
     take(stream, 2)
+    is_turned = False
     while True:
         marker = _next_marker(stream)
         if marker in {_START_OF_SCAN, _END_OF_IMAGE}:
@@ -142,8 +145,26 @@ def _parse_jpeg(stream: BinaryIO) -> Header:
             if bits != _SHORT_BITS or channels not in {1, 3}:
                 kind = "CMYK" if channels == 4 else f"{channels}-channel {bits}-bit"
                 raise Refused(f"a {kind} JPEG; convert it to RGB or grey with 8 bits")
-            return Header("jpeg", height, width, channels, "uint8")
-        stream.seek(max(0, length - 2), io.SEEK_CUR)
+            return Header("jpeg", height, width, channels, "uint8", is_turned=is_turned)
+        if marker == _EXIF:
+            is_turned |= _is_turned(take(stream, max(0, length - 2)))
+        else:
+            stream.seek(max(0, length - 2), io.SEEK_CUR)
+
+
+def _is_turned(exif: bytes) -> bool:
+    """Whether a JPEG's EXIF data have an orientation other than upright."""
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if tiff == exif or order is None:
+        return False
+    try:
+        (position,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (count,) = struct.unpack_from(f"{order}H", tiff, position)
+        fields = [struct.unpack_from(f"{order}HHIH", tiff, position + 2 + 12 * index) for index in range(count)]
+    except struct.error:  # a damaged remark; the pixels are told from it
+        return False
+    return any(tag == _ORIENTATION and value > 1 for tag, _, _, value in fields)
 
 
 def _next_marker(stream: BinaryIO) -> int:

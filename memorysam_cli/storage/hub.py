@@ -17,7 +17,7 @@ _LOCAL = "or give a local file as model.base_weights"
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
-def fetch(repo: str, filename: str, *, sha256: str) -> Path:
+def fetch(repo: str, filename: str, *, sha256: str, show_progress: bool = True) -> Path:
     """A file of a Hub repository, from the cache where it is there, downloaded otherwise, verified always.
 
     ``HF_ENDPOINT``, ``HF_HOME``, ``HF_HUB_CACHE``, ``HF_HUB_OFFLINE`` and ``HF_TOKEN`` are honoured. A verified
@@ -27,6 +27,7 @@ def fetch(repo: str, filename: str, *, sha256: str) -> Path:
         repo: such as ``facebook/sam2-hiera-tiny``.
         filename: the file's path in the repository.
         sha256: of its content, in hex.
+        show_progress: whether the Hub's client draws its bar on stderr.
 
     Returns:
         The path in the cache.
@@ -38,7 +39,10 @@ def fetch(repo: str, filename: str, *, sha256: str) -> Path:
     """
     # Imported here: half a second, and it reads the environment at import.
     import huggingface_hub
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
+    if not show_progress:
+        disable_progress_bars()
     what = f"{repo}/{filename}"
     cached = huggingface_hub.try_to_load_from_cache(repo, filename)
     if isinstance(cached, str):

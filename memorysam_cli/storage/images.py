@@ -7,6 +7,7 @@ with what the header promised. EXIF rotation is ignored: it would part an image 
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -15,13 +16,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from memorysam_cli.errors import DataError
+from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import arrays, atomic, headers
 from memorysam_cli.storage.atomic import shown
 from memorysam_cli.storage.headers import Header, Refused
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".npz")
 MAX_PIXELS = 100_000_000
+"""Unless ``$MEMORYSAM_MAX_PIXELS`` says otherwise."""
 
 # Its complaints about broken files would stand beside our own message.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -54,13 +56,38 @@ def shape(path: Path) -> tuple[int, int, int, str]:
     return found.height, found.width, found.channels, found.dtype
 
 
-def read(path: Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[Any]:
+def pixel_limit() -> int:
+    """The largest H·W that is decoded: ``$MEMORYSAM_MAX_PIXELS``, or 100 million.
+
+    Raises:
+        UsageError: the variable is no positive whole number.
+    """
+    text = os.environ.get("MEMORYSAM_MAX_PIXELS", "")
+    if text and not (text.isascii() and text.isdigit() and int(text)):
+        raise UsageError(f"$MEMORYSAM_MAX_PIXELS is '{shown(text)}'; it must be a whole number above 0")
+    return int(text or MAX_PIXELS)
+
+
+def refuse_size(path: Path, found: Header, *, max_pixels: int) -> None:
+    """Refuse a picture that is too large to be decoded.
+
+    Raises:
+        DataError: its header promises more than ``max_pixels``.
+    """
+    try:
+        _check_size(found, max_pixels=max_pixels)
+    except Refused as error:
+        _refuse(path, error)
+
+
+def read(path: Path, *, max_pixels: int | None = None) -> npt.NDArray[Any]:
     """Read an image or array whole, or not at all.
 
     Args:
         path: PNG (8 or 16 bit; grey, RGB, palette, with or without alpha), JPEG (grey, RGB), TIFF (uint8,
             uint16, float32; grey, RGB), ``.npy`` or ``.npz`` with one array. The content decides, not the suffix.
-        max_pixels: H·W above this is refused from the header, before anything is decoded.
+        max_pixels: H·W above this is refused from the header, before anything is decoded; None:
+            :func:`pixel_limit`.
 
     Returns:
         (H, W), (H, W, 3) RGB or (H, W, 4) RGBA, uint8, uint16 or float32 as stored. Grey with alpha and
@@ -73,7 +100,7 @@ def read(path: Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[Any]:
     try:
         with path.open("rb") as stream:
             found = _parse(stream)
-            _check_size(found, max_pixels=max_pixels)
+            _check_size(found, max_pixels=max_pixels or pixel_limit())
             stream.seek(0)
             data = stream.read()
         array = arrays.load_array(data, found) if found.format in {"npy", "npz"} else _decode(data, found)
@@ -103,7 +130,10 @@ def _check_file(path: Path) -> None:
 def _check_size(found: Header, *, max_pixels: int) -> None:
     if found.height * found.width > max_pixels:
         size = f"{found.height} x {found.width} = {found.height * found.width / 1e6:,.0f} Mpx"
-        raise Refused(f"{size} is more than the {max_pixels / 1e6:,.0f} Mpx allowed; make it smaller")
+        raise Refused(
+            f"{size} is more than the {max_pixels / 1e6:,.0f} Mpx allowed; make it smaller, or allow more with "
+            "MEMORYSAM_MAX_PIXELS=… (in prepare: --max-pixels)"
+        )
 
 
 def _parse(stream: BinaryIO) -> Header:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from memorysam_cli.errors import FolderInUseError
+from memorysam_cli.errors import FolderInUseError, MemorySamError, Stopped
 from memorysam_cli.storage import atomic
 from memorysam_cli.storage.atomic import shown
 
@@ -23,6 +23,8 @@ except ImportError:  # Windows: a marker file has to do, see _acquire
     fcntl = None  # type: ignore[assignment]
 
 _NAME = ".lock"
+FAULTS = "errors.jsonl"
+"""What went wrong in a held folder: a line for each run that a fault of the user or of the machine ended."""
 _COMMAND_LENGTH = 300
 _OWNER_TRIES, _OWNER_SECONDS = 10, 0.02
 
@@ -46,7 +48,8 @@ def hold(folder: Path) -> Iterator[None]:
     """Own ``folder`` while the block runs; the kernel frees it at once when the process dies, however it dies.
 
     Args:
-        folder: created where missing; the lock is its file ``.lock``, which stays.
+        folder: created where missing; the lock is its file ``.lock``, which stays. A :class:`MemorySamError` that
+            leaves the block also becomes a line of its ``errors.jsonl``.
 
     Raises:
         FolderInUseError: another run owns it; names host, pid, start and command.
@@ -62,8 +65,21 @@ def hold(folder: Path) -> Iterator[None]:
             os.ftruncate(descriptor, 0)
             os.write(descriptor, _owner_record())
         yield
+    except Stopped:
+        raise
+    except MemorySamError as fault:
+        with contextlib.suppress(MemorySamError, OSError):  # a full disk must not hide the first fault
+            _note(fault, folder)
+        raise
     finally:
         _release(descriptor, path)
+
+
+def _note(fault: MemorySamError, folder: Path) -> None:
+    """Leave a fault's line in the folder that it happened in, for whoever finds it later."""
+    line = {"code": fault.exit_code, "message": str(fault), "time": _now(), "command": shlex.join(sys.argv)}
+    with atomic.open_log(folder / FAULTS) as log:
+        log.write(json.dumps(line) + "\n")
 
 
 def _release(descriptor: int, path: Path) -> None:
@@ -100,10 +116,14 @@ def _owner_record() -> bytes:
     record = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "since": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "since": _now(),
         "command": shlex.join(sys.argv)[:_COMMAND_LENGTH],
     }
     return json.dumps(record).encode() + b"\n"
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def _owner(path: Path) -> str:

@@ -23,10 +23,10 @@ import torch
 from memorysam_cli.errors import WeightsError
 from memorysam_cli.storage import atomic
 from memorysam_cli.storage.atomic import shown
-from memorysam_cli.storage.torch_files import read_torch
+from memorysam_cli.storage.torch_files import read_torch, write_torch
 from memorysam_cli.storage.weights_checks import check_file, check_finite, sha256
 
-__all__ = ["digest", "read", "read_metadata", "read_torch", "sha256", "write"]
+__all__ = ["digest", "read", "read_metadata", "read_torch", "sha256", "write", "write_torch"]
 
 MAX_HEADER_BYTES = 16_000_000
 MAX_TENSORS = 20_000

@@ -1,4 +1,4 @@
-"""Other people's ``.pt`` and ``.pth`` files, opened without running what is inside them.
+"""Other people's ``.pt`` and ``.pth`` files, opened without running what is inside them; and files for other people.
 
 A torch file is a pickle, that is: a program. ``weights_only`` is the lock on it, and there is no option here
 to turn it. The zip around it is checked first, since torch neither compares its checksums nor minds bombs.
@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import numpy as np
 import torch
 
 from memorysam_cli.errors import EnvironmentFault, WeightsError
+from memorysam_cli.storage import atomic
 from memorysam_cli.storage.atomic import shown
-from memorysam_cli.storage.weights_checks import check_file, check_finite
+from memorysam_cli.storage.weights_checks import check_file, check_finite, sha256
 
 _WRAPPERS = ("model", "model_state_dict", "state_dict")
 _SAFE_TORCH = (2, 10)
@@ -66,6 +68,69 @@ def read_torch(path: Path) -> dict[str, torch.Tensor]:
         raise WeightsError(f"{shown(path)}: {error}") from error
     check_finite(state, where=shown(path))
     return state
+
+
+def write_torch(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Write a plain state dict as a ``.pt`` or ``.pth`` file, all or nothing, and read it back.
+
+    The one pickle that we write, for code that reads nothing else; ours reads safetensors. It holds names and
+    tensors only, so that ``torch.load(weights_only=True)`` opens it.
+
+    Args:
+        path: the target; an existing file is replaced.
+        tensors: any device, layout or sharing; written contiguous, each with a storage of its own.
+
+    Returns:
+        SHA-256 of the file, in hex.
+
+    Raises:
+        WeightsError: NaN or infinity; nothing is written.
+        EnvironmentFault: it cannot be written, or does not read back as written; ``path`` is as it was.
+    """
+    check_finite(tensors, where=shown(path))
+    # A view's whole storage would be written, and shared storages would come back shared.
+    state = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    with atomic.new_file(path, needed_bytes=sum(tensor.nbytes for tensor in state.values())) as temporary:
+        _save(state, temporary)
+        found = _state_dict(_load(temporary, is_zip=_check_zip(temporary)))
+        if found.keys() != state.keys() or not all(torch.equal(found[name], state[name]) for name in state):
+            raise OSError(None, "what was read back differs from what was written")
+        return sha256(temporary)
+
+
+def _save(state: dict[str, torch.Tensor], path: Path) -> None:
+    with path.open("wb", buffering=0) as stream:
+        watched = _Watched(stream)
+        try:
+            torch.save(state, watched)  # type: ignore[arg-type]
+        except RuntimeError:  # how torch tells of a full disk
+            if watched.fault is not None:
+                raise watched.fault from None
+            raise
+
+
+class _Watched:
+    """A stream that remembers why it could not be written; torch forgets."""
+
+    def __init__(self, stream: FileIO) -> None:
+        self.stream = stream
+        self.fault: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of ``data``."""
+        left = memoryview(data)
+        try:
+            while left.nbytes:
+                left = left[self.stream.write(left) :]
+        except OSError as fault:
+            self.fault = fault
+            raise
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        """Nothing is held back."""
 
 
 def _check_torch_version() -> None:

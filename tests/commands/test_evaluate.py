@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+import memorysam_cli
+from memorysam_cli.data import manifest
 from memorysam_cli.data.manifest import Manifest
-from memorysam_cli.engine import run_folder
+from memorysam_cli.engine import run_folder, scene_lists
 from memorysam_cli.engine.evaluation import evaluate
 from memorysam_cli.model import load, weights
-from memorysam_cli.storage import images
+from memorysam_cli.storage import images, tensors
 
 from ..engine.stand_ins import CLASSES, write_data
 from .trained import Program, save_weights
@@ -21,14 +24,19 @@ from .trained import Program, save_weights
 FILES = {
     "metrics": "metrics.json",
     "per_class": "per_class.csv",
-    "confusion": "confusion.csv",
+    "breakdown": "breakdown.csv",
+    "scenes": "scenes.csv",
+    "confusion": "confusion-resized.csv",
+    "confusion_resized": "confusion-resized.csv",
+    "confusion_native": "confusion-native.csv",
     "confusion_figure": "confusion.png",
     "per_class_figure": "per_class.png",
 }
 KEYS = {
-    "schema_version", "dataset", "dataset_hash", "split", "selection_split", "scenes", "modalities", "image_size",
-    "weights", "weights_sha256", "protocol", "miou", "macc", "mf1", "miou_present", "classes", "conditions", "cases",
-    "pixels", "protocols", "means", "files",
+    "schema_version", "dataset", "dataset_hash", "split", "split_sha256", "selection_split", "scenes", "modalities",
+    "missing", "tta", "tile", "image_size", "weights", "weights_sha256", "device", "precision", "versions", "warnings",
+    "protocol", "miou", "macc", "mf1", "miou_present", "macc_present", "mf1_present", "classes", "splits",
+    "conditions", "cases", "condition_cases", "worst", "pixels", "protocols", "means", "files",
 }  # fmt: skip
 
 
@@ -115,6 +123,18 @@ def test_the_table_files_hold_the_same_numbers(here: Path, memorysam: Program) -
         header, *lines = list(csv.reader(stream))
     assert header[1:] == list(CLASSES) == [line[0] for line in lines]
     assert [sum(map(int, line[1:])) for line in lines] == [each["pixels"] for each in report["classes"]]
+    with Path(report["files"]["scenes"]).open() as stream:
+        each = list(csv.DictReader(stream))
+    assert [row["protocol"] for row in each] == ["resized"] * 5 + ["native"] * 5
+    assert sum(int(row["pixels"]) for row in each[:5]) == report["pixels"]["scored"]
+    worst = min(each[:5], key=lambda row: float(row["miou_present"]))
+    assert worst["scene"] == report["worst"][0]["scene"]
+    assert float(worst["miou_present"]) == report["worst"][0]["miou_present"]
+    with Path(report["files"]["breakdown"]).open() as stream:
+        parts = {tuple(list(row.values())[:4]): row for row in csv.DictReader(stream)}
+    assert float(parts["native", "", "", ""]["miou"]) == report["protocols"]["native"]["miou"]
+    product = report["condition_cases"]["fog"]["lidarjitter"]
+    assert float(parts["resized", "", "fog", "lidarjitter"]["miou"]) == product["miou"]
     for key in ("confusion_figure", "per_class_figure"):
         assert images.shape(Path(report["files"][key]))[2] == 4  # RGBA, decodable
 
@@ -138,6 +158,106 @@ def test_the_native_protocol_can_head_the_report(here: Path, memorysam: Program)
     native = memorysam("evaluate", "--protocol", "native", "--json", "--workers", 0).answer
     assert native["miou"] == resized["protocols"]["native"]["miou"] != resized["miou"]
     assert native["protocols"] == resized["protocols"]
+
+
+def test_a_report_says_all_that_decides_it(here: Path, memorysam: Program) -> None:
+    report = memorysam("evaluate", "--json", "--workers", 0).answer
+    data = _manifest(here)
+    assert report["split_sha256"] == {"val": scene_lists.digest(data.of_split("val"))}
+    assert report["weights_sha256"] == tensors.sha256(Path("runs/latest/checkpoints/best.safetensors"))
+    assert (report["missing"], report["tta"], report["tile"]) == ("drop", None, None)
+    assert (report["device"], report["precision"]) == ("cpu", "fp32")
+    assert report["versions"] == {"memorysam": memorysam_cli.__version__, "torch": torch.__version__}
+    assert "'val' also chose these weights" in report["warnings"][0]
+
+
+@pytest.mark.parametrize("split", ["val,train", "all"])
+def test_several_splits_are_one_result_with_a_part_for_each(here: Path, memorysam: Program, split: str) -> None:
+    ended = memorysam("evaluate", "--split", split, "--json", "--workers", 0, "-q")
+    report, folder = ended.answer, "val+train" if split == "val,train" else "train+val"
+    assert (report["split"], report["scenes"]) == (folder, 6)
+    assert {name: part["scenes"] for name, part in report["splits"].items()} == {"val": 5, "train": 1}
+    assert set(report["split_sha256"]) == {"val", "train"}
+    assert Path(report["files"]["metrics"]) == Path("runs/small-1/evaluate") / folder / "metrics.json"
+    assert len(report["warnings"]) == 2 == ended.err.count("memorysam: warning:")
+    alone = memorysam("evaluate", "--json", "--workers", 0).answer
+    assert report["splits"]["val"]["miou"] == alone["miou"] == alone["splits"]["val"]["miou"]
+
+
+def test_people_see_the_worst_scenes_first_and_conditions_against_cases(here: Path, memorysam: Program) -> None:
+    ended = memorysam("evaluate", "--split", "all", "--workers", 0)
+    report = json.loads(Path("runs/small-1/evaluate/train+val/metrics.json").read_text())
+    lines = ended.out.splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith("worst scenes"))
+    assert report["worst"][0]["scene"] in lines[start + 2]
+    head = next(line for line in lines if line.startswith("mIoU "))
+    assert head.split() == ["mIoU", "normal", "lidarjitter", "motionblur"]
+    rain = report["condition_cases"]["rain"]
+    row = [f"{rain['normal']['miou']:.2f}", "–", f"{rain['motionblur']['miou']:.2f}"]
+    assert ["rain", *row] in [line.split() for line in lines]
+    assert any(line.startswith("splits") for line in lines)
+
+
+def test_a_missing_modality_is_dropped_or_fed_as_zeros(here: Path, memorysam: Program) -> None:
+    arguments = ("evaluate", "--modalities", "img", "--json", "--workers", 0)
+    dropped, zeroed = memorysam(*arguments).answer, memorysam(*arguments, "--missing", "zero").answer
+    assert (dropped["missing"], zeroed["missing"]) == ("drop", "zero")
+    assert zeroed["files"]["metrics"] == "runs/small-1/evaluate/val/img-zero/metrics.json"
+    model, data = load("runs/latest/checkpoints/best.safetensors"), _manifest(here)
+
+    class BlackDepth:
+        training = False
+
+        def eval(self) -> Any: ...
+
+        def train(self, mode: bool = True) -> Any: ...
+
+        def logits(self, frames: list[torch.Tensor]) -> torch.Tensor:
+            return model.logits([frames[0], torch.zeros_like(frames[0])])
+
+    expected = evaluate(
+        BlackDepth(), data, scenes=data.of_split("val"), modalities=model.card.modalities[:1], image_size=32,
+        device="cpu", workers=0,
+    )  # fmt: skip
+    assert zeroed["protocols"] == json.loads(json.dumps(expected.to_json()))
+
+
+def test_augmentation_and_windows_have_folders_of_their_own_and_say_so(here: Path, memorysam: Program) -> None:
+    plain = memorysam("evaluate", "--json", "--workers", 0).answer
+    tta = memorysam("evaluate", "--tta-scales", "0.5,1", "--json", "--workers", 0).answer
+    tile = memorysam("evaluate", "--tile", "--tile-overlap", 0.5, "--json", "--workers", 0).answer
+    assert tta["tta"] == {"scales": [0.5, 1.0], "flip": True}
+    assert tile["tile"] == {"window": 32, "overlap": 0.5}
+    assert tta["files"]["metrics"] == "runs/small-1/evaluate/val/tta-0.5-1/metrics.json"
+    assert tile["files"]["metrics"] == "runs/small-1/evaluate/val/tile-0.5/metrics.json"
+    assert plain["pixels"] == tta["pixels"] == tile["pixels"]
+    assert json.loads(Path(plain["files"]["metrics"]).read_text()) == plain
+
+
+def test_people_are_told_how_scenes_were_shown(here: Path, memorysam: Program) -> None:
+    view = ("--modalities", "img", "--missing", "zero", "--tta-scales", "1,1.5", "--tile")
+    told = memorysam("evaluate", *view, "--workers", 0).out
+    assert "5 of val, img (others as zeros; scales 1, 1.5, each also mirrored; windows of 32 pixels)" in told
+    assert "5 of val, img, depth\n" in memorysam("evaluate", "--workers", 0).out
+
+
+def test_frames_of_the_models_size_need_no_windows(here: Path, memorysam: Program) -> None:
+    write_data(here / "data", [("a", "val", None, None, (32, 32)), ("b", "val", None, None, (32, 32))])
+    plain = memorysam("evaluate", "--json", "--workers", 0).answer
+    tiled = memorysam("evaluate", "--tile", "--json", "--workers", 0).answer
+    assert tiled["protocols"] == plain["protocols"]
+
+
+def test_a_split_without_labels_is_refused_and_left_out_of_all(here: Path, memorysam: Program) -> None:
+    data = _manifest(here)
+    info = data.info.model_copy(update={"unlabelled": ("test",)})
+    bare = dataclasses.replace(data.scenes[0], id="test/a", split="test", label=None)
+    manifest.write(data.root, info, [*data.scenes, bare])
+    ended = memorysam("evaluate", "--split", "test")
+    assert (ended.code, ended.out) == (3, "") and "predict --split test" in ended.err and ended.err.count("\n") == 1
+    ended = memorysam("evaluate", "--split", "all", "--json", "--workers", 0)
+    assert ended.code == 0 and "left out, for lack of labels: test" in ended.err
+    assert ended.answer["split"] == "train+val"
 
 
 def test_a_part_of_the_modalities_is_scored_beside_the_full_result(here: Path, memorysam: Program) -> None:
@@ -170,6 +290,17 @@ def test_a_miou_below_the_asked_one_ends_with_10_after_everything_is_written(her
         (("--modalities", "img,,depth"), 2, "a name is missing"),
         (("--protocol", "naive"), 2, "resized"),
         (("--batch", 0), 2, "--batch"),
+        (("--missing", "guess"), 2, "zero"),
+        (("--tta-scales", "1,big"), 2, "different numbers from 0.1 to 4"),
+        (("--tta-scales", "1,1"), 2, "different numbers"),
+        (("--tta-scales", "nan"), 2, "different numbers"),
+        (("--tta-scales", "100"), 2, "different numbers"),
+        (("--tile-overlap", 1), 2, "--tile-overlap"),
+        (("--robustness", "all"), 2, "rmm"),
+        (("--robustness", "emm", "--tta"), 2, "without --tta"),
+        (("--robustness", "emm", "--min-miou", 50), 2, "--min-miou"),
+        (("--repeats", 0), 2, "--repeats"),
+        (("--split", "val,,test"), 2, "a name is missing"),
         (("--split", "tset"), 3, "no scene in split 'tset' (known: "),
         (("--data", "elsewhere"), 3, "memorysam prepare"),
         (("--weights", "none.safetensors"), 5, "none.safetensors"),
@@ -221,6 +352,4 @@ def test_an_output_that_cannot_be_written_ends_with_6_before_anything_is_compute
 
 
 def _manifest(here: Path) -> Manifest:
-    from memorysam_cli.data import manifest
-
     return manifest.read(here / "data", "tiny")

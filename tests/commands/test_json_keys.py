@@ -8,8 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from memorysam_cli import app
+from memorysam_cli.model.reference import reference_shapes
+from memorysam_cli.storage import hub
+
+from ..model.upstream import drawn
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "json.md").read_text(encoding="utf-8")
 DOCUMENTED = {
@@ -23,8 +28,20 @@ CHANGES = [word for change in TINY for word in ("--set", change)]
 BEST = "runs/latest/checkpoints/best.safetensors"
 COMMANDS = {
     "prepare": ["prepare", "synthetic", "data", "--scenes", "20", "--size", "72"],
+    "prepare hha": [
+        "prepare",
+        "hha",
+        "data/mini-deliver",
+        "--depth",
+        "depth/**/*.png",
+        "--camera",
+        "36,36,36,36",
+        "--out",
+        "../hha",
+    ],
     "train": ["train", "--recipe", "demo", *CHANGES],
     "evaluate": ["evaluate", "--workers", "0"],
+    "evaluate --robustness": ["evaluate", "--robustness", "emm", "--workers", "0"],
     "predict": ["predict", "data/mini-deliver", "--limit", "2", "--workers", "0"],
     "demo": ["demo", "--out", "demo", "--scenes", "40", *CHANGES],
     "recipes list": ["recipes", "list"],
@@ -33,6 +50,9 @@ COMMANDS = {
     "weights info": ["weights", "info", BEST],
     "weights verify": ["weights", "verify", BEST],
     "weights merge": ["weights", "merge", BEST, "--out", "full.safetensors"],
+    "weights import": ["weights", "import", "RGBD_epoch1_2.0.pth", "--out", "imported.safetensors"],
+    "weights export": ["weights", "export", BEST, "--format", "merged", "--out", "merged.pth"],
+    "weights fetch": ["weights", "fetch", "sam2-hiera-tiny"],
 }
 
 
@@ -43,7 +63,9 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     import io
 
     found = {}
-    with contextlib.chdir(tmp_path_factory.mktemp("here")):
+    with contextlib.chdir(tmp_path_factory.mktemp("here")), pytest.MonkeyPatch.context() as patch:
+        torch.save(drawn(reference_shapes("nano", tokens=25, rank=4)), "RGBD_epoch1_2.0.pth")
+        patch.setattr(hub, "fetch", lambda repo, filename, **options: Path(filename))
         for name, arguments in COMMANDS.items():
             out = io.StringIO()
             with contextlib.redirect_stdout(out):

@@ -6,17 +6,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from memorysam_cli.data import manifest
+from memorysam_cli.data.loader import unlabelled_scenes
 from memorysam_cli.engine import run_folder
+from memorysam_cli.engine.evaluation import own_size
+from memorysam_cli.engine.metrics import confusion, scores
+from memorysam_cli.model import load
 from memorysam_cli.storage import documents, images
 
 from ..engine.stand_ins import PLANS, write_data
 from .trained import Program, save_weights
 
 KEYS = {
-    "schema_version", "inputs", "dataset", "modalities", "image_size", "weights", "weights_sha256", "scenes", "done",
-    "failed", "failures", "classes", "out", "trees", "ledger", "success",
+    "schema_version", "inputs", "dataset", "modalities", "missing", "tta", "tile", "image_size", "weights",
+    "weights_sha256", "device", "precision", "versions", "scenes", "done", "failed", "failures", "classes", "out",
+    "trees", "ledger", "success",
 }  # fmt: skip
 
 
@@ -100,6 +106,37 @@ def test_chosen_modalities_alone_are_used(here: Path, memorysam: Program) -> Non
     report = memorysam("predict", "data", "--modalities", "depth", "--json", "--workers", 0).answer
     assert report["modalities"] == ["depth"]
     assert {len(line["inputs"]) for line in documents.read_json_lines(Path("masks/predictions.jsonl"))} == {1}
+
+
+def test_what_is_missing_can_be_fed_as_zeros(here: Path, memorysam: Program) -> None:
+    arguments = ("predict", "data", "--modalities", "depth", "--json", "--workers", 0)
+    assert memorysam(*arguments, "--out", "dropped").answer["missing"] == "drop"
+    report = memorysam(*arguments, "--missing", "zero", "--out", "zeroed").answer
+    assert (report["missing"], report["modalities"]) == ("zero", ["depth"])
+    model = load("runs/latest/checkpoints/best.safetensors")
+    scenes = manifest.read(here / "data", "tiny").scenes
+    for found in unlabelled_scenes(
+        here / "data", scenes=scenes, modalities=model.card.modalities[1:], size=32, workers=0
+    ):
+        with torch.inference_mode():
+            logits = model.logits([torch.zeros_like(found.frames[0]), *found.frames])
+        expected = own_size(logits[0], height=found.height, width=found.width).argmax(0).numpy()
+        np.testing.assert_array_equal(images.read(here / "zeroed/masks" / f"{found.scene.id}.png"), expected)
+
+
+def test_augmented_predictions_score_what_evaluate_says(here: Path, memorysam: Program) -> None:
+    view = ("--tta-scales", "1,1.5", "--tile", "--workers", 0, "--json")
+    scored = memorysam("evaluate", *view).answer["protocols"]["native"]
+    report = memorysam("predict", "data", "--split", "val", "--confidence", *view).answer
+    assert report["tta"] == {"scales": [1.0, 1.5], "flip": True} and report["tile"] == {"window": 32, "overlap": 0.25}
+    data = manifest.read(here / "data", "tiny")
+    matrix = torch.zeros(4, 4, dtype=torch.int64)
+    for scene in data.of_split("val"):
+        mask, label = images.read(Path("masks/masks") / f"{scene.id}.png"), images.read(data.root / str(scene.label))
+        matrix += confusion(torch.from_numpy(mask), torch.from_numpy(label), 4)
+        confidence = images.read(Path("masks/confidence") / f"{scene.id}.png")
+        assert confidence.min() >= 255 // 4  # the best of four classes
+    assert scores(matrix).miou == scored["miou"]
 
 
 def test_people_are_told_where_the_masks_are(here: Path, memorysam: Program) -> None:

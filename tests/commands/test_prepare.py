@@ -10,8 +10,9 @@ import pytest
 
 from memorysam_cli.app import run
 from memorysam_cli.data import manifest as manifests
-from memorysam_cli.data.deliver import DELIVER, LABEL, SOURCES
+from memorysam_cli.data.datasets.deliver import DELIVER
 from memorysam_cli.storage import images
+from tests.data.trees import CASES, HEIGHT, WIDTH, write_tree
 
 SMALL = ["--scenes", "3", "--size", "32"]
 
@@ -19,11 +20,10 @@ SMALL = ["--scenes", "3", "--size", "32"]
 @pytest.fixture
 def deliver(tmp_path: Path) -> Path:
     """Two scenes in DELIVER's layout."""
-    for place in (("sun", "train", "MAP_1_point1"), ("fog", "val", "MAP_1_point2")):
-        for name, source in SOURCES.items():
-            if name != "depth_raw":
-                images.write_png(tmp_path / "D" / source.path(place, "000050"), np.zeros((4, 4, 3), np.uint8))
-        images.write_png(tmp_path / "D" / LABEL.path(place, "000050"), np.ones((4, 4), np.uint8))
+    for place in ("sun/train/MAP_1_point1", "fog/val/MAP_1_point2"):
+        for kind in ("img/{}/000050_rgb", "hha/{}/000050_depth", "event/{}/000050_event", "lidar/{}/000050_lidar"):
+            images.write_png(tmp_path / "D" / f"{kind.format(place)}_front.png", np.zeros((4, 4, 3), np.uint8))
+        images.write_png(tmp_path / f"D/semantic/{place}/000050_semantic_front.png", np.ones((4, 4), np.uint8))
     return tmp_path
 
 
@@ -65,7 +65,7 @@ def test_a_good_data_set_is_shown_with_its_classes(deliver: Path, capsys: pytest
 
 
 def test_problems_are_listed_and_end_with_3(deliver: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    missing = deliver / "D" / SOURCES["event"].path(("sun", "train", "MAP_1_point1"), "000050")
+    missing = deliver / "D/event/sun/train/MAP_1_point1/000050_event_front.png"
     missing.unlink()
     assert run(["prepare", "deliver", str(deliver), "--json"]) == 3
     out, err = capsys.readouterr()
@@ -73,13 +73,59 @@ def test_problems_are_listed_and_end_with_3(deliver: Path, capsys: pytest.Captur
     assert value["manifest"] is None
     assert value["problems"] == [
         {
-            "kind": "missing file",
+            "kind": "missing event",
             "count": 1,
             "first": [f"sun/train/MAP_1_point1/000050: has no 'event' (looked for {missing.relative_to(deliver)})"],
         }
     ]
-    assert "nothing was written" in err
-    assert not (deliver / "memorysam").exists()
+    assert "no manifest was written" in err and "--drop-incomplete" in err
+    assert [path.name for path in (deliver / "memorysam" / "deliver").iterdir()] == ["checked.jsonl"]
+
+
+@pytest.mark.parametrize(("name", "variant"), CASES)
+def test_every_published_layout_is_prepared_and_the_second_run_says_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, variant: str
+) -> None:
+    write_tree(name, tmp_path / "data", variant=variant)
+    assert run(["prepare", name, str(tmp_path), "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert first["scenes"] == len(manifests.read(tmp_path, name).scenes) > 0
+    assert set(first["stored"]) == set(first["modalities"])
+    assert all(form["low"] < form["high"] for forms in first["stored"].values() for form in forms)
+    labelled = sum(scene.label is not None for scene in manifests.read(tmp_path, name).scenes)
+    assert sum(map(sum, first["pixels"].values())) == labelled * HEIGHT * WIDTH, "every pixel is counted once"
+    monkeypatch.setattr(images, "header", None)
+    assert run(["prepare", name, str(tmp_path), "--json"]) == 0, "nothing is read again"
+    assert json.loads(capsys.readouterr().out) == first
+
+
+def test_scenes_and_files_are_shown_in_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_tree("mcubes", tmp_path / "data")
+    (folder / "polL_dolp" / "extra.npy").write_bytes(b"x")
+    assert run(["prepare", "mcubes", str(tmp_path), "-v"]) == 0
+    out, err = capsys.readouterr()
+    rows = [line.split() for line in out.splitlines()]
+    assert ["train", "3", "302", "0"] in rows and ["test", "2", "102", "0"] in rows
+    assert next(row[:4] for row in rows if row[:2] == ["nir", "uint16"]) == ["nir", "uint16", "1", "7"]
+    assert "1 files belong to no scene, such as polL_dolp/extra.npy" in err
+    assert "belongs to no scene: polL_dolp/extra.npy" in err
+
+
+def test_a_data_set_without_labels_shows_no_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tree("muses", tmp_path, scenes={"test": 2})
+    assert run(["prepare", "muses", str(tmp_path)]) == 0
+    assert "share of the labelled pixels" not in capsys.readouterr().out
+
+
+def test_measured_statistics_are_stored_and_the_normalisation_stays(tmp_path: Path) -> None:
+    write_tree("mcubes", tmp_path / "data")
+    assert run(["prepare", "mcubes", str(tmp_path)]) == 0
+    before = manifests.read(tmp_path, "mcubes").info
+    assert run(["prepare", "mcubes", str(tmp_path), "--measure"]) == 0
+    after = manifests.read(tmp_path, "mcubes").info
+    assert after.modalities == before.modalities
+    assert set(after.statistics) == {modality.name for modality in after.modalities}
+    assert after.statistics["image"].split == "train" and after.statistics["image"].scenes == 3
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from memorysam_cli import recipe as recipes
 from memorysam_cli.data import manifest as manifests
-from memorysam_cli.data.deliver import DELIVER, LABEL, SOURCES
+from memorysam_cli.data.datasets.deliver import DELIVER
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.storage import images
@@ -21,16 +21,14 @@ DeliverWriter = Callable[..., Path]
 def write_deliver(folder: Path, scenes: Sequence[str], *, height: int = 6, width: int = 8) -> Path:
     """DELIVER files for ids such as ``cloud/train/MAP_1_point1/000050``; every scene has its own colours."""
     for number, scene in enumerate(scenes):
-        *place, frame = scene.split("/")
         rng = np.random.Generator(np.random.PCG64(number))
-        for name, source in SOURCES.items():
-            if name != "depth_raw":
-                pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-                images.write_png(folder / source.path(tuple(place), frame), pixels, fsync=False)
+        for place, suffix in (("img", "rgb"), ("hha", "depth"), ("event", "event"), ("lidar", "lidar")):
+            pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            images.write_png(folder / f"{place}/{scene}_{suffix}_front.png", pixels, fsync=False)
         label = np.zeros((height, width, 4), np.uint8)
         label[..., 0] = rng.integers(0, 26, (height, width))
         label[..., 3] = 255
-        images.write_png(folder / LABEL.path(tuple(place), frame), label, fsync=False)
+        images.write_png(folder / f"semantic/{scene}_semantic_front.png", label, fsync=False)
     return folder
 
 

@@ -12,7 +12,7 @@ from memorysam_cli.errors import UsageError
 @pytest.mark.parametrize("name", DATASETS)
 def test_every_entry_loads_and_goes_by_its_name(name: str) -> None:
     assert layout_of(name).name == name
-    assert layout_of(name).expected_tree.count("├── ") >= 3
+    assert layout_of(name).expected_tree.count("── ") >= 3
 
 
 def test_an_unknown_name_is_refused_with_a_suggestion() -> None:

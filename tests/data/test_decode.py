@@ -72,6 +72,50 @@ def test_other_dtypes_and_channels_are_refused(tmp_path: Path, array: np.ndarray
         decode.read_modality([tmp_path / "a.npy"], RGB)
 
 
+def declared(*channels: int) -> Modality:
+    return Modality.model_validate({"name": "ms", "kind": "rgb", "channels": channels})
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
+@pytest.mark.parametrize("channels", [(0, 1, 2), (6, 0, 3), (5, 5, 5)])
+def test_three_of_any_number_of_channels_are_taken(tmp_path: Path, dtype: type, channels: tuple[int, ...]) -> None:
+    stored = np.arange(2 * 3 * 7).reshape(2, 3, 7).astype(dtype)
+    np.save(tmp_path / "a.npy", stored)
+    frame = decode.read_modality([tmp_path / "a.npy"], declared(*channels))
+    assert frame.dtype == (np.float32 if dtype is np.float64 else dtype) and frame.flags.c_contiguous
+    np.testing.assert_array_equal(frame, stored[..., list(channels)])
+
+
+def test_a_declared_fourth_channel_is_no_alpha(tmp_path: Path) -> None:
+    pixels = np.arange(32, dtype=np.uint8).reshape(2, 4, 4)
+    images.write_png(tmp_path / "a.png", pixels)
+    thermal = decode.read_modality([tmp_path / "a.png"], declared(3, 3, 3))
+    np.testing.assert_array_equal(thermal, np.stack([pixels[..., 3]] * 3, axis=-1))
+
+
+def test_declared_channels_of_grey_are_repeated(tmp_path: Path) -> None:
+    plane = np.arange(8, dtype=np.uint8).reshape(2, 4)
+    images.write_png(tmp_path / "a.png", plane)
+    frame = decode.read_modality([tmp_path / "a.png"], declared(0, 0, 0))
+    np.testing.assert_array_equal(frame, np.stack([plane] * 3, axis=-1))
+
+
+@pytest.mark.parametrize(("stored", "channels"), [((2, 2, 3), (0, 1, 3)), ((2, 2), (0, 1, 2)), ((2, 2, 5), (-1, 0, 1))])
+def test_a_channel_that_is_not_there_is_refused(
+    tmp_path: Path, stored: tuple[int, ...], channels: tuple[int, ...]
+) -> None:
+    np.save(tmp_path / "a.npy", np.zeros(stored, np.float32))
+    with pytest.raises(DataError, match=r"a\.npy: has \d channel\(s\), but 'ms' takes"):
+        decode.read_modality([tmp_path / "a.npy"], declared(*channels))
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_undeclared_channels_are_refused_with_what_to_do(tmp_path: Path, count: int) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((2, 2, count), np.float32))
+    with pytest.raises(DataError, match=rf"has {count} channels.*--channels img=0,1,.*'channels' in dataset.json"):
+        decode.read_modality([tmp_path / "a.npy"], RGB)
+
+
 def label_png(path: Path, values: list[list[int]]) -> Path:
     """A DELIVER label: the values in channel 0 of four."""
     plane = np.array(values, np.uint8)
@@ -117,6 +161,76 @@ def test_a_label_in_colours_or_as_jpeg_or_with_fractions_is_refused(tmp_path: Pa
     for name, why in [("colour.png", "in colour"), ("really_jpeg.png", "a JPEG"), ("float.npy", "whole numbers")]:
         with pytest.raises(DataError, match=why):
             decode.read_label(tmp_path / name, LabelRule(), 25)
+
+
+MAPPING = LabelRule(mapping=((7, 0), (11, 1), (34, 1)), ignore=(0, 255))
+
+
+def test_a_mapping_decides_by_hand(tmp_path: Path) -> None:
+    images.write_png(tmp_path / "l.png", np.array([[7, 11, 34, 0, 255]], np.uint8))
+    np.testing.assert_array_equal(decode.read_label(tmp_path / "l.png", MAPPING, 2), [[0, 1, 1, 255, 255]])
+
+
+@pytest.mark.parametrize("value", [1, 8, 254])
+def test_what_a_mapping_does_not_list_is_refused(tmp_path: Path, value: int) -> None:
+    images.write_png(tmp_path / "l.png", np.array([[7, value]], np.uint8))
+    with pytest.raises(DataError, match=rf"label value {value} in 1 pixels.*legal are 7, 11, 34, and 0, 255 for 'ign"):
+        decode.read_label(tmp_path / "l.png", MAPPING, 2)
+
+
+@pytest.mark.parametrize("pair", [(7, 2), (7, -1), (-1, 0), (65536, 0)])
+def test_an_impossible_mapping_is_refused(tmp_path: Path, pair: tuple[int, int]) -> None:
+    images.write_png(tmp_path / "l.png", np.array([[7]], np.uint8))
+    with pytest.raises(DataError, match=rf"label.mapping: {pair[0]} → {pair[1]} is impossible"):
+        decode.read_label(tmp_path / "l.png", LabelRule(mapping=(pair,)), 2)
+
+
+@pytest.mark.parametrize("value", [-1, -32768, 70000])
+def test_any_integer_may_be_ignored(tmp_path: Path, value: int) -> None:
+    np.save(tmp_path / "l.npy", np.array([[0, value, 255, 24]], np.int64))
+    rule = LabelRule(ignore=(value, 255))
+    np.testing.assert_array_equal(decode.read_label(tmp_path / "l.npy", rule, 25), [[0, 255, 255, 24]])
+
+
+COLOURS = LabelRule(colours=True)
+PALETTE = ((10, 0, 0), (0, 0, 10), (0, 0, 0))
+
+
+@pytest.mark.parametrize("alpha", [False, True])
+def test_colours_become_classes_by_hand(tmp_path: Path, alpha: bool) -> None:
+    picture = np.array([[(10, 0, 0), (0, 0, 10), (0, 0, 0), (0, 10, 0), (10, 0, 1), (255, 255, 255)]], np.uint8)
+    if alpha:
+        picture = np.concatenate([picture, np.full((1, 6, 1), 9, np.uint8)], axis=-1)
+    images.write_png(tmp_path / "l.png", picture)
+    label = decode.read_label(tmp_path / "l.png", COLOURS, 3, palette=PALETTE)
+    assert label.dtype == np.uint8
+    np.testing.assert_array_equal(label, [[0, 1, 2, 255, 255, 255]])
+
+
+def test_every_colour_of_a_palette_comes_back(tmp_path: Path) -> None:
+    rng = np.random.Generator(np.random.PCG64(1))
+    palette = np.unique(rng.integers(0, 256, (255, 3), dtype=np.uint8), axis=0)
+    classes = rng.integers(0, len(palette), (20, 30))
+    images.write_png(tmp_path / "l.png", palette[classes])
+    colours = tuple((int(red), int(green), int(blue)) for red, green, blue in palette)
+    label = decode.read_label(tmp_path / "l.png", COLOURS, len(colours), palette=colours)
+    np.testing.assert_array_equal(label, classes)
+
+
+def test_colours_need_colours(tmp_path: Path) -> None:
+    images.write_png(tmp_path / "grey.png", np.zeros((2, 2), np.uint8))
+    images.write_png(tmp_path / "deep.png", np.zeros((2, 2, 3), np.uint16))
+    (tmp_path / "j.png").write_bytes(cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes())
+    for name, why in [("grey.png", "no 8-bit RGB"), ("deep.png", "no 8-bit RGB"), ("j.png", "is a JPEG")]:
+        with pytest.raises(DataError, match=why):
+            decode.read_label(tmp_path / name, COLOURS, 3, palette=PALETTE)
+
+
+@pytest.mark.parametrize("palette", [(), ((1, 1, 1), (1, 1, 1))])
+def test_two_classes_of_one_colour_are_refused(tmp_path: Path, palette: tuple[tuple[int, int, int], ...]) -> None:
+    images.write_png(tmp_path / "l.png", np.zeros((2, 2, 3), np.uint8))
+    with pytest.raises(DataError, match="a different colour for every class"):
+        decode.read_label(tmp_path / "l.png", COLOURS, 2, palette=palette)
 
 
 def read(manifest: Manifest, number: int = 0, *, names: tuple[str, ...] = ("img", "event")) -> decode.Sample:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memorysam_cli.data.deliver import CLASSES, DELIVER, LABEL
+from memorysam_cli.data.datasets.deliver import CLASSES, DELIVER
 from memorysam_cli.data.layout import MARKER, DataNotFound
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
@@ -76,8 +76,8 @@ def test_other_views_and_hidden_files_are_left_out(tmp_path: Path) -> None:
 def test_unknown_weathers_and_cases_are_remarked(tmp_path: Path) -> None:
     folder = write_deliver(tmp_path, ["snow/train/MAP_1_point1/000050", "sun/train/MAP_1_point1_dust/000050"])
     remarks = DELIVER.remarks(DELIVER.scenes(folder, tmp_path))
-    assert any("'snow' is no weather" in remark for remark in remarks)
-    assert any("'dust' is no failure case" in remark for remark in remarks)
+    assert any("'snow' is no condition of DELIVER" in remark for remark in remarks)
+    assert any("'dust' is no failure case of DELIVER" in remark for remark in remarks)
     assert "train: 2 of the 3983 published scenes" in remarks
 
 
@@ -129,6 +129,6 @@ def test_without_the_data_it_says_where_they_are_published(tmp_path: Path, name:
 
 def test_a_folder_without_a_scene_shows_what_it_saw(tmp_path: Path) -> None:
     images.write_png(tmp_path / "img/sun/train/MAP_1_point1/1.png", np.zeros((2, 2), np.uint8))
-    (tmp_path / LABEL.folder).mkdir()
-    with pytest.raises(DataError, match=r"no scene of DELIVER \(saw img/sun/train/MAP_1_point1/1.png\)"):
+    (tmp_path / "semantic").mkdir()
+    with pytest.raises(DataError, match=r"\(saw img/sun/train/MAP_1_point1/1.png; looked for img/<condition>/<split>"):
         DELIVER.survey(DELIVER.find(tmp_path), tmp_path)

@@ -211,7 +211,7 @@ def test_scenes_of_another_data_set_than_the_weights_are_noted(prepared: Manifes
 
 
 def test_the_folder_around_a_data_set_covers_it(tmp_path: Path) -> None:
-    from memorysam_cli.data.deliver import DELIVER
+    from memorysam_cli.data.datasets.deliver import DELIVER
 
     folder = write_deliver(tmp_path / "mini" / "inner", SCENES[:2])
     info = DELIVER.info(folder).model_copy(update={"root": "mini/inner"})

@@ -10,9 +10,9 @@ import torch
 
 from memorysam_cli.data import loader
 from memorysam_cli.data import manifest as manifests
+from memorysam_cli.data.datasets.mcubes import MCUBES
 from memorysam_cli.data.loader import Batch, epoch_order, scored_scenes, training_batches, unlabelled_scenes
 from memorysam_cli.data.manifest import Manifest
-from memorysam_cli.data.mcubes import MCUBES
 from memorysam_cli.errors import DataError
 from memorysam_cli.recipe import Recipe
 
@@ -142,6 +142,28 @@ def test_a_cropped_data_set_scores_a_part_and_predicts_the_whole(tmp_path: Path)
     assert [frame.shape for frame in entry.resized.frames] == [(1, 3, 32, 32)] * 3
     assert [frame.shape for frame in entry.whole.frames] == [(1, 3, 32, 64)] * 3  # 64×76 -> 32×38 -> 32×64
     assert entry.whole.label.shape == (1, 64, 76)
+
+
+@pytest.mark.parametrize(("size", "seen"), [(32, (64, 76)), (64, (64, 76)), (96, (96, 128))])
+def test_for_windows_large_frames_keep_their_own_resolution(tmp_path: Path, size: int, seen: tuple[int, int]) -> None:
+    folder = write_mcubes(tmp_path / "m", {"val": ["a"]}, height=64, width=76)
+    info = MCUBES.info(folder)
+    for crop in (info.crop, None):
+        manifest = manifests.write(
+            tmp_path, info.model_copy(update={"crop": crop}), MCUBES.scenes(folder, tmp_path)
+        )  # fmt: skip
+        options = {"scenes": manifest.scenes, "modalities": loader.modalities_of(info, ["image", "nir"])}
+        (entry,) = scored_scenes(manifest, **options, size=size, workers=0, tile=True)
+        (plain,) = scored_scenes(manifest, **options, size=size, workers=0)
+        assert [frame.shape[2:] for frame in entry.whole.frames] == [seen] * 2
+        assert entry.shares_frames is (crop is None) is (entry.whole.frames is entry.resized.frames)
+        for one, other in ((entry.resized, plain.resized), (entry.whole, plain.whole)):
+            assert one.label is not None and other.label is not None
+            torch.testing.assert_close(one.label, other.label, rtol=0, atol=0)
+        if crop is not None:  # the published size, as it is
+            assert_same([entry.resized], [plain.resized])
+        (found,) = unlabelled_scenes(manifest.root, **options, size=size, workers=0, tile=True)
+        torch.testing.assert_close(found.frames, entry.whole.frames, rtol=0, atol=0)
 
 
 def test_training_drops_the_left_columns_too(tmp_path: Path, small_recipe: Recipe) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def test_an_unprepared_data_set_names_what_is_there_and_the_line_to_type(prepare
     [
         ("synthetic", "memorysam prepare synthetic D"),
         ("deliver", "memorysam prepare deliver D"),
-        ("mine", "memorysam prepare synthetic|deliver|mcubes D"),
+        ("mine", "memorysam prepare folder D --name mine … (see memorysam prepare --help)"),
     ],
 )
 def test_every_data_set_has_its_prepare_line(dataset: str, line: str) -> None:
@@ -55,6 +56,53 @@ def test_a_changed_scene_list_is_refused(prepared: Manifest) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DataError, match="prepare it again: memorysam prepare deliver"):
         manifests.read(prepared.root, "deliver")
+
+
+def test_a_hand_edited_scene_list_names_the_line_that_signs_it(prepared: Manifest) -> None:
+    path = manifests.folder(prepared.root, "deliver") / "scenes.jsonl"
+    path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(DataError, match=f"memorysam prepare manifest {prepared.root} deliver"):
+        manifests.read(prepared.root, "deliver")
+
+
+def edit(prepared: Manifest, **changes: object) -> None:
+    path = manifests.folder(prepared.root, "deliver") / "scenes.jsonl"
+    lines = path.read_text().splitlines()
+    lines[1] = json.dumps({key: value for key, value in (json.loads(lines[1]) | changes).items() if value != "-"})
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_an_edited_manifest_can_be_read_unsigned_and_signed_anew(prepared: Manifest) -> None:
+    edit(prepared, split="val", bytes="-", condition=None)
+    found = manifests.read_unsigned(prepared.root, "deliver")
+    assert found.scenes[1] == replace(prepared.scenes[1], split="val", condition=None)
+    assert (found.scenes[0], len(found.scenes)) == (prepared.scenes[0], len(prepared.scenes))
+    manifests.write(prepared.root, found.info, found.scenes)
+    assert manifests.read(prepared.root, "deliver").info.counts == {"train": 6, "val": 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"splitt": "x"}, "splitt"),
+        ({"split": "-"}, "split: Field required"),
+        ({"split": 3}, "split"),
+        ({"label": "../secret.png"}, "no path below the data root"),
+        ({"label": "/etc/passwd"}, "no path below the data root"),
+        ({"id": "a//b"}, "no path below the data root"),
+        ({"files": {"img": ["a.png"]}}, "has no 'depth'"),
+        ({"files": {name: ["C:/a.png"] for name in ("img", "depth", "event", "lidar")}}, "no path below the data root"),
+        ({"files": {name: ["a.png"] for name in ("img", "depth", "event", "lidar", "more")}}, "has 'more'"),
+        ({"files": {name: [] for name in ("img", "depth", "event", "lidar")}}, "files.img"),
+    ],
+)
+def test_an_edited_line_that_is_no_scene_is_refused_with_its_number(
+    prepared: Manifest, changes: dict[str, object], reason: str
+) -> None:
+    edit(prepared, **changes)
+    with pytest.raises(DataError, match=r"scenes\.jsonl:2: ") as caught:
+        manifests.read_unsigned(prepared.root, "deliver")
+    assert reason in str(caught.value)
 
 
 def test_a_dataset_json_of_another_version_is_refused(prepared: Manifest) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from memorysam_cli.data import decode
-from memorysam_cli.data.mcubes import MCUBES
+from memorysam_cli.data.datasets.mcubes import MCUBES
 from memorysam_cli.errors import DataError
 
 from .conftest import write_mcubes

@@ -150,3 +150,24 @@ def test_a_draw_takes_ten_numbers_whatever_they_are_used_for() -> None:
     rng, again = (np.random.Generator(np.random.PCG64(7)) for _ in range(2))
     assert list(astuple(Draw.by(rng))) == again.random(10).tolist()
     assert rng.random() == again.random()
+
+
+TWELVE_BITS = Modality(name="img", kind="rgb", photometric=("jitter",), scale=1 / 4095)
+
+
+def test_12_bits_are_clamped_to_12_bits() -> None:
+    frame = np.array([[[4095, 2000, 0]]], np.uint16)
+    np.testing.assert_array_equal(
+        jitter_colours(frame, brightness=1.5, contrast=1, saturation=1, full=4095), [[[4095, 3000, 0]]]
+    )
+    draw = Draw.by(np.random.Generator(np.random.PCG64(1)))
+    always = Augment(jitter=1)
+    changed = change_colours(np.full((4, 4, 3), 4095, np.uint16), TWELVE_BITS, augment=always, draw=draw)
+    assert changed.max() <= 4095
+
+
+def test_values_beyond_1_are_kept_and_never_wrap() -> None:
+    frame = np.array([[[60000, 2000, 0]]], np.uint16)
+    np.testing.assert_array_equal(
+        jitter_colours(frame, brightness=1.5, contrast=1, saturation=1, full=4095), [[[65535, 3000, 0]]]
+    )

@@ -11,7 +11,8 @@ from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data import preparation
 from memorysam_cli.data.layout import MARKER, DataNotFound
 from memorysam_cli.data.preparation import check_and_write, render_synthetic, survey, survey_synthetic
-from memorysam_cli.errors import DataError, UsageError
+from memorysam_cli.dataset import DatasetInfo
+from memorysam_cli.errors import DataError, EnvironmentFault, PartialError, UsageError
 
 from .conftest import SCENES, write_deliver, write_mcubes
 
@@ -39,24 +40,92 @@ def test_the_data_sets_own_folder_can_be_the_root(tmp_path: Path) -> None:
     assert manifests.read(tmp_path, "mcubes").info.root == "."
 
 
-def test_problems_leave_nothing_written_and_end_as_a_data_error(tmp_path: Path) -> None:
+def test_problems_leave_no_manifest_and_end_as_a_data_error(tmp_path: Path) -> None:
     folder = write_deliver(tmp_path, SCENES)
-    shutil.rmtree(folder / "hha")
+    shutil.rmtree(folder / "hha" / "cloud")
     prepared = check_and_write(survey("deliver", tmp_path))
     fault = prepared.fault()
     assert isinstance(fault, DataError)
-    assert "9 × missing file" in str(fault) and "hha/cloud/" in str(fault)
+    assert "2 × missing depth" in str(fault) and "hha/cloud/" in str(fault) and "--drop-incomplete" in str(fault)
     assert prepared.manifest is None
-    assert not (tmp_path / "memorysam").exists()
+    assert set(files_of(tmp_path / "memorysam")) == {"deliver/checked.jsonl"}
 
 
 def test_a_failed_preparation_keeps_the_old_manifest(tmp_path: Path) -> None:
     folder = write_deliver(tmp_path, SCENES)
     check_and_write(survey("deliver", tmp_path))
     before = files_of(tmp_path / "memorysam")
-    shutil.rmtree(folder / "event")
+    shutil.rmtree(folder / "event" / "sun")
     check_and_write(survey("deliver", tmp_path))
-    assert files_of(tmp_path / "memorysam") == before
+    after = files_of(tmp_path / "memorysam")
+    before.pop("deliver/checked.jsonl"), after.pop("deliver/checked.jsonl")
+    assert after == before
+
+
+def test_incomplete_scenes_can_be_left_out_and_are_listed(tmp_path: Path) -> None:
+    folder = write_deliver(tmp_path, SCENES)
+    shutil.rmtree(folder / "hha" / "cloud")
+    prepared = check_and_write(survey("deliver", tmp_path), drop_incomplete=True)
+    fault = prepared.fault()
+    assert isinstance(fault, PartialError)
+    assert "without 2 of 9 scenes (2 × missing depth)" in str(fault) and "dropped.jsonl" in str(fault)
+    lines = [json.loads(line) for line in (tmp_path / "memorysam/deliver/dropped.jsonl").read_text().splitlines()]
+    assert [line["scene"] for line in lines] == [scene for scene in sorted(SCENES) if scene.startswith("cloud")]
+    assert lines[0]["split"] == "train" and "has no 'depth'" in lines[0]["reasons"][0]
+    kept = manifests.read(tmp_path, "deliver")
+    assert {scene.id for scene in kept.scenes} == {scene for scene in SCENES if not scene.startswith("cloud")}
+
+
+def test_once_all_is_well_no_list_of_dropped_scenes_stays(tmp_path: Path) -> None:
+    folder = write_deliver(tmp_path, SCENES)
+    away = tmp_path.with_name(f"{tmp_path.name}-away")
+    (folder / "hha" / "cloud").rename(away)
+    check_and_write(survey("deliver", tmp_path), drop_incomplete=True)
+    away.rename(folder / "hha" / "cloud")
+    prepared = check_and_write(survey("deliver", tmp_path), drop_incomplete=True)
+    assert prepared.fault() is None
+    assert not (tmp_path / "memorysam/deliver/dropped.jsonl").exists()
+
+
+def test_nothing_is_written_when_no_scene_is_left(tmp_path: Path) -> None:
+    folder = write_deliver(tmp_path, SCENES)
+    shutil.rmtree(folder / "semantic")
+    prepared = check_and_write(survey("deliver", tmp_path), drop_incomplete=True)
+    assert isinstance(prepared.fault(), DataError) and "no scene is left" in str(prepared.fault())
+    assert set(files_of(tmp_path / "memorysam")) == {"deliver/checked.jsonl"}
+
+
+def test_what_is_measured_is_stored(tmp_path: Path) -> None:
+    write_deliver(tmp_path, SCENES)
+    seen: list[int] = []
+
+    def measure(manifest: manifests.Manifest) -> DatasetInfo:
+        seen.append(len(manifest.of_split("train")))
+        return manifest.info.model_copy(update={"title": "measured"})
+
+    check_and_write(survey("deliver", tmp_path), measure=measure)
+    assert seen == [7]
+    assert manifests.read(tmp_path, "deliver").info.title == "measured"
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_deliver(tmp_path, SCENES)
+    found = survey("deliver", tmp_path)
+    (tmp_path / "memorysam").write_text("a file")
+    monkeypatch.setattr(preparation, "check", None)
+    with pytest.raises(EnvironmentFault, match="memorysam"):
+        check_and_write(found)
+
+
+def test_files_that_belong_to_no_scene_are_counted(tmp_path: Path) -> None:
+    folder = write_deliver(tmp_path, SCENES)
+    (folder / "img/sun/val/MAP_3_point2_motionblur/notes.txt").write_text("x")
+    report = check_and_write(survey("deliver", tmp_path)).report
+    assert report.strays is not None
+    assert (report.strays.count, report.strays.first) == (1, ("img/sun/val/MAP_3_point2_motionblur/notes.txt",))
+    assert "1 files belong to no scene, such as img/sun/val/MAP_3_point2_motionblur/notes.txt" in report.warnings
 
 
 def test_a_part_of_the_published_scenes_is_allowed_and_said(tmp_path: Path) -> None:
@@ -148,8 +217,8 @@ def test_the_json_is_the_documented_object(tmp_path: Path) -> None:
     write_mcubes(tmp_path, {"train": ["a"], "val": ["b"]})
     value = json.loads(json.dumps(check_and_write(survey("mcubes", tmp_path)).to_json()))
     assert list(value) == [
-        "schema_version", "dataset", "root", "manifest", "scenes", "splits", "modalities", "classes", "pixels",
-        "problems", "warnings",
+        "schema_version", "dataset", "root", "manifest", "scenes", "splits", "published", "modalities", "stored",
+        "classes", "pixels", "problems", "dropped", "strays", "warnings",
     ]  # fmt: skip
     assert value["manifest"] == str(tmp_path / "memorysam" / "mcubes")
     assert (value["schema_version"], value["scenes"], value["classes"]) == (1, 2, 20)

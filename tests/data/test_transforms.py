@@ -222,3 +222,45 @@ def test_tensors_by_hand() -> None:
     torch.testing.assert_close(to_tensor(deep, DEPTH).flatten(), torch.tensor([1, 0, 0.2]))
     stored = np.array([[[-0.5, 2.0, 0.25]]], np.float32)
     torch.testing.assert_close(to_tensor(stored, DEPTH).flatten(), torch.tensor([-0.5, 2.0, 0.25]))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_scale_and_offset_decide_before_mean_and_std(dtype: type) -> None:
+    modality = Modality(name="d", kind="depth", scale=0.5, offset=-3, mean=(1, 2, 3), std=(2, 2, 2))
+    tensor = to_tensor(np.array([[[10, 20, 0]]], dtype), modality)
+    torch.testing.assert_close(tensor.flatten(), torch.tensor([(2 - 1) / 2, (7 - 2) / 2, (-3 - 3) / 2]))
+
+
+def test_an_offset_alone_follows_the_dtypes_scale() -> None:
+    modality = Modality(name="d", kind="depth", offset=-0.5)
+    torch.testing.assert_close(
+        to_tensor(np.array([[[255, 0, 51]]], np.uint8), modality).flatten(), torch.tensor([0.5, -0.5, -0.3])
+    )
+
+
+def test_planes_are_scaled_exactly_as_triples_would_be() -> None:
+    for dtype in (np.uint8, np.uint16):
+        frame = rng(3).integers(0, np.iinfo(dtype).max + 1, (17, 23, 3), dtype=dtype)
+        values = (frame.astype(np.float32) / np.float32(np.iinfo(dtype).max) - np.float32(RGB.mean)) / np.float32(
+            RGB.std
+        )
+        np.testing.assert_array_equal(to_tensor(frame, RGB).numpy(), values.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "stored"),
+    [
+        (np.uint16, {"scale": 1 / 150, "offset": -100.0}, 15000),
+        (np.float32, {"scale": 0.5, "offset": -3.0}, 6.0),
+        (np.uint8, {"offset": 0.25}, 0),
+        (np.uint8, {"scale": 0.001}, 0),
+    ],
+)
+def test_padding_means_0_whatever_the_scale(dtype: type, values: dict[str, float], stored: float) -> None:
+    modality = Modality.model_validate({"name": "d", "kind": "lidar", **values})
+    half = Augment(flip=0, jitter=0, blur=0, scale=(0.5, 0.5))
+    sample = Sample({"d": np.full((20, 20, 3), 7, dtype)}, None)
+    frame = augment(sample, modalities=[modality], augment=half, size=32, rng=rng()).frames["d"]
+    assert frame.dtype == dtype
+    np.testing.assert_array_equal(frame[16:], np.full((16, 32, 3), stored, dtype))
+    np.testing.assert_array_equal(frame[:16, :16], np.full((16, 16, 3), 7, dtype))

@@ -15,7 +15,7 @@ from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.dataset import Crop, DatasetInfo
 from memorysam_cli.engine import evaluation, tally
-from memorysam_cli.engine.evaluation import Evaluation
+from memorysam_cli.engine.counts import Evaluation
 from memorysam_cli.engine.metrics import confusion, scores
 from memorysam_cli.errors import DataError, UsageError, WeightsError
 from memorysam_cli.storage import images
@@ -36,6 +36,7 @@ def score(model: Any, data: Manifest, scenes: Sequence[Scene] | None = None, **o
 def assert_equal(one: Evaluation, other: Evaluation) -> None:
     torch.testing.assert_close(one.confusions, other.confusions, rtol=0, atol=0)
     torch.testing.assert_close(one.ignored, other.ignored, rtol=0, atol=0)
+    torch.testing.assert_close(one.per_scene, other.per_scene, rtol=0, atol=0)
     assert (one.groups, one.scenes) == (other.groups, other.scenes)
 
 
@@ -124,8 +125,8 @@ def test_counts_that_processes_add_up_stay_exact_above_two_to_the_24(data: Manif
     scenes = data.of_split("val")[:1]
     one = score(Brightness(), data, scenes)
     parts = (one.confusions.numel(), one.ignored.numel(), 2)
-    others = torch.zeros(sum(parts), dtype=torch.int64)
-    others[0] = others[parts[0] + parts[1]] = 2**24
+    others = torch.zeros(sum(parts) + one.per_scene.numel(), dtype=torch.int64)
+    others[0] = others[parts[0] + parts[1]] = others[sum(parts) + len(CLASSES)] = 2**24
     both = score(Brightness(), data, scenes, accelerator=OneOfTwo(1, [others]))
     # This process has nothing to do for one scene; what is left is what the other counted, and not a pixel less.
     assert int(both.confusions.sum()) == 2**24
@@ -166,7 +167,7 @@ def test_the_protocols_differ_where_sizes_do_and_agree_where_they_do_not(data: M
     def matrices(size: tuple[int, int]) -> list[Tensor]:
         chosen = {plan[0] for plan in PLANS if plan[4] == size}
         found = score(Brightness(), data, [scene for scene in data.of_split("val") if scene.id in chosen])
-        return [found.confusion(name) for name in evaluation.PROTOCOLS]
+        return [found.confusion(name) for name in tally.PROTOCOLS]
 
     assert torch.equal(*matrices((64, 64)))
     assert not torch.equal(*matrices((97, 131)))
@@ -228,7 +229,9 @@ def test_the_report_is_json_and_its_means_are_those_of_the_matrix(data: Manifest
     assert set(report) == {"resized", "native"}
     for name, part in report.items():
         expected = scores(found.confusion(name))
-        assert set(part) == {"miou", "macc", "mf1", "miou_present", "classes", "conditions", "cases", "pixels"}
+        means = {"miou", "macc", "mf1", "miou_present", "macc_present", "mf1_present"}
+        parts = {"splits", "conditions", "cases", "condition_cases"}
+        assert set(part) == means | parts | {"classes", "worst", "pixels"}
         assert (part["miou"], part["macc"], part["mf1"]) == (expected.miou, expected.macc, expected.mf1)
         assert [each["name"] for each in part["classes"]] == list(CLASSES)
         assert [each["iou"] for each in part["classes"]] == list(expected.iou)
@@ -283,3 +286,29 @@ def test_batches_never_hold_more_than_they_may() -> None:
     stream = evaluation.batches(items(), most=2, key=lambda item: item)
     assert next(stream) == [1, 1] and len(pulled) == 2
     assert list(stream) == [[1], [2, 2], [1]]
+
+
+def test_large_frames_keep_their_own_resolution_for_windows_and_small_ones_do_not(data: Manifest) -> None:
+    model = Brightness()
+    score(model, data, tile=True)
+    assert {shape[2:] for _, shape in model.calls} == {(97, 131), (64, 64)}  # of a network that needs no windows
+    model = Brightness()
+    score(model, data, image_size=128, tile=True)
+    assert {shape[2:] for _, shape in model.calls} == {(128, 192), (128, 128)}
+
+
+def test_a_pass_over_large_frames_serves_both_protocols_and_loses_no_pixel(data: Manifest) -> None:
+    model = Brightness()
+    found = score(model, data, tile=True, batch=1)
+    assert len(model.calls) == 5
+    pixels = {name: part["pixels"] for name, part in found.to_json().items()}
+    plain = {name: part["pixels"] for name, part in score(Brightness(), data).to_json().items()}
+    assert pixels == plain
+
+
+def test_a_published_crop_is_scored_at_its_own_size_also_when_the_whole_frame_is_large(tmp_path: Path) -> None:
+    data = write_data(tmp_path, PLANS[:1], crop=Crop(left=20, of_height=97, square=True))
+    model = Brightness()
+    tiled, plain = score(model, data, tile=True), score(Brightness(), data)
+    assert [shape[2:] for _, shape in model.calls] == [(64, 64), (97, 131)]
+    torch.testing.assert_close(tiled.confusion("resized"), plain.confusion("resized"), rtol=0, atol=0)

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import importlib
 import json
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +15,28 @@ import torch
 from memorysam_cli.engine.metrics import confusion, scores
 
 GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def torchmetrics() -> Iterator[Any]:
+    """The independent implementation.
+
+    It imports torchvision wherever that is installed, also one whose build does not match torch; that one is
+    declared absent, as for PEFT.
+    """
+    import memorysam_cli.model.peft_import  # noqa: F401
+
+    imports = importlib.import_module("lightning_utilities.core.imports")
+    found = imports._version
+
+    def version(name: str) -> str:
+        if name == "torchvision" and sys.modules.get(name, imports) is None:
+            raise PackageNotFoundError(name)
+        return str(found(name))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(imports, "_version", version)
+        yield importlib.import_module("torchmetrics")
 
 
 def random_maps(seed: int, *, classes: int, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -103,3 +130,45 @@ def test_an_all_ignored_label_counts_nothing_and_scores_zero_not_nan() -> None:
 def test_values_outside_the_classes_are_refused(prediction: list[int], label: list[int], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         confusion(torch.tensor(prediction), torch.tensor(label), 3)
+
+
+@pytest.mark.parametrize(
+    ("classes", "absent"),
+    [(2, ()), (5, ()), (25, (2, 7)), (25, tuple(range(1, 25)))],
+    ids=["two", "five", "two absent", "one present"],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_agree_with_an_independent_implementation(
+    torchmetrics: Any, classes: int, absent: tuple[int, ...], seed: int
+) -> None:
+    """torchmetrics skips classes that are neither in the label nor predicted; we count them 0, as the paper."""
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.randint(classes, (2, 40, 50), generator=generator)
+    guess = torch.where(torch.rand(label.shape, generator=generator) < 0.6, label, label.roll(3, dims=-1))
+    for number in absent:
+        label[label == number] = 0
+        guess[guess == number] = 0
+    label[torch.rand(label.shape, generator=generator) < 0.1] = 255
+    matrix = confusion(guess, label, classes)
+    shared = {"task": "multiclass", "num_classes": classes, "ignore_index": 255}
+    torch.testing.assert_close(torchmetrics.ConfusionMatrix(**shared)(guess, label), matrix, rtol=0, atol=0)
+    found = scores(matrix)
+    for ours, theirs in (
+        (found.iou, torchmetrics.JaccardIndex(**shared, average="none")),
+        (found.f1, torchmetrics.F1Score(**shared, average="none")),
+        (found.accuracy, torchmetrics.Accuracy(**shared, average="none")),
+    ):
+        torch.testing.assert_close(torch.tensor(ours), 100 * theirs(guess, label), rtol=1e-5, atol=1e-4)
+    present = classes - len(absent)
+    assert found.miou == pytest.approx(sum(found.iou) / classes)
+    assert found.miou * classes == pytest.approx(found.miou_present * present)
+    theirs_mean = 100 * float(torchmetrics.JaccardIndex(**shared, average="macro")(guess, label))
+    assert found.miou_present == pytest.approx(theirs_mean, abs=1e-3)
+
+
+def test_the_means_of_present_classes_leave_out_what_the_label_does_not_have() -> None:
+    found = scores(torch.tensor([[6, 2, 0], [0, 0, 0], [1, 1, 2]]))  # class 1 is only guessed
+    assert found.macc_present == pytest.approx((75 + 50) / 2)
+    assert found.mf1_present == pytest.approx((1200 / 15 + 400 / 6) / 2)
+    assert found.miou_present == pytest.approx((600 / 9 + 50) / 2)
+    assert list(found.means()) == ["miou", "macc", "mf1", "miou_present", "macc_present", "mf1_present"]

@@ -15,6 +15,7 @@ from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.engine import evaluation, prediction
 from memorysam_cli.engine.metrics import confusion
 from memorysam_cli.engine.prediction_folder import LEDGER, Writer
+from memorysam_cli.engine.views import View
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import documents, images
 
@@ -191,3 +192,38 @@ def test_the_reports_pixels_are_those_of_all_masks(data: Manifest, tmp_path: Pat
     report = segment(data, tmp_path / "out")
     masks = np.concatenate([mask_of(tmp_path / "out", scene).ravel() for scene in data.scenes])
     assert [each["pixels"] for each in report["classes"]] == np.bincount(masks, minlength=len(CLASSES)).tolist()
+
+
+def test_what_a_scene_lacks_is_fed_as_zeros_in_its_place_if_asked(data: Manifest, tmp_path: Path) -> None:
+    class Watching(Brightness):
+        """Notes which frames are black."""
+
+        def logits(self, frames: list[Tensor]) -> Tensor:
+            seen.append([not frame.any() for frame in frames])
+            return super().logits(frames)
+
+    seen: list[list[bool]] = []
+    poor = [replace(data.scenes[1], files={name: data.scenes[1].files[name]}) for name in ("depth", "img")]
+    other = replace(poor[1], id="other")
+    segment(
+        data, tmp_path / "out", [data.scenes[0], poor[0], other], model=Watching(), view=View(missing="zero")
+    )  # fmt: skip
+    assert seen == [[False, False], [True, False], [False, True]]
+    lines = documents.read_json_lines(tmp_path / "out" / LEDGER)
+    assert [line["modalities"] for line in lines] == [["img", "depth"], ["depth"], ["img"]]
+
+
+def test_windows_see_large_frames_at_their_own_resolution(data: Manifest, tmp_path: Path) -> None:
+    model = Brightness()
+    segment(data, tmp_path / "out", data.scenes[:1], model=model, view=View(tile=True))
+    assert model.calls == [(2, (1, 3, 64, 64))] * 6  # 97×131 in 2×3 windows
+    sample = decode.read_sample(data.root, data.scenes[0], modalities=MODALITIES)
+    frames = [transforms.to_tensor(sample.frames[each.name], each)[None] for each in MODALITIES]
+    np.testing.assert_array_equal(mask_of(tmp_path / "out", data.scenes[0]), model.logits(frames)[0].argmax(0).numpy())
+
+
+def test_windows_over_small_frames_change_nothing(data: Manifest, tmp_path: Path) -> None:
+    square = [scene for scene in data.scenes if scene.id.startswith("rain/val/b")]
+    for out, view in (("one", None), ("other", View(tile=True))):
+        segment(data, tmp_path / out, square, image_size=128, view=view)
+    np.testing.assert_array_equal(mask_of(tmp_path / "one", square[0]), mask_of(tmp_path / "other", square[0]))

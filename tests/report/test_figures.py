@@ -103,3 +103,19 @@ def test_matplotlib_is_not_loaded_before_a_figure_is_drawn_and_pyplot_never() ->
         "figures.curves([]); assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_failure_bars_are_as_long_as_their_figures_and_have_a_colour_per_level() -> None:
+    bars = {"r = 0.25": [(80.0, None), (40.0, None)], "r = 0.5": [(40.0, None), (20.0, None)]}
+    picture = decoded(figures.failure_bars(bars, labels=["none", "img"], what="missing"))
+    first, second = count(picture, figures.BLUE), count(picture, figures.ORANGE)
+    assert first > 2000
+    assert abs(first / second - 2) < 0.1
+
+
+def test_failure_bars_show_deviations_and_means() -> None:
+    plain = decoded(figures.failure_bars({"": [(50.0, None)]}, labels=["a"], what="noise"))
+    spread = decoded(figures.failure_bars({"": [(50.0, 9.0)]}, labels=["a"], what="noise"))
+    mean = decoded(figures.failure_bars({"": [(50.0, None)]}, labels=["a"], what="noise", means=[70.0]))
+    assert count(spread, "#000000") > count(plain, "#000000")
+    assert count(mean, figures.VERMILION) > 0 == count(plain, figures.VERMILION)

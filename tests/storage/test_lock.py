@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from memorysam_cli.errors import EnvironmentFault, FolderInUseError
+from memorysam_cli.errors import DataError, EnvironmentFault, FolderInUseError, Stopped
 from memorysam_cli.storage import lock
 
 HOLD = """
@@ -114,3 +114,19 @@ def test_a_folder_that_cannot_be_made_is_a_fault_of_the_machine(tmp_path: Path) 
     (tmp_path / "file").touch()
     with pytest.raises(EnvironmentFault, match="is a file"), lock.hold(tmp_path / "file" / "run"):
         pytest.fail("held nothing")
+
+
+def test_a_fault_leaves_its_line_in_the_folder(tmp_path: Path) -> None:
+    for number in range(2):
+        with pytest.raises(DataError), lock.hold(tmp_path):
+            raise DataError(f"a.png: empty\n{number}")
+    lines = [json.loads(line) for line in (tmp_path / lock.FAULTS).read_text().splitlines()]
+    assert [(line["code"], line["message"]) for line in lines] == [(3, "a.png: empty\n0"), (3, "a.png: empty\n1")]
+    assert {"time", "command"} < set(lines[0])
+
+
+@pytest.mark.parametrize("end", [Stopped("terminated", exit_code=143), ValueError("a bug")])
+def test_a_clean_stop_and_a_bug_leave_none(tmp_path: Path, end: BaseException) -> None:
+    with pytest.raises(type(end)), lock.hold(tmp_path):
+        raise end
+    assert not (tmp_path / lock.FAULTS).exists()

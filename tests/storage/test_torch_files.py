@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import collections
+import errno
+import hashlib
 import io
 import os
 import pickle
@@ -16,7 +18,8 @@ import pytest
 import torch
 
 from memorysam_cli.errors import EnvironmentFault, WeightsError
-from memorysam_cli.storage.tensors import read_torch
+from memorysam_cli.storage import torch_files
+from memorysam_cli.storage.tensors import read_torch, write_torch
 
 
 def save(content: object, path: Path, **options: Any) -> None:
@@ -172,3 +175,68 @@ def test_a_torch_with_known_holes_is_not_trusted(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
     with pytest.raises(EnvironmentFault, match=r"install torch 2\.10"):
         read_torch(tmp_path / "x.pt")
+
+
+def test_what_is_written_is_read_back_by_torch_alone_and_is_the_same_each_time(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "x.pth"
+    digest = write_torch(path, some())
+    same(torch.load(path, weights_only=True))
+    same(read_torch(path))
+    content = path.read_bytes()
+    assert hashlib.sha256(content).hexdigest() == digest == write_torch(path, some())
+    assert path.read_bytes() == content and list(path.parent.iterdir()) == [path]
+
+
+def test_views_and_shared_tensors_are_written_without_what_lies_around_them(tmp_path: Path) -> None:
+    large = torch.randn(1000, 1000, generator=torch.Generator().manual_seed(1))
+    state = {"row": large[3], "column": large[:, 3], "again": large[3], "parameter": torch.nn.Parameter(large[:2].T)}
+    write_torch(tmp_path / "x.pth", state)
+    assert (tmp_path / "x.pth").stat().st_size < 40_000
+    found = torch.load(tmp_path / "x.pth", weights_only=True)
+    assert all(torch.equal(found[name], state[name]) and found[name].is_contiguous() for name in state)
+    assert len({tensor.data_ptr() for tensor in found.values()}) == 4
+
+
+def test_nothing_that_is_not_finite_is_written(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"NaN or infinity in 1 tensors \(a\)"):
+        write_torch(tmp_path / "x.pth", {"a": torch.tensor([float("inf")])})
+    assert list(tmp_path.iterdir()) == []
+
+
+class FullDisk:
+    def write(self, data: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each of the writer's writes in turn."""
+    path = tmp_path / "x.pth"
+    path.write_bytes(b"mine")
+    real, left = torch_files._Watched.write, 0
+
+    def write(self: Any, data: Any) -> int:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            self.stream = FullDisk()
+        return real(self, data)
+
+    monkeypatch.setattr(torch_files._Watched, "write", write)
+    faults = 0
+    while path.read_bytes() == b"mine":
+        left = faults
+        try:
+            write_torch(path, some())
+        except EnvironmentFault as fault:
+            faults += 1
+            assert "x.pth: cannot write: No space left on device (needs" in str(fault)
+            assert list(tmp_path.iterdir()) == [path]
+    assert faults > 5
+    same(read_torch(path))
+
+
+def test_a_file_that_does_not_read_back_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_files, "_save", lambda state, path: torch.save(state | {"a.bias": torch.zeros(5)}, path))
+    with pytest.raises(EnvironmentFault, match="read back differs"):
+        write_torch(tmp_path / "x.pth", some())
+    assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from memorysam_cli.commands.prepare import hha, own
 from memorysam_cli.commands.prepare.published import command_of
 from memorysam_cli.commands.prepare.synthetic import synthetic
 from memorysam_cli.data import DATASETS
@@ -21,3 +22,6 @@ for _name in DATASETS:
         help=f"Check an unpacked {_name} data set (in ROOT or below) and write its manifest.",
         epilog=f"Example: memorysam prepare {_name} ./data",
     )(command_of(_name))
+app.command(epilog=f"Example: {own.FOLDER_EXAMPLE}")(own.folder)
+app.command(epilog=f"Example: {own.MANIFEST_EXAMPLE}")(own.manifest)
+app.command(epilog=f"Example: {hha.EXAMPLE}")(hha.hha)

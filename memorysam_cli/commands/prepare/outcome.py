@@ -2,27 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from memorysam_cli.data.check_report import Report, Stored
     from memorysam_cli.data.manifest import Manifest
     from memorysam_cli.data.preparation import Prepared
+    from memorysam_cli.dataset import DatasetInfo
 
 Root = Annotated[
     Path, typer.Argument(metavar="ROOT", help="Folder of the data sets; the manifest goes to ROOT/memorysam/.")
 ]
+DropIncomplete = Annotated[
+    bool, typer.Option("--drop-incomplete", help="Leave out scenes with problems, list them, and end with exit code 4.")
+]
+HeadersOnly = Annotated[
+    bool,
+    typer.Option("--headers-only", help="Read the headers of pictures alone (labels whole): fast, misses torn files."),
+]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        "--max-pixels", min=1, metavar="N", help="Refuse larger pictures (100 million, or $MEMORYSAM_MAX_PIXELS)."
+    ),
+]
 
 
-def check_and_write(found: Manifest, *, json: bool) -> None:
-    """Check, write, and say what was found; problems end with exit code 3."""
+def check_and_write(
+    found: Manifest,
+    *,
+    json: bool,
+    drop_incomplete: bool = False,
+    headers_only: bool = False,
+    max_pixels: int | None = None,
+    measure: Callable[[Manifest], DatasetInfo] | None = None,
+) -> None:
+    """Check, write, and say what was found; problems end with exit code 3, or 4 if their scenes are left out.
+
+    Args:
+        found: a listed data set.
+        json: print the one object.
+        drop_incomplete, headers_only, max_pixels: as the options.
+        measure: gets the data set as it will be written and returns what its ``dataset.json`` shall say.
+    """
     from memorysam_cli.data import preparation
     from memorysam_cli.report import console
 
     with console.progress(len(found.scenes), "check") as bar:
-        prepared = preparation.check_and_write(found, advance=bar.advance)
+        prepared = preparation.check_and_write(
+            found,
+            drop_incomplete=drop_incomplete,
+            headers_only=headers_only,
+            max_pixels=max_pixels,
+            measure=measure,
+            advance=bar.advance,
+        )
     _show(prepared)
     if json:
         console.answer(prepared.to_json())
@@ -32,7 +70,7 @@ def check_and_write(found: Manifest, *, json: bool) -> None:
 
 
 def _show(prepared: Prepared) -> None:
-    """Problems and oddities on stderr; scenes and how often each class occurs on stdout."""
+    """Problems and oddities on stderr; scenes, files and how often each class occurs on stdout."""
     from memorysam_cli.report import console
 
     report = prepared.report
@@ -42,18 +80,68 @@ def _show(prepared: Prepared) -> None:
             console.warn(f"  {line}")
     for line in report.warnings:
         console.warn(line)
-    totals = {split: max(1, sum(counts)) for split, counts in report.pixels.items()}
-    shares = [
-        [f"{100 * counts[row] / totals[split]:.3f}" for split, counts in report.pixels.items()]
-        for row in range(len(report.classes) + 1)
-    ]
-    console.table(
-        ["class", *(f"{split} %" for split in totals)],
-        [[name, *row] for name, row in zip((*report.classes, "(ignored)"), shares, strict=True)],
-        title=f"{report.dataset}: share of the labelled pixels",
-    )
+    if report.strays is not None:
+        for line in report.strays.first:
+            console.detail(f"  belongs to no scene: {line}")
+    _show_scenes(report)
+    _show_files(report)
+    _show_classes(report)
     splits = ", ".join(f"{split} {count}" for split, count in report.splits.items())
-    console.say(f"scenes      {sum(report.splits.values())} ({splits})")
+    console.say(f"scenes      {len(report.scenes)} ({splits})")
     console.say(f"modalities  {', '.join(report.modalities)}")
     if prepared.manifest is not None:
         console.say(f"manifest    {prepared.manifest}")
+
+
+def _show_scenes(report: Report) -> None:
+    """Scenes per split, beside the published ones and those left out."""
+    from memorysam_cli.report import console
+
+    if not report.published and not report.dropped:
+        return
+    left_out = [dropped.scene.split for dropped in report.dropped]
+    splits = dict.fromkeys((*report.splits, *report.published, *left_out))
+    console.table(
+        ["split", "scenes", "published", "left out"],
+        [
+            [split, report.splits.get(split, 0), report.published.get(split, "-"), left_out.count(split)]
+            for split in splits
+        ],
+        title=f"{report.dataset}: scenes",
+    )
+
+
+def _show_files(report: Report) -> None:
+    """How each modality's files are stored."""
+    from memorysam_cli.report import console
+
+    console.table(
+        ["modality", "stored as", "channels", "scenes", "low", "high"],
+        [[name, *_form(form)] for name, forms in report.stored.items() for form in forms],
+        title=f"{report.dataset}: files",
+    )
+
+
+def _form(form: Stored) -> list[str]:
+    """The cells of one form of files."""
+    ends = ["-" if end is None else f"{end:.6g}" for end in (form.low, form.high)]
+    return [form.dtype, str(form.channels), str(form.scenes), *ends]
+
+
+def _show_classes(report: Report) -> None:
+    """The share of each class in each split."""
+    from memorysam_cli.report import console
+
+    totals = {split: sum(counts) for split, counts in report.pixels.items()}
+    labelled = {split: total for split, total in totals.items() if total}
+    if not labelled:
+        return
+    shares = [
+        [f"{100 * report.pixels[split][row] / total:.3f}" for split, total in labelled.items()]
+        for row in range(len(report.classes) + 1)
+    ]
+    console.table(
+        ["class", *(f"{split} %" for split in labelled)],
+        [[name, *row] for name, row in zip((*report.classes, "(ignored)"), shares, strict=True)],
+        title=f"{report.dataset}: share of the labelled pixels",
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from memorysam_cli.data.deliver import LABEL, SOURCES
+from memorysam_cli.data.datasets.deliver import DELIVER
 from memorysam_cli.data.synthetic.plan import PlannedScene
 from memorysam_cli.data.synthetic.scene import deliver_pictures
 from memorysam_cli.storage import images
@@ -27,7 +27,8 @@ def write(root: Path, scene: PlannedScene, *, size: int, seed: int) -> None:
         EnvironmentFault: a file cannot be written.
     """
     pictures = deliver_pictures(scene, size=size, seed=seed)
-    place, frame = place_of(scene)
-    for source in (*SOURCES.values(), LABEL):
+    (condition, split, sequence), frame = place_of(scene)
+    for name in (*(sensor.modality.name for sensor in DELIVER.sensors), "label"):
+        path = DELIVER.path(name, condition=condition, split=split, sequence=sequence, frame=frame)
         # A power loss is mended by rendering again; syncing 1440 small files would cost more than drawing them.
-        images.write_png(root / source.path(place, frame), pictures[source.folder], fsync=False)
+        images.write_png(root / path, pictures[path.partition("/")[0]], fsync=False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memorysam_cli.data.deliver import CASES, CONDITIONS
+from memorysam_cli.data.datasets.deliver import CASES, CONDITIONS
 
 SHARES = {"val": 0.25, "test": 0.15}
 """Shares of the scenes; the rest is for training."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from memorysam_cli.data.deliver import CASES, CONDITIONS
+from memorysam_cli.data.datasets.deliver import CASES, CONDITIONS
 from memorysam_cli.data.synthetic.plan import PURPOSES, counts, generator, plan
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memorysam_cli.data.deliver import CASES, CONDITIONS, DELIVER, LABEL, SOURCES
-from memorysam_cli.data.mcubes import MCUBES
+from memorysam_cli.data.datasets.deliver import CASES, CONDITIONS, DELIVER
+from memorysam_cli.data.datasets.mcubes import MCUBES
 from memorysam_cli.data.synthetic import render
 from memorysam_cli.data.synthetic.deliver_files import place_of
 from memorysam_cli.data.synthetic.plan import PlannedScene, plan
@@ -43,7 +43,7 @@ def test_deliver_files_are_found_by_the_reader_of_the_real_data_set(deliver_root
     assert {scene.condition for scene in scenes} == set(CONDITIONS)
     assert {scene.case for scene in scenes} == {None, *CASES}
     for scene in scenes:
-        assert set(scene.files) == set(SOURCES)
+        assert set(scene.files) == {"img", "depth", "event", "lidar", "depth_raw"}
         paths = [path for paths in scene.files.values() for path in paths]
         assert all((deliver_root.parent / path).is_file() for path in (*paths, scene.label))
 
@@ -73,12 +73,12 @@ def test_a_failure_is_a_suffix_of_the_sequence():
 
 
 def test_deliver_pictures_have_the_depths_channels_and_values_of_the_real_ones(deliver_root):
-    for name, source in {**SOURCES, "label": LABEL}.items():
-        for path in sorted((deliver_root / source.folder).rglob("*.png")):
+    for name in ("img", "hha", "event", "lidar", "depth", "semantic"):
+        for path in sorted((deliver_root / name).rglob("*.png")):
             picture = images.read(path)
             side = 10 if name == "event" and "eventlowres" in path.parent.name else 40
-            assert picture.shape == (side, side, 4 if name == "label" else 3) and picture.dtype == np.uint8, path
-            if name == "label":
+            assert picture.shape == (side, side, 4 if name == "semantic" else 3) and picture.dtype == np.uint8, path
+            if name == "semantic":
                 assert picture[..., 0].max() <= 25 and (picture[..., 3] == 255).all()
             if name == "event":
                 assert set(np.unique(picture)) <= {0, 255} and not picture[..., 1].any()

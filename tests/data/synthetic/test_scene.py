@@ -6,8 +6,8 @@ from functools import cache
 import numpy as np
 import pytest
 
-from memorysam_cli.data.deliver import CASES, CLASSES, CONDITIONS
-from memorysam_cli.data.mcubes import CLASSES as MATERIALS
+from memorysam_cli.data.datasets.deliver import CASES, CLASSES, CONDITIONS
+from memorysam_cli.data.datasets.mcubes import CLASSES as MATERIALS
 from memorysam_cli.data.synthetic.classes import Label, Material
 from memorysam_cli.data.synthetic.plan import plan
 from memorysam_cli.data.synthetic.scene import deliver_pictures, mcubes_pictures

@@ -1,4 +1,4 @@
-"""``memorysam weights``: look at weights, verify them, make them self-contained."""
+"""``memorysam weights info | verify | merge``: look at weights, verify them, make them self-contained."""
 
 from __future__ import annotations
 
@@ -11,16 +11,9 @@ from memorysam_cli.commands.options import Json, Quiet, Verbose, begin
 
 SCHEMA_VERSION = 1
 
-app = typer.Typer(
-    help="Show, verify and merge weights files.",
-    epilog="Example: memorysam weights info runs/latest/checkpoints/best.safetensors",
-    no_args_is_help=True,
-)
-
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors file written by memorysam.")]
 
 
-@app.command(epilog="Example: memorysam weights info runs/latest/checkpoints/best.safetensors")
 def info(file: File, json: Json = False, verbose: Verbose = False, quiet: Quiet = False) -> None:
     """Show what a weights file says of itself: classes, modalities, base, recipe and result."""
     from memorysam_cli.model.weights import read_card
@@ -33,7 +26,10 @@ def info(file: File, json: Json = False, verbose: Verbose = False, quiet: Quiet 
         return
     metric = card.metric
     base = f"{card.base.source} (SHA-256 {card.base.sha256[:12]}…)" if card.kind == "trained" else "inside this file"
-    result = f"mIoU {metric.miou:.2f} on {metric.split} ({metric.protocol}), step {metric.step}" if metric else "–"
+    if card.base.source.startswith("import:"):
+        base += f", imported from {card.base.source.removeprefix('import:')} (SHA-256 {card.base.sha256[:12]}…)"
+    when = "" if metric is None else f"epoch {metric.epoch}" if metric.step is None else f"step {metric.step}"
+    result = f"mIoU {metric.miou:.2f} on {metric.split} ({metric.protocol}), {when}" if metric else "–"
     rows = {
         "file": f"{file} ({file.stat().st_size / 1e6:.1f} MB, {card.kind})",
         "recipe": card.recipe.name,
@@ -48,7 +44,6 @@ def info(file: File, json: Json = False, verbose: Verbose = False, quiet: Quiet 
     console.table(["", ""], rows.items())
 
 
-@app.command(epilog="Example: memorysam weights verify best.safetensors || echo 'do not use'")
 def verify(file: File, json: Json = False, verbose: Verbose = False, quiet: Quiet = False) -> None:
     """Check that weights are complete, finite, fit their base and give finite logits; exit code 10 if not."""
     from memorysam_cli.engine.verification import verify_weights
@@ -68,7 +63,6 @@ def verify(file: File, json: Json = False, verbose: Verbose = False, quiet: Quie
         console.say(f"ok: {found['tensors']} tensors on base {found['base']}, SHA-256 {found['sha256']}")
 
 
-@app.command(epilog="Example: memorysam weights merge best.safetensors --out full.safetensors")
 def merge(
     file: File,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The self-contained file to write.")],

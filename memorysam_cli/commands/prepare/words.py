@@ -1,0 +1,149 @@
+"""What the words after the options of ``memorysam prepare folder`` mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from memorysam_cli.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from memorysam_cli.data.globs import Pattern
+    from memorysam_cli.data.splitting import Shares
+    from memorysam_cli.dataset import Kind
+
+
+def pairs(option: str, texts: Iterable[str] | None, *, known: Iterable[str] | None) -> dict[str, str]:
+    """``NAME=VALUE`` words; with ``known``, the names must be modalities.
+
+    Raises:
+        UsageError: another form, an unknown name, a name twice.
+    """
+    from memorysam_cli.recipe import is_word
+
+    names = None if known is None else list(known)
+    found: dict[str, str] = {}
+    for text in texts or ():
+        key, equals, value = text.partition("=")
+        if not equals or not value or not is_word(key):
+            raise UsageError(f"{option} {text}: must be NAME=VALUE, the name of letters, digits, '.', '_' and '-'")
+        if key in found:
+            raise UsageError(f"{option} {text}: '{key}' is given twice; give it once")
+        if names is not None and key not in names:
+            raise UsageError(f"{option} {text}: '{key}' is no --modality{did_you_mean(key, names)}")
+        found[key] = value
+    return found
+
+
+def patterns(texts: Iterable[str]) -> dict[str, tuple[Pattern, ...]]:
+    """Modality → its pattern, or both of an angle.
+
+    Raises:
+        UsageError: another form, an impossible pattern, or more than two.
+    """
+    from memorysam_cli.data.globs import Pattern
+    from memorysam_cli.recipe import ALL
+
+    found = {
+        name: tuple(Pattern(part) for part in value.split("+"))
+        for name, value in pairs("--modality", texts, known=None).items()
+    }
+    for name, group in found.items():
+        if name == ALL:
+            raise UsageError(f"--modality {name}=…: 'all' means all modalities in a recipe; give another name")
+        if len(group) > 2:
+            raise UsageError(f"--modality {name}=…: {len(group)} patterns; one, or sine+cosine of an angle")
+    return found
+
+
+def dataset_name(name: str | None, root: Path) -> str:
+    """The data set's name: the one given, or the root folder's.
+
+    Raises:
+        UsageError: it is no word, or another data set's.
+    """
+    from memorysam_cli.data import DATASETS
+    from memorysam_cli.recipe import AUTO, is_word
+
+    chosen = root.resolve().name if name is None else name
+    taken = chosen == AUTO or chosen in DATASETS or chosen.startswith("synthetic")
+    if is_word(chosen) and not taken:
+        return chosen
+    why = "is the name of another data set" if taken else "must be letters, digits, '.', '_' and '-'"
+    said = f"--name {chosen}: {why}" if name is not None else f"{root}: '{chosen}' cannot name the data set: {why}"
+    raise UsageError(f"{said}; give --name NAME")
+
+
+def existing(path: Path, root: Path) -> Path:
+    """A file as typed, or else below the root."""
+    return path if path.exists() or not (root / path).exists() else root / path
+
+
+def split(texts: Sequence[str], root: Path) -> Shares | dict[str, Path] | None:
+    """Shares, or a list file for each split; None where nothing is said.
+
+    Raises:
+        UsageError: shares and lists, or shares twice, or another form.
+    """
+    from memorysam_cli.data.splitting import read_shares
+
+    if any("=" in text for text in texts):
+        return {name: existing(Path(file), root) for name, file in pairs("--split", texts, known=None).items()}
+    if len(texts) > 1:
+        raise UsageError(f"--split {texts[1]}: shares are given once, such as --split 0.8/0.1/0.1")
+    return read_shares(texts[0]) if texts else None
+
+
+def kinds(words: Mapping[str, str]) -> dict[str, Kind]:
+    """Modality → kind.
+
+    Raises:
+        UsageError: no such kind.
+    """
+    from memorysam_cli.data.kinds import KINDS
+
+    for name, word in words.items():
+        if word not in KINDS:
+            raise UsageError(f"--kind {name}={word}: '{word}' is no kind{did_you_mean(word, KINDS)}")
+    return {name: cast("Kind", word) for name, word in words.items()}
+
+
+def channels(words: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """Modality → three stored channels, from 0; one counts three times.
+
+    Raises:
+        UsageError: another form.
+    """
+    found = {}
+    for name, word in words.items():
+        numbers = word.split(",")
+        if len(numbers) not in (1, 3) or not all(number.strip().isdecimal() for number in numbers):
+            raise UsageError(f"--channels {name}={word}: give one or three channels, counted from 0, such as 3,2,1")
+        found[name] = tuple(int(number) for number in numbers)
+    return found
+
+
+def scales(words: Mapping[str, str]) -> dict[str, float]:
+    """Modality → factor.
+
+    Raises:
+        UsageError: no number, 0, or not finite.
+    """
+    return {name: number(f"--scale {name}={word}", word) for name, word in words.items()}
+
+
+def number(option: str, word: str) -> float:
+    """A finite number that is not 0.
+
+    Raises:
+        UsageError: anything else.
+    """
+    try:
+        found = float(word)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found) or found == 0:
+        raise UsageError(f"{option}: '{word}' must be a number other than 0, such as 0.001")
+    return found

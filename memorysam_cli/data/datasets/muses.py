@@ -1,0 +1,72 @@
+"""MUSES: real street scenes in adverse weather, by day and night, with RGB, LiDAR, radar and events.
+
+Source: DATASETS §2. The LiDAR, radar and events must have been projected to the camera with the MUSES SDK, as float32
+arrays (``.npz``), LiDAR and radar also as 16-bit PNG whose values are (x + 100) · 150. Their mean and standard
+deviation are CAFuser's. The labels of ``test`` are not published: its scenes can be predicted for the server.
+"""
+
+from __future__ import annotations
+
+from memorysam_cli.data.datasets.common import CAMERA
+from memorysam_cli.data.layout import Layout
+from memorysam_cli.data.places import Place, place, sensor
+from memorysam_cli.dataset import Modality
+
+WEATHERS = ("clear", "fog", "rain", "snow")
+TIMES = ("day", "night")
+INSIDE = "{split}/{weather}/{time}/{recording}"
+
+
+def projected(name: str) -> str:
+    """Where a sensor's projected arrays lie."""
+    return f"projected_to_rgb/{name}/{INSIDE}_{name}.npz"
+
+
+def as_png(name: str) -> Place:
+    """Where a sensor's projected 16-bit pictures lie."""
+    return place(f"projected_to_rgb/{name}/{INSIDE}_{name}.png", scale=1 / 150, offset=-100.0)
+
+
+# fmt: off
+CLASSES = {
+    "road": (128, 64, 128), "sidewalk": (244, 35, 232), "building": (70, 70, 70), "wall": (102, 102, 156),
+    "fence": (190, 153, 153), "pole": (153, 153, 153), "traffic light": (250, 170, 30), "traffic sign": (220, 220, 0),
+    "vegetation": (107, 142, 35), "terrain": (152, 251, 152), "sky": (70, 130, 180), "person": (220, 20, 60),
+    "rider": (255, 0, 0), "car": (0, 0, 142), "truck": (0, 0, 70), "bus": (0, 60, 100), "train": (0, 80, 100),
+    "motorcycle": (0, 0, 230), "bicycle": (119, 11, 32),
+}
+# fmt: on
+
+MUSES = Layout(
+    name="muses",
+    title="MUSES",
+    published_at="https://muses.ethz.ch",
+    native_size=(1080, 1920),
+    published_counts={"train": 1500, "val": 250, "test": 750},
+    folder="MUSES",
+    signs=(("frame_camera/{split:train|val|test}",), ("gt_semantic", "projected_to_rgb")),
+    sensors=(
+        sensor(Modality(name="frame_camera", **CAMERA), f"frame_camera/{INSIDE}_frame_camera.png"),
+        sensor(
+            Modality(name="lidar", kind="lidar", mean=(4.91737, 6.149373, 0.27025607), std=(13.347, 17.638, 1.232)),
+            projected("lidar"),
+            as_png("lidar"),
+        ),
+        sensor(
+            Modality(name="radar", kind="lidar", mean=(4.0036, 9.3428, 0), std=(14.607, 19.294, 1)),
+            projected("radar"),
+            as_png("radar"),
+        ),
+        sensor(
+            Modality(name="event_camera", kind="event", mean=(0.12577528, 0.12728328, 0), std=(0.5442, 0.47625, 1)),
+            projected("event_camera"),
+        ),
+    ),
+    labels=(place(f"gt_semantic/{INSIDE}_gt_labelTrainIds.png"),),
+    classes=CLASSES,
+    id=INSIDE,
+    unlabelled=("test",),
+    condition="{weather}-{time}",
+    conditions=tuple(f"{weather}-{time}" for weather in WEATHERS for time in TIMES),
+    notes=(f"weather: {', '.join(WEATHERS)}; time: {', '.join(TIMES)}; test needs no labels",),
+)

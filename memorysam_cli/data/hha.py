@@ -1,0 +1,219 @@
+"""HHA: depth as horizontal disparity, height above ground, and angle with gravity.
+
+After Gupta, Girshick, Arbeláez and Malik, "Learning Rich Features from RGB-D Images for Object Detection and
+Segmentation" (ECCV 2014), and their way to find gravity (CVPR 2013). Written from the papers; the scaling to 8 bits is
+that of the HHA images in use, and can be changed for scenes larger than a room.
+
+Camera coordinates: x to the right, y down, z forwards, in metres. All arrays are (H, W) float64 unless said otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+Map = npt.NDArray[np.float64]
+Vector = tuple[float, float, float]
+
+DOWN: Vector = (0.0, 1.0, 0.0)
+"""Gravity of a camera that is held level."""
+DEGREES_OFFSET = 38
+"""Added to the angle, so that 90° is 128."""
+STEPS = ((45.0, 5), (15.0, 5))
+"""Gravity: within how many degrees a surface counts as floor or wall, and how often that is repeated."""
+LOWEST_PERCENT = 0.5
+"""Of the points lie below the ground: they are noise."""
+NEAR_GROUND_M, GUESSED_GROUND_M = 0.9, 1.3
+"""Where nothing is seen this far below the camera, no ground is in view: it is taken to be GUESSED_GROUND_M below."""
+MOST_NORMALS = 50_000
+"""Surface normals that gravity is estimated from, evenly taken from the image."""
+LEAST_POINTS = 8
+"""Measurements in a window, for a surface to be fitted."""
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A pinhole camera without distortion, in pixels of the depth images."""
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How metres and degrees become 8 bits.
+
+    Red: ``255 · nearest / z``, from 1 to 255. Green: ``255 · height / tallest``, from 0 to 255. Blue: the angle
+    between the surface's normal, pointing away from the camera, and gravity, in degrees, plus 38: floor 38, wall 128,
+    ceiling 218. A pixel without a measurement is 0 in all three; one without enough neighbours for a surface has the
+    angle of a wall.
+    """
+
+    nearest: float = 310 / 255
+    """The distance in metres that becomes 255; what is nearer, too. The usual HHA images have 31000 / centimetres."""
+    tallest: float = 2.55
+    """The height in metres that becomes 255; what is higher, too. The usual: a centimetre per step."""
+    camera_height: float | None = None
+    """Of the camera above the ground in metres; None: the ground is where the lowest points of each image are."""
+    gravity: Vector | None = None
+    """Where down is, in camera coordinates; None: found in each image."""
+
+
+def encode(depth: Map, camera: Camera, encoding: Encoding | None = None) -> npt.NDArray[np.uint8]:
+    """Encode one depth image.
+
+    Args:
+        depth: (H, W) in metres along the optical axis; 0 where there is no measurement.
+        camera: of this image size.
+        encoding: the default is as in the paper's images.
+
+    Returns:
+        (H, W, 3) uint8: disparity, height, angle; see :class:`Encoding`.
+    """
+    encoding = encoding or Encoding()
+    is_measured = depth > 0
+    if not is_measured.any():
+        return np.zeros((*depth.shape, 3), np.uint8)
+    across, down = rays(depth.shape, camera)
+    normals = surface_normals(depth, across, down)
+    gravity = np.array(encoding.gravity or find_gravity(normals), np.float64)
+    gravity /= np.linalg.norm(gravity)
+    height = -depth * (across * gravity[0] + down * gravity[1] + gravity[2])
+    height -= _ground(height[is_measured], encoding)
+    angle = np.degrees(np.arccos(np.clip(normals @ gravity, -1, 1)))  # (H, W, 3) @ (3,) -> (H, W)
+    angle[np.isnan(angle)] = 90
+    with np.errstate(divide="ignore"):
+        disparity = np.clip(255 * encoding.nearest / depth, 1, 255)
+    stacked = np.stack([disparity, 255 * height / encoding.tallest, angle + DEGREES_OFFSET], axis=-1)
+    stacked[~is_measured] = 0
+    encoded: npt.NDArray[np.uint8] = np.clip(np.rint(stacked), 0, 255).astype(np.uint8)
+    return encoded
+
+
+def rays(shape: tuple[int, ...], camera: Camera) -> tuple[Map, Map]:
+    """x / z and y / z of every pixel: two (H, W) maps."""
+    rows, columns = np.indices(shape, dtype=np.float64)
+    return (columns - camera.cx) / camera.fx, (rows - camera.cy) / camera.fy
+
+
+def surface_normals(depth: Map, across: Map, down: Map) -> Map:
+    """The unit normal of the surface at every pixel, pointing away from the camera.
+
+    A plane is linear in image coordinates where depth is not: ``1/z = a·x/z + b·y/z + c``. It is fitted by least
+    squares in a square window; at edges, that one of nine windows around the pixel counts that fits best and agrees
+    with the pixel itself.
+
+    Args:
+        depth: (H, W) in metres, 0 where there is no measurement.
+        across: x / z.
+        down: y / z.
+
+    Returns:
+        (H, W, 3); NaN where there are too few measurements.
+    """
+    radius = max(2, round(depth.shape[0] / 96))
+    is_measured = depth > 0
+    inverse = np.divide(1, depth, out=np.zeros_like(depth), where=is_measured)
+    planes, spread = _planes(inverse, is_measured, across, down, radius=radius)
+
+    def misfit(shift: tuple[int, int]) -> tuple[Map, Map]:
+        """The planes of the windows that are shifted so, and how badly they suit each pixel."""
+        shifted, rms = _moved(planes, shift), _moved(spread, shift)
+        told = shifted[..., 0] * across + shifted[..., 1] * down + shifted[..., 2]
+        worse = np.abs(told - inverse) + rms
+        worse[np.isnan(worse)] = np.inf
+        return shifted, worse
+
+    best, best_misfit = misfit((0, 0))
+    best_misfit = best_misfit / 2  # on a flat surface the centred window is the one to take
+    for rows in (-radius, 0, radius):
+        for columns in (-radius, 0, radius):
+            shifted, worse = misfit((rows, columns))
+            is_better = worse < best_misfit
+            best = np.where(is_better[..., None], shifted, best)
+            best_misfit = np.minimum(worse, best_misfit)
+    best[~is_measured] = np.nan
+    normals: Map = best / np.linalg.norm(best, axis=-1, keepdims=True)
+    return normals
+
+
+def find_gravity(normals: Map) -> Vector:
+    """The direction that most floors are along and most walls across, beginning with that of a level camera.
+
+    Args:
+        normals: (H, W, 3) from :func:`surface_normals`; NaN is left out.
+
+    Returns:
+        A unit vector in camera coordinates; that of a level camera where there is nothing to tell.
+    """
+    known = normals[~np.isnan(normals[..., 0])]  # (H, W, 3) -> (N, 3)
+    known = known[:: max(1, len(known) // MOST_NORMALS)]
+    gravity = np.array(DOWN)
+    for degrees, times in STEPS:
+        for _ in range(times):
+            along = np.abs(known @ gravity)
+            floors = known[along > np.cos(np.radians(degrees))]
+            walls = known[along < np.sin(np.radians(degrees))]
+            if len(floors) + len(walls) == 0:
+                break
+            _, vectors = np.linalg.eigh(walls.T @ walls - floors.T @ floors)
+            found = vectors[:, 0]  # of the smallest eigenvalue
+            gravity = found if found @ gravity >= 0 else -found
+    x, y, z = (float(value) for value in gravity)
+    return x, y, z
+
+
+def _ground(height: Map, encoding: Encoding) -> float:
+    """The ground's height relative to the camera, which is negative."""
+    if encoding.camera_height is not None:
+        return -encoding.camera_height
+    lowest = float(np.percentile(height, LOWEST_PERCENT))
+    return lowest if lowest < -NEAR_GROUND_M else -GUESSED_GROUND_M
+
+
+def _planes(inverse: Map, is_measured: Any, across: Map, down: Map, *, radius: int) -> tuple[Map, Map]:
+    """The plane (a, b, c) around every pixel, (H, W, 3), and the root mean square of what it leaves; NaN: no plane."""
+    weight = is_measured.astype(np.float64)
+    side = 2 * radius + 1
+
+    def total(values: Map) -> Map:
+        found: Map = cv2.boxFilter(values * weight, cv2.CV_64F, (side, side), normalize=False, borderType=0)
+        return found
+
+    count = total(np.ones_like(inverse))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        u, v, q = (total(values) / count for values in (across, down, inverse))
+        uu, uv, vv = (
+            total(across**2) / count - u * u,
+            total(across * down) / count - u * v,
+            total(down**2) / count - v * v,
+        )
+        uq, vq = total(across * inverse) / count - u * q, total(down * inverse) / count - v * q
+        qq = total(inverse**2) / count - q * q
+        determinant = uu * vv - uv * uv
+        a, b = (vv * uq - uv * vq) / determinant, (uu * vq - uv * uq) / determinant
+        planes = np.stack([a, b, q - a * u - b * v], axis=-1)
+        rms = np.sqrt(np.clip(qq - a * uq - b * vq, 0, None))
+    # Measurements in one row or column of pixels fix no plane.
+    pixel = abs(across[0, 0] - across[0, -1]) / max(1, across.shape[1] - 1)
+    is_known = (count >= LEAST_POINTS) & (determinant > (0.1 * pixel * pixel) ** 2)
+    planes[~is_known], rms[~is_known] = np.nan, np.nan
+    return planes, rms
+
+
+def _moved(values: Map, shift: tuple[int, int]) -> Map:
+    """``values`` of the pixel that lies ``shift`` rows and columns away; NaN beyond the border."""
+    moved = np.full_like(values, np.nan)
+    rows, columns = shift
+    height, width = values.shape[:2]
+    to = (slice(max(0, -rows), min(height, height - rows)), slice(max(0, -columns), min(width, width - columns)))
+    source = (slice(max(0, rows), min(height, height + rows)), slice(max(0, columns), min(width, width + columns)))
+    if all(part.stop > part.start for part in to):
+        moved[to] = values[source]
+    return moved

@@ -1,0 +1,257 @@
+"""Archives: unpacked whole beside themselves, or not at all.
+
+Archives of data sets come from anywhere. An odd one is refused, never cleaned: names that lead out of the folder, names
+that would become one file, links, devices, encrypted or overlapping entries, bombs, wrong checksums. All is written to
+a temporary folder, which is renamed at the end; so nothing can be followed or overwritten, and nothing half remains.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from memorysam_cli.errors import DataError, EnvironmentFault, UsageError
+from memorysam_cli.storage import archive_tar, archive_zip, atomic, documents
+from memorysam_cli.storage.archive_names import MARKER, Entry, Names
+from memorysam_cli.storage.atomic import shown
+from memorysam_cli.storage.headers import Refused
+
+MAX_RATIO = 200
+"""An archive may become this many times as large, unless the user allows more."""
+SUFFIXES = (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".tbz2", ".txz", ".tar", ".zip")
+_CHUNK_BYTES = 1 << 20
+_MEGABYTE = 1_000_000
+_FOREIGN = {
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a RAR archive",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+}
+_LOOKED_AT = 100_000
+
+
+@dataclass
+class _Budget:
+    """How many bytes may come out."""
+
+    limit: int
+    why: str
+    spent: int = 0
+
+    def spend(self, count: int) -> None:
+        """Count ``count`` more bytes.
+
+        Raises:
+            Refused: it is too much.
+        """
+        self.spent += count
+        if self.spent > self.limit:
+            raise Refused(
+                f"expands to {_size(self.spent)} or more, the limit is {_size(self.limit)} ({self.why}); if you trust "
+                "it, allow more with --max-expand GB"
+            )
+
+
+def unpack_beside(
+    path: Path,
+    *,
+    max_bytes: int | None = None,
+    allow_case: bool = False,
+    advance: Callable[[int], object] | None = None,
+) -> tuple[Path, bool]:
+    """Unpack an archive into a folder beside it, named as it without its suffix; once.
+
+    Args:
+        path: zip, or tar with or without gzip, bzip2 or xz; the content decides.
+        max_bytes: at most so much may come out; None: 200 times the archive's size.
+        allow_case: names may differ in case or Unicode form alone, where the disk can hold both.
+        advance: gets the megabytes of the archive that were read since the last call; :func:`megabytes` in all.
+
+    Returns:
+        The folder, and whether it was unpacked just now: one that was unpacked from this archive (by its size and
+        time) is kept as it is.
+
+    Raises:
+        DataError: the archive is refused; nothing was written.
+        UsageError: the folder is there and not from this archive; it is untouched.
+        EnvironmentFault: the disk is full or read-only; nothing remains.
+    """
+    status = path.stat()
+    source = {"archive": path.name, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+    target = path.with_name(_bare_name(path.name))
+    if os.path.lexists(target):
+        if _is_unpacked(target, source):
+            return target, False
+        if target.is_symlink() or not target.is_dir() or any(target.iterdir()):
+            _refuse_target(target, path)
+    atomic.refuse_unwritable(target)
+    atomic.sweep(target)
+    budget = _Budget(
+        limit=MAX_RATIO * status.st_size if max_bytes is None else max_bytes,
+        why=f"{MAX_RATIO} × its own size" if max_bytes is None else "--max-expand",
+    )
+    try:
+        _unpack(path, target, source, budget=budget, allow_case=allow_case, advance=advance)
+    except Refused as fault:
+        raise DataError(f"{shown(path)}: {fault}") from fault
+    return target, True
+
+
+def megabytes(path: Path) -> int:
+    """The length of an archive's progress bar."""
+    return path.stat().st_size // _MEGABYTE + 1
+
+
+def _bare_name(name: str) -> str:
+    """The archive's name without its suffix."""
+    for suffix in SUFFIXES:
+        if name.lower().endswith(suffix) and len(name) > len(suffix):
+            return name[: -len(suffix)]
+    return f"{name}.unpacked"
+
+
+def _is_unpacked(target: Path, source: dict[str, Any]) -> bool:
+    """Whether a folder was unpacked from this archive.
+
+    Raises:
+        UsageError: from an earlier or later one of its name.
+    """
+    if target.is_symlink() or not (target / MARKER).is_file():
+        return False
+    found = documents.read_json(target / MARKER)
+    if isinstance(found, dict) and {key: found.get(key) for key in source} == source:
+        return True
+    raise UsageError(
+        f"{shown(target)}: was unpacked from another {shown(source['archive'])} (of other size or time); remove the "
+        "folder to unpack again, or give it as ROOT to use it as it is"
+    )
+
+
+def _refuse_target(target: Path, archive: Path) -> NoReturn:
+    """Say why a folder that is there is not written to."""
+    below = (Path(folder, name) for folder, folders, names in os.walk(target) for name in (*folders, *names))
+    links = (each for each in (target, *islice(below, _LOOKED_AT)) if each.is_symlink())
+    link = next(links, None)
+    if link is not None:
+        raise DataError(
+            f"{shown(link)}: is a symbolic link in the way of {shown(archive.name)}; never followed; remove it"
+        )
+    raise UsageError(
+        f"{shown(target)}: exists and was not unpacked from {shown(archive.name)}; to use it give it as ROOT, "
+        "else move it or the archive elsewhere"
+    )
+
+
+def _unpack(
+    path: Path,
+    target: Path,
+    source: dict[str, Any],
+    *,
+    budget: _Budget,
+    allow_case: bool,
+    advance: Callable[[int], object] | None,
+) -> None:
+    """Unpack to a temporary folder and rename it."""
+    done = 0
+
+    def tell(position: int) -> None:
+        nonlocal done
+        whole = position // _MEGABYTE
+        if advance is not None and whole > done:
+            advance(whole - done)
+            done = whole
+
+    with path.open("rb") as stream:
+        entries, expected = _entries(stream, target, budget=budget, allow_case=allow_case)
+        with atomic.new_folder(target) as folder:
+            if allow_case:
+                _refuse_caseless(folder)
+            count = _write(entries, folder, Names(allow_case=allow_case), budget, tell=lambda: tell(stream.tell()))
+            if not count:
+                raise Refused("holds no file; get the archive again")
+            documents.write_json(
+                folder / MARKER, {**source, "files": count, "expanded_bytes": expected or budget.spent}
+            )
+    if advance is not None:
+        advance(path.stat().st_size // _MEGABYTE + 1 - done)
+
+
+def _entries(
+    stream: BinaryIO, target: Path, *, budget: _Budget, allow_case: bool
+) -> tuple[Iterable[Entry], int | None]:
+    """The entries in the order of their bytes, and their size in all where that is known before."""
+    start = stream.read(512)
+    stream.seek(0)
+    if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        listed = archive_zip.entries(stream)
+        names = Names(allow_case=allow_case)
+        for entry in listed:
+            names.add(entry)
+        total = sum(entry.size for entry in listed)
+        _Budget(budget.limit, budget.why).spend(total)
+        _refuse_without_space(target, total)
+        return listed, total
+    if archive_tar.is_tar(start):
+        return archive_tar.entries(stream, spend=budget.spend), None
+    if not start:
+        raise Refused("empty (0 bytes); get the archive again")
+    for magic, what in _FOREIGN.items():
+        if start.startswith(magic):
+            raise Refused(f"{what}, which we do not read; unpack it yourself and give the folder as ROOT")
+    raise Refused(f"not a zip or tar archive (starts with {start[:16]!r}, {len(start)} bytes or more); get it again")
+
+
+def _write(entries: Iterable[Entry], folder: Path, names: Names, budget: _Budget, *, tell: Callable[[], None]) -> int:
+    """Write all entries below a new folder; gives the number of files."""
+    count = 0
+    for entry in entries:
+        parts = names.add(entry)
+        where = folder.joinpath(*parts)
+        if entry.is_folder:
+            where.mkdir(parents=True, exist_ok=True)
+            continue
+        where.parent.mkdir(parents=True, exist_ok=True)
+        # O_EXCL: the folder is new, so that an existing file or link can only be a name that met another.
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        with os.fdopen(os.open(where, flags, 0o666), "wb") as file:
+            written = 0
+            while data := entry.read(_CHUNK_BYTES):
+                if not entry.is_counted:
+                    budget.spend(len(data))
+                written += file.write(data)
+                tell()
+        if written != entry.size:
+            raise Refused(
+                f"entry '{shown(entry.name)}' holds {written:,} of {entry.size:,} bytes; get the archive again"
+            )
+        count += 1
+    return count
+
+
+def _refuse_without_space(target: Path, needed: int) -> None:
+    """See that the disk can hold what will come out."""
+    free = shutil.disk_usage(target.absolute().parent).free
+    if needed > free:
+        raise EnvironmentFault(
+            f"{shown(target)}: unpacking needs {_size(needed)}, free are {_size(free)}; free some space, or move the "
+            "archive to another disk, then run the same command again"
+        )
+
+
+def _refuse_caseless(folder: Path) -> None:
+    """See that a disk tells upper from lower case."""
+    probe = folder / "a"
+    probe.mkdir()
+    is_caseless = (folder / "A").exists()
+    probe.rmdir()
+    if is_caseless:
+        raise UsageError(f"{shown(folder.parent)}: this disk does not tell 'A' from 'a'; --allow-case cannot work here")
+
+
+def _size(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

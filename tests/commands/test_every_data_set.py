@@ -1,0 +1,64 @@
+"""Every published layout goes the whole way: prepare → train → evaluate → predict, with no word about its insides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from memorysam_cli.data import DATASETS
+from memorysam_cli.storage import images
+
+from ..data.trees import CASES, VARIANTS, write_tree
+from .trained import Program
+
+SMALL = (
+    *("--set", "model.backbone=nano", "--set", "model.base_weights=random", "--set", "data.image_size=32"),
+    *("--set", "train.batch=2", "--set", "train.epochs=1", "--set", "train.max_steps=1", "--set", "data.workers=0"),
+)
+EVERY_CASE = [
+    pytest.param(name, variant, id=f"{name}-{variant}", marks=[] if variant == VARIANTS[name][0] else pytest.mark.slow)
+    for name, variant in CASES
+    if variant != "real-81"  # 81 views take a minute; tests/data/ surveys them
+]
+
+
+@pytest.fixture
+def program(capsys: pytest.CaptureFixture[str]) -> Program:
+    return Program(capsys)
+
+
+@pytest.mark.parametrize(("name", "variant"), EVERY_CASE)
+def test_the_whole_way(
+    name: str, variant: str, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_tree(name, tmp_path / "data" / "download" / "inside", variant=variant)
+
+    prepared = program("prepare", name, "data", "--json")
+    assert prepared.code == 0, prepared.err
+    splits = prepared.answer["splits"]
+    selection = "val" if splits.get("val") else "test"
+
+    trained = program("train", *SMALL, "--set", f"data.selection_split={selection}", "--json")
+    assert trained.code == 0, trained.err
+    assert f"data set {name}" in trained.err
+
+    evaluated = program("evaluate", "--split", selection, "--workers", 0, "--json")
+    assert evaluated.code == 0, evaluated.err
+    assert evaluated.answer["scenes"] == splits[selection]
+    assert evaluated.answer["miou"] == trained.answer["miou"]
+    for protocol in evaluated.answer["protocols"].values():
+        assert protocol["pixels"]["scored"] > 0
+
+    predicted = program("predict", "data", "--out", "masks", "--workers", 0, "--json")
+    assert predicted.code == 0, predicted.err
+    assert predicted.answer["done"] == sum(splits.values())
+    masks = sorted(Path("masks/masks").rglob("*.png"))
+    assert len(masks) == sum(splits.values())
+    assert int(images.read(masks[0]).max()) < prepared.answer["classes"]
+
+
+def test_no_data_set_is_left_out() -> None:
+    assert set(VARIANTS) == set(DATASETS)
+    assert len(DATASETS) == 9

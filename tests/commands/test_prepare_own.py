@@ -1,0 +1,241 @@
+"""``memorysam prepare folder``, ``hha`` and ``manifest`` as typed, and what can be done with what they make."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from memorysam_cli.data import manifest as manifests
+from memorysam_cli.storage import documents, images
+
+from ..data.own_sensors import write_sensors
+from .trained import Program
+
+SENSORS = {
+    "rgb": "images/**/*.jpg",
+    "depth": "depth/**/*_depth.png",
+    "ir": "ir/**/*.tiff",
+    "ms": "ms/**/*.npy",
+    "events": "events/**/*.npz",
+    "aolp": "aolp/sin/**/*.npy+aolp/cos/**/*.npy",
+}
+LABELS = ["--labels", "masks/**/*.png", "--classes", "classes.txt"]
+TINY = ["model.backbone=nano", "data.image_size=32", "data.workers=0", "train.batch=2", "train.max_steps=1"]
+
+
+def sensors(*names: str) -> list[str]:
+    return [word for name in names for word in ("--modality", f"{name}={SENSORS[name]}")]
+
+
+@pytest.fixture
+def memorysam(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MEMORYSAM_DATA", raising=False)
+    return Program(capsys)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    return write_sensors(tmp_path / "own")
+
+
+def test_six_sensors_in_five_formats_are_prepared_trained_evaluated_and_predicted_by_the_root_alone(
+    memorysam: Program, own: Path
+) -> None:
+    ended = memorysam("prepare", "folder", own, *sensors(*SENSORS), *LABELS, "--channels", "ms=5,3,1", "--json")
+    assert ended.code == 0, ended.err
+    assert (ended.answer["dataset"], ended.answer["scenes"]) == ("own", 10)
+    assert ended.answer["modalities"] == list(SENSORS)
+    changes = [word for change in TINY for word in ("--set", change)]
+    trained = memorysam("train", "--data", own, *changes, "--json")
+    assert trained.code == 0, trained.err
+    assert "recipe default: data set own, rgb, depth, ir, ms, events, aolp" in trained.err
+    stored = documents.read_yaml(Path(trained.answer["run"]) / "recipe.yaml")
+    assert stored["data"]["dataset"] == "own" and stored["data"]["modalities"] == list(SENSORS)
+    scored = memorysam("evaluate", "--data", own, "--workers", 0, "--json")
+    assert scored.code == 0 and scored.answer["dataset"] == "own", scored.err
+    predicted = memorysam("predict", own, "--out", "masks", "--workers", 0, "--json")
+    assert predicted.code == 0 and predicted.answer["done"] == 10, predicted.err
+    assert images.read(Path("masks/masks/cam1/0003.png")).shape == (40, 56)
+
+
+def test_measured_values_normalise_every_sensor(memorysam: Program, own: Path) -> None:
+    ended = memorysam("prepare", "folder", own, *sensors("rgb", "depth"), *LABELS, "--measure", "--scale", "depth=1e-3")
+    assert ended.code == 0, ended.err
+    info = manifests.read(own, "own").info
+    for modality in info.modalities:
+        assert (modality.mean, modality.std) == (
+            info.statistics[modality.name].mean,
+            info.statistics[modality.name].std,
+        )
+    assert 1.0 < info.statistics["depth"].mean[0] < 2.8 and info.statistics["depth"].low == 1.0
+
+
+def test_a_missing_file_ends_with_3_or_4(memorysam: Program, own: Path) -> None:
+    (own / "depth/cam1/0003_depth.png").unlink()
+    command = ["prepare", "folder", own, *sensors("rgb", "depth"), *LABELS]
+    ended = memorysam(*command)
+    assert ended.code == 3 and not (own / "memorysam/own/dataset.json").exists()
+    assert "cam1/0003: has no 'depth' (looked for depth/cam1/0003_depth.png)" in ended.err
+    assert memorysam(*command, "--drop-incomplete").code == 4
+    assert len(manifests.read(own, "own").scenes) == 9
+
+
+def test_without_labels_a_data_set_can_be_predicted_and_training_says_why_not(memorysam: Program, own: Path) -> None:
+    assert memorysam("prepare", "folder", own, *sensors("rgb"), "--name", "drive").code == 0
+    assert manifests.read(own, "drive").info.unlabelled == ("test",)
+    ended = memorysam("train", "--data", own)
+    assert ended.code == 3 and "prepared without labels and can only be predicted" in ended.err
+
+
+def test_values_and_lists_are_taken_from_files_below_the_root(memorysam: Program, own: Path) -> None:
+    (own / "classes.txt").write_text("0: ground 10 20 30\n1: car 1 2 3\n2: box 200 0 0\n")
+    (own / "a.txt").write_text("cam0/0000\ncam0/0002\n")
+    (own / "b.txt").write_text("cam1/0001\n")
+    ended = memorysam(
+        "prepare", "folder", own, *sensors("rgb"), *LABELS, "--split", "train=a.txt", "--split", "val=b.txt"
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    info = manifests.read(own, "own").info
+    assert info.counts == {"train": 2, "val": 1} and info.palette[2] == (200, 0, 0)
+    assert info.label.mapping == ((0, 0), (1, 1), (2, 2))
+
+
+REFUSALS = {
+    "no kind": (["--modality", "x=images/**/*.jpg"], 2, "--modality x: its name tells no kind; say --kind x=KIND"),
+    "an unknown kind": ([*sensors("rgb"), "--kind", "rgb=rbg"], 2, "'rbg' is no kind; did you mean 'rgb'?"),
+    "an option for no sensor": ([*sensors("rgb"), "--scale", "dept=1"], 2, "'dept' is no --modality"),
+    "no pattern": (["--modality", "rgb"], 2, "--modality rgb: must be NAME=VALUE"),
+    "a sensor twice": ([*sensors("rgb"), *sensors("rgb")], 2, "'rgb' is given twice"),
+    "a name that is reserved": (["--modality", "all=images/**/*.jpg"], 2, "'all' means all modalities"),
+    "three patterns": (["--modality", "aolp=a/*.npy+b/*.npy+c/*.npy"], 2, "3 patterns; one, or sine+cosine"),
+    "a pattern that leads out": (["--modality", "rgb=../*.png"], 2, "must be a path below ROOT"),
+    "an empty list": (
+        [*sensors("rgb"), *LABELS, "--split", "train=classes.txt"],
+        3,
+        "classes.txt:1: 'ground' is no scene",
+    ),
+    "nothing that matches": (["--modality", "rgb=images/*.png"], 3, "no file matches 'images/*.png' (saw in images/: "),
+    "labels without classes": ([*sensors("rgb"), "--labels", "masks/**/*.png"], 2, "give both, or neither"),
+    "no class list": ([*sensors("rgb"), *LABELS[:3], "no.txt"], 2, "--classes no.txt: No such file"),
+    "odd shares": ([*sensors("rgb"), *LABELS, "--split", "0.5/0.1"], 2, "such as 0.8/0.1/0.1"),
+    "shares twice": ([*sensors("rgb"), *LABELS, "--split", "0.5/0.5", "--split", "0.9/0.1"], 2, "given once"),
+    "two channels": ([*sensors("rgb"), "--channels", "rgb=0,1"], 2, "give one or three channels"),
+    "no scale": ([*sensors("rgb"), "--scale", "rgb=0"], 2, "must be a number other than 0"),
+    "a published name": ([*sensors("rgb"), "--name", "deliver"], 2, "is the name of another data set"),
+    "a name with a slash": ([*sensors("rgb"), "--name", "a/b"], 2, "--name a/b: must be letters"),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_refusals_are_one_line_with_their_code_and_write_nothing(refusal: str, memorysam: Program, own: Path) -> None:
+    arguments, code, said = REFUSALS[refusal]
+    before = {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
+    ended = memorysam("prepare", "folder", own, *arguments)
+    assert ended.code == code, ended.err
+    assert ended.out == "" and said in ended.err.splitlines()[-1]
+    assert {path: path.read_bytes() for path in own.rglob("*") if path.is_file()} == before
+
+
+def test_a_manifest_edited_by_hand_is_refused_until_it_is_accepted(memorysam: Program, own: Path) -> None:
+    assert memorysam("prepare", "folder", own, *sensors("rgb", "depth"), *LABELS).code == 0
+    place = own / "memorysam/own"
+    lines = (place / "scenes.jsonl").read_text().splitlines()
+    (place / "scenes.jsonl").write_text("\n".join(lines[1:]) + "\n")
+    info = json.loads((place / "dataset.json").read_text())
+    info["modalities"][1]["scale"] = 0.001
+    (place / "dataset.json").write_text(json.dumps(info))
+    ended = memorysam("train", "--data", own)
+    assert ended.code == 3 and f"memorysam prepare manifest {own} own" in ended.err
+    accepted = memorysam("prepare", "manifest", own, "own", "--json")
+    assert accepted.code == 0 and accepted.answer["scenes"] == 9, accepted.err
+    found = manifests.read(own, "own")
+    assert len(found.scenes) == 9 and found.info.modality("depth").scale == 0.001
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda line: line | {"files": {"rgb": ["../x.png"]}}, "scenes.jsonl:1"),
+        (lambda line: line | {"files": {"rgb": ["images/no.jpg"]}}, "has no 'rgb' (looked for images/no.jpg)"),
+        (lambda line: line | {"split": ""}, "split"),
+        (lambda line: line | {"splitt": "val"}, "scenes.jsonl:1: splitt"),
+    ],
+    ids=["a path that leads out", "a file that is not there", "no split", "an unknown key"],
+)
+def test_a_manifest_that_is_wrong_is_not_accepted(edit: object, said: str, memorysam: Program, own: Path) -> None:
+    assert memorysam("prepare", "folder", own, *sensors("rgb"), *LABELS).code == 0
+    path = own / "memorysam/own/scenes.jsonl"
+    first, *others = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps(edit(json.loads(first))), *others]) + "\n")  # type: ignore[operator]
+    before = path.read_bytes()
+    ended = memorysam("prepare", "manifest", own, "own")
+    assert ended.code == 3 and said in ended.err
+    assert path.read_bytes() == before
+
+
+def test_a_name_edited_by_hand_leads_nowhere_else(memorysam: Program, own: Path) -> None:
+    assert memorysam("prepare", "folder", own, *sensors("rgb"), *LABELS).code == 0
+    path = own / "memorysam/own/dataset.json"
+    path.write_text(path.read_text().replace('"name": "own"', '"name": "../../out"', 1))
+    ended = memorysam("prepare", "manifest", own, "own")
+    assert ended.code == 3 and "is '../../out', but its folder is 'own'" in ended.err
+    assert not (own.parent / "out").exists()
+
+
+@pytest.mark.parametrize("root", ["nothing", "own/classes.txt"])
+def test_the_root_must_be_a_folder(memorysam: Program, own: Path, root: str) -> None:
+    ended = memorysam("prepare", "folder", root, *sensors("rgb"))
+    assert ended.code == 3 and "ROOT must be a folder" in ended.err
+
+
+def test_a_data_set_that_is_not_prepared_cannot_be_accepted(memorysam: Program, own: Path) -> None:
+    ended = memorysam("prepare", "manifest", own, "own")
+    assert ended.code == 3 and "data set 'own' is not prepared" in ended.err
+
+
+HHA = ["--depth", "depth/**/*_depth.png", "--camera", "50,50,28,20"]
+
+
+def test_hha_is_made_once_and_can_be_prepared(memorysam: Program, own: Path) -> None:
+    first = memorysam("prepare", "hha", own, *HHA, "--json")
+    assert first.code == 0, first.err
+    assert (first.answer["made"], first.answer["kept"], first.answer["out"]) == (10, 0, str(own / "hha"))
+    assert images.read(own / "hha/cam0/0000_depth.png").shape == (40, 56, 3)
+    again = memorysam("prepare", "hha", own, *HHA)
+    assert again.code == 0 and "0 made, 10 kept" in again.out
+    ended = memorysam(
+        "prepare", "folder", own, *sensors("rgb"), *LABELS, "--modality", "depth=hha/**/*_depth.png",
+        "--kind", "depth=hha",
+    )  # fmt: skip
+    assert ended.code == 0 and manifests.read(own, "own").info.modality("depth").kind == "hha"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--depth", "d/*.png", "--camera", "50,50,28"], 2, "--camera 50,50,28: must be fx,fy,cx,cy"),
+        (["--depth", "d/*.png", "--camera", "0,50,28,20"], 2, "fx and fy must be above 0"),
+        (["--depth", "d/*.png", "--camera", "50,50,28,20"], 3, "no file matches 'd/*.png'"),
+        ([*HHA, "--out", "images"], 2, "--out"),
+        ([*HHA, "--gravity", "0,0,0"], 2, "--gravity 0,0,0: has no direction"),
+        ([*HHA, "--nearest", "-1"], 2, "--nearest -1.0: must be a number above 0"),
+        (["--depth", "depth/**/*_depth.png", "--camera", "500,500,320,240"], 2, "lies outside"),
+        (["--depth", "colour/*.png", "--camera", "50,50,28,20"], 3, "has 3 channels that differ; depth has one"),
+    ],
+)
+def test_hha_refuses(memorysam: Program, own: Path, arguments: list[str], code: int, said: str) -> None:
+    images.write_png(own / "colour/1.png", np.tile(np.uint8([1, 2, 3]), (40, 56, 1)))
+    ended = memorysam("prepare", "hha", own, *arguments)
+    assert ended.code == code and said in ended.err, ended.err
+    assert not list((own / "hha").rglob("*.png"))
+
+
+def test_hha_of_a_known_scene(memorysam: Program, tmp_path: Path) -> None:
+    images.write_png(tmp_path / "d/1.png", np.full((40, 56), 2000, np.uint16))
+    options = ["--height", "1", "--gravity", "0,1,0"]
+    assert memorysam("prepare", "hha", ".", "--depth", "d/*.png", "--camera", "50,50,28,20", *options).code == 0
+    assert images.read(tmp_path / "hha/1.png")[20, 28].tolist() == [155, 100, 128]

@@ -1,0 +1,136 @@
+"""``memorysam evaluate --robustness`` on rendered mini-DELIVER, with weights that were never trained."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memorysam_cli.data import manifest as manifests
+from memorysam_cli.data import preparation
+from memorysam_cli.engine import run_folder
+
+from .trained import Ended, Program, save_weights
+
+MODALITIES = ("img", "depth", "event", "lidar")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with ``data/``, and a run with its best weights for four modalities."""
+    folder = tmp_path_factory.mktemp("template")
+    preparation.render_synthetic(folder / "data", layout="deliver", scenes=20, size=72, seed=0)
+    preparation.check_and_write(preparation.survey_synthetic(folder / "data", layout="deliver"))
+    info = manifests.read(folder / "data", "synthetic").info
+    save_weights(folder / "runs/small-1/checkpoints/best.safetensors", info, modalities=MODALITIES)
+    (folder / "runs/small-1" / run_folder.RECIPE).write_text("{}")
+    (folder / "runs/latest").symlink_to("small-1")
+    return folder
+
+
+@pytest.fixture
+def here(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(template, tmp_path / "here", symlinks=True)
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+@pytest.fixture
+def evaluate(here: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    memorysam = Program(capsys)
+
+    def run(*arguments: object) -> Ended:
+        return memorysam("evaluate", "--workers", 0, *arguments)
+
+    return run
+
+
+def test_emm_prints_the_15_sets_their_average_and_the_expected_values(evaluate: Any) -> None:
+    ended = evaluate("--robustness", "emm")
+    assert ended.code == 0
+    lines = ended.out.splitlines()
+    assert "synthetic val: entirely missing sensors" in lines[0]
+    names = [line.rsplit(None, 2)[0].strip() for line in lines[3:22]]
+    assert names[:6] == ["none", *MODALITIES, "img, depth"] and names[14] == "depth, event, lidar"
+    assert names[15:] == ["average", "expected, p = 0.2", "expected, p = 0.1", "expected, p = 0.05"]
+    assert "runs/small-1/evaluate/val" in ended.out
+
+
+def test_the_first_figure_is_the_plain_evaluation(evaluate: Any) -> None:
+    plain = evaluate("--json").answer
+    for kind in ("any", "emm"):
+        found = evaluate("--robustness", kind, "--json").answer["levels"][0]["sets"][0]
+        assert found["missing"] == []
+        assert found["miou"] == pytest.approx(plain["miou"], abs=0.05)
+        assert found["miou_present"] == pytest.approx(plain["miou_present"], abs=0.05)
+
+
+def test_a_dropped_sensor_is_what_evaluate_gives_without_it(evaluate: Any) -> None:
+    sets = evaluate("--robustness", "any", "--json").answer["levels"][0]["sets"]
+    alone = next(each for each in sets if each["available"] == ["img", "lidar"])
+    assert alone["miou"] == pytest.approx(evaluate("--modalities", "img,lidar", "--json").answer["miou"], abs=0.05)
+
+
+def test_a_zeroed_sensor_is_what_evaluate_gives_with_zeros(evaluate: Any) -> None:
+    sets = evaluate("--robustness", "emm", "--json").answer["levels"][0]["sets"]
+    alone = next(each for each in sets if each["available"] == ["img", "lidar"])
+    plain = evaluate("--modalities", "img,lidar", "--missing", "zero", "--json").answer
+    assert alone["miou"] == pytest.approx(plain["miou"], abs=0.05)
+
+
+@pytest.mark.parametrize(("kind", "levels"), [("any", 1), ("emm", 1), ("rmm", 3), ("nm", 4)])
+def test_every_kind_writes_its_files_and_says_on_what_it_rests(evaluate: Any, kind: str, levels: int) -> None:
+    report = evaluate("--robustness", kind, "--json").answer
+    folder = Path("runs/small-1/evaluate/val")
+    assert report["files"] == {
+        key: str(folder / f"robustness-{kind}.{suffix}")
+        for key, suffix in (("report", "json"), ("table", "csv"), ("figure", "png"))
+    }
+    assert json.loads((folder / f"robustness-{kind}.json").read_text()) == report
+    assert (report["robustness"], report["protocol"], len(report["levels"])) == (kind, "resized", levels)
+    assert report["modalities"] == list(MODALITIES) and len(report["weights_sha256"]) == 64
+    assert report["split_sha256"] and report["versions"]
+    with (folder / f"robustness-{kind}.csv").open(newline="") as file:
+        assert sum(row["figure"] == "set" for row in csv.DictReader(file)) == (4 if kind == "nm" else 15 * levels)
+    assert (folder / f"robustness-{kind}.png").stat().st_size > 5000
+
+
+def test_seeds_and_repeats_are_obeyed(evaluate: Any) -> None:
+    arguments = ("--robustness", "rmm", "--json", "--modalities", "img,depth")
+    first, again = (evaluate(*arguments, "--repeats", 2, "--seed", 1).answer for _ in range(2))
+    other = evaluate(*arguments, "--seed", 2).answer
+    assert first == again
+    assert first["levels"][2]["average"]["miou_std"] is not None and other["levels"][2]["average"]["miou_std"] is None
+    assert first["levels"][2]["sets"][1]["miou"] != other["levels"][2]["sets"][1]["miou"]
+
+
+def test_native_labels_can_be_scored(evaluate: Any) -> None:
+    native = evaluate("--robustness", "any", "--protocol", "native", "--json").answer
+    assert native["protocol"] == "native"
+    assert native["levels"][0]["sets"][0]["miou"] == pytest.approx(
+        evaluate("--json").answer["protocols"]["native"]["miou"], abs=0.05
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("emm", "--repeats", 2), "nothing in 'emm' is random"),
+        (("nm", "--repeats", 0), "--repeats"),
+        (("nm", "--tta"), "--tta"),
+        (("nm", "--tile"), "--tile"),
+        (("emn",), "emm"),
+    ],
+    ids=str,
+)
+def test_what_is_not_defined_is_refused_and_writes_nothing(
+    here: Path, evaluate: Any, arguments: tuple[object, ...], words: str
+) -> None:
+    ended = evaluate("--robustness", *arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert words in ended.err and ended.err.count("\n") == 1
+    assert not list((here / "runs/small-1").rglob("robustness-*"))

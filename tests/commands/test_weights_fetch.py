@@ -1,0 +1,107 @@
+"""``memorysam weights fetch`` against a Hub of our own on the loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ..storage.test_hub import CONTENT, GOOD, Hub, served
+from .trained import Program
+
+# The published hashes are of files of a hundred megabytes: stand-ins get their own.
+PATCHED = f"""
+import dataclasses, sys
+from memorysam_cli import app
+from memorysam_cli.model import base
+base.PUBLISHED |= {{name: dataclasses.replace(it, sha256="{GOOD}") for name, it in base.PUBLISHED.items()}}
+sys.exit(app.run(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    with served() as address:
+        yield address
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Program:
+    return Program(capsys)
+
+
+def fetch(
+    endpoint: str, home: Path, *arguments: str, patched: bool = True, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, since the client reads its environment at import."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    ours = {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_ETAG_TIMEOUT": "1",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    program = ["-c", PATCHED] if patched else ["-m", "memorysam_cli"]
+    return subprocess.run(
+        [sys.executable, *program, "weights", "fetch", *arguments],
+        env=kept | ours | variables, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+
+
+def test_names_are_fetched_verified_and_told_and_then_need_no_network(endpoint: str, tmp_path: Path) -> None:
+    names = ("sam2-hiera-base-plus", "sam2.1-hiera-tiny", "sam2-hiera-base-plus")
+    ended = fetch(f"{endpoint}/ok", tmp_path, *names, "--json")
+    assert ended.returncode == 0, ended.stderr
+    files = json.loads(ended.stdout)["files"]
+    assert [(file["name"], file["repository"], Path(file["path"]).name) for file in files] == [
+        ("sam2-hiera-base-plus", "facebook/sam2-hiera-base-plus", "sam2_hiera_base_plus.pt"),
+        ("sam2.1-hiera-tiny", "facebook/sam2.1-hiera-tiny", "sam2.1_hiera_tiny.pt"),
+    ]
+    assert all(Path(file["path"]).read_bytes() == CONTENT and file["sha256"] == GOOD for file in files)
+    before = list(Hub.requests)
+    again = fetch(f"{endpoint}/ok", tmp_path, "sam2-hiera-base-plus", "-q", HF_HUB_OFFLINE="1")
+    assert again.returncode == 0 and again.stderr == ""
+    assert again.stdout == f"sam2-hiera-base-plus  {files[0]['path']}  SHA-256 {GOOD}\n"
+    assert Hub.requests == before
+
+
+def test_all_are_all_eight(endpoint: str, tmp_path: Path) -> None:
+    ended = fetch(f"{endpoint}/ok", tmp_path, "--all", "--json", "-q")
+    assert ended.returncode == 0 and ended.stderr == "", ended.stderr
+    assert len({file["path"] for file in json.loads(ended.stdout)["files"]}) == 8
+
+
+def test_what_is_not_the_published_file_is_refused(endpoint: str, tmp_path: Path) -> None:
+    """The table as it is: the stand-in's bytes are not Meta's."""
+    ended = fetch(f"{endpoint}/ok", tmp_path, "sam2-hiera-tiny", "--json", patched=False)
+    assert ended.returncode == 7 and ended.stdout == ""
+    last = ended.stderr.strip().splitlines()[-1]
+    assert "facebook/sam2-hiera-tiny/sam2_hiera_tiny.pt: wrong content" in last and "not retryable" in last
+    assert "65b50056e05bcb13694174f51bb6da89c894b57b75ccdf0ba6352c597c5d1125" in last
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size == len(CONTENT)]
+
+
+def test_offline_without_a_cache_says_so(endpoint: str, tmp_path: Path) -> None:
+    ended = fetch(f"{endpoint}/ok", tmp_path, "sam2-hiera-tiny", HF_HUB_OFFLINE="1")
+    assert ended.returncode == 7 and "HF_HUB_OFFLINE" in ended.stderr and ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "give names or --all"),
+        (("sam2-hiera-tiny", "--all"), "give names or --all"),
+        (("sam2-hiera-tinny",), "did you mean 'sam2-hiera-tiny'?"),
+        (("nano",), "come with memorysam"),
+    ],
+)
+def test_wrong_names_are_refused_before_any_request(arguments: tuple[str, ...], words: str, run: Program) -> None:
+    ended = run("weights", "fetch", *arguments)
+    assert ended.code == 2 and words in ended.err and ended.err.count("\n") == 1
