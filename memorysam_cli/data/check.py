@@ -198,8 +198,8 @@ def _label(scene: Scene, reader: Reader, finding: _Finding) -> Facts | None:
             raise FileNotFoundError
         return reader.label(scene.label)
     except FileNotFoundError:
-        where = f"{shown(scene.id)}: has no label (looked for {shown(scene.label or 'none')})"
-        finding.faults.append(("missing label", where))
+        why = "its split is not called unlabelled" if scene.label is None else f"looked for {shown(scene.label)}"
+        finding.faults.append(("missing label", f"{shown(scene.id)}: has no label ({why})"))
     except DataError as fault:
         finding.faults.append(("label", str(fault)))
     return None

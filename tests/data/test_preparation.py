@@ -15,6 +15,7 @@ from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.errors import DataError, EnvironmentFault, PartialError, UsageError
 
 from .conftest import SCENES, write_deliver, write_mcubes
+from .trees import write_tree
 
 SMALL = {"scenes": 3, "size": 32, "seed": 1}
 
@@ -222,3 +223,22 @@ def test_the_json_is_the_documented_object(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert value["manifest"] == str(tmp_path / "memorysam" / "mcubes")
     assert (value["schema_version"], value["scenes"], value["classes"]) == (1, 2, 20)
+
+
+def test_labels_that_a_layout_calls_hidden_count_once_they_are_there(tmp_path: Path) -> None:
+    folder = write_tree("muses", tmp_path / "MUSES")
+    assert preparation.survey("muses", tmp_path).info.unlabelled == ("test",)
+    frames = sorted((folder / "frame_camera" / "test").rglob("*.png"))
+    label = next((folder / "gt_semantic" / "val").rglob("*.png")).read_bytes()
+    for number, frame in enumerate(frames):
+        inside = frame.relative_to(folder / "frame_camera")
+        path = folder / "gt_semantic" / inside.with_name(frame.name.replace("frame_camera", "gt_labelTrainIds"))
+        if number == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(label)
+    prepared = preparation.check_and_write(preparation.survey("muses", tmp_path))
+    assert prepared.manifest is None
+    assert [(problem.kind, problem.count) for problem in prepared.report.problems] == [
+        ("missing label", len(frames) - 1)
+    ]
+    assert "its split is not called unlabelled" in prepared.report.problems[0].first[0]
