@@ -8,20 +8,24 @@ from typing import Annotated, Literal
 import typer
 
 from memorysam_cli.commands import options
-from memorysam_cli.errors import PartialError
+from memorysam_cli.errors import PartialError, UsageError
 
 EXAMPLE = "memorysam predict ./photos --out ./masks --map img=rgb --color --overlay"
 
 
 def predict(
     scenes: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
-            metavar="SCENES", help="A prepared data set, a folder per modality, a folder per scene, or one scene."
+            metavar="[SCENES]",
+            help="A prepared data set, a folder per modality, a folder per scene, or one scene; else what is prepared "
+            "below --data.",
+            show_default=False,
         ),
-    ],
+    ] = None,
     out: options.Out = Path("masks"),
     weights: options.Weights = None,
+    data: options.Data = None,
     split: options.OptionalSplit = None,
     modalities: options.Modalities = None,
     missing: options.Missing = "drop",
@@ -56,9 +60,11 @@ def predict(
     from memorysam_cli.engine import run_folder
 
     options.begin(json=json, verbose=verbose, quiet=quiet)
+    if scenes is not None and data is not None:
+        raise UsageError(f"--data {data}: SCENES ({scenes}) are given already; leave one of the two out")
     path = weights or run_folder.default_weights()  # before torch is imported: without weights the answer is instant
     asked, scales = options.names(modalities), options.scales(tta_scales, tta=tta)
-    from memorysam_cli.data import inputs
+    from memorysam_cli.data import inputs, manifest
     from memorysam_cli.engine import evaluation, prediction, prediction_folder, runtime, views
     from memorysam_cli.model.weights import read_card
     from memorysam_cli.report import console
@@ -67,7 +73,8 @@ def predict(
     chosen = evaluation.choose_modalities(card.modalities, asked)
     names = [modality.name for modality in chosen]
     aliases = prediction.read_aliases(renames, names)
-    found = inputs.discover(scenes, modalities=names, aliases=aliases, split=split, dataset=card.dataset.name)
+    where = scenes or manifest.prepared_root(data, dataset=card.dataset.name)
+    found = inputs.discover(where, modalities=names, aliases=aliases, split=split, dataset=card.dataset.name)
     wanted = found.scenes[:limit]
     prediction_folder.refuse_collisions(wanted)
     prediction_folder.refuse_foreign(out, overwrite=overwrite)
@@ -76,7 +83,7 @@ def predict(
     place = runtime.choose_device(device)
     trees = {"color": color, "overlay": overlay, "confidence": confidence}
     report = prediction.segment(
-        path, out, scenes=wanted, root=found.root, source=str(scenes), modalities=chosen, device=place,
+        path, out, scenes=wanted, root=found.root, source=str(where), modalities=chosen, device=place,
         extras=[name for name, is_wanted in trees.items() if is_wanted], batch=batch, workers=workers,
         skip_bad=on_error == "skip", view=views.View(missing, scales, tile, tile_overlap),
     )  # fmt: skip

@@ -72,6 +72,22 @@ def data_root(option: Path | None) -> Path:
     return option or Path(os.environ.get("MEMORYSAM_DATA") or "data")
 
 
+def prepared_root(option: Path | None, *, dataset: str) -> Path:
+    """The data root, where something is prepared in it.
+
+    Args:
+        option: ``--data``.
+        dataset: what is looked for, for the message.
+
+    Raises:
+        DataError: nothing is prepared there; names the line to type.
+    """
+    root = data_root(option)
+    if not prepared(root):
+        read_info(root, dataset)
+    return root
+
+
 def folder(root: Path, dataset: str) -> Path:
     """The folder of a data set's manifest."""
     return root / "memorysam" / dataset

@@ -72,6 +72,21 @@ def test_a_prepared_data_set_needs_no_option_but_its_place(here: Path, memorysam
     assert sum(counted.values()) == sum(height * width for *_, (height, width) in PLANS)
 
 
+def test_without_scenes_the_prepared_data_below_the_root_are_meant(here: Path, memorysam: Program) -> None:
+    for arguments in ((), ("--data", "data")):
+        ended = memorysam("predict", *arguments, "--limit", 2, "--workers", 0, "--json")
+        assert ended.code == 0, ended.err
+        assert (ended.answer["inputs"], ended.answer["dataset"], ended.answer["done"]) == ("data", "tiny", 2)
+
+
+def test_scenes_and_a_root_or_a_root_without_data_are_refused(here: Path, memorysam: Program) -> None:
+    both = memorysam("predict", "photos", "--data", "data")
+    assert both.code == 2 and "SCENES (photos) are given already" in both.err
+    nothing = memorysam("predict", "--data", "photos")
+    assert nothing.code == 3 and "data set 'tiny' is not prepared (prepared there: nothing)" in nothing.err
+    assert not (here / "masks").exists()
+
+
 def test_a_split_and_a_limit_choose_scenes(here: Path, memorysam: Program) -> None:
     assert memorysam("predict", "data", "--split", "train", "--workers", 0).code == 0
     assert list(masks(Path("masks"))) == ["rain/train/a/000001"]
