@@ -1,6 +1,6 @@
 """How much a sensor-failure benchmark costs, against the evaluations that would give its figures one by one.
 
-python benchmarks/robustness.py [--backbone nano] [--size 128] [--scenes 8] [--batch 4] [--device cpu] [--threads 1]
+python benchmarks/benchmark.py [--backbone nano] [--size 128] [--scenes 8] [--batch 4] [--device cpu] [--threads 1]
 
 Renders mini-DELIVER into a temporary folder and takes random weights: neither changes what is computed.
 Prints, for ``emm`` and ``any``: the seconds of the benchmark, of 15 evaluations, and their ratio.
@@ -23,8 +23,10 @@ from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data import preparation
 from memorysam_cli.data.loader import modalities_of
 from memorysam_cli.dataset import DatasetInfo
-from memorysam_cli.engine import evaluation, robustness, runtime
-from memorysam_cli.engine.sensor_sets import missing_sets
+from memorysam_cli.engine import runtime
+from memorysam_cli.engine.evaluation import scoring
+from memorysam_cli.engine.robustness import benchmark
+from memorysam_cli.engine.robustness.sensor_sets import missing_sets
 from memorysam_cli.model import weights
 from memorysam_cli.model.base import Base
 
@@ -61,10 +63,10 @@ def measure(root: Path, asked: argparse.Namespace, device: torch.device) -> None
 
     def plain(places: tuple[int, ...]) -> object:
         shown = [modality for place, modality in enumerate(modalities) if place not in places]
-        return evaluation.evaluate(model, manifest, modalities=shown, **settings)
+        return scoring.evaluate(model, manifest, modalities=shown, **settings)
 
     def bench(kind: Any) -> object:
-        return robustness.run(model, manifest, kind=kind, modalities=modalities, **settings)
+        return benchmark.run(model, manifest, kind=kind, modalities=modalities, **settings)
 
     seconds(lambda: plain(()), device)  # warm up
     one = seconds(lambda: plain(()), device)

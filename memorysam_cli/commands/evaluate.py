@@ -61,8 +61,8 @@ def evaluate(
     names, scales = options.names(modalities), options.scales(tta_scales, tta=tta)
     if robustness is not None and (scales or tile or min_miou is not None):
         raise UsageError("--robustness: is defined without --tta, --tile and --min-miou; leave them out")
-    from memorysam_cli.engine import assessment
-    from memorysam_cli.engine.views import View
+    from memorysam_cli.engine.evaluation import assessment
+    from memorysam_cli.engine.evaluation.views import View
     from memorysam_cli.report import console
 
     view = View(missing=missing, scales=scales, tile=tile, overlap=tile_overlap)

@@ -65,31 +65,33 @@ def predict(
     path = weights or run_folder.default_weights()  # before torch is imported: without weights the answer is instant
     asked, scales = options.names(modalities), options.scales(tta_scales, tta=tta)
     from memorysam_cli.data import inputs, manifest
-    from memorysam_cli.engine import evaluation, prediction, prediction_folder, runtime, views
+    from memorysam_cli.engine import runtime
+    from memorysam_cli.engine.evaluation import scoring, views
+    from memorysam_cli.engine.prediction import folder, segmenting
     from memorysam_cli.model.weights import read_card
     from memorysam_cli.report import console
 
     card = read_card(path)
-    chosen = evaluation.choose_modalities(card.modalities, asked)
+    chosen = scoring.choose_modalities(card.modalities, asked)
     names = [modality.name for modality in chosen]
-    aliases = prediction.read_aliases(renames, names)
+    aliases = segmenting.read_aliases(renames, names)
     where = scenes or manifest.prepared_root(data, dataset=card.dataset.name)
     found = inputs.discover(where, modalities=names, aliases=aliases, split=split, dataset=card.dataset.name)
     wanted = found.scenes[:limit]
-    prediction_folder.refuse_collisions(wanted)
-    prediction_folder.refuse_foreign(out, overwrite=overwrite)
+    folder.refuse_collisions(wanted)
+    folder.refuse_foreign(out, overwrite=overwrite)
     for text in found.notes:
         console.note(text)
     place = runtime.choose_device(device)
     trees = {"color": color, "overlay": overlay, "confidence": confidence}
-    report = prediction.segment(
+    report = segmenting.segment(
         path, out, scenes=wanted, root=found.root, source=str(where), modalities=chosen, device=place,
         extras=[name for name, is_wanted in trees.items() if is_wanted], batch=batch, workers=workers,
         skip_bad=on_error == "skip", view=views.View(missing, scales, tile, tile_overlap),
     )  # fmt: skip
     console.say(f"{report['done']} of {report['scenes']} scenes, {', '.join(report['modalities'])}")
-    for name, folder in report["trees"].items():
-        console.say(f"{name:<10}  {folder}")
+    for name, tree in report["trees"].items():
+        console.say(f"{name:<10}  {tree}")
     console.say(f"{'list':<10}  {report['ledger']}")
     if json:
         console.answer(report)

@@ -50,8 +50,9 @@ def train(
             recipe or recipes.DEFAULT, overrides or []
         )  # a mistyped key is told at once, not after the seconds that torch takes
     from memorysam_cli.data import manifest
-    from memorysam_cli.engine import runtime, starting
-    from memorysam_cli.engine.training import Trainer
+    from memorysam_cli.engine import runtime
+    from memorysam_cli.engine.training import starting
+    from memorysam_cli.engine.training.trainer import Trainer
     from memorysam_cli.report import console
 
     root = manifest.data_root(data)

@@ -1,7 +1,7 @@
 """Scenes: where they lie, how they become tensors.
 
 ``DATASETS`` is the catalogue: plain strings, so that listing it loads nothing. A new data set is one declaration in
-``data/datasets/``, a :class:`~memorysam_cli.data.layout.Layout`, one line here and one test.
+``data/datasets/``, a :class:`~memorysam_cli.data.layouts.layout.Layout`, one line here and one test.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from memorysam_cli.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from memorysam_cli.data.layout import Layout
+    from memorysam_cli.data.layouts.layout import Layout
     from memorysam_cli.dataset import DatasetInfo
 
 DATASETS: dict[str, str] = {

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from memorysam_cli import __version__
 from memorysam_cli.data import DATASETS, layout_of
 from memorysam_cli.data import manifest as manifests
-from memorysam_cli.data.check import check
-from memorysam_cli.data.check_report import Dropped, Problem, Report
-from memorysam_cli.data.layout import MARKER, Layout, is_rendered
+from memorysam_cli.data.checking.check import check
+from memorysam_cli.data.checking.report import Dropped, Problem, Report
+from memorysam_cli.data.layouts.layout import MARKER, Layout, is_rendered
 from memorysam_cli.data.listing import relative, walk
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.dataset import DatasetInfo
@@ -70,8 +70,8 @@ def survey(name: str, root: Path, *, inside: Path | None = None) -> Manifest:
         inside: look only in this folder of it, such as an unpacked archive.
 
     Raises:
-        DataError: it is not there (see :class:`~memorysam_cli.data.layout.DataNotFound`), there twice, or without
-            a scene.
+        DataError: it is not there (see :class:`~memorysam_cli.data.layouts.layout.DataNotFound`), there twice, or
+            without a scene.
     """
     layout = layout_of(name)
     return _listed(layout, folder=layout.find(inside or root), root=root)
@@ -100,7 +100,7 @@ def check_and_write(
     Args:
         manifest: from :func:`survey` or :func:`survey_synthetic`, or made in another way.
         drop_incomplete: write a manifest of the scenes that can be used, and list the others in ``dropped.jsonl``.
-        headers_only: see :func:`~memorysam_cli.data.check.check`.
+        headers_only: see :func:`~memorysam_cli.data.checking.check.check`.
         max_pixels: larger pictures are refused.
         measure: gets the data set as it will be written and returns what its ``dataset.json`` shall say.
         advance: called after each scene.

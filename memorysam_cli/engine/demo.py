@@ -18,10 +18,12 @@ from memorysam_cli import recipe as recipes
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data import preparation
 from memorysam_cli.data.manifest import Manifest
-from memorysam_cli.engine import evaluation, prediction, run_folder, runtime
-from memorysam_cli.engine.counts import Evaluation
-from memorysam_cli.engine.metrics import scores
-from memorysam_cli.engine.training import HEADLINE, Trainer, TrainingResult
+from memorysam_cli.engine import run_folder, runtime
+from memorysam_cli.engine.evaluation import scoring
+from memorysam_cli.engine.evaluation.counts import Evaluation
+from memorysam_cli.engine.evaluation.metrics import scores
+from memorysam_cli.engine.prediction import segmenting
+from memorysam_cli.engine.training.trainer import HEADLINE, Trainer, TrainingResult
 from memorysam_cli.model import load
 from memorysam_cli.model.weights import read_card
 from memorysam_cli.recipe import Recipe
@@ -136,7 +138,7 @@ def _evaluate(weights: Path, manifest: Manifest, *, device: torch.device) -> Eva
     model = load(weights, device=device)
     scenes = manifest.of_split(model.card.recipe.data.selection_split)
     with console.progress(len(scenes), "evaluate") as progress:
-        return evaluation.evaluate(
+        return scoring.evaluate(
             model, manifest, scenes=scenes, modalities=model.card.modalities, image_size=model.image_size,
             device=device, batch=8, workers=0, advance=progress.advance,
         )  # fmt: skip
@@ -145,7 +147,7 @@ def _evaluate(weights: Path, manifest: Manifest, *, device: torch.device) -> Eva
 def _predict(weights: Path, manifest: Manifest, out: Path, *, device: torch.device) -> Path:
     """Segment the validation scenes; returns the folder of the results."""
     card = read_card(weights)
-    prediction.segment(
+    segmenting.segment(
         weights, out, scenes=manifest.of_split(card.recipe.data.selection_split), root=manifest.root,
         source=str(manifest.root), modalities=card.modalities, device=device, extras=("color", "overlay"), batch=8,
         workers=0,

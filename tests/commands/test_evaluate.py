@@ -13,8 +13,9 @@ import torch
 import memorysam_cli
 from memorysam_cli.data import manifest
 from memorysam_cli.data.manifest import Manifest
-from memorysam_cli.engine import run_folder, scene_lists
-from memorysam_cli.engine.evaluation import evaluate
+from memorysam_cli.engine import run_folder
+from memorysam_cli.engine.evaluation import scene_lists
+from memorysam_cli.engine.evaluation.scoring import evaluate
 from memorysam_cli.model import load, weights
 from memorysam_cli.storage import images, tensors
 

@@ -15,8 +15,8 @@ import pytest
 
 from memorysam_cli import app
 from memorysam_cli import recipe as recipes
-from memorysam_cli.engine import checkpoints
 from memorysam_cli.engine.run_folder import RunFolder
+from memorysam_cli.engine.training import checkpoints
 from memorysam_cli.storage import documents, tensors
 
 from .trained import Ended

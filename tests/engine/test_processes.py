@@ -15,7 +15,7 @@ import torch
 
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import runtime
-from memorysam_cli.engine.evaluation import evaluate
+from memorysam_cli.engine.evaluation.scoring import evaluate
 from memorysam_cli.model import load
 
 SCRIPT = Path(__file__).with_name("two_processes.py")

@@ -18,10 +18,11 @@ from memorysam_cli import recipe as recipes
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.loader import Batch
 from memorysam_cli.data.manifest import Manifest
-from memorysam_cli.engine import runtime, starting
-from memorysam_cli.engine.evaluation import evaluate
-from memorysam_cli.engine.learner import Learner
-from memorysam_cli.engine.training import Trainer
+from memorysam_cli.engine import runtime
+from memorysam_cli.engine.evaluation.scoring import evaluate
+from memorysam_cli.engine.training import starting
+from memorysam_cli.engine.training.learner import Learner
+from memorysam_cli.engine.training.trainer import Trainer
 from memorysam_cli.losses.spmm import PrototypeMemory
 from memorysam_cli.model import load
 from memorysam_cli.model.weights import build_for_training

@@ -53,9 +53,9 @@ def hha(
     for option, value in positive.items():
         if value is not None and not 0 < value < 1e6:
             raise UsageError(f"{option} {value}: must be a number above 0, in metres")
-    from memorysam_cli.data import hha_files
-    from memorysam_cli.data.globs import Pattern
-    from memorysam_cli.data.hha import Camera, Encoding
+    from memorysam_cli.data.own import hha_files
+    from memorysam_cli.data.own.globs import Pattern
+    from memorysam_cli.data.own.hha import Camera, Encoding
     from memorysam_cli.report import console
 
     fx, fy, cx, cy = _numbers("--camera", camera, "fx,fy,cx,cy")

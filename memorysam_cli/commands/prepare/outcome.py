@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from memorysam_cli.data.check_report import Report, Stored
+    from memorysam_cli.data.checking.report import Report, Stored
     from memorysam_cli.data.manifest import Manifest
     from memorysam_cli.data.preparation import Prepared
     from memorysam_cli.dataset import DatasetInfo

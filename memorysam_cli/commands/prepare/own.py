@@ -85,9 +85,9 @@ def folder(
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.commands.prepare import words
-    from memorysam_cli.data import class_list
-    from memorysam_cli.data.folder import Plan, survey
-    from memorysam_cli.data.globs import Pattern
+    from memorysam_cli.data.own import class_list
+    from memorysam_cli.data.own.folder import Plan, survey
+    from memorysam_cli.data.own.globs import Pattern
     from memorysam_cli.report import console
 
     patterns = words.patterns(modality)
@@ -155,7 +155,7 @@ def manifest(
 
 def _measured(found: Manifest, *, normalise: bool = True) -> DatasetInfo:
     """The data set with the statistics of its training split, by which its sensors are normalised."""
-    from memorysam_cli.data import statistics
+    from memorysam_cli.data.checking import statistics
     from memorysam_cli.report import console
 
     with console.progress(len(statistics.measured_scenes(found)), "measure") as bar:

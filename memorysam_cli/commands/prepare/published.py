@@ -49,7 +49,7 @@ def command_of(name: str) -> Callable[..., None]:
         quiet: Quiet = False,
     ) -> None:
         from memorysam_cli.data import preparation
-        from memorysam_cli.data.layout import DataNotFound
+        from memorysam_cli.data.layouts.layout import DataNotFound
         from memorysam_cli.report import console
 
         begin(json=json, verbose=verbose, quiet=quiet)
@@ -90,7 +90,7 @@ def _unpacked(path: Path, *, max_expand: float | None, allow_case: bool) -> Path
 
 def _measured(manifest: Manifest) -> DatasetInfo:
     """The data set with the statistics of its training split; the paper's normalisation stays."""
-    from memorysam_cli.data import statistics
+    from memorysam_cli.data.checking import statistics
     from memorysam_cli.report import console
 
     with console.progress(len(statistics.measured_scenes(manifest)), "measure") as bar:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, cast
 from memorysam_cli.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from memorysam_cli.data.globs import Pattern
-    from memorysam_cli.data.splitting import Shares
+    from memorysam_cli.data.own.globs import Pattern
+    from memorysam_cli.data.own.splitting import Shares
     from memorysam_cli.dataset import Kind
 
 
@@ -43,7 +43,7 @@ def patterns(texts: Iterable[str]) -> dict[str, tuple[Pattern, ...]]:
     Raises:
         UsageError: another form, an impossible pattern, or more than two.
     """
-    from memorysam_cli.data.globs import Pattern
+    from memorysam_cli.data.own.globs import Pattern
     from memorysam_cli.recipe import ALL
 
     found = {
@@ -87,7 +87,7 @@ def split(texts: Sequence[str], root: Path) -> Shares | dict[str, Path] | None:
     Raises:
         UsageError: shares and lists, or shares twice, or another form.
     """
-    from memorysam_cli.data.splitting import read_shares
+    from memorysam_cli.data.own.splitting import read_shares
 
     if any("=" in text for text in texts):
         return {name: existing(Path(file), root) for name, file in pairs("--split", texts, known=None).items()}
@@ -102,7 +102,7 @@ def kinds(words: Mapping[str, str]) -> dict[str, Kind]:
     Raises:
         UsageError: no such kind.
     """
-    from memorysam_cli.data.kinds import KINDS
+    from memorysam_cli.data.own.kinds import KINDS
 
     for name, word in words.items():
         if word not in KINDS:

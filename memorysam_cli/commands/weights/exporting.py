@@ -36,7 +36,7 @@ def export(
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     _check(out, is_folder=form == "peft", overwrite=overwrite)
-    from memorysam_cli.engine import exporting
+    from memorysam_cli.engine.weights import exporting
     from memorysam_cli.report import console
 
     found = exporting.export(file, out, form=form)

@@ -46,7 +46,7 @@ def import_weights(
         raise UsageError(f"--out {out}: must end in .safetensors")
     if out.exists() and not overwrite:
         raise UsageError(f"--out {out}: exists already; give another name or --overwrite")
-    from memorysam_cli.engine.importing import import_reference
+    from memorysam_cli.engine.weights.importing import import_reference
     from memorysam_cli.report import console
 
     found = import_reference(file, out, recipe=recipe, modalities=names, root=data)

@@ -46,7 +46,7 @@ def info(file: File, json: Json = False, verbose: Verbose = False, quiet: Quiet 
 
 def verify(file: File, json: Json = False, verbose: Verbose = False, quiet: Quiet = False) -> None:
     """Check that weights are complete, finite, fit their base and give finite logits; exit code 10 if not."""
-    from memorysam_cli.engine.verification import verify_weights
+    from memorysam_cli.engine.weights.verification import verify_weights
     from memorysam_cli.errors import CheckFailedError, WeightsError
     from memorysam_cli.report import console
 

@@ -8,8 +8,8 @@ sequence's folder. Events of the case ``eventlowres`` are smaller than their ima
 from __future__ import annotations
 
 from memorysam_cli.data.datasets.common import CAMERA
-from memorysam_cli.data.layout import Layout
-from memorysam_cli.data.places import place, sensor
+from memorysam_cli.data.layouts.layout import Layout
+from memorysam_cli.data.layouts.places import place, sensor
 from memorysam_cli.dataset import LabelRule, Modality
 
 CONDITIONS = ("cloud", "fog", "night", "rain", "sun")

@@ -6,8 +6,8 @@ Source: DATASETS §2. Published as train and test; MM SAM-adapter takes a ``val`
 from __future__ import annotations
 
 from memorysam_cli.data.datasets.common import CAMERA
-from memorysam_cli.data.layout import Layout
-from memorysam_cli.data.places import place, sensor
+from memorysam_cli.data.layouts.layout import Layout
+from memorysam_cli.data.layouts.places import place, sensor
 from memorysam_cli.dataset import LabelRule, Modality
 
 SPLIT = "{split:train|val|test}"

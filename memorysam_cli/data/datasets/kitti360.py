@@ -8,9 +8,9 @@ Unconfirmed [G]: the number of scenes per split.
 from __future__ import annotations
 
 from memorysam_cli.data.datasets.common import CAMERA
-from memorysam_cli.data.layout import Layout
-from memorysam_cli.data.lists import Lists
-from memorysam_cli.data.places import place, sensor
+from memorysam_cli.data.layouts.layout import Layout
+from memorysam_cli.data.layouts.lists import Lists
+from memorysam_cli.data.layouts.places import place, sensor
 from memorysam_cli.dataset import LabelRule, Modality
 
 RGB = "data_2d_raw/{drive}/image_00/data_rect/{frame}.png"

@@ -7,9 +7,9 @@ published protocol drops the first 192 of 1224 columns. ``NIR_warped_mask``, ``S
 from __future__ import annotations
 
 from memorysam_cli.data.datasets.common import IMAGENET
-from memorysam_cli.data.layout import Layout
-from memorysam_cli.data.lists import Lists
-from memorysam_cli.data.places import place, sensor
+from memorysam_cli.data.layouts.layout import Layout
+from memorysam_cli.data.layouts.lists import Lists
+from memorysam_cli.data.layouts.places import place, sensor
 from memorysam_cli.dataset import Crop, Modality
 
 # fmt: off

@@ -8,9 +8,9 @@ hold RGB and thermal in four channels. Unconfirmed [G]: the original layout, the
 from __future__ import annotations
 
 from memorysam_cli.data.datasets.common import CAMERA
-from memorysam_cli.data.layout import Layout
-from memorysam_cli.data.lists import Lists
-from memorysam_cli.data.places import place, sensor
+from memorysam_cli.data.layouts.layout import Layout
+from memorysam_cli.data.layouts.lists import Lists
+from memorysam_cli.data.layouts.places import place, sensor
 from memorysam_cli.dataset import Modality
 
 ORIGINAL = "images/{name}.png"

@@ -8,8 +8,8 @@ deviation are CAFuser's. The labels of ``test`` are not published: its scenes ca
 from __future__ import annotations
 
 from memorysam_cli.data.datasets.common import CAMERA
-from memorysam_cli.data.layout import Layout
-from memorysam_cli.data.places import Place, place, sensor
+from memorysam_cli.data.layouts.layout import Layout
+from memorysam_cli.data.layouts.places import Place, place, sensor
 from memorysam_cli.dataset import Modality
 
 WEATHERS = ("clear", "fog", "rain", "snow")

@@ -8,9 +8,9 @@ channel), TokenFusion's (lower case, lists with three columns). ``depth`` is the
 from __future__ import annotations
 
 from memorysam_cli.data.datasets.common import CAMERA
-from memorysam_cli.data.layout import Layout
-from memorysam_cli.data.lists import Lists
-from memorysam_cli.data.places import place, sensor
+from memorysam_cli.data.layouts.layout import Layout
+from memorysam_cli.data.layouts.lists import Lists
+from memorysam_cli.data.layouts.places import place, sensor
 from memorysam_cli.dataset import LabelRule, Modality
 
 # fmt: off

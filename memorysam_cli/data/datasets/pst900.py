@@ -7,8 +7,8 @@ used. ``Background`` is a counted class.
 from __future__ import annotations
 
 from memorysam_cli.data.datasets.common import CAMERA
-from memorysam_cli.data.layout import Layout
-from memorysam_cli.data.places import place, sensor
+from memorysam_cli.data.layouts.layout import Layout
+from memorysam_cli.data.layouts.places import place, sensor
 from memorysam_cli.dataset import Modality
 
 SPLIT = "{split:train|val|test}"

@@ -8,8 +8,8 @@ tells which, never the name of a folder above. Unconfirmed [G]: the number of sc
 from __future__ import annotations
 
 from memorysam_cli.data.datasets.common import CAMERA
-from memorysam_cli.data.layout import Layout
-from memorysam_cli.data.places import place, sensor
+from memorysam_cli.data.layouts.layout import Layout
+from memorysam_cli.data.layouts.places import place, sensor
 from memorysam_cli.dataset import LabelRule, Modality
 
 SCENE = "{split:train|val|test}/{scene}"

@@ -1,0 +1,1 @@
+"""Whether a data set can be used, and what its values are."""

@@ -1,0 +1,246 @@
+"""Whether a data set can be trained on: every file there and whole, sizes equal, dtypes readable, label ids legal.
+
+All files are decoded, because a wrong id or a torn picture would only show in training, days later.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from memorysam_cli.data import decode
+from memorysam_cli.data.checking.findings import Facts, Reader
+from memorysam_cli.data.checking.oddities import Oddities
+from memorysam_cli.data.checking.report import Dropped, Problem, Report
+from memorysam_cli.data.manifest import Manifest, Scene, count_splits, is_text, shared_ids
+from memorysam_cli.dataset import IGNORE, Modality
+from memorysam_cli.errors import DataError
+from memorysam_cli.storage import images
+from memorysam_cli.storage.atomic import shown
+
+THREADS = 16
+"""At most; decoding leaves Python's lock."""
+
+Fault = tuple[str, str]
+"""Kind and message."""
+
+
+def check(
+    manifest: Manifest,
+    *,
+    drop_incomplete: bool = False,
+    headers_only: bool = False,
+    max_pixels: int | None = None,
+    advance: Callable[[], object] | None = None,
+) -> Report:
+    """Look at every file of a data set; what was read is remembered beside the manifest's place.
+
+    Args:
+        manifest: written or not; its files may be missing.
+        drop_incomplete: leave scenes with problems out of the figures, and name them.
+        headers_only: read the headers of the modalities' files alone: seconds, but a torn picture is not noticed
+            and no range of values is known. Labels are always decoded.
+        max_pixels: larger pictures are refused from their headers; None: as everywhere.
+        advance: called after each scene.
+
+    Returns:
+        All that is wrong or odd; the order and wording do not depend on the number of threads.
+    """
+    info = manifest.info
+    reader = Reader(manifest.root, info, headers_only=headers_only, max_pixels=max_pixels or images.pixel_limit())
+    findings: list[_Finding] = []
+    try:
+        for finding in _findings(manifest.scenes, reader):
+            findings.append(finding)
+            if advance is not None:
+                advance()
+    finally:
+        reader.save(is_complete=len(findings) == len(manifest.scenes))
+    for index, fault in _between_scenes(manifest.scenes):
+        findings[index].faults.append(fault)
+    faulty = [index for index, finding in enumerate(findings) if finding.faults]
+    left_out = set(faulty) if drop_incomplete else set()
+    kept = [index for index in range(len(findings)) if index not in left_out]
+    scenes = tuple(manifest.scenes[index] for index in kept)
+    odd = Oddities(info)
+    pixels = {split: np.zeros(len(info.classes) + 1, np.int64) for split in count_splits(scenes)}
+    for index, scene in zip(kept, scenes, strict=True):
+        odd.add(scene, findings[index].frames, findings[index].label)
+        pixels[scene.split] += findings[index].pixels(len(info.classes))
+    return Report(
+        dataset=info.name,
+        root=manifest.root.absolute(),
+        scenes=scenes,
+        modalities=tuple(modality.name for modality in info.modalities),
+        classes=info.classes,
+        problems=tuple(_problems(findings)),
+        warnings=tuple(odd.lines()),
+        pixels={split: tuple(int(count) for count in counts) for split, counts in pixels.items()},
+        stored=odd.stored(),
+        dropped=tuple(
+            Dropped(manifest.scenes[index], tuple(message for _, message in findings[index].faults))
+            for index in sorted(left_out)
+        ),
+    )
+
+
+@dataclass
+class _Finding:
+    """What one scene's files say."""
+
+    faults: list[Fault] = field(default_factory=list)
+    frames: dict[str, Facts] = field(default_factory=dict)
+    """Of each modality, its first file's, and the range over all its files."""
+    label: Facts | None = None
+
+    def pixels(self, classes: int) -> Any:
+        """Labelled pixels per class, and then the ignored ones: (K + 1,) int64."""
+        counts = np.zeros(classes + 1, np.int64)
+        for value, count in (self.label.pixels if self.label else {}).items():
+            counts[classes if value == IGNORE else value] = count
+        return counts
+
+
+def _findings(scenes: Sequence[Scene], reader: Reader) -> Iterator[_Finding]:
+    """Look at all scenes with several threads; in order."""
+    executor = ThreadPoolExecutor(max_workers=min(THREADS, os.cpu_count() or 1))
+    try:
+        yield from executor.map(lambda scene: _look(scene, reader), scenes)
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _look(scene: Scene, reader: Reader) -> _Finding:
+    """Check one scene."""
+    finding = _Finding()
+    odd_names = [name for name in _names(scene) if not is_text(name)]
+    if odd_names:
+        finding.faults.append(("name", f"{shown(scene.id)}: '{shown(odd_names[0])}' is not valid UTF-8; rename it"))
+        return finding
+    sizes: list[tuple[str, str, tuple[int, int]]] = []  # what, kind, (height, width)
+    for modality in reader.info.modalities:
+        found = [_frame(path, modality, scene, reader, finding) for path in scene.files.get(modality.name, ())]
+        if not found:
+            finding.faults.append((f"missing {modality.name}", f"{shown(scene.id)}: names no '{modality.name}'"))
+        facts = [each for each in found if each is not None]
+        sizes += [(modality.name, modality.kind, (each.height, each.width)) for each in facts]
+        if facts and len(facts) == len(found):
+            _combine(scene, modality, facts, finding)
+    finding.label = _label(scene, reader, finding)
+    if finding.label is not None:
+        sizes.append(("label", "label", (finding.label.height, finding.label.width)))
+    sharp = [size for _, kind, size in sizes if kind != "event"]
+    if sharp and not all(decode.fits(*size, kind=kind, frame=sharp[0]) for _, kind, size in sizes):
+        listed = ", ".join(f"{name} {height}×{width}" for name, _, (height, width) in sizes)
+        finding.faults.append(("size", f"{shown(scene.id)}: sizes differ ({listed})"))
+    return finding
+
+
+def _frame(path: str, modality: Modality, scene: Scene, reader: Reader, finding: _Finding) -> Facts | None:
+    """What a modality's file holds, if it can be used."""
+    try:
+        facts = reader.frame(path, modality)
+    except FileNotFoundError:
+        where = f"{shown(scene.id)}: has no '{modality.name}' (looked for {shown(path)})"
+        finding.faults.append((f"missing {modality.name}", where))
+        return None
+    except DataError as fault:
+        finding.faults.append(("unreadable", str(fault)))
+        return None
+    reason = _misfit(facts, modality, files=len(scene.files[modality.name]))
+    if reason:
+        finding.faults.append(("dtype", f"{shown(path)}: {reason}"))
+        return None
+    return facts
+
+
+def _misfit(facts: Facts, modality: Modality, *, files: int) -> str | None:
+    """Why a file of this form cannot become the modality's frame, if it cannot; as ``decode.read_modality``."""
+    holds = f"holds {facts.channels} channel(s) of {facts.dtype}"
+    if facts.dtype not in ("uint8", "uint16", "float16", "float32", "float64"):
+        return f"{holds}; allowed are uint8, uint16 and floating point"
+    if files > 1:
+        return None if facts.channels == 1 else f"{holds}; the sine or cosine of an angle has one"
+    if modality.channels is not None:
+        return None if max(modality.channels) < facts.channels else f"{holds}; channels {modality.channels} are wanted"
+    if facts.channels not in (1, 3, 4):
+        return f"{holds}; one, three or four are understood, others need 'channels' in dataset.json"
+    if modality.kind == "angle" and facts.channels == 1:
+        return "one plane is no angle; its sine and its cosine are needed"
+    return None
+
+
+def _combine(scene: Scene, modality: Modality, facts: Sequence[Facts], finding: _Finding) -> None:
+    """Keep the facts of a modality's files as one."""
+    first = facts[0]
+    if len({each.dtype for each in facts}) > 1:
+        listed = " and ".join(each.dtype for each in facts)
+        finding.faults.append(("dtype", f"{shown(scene.id)}: '{modality.name}' is stored as {listed}; make them alike"))
+        return
+    lows = [each.low for each in facts if each.low is not None]
+    highs = [each.high for each in facts if each.high is not None]
+    ends = {"low": min(lows), "high": max(highs)} if lows and highs else {}
+    finding.frames[modality.name] = first.model_copy(update=ends)
+
+
+def _label(scene: Scene, reader: Reader, finding: _Finding) -> Facts | None:
+    """The label's classes, if they are legal."""
+    if scene.label is None and scene.split in reader.info.unlabelled:
+        return None
+    try:
+        if scene.label is None:
+            raise FileNotFoundError
+        return reader.label(scene.label)
+    except FileNotFoundError:
+        why = "its split is not called unlabelled" if scene.label is None else f"looked for {shown(scene.label)}"
+        finding.faults.append(("missing label", f"{shown(scene.id)}: has no label ({why})"))
+    except DataError as fault:
+        finding.faults.append(("label", str(fault)))
+    return None
+
+
+def _between_scenes(scenes: Sequence[Scene]) -> Iterator[tuple[int, Fault]]:
+    """What is wrong with two scenes together: names that meet, and files in two splits."""
+    for first, second in shared_ids(scenes):
+        one, other = scenes[first], scenes[second]
+        places = f" (in {one.split} and in {other.split})" if one.split != other.split else ""
+        message = (
+            f"scenes '{shown(one.id)}' and '{shown(other.id)}'{places} would share one output file; rename one, or "
+            "keep it in one split (case and file suffix alone do not tell two scenes apart)"
+        )
+        yield second, ("name", message)
+    owners: dict[str, int] = {}
+    for index, scene in enumerate(scenes):
+        for path in _paths(scene):
+            owner = scenes[owners.setdefault(path, index)]
+            if owner.split != scene.split and owner.id != scene.id:
+                message = (
+                    f"{shown(path)}: is in {owner.split} ({shown(owner.id)}) and in {scene.split} ({shown(scene.id)})"
+                )
+                yield index, ("two splits", message)
+                break
+
+
+def _problems(findings: Sequence[_Finding]) -> Iterator[Problem]:
+    """The faults by kind, each with its first offenders."""
+    faults: dict[str, list[str]] = defaultdict(list)
+    for finding in findings:
+        for kind, message in finding.faults:
+            faults[kind].append(message)
+    return (Problem.of(kind, messages) for kind, messages in sorted(faults.items()))
+
+
+def _paths(scene: Scene) -> list[str]:
+    """All files of a scene."""
+    return [*(path for paths in scene.files.values() for path in paths), *([scene.label] if scene.label else [])]
+
+
+def _names(scene: Scene) -> list[str]:
+    """All that must be written down of a scene."""
+    return [scene.id, *_paths(scene)]

@@ -1,0 +1,1 @@
+"""Data sets of the user's own sensors, and HHA from depth."""

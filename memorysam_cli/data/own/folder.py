@@ -1,0 +1,259 @@
+"""Anyone's own sensors: patterns for the files of each, paired into scenes and divided into splits.
+
+What comes out is a manifest like that of any published data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from memorysam_cli.data.manifest import Manifest, Scene
+from memorysam_cli.data.own import first_look, kinds, splitting
+from memorysam_cli.data.own.class_list import ClassList
+from memorysam_cli.data.own.globs import Match, Pattern
+from memorysam_cli.data.own.splitting import Shares
+from memorysam_cli.data.pairing import pair
+from memorysam_cli.dataset import IGNORE, DatasetInfo, Kind, LabelRule, Modality
+from memorysam_cli.errors import DataError, UsageError
+from memorysam_cli.storage import images
+
+LABEL = "--labels"
+NO_LABELS = "test"
+"""The one split of a data set without labels."""
+NO_CLASSES = ClassList(("unknown",), ((128, 128, 128),), has_colours=False, mapping=())
+"""Of a data set that can only be predicted: the weights' classes count there."""
+SHARES: Shares = (0.8, 0.1, 0.1)
+
+Role = str
+"""A modality, or ``aolp+1`` for an angle's second file, or LABEL."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``memorysam prepare folder`` was asked for."""
+
+    name: str
+    """Of the data set."""
+    modalities: Mapping[str, tuple[Pattern, ...]]
+    """Name → one pattern, or two for an angle: sine and cosine."""
+    labels: Pattern | None = None
+    classes: ClassList | None = None
+    split: Shares | Mapping[str, Path] | None = None
+    """Shares, or a list file for each split; None: SHARES, or what ``{split}`` matches."""
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
+    """Those that are not to be guessed."""
+    channels: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    scale: Mapping[str, float] = field(default_factory=dict)
+    ignore: tuple[int, ...] = (IGNORE,)
+    label_shift: int = 0
+    seed: int = 0
+    will_measure: bool = False
+    """Normalisation follows from the data; nothing need be said about ranges."""
+
+    def patterns(self) -> dict[Role, Pattern]:
+        """All patterns by what they stand for."""
+        found = {
+            _role(name, part): pattern for name, group in self.modalities.items() for part, pattern in enumerate(group)
+        }
+        return found if self.labels is None else {**found, LABEL: self.labels}
+
+
+@dataclass(frozen=True)
+class Found:
+    """The scenes of a folder."""
+
+    manifest: Manifest
+    """Not written yet; files that a scene lacks are named as they were expected, for the check to find missing."""
+    notes: tuple[str, ...]
+    """What was assumed."""
+
+
+def survey(root: Path, plan: Plan) -> Found:
+    """List the scenes of a folder; nothing is checked or written yet.
+
+    Args:
+        root: the data root.
+        plan: patterns, classes and splits.
+
+    Returns:
+        The manifest; scenes sorted by split and id.
+
+    Raises:
+        DataError: no file matches a pattern, files do not pair, a list names what is not there.
+        UsageError: a kind cannot be told, or ``{split}`` stands in some patterns only.
+    """
+    patterns = plan.patterns()
+    if not root.is_dir():
+        raise DataError(f"{root}: {'is a file' if root.exists() else 'does not exist'}; ROOT must be a folder")
+    _refuse_half_split(patterns, plan)
+    modalities, notes = _modalities(plan)
+    matches = {role: pattern.find(root) for role, pattern in patterns.items()}
+    rows = _rows(matches)
+    scenes, unlabelled, said = _divided(
+        [_scene(row, plan=plan) for row in rows], labelled={_id(row, plan) for row in rows if LABEL in row}, plan=plan
+    )
+    classes = plan.classes or NO_CLASSES
+    info = DatasetInfo(
+        name=plan.name,
+        title=plan.name,
+        classes=classes.names,
+        palette=classes.palette,
+        modalities=modalities,
+        label=_rule(root, matches.get(LABEL, []), plan),
+        unlabelled=unlabelled,
+    )
+    manifest = Manifest(root=root, info=info, scenes=tuple(scenes))
+    return Found(
+        manifest,
+        (*notes, *said, *first_look.values(manifest, will_measure=plan.will_measure), *first_look.labels(manifest)),
+    )
+
+
+def _role(name: str, part: int) -> Role:
+    """The name of a modality's n-th file."""
+    return f"{name}+{part}" if part else name
+
+
+def _refuse_half_split(patterns: Mapping[Role, Pattern], plan: Plan) -> None:
+    """``{split}`` stands in all patterns or in none."""
+    with_split = [pattern.text for pattern in patterns.values() if pattern.has_split]
+    without = [pattern.text for pattern in patterns.values() if not pattern.has_split]
+    if with_split and plan.split is not None:
+        raise UsageError(f"--split: '{with_split[0]}' tells the splits already; leave one of them out")
+    if with_split and without:
+        raise UsageError(
+            f"pattern '{without[0]}': has no {{split}}, but '{with_split[0]}' has; write it in all or in none"
+        )
+
+
+def _modalities(plan: Plan) -> tuple[tuple[Modality, ...], list[str]]:
+    """The sensors, and what was guessed about them."""
+    made, notes = [], []
+    for name, group in plan.modalities.items():
+        kind = plan.kinds.get(name)
+        if kind is None:
+            kind = "angle" if len(group) > 1 else kinds.guess(name)
+            if kind != name:
+                notes.append(f"'{name}' is taken for kind '{kind}'; --kind {name}=… says otherwise")
+        if (kind == "angle") != (len(group) > 1) and not (kind == "angle" and name in plan.channels):
+            raise UsageError(
+                f"--modality {name}: an angle has two patterns, of its sine and of its cosine, joined by '+', or "
+                f"--channels {name}=0,1,0 of one file; nothing else has two (here: {len(group)} for kind '{kind}')"
+            )
+        made.append(kinds.make(name, kind, scale=plan.scale.get(name), channels=plan.channels.get(name)))
+    return tuple(made), notes
+
+
+def _rows(matches: Mapping[Role, Sequence[Match]]) -> list[dict[Role, Match]]:
+    """One row per scene: what matched for each role that the scene has."""
+    sources = {role: {_name(match): match for match in found} for role, found in matches.items()}
+    try:
+        rows = pair({role: dict.fromkeys(found, "") for role, found in sources.items()})
+    except DataError:
+        raise DataError(_unpaired(sources)) from None
+    return [{role: sources[role][name] for role, name in row.items()} for row in rows]
+
+
+def _unpaired(sources: Mapping[Role, Mapping[str, Match]]) -> str:
+    """Why nothing pairs, and what to do."""
+    for role, found in sources.items():
+        for other, more in sources.items():
+            if role != other and found.keys().isdisjoint(more):
+                one, two = min(found), min(more)
+                return (
+                    f"'{role}' and '{other}': none of their files pair; {found[one].path} goes by the name '{one}', "
+                    f"{more[two].path} by '{two}' (what the wildcards stand for); write what differs into "
+                    "the patterns, such as depth/*_depth.png"
+                )
+    return "the files do not pair by their names"
+
+
+def _name(match: Match) -> str:
+    """The name that a file pairs by."""
+    return f"{match.split}/{match.key}" if match.split else match.key
+
+
+def _first(row: Mapping[Role, Match], plan: Plan) -> Match:
+    """The file after which a scene is called."""
+    return next(row[role] for role in plan.patterns() if role in row)
+
+
+def _id(row: Mapping[Role, Match], plan: Plan) -> str:
+    """A scene's id."""
+    return _name(_first(row, plan))
+
+
+def _scene(row: Mapping[Role, Match], *, plan: Plan) -> Scene:
+    """A scene; files that it lacks are named as they would be expected."""
+    first = _first(row, plan)
+
+    def path(role: Role, pattern: Pattern) -> str:
+        return row[role].path if role in row else pattern.filled(first.parts, first.split)
+
+    files = {
+        name: tuple(path(_role(name, part), pattern) for part, pattern in enumerate(group))
+        for name, group in plan.modalities.items()
+    }
+    label = None if plan.labels is None else path(LABEL, plan.labels)
+    return Scene(id=_name(first), split=first.split or "", condition=None, case=None, files=files, label=label)
+
+
+def _divided(
+    scenes: Sequence[Scene], *, labelled: set[str], plan: Plan
+) -> tuple[list[Scene], tuple[str, ...], list[str]]:
+    """The scenes with their splits, the splits without labels, and what is to be said."""
+    notes: list[str] = []
+    if scenes[0].split:
+        splits = {scene.id: scene.split for scene in scenes}
+    elif isinstance(plan.split, Mapping):
+        files = {scene.id: [path for group in scene.files.values() for path in group] for scene in scenes}
+        splits = splitting.by_lists(files, plan.split)
+        if not splits:
+            raise DataError(f"{', '.join(map(str, plan.split.values()))}: the lists name no scene")
+        if len(splits) < len(scenes):
+            notes.append(f"{len(scenes) - len(splits)} of {len(scenes)} scenes are in no list and left out")
+    elif plan.labels is None and plan.split is None:
+        splits = dict.fromkeys((scene.id for scene in scenes), NO_LABELS)
+    else:
+        splits = splitting.by_shares([scene.id for scene in scenes], plan.split or SHARES, seed=plan.seed)
+    # A whole split without labels is meant so (a test set); a scene without its label is a fault, for the check.
+    is_chance = plan.labels is not None and not isinstance(plan.split, Mapping) and not scenes[0].split
+    with_labels = {splits[name] for name in labelled if name in splits}
+    order = splitting.order(list(splits.values()))
+    unlabelled = () if is_chance else tuple(split for split in order if split not in with_labels)
+    if unlabelled and plan.labels is not None:
+        notes.append(f"split {', '.join(unlabelled)}: has no label at all; its scenes can be predicted, not scored")
+    chosen = [
+        replace(scene, split=splits[scene.id], label=None if splits[scene.id] in unlabelled else scene.label)
+        for scene in scenes
+        if scene.id in splits
+    ]
+    return sorted(chosen, key=lambda scene: (order.index(scene.split), scene.id)), unlabelled, notes
+
+
+def _rule(root: Path, labels: Sequence[Match], plan: Plan) -> LabelRule:
+    """How the label files' values become classes.
+
+    Raises:
+        UsageError: they are in colour, and the class list has no colours; or values are both listed and shifted.
+    """
+    if plan.classes is None or not labels:
+        return LabelRule(shift=plan.label_shift, ignore=plan.ignore)
+    try:
+        header = images.header(root / labels[0].path)
+        is_colour = header.channels == 3 or header.has_palette
+    except DataError:
+        is_colour = False
+    mapping = plan.classes.mapping
+    if is_colour and not plan.classes.has_colours:
+        raise UsageError(
+            f"{labels[0].path}: is in colour; give each class its colour in the class list, such as "
+            f"'{plan.classes.names[0]} 128 64 128', or make labels of class numbers"
+        )
+    if mapping and plan.label_shift:
+        raise UsageError(f"--label-shift {plan.label_shift}: the class list gives the values already; leave one out")
+    listed = {raw for raw, _ in mapping}
+    ignore = tuple(value for value in plan.ignore if value not in listed)
+    return LabelRule(shift=plan.label_shift, ignore=ignore, mapping=() if is_colour else mapping, colours=is_colour)

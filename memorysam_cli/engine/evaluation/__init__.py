@@ -1,0 +1,1 @@
+"""Evaluation: how scenes are shown to a network, counted and reported."""

@@ -1,0 +1,203 @@
+"""What ``memorysam evaluate`` does: from its options to scores, or to a robustness benchmark, and their files."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from memorysam_cli import model as models
+from memorysam_cli.data import manifest as manifests
+from memorysam_cli.data.manifest import Manifest, Scene
+from memorysam_cli.dataset import Modality
+from memorysam_cli.engine import run_folder, runtime
+from memorysam_cli.engine.evaluation import results, scene_lists, scoring, views
+from memorysam_cli.engine.evaluation.tally import ProtocolName
+from memorysam_cli.engine.evaluation.views import View
+from memorysam_cli.engine.robustness.corruption import Extremes
+from memorysam_cli.engine.robustness.sensor_sets import Kind
+from memorysam_cli.model.weights import Segmenter, WeightsCard, read_card
+from memorysam_cli.report import console
+from memorysam_cli.storage import lock, tensors
+
+
+@dataclass(frozen=True)
+class Task:
+    """Which weights are scored on which scenes, and how they are shown to them."""
+
+    weights: Path
+    card: WeightsCard
+    manifest: Manifest
+    splits: tuple[str, ...]
+    scenes: tuple[Scene, ...]
+    modalities: tuple[Modality, ...]
+    """Those that the model is shown, in the order of its memory."""
+    view: View
+    folder: Path
+    """Where the results go."""
+
+    @property
+    def split(self) -> str:
+        """All splits in one word, such as ``val`` or ``val+test``."""
+        return "+".join(self.splits)
+
+
+def plan(
+    weights: Path,
+    *,
+    data: Path | None,
+    split: str,
+    modalities: Sequence[str] | None,
+    view: View,
+    out: Path | None,
+) -> Task:
+    """Find out what is to be scored; reads no image and no tensor.
+
+    Args:
+        weights: a weights file.
+        data: the data root, if one was given.
+        split: a split, several with commas, or ``all``.
+        modalities: names, if some were chosen.
+        view: how scenes are shown to the network.
+        out: the folder of the results, if one was given.
+
+    Raises:
+        WeightsError: the weights are refused, or know other classes than the data set.
+        UsageError: an unknown modality, or a split's name is missing.
+        DataError: the data set is not prepared, a split is unknown or has no labels.
+    """
+    card = read_card(weights)
+    chosen = scoring.choose_modalities(card.modalities, modalities)
+    found = manifests.read(manifests.data_root(data), card.dataset.name)
+    scoring.check_classes(card.dataset, found.info, weights=str(weights))
+    splits = scene_lists.labelled_splits(found, split)
+    folder = out or results.folder_for(
+        weights, run=run_folder.run_of(weights), split="+".join(splits), card=card, modalities=chosen, view=view
+    )  # fmt: skip
+    scenes = tuple(scene for name in splits for scene in found.of_split(name))
+    return Task(weights, card, found, splits, scenes, chosen, view, folder)
+
+
+def score(task: Task, *, protocol: ProtocolName, device: str, batch: int, workers: int) -> dict[str, Any] | None:
+    """Score, write the result's files, print its tables.
+
+    Args:
+        task: of :func:`plan`.
+        protocol: the one that heads the report.
+        device: as in ``--device``.
+        batch: scenes of one size that are computed at once.
+        workers: processes that read ahead.
+
+    Returns:
+        The content of ``metrics.json``; None in every process but the first.
+
+    Raises:
+        DataError: a file cannot be used.
+        WeightsError: the weights are damaged, or their base is missing.
+        EnvironmentFault: a device that is not there, a disk that is full.
+        FolderInUseError: another process writes its results there.
+    """
+    with _begun(task, device=device) as (accelerator, model, advance):
+        shown = views.show(
+            model, task.view, modalities=task.modalities, known=task.card.modalities, size=task.card.image_size
+        )
+        outcome = scoring.evaluate(
+            shown, task.manifest, scenes=task.scenes, modalities=task.modalities, image_size=task.card.image_size,
+            device=accelerator.device, batch=batch, workers=workers, accelerator=accelerator, advance=advance,
+            tile=task.view.tile,
+        )  # fmt: skip
+        if not accelerator.is_main_process:
+            return None
+        told = facts(task, device=accelerator.device)
+        report = results.describe(outcome, protocol=protocol, facts=told, folder=task.folder)
+        results.write(report, outcome, task.folder)
+    results.show(report)
+    return report
+
+
+def measure_robustness(
+    task: Task,
+    *,
+    kind: Kind,
+    seed: int,
+    repeats: int,
+    noise_extremes: Extremes,
+    protocol: ProtocolName,
+    device: str,
+    batch: int,
+    workers: int,
+) -> dict[str, Any] | None:
+    """Run a published sensor-failure benchmark, write its files, print its table.
+
+    Args:
+        task: of :func:`plan`; its view neither tiles nor augments.
+        kind: ``any``, ``emm``, ``rmm`` or ``nm``.
+        seed: of what is random.
+        repeats: how often what is random is drawn.
+        noise_extremes: of ``nm``: over what its salt and pepper take the extremes, ``batch`` or ``scene``.
+        protocol: the one that is scored.
+        device: as in ``--device``.
+        batch: scenes of one size that are computed at once.
+        workers: processes that read ahead.
+
+    Returns:
+        The content of ``robustness-<kind>.json``; None in every process but the first.
+
+    Raises:
+        DataError: a file cannot be used.
+        WeightsError: the weights are damaged, or their base is missing.
+        EnvironmentFault: a device that is not there, a disk that is full.
+        FolderInUseError: another process writes its results there.
+    """
+    from memorysam_cli.engine.robustness import benchmark, results
+
+    with _begun(task, device=device) as (accelerator, model, advance):
+        found = benchmark.run(
+            model, task.manifest, kind=kind, scenes=task.scenes, modalities=task.modalities,
+            image_size=task.card.image_size, device=accelerator.device, batch=batch, workers=workers, seed=seed,
+            repeats=repeats, missing=task.view.missing, noise_extremes=noise_extremes, protocol=protocol,
+            accelerator=accelerator, advance=advance,
+        )  # fmt: skip
+        if not accelerator.is_main_process:
+            return None
+        report = results.describe(found, facts=facts(task, device=accelerator.device), folder=task.folder)
+        results.write(report, task.folder)
+    results.show(report)
+    return report
+
+
+def facts(task: Task, *, device: torch.device) -> dict[str, Any]:
+    """What was scored on what, and how: the part of a report that no pixel decides."""
+    by_split = {name: task.manifest.of_split(name) for name in task.splits}
+    return {
+        "dataset": task.manifest.info.name,
+        "dataset_hash": task.manifest.info.content_hash,
+        "split": task.split,
+        "split_sha256": {name: scene_lists.digest(scenes) for name, scenes in by_split.items()},
+        "selection_split": task.card.recipe.data.selection_split,
+        "scenes": len(task.scenes),
+        "modalities": [modality.name for modality in task.modalities],
+        **task.view.to_json(size=task.card.image_size),
+        "image_size": task.card.image_size,
+        "weights": str(task.weights),
+        "weights_sha256": tensors.sha256(task.weights),
+        **runtime.describe(device),
+        "warnings": scene_lists.flattery(task.manifest, task.card.recipe.data, splits=task.splits),
+    }
+
+
+@contextlib.contextmanager
+def _begun(task: Task, *, device: str) -> Iterator[tuple[Accelerator, Segmenter, Callable[[int], object]]]:
+    """The processes, the loaded network and the progress of a task; its folder is locked meanwhile."""
+    accelerator = runtime.make_accelerator(runtime.choose_device(device), precision="fp32")
+    is_main = accelerator.is_main_process
+    with lock.hold(task.folder) if is_main else contextlib.nullcontext():
+        model = models.load(task.weights, device=accelerator.device)
+        share = len(task.scenes[accelerator.process_index :: accelerator.num_processes])
+        with console.progress(share if is_main else 0, f"evaluate {task.split}") as progress:
+            yield accelerator, model, progress.advance

@@ -1,0 +1,202 @@
+"""What a scoring pass has counted, and the scores of all of it or of any part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from memorysam_cli.data.manifest import Scene
+from memorysam_cli.engine.evaluation.metrics import Scores, scores
+from memorysam_cli.engine.evaluation.tally import PROTOCOLS, Group, ProtocolName, group_of, protocol_index
+
+NORMAL = "normal"
+"""What a scene without a sensor failure is called in results."""
+WORST = 10
+"""Scenes that a report names."""
+
+
+class Part(NamedTuple):
+    """A part of the scenes: those that agree with every field that is not None; a case may be :data:`NORMAL`."""
+
+    split: str | None = None
+    condition: str | None = None
+    case: str | None = None
+
+    def holds(self, group: Group) -> bool:
+        """Whether a group of scenes belongs to this part."""
+        return (
+            self.split in (None, group.split)
+            and self.condition in (None, group.condition)
+            and self.case in (None, group.case or NORMAL)
+        )
+
+
+@dataclass(frozen=True)
+class SceneScore:
+    """How well one scene was segmented; percent."""
+
+    scene: Scene
+    pixels: int
+    """That count."""
+    accuracy: float
+    """Of its pixels, the share whose class is right; 0 where none counts."""
+    miou_present: float
+    """Mean IoU of the classes that its label has; 0 where there is none."""
+    iou: tuple[float | None, ...]
+    """Per class; None where it is neither in the label nor in the prediction."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The counts of a pass, from which all scores follow."""
+
+    classes: tuple[str, ...]
+    scenes: tuple[Scene, ...]
+    groups: tuple[Group, ...]
+    """Split, condition and case: every scene belongs to one group."""
+    confusions: Tensor
+    """(protocols, groups, K, K) int64, rows the truth."""
+    per_scene: Tensor
+    """(protocols, scenes, 3, K) int64 pixels: rightly predicted, in the label, predicted."""
+    ignored: Tensor
+    """(protocols,) int64: pixels whose label is 255."""
+
+    def confusion(
+        self, protocol: str, *, split: str | None = None, condition: str | None = None, case: str | None = None
+    ) -> Tensor:
+        """The (K, K) int64 counts of a protocol, of all scenes or of those of one split, condition and case.
+
+        Raises:
+            ValueError: there is no such protocol.
+        """
+        part = Part(split, condition, case)
+        chosen = [index for index, group in enumerate(self.groups) if part.holds(group)]
+        return self.confusions[protocol_index(protocol), chosen].sum(0)
+
+    def protocol(self, name: str) -> Scores:
+        """The scores of all scenes in one protocol.
+
+        Raises:
+            ValueError: there is no such protocol.
+        """
+        return scores(self.confusion(name))
+
+    def splits(self, protocol: str) -> dict[str, Scores]:
+        """The scores per split, in the order in which they were scored."""
+        return {name: scores(self.confusion(protocol, split=name)) for name in self._splits()}
+
+    def conditions(self, protocol: str) -> dict[str, Scores]:
+        """The scores per weather or light, sorted by name; empty where the data set tells none."""
+        return {name: scores(self.confusion(protocol, condition=name)) for name in self._conditions()}
+
+    def cases(self, protocol: str) -> dict[str, Scores]:
+        """The scores per sensor failure, ``normal`` first; empty where no scene has one."""
+        return {name: scores(self.confusion(protocol, case=name)) for name in self._cases()}
+
+    def scene_scores(self, protocol: str) -> list[SceneScore]:
+        """The scores of each scene, in the order in which they were scored.
+
+        Raises:
+            ValueError: there is no such protocol.
+        """
+        counts = self.per_scene[protocol_index(protocol)].double()  # (scenes, 3, K); exact up to 2**53 pixels
+        hits, truth, guessed = counts.unbind(1)
+        union = truth + guessed - hits
+        iou = (100 * hits / union.clamp(min=1)).tolist()
+        is_known, is_present = (union > 0).tolist(), (truth > 0).tolist()
+        right, scored = hits.sum(1).tolist(), truth.sum(1).tolist()
+        found = []
+        for index, scene in enumerate(self.scenes):
+            values = tuple(value if known else None for value, known in zip(iou[index], is_known[index], strict=True))
+            present = [value for value, there in zip(iou[index], is_present[index], strict=True) if there]
+            mean = sum(present) / max(1, len(present))
+            accuracy = 100 * right[index] / max(1, scored[index])
+            found.append(SceneScore(scene, int(scored[index]), accuracy, mean, values))
+        return found
+
+    def parts(self) -> Iterator[Part]:
+        """Every part that a breakdown tells: the whole, each split, condition and case, and their products.
+
+        A product that would repeat another part (of one split, or without conditions or cases) is left out.
+        """
+        splits, conditions, cases = self._splits(), self._conditions(), self._cases()
+        yield Part()
+        yield from (Part(split=name) for name in splits)
+        yield from (Part(condition=name) for name in conditions)
+        yield from (Part(case=name) for name in cases)
+        if conditions and cases:
+            yield from (part for part in self._products((None,)) if self.count(part))
+        if len(splits) > 1 and (conditions or cases):
+            yield from (part for part in self._products(splits) if self.count(part))
+
+    def count(self, part: Part) -> int:
+        """How many scenes a part has."""
+        return sum(part.holds(group_of(scene)) for scene in self.scenes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Both protocols with the keys that ``memorysam evaluate --json`` documents; all scores in percent."""
+        return {name: self._protocol_to_json(name) for name in PROTOCOLS}
+
+    def _protocol_to_json(self, protocol: ProtocolName) -> dict[str, Any]:
+        found = self.protocol(protocol)
+        each = zip(self.classes, found.iou, found.f1, found.accuracy, found.pixels, strict=True)
+        return {
+            **found.means(),
+            "classes": [
+                {"name": name, "iou": iou, "f1": f1, "accuracy": accuracy, "pixels": pixels}
+                for name, iou, f1, accuracy, pixels in each
+            ],
+            "splits": {name: self._part_to_json(protocol, Part(split=name)) for name in self._splits()},
+            "conditions": {name: self._part_to_json(protocol, Part(condition=name)) for name in self._conditions()},
+            "cases": {name: self._part_to_json(protocol, Part(case=name)) for name in self._cases()},
+            "condition_cases": self._product_to_json(protocol),
+            "worst": self._worst_to_json(protocol),
+            "pixels": {"scored": sum(found.pixels), "ignored": int(self.ignored[protocol_index(protocol)])},
+        }
+
+    def _part_to_json(self, protocol: ProtocolName, part: Part) -> dict[str, Any]:
+        return {"scenes": self.count(part), **scores(self.confusion(protocol, **part._asdict())).means()}
+
+    def _product_to_json(self, protocol: ProtocolName) -> dict[str, dict[str, Any]]:
+        """Condition → case → scores, where there are both."""
+        found: dict[str, dict[str, Any]] = {}
+        for part in self._products((None,)):
+            if part.condition is not None and part.case is not None and self.count(part):
+                found.setdefault(part.condition, {})[part.case] = self._part_to_json(protocol, part)
+        return found
+
+    def _worst_to_json(self, protocol: ProtocolName) -> list[dict[str, Any]]:
+        """The scenes with the lowest mIoU of present classes, the worst first; those without any pixel apart."""
+        counted = [each for each in self.scene_scores(protocol) if each.pixels]
+        return [
+            {
+                "scene": each.scene.id,
+                "split": each.scene.split,
+                "condition": each.scene.condition,
+                "case": each.scene.case,
+                "accuracy": each.accuracy,
+                "miou_present": each.miou_present,
+            }
+            for each in sorted(counted, key=lambda one: one.miou_present)[:WORST]
+        ]
+
+    def _products(self, splits: tuple[str | None, ...]) -> Iterator[Part]:
+        """All combinations of the given splits with the conditions and cases; some may have no scene."""
+        for split in splits:
+            for condition in self._conditions() or (None,):
+                yield from (Part(split, condition, case) for case in self._cases() or (None,))
+
+    def _splits(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(scene.split for scene in self.scenes))
+
+    def _conditions(self) -> tuple[str, ...]:
+        return tuple(sorted({group.condition for group in self.groups if group.condition is not None}))
+
+    def _cases(self) -> tuple[str, ...]:
+        """``normal`` first, then the failures by name; none where no scene has one."""
+        failures = sorted({group.case for group in self.groups if group.case is not None})
+        first = [NORMAL] if any(group.case is None for group in self.groups) else []
+        return (*first, *failures) if failures else ()

@@ -1,0 +1,80 @@
+"""Pixels that are being counted, in both evaluation protocols (METHOD §5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from memorysam_cli.data.manifest import Scene
+from memorysam_cli.dataset import IGNORE
+from memorysam_cli.engine.evaluation.metrics import confusion
+
+ProtocolName = Literal["resized", "native"]
+PROTOCOLS: tuple[ProtocolName, ...] = ("resized", "native")
+
+
+class Group(NamedTuple):
+    """Scenes that no breakdown tells apart."""
+
+    split: str
+    condition: str | None
+    case: str | None
+
+
+def group_of(scene: Scene) -> Group:
+    """The group that a scene belongs to."""
+    return Group(scene.split, scene.condition, scene.case)
+
+
+class Tally:
+    """Counts that are being added up: int64, because float32 loses units above 2**24.
+
+    Args:
+        scenes: all that are scored, in every process alike.
+        classes: K.
+    """
+
+    def __init__(self, scenes: Sequence[Scene], *, classes: int) -> None:
+        self.groups = tuple(sorted({group_of(scene) for scene in scenes}, key=str))
+        self.confusions = torch.zeros(len(PROTOCOLS), len(self.groups), classes, classes, dtype=torch.int64)
+        self.per_scene = torch.zeros(len(PROTOCOLS), len(scenes), 3, classes, dtype=torch.int64)
+        self.ignored = torch.zeros(len(PROTOCOLS), dtype=torch.int64)
+        self.pixels = torch.zeros(len(PROTOCOLS), dtype=torch.int64)
+        self.classes = classes
+        self._group_places = {group: index for index, group in enumerate(self.groups)}
+        self._scene_places = {scene.id: index for index, scene in enumerate(scenes)}
+
+    def add(self, protocol: ProtocolName, scene: Scene, *, prediction: Tensor, label: Tensor) -> None:
+        """Count one scene: (H, W) class indices against its (H, W) label."""
+        place = protocol_index(protocol)
+        counted = confusion(prediction, label, self.classes).cpu()
+        self.confusions[place, self._group_places[group_of(scene)]] += counted
+        each = torch.stack([counted.diagonal(), counted.sum(1), counted.sum(0)])  # hits, truth, guessed: (3, K)
+        self.per_scene[place, self._scene_places[scene.id]] += each
+        self.ignored[place] += int((label == IGNORE).sum())
+        self.pixels[place] += label.numel()
+
+    def add_up(self, accelerator: Accelerator) -> None:
+        """Sum over all processes."""
+        parts = [self.confusions, self.ignored, self.pixels, self.per_scene]
+        flat = torch.cat([part.flatten() for part in parts]).to(accelerator.device)
+        summed = accelerator.reduce(flat, reduction="sum").cpu().split([part.numel() for part in parts])
+        self.confusions, self.ignored, self.pixels, self.per_scene = (
+            whole.view_as(part) for whole, part in zip(summed, parts, strict=True)
+        )
+
+    def check(self) -> None:
+        """Every pixel of every label was counted once: in a matrix, or as ignored; and so in its scene's counts."""
+        assert torch.equal(self.confusions.sum((1, 2, 3)) + self.ignored, self.pixels)
+        assert torch.equal(self.confusions.sum(1).sum(2), self.per_scene[:, :, 1].sum(1))
+
+
+def protocol_index(protocol: str) -> int:
+    """The place of a protocol in a tally's tensors; ``ValueError`` if there is none of that name."""
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol '{protocol}': known are {', '.join(PROTOCOLS)}")
+    return PROTOCOLS.index(protocol)

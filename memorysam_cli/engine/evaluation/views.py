@@ -1,0 +1,296 @@
+"""How a network is shown a scene: with zeros for what is missing, at several scales and mirrored, or in windows.
+
+Each way is a network itself, so that scoring and prediction need not know. Those that average several views give the
+logarithm of the mean probability: its argmax is the decision, and its softmax the confidence.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from memorysam_cli.data.transforms import STRIDE
+from memorysam_cli.dataset import Modality
+from memorysam_cli.engine.evaluation.scoring import Network
+
+Missing = Literal["drop", "zero"]
+
+SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+"""Of test-time augmentation, as the reference meant to use it."""
+OVERLAP = 0.25
+SIGNS = {"mirror": (1, 1, 1), "negate_sine": (-1, 1, -1), "negate_cosine": (1, -1, 1)}
+"""What a horizontal flip does to the values of [sine, cosine, sine], by ``Modality.flip``."""
+
+
+@dataclass(frozen=True)
+class View:
+    """How scenes are shown to a network."""
+
+    missing: Missing = "drop"
+    """Modalities that are left out are not fed at all, or as zeros after normalisation."""
+    scales: tuple[float, ...] = ()
+    """Of test-time augmentation, each also mirrored; none: no augmentation."""
+    tile: bool = False
+    """Large frames keep their own resolution, and are seen through windows of the network's size."""
+    overlap: float = OVERLAP
+    """Of neighbouring windows, as a share of their side, at least."""
+
+    @property
+    def name(self) -> str:
+        """What names a folder of results: such as ``tta``, ``tta-0.75-1`` or ``tta-tile``; empty for the plain view."""
+        words = [("tta", *(() if self.scales == SCALES else (f"{scale:g}" for scale in self.scales)))] * bool(
+            self.scales
+        )
+        words += [("tile", *(() if self.overlap == OVERLAP else (f"{self.overlap:g}",)))] * self.tile
+        return "-".join(itertools.chain(*words))
+
+    def to_json(self, *, size: int) -> dict[str, Any]:
+        """The keys ``missing``, ``tta`` and ``tile`` of a report.
+
+        Args:
+            size: the network's, in pixels.
+        """
+        return {
+            "missing": self.missing,
+            "tta": {"scales": list(self.scales), "flip": True} if self.scales else None,
+            "tile": {"window": size, "overlap": self.overlap} if self.tile else None,
+        }
+
+
+def show(
+    network: Network, view: View, *, modalities: Sequence[Modality], known: Sequence[Modality], size: int
+) -> Network:
+    """A network that sees scenes as a view shows them; the network itself where the view changes nothing.
+
+    Args:
+        network: takes frames as plain evaluation gives them.
+        view: each of its windows is augmented, and each augmented frame completed by zeros.
+        modalities: of the frames that will be given, in the order of the memory.
+        known: all that the network was trained with, in the order of the memory.
+        size: the network's, in pixels.
+    """
+    if view.missing == "zero" and len(modalities) < len(known):
+        network = WithZeros(network, modalities=modalities, known=known)
+    if view.scales:
+        network = Augmented(network, modalities=modalities, scales=view.scales)
+    if view.tile:
+        network = Tiled(network, size=size, overlap=view.overlap)
+    return network
+
+
+class Wrapper:
+    """A network in front of another one, whose mode it shares."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+
+    @property
+    def training(self) -> bool:
+        """Whether dropout is on."""
+        return self.network.training
+
+    def eval(self) -> Any:
+        """Switch dropout off."""
+        self.network.eval()
+        return self
+
+    def train(self, mode: bool = True) -> Any:
+        """Switch dropout on, or off."""
+        self.network.train(mode)
+        return self
+
+
+class WithZeros(Wrapper):
+    """Feeds zeros in the place of modalities that are not given, as the literature's benchmarks do.
+
+    Args:
+        network: takes a frame for each of ``known``.
+        modalities: those that are given, in the order of ``known``.
+        known: all, in the order of the memory.
+
+    Raises:
+        ValueError: a given modality is not known, or the order is another.
+
+    Source: DATASETS §1.6: zero after normalisation, which is the mean colour for RGB and black for the others.
+    """
+
+    def __init__(self, network: Network, *, modalities: Sequence[Modality], known: Sequence[Modality]) -> None:
+        super().__init__(network)
+        given = [modality.name for modality in modalities]
+        self.is_given = [modality.name in given for modality in known]
+        if given != [modality.name for modality in known if modality.name in given]:
+            raise ValueError(f"modalities {', '.join(given)} are not those of the network in its order")
+
+    def logits(self, frames: list[Tensor]) -> Tensor:
+        """Given M × (B, 3, H, W) -> (B, K, H, W)."""
+        rest = iter(frames)
+        zero = torch.zeros_like(frames[0])
+        return self.network.logits([next(rest) if is_given else zero for is_given in self.is_given])
+
+
+class Augmented(Wrapper):
+    """Averages the probabilities over scales, each seen as it is and mirrored.
+
+    Args:
+        network: takes frames of any size that is a multiple of 32.
+        modalities: of the frames; say how they are resized and what a flip does to their values.
+        scales: of the frames' sides, which then go up to multiples of 32.
+        flip: whether each scale is also seen mirrored.
+
+    Raises:
+        ValueError: no scale, or one that is not positive.
+
+    Source: what the reference's evaluation with several scales and flip means to do: mean of the softmax at the size
+    of the frames. All resizing is bilinear without antialiasing, as in METHOD §5.
+    """
+
+    def __init__(
+        self, network: Network, *, modalities: Sequence[Modality], scales: Sequence[float], flip: bool = True
+    ) -> None:
+        super().__init__(network)
+        if not scales or not all(scale > 0 for scale in scales):
+            raise ValueError(f"scales {scales}: must be positive numbers, at least one")
+        self.modalities, self.scales, self.flip = tuple(modalities), tuple(scales), flip
+
+    def logits(self, frames: list[Tensor]) -> Tensor:
+        """M × (B, 3, H, W) -> (B, K, H, W), logarithms of probabilities."""
+        height, width = frames[0].shape[-2:]
+        return _log_of_mean(
+            self._seen(frames, scale=scale, is_flipped=is_flipped, height=height, width=width)
+            for scale in self.scales
+            for is_flipped in ((False, True) if self.flip else (False,))
+        )
+
+    def _seen(self, frames: list[Tensor], *, scale: float, is_flipped: bool, height: int, width: int) -> Tensor:
+        """The logits of one view, brought back: (B, K, H, W)."""
+        size = tuple(_up(side * scale) for side in (height, width))
+        pairs = list(zip(frames, self.modalities, strict=True))
+        shown = [_resized(frame, size=size, how=modality.interpolation) for frame, modality in pairs]
+        if is_flipped:
+            shown = [flipped(frame, modality) for frame, modality in zip(shown, self.modalities, strict=True)]
+        logits = self.network.logits(shown)
+        back = logits.flip(-1) if is_flipped else logits
+        return _resized(back, size=(height, width), how="bilinear")
+
+
+class Tiled(Wrapper):
+    """Looks at large frames through overlapping windows, and blends their probabilities smoothly.
+
+    Args:
+        network: takes frames of ``size`` × ``size``, and smaller ones whose sides are multiples of 32.
+        size: side of a window, in pixels, a multiple of 32.
+        overlap: share of the side that neighbouring windows have in common, at least; windows are spread evenly.
+
+    Raises:
+        ValueError: a size that is no positive multiple of 32, or an overlap outside 0 ≤ overlap < 1.
+    """
+
+    def __init__(self, network: Network, *, size: int, overlap: float) -> None:
+        super().__init__(network)
+        if size <= 0 or size % STRIDE or not 0 <= overlap < 1:
+            raise ValueError(
+                f"size {size} must be a positive multiple of {STRIDE}, overlap {overlap} from 0 to below 1"
+            )
+        self.size, self.overlap = size, overlap
+
+    def logits(self, frames: list[Tensor]) -> Tensor:
+        """M × (B, 3, H, W) -> (B, K, H, W); logarithms of probabilities where one window is not enough."""
+        height, width = frames[0].shape[-2:]
+        rows = window_starts(height, size=self.size, overlap=self.overlap)
+        columns = window_starts(width, size=self.size, overlap=self.overlap)
+        if len(rows) == len(columns) == 1:
+            return self.network.logits(frames)
+        like = frames[0]
+        down = _ramp(min(self.size, height), starts=rows, like=like)
+        weight = down[:, None] * _ramp(min(self.size, width), starts=columns, like=like)
+        total, blended = like.new_zeros(height, width), like.new_zeros(())
+        for top, left in itertools.product(rows, columns):
+            part = (..., slice(top, top + self.size), slice(left, left + self.size))
+            found = self.network.logits([frame[part].contiguous() for frame in frames]).float().softmax(1)
+            if not blended.ndim:  # only the network knows the number of classes
+                blended = found.new_zeros(*found.shape[:2], height, width)
+            blended[part] += found * weight
+            total[part] += weight
+        return _log(blended / total)
+
+
+def flipped(frame: Tensor, modality: Modality) -> Tensor:
+    """Mirror a normalised frame, as the modality says that its values behave.
+
+    Args:
+        frame: (B, 3, H, W), normalised.
+        modality: its ``flip`` may change the sign of a sine or cosine, its mean and deviation say where 0 is.
+    """
+    mirrored = frame.flip(-1)
+    if modality.flip == "mirror":
+        return mirrored
+    sign = frame.new_tensor(SIGNS[modality.flip]).view(1, 3, 1, 1)
+    if modality.mean is None or modality.std is None:
+        return mirrored * sign
+    zero = -frame.new_tensor(modality.mean) / frame.new_tensor(modality.std)  # where the value 0 lies now
+    return (mirrored - zero.view(1, 3, 1, 1)) * sign + zero.view(1, 3, 1, 1)
+
+
+def window_starts(length: int, *, size: int, overlap: float) -> list[int]:
+    """Where windows begin, so that they cover a length and share at least ``overlap`` of their side.
+
+    Args:
+        length: of the frame's side, in pixels.
+        size: of a window, in pixels.
+        overlap: 0 ≤ overlap < 1.
+
+    Returns:
+        Increasing starts, the first 0, the last one such that its window ends with the frame; as few as possible,
+        evenly spread. ``[0]`` where one window is enough.
+    """
+    if length <= size:
+        return [0]
+    stride = max(1, math.floor(size * (1 - overlap)))
+    count = math.ceil((length - size) / stride) + 1
+    return [round(index * (length - size) / (count - 1)) for index in range(count)]
+
+
+def _ramp(length: int, *, starts: Sequence[int], like: Tensor) -> Tensor:
+    """Weights along a window's side: 1 inside, falling smoothly to almost 0 over what neighbours share."""
+    shared = 0 if len(starts) == 1 else length - min(b - a for a, b in itertools.pairwise(starts))
+    place = torch.arange(length, device=like.device, dtype=like.dtype) + 0.5
+    distance = torch.minimum(place, length - place)  # to the nearer end
+    if shared <= 0:
+        return torch.ones_like(distance)
+    return torch.sin(torch.clamp(distance / shared, max=1) * (math.pi / 2)).square()
+
+
+def _log_of_mean(views: Iterable[Tensor]) -> Tensor:
+    """The logarithm of the mean probability over the logits of several views, which are held one at a time."""
+    total, count = torch.zeros(()), 0
+    for logits in views:
+        found = logits.float().softmax(1)
+        total = total + found if count else found
+        count += 1
+    return _log(total / count)
+
+
+def _log(probability: Tensor) -> Tensor:
+    """Finite also where a probability is too small for float32: -inf would make NaN when it is interpolated."""
+    return probability.clamp(min=torch.finfo(probability.dtype).tiny).log()
+
+
+def _resized(values: Tensor, *, size: tuple[int, ...], how: str) -> Tensor:
+    """(B, C, H, W) at another size, bilinear or floor-nearest; itself where its size is right."""
+    if values.shape[-2:] == size:
+        return values
+    if how == "nearest":
+        return F.interpolate(values, size=size, mode="nearest")
+    return F.interpolate(values, size=size, mode="bilinear", align_corners=False)
+
+
+def _up(side: float) -> int:
+    """The next multiple of STRIDE."""
+    return max(1, math.ceil(round(side, 6) / STRIDE)) * STRIDE

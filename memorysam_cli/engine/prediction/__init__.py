@@ -1,0 +1,1 @@
+"""Prediction: from scenes to a folder of masks."""

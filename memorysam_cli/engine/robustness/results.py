@@ -1,0 +1,207 @@
+"""What ``memorysam evaluate --robustness`` hands out: the report, its files, and its table on the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from memorysam_cli.engine.robustness.benchmark import PROBABILITIES, Robustness, Spread
+from memorysam_cli.engine.robustness.sensor_sets import Cell
+from memorysam_cli.report import console, figures
+from memorysam_cli.storage import atomic, documents
+
+SCHEMA_VERSION = 1
+TITLES = {
+    "any": "any sensors",
+    "emm": "entirely missing sensors",
+    "rmm": "randomly missing elements",
+    "nm": "noisy sensors",
+}
+FED = {"drop": "not fed", "zero": "fed as zeros after normalisation"}
+LEVELS = {"any": "", "emm": "", "rmm": "r = ", "nm": ""}
+"""What stands before a level's name."""
+MEANS = {
+    "average": "the mean over all sets of missing sensors, from none to all but one",
+    "expected": "each sensor fails with probability p on its own; all at once is left out",
+    "miou": "over all classes, an empty one counts 0; miou_present: over classes with ground truth",
+    "std": "of the sample of repeats; null with one",
+}
+
+
+def describe(found: Robustness, *, facts: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The report: the content of ``robustness-<kind>.json`` and of ``memorysam evaluate --robustness KIND --json``.
+
+    Args:
+        found: the benchmark's counts.
+        facts: what was scored on what, as of :func:`memorysam_cli.engine.evaluation.assessment.facts`.
+        folder: where the files will be.
+
+    Returns:
+        ``facts``, with ``missing`` replaced by what the benchmark did; ``robustness``, the kind; what decided the
+        draws, None where nothing is drawn; ``levels``, a list with the figures of each, in percent.
+    """
+    is_random, is_noise = found.kind in ("rmm", "nm"), found.kind == "nm"
+    depends = is_noise and found.noise_extremes == "batch"
+    return {
+        "schema_version": SCHEMA_VERSION,
+        **facts,
+        "missing": None if is_random else "zero" if found.kind == "emm" else found.missing,
+        "robustness": found.kind,
+        "protocol": found.protocol,
+        "seed": found.seed if is_random else None,
+        "repeats": found.repeats,
+        "noise_extremes": found.noise_extremes if is_noise else None,
+        "batch": found.batch if depends else None,
+        "processes": found.processes if depends else None,
+        "levels": [_level(found, level) for level in found.levels],
+        "means": MEANS,
+        "files": {key: str(folder / name) for key, name in names(found.kind).items()},
+    }
+
+
+def names(kind: str) -> dict[str, str]:
+    """Key in the report's ``files`` → file name."""
+    return {"report": f"robustness-{kind}.json", "table": f"robustness-{kind}.csv", "figure": f"robustness-{kind}.png"}
+
+
+def write(report: dict[str, Any], folder: Path) -> None:
+    """Write a report's files: numbers as JSON and CSV, a figure as PNG.
+
+    Args:
+        report: as of :func:`describe`.
+        folder: where; its files of these names are replaced.
+
+    Raises:
+        EnvironmentFault: they cannot be written.
+    """
+    files = names(report["robustness"])
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(_csv_rows(report))
+    atomic.write_text(folder / files["table"], text.getvalue())
+    atomic.write_bytes(folder / files["figure"], _figure(report))
+    documents.write_json(folder / files["report"], report)  # last: who finds it finds the others
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print a report's table on stdout, and on stderr what a reader must know of it."""
+    for line in report.get("warnings", ()):
+        console.note(line)
+    if report["batch"] is not None:
+        console.note(
+            "salt and pepper are a batch's extremes, as published, and so depend on what is in a batch: here "
+            f"{report['batch']} scenes in {report['processes']} process(es); --noise-extremes scene does not"
+        )
+    console.table(*_table(report), title=f"{report['dataset']} {report['split']}: {TITLES[report['robustness']]}")
+    console.say(f"figures   mIoU in per cent, {report['protocol']} protocol{_drawn(report)}")
+    console.say(f"scenes    {report['scenes']} of {report['split']}, {', '.join(report['modalities'])}")
+    console.say(f"weights   {report['weights']}")
+    console.say(f"results   {Path(report['files']['report']).parent}")
+
+
+def _level(found: Robustness, level: str | None) -> dict[str, Any]:
+    cells = [cell for cell in found.cells if cell.level == level]
+    expected = [{"p": p, **_spreads(*_both(found.expected, level, p))} for p in PROBABILITIES]
+    return {
+        "level": level,
+        "average": _spreads(*_both(found.average, level)) if found.has_sets else None,
+        "expected": expected if found.has_sets else [],
+        "sets": [_set(found, cell) for cell in cells],
+    }
+
+
+def _set(found: Robustness, cell: Cell) -> dict[str, Any]:
+    gone = found.names(cell)
+    return {
+        "missing": list(gone),
+        "available": [name for name in found.modalities if name not in gone],
+        **_spreads(*_both(found.miou, cell)),
+        "iou": dict(zip(found.classes, found.iou(cell), strict=True)),
+    }
+
+
+def _both(figure: Any, *arguments: Any) -> tuple[Spread, Spread]:
+    """A figure of all classes, and of those present."""
+    return figure(*arguments), figure(*arguments, present=True)
+
+
+def _spreads(every: Spread, present: Spread) -> dict[str, float | None]:
+    return {
+        "miou": every.mean,
+        "miou_std": every.std,
+        "miou_present": present.mean,
+        "miou_present_std": present.std,
+    }
+
+
+def _averages(level: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The figures over all sets of a level, by their names."""
+    if level["average"] is None:
+        return []
+    return [("average", level["average"])] + [(f"expected, p = {each['p']:g}", each) for each in level["expected"]]
+
+
+def _table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows for people."""
+    levels = report["levels"]
+    if report["robustness"] == "nm":
+        sets = [(name, level["sets"][0]) for name, level in zip(_noises(levels), levels, strict=True)]
+    elif len(levels) == 1:
+        sets = [(_who(each), each) for each in levels[0]["sets"]] + _averages(levels[0])
+    else:
+        figures_of = [[(_who(each), each) for each in level["sets"]] + _averages(level) for level in levels]
+        rows = [[each[0][0], *(_number(figure) for _, figure in each)] for each in zip(*figures_of, strict=True)]
+        return ["missing", *(LEVELS[report["robustness"]] + level["level"] for level in levels)], rows
+    first = "noise" if report["robustness"] == "nm" else "missing"
+    return [first, "mIoU", "mIoU of present"], [
+        [name, _number(each), _number(each, key="miou_present")] for name, each in sets
+    ]
+
+
+def _csv_rows(report: dict[str, Any]) -> Iterable[Sequence[object]]:
+    keys = ("miou", "miou_std", "miou_present", "miou_present_std")
+    classes = list(report["levels"][0]["sets"][0]["iou"])
+    yield "level", "figure", "missing", *keys, *classes
+    for level in report["levels"]:
+        for each in level["sets"]:
+            missing = "+".join(each["missing"])
+            yield level["level"], "set", missing, *(each[key] for key in keys), *each["iou"].values()
+        for name, each in _averages(level):
+            yield level["level"], name, None, *(each[key] for key in keys), *[None] * len(classes)
+
+
+def _figure(report: dict[str, Any]) -> bytes:
+    levels, kind = report["levels"], report["robustness"]
+    title = f"{report['dataset']} {report['split']}: {TITLES[kind]}, {report['protocol']} protocol"
+    if kind == "nm":
+        bars = {"": [(level["sets"][0]["miou"], level["sets"][0]["miou_std"]) for level in levels]}
+        return figures.failure_bars(bars, labels=_noises(levels), what="noise", title=title)
+    bars = {
+        LEVELS[kind] + (level["level"] or ""): [(each["miou"], each["miou_std"]) for each in level["sets"]]
+        for level in levels
+    }
+    means = [level["average"]["miou"] for level in levels]
+    labels = [_who(each) for each in levels[0]["sets"]]
+    return figures.failure_bars(bars, labels=labels, what="missing", means=means, title=title)
+
+
+def _drawn(report: dict[str, Any]) -> str:
+    """What the random draws of a report were, if there were any."""
+    if report["seed"] is None:
+        return "" if report["missing"] is None else f"; a missing sensor is {FED[report['missing']]}"
+    return f"; seed {report['seed']}, {report['repeats']} draw{'s' * (report['repeats'] > 1)}"
+
+
+def _noises(levels: Sequence[dict[str, Any]]) -> list[str]:
+    return [level["level"] or "none" for level in levels]
+
+
+def _who(each: dict[str, Any]) -> str:
+    return ", ".join(each["missing"]) or "none"
+
+
+def _number(figure: dict[str, Any], *, key: str = "miou") -> str:
+    std = figure[f"{key}_std"]
+    return f"{figure[key]:.2f}" if std is None else f"{figure[key]:.2f} ± {std:.2f}"

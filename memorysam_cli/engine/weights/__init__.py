@@ -1,0 +1,1 @@
+"""Weights from and for other people's code, and whether weights hold."""

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from memorysam_cli.data.own import class_list
+from memorysam_cli.errors import UsageError
+
+
+def read(tmp_path: Path, text: str) -> class_list.ClassList:
+    (tmp_path / "classes.txt").write_text(text, encoding="utf-8")
+    return class_list.read(tmp_path / "classes.txt")
+
+
+def test_a_name_per_line_may_hold_blanks_and_umlauts(tmp_path: Path) -> None:
+    found = read(tmp_path, "\ufeffroad\n\n  traffic light \nTür\n")
+    assert found.names == ("road", "traffic light", "Tür")
+    assert (found.has_colours, found.mapping) == (False, ())
+    assert len(set(found.palette)) == 3
+
+
+@pytest.mark.parametrize("line", ["road 128 64 128", "road, 128, 64,128", "road\t#804080", "road #804080"])
+def test_a_colour_may_follow(tmp_path: Path, line: str) -> None:
+    found = read(tmp_path, f"{line}\nsky 0 0 255\n")
+    assert found.names == ("road", "sky") and found.has_colours
+    assert found.palette == ((128, 64, 128), (0, 0, 255))
+
+
+def test_values_make_a_mapping(tmp_path: Path) -> None:
+    found = read(tmp_path, "0: background\n255: crack 1 2 3\n".replace(" 1 2 3", ""))
+    assert found.names == ("background", "crack") and found.mapping == ((0, 0), (255, 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "0 classes; from 1 to 255"),
+        ("\n".join(f"c{number}" for number in range(256)), "256 classes"),
+        ("road\nroad\n", "the name 'road' is given to two"),
+        ("a 1 1 1\nb 1 1 1\n", "the colour"),
+        ("1: a\n1: b\n", "the value '1' is given to two"),
+        ("a 1 2 3\nb\n", "'b' has no colour, others have"),
+        ("1: a\nb\n", "'b' has no value, others have"),
+        ("a 1 2 300\n", "classes.txt:1: a colour is three numbers from 0 to 255, not 1 2 300"),
+        ("a\n1:\n", "classes.txt:2: a class needs a name"),
+    ],
+)
+def test_a_wrong_list_is_refused(tmp_path: Path, text: str, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        read(tmp_path, text)
+
+
+def test_a_missing_or_binary_list_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--classes .*nothing.txt: No such file"):
+        class_list.read(tmp_path / "nothing.txt")
+    (tmp_path / "classes.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="not UTF-8 text"):
+        class_list.read(tmp_path / "classes.txt")
+
+
+def test_our_colours_differ_and_more_classes_change_none() -> None:
+    many = class_list.distinct(255)
+    assert len(set(many)) == 255 and class_list.distinct(7) == many[:7]
+    assert (0, 0, 0) not in many and (255, 255, 255) not in many
+    few = np.array(class_list.distinct(12), dtype=float)
+    distances = np.linalg.norm(few[:, None] - few[None], axis=-1) + 1e9 * np.eye(12)
+    assert distances.min() > 60

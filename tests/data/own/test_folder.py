@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from memorysam_cli.data import decode
+from memorysam_cli.data.own import class_list
+from memorysam_cli.data.own.class_list import ClassList
+from memorysam_cli.data.own.folder import Plan, survey
+from memorysam_cli.data.own.globs import Pattern
+from memorysam_cli.dataset import LabelRule
+from memorysam_cli.errors import DataError, UsageError
+from memorysam_cli.storage import images
+
+from ..own_sensors import write_sensors
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_sensors(tmp_path / "own")
+
+
+def classes(root: Path, text: str | None = None) -> ClassList:
+    if text is not None:
+        (root / "classes.txt").write_text(text)
+    return class_list.read(root / "classes.txt")
+
+
+def plan(root: Path, **changes: object) -> Plan:
+    made = Plan(
+        name="own",
+        modalities={"rgb": (Pattern("images/**/*.jpg"),), "depth": (Pattern("depth/**/*_depth.png"),)},
+        labels=Pattern("masks/**/*.png"),
+        classes=classes(root),
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def test_files_pair_by_what_the_wildcards_stand_for(root: Path) -> None:
+    found = survey(root, plan(root)).manifest
+    scene = {scene.id: scene for scene in found.scenes}["cam1/0003"]
+    assert scene.files == {"rgb": ("images/cam1/0003.jpg",), "depth": ("depth/cam1/0003_depth.png",)}
+    assert scene.label == "masks/cam1/0003.png"
+    assert (found.info.name, found.info.classes, found.info.root) == ("own", ("ground", "car", "box"), ".")
+
+
+def test_names_that_carry_the_sensor_pair_too(root: Path) -> None:
+    names = {"a": (Pattern("x/*.png"),), "b": (Pattern("y/*.png"),)}
+    for name in ("1", "2"):
+        images.write_png(root / f"x/{name}_left.png", np.zeros((4, 4), np.uint8))
+        images.write_png(root / f"y/{name}_right.png", np.zeros((4, 4), np.uint8))
+    ids = [scene.id for scene in survey(root, Plan("own", names, kinds={"a": "gray", "b": "gray"})).manifest.scenes]
+    assert ids == ["1_left", "2_left"]
+
+
+def test_files_that_do_not_pair_are_refused_with_the_remedy(root: Path) -> None:
+    strange = {"rgb": (Pattern("images/**/*.jpg"),), "depth": (Pattern("depth/cam0/*.png"),)}
+    images.write_png(root / "depth/cam0/x_y_z.png", np.zeros((4, 4), np.uint16))
+    with pytest.raises(
+        DataError, match=r"none of their files pair; .* goes by the name 'cam0/0000', .* by '0000_depth'"
+    ):
+        survey(root, plan(root, modalities=strange))
+
+
+def test_shares_are_drawn_by_the_seed_and_every_split_has_a_scene(root: Path) -> None:
+    first = survey(root, plan(root)).manifest
+    assert set(Counter(scene.split for scene in first.scenes)) == {"train", "val", "test"}
+    assert survey(root, plan(root)).manifest == first
+    assert survey(root, plan(root, seed=1)).manifest != first
+    assert [scene.split for scene in first.scenes] == sorted(
+        (scene.split for scene in first.scenes), key=("train", "val", "test").index
+    )
+
+
+def test_lists_divide_and_leave_out_what_they_do_not_name(root: Path) -> None:
+    (root / "train.txt").write_text("cam0/0000\nimages/cam1/0001.jpg\n")
+    (root / "val.txt").write_text("0002\n")
+    found = survey(root, plan(root, split={"train": root / "train.txt", "val": root / "val.txt"}))
+    assert {scene.id: scene.split for scene in found.manifest.scenes} == {
+        "cam0/0000": "train", "cam1/0001": "train", "cam0/0002": "val",
+    }  # fmt: skip
+    assert "7 of 10 scenes are in no list and left out" in found.notes
+    (root / "train.txt").write_text("\n")
+    with pytest.raises(DataError, match="the lists name no scene"):
+        survey(root, plan(root, split={"train": root / "train.txt"}))
+
+
+def test_the_split_may_stand_in_the_path_and_one_without_labels_is_to_be_predicted(root: Path) -> None:
+    for split, names in {"train": "ab", "test": "a"}.items():
+        for name in names:
+            images.write_png(root / f"x/{split}/{name}.png", np.zeros((4, 4), np.uint8))
+    images.write_png(root / "y/train/a.png", np.zeros((4, 4), np.uint8))
+    asked = plan(root, modalities={"rgb": (Pattern("x/{split}/*.png"),)}, labels=Pattern("y/{split}/*.png"))
+    found = survey(root, asked)
+    assert [(scene.id, scene.split, scene.label) for scene in found.manifest.scenes] == [
+        ("train/a", "train", "y/train/a.png"),
+        ("train/b", "train", "y/train/b.png"),  # expected: the check finds it missing
+        ("test/a", "test", None),
+    ]
+    assert found.manifest.info.unlabelled == ("test",)
+    assert "split test: has no label at all; its scenes can be predicted, not scored" in found.notes
+    with pytest.raises(UsageError, match="tells the splits already"):
+        survey(root, replace(asked, split=(0.8, 0.1, 0.1)))
+    with pytest.raises(UsageError, match=r"has no {split}, but 'x/{split}/\*.png' has"):
+        survey(root, replace(asked, labels=Pattern("y/train/*.png")))
+
+
+def test_a_file_that_is_missing_is_named_as_it_was_expected(root: Path) -> None:
+    (root / "depth/cam1/0003_depth.png").unlink()
+    (root / "images/cam0/0004.jpg").unlink()
+    scenes = {scene.id: scene for scene in survey(root, plan(root)).manifest.scenes}
+    assert scenes["cam1/0003"].files["depth"] == ("depth/cam1/0003_depth.png",)
+    assert scenes["cam0/0004"].files["rgb"] == ("images/cam0/0004.jpg",)
+
+
+def test_without_labels_the_scenes_can_only_be_predicted(root: Path) -> None:
+    found = survey(root, plan(root, labels=None, classes=None)).manifest
+    assert {scene.split for scene in found.scenes} == {"test"} and found.info.unlabelled == ("test",)
+    assert all(scene.label is None for scene in found.scenes)
+
+
+def test_an_angle_has_two_patterns(root: Path) -> None:
+    both = (Pattern("aolp/sin/**/*.npy"), Pattern("aolp/cos/**/*.npy"))
+    found = survey(root, plan(root, modalities={"rgb": (Pattern("images/**/*.jpg"),), "pol": both})).manifest
+    assert found.info.modality("pol").kind == "angle"
+    scene = found.scenes[0]
+    assert scene.files["pol"] == (f"aolp/sin/{scene.id}.npy", f"aolp/cos/{scene.id}.npy")
+    frame = decode.read_modality([root / path for path in scene.files["pol"]], found.info.modality("pol"))
+    assert frame.shape == (40, 56, 3)
+    with pytest.raises(UsageError, match="an angle has two patterns, of its sine and of its cosine"):
+        survey(root, plan(root, modalities={"aolp": both[:1]}))
+    two = {"aolp": (Pattern("ms/**/*.npy"),)}
+    assert (
+        survey(root, plan(root, modalities=two, channels={"aolp": (0, 1, 0)})).manifest.info.modalities[0].kind
+        == "angle"
+    )
+    with pytest.raises(UsageError, match=r"here: 2 for kind 'depth'"):
+        survey(root, plan(root, modalities={"x": both}, kinds={"x": "depth"}))
+
+
+def test_what_was_guessed_is_said(root: Path) -> None:
+    more = {"ir": (Pattern("ir/**/*.tiff"),), "depth": (Pattern("depth/**/*_depth.png"),)}
+    notes = survey(root, plan(root, modalities=more)).notes
+    assert "'ir' is taken for kind 'thermal'; --kind ir=… says otherwise" in notes
+    assert not any("'depth' is taken" in note for note in notes)
+    assert survey(root, plan(root, modalities=more, kinds={"ir": "gray"})).manifest.info.modality("ir").kind == "gray"
+
+
+def test_odd_ranges_are_said_with_a_remedy(root: Path) -> None:
+    def said(**changes: object) -> str:
+        return "\n".join(survey(root, plan(root, **changes)).notes)
+
+    assert "'depth': the first files use only 4.3 % of the range" in said()
+    assert "--scale depth=0.0004" in said()
+    assert "'depth'" not in said(scale={"depth": 0.0004}) and "'depth'" not in said(will_measure=True)
+    assert "'depth': values up to 2800, the network is used to about 1" in said(scale={"depth": 1.0})
+
+
+def test_photos_of_another_range_are_said_too(root: Path) -> None:
+    for number in range(3):
+        images.write_png(root / f"raw/{number}.png", np.full((4, 4, 3), 4095, np.uint16))  # 12 bits in 16
+        (root / "float").mkdir(exist_ok=True)
+        np.save(root / f"float/{number}.npy", np.full((4, 4, 3), 255.0, np.float32))
+    raw, floating = {"rgb": (Pattern("raw/*.png"),)}, {"rgb": (Pattern("float/*.npy"),)}
+    assert "--scale rgb=0.0002" in survey(root, Plan("own", raw)).notes[0]
+    assert "values up to 255" in survey(root, Plan("own", floating)).notes[0]
+
+
+def test_a_fourth_channel_is_said_to_be_dropped(root: Path) -> None:
+    for number in range(3):
+        images.write_png(root / f"rgba/{number}.png", np.zeros((4, 4, 4), np.uint8))
+    rgba = {"rgb": (Pattern("rgba/*.png"),)}
+    assert "is taken for alpha and dropped" in survey(root, Plan("own", rgba)).notes[0]
+    assert not survey(root, Plan("own", rgba, channels={"rgb": (3, 1, 0)})).notes
+
+
+def test_labels_become_classes_by_the_list(root: Path) -> None:
+    assert survey(root, plan(root)).manifest.info.label == LabelRule()
+    shifted = survey(root, plan(root, label_shift=-1, ignore=(0, 255))).manifest.info.label
+    assert shifted == LabelRule(shift=-1, ignore=(0, 255))
+    mapped = plan(root, classes=classes(root, "0: a\n128: b\n255: c\n"))
+    assert survey(root, mapped).manifest.info.label == LabelRule(mapping=((0, 0), (128, 1), (255, 2)), ignore=())
+    with pytest.raises(UsageError, match="the class list gives the values already"):
+        survey(root, replace(mapped, label_shift=-1))
+
+
+def test_labels_in_colour_need_the_colours(root: Path) -> None:
+    for path in (root / "masks").rglob("*.png"):
+        images.write_png(path, np.full((40, 56, 3), (10, 20, 30), np.uint8))
+    with pytest.raises(UsageError, match="is in colour; give each class its colour in the class list"):
+        survey(root, plan(root))
+    coloured = plan(root, classes=classes(root, "a 10 20 30\nb #ff0000\n"))
+    found = survey(root, coloured).manifest.info
+    assert found.label.colours and found.palette == ((10, 20, 30), (255, 0, 0))
+
+
+def test_masks_of_0_and_255_get_a_hint(root: Path) -> None:
+    for path in (root / "masks").rglob("*.png"):
+        images.write_png(path, (images.read(path) > 0).astype(np.uint8) * 255)
+    two = plan(root, classes=classes(root, "background\ncrack\n"))
+    (hint,) = [note for note in survey(root, two).notes if "labels hold" in note]
+    assert "0 and 255 only, and 255 counts as 'ignored'" in hint and "'0: background' and '255: crack'" in hint
+    mapped = replace(two, classes=classes(root, "0: background\n255: crack\n"))
+    assert not [note for note in survey(root, mapped).notes if "labels hold" in note]

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from memorysam_cli.data import decode, transforms
+from memorysam_cli.data.manifest import Manifest, Scene
+from memorysam_cli.engine.evaluation import scoring
+from memorysam_cli.engine.evaluation.metrics import confusion
+from memorysam_cli.engine.evaluation.views import View
+from memorysam_cli.engine.prediction import segmenting
+from memorysam_cli.engine.prediction.folder import LEDGER, Writer
+from memorysam_cli.errors import DataError, UsageError
+from memorysam_cli.storage import documents, images
+
+from ..stand_ins import CLASSES, MODALITIES, PLANS, Brightness, Plan, write_data
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Manifest:
+    return write_data(tmp_path / "data")
+
+
+def segment(
+    data: Manifest, out: Path, scenes: Sequence[Scene] | None = None, *, model: Any = None, **options: Any
+) -> dict[str, Any]:
+    chosen = data.scenes if scenes is None else scenes
+    settings: dict[str, Any] = {"image_size": 64, "device": "cpu", "workers": 0} | options
+    writer = Writer(out, root=data.root, info=data.info, modalities=settings.pop("modalities", MODALITIES))
+    segmenting.predict(model or Brightness(), writer, scenes=chosen, **settings)
+    return writer.finish({}, scenes=len(chosen))
+
+
+def mask_of(out: Path, scene: Scene) -> Any:
+    return images.read(out / "masks" / f"{scene.id}.png")
+
+
+def test_masks_have_the_size_of_their_own_input(data: Manifest, tmp_path: Path) -> None:
+    segment(data, tmp_path / "out")
+    sizes = {scene.id: mask_of(tmp_path / "out", scene).shape for scene in data.scenes}
+    assert sizes == {plan[0]: plan[4] for plan in PLANS}
+
+
+def test_a_mask_is_the_argmax_at_the_scenes_own_size(data: Manifest, tmp_path: Path) -> None:
+    scene = data.scenes[0]
+    segment(data, tmp_path / "out")
+    sample = decode.read_sample(data.root, scene, modalities=MODALITIES)
+    seen = transforms.for_prediction(sample, modalities=MODALITIES, size=64)
+    frames = [transforms.to_tensor(seen.frames[each.name], each)[None] for each in MODALITIES]
+    logits = torch.nn.functional.interpolate(Brightness().logits(frames), (97, 131), mode="bilinear")
+    np.testing.assert_array_equal(mask_of(tmp_path / "out", scene), logits[0].argmax(0).numpy())
+
+
+def test_masks_score_what_evaluate_says_for_the_native_protocol(data: Manifest, tmp_path: Path) -> None:
+    scenes = data.of_split("val")
+    segment(data, tmp_path / "out", scenes)
+    total = torch.zeros(4, 4, dtype=torch.int64)
+    for scene in scenes:
+        label = images.read(data.root / str(scene.label))
+        total += confusion(torch.from_numpy(mask_of(tmp_path / "out", scene)), torch.from_numpy(label), 4)
+    scored = scoring.evaluate(
+        Brightness(), data, scenes=scenes, modalities=MODALITIES, image_size=64, device="cpu", workers=0
+    )
+    torch.testing.assert_close(total, scored.confusion("native"), rtol=0, atol=0)
+
+
+def test_frames_of_one_name_in_several_folders_never_meet(tmp_path: Path) -> None:
+    weathers = ("cloud", "fog", "night", "rain", "sun")
+    plans: list[Plan] = [(f"{weather}/val/a/000001", "val", weather, None, (33, 47)) for weather in weathers]
+    data = write_data(tmp_path / "data", plans)
+    report = segment(data, tmp_path / "out")
+    written = sorted((tmp_path / "out/masks").rglob("*.png"))
+    assert report["done"] == len(written) == 5
+    assert len({path.read_bytes() for path in written}) == 5
+
+
+@pytest.mark.parametrize("options", [{"batch": 1}, {"batch": 7}, {"workers": 2}], ids=str)
+def test_batches_and_workers_do_not_change_a_byte(data: Manifest, tmp_path: Path, options: dict[str, int]) -> None:
+    segment(data, tmp_path / "one")
+    segment(data, tmp_path / "other", **options)
+    for scene in data.scenes:
+        name = f"masks/{scene.id}.png"
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+
+
+def test_no_label_is_needed_or_opened(data: Manifest, tmp_path: Path) -> None:
+    for scene in data.scenes:
+        (data.root / str(scene.label)).write_bytes(b"no image")
+    assert segment(data, tmp_path / "out", [replace(scene, label=None) for scene in data.scenes])["done"] == 6
+    assert segment(data, tmp_path / "again")["done"] == 6
+
+
+def test_a_scene_is_predicted_from_the_modalities_that_it_has(data: Manifest, tmp_path: Path) -> None:
+    poor = replace(data.scenes[1], files={"depth": data.scenes[1].files["depth"]})
+    model = Brightness()
+    segment(data, tmp_path / "out", [data.scenes[0], poor, data.scenes[5]], model=model)
+    assert model.calls == [(2, (1, 3, 64, 96)), (1, (1, 3, 64, 96)), (2, (1, 3, 64, 96))]
+    lines = documents.read_json_lines(tmp_path / "out" / LEDGER)
+    assert [line["modalities"] for line in lines] == [["img", "depth"], ["depth"], ["img", "depth"]]
+
+
+def test_only_the_chosen_modalities_are_read(data: Manifest, tmp_path: Path) -> None:
+    (data.root / data.scenes[0].files["depth"][0]).unlink()
+    model = Brightness()
+    segment(data, tmp_path / "out", data.scenes[:1], model=model, modalities=MODALITIES[:1])
+    assert model.calls[0][0] == 1
+
+
+def test_the_first_bad_scene_ends_the_work_and_is_named(data: Manifest, tmp_path: Path) -> None:
+    bad = data.root / data.scenes[1].files["img"][0]
+    bad.write_bytes(bad.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"img/fog/val/a/000002\.png"):
+        segment(data, tmp_path / "out")
+    assert not (tmp_path / "out/_SUCCESS.json").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_scenes_are_listed_and_the_others_done_if_that_is_asked(
+    data: Manifest, tmp_path: Path, workers: int
+) -> None:
+    for place in (0, 2, 3):
+        (data.root / data.scenes[place].files["img"][0]).write_bytes(b"")
+    told: list[int] = []
+    report = segment(data, tmp_path / "out", skip_bad=True, workers=workers, advance=told.append)
+    assert (report["scenes"], report["done"], report["failed"], sum(told)) == (6, 3, 3, 6)
+    assert [each["id"] for each in report["failures"]] == [data.scenes[place].id for place in (0, 2, 3)]
+    lines = {line["id"]: line["status"] for line in documents.read_json_lines(tmp_path / "out" / LEDGER)}
+    assert sorted(lines) == sorted(scene.id for scene in data.scenes)
+    assert [lines[scene.id] for scene in data.scenes] == ["failed", "done", "failed", "failed", "done", "done"]
+
+
+def test_nothing_done_is_no_success_even_if_bad_scenes_may_be_skipped(data: Manifest, tmp_path: Path) -> None:
+    (data.root / data.scenes[0].files["img"][0]).write_bytes(b"")
+    with pytest.raises(DataError, match="none of 1 scenes could be read"):
+        segment(data, tmp_path / "out", data.scenes[:1], skip_bad=True)
+    assert not (tmp_path / "out/_SUCCESS.json").exists()
+
+
+def test_no_gradient_and_no_dropout(data: Manifest, tmp_path: Path) -> None:
+    model = Brightness().train()
+    segment(data, tmp_path / "out", model=model)
+    assert (model.grad_was_enabled, model.was_training, model.training) == (False, False, True)
+
+
+def test_one_scene_is_written_before_the_next_but_one_is_read(data: Manifest, tmp_path: Path) -> None:
+    class Watching(Brightness):
+        """Counts the masks that exist when each forward pass begins."""
+
+        def logits(self, frames: list[Tensor]) -> Tensor:
+            seen.append(len(list((tmp_path / "out/masks").rglob("*.png"))))
+            return super().logits(frames)
+
+    seen: list[int] = []
+    segment(data, tmp_path / "out", model=Watching(), batch=1)
+    assert seen == list(range(6))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1)])
+def test_extreme_shapes_work(tmp_path: Path, size: tuple[int, int]) -> None:
+    data = write_data(tmp_path / "data", [("a", "val", None, None, size)])
+    segment(data, tmp_path / "out", image_size=32)
+    assert mask_of(tmp_path / "out", data.scenes[0]).shape == size
+
+
+def test_aliases_are_read_and_wrong_ones_refused_with_the_right_one() -> None:
+    known = ["img", "depth"]
+    assert segmenting.read_aliases(None, known) == {}
+    assert segmenting.read_aliases(["img=rgb", "depth = d"], known) == {"img": "rgb", "depth": "d"}
+    for text, words in {
+        "img": "must be MODALITY=NAME, for example img=rgb",
+        "img=": "must be MODALITY=NAME",
+        "rgb=img": r"did you mean --map img=rgb\?",
+        "dept=d": r"did you mean 'depth'\?",
+    }.items():
+        with pytest.raises(UsageError, match=words):
+            segmenting.read_aliases([text], known)
+    with pytest.raises(UsageError, match="'img' is mapped to 'a' already"):
+        segmenting.read_aliases(["img=a", "img=b"], known)
+    assert segmenting.read_aliases(["img=depth", "depth=img"], known) == {"img": "depth", "depth": "img"}
+    for texts in (["img=depth"], ["img=d", "depth=D"]):  # one file cannot be two sensors
+        with pytest.raises(UsageError, match="would be both 'img' and 'depth'"):
+            segmenting.read_aliases(texts, known)
+
+
+def test_the_reports_pixels_are_those_of_all_masks(data: Manifest, tmp_path: Path) -> None:
+    report = segment(data, tmp_path / "out")
+    masks = np.concatenate([mask_of(tmp_path / "out", scene).ravel() for scene in data.scenes])
+    assert [each["pixels"] for each in report["classes"]] == np.bincount(masks, minlength=len(CLASSES)).tolist()
+
+
+def test_what_a_scene_lacks_is_fed_as_zeros_in_its_place_if_asked(data: Manifest, tmp_path: Path) -> None:
+    class Watching(Brightness):
+        """Notes which frames are black."""
+
+        def logits(self, frames: list[Tensor]) -> Tensor:
+            seen.append([not frame.any() for frame in frames])
+            return super().logits(frames)
+
+    seen: list[list[bool]] = []
+    poor = [replace(data.scenes[1], files={name: data.scenes[1].files[name]}) for name in ("depth", "img")]
+    other = replace(poor[1], id="other")
+    segment(
+        data, tmp_path / "out", [data.scenes[0], poor[0], other], model=Watching(), view=View(missing="zero")
+    )  # fmt: skip
+    assert seen == [[False, False], [True, False], [False, True]]
+    lines = documents.read_json_lines(tmp_path / "out" / LEDGER)
+    assert [line["modalities"] for line in lines] == [["img", "depth"], ["depth"], ["img"]]
+
+
+def test_windows_see_large_frames_at_their_own_resolution(data: Manifest, tmp_path: Path) -> None:
+    model = Brightness()
+    segment(data, tmp_path / "out", data.scenes[:1], model=model, view=View(tile=True))
+    assert model.calls == [(2, (1, 3, 64, 64))] * 6  # 97×131 in 2×3 windows
+    sample = decode.read_sample(data.root, data.scenes[0], modalities=MODALITIES)
+    frames = [transforms.to_tensor(sample.frames[each.name], each)[None] for each in MODALITIES]
+    np.testing.assert_array_equal(mask_of(tmp_path / "out", data.scenes[0]), model.logits(frames)[0].argmax(0).numpy())
+
+
+def test_windows_over_small_frames_change_nothing(data: Manifest, tmp_path: Path) -> None:
+    square = [scene for scene in data.scenes if scene.id.startswith("rain/val/b")]
+    for out, view in (("one", None), ("other", View(tile=True))):
+        segment(data, tmp_path / out, square, image_size=128, view=view)
+    np.testing.assert_array_equal(mask_of(tmp_path / "one", square[0]), mask_of(tmp_path / "other", square[0]))

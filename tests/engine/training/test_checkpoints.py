@@ -1,0 +1,82 @@
+"""Checkpoints are whole, verified, and never fewer than asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from memorysam_cli.engine.training import checkpoints
+from memorysam_cli.engine.training.checkpoints import Position, State
+from memorysam_cli.errors import WeightsError
+from memorysam_cli.recipe import Recipe
+
+
+def state(step: int) -> State:
+    generator = torch.Generator().manual_seed(step)
+    return State(
+        position=Position(step=step, epoch=1, batch=2, best_miou=12.5, best_step=1),
+        model={"w": torch.randn(3, 4, generator=generator)},
+        optimizer={"adamw/step/w": torch.tensor(float(step))},
+        rng={"0/cpu": torch.arange(9, dtype=torch.uint8)},
+        identity={"optim.lr": 0.1, "data set": "abc"},
+    )
+
+
+def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
+    path = checkpoints.write(tmp_path, state(7), keep=2)
+    assert sorted(entry.name for entry in path.iterdir()) == [
+        "MANIFEST.json", "model.safetensors", "optimizer.safetensors", "rng.safetensors", "trainer.json",
+    ]  # fmt: skip
+    found = checkpoints.read(path)
+    assert found.position == state(7).position and found.identity == state(7).identity
+    for part in ("model", "optimizer", "rng"):
+        torch.testing.assert_close(getattr(found, part), getattr(state(7), part), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.safetensors", "rng.safetensors", "trainer.json", "MANIFEST.json"]
+)
+@pytest.mark.parametrize("fault", ["flipped", "cut", "gone"])
+def test_any_damage_to_any_file_is_seen_and_the_one_before_is_taken(name: str, fault: str, tmp_path: Path) -> None:
+    older = checkpoints.write(tmp_path, state(1), keep=2)
+    newest = checkpoints.write(tmp_path, state(2), keep=2)
+    assert checkpoints.newest_valid(tmp_path) == (newest, [])
+    content = bytearray((newest / name).read_bytes())
+    if fault == "gone":
+        (newest / name).unlink()
+    else:
+        content[len(content) // 2] ^= 4
+        (newest / name).write_bytes(content if fault == "flipped" else content[:-1])
+    assert checkpoints.newest_valid(tmp_path) == (older, [newest])
+    with pytest.raises(WeightsError, match="no valid checkpoint"):
+        checkpoints.read(newest)
+
+
+def test_retention_keeps_the_newest_valid_ones_and_counts_no_damaged_one(tmp_path: Path) -> None:
+    paths = [checkpoints.write(tmp_path, state(step), keep=9) for step in (1, 2, 3)]
+    (paths[2] / "model.safetensors").unlink()
+    newest = checkpoints.write(tmp_path, state(4), keep=2)
+    left = [path for path in [*paths, newest] if path.exists() and checkpoints.is_valid(path)]
+    assert left == [paths[1], newest]
+
+
+def test_a_damaged_folder_of_the_same_step_is_replaced(tmp_path: Path) -> None:
+    path = checkpoints.write(tmp_path, state(5), keep=2)
+    (path / "model.safetensors").write_bytes(b"")
+    assert checkpoints.write(tmp_path, state(5), keep=2) == path
+    assert checkpoints.is_valid(path) and path.with_name("step-00000005.corrupt").is_dir()
+
+
+def test_an_unfinished_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / ".step-00000009.tmp-host-1-ab").mkdir()
+    (tmp_path / "step-00000009").mkdir()
+    assert checkpoints.newest_valid(tmp_path) == (None, [tmp_path / "step-00000009"])
+
+
+def test_identity_names_what_is_computed_and_nothing_else(small: Recipe) -> None:
+    identity = checkpoints.identity_of(small, dataset="abc", base="def")
+    assert identity["optim.lr"] == 1e-3 and identity["data set"] == "abc" and identity["base weights"] == "def"
+    assert not checkpoints.MAY_CHANGE & identity.keys()
+    assert {"model.lora.rank", "spmm.weight", "train.seed", "train.batch", "augment.flip"} <= identity.keys()
