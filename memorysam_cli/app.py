@@ -19,6 +19,7 @@ from typer.exceptions import TyperException
 from typer.main import get_command
 
 from memorysam_cli import __version__
+from memorysam_cli.commands.options import example
 from memorysam_cli.errors import MemorySamError, environment_fault
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic
@@ -75,8 +76,7 @@ def build() -> typer.Typer:
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name)
         else:
-            # \b: never wrapped, so that it can be copied.
-            app.command(name, epilog=f"\b\nExample: {module.EXAMPLE}")(command)
+            app.command(name, epilog=example(module.EXAMPLE))(command)
     return app
 
 

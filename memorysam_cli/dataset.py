@@ -6,7 +6,9 @@ training, evaluation and prediction alike.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections import Counter
+from collections.abc import Iterable
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,7 +18,19 @@ IGNORE = 255
 Kind = Literal["rgb", "gray", "depth", "hha", "event", "lidar", "thermal", "angle"]
 Interpolation = Literal["bilinear", "nearest"]
 Flip = Literal["mirror", "negate_sine", "negate_cosine"]
-Colour = tuple[int, int, int]
+Byte = Annotated[int, Field(ge=0, le=255)]
+Colour = tuple[Byte, Byte, Byte]
+Channel = Annotated[int, Field(ge=0)]
+LARGEST, SMALLEST = 3.4e38, 1.2e-38
+"""Of float32, in which values are computed."""
+Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+RAW_VALUES = 65536
+"""Label files hold at most 16 bits."""
+
+
+def _twice(values: Iterable[object]) -> list[object]:
+    """Those that are there more than once."""
+    return [value for value, count in Counter(values).items() if count > 1]
 
 
 class Strict(BaseModel):
@@ -34,22 +48,32 @@ class Modality(Strict):
 
     name: str
     kind: Kind
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    mean: tuple[Number, Number, Number] | None = None
+    std: tuple[Number, Number, Number] | None = None
     interpolation: Interpolation = "bilinear"
     photometric: tuple[Literal["jitter", "blur"], ...] = ()
     """Which photometric augmentations act on this modality (geometry always acts on all)."""
-    channels: tuple[int, int, int] | None = None
+    channels: tuple[Channel, Channel, Channel] | None = None
     """Which stored channels are the three, from 0. None: grey is repeated, alpha is dropped; any other number of
     channels needs this."""
-    scale: float | None = None
+    scale: Number | None = None
     """Of stored values. None: by dtype, uint8 / 255, uint16 / 65535, floating point as stored."""
-    offset: float = 0.0
+    offset: Number = 0.0
     """Added to scaled values."""
     flip: Flip = "mirror"
     """What a horizontal flip does beside mirroring the pixels. An angle given as [sine, cosine, sine] may have to
     change the sign of one, by its convention; ``mirror`` is what the reference does. The others need a range of values
     that is symmetric about 0: floating point, or integers with ``scale`` and ``offset``."""
+
+    @model_validator(mode="after")
+    def _keeps_values_apart(self) -> Modality:
+        if self.scale is not None and abs(self.scale) < SMALLEST:
+            raise ValueError(f"scale {self.scale:g} would make all values one; leave it out or give another, such as 1")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std: give both or neither")
+        if self.std is not None and min(self.std) < SMALLEST:
+            raise ValueError(f"std {min(self.std):g}: must be above 0; 1 leaves values as they are")
+        return self
 
 
 class LabelRule(Strict):
@@ -59,20 +83,28 @@ class LabelRule(Strict):
     anything else outside 0..K-1 is refused, never wrapped.
     """
 
-    shift: int = 0
+    shift: Annotated[int, Field(gt=-RAW_VALUES, lt=RAW_VALUES)] = 0
     ignore: tuple[int, ...] = (IGNORE,)
     mapping: tuple[tuple[int, int], ...] = ()
     """(raw, class) pairs; where there are any, all raw values must be listed here or in ``ignore``."""
     colours: bool = False
     """The files are RGB pictures in the palette's colours; other colours become 255, and the check counts them."""
 
+    @model_validator(mode="after")
+    def _one_meaning_per_value(self) -> LabelRule:
+        raw = [value for value, _ in self.mapping]
+        twice = _twice(raw) or [value for value in raw if value in self.ignore]
+        if twice:
+            raise ValueError(f"value {twice[0]} has two meanings in mapping and ignore; leave one")
+        return self
+
 
 class Crop(Strict):
     """Columns that the published protocol leaves out (MCubeS drops 192 of 1224 at the left)."""
 
-    left: int = 0
+    left: Annotated[int, Field(ge=0)] = 0
     """Columns dropped at the left at the native height ``of_height``."""
-    of_height: int = 1024
+    of_height: Annotated[int, Field(gt=0)] = 1024
     square: bool = False
     """Then cut the centre square."""
 
@@ -116,6 +148,17 @@ class DatasetInfo(Strict):
     def _one_colour_per_class(self) -> DatasetInfo:
         if not self.classes or len(self.classes) != len(self.palette):
             raise ValueError(f"{len(self.classes)} classes need as many colours, not {len(self.palette)}")
+        return self
+
+    @model_validator(mode="after")
+    def _names_tell_apart(self) -> DatasetInfo:
+        if not self.modalities:
+            raise ValueError("modalities: there must be at least one")
+        for what, names in (("classes", self.classes), ("modalities", [each.name for each in self.modalities])):
+            if twice := _twice(names):
+                raise ValueError(f"{what}: '{twice[0]}' stands there twice; give each its own name")
+        if len(self.classes) > IGNORE:
+            raise ValueError(f"{len(self.classes)} classes; from 1 to {IGNORE} are possible")
         return self
 
     def modality(self, name: str) -> Modality:

@@ -87,6 +87,16 @@ def test_every_help_ends_with_a_worked_example(path: str, flag: str, capsys: pyt
         assert f"{path} ".removeprefix("memorysam ") in f"{example} ", "the example shows another command"
 
 
+@pytest.mark.parametrize("path", ALL)
+def test_a_help_is_whole_in_80_columns(path: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    app.run([*path.split()[1:], "--help"])
+    out = capsys.readouterr().out
+    assert not [line for line in out.splitlines() if line.endswith("...") and not line.startswith("Usage")], "cut"
+    assert "\n" not in out.rpartition("Example: ")[2].strip(), "the example cannot be copied"
+    assert "range>" not in out, "a type of Python's in place of a word"
+
+
 @pytest.mark.parametrize("path", [path for path in ALL if not hasattr(ALL[path], "commands")])
 def test_the_same_word_is_the_same_option_everywhere(path: str) -> None:
     letters = {"--data": "-d", "--out": "-o", "--recipe": "-r", "--weights": "-w", "--verbose": "-v", "--quiet": "-q"}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from typer.main import get_command
+
 from memorysam_cli import app
 from memorysam_cli import recipe as recipes
 from memorysam_cli.errors import EXIT_CODES
@@ -23,6 +25,14 @@ def test_every_command_and_recipe_is_named() -> None:
     assert not [name for name in recipes.shipped() if f"`{name}`" not in README]
 
 
+def test_every_subcommand_is_in_the_table() -> None:
+    table = README.split("| command | does |")[1].split("\n\n")[0]
+    words = set(re.findall(r"[\w-]+", table))
+    groups = get_command(app.build()).commands  # type: ignore[attr-defined]
+    below = {f"{name} {child}": child for name, group in groups.items() for child in getattr(group, "commands", {})}
+    assert len(below) > 20 and not [path for path, child in below.items() if child not in words]
+
+
 def test_every_file_that_it_links_or_draws_is_there() -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
     assert links and not [link for link in links if not (ROOT / link).is_file()]
@@ -32,3 +42,11 @@ def test_every_file_that_it_links_or_draws_is_there() -> None:
         for name in re.findall(r"^  (\w+/|\w+\.py) ", tree, re.MULTILINE)
         if not (ROOT / "memorysam_cli" / name).exists()
     ]
+    inside = re.findall(r"^  (\w+)/|(?:^    |      )(\w+)/ ", tree, re.MULTILINE)
+    parents = [parent for parent, _ in inside]
+    assert not [
+        child
+        for index, (_, child) in enumerate(inside)
+        if child and not (ROOT / "memorysam_cli" / next(filter(None, parents[index::-1])) / child).is_dir()
+    ]
+    assert not [name for name in re.findall(r"^(\w+/) ", tree, re.MULTILINE) if not (ROOT / name).is_dir()]

@@ -22,9 +22,10 @@ def demo(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Render mini-DELIVER, train on it with all sensors and with RGB alone, evaluate, predict, and show the pictures.
+    """Render mini-DELIVER, train, evaluate, predict: the whole way.
 
-    Everything goes to --out, else to a new temporary folder that is kept.
+    Trains with all sensors and with RGB alone, some minutes on two CPU cores. Everything goes to --out, else to a new
+    temporary folder that is kept.
     """
     import tempfile
 

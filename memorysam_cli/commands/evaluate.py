@@ -32,12 +32,17 @@ def evaluate(
         Literal["any", "emm", "rmm", "nm"] | None,
         typer.Option(help="Instead: a published benchmark of missing (any, emm, rmm) or noisy (nm) sensors."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the random failures of --robustness rmm and nm.")] = 0,
-    repeats: Annotated[int, typer.Option(min=1, help="How often --robustness draws what is random.")] = 1,
+    seed: Annotated[
+        int | None, typer.Option(min=0, metavar="S", help="Of the random failures of --robustness rmm and nm (else 0).")
+    ] = None,
+    repeats: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="How often --robustness rmm and nm draw what is random (else once)."),
+    ] = None,
     noise_extremes: Annotated[
-        Literal["batch", "scene"],
+        Literal["batch", "scene"] | None,
         typer.Option(help="Salt and pepper of --robustness nm: the extremes of a batch (as published) or of a scene."),
-    ] = "batch",
+    ] = None,
     min_miou: Annotated[
         float | None,
         typer.Option(min=0, max=100, metavar="PERCENT", help="End with exit code 10 if the mIoU is below this."),
@@ -50,9 +55,10 @@ def evaluate(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Score weights: IoU, F1 and accuracy per class, condition, failure case and scene, in both protocols.
+    """Score weights, or measure how they bear failing sensors.
 
-    The data set is the one that the weights were trained for. Results go to <run>/evaluate/<split>/.
+    IoU, F1 and accuracy per class, condition, failure case and scene, in both protocols. The data set is the one that
+    the weights were trained for. Results go to <run>/evaluate/<split>/.
     """
     from memorysam_cli.engine import run_folder
 
@@ -61,6 +67,7 @@ def evaluate(
     names, scales = options.names(modalities), options.scales(tta_scales, tta=tta)
     if robustness is not None and (scales or tile or min_miou is not None):
         raise UsageError("--robustness: is defined without --tta, --tile and --min-miou; leave them out")
+    _refuse_idle(robustness, seed=seed, repeats=repeats, noise_extremes=noise_extremes)
     from memorysam_cli.engine.evaluation import assessment
     from memorysam_cli.engine.evaluation.views import View
     from memorysam_cli.report import console
@@ -69,8 +76,8 @@ def evaluate(
     task = assessment.plan(path, data=data, split=split, modalities=names, view=view, out=out)
     if robustness is not None:
         report = assessment.measure_robustness(
-            task, kind=robustness, seed=seed, repeats=repeats, noise_extremes=noise_extremes, protocol=protocol,
-            device=device, batch=batch, workers=workers,
+            task, kind=robustness, seed=seed or 0, repeats=repeats or 1, noise_extremes=noise_extremes or "batch",
+            protocol=protocol, device=device, batch=batch, workers=workers,
         )  # fmt: skip
     else:
         report = assessment.score(task, protocol=protocol, device=device, batch=batch, workers=workers)
@@ -82,3 +89,17 @@ def evaluate(
         raise CheckFailedError(
             f"--min-miou {min_miou:g}: the mIoU is {report['miou']:.2f} on {task.split} ({protocol} protocol)"
         )
+
+
+def _refuse_idle(robustness: str | None, *, seed: int | None, repeats: int | None, noise_extremes: str | None) -> None:
+    """Refuse options that would decide nothing."""
+    readers = {
+        "--seed": (seed, ("rmm", "nm")),
+        "--repeats": (repeats, ("rmm", "nm")),
+        "--noise-extremes": (noise_extremes, ("nm",)),
+    }
+    for name, (value, kinds) in readers.items():
+        if value is not None and robustness not in kinds:
+            raise UsageError(
+                f"{name} {value}: means something to --robustness {' and '.join(kinds)} alone; leave it out"
+            )

@@ -64,8 +64,15 @@ TileOverlap = Annotated[
     float, typer.Option(min=0, max=0.9, metavar="SHARE", help="Of neighbouring windows' side, at least, with --tile.")
 ]
 
-Batch = Annotated[int, typer.Option("--batch", min=1, help="Scenes of one size that are computed at once.")]
-Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes that read ahead.")]
+Batch = Annotated[
+    int, typer.Option("--batch", min=1, metavar="N", help="Scenes of one size that are computed at once.")
+]
+Workers = Annotated[int, typer.Option("--workers", min=0, metavar="N", help="Processes that read ahead.")]
+
+
+def example(text: str) -> str:
+    """The end of a command's help; ``\\b``: never wrapped, so that it can be copied."""
+    return f"\b\nExample: {text}"
 
 
 def begin(*, json: bool = False, verbose: bool = False, quiet: bool = False) -> None:

@@ -40,7 +40,7 @@ def predict(
     color: Annotated[bool, typer.Option("--color", help="Also paint each mask in its classes' colours.")] = False,
     overlay: Annotated[bool, typer.Option("--overlay", help="Also blend colours over the image, with legend.")] = False,
     confidence: Annotated[bool, typer.Option("--confidence", help="Also write each pixel's probability.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many scenes.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first so many scenes.")] = None,
     on_error: Annotated[
         Literal["stop", "skip"], typer.Option(help="At a scene that cannot be read: stop, or list it and go on.")
     ] = "stop",
@@ -52,10 +52,10 @@ def predict(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Segment scenes: a class-id PNG of each scene's own size, in the scenes' own tree; no labels needed.
+    """Segment scenes: a class-id PNG of each scene's own size.
 
-    A scene may lack modalities that the weights know. Writes masks/, classes.json, predictions.jsonl and, last,
-    _SUCCESS.json into the output folder.
+    In the scenes' own tree; no labels needed. A scene may lack modalities that the weights know. Writes masks/,
+    classes.json, predictions.jsonl and, last, _SUCCESS.json into the output folder.
     """
     from memorysam_cli.engine import run_folder
 
@@ -80,7 +80,7 @@ def predict(
     wanted = found.scenes[:limit]
     folder.refuse_collisions(wanted)
     folder.refuse_foreign(out, overwrite=overwrite)
-    for text in found.notes:
+    for text in (*found.notes, *segmenting.doubts(wanted, root=found.root, modalities=chosen)):
         console.note(text)
     place = runtime.choose_device(device)
     trees = {"color": color, "overlay": overlay, "confidence": confidence}

@@ -6,16 +6,16 @@ from typing import Annotated
 
 import typer
 
-from memorysam_cli.commands.options import Json, Quiet, Set, Verbose, begin
+from memorysam_cli.commands.options import Json, Quiet, Set, Verbose, begin, example
 
 SCHEMA_VERSION = 1
 
-app = typer.Typer(help="List, show and check recipes.", epilog="Example: memorysam recipes list", no_args_is_help=True)
+app = typer.Typer(help="List, show and check recipes.", epilog=example("memorysam recipes list"), no_args_is_help=True)
 
 NameOrFile = Annotated[str, typer.Argument(metavar="NAME|FILE", help="A shipped recipe's name, or a .yaml file.")]
 
 
-@app.command("list", epilog="Example: memorysam recipes list --json")
+@app.command("list", epilog=example("memorysam recipes list --json"))
 def list_recipes(json: Json = False, verbose: Verbose = False, quiet: Quiet = False) -> None:
     """List the recipes that come with memorysam."""
     from memorysam_cli import recipe
@@ -42,11 +42,11 @@ def list_recipes(json: Json = False, verbose: Verbose = False, quiet: Quiet = Fa
     )
 
 
-@app.command("show", epilog="Example: memorysam recipes show deliver --set train.epochs=50 > mine.yaml")
+@app.command("show", epilog=example("memorysam recipes show deliver --set train.epochs=50 > mine.yaml"))
 def show_recipe(
     name: NameOrFile, overrides: Set = None, json: Json = False, verbose: Verbose = False, quiet: Quiet = False
 ) -> None:
-    """Print a recipe with every value written out, as YAML that can be edited and trained."""
+    """Print a recipe with every value, as YAML to edit and train."""
     from memorysam_cli import recipe
     from memorysam_cli.report import console
 
@@ -58,7 +58,7 @@ def show_recipe(
         console.say(resolved.to_yaml().rstrip("\n"))
 
 
-@app.command("check", epilog="Example: memorysam recipes check mine.yaml --set optim.lr=1e-4")
+@app.command("check", epilog=example("memorysam recipes check mine.yaml --set optim.lr=1e-4"))
 def check_recipe(
     name: NameOrFile, overrides: Set = None, json: Json = False, verbose: Verbose = False, quiet: Quiet = False
 ) -> None:

@@ -36,11 +36,12 @@ def train(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Train a model by a recipe: LoRA, OHEM and the SPMM on SAM2's memory across modalities.
+    """Train a model by a recipe.
 
-    Without --recipe: the recipe `default`, on the one data set that is prepared below ROOT, with all its sensors.
-    Writes runs/<recipe>-<date>-<id>/ with the best and last weights, curves, metrics and sample pictures. Stops
-    cleanly on Ctrl-C or SIGTERM, and continues where it stood with --resume.
+    LoRA, OHEM and the SPMM, on SAM 2's memory across modalities. Without --recipe: the recipe `default`, on the one
+    data set that is prepared below ROOT, with all its sensors. Writes runs/<recipe>-<date>-<id>/ with the best and last
+    weights, curves, metrics and sample pictures. Stops cleanly on Ctrl-C or SIGTERM, and continues where it stood with
+    --resume.
     """
     from memorysam_cli import recipe as recipes
 

@@ -18,24 +18,25 @@ import numpy.typing as npt
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.data.resizing import resize_nearest
 from memorysam_cli.data.transforms import Sample
-from memorysam_cli.dataset import IGNORE, Colour, LabelRule, Modality
+from memorysam_cli.dataset import IGNORE, RAW_VALUES, Colour, LabelRule, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
 
 Frame = npt.NDArray[Any]
 
-RAW_VALUES = 65536
-"""Label files hold at most 16 bits."""
+LARGEST = float(np.finfo(np.float32).max)
+"""Of stored values, with either sign."""
 LISTED = 12
 """Legal values that a message lists one by one."""
 
 
-def read_modality(paths: Sequence[Path], modality: Modality) -> Frame:
+def read_modality(paths: Sequence[Path], modality: Modality, *, max_pixels: int | None = None) -> Frame:
     """Read one modality of one scene.
 
     Args:
         paths: one file, or for an angle two: its sine and its cosine, stacked as [sin, cos, sin].
         modality: what the files are.
+        max_pixels: larger pictures are refused; None: as everywhere.
 
     Returns:
         (H, W, 3) uint8, uint16 or float32, as stored: the modality's three ``channels``; where it has none declared,
@@ -47,7 +48,7 @@ def read_modality(paths: Sequence[Path], modality: Modality) -> Frame:
     Source: DATASETS §0 and §1.5 (MCubeS's angles).
     """
     if modality.kind == "angle" and len(paths) == 2:
-        sine, cosine = (_plane(path) for path in paths)
+        sine, cosine = (_plane(path, max_pixels) for path in paths)
         if (sine.shape, sine.dtype) != (cosine.shape, cosine.dtype):
             raise DataError(
                 f"{paths[0]}: sine is {_size(sine)} {sine.dtype}, but cosine ({paths[1].name}) is {_size(cosine)} "
@@ -56,7 +57,7 @@ def read_modality(paths: Sequence[Path], modality: Modality) -> Frame:
         return np.stack([sine, cosine, sine], axis=-1)  # 2 × (H, W) -> (H, W, 3)
     if len(paths) != 1:
         raise DataError(f"{paths[0]}: modality '{modality.name}' takes one file, not {len(paths)}")
-    array = _read(paths[0])
+    array = _read(paths[0], max_pixels)
     count = 1 if array.ndim == len("HW") else array.shape[2]
     if modality.channels is not None:
         return _take(array, modality, channels=modality.channels, count=count, path=paths[0])
@@ -74,7 +75,14 @@ def read_modality(paths: Sequence[Path], modality: Modality) -> Frame:
     return cv2.merge([array] * 3)  # (H, W) -> (H, W, 3)
 
 
-def read_label(path: Path, rule: LabelRule, classes: int, *, palette: Sequence[Colour] = ()) -> npt.NDArray[np.uint8]:
+def read_label(
+    path: Path,
+    rule: LabelRule,
+    classes: int,
+    *,
+    palette: Sequence[Colour] = (),
+    max_pixels: int | None = None,
+) -> npt.NDArray[np.uint8]:
     """Read a label and turn its raw values into classes.
 
     Args:
@@ -83,6 +91,7 @@ def read_label(path: Path, rule: LabelRule, classes: int, *, palette: Sequence[C
         rule: how raw values map to classes.
         classes: K, at most 255.
         palette: K colours; for ``rule.colours``.
+        max_pixels: larger pictures are refused; None: as everywhere.
 
     Returns:
         (H, W) uint8: 0..K-1, or 255 where the pixel counts nowhere.
@@ -92,8 +101,8 @@ def read_label(path: Path, rule: LabelRule, classes: int, *, palette: Sequence[C
             the first (row, column), and what is legal; or the rule itself is impossible.
     """
     if rule.colours:
-        return _of_colours(path, tuple(palette)[:classes])
-    raw = _raw_label(path)
+        return _of_colours(path, tuple(palette)[:classes], max_pixels)
+    raw = _raw_label(path, max_pixels)
     table, is_illegal = _class_table(rule, classes)
     inside = raw if raw.dtype in (np.uint8, np.uint16) else np.clip(raw, 0, RAW_VALUES - 1)
     label = table.take(inside)
@@ -168,11 +177,13 @@ def _of_one_size(
     return {name: resize_nearest(frame, height=height, width=width) for name, frame in frames.items()}
 
 
-def _read(path: Path) -> Frame:
+def _read(path: Path, max_pixels: int | None) -> Frame:
     """(H, W) or (H, W, C) with C > 1; uint8, uint16 or float32."""
-    array = images.read(path)
+    array = images.read(path, max_pixels=max_pixels)
     array = array[:, :, 0] if array.ndim > len("HW") and array.shape[2] == 1 else array
     if array.dtype in (np.float16, np.float64):
+        if array.dtype == np.float64 and max(-array.min(), array.max()) > LARGEST:
+            raise DataError(f"{path}: holds values beyond {LARGEST:.2g}, too large for the network; rescale them")
         array = array.astype(np.float32)
     if array.dtype not in (np.uint8, np.uint16, np.float32):
         raise DataError(f"{path}: holds {array.dtype}; allowed are uint8, uint16 and floating point")
@@ -193,32 +204,32 @@ def _take(array: Frame, modality: Modality, *, channels: tuple[int, int, int], c
     return cv2.merge([cv2.extractChannel(array, channel) for channel in channels])
 
 
-def _plane(path: Path) -> Frame:
+def _plane(path: Path, max_pixels: int | None) -> Frame:
     """A file with one channel: (H, W)."""
-    array = _read(path)
+    array = _read(path, max_pixels)
     if array.ndim != len("HW"):
         raise DataError(f"{path}: has {array.shape[2]} channels; the sine or cosine of an angle has one")
     return array
 
 
-def _raw_label(path: Path) -> Frame:
+def _raw_label(path: Path, max_pixels: int | None) -> Frame:
     """(H, W) integers as stored."""
     header = images.header(path)
     if header.format == "jpeg" or header.has_palette or header.channels not in (1, 4):
         what = "a JPEG" if header.format == "jpeg" else "a palette picture" if header.has_palette else "in colour"
         raise DataError(f"{path}: is {what}; labels must be class numbers in one channel, lossless (PNG)")
-    array = images.read(path)
+    array = images.read(path, max_pixels=max_pixels)
     if array.dtype.kind not in "iu":
         raise DataError(f"{path}: holds {array.dtype}; labels must be whole numbers")
     return array if array.ndim == len("HW") else array[:, :, 0]
 
 
-def _of_colours(path: Path, palette: tuple[Colour, ...]) -> npt.NDArray[np.uint8]:
+def _of_colours(path: Path, palette: tuple[Colour, ...], max_pixels: int | None) -> npt.NDArray[np.uint8]:
     """(H, W) classes of a picture in the palette's colours; other colours become 255."""
     header = images.header(path)
     if header.format == "jpeg":
         raise DataError(f"{path}: is a JPEG; labels in colours must be lossless (PNG), or no colour is exact")
-    array = images.read(path)
+    array = images.read(path, max_pixels=max_pixels)
     if array.ndim == len("HW") or array.shape[2] not in (3, 4) or array.dtype != np.uint8:
         raise DataError(f"{path}: is no 8-bit RGB picture, but labels of this data set are (label.colours)")
     packed = array[:, :, 0].astype(np.int32) << 8  # (H, W, 3) -> (H, W)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from memorysam_cli.data import decode, transforms
-from memorysam_cli.data.manifest import Manifest, Scene
+from memorysam_cli.data.manifest import Manifest, Scene, sign_line
 from memorysam_cli.data.transforms import Sample
 from memorysam_cli.data.workers import Source, load
 from memorysam_cli.dataset import DatasetInfo, Modality
@@ -58,6 +58,8 @@ class ScoredScene:
     """The whole frame at the network's size, with the label at its own size."""
     shares_frames: bool
     """Both have the same frames, so that one forward pass serves both."""
+    is_large: bool = False
+    """The whole frame keeps its own resolution, to be seen through windows."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class UnlabelledScene:
     height: int
     """Of the scene's own frame, in pixels."""
     width: int
+    is_large: bool = False
+    """The frames keep their own resolution, to be seen through windows."""
 
 
 def epoch_order(count: int, *, seed: int, epoch: int) -> list[int]:
@@ -236,13 +240,16 @@ class _ScoredScenes(Source[ScoredScene]):
         scored = transforms.for_scoring(sample, modalities=self.modalities, size=self.size, crop=crop)
         native = torch.from_numpy(sample.label.astype(np.int64))[None]  # (H, W) -> (1, H, W)
         resized = _batch([scored], self.modalities, (scene,))
-        if crop is None and not (self.tile and _is_large(sample, self.size)):
+        is_large = self.tile and _is_large(sample, self.size)
+        if crop is None and not is_large:
             return ScoredScene(scene, resized, Batch(resized.frames, native, (scene,)), shares_frames=True)
         frames = _whole(Sample(sample.frames, None), self.modalities, size=self.size, tile=self.tile)
         whole = _batch([frames], self.modalities, (scene,)).frames
         if crop is None:
             resized = Batch(whole, resized.label, (scene,))
-        return ScoredScene(scene, resized, Batch(whole, native, (scene,)), shares_frames=crop is None)
+        return ScoredScene(
+            scene, resized, Batch(whole, native, (scene,)), shares_frames=crop is None, is_large=is_large
+        )
 
 
 @dataclass(frozen=True)
@@ -263,20 +270,27 @@ class _UnlabelledScenes(Source[UnlabelledScene]):
         height, width = sample.size
         seen = _whole(sample, present, size=self.size, tile=self.tile)
         batch = _batch([seen], present, (scene,))
-        return UnlabelledScene(scene, batch.frames, tuple(seen.frames), height, width)
+        is_large = self.tile and _is_large(sample, self.size)
+        return UnlabelledScene(scene, batch.frames, tuple(seen.frames), height, width, is_large)
 
 
 def _labelled(manifest: Manifest, scene: Scene, modalities: Sequence[Modality]) -> Sample:
     """A scene's frames and label."""
     info = manifest.info
-    return decode.read_sample(
-        manifest.root,
-        scene,
-        modalities=modalities,
-        rule=info.label,
-        classes=len(info.classes),
-        palette=info.palette,
-    )
+    try:
+        return decode.read_sample(
+            manifest.root,
+            scene,
+            modalities=modalities,
+            rule=info.label,
+            classes=len(info.classes),
+            palette=info.palette,
+        )
+    except DataError as fault:
+        if scene.label is None or any(modality.name not in scene.files for modality in modalities):
+            raise
+        line = f"{sign_line(manifest.root, info.name)} --drop-incomplete"
+        raise DataError(f"{fault}; mend the file, or leave all such scenes out: {line}") from fault
 
 
 def _whole(sample: Sample, modalities: Sequence[Modality], *, size: int, tile: bool) -> Sample:

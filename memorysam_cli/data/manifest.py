@@ -274,7 +274,7 @@ def _first_fault(fault: ValidationError) -> str:
     """The first thing that pydantic refuses: ``key: reason``."""
     first = fault.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
-    return f"{key}: {first['msg'].removeprefix('Value error, ')}"
+    return f"{key}{': ' if key else ''}{first['msg'].removeprefix('Value error, ')}"
 
 
 def _line(root: Path, scene: Scene) -> dict[str, Any]:

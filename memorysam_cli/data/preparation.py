@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from memorysam_cli import __version__
-from memorysam_cli.data import DATASETS, layout_of
+from memorysam_cli.data import DATASETS, layout_of, superseded
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.checking.check import check
 from memorysam_cli.data.checking.report import Dropped, Problem, Report
@@ -93,6 +93,8 @@ def check_and_write(
     headers_only: bool = False,
     max_pixels: int | None = None,
     measure: Callable[[Manifest], DatasetInfo] | None = None,
+    notes: Sequence[str] = (),
+    accepts_edits: bool = False,
     advance: Callable[[], object] | None = None,
 ) -> Prepared:
     """Check a listed data set, and write its manifest if nothing is wrong.
@@ -103,6 +105,8 @@ def check_and_write(
         headers_only: see :func:`~memorysam_cli.data.checking.check.check`.
         max_pixels: larger pictures are refused.
         measure: gets the data set as it will be written and returns what its ``dataset.json`` shall say.
+        notes: what was assumed in listing it, for the report.
+        accepts_edits: the manifest was read from the files that are now replaced.
         advance: called after each scene.
 
     Raises:
@@ -113,12 +117,15 @@ def check_and_write(
     report = check(
         manifest, drop_incomplete=drop_incomplete, headers_only=headers_only, max_pixels=max_pixels, advance=advance
     )
-    report = _with_layout(report, manifest)
+    report = replace(_with_layout(report, manifest), notes=tuple(notes))
     if (report.problems and not report.dropped) or not report.scenes:
         return Prepared(report, manifest=None)
     info = manifest.info.model_copy(update={"counts": report.splits})
     if measure is not None:
         info = measure(replace(manifest, info=info, scenes=report.scenes))
+    if not accepts_edits:
+        kept = superseded.keep(manifest.root, info, report.scenes)
+        report = replace(report, warnings=(*report.warnings, *kept))
     _list_dropped(place / DROPPED, report.dropped)
     manifests.write(manifest.root, info, report.scenes)
     return Prepared(report, manifest=place)

@@ -33,6 +33,7 @@ class _State:
     color: bool | None = None
     json: bool = False
     logs: list[TextIO] = field(default_factory=list)
+    after_table: bool = False
 
 
 _state = _State()
@@ -46,7 +47,7 @@ def setup(*, verbosity: int = NORMAL, color: bool | None = None, json: bool = Fa
         color: True or False decides; None asks the environment and the terminal.
         json: stdout is reserved for ``answer``; ``say`` and ``table`` fall silent.
     """
-    _state.verbosity, _state.color, _state.json = verbosity, color, json
+    _state.verbosity, _state.color, _state.json, _state.after_table = verbosity, color, json, False
 
 
 def answer(value: Any) -> None:
@@ -68,28 +69,37 @@ def answer(value: Any) -> None:
 def say(text: str) -> None:
     """Print a line of the answer for people on stdout (nothing under ``--json``)."""
     if not _state.json:
+        _leave_table()
         _write(sys.stdout, text)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
-    """Print a table on stdout (nothing under ``--json``); a column of numbers only is set flush right."""
+    """Print a table on stdout (nothing under ``--json``); a column of numbers only is set flush right.
+
+    An empty line follows before whatever comes next.
+    """
     if _state.json:
         return
+    _leave_table()
     from rich.box import SIMPLE
     from rich.table import Table
     from rich.text import Text
 
     cells = [[str(cell) for cell in row] for row in rows]
-    drawn = Table(
-        title=Text(title, "bold") if title else None, box=SIMPLE, title_justify="left", show_edge=False, pad_edge=False
-    )
+    drawn = Table(box=SIMPLE, show_edge=False, pad_edge=False)
     for index, column in enumerate(columns):
         numeric = bool(cells) and all(_is_number(row[index]) for row in cells)
         drawn.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
     for row in cells:
         drawn.add_row(*map(Text, row))
-    with _beside_bars():
-        _rich(sys.stdout).print(drawn)
+    rich = _rich(sys.stdout)
+    with rich.capture() as text:
+        if title:
+            rich.print(Text(title, "bold"))
+        rich.print(drawn)
+    for line in text.get().splitlines():
+        _write(sys.stdout, line.rstrip())
+    _state.after_table = True
 
 
 def detail(text: str) -> None:
@@ -157,6 +167,13 @@ def _log(text: str, *, level: str) -> None:
         log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {level}: {text}\n")
 
 
+def _leave_table() -> None:
+    """An empty line between a table and what follows it."""
+    if _state.after_table:
+        _state.after_table = False
+        _write(sys.stdout, "")
+
+
 def _write(stream: TextIO, text: str, *, prefix: str = "", style: str = "") -> None:
     """One line, never wrapped; what the stream cannot encode is escaped."""
     if not _fits(stream, text):
@@ -212,7 +229,8 @@ def _beside_bars() -> Iterator[None]:
 
 def _is_number(text: str) -> bool:
     try:
-        float(text.strip().removesuffix("%") or "nan")
+        for part in text.split(" ± "):
+            float(part.strip().removesuffix("%") or "nan")
     except ValueError:
         return text.strip() in {"-", "–", "—"}
     return True

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 BLUE, VERMILION, GREEN, ORANGE, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7"
 GREY = "#8c8c8c"
+LONGEST_NAME = 28
+"""Letters of a class's name on an axis."""
 FEW = 30
 """Points below which each one is marked."""
 
@@ -45,19 +47,20 @@ def confusion_matrix(matrix: ArrayLike, *, classes: Sequence[str], title: str = 
     counts = np.asarray(matrix, dtype=np.float64)
     truth = counts.sum(1, keepdims=True)
     percent = np.divide(100 * counts, truth, out=np.full_like(counts, np.nan), where=truth > 0)
-    side = max(4.5, 0.42 * len(classes) + 2.2)
+    names = [_short(name) for name in classes]
+    side = max(4.5, 0.42 * len(names) + 2.2 + 0.07 * max(map(len, names), default=0))
     with _figure(width=side + 0.8, height=side) as (figure, png):
         axes = figure.add_subplot()
         axes.set_facecolor("#dddddd")
         heat = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
         _write_cells(axes, percent)
-        ticks = range(len(classes))
-        axes.set_xticks(ticks, classes, rotation=90)
-        axes.set_yticks(ticks, classes)
+        ticks = range(len(names))
+        axes.set_xticks(ticks, names, rotation=90)
+        axes.set_yticks(ticks, names)
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
-        axes.set_title(title)
-        figure.colorbar(heat, ax=axes, fraction=0.04, pad=0.02, label="per cent of the true class's pixels")
+        figure.suptitle(title, wrap=True)
+        figure.colorbar(heat, ax=axes, fraction=0.04, pad=0.02, label="% of the true class")
     return png.getvalue()
 
 
@@ -84,12 +87,12 @@ def per_class_bars(
             text = f"{value:.1f}" if support else f"{value:.1f} (no ground truth)"
             axes.text(value + 0.8, place, text, va="center", fontsize=8, color="black" if support else GREY)
         axes.axvline(mean, color=VERMILION, linestyle="--", linewidth=1.2, label=f"mean of all classes {mean:.2f}")
-        axes.set_yticks(places, classes, fontsize=8)
+        axes.set_yticks(places, [_short(name) for name in classes], fontsize=8)
         axes.set_ylim(len(classes) - 0.4, -0.6)  # the first class on top
         axes.set_xlim(0, 108)
         axes.set_xticks(range(0, 101, 20))
         axes.set_xlabel("IoU in per cent")
-        axes.set_title(title)
+        figure.suptitle(title, wrap=True)
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside lower center", frameon=False)
     return png.getvalue()
@@ -109,7 +112,7 @@ def failure_bars(
         bars: level → the mIoU in percent of each failure and its standard deviation, if it has one.
         labels: of the failures.
         what: the labels are, such as ``missing``.
-        means: one line per level, or none.
+        means: the average of each level, drawn as a dashed line; or none.
         title: the line above.
 
     Returns:
@@ -123,12 +126,13 @@ def failure_bars(
             places = np.arange(len(labels)) + (index - (len(bars) - 1) / 2) * thick
             widths, shade = [mean for mean, _ in values], shades[index % len(shades)]
             errors = [std or 0.0 for _, std in values] if any(std is not None for _, std in values) else None
-            axes.barh(places, widths, color=shade, height=0.9 * thick, xerr=errors, label=level or None)
+            label = f"{level}, average {means[index]:.2f}" if means else level
+            axes.barh(places, widths, color=shade, height=0.9 * thick, xerr=errors, label=label if level else None)
             for place, (value, std) in zip(places, values, strict=True):
                 axes.text(value + (std or 0.0) + 0.8, place, f"{value:.1f}", va="center", fontsize=7)
         for index, (level, mean) in enumerate(zip(bars, means, strict=False)):
             shade = VERMILION if len(bars) == 1 else shades[index % len(shades)]
-            text = f"mean{level and f' of {level}'}: {mean:.2f}"
+            text = None if level else f"average {mean:.2f}"
             axes.axvline(mean, color=shade, linestyle="--", linewidth=1.2, label=text)
         axes.set_yticks(range(len(labels)), labels, fontsize=8)
         axes.set_ylim(len(labels) - 0.4, -0.6)  # the first failure on top
@@ -136,7 +140,7 @@ def failure_bars(
         axes.set_xlim(0, 108)
         axes.set_xticks(range(0, 101, 20))
         axes.set_xlabel("mIoU in per cent")
-        axes.set_title(title)
+        figure.suptitle(title, wrap=True)
         axes.spines[["top", "right"]].set_visible(False)
         if means or len(bars) > 1:
             figure.legend(loc="outside lower center", frameon=False, ncols=3)
@@ -172,6 +176,7 @@ def curves(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> bytes:
             if len(axes.lines) > 1:
                 axes.legend(frameon=False)
         axes.set_xlabel("step")
+        axes.xaxis.get_major_locator().set_params(integer=True)
     return png.getvalue()
 
 
@@ -187,6 +192,12 @@ def _figure(*, width: float, height: float) -> Iterator[tuple[Figure, io.BytesIO
         yield figure, buffer
         # Tight: the layout forgets the axis label of a square heat map with long tick names.
         figure.savefig(buffer, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.15)
+
+
+def _short(name: str) -> str:
+    """A name for an axis: a long one keeps its two ends, where names differ."""
+    half = LONGEST_NAME // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[1 - half :]}"
 
 
 def _write_cells(axes: Axes, percent: NDArray[np.float64]) -> None:

@@ -24,6 +24,11 @@ from memorysam_cli.storage.headers import Refused
 MAX_RATIO = 200
 """An archive may become this many times as large, unless the user allows more."""
 SUFFIXES = (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".tbz2", ".txz", ".tar", ".zip")
+_OTHER_ZIPS = {
+    **dict.fromkeys((".pth", ".pt"), "weights: see memorysam weights import"),
+    **dict.fromkeys((".npz", ".npy"), "an array: give the folder that it is in"),
+}
+"""Files that are zips inside, and no archive to their owners."""
 _CHUNK_BYTES = 1 << 20
 _MEGABYTE = 1_000_000
 _FOREIGN = {
@@ -80,6 +85,9 @@ def unpack_beside(
         UsageError: the folder is there and not from this archive; it is untouched.
         EnvironmentFault: the disk is full or read-only; nothing remains.
     """
+    what = _OTHER_ZIPS.get(path.suffix.lower())
+    if what is not None:
+        raise DataError(f"{shown(path)}: is no archive but, by its name, {what}")
     status = path.stat()
     source = {"archive": path.name, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
     target = path.with_name(_bare_name(path.name))
@@ -254,4 +262,6 @@ def _refuse_caseless(folder: Path) -> None:
 
 def _size(count: int) -> str:
     """Bytes for people."""
+    if count < 1e5:
+        return f"{count:,} bytes"
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -145,10 +145,11 @@ def refuse_unwritable(folder: Path) -> None:
 def _make_folder(path: Path) -> None:
     if path.is_dir():
         return
-    if path.exists():
-        raise NotADirectoryError(errno.ENOTDIR, f"{shown(path)} is a file")
     _make_folder(path.parent)
-    path.mkdir(exist_ok=True)
+    try:
+        path.mkdir(exist_ok=True)  # another thread may have made it by now
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, f"{shown(path)} is a file") from None
     _sync_folder(path.parent)
 
 

@@ -129,11 +129,17 @@ def _check_file(path: Path) -> None:
 
 def _check_size(found: Header, *, max_pixels: int) -> None:
     if found.height * found.width > max_pixels:
-        size = f"{found.height} x {found.width} = {found.height * found.width / 1e6:,.0f} Mpx"
+        size = f"{found.height} x {found.width} = {_megapixels(found.height * found.width)} Mpx"
         raise Refused(
-            f"{size} is more than the {max_pixels / 1e6:,.0f} Mpx allowed; make it smaller, or allow more with "
+            f"{size} is more than the {_megapixels(max_pixels)} Mpx allowed; make it smaller, or allow more with "
             "MEMORYSAM_MAX_PIXELS=… (in prepare: --max-pixels)"
         )
+
+
+def _megapixels(count: int) -> str:
+    """Exact, so that a limit and what passes it are never the same words: ``3,600``, ``0.0015``."""
+    whole, _, rest = f"{count / 1e6:,.6f}".partition(".")
+    return f"{whole}.{rest}".rstrip("0").rstrip(".")
 
 
 def _parse(stream: BinaryIO) -> Header:

@@ -22,7 +22,8 @@ try:
 except ImportError:  # Windows: a marker file has to do, see _acquire
     fcntl = None  # type: ignore[assignment]
 
-_NAME = ".lock"
+NAME = ".lock"
+"""Of the file that holds a lock; where locks are the kernel's it stays."""
 FAULTS = "errors.jsonl"
 """What went wrong in a held folder: a line for each run that a fault of the user or of the machine ended."""
 _COMMAND_LENGTH = 300
@@ -56,7 +57,7 @@ def hold(folder: Path) -> Iterator[None]:
         EnvironmentFault: the folder cannot be written.
     """
     atomic.make_folder(folder)
-    path = folder / _NAME
+    path = folder / NAME
     with atomic.faults(path):
         descriptor = _acquire(path)
     _held.add(descriptor)

@@ -101,7 +101,7 @@ def _check_header(stream: BinaryIO) -> dict[str, str]:
         raise _Refused(f"truncated after {len(start)} bytes")
     (length,) = struct.unpack("<Q", start)
     if start.startswith((b"PK\x03\x04", b"\x80\x02")):
-        raise _Refused("a file of torch.save (.pt), whose pickle could run anything")
+        raise _Refused("a file of torch.save; 'memorysam weights import' makes the authors' .pth usable")
     if length > MAX_HEADER_BYTES:
         raise _Refused(f"a header of {length} bytes, more than the {MAX_HEADER_BYTES} allowed")
     text = stream.read(length)

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import struct
+import subprocess
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -217,6 +219,7 @@ PICTURES: dict[str, tuple[bytes, str]] = {
         "1 values are not finite, first nan at (1, 3)",
     ),
     "23 infinity": (saved(np.full((HEIGHT, WIDTH), np.inf)), f"{HEIGHT * WIDTH} values are not finite, first inf"),
+    "23 beyond float32": (saved(np.full((HEIGHT, WIDTH), 1e300)), "holds values from 1e+300 to 1e+300, too large"),
     "23 objects": (saved(np.array([[{}]], object), allow_pickle=True), "contains Python objects"),
 }
 
@@ -357,3 +360,46 @@ def test_an_output_that_cannot_be_written_is_told_first(tree: Path, capsys: pyte
     (tree / "memorysam").write_text("a file in the way")
     code, err = prepare(capsys, tree)
     assert code == 6 and f"{tree}/memorysam" in err
+
+
+def test_row_6_a_bomb_is_refused_before_anything_heavy_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "x.zip").write_bytes(make_zip({"zeros": bytes(20_000_000)}))
+    script = (
+        "import sys; from memorysam_cli.app import run; "
+        "code = run(['prepare', 'deliver', sys.argv[1]]); "
+        "print(code, sorted({'torch', 'cv2', 'numpy'} & set(sys.modules)))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "x.zip")], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.strip() == "3 []"
+
+
+def test_row_12_what_was_seen_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(b"x")
+    code, err = prepare(capsys, tmp_path)
+    assert code == 3 and "(saw pictures/a.png; looked for img/<condition>/" in err
+
+
+def test_row_16_a_label_keeps_to_the_limit_too(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tree / LABEL).write_bytes(png(60000, 60000, color=0))
+    code, err = prepare(capsys, tree)
+    assert code == 3 and f"{LABEL}: 60000 x 60000 = 3,600 Mpx is more than the 100 Mpx allowed" in err
+    code, err = prepare(capsys, tree, "--max-pixels", "1583")
+    assert code == 3 and "36 x 44 = 0.001584 Mpx is more than the 0.001583 Mpx allowed" in err
+
+
+def test_a_manifest_edited_by_hand_is_kept_when_it_is_replaced(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tree / "memorysam" / "deliver"
+    assert run(["prepare", "deliver", str(tree)]) == 0
+    edited = (place / "dataset.json").read_text().replace('"bilinear"', '"nearest"', 1)
+    (place / "dataset.json").write_text(edited)
+    assert run(["prepare", "manifest", str(tree), "deliver"]) == 0
+    assert sorted(path.name for path in place.iterdir()) == ["checked.jsonl", "dataset.json", "scenes.jsonl"]
+    capsys.readouterr()
+    assert run(["prepare", "deliver", str(tree), "--json"]) == 0
+    said = capsys.readouterr()
+    line = f"{place}/dataset.json: modalities.img.interpolation had other values before; the earlier one is kept as"
+    assert any(text.startswith(line) for text in json.loads(said.out)["warnings"]) and line in said.err
+    assert json.loads((place / "dataset.json.bak").read_text())["modalities"][0]["interpolation"] == "nearest"

@@ -14,7 +14,7 @@ import memorysam_cli
 from memorysam_cli.data import manifest
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import run_folder
-from memorysam_cli.engine.evaluation import scene_lists
+from memorysam_cli.engine.evaluation import scene_lists, scoring
 from memorysam_cli.engine.evaluation.scoring import evaluate
 from memorysam_cli.model import load, weights
 from memorysam_cli.storage import images, tensors
@@ -272,8 +272,53 @@ def test_a_part_of_the_modalities_is_scored_beside_the_full_result(here: Path, m
 def test_weights_outside_a_run_and_an_out_folder(here: Path, memorysam: Program) -> None:
     shutil.copy("runs/latest/checkpoints/best.safetensors", "mine.safetensors")
     arguments = ("evaluate", "--weights", "mine.safetensors", "--json", "--workers", 0)
-    assert memorysam(*arguments).answer["files"]["metrics"] == "evaluate/mine/val/metrics.json"
-    assert memorysam(*arguments, "--out", "there").answer["files"]["metrics"] == "there/metrics.json"
+    digest = tensors.sha256(Path("mine.safetensors"))
+    assert memorysam(*arguments).answer["files"]["metrics"] == f"evaluate/mine-{digest[:8]}/val/metrics.json"
+    for _ in range(2):  # its own result may be replaced
+        assert memorysam(*arguments, "--out", "there").answer["files"]["metrics"] == "there/metrics.json"
+
+
+def test_other_weights_of_a_run_leave_the_result_of_its_best_alone(here: Path, memorysam: Program) -> None:
+    best = memorysam("evaluate", "--json", "--workers", 0).answer
+    last = Path("runs/small-1/checkpoints/last.safetensors")
+    save_weights(last, _manifest(here).info, modalities=("img",))
+    other = memorysam("evaluate", "--weights", last, "--json", "--workers", 0).answer
+    assert other["files"]["metrics"] == "runs/small-1/evaluate/last/val/metrics.json"
+    assert json.loads(Path(best["files"]["metrics"]).read_text()) == best
+
+
+def test_a_users_own_files_are_not_replaced(here: Path, memorysam: Program) -> None:
+    Path("mine").mkdir()
+    Path("mine/scenes.csv").write_text("my list")
+    ended = memorysam("evaluate", "--out", "mine")
+    assert ended.code == 2 and "mine: holds scenes.csv, which no evaluation wrote" in ended.err
+    assert [path.name for path in Path("mine").iterdir()] == ["scenes.csv"]
+
+
+def test_weights_that_are_replaced_meanwhile_are_not_credited(
+    here: Path, memorysam: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path("runs/small-1/checkpoints/best.safetensors")
+    digest, real = tensors.sha256(path), scoring.evaluate
+
+    def replaced(*arguments: Any, **options: Any) -> Any:
+        save_weights(path, _manifest(here).info, modalities=("depth",))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(scoring, "evaluate", replaced)
+    assert memorysam("evaluate", "--json", "--workers", 0).answer["weights_sha256"] == digest
+    assert tensors.sha256(path) != digest
+
+
+def test_zeros_for_nothing_are_called_nothing(here: Path, memorysam: Program) -> None:
+    ended = memorysam("evaluate", "--missing", "zero", "--workers", 0)
+    assert "others as zeros" not in ended.out and "no modality is left out" in ended.err
+
+
+def test_frames_smaller_than_the_model_are_seen_as_without_windows(here: Path, memorysam: Program) -> None:
+    write_data(here / "data", [("a", "val", None, None, (20, 90)), ("b", "val", None, None, (17, 30))])
+    plain = memorysam("evaluate", "--json", "--workers", 0).answer
+    assert memorysam("evaluate", "--tile", "--json", "--workers", 0).answer["protocols"] == plain["protocols"]
 
 
 def test_a_miou_below_the_asked_one_ends_with_10_after_everything_is_written(here: Path, memorysam: Program) -> None:
@@ -301,6 +346,9 @@ def test_a_miou_below_the_asked_one_ends_with_10_after_everything_is_written(her
         (("--robustness", "emm", "--tta"), 2, "without --tta"),
         (("--robustness", "emm", "--min-miou", 50), 2, "--min-miou"),
         (("--repeats", 0), 2, "--repeats"),
+        (("--repeats", 1), 2, "--robustness rmm and nm alone"),
+        (("--seed", 0), 2, "--robustness rmm and nm alone"),
+        (("--noise-extremes", "batch"), 2, "--robustness nm alone"),
         (("--split", "val,,test"), 2, "a name is missing"),
         (("--split", "tset"), 3, "no scene in split 'tset' (known: "),
         (("--data", "elsewhere"), 3, "memorysam prepare"),

@@ -199,6 +199,7 @@ def test_a_bad_scene_ends_with_3_or_is_left_out_with_4(here: Path, memorysam: Pr
     arguments = ("predict", "photos", "--map", "img=rgb", "--workers", 0, "--json")
     ended = memorysam(*arguments)
     assert (ended.code, ended.out) == (3, "") and "cellar/a/depth.png" in ended.err
+    assert ended.err.endswith("; mend the file, or go on without such scenes: --on-error skip\n")
     assert not Path("masks/_SUCCESS.json").exists()
     ended = memorysam(*arguments, "--on-error", "skip")
     assert ended.code == 4 and "1 of 2 scenes were left out" in ended.err

@@ -105,7 +105,8 @@ def test_scenes_and_files_are_shown_in_tables(tmp_path: Path, capsys: pytest.Cap
     assert run(["prepare", "mcubes", str(tmp_path), "-v"]) == 0
     out, err = capsys.readouterr()
     rows = [line.split() for line in out.splitlines()]
-    assert ["train", "3", "302", "0"] in rows and ["test", "2", "102", "0"] in rows
+    assert ["train", "3", "302"] in rows and ["test", "2", "102"] in rows
+    assert ["split", "scenes", "published"] in rows, "a column of zeros: nothing was left out"
     assert next(row[:4] for row in rows if row[:2] == ["nir", "uint16"]) == ["nir", "uint16", "1", "7"]
     assert "1 files belong to no scene, such as polL_dolp/extra.npy" in err
     assert "belongs to no scene: polL_dolp/extra.npy" in err
@@ -171,3 +172,15 @@ def test_every_catalogued_data_set_has_its_command(capsys: pytest.CaptureFixture
     assert run(["prepare", "--help"]) == 0
     out = capsys.readouterr().out
     assert "synthetic" in out and DELIVER.name in out and "mcubes" in out
+
+
+def test_a_root_that_others_would_not_find_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MEMORYSAM_DATA", raising=False)
+    write_tree("muses", tmp_path / "data" / "my muses", scenes={"test": 2})
+    assert run(["prepare", "muses", "data/my muses"]) == 0
+    assert "find it with --data 'data/my muses'" in capsys.readouterr().err
+    assert run(["prepare", "muses", "data"]) == 0
+    assert "find it with" not in capsys.readouterr().err

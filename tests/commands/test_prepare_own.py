@@ -239,3 +239,16 @@ def test_hha_of_a_known_scene(memorysam: Program, tmp_path: Path) -> None:
     options = ["--height", "1", "--gravity", "0,1,0"]
     assert memorysam("prepare", "hha", ".", "--depth", "d/*.png", "--camera", "50,50,28,20", *options).code == 0
     assert images.read(tmp_path / "hha/1.png")[20, 28].tolist() == [155, 100, 128]
+
+
+def test_what_was_assumed_is_in_the_answer_too(memorysam: Program, own: Path) -> None:
+    ended = memorysam("prepare", "folder", own, *sensors("rgb", "ir"), *LABELS, "--json")
+    assert ended.code == 0, ended.err
+    (line,) = [line for line in ended.answer["warnings"] if line.startswith("'ir' is taken for kind 'thermal'")]
+    assert ended.err.count(line) == 1
+
+
+@pytest.mark.parametrize(("option", "word"), [("--label-shift", "1000000000000"), ("--scale", "rgb=1e-40")])
+def test_a_number_that_cannot_be_meant_ends_with_2(memorysam: Program, own: Path, option: str, word: str) -> None:
+    ended = memorysam("prepare", "folder", own, *sensors("rgb"), *LABELS, option, word)
+    assert ended.code == 2, ended.err

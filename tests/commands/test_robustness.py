@@ -119,8 +119,10 @@ def test_native_labels_can_be_scored(evaluate: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("emm", "--repeats", 2), "nothing in 'emm' is random"),
+        (("emm", "--repeats", 2), "--repeats 2: means something to --robustness rmm and nm alone"),
         (("nm", "--repeats", 0), "--repeats"),
+        (("any", "--seed", 0), "--seed 0: means something to --robustness rmm and nm alone"),
+        (("rmm", "--noise-extremes", "scene"), "--noise-extremes scene: means something to --robustness nm alone"),
         (("nm", "--tta"), "--tta"),
         (("nm", "--tile"), "--tile"),
         (("emn",), "emm"),

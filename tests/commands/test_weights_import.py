@@ -152,6 +152,10 @@ def test_a_prepared_data_set_says_what_it_is(nano: dict[str, Tensor], run: Progr
     assert ended.code == 0, "prepared in ./data, the default root"
     ended = run(*command, "--modalities", "img,sonar", "--overwrite")
     assert ended.code == 2 and "no modality 'sonar'" in ended.err
+    assert run("weights", "import", "x.pth", "--out", "w.safetensors", "--recipe", "default", "--overwrite").code == 0
+    assert [modality.name for modality in read_card(tmp_path / "w.safetensors").modalities] == [
+        modality.name for modality in info.modalities
+    ]
     (tmp_path / "data").rename(tmp_path / "moved")
     ended = run(*command, "--overwrite")
     assert ended.code == 2 and "give --data ROOT" in ended.err

@@ -72,6 +72,12 @@ def test_other_dtypes_and_channels_are_refused(tmp_path: Path, array: np.ndarray
         decode.read_modality([tmp_path / "a.npy"], RGB)
 
 
+def test_what_float32_cannot_hold_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.full((2, 3), -1e39))
+    with pytest.raises(DataError, match=r"a.npy: holds values beyond 3.4e\+38, too large"):
+        decode.read_modality([tmp_path / "a.npy"], RGB)
+
+
 def declared(*channels: int) -> Modality:
     return Modality.model_validate({"name": "ms", "kind": "rgb", "channels": channels})
 
@@ -100,7 +106,7 @@ def test_declared_channels_of_grey_are_repeated(tmp_path: Path) -> None:
     np.testing.assert_array_equal(frame, np.stack([plane] * 3, axis=-1))
 
 
-@pytest.mark.parametrize(("stored", "channels"), [((2, 2, 3), (0, 1, 3)), ((2, 2), (0, 1, 2)), ((2, 2, 5), (-1, 0, 1))])
+@pytest.mark.parametrize(("stored", "channels"), [((2, 2, 3), (0, 1, 3)), ((2, 2), (0, 1, 2))])
 def test_a_channel_that_is_not_there_is_refused(
     tmp_path: Path, stored: tuple[int, ...], channels: tuple[int, ...]
 ) -> None:

@@ -105,7 +105,10 @@ def test_a_bad_file_ends_with_its_own_message(prepared: Manifest, small_recipe: 
     bad.write_bytes(b"")
     with pytest.raises(DataError) as caught:
         batches(prepared, small_recipe, workers=workers)
-    assert str(caught.value) == f"{bad}: empty (0 bytes); get the file again"
+    line = f"memorysam prepare manifest {prepared.root} deliver --drop-incomplete"
+    assert str(caught.value) == (
+        f"{bad}: empty (0 bytes); get the file again; mend the file, or leave all such scenes out: {line}"
+    )
 
 
 def test_scored_scenes_come_in_order_and_share_frames_where_nothing_is_cropped(prepared: Manifest) -> None:

@@ -253,6 +253,18 @@ def test_a_table_is_whole_in_a_pipe_and_sets_numbers_flush_right(
     assert any(line.startswith("x" * 300) and line.endswith("  7.0") for line in lines)
 
 
+def test_tables_stand_apart_and_end_without_blanks(capsys: pytest.CaptureFixture[str]) -> None:
+    console.setup()
+    console.table(["class", "seen as"], [["road", "a road"]], title="one")
+    console.table(["r", "mIoU"], [["0.5", "9.50 ± 0.10"], ["0.75", "10.00 ± 0.20"]])
+    console.say("end")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line != line.rstrip()] == []
+    assert [index for index, line in enumerate(lines) if not line] == [4, 9]
+    assert lines[0] == "one" and lines[-1] == "end"
+    assert lines[7].endswith("   9.50 ± 0.10") and lines[8].endswith("  10.00 ± 0.20")
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (3599.6, "1 h 00 min"), (7380, "2 h 03 min")],

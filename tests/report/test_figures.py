@@ -54,6 +54,20 @@ def test_a_confusion_matrix_of_25_long_names_leaves_each_a_line() -> None:
     assert max(height, width) < 4000
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_confusion_matrix_of_few_very_long_names_is_still_seen(count: int) -> None:
+    names = [f"a class with an extraordinarily long name, number {index}" for index in range(count)]
+    matrix = decoded(figures.confusion_matrix(np.eye(count) * 9, classes=names, title="data val: mIoU 100.00"))
+    darkest = (matrix == [8, 48, 107]).all(-1)
+    assert darkest.mean() > 0.04  # of the picture
+
+
+def test_a_long_name_keeps_both_ends() -> None:
+    assert figures._short("road") == "road"
+    short = figures._short("a class with an extraordinarily long name, number 12")
+    assert len(short) == figures.LONGEST_NAME and short.startswith("a class") and short.endswith("number 12")
+
+
 def test_bars_are_as_long_as_their_values() -> None:
     def blue(value: float) -> int:
         png = figures.per_class_bars([value], classes=["a"], pixels=[1], mean=0)

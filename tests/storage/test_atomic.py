@@ -216,3 +216,21 @@ def test_after_a_kill_the_file_is_whole(tmp_path: Path) -> None:
         number, *rest, end = path.read_bytes().split()
         assert (end, len(rest)) == (b"end", 19_999)
         assert set(rest) == {number}
+
+
+def test_a_folder_that_another_thread_makes_meanwhile_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_dir, asked = Path.is_dir, []
+
+    def late(path: Path) -> bool:
+        """The folder appears right after it was asked for."""
+        if path == tmp_path / "a" and not asked:
+            asked.append(path)
+            path.mkdir()
+            return False
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", late)
+    atomic.write_text(tmp_path / "a" / "b.txt", "whole")
+    assert asked and (tmp_path / "a" / "b.txt").read_text() == "whole"

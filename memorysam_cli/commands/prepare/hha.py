@@ -33,17 +33,19 @@ def hha(
         str | None,
         typer.Option("--gravity", metavar="X,Y,Z", help="Where down is, as 0,1,0 (else found in each image)."),
     ] = None,
-    nearest: Annotated[float, typer.Option("--nearest", metavar="M", help="The distance that becomes 255.")] = 310
-    / 255,
+    nearest: Annotated[
+        float, typer.Option("--nearest", metavar="M", show_default="1.216", help="The distance that becomes 255.")
+    ] = 310 / 255,
     tallest: Annotated[float, typer.Option("--tallest", metavar="M", help="The height that becomes 255.")] = 2.55,
     json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compute HHA from depth: horizontal disparity, height above ground, angle with gravity, as 8-bit PNG.
+    """Compute HHA images from metric depth.
 
-    Depth lies along the optical axis; 0 and the largest whole number mean 'not measured' and become 0. Images that
-    are done and newer than their depth are kept.
+    An 8-bit PNG of horizontal disparity, height above ground and angle with gravity for each depth image. Depth lies
+    along the optical axis; 0 and the largest whole number mean 'not measured' and become 0. Images that are done and
+    newer than their depth are kept.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     positive = {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,6 +41,8 @@ def check_and_write(
     headers_only: bool = False,
     max_pixels: int | None = None,
     measure: Callable[[Manifest], DatasetInfo] | None = None,
+    notes: Sequence[str] = (),
+    accepts_edits: bool = False,
 ) -> None:
     """Check, write, and say what was found; problems end with exit code 3, or 4 if their scenes are left out.
 
@@ -48,10 +51,14 @@ def check_and_write(
         json: print the one object.
         drop_incomplete, headers_only, max_pixels: as the options.
         measure: gets the data set as it will be written and returns what its ``dataset.json`` shall say.
+        notes: what was assumed in listing it; said here.
+        accepts_edits: it was read from the files that are now replaced.
     """
     from memorysam_cli.data import preparation
     from memorysam_cli.report import console
 
+    for line in notes:
+        console.note(line)
     with console.progress(len(found.scenes), "check") as bar:
         prepared = preparation.check_and_write(
             found,
@@ -59,6 +66,8 @@ def check_and_write(
             headers_only=headers_only,
             max_pixels=max_pixels,
             measure=measure,
+            notes=notes,
+            accepts_edits=accepts_edits,
             advance=bar.advance,
         )
     _show(prepared)
@@ -91,6 +100,16 @@ def _show(prepared: Prepared) -> None:
     console.say(f"modalities  {', '.join(report.modalities)}")
     if prepared.manifest is not None:
         console.say(f"manifest    {prepared.manifest}")
+        _show_root(prepared.manifest.parent.parent)
+
+
+def _show_root(root: Path) -> None:
+    """How the other commands find a data set that is not where they look by themselves."""
+    from memorysam_cli.data.manifest import data_root
+    from memorysam_cli.report import console
+
+    if root.absolute() != data_root(None).absolute():
+        console.note(f"train and evaluate find it with --data {shlex.quote(str(root))}, or MEMORYSAM_DATA set to that")
 
 
 def _show_scenes(report: Report) -> None:
@@ -101,14 +120,11 @@ def _show_scenes(report: Report) -> None:
         return
     left_out = [dropped.scene.split for dropped in report.dropped]
     splits = dict.fromkeys((*report.splits, *report.published, *left_out))
-    console.table(
-        ["split", "scenes", "published", "left out"],
-        [
-            [split, report.splits.get(split, 0), report.published.get(split, "-"), left_out.count(split)]
-            for split in splits
-        ],
-        title=f"{report.dataset}: scenes",
-    )
+    counts = [[split, report.splits.get(split, 0), report.published.get(split, "-")] for split in splits]
+    if left_out:
+        counts = [[*row, left_out.count(str(row[0]))] for row in counts]
+    columns = ["split", "scenes", "published", *["left out"] * bool(left_out)]
+    console.table(columns, counts, title=f"{report.dataset}: scenes")
 
 
 def _show_files(report: Report) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,7 +67,9 @@ def folder(
     ignore: Annotated[
         list[int] | None, typer.Option(metavar="VALUE", help="Label value that counts nowhere, else 255 (repeatable).")
     ] = None,
-    label_shift: Annotated[int, typer.Option(metavar="N", help="Added to label values, as -1 for 1..K.")] = 0,
+    label_shift: Annotated[
+        int, typer.Option(min=-65535, max=65535, metavar="N", help="Added to label values, as -1 for 1..K.")
+    ] = 0,
     seed: Annotated[int, typer.Option(min=0, metavar="S", help="Another seed, another division into splits.")] = 0,
     measure: Annotated[
         bool, typer.Option("--measure", help="Normalise each sensor by its own mean and deviation over train.")
@@ -78,17 +81,16 @@ def folder(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Prepare files of your own sensors: PNG, JPEG, TIFF, NPY or NPZ, any number of sensors.
+    """Prepare files of your own sensors, any number of them.
 
-    Files of one scene pair by what the wildcards stand for; {split} in a pattern is the scene's split. An angle has
-    two patterns, sine and cosine: 'aolp=sin/*.npy+cos/*.npy'.
+    PNG, JPEG, TIFF, NPY or NPZ. Files of one scene pair by what the wildcards stand for; {split} in a pattern is the
+    scene's split. An angle has two patterns, sine and cosine: 'aolp=sin/*.npy+cos/*.npy'.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.commands.prepare import words
     from memorysam_cli.data.own import class_list
     from memorysam_cli.data.own.folder import Plan, survey
     from memorysam_cli.data.own.globs import Pattern
-    from memorysam_cli.report import console
 
     patterns = words.patterns(modality)
     if (labels is None) != (classes is None):
@@ -108,15 +110,14 @@ def folder(
         will_measure=measure,
     )
     found = survey(root, plan)
-    for text in found.notes:
-        console.note(text)
     check_and_write(
         found.manifest,
         json=json,
         drop_incomplete=drop_incomplete,
         headers_only=headers_only,
         max_pixels=max_pixels,
-        measure=_measured if measure else None,
+        measure=partial(_measured, max_pixels=max_pixels) if measure else None,
+        notes=found.notes,
     )
 
 
@@ -133,7 +134,10 @@ def manifest(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check a data set again whose scenes.jsonl or dataset.json was edited by hand, and accept it as it is now."""
+    """Check again, and accept, a data set that was edited by hand.
+
+    The other commands refuse scenes.jsonl until then.
+    """
     begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.data import manifest as manifests
 
@@ -149,15 +153,16 @@ def manifest(
         drop_incomplete=drop_incomplete,
         headers_only=headers_only,
         max_pixels=max_pixels,
-        measure=(lambda found: _measured(found, normalise=False)) if measure else None,
+        measure=partial(_measured, max_pixels=max_pixels, normalise=False) if measure else None,
+        accepts_edits=True,
     )
 
 
-def _measured(found: Manifest, *, normalise: bool = True) -> DatasetInfo:
+def _measured(found: Manifest, *, max_pixels: int | None, normalise: bool = True) -> DatasetInfo:
     """The data set with the statistics of its training split, by which its sensors are normalised."""
     from memorysam_cli.data.checking import statistics
     from memorysam_cli.report import console
 
     with console.progress(len(statistics.measured_scenes(found)), "measure") as bar:
-        values = statistics.measure(found, advance=bar.advance)
+        values = statistics.measure(found, max_pixels=max_pixels, advance=bar.advance)
     return statistics.stored(found.info, values, normalise=normalise)

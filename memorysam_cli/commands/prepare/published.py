@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,15 +49,16 @@ def command_of(name: str) -> Callable[..., None]:
         verbose: Verbose = False,
         quiet: Quiet = False,
     ) -> None:
-        from memorysam_cli.data import preparation
-        from memorysam_cli.data.layouts.layout import DataNotFound
-        from memorysam_cli.report import console
-
         begin(json=json, verbose=verbose, quiet=quiet)
         inside = None
         if root.is_file():
             inside = _unpacked(root, max_expand=max_expand, allow_case=allow_case)
             root = root.parent
+        # After the archive: a bomb is refused at once and with little memory.
+        from memorysam_cli.data import preparation
+        from memorysam_cli.data.layouts.layout import DataNotFound
+        from memorysam_cli.report import console
+
         try:
             found = preparation.survey(name, root, inside=inside)
         except DataNotFound as fault:
@@ -68,7 +70,7 @@ def command_of(name: str) -> Callable[..., None]:
             drop_incomplete=drop_incomplete,
             headers_only=headers_only,
             max_pixels=max_pixels,
-            measure=_measured if measure else None,
+            measure=partial(_measured, max_pixels=max_pixels) if measure else None,
         )
 
     return prepare
@@ -88,11 +90,11 @@ def _unpacked(path: Path, *, max_expand: float | None, allow_case: bool) -> Path
     return folder
 
 
-def _measured(manifest: Manifest) -> DatasetInfo:
+def _measured(manifest: Manifest, *, max_pixels: int | None) -> DatasetInfo:
     """The data set with the statistics of its training split; the paper's normalisation stays."""
     from memorysam_cli.data.checking import statistics
     from memorysam_cli.report import console
 
     with console.progress(len(statistics.measured_scenes(manifest)), "measure") as bar:
-        found = statistics.measure(manifest, advance=bar.advance)
+        found = statistics.measure(manifest, max_pixels=max_pixels, advance=bar.advance)
     return statistics.stored(manifest.info, found, normalise=False)

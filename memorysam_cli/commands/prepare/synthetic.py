@@ -20,7 +20,10 @@ def synthetic(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Render street scenes in DELIVER's (or MCubeS') own layout and prepare them as the data set 'synthetic'."""
+    """Render street scenes in DELIVER's (or MCubeS') own layout.
+
+    They are prepared as the data set 'synthetic'.
+    """
     from memorysam_cli.data import preparation
     from memorysam_cli.report import console
 

@@ -135,15 +135,17 @@ def scales(words: Mapping[str, str]) -> dict[str, float]:
 
 
 def number(option: str, word: str) -> float:
-    """A finite number that is not 0.
+    """A number that float32 holds and that is not 0.
 
     Raises:
         UsageError: anything else.
     """
+    from memorysam_cli.dataset import LARGEST, SMALLEST
+
     try:
         found = float(word)
     except ValueError:
         found = math.nan
-    if not math.isfinite(found) or found == 0:
+    if not SMALLEST <= abs(found) <= LARGEST:
         raise UsageError(f"{option}: '{word}' must be a number other than 0, such as 0.001")
     return found

@@ -14,16 +14,17 @@ SCHEMA_VERSION = 1
 
 def fetch(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME…", help="Backbones, such as sam2-hiera-base-plus.")
+        list[str] | None, typer.Argument(metavar="NAME", help="Backbones, such as sam2-hiera-base-plus.")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All that are published.")] = False,
     json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fetch SAM 2's published weights into the Hugging Face cache and check their SHA-256; train does it by itself.
+    """Fetch SAM 2's published weights and check their SHA-256.
 
-    HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are honoured. What is in the cache is checked, not fetched again.
+    They go to the Hugging Face cache; train does it by itself. HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are honoured.
+    What is in the cache is checked, not fetched again.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.recipe import BACKBONES

@@ -35,7 +35,7 @@ def import_weights(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Make the authors' weights into a self-contained file that evaluate and predict take.
+    """Make the authors' weights into a file that all commands take.
 
     Backbone, LoRA rank and class tokens are read off the tensors, modalities and result off the file's name
     (RGBDEL_epoch95_65.38.pth). What neither says is asked for.

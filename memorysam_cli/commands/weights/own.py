@@ -15,7 +15,10 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors file 
 
 
 def info(file: File, json: Json = False, verbose: Verbose = False, quiet: Quiet = False) -> None:
-    """Show what a weights file says of itself: classes, modalities, base, recipe and result."""
+    """Show what a weights file says of itself.
+
+    Classes, modalities, base, recipe and result.
+    """
     from memorysam_cli.model.weights import read_card
     from memorysam_cli.report import console
 
@@ -41,11 +44,15 @@ def info(file: File, json: Json = False, verbose: Verbose = False, quiet: Quiet 
         "result": result,
         "made with": ", ".join(f"{name} {version}" for name, version in card.versions.items()),
     }
-    console.table(["", ""], rows.items())
+    for name, value in rows.items():
+        console.say(f"{name:<10}  {value}")
 
 
 def verify(file: File, json: Json = False, verbose: Verbose = False, quiet: Quiet = False) -> None:
-    """Check that weights are complete, finite, fit their base and give finite logits; exit code 10 if not."""
+    """Check that weights are whole, finite and fit their base.
+
+    Computes one scene with them, too. Exit code 10 if anything is wrong.
+    """
     from memorysam_cli.engine.weights.verification import verify_weights
     from memorysam_cli.errors import CheckFailedError, WeightsError
     from memorysam_cli.report import console
@@ -71,7 +78,7 @@ def merge(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fold LoRA into the base and write one file that needs no base weights."""
+    """Fold LoRA into the base: one file that needs no base weights."""
     from memorysam_cli.errors import UsageError
     from memorysam_cli.model.weights import load, save_merged
     from memorysam_cli.report import console

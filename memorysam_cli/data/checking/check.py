@@ -19,6 +19,7 @@ from memorysam_cli.data.checking.findings import Facts, Reader
 from memorysam_cli.data.checking.oddities import Oddities
 from memorysam_cli.data.checking.report import Dropped, Problem, Report
 from memorysam_cli.data.manifest import Manifest, Scene, count_splits, is_text, shared_ids
+from memorysam_cli.data.mirroring import refusal
 from memorysam_cli.dataset import IGNORE, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
@@ -68,7 +69,7 @@ def check(
     left_out = set(faulty) if drop_incomplete else set()
     kept = [index for index in range(len(findings)) if index not in left_out]
     scenes = tuple(manifest.scenes[index] for index in kept)
-    odd = Oddities(info)
+    odd = Oddities(info, max_pixels=images.pixel_limit())
     pixels = {split: np.zeros(len(info.classes) + 1, np.int64) for split in count_splits(scenes)}
     for index, scene in zip(kept, scenes, strict=True):
         odd.add(scene, findings[index].frames, findings[index].label)
@@ -125,9 +126,13 @@ def _look(scene: Scene, reader: Reader) -> _Finding:
         return finding
     sizes: list[tuple[str, str, tuple[int, int]]] = []  # what, kind, (height, width)
     for modality in reader.info.modalities:
-        found = [_frame(path, modality, scene, reader, finding) for path in scene.files.get(modality.name, ())]
-        if not found:
-            finding.faults.append((f"missing {modality.name}", f"{shown(scene.id)}: names no '{modality.name}'"))
+        paths = scene.files.get(modality.name, ())
+        absent: list[str] = []
+        found = [_frame(path, modality, reader, finding, absent, files=len(paths)) for path in paths]
+        if absent or not paths:
+            looked = f"has no '{modality.name}' (looked for {' and '.join(map(shown, absent))})"
+            what = looked if paths else f"names no '{modality.name}'"
+            finding.faults.append((f"missing {modality.name}", f"{shown(scene.id)}: {what}"))
         facts = [each for each in found if each is not None]
         sizes += [(modality.name, modality.kind, (each.height, each.width)) for each in facts]
         if facts and len(facts) == len(found):
@@ -142,18 +147,19 @@ def _look(scene: Scene, reader: Reader) -> _Finding:
     return finding
 
 
-def _frame(path: str, modality: Modality, scene: Scene, reader: Reader, finding: _Finding) -> Facts | None:
-    """What a modality's file holds, if it can be used."""
+def _frame(
+    path: str, modality: Modality, reader: Reader, finding: _Finding, absent: list[str], *, files: int
+) -> Facts | None:
+    """What one of a modality's files holds, if it can be used; one that is not there is added to ``absent``."""
     try:
         facts = reader.frame(path, modality)
     except FileNotFoundError:
-        where = f"{shown(scene.id)}: has no '{modality.name}' (looked for {shown(path)})"
-        finding.faults.append((f"missing {modality.name}", where))
+        absent.append(path)
         return None
     except DataError as fault:
         finding.faults.append(("unreadable", str(fault)))
         return None
-    reason = _misfit(facts, modality, files=len(scene.files[modality.name]))
+    reason = _misfit(facts, modality, files=files)
     if reason:
         finding.faults.append(("dtype", f"{shown(path)}: {reason}"))
         return None
@@ -165,12 +171,22 @@ def _misfit(facts: Facts, modality: Modality, *, files: int) -> str | None:
     holds = f"holds {facts.channels} channel(s) of {facts.dtype}"
     if facts.dtype not in ("uint8", "uint16", "float16", "float32", "float64"):
         return f"{holds}; allowed are uint8, uint16 and floating point"
+    if facts.low is not None and facts.high is not None and max(-facts.low, facts.high) > decode.LARGEST:
+        return f"holds values from {facts.low:.2g} to {facts.high:.2g}, too large for the network; rescale them"
+    if files > (2 if modality.kind == "angle" else 1):
+        return f"is one of {files} files; '{modality.name}' takes {'two' if modality.kind == 'angle' else 'one'}"
+    turned = refusal(np.dtype(facts.dtype), modality)
+    if turned:
+        return turned
     if files > 1:
         return None if facts.channels == 1 else f"{holds}; the sine or cosine of an angle has one"
     if modality.channels is not None:
         return None if max(modality.channels) < facts.channels else f"{holds}; channels {modality.channels} are wanted"
     if facts.channels not in (1, 3, 4):
-        return f"{holds}; one, three or four are understood, others need 'channels' in dataset.json"
+        return (
+            f"{holds}; one, three or four are understood; others need --channels {modality.name}=A,B,C in "
+            "'prepare folder', or 'channels' in dataset.json"
+        )
     if modality.kind == "angle" and facts.channels == 1:
         return "one plane is no angle; its sine and its cosine are needed"
     return None
@@ -209,12 +225,17 @@ def _between_scenes(scenes: Sequence[Scene]) -> Iterator[tuple[int, Fault]]:
     """What is wrong with two scenes together: names that meet, and files in two splits."""
     for first, second in shared_ids(scenes):
         one, other = scenes[first], scenes[second]
-        places = f" (in {one.split} and in {other.split})" if one.split != other.split else ""
-        message = (
-            f"scenes '{shown(one.id)}' and '{shown(other.id)}'{places} would share one output file; rename one, or "
-            "keep it in one split (case and file suffix alone do not tell two scenes apart)"
-        )
-        yield second, ("name", message)
+        if one.id != other.id:
+            message = (
+                f"scenes '{shown(one.id)}' and '{shown(other.id)}' would share one output file; rename one (case and "
+                "file suffix alone do not tell two scenes apart)"
+            )
+            yield second, ("name", message)
+        elif one.split == other.split:
+            yield second, ("name", f"scene '{shown(one.id)}' is listed twice in {one.split}; remove one of the lines")
+        else:
+            message = f"scene '{shown(one.id)}' is in {one.split} and in {other.split}; keep it in one of them"
+            yield second, ("two splits", message)
     owners: dict[str, int] = {}
     for index, scene in enumerate(scenes):
         for path in _paths(scene):

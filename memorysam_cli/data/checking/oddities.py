@@ -15,25 +15,33 @@ BYTE = 255
 
 
 class Oddities:
-    """Gathers what scenes hold, and says what is strange about it."""
+    """Gathers what scenes hold, and says what is strange about it.
 
-    def __init__(self, info: DatasetInfo) -> None:
-        self.info = info
+    Args:
+        info: of the data set.
+        max_pixels: what other commands take.
+    """
+
+    def __init__(self, info: DatasetInfo, *, max_pixels: int) -> None:
+        self.info, self.max_pixels = info, max_pixels
         self._forms: dict[str, dict[tuple[str, int], Stored]] = defaultdict(dict)
         self._pictures: dict[str, list[Scene]] = defaultdict(list)
         self._empty: list[str] = []
         self._turned: list[str] = []
+        self._large: dict[str, int] = {}
         self._strangers: Counter[str] = Counter()
 
     def add(self, scene: Scene, frames: Mapping[str, Facts], label: Facts | None) -> None:
         """Take in one scene: its modalities' facts, and its label's."""
         for name, facts in frames.items():
             self._add_form(name, facts)
+            self._add_size(scene.files[name][0], facts)
             if facts.is_turned:
                 self._turned.append(scene.files[name][0])
             if facts.digest:
                 self._pictures[facts.digest].append(scene)
         if label is not None and scene.label is not None:
+            self._add_size(scene.label, label)
             if set(label.pixels) == {IGNORE}:
                 self._empty.append(scene.label)
             if self.info.label.colours and IGNORE in label.pixels:
@@ -57,7 +65,17 @@ class Oddities:
         if self._strangers:
             pixels = sum(self._strangers.values())
             yield f"{_some(list(self._strangers))} colours of no class ({pixels} pixels in all), which are ignored"
+        if self._large:
+            yield (
+                f"{_some(list(self._large))} more pixels than the other commands take; let them with "
+                f"MEMORYSAM_MAX_PIXELS={max(self._large.values())}"
+            )
         yield from self._twins()
+
+    def _add_size(self, path: str, facts: Facts) -> None:
+        """Note a picture that was read because ``--max-pixels`` allows it here."""
+        if facts.height * facts.width > self.max_pixels:
+            self._large[path] = facts.height * facts.width
 
     def _add_form(self, name: str, facts: Facts) -> None:
         """Count a file's form and widen its range."""

@@ -86,6 +86,8 @@ class Report:
     dropped: tuple[Dropped, ...] = ()
     published: dict[str, int] = field(default_factory=dict)
     """Scenes per split as published; empty for data sets of one's own."""
+    notes: tuple[str, ...] = ()
+    """What was assumed before the check; said already."""
     strays: Problem | None = None
     """Files in the data set's folders that belong to no scene."""
 
@@ -110,5 +112,5 @@ class Report:
             "problems": [problem.to_json() for problem in self.problems],
             "dropped": len(self.dropped),
             "strays": {"count": strays.count, "first": list(strays.first)},
-            "warnings": list(self.warnings),
+            "warnings": [*self.notes, *self.warnings],
         }

@@ -20,6 +20,9 @@ from memorysam_cli.dataset import DatasetInfo, Modality, Statistics
 THREADS = 8
 """At most; decoding leaves Python's lock."""
 
+RESOLUTION = 1e-6
+"""Of float32, in which values are normalised: a deviation below this part of the values is rounding."""
+
 Values = npt.NDArray[Any]
 Triple = tuple[float, float, float]
 
@@ -79,13 +82,18 @@ def merge(parts: Sequence[Moments]) -> Moments:
 
 
 def measure(
-    manifest: Manifest, *, split: str = "train", advance: Callable[[], object] | None = None
+    manifest: Manifest,
+    *,
+    split: str = "train",
+    max_pixels: int | None = None,
+    advance: Callable[[], object] | None = None,
 ) -> dict[str, Statistics]:
     """Measure every modality of a data set over one split; memory does not grow with its size.
 
     Args:
         manifest: written or not; all files are there.
         split: whose scenes count; all scenes where it has none.
+        max_pixels: larger pictures are refused; None: as everywhere.
         advance: called after each scene.
 
     Returns:
@@ -96,7 +104,7 @@ def measure(
     """
     scenes = measured_scenes(manifest, split=split)
     parts: dict[str, list[Moments]] = {modality.name: [] for modality in manifest.info.modalities}
-    for found in _of_each(manifest, scenes):
+    for found in _of_each(manifest, scenes, max_pixels=max_pixels):
         for name, moments in found.items():
             parts[name].append(moments)
         if advance is not None:
@@ -117,7 +125,7 @@ def stored(info: DatasetInfo, found: Mapping[str, Statistics], *, normalise: boo
         info: of the data set.
         found: from :func:`measure`.
         normalise: take them as mean and deviation of every modality; else they are for information, and published
-            data sets keep the papers' normalisation. A constant channel keeps a deviation of 1.
+            data sets keep the papers' normalisation. A constant channel, up to rounding, keeps a deviation of 1.
     """
     info = info.model_copy(update={"statistics": dict(found)})
     if not normalise:
@@ -126,7 +134,7 @@ def stored(info: DatasetInfo, found: Mapping[str, Statistics], *, normalise: boo
         modality.model_copy(
             update={
                 "mean": found[modality.name].mean,
-                "std": tuple(value if value > 0 else 1.0 for value in found[modality.name].std),
+                "std": _divisors(found[modality.name]),
             }
         )
         for modality in info.modalities
@@ -134,14 +142,21 @@ def stored(info: DatasetInfo, found: Mapping[str, Statistics], *, normalise: boo
     return info.model_copy(update={"modalities": modalities})
 
 
-def _of_each(manifest: Manifest, scenes: Iterable[Scene]) -> Iterator[dict[str, Moments]]:
+def _divisors(found: Statistics) -> Triple:
+    """The deviations, or 1 where there is none but that of rounding."""
+    largest = max(abs(found.low), abs(found.high), float(np.finfo(np.float32).tiny))
+    return _triple(value if value > RESOLUTION * largest else 1.0 for value in found.std)
+
+
+def _of_each(manifest: Manifest, scenes: Iterable[Scene], *, max_pixels: int | None) -> Iterator[dict[str, Moments]]:
     """The moments of each scene's frames, with several threads, in order."""
 
     def look(scene: Scene) -> dict[str, Moments]:
         found = {}
         for modality in manifest.info.modalities:
             paths = [manifest.root / path for path in scene.files[modality.name]]
-            found[modality.name] = Moments.of(decode.read_modality(paths, modality), modality)
+            frame = decode.read_modality(paths, modality, max_pixels=max_pixels)
+            found[modality.name] = Moments.of(frame, modality)
         return found
 
     executor = ThreadPoolExecutor(max_workers=min(THREADS, os.cpu_count() or 1))

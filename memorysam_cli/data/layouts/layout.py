@@ -7,6 +7,7 @@ or off the user's own folders: ``rain`` is in every ``train``.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from memorysam_cli.data.listing import relative, sample_names, subfolders, walk
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import Colour, Crop, DatasetInfo, LabelRule, Modality
 from memorysam_cli.errors import DataError
+from memorysam_cli.storage.atomic import shown
 
 MARKER = "memorysam-synthetic.json"
 """Lies in a folder that ``prepare synthetic`` rendered; holds the arguments it was rendered with."""
@@ -132,7 +134,11 @@ class Layout:
         real = [path for path in candidates if not is_rendered(path)]
         chosen = real or candidates
         if not chosen:
-            raise self._not_found(root, f"no {self.title} here or up to {DEPTH} folders below")
+            seen = ", ".join(map(shown, sample_names(root))) or "no file at all"
+            wanted = self.sensors[0].places[0].shown
+            raise self._not_found(
+                root, f"no {self.title} here or up to {DEPTH} folders below (saw {seen}; looked for {wanted})"
+            )
         if len(chosen) > 1:
             names = " and ".join(str(path) for path in chosen[:2])
             raise DataError(f"{root}: holds {self.title} more than once: {names}; give one of them as ROOT")
@@ -146,7 +152,7 @@ class Layout:
         """
         scenes = self.scenes(folder, root)
         if not scenes:
-            seen = ", ".join(sample_names(folder)) or "no file at all"
+            seen = ", ".join(map(shown, sample_names(folder))) or "no file at all"
             wanted = self.sensors[0].places[0].shown
             raise DataNotFound(
                 f"{folder}: no scene of {self.title} (saw {seen}; looked for {wanted}); compare with the expected tree",
@@ -314,7 +320,8 @@ class Layout:
             yield folder
         elif levels:
             for below in subfolders(folder):
-                yield from self._candidates(folder / below, levels=levels - 1)
+                if os.access(folder / below, os.R_OK | os.X_OK):  # of the neighbours, some may be others' own
+                    yield from self._candidates(folder / below, levels=levels - 1)
 
 
 def is_rendered(folder: Path) -> bool:

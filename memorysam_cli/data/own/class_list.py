@@ -36,7 +36,7 @@ def read(path: Path) -> ClassList:
     """Read ``classes.txt``.
 
     Each line is ``name``, ``name r g b`` or ``name #rrggbb``, with ``value:`` before it where the label files do not
-    hold 0, 1, 2, …; empty lines count for nothing.
+    hold 0, 1, 2, …; empty lines and lines that begin with ``#`` count for nothing.
 
     Raises:
         UsageError: ``file:line`` and what is wrong; or no class, more than 255, a name, colour or value twice.
@@ -46,7 +46,8 @@ def read(path: Path) -> ClassList:
     except (OSError, UnicodeDecodeError) as fault:
         reason = fault.strerror if isinstance(fault, OSError) else "not UTF-8 text"
         raise UsageError(f"--classes {path}: {reason}; give a text file with one class per line") from None
-    rows = [_row(line.strip(), where=f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    said = [(number, line.strip()) for number, line in enumerate(lines, 1)]
+    rows = [_row(line, where=f"{path}:{number}") for number, line in said if line and not line.startswith("#")]
     if not 0 < len(rows) <= IGNORE:
         raise UsageError(f"{path}: {len(rows)} classes; from 1 to {IGNORE} are possible, one per line")
     values, names, colours = zip(*rows, strict=True)

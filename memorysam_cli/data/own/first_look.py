@@ -52,16 +52,18 @@ def values(manifest: Manifest, *, will_measure: bool) -> list[str]:
 
 
 def labels(manifest: Manifest) -> list[str]:
-    """A word on masks that hold one class and 'ignored' only, as 0 and 255 often do by mistake."""
+    """A word on labels that count from 1, and on masks of one class and 'ignored' only, as 0 and 255 often are."""
     rule = manifest.info.label
     paths = [scene.label for scene in manifest.scenes if scene.label][:LOOKED_AT]
     found = {int(value) for label in _readable(manifest.root, paths) for value in np.unique(label)}
-    if rule.mapping or rule.colours or len(manifest.info.classes) < 2 or not found & set(rule.ignore):
+    given, ignored = found - set(rule.ignore), min(found & set(rule.ignore), default=None)
+    if rule.mapping or rule.colours:
         return []
-    if len(found - set(rule.ignore)) > 1:
+    if given and rule.shift == 0 and (min(given), max(given)) == (1, len(manifest.info.classes)):
+        return [f"the first labels hold 1 to {max(given)}; classes are counted from 0: --label-shift -1 moves them"]
+    if len(manifest.info.classes) < 2 or ignored is None or len(given) > 1:
         return []
     one, two = manifest.info.classes[:2]
-    ignored = min(found & set(rule.ignore))
     return [
         f"the first labels hold {' and '.join(map(str, sorted(found)))} only, and {ignored} counts as 'ignored'; if "
         f"it is a class, give values in the class list, such as '0: {one}' and '{ignored}: {two}'"

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.data.own import first_look, kinds, splitting
 from memorysam_cli.data.own.class_list import ClassList
@@ -81,7 +83,8 @@ def survey(root: Path, plan: Plan) -> Found:
         The manifest; scenes sorted by split and id.
 
     Raises:
-        DataError: no file matches a pattern, files do not pair, a list names what is not there.
+        DataError: no file matches a pattern, a label is a sensor's file as well, files do not pair, a list names what
+            is not there.
         UsageError: a kind cannot be told, or ``{split}`` stands in some patterns only.
     """
     patterns = plan.patterns()
@@ -90,6 +93,7 @@ def survey(root: Path, plan: Plan) -> Found:
     _refuse_half_split(patterns, plan)
     modalities, notes = _modalities(plan)
     matches = {role: pattern.find(root) for role, pattern in patterns.items()}
+    _refuse_labels_as_frames(matches)
     rows = _rows(matches)
     scenes, unlabelled, said = _divided(
         [_scene(row, plan=plan) for row in rows], labelled={_id(row, plan) for row in rows if LABEL in row}, plan=plan
@@ -144,6 +148,17 @@ def _modalities(plan: Plan) -> tuple[tuple[Modality, ...], list[str]]:
             )
         made.append(kinds.make(name, kind, scale=plan.scale.get(name), channels=plan.channels.get(name)))
     return tuple(made), notes
+
+
+def _refuse_labels_as_frames(matches: Mapping[Role, Sequence[Match]]) -> None:
+    """A network that sees the answer would learn nothing else."""
+    labels = {match.path for match in matches.get(LABEL, ())}
+    for role, found in matches.items():
+        both = next((match.path for match in found if role != LABEL and match.path in labels), None)
+        if both is not None:
+            raise DataError(
+                f"{both}: is matched by '{role}' and by --labels; narrow the patterns, such as images/*.png"
+            )
 
 
 def _rows(matches: Mapping[Role, Sequence[Match]]) -> list[dict[Role, Match]]:
@@ -210,8 +225,6 @@ def _divided(
     elif isinstance(plan.split, Mapping):
         files = {scene.id: [path for group in scene.files.values() for path in group] for scene in scenes}
         splits = splitting.by_lists(files, plan.split)
-        if not splits:
-            raise DataError(f"{', '.join(map(str, plan.split.values()))}: the lists name no scene")
         if len(splits) < len(scenes):
             notes.append(f"{len(scenes) - len(splits)} of {len(scenes)} scenes are in no list and left out")
     elif plan.labels is None and plan.split is None:
@@ -237,13 +250,13 @@ def _rule(root: Path, labels: Sequence[Match], plan: Plan) -> LabelRule:
     """How the label files' values become classes.
 
     Raises:
-        UsageError: they are in colour, and the class list has no colours; or values are both listed and shifted.
+        UsageError: they are in colour, and the class list has no colours; or values are both listed and shifted, or
+            listed and ignored.
     """
     if plan.classes is None or not labels:
         return LabelRule(shift=plan.label_shift, ignore=plan.ignore)
     try:
-        header = images.header(root / labels[0].path)
-        is_colour = header.channels == 3 or header.has_palette
+        is_colour = _is_colour(root / labels[0].path, plan.classes)
     except DataError:
         is_colour = False
     mapping = plan.classes.mapping
@@ -255,5 +268,23 @@ def _rule(root: Path, labels: Sequence[Match], plan: Plan) -> LabelRule:
     if mapping and plan.label_shift:
         raise UsageError(f"--label-shift {plan.label_shift}: the class list gives the values already; leave one out")
     listed = {raw for raw, _ in mapping}
+    # 255 is ignored unless told otherwise; any other value was asked for.
+    if both := sorted(listed & set(plan.ignore) - {IGNORE}):
+        raise UsageError(f"--ignore {both[0]}: is the value of a class in the class list; leave one out")
     ignore = tuple(value for value in plan.ignore if value not in listed)
     return LabelRule(shift=plan.label_shift, ignore=ignore, mapping=() if is_colour else mapping, colours=is_colour)
+
+
+def _is_colour(path: Path, classes: ClassList) -> bool:
+    """Whether a label is a picture in colours.
+
+    Four channels may be colours and alpha, or a class number in the first (DELIVER): most colours are then classes'.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    header = images.header(path)
+    if header.channels != len("RGBA") or not classes.has_colours:
+        return header.channels == len("RGB") or header.has_palette
+    found = {tuple(colour) for colour in np.unique(images.read(path)[..., :3].reshape(-1, 3), axis=0).tolist()}
+    return 2 * len(found & set(classes.palette)) > len(found)

@@ -18,8 +18,7 @@ from memorysam_cli.storage.images import SUFFIXES
 SPLIT = "{split}"
 OURS = "memorysam"
 """The folder of the manifests below a data root; never data."""
-_WILD = re.compile(r"\*\*/|\*|\?|\{split\}")
-_REGEX = {"**/": "((?:[^/]+/)*)", "*": "([^/]*)", "?": "([^/])"}
+_WILD = re.compile(r"\*\*/|[*?]+|\{split\}")
 
 
 @dataclass(frozen=True)
@@ -106,9 +105,7 @@ class Pattern:
         pieces, position, is_known = [], 0, False
         for wild in _WILD.finditer(self.text):
             pieces.append(re.escape(self.text[position : wild.start()]))
-            pieces.append(
-                _REGEX.get(wild[0]) or ("(?P=split)" if is_known else "(?P<split>[^/]+)"),
-            )
+            pieces.append(_regex_of(wild[0], is_known=is_known))
             is_known |= wild[0] == SPLIT
             position = wild.end()
         return re.compile("".join([*pieces, re.escape(self.text[position:])]))
@@ -131,7 +128,23 @@ class Pattern:
 
     def _key(self, parts: tuple[str, ...]) -> str:
         """The wildcards' parts as one name; a suffix that a wildcard matched tells nothing."""
+        if self.text.endswith(".*"):
+            parts = parts[:-1]
         key = "/".join(part.strip("/") for part in parts if part.strip("/"))
         suffix = PurePosixPath(key).suffix
         ends_wild = self.text.endswith(("*", "?"))
         return key.removesuffix(suffix) if ends_wild and suffix.lower() in SUFFIXES else key
+
+
+def _regex_of(wild: str, *, is_known: bool) -> str:
+    """What a wildcard matches, as one group: ``????`` and ``*`` may match the same text.
+
+    Args:
+        wild: ``**/``, ``{split}``, or a run of ``*`` and ``?``.
+        is_known: the split was met before.
+    """
+    if wild == SPLIT:
+        return "(?P=split)" if is_known else "(?P<split>[^/]+)"
+    if wild == "**/":
+        return "((?:[^/]+/)*)"
+    return "(" + wild.replace("?", "[^/]").replace("*", "[^/]*") + ")"

@@ -139,8 +139,9 @@ def _refuse_foreign(out: Path, settings: Settings) -> None:
         if out.is_file() or sample_names(out, count=1):
             raise UsageError(f"--out {out}: holds other files, not HHA images of ours; give another folder")
         return
-    # As JSON, which has no tuples.
-    if documents.to_json(documents.read_json(out / MARKER)) != documents.to_json(asdict(settings)):
+    # As JSON, which has no tuples. A first run that failed at once has left nothing but the settings.
+    is_begun = sample_names(out) != [MARKER]
+    if is_begun and documents.to_json(documents.read_json(out / MARKER)) != documents.to_json(asdict(settings)):
         raise UsageError(
             f"--out {out}: holds HHA images made with other settings (see {MARKER} there); give another folder, or "
             "remove this one"

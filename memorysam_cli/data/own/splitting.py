@@ -76,12 +76,15 @@ def by_lists(known: Mapping[str, Sequence[str]], lists: Mapping[str, Path]) -> d
 
     Raises:
         UsageError: a list cannot be read.
-        DataError: a line names no scene, or several, or a scene is in two lists; ``file:line``.
+        DataError: a list is empty, a line names no scene, or several, or a scene is in two lists; ``file:line``.
     """
     names = _names(known)
     found: dict[str, tuple[str, str]] = {}
     for split, path in lists.items():
-        for number, line in _lines(path):
+        lines = _lines(path)
+        if not lines:
+            raise DataError(f"{path}: names no scene for '{split}'; write one per line, or leave the list out")
+        for number, line in lines:
             where, word = f"{path}:{number}", line.split()[0]
             # Some lists name the label in a second word; a name may as well hold blanks.
             scenes = names.get(_bare(line)) or names.get(_bare(word), set())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,8 @@ class Task:
     view: View
     folder: Path
     """Where the results go."""
+    weights_sha256: str
+    """Of the file as it was before it was loaded: a training may replace it meanwhile."""
 
     @property
     def split(self) -> str:
@@ -56,7 +59,7 @@ def plan(
     view: View,
     out: Path | None,
 ) -> Task:
-    """Find out what is to be scored; reads no image and no tensor.
+    """Find out what is to be scored; reads no image and loads no weights.
 
     Args:
         weights: a weights file.
@@ -68,7 +71,8 @@ def plan(
 
     Raises:
         WeightsError: the weights are refused, or know other classes than the data set.
-        UsageError: an unknown modality, or a split's name is missing.
+        UsageError: an unknown modality, a split's name is missing, or ``out`` holds files of the results' names that
+            are not ours.
         DataError: the data set is not prepared, a split is unknown or has no labels.
     """
     card = read_card(weights)
@@ -76,11 +80,14 @@ def plan(
     found = manifests.read(manifests.data_root(data), card.dataset.name)
     scoring.check_classes(card.dataset, found.info, weights=str(weights))
     splits = scene_lists.labelled_splits(found, split)
+    digest = tensors.sha256(weights)
     folder = out or results.folder_for(
-        weights, run=run_folder.run_of(weights), split="+".join(splits), card=card, modalities=chosen, view=view
+        weights, run=run_folder.run_of(weights), digest=digest, split="+".join(splits), card=card, modalities=chosen,
+        view=view,
     )  # fmt: skip
+    results.refuse_foreign(folder)
     scenes = tuple(scene for name in splits for scene in found.of_split(name))
-    return Task(weights, card, found, splits, scenes, chosen, view, folder)
+    return Task(weights, card, found, splits, scenes, chosen, view, folder, digest)
 
 
 def score(task: Task, *, protocol: ProtocolName, device: str, batch: int, workers: int) -> dict[str, Any] | None:
@@ -102,14 +109,18 @@ def score(task: Task, *, protocol: ProtocolName, device: str, batch: int, worker
         EnvironmentFault: a device that is not there, a disk that is full.
         FolderInUseError: another process writes its results there.
     """
+    if task.view.missing == "zero" and task.modalities == task.card.modalities:
+        console.note("--missing zero: means nothing here, for no modality is left out; choose some with --modalities")
+        task = dataclasses.replace(task, view=dataclasses.replace(task.view, missing="drop"))
     with _begun(task, device=device) as (accelerator, model, advance):
-        shown = views.show(
-            model, task.view, modalities=task.modalities, known=task.card.modalities, size=task.card.image_size
+        shown, small = (
+            views.show(model, view, modalities=task.modalities, known=task.card.modalities, size=task.card.image_size)
+            for view in (task.view, dataclasses.replace(task.view, tile=False))
         )
         outcome = scoring.evaluate(
             shown, task.manifest, scenes=task.scenes, modalities=task.modalities, image_size=task.card.image_size,
             device=accelerator.device, batch=batch, workers=workers, accelerator=accelerator, advance=advance,
-            tile=task.view.tile,
+            tile=task.view.tile, small=small,
         )  # fmt: skip
         if not accelerator.is_main_process:
             return None
@@ -185,7 +196,7 @@ def facts(task: Task, *, device: torch.device) -> dict[str, Any]:
         **task.view.to_json(size=task.card.image_size),
         "image_size": task.card.image_size,
         "weights": str(task.weights),
-        "weights_sha256": tensors.sha256(task.weights),
+        "weights_sha256": task.weights_sha256,
         **runtime.describe(device),
         "warnings": scene_lists.flattery(task.manifest, task.card.recipe.data, splits=task.splits),
     }

@@ -10,10 +10,8 @@ from torch import Tensor
 
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.engine.evaluation.metrics import Scores, scores
-from memorysam_cli.engine.evaluation.tally import PROTOCOLS, Group, ProtocolName, group_of, protocol_index
+from memorysam_cli.engine.evaluation.tally import NORMAL, PROTOCOLS, Group, ProtocolName, group_of, protocol_index
 
-NORMAL = "normal"
-"""What a scene without a sensor failure is called in results."""
 WORST = 10
 """Scenes that a report names."""
 

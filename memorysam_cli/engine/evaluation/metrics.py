@@ -9,6 +9,9 @@ from torch import Tensor
 
 from memorysam_cli.dataset import IGNORE
 
+AT_ONCE = 2**22
+"""Pixels that are counted at once: each takes some 40 bytes meanwhile."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scores:
@@ -54,12 +57,16 @@ def confusion(prediction: Tensor, label: Tensor, classes: int) -> Tensor:
     """
     if prediction.shape != label.shape:
         raise ValueError(f"prediction {tuple(prediction.shape)} and label {tuple(label.shape)} differ in shape")
-    counted = label != IGNORE
-    truth, guess = label[counted].long(), prediction[counted].long()
-    for name, values in (("label", truth), ("prediction", guess)):
-        if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < classes:
-            raise ValueError(f"{name}: values {int(values.min())}..{int(values.max())}, allowed 0..{classes - 1}")
-    return torch.bincount(truth * classes + guess, minlength=classes * classes).reshape(classes, classes)
+    total = torch.zeros(classes * classes, dtype=torch.int64, device=prediction.device)
+    parts = (torch.split(values.flatten(), AT_ONCE) for values in (prediction, label))
+    for guesses, truths in zip(*parts, strict=True):
+        counted = truths != IGNORE
+        truth, guess = truths[counted].long(), guesses[counted].long()
+        for name, values in (("label", truth), ("prediction", guess)):
+            if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < classes:
+                raise ValueError(f"{name}: values {int(values.min())}..{int(values.max())}, allowed 0..{classes - 1}")
+        total += torch.bincount(truth * classes + guess, minlength=classes * classes)
+    return total.reshape(classes, classes)
 
 
 def scores(matrix: Tensor) -> Scores:

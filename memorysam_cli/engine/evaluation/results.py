@@ -11,13 +11,15 @@ from typing import Any
 from torch import Tensor
 
 from memorysam_cli.dataset import Modality
+from memorysam_cli.engine import run_folder
 from memorysam_cli.engine.evaluation.counts import Evaluation
 from memorysam_cli.engine.evaluation.metrics import scores
 from memorysam_cli.engine.evaluation.tally import PROTOCOLS
 from memorysam_cli.engine.evaluation.views import View
+from memorysam_cli.errors import MemorySamError, UsageError
 from memorysam_cli.model.weights import WeightsCard
 from memorysam_cli.report import console, figures
-from memorysam_cli.storage import atomic, documents
+from memorysam_cli.storage import atomic, documents, lock
 
 SCHEMA_VERSION = 1
 NAMES = {
@@ -38,17 +40,23 @@ def folder_for(
     weights: Path,
     *,
     run: Path | None,
+    digest: str,
     split: str,
     card: WeightsCard,
     modalities: Sequence[Modality],
     view: View | None = None,
 ) -> Path:
-    """Where results go: ``<run>/evaluate/<split>``; weights outside a run have ``evaluate/<name>/<split>`` here.
+    """Where results go: ``<run>/evaluate/<split>``, or ``<run>/evaluate/<name>/<split>`` for other than the best.
 
-    A part of the modalities, and a view that is not the plain one, have a folder of their own inside, so that they
-    never replace the full result.
+    Weights outside a run have ``evaluate/<name>-<the SHA-256's first digits>/<split>`` here: names such as ``best`` are
+    many. A part of the modalities, and a view that is not the plain one, have a folder of their own inside, so that
+    they never replace the full result.
     """
-    folder = (Path("evaluate") / weights.stem if run is None else run / "evaluate") / split
+    if run is None:
+        folder = Path("evaluate") / f"{weights.stem}-{digest[:8]}" / split
+    else:
+        is_best = weights.name == run_folder.RunFolder(run).best.name
+        folder = run / "evaluate" / ("." if is_best else weights.stem) / split
     view = view or View()
     if len(modalities) < len(card.modalities):
         zeros = "-zero" if view.missing == "zero" else ""
@@ -56,6 +64,17 @@ def folder_for(
     if view.scales or view.tile:
         folder /= view.name
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse a folder whose files would be replaced though no evaluation wrote them.
+
+    Raises:
+        UsageError: it holds such files, and neither a report nor the trace of a lock.
+    """
+    found = [name for name in NAMES.values() if (folder / name).exists()]
+    if found and not (folder / lock.NAME).exists() and not _is_report(folder / NAMES["metrics"]):
+        raise UsageError(f"--out {folder}: holds {found[0]}, which no evaluation wrote; give another folder")
 
 
 def describe(evaluation: Evaluation, *, protocol: str, facts: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -137,6 +156,15 @@ def show(report: dict[str, Any]) -> None:
     console.say(f"scenes    {report['scenes']} of {report['split']}, {', '.join(report['modalities'])}{_seen(report)}")
     console.say(f"weights   {report['weights']}")
     console.say(f"results   {Path(report['files']['metrics']).parent}")
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a file is the report of an evaluation."""
+    try:
+        found = documents.read_json(path)
+    except (MemorySamError, OSError):
+        return False
+    return isinstance(found, dict) and "weights_sha256" in found
 
 
 def _seen(report: dict[str, Any]) -> str:

@@ -69,11 +69,12 @@ def flattery(manifest: Manifest, data: recipe.Data, *, splits: Sequence[str]) ->
     for split in splits:
         if split == data.train_split:
             found.append(f"'{split}' also trained these weights; {unbiased}")
-        elif split == data.selection_split:
+            continue
+        if split == data.selection_split:
             found.append(f"'{split}' also chose these weights among the epochs, which flatters them; {unbiased}")
         else:
             found += _shared(manifest, split, data.selection_split, "chose these weights among the epochs", unbiased)
-            found += _shared(manifest, split, data.train_split, "trained these weights", unbiased)
+        found += _shared(manifest, split, data.train_split, "trained these weights", unbiased)
     return found
 
 

@@ -24,6 +24,9 @@ from memorysam_cli.errors import DataError, UsageError, WeightsError, did_you_me
 
 Item = TypeVar("Item")
 
+AT_ONCE = 2**26
+"""Logits that are brought to a scene's own size at once: 25 classes of 100 megapixels would be 10 GB."""
+
 
 class Network(Protocol):
     """What scoring and prediction need of a model, be it loaded from a file or still in training."""
@@ -55,6 +58,7 @@ def evaluate(
     accelerator: Accelerator | None = None,
     advance: Callable[[int], object] | None = None,
     tile: bool = False,
+    small: Network | None = None,
 ) -> Evaluation:
     """Score a model on labelled scenes.
 
@@ -69,7 +73,8 @@ def evaluate(
         workers: processes that read ahead.
         accelerator: sums the counts of several processes; none for a single one.
         advance: told how many scenes of this process have just been scored.
-        tile: large frames keep their own resolution, for a model that looks through windows.
+        tile: large frames keep their own resolution, for a model that looks through windows, one scene at a time.
+        small: what sees the other frames; none: the model.
 
     Returns:
         The same in every process, and for any number of processes.
@@ -88,9 +93,11 @@ def evaluate(
     source = scored_scenes(
         manifest, scenes=share, modalities=modalities, size=image_size, workers=workers, tile=tile
     )  # fmt: skip
+    plain = model if small is None else small
     with scoring(model):
-        for together in batches(source, most=batch, key=_frame_shapes):
-            _score(model, together, tally=tally, device=device)
+        for together in batches(source, most=1 if tile else batch, key=_frame_shapes):
+            whole = model if together[0].is_large else plain
+            _score(together, resized=plain, whole=whole, tally=tally, device=device)
             if advance is not None:
                 advance(len(together))
     if accelerator is not None:
@@ -166,20 +173,52 @@ def own_size(logits: Tensor, *, height: int, width: int) -> Tensor:
     return F.interpolate(logits[None], size=(height, width), mode="bilinear", align_corners=False)[0]
 
 
-def _score(model: Network, together: Sequence[ScoredScene], *, tally: Tally, device: torch.device | str) -> None:
-    """Score scenes whose frames have the same shapes."""
-    resized = _logits(model, [scene.resized.frames for scene in together], device=device)
+def own_rows(logits: Tensor, *, height: int, width: int) -> Iterator[tuple[slice, Tensor]]:
+    """As :func:`own_size`, some rows at a time where all of them would be more than :data:`AT_ONCE` numbers.
+
+    Yields:
+        Which rows, and their (K, rows, width); together all of them once. The view is only good until the next one.
+    """
+    classes, source = logits.shape[0], logits.shape[1]
+    count = max(1, AT_ONCE // (classes * width))
+    if count >= height or logits.shape[-2:] == (height, width):
+        yield slice(0, height), own_size(logits, height=height, width=width)
+        return
+    for top in range(0, height, count):
+        rows = slice(top, min(top + count, height))
+        place = torch.arange(rows.start, rows.stop, device=logits.device, dtype=torch.float64)
+        place = ((place + 0.5) * (source / height) - 0.5).clamp(min=0)
+        above = place.floor().long()
+        below, share = (above + 1).clamp(max=source - 1), (place - above).to(logits.dtype)
+        between = torch.lerp(logits[:, above], logits[:, below], share[:, None])  # (K, h, w) -> (K, rows, w)
+        yield rows, own_size(between, height=between.shape[1], width=width)
+
+
+def decide(logits: Tensor, *, height: int, width: int) -> Tensor:
+    """The class of each pixel of a scene at its own size: (K, h, w) -> (height, width) int64."""
+    classes = torch.empty(height, width, dtype=torch.int64, device=logits.device)
+    for rows, some in own_rows(logits, height=height, width=width):
+        # max, not argmax: the same first best class, and 2.6 times as fast on a CPU.
+        classes[rows] = some.max(0).indices
+    return classes
+
+
+def _score(
+    together: Sequence[ScoredScene], *, resized: Network, whole: Network, tally: Tally, device: torch.device | str
+) -> None:
+    """Score scenes whose frames have the same shapes, with a network for each protocol's frames."""
     shared = together[0].shares_frames
-    whole = resized if shared else _logits(model, [scene.whole.frames for scene in together], device=device)
+    published = _logits(whole if shared else resized, [scene.resized.frames for scene in together], device=device)
+    native = published if shared else _logits(whole, [scene.whole.frames for scene in together], device=device)
     for index, scored in enumerate(together):
         seen: tuple[tuple[ProtocolName, Tensor, Tensor | None], ...] = (
-            ("resized", resized[index], scored.resized.label),
-            ("native", whole[index], scored.whole.label),
+            ("resized", published[index], scored.resized.label),
+            ("native", native[index], scored.whole.label),
         )
         for protocol, logits, labels in seen:
             label = _label(labels, device)
-            at_home = own_size(logits, height=label.shape[0], width=label.shape[1])
-            tally.add(protocol, scored.scene, prediction=at_home.argmax(0), label=label)
+            prediction = decide(logits, height=label.shape[0], width=label.shape[1])
+            tally.add(protocol, scored.scene, prediction=prediction, label=label)
 
 
 def _logits(model: Network, scenes: Sequence[list[Tensor]], *, device: torch.device | str) -> Tensor:

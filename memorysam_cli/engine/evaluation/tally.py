@@ -15,6 +15,8 @@ from memorysam_cli.engine.evaluation.metrics import confusion
 
 ProtocolName = Literal["resized", "native"]
 PROTOCOLS: tuple[ProtocolName, ...] = ("resized", "native")
+NORMAL = "normal"
+"""What a scene without a sensor failure is called in results, and may be called in a manifest."""
 
 
 class Group(NamedTuple):
@@ -26,8 +28,9 @@ class Group(NamedTuple):
 
 
 def group_of(scene: Scene) -> Group:
-    """The group that a scene belongs to."""
-    return Group(scene.split, scene.condition, scene.case)
+    """The group that a scene belongs to; empty names are none."""
+    case = None if scene.case == NORMAL else scene.case or None
+    return Group(scene.split, scene.condition or None, case)
 
 
 class Tally:

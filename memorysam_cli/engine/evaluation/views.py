@@ -216,9 +216,9 @@ class Tiled(Wrapper):
             found = self.network.logits([frame[part].contiguous() for frame in frames]).float().softmax(1)
             if not blended.ndim:  # only the network knows the number of classes
                 blended = found.new_zeros(*found.shape[:2], height, width)
-            blended[part] += found * weight
+            blended[part] += found.mul_(weight)
             total[part] += weight
-        return _log(blended / total)
+        return _log(blended.div_(total))
 
 
 def flipped(frame: Tensor, modality: Modality) -> Tensor:
@@ -272,14 +272,14 @@ def _log_of_mean(views: Iterable[Tensor]) -> Tensor:
     total, count = torch.zeros(()), 0
     for logits in views:
         found = logits.float().softmax(1)
-        total = total + found if count else found
+        total = total.add_(found) if count else found
         count += 1
-    return _log(total / count)
+    return _log(total.div_(count))
 
 
 def _log(probability: Tensor) -> Tensor:
-    """Finite also where a probability is too small for float32: -inf would make NaN when it is interpolated."""
-    return probability.clamp(min=torch.finfo(probability.dtype).tiny).log()
+    """In place; finite also where a probability is too small for float32: -inf would make NaN when interpolated."""
+    return probability.clamp_(min=torch.finfo(probability.dtype).tiny).log_()
 
 
 def _resized(values: Tensor, *, size: tuple[int, ...], how: str) -> Tensor:

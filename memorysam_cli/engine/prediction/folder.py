@@ -21,6 +21,7 @@ from memorysam_cli.data.loader import UnlabelledScene
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.data.resizing import resize_nearest
 from memorysam_cli.dataset import DatasetInfo, Modality
+from memorysam_cli.engine.evaluation.scoring import own_rows
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.report import console, overlays
 from memorysam_cli.storage import atomic, documents, images, lock
@@ -102,12 +103,12 @@ class Writer:
         documents.write_json(out / CLASSES, _classes(info))
 
     def write(self, found: UnlabelledScene, logits: Tensor) -> None:
-        """Write one scene: (K, H, W) logits of its own size."""
-        indices = logits.argmax(0).cpu().numpy()
-        mask = indices.astype(np.uint8 if len(self.info.classes) <= 255 else np.uint16)
+        """Write one scene: (K, h, w) logits of any size, which are brought to the scene's own."""
+        mask, sureness = self._decide(found, logits)
         files = {"mask": self._save(MASKS, found.scene, mask)}
         for extra in self.extras:
-            files[extra] = self._save(extra, found.scene, self._picture(extra, found, mask=mask, logits=logits))
+            picture = sureness if extra == "confidence" else self._picture(extra, found, mask=mask)
+            files[extra] = self._save(extra, found.scene, picture)
         pixels = np.bincount(mask.ravel(), minlength=len(self.info.classes))
         documents.append_json_line(
             self.out / LEDGER,
@@ -168,10 +169,19 @@ class Writer:
         images.write_png(self.out / path, pixels)
         return path
 
-    def _picture(self, extra: str, found: UnlabelledScene, *, mask: NDArray[Any], logits: Tensor) -> NDArray[Any]:
-        if extra == "confidence":
-            best = logits.float().softmax(0).amax(0)
-            return (best * 255).round().to(torch.uint8).cpu().numpy()
+    def _decide(self, found: UnlabelledScene, logits: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The class of each pixel, and its probability × 255 where that is asked for (else zeros)."""
+        size = (found.height, found.width)
+        mask = np.empty(size, np.uint8 if len(self.info.classes) <= 255 else np.uint16)
+        sureness = np.zeros(size, np.uint8)
+        for rows, some in own_rows(logits, height=found.height, width=found.width):
+            mask[rows] = some.max(0).indices.cpu().numpy()
+            if "confidence" in self.extras:
+                best = some.float().softmax(0).amax(0)
+                sureness[rows] = (best * 255).round().to(torch.uint8).cpu().numpy()
+        return mask, sureness
+
+    def _picture(self, extra: str, found: UnlabelledScene, *, mask: NDArray[Any]) -> NDArray[Any]:
         if extra == "color":
             return overlays.colour(mask, self.info.palette)
         blend = overlays.overlay(self._image(found), mask, self.info.palette)

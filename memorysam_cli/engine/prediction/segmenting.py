@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import dataclasses
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,12 @@ from memorysam_cli.data.loader import UnlabelledScene, unlabelled_scenes
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import Modality
 from memorysam_cli.engine import runtime
-from memorysam_cli.engine.evaluation.scoring import Network, batches, own_size, scoring
+from memorysam_cli.engine.evaluation.scoring import Network, batches, scoring
 from memorysam_cli.engine.evaluation.views import View, show
 from memorysam_cli.engine.prediction.folder import Writer
 from memorysam_cli.errors import DataError, UsageError, did_you_mean
 from memorysam_cli.report import console
-from memorysam_cli.storage import lock, tensors
+from memorysam_cli.storage import images, lock, tensors
 
 
 def read_aliases(texts: Sequence[str] | None, known: Sequence[str]) -> dict[str, str]:
@@ -49,6 +51,28 @@ def read_aliases(texts: Sequence[str] | None, known: Sequence[str]) -> dict[str,
                 "one out with --modalities"
             )
     return aliases
+
+
+def doubts(scenes: Sequence[Scene], *, root: Path, modalities: Sequence[Modality]) -> list[str]:
+    """What can be read and yet may not be what the weights were trained on; looks at the first scene's headers.
+
+    Args:
+        scenes: what is to be segmented.
+        root: what the scenes' paths are relative to.
+        modalities: those that the model may be shown.
+    """
+    found = []
+    for modality in modalities:
+        path = next((scene.files[modality.name][0] for scene in scenes if modality.name in scene.files), None)
+        if modality.kind != "hha" or path is None:
+            continue
+        with contextlib.suppress(DataError):  # reading the scene will say what is wrong with it
+            if images.header(root / path).channels == 1:
+                found.append(
+                    f"{path}: has one channel, and the weights' '{modality.name}' is depth encoded as HHA, which has "
+                    "three; expect poor masks, or make HHA with memorysam prepare hha"
+                )
+    return found
 
 
 def segment(
@@ -92,6 +116,7 @@ def segment(
     """
     view = view or View()
     with lock.hold(out), console.progress(len(scenes), "predict") as progress:
+        digest = tensors.sha256(weights)  # before it is loaded: a training may replace it meanwhile
         model = models.load(weights, device=device)
         card = model.card
         writer = Writer(out, root=root, info=card.dataset, modalities=modalities, extras=extras)
@@ -106,7 +131,7 @@ def segment(
             **view.to_json(size=card.image_size),
             "image_size": card.image_size,
             "weights": str(weights),
-            "weights_sha256": tensors.sha256(weights),
+            "weights_sha256": digest,
             **runtime.describe(device),
         }
         return writer.finish(facts, scenes=len(scenes))
@@ -152,18 +177,20 @@ def predict(
 
     def leave_out(scene: Scene, fault: DataError) -> None:
         if not skip_bad:
-            raise fault
+            raise DataError(f"{fault}; mend the file, or go on without such scenes: --on-error skip") from fault
         writer.leave_out(scene, fault)
         tell(1)
 
     source = _readable(writer, scenes, size=image_size, workers=workers, tile=view.tile, on_fault=leave_out)
     with scoring(model):
-        for together in batches(source, most=batch, key=lambda item: (item.modalities, item.frames[0].shape)):
+        # Large frames at their own resolution one at a time: their logits are gigabytes.
+        for together in batches(source, most=1 if view.tile else batch, key=_frame_shapes):
             given = [modalities[name] for name in together[0].modalities]
-            seen = show(model, view, modalities=given, known=known or writer.modalities, size=image_size)
+            how = dataclasses.replace(view, tile=together[0].is_large)
+            seen = show(model, how, modalities=given, known=known or writer.modalities, size=image_size)
             logits = _logits(seen, together, device=device)
             for one, scene in zip(logits, together, strict=True):
-                writer.write(scene, own_size(one, height=scene.height, width=scene.width))
+                writer.write(scene, one)
             tell(len(together))
 
 
@@ -190,6 +217,11 @@ def _readable(
         except DataError as fault:
             on_fault(scenes[place], fault)
             place += 1
+
+
+def _frame_shapes(scene: UnlabelledScene) -> Hashable:
+    """What must agree for scenes to share a forward pass."""
+    return scene.modalities, scene.frames[0].shape
 
 
 def _logits(model: Network, together: Sequence[UnlabelledScene], *, device: torch.device | str) -> Tensor:

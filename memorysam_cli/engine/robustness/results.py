@@ -58,13 +58,18 @@ def describe(found: Robustness, *, facts: dict[str, Any], folder: Path) -> dict[
         "processes": found.processes if depends else None,
         "levels": [_level(found, level) for level in found.levels],
         "means": MEANS,
-        "files": {key: str(folder / name) for key, name in names(found.kind).items()},
+        "files": {key: str(folder / name) for key, name in names(found).items()},
     }
 
 
-def names(kind: str) -> dict[str, str]:
-    """Key in the report's ``files`` → file name."""
-    return {"report": f"robustness-{kind}.json", "table": f"robustness-{kind}.csv", "figure": f"robustness-{kind}.png"}
+def names(found: Robustness) -> dict[str, str]:
+    """Key in the report's ``files`` → file name; figures of another meaning never replace each other."""
+    words = ["robustness", found.kind]
+    words += ["zero"] * (found.kind == "any" and found.missing == "zero")
+    words += ["scene"] * (found.kind == "nm" and found.noise_extremes == "scene")
+    words += ["native"] * (found.protocol == "native")
+    stem = "-".join(words)
+    return {"report": f"{stem}.json", "table": f"{stem}.csv", "figure": f"{stem}.png"}
 
 
 def write(report: dict[str, Any], folder: Path) -> None:
@@ -77,7 +82,7 @@ def write(report: dict[str, Any], folder: Path) -> None:
     Raises:
         EnvironmentFault: they cannot be written.
     """
-    files = names(report["robustness"])
+    files = {key: Path(path).name for key, path in report["files"].items()}
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(_csv_rows(report))
     atomic.write_text(folder / files["table"], text.getvalue())
@@ -88,7 +93,7 @@ def write(report: dict[str, Any], folder: Path) -> None:
 def show(report: dict[str, Any]) -> None:
     """Print a report's table on stdout, and on stderr what a reader must know of it."""
     for line in report.get("warnings", ()):
-        console.note(line)
+        console.warn(line)
     if report["batch"] is not None:
         console.note(
             "salt and pepper are a batch's extremes, as published, and so depend on what is in a batch: here "
@@ -96,6 +101,8 @@ def show(report: dict[str, Any]) -> None:
         )
     console.table(*_table(report), title=f"{report['dataset']} {report['split']}: {TITLES[report['robustness']]}")
     console.say(f"figures   mIoU in per cent, {report['protocol']} protocol{_drawn(report)}")
+    for letter, meaning in _letters(report):
+        console.say(f"{letter:<8}  {meaning}")
     console.say(f"scenes    {report['scenes']} of {report['split']}, {', '.join(report['modalities'])}")
     console.say(f"weights   {report['weights']}")
     console.say(f"results   {Path(report['files']['report']).parent}")
@@ -192,6 +199,14 @@ def _drawn(report: dict[str, Any]) -> str:
     if report["seed"] is None:
         return "" if report["missing"] is None else f"; a missing sensor is {FED[report['missing']]}"
     return f"; seed {report['seed']}, {report['repeats']} draw{'s' * (report['repeats'] > 1)}"
+
+
+def _letters(report: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    """What the letters of the table mean."""
+    if report["robustness"] == "rmm":
+        yield "r", "share of a missing sensor's elements that are zero"
+    if report["levels"][0]["average"] is not None:
+        yield "p", "probability that a sensor is missing, each on its own and not all at once"
 
 
 def _noises(levels: Sequence[dict[str, Any]]) -> list[str]:

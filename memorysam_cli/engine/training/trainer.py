@@ -294,9 +294,11 @@ class Trainer:
         settings, trained = self.recipe.train, count(self.learner.parameters.values())
         names = ", ".join(self.recipe.data.modalities)
         console.note(f"run: {self.run.path}  device: {self.accelerator.device}  modalities: {names}")
+        processes = self.accelerator.num_processes
         console.note(
             f"{len(self.scenes)} scenes, {self.steps_per_epoch} updates per epoch, "
-            f"{settings.batch} × {settings.accumulate} × {self.accelerator.num_processes} scenes per update; "
+            f"{settings.batch * settings.accumulate * processes} scenes per update (batch {settings.batch}, "
+            f"{settings.accumulate} accumulated, {processes} process{'es' * (processes > 1)}); "
             f"{trained:,} of {count(self.network.parameters()):,} parameters are trained"
         )
         if len(self.recipe.data.modalities) == 1:

@@ -11,6 +11,7 @@ from memorysam_cli import data as datasets
 from memorysam_cli import recipe as recipes
 from memorysam_cli.data import manifest
 from memorysam_cli.dataset import DatasetInfo
+from memorysam_cli.engine.training.starting import resolve
 from memorysam_cli.engine.weights.released import Name, choose_recipe, read_name
 from memorysam_cli.errors import UsageError, WeightsError, did_you_mean
 from memorysam_cli.model import weights
@@ -46,7 +47,8 @@ def import_reference(
     Args:
         path: a .pth (a state dict, or one under ``model_state_dict``) or a .safetensors of the same names.
         out: the file to write.
-        recipe: a shipped recipe's name or a .yaml file; None: as the file's name says.
+        recipe: a shipped recipe's name or a .yaml file; None: as the file's name says. ``auto`` and ``all`` in it
+            are what is prepared in ``root``.
         modalities: in the order of training; None: as the file's name or the recipe says.
         root: a data root where the data set is prepared; None: the default root if it is prepared there, else the
             data set as published.
@@ -60,7 +62,7 @@ def import_reference(
         recipes.load(recipe)  # a wrong recipe is told before a large file is read
     state = _read(path)
     identity = identify(state, where=shown(path))
-    asked = choose_recipe(path, recipe=recipe, modalities=modalities)
+    asked = resolve(choose_recipe(path, recipe=recipe, modalities=modalities), manifest.data_root(root))
     dataset = _dataset(asked, root=root)
     if identity.tokens < len(dataset.classes):
         raise WeightsError(

@@ -127,8 +127,52 @@ def test_mixed_dtypes_and_alpha_are_worth_a_warning(listed: Manifest) -> None:
 def test_a_name_in_two_lists_is_a_problem(tmp_path: Path) -> None:
     folder = write_mcubes(tmp_path, {"train": ["a"], "test": ["a"]})
     manifest = Manifest(tmp_path, MCUBES.info(folder), tuple(MCUBES.scenes(folder, tmp_path)))
-    kind, _, first = only_problem(check(manifest))
-    assert kind == "name" and "'a' and 'a'" in first
+    assert only_problem(check(manifest)) == (
+        "two splits",
+        1,
+        "scene 'a' is in train and in test; keep it in one of them",
+    )
+
+
+def test_a_name_that_a_list_has_twice_is_a_problem(tmp_path: Path) -> None:
+    folder = write_mcubes(tmp_path, {"train": ["a", "a"]})
+    manifest = Manifest(tmp_path, MCUBES.info(folder), tuple(MCUBES.scenes(folder, tmp_path)))
+    assert only_problem(check(manifest)) == ("name", 1, "scene 'a' is listed twice in train; remove one of the lines")
+
+
+def test_both_missing_halves_of_an_angle_are_one_problem(tmp_path: Path) -> None:
+    folder = write_mcubes(tmp_path, {"train": ["a"]})
+    manifest = Manifest(tmp_path, MCUBES.info(folder), tuple(MCUBES.scenes(folder, tmp_path)))
+    for path in manifest.scenes[0].files["aolp"]:
+        (tmp_path / path).unlink()
+    sine, cosine = manifest.scenes[0].files["aolp"]
+    assert only_problem(check(manifest)) == ("missing aolp", 1, f"a: has no 'aolp' (looked for {sine} and {cosine})")
+
+
+def test_only_an_angle_has_two_files(tmp_path: Path) -> None:
+    folder = write_mcubes(tmp_path, {"train": ["a"]})
+    manifest = Manifest(tmp_path, MCUBES.info(folder), tuple(MCUBES.scenes(folder, tmp_path)))
+    (scene,) = manifest.scenes
+    twice = replace(manifest, scenes=(replace(scene, files={**scene.files, "dolp": scene.files["dolp"] * 2}),))
+    kind, _, first = only_problem(check(twice))
+    assert kind == "dtype" and first.endswith("is one of 2 files; 'dolp' takes one")
+
+
+def test_a_flip_that_would_fail_in_training_fails_here(listed: Manifest) -> None:
+    first, *others = listed.info.modalities
+    turned = (first.model_copy(update={"flip": "negate_sine"}), *others)
+    faulty = replace(listed, info=listed.info.model_copy(update={"modalities": turned}))
+    kind, count, first_fault = only_problem(check(faulty))
+    assert (kind, count) == ("dtype", len(SCENES)) and "needs uint8 values whose range is symmetric" in first_fault
+
+
+def test_labels_keep_to_the_limit_of_pixels_too(listed: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMORYSAM_MAX_PIXELS", "10")
+    report = check(listed, max_pixels=48)
+    assert report.problems == ()
+    assert any("more pixels than the other commands take" in line and "=48" in line for line in report.warnings)
+    kinds = {problem.kind: problem.count for problem in check(listed).problems}
+    assert kinds == {"unreadable": 4 * len(SCENES), "label": len(SCENES)}, "what was remembered keeps to it as well"
 
 
 def test_both_files_of_an_angle_are_checked(tmp_path: Path) -> None:

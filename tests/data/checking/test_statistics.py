@@ -124,3 +124,16 @@ def test_each_scene_is_reported_and_a_missing_file_refused(tmp_path: Path) -> No
     (tmp_path / "rgb/2.png").unlink()
     with pytest.raises(DataError, match=r"rgb/2\.png: no such file"):
         measure(manifest)
+
+
+def test_rounding_is_no_deviation(tmp_path: Path) -> None:
+    """12345 · 0.001 summed up has a deviation of 1e-13; divided by it, rounding would fill the frames."""
+    manifest = write(tmp_path)
+    for scene in manifest.scenes:
+        images.write_png(tmp_path / scene.files["depth"][0], np.full((40, 56), 12345, np.uint16))
+    found = measure(manifest)
+    assert 0 < found["depth"].std[0] < 1e-12
+    depth = stored(manifest.info, found, normalise=True).modality("depth")
+    assert depth.std == (1.0, 1.0, 1.0)
+    tensor = to_tensor(np.full((4, 4, 3), 12345, np.uint16), depth)
+    np.testing.assert_allclose(tensor.numpy(), 0, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from memorysam_cli.data.layouts.layout import DataNotFound, Layout
 from memorysam_cli.data.layouts.lists import Lists
 from memorysam_cli.data.layouts.places import place, sensor
 from memorysam_cli.dataset import LabelRule, Modality
-from memorysam_cli.errors import DataError
+from memorysam_cli.errors import DataError, EnvironmentFault
 
 BY_FOLDER = Layout(
     name="made-up",
@@ -174,3 +175,31 @@ def test_without_a_list_there_is_no_split(tmp_path: Path) -> None:
     write(tmp_path, "cam/1.png")
     with pytest.raises(DataError, match=r"has no train\.txt or val\.txt; unpack the lists too"):
         BY_LIST.scenes(tmp_path, tmp_path)
+
+
+def test_what_macos_leaves_beside_an_archives_content_is_no_second_data_set(tmp_path: Path) -> None:
+    full(tmp_path / "MU")
+    full(tmp_path / "__MACOSX" / "MU")
+    assert BY_FOLDER.find(tmp_path) == tmp_path / "MU"
+
+
+def test_where_nothing_is_found_two_files_that_were_seen_are_named(tmp_path: Path) -> None:
+    write(tmp_path, "pictures/one.png", "pictures/two.png", "pictures/three.png")
+    with pytest.raises(DataNotFound, match=r"saw pictures/one.png, pictures/three.png; looked for cam/<split>"):
+        BY_FOLDER.find(tmp_path)
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_absent_sensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = os.scandir
+
+    def refuse(path: Path) -> object:
+        if Path(path).name == "heat":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    full(tmp_path)
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(EnvironmentFault, match=r"heat: cannot be listed \(Permission denied\); allow reading there"):
+        BY_FOLDER.info(tmp_path)

@@ -15,7 +15,7 @@ def read(tmp_path: Path, text: str) -> class_list.ClassList:
 
 
 def test_a_name_per_line_may_hold_blanks_and_umlauts(tmp_path: Path) -> None:
-    found = read(tmp_path, "\ufeffroad\n\n  traffic light \nTür\n")
+    found = read(tmp_path, "\ufeff# mine\nroad\n\n  traffic light \nTür\n")
     assert found.names == ("road", "traffic light", "Tür")
     assert (found.has_colours, found.mapping) == (False, ())
     assert len(set(found.palette)) == 3

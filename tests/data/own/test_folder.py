@@ -85,7 +85,7 @@ def test_lists_divide_and_leave_out_what_they_do_not_name(root: Path) -> None:
     }  # fmt: skip
     assert "7 of 10 scenes are in no list and left out" in found.notes
     (root / "train.txt").write_text("\n")
-    with pytest.raises(DataError, match="the lists name no scene"):
+    with pytest.raises(DataError, match="names no scene for 'train'"):
         survey(root, plan(root, split={"train": root / "train.txt"}))
 
 
@@ -186,6 +186,8 @@ def test_labels_become_classes_by_the_list(root: Path) -> None:
     assert survey(root, mapped).manifest.info.label == LabelRule(mapping=((0, 0), (128, 1), (255, 2)), ignore=())
     with pytest.raises(UsageError, match="the class list gives the values already"):
         survey(root, replace(mapped, label_shift=-1))
+    with pytest.raises(UsageError, match="--ignore 128: is the value of a class"):
+        survey(root, replace(mapped, ignore=(255, 128)))
 
 
 def test_labels_in_colour_need_the_colours(root: Path) -> None:
@@ -206,3 +208,32 @@ def test_masks_of_0_and_255_get_a_hint(root: Path) -> None:
     assert "0 and 255 only, and 255 counts as 'ignored'" in hint and "'0: background' and '255: crack'" in hint
     mapped = replace(two, classes=classes(root, "0: background\n255: crack\n"))
     assert not [note for note in survey(root, mapped).notes if "labels hold" in note]
+
+
+def test_labels_in_colour_with_alpha_are_told_from_class_numbers_in_the_first_of_four_channels(root: Path) -> None:
+    colours = np.array([(2, 0, 30), (0, 255, 0), (1, 20, 30)], np.uint8)
+    coloured = plan(root, classes=classes(root, "a 2 0 30\nb 0 255 0\nc 1 20 30\n"))
+    for path in (root / "masks").rglob("*.png"):
+        label = images.read(path)
+        alpha = np.full((*label.shape, 1), 255, np.uint8)
+        images.write_png(path, np.concatenate([colours[label], alpha], axis=-1))
+    assert survey(root, coloured).manifest.info.label.colours
+    for path in (root / "masks").rglob("*.png"):
+        first = np.zeros((40, 56, 4), np.uint8)
+        first[10:, :, 0], first[30:, :, 0] = 1, 2
+        images.write_png(path, first)
+    assert not survey(root, coloured).manifest.info.label.colours
+
+
+def test_a_label_that_is_a_sensor_s_file_too_is_refused(root: Path) -> None:
+    everything = {"rgb": (Pattern("images/**/*.jpg"),), "gray": (Pattern("**/*.png"),)}
+    with pytest.raises(DataError, match=r"masks/cam0/0000.png: is matched by 'gray' and by --labels"):
+        survey(root, plan(root, modalities=everything))
+
+
+def test_labels_that_count_from_1_get_a_hint(root: Path) -> None:
+    for path in (root / "masks").rglob("*.png"):
+        images.write_png(path, images.read(path) + np.uint8(1))
+    (hint,) = [note for note in survey(root, plan(root)).notes if "labels hold" in note]
+    assert "hold 1 to 3" in hint and "--label-shift -1" in hint
+    assert not [note for note in survey(root, plan(root, label_shift=-1)).notes if "labels hold" in note]

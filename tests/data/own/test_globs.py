@@ -94,3 +94,12 @@ def test_two_files_of_one_key_are_refused(tmp_path: Path) -> None:
     plant(tmp_path, "rgb/a.png", "rgb/a.jpg")
     with pytest.raises(DataError, match=r"matches rgb/a.jpg and rgb/a.png, which would be one scene 'a'"):
         Pattern("rgb/*").find(tmp_path)
+
+
+def test_neighbouring_wildcards_stand_for_one_text(tmp_path: Path) -> None:
+    plant(tmp_path, "rgb/0012.png", "rgb/12.png", "d/0012.PNG", "d/a.b.npy")
+    assert keys(tmp_path, "rgb/????.png") == {"rgb/0012.png": "0012"}
+    assert keys(tmp_path, "rgb/??*.png") == {"rgb/0012.png": "0012", "rgb/12.png": "12"}
+    assert keys(tmp_path, "d/*.*") == {"d/0012.PNG": "0012", "d/a.b.npy": "a.b"}
+    (match,) = Pattern("rgb/????.png").find(tmp_path)
+    assert Pattern("depth/*.npy").filled(match.parts, match.split) == "depth/0012.npy"

@@ -91,7 +91,7 @@ def test_two_depths_of_one_name_are_refused(root: Path) -> None:
     with pytest.raises(DataError, match=r"depth/a/1\.\w+ and .*depth/a/1\.\w+"):
         plan(root, Pattern("depth/**/*"), root / "hha", settings=SETTINGS)
     with pytest.raises(DataError, match=r"would both become .*hha/a/1.png"):
-        plan(root, Pattern("depth/*/1.*"), root / "hha", settings=SETTINGS)
+        plan(root, Pattern("depth/*/1.?*"), root / "hha", settings=SETTINGS)
 
 
 def test_a_damaged_depth_is_named_and_the_others_stay(root: Path) -> None:
@@ -104,3 +104,10 @@ def test_a_damaged_depth_is_named_and_the_others_stay(root: Path) -> None:
 def test_a_camera_of_another_size_is_refused(root: Path) -> None:
     with pytest.raises(UsageError, match=r"its centre \(320, 240\) lies outside"):
         convert(planned(root, Settings(camera=Camera(500, 500, 320, 240))))
+
+
+def test_settings_that_made_no_image_stand_in_no_one_s_way(root: Path) -> None:
+    with pytest.raises(UsageError, match="lies outside"):
+        convert(planned(root, Settings(camera=Camera(60, 60, 999, 15))))
+    convert(planned(root))
+    assert planned(root).done == 3

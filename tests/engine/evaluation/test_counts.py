@@ -161,3 +161,16 @@ def test_the_matrix_of_a_scene_is_that_of_its_pixels() -> None:
     (one,) = result.scene_scores("resized")
     assert one.iou == pytest.approx(scores(result.confusion("resized")).iou)
     assert one.accuracy == pytest.approx(100 * float((prediction == label).double().mean()))
+
+
+def test_a_case_called_normal_and_empty_names_are_no_parts_of_their_own() -> None:
+    result = counted(
+        ("val", "fog", "normal", [0], [0]), ("val", "fog", None, [0], [1]), ("val", "", "", [1], [1]),
+        ("val", "fog", "blur", [1], [0]),
+    )  # fmt: skip
+    parts = list(result.parts())
+    assert len(set(parts)) == len(parts)
+    report = result.to_json()["native"]
+    assert {name: part["scenes"] for name, part in report["cases"].items()} == {"normal": 3, "blur": 1}
+    assert list(report["conditions"]) == ["fog"]
+    assert {name: part["scenes"] for name, part in report["condition_cases"]["fog"].items()} == {"normal": 2, "blur": 1}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from memorysam_cli.engine.evaluation import metrics
 from memorysam_cli.engine.evaluation.metrics import confusion, scores
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -172,3 +173,13 @@ def test_the_means_of_present_classes_leave_out_what_the_label_does_not_have() -
     assert found.mf1_present == pytest.approx((1200 / 15 + 400 / 6) / 2)
     assert found.miou_present == pytest.approx((600 / 9 + 50) / 2)
     assert list(found.means()) == ["miou", "macc", "mf1", "miou_present", "macc_present", "mf1_present"]
+
+
+def test_large_maps_are_counted_in_parts_and_no_pixel_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(1)
+    label, prediction = (torch.randint(0, 4, (37, 41), generator=generator) for _ in range(2))
+    label[::5] = 255
+    whole = confusion(prediction, label, 4)
+    monkeypatch.setattr(metrics, "AT_ONCE", 100)
+    assert torch.equal(confusion(prediction, label, 4), whole)
+    assert int(whole.sum()) == int((label != 255).sum())

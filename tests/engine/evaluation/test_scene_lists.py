@@ -92,3 +92,10 @@ def test_a_list_under_two_names_flatters_too(tmp_path: Path) -> None:
     again = [scene(f"test/{name}", "test", label=f"{name}.png") for name in "bc"]
     (line,) = scene_lists.flattery(manifest(tmp_path, *shared, *again), selection(), splits=["test"])
     assert line.startswith("1 of 2 scenes of 'test' are also in 'val', which chose these weights")
+
+
+def test_training_on_a_part_of_the_split_that_chose_flatters_twice(tmp_path: Path) -> None:
+    leak = [scene("train/a", "train", label="a.png"), scene("val/a", "val", label="a.png"), scene("val/b", "val")]
+    chose, trained = scene_lists.flattery(manifest(tmp_path, *leak), selection(), splits=["val"])
+    assert "'val' also chose these weights" in chose
+    assert trained.startswith("1 of 2 scenes of 'val' are also in 'train', which trained these weights")

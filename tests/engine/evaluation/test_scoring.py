@@ -312,3 +312,28 @@ def test_a_published_crop_is_scored_at_its_own_size_also_when_the_whole_frame_is
     tiled, plain = score(model, data, tile=True), score(Brightness(), data)
     assert [shape[2:] for _, shape in model.calls] == [(64, 64), (97, 131)]
     torch.testing.assert_close(tiled.confusion("resized"), plain.confusion("resized"), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [(97, 131), (64, 200), (500, 30), (1, 1), (7, 4000)])
+def test_logits_come_to_a_scenes_own_size_alike_in_one_piece_and_in_rows(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = torch.randn(4, 24, 40, generator=torch.Generator().manual_seed(0))
+    height, width = size
+    whole = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
+    assert torch.equal(scoring.decide(logits, height=height, width=width), whole.argmax(0))
+    monkeypatch.setattr(scoring, "AT_ONCE", 4 * 10 * width)
+    parts = list(scoring.own_rows(logits, height=height, width=width))
+    assert [rows.start for rows, _ in parts] == list(range(0, height, 10))
+    assert all(part.shape[1] <= 10 for _, part in parts)
+    torch.testing.assert_close(torch.cat([part for _, part in parts], 1), whole, rtol=1e-4, atol=1e-4)
+    in_rows = scoring.decide(logits, height=height, width=width)
+    assert (in_rows == whole.argmax(0)).float().mean() > 0.999
+
+
+def test_small_frames_are_seen_by_the_plain_network_and_large_ones_one_at_a_time(data: Manifest) -> None:
+    windows, plain = Brightness(), Brightness()
+    score(windows, data, image_size=96, tile=True, small=plain, batch=4)
+    assert [shape[2:] for _, shape in windows.calls] == [(97, 131)] * 4
+    assert {shape[0] for _, shape in windows.calls} == {1}
+    assert [shape[2:] for _, shape in plain.calls] == [(96, 96)]

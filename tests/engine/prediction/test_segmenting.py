@@ -33,7 +33,10 @@ def segment(
 ) -> dict[str, Any]:
     chosen = data.scenes if scenes is None else scenes
     settings: dict[str, Any] = {"image_size": 64, "device": "cpu", "workers": 0} | options
-    writer = Writer(out, root=data.root, info=data.info, modalities=settings.pop("modalities", MODALITIES))
+    writer = Writer(
+        out, root=data.root, info=data.info, modalities=settings.pop("modalities", MODALITIES),
+        extras=settings.pop("extras", ()),
+    )  # fmt: skip
     segmenting.predict(model or Brightness(), writer, scenes=chosen, **settings)
     return writer.finish({}, scenes=len(chosen))
 
@@ -224,7 +227,31 @@ def test_windows_see_large_frames_at_their_own_resolution(data: Manifest, tmp_pa
 
 
 def test_windows_over_small_frames_change_nothing(data: Manifest, tmp_path: Path) -> None:
-    square = [scene for scene in data.scenes if scene.id.startswith("rain/val/b")]
-    for out, view in (("one", None), ("other", View(tile=True))):
-        segment(data, tmp_path / out, square, image_size=128, view=view)
-    np.testing.assert_array_equal(mask_of(tmp_path / "one", square[0]), mask_of(tmp_path / "other", square[0]))
+    plain, tiled = Brightness(), Brightness()
+    segment(data, tmp_path / "one", model=plain, image_size=128, batch=1)
+    segment(data, tmp_path / "other", model=tiled, image_size=128, view=View(tile=True))
+    assert tiled.calls == plain.calls
+    for scene in data.scenes:
+        np.testing.assert_array_equal(mask_of(tmp_path / "one", scene), mask_of(tmp_path / "other", scene))
+
+
+def test_a_frame_too_large_to_be_decided_at_once_gives_the_same_mask_and_confidence(
+    data: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment(data, tmp_path / "one", data.scenes[:1], extras=("confidence",))
+    monkeypatch.setattr(scoring, "AT_ONCE", 4 * 131 * 10)
+    segment(data, tmp_path / "other", data.scenes[:1], extras=("confidence",))
+    for tree in ("masks", "confidence"):
+        one, other = (images.read(tmp_path / out / tree / f"{data.scenes[0].id}.png") for out in ("one", "other"))
+        assert one.shape == (97, 131) and np.abs(one.astype(int) - other).max() <= (tree == "confidence")
+
+
+def test_plain_depth_for_a_network_that_knows_hha_is_doubted(data: Manifest) -> None:
+    as_hha = (MODALITIES[0], MODALITIES[1].model_copy(update={"kind": "hha"}))
+    (doubt,) = segmenting.doubts(data.scenes, root=data.root, modalities=as_hha)
+    assert doubt.startswith(f"{data.scenes[0].files['depth'][0]}: has one channel")
+    assert segmenting.doubts(data.scenes, root=data.root, modalities=MODALITIES) == []
+    pictures = [replace(scene, files={"depth": scene.files["img"]}) for scene in data.scenes]
+    assert segmenting.doubts(pictures, root=data.root, modalities=as_hha) == []
+    missing = [replace(scene, files={"depth": ("nowhere.png",)}) for scene in data.scenes]
+    assert segmenting.doubts(missing, root=data.root, modalities=as_hha) == []

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from memorysam_cli.engine.evaluation.tally import ProtocolName
 from memorysam_cli.engine.robustness import results as results
 from memorysam_cli.engine.robustness.benchmark import Robustness
 from memorysam_cli.engine.robustness.corruption import Extremes
@@ -21,13 +22,20 @@ FACTS = {
 }  # fmt: skip
 
 
-def benchmark(kind: Kind, *, repeats: int = 1, missing: Missing = "drop", extremes: Extremes = "batch") -> Robustness:
+def benchmark(
+    kind: Kind,
+    *,
+    repeats: int = 1,
+    missing: Missing = "drop",
+    extremes: Extremes = "batch",
+    protocol: ProtocolName = "resized",
+) -> Robustness:
     """Counts of two classes; figure n of repeat r has an mIoU of 40 - n + r per cent."""
     cells = tuple(plan_of(kind, modalities=2, missing=missing))
     hits = [round(1000 * (40 - n + r) / 50) for r in range(repeats) for n in range(len(cells))]
     matrices = torch.tensor([[[each, 1000 - each], [0, 0]] for each in hits])
     return Robustness(
-        kind=kind, classes=("road", "sky"), modalities=("x", "y"), missing=missing, protocol="resized", scenes=7,
+        kind=kind, classes=("road", "sky"), modalities=("x", "y"), missing=missing, protocol=protocol, scenes=7,
         seed=4, noise_extremes=extremes, batch=3, processes=2, cells=cells,
         confusions=matrices.view(repeats, len(cells), 2, 2),
     )  # fmt: skip
@@ -143,3 +151,28 @@ def test_the_table_says_how_it_came_about(
     said = capsys.readouterr()
     assert says in said.out
     assert ("3 scenes in 2 process(es)" in said.err) == (kind == "nm")
+
+
+@pytest.mark.parametrize(("kind", "letters"), [("any", "p"), ("emm", "p"), ("rmm", "rp"), ("nm", "")])
+def test_the_letters_of_the_table_are_explained(kind: Kind, letters: str, capsys: pytest.CaptureFixture[str]) -> None:
+    console.setup()
+    results.show(report(kind))
+    said = capsys.readouterr().out.splitlines()
+    assert [line[0] for line in said if line[1:10] == " " * 9 and line[10:].islower()] == list(letters)
+
+
+def test_figures_of_another_meaning_never_replace_each_other() -> None:
+    made = [
+        ("any", {}), ("any", {"missing": "zero"}), ("any", {"protocol": "native"}), ("emm", {}),
+        ("emm", {"protocol": "native"}), ("nm", {}), ("nm", {"extremes": "scene"}), ("rmm", {"repeats": 2}),
+    ]  # fmt: skip
+    files = [report(kind, **options)["files"]["report"] for kind, options in made]  # type: ignore[arg-type]
+    assert len(set(files)) == len(made)
+    assert files[:3] == [f"there/robustness-{name}.json" for name in ("any", "any-zero", "any-native")]
+    assert report("emm", missing="zero")["files"] == report("emm")["files"]  # emm means zeros always
+
+
+def test_what_flatters_the_weights_is_said_even_to_the_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    console.setup(verbosity=console.QUIET)
+    results.show(report("emm"))
+    assert "memorysam: warning: 'val' also chose these weights" in capsys.readouterr().err
