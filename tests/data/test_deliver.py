@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memorysam_cli.data.datasets.deliver import CLASSES, DELIVER
+from memorysam_cli.data.datasets.deliver import CASES, CLASSES, CONDITIONS, DELIVER
 from memorysam_cli.data.layouts.layout import MARKER, DataNotFound
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
@@ -78,7 +78,7 @@ def test_unknown_weathers_and_cases_are_remarked(tmp_path: Path) -> None:
     remarks = DELIVER.remarks(DELIVER.scenes(folder, tmp_path))
     assert any("'snow' is no condition of DELIVER" in remark for remark in remarks)
     assert any("'dust' is no failure case of DELIVER" in remark for remark in remarks)
-    assert "train: 2 of the 3983 published scenes" in remarks
+    assert any(remark.startswith("train: 2 of the 3983 published scenes (") for remark in remarks)
 
 
 def test_a_sequence_of_another_form_is_its_own_case(tmp_path: Path) -> None:
@@ -132,3 +132,13 @@ def test_a_folder_without_a_scene_shows_what_it_saw(tmp_path: Path) -> None:
     (tmp_path / "semantic").mkdir()
     with pytest.raises(DataError, match=r"\(saw img/sun/train/MAP_1_point1/1.png; looked for img/<condition>/<split>"):
         DELIVER.survey(DELIVER.find(tmp_path), tmp_path)
+
+
+def test_the_published_weathers_and_failures_add_up_and_what_lacks_is_named(tmp_path: Path) -> None:
+    for split, groups in DELIVER.published_groups.items():
+        assert sum(groups[name] for name in CONDITIONS) == DELIVER.published_counts[split]
+    assert sum(DELIVER.published_groups["test"][name] for name in CASES) == 699  # 1897 less the 1198 normal ones
+    folder = write_deliver(tmp_path, ["fog/test/MAP_7_point4_lidarjitter/000010"])
+    (test,) = [remark for remark in DELIVER.remarks(DELIVER.scenes(folder, tmp_path)) if remark.startswith("test: ")]
+    assert test.startswith("test: 1 of the 1897 published scenes (cloud 0 of 379, fog 1 of 379, ")
+    assert "lidarjitter 1 of 99" in test

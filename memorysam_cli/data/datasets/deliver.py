@@ -36,6 +36,14 @@ DELIVER = Layout(
     download_gb=12.2,
     native_size=(1042, 1042),
     published_counts={"train": 3983, "val": 2005, "test": 1897},
+    published_groups={
+        "train": dict(zip(CONDITIONS, (794, 795, 797, 799, 798), strict=True)),
+        "val": dict(zip(CONDITIONS, (398, 400, 410, 398, 399), strict=True)),
+        "test": {
+            **dict(zip(CONDITIONS, (379, 379, 379, 380, 380), strict=True)),
+            **dict(zip(CASES, (300, 100, 100, 99, 100), strict=True)),
+        },
+    },
     folder="DELIVER",
     signs=((f"img/{{condition:{'|'.join(CONDITIONS)}}}",), ("hha", "semantic")),
     sensors=(

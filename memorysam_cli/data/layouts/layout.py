@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -60,6 +61,8 @@ class Layout:
     """Height and width of its frames as published; None where there are several."""
     published_counts: Mapping[str, int]
     """Scenes per split as published."""
+    published_groups: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """The same per condition and failure case, where they are known."""
     other_counts: tuple[Mapping[str, int], ...] = ()
     """The same of other divisions of the same data."""
     folder: str
@@ -214,7 +217,7 @@ class Layout:
         present = {name for scene in scenes for name in scene.files}
         return [
             *(
-                f"{split}: {counts[split]} of the {number} published scenes"
+                f"{split}: {counts[split]} of the {number} published scenes{self._differing(scenes, split)}"
                 for split, number in published.items()
                 if counts[split] != number
             ),
@@ -233,6 +236,13 @@ class Layout:
                 for name in sorted(filter(None, there - set(known)))
             ),
         ]
+
+    def _differing(self, scenes: Sequence[Scene], split: str) -> str:
+        """Which conditions and failure cases of a split are not as many as were published."""
+        there = Counter(name for scene in scenes if scene.split == split for name in (scene.condition, scene.case))
+        published = self.published_groups.get(split, {})
+        words = [f"{name} {there[name]} of {number}" for name, number in published.items() if there[name] != number]
+        return f" ({', '.join(words)})" if words else ""
 
     def path(self, name: str, **fields: str) -> str:
         """The path of one file in its usual place: of a modality, or ``label``."""

@@ -1,7 +1,8 @@
 """Sensors that fail: elements that go missing, salt and pepper, Gaussian noise, all after normalisation.
 
 Every draw is a pure function of seed, repeat, scene, modality and level, so that neither the batch nor the number of
-processes changes it. Source: DATASETS §1.6; the published code draws unseeded.
+processes changes it; but for the noise as published, whose extremes and places are those of a whole batch. Source:
+DATASETS §1.6; the published code draws unseeded.
 """
 
 from __future__ import annotations
@@ -45,16 +46,17 @@ class Draw:
     seed: int
     repeat: int = 0
     extremes: Extremes = "batch"
-    """Salt and pepper are the highest and lowest value of the batch's tensor (as published), or of each scene's."""
+    """Salt and pepper are the highest and lowest value of the batch's tensor, scattered over all of it (as published),
+    or of each scene's."""
 
-    def generator(self, *, scene: str, modality: str, level: str) -> np.random.Generator:
-        """The random numbers of one corruption of one frame, the same on every machine."""
-        words = json.dumps([self.seed, self.repeat, scene, modality, level]).encode()
+    def generator(self, scenes: Sequence[str], *, modality: str, level: str) -> np.random.Generator:
+        """The random numbers of one corruption of one or more scenes' frames, the same on every machine."""
+        words = json.dumps([self.seed, self.repeat, *scenes, modality, level]).encode()
         return np.random.Generator(np.random.PCG64(int.from_bytes(hashlib.sha256(words).digest())))
 
 
 def corrupt(frame: Tensor, modality: Modality, *, scenes: Sequence[str], level: str, draw: Draw) -> Tensor:
-    """Corrupt one modality of a batch, each scene with random numbers of its own.
+    """Corrupt one modality of a batch.
 
     Args:
         frame: (B, C, H, W) float32, normalised, on the CPU.
@@ -66,18 +68,24 @@ def corrupt(frame: Tensor, modality: Modality, *, scenes: Sequence[str], level: 
     Returns:
         The same shape; ``frame`` itself is left alone.
     """
+    if level in NOISES and draw.extremes == "batch":
+        rng = draw.generator(scenes, modality=modality.name, level=level)
+        return noisy(frame, NOISES[level], is_event=modality.kind == "event", rng=rng)
     spoilt = []
     for scene, one in zip(scenes, frame, strict=True):
-        rng = draw.generator(scene=scene, modality=modality.name, level=level)
+        rng = draw.generator([scene], modality=modality.name, level=level)
         if level in SHARES:
             spoilt.append(without_elements(one, share=SHARES[level], rng=rng))
         else:
-            within = frame if draw.extremes == "batch" else one
-            low, high = float(within.min()), float(within.max())
-            grainy = salt_and_pepper(one, density=NOISES[level].density, low=low, high=high, rng=rng)
-            is_event = modality.kind == "event"
-            spoilt.append(grainy if is_event else with_gaussian(grainy, sigma=NOISES[level].sigma, rng=rng))
+            spoilt.append(noisy(one, NOISES[level], is_event=modality.kind == "event", rng=rng))
     return torch.stack(spoilt)
+
+
+def noisy(frame: Tensor, noise: Noise, *, is_event: bool, rng: np.random.Generator) -> Tensor:
+    """Salt and pepper of the frame's own extremes, then Gaussian noise unless these are events; of any shape."""
+    low, high = float(frame.min()), float(frame.max())
+    grainy = salt_and_pepper(frame, density=noise.density, low=low, high=high, rng=rng)
+    return grainy if is_event else with_gaussian(grainy, sigma=noise.sigma, rng=rng)
 
 
 def without_elements(frame: Tensor, *, share: float, rng: np.random.Generator) -> Tensor:

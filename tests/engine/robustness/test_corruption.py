@@ -101,6 +101,18 @@ def test_extremes_of_the_batch_or_of_the_scene() -> None:
     assert (own[0].max(), own[0].min(), own[1].max(), own[1].min()) == (0, -1, 9, 5)
 
 
+def test_places_are_drawn_over_the_whole_batch_as_published() -> None:
+    clean = torch.linspace(0.1, 0.9, 4 * 3 * 16 * 16).view(4, 3, 16, 16)
+    hits = []
+    for seed in range(20):
+        spoilt = corrupt(clean, EVENT, scenes=["a", "b", "c", "d"], level="low", draw=Draw(seed))
+        count = ((spoilt != clean) & (spoilt == clean.min())).sum((1, 2, 3))
+        # ceil(d·n/2) places of the batch in all, less those that are drawn twice; a scene's part of them varies.
+        assert int(count.sum()) <= math.ceil(0.05 * clean.numel() / 2)
+        hits.append(int(count[0]))
+    assert max(hits) > math.ceil(0.05 * clean[0].numel() / 2) > min(hits)
+
+
 @pytest.mark.parametrize("level", ["0.5", "mid"])
 def test_a_scene_is_corrupted_alike_in_any_batch(level: str) -> None:
     clean, draw = batch(3), Draw(4, extremes="scene")
@@ -130,7 +142,7 @@ def test_seed_repeat_scene_modality_and_level_each_change_the_draw(level: str) -
 
 def test_the_draws_are_those_of_other_machines() -> None:
     """A change of the recipe of random numbers would silently change all seeded results."""
-    rng = Draw(7, 2).generator(scene="fog/val/a/1", modality="img", level="0.5")
+    rng = Draw(7, 2).generator(["fog/val/a/1"], modality="img", level="0.5")
     assert rng.integers(0, 1000, 4).tolist() == [835, 535, 233, 945]
 
 
