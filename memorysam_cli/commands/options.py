@@ -123,3 +123,15 @@ def scales(text: str | None, *, tta: bool) -> tuple[float, ...]:
     if not found or len(set(found)) != len(found) or not all(0.1 <= scale <= 4 for scale in found):
         raise UsageError(f"--tta-scales '{text}': must be different numbers from 0.1 to 4, such as 0.75,1,1.25")
     return found
+
+
+def refuse_taken(out: Path, *, source: Path, overwrite: bool) -> None:
+    """Refuse an ``--out`` that would replace a file unasked, or the very file that is read.
+
+    Raises:
+        UsageError: either.
+    """
+    if out.exists() and source.exists() and out.samefile(source):
+        raise UsageError(f"--out {out}: is the file that is read; give another name")
+    if out.exists() and not overwrite:
+        raise UsageError(f"--out {out}: exists already; give another name or --overwrite")

@@ -236,3 +236,20 @@ def test_overwriting_is_asked_for(imported: dict[str, Tensor], run: Program, tmp
     ended = run("weights", "export", "w.safetensors", "--format", "reference", "--out", "r.pth", "--overwrite")
     assert ended.code == 0
     exactly(torch.load(tmp_path / "r.pth", weights_only=True), imported)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("export", "w.safetensors", "--format", "reference"),
+        ("merge", "w.safetensors"),
+        ("import", "w.safetensors", "--recipe", "deliver"),
+    ],
+)
+def test_the_file_that_is_read_is_never_the_one_that_is_written(
+    imported: dict[str, Tensor], run: Program, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    before = (tmp_path / "w.safetensors").read_bytes()
+    ended = run("weights", *words, "--out", "./w.safetensors", "--overwrite")
+    assert ended.code == 2 and "is the file that is read" in ended.err
+    assert (tmp_path / "w.safetensors").read_bytes() == before

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from memorysam_cli.commands.options import Json, Quiet, Verbose, begin
+from memorysam_cli.commands.options import Json, Quiet, Verbose, begin, refuse_taken
 from memorysam_cli.errors import UsageError
 
 SCHEMA_VERSION = 1
@@ -35,7 +35,7 @@ def export(
     adapter folder. merged: a state dict of plain sam2 with LoRA folded in and the decoder's class tokens.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
-    _check(out, is_folder=form == "peft", overwrite=overwrite)
+    _check(out, source=file, is_folder=form == "peft", overwrite=overwrite)
     from memorysam_cli.engine.weights import exporting
     from memorysam_cli.report import console
 
@@ -49,7 +49,7 @@ def export(
         console.say(f"{out} ({form}, {found.tensors} tensors, SHA-256 {found.sha256})")
 
 
-def _check(out: Path, *, is_folder: bool, overwrite: bool) -> None:
+def _check(out: Path, *, source: Path, is_folder: bool, overwrite: bool) -> None:
     """Refuse a target before anything is read."""
     if is_folder:
         if out.suffix in SUFFIXES:
@@ -59,5 +59,4 @@ def _check(out: Path, *, is_folder: bool, overwrite: bool) -> None:
         return
     if out.suffix not in SUFFIXES:
         raise UsageError(f"--out {out}: must end in {', '.join(SUFFIXES)}, which says how it is written")
-    if out.exists() and not overwrite:
-        raise UsageError(f"--out {out}: exists already; give another name or --overwrite")
+    refuse_taken(out, source=source, overwrite=overwrite)

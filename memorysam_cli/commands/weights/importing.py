@@ -44,8 +44,7 @@ def import_weights(
     names = options.names(modalities)
     if out.suffix != ".safetensors":
         raise UsageError(f"--out {out}: must end in .safetensors")
-    if out.exists() and not overwrite:
-        raise UsageError(f"--out {out}: exists already; give another name or --overwrite")
+    options.refuse_taken(out, source=file, overwrite=overwrite)
     from memorysam_cli.engine.weights.importing import import_reference
     from memorysam_cli.report import console
 

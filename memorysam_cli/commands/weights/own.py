@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from memorysam_cli.commands.options import Json, Quiet, Verbose, begin
+from memorysam_cli.commands.options import Json, Quiet, Verbose, begin, refuse_taken
 
 SCHEMA_VERSION = 1
 
@@ -79,13 +79,11 @@ def merge(
     quiet: Quiet = False,
 ) -> None:
     """Fold LoRA into the base: one file that needs no base weights."""
-    from memorysam_cli.errors import UsageError
     from memorysam_cli.model.weights import load, save_merged
     from memorysam_cli.report import console
 
     begin(json=json, verbose=verbose, quiet=quiet)
-    if out.exists() and not overwrite:
-        raise UsageError(f"--out {out}: exists already; give another name or --overwrite")
+    refuse_taken(out, source=file, overwrite=overwrite)
     digest = save_merged(load(file), out)
     if json:
         console.answer({"schema_version": SCHEMA_VERSION, "file": str(file), "out": str(out), "sha256": digest})
