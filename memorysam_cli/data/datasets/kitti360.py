@@ -7,7 +7,7 @@ Unconfirmed [G]: the number of scenes per split.
 
 from __future__ import annotations
 
-from memorysam_cli.data.datasets.common import CAMERA
+from memorysam_cli.data.datasets.common import CAMERA, CITYSCAPES
 from memorysam_cli.data.layouts.layout import Layout
 from memorysam_cli.data.layouts.lists import Lists
 from memorysam_cli.data.layouts.places import place, sensor
@@ -22,15 +22,6 @@ IDS = {
 """Raw id → class; the others of 0..44 count nowhere."""
 # fmt: on
 
-# fmt: off
-CLASSES = {
-    "road": (128, 64, 128), "sidewalk": (244, 35, 232), "building": (70, 70, 70), "wall": (102, 102, 156),
-    "fence": (190, 153, 153), "pole": (153, 153, 153), "traffic light": (250, 170, 30), "traffic sign": (220, 220, 0),
-    "vegetation": (107, 142, 35), "terrain": (152, 251, 152), "sky": (70, 130, 180), "person": (220, 20, 60),
-    "rider": (255, 0, 0), "car": (0, 0, 142), "truck": (0, 0, 70), "bus": (0, 60, 100), "train": (0, 80, 100),
-    "motorcycle": (0, 0, 230), "bicycle": (119, 11, 32),
-}
-# fmt: on
 
 KITTI360 = Layout(
     name="kitti360",
@@ -48,7 +39,7 @@ KITTI360 = Layout(
     ),
     labels=(place("data_2d_semantics/train/{drive}/image_00/semantic/{frame}.png"),),
     rule=LabelRule(mapping=tuple(IDS.items()), ignore=(*sorted({*range(45)} - {*IDS}), 255)),
-    classes=CLASSES,
+    classes=CITYSCAPES,
     id="{drive}/{frame}",
     lists=Lists(splits=("train", "val"), lines=(RGB,), has_columns=True),
 )

@@ -7,7 +7,7 @@ deviation are CAFuser's. The labels of ``test`` are not published: its scenes ca
 
 from __future__ import annotations
 
-from memorysam_cli.data.datasets.common import CAMERA
+from memorysam_cli.data.datasets.common import CAMERA, CITYSCAPES
 from memorysam_cli.data.layouts.layout import Layout
 from memorysam_cli.data.layouts.places import Place, place, sensor
 from memorysam_cli.dataset import Modality
@@ -26,16 +26,6 @@ def as_png(name: str) -> Place:
     """Where a sensor's projected 16-bit pictures lie."""
     return place(f"projected_to_rgb/{name}/{INSIDE}_{name}.png", scale=1 / 150, offset=-100.0)
 
-
-# fmt: off
-CLASSES = {
-    "road": (128, 64, 128), "sidewalk": (244, 35, 232), "building": (70, 70, 70), "wall": (102, 102, 156),
-    "fence": (190, 153, 153), "pole": (153, 153, 153), "traffic light": (250, 170, 30), "traffic sign": (220, 220, 0),
-    "vegetation": (107, 142, 35), "terrain": (152, 251, 152), "sky": (70, 130, 180), "person": (220, 20, 60),
-    "rider": (255, 0, 0), "car": (0, 0, 142), "truck": (0, 0, 70), "bus": (0, 60, 100), "train": (0, 80, 100),
-    "motorcycle": (0, 0, 230), "bicycle": (119, 11, 32),
-}
-# fmt: on
 
 MUSES = Layout(
     name="muses",
@@ -63,7 +53,7 @@ MUSES = Layout(
         ),
     ),
     labels=(place(f"gt_semantic/{INSIDE}_gt_labelTrainIds.png"),),
-    classes=CLASSES,
+    classes=CITYSCAPES,
     id=INSIDE,
     unlabelled=("test",),
     condition="{weather}-{time}",
