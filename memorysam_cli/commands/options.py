@@ -131,7 +131,7 @@ def refuse_taken(out: Path, *, source: Path, overwrite: bool) -> None:
     Raises:
         UsageError: either.
     """
-    if out.exists() and source.exists() and out.samefile(source):
-        raise UsageError(f"--out {out}: is the file that is read; give another name")
     if out.exists() and not overwrite:
         raise UsageError(f"--out {out}: exists already; give another name or --overwrite")
+    if out.exists() and source.exists() and out.samefile(source):
+        raise UsageError(f"--out {out}: is the file that is read; give another name")
