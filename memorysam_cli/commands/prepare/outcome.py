@@ -78,6 +78,25 @@ def check_and_write(
         raise fault
 
 
+def measuring(*, max_pixels: int | None, normalise: bool) -> Callable[[Manifest], DatasetInfo]:
+    """What ``--measure`` does with a data set: its training split's statistics go into what it is.
+
+    Args:
+        max_pixels: as the option.
+        normalise: whether its sensors are normalised by them, too; published data sets keep the papers' way.
+    """
+
+    def measure(found: Manifest) -> DatasetInfo:
+        from memorysam_cli.data.checking import statistics
+        from memorysam_cli.report import console
+
+        with console.progress(len(statistics.measured_scenes(found)), "measure") as bar:
+            values = statistics.measure(found, max_pixels=max_pixels, advance=bar.advance)
+        return statistics.stored(found.info, values, normalise=normalise)
+
+    return measure
+
+
 def _show(prepared: Prepared) -> None:
     """Problems and oddities on stderr; scenes, files and how often each class occurs on stdout."""
     from memorysam_cli.report import console

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from memorysam_cli.commands.options import Json, Quiet, Verbose, begin
-from memorysam_cli.commands.prepare.outcome import DropIncomplete, HeadersOnly, MaxPixels, Root, check_and_write
+from memorysam_cli.commands.prepare.outcome import (
+    DropIncomplete,
+    HeadersOnly,
+    MaxPixels,
+    Root,
+    check_and_write,
+    measuring,
+)
 from memorysam_cli.errors import DataError, UsageError
-
-if TYPE_CHECKING:
-    from memorysam_cli.data.manifest import Manifest
-    from memorysam_cli.dataset import DatasetInfo
 
 FOLDER_EXAMPLE = (
     "memorysam prepare folder ./data --modality 'rgb=images/*.png' --modality 'depth=depth/*.png' "
@@ -116,7 +118,7 @@ def folder(
         drop_incomplete=drop_incomplete,
         headers_only=headers_only,
         max_pixels=max_pixels,
-        measure=partial(_measured, max_pixels=max_pixels) if measure else None,
+        measure=measuring(max_pixels=max_pixels, normalise=True) if measure else None,
         notes=found.notes,
     )
 
@@ -153,16 +155,6 @@ def manifest(
         drop_incomplete=drop_incomplete,
         headers_only=headers_only,
         max_pixels=max_pixels,
-        measure=partial(_measured, max_pixels=max_pixels, normalise=False) if measure else None,
+        measure=measuring(max_pixels=max_pixels, normalise=False) if measure else None,
         accepts_edits=True,
     )
-
-
-def _measured(found: Manifest, *, max_pixels: int | None, normalise: bool = True) -> DatasetInfo:
-    """The data set with the statistics of its training split, by which its sensors are normalised."""
-    from memorysam_cli.data.checking import statistics
-    from memorysam_cli.report import console
-
-    with console.progress(len(statistics.measured_scenes(found)), "measure") as bar:
-        values = statistics.measure(found, max_pixels=max_pixels, advance=bar.advance)
-    return statistics.stored(found.info, values, normalise=normalise)

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from memorysam_cli.commands.options import Json, Quiet, Verbose, begin
-from memorysam_cli.commands.prepare.outcome import DropIncomplete, HeadersOnly, MaxPixels, check_and_write
+from memorysam_cli.commands.prepare.outcome import DropIncomplete, HeadersOnly, MaxPixels, check_and_write, measuring
 from memorysam_cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from memorysam_cli.data.manifest import Manifest
-    from memorysam_cli.dataset import DatasetInfo
 
 Where = Annotated[
     Path,
@@ -70,7 +65,7 @@ def command_of(name: str) -> Callable[..., None]:
             drop_incomplete=drop_incomplete,
             headers_only=headers_only,
             max_pixels=max_pixels,
-            measure=partial(_measured, max_pixels=max_pixels) if measure else None,
+            measure=measuring(max_pixels=max_pixels, normalise=False) if measure else None,
         )
 
     return prepare
@@ -88,13 +83,3 @@ def _unpacked(path: Path, *, max_expand: float | None, allow_case: bool) -> Path
         folder, is_new = archive.unpack_beside(path, max_bytes=limit, allow_case=allow_case, advance=bar.advance)
     console.note(f"{folder}: {'unpacked from' if is_new else 'is already unpacked from'} {path.name}")
     return folder
-
-
-def _measured(manifest: Manifest, *, max_pixels: int | None) -> DatasetInfo:
-    """The data set with the statistics of its training split; the paper's normalisation stays."""
-    from memorysam_cli.data.checking import statistics
-    from memorysam_cli.report import console
-
-    with console.progress(len(statistics.measured_scenes(manifest)), "measure") as bar:
-        found = statistics.measure(manifest, max_pixels=max_pixels, advance=bar.advance)
-    return statistics.stored(manifest.info, found, normalise=False)

@@ -132,7 +132,7 @@ class Layout:
             DataError: there is none (says where the data are published), or more than one.
         """
         if not root.is_dir():
-            raise self._not_found(root, "is not a folder")
+            raise self._not_found(root, "is not a folder" if root.exists() else "does not exist")
         candidates = sorted(self._candidates(root, levels=DEPTH))
         real = [path for path in candidates if not is_rendered(path)]
         chosen = real or candidates

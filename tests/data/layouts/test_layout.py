@@ -203,3 +203,10 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_absent_sensor(
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(EnvironmentFault, match=r"heat: cannot be listed \(Permission denied\); allow reading there"):
         BY_FOLDER.info(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "why"), [("nowhere.zip", "does not exist"), ("notes.txt", "is not a folder")])
+def test_a_root_that_is_none_is_called_what_it_is(tmp_path: Path, name: str, why: str) -> None:
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(DataNotFound, match=f"{name}: {why}"):
+        BY_FOLDER.find(tmp_path / name)
