@@ -154,6 +154,8 @@ class Ohem(Section):
     """Pixels whose probability is below this are kept."""
     min_kept: float = Field(default=1 / 16, gt=0, le=1)
     """At least this share of the valid pixels is kept."""
+    selection: Literal["process", "global"] = "process"
+    """Whether hard pixels are chosen, and averaged, in each process (as the reference does) or over all of them."""
 
 
 class Spmm(Section):
@@ -184,11 +186,15 @@ class Train(Section):
     batch: int = Field(default=4, gt=0)
     """Scenes per process and step."""
     accumulate: int = Field(default=1, gt=0)
-    """Steps whose gradients are added up before one update."""
+    """Batches that make one update, which is that of one batch as large as all of them."""
     max_steps: int | None = Field(default=None, gt=0)
     """Stop after this many updates (for trials); the schedule is not changed."""
     seed: int = Field(default=3407, ge=0)
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    saver: Literal["auto", "on", "off"] = "auto"
+    """Recompute activations in the backward pass instead of keeping them: the same numbers, less memory, more time."""
+    compile: bool = False
+    """Compile the encoder's blocks with ``torch.compile``: faster after a slow start."""
     validate_every: int = Field(default=1, gt=0)
     """Epochs between validations; the last epoch is always validated."""
     checkpoint_minutes: float = Field(default=10, gt=0)

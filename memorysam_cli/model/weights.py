@@ -97,19 +97,15 @@ def build(card: WeightsCard) -> Segmenter:
 
 def build_for_training(recipe: Recipe, dataset: DatasetInfo) -> Segmenter:
     """A network on its base weights, with LoRA, ready to train; all random values come from the recipe's seed."""
-    tokens = len(dataset.classes)
-    unknown = Base(backbone=recipe.model.backbone, source="random:0", sha256="")
-    card = WeightsCard(
-        recipe=recipe, dataset=dataset, base=unknown, tokens=tokens,
-        image_size=recipe.data.image_size, versions=versions(),
-    )  # fmt: skip
-    network = build(card)
+    network = build(_blank_card(recipe, dataset))
     base = load_base(network, recipe.model.backbone, source=recipe.model.base_weights, seed=recipe.train.seed)
-    network.card = card.model_copy(update={"base": base})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.train.seed + 1)
-        prepare_training(network, recipe.model, modalities=len(recipe.data.modalities))
-    return network
+    network.card = network.card.model_copy(update={"base": base})
+    return _with_lora(network)
+
+
+def build_for_measuring(recipe: Recipe, dataset: DatasetInfo) -> Segmenter:
+    """As :func:`build_for_training`, but on random base weights of any backbone: as fast, as large, and no use."""
+    return _with_lora(build(_blank_card(recipe, dataset)))
 
 
 def own_tensors(network: Segmenter) -> dict[str, Tensor]:
@@ -206,6 +202,23 @@ def versions() -> dict[str, str]:
     """The versions of the packages that decide a result."""
     names = ("torch", "sam2", "peft", "numpy", "opencv-python-headless", "safetensors")
     return {"memorysam": __version__} | {name: version(name) for name in names}
+
+
+def _blank_card(recipe: Recipe, dataset: DatasetInfo) -> WeightsCard:
+    """The card of a network on random base weights."""
+    return WeightsCard(
+        recipe=recipe, dataset=dataset, base=Base(backbone=recipe.model.backbone, source="random:0", sha256=""),
+        tokens=len(dataset.classes), image_size=recipe.data.image_size, versions=versions(),
+    )  # fmt: skip
+
+
+def _with_lora(network: Segmenter) -> Segmenter:
+    """Set up for training, with LoRA drawn from the recipe's seed."""
+    recipe = network.card.recipe
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed + 1)
+        prepare_training(network, recipe.model, modalities=len(recipe.data.modalities))
+    return network
 
 
 def _fill_exactly(wanted: dict[str, Tensor], given: dict[str, Tensor], *, where: str) -> None:

@@ -23,7 +23,7 @@ from memorysam_cli.storage import atomic, documents, tensors
 MANIFEST = "MANIFEST.json"
 MAY_CHANGE = {
     "name", "about", "data.workers", "train.checkpoint_minutes", "train.keep_checkpoints", "train.max_steps",
-    "train.validate_every",
+    "train.saver", "train.validate_every",
 }  # fmt: skip
 """Recipe keys that say how the work is done and how long; what is computed may not change in a run."""
 _FOLDER = re.compile(r"step-\d{8}")

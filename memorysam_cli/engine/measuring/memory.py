@@ -1,0 +1,67 @@
+"""How much memory work takes, and how much there is: CUDA's allocator on a GPU, the process elsewhere."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_CGROUP = Path("/sys/fs/cgroup")
+_MEMINFO = Path("/proc/meminfo")
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """The memory of a device, in bytes; 0 where the machine does not say."""
+
+    total: int
+    free: int
+
+
+def start_peak(device: torch.device) -> None:
+    """Forget earlier peaks, where the machine can (CUDA, and Linux for the process)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif _CLEAR.exists():
+        try:
+            _CLEAR.write_text("5")  # the kernel's word for: peak resident size back to the present one
+        except OSError:
+            return
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that was taken since :func:`start_peak`.
+
+    Returns:
+        Bytes: on CUDA what its caching allocator reserved; elsewhere the process's resident size, programs included.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_reserved(device))
+    if _STATUS.exists():
+        return _kilobytes(_STATUS, "VmHWM") * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def capacity(device: torch.device) -> Capacity:
+    """All and free memory; on a CPU at most what the container may use."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return Capacity(total, free)
+    if not _MEMINFO.exists():
+        return Capacity(0, 0)
+    total, free = (_kilobytes(_MEMINFO, name) * 1024 for name in ("MemTotal", "MemAvailable"))
+    limit, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
+    if limit.exists() and used.exists() and (most := limit.read_text().strip()).isdecimal():
+        total, free = min(total, int(most)), min(free, int(most) - int(used.read_text()))
+    return Capacity(total, max(free, 0))
+
+
+def _kilobytes(table: Path, name: str) -> int:
+    """A number of one of Linux's ``name: number kB`` tables."""
+    line = next(line for line in table.read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1])
