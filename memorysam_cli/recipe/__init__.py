@@ -1,0 +1,40 @@
+"""What is asked: recipes, their schema, and the one way to read them."""
+
+from memorysam_cli.recipe.reading import load, parse, recipes_folder, shipped
+from memorysam_cli.recipe.schema import (
+    ALL,
+    AUTO,
+    BACKBONES,
+    DEFAULT,
+    Augment,
+    Data,
+    Lora,
+    Model,
+    Ohem,
+    Optim,
+    Recipe,
+    Spmm,
+    Train,
+    is_word,
+)
+
+__all__ = [
+    "ALL",
+    "AUTO",
+    "BACKBONES",
+    "DEFAULT",
+    "Augment",
+    "Data",
+    "Lora",
+    "Model",
+    "Ohem",
+    "Optim",
+    "Recipe",
+    "Spmm",
+    "Train",
+    "is_word",
+    "load",
+    "parse",
+    "recipes_folder",
+    "shipped",
+]
