@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from memorysam_cli.dataset import Strict
 from memorysam_cli.errors import WeightsError
+from memorysam_cli.model import ledger
 from memorysam_cli.model.network import MemorySAM
 from memorysam_cli.model.parts import is_fresh
 from memorysam_cli.storage import hub, tensors
@@ -103,29 +103,14 @@ def reload_base(network: MemorySAM, base: Base, *, where: str) -> None:
 
 def fill(network: MemorySAM, state: dict[str, Tensor], *, where: str, backbone: str) -> None:
     """Copy base tensors into a network; every tensor is accounted for or the load is refused."""
-    wanted = {name: tensor for name, tensor in network.state_dict().items() if not is_fresh(name)}
-    given = {name: tensor for name, tensor in state.items() if not is_fresh(name)}
-    missing = sorted(wanted.keys() - given.keys())
-    extra = sorted(given.keys() - wanted.keys())
-    wrong = [
-        f"{name} is {tuple(given[name].shape)}, not {tuple(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & given.keys())
-        if wanted[name].shape != given[name].shape
-    ]
-    faults = [
-        f"{len(names)} {kind} ({', '.join(n.removeprefix('sam.') for n in names[:3])}{', …' if len(names) > 3 else ''})"
-        for kind, names in (("missing", missing), ("extra", extra), ("of another shape", wrong))
-        if names
-    ]
-    if faults:
-        loaded = len(wanted) - len(missing) - len(wrong)
-        raise WeightsError(
-            f"{where}: does not hold the weights of {backbone}: {loaded} of {len(wanted)} tensors fit; "
-            f"{'; '.join(faults)}; give the file that belongs to model.backbone"
-        )
-    with torch.no_grad():
-        for name, tensor in wanted.items():
-            tensor.copy_(given[name])
+    given, wanted = (
+        # Named as in SAM2's files.
+        {name.removeprefix("sam."): tensor for name, tensor in part.items() if not is_fresh(name)}
+        for part in (state, network.state_dict())
+    )
+    ledger.copy(
+        given, wanted, where=where, whose=backbone, remedy="give the file that belongs to model.backbone"
+    )  # fmt: skip
 
 
 def _find(backbone: str, source: str) -> tuple[Path, str]:

@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from memorysam_cli.errors import WeightsError
+from memorysam_cli.model import ledger
+from memorysam_cli.model.ledger import Shapes
 from memorysam_cli.model.reference import reference_shapes
 from memorysam_cli.recipe import BACKBONES
 from memorysam_cli.storage.atomic import shown
-
-Shapes = dict[str, tuple[int, ...]]
 
 _TOKENS = "sam.sam_mask_decoder.mask_tokens.weight"
 _LORA_A = ".attn.qkv.linear_a_q.weight"
 _PARALLEL = "module."
 """What ``DistributedDataParallel`` puts before every name."""
-_NAMES_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -50,15 +49,22 @@ def identify(state: dict[str, Tensor], *, where: str) -> Identity:
         WeightsError: tensors are missing, extra, of another shape or not floating point (the first of each are
             named, with the backbone that most of them fit), or it is no MemorySAM checkpoint at all.
     """
-    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    given = ledger.shapes(state)
     _refuse_other_models(given, where=where)
     tokens, rank = _tokens(given), _rank(given)
     candidates = {name: reference_shapes(name, tokens=tokens, rank=rank) for name in BACKBONES}
     backbone = max(candidates, key=lambda name: _agreement(given, candidates[name]))
-    _check(given, candidates[backbone], backbone=backbone, where=where)
+    wanted = candidates[backbone]
+    if found := ledger.difference(given, wanted):
+        raise WeightsError(
+            f"{where}: {ledger.fitting(given, wanted)} of the {len(wanted)} tensors of MemorySAM on {backbone}, which "
+            f"it resembles most, fit; {found}; give the state_dict of the whole model"
+        )
     numbers = [name for name, tensor in state.items() if not tensor.is_floating_point()]
     if numbers:
-        raise WeightsError(f"{where}: {_few(numbers)} hold whole numbers, not weights; export the state_dict again")
+        raise WeightsError(
+            f"{where}: {ledger.few(numbers)} hold whole numbers, not weights; export the state_dict again"
+        )
     return Identity(backbone=backbone, rank=rank, tokens=tokens)
 
 
@@ -96,30 +102,4 @@ def _rank(given: Shapes) -> int:
 
 def _agreement(given: Shapes, wanted: Shapes) -> tuple[int, int]:
     """How many tensors fit, then how few are left over."""
-    fitting = sum(given.get(name) == shape for name, shape in wanted.items())
-    return fitting, -len(wanted.keys() ^ given.keys())
-
-
-def _check(given: Shapes, wanted: Shapes, *, backbone: str, where: str) -> None:
-    missing = [name for name in wanted if name not in given]
-    extra = [name for name in given if name not in wanted]
-    wrong = [
-        f"{name} is {given[name]}, not {shape}"
-        for name, shape in wanted.items()
-        if name in given and given[name] != shape
-    ]
-    faults = [
-        f"{len(names)} {kind} ({_few(names)})"
-        for kind, names in (("missing", missing), ("unknown", extra), ("of another shape", wrong))
-        if names
-    ]
-    if faults:
-        fitting = len(wanted) - len(missing) - len(wrong)
-        raise WeightsError(
-            f"{where}: {fitting} of the {len(wanted)} tensors of MemorySAM on {backbone}, which it resembles most, "
-            f"fit; {'; '.join(faults)}; give the state_dict of the whole model"
-        )
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(shown(name[:120]) for name in names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
+    return ledger.fitting(given, wanted), -len(wanted.keys() ^ given.keys())

@@ -13,6 +13,7 @@ from torch import Tensor
 from memorysam_cli import __version__
 from memorysam_cli.dataset import DatasetInfo, Modality, Strict
 from memorysam_cli.errors import WeightsError
+from memorysam_cli.model import ledger
 from memorysam_cli.model.backbone import build_sam2
 from memorysam_cli.model.base import Base, load_base, reload_base
 from memorysam_cli.model.lora import has_lora, merge_lora
@@ -189,13 +190,13 @@ def load_unmerged(path: str | Path) -> Segmenter:
     if card.kind == "trained":
         fill_own(network, state, where=str(path))
     else:
-        _fill_exactly(dict(network.state_dict()), state, where=str(path))
+        _fill(dict(network.state_dict()), state, where=str(path))
     return network.requires_grad_(False).eval()
 
 
 def fill_own(network: Segmenter, state: dict[str, Tensor], *, where: str) -> None:
     """Copy a checkpoint's tensors into a network that is set up for training; all must match."""
-    _fill_exactly(own_tensors(network), state, where=where)
+    _fill(own_tensors(network), state, where=where)
 
 
 def versions() -> dict[str, str]:
@@ -221,18 +222,8 @@ def _with_lora(network: Segmenter) -> Segmenter:
     return network
 
 
-def _fill_exactly(wanted: dict[str, Tensor], given: dict[str, Tensor], *, where: str) -> None:
-    """Copy ``given`` into ``wanted`` where names and shapes agree without exception."""
-    missing = sorted(wanted.keys() - given.keys())
-    extra = sorted(given.keys() - wanted.keys())
-    wrong = sorted(name for name in wanted.keys() & given.keys() if wanted[name].shape != given[name].shape)
-    for kind, names in (("lacks", missing), ("has the unknown", extra), ("has another shape of", wrong)):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise WeightsError(f"{where}: {kind} {', '.join(names[:3])}{more}; these weights are not of this model")
-    with torch.no_grad():
-        for name, tensor in wanted.items():
-            tensor.copy_(given[name])
+def _fill(wanted: dict[str, Tensor], given: dict[str, Tensor], *, where: str) -> None:
+    ledger.copy(given, wanted, where=where, whose="this model", remedy="give a file of the same recipe")
 
 
 def _write(path: Path, state: dict[str, Tensor], card: WeightsCard) -> str:

@@ -47,7 +47,7 @@ def test_everything_but_the_fresh_parts_comes_from_the_file(tmp_path: Path) -> N
 
 MUTATIONS = {
     "missing": (lambda s: s.pop("no_mem_embed"), "missing (no_mem_embed)"),
-    "extra": (lambda s: s.update({"surprise": torch.zeros(1)}), "extra (surprise)"),
+    "extra": (lambda s: s.update({"surprise": torch.zeros(1)}), "unknown (surprise)"),
     "transposed": (
         lambda s: s.update({"image_encoder.trunk.blocks.0.mlp.layers.0.weight": torch.zeros(24, 96)}),
         "is (24, 96), not (96, 24)",

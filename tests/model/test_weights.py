@@ -127,11 +127,11 @@ def another_base(metadata: dict[str, str]) -> None:
 
 
 MUTATIONS: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, str]], object], str]] = {
-    "a tensor is missing": (lambda state, _: state.pop("sam.no_mem_embed"), "lacks sam.no_mem_embed"),
-    "a tensor is extra": (lambda state, _: state.update({"x": torch.zeros(1)}), "has the unknown x"),
+    "a tensor is missing": (lambda state, _: state.pop("sam.no_mem_embed"), "1 missing (sam.no_mem_embed)"),
+    "a tensor is extra": (lambda state, _: state.update({"x": torch.zeros(1)}), "1 unknown (x)"),
     "a tensor has another shape": (
         lambda state, _: state.update({"sam.no_mem_embed": torch.zeros(1, 1, 8)}),
-        "another shape of sam.no_mem_embed",
+        "1 of another shape (sam.no_mem_embed is (1, 1, 8), not ",
     ),
     "there is no card": (lambda _, metadata: metadata.pop(CARD), "no memorysam weights file"),
     "the card is of a later format": (lambda _, m: other_card(m, format_version=99), "format_version"),

@@ -1,0 +1,68 @@
+"""The account of tensors: what is wanted is there in its shape, and nothing else is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from memorysam_cli.errors import WeightsError
+from memorysam_cli.storage.atomic import shown
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_NAMES_SHOWN = 3
+
+
+def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shapes of named tensors."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def difference(given: Shapes, wanted: Shapes) -> str:
+    """In what two accounts differ, in words such as ``2 missing (a, b)``; empty where they agree."""
+    lists = {
+        "missing": [name for name in wanted if name not in given],
+        "unknown": [name for name in given if name not in wanted],
+        "of another shape": [
+            f"{name} is {given[name]}, not {shape}"
+            for name, shape in wanted.items()
+            if name in given and given[name] != shape
+        ],
+    }
+    return "; ".join(f"{len(names)} {kind} ({few(names)})" for kind, names in lists.items() if names)
+
+
+def fitting(given: Shapes, wanted: Shapes) -> int:
+    """How many of the wanted tensors are there in their shape."""
+    return sum(given.get(name) == shape for name, shape in wanted.items())
+
+
+def copy(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, where: str, whose: str, remedy: str) -> None:
+    """Copy tensors into a network's own, in place; all of them or none.
+
+    Args:
+        given: from a file.
+        wanted: the network's.
+        where: the file, for messages.
+        whose: what the wanted tensors are, such as ``sam2-hiera-tiny``.
+        remedy: what to do where they are others.
+
+    Raises:
+        WeightsError: a tensor is missing, unknown or of another shape.
+    """
+    there, needed = shapes(given), shapes(wanted)
+    if found := difference(there, needed):
+        raise WeightsError(
+            f"{where}: does not hold the weights of {whose}: {fitting(there, needed)} of {len(needed)} tensors fit; "
+            f"{found}; {remedy}"
+        )
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(given[name])
+
+
+def few(names: list[str]) -> str:
+    """The first of some names."""
+    return ", ".join(shown(name[:120]) for name in names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
