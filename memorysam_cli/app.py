@@ -26,12 +26,14 @@ from memorysam_cli.storage import atomic
 
 COMMANDS = {
     "prepare": "memorysam_cli.commands.prepare:app",
+    "plan": "memorysam_cli.commands.plan:plan",
     "train": "memorysam_cli.commands.train:train",
     "evaluate": "memorysam_cli.commands.evaluate:evaluate",
     "predict": "memorysam_cli.commands.predict:predict",
     "demo": "memorysam_cli.commands.demo:demo",
     "recipes": "memorysam_cli.commands.recipes:app",
     "weights": "memorysam_cli.commands.weights:app",
+    "bench": "memorysam_cli.commands.bench:bench",
 }
 """Name to ``module:object``: a group of commands, or one function whose module holds its EXAMPLE."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable
 
 EXIT_CODES: dict[int, str] = {
@@ -103,8 +104,10 @@ _MACHINE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ESTALE),
 }
-_NO_MEMORY = ("can't allocate memory", "out of memory", "Insufficient memory")
-"""How torch on the CPU, torch on other devices, and OpenCV say it."""
+_NO_MEMORY = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED", "Insufficient memory")
+"""How torch on the CPU, torch on other devices, CUDA's libraries, and OpenCV say it."""
+_ASKED = re.compile(r"ried to allocate [\d.]+ \w+")
+"""How far torch's message is short; behind it come the advice and the inner life of its allocator."""
 
 
 def environment_fault(fault: BaseException) -> EnvironmentFault | None:
@@ -112,18 +115,25 @@ def environment_fault(fault: BaseException) -> EnvironmentFault | None:
     if isinstance(fault, OSError) and fault.errno in _MACHINE:
         where = f"{fault.filename}: " if fault.filename else ""
         return EnvironmentFault(f"{where}{fault.strerror}; mend that and run the same command again")
-    if isinstance(fault, MemoryError) or any(words in str(fault) for words in _NO_MEMORY):
+    if is_out_of_memory(fault):
         return EnvironmentFault(
-            f"out of memory ({_first_line(fault)}); use a smaller train.batch (with a larger train.accumulate), "
-            "data.image_size or data.workers, or a device with more memory"
+            f"out of memory ({shortage(fault)}); use a smaller batch or data.image_size, fewer workers, or a device "
+            "with more memory"
         )
     return None
 
 
-def _first_line(fault: BaseException) -> str:
-    """What an exception says first, or its name."""
+def is_out_of_memory(fault: BaseException) -> bool:
+    """Whether a foreign exception says that memory did not suffice, on whatever device."""
+    return isinstance(fault, MemoryError) or any(words in str(fault) for words in _NO_MEMORY)
+
+
+def shortage(fault: BaseException) -> str:
+    """What an exception for want of memory says of it: its first sentences, up to what it asked for."""
     lines = str(fault).strip().splitlines()
-    return lines[0] if lines else type(fault).__name__
+    first = lines[0] if lines else type(fault).__name__
+    asked = _ASKED.search(first)
+    return first[: asked.end()] if asked else first
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

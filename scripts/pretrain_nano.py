@@ -39,9 +39,7 @@ def main(
         preparation.render_synthetic(data, layout="deliver", scenes=scenes, size=160, seed=SEED)
         preparation.check_and_write(preparation.survey_synthetic(data, layout="deliver"))
     recipe = recipes.load(RECIPE, overrides or [])
-    accelerator = runtime.make_accelerator(
-        runtime.choose_device("auto"), precision=recipe.train.precision, accumulate=recipe.train.accumulate
-    )
+    accelerator = runtime.make_accelerator(runtime.choose_device("auto"), precision=recipe.train.precision)
     planned = starting.plan(recipe, out=run_folder, resume=starting.AUTO)
     trainer = Trainer(recipe, manifest.read(data, recipe.data.dataset), accelerator=accelerator)
     with starting.begin(planned, accelerator) as run:

@@ -69,7 +69,7 @@ def test_help_is_fast_and_imports_nothing_heavy(fastest: Callable[..., float]) -
 
 
 def test_the_catalogue_is_complete() -> None:
-    assert list(app.COMMANDS) == ["prepare", "train", "evaluate", "predict", "demo", "recipes", "weights"]
+    assert list(app.COMMANDS) == ["prepare", "plan", "train", "evaluate", "predict", "demo", "recipes", "weights", "bench"]
     out = memorysam("--help").stdout
     listed = [line.split()[0] for line in out.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()]
     assert listed == list(app.COMMANDS)
@@ -193,7 +193,7 @@ class OutOfMemoryError(RuntimeError):
         (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 6, "/x/y: No space left on device"),
         (PermissionError(errno.EACCES, "Permission denied", "/x/y"), 6, "/x/y: Permission denied"),
         (OSError(errno.EROFS, "Read-only file system", "/x/y"), 6, "/x/y: Read-only file system"),
-        (MemoryError(), 6, "out of memory (MemoryError); use a smaller train.batch"),
+        (MemoryError(), 6, "out of memory (MemoryError); use a smaller batch"),
         (OutOfMemoryError("CUDA out of memory. Tried to\nallocate"), 6, "out of memory (CUDA out of memory. Tried to)"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 6, "out of memory ("),
     ],

@@ -49,6 +49,8 @@ def evaluate(
     ] = None,
     out: options.OptionalOut = None,
     device: options.Device = "auto",
+    precision: options.Precision = "fp32",
+    compiled: options.Compile = False,
     batch: options.Batch = 4,
     workers: options.Workers = 2,
     json: options.Json = False,
@@ -73,7 +75,9 @@ def evaluate(
     from memorysam_cli.report import console
 
     view = View(missing=missing, scales=scales, tile=tile, overlap=tile_overlap)
-    task = assessment.plan(path, data=data, split=split, modalities=names, view=view, out=out)
+    task = assessment.plan(
+        path, data=data, split=split, modalities=names, view=view, out=out, precision=precision, is_compiled=compiled
+    )  # fmt: skip
     if robustness is not None:
         report = assessment.measure_robustness(
             task, kind=robustness, seed=seed or 0, repeats=repeats or 1, noise_extremes=noise_extremes or "batch",

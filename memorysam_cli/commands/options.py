@@ -7,6 +7,7 @@ Each is the annotation of a parameter. A parameter without a default is required
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -68,6 +69,24 @@ Batch = Annotated[
     int, typer.Option("--batch", min=1, metavar="N", help="Scenes of one size that are computed at once.")
 ]
 Workers = Annotated[int, typer.Option("--workers", min=0, metavar="N", help="Processes that read ahead.")]
+Precision = Annotated[
+    Literal["fp32", "tf32", "bf16", "fp16"],
+    typer.Option(help="What is computed in: exact, or faster on GPUs (tf32, bf16, fp16; bf16 also on new CPUs)."),
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile the network first: minutes once, then faster; pays for long runs.")
+]
+OnError = Annotated[
+    Literal["stop", "skip"], typer.Option(help="At a scene that cannot be read: stop, or list it and go on.")
+]
+Shard = Annotated[
+    str | None,
+    typer.Option(metavar="I/N", help="Only part I of N, counted from 0; the last one that is done merges all."),
+]
+Engine = Annotated[
+    Literal["local", "ray"],
+    typer.Option(help="This process (or torchrun's), or a Ray cluster, which needs memorysam[ray]."),
+]
 
 
 def example(text: str) -> str:
@@ -76,7 +95,7 @@ def example(text: str) -> str:
 
 
 def begin(*, json: bool = False, verbose: bool = False, quiet: bool = False) -> None:
-    """Set the console up as a command's options ask.
+    """Set the console up as a command's options ask; of several processes only the first one says more than errors.
 
     Raises:
         UsageError: both ``-v`` and ``-q``.
@@ -85,7 +104,9 @@ def begin(*, json: bool = False, verbose: bool = False, quiet: bool = False) -> 
 
     if verbose and quiet:
         raise UsageError("--verbose and --quiet exclude each other; give one")
-    console.setup(verbosity=console.VERBOSE if verbose else console.QUIET if quiet else console.NORMAL, json=json)
+    is_first = os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+    level = console.QUIET if quiet or not is_first else console.VERBOSE if verbose else console.NORMAL
+    console.setup(verbosity=level, json=json)
 
 
 def names(text: str | None) -> tuple[str, ...] | None:

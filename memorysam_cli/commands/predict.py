@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from memorysam_cli.commands import options
 from memorysam_cli.errors import PartialError, UsageError
 
+SCENES = (
+    "A prepared data set, a folder per modality, a folder per scene, or one scene; else what is prepared below --data."
+)
 EXAMPLE = "memorysam predict ./photos --out ./masks --map img=rgb --color --overlay"
 
 
 def predict(
-    scenes: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[SCENES]",
-            help="A prepared data set, a folder per modality, a folder per scene, or one scene; else what is prepared "
-            "below --data.",
-            show_default=False,
-        ),
-    ] = None,
+    scenes: Annotated[Path | None, typer.Argument(metavar="[SCENES]", help=SCENES, show_default=False)] = None,
     out: options.Out = Path("masks"),
     weights: options.Weights = None,
     data: options.Data = None,
@@ -41,11 +36,13 @@ def predict(
     overlay: Annotated[bool, typer.Option("--overlay", help="Also blend colours over the image, with legend.")] = False,
     confidence: Annotated[bool, typer.Option("--confidence", help="Also write each pixel's probability.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first so many scenes.")] = None,
-    on_error: Annotated[
-        Literal["stop", "skip"], typer.Option(help="At a scene that cannot be read: stop, or list it and go on.")
-    ] = "stop",
+    on_error: options.OnError = "stop",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that holds other files.")] = False,
+    shard: options.Shard = None,
+    engine: options.Engine = "local",
     device: options.Device = "auto",
+    precision: options.Precision = "fp32",
+    compiled: options.Compile = False,
     batch: options.Batch = 4,
     workers: options.Workers = 2,
     json: options.Json = False,
@@ -64,35 +61,22 @@ def predict(
         raise UsageError(f"--data {data}: SCENES ({scenes}) are given already; leave one of the two out")
     path = weights or run_folder.default_weights()  # before torch is imported: without weights the answer is instant
     asked, scales = options.names(modalities), options.scales(tta_scales, tta=tta)
-    from memorysam_cli.data import inputs, manifest
-    from memorysam_cli.engine import runtime
-    from memorysam_cli.engine.evaluation import scoring, views
-    from memorysam_cli.engine.prediction import folder, segmenting
-    from memorysam_cli.model.weights import read_card
+    from memorysam_cli.engine.evaluation.views import View
+    from memorysam_cli.engine.prediction import asking, ledger, parts, running
+    from memorysam_cli.engine.prediction.manner import Manner
     from memorysam_cli.report import console
 
-    card = read_card(path)
-    chosen = scoring.choose_modalities(card.modalities, asked)
-    names = [modality.name for modality in chosen]
-    aliases = segmenting.read_aliases(renames, names)
-    where = scenes or manifest.prepared_root(data, dataset=card.dataset.name)
-    found = inputs.discover(where, modalities=names, aliases=aliases, split=split, dataset=card.dataset.name)
-    wanted = found.scenes[:limit]
-    folder.refuse_collisions(wanted)
-    folder.refuse_foreign(out, overwrite=overwrite)
-    for text in (*found.notes, *segmenting.doubts(wanted, root=found.root, modalities=chosen)):
-        console.note(text)
-    place = runtime.choose_device(device)
-    trees = {"color": color, "overlay": overlay, "confidence": confidence}
-    report = segmenting.segment(
-        path, out, scenes=wanted, root=found.root, source=str(where), modalities=chosen, device=place,
-        extras=[name for name, is_wanted in trees.items() if is_wanted], batch=batch, workers=workers,
-        skip_bad=on_error == "skip", view=views.View(missing, scales, tile, tile_overlap),
+    extras = [name for name, wanted in (("color", color), ("overlay", overlay), ("confidence", confidence)) if wanted]
+    manner = Manner(device, workers, on_error == "skip", parts.read_share(shard), engine, overwrite)
+    job = asking.plan(
+        path, out=out, overwrite=overwrite, scenes=scenes, data=data, split=split, modalities=asked, renames=renames,
+        limit=limit, view=View(missing, scales, tile, tile_overlap), extras=extras, batch=batch, precision=precision,
+        is_compiled=compiled,
     )  # fmt: skip
-    console.say(f"{report['done']} of {report['scenes']} scenes, {', '.join(report['modalities'])}")
-    for name, tree in report["trees"].items():
-        console.say(f"{name:<10}  {tree}")
-    console.say(f"{'list':<10}  {report['ledger']}")
+    report = running.run(job, out, manner)
+    if report is None:  # only the first of several processes has the result
+        return
+    ledger.show(report)
     if json:
         console.answer(report)
     if report["failed"]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Annotated
 
 import typer
 
-from memorysam_cli.commands import options
+from memorysam_cli.commands import options, training_options
 
 EXAMPLE = "memorysam train --recipe demo --set train.epochs=4 --out runs/trial"
 
@@ -22,13 +21,18 @@ def train(
     data: options.Data = None,
     out: options.OptionalOut = None,
     overrides: options.Set = None,
+    batch: training_options.Batch = None,
+    accumulate: training_options.Accumulate = None,
+    precision: training_options.Precision = None,
+    saver: training_options.Saver = None,
+    compile: training_options.Compile = None,
     resume: Annotated[
         str | None,
         typer.Option(
             "--resume",
             metavar="auto|PATH",
-            help="Continue a run: PATH is its folder or a checkpoint; auto takes --out's (or the recipe's newest) "
-            "run, or starts one.",
+            help="Continue a run: PATH is its folder or a checkpoint; auto takes --out's "
+            "(or the recipe's newest) run, or starts one.",
         ),
     ] = None,
     device: options.Device = "auto",
@@ -41,46 +45,23 @@ def train(
     LoRA, OHEM and the SPMM, on SAM 2's memory across modalities. Without --recipe: the recipe `default`, on the one
     data set that is prepared below ROOT, with all its sensors. Writes runs/<recipe>-<date>-<id>/ with the best and last
     weights, curves, metrics and sample pictures. Stops cleanly on Ctrl-C or SIGTERM, and continues where it stood with
-    --resume.
+    --resume. --batch, --accumulate, --precision, --saver and --compile are short for --set train.…=….
     """
     from memorysam_cli import recipe as recipes
 
     options.begin(json=json, verbose=verbose, quiet=quiet)
+    changes = (overrides or []) + training_options.changes(
+        batch=batch, accumulate=accumulate, precision=precision, saver=saver, compile=compile
+    )
     if recipe is not None or resume is None:
-        recipes.load(
-            recipe or recipes.DEFAULT, overrides or []
-        )  # a mistyped key is told at once, not after the seconds that torch takes
-    from memorysam_cli.data import manifest
-    from memorysam_cli.engine import runtime
-    from memorysam_cli.engine.training import starting
-    from memorysam_cli.engine.training.trainer import Trainer
+        recipes.load(recipe or recipes.DEFAULT, changes)  # a mistyped key is told before the seconds that torch takes
+    from memorysam_cli.engine.training import running
     from memorysam_cli.report import console
 
-    root = manifest.data_root(data)
-    asked = starting.choose_recipe(recipe, overrides=overrides or [], resume=resume, out=out)
-    chosen = starting.resolve(asked, root)
-    planned = starting.plan(chosen, out=out, resume=resume)
-    scenes = manifest.read(root, chosen.data.dataset)
-    starting.refuse_missing_splits(chosen, scenes)
-    accelerator = runtime.make_accelerator(
-        runtime.choose_device(device), precision=chosen.train.precision, accumulate=chosen.train.accumulate
+    trained = running.train(
+        running.Request(recipe, tuple(changes), data, out, resume, device, plans_batch=batch == training_options.AUTO)
     )
-    if chosen != asked and accelerator.is_main_process:
-        console.note(f"recipe {chosen.name}: data set {chosen.data.dataset}, {', '.join(chosen.data.modalities)}")
-    # Whatever can be refused is refused before the run's folder is touched.
-    trainer = Trainer(chosen, scenes, accelerator=accelerator)
-    if planned.checkpoint is not None:
-        trainer.refuse_other(planned.checkpoint)
-    with starting.begin(planned, accelerator) as run, contextlib.ExitStack() as stack:
-        if accelerator.is_main_process:
-            stack.enter_context(console.log_to(run.log))
-        result = trainer.fit(run, resume=planned.checkpoint)
-    if not accelerator.is_main_process:
-        return
-    if json:
-        console.answer({"schema_version": 1, **result.to_json(), "resumed": planned.checkpoint is not None})
-        return
-    console.say(f"best mIoU {result.miou:.2f} on {chosen.data.selection_split} at step {result.best_step}")
-    console.say(f"weights   {result.best}")
-    console.say(f"curves    {run.plots / 'curves.png'}")
-    console.say(f"pictures  {run.samples / 'validation.png'}")
+    if trained is not None:  # only the first of several processes answers
+        if json:
+            console.answer({"schema_version": 1, **trained.to_json()})
+        trained.show()

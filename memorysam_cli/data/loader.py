@@ -6,6 +6,7 @@ after a resume.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 from memorysam_cli.data import decode, transforms
 from memorysam_cli.data.manifest import Manifest, Scene, sign_line
 from memorysam_cli.data.transforms import Sample
-from memorysam_cli.data.workers import Source, load
+from memorysam_cli.data.workers import Source, load, load_in_threads
 from memorysam_cli.dataset import DatasetInfo, Modality
 from memorysam_cli.errors import DataError, did_you_mean
 from memorysam_cli.recipe import Recipe
@@ -61,6 +62,14 @@ class ScoredScene:
     is_large: bool = False
     """The whole frame keeps its own resolution, to be seen through windows."""
 
+    def pin_memory(self) -> ScoredScene:
+        """The same in page-locked memory; called by the DataLoader where there is CUDA."""
+        resized, whole = self.resized.pin_memory(), self.whole
+        if whole.frames is self.resized.frames:  # one copy serves both
+            label = None if whole.label is None else whole.label.pin_memory()
+            return dataclasses.replace(self, resized=resized, whole=Batch(resized.frames, label, whole.scenes))
+        return dataclasses.replace(self, resized=resized, whole=whole.pin_memory())
+
 
 @dataclass(frozen=True)
 class UnlabelledScene:
@@ -76,6 +85,10 @@ class UnlabelledScene:
     width: int
     is_large: bool = False
     """The frames keep their own resolution, to be seen through windows."""
+
+    def pin_memory(self) -> UnlabelledScene:
+        """The same in page-locked memory; called by the DataLoader where there is CUDA."""
+        return dataclasses.replace(self, frames=[frame.pin_memory() for frame in self.frames])
 
 
 def epoch_order(count: int, *, seed: int, epoch: int) -> list[int]:
@@ -166,8 +179,11 @@ def unlabelled_scenes(
     size: int,
     workers: int,
     tile: bool = False,
-) -> Iterator[UnlabelledScene]:
+    in_threads: bool = False,
+) -> Iterator[UnlabelledScene | DataError]:
     """Whole scenes for prediction, one at a time, in order; labels are not looked at.
+
+    A scene that cannot be read, or has none of the modalities, gives its fault in its place, and the next one follows.
 
     Args:
         root: what the scenes' paths are relative to.
@@ -176,11 +192,10 @@ def unlabelled_scenes(
         size: short side in pixels, a multiple of 32.
         workers: processes that read ahead; 0 reads in this one.
         tile: as in :func:`scored_scenes`.
-
-    Raises:
-        DataError: a file cannot be used, or a scene has none of the modalities.
+        in_threads: threads read ahead, not processes.
     """
-    return load(_UnlabelledScenes(root, scenes, tuple(modalities), size, tile), range(len(scenes)), workers=workers)
+    source = _UnlabelledScenes(root, scenes, tuple(modalities), size, tile)
+    return (load_in_threads if in_threads else load)(source, range(len(scenes)), workers=workers)
 
 
 def modalities_of(info: DatasetInfo, names: Iterable[str]) -> tuple[Modality, ...]:
@@ -253,15 +268,20 @@ class _ScoredScenes(Source[ScoredScene]):
 
 
 @dataclass(frozen=True)
-class _UnlabelledScenes(Source[UnlabelledScene]):
+class _UnlabelledScenes(Source["UnlabelledScene | DataError"]):
     root: Path
     scenes: Sequence[Scene]
     modalities: tuple[Modality, ...]
     size: int
     tile: bool
 
-    def item(self, index: int) -> UnlabelledScene:
-        scene = self.scenes[index]
+    def item(self, index: int) -> UnlabelledScene | DataError:
+        try:
+            return self._read(self.scenes[index])
+        except DataError as fault:
+            return fault
+
+    def _read(self, scene: Scene) -> UnlabelledScene:
         present = tuple(modality for modality in self.modalities if modality.name in scene.files)
         if not present:
             wanted = ", ".join(modality.name for modality in self.modalities)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -19,6 +21,9 @@ TIMEOUT_S = 300
 
 GRACE_S = 60
 """A worker outlives SIGTERM by this long."""
+
+AHEAD = 2
+"""Items that each thread reads ahead, as many as torch's loader does for each process."""
 
 Item = TypeVar("Item")
 
@@ -85,6 +90,39 @@ def load(source: Source[Item], indices: Sequence[Any], *, workers: int) -> Itera
     finally:
         # Now, not when a traceback that holds the iterator is let go: until then its workers would wait.
         getattr(items, "_shutdown_workers", _nothing)()
+
+
+def load_in_threads(source: Source[Item], indices: Sequence[Any], *, workers: int) -> Iterator[Item]:
+    """As :func:`load`, by threads of this process, which may not fork: decoding leaves Python's lock alone.
+
+    Args:
+        source: what to read.
+        indices: what to ask it for.
+        workers: threads that read ahead; 0 reads in this one.
+
+    Raises:
+        MemorySamError: what reading an item raised.
+    """
+    ahead: deque[Future[Item]] = deque()
+    with ThreadPoolExecutor(max(1, workers), thread_name_prefix="read") as pool:
+        try:
+            for index in indices:
+                ahead.append(pool.submit(_read, source, index))
+                if len(ahead) > AHEAD * workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for each in ahead:
+                each.cancel()
+
+
+def _read(source: Source[Item], index: Any) -> Item:
+    """An item, in page-locked memory where there is CUDA."""
+    item = source.item(index)
+    pin = getattr(item, "pin_memory", None)
+    pinned: Item = item if pin is None or not torch.cuda.is_available() else pin()
+    return pinned
 
 
 def _as_it_is(item: Item) -> Item:

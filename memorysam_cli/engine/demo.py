@@ -22,12 +22,15 @@ from memorysam_cli.engine import run_folder, runtime
 from memorysam_cli.engine.evaluation import scoring
 from memorysam_cli.engine.evaluation.counts import Evaluation
 from memorysam_cli.engine.evaluation.metrics import scores
-from memorysam_cli.engine.prediction import segmenting
+from memorysam_cli.engine.prediction import running
+from memorysam_cli.engine.prediction.job import Job
+from memorysam_cli.engine.prediction.manner import Manner
 from memorysam_cli.engine.training.trainer import HEADLINE, Trainer, TrainingResult
 from memorysam_cli.model import load
 from memorysam_cli.model.weights import read_card
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
+from memorysam_cli.storage import tensors
 
 RECIPE = "demo"
 DATASET = "synthetic"
@@ -127,7 +130,7 @@ def prepare_scenes(root: Path, *, seed: int, scenes: int = SCENES) -> tuple[Mani
 
 def train_recipe(recipe: Recipe, manifest: Manifest, runs: Path, *, device: torch.device) -> TrainingResult:
     """Train one recipe in a new folder below ``runs``."""
-    accelerator = runtime.make_accelerator(device, precision=recipe.train.precision, accumulate=recipe.train.accumulate)
+    accelerator = runtime.make_accelerator(device, precision=recipe.train.precision)
     trainer = Trainer(recipe, manifest, accelerator=accelerator)
     run = run_folder.create(recipe, runs / f"{recipe.name}-{time.strftime('%H%M%S')}-{secrets.token_hex(2)}")
     with console.log_to(run.log):
@@ -147,9 +150,9 @@ def _evaluate(weights: Path, manifest: Manifest, *, device: torch.device) -> Eva
 def _predict(weights: Path, manifest: Manifest, out: Path, *, device: torch.device) -> Path:
     """Segment the validation scenes; returns the folder of the results."""
     card = read_card(weights)
-    segmenting.segment(
-        weights, out, scenes=manifest.of_split(card.recipe.data.selection_split), root=manifest.root,
-        source=str(manifest.root), modalities=card.modalities, device=device, extras=("color", "overlay"), batch=8,
-        workers=0,
+    job = Job(
+        weights, tensors.sha256(weights), card, manifest.of_split(card.recipe.data.selection_split), manifest.root,
+        str(manifest.root), card.modalities, ("color", "overlay"), batch=8,
     )  # fmt: skip
+    running.run(job, out, Manner(str(device), workers=0))
     return out

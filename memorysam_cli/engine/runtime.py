@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import warnings
+from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch
-import torch.distributed.nn.functional
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor
 
 from memorysam_cli import __version__
 from memorysam_cli.errors import EnvironmentFault, UsageError
 
 DEVICES = "auto, cpu, cuda, cuda:N, mps"
+PATIENCE = timedelta(seconds=120)
+"""For how long a process waits for the others' part of a sum: by then one of them is lost."""
+
+_ENGINES = {"ACCELERATE_USE_FSDP": "--use_fsdp", "ACCELERATE_USE_DEEPSPEED": "--use_deepspeed"}
+"""What ``accelerate launch`` sets for an engine that cuts weights into parts, and the option that asked for it."""
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str) -> torch.device:
@@ -38,60 +49,89 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def make_accelerator(device: torch.device, *, precision: str, accumulate: int = 1) -> Accelerator:
+def make_accelerator(device: torch.device, *, precision: str) -> Accelerator:
     """The accelerator of a run; under ``torchrun`` or ``accelerate launch`` each process gets its own device.
 
     Args:
-        precision: ``fp32``, ``bf16`` or ``fp16``.
-        accumulate: batches whose gradients are added up before an update.
+        precision: ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
 
     Raises:
-        UsageError: the device cannot compute in that precision, or one device was named for several processes.
+        UsageError: the device cannot compute in that precision, one device was named for several processes, or
+            ``accelerate launch`` was asked for an engine that does not fit.
     """
-    if precision == "fp16" and device.type == "cpu":
-        raise UsageError("train.precision: fp16 needs a GPU; on the CPU use fp32 or bf16")
+    refuse_precision(precision, device)
+    _refuse_engine()
     is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     if device.index is not None:
         if not is_alone:
             raise UsageError(f"--device {device}: each of several processes gets its own device; use --device cuda")
         torch.cuda.set_device(device)
+    # The weights of depthwise convolutions have an axis of one channel, whose stride means nothing.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     if is_alone:
         # The state outlives an accelerator; a second run in one process may want another precision.
         AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(
         cpu=device.type == "cpu",
-        mixed_precision="no" if precision == "fp32" else precision,
-        gradient_accumulation_steps=accumulate,
+        mixed_precision=precision if precision in _AUTOCAST else "no",
         step_scheduler_with_optimizer=False,
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=PATIENCE),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # gradients need no second copy
+        ],
     )
-    # The recipe decides, not ACCELERATE_GRADIENT_ACCUMULATION_STEPS.
-    accelerator.gradient_accumulation_steps = accumulate
+    # The learner accumulates, whatever ACCELERATE_GRADIENT_ACCUMULATION_STEPS says.
+    accelerator.gradient_accumulation_steps = 1
     return accelerator
 
 
-def describe(device: torch.device | str) -> dict[str, Any]:
+def refuse_precision(precision: str, device: torch.device) -> None:
+    """Refuse what a device cannot compute in; it is never exchanged for another precision.
+
+    Raises:
+        UsageError: fp16 on a CPU, or tf32 anywhere but on CUDA.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise UsageError("precision fp16 needs a GPU; on the CPU use fp32 or bf16")
+    if precision == "tf32" and device.type != "cuda":
+        raise UsageError(f"precision tf32 needs an NVIDIA GPU; on {device.type} use fp32 or bf16")
+
+
+@contextlib.contextmanager
+def computing(precision: str, device: torch.device) -> Iterator[None]:
+    """Compute in a precision, as long as the context is open; parameters stay float32.
+
+    Args:
+        precision: ``fp32`` (TF32 is then off, for convolutions too), ``tf32``, or ``bf16`` and ``fp16`` by autocast.
+        device: where the computing is done.
+
+    Raises:
+        UsageError: as :func:`refuse_precision`.
+    """
+    refuse_precision(precision, device)
+    dtype = _AUTOCAST.get(precision)
+    with tensor_cores(precision), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        yield
+
+
+@contextlib.contextmanager
+def tensor_cores(precision: str) -> Iterator[None]:
+    """Whether float32 products and convolutions may be TF32 on CUDA: in ``tf32`` only; put back afterwards."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    # torch.compile still reads these, and fails where the newer fp32_precision was set instead.
+    matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def describe(device: torch.device | str, precision: str = "fp32") -> dict[str, Any]:
     """What a result was computed with: the keys ``device``, ``precision`` and ``versions`` of a report."""
     kind = torch.device(device).type
     name = torch.cuda.get_device_name(device) if kind == "cuda" else kind
-    return {"device": name, "precision": "fp32", "versions": {"memorysam": __version__, "torch": torch.__version__}}
-
-
-def sum_over_processes(values: Tensor) -> Tensor:
-    """Add a tensor up over all processes, differentiably.
-
-    Its backward pass adds the processes' gradients up too; DDP then averages them, so that a loss of such sums gets
-    the same gradient as one process with all the data would.
-    """
-    total: Tensor = torch.distributed.nn.functional.all_reduce(values)  # type: ignore[no-untyped-call]
-    return total
-
-
-def agree(claim: bool, accelerator: Accelerator, *, all_must: bool = False) -> bool:
-    """Whether any process claims something (or all do); every process gets the same answer."""
-    if accelerator.num_processes == 1:
-        return claim
-    votes = int(accelerator.reduce(torch.tensor(int(claim), device=accelerator.device)))
-    return votes == accelerator.num_processes if all_must else votes > 0
+    return {"device": name, "precision": precision, "versions": {"memorysam": __version__, "torch": torch.__version__}}
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:
@@ -107,6 +147,16 @@ def set_rng_state(states: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def _refuse_engine() -> None:
+    """Weights in parts would be gathered and cut again around every piece of work that one process does alone."""
+    for variable, option in _ENGINES.items():
+        if os.environ.get(variable, "").lower() in {"1", "true", "yes"}:
+            raise UsageError(
+                f"accelerate launch {option}: weights are not cut into parts here, for they are a small share of the "
+                "memory; leave it away (DDP), and see train.saver and memorysam plan for what takes the rest"
+            )
 
 
 def _has_mps() -> bool:

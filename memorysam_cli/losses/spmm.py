@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from memorysam_cli.dataset import IGNORE
-
-Reduce = Callable[[Tensor], Tensor]
-"""Sums a tensor over all processes, differentiably."""
+from memorysam_cli.losses.exchange import Exchange
 
 
 def resize_label(label: Tensor, size: tuple[int, int]) -> Tensor:
@@ -47,13 +43,13 @@ class PrototypeMemory(nn.Module):
         self.register_buffer("prototypes", torch.zeros(classes, width))
         self.register_buffer("seen", torch.zeros(classes, dtype=torch.bool))
 
-    def forward(self, features: Tensor, label: Tensor, *, reduce: Reduce | None = None) -> Tensor:
+    def forward(self, features: Tensor, label: Tensor, *, exchange: Exchange | None = None) -> Tensor:
         """The loss of a batch; updates G.
 
         Args:
             features: (B, D, h, w) mean feature map of the modalities.
             label: (B, H, W) int64 classes at any size, 255 = ignored.
-            reduce: sums over processes, so that N ranks × B equal one rank × N·B.
+            exchange: sums over processes, so that N ranks × B equal one rank × N·B.
 
         Returns:
             A scalar, not yet weighted by λ.
@@ -61,8 +57,8 @@ class PrototypeMemory(nn.Module):
         sums, counts = class_sums(
             features, resize_label(label, (features.shape[-2], features.shape[-1])), len(self.prototypes)
         )
-        if reduce is not None:
-            sums, counts = reduce(sums), reduce(counts)
+        if exchange is not None:
+            sums, counts = exchange.sum(sums), exchange.sum(counts)
         means = sums / counts.clamp(min=1).unsqueeze(1)
         return self._reference(means, counts) if self.variant == "reference" else self._paper(means, counts)
 
@@ -92,6 +88,9 @@ class PrototypeMemory(nn.Module):
 def class_sums(features: Tensor, label: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Sum the features of each class's pixels.
 
+    A product with the one-hot labels, as on CUDA it adds in the same order at every run, and ``index_add`` does not; on
+    a CPU either takes a few milliseconds.
+
     Args:
         features: (B, D, h, w).
         label: (B, h, w) int64, 255 = ignored.
@@ -99,9 +98,8 @@ def class_sums(features: Tensor, label: Tensor, classes: int) -> tuple[Tensor, T
     Returns:
         (C, D) float32 sums and (C,) float32 pixel counts.
     """
-    flat = features.float().permute(0, 2, 3, 1).flatten(0, 2)  # (B, D, h, w) -> (B·h·w, D)
-    # One row more than classes takes the ignored pixels, so that no pixel list depends on the data's values.
-    index = torch.where(label == IGNORE, classes, label).flatten()
-    sums = flat.new_zeros(classes + 1, flat.shape[1]).index_add(0, index, flat)
-    counts = torch.bincount(index, minlength=classes + 1).to(flat.dtype)
-    return sums[:classes], counts[:classes]
+    with torch.autocast(features.device.type, enabled=False):
+        known = torch.arange(classes, device=label.device)
+        one_hot = (label.flatten(1).unsqueeze(1) == known.unsqueeze(1)).float()  # (B, h, w) -> (B, C, h·w)
+        sums = one_hot @ features.float().flatten(2).transpose(1, 2)  # (B, C, h·w) × (B, h·w, D) -> (B, C, D)
+    return sums.sum(dim=0), one_hot.sum(dim=(0, 2))

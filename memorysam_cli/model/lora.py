@@ -6,10 +6,13 @@ all of q and all of v; for inference the adapted three become one Linear again, 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from sam2.modeling.backbones.hieradet import Hiera, MultiScaleAttention
 from torch import Tensor, nn
 
+from memorysam_cli.model.linear import Linear, use_fast_linears
 from memorysam_cli.model.peft_import import peft
 from memorysam_cli.recipe import Lora
 
@@ -20,7 +23,7 @@ class SplitProjection(nn.Module):
     def __init__(self, fused: nn.Linear) -> None:
         super().__init__()
         rows = fused.out_features // 3
-        parts = [nn.Linear(fused.in_features, rows).to(fused.weight) for _ in "qkv"]
+        parts = [Linear(fused.in_features, rows).to(fused.weight) for _ in "qkv"]
         with torch.no_grad():
             for index, part in enumerate(parts):
                 part.weight.copy_(fused.weight[index * rows : (index + 1) * rows])
@@ -39,6 +42,7 @@ def add_lora(trunk: Hiera, settings: Lora) -> None:
     """
     split(trunk)
     peft.inject_adapter_in_model(adapter_config(settings), trunk)
+    use_fast_linears(trunk)  # PEFT's own
 
 
 def split(trunk: Hiera) -> None:
@@ -67,6 +71,32 @@ def adapter_config(settings: Lora) -> peft.LoraConfig:
         use_dora=settings.dora,
         use_rslora=settings.rslora,
     )
+
+
+class LowRank(NamedTuple):
+    """A Linear with plain LoRA: x·Wᵀ + b + scale·(x·Aᵀ)·Bᵀ, W (d_out, d_in) and b (d_out) frozen."""
+
+    weight: Tensor
+    bias: Tensor
+    down: Tensor
+    """A, (r, d_in)."""
+    up: Tensor
+    """B, (d_out, r)."""
+    scale: float
+
+
+def low_rank(layer: nn.Module) -> LowRank | None:
+    """The terms of plain LoRA on a frozen Linear; None for what PEFT itself must compute: DoRA, dropout."""
+    if not isinstance(layer, peft.tuners.lora.Linear) or layer.disable_adapters or layer.merged:
+        return None
+    base, names = layer.get_base_layer(), layer.active_adapters
+    if len(names) != 1 or any(parameter.requires_grad for parameter in base.parameters()):
+        return None
+    (name,) = names
+    if name in layer.lora_variant or layer.lora_bias[name] or not isinstance(layer.lora_dropout[name], nn.Identity):
+        return None
+    down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+    return LowRank(base.weight, base.bias, down, up, layer.scaling[name])  # type: ignore[arg-type]
 
 
 def merge_lora(trunk: Hiera) -> None:
@@ -100,7 +130,7 @@ def _merged(layer: nn.Module) -> nn.Linear:
 def _fused(split: SplitProjection) -> nn.Linear:
     parts = [_merged(part) for part in (split.q, split.k, split.v)]
     first = parts[0]
-    fused = nn.Linear(first.in_features, 3 * first.out_features, device=first.weight.device, dtype=first.weight.dtype)
+    fused = Linear(first.in_features, 3 * first.out_features, device=first.weight.device, dtype=first.weight.dtype)
     with torch.no_grad():
         fused.weight.copy_(torch.cat([part.weight for part in parts]))
         fused.bias.copy_(torch.cat([part.bias for part in parts]))

@@ -16,6 +16,7 @@ from sam2.modeling.sam2_utils import get_1d_sine_pe
 from torch import Tensor
 
 from memorysam_cli.model.backbone import STRIDE
+from memorysam_cli.model.saver import saving
 
 GATED = float(NO_OBJ_SCORE)
 """Every class logit of a frame in which the object score says that nothing is there."""
@@ -64,12 +65,13 @@ class Decoded:
     is_open: Tensor
 
 
-def condition(sam: SAM2Base, frame: Frame, memories: Sequence[Memory], *, frames: int) -> Tensor:
+def condition(sam: SAM2Base, frame: Frame, memories: Sequence[Memory], *, frames: int, saver: bool = False) -> Tensor:
     """Fuse a frame's features with the memories of all earlier frames.
 
     Args:
         memories: of the frames before this one, in order; empty for the first.
         frames: M, the number of frames of the scene; it scales SAM 2.1's pointer positions.
+        saver: whether each layer of the memory attention runs again in the backward pass.
 
     Returns:
         (B, C, h, w).
@@ -82,14 +84,19 @@ def condition(sam: SAM2Base, frame: Frame, memories: Sequence[Memory], *, frames
     tokens = [_sequence(memory.features) for memory in memories]
     positions = [_sequence(memory.position) + time for memory in memories]
     pointers, pointer_positions = _pointers(sam, memories, frames=frames)
-    conditioned: Tensor = sam.memory_attention(
-        curr=[_sequence(frame.coarse)],
-        curr_pos=[_sequence(frame.position)],
-        memory=torch.cat([*tokens, pointers]),
-        memory_pos=torch.cat([*positions, pointer_positions]),
-        num_obj_ptr_tokens=pointers.shape[0],
-    )
-    return conditioned.permute(1, 2, 0).reshape(frame.coarse.shape)  # (L, B, C) -> (B, C, h, w)
+    attention = sam.memory_attention
+    conditioned = _sequence(frame.coarse) + 0.1 * _sequence(frame.position)
+    conditioned, memory, position, own = (
+        part.transpose(0, 1)  # (L, B, C) -> (B, L, C)
+        for part in (conditioned, torch.cat([*tokens, pointers]), torch.cat([*positions, pointer_positions]),
+                     _sequence(frame.position))
+    )  # fmt: skip
+    for layer in attention.layers:
+        conditioned = saving(saver, layer)(
+            tgt=conditioned, memory=memory, pos=position, query_pos=own, num_k_exclude_rope=pointers.shape[0]
+        )
+    normed: Tensor = attention.norm(conditioned)
+    return normed.transpose(1, 2).reshape(frame.coarse.shape)  # (B, L, C) -> (B, C, h, w)
 
 
 def decode(sam: SAM2Base, features: Tensor, frame: Frame, *, dense_position: Tensor, gate: bool) -> Decoded:

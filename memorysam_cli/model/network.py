@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -11,8 +12,11 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
 
 from memorysam_cli.model.backbone import set_grid
+from memorysam_cli.model.hiera import Block, stages, whole
+from memorysam_cli.model.linear import linear, use_fast_linears
 from memorysam_cli.model.memory import GATED, Frame
 from memorysam_cli.model.sequences import Step, Tree
+from memorysam_cli.model.windows import Layout
 
 
 class Output(NamedTuple):
@@ -42,9 +46,12 @@ class MemorySAM(nn.Module):
 
     def __init__(self, sam: SAM2Base, *, classes: int, object_gate: bool = True) -> None:
         super().__init__()
+        use_fast_linears(sam)
         self.sam = sam
         self.classes = classes
         self.object_gate = object_gate
+        self.saver = False
+        self._block: Block | None = None
         self._grid: tuple[int, int, torch.device] | None = None
 
     @property
@@ -52,6 +59,19 @@ class MemorySAM(nn.Module):
         """Where the weights are."""
         device: torch.device = self.sam.no_mem_embed.device
         return device
+
+    def compile_blocks(self, *, mode: str | None = None) -> None:
+        """Have ``torch.compile`` make one function of each kind of Hiera's blocks, at their first run.
+
+        Frames are then encoded one modality at a time, so that what is compiled for a batch serves any number of
+        modalities. A new batch or image size is compiled anew.
+
+        Args:
+            mode: of ``torch.compile``; "reduce-overhead", CUDA graphs, is unmeasured.
+        """
+        # Eight kinds of blocks (stages, changes of stage, global ones), each with and without gradients.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+        self._block = torch.compile(whole, mode=mode)
 
     def forward(self, frames: Sequence[Tensor]) -> Output:
         """Run the memory across the frames.
@@ -75,12 +95,15 @@ class MemorySAM(nn.Module):
             ValueError: as in :meth:`forward`.
         """
         _check(frames)
-        fine, middle, coarse = self._pyramid(torch.cat(list(frames)))  # (M·B, 3, H, W)
         batch = frames[0].shape[0]
-        position = self.sam.image_encoder.neck.position_encoding(coarse[:1]).to(coarse.dtype)
+        calls = frames if self._block else [torch.cat(list(frames))]  # (M·B, 3, H, W)
+        levels = zip(*(self._pyramid(call) for call in calls), strict=True)
+        fine, middle, coarse = (
+            list(itertools.chain.from_iterable(torch.split(part, batch) for part in level)) for level in levels
+        )
+        position = self.sam.image_encoder.neck.position_encoding(coarse[0][:1]).to(coarse[0].dtype)
         positions = [position.expand(batch, -1, -1, -1)] * len(frames)
-        levels = (torch.split(level, batch) for level in (fine, middle, coarse))
-        return [Frame(*parts) for parts in zip(*levels, positions, strict=True)]
+        return [Frame(*parts) for parts in zip(fine, middle, coarse, positions, strict=True)]
 
     def outputs(self, pool: Sequence[Frame], sequences: Sequence[Sequence[int]]) -> Iterator[tuple[int, Output]]:
         """Run the memory across many sequences of encoded frames.
@@ -103,7 +126,9 @@ class MemorySAM(nn.Module):
         self._use_grid(*grid)
         # The gaussian matrix is a buffer that moves with the network; the embedding is a few thousand cosines.
         dense_position = self.sam.sam_prompt_encoder.pe_layer(grid).unsqueeze(0)
-        tree = Tree(self.sam, pool, sequences, gate=self.object_gate, dense_position=dense_position)
+        tree = Tree(
+            self.sam, pool, sequences, gate=self.object_gate, dense_position=dense_position, saver=self.saver
+        )  # fmt: skip
         for number, steps in tree.walk():
             yield number, _average(steps)
 
@@ -141,15 +166,18 @@ class MemorySAM(nn.Module):
         """(N, 3, H, W) -> features at stride 4, 8, 16, the first two already through ``conv_s0`` and ``conv_s1``.
 
         SAM2's neck, without its position encodings: those of stride 4 and 8, which nothing reads, would take a third
-        of a gigabyte for four images of 1024 pixels.
+        of a gigabyte for four images of 1024 pixels. Its 1×1 convolutions are products of tokens; two in a row
+        are one, whose 256 channels between never exist.
         """
-        encoder, decoder = self.sam.image_encoder, self.sam.sam_mask_decoder
-        levels = encoder.trunk(images)  # from stride 4 to stride 32
-        fine, middle, coarse, top = (
-            lateral(level) for lateral, level in zip(reversed(encoder.neck.convs), levels, strict=True)
-        )
-        coarse = coarse + F.interpolate(top.float(), scale_factor=2.0, mode=encoder.neck.fpn_interp_model)
-        return decoder.conv_s0(fine), decoder.conv_s1(middle), coarse
+        neck, decoder = self.sam.image_encoder.neck, self.sam.sam_mask_decoder
+        convolutions: list[list[nn.Conv2d]] = [[level.conv] for level in reversed(neck.convs)]
+        convolutions[0].append(decoder.conv_s0)
+        convolutions[1].append(decoder.conv_s1)
+        trunk = self.sam.image_encoder.trunk
+        ends = stages(trunk, images, saver=self.saver, compiled=self._block)
+        levels = zip(ends, convolutions, strict=True)
+        fine, middle, coarse, top = (_map(tokens, layout, chain) for (tokens, layout), chain in levels)
+        return fine, middle, coarse + F.interpolate(top.float(), scale_factor=2.0, mode=neck.fpn_interp_model)
 
     def _use_grid(self, height: int, width: int) -> None:
         """Keep SAM2's tables in step with the image size and the device."""
@@ -160,6 +188,16 @@ class MemorySAM(nn.Module):
                 encoding.cache.clear()
             set_grid(self.sam, height, width)
             self._grid = grid
+
+
+def _map(tokens: Tensor, layout: Layout, chain: Sequence[nn.Conv2d]) -> Tensor:
+    """One or two 1×1 convolutions on the tokens of frames: (T, C) -> (N, C', h, w)."""
+    weight, bias = chain[0].weight.flatten(1), chain[0].bias
+    with torch.autocast(tokens.device.type, enabled=False):  # weights are multiplied once, in their own type
+        for layer in chain[1:]:
+            outer = layer.weight.flatten(1)
+            weight, bias = outer @ weight, F.linear(bias, outer, layer.bias)  # type: ignore[arg-type]
+    return layout.join(linear(tokens, weight, bias)).permute(0, 3, 1, 2).contiguous()
 
 
 def _average(steps: Sequence[Step]) -> Output:

@@ -13,6 +13,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
 from memorysam_cli.model.memory import Decoded, Frame, Memory, condition, decode, remember
+from memorysam_cli.model.saver import saving
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Tree:
         sequences: each lists places in ``pool`` in the order in which the memory sees them; none is empty.
         gate: whether the object score may close a frame (METHOD §1.5).
         dense_position: (1, C, h, w) the prompt encoder's position embedding for this grid.
+        saver: whether the layers of the memory attention, the decoder and the memory encoder run again in the
+            backward pass instead of keeping their activations.
     """
 
     sam: SAM2Base
@@ -40,6 +43,7 @@ class Tree:
     sequences: Sequence[Sequence[int]]
     gate: bool
     dense_position: Tensor
+    saver: bool = False
 
     def walk(self) -> Iterator[tuple[int, list[Step]]]:
         """Each sequence's number with its steps, as soon as they are known; at most one branch is in memory."""
@@ -52,15 +56,19 @@ class Tree:
         for together in self._by_next(members, depth=len(steps)):
             first = self.sequences[together[0]]
             frame = self.pool[first[len(steps)]]
-            features = condition(self.sam, frame, memories, frames=len(first))
-            step = Step(frame, decode(self.sam, features, frame, dense_position=self.dense_position, gate=self.gate))
+            features = condition(self.sam, frame, memories, frames=len(first), saver=self.saver)
+            decoded = saving(self.saver, decode)(
+                self.sam, features, frame, dense_position=self.dense_position, gate=self.gate
+            )  # fmt: skip
+            step = Step(frame, decoded)
             reached = [*steps, step]
             longer = [number for number in together if len(self.sequences[number]) > len(reached)]
             for number in together:
                 if number not in longer:
                     yield number, reached
             if longer:  # nothing reads a last frame's memory
-                yield from self._extend(longer, reached, [*memories, remember(self.sam, frame, step.decoded)])
+                memory = saving(self.saver, remember)(self.sam, frame, decoded)
+                yield from self._extend(longer, reached, [*memories, memory])
 
     def _by_next(self, members: Sequence[int], *, depth: int) -> list[list[int]]:
         """Sequences that share their next step, together."""

@@ -49,7 +49,7 @@ def confusion_matrix(matrix: ArrayLike, *, classes: Sequence[str], title: str = 
     percent = np.divide(100 * counts, truth, out=np.full_like(counts, np.nan), where=truth > 0)
     names = [_short(name) for name in classes]
     side = max(4.5, 0.42 * len(names) + 2.2 + 0.07 * max(map(len, names), default=0))
-    with _figure(width=side + 0.8, height=side) as (figure, png):
+    with drawing(width=side + 0.8, height=side) as (figure, png):
         axes = figure.add_subplot()
         axes.set_facecolor("#dddddd")
         heat = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
@@ -79,7 +79,7 @@ def per_class_bars(
     Returns:
         A PNG.
     """
-    with _figure(width=8, height=1.6 + 0.26 * len(classes)) as (figure, png):
+    with drawing(width=8, height=1.6 + 0.26 * len(classes)) as (figure, png):
         axes = figure.add_subplot()
         places = range(len(classes))
         axes.barh(places, iou, color=BLUE, height=0.72)
@@ -120,7 +120,7 @@ def failure_bars(
     """
     thick = 0.8 / len(bars)
     shades = (BLUE, ORANGE, GREEN, PURPLE)
-    with _figure(width=8, height=1.6 + len(labels) * max(0.26, 0.16 * len(bars))) as (figure, png):
+    with drawing(width=8, height=1.6 + len(labels) * max(0.26, 0.16 * len(bars))) as (figure, png):
         axes = figure.add_subplot()
         for index, (level, values) in enumerate(bars.items()):
             places = np.arange(len(labels)) + (index - (len(bars) - 1) / 2) * thick
@@ -160,7 +160,7 @@ def curves(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> bytes:
     """
     drawn = {name: lines for name, lines in CURVES.items() if any(_points(rows, key)[0].size for key in lines)}
     panels = drawn or {"no values yet": {}}
-    with _figure(width=8, height=0.6 + 2.4 * len(panels)) as (figure, png):
+    with drawing(width=8, height=0.6 + 2.4 * len(panels)) as (figure, png):
         figure.suptitle(title)
         places = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
         for axes, (name, lines) in zip(places, panels.items(), strict=True):
@@ -181,7 +181,7 @@ def curves(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> bytes:
 
 
 @contextmanager
-def _figure(*, width: float, height: float) -> Iterator[tuple[Figure, io.BytesIO]]:
+def drawing(*, width: float, height: float) -> Iterator[tuple[Figure, io.BytesIO]]:
     """A figure of so many inches, and the buffer that holds its PNG when the block ends."""
     import matplotlib
     from matplotlib.figure import Figure

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -283,7 +284,19 @@ def read_json_lines(path: Path) -> list[Any]:
     Raises:
         DataError: missing, or ``file:line`` is not JSON.
     """
-    *lines, last = _read(path, DataError).split(b"\n")
-    if last and not _is_torn(last):
-        lines.append(last)
-    return [_parse_json(line, where=f"{shown(path)}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    return list(each_json_line(path))
+
+
+def each_json_line(path: Path) -> Iterator[Any]:
+    """As :func:`read_json_lines`, one line at a time: a file of any length needs the memory of a line."""
+    name = shown(path)
+    if not path.is_file():
+        raise DataError(f"{name}: {'not a file' if path.exists() else 'no such file'}")
+    try:
+        with path.open("rb") as stream:
+            for number, line in enumerate(stream, 1):
+                is_last = not line.endswith(b"\n")  # only the last line can lack it
+                if line.strip() and not (is_last and _is_torn(line)):
+                    yield _parse_json(line, where=f"{name}:{number}")
+    except OSError as error:
+        raise DataError(f"{name}: cannot read: {error.strerror}") from error

@@ -356,6 +356,8 @@ def test_a_miou_below_the_asked_one_ends_with_10_after_everything_is_written(her
         (("--weights", "data/memorysam/tiny/dataset.json"), 5, "dataset.json"),
         (("--device", "cuda:99"), 6, "cuda:99"),
         (("--device", "gpu"), 2, "gpu"),
+        (("--device", "cpu", "--precision", "fp16"), 2, "fp16 needs a GPU"),
+        (("--device", "cpu", "--precision", "tf32"), 2, "tf32 needs an NVIDIA GPU"),
     ],
     ids=str,
 )
@@ -402,3 +404,23 @@ def test_an_output_that_cannot_be_written_ends_with_6_before_anything_is_compute
 
 def _manifest(here: Path) -> Manifest:
     return manifest.read(here / "data", "tiny")
+
+
+def test_half_precision_has_a_folder_of_its_own_and_scores_nearly_the_same(here: Path, memorysam: Program) -> None:
+    exact = memorysam("evaluate", "--workers", 0, "--device", "cpu", "--json").answer
+    half = memorysam("evaluate", "--workers", 0, "--device", "cpu", "--precision", "bf16", "--json").answer
+    assert (exact["precision"], half["precision"]) == ("fp32", "bf16")
+    assert half["files"]["metrics"] == "runs/small-1/evaluate/val/bf16/metrics.json"
+    assert abs(exact["miou"] - half["miou"]) < 1
+    assert torch.get_autocast_dtype("cpu") is torch.bfloat16 and not torch.is_autocast_enabled("cpu")
+
+
+def test_compiling_is_the_networks(here: Path, memorysam: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+
+    def compile_blocks(network: weights.Segmenter) -> None:
+        compiled.append(network)
+
+    monkeypatch.setattr(weights.Segmenter, "compile_blocks", compile_blocks)
+    assert memorysam("evaluate", "--workers", 0).code == 0 and not compiled
+    assert memorysam("evaluate", "--workers", 0, "--compile").code == 0 and len(compiled) == 1

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from ..engine.stand_ins import PLANS, write_data
 from .trained import Program, save_weights
 
 KEYS = {
-    "schema_version", "inputs", "dataset", "modalities", "missing", "tta", "tile", "image_size", "weights",
+    "schema_version", "job", "inputs", "dataset", "modalities", "missing", "tta", "tile", "image_size", "weights",
     "weights_sha256", "device", "precision", "versions", "scenes", "done", "failed", "failures", "classes", "out",
     "trees", "ledger", "success",
 }  # fmt: skip
@@ -220,6 +221,9 @@ def test_a_bad_scene_ends_with_3_or_is_left_out_with_4(here: Path, memorysam: Pr
         (("data", "--weights", "none.safetensors"), 5, "none.safetensors"),
         (("data", "--device", "cuda:99"), 6, "cuda:99"),
         (("data", "--limit", 0), 2, "--limit"),
+        (("data", "--shard", "2/2"), 2, "the last of 2 is 1/2"),
+        (("data", "--precision", "tf32", "--device", "cpu"), 2, "tf32 needs an NVIDIA GPU"),
+        (("data", "--precision", "fp16", "--device", "cpu"), 2, "fp16 needs a GPU"),
         (("data", "--out", "data/memorysam/tiny/dataset.json"), 2, "is a file"),
     ],
     ids=str,
@@ -260,3 +264,67 @@ def test_a_name_with_blanks_newlines_and_shell_signs_stays_one_line_in_the_ledge
     assert f"kitchen/{name}" in masks(Path("masks"))
     lines = Path("masks/predictions.jsonl").read_text().splitlines()
     assert sorted(json.loads(line)["id"] for line in lines) == ["cellar/a", f"kitchen/{name}"]
+
+
+def test_shards_say_what_is_missing_and_the_last_one_answers_for_all(here: Path, memorysam: Program) -> None:
+    arguments = ("predict", "data", "--workers", 0, "--batch", 2, "--out", "out")
+    whole = memorysam(*arguments, "--json").answer
+    ledger = Path("out/predictions.jsonl").read_bytes()
+    shutil.rmtree("out")
+    told = memorysam(*arguments, "--shard", "1/2")
+    assert told.code == 0 and "2 of 2 scenes" in told.out and "missing     1 of 2 parts" in told.out
+    assert memorysam(*arguments, "--shard", "0/3").code == 2
+    again = memorysam(*arguments, "--shard", "1/2", "--json").answer
+    assert set(again) == KEYS | {"shard", "parts", "parts_missing"}
+    assert (again["shard"], again["parts_missing"], again["success"]) == ({"index": 1, "count": 2}, 1, None)
+    assert memorysam(*arguments, "--shard", "0/2", "--json").answer == whole
+    assert Path("out/predictions.jsonl").read_bytes() == ledger and not Path("out/.parts").exists()
+
+
+def test_a_shard_that_leaves_scenes_out_ends_with_4(here: Path, memorysam: Program) -> None:
+    bad = here / "data/tiny/img/rain/val/a/000001.png"
+    bad.write_bytes(bad.read_bytes()[:100])
+    arguments = ("predict", "data", "--workers", 0, "--batch", 2, "--on-error", "skip", "--json")
+    ended = memorysam(*arguments, "--shard", "1/2")
+    assert ended.code == 4 and [each["id"] for each in ended.answer["failures"]] == ["rain/val/a/000001"]
+    assert ended.err.rstrip().endswith("1 of 2 scenes were left out; see masks/.parts/1-of-2/predictions.jsonl")
+    merged = memorysam(*arguments, "--shard", "0/2")
+    assert (merged.code, merged.answer["done"], merged.answer["failed"]) == (4, 5, 1)
+
+
+def test_ray_is_asked_for_in_one_line_where_it_is_missing(
+    here: Path, memorysam: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    ended = memorysam("predict", "data", "--engine", "ray")
+    assert ended.code == 2 and 'pip install "memorysam[ray]"' in ended.err and ended.err.count("\n") == 1
+    assert not Path("masks").exists()
+
+
+def test_ray_divides_the_scenes_itself(here: Path, memorysam: Program) -> None:
+    ended = memorysam("predict", "data", "--engine", "ray", "--shard", "0/2")
+    assert ended.code == 2 and "leave --shard and torchrun out" in ended.err
+    assert not Path("masks").exists()
+
+
+def test_half_precision_is_another_job_and_is_told(here: Path, memorysam: Program) -> None:
+    arguments = ("predict", "data", "--workers", 0, "--device", "cpu", "--json")
+    exact = memorysam(*arguments).answer
+    half = memorysam(*arguments, "--precision", "bf16").answer
+    assert (exact["precision"], half["precision"]) == ("fp32", "bf16") and exact["job"] != half["job"]
+    shares = [np.array([each["pixels"] for each in report["classes"]]) / 1e4 for report in (exact, half)]
+    np.testing.assert_allclose(shares[0], shares[1], atol=0.5)
+
+
+def test_only_the_first_of_several_processes_speaks(
+    here: Path, memorysam: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")  # nobody answers, and so it ends before anything is computed
+    for path in Path("photos").rglob("depth.png"):
+        path.unlink()
+    said = {}
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        said[rank] = memorysam("predict", "photos", "--map", "img=rgb").err
+    assert "'depth'" in said["0"] and "'depth'" not in said["1"]
+    assert all("start them all with torchrun" in text for text in said.values())

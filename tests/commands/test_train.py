@@ -8,15 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from memorysam_cli import app
 from memorysam_cli import recipe as recipes
 from memorysam_cli.engine.run_folder import RunFolder
-from memorysam_cli.engine.training import checkpoints
+from memorysam_cli.engine.training import checkpoints, running
+from memorysam_cli.model.network import MemorySAM, Output
 from memorysam_cli.storage import documents, tensors
 
 from .trained import Ended
@@ -168,7 +171,59 @@ def damage(checkpoint: Path) -> None:
     path.write_bytes(content)
 
 
+SHORT = {
+    "--batch 3": ("batch", 3),
+    "--accumulate 2": ("accumulate", 2),
+    "--precision bf16": ("precision", "bf16"),
+    "--saver on": ("saver", "on"),
+    "--compile": ("compile", True),
+    "--no-compile": ("compile", False),
+}
+
+
+@pytest.mark.parametrize("words", SHORT)
+def test_short_options_are_the_same_as_set_and_win_over_it(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(running, "train", seen.append)
+    key, value = SHORT[words]
+    assert app.run(["train", "-r", "demo", "--set", f"train.{key}=wrong", *words.split()]) == 0
+    assert getattr(recipes.load("demo", seen[-1].overrides).train, key) == value
+    assert seen[-1].plans_batch is False
+
+
+def test_running_out_of_memory_ends_with_6_and_keeps_the_run(memorysam: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the second update; the checkpoint of the first one goes on with the saver."""
+    sets = changes("train.max_steps=3", "train.checkpoint_minutes=0.000001", "train.saver=off")
+    command = ["train", "-r", "demo", "--out", "run", *sets]
+    calls, forward = [], MemorySAM.forward
+
+    def greedy(self: MemorySAM, frames: Sequence[Tensor]) -> Output:
+        calls.append(self.training)
+        if calls.count(True) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity …")
+        return forward(self, frames)
+
+    monkeypatch.setattr(MemorySAM, "forward", greedy)
+    ended = memorysam(*command)
+    monkeypatch.setattr(MemorySAM, "forward", forward)
+    assert ended.code == 6 and ended.out == ""
+    line = ended.err.splitlines()[-1]
+    assert "out of memory on cpu (CUDA out of memory. Tried to allocate 2.00 GiB; peak " in line and " free of " in line
+    for lever in ("--resume run --saver on", "--batch auto", "--precision bf16", "a smaller data.image_size than 64"):
+        assert lever in line
+    newest, damaged = checkpoints.newest_valid(Path("run/checkpoints"))
+    assert newest is not None and newest.name == "step-00000001" and not damaged
+    again = memorysam("train", "--resume", "run", "--saver", "on", "--json")
+    assert again.code == 0 and again.answer["steps"] == 3, again.err
+
+
 REFUSALS = {
+    "no number of scenes": (
+        ["train", "-r", "demo", "--batch", "many"],
+        2,
+        "--batch many: must be a number of scenes, or",
+    ),
+    "no scene at all": (["train", "-r", "demo", "--batch", "0"], 2, "--set train.batch=0"),
     "no recipe and several data sets": (["train"], 2, "4 data sets are prepared there (deliver, mcubes, synthetic, "),
     "an unknown recipe": (["train", "-r", "delivr"], 2, "did you mean 'deliver'?"),
     "an unknown key": (["train", "-r", "demo", "--set", "optim.lrr=1"], 2, "unknown key 'lrr'; did you mean 'lr'?"),

@@ -1,43 +1,60 @@
-"""Run by torchrun in two processes: the prototypes' loss, a short training, and an evaluation; rank 0 writes JSON.
+"""Run by torchrun in several processes; rank 0 writes what they found as JSON. The tests call the same functions alone.
 
-torchrun --nproc-per-node 2 two_processes.py DATA_ROOT RUN_FOLDER ANSWER.json
+torchrun --nproc-per-node 2 two_processes.py learn DATA_ROOT ANSWER.json RUN_FOLDER
+torchrun --nproc-per-node 2 two_processes.py lose DATA_ROOT ANSWER.json RUN_FOLDER
+torchrun --nproc-per-node 3 two_processes.py count DATA_ROOT ANSWER.json WEIGHTS
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from memorysam_cli import recipe as recipes
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.loader import Batch
 from memorysam_cli.data.manifest import Manifest
-from memorysam_cli.engine import runtime
+from memorysam_cli.engine import processes, runtime
 from memorysam_cli.engine.evaluation.scoring import evaluate
 from memorysam_cli.engine.training import starting
-from memorysam_cli.engine.training.learner import Learner
+from memorysam_cli.engine.training.learner import Learner, Lesson
 from memorysam_cli.engine.training.trainer import Trainer
 from memorysam_cli.losses.spmm import PrototypeMemory
-from memorysam_cli.model import load
+from memorysam_cli.model import Segmenter, load
+from memorysam_cli.model.network import Output
 from memorysam_cli.model.weights import build_for_training
+from memorysam_cli.recipe import Recipe
 
-RECIPE = recipes.parse(
-    {
-        "name": "two",
-        "data": {"dataset": "synthetic", "modalities": ["img", "depth"], "image_size": 64, "workers": 0},
-        "model": {"backbone": "nano", "base_weights": "random", "object_gate": False},
-        "spmm": {"variant": "paper", "weight": 1.0},
-        "optim": {"lr": 1e-3},
-        "train": {"epochs": 1, "batch": 3, "seed": 5},
-    },
-    where="test",
-)
+SCENES = 4
+"""Of one update, however many processes and batches it is cut into."""
+SPLITS = ("train", "val", "test")
+
+
+def recipe_of(**ohem: object) -> Recipe:
+    """Nano from random weights. Adam's eps is large: else it turns the rounding of a gradient of zero into a step."""
+    return recipes.parse(
+        {
+            "name": "two",
+            "data": {"dataset": "synthetic", "modalities": ["img", "depth"], "image_size": 64, "workers": 0},
+            "model": {"backbone": "nano", "base_weights": "random", "object_gate": False},
+            # The random weights' losses lie around ln 25: a share of the pixels is hard.
+            "ohem": {"threshold": 0.025, **ohem},
+            "spmm": {"variant": "paper", "weight": 10.0},
+            "optim": {"lr": 1e-3, "eps": 1e-3},
+            "train": {"epochs": 1, "batch": 3, "seed": 5},
+        },
+        where="test",
+    )
 
 
 def prototype_gradient(variant: str, *, rank: int, world: int) -> dict[str, object]:
@@ -49,11 +66,11 @@ def prototype_gradient(variant: str, *, rank: int, world: int) -> dict[str, obje
     nn.init.constant_(layer.weight, 0.5)
     model = DistributedDataParallel(layer) if world > 1 else layer
     memory = PrototypeMemory(4, width=3, variant=variant)  # type: ignore[arg-type]
-    reduce = runtime.sum_over_processes if world > 1 else None
+    exchange = processes.AllProcesses(world) if world > 1 else None
     losses = []
     for step in range(2):  # the second step has prototypes to compare with
         part = slice(rank * 4 // world, (rank + 1) * 4 // world)
-        loss = memory(model(pixels[part] * (step + 1)), label[part], reduce=reduce)
+        loss = memory(model(pixels[part] * (step + 1)), label[part], exchange=exchange)
         layer.zero_grad()
         loss.backward()
         losses.append(loss.item())
@@ -61,56 +78,155 @@ def prototype_gradient(variant: str, *, rank: int, world: int) -> dict[str, obje
     return {"losses": losses, "gradient": layer.weight.grad.flatten().tolist(), "G": memory.prototypes.tolist()}
 
 
-def lessons(manifest: Manifest, accelerator: Accelerator) -> list[list[float]]:
-    """Losses and gradient norm of two updates of the whole network; each rank has half of the batch.
+def scenes(step: int) -> tuple[list[Tensor], Tensor]:
+    """Random frames; three scenes of random labels that grow easier, and one with hardly any label."""
+    generator = torch.Generator().manual_seed(step)
+    frames = [torch.randn(SCENES, 3, 64, 64, generator=generator) for _ in range(2)]
+    label = torch.randint(0, 25, (SCENES, 64, 64), generator=generator)
+    label[1, :40] = 3
+    label[2, :, 10:] = 255
+    return frames, label
 
-    Dropout is off, and with labels that nobody can guess every pixel is hard: OHEM's mean is then the batch's.
-    """
-    recipe = RECIPE.model_copy(update={"spmm": RECIPE.spmm.model_copy(update={"weight": 10.0})})
+
+def batches_of(step: int, *, rank: int, world: int, accumulate: int) -> list[Batch]:
+    """One process's batches of an update, cut as the loader cuts an epoch."""
+    frames, label = scenes(step)
+    size = SCENES // world // accumulate
+    places = [slice(number * size, (number + 1) * size) for number in range(rank, world * accumulate, world)]
+    return [Batch([frame[place] for frame in frames], label[place], ()) for place in places]
+
+
+def network_of(recipe: Recipe, manifest: Manifest) -> Segmenter:
+    """In training without dropout, so that parts can be compared with a whole."""
     network = build_for_training(recipe, manifest.info)
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if hasattr(module, "dropout_p"):
             module.dropout_p = 0.0
-    learner = Learner(network, recipe, accelerator=accelerator)
-    generator = torch.Generator().manual_seed(0)
-    frames = [torch.randn(4, 3, 64, 64, generator=generator) for _ in range(2)]
-    label = torch.randint(0, 25, (4, 64, 64), generator=generator)
-    rank, world = accelerator.process_index, accelerator.num_processes
-    part = slice(rank * 4 // world, (rank + 1) * 4 // world)
-    found = []
-    for step in (1, 2):
-        lesson = learner.learn(Batch([frame[part] * step for frame in frames], label[part], ()), rate=1e-3)
-        found.append([lesson.loss, lesson.spmm, lesson.gradient_norm])
-    return found
+    return network
 
 
-def main(data: Path, run: Path, answer: Path) -> None:
-    accelerator = runtime.make_accelerator(torch.device("cpu"), precision="fp32")
+def learned(
+    manifest: Manifest, accelerator: Accelerator, *, accumulate: int, selection: str = "global", rate: float = 1e-3
+) -> dict[str, Any]:
+    """Three updates: losses, the gradient before each, and weights and prototypes afterwards."""
+    recipe = recipe_of(selection=selection)
+    learner = Learner(network_of(recipe, manifest), recipe, accelerator=accelerator)
     rank, world = accelerator.process_index, accelerator.num_processes
-    found = {variant: prototype_gradient(variant, rank=rank, world=world) for variant in ("reference", "paper")}
-    manifest = manifests.read(data, "synthetic")
-    learned = lessons(manifest, accelerator)
-    planned = starting.plan(RECIPE, out=run, resume=None)
-    trainer = Trainer(RECIPE, manifest, accelerator=accelerator)
+    lessons, gradients = [], []
+
+    def look() -> None:
+        gradients.append({n: p.grad.tolist() for n, p in learner.parameters.items() if p.grad is not None})
+
+    for step in range(3):
+        batches = batches_of(step, rank=rank, world=world, accumulate=accumulate)
+        lesson = learner.learn(batches, rate=rate, meanwhile=look)
+        lessons.append([lesson.ohem, lesson.spmm, lesson.gradient_norm])
+    weights = {name: value.tolist() for name, value in learner.parameters.items()}
+    assert learner.prototypes is not None
+    return {
+        "lessons": lessons,
+        "gradients": gradients[0],
+        "weights": weights,
+        "prototypes": learner.prototypes.prototypes.tolist(),
+    }
+
+
+def rehearsed(manifest: Manifest, accelerator: Accelerator) -> list[Any]:
+    """Whether the saver is on in each process after the last one alone ran out of memory, and the loss then."""
+    recipe = recipe_of()
+    learner = Learner(network_of(recipe, manifest), recipe, accelerator=accelerator)
+    if accelerator.process_index == accelerator.num_processes - 1:
+        learner.network.forward = hungry(learner.network.forward, learner.network)  # type: ignore[method-assign]
+    learner._is_rehearsed = False  # as on CUDA
+    batches = batches_of(0, rank=accelerator.process_index, world=accelerator.num_processes, accumulate=1)
+    lesson = learner.learn(batches, rate=1e-3)
+    savers = accelerator.reduce(torch.tensor(int(learner.network.saver)))
+    return [int(savers), lesson.ohem]
+
+
+def hungry(honest: Callable[[Sequence[Tensor]], Output], network: Segmenter) -> Callable[[Sequence[Tensor]], Output]:
+    """A forward pass that is out of memory until the saver is on."""
+
+    def forward(frames: Sequence[Tensor]) -> Output:
+        if not network.saver:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return honest(frames)
+
+    return forward
+
+
+def confusions(
+    manifest: Manifest, weights: Path, *, count: int, batch: int, accelerator: Accelerator | None
+) -> list[Any]:
+    """The confusion matrices of the first scenes of a data set."""
+    model = load(weights)
+    known = [scene for split in SPLITS for scene in manifest.of_split(split)]
+    found = evaluate(
+        model, manifest, scenes=known[:count], modalities=model.card.modalities, image_size=64, device="cpu",
+        batch=batch, workers=0, accelerator=accelerator,
+    )  # fmt: skip
+    whole: list[Any] = found.confusions.tolist()
+    return whole
+
+
+def learn(manifest: Manifest, run: Path, accelerator: Accelerator) -> dict[str, Any]:
+    """What several processes learn; then a short training by the loop."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    answer: dict[str, Any] = {
+        "spmm": {variant: prototype_gradient(variant, rank=rank, world=world) for variant in ("reference", "paper")},
+        "whole": learned(manifest, accelerator, accumulate=1),
+        "accumulated": learned(manifest, accelerator, accumulate=2),
+        "each its own": learned(manifest, accelerator, accumulate=1, selection="process", rate=0.0)["lessons"],
+        "rehearsed": rehearsed(manifest, accelerator),
+    }
+    recipe = recipe_of()
+    planned = starting.plan(recipe, out=run, resume=None)
+    trainer = Trainer(recipe, manifest, accelerator=accelerator)
     with starting.begin(planned, accelerator) as folder:
         result = trainer.fit(folder)
-    model = load(result.last)
-    scores = evaluate(
-        model, manifest, scenes=manifest.of_split("val"), modalities=model.card.modalities,
-        image_size=64, device="cpu", batch=2, workers=0, accelerator=accelerator,
-    )  # fmt: skip
+    counted = confusions(manifest, result.last, count=5, batch=2, accelerator=accelerator)
+    return answer | {"steps": result.steps, "last": str(result.last), "confusions": counted}
+
+
+def lose(manifest: Manifest, run: Path, accelerator: Accelerator) -> dict[str, Any]:
+    """Train, and kill the last process in its second update."""
+    recipe = recipe_of()
+    recipe = recipe.model_copy(
+        update={"train": recipe.train.model_copy(update={"batch": 1, "checkpoint_minutes": 1e-9})}
+    )
+    trainer = Trainer(recipe, manifest, accelerator=accelerator)
+    honest = trainer.learner.learn
+
+    def learn_or_die(*arguments: Any, **options: Any) -> Lesson:
+        if trainer.position.step == 1 and accelerator.process_index == accelerator.num_processes - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return honest(*arguments, **options)
+
+    trainer.learner.learn = learn_or_die  # type: ignore[method-assign]
+    with starting.begin(starting.plan(recipe, out=run, resume=None), accelerator) as folder:
+        trainer.fit(folder)
+    return {}
+
+
+def count(manifest: Manifest, weights: Path, accelerator: Accelerator | None) -> dict[str, Any]:
+    """The counts of few and of more scenes, in small and larger batches."""
+    return {
+        f"{number} {batch}": confusions(manifest, weights, count=number, batch=batch, accelerator=accelerator)
+        for number in (1, 2, 5)
+        for batch in (1, 2)
+    }
+
+
+def main(task: str, data: str, answer: str, path: str) -> None:
+    accelerator = runtime.make_accelerator(torch.device("cpu"), precision="fp32")
+    found = {"learn": learn, "lose": lose, "count": count}[task](
+        manifests.read(Path(data), "synthetic"), Path(path), accelerator
+    )
     if accelerator.is_main_process:
-        whole = {
-            "spmm": found,
-            "lessons": learned,
-            "steps": result.steps,
-            "world": world,
-            "confusion": scores.confusions.tolist(),
-        }
-        answer.write_text(json.dumps(whole))
+        Path(answer).write_text(json.dumps(found | {"world": accelerator.num_processes}))
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(*sys.argv[1:])

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from memorysam_cli.losses.exchange import Exchange
 from memorysam_cli.losses.spmm import PrototypeMemory, class_sums, resize_label
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -83,3 +88,67 @@ def test_class_sums_equal_a_loop_over_classes() -> None:
 def test_labels_are_resized_by_floor_nearest() -> None:
     label = torch.arange(10).reshape(1, 1, 10)
     assert resize_label(label, (1, 4))[0, 0].tolist() == [0, 2, 5, 7]
+
+
+def test_class_sums_have_the_gradient_of_a_loop_over_classes() -> None:
+    generator = torch.Generator().manual_seed(4)
+    features = torch.randn(2, 4, 5, 6, generator=generator, requires_grad=True)
+    label = torch.randint(0, 4, (2, 5, 6), generator=generator)
+    label[label == 3] = 255
+    weights = torch.randn(3, 4, generator=generator)
+    sums, _ = class_sums(features, label, 3)
+    (gradient,) = torch.autograd.grad((sums * weights).sum(), features)
+    wanted = torch.cat([weights, torch.zeros(253, 4)])[label].permute(0, 3, 1, 2)
+    torch.testing.assert_close(gradient, wanted)
+
+
+def test_class_sums_are_float32_under_autocast() -> None:
+    features = 1 + torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+    label = torch.zeros(1, 8, 8, dtype=torch.int64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        sums, counts = class_sums(features, label, 2)
+    assert sums.dtype == counts.dtype == torch.float32
+    torch.testing.assert_close(sums[0], features.sum(dim=(0, 2, 3)), rtol=1e-6, atol=0)
+
+
+def test_no_value_is_read() -> None:
+    with FakeTensorMode():  # its tensors have no values: reading one is an error
+        memory = PrototypeMemory(5, width=3, variant="paper")
+        features = torch.empty(2, 3, 4, 4, requires_grad=True)
+        memory(features, torch.empty(2, 16, 16, dtype=torch.int64)).backward()
+        assert features.grad is not None
+
+
+@pytest.mark.parametrize("variant", ["reference", "paper"])
+@pytest.mark.parametrize("cuts", [[4], [1, 4], [3, 4]], ids=str)
+def test_parts_that_exchange_are_the_whole(
+    variant: str, cuts: list[int], together: Callable[[Sequence[Callable[[Exchange], Any]]], list[Any]]
+) -> None:
+    generator = torch.Generator().manual_seed(6)
+    batches = [
+        (torch.randn(6, 3, 4, 5, generator=generator), torch.randint(0, 5, (6, 8, 10), generator=generator))
+        for _ in range(2)  # the second one has prototypes to compare with
+    ]
+    for _, label in batches:
+        label[0, 2:] = 255
+        label[3] = 255  # for the last cuts, a part without a valid pixel
+
+    def learn(part: int | None, exchange: Exchange | None) -> tuple[Tensor, Tensor, Tensor]:
+        memory = PrototypeMemory(6, width=3, variant=variant)  # type: ignore[arg-type]
+        for features, label in batches:
+            piece = slice(None) if part is None else slice([0, *cuts][part], [*cuts, 6][part])
+            leaf = features[piece].clone().requires_grad_()
+            loss = memory(leaf, label[piece], exchange=exchange)
+            (gradient,) = torch.autograd.grad(loss, leaf)
+        return loss.detach(), gradient, memory.prototypes
+
+    wanted, wanted_gradient, wanted_prototypes = learn(None, None)
+    assert wanted > 0
+    parts = len(cuts) + 1
+    found = together([lambda exchange, part=part: learn(part, exchange) for part in range(parts)])
+    for loss, _, prototypes in found:
+        torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=0)
+        torch.testing.assert_close(prototypes, wanted_prototypes, rtol=1e-5, atol=1e-7)
+    # The mean over processes, which DDP takes.
+    gradient = torch.cat([gradient for _, gradient, _ in found]) / parts
+    torch.testing.assert_close(gradient, wanted_gradient, rtol=1e-4, atol=1e-8)

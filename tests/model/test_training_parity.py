@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from memorysam_cli.engine.training.learner import make_optimizer
-from memorysam_cli.losses.ohem import ohem_cross_entropy
+from memorysam_cli.losses.ohem import ohem_mean
+from memorysam_cli.losses.pixels import pixel_losses
 from memorysam_cli.losses.spmm import PrototypeMemory
 from memorysam_cli.model.network import MemorySAM
 from memorysam_cli.model.parts import set_trainable
@@ -63,7 +64,7 @@ def train(golden: Any) -> dict[str, Any]:
     losses, norms = [], {}
     for step in range(4):
         output = network(frames)
-        ohem = ohem_cross_entropy(network.upsample(output, size=(256, 256)), classes)
+        ohem = ohem_mean(pixel_losses(output.logits, classes), classes)
         spmm = 65536 * memory(output.features, classes)
         optimizer.zero_grad()
         (ohem + spmm).backward()

@@ -43,6 +43,8 @@ class Task:
     """Where the results go."""
     weights_sha256: str
     """Of the file as it was before it was loaded: a training may replace it meanwhile."""
+    precision: str = "fp32"
+    is_compiled: bool = False
 
     @property
     def split(self) -> str:
@@ -58,6 +60,8 @@ def plan(
     modalities: Sequence[str] | None,
     view: View,
     out: Path | None,
+    precision: str = "fp32",
+    is_compiled: bool = False,
 ) -> Task:
     """Find out what is to be scored; reads no image and loads no weights.
 
@@ -68,6 +72,8 @@ def plan(
         modalities: names, if some were chosen.
         view: how scenes are shown to the network.
         out: the folder of the results, if one was given.
+        precision: of the computing, as of :func:`~memorysam_cli.engine.runtime.computing`.
+        is_compiled: whether the network's blocks are compiled.
 
     Raises:
         WeightsError: the weights are refused, or know other classes than the data set.
@@ -85,9 +91,11 @@ def plan(
         weights, run=run_folder.run_of(weights), digest=digest, split="+".join(splits), card=card, modalities=chosen,
         view=view,
     )  # fmt: skip
+    if out is None and precision != "fp32":
+        folder /= precision  # beside the exact result, never in its place
     results.refuse_foreign(folder)
     scenes = tuple(scene for name in splits for scene in found.of_split(name))
-    return Task(weights, card, found, splits, scenes, chosen, view, folder, digest)
+    return Task(weights, card, found, splits, scenes, chosen, view, folder, digest, precision, is_compiled)
 
 
 def score(task: Task, *, protocol: ProtocolName, device: str, batch: int, workers: int) -> dict[str, Any] | None:
@@ -197,7 +205,7 @@ def facts(task: Task, *, device: torch.device) -> dict[str, Any]:
         "image_size": task.card.image_size,
         "weights": str(task.weights),
         "weights_sha256": task.weights_sha256,
-        **runtime.describe(device),
+        **runtime.describe(device, task.precision),
         "warnings": scene_lists.flattery(task.manifest, task.card.recipe.data, splits=task.splits),
     }
 
@@ -205,10 +213,18 @@ def facts(task: Task, *, device: torch.device) -> dict[str, Any]:
 @contextlib.contextmanager
 def _begun(task: Task, *, device: str) -> Iterator[tuple[Accelerator, Segmenter, Callable[[int], object]]]:
     """The processes, the loaded network and the progress of a task; its folder is locked meanwhile."""
-    accelerator = runtime.make_accelerator(runtime.choose_device(device), precision="fp32")
+    place = runtime.choose_device(device)
+    runtime.refuse_precision(task.precision, place)
+    accelerator = runtime.make_accelerator(place, precision="fp32")
     is_main = accelerator.is_main_process
     with lock.hold(task.folder) if is_main else contextlib.nullcontext():
         model = models.load(task.weights, device=accelerator.device)
+        if task.is_compiled:
+            model.compile_blocks()
         share = len(task.scenes[accelerator.process_index :: accelerator.num_processes])
-        with console.progress(share if is_main else 0, f"evaluate {task.split}") as progress:
+        label = f"evaluate {task.split}"
+        with (
+            console.progress(share if is_main else 0, label) as progress,
+            runtime.computing(task.precision, accelerator.device),
+        ):
             yield accelerator, model, progress.advance

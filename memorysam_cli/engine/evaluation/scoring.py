@@ -222,8 +222,10 @@ def _score(
 
 
 def _logits(model: Network, scenes: Sequence[list[Tensor]], *, device: torch.device | str) -> Tensor:
-    """B scenes of M × (1, 3, H, W) -> (B, K, H, W)."""
-    return model.logits([torch.cat(frames).to(device, non_blocking=True) for frames in zip(*scenes, strict=True)])
+    """B scenes of M × (1, 3, H, W) -> (B, K, H, W) float32, in which half a precision's ties are still told apart."""
+    # Moved before they are joined: only what the loader has pinned travels while the device computes.
+    moved = ([part.to(device, non_blocking=True) for part in parts] for parts in zip(*scenes, strict=True))
+    return model.logits([torch.cat(parts) for parts in moved]).float()
 
 
 def _label(label: Tensor | None, device: torch.device | str) -> Tensor:

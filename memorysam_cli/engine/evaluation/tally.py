@@ -12,6 +12,7 @@ from torch import Tensor
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import IGNORE
 from memorysam_cli.engine.evaluation.metrics import confusion
+from memorysam_cli.engine.processes import wait_for_all
 
 ProtocolName = Literal["resized", "native"]
 PROTOCOLS: tuple[ProtocolName, ...] = ("resized", "native")
@@ -63,6 +64,7 @@ class Tally:
 
     def add_up(self, accelerator: Accelerator) -> None:
         """Sum over all processes."""
+        wait_for_all(accelerator)  # one may have had the larger scenes
         parts = [self.confusions, self.ignored, self.pixels, self.per_scene]
         flat = torch.cat([part.flatten() for part in parts]).to(accelerator.device)
         summed = accelerator.reduce(flat, reduction="sum").cpu().split([part.numel() for part in parts])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from dataclasses import dataclass
@@ -47,13 +48,26 @@ def peak_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def resident_peak(process: int) -> int:
+    """The most memory that another process has had resident, in bytes; 0 where nobody says, or it ended."""
+    try:
+        return _kilobytes(Path(f"/proc/{process}/status"), "VmHWM") * 1024
+    except (OSError, StopIteration):  # gone, or a zombie: those have no memory
+        return 0
+
+
+def gigabytes(count: int) -> str:
+    """Bytes for people: ``24.0 GB``; small numbers as ``96 MB``."""
+    return f"{count / 1e9:.1f} GB" if count >= 0.95e9 else f"{count / 1e6:.0f} MB"
+
+
 def capacity(device: torch.device) -> Capacity:
     """All and free memory; on a CPU at most what the container may use."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return Capacity(total, free)
     if not _MEMINFO.exists():
-        return Capacity(0, 0)
+        return Capacity(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), 0)
     total, free = (_kilobytes(_MEMINFO, name) * 1024 for name in ("MemTotal", "MemAvailable"))
     limit, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
     if limit.exists() and used.exists() and (most := limit.read_text().strip()).isdecimal():

@@ -11,32 +11,25 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
-from memorysam_cli.data.decode import read_modality
-from memorysam_cli.data.loader import UnlabelledScene
 from memorysam_cli.data.manifest import Scene
-from memorysam_cli.data.resizing import resize_nearest
-from memorysam_cli.dataset import DatasetInfo, Modality
-from memorysam_cli.engine.evaluation.scoring import own_rows
+from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.errors import DataError, UsageError
-from memorysam_cli.report import console, overlays
-from memorysam_cli.storage import atomic, documents, images, lock
+from memorysam_cli.report import console
+from memorysam_cli.storage import documents, lock
 
-SCHEMA_VERSION = 1
 LEDGER = "predictions.jsonl"
 CLASSES = "classes.json"
 SUCCESS = "_SUCCESS.json"
 MASKS = "masks"
 EXTRAS = ("color", "overlay", "confidence")
 """What can be written beside the masks, each in a tree of its own."""
+PARTS = ".parts"
+"""The folder of what shards have done; there only until the last of them is."""
+
+Line = dict[str, Any]
+"""Of the ledger: ``id``, ``status`` and more."""
 
 SHOWN_COLLISIONS = 10
-SMALL_PX = 256
-"""Overlays whose sides are shorter are enlarged, so that their legend does not dwarf them."""
 
 
 def refuse_collisions(scenes: Sequence[Scene]) -> None:
@@ -73,147 +66,53 @@ def refuse_foreign(out: Path, *, overwrite: bool) -> None:
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: is a file; give a folder")
-    is_ours = (out / LEDGER).is_file()
+    is_ours = (out / LEDGER).is_file() or (out / PARTS).is_dir()
     # Weights that are refused leave these two in an otherwise untouched folder.
     foreign = [] if not out.is_dir() else [entry for entry in out.iterdir() if entry.name not in {".lock", lock.FAULTS}]
     if foreign and not is_ours and not overwrite:
         raise UsageError(f"--out {out}: is not empty and holds no predictions; give another folder, or --overwrite")
 
 
-class Writer:
-    """Writes each scene's files, and then its line in the ledger.
+def begin(out: Path, info: DatasetInfo) -> None:
+    """Remove what an earlier prediction wrote, so that none of its masks passes for a new one, and name the classes.
 
     Args:
-        out: the output folder, locked by the caller; what an earlier prediction wrote there is removed.
-        root: what the scenes' paths are relative to.
+        out: the output folder, locked by the caller.
         info: classes and palette.
-        modalities: those that the model may be shown, in the order of its memory.
-        extras: names of :data:`EXTRAS`.
     """
-
-    def __init__(
-        self, out: Path, *, root: Path, info: DatasetInfo, modalities: Sequence[Modality], extras: Sequence[str] = ()
-    ) -> None:
-        self.out, self.root, self.info, self.modalities, self.extras = out, root, info, modalities, extras
-        self.done = 0
-        self.failures: list[dict[str, str]] = []
-        self.pixels = np.zeros(len(info.classes), np.int64)
-        _clear(out)
-        atomic.write_text(out / LEDGER, "")  # from now on the folder is known as ours, whatever happens
-        documents.write_json(out / CLASSES, _classes(info))
-
-    def write(self, found: UnlabelledScene, logits: Tensor) -> None:
-        """Write one scene: (K, h, w) logits of any size, which are brought to the scene's own."""
-        mask, sureness = self._decide(found, logits)
-        files = {"mask": self._save(MASKS, found.scene, mask)}
-        for extra in self.extras:
-            picture = sureness if extra == "confidence" else self._picture(extra, found, mask=mask)
-            files[extra] = self._save(extra, found.scene, picture)
-        pixels = np.bincount(mask.ravel(), minlength=len(self.info.classes))
-        documents.append_json_line(
-            self.out / LEDGER,
-            {
-                "id": found.scene.id,
-                "status": "done",
-                **files,
-                "size": list(mask.shape),
-                "modalities": list(found.modalities),
-                "inputs": {name: list(found.scene.files[name]) for name in found.modalities},
-                "classes": {str(index): int(count) for index, count in enumerate(pixels) if count},
-            },
-        )
-        self.pixels += pixels
-        self.done += 1
-
-    def leave_out(self, scene: Scene, fault: DataError) -> None:
-        """Note a scene that cannot be read."""
-        self.failures.append({"id": scene.id, "error": str(fault)})
-        inputs = {name: list(paths) for name, paths in scene.files.items()}
-        line = {"id": scene.id, "status": "failed", "error": str(fault), "inputs": inputs}
-        documents.append_json_line(self.out / LEDGER, line)
-
-    def finish(self, facts: dict[str, Any], *, scenes: int) -> dict[str, Any]:
-        """Write ``_SUCCESS.json``, once every scene is either done or listed as left out.
-
-        Returns:
-            Its content, and that of ``memorysam predict --json``: ``schema_version``, ``facts``, ``scenes`` = ``done``
-            + ``failed``, ``failures`` (``id`` and ``error``), ``classes`` (with predicted ``pixels``), and the paths
-            ``out``, ``trees``, ``ledger``, ``success``.
-
-        Raises:
-            DataError: no scene could be read.
-        """
-        assert self.done + len(self.failures) == scenes
-        if not self.done:
-            raise DataError(f"none of {scenes} scenes could be read; the first: {self.failures[0]['error']}")
-        counted = zip(_classes(self.info), self.pixels.tolist(), strict=True)
-        report = {
-            "schema_version": SCHEMA_VERSION,
-            **facts,
-            "scenes": scenes,
-            "done": self.done,
-            "failed": len(self.failures),
-            "failures": self.failures,
-            "classes": [{**each, "pixels": count} for each, count in counted],
-            "out": str(self.out),
-            "trees": {tree: str(self.out / tree) for tree in (MASKS, *self.extras)},
-            "ledger": str(self.out / LEDGER),
-            "success": str(self.out / SUCCESS),
-        }
-        documents.write_json(self.out / SUCCESS, report)
-        return report
-
-    def _save(self, tree: str, scene: Scene, pixels: NDArray[Any]) -> str:
-        """Write a PNG; returns its path in the output folder."""
-        path = f"{tree}/{PurePosixPath(scene.id)}.png"
-        images.write_png(self.out / path, pixels)
-        return path
-
-    def _decide(self, found: UnlabelledScene, logits: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The class of each pixel, and its probability × 255 where that is asked for (else zeros)."""
-        size = (found.height, found.width)
-        mask = np.empty(size, np.uint8 if len(self.info.classes) <= 255 else np.uint16)
-        sureness = np.zeros(size, np.uint8)
-        for rows, some in own_rows(logits, height=found.height, width=found.width):
-            mask[rows] = some.max(0).indices.cpu().numpy()
-            if "confidence" in self.extras:
-                best = some.float().softmax(0).amax(0)
-                sureness[rows] = (best * 255).round().to(torch.uint8).cpu().numpy()
-        return mask, sureness
-
-    def _picture(self, extra: str, found: UnlabelledScene, *, mask: NDArray[Any]) -> NDArray[Any]:
-        if extra == "color":
-            return overlays.colour(mask, self.info.palette)
-        blend = overlays.overlay(self._image(found), mask, self.info.palette)
-        entries = overlays.legend([mask], classes=self.info.classes, palette=self.info.palette)
-        panel_px = found.height * max(1, SMALL_PX // max(found.height, found.width))
-        return overlays.sheet([[overlays.Panel(found.scene.id, blend)]], entries, panel_px=panel_px)
-
-    def _image(self, found: UnlabelledScene) -> overlays.Picture:
-        """The picture under an overlay: the RGB one, or that of the first modality."""
-        present = [modality for modality in self.modalities if modality.name in found.modalities]
-        shown = next((modality for modality in present if modality.kind == "rgb"), present[0])
-        frame = read_modality([self.root / path for path in found.scene.files[shown.name]], shown)
-        return overlays.as_picture(resize_nearest(frame, height=found.height, width=found.width))
-
-
-def _clear(out: Path) -> None:
-    """Remove what an earlier prediction wrote, so that none of its masks passes for a new one."""
     (out / SUCCESS).unlink(missing_ok=True)
-    ledger = out / LEDGER
+    count = clear(out / LEDGER, out)
+    if count:
+        console.note(f"{out}: replaces the predictions of an earlier run ({count} scenes)")
+    documents.write_json(out / CLASSES, class_list(info))
+
+
+def clear(ledger: Path, out: Path) -> int:
+    """Remove the files that a ledger names, and then the ledger; returns how many lines it had."""
     if not ledger.is_file():
-        return
-    lines = documents.read_json_lines(ledger)
-    if lines:
-        console.note(f"{out}: replaces the predictions of an earlier run ({len(lines)} scenes)")
-    for line in lines:
-        for key in ("mask", *EXTRAS):
-            path = PurePosixPath(str(line.get(key, "") if isinstance(line, dict) else ""))
-            if path.parts and path.parts[0] in (MASKS, *EXTRAS) and ".." not in path.parts:
-                (out / path).unlink(missing_ok=True)
+        return 0
+    count = 0
+    for count, line in enumerate(documents.each_json_line(ledger), 1):  # noqa: B007
+        if isinstance(line, dict):
+            remove(out, line)
+    ledger.unlink()
+    return count
 
 
-def _classes(info: DatasetInfo) -> list[dict[str, Any]]:
+def remove(out: Path, line: Line) -> None:
+    """Remove the files that a line of a ledger names; whatever else it says, nothing outside of the trees is touched.
+
+    Args:
+        out: the folder of the predictions.
+        line: its keys ``mask``, ``color``, ``overlay`` and ``confidence`` count.
+    """
+    for key in ("mask", *EXTRAS):
+        path = PurePosixPath(str(line.get(key, "")))
+        if path.parts and path.parts[0] in (MASKS, *EXTRAS) and ".." not in path.parts:
+            (out / path).unlink(missing_ok=True)
+
+
+def class_list(info: DatasetInfo) -> list[dict[str, Any]]:
     """The content of ``classes.json``."""
     named = zip(info.classes, info.palette, strict=True)
     return [{"id": index, "name": name, "color": list(shade)} for index, (name, shade) in enumerate(named)]

@@ -17,6 +17,7 @@ from memorysam_cli.dataset import IGNORE, Modality
 from memorysam_cli.engine.evaluation import metrics
 from memorysam_cli.engine.evaluation.scoring import decide
 from memorysam_cli.engine.evaluation.tally import ProtocolName
+from memorysam_cli.engine.processes import wait_for_all
 from memorysam_cli.engine.robustness.corruption import Draw, corrupt
 from memorysam_cli.engine.robustness.sensor_sets import CLEAN, ZERO, Cell, Variant
 from memorysam_cli.model.memory import Frame
@@ -78,6 +79,7 @@ class Bench:
         confusions, pixels = self.confusions, self.pixels
         if accelerator is not None:
             flat = torch.cat([confusions.flatten(), torch.tensor([pixels])]).to(accelerator.device)
+            wait_for_all(accelerator)  # one may have had the larger scenes
             flat = accelerator.reduce(flat, reduction="sum").cpu()
             confusions, pixels = flat[:-1].view_as(confusions), int(flat[-1])
         assert bool((confusions.sum((2, 3)) == pixels).all())  # each figure counts every pixel once

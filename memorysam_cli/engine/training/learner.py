@@ -1,8 +1,9 @@
-"""What learns: the network, its optimiser and the prototypes, one batch at a time."""
+"""What learns: the network, its optimiser and the prototypes, one update at a time."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +11,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from memorysam_cli.data.loader import Batch
-from memorysam_cli.engine.runtime import agree, rng_state, set_rng_state, sum_over_processes
-from memorysam_cli.losses.ohem import ohem_cross_entropy
-from memorysam_cli.losses.spmm import PrototypeMemory
+from memorysam_cli.dataset import IGNORE
+from memorysam_cli.engine.processes import agree, exchange_of
+from memorysam_cli.engine.runtime import rng_state, set_rng_state, tensor_cores
+from memorysam_cli.engine.training.gradients import Gradients, label_of
+from memorysam_cli.errors import is_out_of_memory
 from memorysam_cli.model import Segmenter
-from memorysam_cli.recipe import Optim, Recipe, Spmm
+from memorysam_cli.recipe import Optim, Recipe
+from memorysam_cli.report import console
 
 MOST_OVERFLOWS = 20
 """Updates in a row that the fp16 gradient scaler may skip before a run counts as diverged."""
@@ -22,23 +26,31 @@ MOST_OVERFLOWS = 20
 
 @dataclass(frozen=True)
 class Lesson:
-    """What one batch did.
+    """What one update did.
 
     Attributes:
-        loss: OHEM + λ·SPMM, the mean of the accumulation so far and of all processes.
+        loss: OHEM + λ·SPMM, the mean of all processes.
         ohem: the cross entropy of the hard pixels, likewise.
         spmm: λ times the prototypical adaptation loss, likewise.
         gradient_norm: of all trained parameters, before the update.
-        is_complete: an accumulation is over; the weights were updated if all is finite.
-        is_finite: whether loss and gradient are, in every process.
+        is_finite: whether loss and gradient are, in every process; if not, nothing was updated.
+        all_ignored: batches of all processes without a labelled pixel.
     """
 
     loss: float
     ohem: float
     spmm: float
     gradient_norm: float
-    is_complete: bool
     is_finite: bool
+    all_ignored: int
+
+
+@dataclass(frozen=True)
+class Before:
+    """What an update changes on its way, as it was before: random numbers and prototypes."""
+
+    random: dict[str, Tensor]
+    prototypes: dict[str, Tensor]
 
 
 class Learner:
@@ -46,13 +58,16 @@ class Learner:
 
     Args:
         network: from :func:`memorysam_cli.model.weights.build_for_training`.
-        recipe: its losses, optimiser and precision.
+        recipe: its losses, optimiser, precision, memory saver and compilation.
         accelerator: device, processes and precision.
     """
 
     def __init__(self, network: Segmenter, recipe: Recipe, *, accelerator: Accelerator) -> None:
-        self.network, self.recipe, self.accelerator = network, recipe, accelerator
+        self.network, self.recipe, self.accelerator = network.to(accelerator.device), recipe, accelerator
         self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        network.saver = starts_saving(recipe, accelerator.device)
+        if recipe.train.compile:
+            network.compile_blocks()
         self.model, self.optimizer = accelerator.prepare(
             network.train(), make_optimizer(list(self.parameters.values()), recipe.optim)
         )
@@ -60,44 +75,40 @@ class Learner:
         # computes what `memorysam evaluate` computes from the file.
         for module in (network, self.model):
             module.__dict__.pop("forward", None)
-        self.prototypes = make_prototypes(network, recipe.spmm)
-        if self.prototypes is not None:
-            self.prototypes.to(accelerator.device)
-        self._begun: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
-        self._losses_so_far: list[Tensor] = []
+        self.gradients = Gradients(network, self.model, recipe, accelerator=accelerator)
+        self.prototypes = self.gradients.prototypes
+        self._exchange = exchange_of(accelerator)
+        self._is_rehearsed = self._exchange is None or accelerator.device.type != "cuda"
         self._overflows = 0
 
-    def learn(self, batch: Batch, *, rate: float) -> Lesson:
-        """Forward, losses, backward and, at the end of an accumulation, the update.
+    def learn(self, batches: Sequence[Batch], *, rate: float, meanwhile: Callable[[], object] | None = None) -> Lesson:
+        """One update, the same as that of one batch as large as all of these.
 
-        Nothing that is not finite reaches the weights: then weights, prototypes and random numbers are those of before
-        the accumulation.
+        Nothing that is not finite reaches the weights: then weights, prototypes and random numbers are those of
+        before. All work is handed to the device before it is read, and it is read once.
 
         Args:
-            batch: with labels, on any device.
-            rate: the learning rate of the update.
+            batches: with labels of one size, on any device.
+            rate: the learning rate.
+            meanwhile: called while the device is busy; should not raise.
+
+        Raises:
+            RuntimeError: out of memory, with the memory saver on, or with ``train.saver`` off.
         """
-        batch = batch.to(self.accelerator.device)
-        assert batch.label is not None
-        if self._begun is None:
-            self._begun = rng_state(self.accelerator.device), self._prototype_state()
-        with self.accelerator.accumulate(self.model):
-            with self.accelerator.autocast():
-                ohem, spmm = self._losses(batch.frames, batch.label)
-            self.accelerator.backward(ohem + spmm)
-            is_complete: bool = self.accelerator.sync_gradients
-            norm = self._gradient_norm() if is_complete else 0.0
-            ohem_so_far, spmm_so_far = self._mean_losses(ohem, spmm)
-            is_finite = math.isfinite(ohem_so_far + spmm_so_far) and self._is_fine(norm)
-            is_finite = agree(is_finite, self.accelerator, all_must=True)
-            if not is_finite:
-                self._undo()
-            elif is_complete:
+        before = self._before()
+        with tensor_cores(self.recipe.train.precision):
+            if not self._is_rehearsed:
+                self._rehearse(batches[0], before)
+            losses = self._add_gradients(batches, before)
+            report = self._report(losses, batches)
+            if meanwhile is not None:
+                meanwhile()
+            lesson = self._read(report)
+            if lesson.is_finite:
                 self._update(rate)
-        if is_complete or not is_finite:
-            self._begun, self._losses_so_far = None, []
-        total = ohem_so_far + spmm_so_far
-        return Lesson(total, ohem_so_far, spmm_so_far, norm, is_complete=is_complete, is_finite=is_finite)
+            else:
+                self._undo(before)
+        return lesson
 
     def state(self) -> dict[str, Tensor]:
         """Optimiser and prototypes as flat tensors, such as ``adamw/exp_avg/sam.…``; empty before the first update."""
@@ -121,31 +132,73 @@ class Learner:
             elif kind == "adamw":
                 key, _, name = rest.partition("/")
                 parameter = self.parameters[name]
-                # Adam keeps its step count on the CPU unless it is fused.
-                where = "cpu" if key == "step" else parameter.device
+                # Adam keeps its step count on the CPU unless it is fused, as it is on CUDA.
+                where = "cpu" if key == "step" and parameter.device.type != "cuda" else parameter.device
                 self.optimizer.optimizer.state[parameter][key] = value.to(where, copy=True)
         if self.prototypes is not None:
             self.prototypes.load_state_dict(prototypes)
 
-    def _losses(self, frames: list[Tensor], label: Tensor) -> tuple[Tensor, Tensor]:
-        """OHEM and the weighted SPMM loss."""
-        output = self.model(frames)
-        logits = self.network.upsample(output, size=(label.shape[-2], label.shape[-1]))
-        settings = self.recipe.ohem
-        ohem = ohem_cross_entropy(logits, label, threshold=settings.threshold, min_kept=settings.min_kept)
-        if self.prototypes is None:
-            return ohem, ohem.new_zeros(())
-        reduce = sum_over_processes if self.accelerator.num_processes > 1 else None
-        return ohem, self.recipe.spmm.weight * self.prototypes(output.features, label, reduce=reduce)
+    def _add_gradients(self, batches: Sequence[Batch], before: Before) -> Tensor:
+        """As :meth:`Gradients.add`; out of memory for the first time, once more with the memory saver on."""
+        try:
+            return self.gradients.add(batches)
+        except RuntimeError as fault:
+            # Where several processes are, the others wait in a sum, and this one cannot begin again.
+            if not is_out_of_memory(fault) or not self._may_save() or self._exchange is not None:
+                raise
+        # Not in the handler: the traceback keeps every activation alive.
+        self._undo(before)
+        self._start_saving()
+        return self.gradients.add(batches)
 
-    def _mean_losses(self, ohem: Tensor, spmm: Tensor) -> tuple[float, float]:
-        """Means over the accumulation so far and all processes."""
-        self._losses_so_far.append(torch.stack([ohem.detach().float(), spmm.detach().float()]))
-        mean = torch.stack(self._losses_so_far).mean(dim=0)
-        if self.accelerator.num_processes > 1:
-            mean = self.accelerator.reduce(mean, reduction="mean")
-        first, second = mean.tolist()
-        return first, second
+    def _rehearse(self, batch: Batch, before: Before) -> None:
+        """Find out, before processes wait for each other, whether one of them needs the memory saver; all then use it.
+
+        Every later update takes the same memory, for training crops have one size.
+        """
+        self._is_rehearsed, is_short = True, False
+        if not self._may_save():
+            return
+        try:
+            self.gradients.rehearse(batch)
+        except RuntimeError as fault:
+            if not is_out_of_memory(fault):
+                raise
+            is_short = True
+        self._undo(before)
+        if agree(is_short, self.accelerator):
+            self._start_saving()
+
+    def _may_save(self) -> bool:
+        """Whether the memory saver is still to be had."""
+        return self.recipe.train.saver == "auto" and not self.network.saver
+
+    def _start_saving(self) -> None:
+        self.network.saver = True
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if self.accelerator.is_main_process:
+            console.note("out of memory; going on with train.saver=on: the same results, less memory, more time")
+
+    def _report(self, losses: Tensor, batches: Sequence[Batch]) -> Tensor:
+        """OHEM, SPMM, gradient norm and batches without a labelled pixel, added up over all processes: (4,) float32.
+
+        Whatever is not finite in one process is not finite in the sum.
+        """
+        self.accelerator.unscale_gradients(self.optimizer)
+        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        ignored = [(label_of(batch) == IGNORE).all().to(norm.device, non_blocking=True) for batch in batches]
+        report = torch.cat([losses.float(), norm.float()[None], torch.stack(ignored).sum().float()[None]])
+        return report if self._exchange is None else self._exchange.sum(report)
+
+    def _read(self, report: Tensor) -> Lesson:
+        """Wait for the device; the same lesson in every process."""
+        world = 1 if self._exchange is None else self._exchange.world
+        *sums, ignored = report.tolist()
+        ohem, spmm, norm = (value / world for value in sums)
+        is_finite = math.isfinite(ohem + spmm) and self._is_fine(norm)
+        return Lesson(ohem + spmm, ohem, spmm, norm, is_finite=is_finite, all_ignored=round(ignored))
 
     def _is_fine(self, norm: float) -> bool:
         """Whether a gradient norm may go on: in fp16 some overflows are expected, for the scaler skips such a step."""
@@ -153,23 +206,16 @@ class Learner:
         allowed = MOST_OVERFLOWS if self.accelerator.scaler is not None else 0
         return self._overflows <= allowed
 
-    def _prototype_state(self) -> dict[str, Tensor]:
+    def _before(self) -> Before:
         state = {} if self.prototypes is None else self.prototypes.state_dict()
-        return {name: value.clone() for name, value in state.items()}
+        return Before(rng_state(self.accelerator.device), {name: value.clone() for name, value in state.items()})
 
-    def _undo(self) -> None:
-        """Back to where the accumulation began."""
-        assert self._begun is not None
-        random, prototypes = self._begun
-        set_rng_state(random, self.accelerator.device)
+    def _undo(self, before: Before) -> None:
+        """Back to where the update began."""
+        set_rng_state(before.random, self.accelerator.device)
         if self.prototypes is not None:
-            self.prototypes.load_state_dict(prototypes)
+            self.prototypes.load_state_dict(before.prototypes)
         self.optimizer.zero_grad(set_to_none=True)
-
-    def _gradient_norm(self) -> float:
-        self.accelerator.unscale_gradients(self.optimizer)
-        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
 
     def _update(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -178,18 +224,22 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
 
 
+def starts_saving(recipe: Recipe, device: torch.device) -> bool:
+    """Whether the memory saver is on from the first update.
+
+    ``auto`` is on where running out of memory cannot be caught (a CPU's process is killed), but for nano, which needs
+    little; on CUDA it is off until memory runs out.
+    """
+    if recipe.train.saver == "auto":
+        return device.type != "cuda" and recipe.model.backbone != "nano"
+    return recipe.train.saver == "on"
+
+
 def make_optimizer(parameters: list[nn.Parameter], settings: Optim) -> torch.optim.AdamW:
-    """AdamW with weight decay on all but one-dimensional parameters (METHOD §4)."""
+    """AdamW with weight decay on all but one-dimensional parameters (METHOD §4); on CUDA one kernel for all."""
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
-
-
-def make_prototypes(network: Segmenter, settings: Spmm) -> PrototypeMemory | None:
-    """The SPMM as the recipe wants it; none where it is off."""
-    if settings.variant == "off":
-        return None
-    width = network.sam.sam_mask_decoder.conv_s0.out_channels
-    return PrototypeMemory(network.classes, width=width, variant=settings.variant, momentum=settings.momentum)
+    fused = True if all(p.device.type == "cuda" for p in parameters) else None
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)

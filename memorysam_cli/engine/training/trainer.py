@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,18 @@ from accelerate import Accelerator
 
 from memorysam_cli.data.loader import Batch, modalities_of, training_batches
 from memorysam_cli.data.manifest import Manifest
-from memorysam_cli.dataset import IGNORE
-from memorysam_cli.engine.evaluation.counts import Evaluation
-from memorysam_cli.engine.evaluation.scoring import evaluate
+from memorysam_cli.engine.processes import agree, lost_ones_named, wait_for_all
 from memorysam_cli.engine.run_folder import RunFolder
-from memorysam_cli.engine.runtime import agree
 from memorysam_cli.engine.signals import StopRequest, catch_stop
 from memorysam_cli.engine.training import checkpoints, snapshots
 from memorysam_cli.engine.training.checkpoints import Position, State
+from memorysam_cli.engine.training.introduction import introduction
 from memorysam_cli.engine.training.learner import Learner, Lesson
-from memorysam_cli.engine.training.pictures import draw_curves, draw_samples
+from memorysam_cli.engine.training.pace import Pace
 from memorysam_cli.engine.training.schedule import learning_rate
+from memorysam_cli.engine.training.upcoming import Upcoming
+from memorysam_cli.engine.training.validation import Validation
 from memorysam_cli.errors import DataError, DivergedError, Stopped
-from memorysam_cli.model.parts import count
 from memorysam_cli.model.weights import Metric, build_for_training, save
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
@@ -74,11 +74,13 @@ class Trainer:
         self.recipe, self.manifest, self.accelerator = recipe, manifest, accelerator
         modalities_of(manifest.info, recipe.data.modalities)
         self.scenes = manifest.of_split(recipe.data.train_split)
-        self.validation_scenes = manifest.of_split(recipe.data.selection_split)
         self.steps_per_epoch = self._steps_per_epoch()
         self.network = build_for_training(recipe, manifest.info)
+        wait_for_all(accelerator)  # the base weights came to one machine sooner than to another
         self.learner = Learner(self.network, recipe, accelerator=accelerator)
+        self.validation = Validation(self.network, manifest, recipe, accelerator=accelerator)
         self.position = Position(world=accelerator.num_processes)
+        self.pace = Pace(accelerator.device)
         self._saved_at = time.monotonic()
 
     def refuse_other(self, checkpoint: Path) -> None:
@@ -100,14 +102,20 @@ class Trainer:
             WeightsError: the checkpoint is refused.
             DivergedError: the loss or the gradient is not finite; the weights before that step are saved.
             Stopped: a signal came; a checkpoint was written.
+            EnvironmentFault: another process of this training was lost.
         """
-        start = time.monotonic()
         self.run = run
+        with lost_ones_named(self.accelerator, advice=self._way_on):
+            return self._fit(resume)
+
+    def _fit(self, resume: Path | None) -> TrainingResult:
+        start = time.monotonic()
         torch.manual_seed(self.recipe.train.seed + self.accelerator.process_index)
         if resume is not None:
             self.refuse_other(resume)
             self._restore(checkpoints.read(resume))
-        self._introduce()
+        if self.accelerator.is_main_process:
+            self._introduce()
         with catch_stop() as stop:
             if resume is None:
                 self._checkpoint()  # a kill before the first interval must find something to resume from
@@ -126,16 +134,28 @@ class Trainer:
             best_step=self.position.best_step, steps=self.position.step, seconds=time.monotonic() - start,
         )  # fmt: skip
 
+    def _introduce(self) -> None:
+        for line in introduction(
+            self.run, self.learner, self.position, scenes=len(self.scenes), steps_per_epoch=self.steps_per_epoch
+        ):
+            console.note(line)
+
     def _epoch(self, stop: StopRequest, progress: Progress) -> None:
         """One epoch from where the position stands, then a validation if it is due."""
         epoch, settings = self.position.epoch, self.recipe.train
-        for batch in self._batches(epoch):
-            lesson = self._step(batch)
-            if lesson.is_complete:
-                progress.advance(status=f"epoch {epoch + 1}/{settings.epochs}, loss {lesson.loss:.3f}")
-                self._checkpoint_when_due(stop)
-                if self._is_done():
-                    break
+        upcoming = Upcoming(self._batches(epoch), size=settings.accumulate, device=self.accelerator.device)
+        self.pace.start_epoch()
+        for batches in upcoming:
+            lesson, figures = self._step(batches, upcoming)
+            progress.advance(
+                status=f"epoch {epoch + 1}/{settings.epochs}, loss {lesson.loss:.3f}, "
+                f"{figures['scenes_per_second']:.3g} scenes/s, {figures['peak_memory_gb']:.1f} GB"
+            )
+            self._checkpoint_when_due(stop)
+            if self._is_done():
+                break
+        if self.accelerator.is_main_process:
+            console.detail(f"epoch {epoch + 1}: {self.pace.epoch()}")
         if self.position.batch < self.steps_per_epoch * settings.accumulate:
             return  # max_steps cut the epoch short
         self.position.epoch, self.position.batch = epoch + 1, 0
@@ -143,32 +163,30 @@ class Trainer:
             self._validate()
             self._checkpoint_when_due(stop)
 
-    def _step(self, batch: Batch) -> Lesson:
-        """Learn from one batch and note what it did; an accumulation of batches makes a step."""
-        assert batch.label is not None
-        # Asked before the transfer: on a GPU the question would wait for the device.
-        self.position.all_ignored += int(bool((batch.label == IGNORE).all()))
+    def _step(self, batches: Sequence[Batch], upcoming: Upcoming) -> tuple[Lesson, dict[str, float]]:
+        """Make one update and note what it did and what it took."""
         rate = learning_rate(
             self.position.step,
             optim=self.recipe.optim,
             steps_per_epoch=self.steps_per_epoch,
             epochs=self.recipe.train.epochs,
         )
-        lesson = self.learner.learn(batch, rate=rate)
+        lesson = self.learner.learn(batches, rate=rate, meanwhile=upcoming.fetch)
         if not lesson.is_finite:
-            self._diverge(lesson, rate=rate, batch=batch)
-        self.position.batch += 1
-        if lesson.is_complete:
-            self.position.step += 1
-            losses = {"loss": lesson.loss, "ohem": lesson.ohem, "spmm": lesson.spmm}
-            self._log({**losses, "lr": rate, "gradient_norm": lesson.gradient_norm})
-        return lesson
+            self._diverge(lesson, rate=rate, batches=batches)
+        self.position.step += 1
+        self.position.batch += len(batches)
+        self.position.all_ignored += lesson.all_ignored
+        figures = self.pace.update(self._scenes_per_step(), waited=upcoming.waited())
+        losses = {"loss": lesson.loss, "ohem": lesson.ohem, "spmm": lesson.spmm}
+        self._log({**losses, "lr": rate, "gradient_norm": lesson.gradient_norm, **figures})
+        return lesson, figures
 
-    def _diverge(self, lesson: Lesson, *, rate: float, batch: Batch) -> None:
+    def _diverge(self, lesson: Lesson, *, rate: float, batches: Sequence[Batch]) -> None:
         """End the run with the weights of before this step."""
-        self.position.batch -= self.position.batch % self.recipe.train.accumulate
         self._checkpoint()
-        names = ", ".join(scene.id for scene in batch.scenes[:4])
+        scenes = [scene.id for batch in batches for scene in batch.scenes]
+        names = ", ".join(scenes[:4]) + f" and {len(scenes) - 4} more" * (len(scenes) > 4)
         raise DivergedError(
             f"step {self.position.step + 1}: loss {lesson.loss}, gradient norm {lesson.gradient_norm}, lr {rate:.3g}, "
             f"scenes {names}; the weights of step {self.position.step} are in {self.run.last}; try a lower optim.lr"
@@ -176,7 +194,8 @@ class Trainer:
 
     def _validate(self) -> None:
         """Score the selection split with the code of ``memorysam evaluate``, keep the best, draw pictures."""
-        result = self._evaluate()
+        with self._progress(self.validation.share, "validate") as progress:
+            result = self.validation.score(progress.advance)
         scores, position = result.protocol(HEADLINE), self.position
         native = result.protocol("native").miou
         self._log({"miou": scores.miou, "macc": scores.macc, "mf1": scores.mf1, "miou_native": native})
@@ -193,25 +212,8 @@ class Trainer:
                 save(self.network, self.run.best, metric=metric)
             compared = "best so far" if is_best else f"best {position.best_miou or 0:.2f}"
             console.note(f"step {position.step}: {metric.split} mIoU {scores.miou:.2f} ({compared})")
-            draw_curves(self.run)
-            draw_samples(self.network, self.manifest, self.validation_scenes, self.run.samples)
-        self.accelerator.wait_for_everyone()
-
-    def _evaluate(self) -> Evaluation:
-        share = math.ceil(len(self.validation_scenes) / self.accelerator.num_processes)
-        with self._progress(share, "validate") as progress:
-            return evaluate(
-                self.network,
-                self.manifest,
-                scenes=self.validation_scenes,
-                modalities=self.network.card.modalities,
-                image_size=self.recipe.data.image_size,
-                device=self.accelerator.device,
-                batch=self.recipe.train.batch,
-                workers=self.recipe.data.workers,
-                accelerator=self.accelerator,
-                advance=progress.advance,
-            )
+            self.validation.draw(self.run)
+        wait_for_all(self.accelerator)
 
     def _checkpoint_when_due(self, stop: StopRequest) -> None:
         """Save if the interval is over; save and end if somebody asked to stop."""
@@ -234,9 +236,13 @@ class Trainer:
             path = checkpoints.write(self.run.checkpoints, state, keep=self.recipe.train.keep_checkpoints)
             save(self.network, self.run.last, metric=self._metric())
             console.detail(f"step {self.position.step}: checkpoint {path.name}")
-        self.accelerator.wait_for_everyone()
+        wait_for_all(self.accelerator)
         self._saved_at = time.monotonic()
+        self.pace.restart()
         return path
+
+    def _way_on(self) -> str:
+        return f"this was after step {self.position.step}; continue with: memorysam train --resume {self.run.path}"
 
     def _restore(self, state: State) -> None:
         """Put everything back as it was at a checkpoint."""
@@ -255,9 +261,13 @@ class Trainer:
         base, dataset = self.network.card.base.sha256, self.manifest.info.content_hash
         return checkpoints.identity_of(self.recipe, dataset=dataset, base=base)
 
-    def _steps_per_epoch(self) -> int:
+    def _scenes_per_step(self) -> int:
+        """Of all processes."""
         settings = self.recipe.train
-        at_once: int = settings.batch * self.accelerator.num_processes * settings.accumulate
+        return int(settings.batch * settings.accumulate * self.accelerator.num_processes)
+
+    def _steps_per_epoch(self) -> int:
+        at_once = self._scenes_per_step()
         if len(self.scenes) < at_once:
             raise DataError(
                 f"{self.manifest.info.name}: split '{self.recipe.data.train_split}' has {len(self.scenes)} scenes, "
@@ -272,8 +282,8 @@ class Trainer:
     def _is_done(self) -> bool:
         return self.position.step >= self._last_step()
 
-    def _batches(self, epoch: int) -> Iterator[Batch]:
-        """What is left of an epoch, without the batches that would begin an accumulation and not end it."""
+    def _batches(self, epoch: int) -> Iterable[Batch]:
+        """What is left of an epoch, without the batches that would begin an update and not complete it."""
         batches = training_batches(
             self.manifest,
             scenes=self.scenes,
@@ -283,28 +293,7 @@ class Trainer:
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
         )
-        left = self.steps_per_epoch * self.recipe.train.accumulate - self.position.batch
-        for _, batch in zip(range(left), batches, strict=False):
-            yield batch
-
-    def _introduce(self) -> None:
-        """Say what is about to happen."""
-        if not self.accelerator.is_main_process:
-            return
-        settings, trained = self.recipe.train, count(self.learner.parameters.values())
-        names = ", ".join(self.recipe.data.modalities)
-        console.note(f"run: {self.run.path}  device: {self.accelerator.device}  modalities: {names}")
-        processes = self.accelerator.num_processes
-        console.note(
-            f"{len(self.scenes)} scenes, {self.steps_per_epoch} updates per epoch, "
-            f"{settings.batch * settings.accumulate * processes} scenes per update (batch {settings.batch}, "
-            f"{settings.accumulate} accumulated, {processes} process{'es' * (processes > 1)}); "
-            f"{trained:,} of {count(self.network.parameters()):,} parameters are trained"
-        )
-        if len(self.recipe.data.modalities) == 1:
-            console.note("one modality: memory attention and memory encoder get no gradient and are frozen")
-        if self.position.step:
-            console.note(f"resumed at step {self.position.step}, epoch {self.position.epoch + 1}")
+        return islice(batches, self.steps_per_epoch * self.recipe.train.accumulate - self.position.batch)
 
     @contextlib.contextmanager
     def _progress(self, total: int, label: str) -> Iterator[Progress]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,11 @@ from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.engine.evaluation import scoring
 from memorysam_cli.engine.evaluation.metrics import confusion
 from memorysam_cli.engine.evaluation.views import View
-from memorysam_cli.engine.prediction import segmenting
-from memorysam_cli.engine.prediction.folder import LEDGER, Writer
-from memorysam_cli.errors import DataError, UsageError
+from memorysam_cli.engine.prediction import folder, segmenting, write_behind
+from memorysam_cli.engine.prediction.folder import LEDGER, Line
+from memorysam_cli.engine.prediction.ledger import Ledger, finish
+from memorysam_cli.engine.prediction.scene_files import SceneFiles
+from memorysam_cli.errors import DataError, EnvironmentFault
 from memorysam_cli.storage import documents, images
 
 from ..stand_ins import CLASSES, MODALITIES, PLANS, Brightness, Plan, write_data
@@ -33,12 +36,17 @@ def segment(
 ) -> dict[str, Any]:
     chosen = data.scenes if scenes is None else scenes
     settings: dict[str, Any] = {"image_size": 64, "device": "cpu", "workers": 0} | options
-    writer = Writer(
-        out, root=data.root, info=data.info, modalities=settings.pop("modalities", MODALITIES),
-        extras=settings.pop("extras", ()),
-    )  # fmt: skip
-    segmenting.predict(model or Brightness(), writer, scenes=chosen, **settings)
-    return writer.finish({}, scenes=len(chosen))
+    extras, advance = settings.pop("extras", ()), settings.pop("advance", lambda _count: None)
+    files = SceneFiles(out, data.root, data.info, settings.pop("modalities", MODALITIES), extras)
+    folder.begin(out, data.info)
+    ledger = Ledger(out / LEDGER, data.info)
+
+    def tell(line: Line) -> None:
+        ledger.append(line)
+        advance(1)
+
+    segmenting.predict(model or Brightness(), files, scenes=chosen, tell=tell, **settings)
+    return finish(out, ledger.totals, {}, scenes=len(chosen), extras=extras)
 
 
 def mask_of(out: Path, scene: Scene) -> Any:
@@ -152,17 +160,84 @@ def test_no_gradient_and_no_dropout(data: Manifest, tmp_path: Path) -> None:
     assert (model.grad_was_enabled, model.was_training, model.training) == (False, False, True)
 
 
-def test_one_scene_is_written_before_the_next_but_one_is_read(data: Manifest, tmp_path: Path) -> None:
+def test_no_more_scenes_than_the_bound_wait_to_be_written(
+    data: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Watching(Brightness):
         """Counts the masks that exist when each forward pass begins."""
 
         def logits(self, frames: list[Tensor]) -> Tensor:
-            seen.append(len(list((tmp_path / "out/masks").rglob("*.png"))))
+            seen.append(len(list((tmp_path / "out/masks").rglob("[0-9]*.png"))))
             return super().logits(frames)
 
     seen: list[int] = []
+    monkeypatch.setattr(write_behind, "MOST_WAITING", 2)
     segment(data, tmp_path / "out", model=Watching(), batch=1)
-    assert seen == list(range(6))
+    assert len(seen) == 6
+    assert all(done >= place - 2 for place, done in enumerate(seen))
+
+
+def test_scenes_before_a_bad_one_are_written_and_listed(data: Manifest, tmp_path: Path) -> None:
+    (data.root / data.scenes[3].files["img"][0]).write_bytes(b"")
+    with pytest.raises(DataError, match="--on-error skip"):
+        segment(data, tmp_path / "out", batch=2)
+    lines = documents.read_json_lines(tmp_path / "out" / LEDGER)
+    assert [line["id"] for line in lines] == [scene.id for scene in data.scenes[:3]]
+    assert sorted(path.name for path in (tmp_path / "out/masks").rglob("*.png")) == sorted(
+        Path(line["mask"]).name for line in lines
+    )
+
+
+@pytest.mark.parametrize("place", [0, 2, 5])
+def test_a_mask_that_cannot_be_written_ends_the_work_and_no_line_lacks_its_files(
+    data: Manifest, tmp_path: Path, place: int
+) -> None:
+    blocked = tmp_path / "out/masks" / f"{data.scenes[place].id}.png"
+    blocked.mkdir(parents=True)  # nothing can be written there
+    with pytest.raises(EnvironmentFault, match=blocked.name):
+        segment(data, tmp_path / "out", batch=1)
+    lines = documents.read_json_lines(tmp_path / "out" / LEDGER)
+    assert [line["id"] for line in lines] == [scene.id for scene in data.scenes[:place]]
+    written = {path for path in (tmp_path / "out/masks").rglob("*.png") if path.is_file()}
+    assert written == {tmp_path / "out" / line["mask"] for line in lines}
+    assert not list((tmp_path / "out").rglob("*.tmp-*"))
+
+
+def test_forward_passes_never_reach_across_groups_so_that_shards_see_the_same(data: Manifest, tmp_path: Path) -> None:
+    whole, one, other = Brightness(), Brightness(), Brightness()
+    scenes = data.scenes
+    segment(data, tmp_path / "whole", model=whole, batch=2)
+    segment(data, tmp_path / "one", [*scenes[0:2], *scenes[4:6]], model=one, batch=2)
+    segment(data, tmp_path / "other", scenes[2:4], model=other, batch=2)
+    assert sorted(whole.calls) == sorted([*one.calls, *other.calls])
+    assert whole.calls[0] == (2, (2, 3, 64, 96))
+
+
+def test_threads_read_as_processes_do(data: Manifest, tmp_path: Path) -> None:
+    (data.root / data.scenes[1].files["img"][0]).write_bytes(b"")
+    for out, options in {"one": {}, "other": {"in_threads": True, "workers": 3}}.items():
+        segment(data, tmp_path / out, skip_bad=True, **options)
+    found = [(tmp_path / out / LEDGER).read_bytes() for out in ("one", "other")]
+    assert found[0] == found[1] and found[0].count(b"\n") == 6
+
+
+def test_memory_does_not_grow_with_the_scenes(data: Manifest, tmp_path: Path) -> None:
+    """Whatever is kept per scene would keep its line, its frames or its mask alive."""
+
+    def alive() -> int:
+        gc.collect()
+        return len(gc.get_objects())
+
+    counts = []
+
+    def watch(_line: Line) -> None:
+        counts.append(alive())
+
+    many = [replace(data.scenes[3], id=f"{number:03}") for number in range(60)]
+    files = SceneFiles(tmp_path / "out", data.root, data.info, MODALITIES)
+    segmenting.predict(Brightness(), files, scenes=many, image_size=64, device="cpu", workers=0, batch=2, tell=watch)
+    assert len(counts) == 60
+    assert max(counts[40:]) - max(counts[10:30]) < 60
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1)])
@@ -170,26 +245,6 @@ def test_extreme_shapes_work(tmp_path: Path, size: tuple[int, int]) -> None:
     data = write_data(tmp_path / "data", [("a", "val", None, None, size)])
     segment(data, tmp_path / "out", image_size=32)
     assert mask_of(tmp_path / "out", data.scenes[0]).shape == size
-
-
-def test_aliases_are_read_and_wrong_ones_refused_with_the_right_one() -> None:
-    known = ["img", "depth"]
-    assert segmenting.read_aliases(None, known) == {}
-    assert segmenting.read_aliases(["img=rgb", "depth = d"], known) == {"img": "rgb", "depth": "d"}
-    for text, words in {
-        "img": "must be MODALITY=NAME, for example img=rgb",
-        "img=": "must be MODALITY=NAME",
-        "rgb=img": r"did you mean --map img=rgb\?",
-        "dept=d": r"did you mean 'depth'\?",
-    }.items():
-        with pytest.raises(UsageError, match=words):
-            segmenting.read_aliases([text], known)
-    with pytest.raises(UsageError, match="'img' is mapped to 'a' already"):
-        segmenting.read_aliases(["img=a", "img=b"], known)
-    assert segmenting.read_aliases(["img=depth", "depth=img"], known) == {"img": "depth", "depth": "img"}
-    for texts in (["img=depth"], ["img=d", "depth=D"]):  # one file cannot be two sensors
-        with pytest.raises(UsageError, match="would be both 'img' and 'depth'"):
-            segmenting.read_aliases(texts, known)
 
 
 def test_the_reports_pixels_are_those_of_all_masks(data: Manifest, tmp_path: Path) -> None:
@@ -244,14 +299,3 @@ def test_a_frame_too_large_to_be_decided_at_once_gives_the_same_mask_and_confide
     for tree in ("masks", "confidence"):
         one, other = (images.read(tmp_path / out / tree / f"{data.scenes[0].id}.png") for out in ("one", "other"))
         assert one.shape == (97, 131) and np.abs(one.astype(int) - other).max() <= (tree == "confidence")
-
-
-def test_plain_depth_for_a_network_that_knows_hha_is_doubted(data: Manifest) -> None:
-    as_hha = (MODALITIES[0], MODALITIES[1].model_copy(update={"kind": "hha"}))
-    (doubt,) = segmenting.doubts(data.scenes, root=data.root, modalities=as_hha)
-    assert doubt.startswith(f"{data.scenes[0].files['depth'][0]}: has one channel")
-    assert segmenting.doubts(data.scenes, root=data.root, modalities=MODALITIES) == []
-    pictures = [replace(scene, files={"depth": scene.files["img"]}) for scene in data.scenes]
-    assert segmenting.doubts(pictures, root=data.root, modalities=as_hha) == []
-    missing = [replace(scene, files={"depth": ("nowhere.png",)}) for scene in data.scenes]
-    assert segmenting.doubts(missing, root=data.root, modalities=as_hha) == []

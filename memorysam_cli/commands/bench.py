@@ -1,0 +1,73 @@
+"""``memorysam bench``: how fast and how small, on this machine."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from memorysam_cli.commands import options
+from memorysam_cli.errors import UsageError
+
+EXAMPLE = "memorysam bench --backbone nano --size 128 --batch 1 --against plain"
+
+
+def bench(
+    mode: Annotated[
+        Literal["train", "predict", "data"],
+        typer.Option(help="A training step, a prediction, or reading scenes and both from files."),
+    ] = "train",
+    backbone: Annotated[str, typer.Option(metavar="NAME", help="Any; on random weights.")] = "sam2-hiera-base-plus",
+    modalities: Annotated[int, typer.Option(min=1, max=64, metavar="M", help="Sensors per scene.")] = 4,
+    size: Annotated[int, typer.Option(min=1, metavar="PX", help="Side of the images, a multiple of 32.")] = 1024,
+    batch: options.Batch = 4,
+    classes: Annotated[int, typer.Option(min=2, max=255, metavar="K", help="Classes.")] = 25,
+    precision: Annotated[
+        Literal["fp32", "tf32", "bf16", "fp16"], typer.Option(help="What is computed in; plain is always fp32.")
+    ] = "fp32",
+    saver: Annotated[
+        Literal["auto", "on", "off"] | None,
+        typer.Option(help="The memory saver of training, as train.saver in a recipe (else auto)."),
+    ] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the encoder's blocks (slow to start).")] = False,
+    against: Annotated[
+        Literal["plain"] | None,
+        typer.Option(help="Compare with the same network run as the reference runs it, in turns."),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Steps that count, after a warm-up.")] = 5,
+    device: options.Device = "auto",
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Measure speed and memory with random weights.
+
+    Scenes per second, share of the machine's own matrix product rate, peak memory. Needs no data and no weights.
+    OMP_NUM_THREADS decides how many cores are used.
+    """
+    options.begin(json=json, verbose=verbose, quiet=quiet)
+    from memorysam_cli.engine import runtime
+    from memorysam_cli.engine.benchmark.asked import Asked
+    from memorysam_cli.report import console
+
+    if mode == "predict" and saver is not None:
+        raise UsageError(f"--saver {saver}: training alone saves memory so; leave it out")
+    if mode == "data" and against is not None:
+        raise UsageError(f"--against {against}: --mode data compares with the model alone; leave it out")
+    asked = Asked(
+        task="predict" if mode == "predict" else "train", backbone=backbone, modalities=modalities, size=size,
+        batch=batch, classes=classes, precision=precision, saver=saver or "auto", compile=compile,
+    )  # fmt: skip
+    place = runtime.choose_device(device)
+    if mode == "data":
+        from memorysam_cli.engine.benchmark import reading
+
+        report = reading.measure(asked, place, repeats=repeats)
+        reading.show(report)
+    else:
+        from memorysam_cli.engine.benchmark import measurement, results
+
+        report = measurement.measure(asked, place, against_plain=against == "plain", repeats=repeats)
+        results.show(report, title=f"{asked}{f', saver {asked.saver}' * (mode == 'train')}")
+    if json:
+        console.answer(report)

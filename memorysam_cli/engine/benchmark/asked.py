@@ -1,0 +1,79 @@
+"""What a benchmark is asked for, as a recipe: the paper's, with made-up sensors, sizes and random weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from memorysam_cli import recipe as recipes
+from memorysam_cli.engine.measuring import made_up
+from memorysam_cli.errors import UsageError, did_you_mean
+from memorysam_cli.model.weights import Segmenter, build_for_measuring
+from memorysam_cli.recipe import BACKBONES, Recipe
+
+OPEN = 5.0
+"""An object score: random weights would close some gates, and a gated frame teaches nothing."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The work of a benchmark.
+
+    Attributes:
+        task: a training step, or a prediction.
+        backbone: one of ``memorysam_cli.recipe.BACKBONES``.
+        modalities: M.
+        size: side of the images in pixels.
+        batch: scenes at once.
+        classes: K.
+        precision: ``fp32``, ``tf32``, ``bf16`` or ``fp16``; of our way, the plain one is float32.
+        saver: the memory saver of training: ``auto``, ``on`` or ``off``.
+        compile: compile the encoder's blocks.
+    """
+
+    task: Literal["train", "predict"] = "train"
+    backbone: str = "sam2-hiera-base-plus"
+    modalities: int = 4
+    size: int = 1024
+    batch: int = 4
+    classes: int = 25
+    precision: str = "fp32"
+    saver: str = "auto"
+    compile: bool = False
+
+    def recipe(self) -> Recipe:
+        """The recipe of the paper with all of this in it.
+
+        Raises:
+            UsageError: no such backbone, or an impossible size.
+        """
+        if self.backbone not in BACKBONES:
+            raise UsageError(f"--backbone {self.backbone}: is unknown{did_you_mean(self.backbone, BACKBONES)}")
+        if self.size <= 0 or self.size % 32:
+            raise UsageError(f"--size {self.size}: must be a positive multiple of 32, such as 256 or 1024")
+        names = ", ".join(f"sensor-{number + 1}" for number in range(self.modalities))
+        compiled = str(self.compile).lower()
+        return recipes.load(
+            "deliver",
+            [
+                f"data.modalities=[{names}]", f"data.image_size={self.size}", f"model.backbone={self.backbone}",
+                f"train.batch={self.batch}", f'train.saver="{self.saver}"', f"train.precision={self.precision}",
+                f"train.compile={compiled}",
+            ],
+        )  # fmt: skip
+
+    def network(self, recipe: Recipe) -> Segmenter:
+        """The network on random weights, with its gates open."""
+        network = build_for_measuring(recipe, made_up.dataset(recipe, classes=self.classes))
+        with torch.no_grad():
+            network.sam.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(OPEN)
+        return network
+
+    def __str__(self) -> str:
+        """One line for people."""
+        return (
+            f"{self.task} {self.backbone}, {self.size}×{self.size} pixels, {self.modalities} modalities, "
+            f"batch {self.batch}, {self.precision}"
+        )

@@ -1,0 +1,212 @@
+"""Whether reading keeps up: scenes from files alone, and training and prediction from files against the model alone."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memorysam_cli.data.loader import Batch, training_batches
+from memorysam_cli.data.manifest import Manifest, Scene
+from memorysam_cli.engine import runtime
+from memorysam_cli.engine.benchmark import machine, scene_files
+from memorysam_cli.engine.benchmark.asked import Asked
+from memorysam_cli.engine.benchmark.results import show_machine
+from memorysam_cli.engine.benchmark.timing import interleaved, synchronize
+from memorysam_cli.engine.benchmark.variants import STILL, Prediction, Training
+from memorysam_cli.engine.prediction import segmenting
+from memorysam_cli.engine.prediction.folder import Line
+from memorysam_cli.engine.prediction.scene_files import SceneFiles
+from memorysam_cli.engine.training.upcoming import Upcoming
+from memorysam_cli.errors import UsageError
+from memorysam_cli.recipe import Recipe
+from memorysam_cli.report import console
+
+SCHEMA_VERSION = 1
+CLASSES = 25
+"""Of the rendered scenes."""
+WORKERS = (0, 1, 2, 4, 8, 16)
+TRAINING, PREDICTING = 4, 2
+"""Worker processes of the ``deliver`` recipe, and of ``memorysam predict``, where nothing else is said."""
+AHEAD = 2
+"""Batches that each worker of torch's loader reads ahead."""
+TARGET = 90
+"""Per cent of the model's own rate that work from files should reach."""
+
+
+def measure(asked: Asked, device: torch.device, *, repeats: int) -> dict[str, Any]:
+    """Measure reading, and both tasks from files.
+
+    Args:
+        asked: sizes, network and precision; its task does not matter.
+        device: where the model is.
+        repeats: batches that count, at least.
+
+    Returns:
+        The content of ``memorysam bench --mode data --json``.
+
+    Raises:
+        UsageError: an impossible size or backbone, or classes that the rendered scenes do not have.
+    """
+    if asked.classes != CLASSES:
+        raise UsageError(f"--classes {asked.classes}: --mode data renders scenes of {CLASSES} classes; leave it out")
+    recipe = _with_workers(asked.recipe(), TRAINING)
+    runtime.refuse_precision(asked.precision, device)
+    workers = [count for count in WORKERS if count <= _cores()]
+    longest = _lead(max(*workers, recipe.data.workers)) + 3 * max(repeats, AHEAD * max(workers))
+    with tempfile.TemporaryDirectory(prefix="memorysam-bench-") as folder:
+        console.note(f"rendering {scene_files.DISTINCT} scenes of {asked.size}×{asked.size} pixels")
+        root = Path(folder)
+        manifest = scene_files.write(
+            root, names=recipe.data.modalities, size=asked.size, scenes=longest * asked.batch
+        )  # fmt: skip
+        size = scene_files.bytes_per_scene(manifest)
+        rates = {count: _reading_rate(manifest, _with_workers(recipe, count), repeats=repeats) for count in workers}
+        tasks = {
+            "train": _training(asked, manifest, recipe, device=device, repeats=repeats, reading=max(rates.values())),
+            "predict": _prediction(asked, manifest, root / "out", device=device, repeats=repeats),
+        }
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "task": "data",
+        **{key: value for key, value in vars(asked).items() if key != "task"},
+        "repeats": repeats,
+        "bytes_per_scene": size,
+        "reading": [
+            {"workers": count, "scenes_per_second": rate, "megabytes_per_second": rate * size / 1e6}
+            for count, rate in rates.items()
+        ],
+        **tasks,
+        "machine": machine.describe(device, precision=asked.precision),
+    }
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print it for people."""
+    console.table(
+        ["worker processes", "scenes per second", "MB per second"],
+        [
+            [row["workers"], f"{row['scenes_per_second']:.2f}", f"{row['megabytes_per_second']:.1f}"]
+            for row in report["reading"]
+        ],
+        title=f"reading and augmenting {report['modalities']} PNG files of {report['size']}×{report['size']} pixels",
+    )
+    console.table(
+        ["task", "model alone, scenes/s", "from files, scenes/s", "share %", "workers"],
+        [
+            [
+                task, f"{report[task]['model_scenes_per_second']:.3f}", f"{report[task]['scenes_per_second']:.3f}",
+                f"{report[task]['share_percent']:.1f}", report[task]["workers"],
+            ]
+            for task in ("train", "predict")
+        ],
+        title=f"{report['backbone']}, batch {report['batch']}, {report['precision']}; target: {TARGET} % and more",
+    )  # fmt: skip
+    show_machine(report["machine"])
+
+
+def _reading_rate(manifest: Manifest, recipe: Recipe, *, repeats: int) -> float:
+    """Scenes per second that training's loader gives to one who only takes them."""
+    lead, counted = _lead(recipe.data.workers), max(repeats, AHEAD * recipe.data.workers)
+    batches = iter(_batches(manifest, recipe, lead + counted))
+    for _ in range(lead):
+        next(batches)
+    start = time.perf_counter()
+    for _ in batches:
+        pass
+    return counted * recipe.train.batch / (time.perf_counter() - start)
+
+
+def _training(
+    asked: Asked, manifest: Manifest, recipe: Recipe, *, device: torch.device, repeats: int, reading: float
+) -> dict[str, float]:
+    """Updates from files against updates of a batch that is there."""
+    work = Training(replace(asked, task="train"), device)
+    work.fast()
+    before = interleaved({"": work.fast}, repeats=repeats, device=device)[""]
+    # What was read ahead hides a slow loader for a while; one that is twice as fast has nothing to hide.
+    is_ample = reading > 2 * asked.batch / statistics.median(before)
+    counted = repeats if is_ample else max(repeats, AHEAD * recipe.data.workers)
+    lead = 1 if is_ample else _lead(recipe.data.workers)
+    start = 0.0
+    upcoming = Upcoming(iter(_batches(manifest, recipe, lead + counted)), size=1, device=device)
+    for number, batches in enumerate(upcoming, 1):
+        work.learner.learn(batches, rate=STILL, meanwhile=upcoming.fetch)
+        if number == lead:
+            synchronize(device)
+            start = time.perf_counter()
+    synchronize(device)
+    seconds = (time.perf_counter() - start) / counted
+    after = interleaved({"": work.fast}, repeats=repeats, device=device)[""]
+    return _compared(before + after, seconds, batch=asked.batch, workers=recipe.data.workers)
+
+
+def _prediction(
+    asked: Asked, manifest: Manifest, out: Path, *, device: torch.device, repeats: int
+) -> dict[str, float]:  # fmt: skip
+    """Predictions from files to files against the network on a batch that is there."""
+    work = Prediction(replace(asked, task="predict"), device)
+    work.fast()
+    before = interleaved({"": work.fast}, repeats=repeats, device=device)[""]
+    lead = _lead(PREDICTING)
+    scenes = manifest.scenes[: (lead + max(repeats, AHEAD * PREDICTING)) * asked.batch]
+    took = _seconds_per_batch(work, manifest, scenes, out, lead=lead, device=device)
+    after = interleaved({"": work.fast}, repeats=repeats, device=device)[""]
+    return _compared(before + after, took, batch=asked.batch, workers=PREDICTING)
+
+
+def _seconds_per_batch(
+    work: Prediction, manifest: Manifest, scenes: Sequence[Scene], out: Path, *, lead: int, device: torch.device
+) -> float:
+    """Of the loop of ``memorysam predict``, from its ``lead``-th batch to the last written file."""
+    done, start, batch = 0, 0.0, work.asked.batch
+
+    def tell(_line: Line) -> None:
+        nonlocal done, start
+        done += 1
+        if done <= lead * batch:
+            start = time.perf_counter()
+
+    segmenting.predict(
+        work.network, SceneFiles(out, manifest.root, manifest.info, manifest.info.modalities), scenes=scenes,
+        image_size=work.asked.size, device=device, tell=tell, batch=batch, workers=PREDICTING,
+        precision=work.asked.precision,
+    )  # fmt: skip
+    return (time.perf_counter() - start) / (len(scenes) / batch - lead)
+
+
+def _batches(manifest: Manifest, recipe: Recipe, count: int) -> Iterable[Batch]:
+    """So many training batches, each read from files."""
+    scenes = manifest.scenes[: count * recipe.train.batch]
+    return itertools.islice(training_batches(manifest, scenes=scenes, recipe=recipe, epoch=0), count)
+
+
+def _compared(model: Sequence[float], seconds: float, *, batch: int, workers: int) -> dict[str, float]:
+    alone = statistics.median(model)
+    return {
+        "model_scenes_per_second": batch / alone,
+        "scenes_per_second": batch / seconds,
+        "share_percent": 100 * alone / seconds,
+        "workers": workers,
+    }
+
+
+def _with_workers(recipe: Recipe, workers: int) -> Recipe:
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"workers": workers})})
+
+
+def _lead(workers: int) -> int:
+    """Batches before those that count: workers have started, and nothing is left of what they read meanwhile."""
+    return 1 + AHEAD * workers
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,242 @@
+"""The scenes of a job on a Ray cluster: Ray Data hands them to actors that hold the network, and starts lost ones anew.
+
+Actors write the files of their scenes where a single process would; their ledger's lines come back in the order of the
+scenes. A scene that is done twice, because an actor was lost, is written twice with the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from memorysam_cli.data.manifest import Scene
+from memorysam_cli.engine import runtime
+from memorysam_cli.engine.prediction import segmenting
+from memorysam_cli.engine.prediction.folder import Line
+from memorysam_cli.engine.prediction.job import Job, device_name
+from memorysam_cli.engine.prediction.manner import Manner
+from memorysam_cli.errors import EXIT_CODES, EnvironmentFault, MemorySamError, Stopped, UsageError, environment_fault
+from memorysam_cli.storage import documents
+
+AT_ONCE = {"cpu": 16, "cuda": 256}
+"""Scenes that an actor gets at once, at most: what is done again when it is lost."""
+TURNS = 64
+"""Into so many turns the scenes are parted, at least."""
+CPUS = 4
+"""Of an actor without a GPU, unless $OMP_NUM_THREADS says otherwise."""
+PATIENCE_S = 6 * 3600
+"""How long no turn may end: scenes that kill every actor, which Ray starts anew each time, end the work after this."""
+STORE_BYTES = 2**28
+"""Of a local instance's object store: only names and lines go through it."""
+
+
+def refuse(manner: Manner) -> None:
+    """Refuse, before anything is written, what cannot be done on Ray.
+
+    Raises:
+        UsageError: Ray is not installed, or a device was named that is not Ray's to give.
+    """
+    try:
+        _quiet_import()
+    except ImportError as error:
+        raise UsageError(f'--engine ray: Ray is not installed ({error}); type: pip install "memorysam[ray]"') from error
+    if manner.device not in {"auto", "cpu", "cuda"}:
+        raise UsageError(f"--device {manner.device}: on Ray it must be auto, cpu or cuda; Ray gives each actor its GPU")
+
+
+def prepare(job: Job, out: Path, manner: Manner) -> Callable[[Sequence[Scene], Callable[[Line], object]], str]:
+    """See that the weights can be loaded; what is returned segments scenes on Ray.
+
+    Raises:
+        WeightsError: the weights are refused.
+    """
+    job.load(torch.device("cpu"))
+
+    def make(scenes: Sequence[Scene], tell: Callable[[Line], object]) -> str:
+        devices: dict[str, None] = {}
+        with _cluster(), contextlib.closing(_rows(job, out, manner, scenes)) as rows:
+            for row in rows:
+                found = json.loads(row["line"])
+                if "code" in found:
+                    raise _raised(found)
+                tell(found)
+                devices.setdefault(row["device"])
+        return " + ".join(devices)
+
+    return make
+
+
+def _quiet_import() -> Any:
+    """Ray, without telemetry, and without warnings of its core about how Ray Data uses it."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray
+    import ray.data
+
+    return ray
+
+
+@contextlib.contextmanager
+def _cluster() -> Iterator[None]:
+    """The cluster of $RAY_ADDRESS, else a local one that ends with the block; signals stay ours."""
+    ray = _quiet_import()
+    if ray.is_initialized():  # the caller's own
+        yield
+        return
+    local = {"num_cpus": _cores(), "object_store_memory": STORE_BYTES, "_node_ip_address": "127.0.0.1"}
+    is_local = not os.environ.get("RAY_ADDRESS")
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        ray.init(
+            address="local" if is_local else None, include_dashboard=False if is_local else None, log_to_driver=False,
+            logging_level=logging.ERROR, configure_logging=True, **(local if is_local else {}),
+        )  # fmt: skip
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = "a local Ray instance" if is_local else f"Ray at $RAY_ADDRESS {os.environ['RAY_ADDRESS']}"
+        raise EnvironmentFault(f"{where} cannot be reached: {str(error).splitlines()[0]}") from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _rows(job: Job, out: Path, manner: Manner, scenes: Sequence[Scene]) -> Generator[dict[str, str], None, None]:
+    """A line for each scene, in order, and the device that made it.
+
+    Raises:
+        EnvironmentFault: there is no GPU though one was asked for, or actors were lost too often.
+    """
+    ray = _quiet_import()
+    from ray.data.exceptions import ExecutionTimeoutError
+    from ray.exceptions import RayActorError, RayError
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.enable_operator_progress_bars = False
+    context.execution_options.preserve_order = True
+    context.execution_no_progress_timeout_s = PATIENCE_S
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    groups = [{"scenes": _text(scenes[i : i + job.stride])} for i in range(0, len(scenes), job.stride)]
+    device, share = _resources(job, manner)
+    at_once = max(job.stride, min(AT_ONCE[device], len(scenes) // TURNS))
+    rows = ray.data.from_items(groups, override_num_blocks=-(-len(scenes) // at_once)).map_batches(
+        Actor, batch_size=None, compute=ray.data.ActorPoolStrategy(min_size=1), **share,
+        fn_constructor_args=(
+            dataclasses.replace(job, scenes=()), out, manner, device, int(share["num_cpus"]), str(Path.cwd()),
+        ),
+    )  # fmt: skip
+    try:
+        yield from rows.iter_rows()
+    except (RayActorError, ExecutionTimeoutError) as error:
+        raise EnvironmentFault(
+            "Ray's actors are lost again and again, most often for want of memory; use a smaller --batch, or machines "
+            "with more memory"
+        ) from error
+    except RayError as error:
+        known = environment_fault(error.__cause__ or error)
+        if known is None:
+            raise
+        raise known from error
+
+
+def _resources(job: Job, manner: Manner) -> tuple[str, dict[str, float]]:
+    """The device of every actor, and what Ray must give it."""
+    ray = _quiet_import()
+    total = ray.cluster_resources()
+    device = manner.device if manner.device != "auto" else "cuda" if total.get("GPU", 0) else "cpu"
+    if device == "cuda" and not total.get("GPU", 0):
+        raise EnvironmentFault("--device cuda: the Ray cluster has no GPU; try --device auto")
+    runtime.refuse_precision(job.precision, torch.device(device))
+    if device == "cuda":
+        return device, {"num_gpus": 1, "num_cpus": 1}
+    largest = max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])
+    return device, {"num_cpus": min(int(os.environ.get("OMP_NUM_THREADS", CPUS)), int(largest))}
+
+
+class Actor:
+    """Holds the network, and segments the scenes that it is handed; lives in a process of Ray's.
+
+    Args:
+        job: what to do, without its scenes.
+        out: the output folder, which all machines share.
+        manner: how.
+        device: ``cpu`` or ``cuda``.
+        threads: of the computing on a CPU.
+        folder: the driver's working folder, which all relative paths start from.
+    """
+
+    def __init__(self, job: Job, out: Path, manner: Manner, device: str, threads: int, folder: str) -> None:
+        self.job, self.out, self.manner = job, out, manner
+        self.device = torch.device(device, 0) if device == "cuda" else torch.device(device)
+        self.fault: Line | None = None
+        try:
+            os.chdir(folder)
+            torch.set_num_threads(threads)
+            if self.device.type == "cuda":
+                torch.cuda.set_device(self.device)
+            self.network = job.load(self.device)
+        except Exception as fault:
+            self.fault = _told(fault)
+
+    def __call__(self, groups: dict[str, Any]) -> dict[str, Any]:
+        """Segment the scenes of a block; a fault is the last of its lines, and not raised: Ray would try again."""
+        lines: list[Line] = []
+        if self.fault is None:
+            try:
+                segmenting.do(
+                    self.job, self.network, self.out, scenes=_scenes(groups["scenes"]), device=self.device,
+                    tell=lines.append, workers=self.manner.workers, skip_bad=self.manner.skip_bad, in_threads=True,
+                )  # fmt: skip
+            except Exception as fault:
+                lines.append(_told(fault))
+        else:
+            lines.append(self.fault)
+        text = [documents.to_json(line) for line in lines]
+        return {"line": np.array(text, object), "device": np.array([device_name(self.device)] * len(text), object)}
+
+
+def _told(fault: Exception) -> Line:
+    """A fault of the user or the machine as a line for the driver; a bug is raised."""
+    known = fault if isinstance(fault, MemorySamError) else environment_fault(fault)
+    if known is None:
+        raise fault
+    return {"code": known.exit_code, "message": str(known)}
+
+
+def _raised(told: Line) -> MemorySamError:
+    """What :func:`_told` told, as an exception of the same class."""
+    for each in MemorySamError.__subclasses__():
+        if each is not Stopped and each.exit_code == told["code"]:
+            return each(told["message"])
+    raise AssertionError(f"no exception for {EXIT_CODES.get(told['code'], told['code'])}")
+
+
+def _text(scenes: Sequence[Scene]) -> str:
+    """What actors need of scenes, as text."""
+    return documents.to_json([[scene.id, scene.files] for scene in scenes])
+
+
+def _scenes(texts: Sequence[str]) -> list[Scene]:
+    """What :func:`_text` has written."""
+    return [
+        Scene(name, "", None, None, {key: tuple(paths) for key, paths in files.items()}, None)
+        for text in texts
+        for name, files in json.loads(text)
+    ]
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,154 @@
+"""The losses of an update and their gradients: exact for any number of batches, and of processes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from memorysam_cli.data.loader import Batch
+from memorysam_cli.engine.processes import exchange_of
+from memorysam_cli.engine.runtime import rng_state, set_rng_state
+from memorysam_cli.losses.ohem import ohem_mean
+from memorysam_cli.losses.pixels import pixel_losses
+from memorysam_cli.losses.spmm import PrototypeMemory
+from memorysam_cli.model import Segmenter
+from memorysam_cli.model.network import Output
+from memorysam_cli.recipe import Recipe, Spmm
+
+
+class Leaf(NamedTuple):
+    """What the losses see of one batch, cut off from the network, so that gradients stop here."""
+
+    logits: Tensor
+    features: Tensor
+
+
+class Gradients:
+    """Adds the gradients of an update to the network's parameters.
+
+    Args:
+        network: what is trained.
+        model: the same, as accelerate has wrapped it for several processes.
+        recipe: its losses.
+        accelerator: device, processes and precision.
+    """
+
+    def __init__(self, network: Segmenter, model: nn.Module, recipe: Recipe, *, accelerator: Accelerator) -> None:
+        self.network, self.model, self.recipe, self.accelerator = network, model, recipe, accelerator
+        self.prototypes = make_prototypes(network, recipe.spmm)
+        if self.prototypes is not None:
+            self.prototypes.to(accelerator.device)
+        self._exchange = exchange_of(accelerator)
+
+    def add(self, batches: Sequence[Batch]) -> Tensor:
+        """The gradients of one batch as large as all of these; the prototypes move on.
+
+        Hard pixels are chosen among those of all batches, and prototypes are means over all of them, so the losses
+        need every batch's outputs at once; activations are kept of one batch only. Outputs are small: all batches but
+        the last run once for these alone, the losses are computed once, and each batch then runs again to be handed
+        the gradients of its outputs. It draws the same random numbers both times.
+
+        Args:
+            batches: with labels of one size, on any device.
+
+        Returns:
+            (2,) OHEM and the weighted SPMM loss of this process, without a graph.
+
+        Source: GradCache (arXiv 2101.06983) does so for contrastive losses.
+        """
+        device, last = self.accelerator.device, len(batches) - 1
+        outputs, states = [], []
+        for place, batch in enumerate(batches):
+            states.append(rng_state(device))
+            outputs.append(self._forward(batch, place=place) if place == last else self._outline(batch))
+        end = rng_state(device)
+        leaves = [Leaf(*(_cut(part) for part in (output.logits, output.features))) for output in outputs]
+        losses = self._losses(leaves, torch.cat([label_of(batch).to(device, non_blocking=True) for batch in batches]))
+        self.accelerator.backward(losses.sum())
+        for place in range(last, -1, -1):
+            output = outputs.pop()
+            if place != last:
+                set_rng_state(states[place], device)
+                output = self._forward(batches[place], place=place)
+            with self._sending(place):
+                _hand_back(output, leaves[place])
+        set_rng_state(end, device)
+        return losses.detach()
+
+    def rehearse(self, batch: Batch) -> None:
+        """Forward and backward of a batch, with nothing sent to other processes.
+
+        The bare network: a fault in DDP's forward pass would leave it out of step with the other processes'.
+        """
+        with self.accelerator.autocast():
+            output = self.network(batch.to(self.accelerator.device).frames)
+        (output.logits.float().sum() + output.features.float().sum()).backward()
+
+    def _outline(self, batch: Batch) -> Output:
+        """The outputs alone; by the bare network, for DDP would make ready for a backward pass.
+
+        With gradients on, though the graph is dropped at once: without them the encoder takes kernels that round
+        otherwise in bf16, and the outputs would not be those of the second time.
+        """
+        with self.accelerator.autocast():
+            output = self.network(batch.to(self.accelerator.device).frames)
+        return Output(*(part.detach() for part in output))
+
+    def _forward(self, batch: Batch, *, place: int) -> Output:
+        """The outputs with their graph."""
+        with self._sending(place), self.accelerator.autocast():
+            output: Output = self.model(batch.to(self.accelerator.device).frames)
+        return output
+
+    def _sending(self, place: int) -> contextlib.AbstractContextManager[None]:
+        """Gradients travel between processes once, with the batch whose backward pass is the last: the first one."""
+        return contextlib.nullcontext() if place == 0 else self.accelerator.no_sync(self.model)
+
+    def _losses(self, leaves: Sequence[Leaf], label: Tensor) -> Tensor:
+        """OHEM and the weighted SPMM loss of all batches together: (2,)."""
+        settings, classes = self.recipe.ohem, self.network.classes
+        labels = torch.split(label, [leaf.logits.shape[0] for leaf in leaves])
+        pairs = zip(leaves, labels, strict=True)
+        ohem = ohem_mean(
+            torch.cat([pixel_losses(leaf.logits[:, :classes], part) for leaf, part in pairs]),
+            label,
+            threshold=settings.threshold,
+            min_kept=settings.min_kept,
+            exchange=self._exchange if settings.selection == "global" else None,
+        )
+        if self.prototypes is None:
+            return torch.stack([ohem, ohem.new_zeros(())])
+        features = torch.cat([leaf.features for leaf in leaves])
+        return torch.stack([ohem, self.recipe.spmm.weight * self.prototypes(features, label, exchange=self._exchange)])
+
+
+def make_prototypes(network: Segmenter, settings: Spmm) -> PrototypeMemory | None:
+    """The SPMM as the recipe wants it; none where it is off."""
+    if settings.variant == "off":
+        return None
+    width = network.sam.sam_mask_decoder.conv_s0.out_channels
+    return PrototypeMemory(network.classes, width=width, variant=settings.variant, momentum=settings.momentum)
+
+
+def label_of(batch: Batch) -> Tensor:
+    """(B, H, W); a batch to learn from has one."""
+    assert batch.label is not None
+    return batch.label
+
+
+def _cut(output: Tensor) -> Tensor:
+    """The same numbers without their graph."""
+    return output.detach().requires_grad_()
+
+
+def _hand_back(output: Output, leaf: Leaf) -> None:
+    """Let the gradients that have come to a leaf go on into the network."""
+    pairs = [(output.logits, leaf.logits.grad), (output.features, leaf.features.grad)]
+    # Without SPMM nothing has come to the features.
+    tensors, gradients = zip(*[pair for pair in pairs if pair[1] is not None], strict=True)
+    torch.autograd.backward(tensors, gradients)

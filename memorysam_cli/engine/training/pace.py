@@ -1,0 +1,63 @@
+"""How fast a training goes, and what it takes: the figures that its log holds beside the losses."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from memorysam_cli.engine.measuring import memory
+from memorysam_cli.report.progress import duration
+
+
+class Pace:
+    """Clocks updates.
+
+    Args:
+        device: where training takes place.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.start_epoch()
+
+    def start_epoch(self) -> None:
+        """Clock from here, and look for the peak of memory from here."""
+        self._scenes, self._seconds, self._data = 0, 0.0, 0.0
+        memory.start_peak(self.device)
+        self.restart()
+
+    def restart(self) -> None:
+        """Leave out what lay between: a checkpoint, say."""
+        self._last = time.monotonic()
+
+    def update(self, scenes: int, *, waited: float) -> dict[str, float]:
+        """The figures of an update that has just ended.
+
+        Args:
+            scenes: of all processes.
+            waited: seconds that its data took to come.
+
+        Returns:
+            ``scenes_per_second`` of all processes, data included; ``seconds_data``, as ``waited``; ``peak_memory_gb``
+            of this process since the epoch began (10⁹ bytes; on CUDA what its allocator reserved).
+        """
+        seconds = max(time.monotonic() - self._last, 1e-9)
+        self._scenes += scenes
+        self._seconds += seconds
+        self._data += waited
+        self.restart()
+        return {
+            "scenes_per_second": scenes / seconds,
+            "seconds_data": waited,
+            "peak_memory_gb": memory.peak_bytes(self.device) / 1e9,
+        }
+
+    def epoch(self) -> str:
+        """The epoch so far, in words."""
+        seconds = max(self._seconds, 1e-9)
+        return (
+            f"{self._scenes} scenes in {duration(seconds)}, {self._scenes / seconds:.2f} scenes/s, "
+            f"{100 * self._data / seconds:.0f} % of the time in the loader, "
+            f"peak memory {memory.gigabytes(memory.peak_bytes(self.device))}"
+        )

@@ -1,0 +1,115 @@
+"""From a request to a finished run: everything that ``memorysam train`` does between its options and its answer."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memorysam_cli.data import manifest as manifests
+from memorysam_cli.engine import runtime
+from memorysam_cli.engine.measuring import shortages
+from memorysam_cli.engine.planning import for_training
+from memorysam_cli.engine.run_folder import RunFolder
+from memorysam_cli.engine.training import starting
+from memorysam_cli.engine.training.trainer import Trainer, TrainingResult
+from memorysam_cli.recipe import Recipe
+from memorysam_cli.report import console
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the options say; see ``memorysam train --help``."""
+
+    recipe: str | None = None
+    overrides: tuple[str, ...] = ()
+    data: Path | None = None
+    out: Path | None = None
+    resume: str | None = None
+    device: str = "auto"
+    plans_batch: bool = False
+    """``--batch auto``."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run that is over."""
+
+    run: RunFolder
+    recipe: Recipe
+    result: TrainingResult
+    is_resumed: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of ``memorysam train --json``, without its ``schema_version``."""
+        return {**self.result.to_json(), "resumed": self.is_resumed}
+
+    def show(self) -> None:
+        """Print what came of it, for people."""
+        result, split = self.result, self.recipe.data.selection_split
+        console.say(f"best mIoU {result.miou:.2f} on {split} at step {result.best_step}")
+        console.say(f"weights   {result.best}")
+        console.say(f"curves    {self.run.plots / 'curves.png'}")
+        console.say(f"pictures  {self.run.samples / 'validation.png'}")
+
+
+def train(request: Request) -> Trained | None:
+    """Train as asked; whatever can be refused is refused before the run's folder is touched.
+
+    Returns:
+        The run, in the main process; None in the others.
+
+    Raises:
+        MemorySamError: of the kinds that :class:`Trainer` and :mod:`~memorysam_cli.engine.training.starting` name.
+        EnvironmentFault: out of memory, or nothing fits.
+    """
+    root = manifests.data_root(request.data)
+    asked = starting.choose_recipe(
+        request.recipe, overrides=list(request.overrides), resume=request.resume, out=request.out
+    )
+    chosen = starting.resolve(asked, root)
+    planned = starting.plan(chosen, out=request.out, resume=request.resume)
+    scenes = manifests.read(root, chosen.data.dataset)
+    starting.refuse_missing_splits(chosen, scenes)
+    device = runtime.choose_device(request.device)
+    accelerator = runtime.make_accelerator(device, precision=chosen.train.precision)
+    if chosen != asked and accelerator.is_main_process:
+        console.note(f"recipe {chosen.name}: data set {chosen.data.dataset}, {', '.join(chosen.data.modalities)}")
+    if request.plans_batch:
+        planned = for_training.settle(planned, scenes, accelerator=accelerator)
+    standing = _Standing(planned.recipe)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(shortages.explained(accelerator.device, levers=standing.levers))
+        standing.trainer = trainer = Trainer(planned.recipe, scenes, accelerator=accelerator)
+        if planned.checkpoint is not None:
+            trainer.refuse_other(planned.checkpoint)
+        standing.run = run = stack.enter_context(starting.begin(planned, accelerator))
+        if accelerator.is_main_process:
+            stack.enter_context(console.log_to(run.log))
+        result = trainer.fit(run, resume=planned.checkpoint)
+    if not accelerator.is_main_process:
+        return None
+    return Trained(run, planned.recipe, result, is_resumed=planned.checkpoint is not None)
+
+
+@dataclass
+class _Standing:
+    """How far a training had come when memory did not suffice."""
+
+    recipe: Recipe
+    trainer: Trainer | None = None
+    run: RunFolder | None = None
+
+    def levers(self) -> str:
+        """What it can do about that."""
+        train = self.recipe.train
+        is_saving = train.saver == "on" if self.trainer is None else self.trainer.network.saver
+        ways = ["--batch auto, which tries what fits and keeps the scenes per update"] if train.batch > 1 else []
+        ways += [] if is_saving else ["--saver on"]
+        ways += ["--precision bf16"] if train.precision in {"fp32", "tf32"} else []
+        ways += [f"a smaller data.image_size than {self.recipe.data.image_size}"]
+        advice = f"start a run with {', '.join(ways)}, or on a device with more memory"
+        if self.run is None or is_saving:
+            return advice
+        return f"{self.run.path} can go on: memorysam train --resume {self.run.path} --saver on; otherwise {advice}"

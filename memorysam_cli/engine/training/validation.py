@@ -1,0 +1,67 @@
+"""Validation within a training: the scores that decide which weights are best, and pictures of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from accelerate import Accelerator
+
+from memorysam_cli.data.manifest import Manifest
+from memorysam_cli.engine import runtime
+from memorysam_cli.engine.evaluation.counts import Evaluation
+from memorysam_cli.engine.evaluation.scoring import evaluate
+from memorysam_cli.engine.run_folder import RunFolder
+from memorysam_cli.engine.training.pictures import draw_curves, draw_samples
+from memorysam_cli.model import Segmenter
+from memorysam_cli.recipe import Recipe
+
+
+class Validation:
+    """Scores the selection split with the code of ``memorysam evaluate``.
+
+    Always in float32, whatever ``train.precision`` says, so that the scores are those that evaluating the saved file
+    gives.
+
+    Args:
+        network: what is trained; its mode comes back after scoring.
+        manifest: of the data set.
+        recipe: split, size, batch, worker processes.
+        accelerator: device and processes, which share the scenes.
+    """
+
+    def __init__(self, network: Segmenter, manifest: Manifest, recipe: Recipe, *, accelerator: Accelerator) -> None:
+        self.network, self.manifest, self.recipe, self.accelerator = network, manifest, recipe, accelerator
+        self.scenes = manifest.of_split(recipe.data.selection_split)
+
+    @property
+    def share(self) -> int:
+        """Scenes of one process, at most."""
+        share: int = math.ceil(len(self.scenes) / self.accelerator.num_processes)
+        return share
+
+    def score(self, advance: Callable[[int], object]) -> Evaluation:
+        """The counts of all scenes, the same in every process.
+
+        Args:
+            advance: told how many scenes of this process have just been scored.
+        """
+        with runtime.computing("fp32", self.accelerator.device):
+            return evaluate(
+                self.network,
+                self.manifest,
+                scenes=self.scenes,
+                modalities=self.network.card.modalities,
+                image_size=self.recipe.data.image_size,
+                device=self.accelerator.device,
+                batch=self.recipe.train.batch,
+                workers=self.recipe.data.workers,
+                accelerator=self.accelerator,
+                advance=advance,
+            )
+
+    def draw(self, run: RunFolder) -> None:
+        """The curves so far, and how the network sees a few scenes; in one process."""
+        draw_curves(run)
+        with runtime.computing("fp32", self.accelerator.device):
+            draw_samples(self.network, self.manifest, self.scenes, run.samples)

@@ -1,0 +1,144 @@
+"""``memorysam bench`` on nano at 64 pixels."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from memorysam_cli import app
+from memorysam_cli.engine.benchmark import measurement, reading
+from memorysam_cli.engine.benchmark.rate import Rate
+from memorysam_cli.engine.measuring import trials
+from memorysam_cli.engine.measuring.trials import Outcome, Trial
+
+from .trained import Ended, Program
+
+SMALL = ("--backbone", "nano", "--size", 64, "--modalities", 2, "--batch", 1, "--repeats", 1, "--device", "cpu")
+FIGURES = {
+    "fits", "seconds", "all_seconds", "scenes_per_second", "tflop", "tflop_per_second", "mfu_percent",
+    "matmul_tflop_per_second", "matmul", "peak_bytes",
+}  # fmt: skip
+
+
+@pytest.fixture
+def bench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The command, without the large matrices."""
+    monkeypatch.setitem(app.COMMANDS, "bench", "memorysam_cli.commands.bench:bench")
+    monkeypatch.setattr(measurement, "matmul_rate", lambda _device, precision: Rate(1e9, f"{precision} of 8×8"))
+    memorysam = Program(capsys)
+
+    def run(*arguments: object) -> Ended:
+        return memorysam("bench", *SMALL, *arguments)
+
+    return run
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[Trial]:
+    """The trials that were asked for; all fit, and none is made."""
+    asked: list[Trial] = []
+
+    def run(trial: Trial) -> Outcome:
+        asked.append(trial)
+        peak = {"fast": 3 * 10**9, "plain": 4 * 10**9}[trial.manner]
+        return Outcome(True, seconds=(1.0,), peak=peak, total=8 * 10**9, free=6 * 10**9)
+
+    monkeypatch.setattr(trials, "run", run)
+    return asked
+
+
+@pytest.mark.parametrize("mode", ["train", "predict"])
+def test_against_plain_both_are_measured_and_compared(bench: Any, tried: list[Trial], mode: str) -> None:
+    ended = bench("--mode", mode, "--against", "plain", "--json")
+    assert (ended.code, ended.err) == (0, "")
+    report = json.loads(ended.out)
+    assert report["schema_version"] == 1
+    assert (report["task"], report["size"], report["modalities"], report["repeats"]) == (mode, 64, 2, 1)
+    assert set(report["fast"]) == set(report["plain"]) == FIGURES
+    assert report["ratio"]["peak"] == pytest.approx(0.75)
+    assert report["ratio"]["time"] == pytest.approx(report["fast"]["seconds"] / report["plain"]["seconds"])
+    assert report["fast"]["tflop"] == report["plain"]["tflop"] > 0
+    names = {"ohem", "spmm", "gradient_norm"} if mode == "train" else {"logits", "other_classes"}
+    assert set(report["difference"]) == names and max(report["difference"].values()) < 1e-4
+    assert [trial.manner for trial in tried] == ["fast", "plain"] and {trial.task for trial in tried} == {mode}
+    assert report["machine"]["device"] == "cpu" and report["machine"]["processor"]
+
+
+def test_people_get_a_table(bench: Any, tried: list[Trial]) -> None:
+    ended = bench("--saver", "on")
+    assert ended.code == 0
+    lines = [line.split("  ")[0] for line in ended.out.splitlines()]
+    assert lines[0] == "train nano, 64×64 pixels, 2 modalities, batch 1, fp32, saver on"
+    assert "peak memory in GB" in lines and "share of it in per cent (MFU)" in lines
+    assert "plain" not in ended.out
+    assert tried[0].recipe.train.saver == "on"
+
+
+@pytest.mark.slow
+def test_peaks_come_from_processes_of_their_own(bench: Any) -> None:
+    ended = bench("--against", "plain", "--json")
+    report = json.loads(ended.out)
+    assert all(10**8 < report[manner]["peak_bytes"] < 10**10 for manner in ("fast", "plain"))
+
+
+def test_what_does_not_fit_ends_with_the_numbers(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = Outcome(False, "out of memory (the system killed it)", peak=7 * 10**9, total=8 * 10**9, free=6 * 10**9)
+    monkeypatch.setattr(trials, "run", lambda _trial: outcome)
+    ended = bench()
+    assert (ended.code, ended.out) == (6, "")
+    assert "train nano, 64×64 pixels" in ended.err and "6.0 GB of 8.0 GB were free" in ended.err
+    assert "--saver on" in ended.err
+
+
+def test_a_plain_network_that_does_not_fit_is_a_result(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(trial: Trial) -> Outcome:
+        return Outcome(trial.manner == "fast", "killed", peak=3 * 10**9, total=8 * 10**9, free=6 * 10**9)
+
+    monkeypatch.setattr(trials, "run", run)
+    report = json.loads(bench("--against", "plain", "--json").out)
+    assert report["plain"] == {"fits": False, "why": "killed; 6.0 GB of 8.0 GB were free", "peak_bytes": 3 * 10**9}
+    assert report["ratio"] == {"time": None, "peak": None} and report["difference"] is None
+    assert "plain     does not fit: killed" in bench("--against", "plain").out
+
+
+def test_data_are_read_alone_and_into_both_tasks(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "WORKERS", (0,))
+    monkeypatch.setattr(reading, "TRAINING", 0)
+    monkeypatch.setattr(reading, "PREDICTING", 0)
+    report = json.loads(bench("--mode", "data", "--json").out)
+    assert report["schema_version"] == 1 and report["task"] == "data"
+    (row,) = report["reading"]
+    assert row["workers"] == 0 and row["scenes_per_second"] > 0
+    assert row["megabytes_per_second"] == pytest.approx(row["scenes_per_second"] * report["bytes_per_scene"] / 1e6)
+    for task in ("train", "predict"):
+        found = report[task]
+        share = 100 * found["scenes_per_second"] / found["model_scenes_per_second"]
+        assert found["share_percent"] == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--backbone", "nono"), "--backbone nono: is unknown; did you mean 'nano'?"),
+        (("--size", 100), "--size 100: must be a positive multiple of 32, such as 256 or 1024"),
+        (("--batch", 0), "'--batch'"),
+        (("--precision", "fp16"), "fp16 needs a GPU"),
+        (("--mode", "data", "--classes", 3), "--classes 3: --mode data renders scenes of 25 classes"),
+        (("--mode", "predict", "--saver", "on"), "--saver on: training alone saves memory so; leave it out"),
+        (("--mode", "data", "--against", "plain"), "--against plain: --mode data compares with the model alone"),
+    ],
+)
+def test_what_is_refused(bench: Any, tried: list[Trial], options: tuple[object, ...], said: str) -> None:
+    ended = bench(*options)
+    assert (ended.code, ended.out) == (2, "")
+    assert said in ended.err and len(ended.err.splitlines()) == 1
+    assert tried == []
+
+
+def test_a_long_wait_is_announced(bench: Any, tried: list[Trial], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measurement, "matmul_rate", lambda _device, _precision: Rate(1e6, "abacus"))
+    ended = bench("--mode", "predict")
+    # (1 repeat + 2 warm-ups + 2 in a process apart + 1 for the comparison) at a million operations a second
+    assert "TFLOP/s at best: at least" in ended.err and "for all 6 steps" in ended.err

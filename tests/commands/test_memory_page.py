@@ -1,0 +1,68 @@
+"""docs/memory.md: every command works as written."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from memorysam_cli import app
+from memorysam_cli import recipe as recipes
+from memorysam_cli.engine.measuring import trials
+from memorysam_cli.engine.measuring.memory import Capacity
+from memorysam_cli.engine.measuring.trials import Outcome, Trial
+from memorysam_cli.engine.planning.search import MARGIN
+from memorysam_cli.errors import EXIT_CODES
+
+from ..data.trees import write_tree
+from .trained import Program
+
+PAGE = (Path(__file__).parent.parent.parent / "docs" / "memory.md").read_text(encoding="utf-8")
+COMMANDS = [
+    shlex.split(line, comments=True)[1:]
+    for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+    for line in block.splitlines()
+]
+TINY = ["model.backbone=nano", "data.image_size=32", "data.workers=0", "train.max_steps=1"]
+QUICK = [word for change in TINY for word in ("--set", change)]
+CARD = Capacity(total=80 * 10**9, free=79 * 10**9)
+
+
+def test_every_command_of_the_page_works_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a card of 80 GB where no trial is run, and whatever is tried second fits."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MEMORYSAM_DATA", raising=False)
+    monkeypatch.setitem(app.COMMANDS, "plan", "memorysam_cli.commands.plan:plan")
+    memorysam = Program(capsys)
+    write_tree("deliver", tmp_path / "data" / "DELIVER", scenes={"train": 8, "val": 2, "test": 2})
+    assert memorysam("prepare", "deliver", "./data").code == 0
+    seen: list[Trial] = []
+
+    def run(trial: Trial) -> Outcome:
+        seen.append(trial)
+        return Outcome(len(seen) % 2 == 0, "" if len(seen) % 2 == 0 else "needs more", (1.0,), peak=10**9)
+
+    monkeypatch.setattr(trials, "run", run)
+    monkeypatch.setattr(trials, "capacity", lambda device: CARD)
+    assert [command[0] for command in COMMANDS] == ["plan", "plan", "train", "train", "train"]
+    for command in COMMANDS:
+        changes = ["--set", "train.max_steps=2"] if "--resume" in command else QUICK
+        ended = memorysam(*command, *changes)
+        assert ended.code == 0, f"memorysam {shlex.join(command)}: {ended.err}"
+    memories = (CARD.free, 24 * 10**9, CARD.free)
+    assert [trial.limit for trial in seen] == [int(memory * 0.9) for memory in memories for _ in ("off", "on")]
+    runs = [
+        recipes.load(path / "recipe.yaml").train for path in (*(tmp_path / "runs").glob("deliver-*"), Path("runs/mine"))
+    ]
+    assert [(train.batch, train.accumulate, train.saver) for train in runs] == [(4, 1, "on"), (4, 1, "on")]
+
+
+def test_the_page_says_what_the_code_does() -> None:
+    assert MARGIN == 0.1 and "**a tenth stays free**" in PAGE
+    assert trials.TIMEOUT == 60 * 60 and "(60 minutes)" in PAGE
+    told = {int(code) for code in re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE)}
+    assert told == {0, 2, 3, 6} and told <= set(EXIT_CODES)

@@ -1,0 +1,214 @@
+"""Trials in child processes: what fits, what does not, and that no child outlives its parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from memorysam_cli import recipe as recipes
+from memorysam_cli.engine.measuring import memory, trial_process, trials
+from memorysam_cli.engine.measuring.trials import Frames, Trial
+from memorysam_cli.errors import UsageError
+
+TINY = ["model.backbone=nano", "model.base_weights=random", "data.image_size=64", "train.batch=2"]
+NANO = recipes.load("deliver", [*TINY, "data.modalities=[img,depth]"])
+LONG = Trial(NANO, 3, task="validate", steps=100_000)
+GONE = "out of memory (the system killed it)"
+
+
+def test_a_trial_is_the_same_on_the_other_side() -> None:
+    trial = Trial(NANO, 25, "predict", "cuda:1", "plain", 3, Frames(((64, 96), (64, 64)), (97, 131)), 10**9, 7.5)
+    line = trial.to_json()
+    assert Trial.from_json(line) == trial and "\n" not in line
+    assert Trial.from_json(Trial(NANO, 2).to_json()) == Trial(NANO, 2)
+
+
+def test_a_training_that_fits_tells_its_peaks_alone_even_under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two batches of two make an update, with the optimiser; then a validation of larger frames."""
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", "1")
+    recipe = recipes.load("deliver", [*TINY, "data.modalities=[img,depth]", "train.accumulate=2"])
+    outcome = trials.run(Trial(recipe, 3, frames=Frames(((64, 96),), (97, 131)), limit=8 * 10**9, timeout=120))
+    assert outcome.fits and outcome.why == ""
+    assert len(outcome.seconds) == 2 and min(outcome.seconds) > 0
+    assert 10**8 < outcome.training_peak <= outcome.peak < 8 * 10**9
+    assert 10**8 < outcome.validation_peak <= outcome.peak
+    assert 0 < outcome.free <= outcome.total
+
+
+def test_a_limit_that_is_exceeded_is_an_answer() -> None:
+    outcome = trials.run(Trial(NANO, 3, task="validate", limit=100 * 10**6))
+    assert not outcome.fits and outcome.why == "needs more than 100 MB" and outcome.peak > 100 * 10**6
+    assert outcome.total > 0
+
+
+def test_memory_that_the_machine_does_not_have_is_an_answer() -> None:
+    """Frames of 211 petabytes: no machine says yes."""
+    said = told(Trial(NANO, 3, task="validate", frames=Frames(((2**22, 2**22),), (64, 64))))
+    assert said["why"].startswith("out of memory (") and "ried to allocate" in said["why"] and said["total"] > 0
+
+
+def test_a_child_that_the_system_kills_ran_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = trials._watch
+
+    def kill_first(process: subprocess.Popen[str], trial: Trial) -> tuple[str, int]:
+        process.kill()
+        return watch(process, trial)
+
+    monkeypatch.setattr(trials, "_watch", kill_first)
+    outcome = trials.run(LONG)
+    assert (outcome.fits, outcome.why) == (False, GONE)
+
+
+def test_a_child_that_hangs_is_ended() -> None:
+    start = time.monotonic()
+    outcome = trials.run(Trial(NANO, 3, task="validate", steps=100_000, timeout=0.3))
+    assert not outcome.fits and outcome.why == "did not end within 0.3 s"
+    assert time.monotonic() - start < 60
+
+
+def test_any_other_fault_is_ours_and_shows_the_childs_last_lines() -> None:
+    trial = Trial(NANO, 3, task="validate", frames=Frames(((65, 64),), (64, 64)))
+    with pytest.raises(
+        RuntimeError, match=r"(?s)a trial ended with 1:.*65×64 pixels; height and width must be divisible"
+    ):
+        trials.run(trial)
+
+
+def test_ctrl_c_ends_the_child_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    children = []
+
+    def interrupt(process: subprocess.Popen[str], trial: Trial) -> tuple[str, int]:
+        children.append(process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trials, "_watch", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        trials.run(LONG)
+    assert children[0].returncode == -signal.SIGKILL
+
+
+def test_the_child_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    script = f"""
+import pathlib, subprocess, sys
+from memorysam_cli.engine.measuring import trials
+from memorysam_cli.engine.measuring.trials import Trial
+begin = subprocess.Popen
+def noted(*arguments, **more):
+    process = begin(*arguments, **more)
+    pathlib.Path({str(tmp_path / "pid")!r}).write_text(f"{{process.pid}}\\n")
+    return process
+subprocess.Popen = noted
+trials.run(Trial.from_json({LONG.to_json()!r}))
+"""
+    parent = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        child = _wait_for(lambda: int((tmp_path / "pid").read_text()), tmp_path / "pid")
+        assert (Path("/proc") / str(child)).exists()
+    finally:
+        parent.kill()
+        parent.wait()
+    end = time.monotonic() + 60
+    while _runs(child) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not _runs(child)
+
+
+def _wait_for(read: Any, path: Path) -> int:
+    while not (path.exists() and path.read_text().endswith("\n")):
+        time.sleep(0.05)
+    return int(read())
+
+
+def _runs(process: int) -> bool:
+    try:
+        return "zombie" not in (Path("/proc") / str(process) / "status").read_text()
+    except OSError:
+        return False
+
+
+def told(trial: Trial) -> dict[str, Any]:
+    """What the child of a trial would tell, from this process."""
+    said: dict[str, Any] = {}
+    trial_process.perform(trial, lambda **values: said.update(values))
+    return said
+
+
+def test_a_device_out_of_memory_is_told_with_its_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(*_: object) -> None:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.69 GiB of which …"
+        )
+
+    monkeypatch.setitem(trial_process._WORK, "train", work)
+    said = told(Trial(NANO, 3))
+    assert said["why"] == "out of memory (CUDA out of memory. Tried to allocate 2.00 GiB)" and said["peak"] > 0
+
+
+def test_running_out_in_validation_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the words that a child says before it dies."""
+    monkeypatch.setattr(trials, "_told", lambda said: {"training_peak": 5, "peak": 5, "why": "out of memory (x)"})
+    monkeypatch.setattr(trials, "PROCESS", "this")  # a module that ends well, and at once
+    outcome = trials.run(Trial(NANO, 3, frames=Frames(((64, 64),), (64, 64))))
+    assert outcome.why == "out of memory (x), in validation" and not outcome.fits
+
+
+def test_what_the_device_cannot_compute_is_the_users_to_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = told(Trial(recipes.load("deliver", [*TINY, "train.precision=fp16"]), 3))
+    assert "fp16 needs a GPU" in said["refused"] and "why" not in said
+    monkeypatch.setattr(trials, "_told", lambda _: said)
+    monkeypatch.setattr(trials, "PROCESS", "this")
+    with pytest.raises(UsageError, match="fp16 needs a GPU"):
+        trials.run(Trial(NANO, 3))
+
+
+@pytest.mark.parametrize("task", ["validate", "predict"])
+def test_looking_is_measured_too(task: Any) -> None:
+    said = told(Trial(NANO, 3, task=task, steps=2))
+    assert len(said["seconds"]) == 2 and said["peak"] > 0 and "why" not in said
+
+
+def test_the_plain_manner_trains_too() -> None:
+    said = told(Trial(NANO, 3, manner="plain", steps=1))
+    assert len(said["seconds"]) == 1 and said["training_peak"] > 0
+
+
+def test_an_update_that_was_skipped_is_done_again() -> None:
+    answers = iter([False, True, False, True])
+    seconds = trial_process._timed(lambda: next(answers), steps=2, device=torch.device("cpu"))
+    assert len(seconds) == 2 and next(answers, None) is None
+    with pytest.raises(RuntimeError, match="only 0 of 22 updates were finite"):
+        trial_process._timed(lambda: False, steps=2, device=torch.device("cpu"))
+
+
+def test_the_capacity_is_asked_without_a_child_on_the_cpu() -> None:
+    assert trials.capacity("cpu").total == memory.capacity(torch.device("cpu")).total > 0
+
+
+def test_the_resident_peak_of_another_process_only_grows() -> None:
+    assert memory.resident_peak(os.getpid()) > 10**7
+    assert memory.resident_peak(2**22 + 1) == 0, "no process has this number"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(24 * 10**9, "24.0 GB"), (96 * 10**6, "96 MB"), (950 * 10**6, "0.9 GB"), (0, "0 MB")]
+)
+def test_bytes_for_people(count: int, text: str) -> None:
+    assert memory.gigabytes(count) == text
+
+
+def test_an_outcome_is_not_believed_above_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peak between two looks of the watcher counts too."""
+    monkeypatch.setattr(trials, "_told", lambda said: {"peak": 2 * 10**8})
+    monkeypatch.setattr(trials, "PROCESS", "this")
+    assert trials.run(Trial(NANO, 3, limit=10**8)).why == "needs more than 100 MB"
+    assert trials.run(Trial(NANO, 3, limit=10**9)).fits

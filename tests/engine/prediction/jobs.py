@@ -1,0 +1,35 @@
+"""A small job on a data set written by hand, with weights that were never trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from memorysam_cli.data.manifest import Manifest
+from memorysam_cli.engine.prediction.job import Job
+from memorysam_cli.model.weights import read_card
+from memorysam_cli.storage import tensors
+
+from ...commands.trained import save_weights
+
+
+def job_of(data: Manifest, **changes: Any) -> Job:
+    """All scenes of a data set, two at a time; the weights lie beside its root."""
+    weights = data.root.parent / "weights.safetensors"
+    if not weights.exists():
+        save_weights(weights, data.info)
+    card = read_card(weights)
+    job = Job(
+        weights, tensors.sha256(weights), card, data.scenes, data.root, str(data.root), card.modalities, batch=2
+    )  # fmt: skip
+    return dataclasses.replace(job, **changes)
+
+
+def tree(out: Path) -> dict[str, bytes]:
+    """Every file below a folder but its lock."""
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }

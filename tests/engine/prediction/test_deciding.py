@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from memorysam_cli.engine.evaluation import scoring
+from memorysam_cli.engine.prediction.deciding import decide
+
+
+def test_a_decision_by_hand() -> None:
+    logits = torch.tensor([[[[0.0, 2.0]], [[0.0, 0.0]], [[np.log(2), 0.0]]]])  # (1, 3, 1, 2)
+    (found,) = decide(logits, [(1, 2)], classes=3, with_sureness=True)
+    mask, sureness = found.arrays()
+    assert mask.tolist() == [[2, 0]] and mask.dtype == np.uint8
+    # 2 / (1 + 1 + 2), and e² / (e² + 2)
+    assert sureness is not None and sureness.tolist() == [[128, round(255 * np.e**2 / (np.e**2 + 2))]]
+
+
+def test_equal_logits_go_to_the_first_class() -> None:
+    (found,) = decide(torch.zeros(1, 5, 3, 4), [(3, 4)], classes=5)
+    assert not found.arrays()[0].any() and found.arrays()[1] is None
+
+
+def test_each_scene_of_a_batch_gets_its_own_size() -> None:
+    logits = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = decide(logits, [(16, 24), (8, 8)], classes=4)
+    assert [each.arrays()[0].shape for each in found] == [(16, 24), (8, 8)]
+    np.testing.assert_array_equal(found[1].arrays()[0], logits[1].argmax(0).numpy())
+    larger = torch.nn.functional.interpolate(logits[:1], (16, 24), mode="bilinear")
+    np.testing.assert_array_equal(found[0].arrays()[0], larger[0].argmax(0).numpy())
+
+
+def test_half_precision_is_enlarged_in_float32() -> None:
+    """Otherwise what lies between two values would be rounded to steps, and their ties decided by the first class."""
+    logits = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)).bfloat16()
+    (half,), (whole,) = (decide(each, [(64, 64)], classes=4) for each in (logits, logits.float()))
+    np.testing.assert_array_equal(half.arrays()[0], whole.arrays()[0])
+
+
+@pytest.mark.parametrize(("classes", "dtype"), [(255, np.uint8), (256, np.uint16)])
+def test_no_class_number_wraps(classes: int, dtype: type) -> None:
+    logits = torch.zeros(1, classes, 2, 2)
+    logits[:, -1] = 1
+    mask, _ = decide(logits, [(2, 2)], classes=classes)[0].arrays()
+    assert mask.dtype == dtype and (mask == classes - 1).all()
+
+
+def test_rows_at_a_time_decide_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(2))
+    whole = decide(logits, [(50, 40)], classes=4)[0].arrays()[0]
+    monkeypatch.setattr(scoring, "AT_ONCE", 4 * 40 * 7)
+    np.testing.assert_array_equal(decide(logits, [(50, 40)], classes=4)[0].arrays()[0], whole)
+
+
+@pytest.mark.gpu
+def test_what_comes_from_a_gpu_is_what_is_decided_there() -> None:
+    logits = torch.randn(3, 4, 64, 64, device="cuda", generator=torch.Generator("cuda").manual_seed(0))
+    found = decide(logits, [(64, 64)] * 3, classes=4, with_sureness=True)
+    assert all(each.classes.is_pinned() and each.arrival is found[0].arrival for each in found)
+    for each, one in zip(found, logits, strict=True):
+        np.testing.assert_array_equal(each.arrays()[0], one.argmax(0).cpu().numpy())

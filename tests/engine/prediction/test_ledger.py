@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memorysam_cli.data.manifest import Manifest
+from memorysam_cli.engine.prediction.ledger import SHOWN_FAILURES, Ledger, Totals, finish
+from memorysam_cli.errors import DataError
+from memorysam_cli.storage import documents
+
+from ..stand_ins import write_data
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Manifest:
+    return write_data(tmp_path / "data")
+
+
+def done(name: str, **pixels: int) -> dict[str, Any]:
+    return {"id": name, "status": "done", "classes": {key.removeprefix("c"): count for key, count in pixels.items()}}
+
+
+def failed(name: str) -> dict[str, Any]:
+    return {"id": name, "status": "failed", "error": "cut"}
+
+
+def test_totals_are_those_of_the_lines(data: Manifest, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "out/predictions.jsonl", data.info)
+    lines = [done("a", c0=3, c3=5), failed("b"), done("c", c3=1)]
+    for line in lines:
+        ledger.append(line)
+    assert documents.read_json_lines(ledger.path) == lines
+    totals = ledger.totals
+    assert (totals.done, totals.failed, totals.pixels.tolist()) == (2, 1, [3, 0, 0, 6])
+    assert totals.failures == [{"id": "b", "error": "cut"}]
+
+
+def test_a_million_failures_are_counted_and_a_hundred_listed(data: Manifest) -> None:
+    totals = Totals(data.info)
+    for number in range(1000):
+        totals.add(failed(str(number)))
+    assert totals.failed == 1000
+    assert [each["id"] for each in totals.failures] == [str(number) for number in range(SHOWN_FAILURES)]
+
+
+def test_several_totals_add_up(data: Manifest) -> None:
+    several = [Totals(data.info) for _ in range(3)]
+    several[0].add(done("a", c1=2))
+    several[2].add(done("b", c1=3))
+    several[2].add(failed("c"))
+    whole = Totals.of(data.info, several)
+    assert (whole.done, whole.failed, whole.pixels.tolist()) == (2, 1, [0, 5, 0, 0])
+    assert whole.failures == [{"id": "c", "error": "cut"}]
+
+
+def test_success_is_written_last_and_only_if_all_scenes_are_accounted_for(data: Manifest, tmp_path: Path) -> None:
+    totals = Totals(data.info)
+    totals.add(done("a", c2=4))
+    totals.add(failed("b"))
+    with pytest.raises(AssertionError):
+        finish(tmp_path, totals, {}, scenes=3, extras=())
+    assert not (tmp_path / "_SUCCESS.json").exists()
+    report = finish(tmp_path, totals, {"weights": "w"}, scenes=2, extras=("color",))
+    assert documents.read_json(tmp_path / "_SUCCESS.json") == report
+    assert {key: report[key] for key in ("schema_version", "weights", "scenes", "done", "failed", "failures")} == {
+        "schema_version": 1, "weights": "w", "scenes": 2, "done": 1, "failed": 1,
+        "failures": [{"id": "b", "error": "cut"}],
+    }  # fmt: skip
+    assert [each["pixels"] for each in report["classes"]] == [0, 0, 4, 0]
+    assert set(report["trees"]) == {"masks", "color"}
+
+
+def test_nothing_done_is_no_success(data: Manifest, tmp_path: Path) -> None:
+    totals = Totals(data.info)
+    totals.add(failed("a"))
+    with pytest.raises(DataError, match="none of 1 scenes could be read; the first: cut"):
+        finish(tmp_path, totals, {}, scenes=1, extras=())
+    assert not (tmp_path / "_SUCCESS.json").exists()

@@ -1,0 +1,337 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memorysam_cli.data.manifest import Manifest, Scene
+from memorysam_cli.engine.prediction import folder, parts, running
+from memorysam_cli.engine.prediction.job import Job
+from memorysam_cli.engine.prediction.ledger import Ledger
+from memorysam_cli.engine.prediction.manner import Manner
+from memorysam_cli.engine.prediction.parts import PARTS, Share, read_share
+from memorysam_cli.errors import DataError, FolderInUseError, UsageError
+from memorysam_cli.storage import atomic, documents, lock
+
+from ..stand_ins import write_data
+from .jobs import job_of, tree
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Manifest:
+    return write_data(tmp_path / "data")
+
+
+@pytest.fixture
+def job(data: Manifest) -> Job:
+    return job_of(data)
+
+
+@pytest.fixture
+def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Relative, so that reports of runs in different folders can be equal."""
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return Path("out")
+
+
+@pytest.fixture
+def whole(job: Job, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """What one process writes."""
+    with monkeypatch.context() as elsewhere:
+        elsewhere.chdir(tmp_path / "there")
+        running.run(job, out, Manner("cpu", workers=0))
+        return tree(out)
+
+
+def shard(job: Job, out: Path, index: int, count: int = 3, **manner: Any) -> dict[str, Any]:
+    report = running.run(job, out, Manner("cpu", workers=0, shard=Share(index, count), **manner))
+    assert report is not None
+    return report
+
+
+def pretend(job: Job, out: Path, index: int, count: int = 3) -> None:
+    """A part's work without a network: a line and an empty file for each of its scenes."""
+    share = Share(index, count)
+    with lock.hold(out / PARTS / share.name):
+        assert parts.begin(out, job, share)
+        ledger = Ledger(out / PARTS / share.name / folder.LEDGER, job.card.dataset)
+        for scene in share.of(job.scenes, stride=job.stride):
+            mask = f"masks/{scene.id}.png"
+            atomic.write_text(out / mask, f"{index}")
+            ledger.append({"id": scene.id, "status": "done", "mask": mask, "classes": {"0": 1}})
+        parts.end(out, share, device="cpu")
+
+
+@given(st.integers(0, 40), st.integers(1, 9), st.integers(1, 5))
+def test_shares_are_all_scenes_once_in_whole_groups(total: int, count: int, stride: int) -> None:
+    scenes = [Scene(f"{number:03}", "", None, None, {}, None) for number in range(total)]
+    shares = [Share(index, count).of(scenes, stride=stride) for index in range(count)]
+    assert sorted(scene.id for share in shares for scene in share) == [scene.id for scene in scenes]
+    sizes = [len(share) for share in shares]
+    assert max(sizes) - min(sizes) <= stride
+    for share in shares:
+        for place in range(0, len(share), stride):
+            assert scenes.index(share[place]) % stride == 0
+
+
+def test_processes_divide_a_share_into_shares_of_the_whole() -> None:
+    scenes = [Scene(f"{number:03}", "", None, None, {}, None) for number in range(20)]
+    divided = [Share(index, 2).divided(rank, 3) for index in range(2) for rank in range(3)]
+    assert divided == [Share(index, 6) for index in range(6)]
+    found = [scene.id for share in divided for scene in share.of(scenes, stride=2)]
+    assert sorted(found) == [scene.id for scene in scenes]
+
+
+@pytest.mark.parametrize("text", ["4/4", "1", "1/", "/4", "a/4", "-1/4", "1/0", "0/0", "1/4/2", "²/4", " 1/4"])
+def test_a_shard_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--shard"):
+        read_share(text)
+
+
+def test_shards_count_from_zero() -> None:
+    assert (read_share("0/4"), read_share("3/4"), read_share(None)) == (Share(0, 4), Share(3, 4), None)
+    with pytest.raises(UsageError, match="the last of 4 is 3/4"):
+        read_share("4/4")
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 1, 2, 0)], ids=str)
+def test_shards_in_any_order_leave_what_one_process_does(
+    job: Job, out: Path, whole: dict[str, bytes], order: tuple[int, ...]
+) -> None:
+    *first, last = order
+    for index in first:
+        report = shard(job, out, index)
+        assert report["shard"] == {"index": index, "count": 3} and report["parts_missing"] > 0
+        assert report["scenes"] == 2 and report["success"] is None
+        assert not (out / folder.SUCCESS).exists() and not (out / folder.LEDGER).exists()
+    merged = shard(job, out, last)
+    assert tree(out) == whole
+    assert merged == documents.read_json(out / folder.SUCCESS) and "shard" not in merged
+
+
+def test_more_shards_than_scenes_are_fine(job: Job, out: Path, whole: dict[str, bytes]) -> None:
+    for index in range(5):
+        report = shard(job, out, index, 5)
+    assert tree(out) == whole and report["scenes"] == 6
+
+
+def test_scenes_that_were_left_out_are_listed_as_by_one_process(
+    data: Manifest, job: Job, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in (1, 4):
+        (data.root / data.scenes[place].files["img"][0]).write_bytes(b"")
+    for index in (2, 1, 0):
+        shard(job, out, index, skip_bad=True)
+    found = tree(out)
+    monkeypatch.chdir(tmp_path / "there")
+    running.run(job, out, Manner("cpu", workers=0, skip_bad=True))
+    assert tree(out) == found
+    assert len(documents.read_json(out / folder.SUCCESS)["failures"]) == 2
+
+
+def test_a_shard_done_again_replaces_its_own_part_only(job: Job, out: Path) -> None:
+    pretend(job, out, 0)
+    pretend(job, out, 1)
+    before = {name: data for name, data in tree(out).items() if "0-of-3" in name}
+    mine, others = (out / "masks" / f"{job.scenes[place].id}.png" for place in (2, 0))
+    for path in (mine, others):
+        path.write_text("old")
+    with lock.hold(out / PARTS / "1-of-3"):
+        assert parts.begin(out, job, Share(1, 3))
+    assert not mine.exists() and others.read_text() == "old"
+    assert not (out / PARTS / "1-of-3" / parts.DONE).exists()
+    assert {name: data for name, data in tree(out).items() if "0-of-3" in name} == before
+    pretend(job, out, 1)
+    assert parts.merge(out, job, count=3) == 1
+
+
+def test_parts_of_another_job_or_number_are_refused_by_name_and_nothing_is_touched(data: Manifest, out: Path) -> None:
+    job = job_of(data)
+    pretend(job, out, 0)
+    before = tree(out)
+    for other, count, words in (
+        (job, 4, "3 parts, not 4"),
+        (job_of(data, batch=3), 3, "other --batch"),
+        (job_of(data, scenes=data.scenes[:5]), 3, "other scenes"),
+        (job_of(data, weights_sha256="0" * 64), 3, "other weights"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            shard(other, out, 1, count)
+        assert tree(out) == before and not (out / PARTS / f"1-of-{count}").exists()
+
+
+def test_parts_of_another_job_can_be_dropped_with_all_that_they_made(data: Manifest, out: Path) -> None:
+    pretend(job_of(data), out, 0, 4)
+    pretend(job_of(data), out, 1, 4)
+    job = job_of(data, batch=1)
+    for index in range(4):
+        shard(job, out, index, 4, overwrite=True)
+    lines = documents.read_json_lines(out / folder.LEDGER)
+    assert len(lines) == 6 and all("size" in line for line in lines) and not (out / PARTS).exists()
+    assert {str(path.relative_to(out)) for path in out.rglob("*.png")} == {line["mask"] for line in lines}
+
+
+def test_overwriting_shards_of_one_job_do_not_drop_each_other(
+    job: Job, out: Path, whole: dict[str, bytes]
+) -> None:  # fmt: skip
+    for index in range(3):
+        shard(job, out, index, overwrite=True)
+    assert tree(out) == whole
+
+
+def test_a_run_without_shards_is_refused_where_parts_are_unless_it_may_overwrite(
+    job: Job, out: Path, whole: dict[str, bytes]
+) -> None:
+    pretend(job, out, 0)
+    before = tree(out)
+    with pytest.raises(UsageError, match="1 of 3 parts of a prediction in shards are done there"):
+        running.run(job, out, Manner("cpu", workers=0))
+    assert tree(out) == before
+    running.run(job, out, Manner("cpu", workers=0, overwrite=True))
+    assert tree(out) == whole
+
+
+def test_parts_at_work_are_not_dropped(job: Job, out: Path) -> None:
+    pretend(job, out, 0)
+    pretend(job, out, 1)
+    with lock.hold(out / PARTS / "1-of-3"), pytest.raises(FolderInUseError, match="1-of-3"), lock.hold(out):
+        parts.drop(out)
+    assert len(list((out / "masks").rglob("*.png"))) == 4
+
+
+def test_a_part_that_is_being_made_cannot_be_made_twice(job: Job, out: Path) -> None:
+    with lock.hold(out / PARTS / "1-of-3"), pytest.raises(FolderInUseError, match="1-of-3"):
+        shard(job, out, 1)
+
+
+def test_shards_wait_for_each_other_and_refuse_a_folder_that_a_whole_run_uses(
+    job: Job, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "SHORT_PATIENCE_S", 0.1)
+    with lock.hold(out), pytest.raises(FolderInUseError):
+        shard(job, out, 0)
+    pretend(job, out, 0)
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock.hold(out):
+            inside.set()
+            leave.wait(10)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    assert inside.wait(10)
+    threading.Timer(0.3, leave.set).start()
+    assert parts.merge(out, job, count=3) == 2  # it waited longer than the short patience
+    other.join()
+
+
+def test_a_complete_prediction_is_not_made_again_by_a_shard(
+    job: Job, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    running.run(job, out, Manner("cpu", workers=0))
+    before = tree(out)
+    report = shard(job, out, 1)
+    assert "complete already" in capsys.readouterr().err
+    assert tree(out) == before and report == documents.read_json(out / folder.SUCCESS)
+
+
+def test_the_first_shard_removes_what_another_prediction_left(data: Manifest, job: Job, out: Path) -> None:
+    running.run(job, out, Manner("cpu", workers=0))
+    other = job_of(data, scenes=data.scenes[:3], batch=1)
+    for index in range(3):
+        shard(other, out, index)
+    assert len(list((out / "masks").rglob("*.png"))) == 3
+
+
+class Killed(BaseException):
+    """What a kill looks like from inside."""
+
+
+def test_a_shard_killed_while_it_clears_the_folder_leaves_the_rest_to_the_next(
+    data: Manifest, job: Job, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running.run(job, out, Manner("cpu", workers=0))
+    other = job_of(data, scenes=data.scenes[:3], batch=1)
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as fragile, pytest.raises(Killed):
+        fragile.setattr(folder, "remove", killed)
+        shard(other, out, 0)
+    for index in (1, 0, 2):
+        shard(other, out, index)
+    assert len(list((out / "masks").rglob("*.png"))) == 3
+
+
+def test_a_merge_killed_at_any_moment_is_done_again_with_the_same_result(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, kills = [], 0
+    for moment in range(100):
+        out = Path("out")
+        place = tmp_path / str(moment)
+        place.mkdir()
+        monkeypatch.chdir(place)
+        for index in range(3):
+            pretend(job, out, index)
+        count = 0
+
+        def step(real: Any, limit: int = moment) -> Any:
+            def stepping(*arguments: Any, **options: Any) -> Any:
+                nonlocal count
+                count += 1
+                if count > limit:
+                    raise Killed
+                return real(*arguments, **options)
+
+            return stepping
+
+        with monkeypatch.context() as fragile:
+            fragile.setattr(atomic, "write_bytes", step(atomic.write_bytes))
+            fragile.setattr(parts.shutil, "rmtree", step(parts.shutil.rmtree))
+            fragile.setattr(parts.atomic, "new_file", step(atomic.new_file))
+            fragile.setattr(Path, "unlink", step(Path.unlink))
+            try:
+                parts.merge(out, job, count=3)
+                is_killed = False
+            except Killed:
+                is_killed = True
+                kills += 1
+        again = parts.merge(out, job, count=3)
+        assert isinstance(again, dict)
+        found.append(tree(out))
+        assert not (out / PARTS).exists()
+        if not is_killed:
+            break
+    assert kills >= 4 and all(each == found[0] for each in found)
+
+
+def test_a_part_whose_ledger_lost_a_line_is_named_and_nothing_is_merged(job: Job, out: Path) -> None:
+    for index in range(3):
+        pretend(job, out, index)
+    ledger = out / PARTS / "1-of-3" / folder.LEDGER
+    ledger.write_text(ledger.read_text().splitlines(keepends=True)[0])
+    with pytest.raises(DataError, match=r"has no line for scene .*--shard 1/3"):
+        parts.merge(out, job, count=3)
+    assert not (out / folder.LEDGER).exists() and not (out / folder.SUCCESS).exists()
+    pretend(job, out, 1)
+    assert isinstance(parts.merge(out, job, count=3), dict)
+
+
+def test_ledgers_longer_than_what_is_held_are_merged_whole(
+    job: Job, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "READ_AHEAD", 100)
+    for index in range(2):
+        pretend(job, out, index, 2)
+    parts.merge(out, job, count=2)
+    ids = [line["id"] for line in documents.read_json_lines(out / folder.LEDGER)]
+    assert ids == [scene.id for scene in job.scenes]

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from memorysam_cli.data.manifest import Manifest, Scene
+from memorysam_cli.engine.prediction.deciding import decide
+from memorysam_cli.engine.prediction.folder import EXTRAS, Line
+from memorysam_cli.engine.prediction.scene_files import SceneFiles, left_out
+from memorysam_cli.errors import DataError, EnvironmentFault
+from memorysam_cli.report import overlays
+from memorysam_cli.storage import images
+
+from ..stand_ins import MODALITIES, PALETTE, write_data
+
+SIZE = (97, 131)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Manifest:
+    return write_data(tmp_path / "data")
+
+
+def logits_of(seed: int = 0) -> Tensor:
+    return torch.randn((4, *SIZE), generator=torch.Generator().manual_seed(seed))
+
+
+def write(
+    data: Manifest, out: Path, scene: Scene, logits: Tensor, *, modalities: tuple[str, ...] = ("img", "depth"),
+    extras: tuple[str, ...] = (), info: Any = None,
+) -> Line:  # fmt: skip
+    info = info or data.info
+    (decision,) = decide(logits[None], [SIZE], classes=len(info.classes), with_sureness="confidence" in extras)
+    files = SceneFiles(out, data.root, info, MODALITIES, extras)
+    return files.write(scene, decision, modalities=modalities)
+
+
+def test_a_scene_leaves_a_mask_and_a_line(data: Manifest, tmp_path: Path) -> None:
+    logits = logits_of()
+    line = write(data, tmp_path / "out", data.scenes[0], logits)
+    mask = images.read(tmp_path / "out/masks/fog/val/a/000001.png")
+    assert mask.dtype == np.uint8
+    np.testing.assert_array_equal(mask, logits.argmax(0).numpy())
+    assert line == {
+        "id": "fog/val/a/000001",
+        "status": "done",
+        "mask": "masks/fog/val/a/000001.png",
+        "size": [97, 131],
+        "modalities": ["img", "depth"],
+        "inputs": {"img": ["tiny/img/fog/val/a/000001.png"], "depth": ["tiny/depth/fog/val/a/000001.png"]},
+        "classes": {str(index): int((mask == index).sum()) for index in range(4)},
+    }
+
+
+def test_more_than_255_classes_are_written_in_16_bits_and_do_not_wrap(data: Manifest, tmp_path: Path) -> None:
+    count = 300
+    many = data.info.model_copy(
+        update={"classes": tuple(f"c{index}" for index in range(count)), "palette": ((1, 2, 3),) * count}
+    )
+    logits = torch.zeros(count, *SIZE)
+    logits[299] = 1
+    line = write(data, tmp_path / "out", data.scenes[0], logits, info=many)
+    mask = images.read(tmp_path / "out/masks/fog/val/a/000001.png")
+    assert mask.dtype == np.uint16 and (mask == 299).all() and line["classes"] == {"299": 97 * 131}
+
+
+def test_extras_lie_in_trees_of_their_own(data: Manifest, tmp_path: Path) -> None:
+    scene, logits = data.scenes[0], logits_of()
+    line = write(data, tmp_path / "out", scene, logits, extras=EXTRAS)
+    mask, color, overlay, confidence = (
+        images.read(tmp_path / "out" / tree / f"{scene.id}.png") for tree in ("masks", *EXTRAS)
+    )
+    np.testing.assert_array_equal(color, np.asarray(PALETTE)[mask])
+    assert confidence.shape == SIZE and confidence.dtype == np.uint8
+    np.testing.assert_array_equal(confidence, (logits.softmax(0).amax(0) * 255).round().numpy())
+    blend = overlays.overlay(images.read(data.root / scene.files["img"][0]), mask, PALETTE)
+    top = (overlay == blend[0, 0]).all(-1)
+    row, column = np.argwhere(top)[0]
+    np.testing.assert_array_equal(overlay[row : row + SIZE[0], column : column + SIZE[1]], blend)
+    assert {extra: line[extra] for extra in EXTRAS} == {extra: f"{extra}/{scene.id}.png" for extra in EXTRAS}
+
+
+def test_an_overlay_without_a_colour_image_uses_the_first_modality(data: Manifest, tmp_path: Path) -> None:
+    write(data, tmp_path / "out", data.scenes[0], logits_of(), modalities=("depth",), extras=("overlay",))
+    assert images.shape(tmp_path / "out/overlay/fog/val/a/000001.png")[0] > SIZE[0]  # the legend is below
+
+
+def test_a_name_that_looks_like_an_extra_meets_none(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "data", [(name, "val", None, None, SIZE) for name in ("x", "color/x", "masks/x")])
+    for scene in data.scenes:
+        write(data, tmp_path / "out", scene, logits_of(), extras=EXTRAS)
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 3 * 4
+
+
+def test_a_scene_that_cannot_be_written_whole_leaves_nothing(data: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/overlay").touch()  # a file where a folder must be
+    with pytest.raises(EnvironmentFault, match="overlay"):
+        write(data, tmp_path / "out", data.scenes[0], logits_of(), extras=EXTRAS)
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_writing_a_scene_again_gives_the_same_bytes_and_line(data: Manifest, tmp_path: Path) -> None:
+    found = []
+    for _ in range(2):
+        line = write(data, tmp_path / "out", data.scenes[1], logits_of(3), extras=EXTRAS)
+        found.append((line, {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.png")}))
+    assert found[0] == found[1] and len(found[0][1]) == 4
+
+
+def test_a_scene_that_is_left_out_is_told_with_its_inputs(data: Manifest) -> None:
+    assert left_out(data.scenes[0], DataError("cut")) == {
+        "id": "fog/val/a/000001", "status": "failed", "error": "cut",
+        "inputs": {"img": ["tiny/img/fog/val/a/000001.png"], "depth": ["tiny/depth/fog/val/a/000001.png"]},
+    }  # fmt: skip

@@ -1,0 +1,241 @@
+"""One process, shards, processes of torchrun, and Ray: the same files, byte for byte."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ...commands.trained import save_weights
+from ..stand_ins import Plan, write_data
+from .jobs import tree
+
+SIZES = ((64, 96), (64, 64))
+PLANS: tuple[Plan, ...] = tuple(
+    (f"{weather}/{number:03}", "val", weather, None, SIZES[(number // 3) % 2])
+    for weather in ("fog", "rain")
+    for number in range(9)
+)
+PREDICT = [
+    "predict", "data", "--weights", "w.safetensors", "--workers", "0", "--batch", "2", "--color", "--overlay",
+    "--confidence", "--device", "cpu", "--out", "out",
+]  # fmt: skip
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ways")
+    save_weights(folder / "w.safetensors", write_data(folder / "data", PLANS).info)
+    return folder
+
+
+@pytest.fixture
+def here(template: Path, tmp_path: Path) -> Path:
+    shutil.copytree(template, tmp_path / "here")
+    return tmp_path / "here"
+
+
+@pytest.fixture(scope="module")
+def whole(template: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What one process writes."""
+    place = tmp_path_factory.mktemp("whole") / "here"
+    shutil.copytree(template, place)
+    ended = run(place, "-m", "memorysam_cli", *PREDICT)
+    assert ended.returncode == 0, ended.stderr
+    return tree(place / "out")
+
+
+def environment(**more: str) -> dict[str, str]:
+    """One thread everywhere: sums depend on how many there are."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", **more}
+
+
+def run(here: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=here, env=environment(**more), capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip
+
+
+def free_port() -> str:
+    with contextlib.closing(socket.socket()) as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
+def break_scene(here: Path, name: str = "rain/000") -> None:
+    """Scene 9 of 18: in the groups of two it is in the fifth, which the first of two processes takes."""
+    path = here / f"data/tiny/img/{name}.png"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.slow
+def test_shards_at_once(here: Path, whole: dict[str, bytes]) -> None:
+    shards = [
+        subprocess.Popen(
+            [sys.executable, "-m", "memorysam_cli", *PREDICT, "--shard", f"{index}/3", "--json"], cwd=here,
+            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for index in (2, 0, 1)
+    ]  # fmt: skip
+    answers = []
+    for each in shards:
+        said, complained = each.communicate(timeout=300)
+        assert each.returncode == 0, complained
+        answers.append(json.loads(said))
+    assert tree(here / "out") == whole
+    merged = [answer for answer in answers if "shard" not in answer]
+    assert merged and merged[0] == json.loads(whole["_SUCCESS.json"])
+    assert all(answer["parts_missing"] > 0 for answer in answers if "shard" in answer)
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun(here: Path, whole: dict[str, bytes]) -> None:
+    ended = run(here, *TORCHRUN, "-m", "memorysam_cli", *PREDICT, "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout) == json.loads(whole["_SUCCESS.json"])
+    assert tree(here / "out") == whole
+
+
+@pytest.mark.slow
+def test_processes_that_are_shards_too(here: Path, whole: dict[str, bytes]) -> None:
+    first = run(here, *TORCHRUN, "-m", "memorysam_cli", *PREDICT, "--json", "--shard", "1/2")
+    assert first.returncode == 0, first.stderr
+    answer = json.loads(first.stdout)
+    assert (answer["shard"], answer["parts"], answer["parts_missing"]) == ({"index": 1, "count": 2}, 4, 2)
+    assert answer["scenes"] == answer["done"] == 8
+    ended = run(here, *TORCHRUN, "-m", "memorysam_cli", *PREDICT, "--json", "--shard", "0/2")
+    assert ended.returncode == 0, ended.stderr
+    assert tree(here / "out") == whole
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_ends_all_with_its_code_and_one_line(here: Path) -> None:
+    break_scene(here)
+    port = free_port()
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "memorysam_cli", *PREDICT], cwd=here, stdout=subprocess.PIPE, text=True,
+            stderr=subprocess.PIPE,
+            env=environment(WORLD_SIZE="2", RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=port),
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [each.communicate(timeout=300) for each in both]
+    assert [each.returncode for each in both] == [3, 3], said
+    errors = [complained.splitlines()[-1] for _, complained in said]
+    assert "rain/000.png" in errors[0] and errors[0].startswith("memorysam: error [3]: data/tiny")
+    assert errors[1].startswith("memorysam: error [3]: process 0 failed: data/tiny")
+    assert all(not out for out, _ in said) and not (here / "out/_SUCCESS.json").exists()
+
+
+@pytest.mark.slow
+def test_a_process_that_is_lost_is_noticed(here: Path) -> None:
+    port = free_port()
+    several = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    gone = (
+        "import sys, os; from memorysam_cli.engine.prediction import parts, running; "
+        "parts.begin = lambda *a, **k: os._exit(9); from memorysam_cli import app; app.run(sys.argv[1:])"
+    )
+    lost = subprocess.Popen(
+        [sys.executable, "-c", gone, *PREDICT], cwd=here, env=environment(**several, RANK="1"),
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    ended = run(here, "-m", "memorysam_cli", *PREDICT, **several, RANK="0")
+    assert lost.wait(60) == 9
+    assert ended.returncode == 6 and "another process of this prediction is lost" in ended.stderr
+
+
+@pytest.mark.slow
+def test_processes_that_nobody_started_are_not_waited_for(here: Path) -> None:
+    ended = run(here, "-m", "memorysam_cli", *PREDICT, WORLD_SIZE="2", RANK="0")
+    assert ended.returncode == 6 and "start them all with torchrun" in ended.stderr
+    assert "Traceback" not in ended.stderr and not (here / "out").exists()
+
+
+@pytest.mark.slow
+@needs_ray
+def test_ray(here: Path, whole: dict[str, bytes]) -> None:
+    ended = run(here, "-m", "memorysam_cli", *PREDICT, "--engine", "ray", "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout) == json.loads(whole["_SUCCESS.json"])
+    assert tree(here / "out") == whole
+
+
+@pytest.mark.slow
+@needs_ray
+def test_ray_replaces_an_actor_that_is_killed(here: Path, whole: dict[str, bytes]) -> None:
+    started = subprocess.Popen(
+        [sys.executable, "-m", "memorysam_cli", *PREDICT, "--engine", "ray"], cwd=here, env=environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    killed = 0
+    while started.poll() is None and not killed:
+        for actor in actors(started.pid):
+            # Killed while it loads the network or segments: its scenes are not all written yet.
+            if not (here / "out/masks/rain/008.png").exists():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    actor.kill()
+                    killed += 1
+        time.sleep(0.05)
+    _, complained = started.communicate(timeout=300)
+    assert killed and started.returncode == 0, complained
+    # What a kill cannot take along is the temporary of a file that was being written.
+    assert {name: data for name, data in tree(here / "out").items() if ".tmp-" not in name} == whole
+
+
+@pytest.mark.slow
+@needs_ray
+def test_ray_and_bad_scenes(here: Path) -> None:
+    break_scene(here)
+    ended = run(here, "-m", "memorysam_cli", *PREDICT, "--engine", "ray", "--json")
+    assert (ended.returncode, ended.stdout) == (3, "") and "rain/000.png" in ended.stderr
+    assert "Traceback" not in ended.stderr and not (here / "out/_SUCCESS.json").exists()
+    ended = run(here, "-m", "memorysam_cli", *PREDICT, "--engine", "ray", "--json", "--on-error", "skip")
+    assert ended.returncode == 4
+    assert [each["id"] for each in json.loads(ended.stdout)["failures"]] == ["rain/000"]
+    found = tree(here / "out")
+    run(here, "-m", "memorysam_cli", *PREDICT, "--on-error", "skip")
+    again = tree(here / "out")
+    assert {**found, "errors.jsonl": b""} == {**again, "errors.jsonl": b""}
+
+
+@pytest.mark.slow
+@needs_ray
+def test_a_signal_ends_ray_and_leaves_none_of_its_processes(here: Path) -> None:
+    started = subprocess.Popen(
+        [sys.executable, "-m", "memorysam_cli", *PREDICT, "--engine", "ray"], cwd=here, env=environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while started.poll() is None and not list(actors(started.pid)):
+        time.sleep(0.05)
+    below = psutil.Process(started.pid).children(recursive=True)
+    started.send_signal(signal.SIGTERM)
+    _, complained = started.communicate(timeout=120)
+    assert started.returncode == 143 and "terminated" in complained, complained
+    _, left = psutil.wait_procs(below, timeout=30)
+    assert not left
+    assert not (here / "out/_SUCCESS.json").exists() and not list(here.rglob("*.tmp-*"))
+
+
+def actors(pid: int) -> Iterator[psutil.Process]:
+    """The processes of Ray's that hold a network."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for each in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                if "Actor" in " ".join(each.cmdline()):
+                    yield each
