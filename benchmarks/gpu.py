@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-BUDGETS = {"train": 220, "predict": 80, "equality": 100, "loss": 60, "profile": 90, "data": 120, "compile": 150}
+BUDGETS = {"train": 220, "predict": 80, "equality": 100, "loss": 60, "profile": 90, "data": 120, "compile": 200}
 """Seconds at most of each part, the most important first; a part also ends when the whole call must."""
 LAST = 12
 """Lines of a failed part that are shown."""

@@ -69,7 +69,17 @@ def test_help_is_fast_and_imports_nothing_heavy(fastest: Callable[..., float]) -
 
 
 def test_the_catalogue_is_complete() -> None:
-    assert list(app.COMMANDS) == ["prepare", "plan", "train", "evaluate", "predict", "demo", "recipes", "weights", "bench"]
+    assert list(app.COMMANDS) == [
+        "prepare",
+        "plan",
+        "train",
+        "evaluate",
+        "predict",
+        "demo",
+        "recipes",
+        "weights",
+        "bench",
+    ]
     out = memorysam("--help").stdout
     listed = [line.split()[0] for line in out.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()]
     assert listed == list(app.COMMANDS)

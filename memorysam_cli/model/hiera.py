@@ -153,5 +153,6 @@ class _Again(torch.autograd.Function):
                 found = list(torch.autograd.grad(middle, leaves, given))
                 if wants_tokens:
                     back.append(found.pop(0))
-                torch._foreach_add_(sums, found)
+                for total, one in zip(sums, found, strict=True):
+                    total.add_(one)
         return torch.cat(back[::-1]) if wants_tokens else None, None, None, *sums

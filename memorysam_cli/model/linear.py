@@ -77,19 +77,21 @@ def _is_direct(tokens: Tensor, weight: Tensor) -> bool:
     return (
         tokens.device.type == "cpu"
         and tokens.dtype == weight.dtype
-        and _has_onednn(tokens.dtype)
+        and tokens.dtype in TYPES
+        and (torch.compiler.is_compiling() or torch._C._get_mkldnn_enabled())  # a compiler cannot ask
         and weight.shape[1] > 0
         and tokens.numel() >= FEW * weight.shape[1]
     )
 
 
-def _has_onednn(dtype: torch.dtype) -> bool:
-    """Whether this PyTorch and this processor have oneDNN's product for a type, and nobody has switched it off."""
-    if not (torch._C._has_mkldnn and torch._C._get_mkldnn_enabled() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
-        return False
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return dtype == torch.float32
+def _onednn_types() -> tuple[torch.dtype, ...]:
+    """The types for which this PyTorch and this processor have oneDNN's product."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):  # type: ignore[no-untyped-call]
+        return ()
+    return (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
+
+
+TYPES = _onednn_types()
 
 
 def _direct(tokens: Tensor, weight: Tensor, bias: Tensor | None, *, activation: Activation = "none") -> Tensor:

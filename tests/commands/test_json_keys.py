@@ -39,6 +39,7 @@ COMMANDS = {
         "--out",
         "../hha",
     ],
+    "plan": ["plan", "--recipe", "demo", *CHANGES],
     "train": ["train", "--recipe", "demo", *CHANGES],
     "evaluate": ["evaluate", "--workers", "0"],
     "evaluate --robustness": ["evaluate", "--robustness", "emm", "--workers", "0"],
@@ -53,6 +54,10 @@ COMMANDS = {
     "weights import": ["weights", "import", "RGBD_epoch1_2.0.pth", "--out", "imported.safetensors"],
     "weights export": ["weights", "export", BEST, "--format", "merged", "--out", "merged.pth"],
     "weights fetch": ["weights", "fetch", "sam2-hiera-tiny"],
+    "bench": [
+        *("bench", "--mode", "predict", "--backbone", "nano", "--size", "64", "--modalities", "1"),
+        *("--batch", "1", "--repeats", "1", "--against", "plain"),
+    ],
 }
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from memorysam_cli import app
 from memorysam_cli import recipe as recipes
 from memorysam_cli.engine.measuring import trials
 from memorysam_cli.engine.measuring.memory import Capacity
@@ -36,7 +35,6 @@ def test_every_command_of_the_page_works_as_written(
     """On a card of 80 GB where no trial is run, and whatever is tried second fits."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MEMORYSAM_DATA", raising=False)
-    monkeypatch.setitem(app.COMMANDS, "plan", "memorysam_cli.commands.plan:plan")
     memorysam = Program(capsys)
     write_tree("deliver", tmp_path / "data" / "DELIVER", scenes={"train": 8, "val": 2, "test": 2})
     assert memorysam("prepare", "deliver", "./data").code == 0

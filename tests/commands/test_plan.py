@@ -35,7 +35,6 @@ def memorysam(
 ) -> Program:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MEMORYSAM_DATA", str(data))
-    monkeypatch.setitem(app.COMMANDS, "plan", "memorysam_cli.commands.plan:plan")
     return Program(capsys)
 
 

@@ -17,6 +17,7 @@ from memorysam_cli.dataset import Modality
 from memorysam_cli.engine import runtime
 from memorysam_cli.engine.evaluation.scoring import Network, batches, scoring
 from memorysam_cli.engine.evaluation.views import View, show
+from memorysam_cli.engine.measuring import shortages
 from memorysam_cli.engine.prediction.deciding import decide
 from memorysam_cli.engine.prediction.folder import Line, remove
 from memorysam_cli.engine.prediction.job import Job
@@ -93,7 +94,11 @@ def predict(
         in_threads=in_threads,
     )  # fmt: skip
     order = iter(scenes)
-    with scoring(model), WriteBehind(tell, undo=functools.partial(remove, files.out)) as writing:
+    with (
+        shortages.explained(place, levers=shortages.LOOKING),
+        scoring(model),
+        WriteBehind(tell, undo=functools.partial(remove, files.out)) as writing,
+    ):
         for together in _groups(source, most=1 if view.tile else batch):
             if isinstance(together, DataError):
                 if not skip_bad:

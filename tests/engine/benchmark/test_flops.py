@@ -83,7 +83,6 @@ def test_it_is_proportional_to_the_batch(counted: Flops) -> None:
 def test_it_is_the_same_however_the_network_is_run(saver: bool, counted: Flops) -> None:
     network = NANO.network(NANO.recipe())
     network.saver = saver
-    network.compile_blocks()
     assert count(network.eval()) == counted
 
 
