@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -226,6 +226,21 @@ def write_bytes(path: Path, data: bytes, *, fsync: bool = True) -> None:
         temporary.write_bytes(data)
         if temporary.stat().st_size != len(data):
             raise OSError(errno.EIO, f"only {temporary.stat().st_size} of {len(data)} bytes arrived")
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
+    """As :func:`write_bytes`, for a content that is made piece by piece and need not fit into memory.
+
+    Raises:
+        EnvironmentFault: it cannot be written; ``path`` is as it was, also where making a piece raises.
+    """
+    with new_file(path) as temporary, temporary.open("wb") as stream:
+        expected = 0
+        for piece in pieces:
+            expected += stream.write(piece)
+        stream.flush()
+        if temporary.stat().st_size != expected:
+            raise OSError(errno.EIO, f"only {temporary.stat().st_size} of {expected} bytes arrived")
 
 
 def write_text(path: Path, text: str, *, fsync: bool = True) -> None:

@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,20 @@ def test_bytes_and_text_arrive_as_they_are_and_parents_are_made(tmp_path: Path) 
     assert (tmp_path / "a" / "b" / "x.bin").read_bytes() == b"\x00\r\n\xff"
     assert (tmp_path / "y.txt").read_bytes() == b"\xc3\xa9\r\n"
     assert names(tmp_path) == ["a", "a/b", "a/b/x.bin", "y.txt"]
+
+
+def test_pieces_arrive_in_order_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    atomic.write_pieces(path, (f"{number}\n".encode() for number in range(3)))
+    assert path.read_bytes() == b"0\n1\n2\n"
+
+    def breaking() -> Iterator[bytes]:
+        yield b"new"
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        atomic.write_pieces(path, breaking())
+    assert path.read_bytes() == b"0\n1\n2\n" and names(tmp_path) == ["lines"]
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])

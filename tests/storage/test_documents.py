@@ -199,3 +199,12 @@ def test_reading_documents_loads_nothing_heavy() -> None:
         "print([m for m in ('torch', 'numpy', 'cv2', 'huggingface_hub') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_lines_are_read_one_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"a": 1}\nbroken\n{"a": 2}\n')
+    lines = documents.each_json_line(path)
+    assert next(lines) == {"a": 1}
+    with pytest.raises(DataError, match=r"x\.jsonl:2"):
+        next(lines)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+from memorysam_cli.storage import proc
+
+_STATUS = Path("/proc/self/status")
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 
@@ -27,11 +29,8 @@ def start_peak(device: torch.device) -> None:
     """Forget earlier peaks, where the machine can (CUDA, and Linux for the process)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif _CLEAR.exists():
-        try:
-            _CLEAR.write_text("5")  # the kernel's word for: peak resident size back to the present one
-        except OSError:
-            return
+    else:
+        proc.tell("clear_refs", "5")  # the kernel's word for: peak resident size back to the present one
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -14,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -29,6 +27,7 @@ from memorysam_cli.engine.training.learner import Learner
 from memorysam_cli.errors import UsageError, is_out_of_memory, shortage
 from memorysam_cli.model.lora import merge_lora
 from memorysam_cli.model.weights import Segmenter, build_for_measuring
+from memorysam_cli.storage import proc
 
 Tell = Callable[..., None]
 
@@ -49,8 +48,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     trial = Trial.from_json(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with contextlib.suppress(OSError):  # where memory ends, this process is to be killed, not its parent
-        Path("/proc/self/oom_score_adj").write_text("1000")
+    proc.tell("oom_score_adj", "1000")  # where memory ends, this process is to be killed, not its parent
     perform(trial, tell)
 
 

@@ -12,7 +12,7 @@ import json
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,12 +200,16 @@ def merge(out: Path, job: Job, *, count: int) -> dict[str, Any] | int:
 def _merged(out: Path, job: Job, parts: Sequence[Path]) -> dict[str, Any]:
     """Merge the ledgers in the order of the scenes, and write ``_SUCCESS.json``."""
     totals = Totals(job.card.dataset)
-    with atomic.new_file(out / LEDGER) as temporary, temporary.open("wb") as stream:
-        for line in _lines(job, parts):
-            totals.add(json.loads(line))
-            stream.write(line)
+    atomic.write_pieces(out / LEDGER, _counted(_lines(job, parts), totals))
     devices = dict.fromkeys(str(documents.read_json(part / DONE)["device"]) for part in parts)
     return finish(out, totals, job.facts(devices), scenes=len(job.scenes), extras=job.extras)
+
+
+def _counted(lines: Iterable[bytes], totals: Totals) -> Iterator[bytes]:
+    """The lines, each added to the totals on its way."""
+    for line in lines:
+        totals.add(json.loads(line))
+        yield line
 
 
 def _lines(job: Job, parts: Sequence[Path]) -> Iterator[bytes]:

@@ -161,6 +161,32 @@ def test_a_process_that_is_lost_is_noticed(here: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_no_line_without_files_and_no_file_without_its_line(
+    here: Path, number: signal.Signals, code: int
+) -> None:
+    slow = (
+        "import time; from memorysam_cli.storage import images; write = images.write_png; "
+        "images.write_png = lambda *a, **k: (time.sleep(0.2), write(*a, **k)); "
+        "from memorysam_cli import app; app.main()"
+    )
+    started = subprocess.Popen(
+        [sys.executable, "-c", slow, *PREDICT], cwd=here, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    ledger = here / "out/predictions.jsonl"
+    while started.poll() is None and not (ledger.exists() and ledger.stat().st_size):
+        time.sleep(0.02)
+    started.send_signal(number)
+    _, complained = started.communicate(timeout=60)
+    assert started.returncode == code and "Traceback" not in complained
+    lines = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert 0 < len(lines) < len(PLANS)
+    named = {line[key] for line in lines for key in ("mask", "color", "overlay", "confidence")}
+    assert {str(path.relative_to(here / "out")) for path in (here / "out").rglob("*.png")} == named
+    assert not list(here.rglob("*.tmp-*")) and not (here / "out/_SUCCESS.json").exists()
+
+
+@pytest.mark.slow
 def test_processes_that_nobody_started_are_not_waited_for(here: Path) -> None:
     ended = run(here, "-m", "memorysam_cli", *PREDICT, WORLD_SIZE="2", RANK="0")
     assert ended.returncode == 6 and "start them all with torchrun" in ended.stderr
