@@ -6,17 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from sam2.modeling.backbones.hieradet import MultiScaleBlock
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from memorysam_cli.model.dot_product import scaled_dot_product
 from memorysam_cli.model.linear import in_product_type, product
 from memorysam_cli.model.lora import SplitProjection, low_rank
 from memorysam_cli.model.windows import Windows
-
-SCORES = 1 << 22
-"""Attention scores in bfloat16 held at once: what stays in a processor's cache."""
 
 
 def attend(
@@ -77,19 +74,6 @@ def _mix(
     split = [part.view(*part.shape[:2], heads, width // heads).transpose(1, 2) for part in (query, key, value)]
     mixed = scaled_dot_product(*split, learning=learning)  # (n, heads, L', d)
     return mixed.transpose(1, 2).reshape(-1, width)
-
-
-def scaled_dot_product(query: Tensor, key: Tensor, value: Tensor, *, learning: bool) -> Tensor:
-    """(n, heads, L, d) each -> (n, heads, L, d).
-
-    PyTorch's CPU kernel multiplies bfloat16 at float32's rate; oneDNN's plain products are two to four times as fast.
-    """
-    if learning or query.dtype != torch.bfloat16 or query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, key, value)
-    query, key = query * query.shape[-1] ** -0.5, key.transpose(-1, -2)
-    step = max(1, SCORES // (query.shape[0] * query.shape[1] * key.shape[-1]))
-    parts = [(part @ key).softmax(dim=-1) @ value for part in torch.split(query, step, dim=2)]
-    return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
 
 
 def _adapted(part: nn.Module, tokens: Tensor) -> Tensor:

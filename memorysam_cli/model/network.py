@@ -15,6 +15,7 @@ from memorysam_cli.model.backbone import set_grid
 from memorysam_cli.model.hiera import Block, stages, whole
 from memorysam_cli.model.linear import linear, use_fast_linears
 from memorysam_cli.model.memory import GATED, Frame
+from memorysam_cli.model.rotary import use_fast_rotary_attention
 from memorysam_cli.model.sequences import Step, Tree
 from memorysam_cli.model.windows import Layout
 
@@ -47,6 +48,7 @@ class MemorySAM(nn.Module):
     def __init__(self, sam: SAM2Base, *, classes: int, object_gate: bool = True) -> None:
         super().__init__()
         use_fast_linears(sam)
+        use_fast_rotary_attention(sam)
         self.sam = sam
         self.classes = classes
         self.object_gate = object_gate

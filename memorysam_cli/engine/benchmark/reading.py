@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from memorysam_cli.data.loader import Batch, training_batches
 from memorysam_cli.data.manifest import Manifest, Scene
@@ -27,6 +28,7 @@ from memorysam_cli.engine.prediction.folder import Line
 from memorysam_cli.engine.prediction.scene_files import SceneFiles
 from memorysam_cli.engine.training.upcoming import Upcoming
 from memorysam_cli.errors import UsageError
+from memorysam_cli.model.weights import Segmenter
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
 
@@ -166,21 +168,40 @@ def _prediction(
 def _seconds_per_batch(
     work: Prediction, manifest: Manifest, scenes: Sequence[Scene], out: Path, *, lead: int, device: torch.device
 ) -> float:
-    """Of the loop of ``memorysam predict``, from its ``lead``-th batch to the last written file."""
-    done, start, batch = 0, 0.0, work.asked.batch
+    """Of the loop of ``memorysam predict``, from the beginning of its ``lead``-th batch to the last written file."""
+    network, end = _Clocked(work.network), 0.0
 
     def tell(_line: Line) -> None:
-        nonlocal done, start
-        done += 1
-        if done <= lead * batch:
-            start = time.perf_counter()
+        nonlocal end
+        end = time.perf_counter()
 
     segmenting.predict(
-        work.network, SceneFiles(out, manifest.root, manifest.info, manifest.info.modalities), scenes=scenes,
-        image_size=work.asked.size, device=device, tell=tell, batch=batch, workers=PREDICTING,
+        network, SceneFiles(out, manifest.root, manifest.info, manifest.info.modalities), scenes=scenes,
+        image_size=work.asked.size, device=device, tell=tell, batch=work.asked.batch, workers=PREDICTING,
         precision=work.asked.precision,
     )  # fmt: skip
-    return (time.perf_counter() - start) / (len(scenes) / batch - lead)
+    return (end - network.begun[lead]) / (len(network.begun) - lead)
+
+
+class _Clocked:
+    """A network that notes when each of its batches begins: files are told later than they are written."""
+
+    def __init__(self, network: Segmenter) -> None:
+        self._network, self.begun = network, list[float]()
+
+    @property
+    def training(self) -> bool:
+        return self._network.training
+
+    def eval(self) -> None:
+        self._network.eval()
+
+    def train(self, mode: bool = True) -> None:
+        self._network.train(mode)
+
+    def logits(self, frames: list[Tensor]) -> Tensor:
+        self.begun.append(time.perf_counter())
+        return self._network.logits(frames)
 
 
 def _batches(manifest: Manifest, recipe: Recipe, count: int) -> Iterable[Batch]:

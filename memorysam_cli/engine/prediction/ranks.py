@@ -24,8 +24,12 @@ Thing = TypeVar("Thing")
 
 FAULT = "memorysam-fault"
 """The key under which the first process that fails says why."""
+HEARD = "memorysam-heard"
+"""The key under which the processes that end early count themselves."""
 NOTICE_S = 1.0
 """How often a process looks whether another one has failed."""
+GRACE_S = 10.0
+"""For how long the first process, which may keep the store, waits until the others have heard of a failure."""
 NO_LIMIT = timedelta(days=365)
 
 
@@ -108,6 +112,14 @@ class Company:
             if not self._store.check([FAULT]):
                 self._store.set(FAULT, json.dumps({"rank": self.rank, "code": code, "message": words}))
 
+    def part(self) -> None:
+        """Leave before the work is done; the first process goes last, for the store may end with it."""
+        deadline = time.monotonic() + GRACE_S
+        with contextlib.suppress(RuntimeError):
+            self._store.add(HEARD, 1)
+            while self.rank == 0 and self._store.add(HEARD, 0) < self.world and time.monotonic() < deadline:
+                time.sleep(0.05)
+
     def _raise_fault(self) -> None:
         try:
             told = json.loads(self._store.get(FAULT)) if self._store.check([FAULT]) else None
@@ -137,10 +149,10 @@ def company() -> Iterator[Company]:
     found = Company(store, rank=rank, world=count)
     try:
         yield found
-    except Stopped:
-        raise
     except Exception as fault:
-        found.fail(fault)
+        if not isinstance(fault, Stopped):
+            found.fail(fault)
+        found.part()
         raise
     finally:
         dist.destroy_process_group()

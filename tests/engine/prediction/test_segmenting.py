@@ -237,7 +237,8 @@ def test_memory_does_not_grow_with_the_scenes(data: Manifest, tmp_path: Path) ->
     files = SceneFiles(tmp_path / "out", data.root, data.info, MODALITIES)
     segmenting.predict(Brightness(), files, scenes=many, image_size=64, device="cpu", workers=0, batch=2, tell=watch)
     assert len(counts) == 60
-    assert max(counts[40:]) - max(counts[10:30]) < 60
+    # The least of each: what waits to be written comes and goes, with what else the machine does.
+    assert min(counts[40:]) - min(counts[10:30]) < 20
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1)])
