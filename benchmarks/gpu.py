@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or "gpu"))
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--seconds", type=float, default=560)
-    parser.add_argument("--parts", type=lambda text: text.split(","), default=list(BUDGETS))
+    parser.add_argument("--parts", type=parts, default=list(BUDGETS))
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + asked.seconds
@@ -48,6 +48,15 @@ def main() -> None:
         (asked.out / "gpu.json").write_text(json.dumps(results, indent=1))
         (asked.out / "gpu.txt").write_text(summary(results))
     print(summary(results))
+    if all("failed" in found for found in results.values()):
+        sys.exit("no part came to its end")
+
+
+def parts(text: str) -> list[str]:
+    """``a,b`` as a list of parts."""
+    if unknown := [name for name in text.split(",") if name not in BUDGETS]:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: is no part (known: {', '.join(BUDGETS)})")
+    return text.split(",")
 
 
 def run(name: str, *, out: Path, small: bool, seconds: float) -> dict[str, Any]:

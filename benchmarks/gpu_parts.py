@@ -44,6 +44,8 @@ class Bench:
     def __init__(self, *, small: bool, out: Path) -> None:
         self.small, self.out, self.device = small, out, runtime.choose_device("auto")
         self.on_cuda = self.device.type == "cuda"
+        if not (small or self.on_cuda):  # minutes of a CPU's figures under a GPU's name
+            sys.exit(f"PyTorch {torch.__version__} finds no CUDA device; --small tests the script without one")
 
     def asked(self, **changes: Any) -> Asked:
         """The work of the targets, but for some changes."""

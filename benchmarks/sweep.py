@@ -28,6 +28,8 @@ from memorysam_cli.storage import atomic, documents
 
 AXES = {"modalities": "modalities", "size": "side of the image in pixels", "batch": "scenes per batch"}
 """Numbers on an axis, and what it is called; precision has words and bars of its own in the table."""
+MIDDLE = ("backbone", "modalities", "size", "batch", "precision")
+"""What stays as it is along an axis of something else."""
 WORDS = {"predict": "prediction", "train off": "training", "train on": "training, memory saver"}
 
 
@@ -48,7 +50,7 @@ def main() -> None:
         known.add(key_of(found))
         done.append(found)
     for axis in AXES:
-        panels = panels_of([point for point in done if point["axis"] == axis], axis)
+        panels = panels_of([point for point in done if point["axis"] == axis and belongs(point, asked, axis)], axis)
         if any(panels.values()):
             title = f"{asked.backbone}, {machine_of(done)}"
             atomic.write_bytes(asked.out / f"{axis}.png", scaling(panels, against=AXES[axis], title=title))
@@ -64,7 +66,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=128, help="where another axis is swept")
     parser.add_argument("--batch", type=int, default=1, help="where another axis is swept")
     parser.add_argument("--precision", default="fp32", help="where another axis is swept")
-    parser.add_argument("--axes", type=words, default=["modalities", "size", "batch", "precision"])
+    parser.add_argument("--axes", type=axes, default=["modalities", "size", "batch", "precision"])
     parser.add_argument("--tasks", type=words, default=["predict", "train"])
     parser.add_argument("--savers", type=words, default=["off", "on"])
     parser.add_argument("--counts", type=numbers, default=[1, 2, 3, 4, 6, 8], help="of modalities")
@@ -114,8 +116,15 @@ def panels_of(found: list[dict[str, Any]], axis: str) -> dict[str, dict[str, lis
             if figures is None or not figures["fits"]:
                 continue
             for cost, value in zip(panels, (figures["seconds"], figures["peak_bytes"] / 1e9), strict=True):
-                panels[cost].setdefault(name, []).append((point[axis], value))
+                line = panels[cost].setdefault(name, [])
+                if point[axis] not in dict(line):  # the plain one is measured again beside every saver
+                    line.append((point[axis], value))
     return panels
+
+
+def belongs(point: Mapping[str, Any], asked: argparse.Namespace, axis: str) -> bool:
+    """Whether a point lies on this call's axis: the folder may have those of another network, or size."""
+    return all(point[name] == getattr(asked, name) for name in MIDDLE if name != axis)
 
 
 def machine_of(done: list[dict[str, Any]]) -> str:
@@ -140,6 +149,14 @@ def key_of_asked(point: Asked) -> tuple[Any, ...]:
 def words(text: str) -> list[str]:
     """``a,b`` as a list."""
     return text.split(",")
+
+
+def axes(text: str) -> list[str]:
+    """As :func:`words`, of those that there are."""
+    known = {*AXES, "precision"}
+    if unknown := [word for word in words(text) if word not in known]:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: is no axis (known: {', '.join(sorted(known))})")
+    return words(text)
 
 
 def numbers(text: str) -> list[int]:

@@ -17,10 +17,14 @@ def bench(
         Literal["train", "predict", "data"],
         typer.Option(help="A training step, a prediction, or reading scenes and both from files."),
     ] = "train",
-    backbone: Annotated[str, typer.Option(metavar="NAME", help="Any; on random weights.")] = "sam2-hiera-base-plus",
+    backbone: Annotated[
+        str, typer.Option(metavar="NAME", help="Such as nano or sam2.1-hiera-large; a wrong name lists all.")
+    ] = "sam2-hiera-base-plus",
     modalities: Annotated[int, typer.Option(min=1, max=64, metavar="M", help="Sensors per scene.")] = 4,
-    size: Annotated[int, typer.Option(min=1, metavar="PX", help="Side of the images, a multiple of 32.")] = 1024,
-    batch: options.Batch = 4,
+    size: Annotated[
+        int, typer.Option(min=32, max=16384, metavar="PX", help="Side of the images, a multiple of 32.")
+    ] = 1024,
+    batch: Annotated[int, typer.Option(min=1, max=4096, metavar="N", help="Scenes at once.")] = 4,
     classes: Annotated[int, typer.Option(min=2, max=255, metavar="K", help="Classes.")] = 25,
     precision: Annotated[
         Literal["fp32", "tf32", "bf16", "fp16"], typer.Option(help="What is computed in; plain is always fp32.")
@@ -50,6 +54,7 @@ def bench(
     from memorysam_cli.engine.benchmark.asked import Asked
     from memorysam_cli.report import console
 
+    options.refuse_several("bench")
     if mode == "predict" and saver is not None:
         raise UsageError(f"--saver {saver}: training alone saves memory so; leave it out")
     if mode == "data" and against is not None:

@@ -156,3 +156,13 @@ def refuse_taken(out: Path, *, source: Path, overwrite: bool) -> None:
         raise UsageError(f"--out {out}: exists already; give another name or --overwrite")
     if out.exists() and source.exists() and out.samefile(source):
         raise UsageError(f"--out {out}: is the file that is read; give another name")
+
+
+def refuse_several(command: str) -> None:
+    """Refuse to measure in several processes, which would take turns with each other's memory and time.
+
+    Raises:
+        UsageError: torchrun or the like started this process.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UsageError(f"{command}: measures from one process; start it without torchrun or accelerate launch")

@@ -45,6 +45,7 @@ def plan(
     from memorysam_cli import recipe as recipes
 
     options.begin(json=json, verbose=verbose, quiet=quiet)
+    options.refuse_several("plan")
     asked = recipes.load(recipe, overrides or [])  # a mistyped key is told before the seconds that torch takes
     from memorysam_cli.data import manifest
     from memorysam_cli.engine import runtime

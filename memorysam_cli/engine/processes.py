@@ -12,7 +12,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
 
-from memorysam_cli.errors import EnvironmentFault
+from memorysam_cli.errors import EnvironmentFault, is_out_of_memory
 from memorysam_cli.losses.exchange import Exchange
 
 LONG_PATIENCE = timedelta(hours=2)
@@ -75,12 +75,25 @@ def wait_for_all(accelerator: Accelerator) -> None:
     The sums of a training give up after :data:`~memorysam_cli.engine.runtime.PATIENCE`; this waits for
     :data:`LONG_PATIENCE`, on the CPU, whatever the device is.
     """
-    if accelerator.num_processes == 1:
-        return
+    if accelerator.num_processes > 1:
+        dist.barrier(_patient_group())
+
+
+def connect(accelerator: Accelerator) -> None:
+    """Get ready for :func:`wait_for_all`, where all processes are here anyway.
+
+    Between processes that are connected, the loss of one is noticed at once; one that is lost before that is waited for
+    until patience ends.
+    """
+    if accelerator.num_processes > 1:
+        _patient_group()
+
+
+def _patient_group() -> dist.ProcessGroup:
     group = dist.group.WORLD
     if group not in _patient:
         _patient[group] = dist.new_group(backend="gloo", timeout=LONG_PATIENCE)
-    dist.barrier(_patient[group])
+    return _patient[group]
 
 
 @contextlib.contextmanager
@@ -97,6 +110,7 @@ def lost_ones_named(accelerator: Accelerator, *, advice: Callable[[], str]) -> I
         yield
     except RuntimeError as fault:
         is_theirs = isinstance(fault, dist.DistError) or any(words in str(fault) for words in _LOST)
+        is_theirs &= not is_out_of_memory(fault)  # NCCL passes CUDA's words on
         if accelerator.num_processes == 1 or not is_theirs:
             raise
         raise EnvironmentFault(

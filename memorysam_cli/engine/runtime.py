@@ -10,12 +10,14 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor
 
 from memorysam_cli import __version__
+from memorysam_cli.engine import processes
 from memorysam_cli.errors import EnvironmentFault, UsageError
 
 DEVICES = "auto, cpu, cuda, cuda:N, mps"
@@ -58,6 +60,7 @@ def make_accelerator(device: torch.device, *, precision: str) -> Accelerator:
     Raises:
         UsageError: the device cannot compute in that precision, one device was named for several processes, or
             ``accelerate launch`` was asked for an engine that does not fit.
+        EnvironmentFault: another process did not come.
     """
     refuse_precision(precision, device)
     _refuse_engine()
@@ -71,15 +74,22 @@ def make_accelerator(device: torch.device, *, precision: str) -> Accelerator:
     if is_alone:
         # The state outlives an accelerator; a second run in one process may want another precision.
         AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision=precision if precision in _AUTOCAST else "no",
-        step_scheduler_with_optimizer=False,
-        kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=PATIENCE),
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # gradients need no second copy
-        ],
-    )
+    try:
+        accelerator = Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision=precision if precision in _AUTOCAST else "no",
+            step_scheduler_with_optimizer=False,
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=PATIENCE),
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # gradients need no second copy
+            ],
+        )
+        processes.connect(accelerator)
+    except dist.DistError as fault:
+        raise EnvironmentFault(
+            f"not all {os.environ.get('WORLD_SIZE')} processes came together ({str(fault).splitlines()[0]}); the "
+            "output of the others may explain it"
+        ) from fault
     # The learner accumulates, whatever ACCELERATE_GRADIENT_ACCUMULATION_STEPS says.
     accelerator.gradient_accumulation_steps = 1
     return accelerator
@@ -139,6 +149,8 @@ def rng_state(device: torch.device) -> dict[str, Tensor]:
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
     return states
 
 
@@ -147,6 +159,8 @@ def set_rng_state(states: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"], device)
+    if "mps" in states and device.type == "mps":
+        torch.mps.set_rng_state(states["mps"])
 
 
 def _refuse_engine() -> None:

@@ -29,7 +29,7 @@ def scaled_dot_product(query: Tensor, key: Tensor, value: Tensor, *, learning: b
     Returns:
         (n, heads, L', d).
     """
-    if not learning and query.device.type == "cpu":
+    if not learning and query.device.type == "cpu" and key.numel():
         if query.dtype == torch.bfloat16:
             return _by_batches(query, key, value)
         if query.dtype == torch.float32 and query.shape[2] >= LONG:

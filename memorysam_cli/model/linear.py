@@ -69,7 +69,8 @@ def product(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 def in_product_type(tensor: Tensor) -> Tensor:
     """A tensor in the type in which autocast would multiply it: differentiable, and itself where autocast is off."""
     kind = tensor.device.type
-    return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
+    is_cast = torch.is_autocast_enabled(kind) and tensor.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return tensor.to(torch.get_autocast_dtype(kind)) if is_cast else tensor
 
 
 def _is_direct(tokens: Tensor, weight: Tensor) -> bool:
@@ -96,6 +97,8 @@ TYPES = _onednn_types()
 
 def _direct(tokens: Tensor, weight: Tensor, bias: Tensor | None, *, activation: Activation = "none") -> Tensor:
     """oneDNN's product, without gradients."""
+    if bias is not None:
+        bias = bias.contiguous()  # oneDNN does not look at its stride
     result: Tensor = torch.ops.mkldnn._linear_pointwise(tokens, weight, bias, activation, [], "none")
     return result
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TypeVar
 
 import torch
@@ -21,4 +20,9 @@ def saving(is_on: bool, function: Function) -> Function:
     """
     if not is_on or not torch.is_grad_enabled():
         return function
-    return partial(checkpoint, function, use_reentrant=False)  # type: ignore[return-value]
+
+    def again(*args: object, **options: object) -> object:
+        # Among its own positional arguments alone checkpoint looks for the device whose random state it keeps.
+        return checkpoint(lambda args, options: function(*args, **options), args, options, use_reentrant=False)
+
+    return again  # type: ignore[return-value]

@@ -175,6 +175,16 @@ def _sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync(path: Path) -> None:
+    """Make what was appended to a file survive a power loss.
+
+    Raises:
+        EnvironmentFault: it cannot be written.
+    """
+    with faults(path):
+        _sync_file(path)
+
+
 @contextlib.contextmanager
 def new_file(path: Path, *, fsync: bool = True, needed_bytes: int | None = None) -> Iterator[Path]:
     """Write a file that replaces ``path`` only when the block ends well.

@@ -9,6 +9,7 @@ import pytest
 
 from memorysam_cli import app
 from memorysam_cli.engine.benchmark import measurement, reading
+from memorysam_cli.engine.benchmark.asked import Asked
 from memorysam_cli.engine.benchmark.rate import Rate
 from memorysam_cli.engine.measuring import trials
 from memorysam_cli.engine.measuring.trials import Outcome, Trial
@@ -124,6 +125,7 @@ def test_data_are_read_alone_and_into_both_tasks(bench: Any, monkeypatch: pytest
         (("--backbone", "nono"), "--backbone nono: is unknown; did you mean 'nano'?"),
         (("--size", 100), "--size 100: must be a positive multiple of 32, such as 256 or 1024"),
         (("--batch", 0), "'--batch'"),
+        (("--size", 32768), "less than or equal to 16384"),
         (("--precision", "fp16"), "fp16 needs a GPU"),
         (("--mode", "data", "--classes", 3), "--classes 3: --mode data renders scenes of 25 classes"),
         (("--mode", "predict", "--saver", "on"), "--saver on: training alone saves memory so; leave it out"),
@@ -135,6 +137,19 @@ def test_what_is_refused(bench: Any, tried: list[Trial], options: tuple[object, 
     assert (ended.code, ended.out) == (2, "")
     assert said in ended.err and len(ended.err.splitlines()) == 1
     assert tried == []
+
+
+def test_several_processes_are_refused(bench: Any, tried: list[Trial], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    ended = bench("--json")
+    assert (ended.code, ended.out, tried) == (2, "", [])
+    assert "start it without torchrun" in ended.err and len(ended.err.splitlines()) == 1
+
+
+def test_levers_are_those_that_are_not_pulled() -> None:
+    assert Asked(task="train").levers().startswith("try --saver on, --precision bf16, a smaller --batch, ")
+    least = Asked(task="predict", backbone="nano", precision="bf16", batch=1, modalities=1)
+    assert least.levers() == "try a smaller --size"
 
 
 def test_a_long_wait_is_announced(bench: Any, tried: list[Trial], monkeypatch: pytest.MonkeyPatch) -> None:

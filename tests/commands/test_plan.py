@@ -153,3 +153,9 @@ def test_two_processes_take_the_plan_of_the_first(memorysam: Program) -> None:
     train = stored(Ended(0, ended.stdout, ended.stderr))
     assert (train.batch, train.accumulate, train.saver) == (4, 1, "off")
     assert ended.stderr.count("--batch auto: batch 4") == 1
+
+
+def test_several_processes_are_refused(memorysam: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    ended = memorysam("plan", "-r", "demo")
+    assert ended.code == 2 and "plan: measures from one process; start it without torchrun" in ended.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -19,6 +21,7 @@ from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import processes, runtime
 from memorysam_cli.engine.training import checkpoints
 from memorysam_cli.engine.training.learner import Learner
+from memorysam_cli.errors import EnvironmentFault
 from memorysam_cli.model.weights import build_for_training, save
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
@@ -48,7 +51,7 @@ def launch(
         line, capture_output=True, text=True, timeout=300, check=False, cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    assert (finished.returncode != 0) == is_fatal, finished.stderr[-3000:]
+    assert (finished.returncode != 0) == is_fatal, finished.stderr[:6000]
     return finished.stderr
 
 
@@ -97,7 +100,6 @@ def found(rendered: Manifest, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return answer
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["reference", "paper"])
 def test_two_processes_have_the_prototypes_of_one(variant: str, found: dict[str, Any]) -> None:
     wanted = script.prototype_gradient(variant, rank=0, world=1)
@@ -105,20 +107,17 @@ def test_two_processes_have_the_prototypes_of_one(variant: str, found: dict[str,
     assert_same(found["spmm"][variant], wanted)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("manner", ["whole", "accumulated"])
 def test_two_processes_learn_what_one_does(manner: str, found: dict[str, Any], whole: dict[str, Any]) -> None:
     assert_same(found[manner], whole)
 
 
-@pytest.mark.slow
 def test_two_processes_run_the_whole_loop(found: dict[str, Any], rendered: Manifest) -> None:
     assert found["steps"] == len(rendered.of_split("train")) // 6
     counted = script.confusions(rendered, Path(found["last"]), count=5, batch=1, accelerator=None)
     assert found["confusions"] == counted
 
 
-@pytest.mark.slow
 def test_hard_pixels_of_each_process_are_its_own_where_the_recipe_says_so(
     found: dict[str, Any], rendered: Manifest
 ) -> None:
@@ -139,7 +138,6 @@ def test_hard_pixels_of_each_process_are_its_own_where_the_recipe_says_so(
     assert loss == pytest.approx(float(mean[0]), rel=1e-6)
 
 
-@pytest.mark.slow
 def test_counts_do_not_depend_on_processes_and_batches(rendered: Manifest, tmp_path: Path) -> None:
     """Also where scenes are fewer than processes; and ``accelerate launch`` does what torchrun does."""
     weights = tmp_path / "weights.safetensors"
@@ -153,13 +151,47 @@ def test_counts_do_not_depend_on_processes_and_batches(rendered: Manifest, tmp_p
         assert json.loads(answer.read_text()) == {**wanted, "world": world}
 
 
-@pytest.mark.slow
 def test_the_loss_of_a_process_ends_the_others_with_a_way_on(rendered: Manifest, tmp_path: Path) -> None:
     said = launch(2, "lose", rendered.root, tmp_path / "answer.json", tmp_path / "run", cwd=tmp_path, is_fatal=True)
-    assert "another process was lost" in said
+    assert "another process was lost" in said, said
     assert f"after step 1; continue with: memorysam train --resume {tmp_path / 'run'}" in said
     checkpoint, damaged = checkpoints.newest_valid(tmp_path / "run" / "checkpoints")
     assert checkpoint is not None and checkpoint.name == "step-00000001" and not damaged
+
+
+def test_a_process_lost_before_the_first_update_is_noticed_at_once(rendered: Manifest, tmp_path: Path) -> None:
+    """Started one by one, as by srun: nobody ends the others. Their patience is two hours here."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    alike = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    (tmp_path / "two.yaml").write_text(script.recipe_of().to_yaml())
+    line = [sys.executable, str(SCRIPT), "leave", str(rendered.root), "two.yaml", "run"]
+    started = [
+        subprocess.Popen(
+            line, env={**os.environ, **alike, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        said = [process.communicate(timeout=100)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [6, 7], said
+    assert "another process was lost" in said[0] and "nothing was trained yet; start again" in said[0]
+    assert "Traceback" not in said[0] and not (tmp_path / "run").exists()
+
+
+def test_a_lack_of_memory_is_not_the_loss_of_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL passes CUDA's words on."""
+    here = alone()
+    monkeypatch.setattr(Accelerator, "num_processes", property(lambda _: 2))
+    with pytest.raises(EnvironmentFault, match="another process was lost"), processes.lost_ones_named(here, advice=str):
+        raise dist.DistBackendError("NCCL error: remote process exited")
+    with pytest.raises(dist.DistBackendError), processes.lost_ones_named(here, advice=str):
+        raise dist.DistBackendError("NCCL error: unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'")
 
 
 @pytest.mark.parametrize("words", ["no such gloom", "shape mismatch"])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from memorysam_cli.engine import runtime
-from memorysam_cli.errors import UsageError
+from memorysam_cli.errors import EnvironmentFault, UsageError
 
 CPU = torch.device("cpu")
 
@@ -57,3 +58,26 @@ def test_tf32_is_for_tf32_only_and_put_back_after_a_fault_too(precision: str) ->
 def test_a_report_says_in_which_precision() -> None:
     assert runtime.describe("cpu")["precision"] == "fp32"
     assert runtime.describe("cpu", "bf16") == {**runtime.describe("cpu"), "precision": "bf16"}
+
+
+def test_a_process_that_does_not_come_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(**_: object) -> None:
+        raise dist.DistStoreError("Timed out after 120 seconds waiting for clients. 1/2 clients joined.\n#0 frames")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(runtime, "Accelerator", late)
+    with pytest.raises(EnvironmentFault, match=r"not all 2 processes came together \(Timed out .* joined\.\); the ou"):
+        runtime.make_accelerator(CPU, precision="fp32")
+
+
+def test_a_macs_own_random_numbers_are_kept_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropout on MPS draws from them, and an accumulated batch has to draw the same ones twice."""
+    place, mps = [torch.tensor([7], dtype=torch.uint8)], torch.device("mps")
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: place[-1])
+    monkeypatch.setattr(torch.mps, "set_rng_state", place.append)
+    states = runtime.rng_state(mps)
+    assert torch.equal(states["mps"], place[0]) and "mps" not in runtime.rng_state(CPU)
+    runtime.set_rng_state(states, CPU)
+    assert len(place) == 1
+    runtime.set_rng_state(states, mps)
+    assert len(place) == 2 and torch.equal(place[1], place[0])

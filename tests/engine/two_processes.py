@@ -3,6 +3,7 @@
 torchrun --nproc-per-node 2 two_processes.py learn DATA_ROOT ANSWER.json RUN_FOLDER
 torchrun --nproc-per-node 2 two_processes.py lose DATA_ROOT ANSWER.json RUN_FOLDER
 torchrun --nproc-per-node 3 two_processes.py count DATA_ROOT ANSWER.json WEIGHTS
+RANK=… LOCAL_RANK=… WORLD_SIZE=… MASTER_ADDR=… MASTER_PORT=… two_processes.py leave DATA_ROOT RECIPE RUN_FOLDER
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from memorysam_cli import app
 from memorysam_cli import recipe as recipes
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.loader import Batch
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import processes, runtime
 from memorysam_cli.engine.evaluation.scoring import evaluate
-from memorysam_cli.engine.training import starting
+from memorysam_cli.engine.training import starting, trainer
 from memorysam_cli.engine.training.learner import Learner, Lesson
 from memorysam_cli.engine.training.trainer import Trainer
+from memorysam_cli.errors import NetworkError
 from memorysam_cli.losses.spmm import PrototypeMemory
 from memorysam_cli.model import Segmenter, load
 from memorysam_cli.model.network import Output
@@ -183,9 +186,9 @@ def learn(manifest: Manifest, run: Path, accelerator: Accelerator) -> dict[str, 
     }
     recipe = recipe_of()
     planned = starting.plan(recipe, out=run, resume=None)
-    trainer = Trainer(recipe, manifest, accelerator=accelerator)
+    training = Trainer(recipe, manifest, accelerator=accelerator)  # all meet: none begins before all have planned
     with starting.begin(planned, accelerator) as folder:
-        result = trainer.fit(folder)
+        result = training.fit(folder)
     counted = confusions(manifest, result.last, count=5, batch=2, accelerator=accelerator)
     return answer | {"steps": result.steps, "last": str(result.last), "confusions": counted}
 
@@ -196,18 +199,30 @@ def lose(manifest: Manifest, run: Path, accelerator: Accelerator) -> dict[str, A
     recipe = recipe.model_copy(
         update={"train": recipe.train.model_copy(update={"batch": 1, "checkpoint_minutes": 1e-9})}
     )
-    trainer = Trainer(recipe, manifest, accelerator=accelerator)
-    honest = trainer.learner.learn
+    planned = starting.plan(recipe, out=run, resume=None)  # before anything that all processes meet in, as the program
+    training = Trainer(recipe, manifest, accelerator=accelerator)
+    honest = training.learner.learn
 
     def learn_or_die(*arguments: Any, **options: Any) -> Lesson:
-        if trainer.position.step == 1 and accelerator.process_index == accelerator.num_processes - 1:
+        if training.position.step == 1 and accelerator.process_index == accelerator.num_processes - 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return honest(*arguments, **options)
 
-    trainer.learner.learn = learn_or_die  # type: ignore[method-assign]
-    with starting.begin(starting.plan(recipe, out=run, resume=None), accelerator) as folder:
-        trainer.fit(folder)
+    training.learner.learn = learn_or_die  # type: ignore[method-assign]
+    with starting.begin(planned, accelerator) as folder:
+        training.fit(folder)
     return {}
+
+
+def leave(data: str, recipe: str, run: str) -> int:
+    """Train as typed, but the last process cannot have its base weights; gives the exit code."""
+    if int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
+        trainer.build_for_training = _no_weights
+    return app.run(["train", "-r", recipe, "--data", data, "--out", run, "--device", "cpu"])
+
+
+def _no_weights(*_: object) -> Segmenter:
+    raise NetworkError("the Hub cannot be reached")
 
 
 def count(manifest: Manifest, weights: Path, accelerator: Accelerator | None) -> dict[str, Any]:
@@ -220,6 +235,8 @@ def count(manifest: Manifest, weights: Path, accelerator: Accelerator | None) ->
 
 
 def main(task: str, data: str, answer: str, path: str) -> None:
+    if task == "leave":
+        sys.exit(leave(data, answer, path))
     accelerator = runtime.make_accelerator(torch.device("cpu"), precision="fp32")
     found = {"learn": learn, "lose": lose, "count": count}[task](
         manifests.read(Path(data), "synthetic"), Path(path), accelerator

@@ -188,3 +188,28 @@ def test_a_frozen_trunk_keeps_nothing_in_training() -> None:
     trunk, frames = build().requires_grad_(False).train(), images(1, 64, 64)
     use_fast_linears(trunk)
     assert not any(output.requires_grad for output in ours(trunk, frames))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("saver", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # read by the tracer
+@torch._dynamo.config.patch(recompile_limit=64)
+def test_what_is_compiled_gives_the_same(dtype: torch.dtype, saver: bool) -> None:
+    """Traced and differentiated as by ``torch.compile``; only its code generator is left out."""
+    trunk, frames = adapted(Lora()), images(2, 64, 96)
+    compiled, results = torch.compile(hiera.whole, backend="aot_eager"), []
+    for block, precision in ((None, torch.float32), (None, dtype), (compiled, dtype)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            ends = hiera.stages(trunk, frames, saver=saver, compiled=block)
+            outputs = [layout.join(tokens).permute(0, 3, 1, 2) for tokens, layout in ends]
+        results.append(gradients(trunk, outputs))
+    exact, plain, found = results
+    assert found.keys() == exact.keys() and len(found) >= 24
+    # Of all gradients, each at its own scale: PEFT's forward pass, which is compiled, rounds in other places than ours.
+    error, allowed = (
+        torch.stack([(one[name] - wanted).norm() / wanted.norm() for name, wanted in exact.items()]).square().mean()
+        ** 0.5
+        for one in (found, plain)
+    )
+    assert error < 1e-5 + 1.5 * allowed

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from memorysam_cli.model.linear import Linear, linear, product, use_fast_linears
+from memorysam_cli.model.linear import Linear, _opaque_product, linear, product, use_fast_linears
 
 from .plainly import without_onednn
 
@@ -69,11 +69,19 @@ def test_other_types_are_left_to_pytorch(dtype: torch.dtype, generator: torch.Ge
     torch.testing.assert_close(linear(*given), F.linear(*given), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
+def test_autocast_leaves_alone_what_it_leaves_alone_in_pytorch(dtype: torch.dtype) -> None:
+    given = torch.arange(300 * 24).view(300, 24).to(dtype), torch.arange(40 * 24).view(40, 24).to(dtype), None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(linear(*given), F.linear(*given))
+        assert linear(*given).dtype == dtype
+
+
 def test_strides_do_not_matter(generator: torch.Generator) -> None:
     tokens, weight, bias = operands((30, 24, 10), generator)
     weight = torch.randn(40, 24, generator=generator)
     turned = tokens.transpose(1, 2)
-    bias = torch.zeros(40)
+    bias = torch.randn(80, generator=generator)[::2]  # oneDNN itself reads its first 40
     torch.testing.assert_close(linear(turned, weight, bias), F.linear(turned, weight, bias), rtol=1e-5, atol=1e-5)
     back = torch.randn(300, 40, generator=generator)
     torch.testing.assert_close(product(back, weight.t()), back @ weight, rtol=1e-5, atol=1e-5)
@@ -112,6 +120,26 @@ def test_onednn_is_used_only_where_it_is_on(generator: torch.Generator) -> None:
         linear(*given)
     used = ["mkldnn::_linear_pointwise" in {event.key for event in p.key_averages()} for p in (fast, plain)]
     assert used == [torch.backends.mkldnn.is_available(), False]
+
+
+@pytest.mark.parametrize("shape", [(200, 24), (2, 100, 24)], ids=str)
+@pytest.mark.parametrize("frozen", [(), (0,), (1,), (2,), (1, 2)], ids=str)
+def test_what_the_compiler_takes_has_the_gradients_of_pytorch_s(
+    shape: tuple[int, ...], frozen: tuple[int, ...], generator: torch.Generator
+) -> None:
+    given = operands(shape, generator)
+    for place in frozen:
+        given[place].requires_grad_(False)
+    ours, theirs = _opaque_product(*given), F.linear(*given)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    back, leaves = torch.randn(theirs.shape, generator=generator), [t for t in given if t.requires_grad]
+    for one, other in zip(*(torch.autograd.grad(r, leaves, back) for r in (ours, theirs)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(200, 24), (2, 100, 24)], ids=str)
+def test_what_the_compiler_takes_is_as_it_was_told(shape: tuple[int, ...], generator: torch.Generator) -> None:
+    torch.library.opcheck(_opaque_product, operands(shape, generator))
 
 
 def test_a_network_changes_its_linears_and_nothing_else() -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.utils import checkpoint
+from torch.utils._pytree import tree_leaves
 
 from memorysam_cli.model.backbone import build_sam2
 from memorysam_cli.model.network import MemorySAM
@@ -119,3 +121,18 @@ def test_a_function_runs_again_for_its_gradient_alone() -> None:
     assert len(calls) == 2 and x.grad is not None and x.grad.item() == 6
     saving(False, square)(x).backward()
     assert len(calls) == 3
+
+
+def test_the_device_whose_random_state_is_kept_is_found_among_named_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch looks for it among positional ones alone: dropout on CUDA would be drawn anew in the backward pass."""
+    seen = []
+    real = checkpoint._infer_device_type
+
+    def spy(*arguments: object) -> str:
+        seen.extend(leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor))
+        return str(real(*arguments))
+
+    monkeypatch.setattr(checkpoint, "_infer_device_type", spy)
+    named = torch.ones(2, requires_grad=True)
+    saving(True, lambda *, tensor: tensor.sin())(tensor=named).sum().backward()
+    assert any(tensor is named for tensor in seen) and torch.equal(named.grad, torch.ones(2).cos())

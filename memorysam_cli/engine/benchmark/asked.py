@@ -71,9 +71,19 @@ class Asked:
             network.sam.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(OPEN)
         return network
 
+    def levers(self) -> str:
+        """What makes the work smaller, in the command's own options: those that are not pulled yet."""
+        ways = [
+            *["--saver on"] * (self.task == "train" and self.saver != "on"),
+            *["--precision bf16"] * (self.precision in {"fp32", "tf32"}),
+            *["a smaller --batch"] * (self.batch > 1),
+            *["fewer --modalities"] * (self.modalities > 1),
+        ]
+        return f"try {', '.join([*ways, 'a smaller --size'])}{', or a smaller --backbone' * (self.backbone != 'nano')}"
+
     def __str__(self) -> str:
         """One line for people."""
         return (
             f"{self.task} {self.backbone}, {self.size}×{self.size} pixels, {self.modalities} modalities, "
-            f"batch {self.batch}, {self.precision}"
+            f"batch {self.batch}, {self.precision}{', compiled' * self.compile}"
         )

@@ -38,7 +38,9 @@ def count(network: MemorySAM, *, backbone: str, modalities: int, batch: int, siz
         batch: B.
         size: side of the images in pixels.
     """
-    return count_calls(Plain(network, backbone=backbone), [torch.empty(batch, 3, size, size)] * modalities)
+    return count_calls(
+        Plain(network, backbone=backbone), [torch.empty(batch, 3, size, size, device="meta")] * modalities
+    )
 
 
 def count_calls(module: nn.Module, *inputs: Any) -> Flops:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gc
 import statistics
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from memorysam_cli.engine.benchmark.asked import Asked
 from memorysam_cli.engine.benchmark.rate import Rate, matmul_rate
 from memorysam_cli.engine.benchmark.timing import interleaved, synchronize
 from memorysam_cli.engine.benchmark.variants import Variants, make
-from memorysam_cli.engine.measuring import memory, trials
+from memorysam_cli.engine.measuring import memory, shortages, trials
 from memorysam_cli.engine.measuring.trials import Trial
 from memorysam_cli.errors import EnvironmentFault, is_out_of_memory, shortage
 from memorysam_cli.model.lora import merge_lora
@@ -31,7 +30,6 @@ TRIED = 2
 """Runs in a process apart."""
 LONG_S = 30.0
 """A benchmark that must take longer than this, even at the device's best rate, is announced."""
-LEVERS = "try --saver on, a smaller --batch or --size, or --precision bf16"
 
 Manner = Literal["fast", "plain"]
 
@@ -103,7 +101,7 @@ def measure(asked: Asked, device: torch.device, *, against_plain: bool, repeats:
     peaks: dict[Manner, int] = {}
     if device.type != "cuda":  # a process's peak cannot be told apart from what it did before
         peaks = {manner: peak for manner in manners if (peak := _peak_apart(asked, device, manner, reports))}
-    with _refusing_shortage(asked, device):
+    with shortages.explained(device, levers=asked.levers):
         variants = make(asked, device)
         difference = _warm_up(variants, device, manners, peaks=peaks, reports=reports)
         seconds = interleaved(
@@ -156,7 +154,7 @@ def _peak_apart(asked: Asked, device: torch.device, manner: Manner, reports: dic
         return outcome.peak
     numbers = f"{outcome.why}; {memory.gigabytes(outcome.free)} of {memory.gigabytes(outcome.total)} were free"
     if manner == "fast":
-        raise EnvironmentFault(f"{asked}: does not fit ({numbers}); {LEVERS}")
+        raise EnvironmentFault(f"{asked}: does not fit ({numbers}); {asked.levers()}")
     reports[manner] = {"fits": False, "why": numbers, "peak_bytes": outcome.peak}
     return 0
 
@@ -203,17 +201,3 @@ def _ratio(reports: dict[str, dict[str, Any]]) -> dict[str, float | None] | None
         return None
     peak = fast["peak_bytes"] / plain["peak_bytes"] if plain["fits"] else None
     return {"time": fast["seconds"] / plain["seconds"] if plain["fits"] else None, "peak": peak}
-
-
-@contextmanager
-def _refusing_shortage(asked: Asked, device: torch.device) -> Iterator[None]:
-    """Say with numbers that memory did not suffice."""
-    try:
-        yield
-    except Exception as fault:
-        if not is_out_of_memory(fault):
-            raise
-        have, peak = memory.capacity(device), memory.gigabytes(memory.peak_bytes(device))
-        raise EnvironmentFault(
-            f"{asked}: out of memory ({shortage(fault)}; {peak} were taken of {memory.gigabytes(have.total)}); {LEVERS}"
-        ) from fault

@@ -23,6 +23,7 @@ from memorysam_cli.engine.benchmark.asked import Asked
 from memorysam_cli.engine.benchmark.results import show_machine
 from memorysam_cli.engine.benchmark.timing import interleaved, synchronize
 from memorysam_cli.engine.benchmark.variants import STILL, Prediction, Training
+from memorysam_cli.engine.measuring import shortages
 from memorysam_cli.engine.prediction import segmenting
 from memorysam_cli.engine.prediction.folder import Line
 from memorysam_cli.engine.prediction.scene_files import SceneFiles
@@ -57,6 +58,7 @@ def measure(asked: Asked, device: torch.device, *, repeats: int) -> dict[str, An
 
     Raises:
         UsageError: an impossible size or backbone, or classes that the rendered scenes do not have.
+        EnvironmentFault: out of memory.
     """
     if asked.classes != CLASSES:
         raise UsageError(f"--classes {asked.classes}: --mode data renders scenes of {CLASSES} classes; leave it out")
@@ -64,7 +66,10 @@ def measure(asked: Asked, device: torch.device, *, repeats: int) -> dict[str, An
     runtime.refuse_precision(asked.precision, device)
     workers = [count for count in WORKERS if count <= _cores()]
     longest = _lead(max(*workers, recipe.data.workers)) + 3 * max(repeats, AHEAD * max(workers))
-    with tempfile.TemporaryDirectory(prefix="memorysam-bench-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="memorysam-bench-") as folder,
+        shortages.explained(device, levers=asked.levers),
+    ):
         console.note(f"rendering {scene_files.DISTINCT} scenes of {asked.size}×{asked.size} pixels")
         root = Path(folder)
         manifest = scene_files.write(

@@ -21,6 +21,7 @@ from memorysam_cli.engine.evaluation import results, scene_lists, scoring, views
 from memorysam_cli.engine.evaluation.tally import ProtocolName
 from memorysam_cli.engine.evaluation.views import View
 from memorysam_cli.engine.measuring import shortages
+from memorysam_cli.engine.processes import lost_ones_named
 from memorysam_cli.engine.robustness.corruption import Extremes
 from memorysam_cli.engine.robustness.sensor_sets import Kind
 from memorysam_cli.model.weights import Segmenter, WeightsCard, read_card
@@ -228,5 +229,6 @@ def _begun(task: Task, *, device: str) -> Iterator[tuple[Accelerator, Segmenter,
             console.progress(share if is_main else 0, label) as progress,
             shortages.explained(accelerator.device, levers=shortages.LOOKING),
             runtime.computing(task.precision, accelerator.device),
+            lost_ones_named(accelerator, advice=lambda: "nothing was written; run the same command again"),
         ):
             yield accelerator, model, progress.advance

@@ -15,6 +15,8 @@ from memorysam_cli.storage import proc
 _STATUS = Path("/proc/self/status")
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
+_RECLAIMABLE = ("active_file", "inactive_file", "slab_reclaimable")
+"""What a container's use has of files that were read: the kernel gives it up for whoever needs it."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def capacity(device: torch.device) -> Capacity:
     total, free = (_kilobytes(_MEMINFO, name) * 1024 for name in ("MemTotal", "MemAvailable"))
     limit, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
     if limit.exists() and used.exists() and (most := limit.read_text().strip()).isdecimal():
-        total, free = min(total, int(most)), min(free, int(most) - int(used.read_text()))
+        taken = int(used.read_text()) - _reclaimable(_CGROUP / "memory.stat")
+        total, free = min(total, int(most)), min(free, int(most) - taken)
     return Capacity(total, max(free, 0))
 
 
@@ -78,3 +81,11 @@ def _kilobytes(table: Path, name: str) -> int:
     """A number of one of Linux's ``name: number kB`` tables."""
     line = next(line for line in table.read_text().splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1])
+
+
+def _reclaimable(table: Path) -> int:
+    """Bytes of a control group's ``memory.stat`` that are only cached; 0 where there is none."""
+    if not table.exists():
+        return 0
+    rows = dict(line.split() for line in table.read_text().splitlines())
+    return sum(int(rows.get(name, 0)) for name in _RECLAIMABLE)

@@ -20,6 +20,7 @@ from torch import Tensor
 from memorysam_cli.engine import runtime
 from memorysam_cli.engine.benchmark.plain import Plain
 from memorysam_cli.engine.benchmark.plain_training import PlainLearner
+from memorysam_cli.engine.benchmark.timing import synchronize
 from memorysam_cli.engine.evaluation.scoring import Network, decide, scoring
 from memorysam_cli.engine.measuring import made_up, memory
 from memorysam_cli.engine.measuring.trials import Frames, Trial
@@ -64,7 +65,8 @@ def perform(trial: Trial, tell: Tell) -> None:
     have = memory.capacity(device)
     tell(total=have.total, free=have.free)
     if device.type == "cuda" and trial.limit is not None:
-        torch.cuda.set_per_process_memory_fraction(min(1.0, trial.limit / have.total), device)
+        # By its number: of a device without one (`cuda`), this function of torch's alone wants to hear nothing.
+        torch.cuda.set_per_process_memory_fraction(min(1.0, trial.limit / have.total), device.index)
     try:
         _WORK[trial.task](trial, device, tell)
     except UsageError as fault:
@@ -97,9 +99,11 @@ def _updates(trial: Trial, network: Segmenter, device: torch.device) -> Callable
     learner = Learner(
         network, recipe, accelerator=runtime.make_accelerator(device, precision=recipe.train.precision)
     )  # fmt: skip
+    # The first one is on the device beforehand, as the loop fetches them.
     batches = [
-        made_up.batch(recipe, classes=trial.classes, seed=seed) for seed in range(recipe.train.accumulate)
-    ]  # fmt: skip
+        made_up.batch(recipe, classes=trial.classes, seed=seed, device="cpu" if seed else device)
+        for seed in range(recipe.train.accumulate)
+    ]
 
     def update() -> bool:
         lesson = learner.learn(batches, rate=recipe.optim.lr)
@@ -182,8 +186,7 @@ def _timed(work: Callable[[], bool], *, steps: int, device: torch.device) -> lis
     for _ in range(steps + MOST_SKIPPED):
         start = time.perf_counter()
         counts = work()
-        if device.type != "cpu":
-            getattr(torch, device.type).synchronize()
+        synchronize(device)
         if counts:
             seconds.append(time.perf_counter() - start)
         if len(seconds) == steps:

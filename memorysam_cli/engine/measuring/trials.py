@@ -32,6 +32,8 @@ LAUNCHERS = (
     *("GROUP_", "LOCAL_", "MASTER_", "RANK", "ROLE_", "WORLD_"),
 )
 """Beginnings of the variables that make a process one of several; a trial is alone."""
+_PYTHON = (sys.executable, "-P", "-m")
+"""Without the folder where the user is: a ``random.py`` there is not Python's."""
 _POLL = 0.02
 """Seconds between two looks at a child's memory."""
 _LAST = 15
@@ -155,7 +157,7 @@ def capacity(device: str) -> memory.Capacity:
     if not device.startswith("cuda"):
         return memory.capacity(torch.device(device))
     with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as complained:
-        command = [sys.executable, "-m", PROCESS, "--capacity", device]
+        command = [*_PYTHON, PROCESS, "--capacity", device]
         code = subprocess.run(command, stdout=said, stderr=complained, env=_alone(), check=False).returncode
         if code:
             raise RuntimeError(f"asking for the memory of {device} ended with {code}:\n{_last_lines(complained)}")
@@ -168,7 +170,7 @@ def _child(trial: Trial, said: IO[str], complained: IO[str]) -> Iterator[subproc
     # Its stdin stays open as a lifeline: when this process is gone, the child reads the end of it and ends too. A
     # session of its own: Ctrl-C in the terminal reaches this process alone, which then ends the child.
     process = subprocess.Popen(
-        [sys.executable, "-m", PROCESS], stdin=subprocess.PIPE, stdout=said, stderr=complained, text=True,
+        [*_PYTHON, PROCESS], stdin=subprocess.PIPE, stdout=said, stderr=complained, text=True,
         start_new_session=True, env=_alone(),
     )  # fmt: skip
     try:
@@ -211,8 +213,9 @@ def _over(limit: int) -> str:
 
 
 def _alone() -> dict[str, str]:
-    """The environment without what makes a process one of several."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
+    """The environment without what makes a process one of several; modules are found where this process finds them."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
+    return {**kept, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def _told(said: IO[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.report import console
-from memorysam_cli.storage import documents, lock
+from memorysam_cli.storage import atomic, documents, lock
 
 LEDGER = "predictions.jsonl"
 CLASSES = "classes.json"
@@ -81,21 +81,28 @@ def begin(out: Path, info: DatasetInfo) -> None:
         info: classes and palette.
     """
     (out / SUCCESS).unlink(missing_ok=True)
+    claim(out)
     count = clear(out / LEDGER, out)
     if count:
         console.note(f"{out}: replaces the predictions of an earlier run ({count} scenes)")
     documents.write_json(out / CLASSES, class_list(info))
 
 
+def claim(out: Path) -> None:
+    """Make the folder known as ours before anything else is put there: after a kill the same command must do."""
+    if not (out / LEDGER).is_file():
+        atomic.write_text(out / LEDGER, "")
+
+
 def clear(ledger: Path, out: Path) -> int:
-    """Remove the files that a ledger names, and then the ledger; returns how many lines it had."""
+    """Remove the files that a ledger names, and then its lines; returns how many it had."""
     if not ledger.is_file():
         return 0
     count = 0
     for count, line in enumerate(documents.each_json_line(ledger), 1):  # noqa: B007
         if isinstance(line, dict):
             remove(out, line)
-    ledger.unlink()
+    atomic.write_text(ledger, "")
     return count
 
 

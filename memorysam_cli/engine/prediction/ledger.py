@@ -109,6 +109,7 @@ def finish(out: Path, totals: Totals, facts: dict[str, Any], *, scenes: int, ext
         "ledger": str(out / LEDGER),
         "success": str(out / SUCCESS),
     }
+    atomic.sync(out / LEDGER)  # no success without the lines that it counts, be it after a power loss
     documents.write_json(out / SUCCESS, report)
     return report
 

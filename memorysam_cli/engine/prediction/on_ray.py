@@ -12,6 +12,8 @@ import json
 import logging
 import os
 import signal
+import socket
+import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,10 +109,11 @@ def _cluster() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with contextlib.redirect_stdout(sys.stderr):  # Ray prints there what befalls its workers; stdout is the answer's
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _rows(job: Job, out: Path, manner: Manner, scenes: Sequence[Scene]) -> Generator[dict[str, str], None, None]:
@@ -162,7 +165,7 @@ def _resources(job: Job, manner: Manner) -> tuple[str, dict[str, float]]:
     if device == "cuda":
         return device, {"num_gpus": 1, "num_cpus": 1}
     largest = max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])
-    return device, {"num_cpus": min(int(os.environ.get("OMP_NUM_THREADS", CPUS)), int(largest))}
+    return device, {"num_cpus": max(1, min(_threads(), int(largest)))}
 
 
 class Actor:
@@ -182,7 +185,7 @@ class Actor:
         self.device = torch.device(device, 0) if device == "cuda" else torch.device(device)
         self.fault: Line | None = None
         try:
-            os.chdir(folder)
+            _enter(folder)
             torch.set_num_threads(threads)
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
@@ -205,6 +208,21 @@ class Actor:
             lines.append(self.fault)
         text = [documents.to_json(line) for line in lines]
         return {"line": np.array(text, object), "device": np.array([device_name(self.device)] * len(text), object)}
+
+
+def _enter(folder: str) -> None:
+    """Make the driver's working folder this process's.
+
+    Raises:
+        EnvironmentFault: this machine does not see it.
+    """
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"{folder}: cannot be entered on {socket.gethostname()} ({error.strerror}); start on storage that all "
+            "nodes of the Ray cluster see under the same path"
+        ) from error
 
 
 def _told(fault: Exception) -> Line:
@@ -235,6 +253,12 @@ def _scenes(texts: Sequence[str]) -> list[Scene]:
         for text in texts
         for name, files in json.loads(text)
     ]
+
+
+def _threads() -> int:
+    """Of the computing of an actor on a CPU; OpenMP's variable may also be a list, of which the first is meant."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(asked) if asked.isascii() and asked.isdigit() and int(asked) else CPUS
 
 
 def _cores() -> int:

@@ -66,6 +66,8 @@ def read_share(text: str | None) -> Share | None:
     index, slash, count = text.partition("/")
     if not slash or not all(word.isascii() and word.isdigit() for word in (index, count)):
         raise UsageError(f"--shard {text}: must be I/N, such as 0/4 for the first of four")
+    if int(count) == 0:
+        raise UsageError(f"--shard {text}: N, the number of shards, must be 1 or more")
     if int(index) >= int(count):
         raise UsageError(
             f"--shard {text}: shards count from 0, so that the last of {count} is {int(count) - 1}/{count}"
@@ -88,58 +90,68 @@ def refuse(out: Path) -> None:
         )
 
 
-def drop(out: Path, *, keep: str = "") -> None:
+def drop(out: Path) -> None:
     """Remove all parts and the files that they made.
 
     Args:
         out: the output folder, locked by the caller.
-        keep: a part whose folder the caller has locked too; only what is in it goes.
 
     Raises:
         FolderInUseError: a shard is at work.
     """
     found = [path for path in (out / PARTS).glob("*-of-*") if path.is_dir()]
     for path in found:
-        if path.name != keep:
-            with lock.hold(path):
-                pass
+        with lock.hold(path):
+            pass
     for path in found:
         (path / DONE).unlink(missing_ok=True)
         folder.clear(path / LEDGER, out)
-    _remove(out, keep=keep)
+    _remove(out)
 
 
-def begin(out: Path, job: Job, share: Share, *, overwrite: bool = False) -> bool:
+@contextlib.contextmanager
+def begin(out: Path, job: Job, share: Share, *, overwrite: bool = False) -> Iterator[bool]:
     """Begin a part, anew if it was done before; the first part of all removes what an earlier prediction wrote.
 
     Args:
         out: the output folder.
         job: what is to be done.
-        share: which part; its folder is locked by the caller.
+        share: which part; its folder is locked while the block runs. Not before: parts that wait for their turn are
+            not at work, and must not keep the first of them from dropping another job's.
         overwrite: whether parts of another job go first.
 
-    Returns:
+    Yields:
         False if this very job is complete already: then nothing is left to do.
 
     Raises:
         UsageError: parts of another job, or of another number, have begun there.
-        FolderInUseError: a run without shards is at work there.
+        FolderInUseError: a run without shards, or this very part, is at work there.
     """
-    with _turn(out):
-        if _complete(out, job) is not None:
-            return False
-        if overwrite and _differing(out, job, share.count):
-            drop(out, keep=share.name)
-        refuse_other(out, job, share)
+    with contextlib.ExitStack() as held:
+        with _turn(out):
+            is_needed = _complete(out, job) is None
+            if is_needed:
+                held.enter_context(_begun_anew(out, job, share, overwrite=overwrite))
+        yield is_needed
+
+
+@contextlib.contextmanager
+def _begun_anew(out: Path, job: Job, share: Share, *, overwrite: bool) -> Iterator[None]:
+    """As :func:`begin`, where it is needed, in the folder's turn."""
+    if overwrite and _differing(out, job, share.count):
+        drop(out)
+    refuse_other(out, job, share)
+    part = out / PARTS / share.name
+    with lock.hold(part):
         begun = {"schema_version": 1, "parts": share.count, "marks": job.marks}
         if not (_begun(out) or {}).get("ready"):
             documents.write_json(out / PARTS / JOB, {**begun, "ready": False})
             folder.begin(out, job.card.dataset)
+            (out / LEDGER).unlink()  # until the parts are merged there is none
             documents.write_json(out / PARTS / JOB, {**begun, "ready": True})
-        part = out / PARTS / share.name
         (part / DONE).unlink(missing_ok=True)
         folder.clear(part / LEDGER, out)
-    return True
+        yield
 
 
 def refuse_other(out: Path, job: Job, share: Share) -> None:
@@ -167,6 +179,7 @@ def _differing(out: Path, job: Job, count: int) -> list[str]:
 
 def end(out: Path, share: Share, *, device: str) -> None:
     """Note that a part is done, all its files and lines written."""
+    atomic.sync(out / PARTS / share.name / LEDGER)
     documents.write_json(out / PARTS / share.name / DONE, {"schema_version": 1, "device": device})
 
 
@@ -259,20 +272,23 @@ def _begun(out: Path) -> dict[str, Any] | None:
     path = out / PARTS / JOB
     if not path.is_file():
         return None
-    found = documents.read_json(path)
+    try:
+        found = documents.read_json(path)
+    except DataError:
+        if not path.is_file():  # merged in this very moment
+            return None
+        raise
     if not isinstance(found, dict) or not {"parts", "marks", "ready"} <= found.keys():
         raise DataError(f"{path}: is none of ours; remove {out / PARTS}")
     return found
 
 
-def _remove(out: Path, *, keep: str = "") -> None:
+def _remove(out: Path) -> None:
     """Remove the parts, and last the note that there are any."""
     for path in (out / PARTS).glob("*-of-*"):
-        if path.name != keep:
-            shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)
     (out / PARTS / JOB).unlink(missing_ok=True)
-    if not keep:
-        shutil.rmtree(out / PARTS, ignore_errors=True)
+    shutil.rmtree(out / PARTS, ignore_errors=True)
 
 
 @contextlib.contextmanager

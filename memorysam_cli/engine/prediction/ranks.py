@@ -70,6 +70,7 @@ class Company:
     def __init__(self, store: Any, *, rank: int, world: int) -> None:
         self.rank, self.world, self._store = rank, world, store
         self._looked = time.monotonic()
+        self._lost = 0
 
     def gather(self, thing: Thing) -> list[Thing]:
         """Wait for the others, and get everybody's thing, in the order of the processes.
@@ -83,6 +84,7 @@ class Company:
             dist.all_gather_object(found, thing)
         except RuntimeError as error:  # gloo notices at once that a process is gone
             self._raise_fault()
+            self._lost = 1
             raise EnvironmentFault(
                 "another process of this prediction is lost; see its own message, then run the same command again"
             ) from error
@@ -113,11 +115,14 @@ class Company:
                 self._store.set(FAULT, json.dumps({"rank": self.rank, "code": code, "message": words}))
 
     def part(self) -> None:
-        """Leave before the work is done; the first process goes last, for the store may end with it."""
-        deadline = time.monotonic() + GRACE_S
+        """Leave before the work is done; the first process goes last, for the store may end with it.
+
+        The group of all is left before that: who waits there for this process notices at once.
+        """
+        deadline, others = time.monotonic() + GRACE_S, self.world - self._lost
         with contextlib.suppress(RuntimeError):
             self._store.add(HEARD, 1)
-            while self.rank == 0 and self._store.add(HEARD, 0) < self.world and time.monotonic() < deadline:
+            while self.rank == 0 and self._store.add(HEARD, 0) < others and time.monotonic() < deadline:
                 time.sleep(0.05)
 
     def _raise_fault(self) -> None:
@@ -147,15 +152,18 @@ def company() -> Iterator[Company]:
             "them all with torchrun"
         ) from error
     found = Company(store, rank=rank, world=count)
+    is_cut_short = False
     try:
         yield found
     except Exception as fault:
+        is_cut_short = True
         if not isinstance(fault, Stopped):
             found.fail(fault)
-        found.part()
         raise
     finally:
         dist.destroy_process_group()
+        if is_cut_short:
+            found.part()
 
 
 def _number(name: str, default: int) -> int:

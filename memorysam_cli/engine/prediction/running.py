@@ -67,6 +67,9 @@ def _alone(job: Job, out: Path, manner: Manner, *, prepare: Prepare) -> dict[str
         parts.refuse(out)
     with lock.hold(out):
         make = prepare(job, out, manner)  # weights that are refused leave the folder as it was
+        if not manner.overwrite:
+            parts.refuse(out)  # a shard may have been quicker
+        folder.claim(out)
         parts.drop(out)
         folder.begin(out, job.card.dataset)
         ledger = Ledger(out / LEDGER, job.card.dataset)
@@ -129,18 +132,18 @@ def _part(job: Job, out: Path, manner: Manner, share: Share, *, notice: Callable
     if not manner.overwrite:
         parts.refuse_other(out, job, share)  # before its folder is made
     scenes = share.of(job.scenes, stride=job.stride)
-    with lock.hold(out / PARTS / share.name):
-        make = _prepare(job, out, manner)
-        if not parts.begin(out, job, share, overwrite=manner.overwrite):
+    make = _prepare(job, out, manner)
+    with parts.begin(out, job, share, overwrite=manner.overwrite) as is_needed:
+        if not is_needed:
             console.note(f"{out}: this very prediction is complete already; remove the folder to make it again")
             return Totals(job.card.dataset), ""
         ledger = Ledger(out / PARTS / share.name / LEDGER, job.card.dataset)
         with console.progress(len(scenes), f"predict {share.index}/{share.count}") as progress:
 
             def tell(line: Line) -> None:
+                notice()  # first: what it raises undoes the scene's files
                 ledger.append(line)
                 progress.advance(1)
-                notice()
 
             device = make(scenes, tell)
         parts.end(out, share, device=device)

@@ -68,9 +68,14 @@ class State:
     """What a resumed run must share, by dotted key."""
 
 
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return folder / f"step-{step:08d}"
+
+
 def write(folder: Path, state: State, *, keep: int) -> Path:
     """Save a state as ``folder/step-…`` and then remove older ones, but never below ``keep`` valid ones."""
-    target = folder / f"step-{state.position.step:08d}"
+    target = path_of(folder, state.position.step)
     if target.exists():
         if is_valid(target):
             return target

@@ -11,6 +11,7 @@ from memorysam_cli.data import manifest as manifests
 from memorysam_cli.engine import runtime
 from memorysam_cli.engine.measuring import shortages
 from memorysam_cli.engine.planning import for_training
+from memorysam_cli.engine.processes import lost_ones_named
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.training import starting
 from memorysam_cli.engine.training.trainer import Trainer, TrainingResult
@@ -76,10 +77,11 @@ def train(request: Request) -> Trained | None:
     accelerator = runtime.make_accelerator(device, precision=chosen.train.precision)
     if chosen != asked and accelerator.is_main_process:
         console.note(f"recipe {chosen.name}: data set {chosen.data.dataset}, {', '.join(chosen.data.modalities)}")
-    if request.plans_batch:
-        planned = for_training.settle(planned, scenes, accelerator=accelerator)
-    standing = _Standing(planned.recipe)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(lost_ones_named(accelerator, advice=lambda: "nothing was trained yet; start again"))
+        if request.plans_batch:
+            planned = for_training.settle(planned, scenes, accelerator=accelerator)
+        standing = _Standing(planned.recipe)
         stack.enter_context(shortages.explained(accelerator.device, levers=standing.levers))
         standing.trainer = trainer = Trainer(planned.recipe, scenes, accelerator=accelerator)
         if planned.checkpoint is not None:

@@ -225,15 +225,17 @@ class Trainer:
                 f"continue with: memorysam train --resume {self.run.path}",
                 exit_code=stop.exit_code or 143,
             )
-        if agree(time.monotonic() - self._saved_at > 60 * self.recipe.train.checkpoint_minutes, self.accelerator):
+        # Not after the last step: the checkpoint that ends the run has its number, and the validation besides.
+        is_due = time.monotonic() - self._saved_at > 60 * self.recipe.train.checkpoint_minutes and not self._is_done()
+        if agree(is_due, self.accelerator):
             self._checkpoint()
 
-    def _checkpoint(self) -> Path | None:
-        """Write the whole state and the user's copy of the weights; gives the path in the main process."""
+    def _checkpoint(self) -> Path:
+        """Write the whole state and the user's copy of the weights; gives the checkpoint's path."""
         state = snapshots.take(self.learner, self.position, identity=self._identity())
-        path = None
+        path = checkpoints.path_of(self.run.checkpoints, self.position.step)
         if self.accelerator.is_main_process:
-            path = checkpoints.write(self.run.checkpoints, state, keep=self.recipe.train.keep_checkpoints)
+            checkpoints.write(self.run.checkpoints, state, keep=self.recipe.train.keep_checkpoints)
             save(self.network, self.run.last, metric=self._metric())
             console.detail(f"step {self.position.step}: checkpoint {path.name}")
         wait_for_all(self.accelerator)

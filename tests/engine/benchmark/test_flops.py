@@ -20,6 +20,12 @@ from memorysam_cli.model.lora import merge_lora
 NANO = Asked(backbone="nano", modalities=2, size=64, batch=1, classes=5)
 
 
+def test_counting_takes_no_memory_whatever_the_size() -> None:
+    network = NANO.network(NANO.recipe())
+    found = flops.count(network, backbone="nano", modalities=1, batch=4096, size=16384)  # frames of 13 TB
+    assert found.training > found.prediction > 10**15
+
+
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ import torch
 from memorysam_cli.data.loader import training_batches
 from memorysam_cli.engine.benchmark import reading, scene_files
 from memorysam_cli.engine.benchmark.asked import Asked
-from memorysam_cli.errors import UsageError
+from memorysam_cli.errors import EnvironmentFault, UsageError
 
 SIX = tuple(f"sensor-{number}" for number in range(1, 7))
 
@@ -49,3 +49,12 @@ def test_shares_by_hand() -> None:
 def test_a_precision_that_the_device_lacks_is_refused_before_anything_is_rendered() -> None:
     with pytest.raises(UsageError, match="tf32 needs an NVIDIA GPU"):
         reading.measure(Asked(backbone="nano", precision="tf32"), torch.device("cpu"), repeats=1)
+
+
+def test_a_lack_of_memory_names_the_options_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def render(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(scene_files, "write", render)
+    with pytest.raises(EnvironmentFault, match="try --saver on, --precision bf16, a smaller --batch"):
+        reading.measure(Asked(backbone="nano", size=64), torch.device("cpu"), repeats=1)

@@ -75,6 +75,34 @@ def test_what_does_not_fit_is_not_drawn() -> None:
     }
 
 
+def test_the_plain_manner_has_one_point_and_another_network_none() -> None:
+    sweep = script("sweep")
+    figures = {"fits": True, "seconds": 2.0, "peak_bytes": 3e9}
+    middle = {"backbone": "nano", "modalities": 4, "size": 64, "batch": 1, "precision": "fp32"}
+    found = [
+        {**middle, "task": "train", "saver": saver, "fast": figures, "plain": {**figures, "seconds": seconds}}
+        for saver, seconds in (("off", 4.0), ("on", 5.0))
+    ]
+    assert sweep.panels_of(found, "size")["seconds per step"]["plain train"] == [(64, 4.0)]
+    asked = argparse.Namespace(**middle | {"size": 128})
+    assert sweep.belongs(found[0], asked, "size") and not sweep.belongs(found[0], asked, "batch")
+    asked.backbone = "sam2-hiera-tiny"
+    assert not sweep.belongs(found[0], asked, "size")
+
+
+def test_a_full_size_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="finds no CUDA device"):
+        script("gpu_parts").Bench(small=False, out=tmp_path)
+
+
+def test_no_such_part_and_no_such_axis() -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="trian: is no part"):
+        script("gpu").parts("trian")
+    with pytest.raises(argparse.ArgumentTypeError, match="sizes: is no axis"):
+        script("sweep").axes("sizes")
+
+
 @pytest.mark.slow
 def test_the_gpu_script_runs_in_miniature_and_tells_what_failed(tmp_path: Path) -> None:
     arguments = ("--small", "--out", str(tmp_path), "--parts", "loss,profile,equality")

@@ -23,6 +23,14 @@ def test_the_kinds_take_turns_forwards_and_backwards(monkeypatch: pytest.MonkeyP
     assert seconds == {"fast": (1, 1, 1), "plain": (1, 1, 1)}
 
 
+def test_the_device_that_was_asked_for_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[object] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: waited.append(device))
+    second = torch.device("cuda", 1)  # which --device cuda:1 does not make the current one
+    timing.timed(lambda: None, second)
+    assert waited == [second, second]
+
+
 def test_figures_by_hand() -> None:
     rate = Rate(4e12, "matmul of 8×8")
     report = Figures((1.0, 9.0, 2.0), scenes=4, flops=2 * 10**12, rate=rate, peak=5).to_json()

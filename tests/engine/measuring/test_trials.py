@@ -76,6 +76,13 @@ def test_a_child_that_hangs_is_ended() -> None:
     assert time.monotonic() - start < 60
 
 
+def test_files_in_the_users_folder_are_no_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    (tmp_path / "random.py").write_text("raise SystemExit('the wrong one')")
+    assert trials.run(Trial(NANO, 3, task="validate", steps=1)).fits
+
+
 def test_any_other_fault_is_ours_and_shows_the_childs_last_lines() -> None:
     trial = Trial(NANO, 3, task="validate", frames=Frames(((65, 64),), (64, 64)))
     with pytest.raises(
@@ -152,6 +159,21 @@ def test_a_device_out_of_memory_is_told_with_its_peak(monkeypatch: pytest.Monkey
     monkeypatch.setitem(trial_process._WORK, "train", work)
     said = told(Trial(NANO, 3))
     assert said["why"] == "out of memory (CUDA out of memory. Tried to allocate 2.00 GiB)" and said["peak"] > 0
+
+
+@pytest.mark.parametrize(("device", "number"), [("cuda", 0), ("cuda:1", 1)])
+def test_the_limit_reaches_a_gpu_with_or_without_a_number(
+    device: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through torch's own checks of its arguments: it takes no device without a number here, unlike elsewhere."""
+    limits = []
+    monkeypatch.setattr(memory, "capacity", lambda _: memory.Capacity(total=80 * 10**9, free=70 * 10**9))
+    monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch._C, "_cuda_setMemoryFraction", lambda *said: limits.append(said), raising=False)
+    monkeypatch.setitem(trial_process._WORK, "train", lambda *_: None)
+    assert told(Trial(NANO, 3, device=device, limit=20 * 10**9)) == {"total": 80 * 10**9, "free": 70 * 10**9}
+    assert limits == [(0.25, number)]
 
 
 def test_running_out_in_validation_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +16,8 @@ from memorysam_cli.engine.prediction.job import Job
 from memorysam_cli.engine.prediction.ledger import Ledger
 from memorysam_cli.engine.prediction.manner import Manner
 from memorysam_cli.engine.prediction.parts import PARTS, Share, read_share
-from memorysam_cli.errors import DataError, FolderInUseError, UsageError
+from memorysam_cli.errors import DataError, FolderInUseError, Stopped, UsageError
+from memorysam_cli.model.weights import Segmenter
 from memorysam_cli.storage import atomic, documents, lock
 
 from ..stand_ins import write_data
@@ -58,8 +61,8 @@ def shard(job: Job, out: Path, index: int, count: int = 3, **manner: Any) -> dic
 def pretend(job: Job, out: Path, index: int, count: int = 3) -> None:
     """A part's work without a network: a line and an empty file for each of its scenes."""
     share = Share(index, count)
-    with lock.hold(out / PARTS / share.name):
-        assert parts.begin(out, job, share)
+    with parts.begin(out, job, share) as is_needed:
+        assert is_needed
         ledger = Ledger(out / PARTS / share.name / folder.LEDGER, job.card.dataset)
         for scene in share.of(job.scenes, stride=job.stride):
             mask = f"masks/{scene.id}.png"
@@ -142,8 +145,8 @@ def test_a_shard_done_again_replaces_its_own_part_only(job: Job, out: Path) -> N
     mine, others = (out / "masks" / f"{job.scenes[place].id}.png" for place in (2, 0))
     for path in (mine, others):
         path.write_text("old")
-    with lock.hold(out / PARTS / "1-of-3"):
-        assert parts.begin(out, job, Share(1, 3))
+    with parts.begin(out, job, Share(1, 3)) as is_needed:
+        assert is_needed
     assert not mine.exists() and others.read_text() == "old"
     assert not (out / PARTS / "1-of-3" / parts.DONE).exists()
     assert {name: data for name, data in tree(out).items() if "0-of-3" in name} == before
@@ -185,6 +188,23 @@ def test_overwriting_shards_of_one_job_do_not_drop_each_other(
     assert tree(out) == whole
 
 
+def test_overwriting_shards_at_once_drop_what_was_there_and_not_each_other(
+    data: Manifest, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(job_of(data), out, 0)
+    job, load = job_of(data, batch=1), Job.load
+    loading = iter((1, 2))
+
+    def meanwhile(self: Job, device: torch.device) -> Segmenter:
+        for index in loading:
+            shard(job, out, index, overwrite=True)
+        return load(self, device)
+
+    monkeypatch.setattr(Job, "load", meanwhile)
+    shard(job, out, 0, overwrite=True)
+    assert len(documents.read_json_lines(out / folder.LEDGER)) == 6 and not (out / PARTS).exists()
+
+
 def test_a_run_without_shards_is_refused_where_parts_are_unless_it_may_overwrite(
     job: Job, out: Path, whole: dict[str, bytes]
 ) -> None:
@@ -195,6 +215,40 @@ def test_a_run_without_shards_is_refused_where_parts_are_unless_it_may_overwrite
     assert tree(out) == before
     running.run(job, out, Manner("cpu", workers=0, overwrite=True))
     assert tree(out) == whole
+
+
+def test_a_run_without_shards_drops_no_part_that_began_behind_its_back(
+    job: Job, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse, begins = parts.refuse, iter((0,))
+
+    def late(place: Path) -> None:
+        refuse(place)
+        for index in begins:
+            pretend(job, place, index)
+
+    monkeypatch.setattr(parts, "refuse", late)
+    with pytest.raises(UsageError, match="1 of 3 parts"):
+        running.run(job, out, Manner("cpu", workers=0))
+    assert (out / PARTS / "0-of-3" / parts.DONE).exists() and len(list((out / "masks").rglob("*.png"))) == 2
+
+
+def test_a_word_of_another_process_leaves_no_line_without_its_files(
+    job: Job, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = iter((None, Stopped("process 1 failed", exit_code=3)))
+
+    def notice() -> None:
+        fault = next(heard)
+        if fault is not None:
+            raise fault
+
+    monkeypatch.setattr(running, "_nothing", notice)
+    with pytest.raises(Stopped):
+        shard(job, out, 0, 1)
+    lines = documents.read_json_lines(out / PARTS / "0-of-1" / folder.LEDGER)
+    assert [line["id"] for line in lines] == [job.scenes[0].id]
+    assert {str(path.relative_to(out)) for path in out.rglob("*.png")} == {line["mask"] for line in lines}
 
 
 def test_parts_at_work_are_not_dropped(job: Job, out: Path) -> None:
@@ -269,6 +323,42 @@ def test_a_shard_killed_while_it_clears_the_folder_leaves_the_rest_to_the_next(
     for index in (1, 0, 2):
         shard(other, out, index)
     assert len(list((out / "masks").rglob("*.png"))) == 3
+
+
+@pytest.mark.parametrize("before", ["nothing", "whole", "parts"])
+def test_a_run_killed_while_it_clears_the_folder_can_be_given_again(
+    data: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    job, old = job_of(data, scenes=data.scenes[:1]), job_of(data, scenes=data.scenes[1:3])
+    for moment in range(100):
+        out = tmp_path / f"out{moment}"
+        if before == "whole":
+            running.run(old, out, Manner("cpu", workers=0))
+        if before == "parts":
+            pretend(old, out, 0, 2)
+        count, manner = 0, Manner("cpu", workers=0, overwrite=before == "parts")
+
+        def step(real: Any, limit: int = moment) -> Any:
+            def stepping(*arguments: Any, **options: Any) -> Any:
+                nonlocal count
+                count += 1
+                if count > limit:
+                    raise Killed
+                return real(*arguments, **options)
+
+            return stepping
+
+        with monkeypatch.context() as fragile, contextlib.suppress(Killed):
+            fragile.setattr(atomic, "write_bytes", step(atomic.write_bytes))
+            fragile.setattr(parts.shutil, "rmtree", step(parts.shutil.rmtree))
+            fragile.setattr(Path, "unlink", step(Path.unlink))
+            running.run(job, out, manner)
+        folder.refuse_foreign(out, overwrite=False)
+        running.run(job, out, manner)
+        assert [path.name for path in out.rglob("*.png")] == [f"{data.scenes[0].id}.png".rpartition("/")[2]]
+        if count <= moment:
+            break
+    assert moment >= 3
 
 
 def test_a_merge_killed_at_any_moment_is_done_again_with_the_same_result(

@@ -103,7 +103,6 @@ def test_shards_at_once(here: Path, whole: dict[str, bytes]) -> None:
     assert all(answer["parts_missing"] > 0 for answer in answers if "shard" in answer)
 
 
-@pytest.mark.slow
 def test_two_processes_of_torchrun(here: Path, whole: dict[str, bytes]) -> None:
     ended = run(here, *TORCHRUN, "-m", "memorysam_cli", *PREDICT, "--json")
     assert ended.returncode == 0, ended.stderr
@@ -123,7 +122,6 @@ def test_processes_that_are_shards_too(here: Path, whole: dict[str, bytes]) -> N
     assert tree(here / "out") == whole
 
 
-@pytest.mark.slow
 def test_a_process_that_fails_ends_all_with_its_code_and_one_line(here: Path) -> None:
     break_scene(here)
     port = free_port()
@@ -143,7 +141,6 @@ def test_a_process_that_fails_ends_all_with_its_code_and_one_line(here: Path) ->
     assert all(not out for out, _ in said) and not (here / "out/_SUCCESS.json").exists()
 
 
-@pytest.mark.slow
 def test_a_process_that_is_lost_is_noticed(here: Path) -> None:
     port = free_port()
     several = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -160,7 +157,6 @@ def test_a_process_that_is_lost_is_noticed(here: Path) -> None:
     assert ended.returncode == 6 and "another process of this prediction is lost" in ended.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_no_line_without_files_and_no_file_without_its_line(
     here: Path, number: signal.Signals, code: int
@@ -186,14 +182,12 @@ def test_a_signal_leaves_no_line_without_files_and_no_file_without_its_line(
     assert not list(here.rglob("*.tmp-*")) and not (here / "out/_SUCCESS.json").exists()
 
 
-@pytest.mark.slow
 def test_processes_that_nobody_started_are_not_waited_for(here: Path) -> None:
     ended = run(here, "-m", "memorysam_cli", *PREDICT, WORLD_SIZE="2", RANK="0")
     assert ended.returncode == 6 and "start them all with torchrun" in ended.stderr
     assert "Traceback" not in ended.stderr and not (here / "out").exists()
 
 
-@pytest.mark.slow
 @needs_ray
 def test_ray(here: Path, whole: dict[str, bytes]) -> None:
     ended = run(here, "-m", "memorysam_cli", *PREDICT, "--engine", "ray", "--json")

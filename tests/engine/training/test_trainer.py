@@ -160,6 +160,22 @@ def test_a_run_stopped_by_sigterm_and_resumed_ends_bit_for_bit_the_same(
     assert without_clock(RunFolder(path)) == without_clock(RunFolder(finished.run))
 
 
+def test_every_process_that_is_stopped_names_the_checkpoint(
+    small: Recipe, rendered: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that has written nothing."""
+    honest = Trainer._step
+
+    def terminate(self: Trainer, *arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return honest(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_step", terminate)
+    monkeypatch.setattr(Accelerator, "is_main_process", property(lambda _: False))
+    with pytest.raises(Stopped, match=r"checkpoint of step 1 saved as \S+/checkpoints/step-00000001;"):
+        start(small, rendered, tmp_path / "other")
+
+
 def test_worker_processes_do_not_change_the_result(
     finished: trainer.TrainingResult, small: Recipe, rendered: Manifest, tmp_path: Path
 ) -> None:
@@ -179,6 +195,17 @@ def test_a_run_can_be_prolonged(small: Recipe, rendered: Manifest, tmp_path: Pat
     start(changed(small, "train", max_steps=2), rendered, tmp_path / "run")
     path, _ = checkpoints.newest_valid(RunFolder(tmp_path / "run").checkpoints)
     assert start(small, rendered, tmp_path / "run", resume=path).steps == 4
+
+
+def test_a_run_that_ends_within_an_epoch_knows_its_last_validation_when_prolonged(
+    small: Recipe, rendered: Manifest, tmp_path: Path
+) -> None:
+    """Although a checkpoint is due after every step: what is best must not be forgotten."""
+    ended = start(changed(small, "train", max_steps=1), rendered, tmp_path / "run")
+    path, _ = checkpoints.newest_valid(RunFolder(tmp_path / "run").checkpoints)
+    assert path is not None
+    position, _ = checkpoints.read_position(path)
+    assert (position.step, position.best_step, position.best_miou) == (1, 1, ended.miou)
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
