@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from memorysam_cli.data.manifest import Manifest
+from memorysam_cli.engine.prediction.folder import LEDGER
 from memorysam_cli.engine.prediction.ledger import SHOWN_FAILURES, Ledger, Totals, finish
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import documents
@@ -59,6 +60,7 @@ def test_success_is_written_last_and_only_if_all_scenes_are_accounted_for(data: 
     totals = Totals(data.info)
     totals.add(done("a", c2=4))
     totals.add(failed("b"))
+    (tmp_path / LEDGER).touch()
     with pytest.raises(AssertionError):
         finish(tmp_path, totals, {}, scenes=3, extras=())
     assert not (tmp_path / "_SUCCESS.json").exists()
