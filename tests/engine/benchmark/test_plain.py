@@ -41,21 +41,21 @@ def network_of(recipe: Recipe, *, score: float = 5.0) -> Segmenter:
             if ".lora_B." in name:
                 parameter.copy_(0.05 * torch.randn(parameter.shape, generator=random))
         network.sam.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(score)
+    stop_dropout(network)
+    return network
+
+
+def stop_dropout(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if hasattr(module, "dropout_p"):
             module.dropout_p = 0.0
-    return network
 
 
 def twin_of(network: Segmenter) -> Plain:
     twin = Plain(network, backbone=network.card.recipe.model.backbone)
-    for module in twin.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if hasattr(module, "dropout_p"):
-            module.dropout_p = 0.0
+    stop_dropout(twin)
     return twin
 
 

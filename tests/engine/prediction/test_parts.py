@@ -308,6 +308,22 @@ class Killed(BaseException):
     """What a kill looks like from inside."""
 
 
+class Steps:
+    """Counts the calls of the functions that it wraps; the one after the last allowed one is a kill."""
+
+    def __init__(self, allowed: int) -> None:
+        self.allowed, self.count = allowed, 0
+
+    def __call__(self, real: Any) -> Any:
+        def stepping(*arguments: Any, **options: Any) -> Any:
+            self.count += 1
+            if self.count > self.allowed:
+                raise Killed
+            return real(*arguments, **options)
+
+        return stepping
+
+
 def test_a_shard_killed_while_it_clears_the_folder_leaves_the_rest_to_the_next(
     data: Manifest, job: Job, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,17 +352,7 @@ def test_a_run_killed_while_it_clears_the_folder_can_be_given_again(
             running.run(old, out, Manner("cpu", workers=0))
         if before == "parts":
             pretend(old, out, 0, 2)
-        count, manner = 0, Manner("cpu", workers=0, overwrite=before == "parts")
-
-        def step(real: Any, limit: int = moment) -> Any:
-            def stepping(*arguments: Any, **options: Any) -> Any:
-                nonlocal count
-                count += 1
-                if count > limit:
-                    raise Killed
-                return real(*arguments, **options)
-
-            return stepping
+        step, manner = Steps(moment), Manner("cpu", workers=0, overwrite=before == "parts")
 
         with monkeypatch.context() as fragile, contextlib.suppress(Killed):
             fragile.setattr(atomic, "write_bytes", step(atomic.write_bytes))
@@ -356,7 +362,7 @@ def test_a_run_killed_while_it_clears_the_folder_can_be_given_again(
         folder.refuse_foreign(out, overwrite=False)
         running.run(job, out, manner)
         assert [path.name for path in out.rglob("*.png")] == [f"{data.scenes[0].id}.png".rpartition("/")[2]]
-        if count <= moment:
+        if step.count <= moment:
             break
     assert moment >= 3
 
@@ -372,17 +378,7 @@ def test_a_merge_killed_at_any_moment_is_done_again_with_the_same_result(
         monkeypatch.chdir(place)
         for index in range(3):
             pretend(job, out, index)
-        count = 0
-
-        def step(real: Any, limit: int = moment) -> Any:
-            def stepping(*arguments: Any, **options: Any) -> Any:
-                nonlocal count
-                count += 1
-                if count > limit:
-                    raise Killed
-                return real(*arguments, **options)
-
-            return stepping
+        step = Steps(moment)
 
         with monkeypatch.context() as fragile:
             fragile.setattr(atomic, "write_bytes", step(atomic.write_bytes))
