@@ -1,12 +1,16 @@
-"""What all tests share: a quiet environment, no network, and no skip that goes unseen."""
+"""What all tests share: a quiet environment, no network, no skip that goes unseen, and the fault suite's seed."""
 
 from __future__ import annotations
 
+import json
 import os
 import resource
+import secrets
 import sys
+from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterator
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +29,8 @@ os.environ |= {
     "MKL_NUM_THREADS": "1",
 }
 
+# The first process draws it, the workers of pytest-xdist inherit it.
+FAULT_SEED = os.environ.setdefault("MEMORYSAM_FAULT_SEED", str(secrets.randbelow(2**31)))
 NO_SKIPS = os.environ.get("MEMORYSAM_NO_SKIPS") == "1"
 SLOW = os.environ.get("MEMORYSAM_SLOW") == "1"
 
@@ -51,6 +57,27 @@ def _is_loopback(host: str) -> bool:
 
 
 sys.addaudithook(refuse_other_hosts)
+
+
+def pytest_report_header() -> str:
+    """The seed with which ``MEMORYSAM_FAULT_SEED=…`` repeats this run."""
+    return f"MEMORYSAM_FAULT_SEED={FAULT_SEED}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the fault suite tried and lost, block by block; ``MEMORYSAM_FAULT_FIGURES=FILE`` keeps it as JSON."""
+    totals: dict[str, Counter[str]] = defaultdict(Counter)
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, value in report.user_properties:
+            if name == "figures":
+                totals[value[0]].update(value[1])
+    if not totals:
+        return
+    terminalreporter.section(f"faults (MEMORYSAM_FAULT_SEED={FAULT_SEED})")
+    for block in sorted(totals):
+        terminalreporter.line(f"{block}  " + ", ".join(f"{name} {count:,}" for name, count in totals[block].items()))
+    if path := os.environ.get("MEMORYSAM_FAULT_FIGURES"):
+        Path(path).write_text(json.dumps({"seed": FAULT_SEED, "blocks": totals}, indent=2, sort_keys=True) + "\n")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

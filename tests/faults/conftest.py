@@ -1,0 +1,46 @@
+"""What the fault suite shares: one printed seed, a hard time limit for each test, and the figures that it counts."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults.scale import SOAK, seconds
+
+HERE = Path(__file__).parent
+LIMIT_S = 120
+
+Figures = Callable[..., None]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what lies here; a hang is a failure, whatever it waits for."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.faults)
+            own = item.get_closest_marker("timeout")
+            limit = own.args[0] if own is not None else LIMIT_S
+            item.add_marker(pytest.mark.timeout(seconds(limit)), append=False)
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """Random numbers that only the suite's seed and the test's name decide."""
+    return random.Random(f"{os.environ['MEMORYSAM_FAULT_SEED']} {request.node.nodeid}")
+
+
+@pytest.fixture
+def figures(record_property: Callable[[str, object], None]) -> Figures:
+    """Takes what a test tried and lost: ``figures("A", kills=200, resumed=200, lost=0)``; shown at the end of the run.
+
+    The block is a letter of RELIABILITY §5. Numbers of the same block and name are added up.
+    """
+
+    def note(block: str, **numbers: int) -> None:
+        record_property("figures", [block, dict(numbers), SOAK])
+
+    return note
