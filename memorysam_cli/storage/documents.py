@@ -7,6 +7,7 @@ and aliases do not exist. Whoever means text writes quotes.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -61,7 +62,7 @@ class _Loader(yaml.SafeLoader):
         if getattr(event, "tag", None) is not None:
             raise _Refused(line, f"the tag {shown(str(event.tag))!r} is not allowed; write a plain value or quote it")
         if self.depth >= MAX_DEPTH:
-            raise _Refused(line, f"nested deeper than {MAX_DEPTH} levels")
+            raise _Refused(line, f"nested deeper than {MAX_DEPTH} levels; write it flatter, or quote the text")
         self.depth += 1
         try:
             return super().compose_node(parent, index)
@@ -83,7 +84,7 @@ def parse_yaml(text: str, *, where: str) -> Any:
         UsageError: ``where:line: reason``.
     """
     if len(text) > MAX_BYTES:
-        raise UsageError(f"{where}: {len(text) / 1e6:.1f} MB is more than the {MAX_BYTES / 1e6:.0f} MB allowed")
+        raise UsageError(f"{where}: {_too_large(len(text), MAX_BYTES)}")
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -92,7 +93,7 @@ def parse_yaml(text: str, *, where: str) -> Any:
         line, reason = error.line, str(error)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, int(error.position)) + 1
-        reason = f"the character U+{ord(text[int(error.position)]):04X} is not allowed"
+        reason = f"the character U+{ord(text[int(error.position)]):04X} is not allowed; remove it"
     except yaml.MarkedYAMLError as error:
         line, reason = _marked(error, text)
     raise UsageError(f"{where}:{line}: {reason}")
@@ -106,7 +107,7 @@ def _marked(error: yaml.MarkedYAMLError, text: str) -> tuple[int, str]:
     if "\t" in content[: len(content) - len(content.lstrip())] or "'\\t'" in str(error.problem):
         return line, "a tab in the indentation; use spaces"
     context = f"{error.context}: " if error.context else ""
-    return line, " ".join(f"not valid YAML: {context}{error.problem}".split())
+    return line, " ".join(f"not valid YAML: {context}{error.problem}; mend the line, or quote the text".split())
 
 
 def _value(node: yaml.Node) -> Any:
@@ -125,9 +126,11 @@ def _mapping(node: yaml.MappingNode) -> dict[str, Any]:
     for key, child in node.value:
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):
-            raise _Refused(line, "a key must be a word")
+            raise _Refused(line, "a key must be a word, not a list or a section; quote the text if it is one")
         if key.value in values:
-            raise _Refused(line, f"the key '{key.value}' is given twice (first on line {first_lines[key.value]})")
+            raise _Refused(
+                line, f"the key '{key.value}' is given twice (first on line {first_lines[key.value]}); keep one"
+            )
         first_lines[key.value] = line
         values[key.value] = _value(child)
     return values
@@ -169,17 +172,23 @@ def read_yaml(path: Path) -> Any:
     return parse_yaml(text, where=name)
 
 
+def _too_large(size: int, limit: int) -> str:
+    return f"{size / 1e6:.1f} MB is more than the {limit / 1e6:.0f} MB allowed; check that this is the file you mean"
+
+
 def _read(path: Path, fault: type[MemorySamError], *, limit: int | None = None) -> bytes:
     """All bytes of a regular file, or ``fault``."""
     try:
         if not path.is_file():
-            raise fault(f"{shown(path)}: {'not a file' if path.exists() else 'no such file'}")
+            raise fault(f"{shown(path)}: {'not a file' if path.exists() else 'no such file'}; check the path")
         size = path.stat().st_size
         if limit is not None and size > limit:
-            raise fault(f"{shown(path)}: {size / 1e6:.1f} MB is more than the {limit / 1e6:.0f} MB allowed")
+            raise fault(f"{shown(path)}: {_too_large(size, limit)}")
         return path.read_bytes()
     except OSError as error:
-        raise fault(f"{shown(path)}: cannot read: {error.strerror}") from error
+        raise fault(
+            f"{shown(path)}: cannot read: {error.strerror}; mend that and run the same command again"
+        ) from error
 
 
 def read_json(path: Path) -> Any:
@@ -247,8 +256,14 @@ def append_json_line(path: Path, value: Any, *, fsync: bool = False) -> None:
     atomic.make_folder(path.parent)
     with atomic.faults(path, needed_bytes=len(line)), path.open("ab+", buffering=0) as stream:
         _end_last_line(stream)
-        while line:  # a full disk may take a part before it says so
-            line = line[stream.write(line) :]
+        start = stream.seek(0, os.SEEK_END)
+        left = line
+        while left:  # a full disk may take a part before it says so
+            left = left[stream.write(left) :]
+        stream.seek(start)
+        if stream.read() != line:  # a disk that says so and takes less
+            stream.truncate(start)
+            raise OSError(errno.EIO, "what was read back differs from what was written")
         if fsync:
             os.fsync(stream.fileno())
 
@@ -291,7 +306,7 @@ def each_json_line(path: Path) -> Iterator[Any]:
     """As :func:`read_json_lines`, one line at a time: a file of any length needs the memory of a line."""
     name = shown(path)
     if not path.is_file():
-        raise DataError(f"{name}: {'not a file' if path.exists() else 'no such file'}")
+        raise DataError(f"{name}: {'not a file' if path.exists() else 'no such file'}; check the path")
     try:
         with path.open("rb") as stream:
             for number, line in enumerate(stream, 1):
@@ -299,4 +314,4 @@ def each_json_line(path: Path) -> Iterator[Any]:
                 if line.strip() and not (is_last and _is_torn(line)):
                     yield _parse_json(line, where=f"{name}:{number}")
     except OSError as error:
-        raise DataError(f"{name}: cannot read: {error.strerror}") from error
+        raise DataError(f"{name}: cannot read: {error.strerror}; mend that and run the same command again") from error

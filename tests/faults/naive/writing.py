@@ -23,3 +23,9 @@ def fill_folder(path: Path, files: dict[str, bytes]) -> None:
     path.mkdir()
     for name, data in files.items():
         (path / name).write_bytes(data)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Reads what is there, and writes it all again."""
+    before = path.read_text() if path.exists() else ""
+    path.write_text(before + line + "\n")
