@@ -55,7 +55,11 @@ class Forks:
             [sys.executable, "-m", "tests.faults.forks", target, *warm],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT,
         )  # fmt: skip
-        self._answer()
+        try:
+            self._answer()
+        except BaseException:
+            self.close()
+            raise
 
     def run(self, *arguments: Any, kill_after: float | None = None, stop_with: int = signal.SIGKILL) -> Ended:
         """Run the target in a new child.
@@ -91,10 +95,14 @@ class Forks:
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the server, whatever it does."""
         with contextlib.suppress(subprocess.TimeoutExpired, BrokenPipeError):
             self._server.communicate(timeout=10)
         self._server.kill()
-        self._server.wait()
+        self._server.communicate()
 
 
 def serve(target: str, warm: list[str]) -> None:

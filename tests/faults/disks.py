@@ -1,0 +1,73 @@
+"""Small and read-only disks for one process: its own mounts, which end with it, and nobody else sees.
+
+To be called in a child of :mod:`tests.faults.forks`. Root may mount in a mount namespace of its own; other users in a
+user namespace as well, where the kernel lets them. Where neither is allowed, a limit on the size of files stands in
+for a full disk (the kernel then says EFBIG instead of ENOSPC).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+from pathlib import Path
+
+NEWNS, NEWUSER = 0x00020000, 0x10000000
+REMOUNT, RDONLY, BIND, REC, PRIVATE = 32, 1, 4096, 16384, 1 << 18
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def may_mount() -> bool:
+    """Make this process see mounts of its own; False where the kernel does not let it."""
+    user, group = os.getuid(), os.getgid()
+    if _libc.unshare(NEWNS) != 0:
+        if _libc.unshare(NEWUSER | NEWNS) != 0:
+            return False
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+        Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    return _mount("none", "/", None, REC | PRIVATE) == 0
+
+
+def make_small(folder: Path, size_bytes: int) -> None:
+    """Put a disk of this size at an empty folder."""
+    assert _mount("tmpfs", str(folder), "tmpfs", 0, f"size={size_bytes}") == 0, os.strerror(ctypes.get_errno())
+
+
+def make_larger(folder: Path, size_bytes: int) -> None:
+    """Give a small disk more room, as a user does who frees some."""
+    assert _mount("tmpfs", str(folder), "tmpfs", REMOUNT, f"size={size_bytes}") == 0, os.strerror(ctypes.get_errno())
+
+
+def make_read_only(folder: Path) -> None:
+    """Let nothing be written below a folder any more, not even by root."""
+    assert _mount(str(folder), str(folder), None, BIND) == 0, os.strerror(ctypes.get_errno())
+    assert _mount(None, str(folder), None, BIND | REMOUNT | RDONLY) == 0, os.strerror(ctypes.get_errno())
+
+
+def limit_files(size_bytes: int) -> None:
+    """Let no file of this process grow beyond a size."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def lift_limit() -> None:
+    """Let files grow again."""
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+
+def become_nobody() -> None:
+    """Lose root's right to write everywhere, for good."""
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+
+
+def _mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> int:
+    words = [None if word is None else word.encode() for word in (source, target, kind)]
+    result: int = _libc.mount(*words, ctypes.c_ulong(flags), None if options is None else options.encode())
+    return result
