@@ -64,6 +64,8 @@ def _reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[int], 
 def _refuse_odd(info: zipfile.ZipInfo) -> None:
     """Refuse what is neither a plain file nor a folder."""
     said = f"entry '{shown(info.filename)}'"
+    if not info.filename:
+        raise Refused(f"an entry has no name; {_YOURSELF}")
     if "\0" in info.orig_filename:
         raise Refused(f"{said} has a control character in its name; {_YOURSELF}")
     if info.flag_bits & _ENCRYPTED:
@@ -122,7 +124,9 @@ def _faults(what: str) -> Iterator[None]:
     """All the ways in which a zip fails, as one."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, struct.error) as fault:
+    except (
+        zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error
+    ) as fault:  # fmt: skip
         raise Refused(f"{what} is damaged ({fault}); {_AGAIN}") from fault
     except (UnicodeDecodeError, ValueError) as fault:
         raise Refused(f"{what} is damaged ({fault}); {_AGAIN}") from fault

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 import warnings
 import zipfile
 import zlib
@@ -96,5 +97,7 @@ def _only_entry(archive: zipfile.ZipFile) -> str:
 def _zip_faults() -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error
+    ) as error:  # fmt: skip
         raise Refused(f"damaged NumPy archive: {error}; {_AGAIN}") from error
