@@ -11,10 +11,11 @@ READY := $(VENV)/.ready
 export SAM2_BUILD_CUDA := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint check format clean distclean
+.PHONY: help demo test soak lint check format clean distclean
 help:
 	@echo 'make demo    prepare, train, evaluate and predict on rendered scenes (minutes, CPU)'
 	@echo 'make test    the tests (MEMORYSAM_SLOW=1: the slow ones too)'
+	@echo 'make soak    the fault suite at night: 2,000 kills, 50,000 examples, fuzzing; hours'
 	@echo 'make lint    ruff (format, lint) and mypy'
 	@echo 'make check   lint and test'
 	@echo 'make format  let ruff mend what it can'
@@ -36,6 +37,10 @@ demo: $(READY)
 # One thread a worker: two workers on two cores, and sums that do not depend on the machine.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+# What the fault suite tries and loses goes to a file, too.
+soak: $(READY)
+	MEMORYSAM_SOAK=1 MEMORYSAM_FAULT_FIGURES=soak.json OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/faults $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

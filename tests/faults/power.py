@@ -45,7 +45,7 @@ class Recording:
     Args:
         log: of :func:`tests.faults.strace.record`.
         folder: what was there before is taken from ``before``.
-        before: the files at the beginning, durable, by relative path.
+        before: the files at the beginning, durable, by relative path, also in folders.
     """
 
     def __init__(self, log: str, folder: Path, before: Tree) -> None:
@@ -61,16 +61,26 @@ class Recording:
         self._size: dict[Inode, int] = {}
         self._open: dict[int, tuple[Inode, int, bool]] = {}
         self._kept: set[int] = set()
-        for name, content in before.items():
-            inode = next(self._fresh)
-            self.first[0, name] = self._now[0, name] = inode
-            self.content[inode], self._size[inode] = content, len(content)
         self._folder = str(folder)
+        for name, content in before.items():
+            self._existed(name.split("/"), content)
         for line in log.splitlines():
             self._take(line)
 
-    def states(self, rng: random.Random) -> Iterator[tuple[int, Tree]]:
-        """Each moment's number with each tree that a loss of power at it may leave (at most 4,096 a moment)."""
+    def _existed(self, parts: list[str], content: bytes) -> None:
+        """A file that was there, and durable, before the program began."""
+        folder = self.root
+        for part in parts[:-1]:
+            if (folder, part) not in self.first:
+                self.first[folder, part] = self._now[folder, part] = inode = next(self._fresh)
+                self.folders.add(inode)
+            folder = self.first[folder, part]
+        inode = next(self._fresh)
+        self.first[folder, parts[-1]] = self._now[folder, parts[-1]] = inode
+        self.content[inode], self._size[inode] = content, len(content)
+
+    def states(self, rng: random.Random, *, most: int = MOST_STATES) -> Iterator[tuple[int, Tree]]:
+        """Each moment's number with each tree that a loss of power at it may leave (at most ``most`` a moment)."""
         for moment, (length, kept) in enumerate(self.moments, 1):
             loose = [number for number in range(length) if number not in kept]
             ways = [_ways(self.operations[number]) for number in loose]
@@ -78,8 +88,8 @@ class Recording:
             for each in ways:
                 count *= len(each)
             chosen: Iterator[tuple[float, ...]] = itertools.product(*ways)
-            if count > MOST_STATES:
-                chosen = (tuple(rng.choice(each) for each in ways) for _ in range(MOST_STATES))
+            if count > most:
+                chosen = (tuple(rng.choice(each) for each in ways) for _ in range(most))
             for choice in chosen:
                 shares = dict.fromkeys(kept, 1.0) | dict(zip(loose, choice, strict=True))
                 yield moment, self._tree(shares)
@@ -120,7 +130,7 @@ class Recording:
             return
         call, arguments, answer = found[1], found[2], int(found[3])
         strings = [_bytes(text) for text in re.findall(r'"((?:\\x[0-9a-f]{2})*)"', arguments)]
-        paths = [text.decode(errors="surrogateescape") for text in strings]
+        paths = [self._absolute(text.decode(errors="surrogateescape"), arguments) for text in strings]
         number = re.match(r"(\d+)<", arguments)
         descriptor = int(number[1]) if number else -1
         if call == "openat":
@@ -140,11 +150,19 @@ class Recording:
             inode = self._now.pop(here)
             self._now[there] = inode
             self._do(Entry(((*here, None), (*there, inode))))
-        elif call in {"unlink", "rmdir"} and self._is_ours(paths[0]):
+        elif call in {"unlink", "unlinkat", "rmdir"} and self._is_ours(paths[0]):
             self._do(Entry(((*self._place(paths[0]), None),)))
             self._now.pop(self._place(paths[0]))
         elif call == "mkdir" and self._is_ours(paths[0]):
             self.folders.add(self._created(paths[0]))
+
+    @staticmethod
+    def _absolute(path: str, arguments: str) -> str:
+        """A path that may be given from an open folder, as ``openat`` and ``unlinkat`` take it."""
+        folder = re.match(r"(?:\d+|AT_FDCWD)<(.*?)>", arguments)
+        if path.startswith("/") or folder is None:
+            return path
+        return f"{_bytes(folder[1]).decode() if folder[1].startswith(chr(92)) else folder[1]}/{path}"
 
     def _opened(self, path: str, flags: str, descriptor: int) -> None:
         if path == self._folder:

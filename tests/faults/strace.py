@@ -59,7 +59,19 @@ def paths_of(job: Sequence[str], folder: Path, log: Path) -> list[str]:
 
 def record(job: Sequence[str], log: Path) -> str:
     """All that a program asks of the file system, with every byte that it writes, as strace prints it."""
-    calls = ("openat", "write", "fsync", "fdatasync", "rename", "unlink", "mkdir", "rmdir", "ftruncate", "close")
+    calls = (
+        "openat",
+        "write",
+        "fsync",
+        "fdatasync",
+        "rename",
+        "unlink",
+        "unlinkat",
+        "mkdir",
+        "rmdir",
+        "ftruncate",
+        "close",
+    )
     done = _traced(["-y", "-xx", "-s", "1000000", "-e", f"trace={','.join(calls)}"], job, log)
     assert done.returncode == 0, done.stderr
     return log.read_text()

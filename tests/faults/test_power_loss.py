@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from memorysam_cli.engine.training import checkpoints
 from memorysam_cli.storage import documents
-from tests.faults import strace
+from tests.faults import jobs_checkpoint, strace
 from tests.faults.conftest import Figures
 from tests.faults.jobs_writing import FILES, NEW, OLD
 from tests.faults.power import Recording, Tree
@@ -79,6 +81,33 @@ def test_a_power_loss_leaves_the_old_or_the_new_and_never_loses_what_was_said_to
     tried, wrong = losses(name, tmp_path, rng)
     figures("C", states=tried, lost=len(wrong))
     assert tried > 3 and wrong == set()
+
+
+def test_a_power_loss_while_a_checkpoint_is_saved_and_an_older_one_removed_costs_neither(
+    tmp_path: Path, rng: random.Random, figures: Figures
+) -> None:
+    folder, seen = tmp_path / "f", tmp_path / "seen"
+    for step in jobs_checkpoint.BEFORE:
+        jobs_checkpoint.save(folder, step)
+    before = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    log = strace.record(["tests.faults.jobs_checkpoint", str(folder)], tmp_path / "log")
+    recording = Recording(log, folder, before)
+    assert len(recording.moments) > 20
+    tried, newest = 0, set()
+    for moment, tree in recording.states(rng, most=40):
+        tried += 1
+        shutil.rmtree(seen, ignore_errors=True)
+        for path, content in tree.items():
+            (seen / path).parent.mkdir(parents=True, exist_ok=True)
+            (seen / path).write_bytes(content)
+        found, _ = checkpoints.newest_valid(seen)
+        assert found is not None, f"at moment {moment}: none of {sorted(tree)} is valid"
+        step = checkpoints.read(found).position.step
+        newest.add(step)
+        assert step >= jobs_checkpoint.BEFORE[-1]
+        assert moment < len(recording.moments) or step == jobs_checkpoint.AFTER
+    figures("C", checkpoint_states=tried, lost=0)
+    assert newest == {2, 3} and tried > 100
 
 
 @pytest.mark.parametrize("name", [name for name in SCENARIOS if name.startswith("naive")])
