@@ -1,4 +1,4 @@
-"""A checkpoint saved and an older one removed, in its own process: ``python -m tests.faults.jobs_checkpoint FOLDER``."""
+"""A checkpoint saved and an older one removed: ``python -m tests.faults.jobs_checkpoint FOLDER``."""
 
 from __future__ import annotations
 
