@@ -13,10 +13,11 @@ LAYERS = [
     {"app"},
     {"commands"},
     {"engine"},
-    {"data", "model", "losses", "report"},
+    {"data", "model", "losses"},
+    {"report"},
     {"recipe"},
     {"storage"},
-    {"validation", "dataset"},
+    {"validation", "dataset", "laws"},
     {"errors"},
 ]
 """From top to bottom; a module imports from its own layer's package or from lower layers."""

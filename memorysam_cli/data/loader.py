@@ -6,100 +6,22 @@ after a resume.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from memorysam_cli.data import decode, transforms
-from memorysam_cli.data.manifest import Manifest, Scene, sign_line
-from memorysam_cli.data.transforms import Sample
-from memorysam_cli.data.workers import Source, load, load_in_threads
+from memorysam_cli.data.batches import Batch, LeftOut, ScoredScene, UnlabelledScene
+from memorysam_cli.data.manifest import Manifest, Scene
+from memorysam_cli.data.order import batches_of, batches_per_epoch, epoch_order
+from memorysam_cli.data.scene_sources import Asked, ScoredScenes, TrainingBatches, UnlabelledScenes
+from memorysam_cli.data.workers import load, load_in_threads
 from memorysam_cli.dataset import DatasetInfo, Modality
 from memorysam_cli.errors import DataError, did_you_mean
 from memorysam_cli.recipe import Recipe
 
-ORDER = 1
-"""Spawn key of the random numbers that order an epoch, apart from those of its samples."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Scenes of one size."""
-
-    frames: list[Tensor]
-    """M × (B, 3, H, W) float32, normalised, in the asked order."""
-    label: Tensor | None
-    """(B, H, W) int64, 255 counts nowhere."""
-    scenes: tuple[Scene, ...]
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
-        label = None if self.label is None else self.label.to(device, non_blocking=True)
-        return Batch([frame.to(device, non_blocking=True) for frame in self.frames], label, self.scenes)
-
-    def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory; called by the DataLoader where there is CUDA."""
-        label = None if self.label is None else self.label.pin_memory()
-        return Batch([frame.pin_memory() for frame in self.frames], label, self.scenes)
-
-
-@dataclass(frozen=True)
-class ScoredScene:
-    """One scene in both evaluation protocols (METHOD §5), each a batch of one."""
-
-    scene: Scene
-    resized: Batch
-    """Frames and label at the published protocol's size."""
-    whole: Batch
-    """The whole frame at the network's size, with the label at its own size."""
-    shares_frames: bool
-    """Both have the same frames, so that one forward pass serves both."""
-    is_large: bool = False
-    """The whole frame keeps its own resolution, to be seen through windows."""
-
-    def pin_memory(self) -> ScoredScene:
-        """The same in page-locked memory; called by the DataLoader where there is CUDA."""
-        resized, whole = self.resized.pin_memory(), self.whole
-        if whole.frames is self.resized.frames:  # one copy serves both
-            label = None if whole.label is None else whole.label.pin_memory()
-            return dataclasses.replace(self, resized=resized, whole=Batch(resized.frames, label, whole.scenes))
-        return dataclasses.replace(self, resized=resized, whole=whole.pin_memory())
-
-
-@dataclass(frozen=True)
-class UnlabelledScene:
-    """One scene to be predicted."""
-
-    scene: Scene
-    frames: list[Tensor]
-    """One (1, 3, H, W) float32 for each of ``modalities``."""
-    modalities: tuple[str, ...]
-    """Those of the asked modalities that the scene has, in the asked order."""
-    height: int
-    """Of the scene's own frame, in pixels."""
-    width: int
-    is_large: bool = False
-    """The frames keep their own resolution, to be seen through windows."""
-
-    def pin_memory(self) -> UnlabelledScene:
-        """The same in page-locked memory; called by the DataLoader where there is CUDA."""
-        return dataclasses.replace(self, frames=[frame.pin_memory() for frame in self.frames])
-
-
-def epoch_order(count: int, *, seed: int, epoch: int) -> list[int]:
-    """The order of an epoch's scenes: a permutation of 0..count-1, the same on every machine."""
-    rng = _generator(seed, epoch, spawn_key=(ORDER,))
-    return [int(index) for index in np.argsort(rng.random(count), kind="stable")]
-
-
-def batches_per_epoch(count: int, *, batch: int, world: int = 1) -> int:
-    """How many batches each of ``world`` processes gets of ``count`` scenes; what is left over is dropped."""
-    return count // batch // world
+__all__ = [
+    "Batch", "LeftOut", "ScoredScene", "UnlabelledScene", "batches_per_epoch", "epoch_order", "modalities_of",
+    "scored_scenes", "training_batches", "unlabelled_scenes",
+]  # fmt: skip
 
 
 def training_batches(
@@ -124,23 +46,22 @@ def training_batches(
         world: number of processes; all get the same number of batches.
 
     Returns:
-        Batches of ``recipe.train.batch`` scenes; the last partial one is dropped.
+        Batches of ``recipe.train.batch`` scenes; the last partial one is dropped. With ``data.max_bad`` the next
+        readable scenes of the epoch stand for those that cannot be read, which ``left_out`` names; without, such a
+        scene ends the epoch.
 
     Raises:
         DataError: too few scenes for one batch each, an unknown modality; while iterating: a file that cannot be
             used, named as in a single process.
     """
-    batch = recipe.train.batch
-    count = batches_per_epoch(len(scenes), batch=batch, world=world)
-    if count == 0:
+    if batches_per_epoch(len(scenes), batch=recipe.train.batch, world=world) == 0:
         raise DataError(
-            f"{manifest.info.name}: {len(scenes)} training scenes are fewer than one batch of {batch} for each of "
-            f"{world} process(es); lower train.batch or add scenes"
+            f"{manifest.info.name}: {len(scenes)} training scenes are fewer than one batch of {recipe.train.batch} for "
+            f"each of {world} process(es); lower train.batch or add scenes"
         )
     order = epoch_order(len(scenes), seed=recipe.train.seed, epoch=epoch)
-    chunks = [order[first : first + batch] for first in range(0, len(order), batch)]
-    mine = chunks[: count * world][rank::world]
-    source = _TrainingBatches(manifest, scenes, recipe, epoch, modalities_of(manifest.info, recipe.data.modalities))
+    mine = [Asked(numbers) for numbers in batches_of(order, batch=recipe.train.batch, rank=rank, world=world)]
+    source = TrainingBatches(manifest, scenes, recipe, epoch, modalities_of(manifest.info, recipe.data.modalities))
     return load(source, mine[start:], workers=recipe.data.workers)
 
 
@@ -167,7 +88,7 @@ def scored_scenes(
     Raises:
         DataError: a file cannot be used, or a scene lacks a modality or its label.
     """
-    source = _ScoredScenes(manifest, scenes, tuple(modalities), size, tile)
+    source = ScoredScenes(manifest, scenes, tuple(modalities), size, tile)
     return load(source, range(len(scenes)), workers=workers)
 
 
@@ -183,7 +104,8 @@ def unlabelled_scenes(
 ) -> Iterator[UnlabelledScene | DataError]:
     """Whole scenes for prediction, one at a time, in order; labels are not looked at.
 
-    A scene that cannot be read, or has none of the modalities, gives its fault in its place, and the next one follows.
+    A scene that cannot be read, kills its readers, or has none of the modalities gives its fault in its place, and the
+    next one follows.
 
     Args:
         root: what the scenes' paths are relative to.
@@ -194,7 +116,7 @@ def unlabelled_scenes(
         tile: as in :func:`scored_scenes`.
         in_threads: threads read ahead, not processes.
     """
-    source = _UnlabelledScenes(root, scenes, tuple(modalities), size, tile)
+    source = UnlabelledScenes(root, scenes, tuple(modalities), size, tile)
     return (load_in_threads if in_threads else load)(source, range(len(scenes)), workers=workers)
 
 
@@ -209,127 +131,3 @@ def modalities_of(info: DatasetInfo, names: Iterable[str]) -> tuple[Modality, ..
         if name not in known:
             raise DataError(f"{info.name}: has no modality '{name}'{did_you_mean(name, known)}")
     return tuple(known[name] for name in names)
-
-
-def _generator(*entropy: int, spawn_key: tuple[int, ...] = ()) -> np.random.Generator:
-    """A generator that is a pure function of its arguments."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy, spawn_key=spawn_key)))
-
-
-@dataclass(frozen=True)
-class _TrainingBatches(Source[Batch]):
-    manifest: Manifest
-    scenes: Sequence[Scene]
-    recipe: Recipe
-    epoch: int
-    modalities: tuple[Modality, ...]
-
-    def item(self, index: list[int]) -> Batch:
-        samples = [self._sample(number) for number in index]
-        return _batch(samples, self.modalities, tuple(self.scenes[number] for number in index))
-
-    def _sample(self, number: int) -> Sample:
-        info = self.manifest.info
-        sample = _labelled(self.manifest, self.scenes[number], self.modalities)
-        return transforms.augment(
-            transforms.without_left(sample, info.crop),
-            modalities=self.modalities,
-            augment=self.recipe.augment,
-            size=self.recipe.data.image_size,
-            rng=_generator(self.recipe.train.seed, self.epoch, number),
-        )
-
-
-@dataclass(frozen=True)
-class _ScoredScenes(Source[ScoredScene]):
-    manifest: Manifest
-    scenes: Sequence[Scene]
-    modalities: tuple[Modality, ...]
-    size: int
-    tile: bool
-
-    def item(self, index: int) -> ScoredScene:
-        scene, crop = self.scenes[index], self.manifest.info.crop
-        sample = _labelled(self.manifest, scene, self.modalities)
-        assert sample.label is not None
-        scored = transforms.for_scoring(sample, modalities=self.modalities, size=self.size, crop=crop)
-        native = torch.from_numpy(sample.label.astype(np.int64))[None]  # (H, W) -> (1, H, W)
-        resized = _batch([scored], self.modalities, (scene,))
-        is_large = self.tile and _is_large(sample, self.size)
-        if crop is None and not is_large:
-            return ScoredScene(scene, resized, Batch(resized.frames, native, (scene,)), shares_frames=True)
-        frames = _whole(Sample(sample.frames, None), self.modalities, size=self.size, tile=self.tile)
-        whole = _batch([frames], self.modalities, (scene,)).frames
-        if crop is None:
-            resized = Batch(whole, resized.label, (scene,))
-        return ScoredScene(
-            scene, resized, Batch(whole, native, (scene,)), shares_frames=crop is None, is_large=is_large
-        )
-
-
-@dataclass(frozen=True)
-class _UnlabelledScenes(Source["UnlabelledScene | DataError"]):
-    root: Path
-    scenes: Sequence[Scene]
-    modalities: tuple[Modality, ...]
-    size: int
-    tile: bool
-
-    def item(self, index: int) -> UnlabelledScene | DataError:
-        try:
-            return self._read(self.scenes[index])
-        except DataError as fault:
-            return fault
-
-    def _read(self, scene: Scene) -> UnlabelledScene:
-        present = tuple(modality for modality in self.modalities if modality.name in scene.files)
-        if not present:
-            wanted = ", ".join(modality.name for modality in self.modalities)
-            raise DataError(f"scene {scene.id}: has none of the modalities {wanted} (it has: {', '.join(scene.files)})")
-        sample = decode.read_sample(self.root, scene, modalities=present)
-        height, width = sample.size
-        seen = _whole(sample, present, size=self.size, tile=self.tile)
-        batch = _batch([seen], present, (scene,))
-        is_large = self.tile and _is_large(sample, self.size)
-        return UnlabelledScene(scene, batch.frames, tuple(seen.frames), height, width, is_large)
-
-
-def _labelled(manifest: Manifest, scene: Scene, modalities: Sequence[Modality]) -> Sample:
-    """A scene's frames and label."""
-    info = manifest.info
-    try:
-        return decode.read_sample(
-            manifest.root,
-            scene,
-            modalities=modalities,
-            rule=info.label,
-            classes=len(info.classes),
-            palette=info.palette,
-        )
-    except DataError as fault:
-        if scene.label is None or any(modality.name not in scene.files for modality in modalities):
-            raise
-        line = f"{sign_line(manifest.root, info.name)} --drop-incomplete"
-        raise DataError(f"{fault}; mend the file, or leave all such scenes out: {line}") from fault
-
-
-def _whole(sample: Sample, modalities: Sequence[Modality], *, size: int, tile: bool) -> Sample:
-    """Whole frames as the network sees them: at its size, or for windows at their own where that is larger."""
-    if tile and _is_large(sample, size):
-        return sample
-    return transforms.for_prediction(sample, modalities=modalities, size=size)
-
-
-def _is_large(sample: Sample, size: int) -> bool:
-    """Whether windows of the network's size fit into a frame as it is."""
-    return min(sample.size) >= size
-
-
-def _batch(samples: Sequence[Sample], modalities: Sequence[Modality], scenes: tuple[Scene, ...]) -> Batch:
-    """Stack samples of one size."""
-    frames = [
-        torch.stack([transforms.to_tensor(sample.frames[modality.name], modality) for sample in samples])
-        for modality in modalities
-    ]
-    labels = [torch.from_numpy(sample.label.astype(np.int64)) for sample in samples if sample.label is not None]
-    return Batch(frames, torch.stack(labels) if labels else None, scenes)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from memorysam_cli import __version__
+from memorysam_cli import __version__, laws
 from memorysam_cli.data import DATASETS, layout_of, superseded
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.checking.check import check
 from memorysam_cli.data.checking.report import Dropped, Problem, Report
 from memorysam_cli.data.layouts.layout import MARKER, Layout, is_rendered
 from memorysam_cli.data.listing import relative, walk
-from memorysam_cli.data.manifest import Manifest
+from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.errors import DataError, PartialError, UsageError
 from memorysam_cli.storage import atomic, documents
@@ -94,6 +94,7 @@ def check_and_write(
     max_pixels: int | None = None,
     measure: Callable[[Manifest], DatasetInfo] | None = None,
     notes: Sequence[str] = (),
+    held: laws.Report | None = None,
     accepts_edits: bool = False,
     advance: Callable[[], object] | None = None,
 ) -> Prepared:
@@ -106,6 +107,7 @@ def check_and_write(
         max_pixels: larger pictures are refused.
         measure: gets the data set as it will be written and returns what its ``dataset.json`` shall say.
         notes: what was assumed in listing it, for the report.
+        held: conservation laws that its listing kept, for the report.
         accepts_edits: the manifest was read from the files that are now replaced.
         advance: called after each scene.
 
@@ -118,6 +120,7 @@ def check_and_write(
         manifest, drop_incomplete=drop_incomplete, headers_only=headers_only, max_pixels=max_pixels, advance=advance
     )
     report = replace(_with_layout(report, manifest), notes=tuple(notes))
+    report = replace(report, laws=(held or {}) | report.laws)
     if (report.problems and not report.dropped) or not report.scenes:
         return Prepared(report, manifest=None)
     info = manifest.info.model_copy(update={"counts": report.splits})
@@ -238,6 +241,13 @@ def _listed(layout: Layout, *, folder: Path, root: Path) -> Manifest:
     return Manifest(root=root, info=info.model_copy(update=update), scenes=scenes)
 
 
+def _paths(scene: Scene) -> Iterator[str]:
+    """All files of a scene."""
+    yield from (path for group in scene.files.values() for path in group)
+    if scene.label is not None:
+        yield scene.label
+
+
 def _with_layout(report: Report, manifest: Manifest) -> Report:
     """Add what a published data set's layout has to say; rendered scenes under its name are called what they are."""
     if manifest.info.name not in DATASETS:
@@ -245,7 +255,12 @@ def _with_layout(report: Report, manifest: Manifest) -> Report:
     layout = layout_of(manifest.info.name)
     folder = manifest.root / manifest.info.root
     about = [f"{folder}: these are rendered scenes, not {layout.title}"] if is_rendered(folder) else []
-    strays = Problem.of("stray", layout.strays(folder, manifest.scenes))
+    seen = layout.files(folder)
+    prefix = "" if manifest.info.root == "." else f"{manifest.info.root}/"
+    used = {path.removeprefix(prefix) for scene in manifest.scenes for path in _paths(scene)} & seen
+    # By its name a file may be a scene's which the scene does not take: told as well, or it would go unseen.
+    ignored = sorted({*layout.strays(folder, manifest.scenes), *(seen - used)})
+    strays = Problem.of("stray", ignored)
     if strays.count:
         about.append(f"{strays.count} files belong to no scene, such as {shown(strays.first[0])}")
     return replace(
@@ -253,4 +268,5 @@ def _with_layout(report: Report, manifest: Manifest) -> Report:
         warnings=(*report.warnings, *about, *layout.remarks(report.scenes)),
         published=dict(layout.published(manifest.scenes)),
         strays=strays,
+        laws=report.laws | laws.check({"files seen = of scenes + strays": (len(seen), len(used) + len(ignored))}),
     )

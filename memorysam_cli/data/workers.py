@@ -2,98 +2,58 @@
 
 from __future__ import annotations
 
-import signal
-import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-import cv2
 import torch
-from torch.utils.data import DataLoader, Dataset
 
-from memorysam_cli.errors import EnvironmentFault, MemorySamError
+from memorysam_cli.data.sources import Fault, Item, Source
+from memorysam_cli.data.worker_pool import AHEAD, Pool
 
-TIMEOUT_S = 300
+TIMEOUT_S = 300.0
 """A worker that gives nothing for this long hangs; waiting for ever is no answer."""
 
-GRACE_S = 60
-"""A worker outlives SIGTERM by this long."""
 
-AHEAD = 2
-"""Items that each thread reads ahead, as many as torch's loader does for each process."""
+def load(
+    source: Source[Item], indices: Sequence[Any], *, workers: int, timeout_s: float | None = None
+) -> Iterator[Item]:
+    """The items of ``indices`` in their order, whatever happens to the workers.
 
-Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class _Fault:
-    """A worker's error: torch would wrap its one line in a traceback."""
-
-    error: MemorySamError
-
-
-class Source(Dataset[Any], Generic[Item]):
-    """Gives one item for one index, in this process or in a worker."""
-
-    def item(self, index: Any) -> Item:
-        """The item of an index; the same whoever asks."""
-        raise NotImplementedError
-
-    def __getitem__(self, index: Any) -> Item | _Fault:
-        try:
-            return self.item(index)
-        except MemorySamError as error:
-            return _Fault(error)
-
-
-def load(source: Source[Item], indices: Sequence[Any], *, workers: int) -> Iterator[Item]:
-    """The items of ``indices`` in their order.
+    A worker that dies or hangs is replaced, with one warning, and what it had in hand is read again: nothing is lost
+    or doubled, for an item is a pure function of its index. An item that has killed its reader three times is given
+    up: the source says what takes its place.
 
     Args:
         source: what to read; goes to the workers as it is.
         indices: what to ask it for.
         workers: processes that read ahead; 0 reads in this one.
+        timeout_s: when a worker counts as hanging; none: :data:`TIMEOUT_S`.
 
     Raises:
         MemorySamError: what reading an item raised, with its own class and message.
-        EnvironmentFault: a worker died (the machine ran out of memory, say) or hangs.
+        DataError: an item kills its readers, and its source has nothing in its place.
+        EnvironmentFault: workers cannot be started, or die whatever they read.
     """
     workers = min(workers, len(indices))
-    with warnings.catch_warnings():  # more workers than cores are the user's wish
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
-        loader: DataLoader[Item | _Fault] = DataLoader(
-            source,
-            batch_size=None,  # an item is a batch already
-            sampler=indices,
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=_start_worker,
-            pin_memory=torch.cuda.is_available(),
-            # Its own: a number taken from torch's for each epoch would be taken twice by a resumed run.
-            generator=torch.Generator(),
-            timeout=TIMEOUT_S if workers else 0,
-        )
-        items = iter(loader)
+    if not workers:
+        yield from (_pinned(source.item(index)) for index in indices)
+        return
+    pool = Pool(source, indices, workers=workers, timeout_s=TIMEOUT_S if timeout_s is None else timeout_s)
     try:
-        for item in items:
-            if isinstance(item, _Fault):
-                raise item.error
-            yield item
-    except RuntimeError as error:
-        if "DataLoader" not in str(error):
-            raise
-        reason = str(error).splitlines()[0]
-        raise EnvironmentFault(f"a data worker died or hangs ({reason}); free memory or set data.workers=0") from error
+        if torch.cuda.is_available():
+            yield from _pinned_ahead(pool, len(indices))
+        else:
+            yield from (_item(pool.take(number)) for number in range(len(indices)))
     finally:
-        # Now, not when a traceback that holds the iterator is let go: until then its workers would wait.
-        getattr(items, "_shutdown_workers", _nothing)()
+        pool.close()
 
 
 def load_in_threads(source: Source[Item], indices: Sequence[Any], *, workers: int) -> Iterator[Item]:
     """As :func:`load`, by threads of this process, which may not fork: decoding leaves Python's lock alone.
+
+    A fault that would kill a worker process kills this one.
 
     Args:
         source: what to read.
@@ -119,25 +79,36 @@ def load_in_threads(source: Source[Item], indices: Sequence[Any], *, workers: in
 
 def _read(source: Source[Item], index: Any) -> Item:
     """An item, in page-locked memory where there is CUDA."""
-    item = source.item(index)
+    return _pinned(source.item(index))
+
+
+def _pinned_ahead(pool: Pool[Item], count: int) -> Iterator[Item]:
+    """A pool's items in page-locked memory; the next one is copied there while this one is used."""
+
+    def take(number: int) -> Item:
+        return _pinned(_item(pool.take(number)))
+
+    with ThreadPoolExecutor(1, thread_name_prefix="pin") as thread:
+        try:
+            following = thread.submit(take, 0)
+            for number in range(count):
+                item = following.result()
+                if number + 1 < count:
+                    following = thread.submit(take, number + 1)
+                yield item
+        finally:
+            pool.cancel()
+
+
+def _item(answer: Item | Fault) -> Item:
+    """An item that could be read."""
+    if isinstance(answer, Fault):
+        raise answer.error
+    return answer
+
+
+def _pinned(item: Item) -> Item:
+    """An item in page-locked memory, where there is CUDA and it can be there."""
     pin = getattr(item, "pin_memory", None)
     pinned: Item = item if pin is None or not torch.cuda.is_available() else pin()
     return pinned
-
-
-def _as_it_is(item: Item) -> Item:
-    """Items are tensors already."""
-    return item
-
-
-def _nothing() -> None:
-    """How an iterator without workers is shut down."""
-
-
-def _start_worker(_number: int) -> None:
-    """One thread per worker; signals are the parent's to answer, which then lets its workers end."""
-    cv2.setNumThreads(0)
-    for name in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(name, signal.SIG_IGN)
-    # A scheduler may send SIGTERM to all: the parent still has a step to finish and a checkpoint to write.
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import struct
+import threading
 import warnings
 import zipfile
 import zlib
@@ -20,6 +22,14 @@ from memorysam_cli.storage.headers import Header, Refused
 _NPY, _ZIP = b"\x93NUMPY", b"PK\x03\x04"
 _MAX_CHANNELS = 64
 _AGAIN = "get the file again"
+
+_one_at_a_time = threading.Lock()
+"""NumPy evaluates headers with ``ast``, whose count of levels all threads share up to Python 3.11: now and then a good
+file would be called damaged (``AST constructor recursion depth mismatch``). Filters of warnings are shared as well."""
+if hasattr(os, "register_at_fork"):  # a thread that reads just now is not in the child, and would never let go
+    os.register_at_fork(
+        before=_one_at_a_time.acquire, after_in_parent=_one_at_a_time.release, after_in_child=_one_at_a_time.release
+    )
 
 
 def parse_array(stream: BinaryIO) -> Header | None:
@@ -67,7 +77,7 @@ def load_array(data: bytes, found: Header) -> npt.NDArray[Any]:
 def _parse_npy(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, Fortran order and dtype; leaves ``stream`` at the first value."""
     try:
-        with warnings.catch_warnings():  # files of Python 2 are read, with a warning of no use here
+        with _one_at_a_time, warnings.catch_warnings():  # files of Python 2 are read, with a warning of no use here
             warnings.simplefilter("ignore")
             if np.lib.format.read_magic(stream) == (1, 0):
                 return np.lib.format.read_array_header_1_0(stream)

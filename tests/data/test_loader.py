@@ -22,6 +22,7 @@ from memorysam_cli.data.loader import (
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.errors import DataError
 from memorysam_cli.recipe import Recipe
+from memorysam_cli.storage import images
 
 from .conftest import write_mcubes
 
@@ -182,7 +183,7 @@ def test_training_drops_the_left_columns_too(tmp_path: Path, small_recipe: Recip
     left[:, :12] = 19  # round(192 · 64 / 1024) columns
     for name in ("a", "b"):
         manifests_label = folder / "GT" / f"{name}.png"
-        loader.decode.images.write_png(manifests_label, left)
+        images.write_png(manifests_label, left)
     manifest = manifests.write(tmp_path, MCUBES.info(folder), MCUBES.scenes(folder, tmp_path))
     data = small_recipe.data.model_copy(update={"modalities": ("image", "aolp")})
     recipe = small_recipe.model_copy(update={"data": data})
@@ -208,3 +209,58 @@ def test_a_batch_moves_as_a_whole(prepared: Manifest, small_recipe: Recipe) -> N
     batch = batches(prepared, small_recipe)[0].to("meta")
     assert batch.label is not None
     assert {tensor.device.type for tensor in (*batch.frames, batch.label)} == {"meta"}
+
+
+def with_max_bad(recipe: Recipe, share: float) -> Recipe:
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_bad": share})})
+
+
+def break_files(prepared: Manifest, *numbers: int) -> list[str]:
+    """Empty the depth of these training scenes; returns their ids."""
+    scenes = [prepared.of_split("train")[number] for number in numbers]
+    for scene in scenes:
+        (prepared.root / scene.files["depth"][0]).write_bytes(b"")
+    return [scene.id for scene in scenes]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_with_max_bad_others_stand_for_scenes_that_cannot_be_read(
+    prepared: Manifest, small_recipe: Recipe, workers: int
+) -> None:
+    whole = batches(prepared, small_recipe)
+    order = [prepared.of_split("train")[index].id for index in epoch_order(7, seed=11, epoch=0)]
+    (bad,) = break_files(prepared, epoch_order(7, seed=11, epoch=0)[3])  # the second of the second batch
+    found = batches(prepared, with_max_bad(small_recipe, 0.2), workers=workers)
+    assert names(found) == [tuple(order[:2]), (order[2], order[4]), tuple(order[4:6])]
+    assert [len(batch.left_out) for batch in found] == [0, 1, 0]
+    assert found[1].left_out[0].scene == bad and "empty (0 bytes)" in found[1].left_out[0].why
+    assert_same([found[0], found[2]], [whole[0], whole[2]])
+    assert_same(batches(prepared, with_max_bad(small_recipe, 0.2), start=1), found[1:])
+
+
+def test_what_stands_for_a_bad_scene_is_nowhere_twice_in_its_batch(prepared: Manifest, small_recipe: Recipe) -> None:
+    order = epoch_order(7, seed=11, epoch=0)
+    bad = break_files(prepared, order[0], order[1], order[2])
+    found = batches(prepared, with_max_bad(small_recipe, 0.5))
+    ids = [prepared.of_split("train")[index].id for index in order]
+    assert names(found) == [(ids[3], ids[4]), (ids[4], ids[3]), (ids[4], ids[5])]
+    assert [[each.scene for each in batch.left_out] for batch in found] == [[bad[0], bad[2], bad[1]], [bad[2]], []]
+
+
+def test_the_batch_keeps_its_remarks_on_its_way(prepared: Manifest, small_recipe: Recipe) -> None:
+    break_files(prepared, epoch_order(7, seed=11, epoch=0)[0])
+    (first, *_) = batches(prepared, with_max_bad(small_recipe, 0.2))
+    assert len(first.left_out) == 1
+    assert first.to("meta").left_out == first.left_out
+
+
+def test_too_many_bad_scenes_for_one_batch_end_the_epoch(prepared: Manifest, small_recipe: Recipe) -> None:
+    break_files(prepared, *range(7))
+    with pytest.raises(DataError, match=r"4 scenes for a single batch cannot be read, more than data.max_bad=0.2 of 7"):
+        batches(prepared, with_max_bad(small_recipe, 0.2))
+
+
+def test_without_max_bad_a_bad_scene_ends_the_epoch(prepared: Manifest, small_recipe: Recipe) -> None:
+    break_files(prepared, 0)
+    with pytest.raises(DataError, match=r"empty \(0 bytes\)"):
+        batches(prepared, with_max_bad(small_recipe, 0.0))

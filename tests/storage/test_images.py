@@ -3,10 +3,14 @@ from __future__ import annotations
 import io
 import os
 import resource
+import signal
 import struct
 import subprocess
 import sys
+import threading
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -340,3 +344,50 @@ def test_opencv_stays_silent(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "x.png"], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("None\n", "")
+
+
+def test_headers_of_arrays_are_evaluated_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # CPython 3.11 counts the levels of ``ast`` for all threads together, and so calls good headers damaged.
+    path = tmp_path / "a.npy"
+    np.save(path, noise(4, 5))
+    evaluate, inside, most = np.lib.format.read_array_header_1_0, 0, 0
+
+    def slowly(stream: Any) -> Any:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.001)
+        found = evaluate(stream)
+        inside -= 1
+        return found
+
+    monkeypatch.setattr(np.lib.format, "read_array_header_1_0", slowly)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(images.read, [path] * 20))
+    assert all((array == noise(4, 5)).all() for array in found)
+    assert most == 1
+
+
+def test_a_fork_while_a_thread_reads_an_array_can_read_arrays(tmp_path: Path) -> None:
+    path, is_over = tmp_path / "a.npy", threading.Event()
+    np.save(path, noise(4, 5))
+
+    def read() -> None:
+        while not is_over.is_set():
+            images.read(path)
+
+    with ThreadPoolExecutor(1) as thread:
+        reading = thread.submit(read)
+        try:
+            for _ in range(20):
+                child = os.fork()
+                if child == 0:
+                    signal.alarm(5)
+                    try:
+                        os._exit(int(images.read(path).shape != (4, 5)))
+                    finally:
+                        os._exit(1)
+                assert os.waitpid(child, 0)[1] == 0
+        finally:
+            is_over.set()
+        reading.result()

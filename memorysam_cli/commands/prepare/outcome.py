@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from memorysam_cli.data.manifest import Manifest
     from memorysam_cli.data.preparation import Prepared
     from memorysam_cli.dataset import DatasetInfo
+    from memorysam_cli.laws import Report as Laws
 
 Root = Annotated[
     Path, typer.Argument(metavar="ROOT", help="Folder of the data sets; the manifest goes to ROOT/memorysam/.")
@@ -42,6 +43,7 @@ def check_and_write(
     max_pixels: int | None = None,
     measure: Callable[[Manifest], DatasetInfo] | None = None,
     notes: Sequence[str] = (),
+    held: Laws | None = None,
     accepts_edits: bool = False,
 ) -> None:
     """Check, write, and say what was found; problems end with exit code 3, or 4 if their scenes are left out.
@@ -52,6 +54,7 @@ def check_and_write(
         drop_incomplete, headers_only, max_pixels: as the options.
         measure: gets the data set as it will be written and returns what its ``dataset.json`` shall say.
         notes: what was assumed in listing it; said here.
+        held: conservation laws that its listing kept.
         accepts_edits: it was read from the files that are now replaced.
     """
     from memorysam_cli.data import preparation
@@ -67,6 +70,7 @@ def check_and_write(
             max_pixels=max_pixels,
             measure=measure,
             notes=notes,
+            held=held,
             accepts_edits=accepts_edits,
             advance=bar.advance,
         )

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from memorysam_cli import laws
 from memorysam_cli.data import decode
 from memorysam_cli.data.checking.findings import Facts, Reader
 from memorysam_cli.data.checking.oddities import Oddities
@@ -74,6 +75,10 @@ def check(
     for index, scene in zip(kept, scenes, strict=True):
         odd.add(scene, findings[index].frames, findings[index].label)
         pixels[scene.split] += findings[index].pixels(len(info.classes))
+    dropped = tuple(
+        Dropped(manifest.scenes[index], tuple(message for _, message in findings[index].faults))
+        for index in sorted(left_out)
+    )
     return Report(
         dataset=info.name,
         root=manifest.root.absolute(),
@@ -84,9 +89,15 @@ def check(
         warnings=tuple(odd.lines()),
         pixels={split: tuple(int(count) for count in counts) for split, counts in pixels.items()},
         stored=odd.stored(),
-        dropped=tuple(
-            Dropped(manifest.scenes[index], tuple(message for _, message in findings[index].faults))
-            for index in sorted(left_out)
+        dropped=dropped,
+        laws=laws.check(
+            {
+                "scenes found = accepted + left out": (len(manifest.scenes), len(scenes) + len(dropped)),
+                "height × width of the labels = pixels of classes + ignored": (
+                    sum(findings[index].label_pixels for index in kept),
+                    sum(int(counts.sum()) for counts in pixels.values()),
+                ),
+            }
         ),
     )
 
@@ -99,6 +110,11 @@ class _Finding:
     frames: dict[str, Facts] = field(default_factory=dict)
     """Of each modality, its first file's, and the range over all its files."""
     label: Facts | None = None
+
+    @property
+    def label_pixels(self) -> int:
+        """Of the label, by its file's header."""
+        return 0 if self.label is None else self.label.height * self.label.width
 
     def pixels(self, classes: int) -> Any:
         """Labelled pixels per class, and then the ignored ones: (K + 1,) int64."""

@@ -17,8 +17,9 @@ import numpy.typing as npt
 from pydantic import Field, ValidationError
 
 from memorysam_cli.data import decode
+from memorysam_cli.data.checking import histograms
 from memorysam_cli.data.manifest import folder
-from memorysam_cli.dataset import IGNORE, DatasetInfo, Modality, Strict
+from memorysam_cli.dataset import DatasetInfo, Modality, Strict
 from memorysam_cli.errors import DataError, EnvironmentFault
 from memorysam_cli.storage import atomic, documents, images
 from memorysam_cli.storage.atomic import shown
@@ -153,8 +154,12 @@ class Reader:
                 palette=self.info.palette,
                 max_pixels=self.max_pixels,
             )
-            counts = np.bincount(label.ravel(), minlength=IGNORE + 1)
-            return form.model_copy(update={"pixels": {int(each): int(counts[each]) for each in np.flatnonzero(counts)}})
+            counts = histograms.of_classes(label)
+            if not self.info.label.colours:
+                raw = images.read(path, max_pixels=self.max_pixels)
+                plane = raw if raw.ndim == len("HW") else raw[:, :, 0]
+                histograms.refuse_changed(path, histograms.of_raw(plane, self.info.label), counts)
+            return form.model_copy(update={"pixels": counts})
         if how == "header" or modality is None:
             return form
         array = images.read(path, max_pixels=self.max_pixels)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from memorysam_cli import laws
 from memorysam_cli.data.manifest import Scene, count_splits
 
 SHOWN = 10
@@ -90,6 +91,8 @@ class Report:
     """What was assumed before the check; said already."""
     strays: Problem | None = None
     """Files in the data set's folders that belong to no scene."""
+    laws: laws.Report = field(default_factory=dict)
+    """What was taken in is what is given out, or said to be left out."""
 
     @property
     def splits(self) -> dict[str, int]:
@@ -112,5 +115,6 @@ class Report:
             "problems": [problem.to_json() for problem in self.problems],
             "dropped": len(self.dropped),
             "strays": {"count": strays.count, "first": list(strays.first)},
+            "laws": self.laws,
             "warnings": [*self.notes, *self.warnings],
         }

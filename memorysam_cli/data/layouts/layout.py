@@ -187,13 +187,16 @@ class Layout:
             scenes: all of them, from :meth:`scenes`, whatever their paths are relative to.
         """
         tree = Tree(folder)
-        chosen = self._choose(tree)
-        templates = [each for _, here in chosen.sensors for each in here.templates] + list(chosen.label.templates)
+        templates = self._templates(tree)
         fields = [self._fields(scene) for scene in scenes]
         wanted = {template.fill(each) for each in fields for template in templates}
-        own = {inside for template in templates for inside in _own_folders(template, tree)}
-        seen = {f"{inside}/{name}" if inside else name for inside in own for name in tree.files(inside)}
-        return sorted(seen - wanted)
+        return sorted(self.files(folder) - wanted)
+
+    def files(self, folder: Path) -> set[str]:
+        """All files in the layout's own folders, relative to ``folder``."""
+        tree = Tree(folder)
+        own = {inside for template in self._templates(tree) for inside in _own_folders(template, tree)}
+        return {f"{inside}/{name}" if inside else name for inside in own for name in tree.files(inside)}
 
     def published(self, scenes: Sequence[Scene]) -> Mapping[str, int]:
         """The published scenes per split that these scenes are to be compared with."""
@@ -261,6 +264,11 @@ class Layout:
             unlabelled=self.unlabelled,
             crop=self.crop,
         )
+
+    def _templates(self, tree: Tree) -> list[Template]:
+        """Of all sensors and of the labels, in the form that a folder has."""
+        chosen = self._choose(tree)
+        return [each for _, here in chosen.sensors for each in here.templates] + list(chosen.label.templates)
 
     def _choose(self, tree: Tree) -> _Chosen:
         """Of every sensor the first place that has a file; those that have none are left out, but for the first."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from memorysam_cli import laws
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.data.own import first_look, kinds, splitting
 from memorysam_cli.data.own.class_list import ClassList
@@ -70,6 +71,8 @@ class Found:
     """Not written yet; files that a scene lacks are named as they were expected, for the check to find missing."""
     notes: tuple[str, ...]
     """What was assumed."""
+    laws: laws.Report
+    """That no file was passed over."""
 
 
 def survey(root: Path, plan: Plan) -> Found:
@@ -95,6 +98,8 @@ def survey(root: Path, plan: Plan) -> Found:
     matches = {role: pattern.find(root) for role, pattern in patterns.items()}
     _refuse_labels_as_frames(matches)
     rows = _rows(matches)
+    matched = sum(len(found) for found in matches.values())
+    held = laws.check({"files matched = files of scenes": (matched, sum(len(row) for row in rows))})
     scenes, unlabelled, said = _divided(
         [_scene(row, plan=plan) for row in rows], labelled={_id(row, plan) for row in rows if LABEL in row}, plan=plan
     )
@@ -112,6 +117,7 @@ def survey(root: Path, plan: Plan) -> Found:
     return Found(
         manifest,
         (*notes, *said, *first_look.values(manifest, will_measure=plan.will_measure), *first_look.labels(manifest)),
+        held,
     )
 
 

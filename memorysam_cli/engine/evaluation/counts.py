@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from memorysam_cli import laws
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.engine.evaluation.metrics import Scores, scores
 from memorysam_cli.engine.evaluation.tally import NORMAL, PROTOCOLS, Group, ProtocolName, group_of, protocol_index
@@ -61,6 +62,8 @@ class Evaluation:
     """(protocols, scenes, 3, K) int64 pixels: rightly predicted, in the label, predicted."""
     ignored: Tensor
     """(protocols,) int64: pixels whose label is 255."""
+    laws: laws.Report = field(default_factory=dict)
+    """That no scene and no pixel was lost or counted twice."""
 
     def confusion(
         self, protocol: str, *, split: str | None = None, condition: str | None = None, case: str | None = None

@@ -96,6 +96,7 @@ def describe(evaluation: Evaluation, *, protocol: str, facts: dict[str, Any], fo
         **both[protocol],
         "protocols": both,
         "means": f"over all {count} classes, an empty one counts 0; …_present: over classes with ground truth",
+        "laws": evaluation.laws,
         "files": {**files, "confusion": files[f"confusion_{protocol}"]},
     }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -21,6 +22,7 @@ from memorysam_cli.dataset import DatasetInfo, Modality
 from memorysam_cli.engine.evaluation.counts import Evaluation
 from memorysam_cli.engine.evaluation.tally import ProtocolName, Tally
 from memorysam_cli.errors import DataError, UsageError, WeightsError, did_you_mean
+from memorysam_cli.storage import images
 
 Item = TypeVar("Item")
 
@@ -97,14 +99,14 @@ def evaluate(
     with scoring(model):
         for together in batches(source, most=1 if tile else batch, key=_frame_shapes):
             whole = model if together[0].is_large else plain
-            _score(together, resized=plain, whole=whole, tally=tally, device=device)
+            _score(together, resized=plain, whole=whole, tally=tally, device=device, root=manifest.root)
             if advance is not None:
                 advance(len(together))
     if accelerator is not None:
         tally.add_up(accelerator)
-    tally.check()
+    held = tally.check()
     return Evaluation(
-        manifest.info.classes, tuple(scenes), tally.groups, tally.confusions, tally.per_scene, tally.ignored
+        manifest.info.classes, tuple(scenes), tally.groups, tally.confusions, tally.per_scene, tally.ignored, held
     )  # fmt: skip
 
 
@@ -204,21 +206,34 @@ def decide(logits: Tensor, *, height: int, width: int) -> Tensor:
 
 
 def _score(
-    together: Sequence[ScoredScene], *, resized: Network, whole: Network, tally: Tally, device: torch.device | str
+    together: Sequence[ScoredScene],
+    *,
+    resized: Network,
+    whole: Network,
+    tally: Tally,
+    device: torch.device | str,
+    root: Path,
 ) -> None:
     """Score scenes whose frames have the same shapes, with a network for each protocol's frames."""
     shared = together[0].shares_frames
     published = _logits(whole if shared else resized, [scene.resized.frames for scene in together], device=device)
     native = published if shared else _logits(whole, [scene.whole.frames for scene in together], device=device)
     for index, scored in enumerate(together):
-        seen: tuple[tuple[ProtocolName, Tensor, Tensor | None], ...] = (
-            ("resized", published[index], scored.resized.label),
-            ("native", native[index], scored.whole.label),
+        seen: tuple[tuple[ProtocolName, Tensor, Tensor | None, int | None], ...] = (
+            ("resized", published[index], scored.resized.label, None),
+            ("native", native[index], scored.whole.label, _file_pixels(root, scored.scene)),
         )
-        for protocol, logits, labels in seen:
+        for protocol, logits, labels, pixels in seen:
             label = _label(labels, device)
             prediction = decide(logits, height=label.shape[0], width=label.shape[1])
-            tally.add(protocol, scored.scene, prediction=prediction, label=label)
+            tally.add(protocol, scored.scene, prediction=prediction, label=label, pixels=pixels)
+
+
+def _file_pixels(root: Path, scene: Scene) -> int:
+    """Height × width of a scene's label, as its file's header says."""
+    assert scene.label is not None  # the loader refuses scenes without one
+    height, width, _, _ = images.shape(root / scene.label)
+    return height * width
 
 
 def _logits(model: Network, scenes: Sequence[list[Tensor]], *, device: torch.device | str) -> Tensor:

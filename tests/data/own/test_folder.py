@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from memorysam_cli.data import decode
-from memorysam_cli.data.own import class_list
+from memorysam_cli.data.own import class_list, folder
 from memorysam_cli.data.own.class_list import ClassList
 from memorysam_cli.data.own.folder import Plan, survey
 from memorysam_cli.data.own.globs import Pattern
 from memorysam_cli.dataset import LabelRule
 from memorysam_cli.errors import DataError, UsageError
+from memorysam_cli.laws import LawBroken
 from memorysam_cli.storage import images
 
 from ..own_sensors import write_sensors
@@ -237,3 +238,18 @@ def test_labels_that_count_from_1_get_a_hint(root: Path) -> None:
     (hint,) = [note for note in survey(root, plan(root)).notes if "labels hold" in note]
     assert "hold 1 to 3" in hint and "--label-shift -1" in hint
     assert not [note for note in survey(root, plan(root, label_shift=-1)).notes if "labels hold" in note]
+
+
+def test_no_matched_file_is_passed_over_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("rgb", "depth"):
+        (tmp_path / place).mkdir()
+        for name in "abc":
+            images.write_png(tmp_path / place / f"{name}.png", np.ones((4, 4), np.uint8), fsync=False)
+    plan = Plan(name="own", modalities={"rgb": (Pattern("rgb/*.png"),), "depth": (Pattern("depth/*.png"),)})
+    assert folder.survey(tmp_path, plan).laws == {
+        "files matched = files of scenes": {"left": 6, "right": 6, "holds": True},
+    }
+    rows = folder._rows
+    monkeypatch.setattr(folder, "_rows", lambda matches: rows(matches)[1:])
+    with pytest.raises(LawBroken, match="'files matched = files of scenes': 6 ≠ 4"):
+        folder.survey(tmp_path, plan)

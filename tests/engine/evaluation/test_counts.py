@@ -8,6 +8,7 @@ from memorysam_cli.engine.evaluation import scoring
 from memorysam_cli.engine.evaluation.counts import Evaluation, Part
 from memorysam_cli.engine.evaluation.metrics import confusion, scores
 from memorysam_cli.engine.evaluation.tally import PROTOCOLS, Tally
+from memorysam_cli.laws import LawBroken
 
 from ..stand_ins import MODALITIES, Brightness, write_data
 
@@ -35,8 +36,10 @@ def counted(*scenes: tuple[str, str | None, str | None, list[int], list[int]]) -
     for scene, (*_, prediction, label) in zip(made, scenes, strict=True):
         for protocol in PROTOCOLS:
             tally.add(protocol, scene, prediction=torch.tensor(prediction), label=torch.tensor(label))
-    tally.check()
-    return Evaluation(("a", "b", "c"), tuple(made), tally.groups, tally.confusions, tally.per_scene, tally.ignored)
+    held = tally.check()
+    return Evaluation(
+        ("a", "b", "c"), tuple(made), tally.groups, tally.confusions, tally.per_scene, tally.ignored, held
+    )  # fmt: skip
 
 
 def test_a_scenes_scores_by_hand() -> None:
@@ -140,10 +143,24 @@ def test_counts_are_int64_and_exact_beyond_float32() -> None:
 def test_a_lost_scene_is_our_bug_and_is_noticed() -> None:
     scene = Scene("s", "val", None, None, {}, "label.png")
     tally = Tally([scene], classes=3)
-    tally.add("native", scene, prediction=torch.tensor([0, 1]), label=torch.tensor([0, 0]))
-    tally.check()
+    tally.add("native", scene, prediction=torch.tensor([0, 1]), label=torch.tensor([0, 255]), pixels=2)
+    with pytest.raises(LawBroken, match=r"'resized: scenes asked = scored \+ left out': 1 ≠ 0;"):
+        tally.check()
+    tally.add("resized", scene, prediction=torch.tensor([0, 1]), label=torch.tensor([0, 255]))
+    assert tally.check()["native: height × width of the label files = confusion + ignored"] == {
+        "left": 2, "right": 2, "holds": True,
+    }  # fmt: skip
     tally.per_scene[1, 0, 1, 0] -= 1
-    with pytest.raises(AssertionError):
+    with pytest.raises(LawBroken, match="'native: confusion = pixels of the scenes': 1 ≠ 0;"):
+        tally.check()
+
+
+def test_a_label_of_another_size_than_its_file_is_noticed() -> None:
+    scene = Scene("s", "val", None, None, {}, "label.png")
+    tally = Tally([scene], classes=3)
+    for protocol in PROTOCOLS:
+        tally.add(protocol, scene, prediction=torch.tensor([0, 1]), label=torch.tensor([0, 0]), pixels=3)
+    with pytest.raises(LawBroken, match=r"height × width of the label files = confusion .*: 3 ≠ 2"):
         tally.check()
 
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,14 @@ from torch import Tensor
 
 from memorysam_cli.data import decode, transforms
 from memorysam_cli.data import manifest as manifests
+from memorysam_cli.data.batches import ScoredScene
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.dataset import Crop, DatasetInfo
 from memorysam_cli.engine.evaluation import scoring, tally
 from memorysam_cli.engine.evaluation.counts import Evaluation
 from memorysam_cli.engine.evaluation.metrics import confusion, scores
 from memorysam_cli.errors import DataError, UsageError, WeightsError
+from memorysam_cli.laws import LawBroken
 from memorysam_cli.storage import images
 
 from ..stand_ins import CLASSES, MODALITIES, PLANS, Brightness, Plan, write_data
@@ -122,7 +126,9 @@ def one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("batch", [1, 2, 7])
 def test_two_processes_count_each_scene_once_even_if_there_is_only_one(data: Manifest, count: int, batch: int) -> None:
     scenes, left = data.of_split("val")[:count], list[Tensor]()
-    score(Brightness(), data, scenes, batch=batch, accelerator=OneOfTwo(0, left))
+    # Played alone, the first has only its share, and that is noticed.
+    with pytest.raises(LawBroken, match="scenes asked = scored") if count > 1 else contextlib.nullcontext():
+        score(Brightness(), data, scenes, batch=batch, accelerator=OneOfTwo(0, left))
     both = score(Brightness(), data, scenes, batch=batch, accelerator=OneOfTwo(1, left))
     assert_equal(both, score(Brightness(), data, scenes))
 
@@ -130,12 +136,14 @@ def test_two_processes_count_each_scene_once_even_if_there_is_only_one(data: Man
 def test_counts_that_processes_add_up_stay_exact_above_two_to_the_24(data: Manifest) -> None:
     scenes = data.of_split("val")[:1]
     one = score(Brightness(), data, scenes)
-    parts = (one.confusions.numel(), one.ignored.numel(), 2)
+    parts = (one.confusions.numel(), one.ignored.numel(), 2, 2)
     others = torch.zeros(sum(parts) + one.per_scene.numel(), dtype=torch.int64)
     others[0] = others[parts[0] + parts[1]] = others[sum(parts) + len(CLASSES)] = 2**24
+    others[sum(parts[:3]) : sum(parts)] = 1  # scenes
     both = score(Brightness(), data, scenes, accelerator=OneOfTwo(1, [others]))
     # This process has nothing to do for one scene; what is left is what the other counted, and not a pixel less.
     assert int(both.confusions.sum()) == 2**24
+    others[sum(parts[:3]) : sum(parts)] = 0
     again = score(Brightness(), data, scenes, accelerator=OneOfTwo(0, [others]))
     assert int(again.confusions.flatten()[0]) == 2**24 + int(one.confusions.flatten()[0])
 
@@ -212,7 +220,8 @@ def test_progress_counts_every_scene_of_this_process(data: Manifest) -> None:
     score(Brightness(), data, batch=3, advance=told.append)
     assert sum(told) == 5
     told.clear()
-    score(Brightness(), data, accelerator=OneOfTwo(1, []), advance=told.append)
+    with pytest.raises(LawBroken):  # for want of the other one's scenes
+        score(Brightness(), data, accelerator=OneOfTwo(1, []), advance=told.append)
     assert sum(told) == 2
 
 
@@ -343,3 +352,27 @@ def test_small_frames_are_seen_by_the_plain_network_and_large_ones_one_at_a_time
     assert [shape[2:] for _, shape in windows.calls] == [(97, 131)] * 4
     assert {shape[0] for _, shape in windows.calls} == {1}
     assert [shape[2:] for _, shape in plain.calls] == [(96, 96)]
+
+
+def test_the_laws_of_both_protocols_are_told(data: Manifest) -> None:
+    laws = score(Brightness(), data).laws
+    assert all(law["holds"] is True and law["left"] == law["right"] > 0 for law in laws.values())
+    assert laws["native: scenes asked = scored + left out"]["left"] == 5
+    native = laws["native: height × width of the label files = confusion + ignored"]
+    assert native["left"] == native_pixels(data, data.of_split("val"))
+    assert len(laws) == 6
+
+
+def test_a_label_that_is_read_at_another_size_than_its_file_is_noticed(
+    data: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = scoring.scored_scenes
+
+    def shrunk(*arguments: Any, **options: Any) -> Iterator[ScoredScene]:
+        for each in whole(*arguments, **options):
+            assert each.whole.label is not None
+            yield replace(each, whole=replace(each.whole, label=each.whole.label[:, ::2]))
+
+    monkeypatch.setattr(scoring, "scored_scenes", shrunk)
+    with pytest.raises(LawBroken, match="native: height × width of the label files"):
+        score(Brightness(), data)
