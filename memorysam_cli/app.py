@@ -20,7 +20,7 @@ from typer.main import get_command
 
 from memorysam_cli import __version__
 from memorysam_cli.commands.options import example
-from memorysam_cli.errors import MemorySamError, environment_fault
+from memorysam_cli.errors import MemorySamError, environment_fault, most_severe
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic
 
@@ -154,7 +154,7 @@ def _explain(fault: BaseException) -> tuple[int, str]:
         return INTERRUPTED, "interrupted"
     if isinstance(fault, TyperException):
         return USAGE, _usage(fault)
-    known = fault if isinstance(fault, MemorySamError) else environment_fault(fault)
+    known = most_severe(fault) if isinstance(fault, MemorySamError) else environment_fault(fault)
     if known is not None:
         return known.exit_code, str(known)
     return BUG, "this is a bug in memorysam; please report it with the traceback above and the command line"

@@ -8,24 +8,45 @@ from __future__ import annotations
 import difflib
 import errno
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
-EXIT_CODES: dict[int, str] = {
-    0: "all that was asked is done and verified",
-    1: "a bug in memorysam (please report it with the traceback)",
-    2: "usage or recipe: nothing was written",
-    3: "input data refused (image, label, archive, name collision)",
-    4: "finished, but some scenes were left out; the list is written",
-    5: "weights or checkpoint refused (corrupt, incomplete, wrong model, none found)",
-    6: "environment: disk full, read-only, permission, out of memory, device",
-    7: "network or Hugging Face Hub",
-    8: "training diverged; the last good checkpoint is kept",
-    9: "the output folder is in use by another run",
-    10: "a check that was asked for failed (weights verify, evaluate --min-miou)",
-    130: "interrupted (SIGINT) after a clean checkpoint",
-    141: "the reader of our output went away (SIGPIPE)",
-    143: "terminated (SIGTERM, SIGUSR1) after a clean checkpoint",
+
+@dataclass(frozen=True)
+class ExitCode:
+    """What an exit code means, and whether the same command may simply be tried again."""
+
+    meaning: str
+    retry: str = "no"
+
+    def __str__(self) -> str:
+        return self.meaning
+
+
+EXIT_CODES: dict[int, ExitCode] = {
+    0: ExitCode("all that was asked is done and verified", "–"),
+    1: ExitCode("a bug in memorysam (please report it with the traceback)"),
+    2: ExitCode("usage or recipe: nothing was written"),
+    3: ExitCode("input data refused (image, label, archive, name collision)"),
+    4: ExitCode("finished, but some scenes were left out; the list is written", "after repair"),
+    5: ExitCode("weights or checkpoint refused (corrupt, incomplete, wrong model, none found)"),
+    6: ExitCode("environment: disk full, read-only, permission, out of memory, device", "after repair"),
+    7: ExitCode("network or Hugging Face Hub", "usually: the message says"),
+    8: ExitCode("training diverged; the last good checkpoint is kept"),
+    9: ExitCode("the output folder is in use by another run", "later"),
+    10: ExitCode("a check that was asked for failed (weights verify, evaluate --min-miou)"),
+    130: ExitCode("interrupted (SIGINT) after a clean checkpoint", "yes: resume"),
+    141: ExitCode("the reader of our output went away (SIGPIPE)", "yes"),
+    143: ExitCode("terminated (SIGTERM, SIGUSR1) after a clean checkpoint", "yes: resume"),
 }
+SEVERITY = (1, 8, 6, 5, 3, 7, 4)
+"""Which code a run ends with that has several faults: the first of these. The others never come with company."""
+
+
+def exit_codes_table() -> str:
+    """The exit codes as the Markdown table that README shows."""
+    rows = (f"| {code} | {each.meaning} | {each.retry} |" for code, each in EXIT_CODES.items())
+    return "\n".join(["| code | meaning | retry as is? |", "|---|---|---|", *rows])
 
 
 class MemorySamError(Exception):
@@ -100,10 +121,37 @@ class Stopped(MemorySamError):
         self.exit_code = exit_code
 
 
+def most_severe(fault: MemorySamError) -> MemorySamError:
+    """The worst of a fault and of those that it came up in, as :data:`SEVERITY` orders them.
+
+    A full disk under the checkpoint that a divergence leaves must not hide the divergence; and it is told, too. A
+    fault that was raised *from* another one explains it and stands for both.
+
+    Returns:
+        The fault itself, or one of the worst one's kind whose message tells the others too.
+    """
+    found = [each for each in _together(fault) if each.exit_code in SEVERITY]
+    if fault not in found or len(found) == 1:
+        return fault
+    worst = min(found, key=lambda each: SEVERITY.index(each.exit_code))  # of equals the last one
+    others = dict.fromkeys(str(each) for each in found if str(each) not in str(worst))
+    return type(worst)("; besides: ".join([str(worst), *others]))
+
+
+def _together(fault: BaseException) -> Iterator[MemorySamError]:
+    """A fault, and those that were being handled when it came up; the last one first."""
+    before: BaseException | None = fault
+    while before is not None:
+        if isinstance(before, MemorySamError) and not isinstance(before, Stopped):
+            yield before
+        before = None if before.__suppress_context__ else before.__context__
+
+
 _MACHINE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ESTALE),
 }
+_MAX_NAME = 400
 _NO_MEMORY = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED", "Insufficient memory")
 """How torch on the CPU, torch on other devices, CUDA's libraries, and OpenCV say it."""
 _ASKED = re.compile(r"ried to allocate [\d.]+ \w+")
@@ -113,7 +161,7 @@ _ASKED = re.compile(r"ried to allocate [\d.]+ \w+")
 def environment_fault(fault: BaseException) -> EnvironmentFault | None:
     """The machine's fault behind a foreign exception, or None: then it is a bug of ours."""
     if isinstance(fault, OSError) and fault.errno in _MACHINE:
-        where = f"{fault.filename}: " if fault.filename else ""
+        where = f"{_shortened(str(fault.filename))}: " if fault.filename else ""
         return EnvironmentFault(f"{where}{fault.strerror}; mend that and run the same command again")
     if is_out_of_memory(fault):
         return EnvironmentFault(
@@ -121,6 +169,12 @@ def environment_fault(fault: BaseException) -> EnvironmentFault | None:
             "with more memory"
         )
     return None
+
+
+def _shortened(name: str) -> str:
+    """A path that a line can hold: one that is too long for the system is too long for people."""
+    half = _MAX_NAME // 2
+    return name if len(name) <= _MAX_NAME else f"{name[:half]}…{name[-half:]} ({len(name):,} characters)"
 
 
 def is_out_of_memory(fault: BaseException) -> bool:

@@ -55,7 +55,7 @@ def _explain(fault: ErrorDetails, keys: tuple[str, ...], sections: dict[str, lis
     """One fault as what is wrong and what is allowed."""
     path = ".".join(keys)
     if fault["type"] == "missing":
-        return f"{path}: is required and missing"
+        return f"{path}: is required and missing; write it out"
     if fault["type"] == "extra_forbidden":
         section, key = ".".join(keys[:-1]), keys[-1]
         elsewhere = [f"{name}.{key}" for name, known in sections.items() if name and key in known]

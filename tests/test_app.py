@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import shlex
 import signal
@@ -234,6 +235,59 @@ def test_anything_else_is_our_bug_with_its_traceback(
     assert "Traceback (most recent call last)" in err
     assert type(fault).__name__ in err
     assert err.splitlines()[-1].startswith("memorysam: error [1]: this is a bug in memorysam")
+
+
+def raised(*faults: BaseException) -> BaseException:
+    """The last of faults of which each came up while the one before was being handled."""
+    for before, fault in itertools.pairwise((None, *faults)):
+        fault.__context__ = before
+    return faults[-1]
+
+
+DIVERGED, FULL = errors.DivergedError("step 7: loss nan"), errors.EnvironmentFault("run: the disk is full")
+BAD_SCENE, NO_HUB = errors.DataError("a.png: empty"), errors.NetworkError("hub: HTTP 500")
+BAD_WEIGHTS, PARTLY = errors.WeightsError("w: truncated"), errors.PartialError("1 of 2 scenes were left out")
+
+
+@pytest.mark.parametrize(
+    ("faults", "code", "words"),
+    [
+        ((DIVERGED, FULL), 8, "step 7: loss nan; besides: run: the disk is full"),
+        ((FULL, DIVERGED), 8, "step 7: loss nan; besides: run: the disk is full"),
+        ((FULL, BAD_WEIGHTS), 6, "run: the disk is full; besides: w: truncated"),
+        ((BAD_SCENE, BAD_WEIGHTS), 5, "w: truncated; besides: a.png: empty"),
+        ((NO_HUB, BAD_SCENE), 3, "a.png: empty; besides: hub: HTTP 500"),
+        ((PARTLY, NO_HUB, BAD_SCENE, BAD_WEIGHTS, FULL, DIVERGED), 8, "step 7: loss nan; besides: run: the disk is"),
+        ((BAD_SCENE, errors.UsageError("--out x: is a file")), 2, "--out x: is a file\n"),
+        ((DIVERGED, errors.Stopped("step 3 is saved", exit_code=143)), 143, "step 3 is saved\n"),
+        ((OSError(errno.ENOTDIR, "Not a directory"), BAD_SCENE), 3, "a.png: empty\n"),
+    ],
+)
+def test_of_several_faults_the_worst_one_decides_and_none_is_hidden(
+    faults: tuple[BaseException, ...],
+    code: int,
+    words: str,
+    failing: Callable[[BaseException], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    failing(raised(*faults))
+    assert app.run(["fail"]) == code
+    err = capsys.readouterr().err
+    assert err.startswith(f"memorysam: error [{code}]: {words}") and err.count("\n") == 1
+
+
+def test_a_fault_that_explains_another_stands_for_both(failing: Callable[[BaseException], None]) -> None:
+    for raise_from in (BAD_WEIGHTS, None):
+        fault = raised(BAD_WEIGHTS, errors.CheckFailedError("w: does not verify"))
+        fault.__cause__ = raise_from
+        failing(fault)
+        assert app.run(["fail"]) == 10
+
+
+def test_a_path_that_is_too_long_for_the_system_is_cut_for_people() -> None:
+    told = errors.environment_fault(OSError(errno.ENAMETOOLONG, "File name too long", "a/" * 3000))
+    assert told is not None and len(str(told)) < 600 and "… " not in str(told)
+    assert "a/a/" in str(told) and "(6,000 characters): File name too long" in str(told)
 
 
 @pytest.mark.parametrize(("code", "expected"), [(0, 0), (4, 4), (10, 10)])

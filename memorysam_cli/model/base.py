@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from torch import Tensor
@@ -12,9 +13,13 @@ from memorysam_cli.errors import WeightsError
 from memorysam_cli.model import ledger
 from memorysam_cli.model.network import MemorySAM
 from memorysam_cli.model.parts import is_fresh
+from memorysam_cli.model.reference import reference_shapes
+from memorysam_cli.recipe import BACKBONES
 from memorysam_cli.storage import hub, tensors
+from memorysam_cli.storage.atomic import shown
 
 NANO = Path(__file__).parent / "nano.safetensors"
+_FITTING = "give the file that belongs to model.backbone"
 
 
 @dataclass(frozen=True)
@@ -108,9 +113,38 @@ def fill(network: MemorySAM, state: dict[str, Tensor], *, where: str, backbone: 
         {name.removeprefix("sam."): tensor for name, tensor in part.items() if not is_fresh(name)}
         for part in (state, network.state_dict())
     )
-    ledger.copy(
-        given, wanted, where=where, whose=backbone, remedy="give the file that belongs to model.backbone"
-    )  # fmt: skip
+    fits = not ledger.difference(ledger.shapes(given), ledger.shapes(wanted))
+    remedy = _FITTING if fits else _resemblance(ledger.shapes(given), backbone)
+    ledger.copy(given, wanted, where=where, whose=backbone, remedy=remedy)
+
+
+def _resemblance(given: ledger.Shapes, backbone: str) -> str:
+    """What a file that does not fit looks like, and so what to do with it."""
+    if any(".linear_a_q." in name or ".lora_" in name for name in given):
+        return "these are MemorySAM's weights, not SAM 2's; `memorysam weights import` takes the authors' .pth"
+    fitting = {name: ledger.fitting(given, base_shapes(name)) for name in BACKBONES}
+    if not any(fitting.values()):
+        prefix = next(iter(given), "").partition(".")[0] + "."
+        bare = {name.removeprefix(prefix): shape for name, shape in given.items()}
+        if ledger.fitting(bare, base_shapes(backbone)):
+            return f"its names begin with '{shown(prefix[:80])}', which SAM 2's do not: save it without"
+        return f"it looks like none of SAM 2's; {_FITTING}"
+    looks = max(BACKBONES, key=lambda name: (fitting[name], -len(base_shapes(name).keys() ^ given.keys())))
+    if looks == backbone:
+        return f"it looks like a {backbone} that was changed or is not whole; get the file again"
+    return f"this looks like {looks}; set model.backbone to it, or {_FITTING}"
+
+
+def base_shapes(backbone: str) -> dict[str, tuple[int, ...]]:
+    """Name → shape of every tensor that a backbone's base weights must provide, named as in SAM2's files."""
+    plain = {name.replace(".qkv.qkv.", ".qkv."): shape for name, shape in _all_shapes(backbone).items()}
+    return {name: shape for name, shape in plain.items() if not is_fresh(f"sam.{name}")}
+
+
+@cache
+def _all_shapes(backbone: str) -> dict[str, tuple[int, ...]]:
+    shapes = reference_shapes(backbone, tokens=3, rank=1)
+    return {name.removeprefix("sam."): shape for name, shape in shapes.items() if ".linear_" not in name}
 
 
 def _find(backbone: str, source: str) -> tuple[Path, str]:

@@ -50,7 +50,7 @@ def copy(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, where: st
         remedy: what to do where they are others.
 
     Raises:
-        WeightsError: a tensor is missing, unknown or of another shape.
+        WeightsError: a tensor is missing, unknown, of another shape, or holds whole numbers in place of weights.
     """
     there, needed = shapes(given), shapes(wanted)
     if found := difference(there, needed):
@@ -58,6 +58,12 @@ def copy(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, where: st
             f"{where}: does not hold the weights of {whose}: {fitting(there, needed)} of {len(needed)} tensors fit; "
             f"{found}; {remedy}"
         )
+    # They would be converted without a word.
+    if odd := [
+        name for name, tensor in wanted.items() if given[name].is_floating_point() != tensor.is_floating_point()
+    ]:
+        kinds = f"{given[odd[0]].dtype}, not {wanted[odd[0]].dtype}"
+        raise WeightsError(f"{where}: {len(odd)} tensors hold no weights ({few(odd)}: {kinds}); {remedy}")
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(given[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -24,6 +25,8 @@ from memorysam_cli.storage import tensors
 
 CARD = "memorysam"
 """The metadata key under which the card is stored, as JSON."""
+SEAL = "memorysam_sha256"
+"""That of the card's own SHA-256, in hex; the card has that of the tensors. Files of before it have none."""
 
 
 class Metric(Strict):
@@ -153,6 +156,21 @@ def read_card(path: Path) -> WeightsCard:
     return _parse_card(tensors.read_metadata(path), where=path)
 
 
+def read(path: Path) -> tuple[dict[str, Tensor], WeightsCard]:
+    """The tensors and the card of a weights file, exactly as they were written.
+
+    Raises:
+        WeightsError: the file is damaged, in whatever bit, or not ours.
+    """
+    state, metadata = tensors.read(path)
+    card = _parse_card(metadata, where=path)
+    if tensors.digest(state) != card.tensors_sha256:
+        raise WeightsError(
+            f"{path}: its tensors are not those that were written (their SHA-256 differs); copy it again"
+        )
+    return state, card
+
+
 def load(path: str | Path, device: str | torch.device = "cpu", *, image_size: int | None = None) -> Segmenter:
     """Load trained weights for use: complete, LoRA merged, in eval mode.
 
@@ -176,12 +194,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", *, image_size: in
 def load_unmerged(path: str | Path) -> Segmenter:
     """Load trained weights with their LoRA as it is, on the CPU, in eval mode; otherwise as :func:`load`."""
     path = Path(path)
-    state, metadata = tensors.read(path)
-    card = _parse_card(metadata, where=path)
-    if tensors.digest(state) != card.tensors_sha256:
-        raise WeightsError(
-            f"{path}: its tensors are not those that were written (their SHA-256 differs); copy it again"
-        )
+    state, card = read(path)
     network = build(card)
     if card.kind == "trained":
         reload_base(network, card.base, where=str(path))
@@ -228,7 +241,13 @@ def _fill(wanted: dict[str, Tensor], given: dict[str, Tensor], *, where: str) ->
 
 def _write(path: Path, state: dict[str, Tensor], card: WeightsCard) -> str:
     signed = card.model_copy(update={"tensors_sha256": tensors.digest(state)})
-    return tensors.write(path, state, {CARD: signed.model_dump_json()})
+    text = signed.model_dump_json()
+    return tensors.write(path, state, {CARD: text, SEAL: seal_of(text)})
+
+
+def seal_of(card: str) -> str:
+    """SHA-256 of a card's text, in hex."""
+    return hashlib.sha256(card.encode()).hexdigest()
 
 
 def _parse_card(metadata: dict[str, str], *, where: Path) -> WeightsCard:
@@ -237,6 +256,8 @@ def _parse_card(metadata: dict[str, str], *, where: Path) -> WeightsCard:
             f"{where}: is no memorysam weights file (its metadata has no '{CARD}' entry); "
             "give a checkpoint from a run's checkpoints/ folder"
         )
+    if seal_of(metadata[CARD]) != metadata.get(SEAL, seal_of(metadata[CARD])):
+        raise WeightsError(f"{where}: its card is not the one that was written (its SHA-256 differs); copy it again")
     try:
         return WeightsCard.model_validate_json(metadata[CARD])
     except ValidationError as fault:

@@ -1,47 +1,41 @@
 """Other people's ``.pt`` and ``.pth`` files, opened without running what is inside them; and files for other people.
 
-A torch file is a pickle, that is: a program. ``weights_only`` is the lock on it, and there is no option here
-to turn it. The zip around it is checked first, since torch neither compares its checksums nor minds bombs.
+A torch file is a pickle, that is: a program. It is opened in a process of its own that has no network, little memory
+and little time, and cannot write (:mod:`memorysam_cli.storage.torch_child`); only bare tensors come back.
 """
 
 from __future__ import annotations
 
-import re
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import json
+import logging
+import os
+import subprocess
+import threading
+from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-import numpy as np
 import torch
 
 from memorysam_cli.errors import EnvironmentFault, WeightsError
-from memorysam_cli.storage import atomic
+from memorysam_cli.storage import atomic, children, tensor_format, torch_child, torch_parsing, torch_zip
 from memorysam_cli.storage.atomic import shown
+from memorysam_cli.storage.torch_zip import AGAIN, EXPORT, Refused
 from memorysam_cli.storage.weights_checks import check_file, check_finite, sha256
 
-_WRAPPERS = ("model", "model_state_dict", "state_dict")
 _SAFE_TORCH = (2, 10)
-_EXPANSION = 1.05
-_ZIP = b"PK\x03\x04"
-_NAME_LENGTH = 80
-_EXPORT = "export its state_dict: torch.save(model.state_dict(), file)"
-_AGAIN = "get the file again"
+_PATIENCE_S = 60.0
+_END_S = 5.0
+_SLOWEST = 5_000_000
+"""Bytes per second of a slow network drive."""
+_LINE_BYTES = 10_000
+_LEFT_OUT = ("TORCH_", "HF_TOKEN", "HUGGING_FACE_", "CUDA_VISIBLE_DEVICES")
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "CUDA_VISIBLE_DEVICES": ""}
+"""One thread, one heap, no GPU: what is bounded must be small."""
+_ENDS = {"SIGXCPU": "it takes more processor time than a file of its size may", "SIGKILL": "out of memory, or a kill"}
 
-# Plain NumPy numbers (an epoch's best score, say) are common beside weights and can do no harm.
-_HARMLESS: list[Any] = [
-    np.dtype,
-    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),  # NumPy 1's name for it
-    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
-    *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")),
-]
-
-
-class _Refused(Exception):
-    """Why a file is refused, and what to do."""
+logger = logging.getLogger(__name__)
 
 
 def read_torch(path: Path) -> dict[str, torch.Tensor]:
@@ -52,22 +46,81 @@ def read_torch(path: Path) -> dict[str, torch.Tensor]:
             such a key (epoch, optimizer) is left alone.
 
     Returns:
-        Detached CPU tensors by name, dtype as stored; large files are mapped, not copied.
+        CPU tensors by name, dtype as stored, each with memory of its own.
 
     Raises:
         WeightsError: missing, damaged, code or other objects inside, TorchScript, compressed, values that are not
-            tensors, NaN or infinity; the message names the culprit.
-        EnvironmentFault: a torch whose ``weights_only`` has known holes.
+            tensors, NaN or infinity; the message names the culprit. Or the process that opened it was ended.
+        EnvironmentFault: a torch whose ``weights_only`` has known holes, or no process could be started.
     """
     check_file(path)
     _check_torch_version()
     try:
-        is_zip = _check_zip(path)
-        state = _state_dict(_load(path, is_zip=is_zip))
-    except _Refused as error:
+        state = _confined(path)
+    except Refused as error:
         raise WeightsError(f"{shown(path)}: {error}") from error
     check_finite(state, where=shown(path))
     return state
+
+
+def _check_torch_version() -> None:
+    if tuple(int(number) for number in torch.__version__.split(".")[:2]) < _SAFE_TORCH:
+        raise EnvironmentFault(f"torch {torch.__version__} can be tricked by a .pt file; install torch 2.10 or later")
+
+
+def _confined(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors that a process of its own finds in a file."""
+    size = path.stat().st_size
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_LEFT_OUT)}
+    process = children.start(torch_child.__name__, str(path.absolute()), environment=environment | _ENVIRONMENT)
+    patience = _PATIENCE_S + size / _SLOWEST
+    late = threading.Event()
+
+    def stop() -> None:
+        late.set()
+        process.kill()
+
+    clock = threading.Timer(patience, stop)
+    clock.daemon = True
+    clock.start()
+    try:
+        assert process.stdout is not None
+        return _answer(process.stdout, size=size)
+    except (tensor_format.Malformed, ValueError, OSError) as error:
+        how = f"is not done after {patience:.0f} s" if late.is_set() else _end(process)
+        raise Refused(f"the process that opened it {how}; refused: {AGAIN}, or {EXPORT}") from error
+    finally:
+        clock.cancel()
+        children.end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> str:
+    """How a process ended that did not answer as ours does."""
+    try:
+        code = process.wait(_END_S)
+    except subprocess.TimeoutExpired:
+        return "does not answer as it must"
+    name = children.signal_name(code) if code < 0 else f"exit code {code}"
+    return f"ended by {name} ({_ENDS.get(name, 'a damaged or hostile file')})"
+
+
+def _answer(stream: IO[bytes], *, size: int) -> dict[str, torch.Tensor]:
+    """What the process says, of which nothing is believed.
+
+    Raises:
+        Refused: it refuses the file.
+        EnvironmentFault: it could not work.
+        tensor_format.Malformed, ValueError: it does not speak as ours does, or ends too early.
+    """
+    answer = json.loads(stream.readline(_LINE_BYTES))
+    if not isinstance(answer, dict) or not all(isinstance(value, str) for value in answer.values()):
+        raise ValueError("no answer of ours")
+    if "refused" in answer:
+        raise Refused(shown(answer["refused"][:1000]))
+    if "failed" in answer:
+        raise EnvironmentFault(f"the process that opens .pt files failed: {shown(answer['failed'][:400])}; mend that")
+    logger.debug("network: %s", shown(answer.get("network", "")))
+    return tensor_format.receive(stream, most=torch_child.most_bytes(size))
 
 
 def write_torch(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
@@ -94,10 +147,18 @@ def write_torch(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
     }
     with atomic.new_file(path, needed_bytes=sum(tensor.nbytes for tensor in state.values())) as temporary:
         _save(state, temporary)
-        found = _state_dict(_load(temporary, is_zip=_check_zip(temporary)))
-        if found.keys() != state.keys() or not all(torch.equal(found[name], state[name]) for name in state):
+        if not _holds(temporary, state):
             raise OSError(None, "what was read back differs from what was written")
         return sha256(temporary)
+
+
+def _holds(path: Path, state: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a file that was just written by us has these tensors; it needs no process of its own."""
+    try:
+        found = torch_parsing.parse(path, is_zip=torch_zip.check(path))
+    except Refused:
+        return False
+    return found.keys() == state.keys() and all(torch.equal(found[name], state[name]) for name in state)
 
 
 def _save(state: dict[str, torch.Tensor], path: Path) -> None:
@@ -131,82 +192,3 @@ class _Watched:
 
     def flush(self) -> None:
         """Nothing is held back."""
-
-
-def _check_torch_version() -> None:
-    if tuple(int(number) for number in torch.__version__.split(".")[:2]) < _SAFE_TORCH:
-        raise EnvironmentFault(f"torch {torch.__version__} can be tricked by a .pt file; install torch 2.10 or later")
-
-
-def _check_zip(path: Path) -> bool:
-    """Refuse archives that torch would believe; False for the older formats, which are no archives."""
-    with path.open("rb") as stream:
-        if stream.read(4) != _ZIP:
-            return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-                raise _Refused("its records are compressed, which torch never does; refused as a possible bomb")
-            if sum(entry.file_size for entry in entries) > _EXPANSION * path.stat().st_size:
-                raise _Refused("its records claim more bytes than the file has; refused as a possible bomb")
-            if any(re.search(r"(^|/)(constants\.pkl$|code/)", entry.filename) for entry in entries):
-                raise _Refused(f"a TorchScript archive, which is a program; {_EXPORT}")
-            broken = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
-        raise _Refused(f"truncated or damaged ({error}); {_AGAIN}") from error
-    if broken is not None:
-        raise _Refused(f"damaged: the checksum of its record {shown(broken)} does not hold; {_AGAIN}")
-    return True
-
-
-def _load(path: Path, *, is_zip: bool) -> object:
-    with _load_faults(), torch.serialization.safe_globals(_HARMLESS):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-
-
-@contextmanager
-def _load_faults() -> Iterator[None]:
-    """torch tells a damaged file by at least seven kinds of exception."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except Exception as error:
-        text = " ".join(str(error).split())
-        if found := re.search(r"GLOBAL (\S+)", text):
-            raise _Refused(f"contains {shown(found[1])}, which could run code; refused. Instead {_EXPORT}") from error
-        if "TorchScript" in text:
-            raise _Refused(f"a TorchScript archive, which is a program; {_EXPORT}") from error
-        reason = f"{type(error).__name__}: {text[:_NAME_LENGTH]}"
-        raise _Refused(f"truncated, damaged or not a torch file ({reason}); {_AGAIN}") from error
-
-
-def _state_dict(content: object) -> dict[str, torch.Tensor]:
-    """Unwrap and check, entry by entry."""
-    if isinstance(content, dict):
-        content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), content)
-    if not isinstance(content, dict) or not content:
-        raise _Refused(f"holds {_kind(content)}, not named tensors; {_EXPORT}")
-    return {_name(name): _tensor(value, name=name) for name, value in content.items()}
-
-
-def _name(name: object) -> str:
-    if not isinstance(name, str):
-        raise _Refused(f"the key {str(name)[:_NAME_LENGTH]!r} is {_kind(name)}, not text; {_EXPORT}")
-    return name
-
-
-def _tensor(value: object, *, name: object) -> torch.Tensor:
-    where = f"'{shown(str(name)[:_NAME_LENGTH])}'"
-    if not isinstance(value, torch.Tensor):
-        raise _Refused(f"{where} is {_kind(value)}, not a tensor; {_EXPORT}")
-    if value.layout != torch.strided or value.is_quantized or value.is_meta:
-        raise _Refused(f"{where} is a sparse, quantized or empty-shell tensor; save it dense")
-    if value.nbytes > value.untyped_storage().nbytes():
-        raise _Refused(f"{where} claims {value.nbytes} bytes, stored are {value.untyped_storage().nbytes()}; refused")
-    return value.detach()
-
-
-def _kind(value: object) -> str:
-    return "nothing" if value is None or (isinstance(value, dict) and not value) else f"a {type(value).__name__}"

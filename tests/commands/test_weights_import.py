@@ -274,10 +274,10 @@ def of_large(state: dict[str, Tensor]) -> None:
 TORCH_FILES: dict[str, tuple[Bad, str]] = {
     "27 zip": (lambda _: saved(Canary()), "contains posix.system"),
     "27 legacy": (lambda _: saved(Canary(), _use_new_zipfile_serialization=False), "contains posix.system"),
-    "27 raw": (lambda _: pickle.dumps(Canary(), protocol=4), "not a torch file"),
+    "27 raw": (lambda _: pickle.dumps(Canary(), protocol=4), "contains posix.system"),
     "27 protocol 0": (lambda _: pickle.dumps(Canary(), protocol=0), "contains posix.system"),
     "28 module": (lambda _: saved(torch.nn.Linear(2, 2)), "torch.nn.modules.linear.Linear"),
-    "28 namespace": (lambda s: saved({"model": s, "args": argparse.Namespace(lr=1)}), "argparse.Namespace"),
+    "28 namespace": (lambda s: saved({"model": s, "args": argparse.Namespace(lr=1)}), "argparse.Namespace (at 'args')"),
     "29": (torchscript, "TorchScript"),
     "30 pointer": (lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git-LFS pointer"),
     "30 page": (lambda _: b"<!DOCTYPE html><p>404</p>", "a web page"),

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from memorysam_cli.errors import WeightsError
 from memorysam_cli.model import base as base_weights
+from memorysam_cli.model import ledger
 from memorysam_cli.model.backbone import build_sam2
-from memorysam_cli.model.base import PUBLISHED, load_base
+from memorysam_cli.model.base import PUBLISHED, base_shapes, load_base
 from memorysam_cli.model.network import MemorySAM
 from memorysam_cli.model.parts import is_fresh
 from memorysam_cli.recipe import BACKBONES
@@ -52,8 +53,11 @@ MUTATIONS = {
         lambda s: s.update({"image_encoder.trunk.blocks.0.mlp.layers.0.weight": torch.zeros(24, 96)}),
         "is (24, 96), not (96, 24)",
     ),
-    "prefixed": (lambda s: [s.update({f"module.{k}": s.pop(k)}) for k in list(s)], "0 of"),
-    "nearly empty": (lambda s: [s.pop(k) for k in list(s)[3:]], "missing"),
+    "prefixed": (lambda s: [s.update({f"module.{k}": s.pop(k)}) for k in list(s)], "its names begin with 'module.'"),
+    "nearly empty": (lambda s: [s.pop(k) for k in list(s)[3:]], "3 of"),
+    "of something else": (lambda s: [s.pop(k) for k in list(s)] and s.update(fc=torch.ones(1)), "none of SAM 2's"),
+    "whole numbers": (lambda s: s.update(no_mem_embed=s["no_mem_embed"].long()), "torch.int64, not torch.float32"),
+    "with LoRA": (lambda s: s.update({"a.linear_a_q.weight": torch.ones(1)}), "memorysam weights import"),
 }
 
 
@@ -73,8 +77,16 @@ def test_a_file_that_does_not_fit_is_refused_by_name_and_nothing_is_loaded(mutat
 
 def test_weights_of_another_variant_are_refused(tmp_path: Path) -> None:
     path = write({"model": published_state("sam2.1-hiera-tiny")}, tmp_path / "base.pt")
-    with pytest.raises(WeightsError, match="does not hold the weights of sam2-hiera-tiny"):
+    with pytest.raises(WeightsError, match=r"weights of sam2-hiera-tiny: .* this looks like sam2\.1-hiera-tiny;"):
         load_base(network_of("sam2-hiera-tiny"), "sam2-hiera-tiny", source=str(path), seed=0)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_shapes_that_are_wanted_are_those_of_the_network(backbone: str) -> None:
+    assert max(BACKBONES, key=lambda name: ledger.fitting(base_shapes(backbone), base_shapes(name))) == backbone
+    if backbone == "nano":
+        wanted = {n.removeprefix("sam."): t for n, t in network_of().state_dict().items() if not is_fresh(n)}
+        assert base_shapes("nano") == ledger.shapes(wanted)
 
 
 def test_a_base_that_is_not_there_is_refused(tmp_path: Path) -> None:

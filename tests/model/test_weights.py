@@ -14,6 +14,7 @@ from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.errors import WeightsError
 from memorysam_cli.model.weights import (
     CARD,
+    SEAL,
     Metric,
     Segmenter,
     build_for_training,
@@ -22,6 +23,7 @@ from memorysam_cli.model.weights import (
     read_card,
     save,
     save_merged,
+    seal_of,
 )
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.storage import tensors
@@ -104,6 +106,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Tensor], dict[str, str]], ob
     change(state, metadata)
     if CARD in metadata:
         other_card(metadata, tensors_sha256=tensors.digest(state))
+        metadata[SEAL] = seal_of(metadata[CARD])
     tensors.write(path, state, metadata)
 
 
@@ -115,6 +118,21 @@ def test_a_single_flipped_bit_is_seen(network: Segmenter, tmp_path: Path) -> Non
     path.write_bytes(content)
     with pytest.raises(WeightsError, match="not those that were written"):
         load(path)
+
+
+def test_a_single_changed_letter_of_the_card_is_seen(network: Segmenter, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save(network, path)
+    content = path.read_bytes()
+    assert content.count(b"0.485") == 1
+    path.write_bytes(content.replace(b"0.485", b"0.486"))
+    for read in (load, read_card):
+        with pytest.raises(WeightsError, match="its card is not the one that was written"):
+            read(path)
+    state, metadata = tensors.read(path)
+    del metadata[SEAL]  # as in files of before it
+    tensors.write(path, state, metadata)
+    assert read_card(path).modalities[0].mean == (0.486, 0.456, 0.406)
 
 
 def other_card(metadata: dict[str, str], **changes: object) -> None:

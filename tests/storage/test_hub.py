@@ -17,6 +17,9 @@ from typing import ClassVar
 
 import pytest
 
+from memorysam_cli.errors import EnvironmentFault, NetworkError
+from memorysam_cli.storage import hub
+
 Answers = Callable[[str], dict[str, object]]
 
 CONTENT = bytes(range(256)) * 40
@@ -195,6 +198,33 @@ def test_each_fault_is_one_line_that_says_whether_to_try_again(mode: str, words:
     requests = [request for request in Hub.requests if request.startswith(f"{mode} ")]
     assert mode in {"refused", "offline"} or f"({len(requests)} tr" in message
     assert mode != "offline" or not requests
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "words"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", EnvironmentFault, "ended by SIGKILL"),
+        ("import sys; sys.exit(3)", EnvironmentFault, "ended by exit code 3"),
+        ("""print('{"code": 6, "message": "full"}')""", EnvironmentFault, "full"),
+        ("""print('{"code": 7, "message": "gone"}')""", NetworkError, "gone"),
+        ("import time; time.sleep(60)", NetworkError, r"the server stalls \([67] s, the last [67] s .* retryable"),
+    ],
+)
+def test_the_helper_s_end_is_told_in_one_line(
+    code: str, kind: type[Exception], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    def begin(*_: object, **options: object) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    monkeypatch.setattr(hub.children, "start", begin)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
+        monkeypatch.setattr(constants, name, 1)
+    with pytest.raises(kind, match=words) as caught:
+        hub.fetch("nobody/nothing", "a.pt", sha256=GOOD, patience_s=1)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_cache_that_cannot_be_made_is_a_fault_of_the_machine(endpoint: str, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def fetch(
     """Fetch SAM 2's published weights and check their SHA-256.
 
     They go to the Hugging Face cache; train does it by itself. HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are honoured.
-    What is in the cache is checked, not fetched again.
+    What is in the cache is checked, not fetched again. A server from which nothing comes for 45 seconds is given up.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.recipe import BACKBONES

@@ -1,0 +1,103 @@
+"""Python processes of our own, for work that must be stopped, confined or survived.
+
+A child finds the modules that its parent finds, ends when its parent is gone, and is handed nothing but words.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import IO, Any
+
+from memorysam_cli.errors import EnvironmentFault
+
+if sys.platform == "linux":
+    import fcntl
+
+_PIPE_BYTES = 1 << 20
+_BOOT = (
+    "import importlib, json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
+    "importlib.import_module(sys.argv.pop(1)).main(sys.argv[1:])"
+)
+
+
+def start(
+    module: str, *arguments: str, environment: Mapping[str, str], show_errors: bool = False
+) -> subprocess.Popen[bytes]:
+    """Start ``module.main(arguments)`` in a fresh Python; its stdout is a pipe to us, its stdin one that we hold open.
+
+    Args:
+        module: dotted, with a function ``main`` that takes a list of text.
+        arguments: for it.
+        environment: all of its environment variables.
+        show_errors: whether its stderr is ours; otherwise it goes nowhere.
+
+    Raises:
+        EnvironmentFault: the system does not let us start a process.
+    """
+    # -I: neither the current folder nor the user's site is looked into, unless this process looks there; -B: no .pyc.
+    path = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100 (keeps "" and what is no path at all)
+    command = [sys.executable, "-I", "-B", "-c", _BOOT, json.dumps(path), module, *arguments]
+    errors = None if show_errors else subprocess.DEVNULL
+    try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=dict(environment)
+        )
+    except OSError as fault:
+        raise EnvironmentFault(
+            f"{sys.executable}: cannot start a process: {fault.strerror}; free some memory, or allow more processes"
+        ) from fault
+    _widen(process.stdout)
+    return process
+
+
+def _widen(pipe: IO[bytes] | None) -> None:
+    """Let a pipe hold a megabyte, where the system allows it: the fewer turns, the sooner a large file is through."""
+    if pipe is not None and sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+
+def end(process: subprocess.Popen[Any], *, gently_s: float = 0) -> None:
+    """Make sure that a child is gone: at once, or after ``gently_s`` seconds in which it may clean up."""
+    if process.poll() is None and gently_s:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(gently_s)
+    process.kill()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            stream.close()
+    process.wait()
+
+
+def claim_stdout() -> IO[bytes]:
+    """In a child: the pipe to the parent; what anybody prints from now on is not taken for an answer."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return answers
+
+
+def watch_parent(on_loss: Callable[[], object]) -> None:
+    """In a child: call ``on_loss``, from another thread, when the parent is gone."""
+
+    def wait() -> None:
+        while os.read(0, 64):  # until its end of the pipe is closed, by itself or by the system
+            pass
+        on_loss()
+
+    threading.Thread(target=wait, daemon=True, name="watch-parent").start()
+
+
+def signal_name(code: int) -> str:
+    """``SIGSEGV`` of the exit code −11."""
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
