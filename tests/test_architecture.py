@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,8 @@ def test_the_rule_would_notice_an_upward_import(tmp_path: Path) -> None:
     bad.write_text("from memorysam_cli.engine import training\nimport torch\n")
     assert imported(bad, at_top_only=True) == {"memorysam_cli.engine.training", "torch"}
     assert layer_of("engine") < layer_of("data")
+
+
+def test_preparing_data_waits_for_no_torch() -> None:
+    script = "import sys, memorysam_cli.data.preparation; print({'torch', 'peft', 'sam2'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "set()\n"

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.data.resizing import resize_nearest
-from memorysam_cli.data.transforms import Sample
+from memorysam_cli.data.sample import Sample
 from memorysam_cli.dataset import IGNORE, RAW_VALUES, Colour, LabelRule, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images

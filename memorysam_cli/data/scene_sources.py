@@ -13,8 +13,8 @@ from memorysam_cli.data import decode, transforms
 from memorysam_cli.data.batches import Batch, LeftOut, ScoredScene, UnlabelledScene
 from memorysam_cli.data.manifest import Manifest, Scene, sign_line
 from memorysam_cli.data.order import epoch_order, generator
+from memorysam_cli.data.sample import Sample
 from memorysam_cli.data.sources import Lost, Source
-from memorysam_cli.data.transforms import Sample
 from memorysam_cli.dataset import Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.recipe import Recipe

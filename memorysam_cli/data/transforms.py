@@ -7,42 +7,22 @@ reference. Source: DATASETS §0, §1.3, METHOD §5.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from memorysam_cli import recipe
 from memorysam_cli.data.mirroring import mirror
 from memorysam_cli.data.photometric import Draw, between, change_colours, full_scale, soften
 from memorysam_cli.data.resizing import resize_bilinear, resize_nearest
+from memorysam_cli.data.sample import Array, Sample
 from memorysam_cli.dataset import IGNORE, Crop, Modality
 from memorysam_cli.errors import DataError
-
-Array = npt.NDArray[Any]
 
 STRIDE = 32
 """Sides that the network takes are multiples of this."""
 LONGEST = 8
 """A frame longer than 8 times its short side is squeezed to that; else 1×5000 pixels would become 1024×5120000."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A scene's arrays, all of one height and width."""
-
-    frames: dict[str, Array]
-    """Modality → (H, W, 3) uint8, uint16 or float32, in the recipe's order."""
-    label: Array | None
-    """(H, W) uint8, 255 counts nowhere."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the frames."""
-        height, width = next(iter(self.frames.values())).shape[:2]
-        return height, width
 
 
 def augment(

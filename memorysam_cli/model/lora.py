@@ -6,7 +6,7 @@ all of q and all of v; for inference the adapted three become one Linear again, 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from sam2.modeling.backbones.hieradet import Hiera, MultiScaleAttention
@@ -41,7 +41,7 @@ def add_lora(trunk: Hiera, settings: Lora) -> None:
     A starts Kaiming-uniform(a=√5) and B at zero, so that a fresh adapter changes nothing (METHOD §2).
     """
     split(trunk)
-    peft.inject_adapter_in_model(adapter_config(settings), trunk)
+    peft().inject_adapter_in_model(adapter_config(settings), trunk)
     use_fast_linears(trunk)  # PEFT's own
 
 
@@ -56,16 +56,16 @@ def split(trunk: Hiera) -> None:
 
 def adapter_state(trunk: Hiera) -> dict[str, Tensor]:
     """The adapter's tensors under the names of PEFT's own files; the trunk's LoRA must not be merged."""
-    return {f"base_model.model.{name}": tensor for name, tensor in peft.get_peft_model_state_dict(trunk).items()}
+    return {f"base_model.model.{name}": tensor for name, tensor in peft().get_peft_model_state_dict(trunk).items()}
 
 
-def adapter_config(settings: Lora) -> peft.LoraConfig:
+def adapter_config(settings: Lora) -> Any:
     """The recipe's LoRA section in PEFT's words; its target names are those of a split trunk."""
     projections = [f"qkv\\.{name}" for name in settings.targets if name != "proj"]
     targets = [*projections, *(["proj"] if "proj" in settings.targets else [])]
-    return peft.LoraConfig(
+    return peft().LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.rank if settings.alpha is None else settings.alpha,  # type: ignore[arg-type]
+        lora_alpha=settings.rank if settings.alpha is None else settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=rf"(.*\.)?blocks\.\d+\.attn\.({'|'.join(targets)})",
         use_dora=settings.dora,
@@ -85,9 +85,9 @@ class LowRank(NamedTuple):
     scale: float
 
 
-def low_rank(layer: nn.Module) -> LowRank | None:
+def low_rank(layer: Any) -> LowRank | None:
     """The terms of plain LoRA on a frozen Linear; None for what PEFT itself must compute: DoRA, dropout."""
-    if not isinstance(layer, peft.tuners.lora.Linear) or layer.disable_adapters or layer.merged:
+    if not _is_adapted(layer) or layer.disable_adapters or layer.merged:
         return None
     base, names = layer.get_base_layer(), layer.active_adapters
     if len(names) != 1 or any(parameter.requires_grad for parameter in base.parameters()):
@@ -96,7 +96,7 @@ def low_rank(layer: nn.Module) -> LowRank | None:
     if name in layer.lora_variant or layer.lora_bias[name] or not isinstance(layer.lora_dropout[name], nn.Identity):
         return None
     down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
-    return LowRank(base.weight, base.bias, down, up, layer.scaling[name])  # type: ignore[arg-type]
+    return LowRank(base.weight, base.bias, down, up, layer.scaling[name])
 
 
 def merge_lora(trunk: Hiera) -> None:
@@ -114,13 +114,18 @@ def has_lora(trunk: Hiera) -> bool:
     return any(isinstance(attention.qkv, SplitProjection) for attention in _attentions(trunk))
 
 
+def _is_adapted(layer: nn.Module) -> bool:
+    """Whether it is a Linear of PEFT's; told without PEFT, which a network without LoRA never imports."""
+    return hasattr(layer, "lora_A")
+
+
 def _attentions(trunk: Hiera) -> list[MultiScaleAttention]:
     return [block.attn for block in trunk.blocks]
 
 
-def _merged(layer: nn.Module) -> nn.Linear:
+def _merged(layer: Any) -> nn.Linear:
     """The Linear that computes what an adapted Linear does."""
-    if isinstance(layer, peft.tuners.lora.Linear):
+    if _is_adapted(layer):
         layer.merge()
         layer = layer.get_base_layer()
     assert isinstance(layer, nn.Linear)

@@ -1,4 +1,4 @@
-"""The one place that imports PEFT, because of torchvision.
+"""The one place that imports PEFT, because of torchvision, and because it takes seconds.
 
 PEFT imports transformers, and transformers imports torchvision wherever it is installed. A torchvision whose
 build does not match torch raises on import ("operator torchvision::nms does not exist"), a common plight. We
@@ -7,13 +7,17 @@ never use torchvision, so a broken one is declared absent, which transformers ha
 
 from __future__ import annotations
 
+import importlib
 import sys
+from functools import cache
+from typing import Any
 
-try:
-    import torchvision  # noqa: F401
-except (ImportError, RuntimeError, OSError, AttributeError):
-    sys.modules["torchvision"] = None  # type: ignore[assignment]
 
-import peft
-
-__all__ = ["peft"]
+@cache
+def peft() -> Any:
+    """The module ``peft``; imported at the first call, for many a command needs no adapter."""
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError, OSError, AttributeError):
+        sys.modules["torchvision"] = None  # type: ignore[assignment]
+    return importlib.import_module("peft")

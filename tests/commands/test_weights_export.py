@@ -185,7 +185,7 @@ def test_peft_s_own_loader_puts_the_adapter_onto_a_split_trunk(
     plain_names = {name.replace(".base_layer", ""): value for name, value in base.items() if "lora" not in name}
     split(trunk.image_encoder.trunk)
     trunk.load_state_dict(plain_names)
-    adapted = peft.PeftModel.from_pretrained(trunk.image_encoder.trunk, str(tmp_path / "adapter")).eval()
+    adapted = peft().PeftModel.from_pretrained(trunk.image_encoder.trunk, str(tmp_path / "adapter")).eval()
     with torch.no_grad():
         found, wanted = adapted(frames()[0]), network.sam.image_encoder.trunk(frames()[0])
     assert len(found) == 4

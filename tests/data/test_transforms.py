@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from memorysam_cli.data.sample import Sample
 from memorysam_cli.data.transforms import (
-    Sample,
     augment,
     for_prediction,
     for_scoring,

@@ -100,7 +100,7 @@ def test_it_is_an_ordinary_peft_adapter(trunk: Hiera, image: Tensor, tmp_path: P
     add_lora(trunk, Lora())
     disturb(trunk)
     wanted = outputs(trunk, image)
-    adapter = peft.get_peft_model_state_dict(trunk)
+    adapter = peft().get_peft_model_state_dict(trunk)
     tensors.write(tmp_path / "adapter_model.safetensors", {f"base_model.model.{n}": t for n, t in adapter.items()}, {})
     adapter_config(Lora()).save_pretrained(str(tmp_path))
     with torch.random.fork_rng():
@@ -108,6 +108,6 @@ def test_it_is_an_ordinary_peft_adapter(trunk: Hiera, image: Tensor, tmp_path: P
         other = build_sam2("nano", tokens=3).image_encoder.trunk.eval()
     for block in other.blocks:
         block.attn.qkv = SplitProjection(block.attn.qkv)
-    loaded = peft.PeftModel.from_pretrained(other, str(tmp_path)).eval()
+    loaded = peft().PeftModel.from_pretrained(other, str(tmp_path)).eval()
     with torch.no_grad():
         torch.testing.assert_close(list(loaded(image)), wanted, rtol=1e-5, atol=1e-5)

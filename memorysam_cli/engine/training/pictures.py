@@ -7,7 +7,8 @@ from pathlib import Path
 
 from memorysam_cli.data.decode import read_sample
 from memorysam_cli.data.manifest import Manifest, Scene
-from memorysam_cli.data.transforms import Sample, for_prediction, to_tensor
+from memorysam_cli.data.sample import Sample
+from memorysam_cli.data.transforms import for_prediction, to_tensor
 from memorysam_cli.engine.evaluation.scoring import own_size, scoring
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.model import Segmenter

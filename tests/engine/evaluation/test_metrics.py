@@ -14,6 +14,7 @@ import torch
 
 from memorysam_cli.engine.evaluation import metrics
 from memorysam_cli.engine.evaluation.metrics import confusion, scores
+from memorysam_cli.model.peft_import import peft
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -25,8 +26,7 @@ def torchmetrics() -> Iterator[Any]:
     It imports torchvision wherever that is installed, also one whose build does not match torch; that one is
     declared absent, as for PEFT.
     """
-    import memorysam_cli.model.peft_import  # noqa: F401
-
+    peft()
     imports = importlib.import_module("lightning_utilities.core.imports")
     found = imports._version
 
