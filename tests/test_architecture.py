@@ -76,4 +76,6 @@ def test_the_rule_would_notice_an_upward_import(tmp_path: Path) -> None:
 
 def test_preparing_data_waits_for_no_torch() -> None:
     script = "import sys, memorysam_cli.data.preparation; print({'torch', 'peft', 'sam2'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "set()\n"
+    assert (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "set()\n"
+    )

@@ -37,7 +37,12 @@ def predict(
     confidence: Annotated[bool, typer.Option("--confidence", help="Also write each pixel's probability.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first so many scenes.")] = None,
     on_error: options.OnError = "stop",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that holds other files.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on or begin; never replace another prediction, even a finished one.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Begin anew, also in a folder that holds other files.")
+    ] = False,
     shard: options.Shard = None,
     engine: options.Engine = "local",
     device: options.Device = "auto",
@@ -52,22 +57,25 @@ def predict(
     """Segment scenes: a class-id PNG of each scene's own size.
 
     In the scenes' own tree; no labels needed. A scene may lack modalities that the weights know. Writes masks/,
-    classes.json, predictions.jsonl and, last, _SUCCESS.json into the output folder.
+    classes.json, predictions.jsonl and, last, _SUCCESS.json into the output folder. After a kill or a full disk the
+    same command goes on where it was.
     """
     from memorysam_cli.engine import run_folder
 
     options.begin(json=json, verbose=verbose, quiet=quiet)
     if scenes is not None and data is not None:
         raise UsageError(f"--data {data}: SCENES ({scenes}) are given already; leave one of the two out")
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite exclude each other; give one")
     path = weights or run_folder.default_weights()  # before torch is imported: without weights the answer is instant
     asked, scales = options.names(modalities), options.scales(tta_scales, tta=tta)
     from memorysam_cli.engine.evaluation.views import View
-    from memorysam_cli.engine.prediction import asking, ledger, parts, running
+    from memorysam_cli.engine.prediction import asking, ledger, running, shares
     from memorysam_cli.engine.prediction.manner import Manner
     from memorysam_cli.report import console
 
     extras = [name for name, wanted in (("color", color), ("overlay", overlay), ("confidence", confidence)) if wanted]
-    manner = Manner(device, workers, on_error == "skip", parts.read_share(shard), engine, overwrite)
+    manner = Manner(device, workers, on_error == "skip", shares.read_share(shard), engine, overwrite, resume)
     job = asking.plan(
         path, out=out, overwrite=overwrite, scenes=scenes, data=data, split=split, modalities=asked, renames=renames,
         limit=limit, view=View(missing, scales, tile, tile_overlap), extras=extras, batch=batch, precision=precision,

@@ -26,6 +26,10 @@ def train(
     precision: training_options.Precision = None,
     saver: training_options.Saver = None,
     compile: training_options.Compile = None,
+    seed: training_options.Seed = None,
+    deterministic: training_options.Deterministic = None,
+    init: training_options.Init = None,
+    max_bad: training_options.MaxBad = None,
     resume: Annotated[
         str | None,
         typer.Option(
@@ -45,14 +49,16 @@ def train(
     LoRA, OHEM and the SPMM, on SAM 2's memory across modalities. Without --recipe: the recipe `default`, on the one
     data set that is prepared below ROOT, with all its sensors. Writes runs/<recipe>-<date>-<id>/ with the best and last
     weights, curves, metrics and sample pictures. Stops cleanly on Ctrl-C or SIGTERM, and continues where it stood with
-    --resume. --batch, --accumulate, --precision, --saver and --compile are short for --set train.…=….
+    --resume. Options such as --batch and --seed are short for --set KEY=…; what ended under torchrun is in exit.json.
     """
     from memorysam_cli import recipe as recipes
 
     options.begin(json=json, verbose=verbose, quiet=quiet)
-    changes = (overrides or []) + training_options.changes(
-        batch=batch, accumulate=accumulate, precision=precision, saver=saver, compile=compile
-    )
+    short = {
+        "batch": batch, "accumulate": accumulate, "precision": precision, "saver": saver, "compile": compile,
+        "seed": seed, "deterministic": deterministic, "init": init, "max_bad": max_bad,
+    }  # fmt: skip
+    changes = training_options.changes(short, overrides or [])
     if recipe is not None or resume is None:
         recipes.load(recipe or recipes.DEFAULT, changes)  # a mistyped key is told before the seconds that torch takes
     from memorysam_cli.engine.training import running

@@ -1,8 +1,10 @@
-"""The options of ``memorysam train`` that are short for ``--set train.…=…``."""
+"""The options of ``memorysam train`` that are short for ``--set KEY=…``."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -21,20 +23,83 @@ Saver = Annotated[Literal["auto", "on", "off"] | None, typer.Option(help="Less m
 Compile = Annotated[
     bool | None, typer.Option("--compile/--no-compile", help="Compile the encoder: faster after a slow start.")
 ]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Of all random numbers.")]
+Deterministic = Annotated[
+    bool | None,
+    typer.Option("--deterministic/--no-deterministic", help="The same bits at every run, also on a GPU; slower there."),
+]
+Init = Annotated[
+    str | None,
+    typer.Option("--init", metavar="FILE", help="Begin from trained weights of the same classes and shapes."),
+]
+MaxBad = Annotated[
+    str | None,
+    typer.Option(
+        "--max-bad", metavar="SHARE", help="Training scenes that may be unreadable, such as 0.1% (else none)."
+    ),
+]
+
+KEYS = {
+    "batch": "train.batch", "accumulate": "train.accumulate", "precision": "train.precision", "saver": "train.saver",
+    "compile": "train.compile", "seed": "train.seed", "deterministic": "train.deterministic", "init": "model.init",
+    "max_bad": "data.max_bad",
+}  # fmt: skip
+"""What each option is short for."""
 
 
-def changes(
-    *, batch: str | None, accumulate: int | None, precision: str | None, saver: str | None, compile: bool | None
-) -> list[str]:
-    """What they ask for, as ``--set`` takes it; ``--batch auto`` asks for nothing yet.
+def changes(given: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
+    """All that ``--set`` and the short options ask for, as ``--set`` takes it.
+
+    Args:
+        given: the short options' values by the names of :data:`KEYS`; none where one was not given.
+        overrides: those of ``--set``.
+
+    Returns:
+        The overrides, and then the others; ``--batch auto`` asks for nothing yet.
 
     Raises:
-        UsageError: a batch that is neither a number nor ``auto``.
+        UsageError: a value that cannot be, or that ``--set`` contradicts.
     """
-    if batch is not None and batch != AUTO and not (batch.isascii() and batch.isdecimal()):
-        raise UsageError(f"--batch {batch}: must be a number of scenes, or auto")
-    short = {
-        "batch": None if batch == AUTO else batch, "accumulate": accumulate, "precision": precision, "saver": saver,
-        "compile": None if compile is None else str(compile).lower(),
-    }  # fmt: skip
-    return [f"train.{key}={value}" for key, value in short.items() if value is not None]
+    asked = {name: value for name, value in given.items() if value is not None}
+    texts = {name: _text(name, value) for name, value in asked.items() if not (name == "batch" and value == AUTO)}
+    for name, text in texts.items():
+        for override in overrides:
+            key, _, value = override.partition("=")
+            if key == KEYS[name] and value.strip() != text:
+                raise UsageError(
+                    f"{_option(name)} {asked[name]} and --set {override}: are two values for {key}; give one"
+                )
+    return [*overrides, *(f"{KEYS[name]}={text}" for name, text in texts.items())]
+
+
+def _text(name: str, value: Any) -> str:
+    """A value as ``--set`` takes it."""
+    if name == "batch":
+        return _batch(value)
+    if name == "max_bad":
+        return f"{_share(value):.12g}"
+    if name == "init":
+        return json.dumps(value, ensure_ascii=False)  # a path is text, whatever it looks like
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _batch(text: str) -> str:
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise UsageError(f"--batch {text}: must be a number of scenes from 1, or auto")
+    return text
+
+
+def _share(text: str) -> float:
+    """``0.1%`` and ``1e-3`` are the same."""
+    number, percent, rest = text.strip().partition("%")
+    try:
+        share = float(number) / (100 if percent else 1)
+    except ValueError:
+        share = -1.0
+    if rest or not 0 <= share < 1:
+        raise UsageError(f"--max-bad {text}: must be a share from 0 to less than 1, such as 0.1% or 0.001")
+    return share
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -154,5 +154,5 @@ def _predict(weights: Path, manifest: Manifest, out: Path, *, device: torch.devi
         weights, tensors.sha256(weights), card, manifest.of_split(card.recipe.data.selection_split), manifest.root,
         str(manifest.root), card.modalities, ("color", "overlay"), batch=8,
     )  # fmt: skip
-    running.run(job, out, Manner(str(device), workers=0))
+    running.run(job, out, Manner(str(device), workers=0, overwrite=True))
     return out

@@ -8,20 +8,30 @@ import platform
 import re
 import secrets
 import shlex
+import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memorysam_cli.errors import UsageError, WeightsError
+from memorysam_cli.errors import MemorySamError, UsageError, WeightsError
 from memorysam_cli.recipe import Recipe
-from memorysam_cli.storage import atomic, documents
+from memorysam_cli.report import console
+from memorysam_cli.storage import atomic, documents, lock
 
 RUNS = Path("runs")
 RECIPE = "recipe.yaml"
 LATEST = "latest"
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.tmp-.+-\d+-[0-9a-f]{8}")
+"""What :mod:`~memorysam_cli.storage.atomic` calls a file or folder that is being written."""
+_BEFORE = {lock.NAME, lock.FAULTS, "exit.json"}
+"""What a command leaves that ended before its run began."""
+_BEGUN = {*_BEFORE, RECIPE, "environment.json", "command.txt", "train.log", "checkpoints"}
+"""What a run has before its first checkpoint."""
+_OLD_S = 3600
+"""A link to the newest run is made in a moment: one that is older was left by a kill."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,31 @@ class RunFolder:
     def metrics(self) -> Path:
         """One JSON line per logged step and per validation."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def quarantine(self) -> Path:
+        """One JSON line per training scene that could not be read."""
+        return self.path / "quarantine.jsonl"
+
+    @property
+    def resumes(self) -> Path:
+        """One JSON line each time the run went on, with what had changed around it."""
+        return self.path / "resumes.jsonl"
+
+    @property
+    def diverged(self) -> Path:
+        """The batches of an update that was not finite."""
+        return self.path / "diverged.json"
+
+    @property
+    def result(self) -> Path:
+        """What the finished run came to."""
+        return self.path / "result.json"
+
+    @property
+    def exit(self) -> Path:
+        """The exit code, for those whose launcher does not give it."""
+        return self.path / "exit.json"
 
     @property
     def log(self) -> Path:
@@ -85,19 +120,45 @@ class RunFolder:
         """Whether a run has been started here."""
         return (self.path / RECIPE).is_file()
 
+    def is_unbegun(self) -> bool:
+        """Whether a run was started here and ended before its first checkpoint: there is nothing to lose."""
+        if not self.holds_run() or not {entry.name for entry in _own(self.path)} <= _BEGUN:
+            return False
+        return not (self.checkpoints.is_dir() and list(_own(self.checkpoints)))
 
-def create(recipe: Recipe, out: Path | None) -> RunFolder:
+    def sweep(self) -> None:
+        """Remove what killed writers left; only for the one who holds the folder's lock."""
+        for folder in (self.path, self.checkpoints, self.plots, self.samples):
+            for entry in folder.iterdir() if folder.is_dir() else ():
+                if _TEMPORARY.fullmatch(entry.name):
+                    shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+
+
+def name_for(recipe: Recipe) -> Path:
+    """A free folder for a new run of a recipe."""
+    return RUNS / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def create(recipe: Recipe, out: Path | None, *, begins_again: bool = False) -> RunFolder:
     """Make the folder of a new run.
+
+    The recipe comes first, and with it the folder is a run: a kill at any moment leaves one that can be told.
+
+    Args:
+        recipe: what is to be trained.
+        out: the folder; none for a new one below ``runs/``.
+        begins_again: there is a run already that has not begun (:meth:`RunFolder.is_unbegun`).
 
     Raises:
         UsageError: ``out`` exists and is not empty; a run folder is never reused unless resuming.
     """
-    path = out or RUNS / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    refuse_taken(path)
-    documents.write_json(path / "environment.json", environment())
-    atomic.write_text(path / "command.txt", shlex.join(sys.argv) + "\n")
-    RunFolder(path).store_recipe(recipe)
-    return RunFolder(path)
+    run = RunFolder(out or name_for(recipe))
+    if not (begins_again and run.is_unbegun()):
+        refuse_taken(run.path)
+    run.store_recipe(recipe)
+    documents.write_json(run.path / "environment.json", environment())
+    atomic.write_text(run.path / "command.txt", shlex.join(sys.argv) + "\n")
+    return run
 
 
 def refuse_taken(path: Path) -> None:
@@ -106,11 +167,23 @@ def refuse_taken(path: Path) -> None:
     Raises:
         UsageError: it is not empty, or no folder.
     """
-    if path.exists() and (not path.is_dir() or any(entry.name != ".lock" for entry in path.iterdir())):
+    if path.is_symlink() and not path.exists():
+        raise UsageError(f"--out {path}: is a link to {path.readlink()}, which is not there; make it, or give another")
+    if path.exists() and (not path.is_dir() or any(entry.name not in _BEFORE for entry in _own(path))):
         is_run = RunFolder(path).holds_run()
         what = "holds a run already; --resume auto continues it, or" if is_run else "is not empty;"
         what = what if path.is_dir() else "is a file;"
         raise UsageError(f"--out {path}: {what} give another folder")
+
+
+def _own(folder: Path) -> Iterator[Path]:
+    """What lies in a folder, but for what a kill left of a recipe, of a checkpoint and the like."""
+    return (entry for entry in folder.iterdir() if not _is_left(entry.name))
+
+
+def _is_left(name: str) -> bool:
+    found = _TEMPORARY.fullmatch(name)
+    return found is not None and (found["name"] in _BEGUN or found["name"].startswith("step-"))
 
 
 def newest(recipe: str) -> RunFolder | None:
@@ -123,13 +196,20 @@ def newest(recipe: str) -> RunFolder | None:
 
 
 def point_latest(path: Path) -> None:
-    """Let ``runs/latest`` name a run, by a symbolic link that is replaced in one step."""
-    RUNS.mkdir(exist_ok=True)
-    target = Path(os.path.relpath(path.resolve(), RUNS.resolve()))
+    """Let ``runs/latest`` name a run, by a symbolic link that is replaced in one step; a warning where that fails."""
     link = RUNS / f".{LATEST}-{os.getpid()}"
-    link.unlink(missing_ok=True)
-    link.symlink_to(target, target_is_directory=True)
-    link.replace(RUNS / LATEST)
+    try:
+        atomic.make_folder(RUNS)
+        target = Path(os.path.relpath(path.resolve(), RUNS.resolve()))
+        for left in RUNS.glob(f".{LATEST}-*"):
+            if left.is_symlink() and time.time() - left.lstat().st_mtime > _OLD_S:
+                left.unlink(missing_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(target, target_is_directory=True)
+        link.replace(RUNS / LATEST)
+    except (OSError, MemorySamError) as fault:
+        reason = (fault.strerror or str(fault)) if isinstance(fault, OSError) else str(fault)
+        console.warn(f"{RUNS / LATEST}: cannot be made to name this run ({reason}); name it with --weights")
 
 
 def default_weights() -> Path:

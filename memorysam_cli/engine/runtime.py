@@ -6,7 +6,6 @@ import contextlib
 import os
 import warnings
 from collections.abc import Iterator
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -21,9 +20,6 @@ from memorysam_cli.engine import processes
 from memorysam_cli.errors import EnvironmentFault, UsageError
 
 DEVICES = "auto, cpu, cuda, cuda:N, mps"
-PATIENCE = timedelta(seconds=120)
-"""For how long a process waits for the others' part of a sum: by then one of them is lost."""
-
 _ENGINES = {"ACCELERATE_USE_FSDP": "--use_fsdp", "ACCELERATE_USE_DEEPSPEED": "--use_deepspeed"}
 """What ``accelerate launch`` sets for an engine that cuts weights into parts, and the option that asked for it."""
 
@@ -80,7 +76,7 @@ def make_accelerator(device: torch.device, *, precision: str) -> Accelerator:
             mixed_precision=precision if precision in _AUTOCAST else "no",
             step_scheduler_with_optimizer=False,
             kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=PATIENCE),
+                InitProcessGroupKwargs(timeout=processes.PATIENCE),
                 DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # gradients need no second copy
             ],
         )

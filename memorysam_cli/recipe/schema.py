@@ -61,6 +61,9 @@ class Data(Section):
     selection_split: Name = "val"
     """The split that decides which checkpoint is best."""
     workers: int = Field(default=2, ge=0)
+    max_bad: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the training scenes that may turn out to be unreadable; others then stand in for them. 0: the first one
+    ends the run."""
 
     @field_validator("modalities")
     @classmethod
@@ -130,6 +133,8 @@ class Model(Section):
     ]
     base_weights: str = "published"
     """``published`` (the Hub; for nano the file in this package), ``random`` (nano only), or a path to a .pt."""
+    init: str | None = Field(default=None, min_length=1)
+    """Trained weights of ours to begin from (``train --init``); none: the base weights, and the rest fresh."""
     encoder: Literal["lora", "full", "frozen"] = "lora"
     lora: Lora = Lora()
     object_gate: bool = True
@@ -189,10 +194,15 @@ class Train(Section):
     """Recompute activations in the backward pass instead of keeping them: the same numbers, less memory, more time."""
     compile: bool = False
     """Compile the encoder's blocks with ``torch.compile``: faster after a slow start."""
+    deterministic: bool = False
+    """Only kernels that give the same bits at every run on the same machine: on GPUs slower, on CPUs they do anyway."""
     validate_every: int = Field(default=1, gt=0)
     """Epochs between validations; the last epoch is always validated."""
     checkpoint_minutes: float = Field(default=10, gt=0)
+    checkpoint_steps: int | None = Field(default=None, gt=0)
+    """Also save after every so many updates."""
     keep_checkpoints: int = Field(default=2, ge=2)
+    """At least two: the newest may turn out to be damaged."""
 
 
 class Recipe(Section):

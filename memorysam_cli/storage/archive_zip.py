@@ -128,8 +128,6 @@ def _faults(what: str) -> Iterator[None]:
         zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error
     ) as fault:  # fmt: skip
         raise Refused(f"{what} is damaged ({fault}); {_AGAIN}") from fault
-    except (UnicodeDecodeError, ValueError) as fault:
-        raise Refused(f"{what} is damaged ({fault}); {_AGAIN}") from fault
     except OSError as fault:
         if fault.errno is not None:  # the disk's; bzip2 says its own without a number
             raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -19,6 +20,7 @@ from typing import TextIO
 from memorysam_cli.errors import EnvironmentFault
 
 _NAME_BYTES = 255
+_TEMPORARY = re.compile(r"\.(?P<name>.*)\.tmp-.+-\d+-[0-9a-f]{8}", re.DOTALL)
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 _REMEDIES = {
     errno.EACCES: "allow writing there or choose another folder",
@@ -85,6 +87,17 @@ def _temporary(path: Path) -> Path:
     tail = f".tmp-{host}-{os.getpid()}-{secrets.token_hex(4)}"
     name = os.fsencode(path.name)[: _NAME_BYTES - len(os.fsencode(tail)) - 1].decode("utf-8", "ignore")
     return path.with_name(f".{name}{tail}")
+
+
+def is_temporary(name: str, *, of: str | None = None) -> bool:
+    """Whether a file or folder of this name is one that is being written, or was when its writer was killed.
+
+    Args:
+        name: without its folder.
+        of: the name of the target; none: any.
+    """
+    found = _TEMPORARY.fullmatch(name)
+    return found is not None and of in {None, found["name"]}
 
 
 def sweep(path: Path) -> None:

@@ -23,7 +23,7 @@ from .trained import Program, save_weights
 KEYS = {
     "schema_version", "job", "inputs", "dataset", "modalities", "missing", "tta", "tile", "image_size", "weights",
     "weights_sha256", "device", "precision", "versions", "scenes", "done", "failed", "failures", "classes", "out",
-    "trees", "ledger", "success",
+    "trees", "ledger", "success", "laws",
 }  # fmt: skip
 
 
@@ -167,6 +167,41 @@ def test_predicting_again_gives_the_same_bytes_and_mixes_nothing(here: Path, mem
     assert {path: path.read_bytes() for path in Path("masks").rglob("*.png")} == first
     memorysam("predict", "photos", "--map", "img=rgb", "--workers", 0)
     assert len(masks(Path("masks"))) == 2
+
+
+def test_the_same_command_is_answered_at_once_goes_on_or_begins_anew(here: Path, memorysam: Program) -> None:
+    arguments = ("predict", "data", "--workers", 0, "--json")
+    first = memorysam(*arguments).answer
+    before = {path: path.read_bytes() for path in Path("masks").rglob("*") if path.is_file() and path.name != ".lock"}
+    assert all(law["holds"] for law in first["laws"].values()) and len(first["laws"]) == 3
+    again = memorysam(*arguments)
+    assert again.answer == first and "complete already" in again.err
+    Path("masks/masks/fog/val/a/000001.png").unlink()
+    more = memorysam(*arguments, "--resume")
+    assert more.answer == first and "goes on: 2 of 6 scenes are done" in more.err
+    assert memorysam(*arguments, "--overwrite").answer == first
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_resume_replaces_nothing_and_excludes_overwrite(here: Path, memorysam: Program) -> None:
+    memorysam("predict", "data", "--workers", 0)
+    before = Path("masks/predictions.jsonl").read_bytes()
+    other = memorysam("predict", "data", "--workers", 0, "--color", "--resume")
+    assert other.code == 2 and "finished prediction of another job" in other.err
+    both = memorysam("predict", "data", "--resume", "--overwrite")
+    assert both.code == 2 and "exclude each other" in both.err and both.err.count("\n") == 1
+    assert Path("masks/predictions.jsonl").read_bytes() == before
+
+
+def test_an_unfinished_prediction_is_not_replaced_by_mistake(here: Path, memorysam: Program) -> None:
+    bad = Path("data/tiny/img/fog/val/b/000001.png")
+    bad.write_bytes(bad.read_bytes()[:100])
+    arguments = ("predict", "data", "--workers", 0, "--batch", 1)
+    assert memorysam(*arguments).code == 3
+    other = memorysam(*arguments, "--color")
+    assert other.code == 2 and "5 scenes of another prediction (other pictures)" in other.err
+    ended = memorysam(*arguments, "--on-error", "skip")
+    assert ended.code == 4 and "goes on: 5 of 6 scenes are done" in ended.err
 
 
 def test_a_foreign_folder_is_refused_untouched_unless_it_may_be_used(here: Path, memorysam: Program) -> None:

@@ -172,23 +172,72 @@ def damage(checkpoint: Path) -> None:
 
 
 SHORT = {
-    "--batch 3": ("batch", 3),
-    "--accumulate 2": ("accumulate", 2),
-    "--precision bf16": ("precision", "bf16"),
-    "--saver on": ("saver", "on"),
-    "--compile": ("compile", True),
-    "--no-compile": ("compile", False),
+    "--batch 3": ("train.batch", 3),
+    "--accumulate 2": ("train.accumulate", 2),
+    "--precision bf16": ("train.precision", "bf16"),
+    "--saver on": ("train.saver", "on"),
+    "--compile": ("train.compile", True),
+    "--no-compile": ("train.compile", False),
+    "--seed 7": ("train.seed", 7),
+    "--deterministic": ("train.deterministic", True),
+    "--init a:b#c.safetensors": ("model.init", "a:b#c.safetensors"),
+    "--max-bad 0.1%": ("data.max_bad", 0.001),
+    "--max-bad 3e-3": ("data.max_bad", 0.003),
 }
 
 
 @pytest.mark.parametrize("words", SHORT)
-def test_short_options_are_the_same_as_set_and_win_over_it(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_options_are_the_same_as_set(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(running, "train", seen.append)
     key, value = SHORT[words]
-    assert app.run(["train", "-r", "demo", "--set", f"train.{key}=wrong", *words.split()]) == 0
-    assert getattr(recipes.load("demo", seen[-1].overrides).train, key) == value
+    assert app.run(["train", "-r", "demo", *words.split()]) == 0
+    section, _, name = key.partition(".")
+    assert getattr(getattr(recipes.load("demo", seen[-1].overrides), section), name) == value
     assert seen[-1].plans_batch is False
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--batch 2 --set train.batch=4", "--batch 2 and --set train.batch=4: are two values for train.batch"),
+        ("--seed 2 --set train.seed=4", "--seed 2 and --set train.seed=4"),
+        ("--max-bad 2", "--max-bad 2: must be a share from 0"),
+        ("--max-bad 3%%", "--max-bad 3%%: must be a share"),
+        ("--max-bad nan", "--max-bad nan: must be a share"),
+        ("--batch ٣", "--batch ٣: must be a number of scenes"),
+    ],
+)
+def test_two_values_and_impossible_ones_are_refused(words: str, said: str, memorysam: Run) -> None:
+    ended = memorysam("train", "-r", "demo", *words.split())
+    assert ended.code == 2 and said in ended.err and len(ended.err.splitlines()) == 1
+
+
+def test_the_same_value_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(running, "train", seen.append)
+    assert app.run(["train", "-r", "demo", "--set", "train.batch=4", "--batch", "4"]) == 0
+    assert app.run(["train", "-r", "demo", "--set", "train.batch=4", "--batch", "auto"]) == 0
+    assert [recipes.load("demo", each.overrides).train.batch for each in seen] == [4, 4]
+
+
+def test_a_run_begins_from_the_weights_of_another_one(memorysam: Run) -> None:
+    first = memorysam("train", "-r", "demo", "--json", *changes("train.max_steps=1")).answer
+    second = memorysam("train", "-r", "demo", "--json", "--init", first["best"], "--out", "second", *changes())
+    assert second.code == 0, second.err
+    assert "tensors of the initial weights = tensors saved" in second.answer["laws"]
+    other = changes("data.modalities=[img]")
+    refused = memorysam("train", "-r", "demo", "--init", first["best"], "--out", "third", *other)
+    assert refused.code == 5 and "the memory is trained only where there are several" in refused.err
+    assert not Path("third").exists()
+
+
+def test_under_a_launcher_the_exit_code_is_in_a_file(memorysam: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    sets = changes("train.max_steps=2", "optim.lr=1e30", "optim.warmup_epochs=0")
+    assert memorysam("train", "-r", "demo", "--out", "run", *sets).code == 8
+    assert documents.read_json(Path("run/exit.json"))["code"] == 8
+    assert documents.read_json(Path("run/diverged.json"))["step"] == 2
 
 
 def test_running_out_of_memory_ends_with_6_and_keeps_the_run(memorysam: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,9 +270,13 @@ REFUSALS = {
     "no number of scenes": (
         ["train", "-r", "demo", "--batch", "many"],
         2,
-        "--batch many: must be a number of scenes, or",
+        "--batch many: must be a number of scenes from 1, or auto",
     ),
-    "no scene at all": (["train", "-r", "demo", "--batch", "0"], 2, "--set train.batch=0"),
+    "no scene at all": (
+        ["train", "-r", "demo", "--batch", "0"],
+        2,
+        "--batch 0: must be a number of scenes from 1, or auto",
+    ),
     "no recipe and several data sets": (["train"], 2, "4 data sets are prepared there (deliver, mcubes, synthetic, "),
     "an unknown recipe": (["train", "-r", "delivr"], 2, "did you mean 'deliver'?"),
     "an unknown key": (["train", "-r", "demo", "--set", "optim.lrr=1"], 2, "unknown key 'lrr'; did you mean 'lr'?"),
@@ -232,6 +285,8 @@ REFUSALS = {
     "an unknown modality": (["train", "-r", "demo", "--set", "data.modalities=[img,depht]"], 3, "depth"),
     "an absent device": (["train", "-r", "demo", "--device", "cuda:7"], 6, "--device cuda:7"),
     "no device at all": (["train", "-r", "demo", "--device", "tpu"], 2, "is no device"),
+    "a link that leads nowhere": (["train", "-r", "demo", "--out", "link"], 2, "is a link to nowhere, which is not"),
+    "no weights to begin from": (["train", "-r", "demo", "--init", "x.safetensors"], 5, "--init x.safetensors: is not"),
     "a run that is not there": (["train", "--resume", "runs/nothing"], 5, "is not there"),
     "an unknown split": (["train", "-r", "demo", "--set", "data.selection_split=vall"], 3, "known: "),
     "a base that is not there": (["train", "-r", "demo", "--set", "model.base_weights=x.pt"], 5, "is not a file"),
@@ -241,6 +296,7 @@ REFUSALS = {
 @pytest.mark.parametrize("refusal", REFUSALS)
 def test_refusals_are_one_line_with_their_code_and_leave_no_run(refusal: str, memorysam: Run) -> None:
     arguments, code, said = REFUSALS[refusal]
+    Path("link").symlink_to("nowhere")
     ended = memorysam(*arguments)
     assert ended.code == code, ended.err
     assert ended.out == "" and said in ended.err.splitlines()[-1]

@@ -55,8 +55,8 @@ def broken_checkpoints(disk: Path) -> list[str]:
 
 def broken_masks(disk: Path) -> list[str]:
     """Masks that cannot be read, and lines without their mask."""
-    ledger = disk / "out" / "predictions.jsonl"
-    lines = documents.read_json_lines(ledger) if ledger.is_file() else []
+    ledgers = [disk / "out" / name for name in ("predictions.jsonl", ".parts/0-of-1/predictions.jsonl")]
+    lines = [line for ledger in ledgers if ledger.is_file() for line in documents.read_json_lines(ledger)]
     wanted = [disk / "out" / line["mask"] for line in lines if line["status"] == "done"]
     for path in sorted((disk / "out" / "masks").rglob("[!.]*.png")):
         images.read(path)

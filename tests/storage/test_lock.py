@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -87,6 +88,17 @@ def test_a_killed_owner_frees_the_folder_at_once_even_if_its_workers_live_on(
         finally:
             if words:
                 os.killpg(owner.pid, signal.SIGKILL)
+
+
+def test_the_record_of_a_killed_owner_is_not_taken_for_its_heirs(tmp_path: Path) -> None:
+    """The heir has the lock and has not signed yet."""
+    with start(tmp_path) as killed:
+        assert first_line(killed) == "held"
+        killed.kill()
+    with (tmp_path / ".lock").open("rb") as heir:
+        fcntl.flock(heir, fcntl.LOCK_EX)
+        with pytest.raises(FolderInUseError, match="in use by a run that left no record"), lock.hold(tmp_path):
+            pytest.fail("two runs in one folder")
 
 
 def test_of_eight_racing_starts_exactly_one_wins(tmp_path: Path) -> None:

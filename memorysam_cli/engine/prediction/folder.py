@@ -1,13 +1,18 @@
 """The folder that predictions are written into.
 
 It holds ``masks/<scene id>.png`` (and ``color``, ``overlay``, ``confidence`` where asked), ``classes.json``, the
-ledger ``predictions.jsonl`` with one line per scene, and, written last, ``_SUCCESS.json``.
+ledger ``predictions.jsonl`` with one line per scene, and, written last, ``_SUCCESS.json``. Until then what is done is
+noted below ``.parts``; see :mod:`~memorysam_cli.engine.prediction.parts`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import stat
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -67,8 +72,9 @@ def refuse_foreign(out: Path, *, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: is a file; give a folder")
     is_ours = (out / LEDGER).is_file() or (out / PARTS).is_dir()
-    # Weights that are refused leave these two in an otherwise untouched folder.
-    foreign = [] if not out.is_dir() else [entry for entry in out.iterdir() if entry.name not in {".lock", lock.FAULTS}]
+    # Weights that are refused leave no more than these in an otherwise untouched folder.
+    own = {*lock.NAMES, lock.FAULTS}
+    foreign = out.is_dir() and any(entry.name not in own for entry in out.iterdir())
     if foreign and not is_ours and not overwrite:
         raise UsageError(f"--out {out}: is not empty and holds no predictions; give another folder, or --overwrite")
 
@@ -81,29 +87,31 @@ def begin(out: Path, info: DatasetInfo) -> None:
         info: classes and palette.
     """
     (out / SUCCESS).unlink(missing_ok=True)
-    claim(out)
     count = clear(out / LEDGER, out)
     if count:
         console.note(f"{out}: replaces the predictions of an earlier run ({count} scenes)")
     documents.write_json(out / CLASSES, class_list(info))
 
 
-def claim(out: Path) -> None:
-    """Make the folder known as ours before anything else is put there: after a kill the same command must do."""
-    if not (out / LEDGER).is_file():
-        atomic.write_text(out / LEDGER, "")
-
-
 def clear(ledger: Path, out: Path) -> int:
-    """Remove the files that a ledger names, and then its lines; returns how many it had."""
-    if not ledger.is_file():
-        return 0
+    """Remove the files that a ledger names, and then the ledger; returns how many lines it had."""
     count = 0
-    for count, line in enumerate(documents.each_json_line(ledger), 1):  # noqa: B007
-        if isinstance(line, dict):
-            remove(out, line)
-    atomic.write_text(ledger, "")
+    for count, line in enumerate(lines(ledger), 1):  # noqa: B007
+        remove(out, line)
+    ledger.unlink(missing_ok=True)
     return count
+
+
+def lines(ledger: Path) -> Iterator[Line]:
+    """The lines of a ledger that are objects; what else somebody wrote there is passed over."""
+    if not ledger.is_file():
+        return
+    with atomic.faults(ledger), ledger.open("rb") as stream:
+        for text in stream:
+            with contextlib.suppress(ValueError, RecursionError):
+                line = json.loads(text)
+                if isinstance(line, dict):
+                    yield line
 
 
 def remove(out: Path, line: Line) -> None:
@@ -115,8 +123,43 @@ def remove(out: Path, line: Line) -> None:
     """
     for key in ("mask", *EXTRAS):
         path = PurePosixPath(str(line.get(key, "")))
-        if path.parts and path.parts[0] in (MASKS, *EXTRAS) and ".." not in path.parts:
-            (out / path).unlink(missing_ok=True)
+        if len(path.parts) > 1 and path.parts[0] in (MASKS, *EXTRAS) and ".." not in path.parts:
+            remove_file(out / path, tree=out / path.parts[0])
+
+
+def remove_file(path: Path, *, tree: Path) -> None:
+    """Remove a file of a tree, if it is there; not through a link that leads out of the tree, and no folder.
+
+    Raises:
+        EnvironmentFault: it is there and cannot be removed.
+    """
+    try:
+        is_ours = not stat.S_ISDIR(path.lstat().st_mode) and path.parent.resolve().is_relative_to(tree.resolve())
+    except (OSError, ValueError):  # not there, or a name that no file can have
+        return
+    if is_ours:
+        with atomic.faults(path):
+            path.unlink(missing_ok=True)
+
+
+def sweep(out: Path) -> int:
+    """Remove the temporaries that killed writers left; returns how many.
+
+    Args:
+        out: the output folder, locked by the caller, of a prediction that nobody works on any more.
+    """
+    count = 0
+    with atomic.faults(out):
+        for name in (LEDGER, SUCCESS, CLASSES):
+            for path in out.glob(f".{name}.tmp-*"):
+                path.unlink(missing_ok=True)
+                count += 1
+        for tree in (MASKS, *EXTRAS):
+            for place, _, names in os.walk(out / tree):  # does not follow links
+                for name in filter(atomic.is_temporary, names):
+                    Path(place, name).unlink(missing_ok=True)
+                    count += 1
+    return count
 
 
 def class_list(info: DatasetInfo) -> list[dict[str, Any]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from memorysam_cli import laws
 from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.engine.prediction.folder import LEDGER, MASKS, SUCCESS, Line, class_list
 from memorysam_cli.errors import DataError
@@ -32,17 +34,41 @@ class Totals:
         self.failures: list[dict[str, str]] = []
         """The first :data:`SHOWN_FAILURES` scenes that were left out: ``id`` and ``error``."""
         self.pixels = np.zeros(len(info.classes), np.int64)
+        self.area = 0
+        """Pixels of all masks, from their sizes."""
 
     def add(self, line: Line) -> None:
         """Count one scene."""
         if line["status"] == "done":
             self.done += 1
+            self.area += line["size"][0] * line["size"][1]
             for index, count in line["classes"].items():
                 self.pixels[int(index)] += count
             return
         self.failed += 1
         if len(self.failures) < SHOWN_FAILURES:
             self.failures.append({"id": line["id"], "error": line["error"]})
+
+    def laws(self) -> laws.Report:
+        """What must hold of any lines, checked.
+
+        Raises:
+            LawBroken: it does not.
+        """
+        return laws.check({"pixels of all classes = pixels of all masks": (int(self.pixels.sum()), self.area)})
+
+    def to_json(self) -> dict[str, Any]:
+        """What :meth:`from_json` makes the same totals of."""
+        counted = {"done": self.done, "failed": self.failed, "failures": self.failures, "area": self.area}
+        return {**counted, "pixels": self.pixels.tolist()}
+
+    @classmethod
+    def from_json(cls, info: DatasetInfo, told: dict[str, Any]) -> Totals:
+        """The totals of another process."""
+        found = cls(info)
+        found.done, found.failed, found.failures = told["done"], told["failed"], told["failures"]
+        found.area, found.pixels = told["area"], np.array(told["pixels"], np.int64)
+        return found
 
     @classmethod
     def of(cls, info: DatasetInfo, several: Iterable[Totals]) -> Totals:
@@ -53,6 +79,7 @@ class Totals:
             whole.failed += each.failed
             whole.failures = [*whole.failures, *each.failures][:SHOWN_FAILURES]
             whole.pixels += each.pixels
+            whole.area += each.area
         return whole
 
 
@@ -60,14 +87,16 @@ class Ledger:
     """A ledger that is being written, with its totals; one writer at a time.
 
     Args:
-        path: of the file; it is begun anew.
+        path: of the file.
         info: classes and palette.
+        kept: what the lines that are there add up to, which stay; none: the file is begun anew.
     """
 
-    def __init__(self, path: Path, info: DatasetInfo) -> None:
+    def __init__(self, path: Path, info: DatasetInfo, *, kept: Totals | None = None) -> None:
         self.path = path
-        self.totals = Totals(info)
-        atomic.write_text(path, "")  # from now on the folder is known as ours, whatever happens
+        self.totals = kept or Totals(info)
+        if kept is None:
+            atomic.write_text(path, "")  # from now on the folder is known as ours, whatever happens
 
     def append(self, line: Line) -> None:
         """Add the line of a scene whose files are written.
@@ -79,37 +108,56 @@ class Ledger:
         self.totals.add(line)
 
 
-def finish(out: Path, totals: Totals, facts: dict[str, Any], *, scenes: int, extras: tuple[str, ...]) -> dict[str, Any]:
-    """Write ``_SUCCESS.json``, once every scene is either done or listed as left out.
+@dataclass
+class Trees:
+    """What the trees hold of a job's files, counted at its end."""
+
+    found: int = 0
+    """Files that are there under names that the job's scenes have."""
+    named: int = 0
+    """Files that the ledger names."""
+
+
+def finish(
+    out: Path, totals: Totals, trees: Trees, facts: dict[str, Any], *, scenes: int, extras: tuple[str, ...]
+) -> dict[str, Any]:
+    """Write ``_SUCCESS.json``, once every scene is either done, with its files there, or listed as left out.
 
     Args:
-        out: the folder of the predictions.
+        out: the folder of the predictions; its ledger is durable.
         totals: of its ledger.
+        trees: the files, counted.
         facts: what was computed with what.
         scenes: how many there were.
         extras: the trees beside the masks.
 
     Returns:
         Its content, and that of ``memorysam predict --json``: ``schema_version``, ``facts``, ``scenes`` = ``done``
-        + ``failed``, ``failures`` (the first ones' ``id`` and ``error``), ``classes`` (with predicted ``pixels``), and
-        the paths ``out``, ``trees``, ``ledger``, ``success``.
+        + ``failed``, ``failures`` (the first ones' ``id`` and ``error``), ``classes`` (with predicted ``pixels``),
+        ``laws``, and the paths ``out``, ``trees``, ``ledger``, ``success``.
 
     Raises:
         DataError: no scene could be read.
+        LawBroken: what came in is not what went out.
     """
-    assert totals.done + totals.failed == scenes
+    checked = laws.check(
+        {
+            "scenes = done + failed": (scenes, totals.done + totals.failed),
+            "files in the trees = files named by the ledger": (trees.found, trees.named),
+        }
+    )
     if not totals.done:
         raise DataError(f"none of {scenes} scenes could be read; the first: {totals.failures[0]['error']}")
     report = {
         "schema_version": SCHEMA_VERSION,
         **facts,
         **counts(totals),
+        "laws": {**checked, **totals.laws()},
         "out": str(out),
         "trees": {tree: str(out / tree) for tree in (MASKS, *extras)},
         "ledger": str(out / LEDGER),
         "success": str(out / SUCCESS),
     }
-    atomic.sync(out / LEDGER)  # no success without the lines that it counts, be it after a power loss
     documents.write_json(out / SUCCESS, report)
     return report
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from memorysam_cli.engine.prediction.parts import Share
+from memorysam_cli.engine.prediction.shares import Share
 
 Engine = Literal["local", "ray"]
 
@@ -22,4 +22,6 @@ class Manner:
     shard: Share | None = None
     engine: Engine = "local"
     overwrite: bool = False
-    """Also into a folder that holds something else, or parts of another prediction."""
+    """Begin anew: also in a folder that holds something else, or an unfinished prediction of another job."""
+    resume: bool = False
+    """Go on or begin; replace no prediction, not even a finished one."""

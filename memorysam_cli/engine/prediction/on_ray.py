@@ -56,7 +56,9 @@ def refuse(manner: Manner) -> None:
         raise UsageError(f"--device {manner.device}: on Ray it must be auto, cpu or cuda; Ray gives each actor its GPU")
 
 
-def prepare(job: Job, out: Path, manner: Manner) -> Callable[[Sequence[Scene], Callable[[Line], object]], str]:
+def prepare(
+    job: Job, out: Path, manner: Manner
+) -> Callable[[Sequence[Scene], Callable[[Line], object], Callable[[str], object]], None]:
     """See that the weights can be loaded; what is returned segments scenes on Ray.
 
     Raises:
@@ -64,16 +66,16 @@ def prepare(job: Job, out: Path, manner: Manner) -> Callable[[Sequence[Scene], C
     """
     job.load(torch.device("cpu"))
 
-    def make(scenes: Sequence[Scene], tell: Callable[[Line], object]) -> str:
-        devices: dict[str, None] = {}
+    def make(
+        scenes: Sequence[Scene], tell: Callable[[Line], object], tell_device: Callable[[str], object]
+    ) -> None:  # fmt: skip
         with _cluster(), contextlib.closing(_rows(job, out, manner, scenes)) as rows:
             for row in rows:
                 found = json.loads(row["line"])
                 if "code" in found:
                     raise _raised(found)
+                tell_device(row["device"])
                 tell(found)
-                devices.setdefault(row["device"])
-        return " + ".join(devices)
 
     return make
 

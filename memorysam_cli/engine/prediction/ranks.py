@@ -1,7 +1,7 @@
 """Several processes of one run, as ``torchrun`` and ``accelerate launch`` start them, and Slurm with their variables.
 
-They meet over gloo, on CPUs: nothing but a word now and then passes between them, and no wait has a limit, for the
-scenes of one process may take hours longer than those of another.
+They meet in torch's key-value store: nothing but a word now and then passes between them, and no wait for a process
+that lives has a limit, for the scenes of one may take hours longer than those of another.
 """
 
 from __future__ import annotations
@@ -9,27 +9,34 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from memorysam_cli.errors import EnvironmentFault, MemorySamError, Stopped, UsageError, environment_fault
 
-Thing = TypeVar("Thing")
-
 FAULT = "memorysam-fault"
 """The key under which the first process that fails says why."""
+HERE = "memorysam-here"
+"""The key under which the processes that have come count themselves."""
 HEARD = "memorysam-heard"
-"""The key under which the processes that end early count themselves."""
+"""The key under which the processes that leave count themselves."""
+THING = "memorysam-thing-"
+"""The key, with the number of the meeting and of the process behind it, under which that process puts its thing."""
+POLL_S = 0.1
 NOTICE_S = 1.0
 """How often a process looks whether another one has failed."""
 GRACE_S = 10.0
 """For how long the first process, which may keep the store, waits until the others have heard of a failure."""
+PULSE = "memorysam-pulse-"
+"""The key, with a process's number behind it, under which that process counts for as long as it lives."""
+BEAT_S, LOST_S = 5.0, 60.0
+"""How often it counts; and after how long without a beat it is taken for dead."""
 NO_LIMIT = timedelta(days=365)
 
 
@@ -70,41 +77,48 @@ class Company:
     def __init__(self, store: Any, *, rank: int, world: int) -> None:
         self.rank, self.world, self._store = rank, world, store
         self._looked = time.monotonic()
-        self._lost = 0
+        self._lost = self._meetings = 0
+        self._pulse = _Pulse(store, rank=rank, world=world)
 
-    def gather(self, thing: Thing) -> list[Thing]:
-        """Wait for the others, and get everybody's thing, in the order of the processes.
+    def gather(self, thing: Any) -> list[Any]:
+        """Wait for the others, and get everybody's thing, which JSON can hold, in the order of the processes.
 
         Raises:
             Stopped: one of them failed; with its exit code.
             EnvironmentFault: one of them is lost.
         """
-        found: list[Any] = [None] * self.world
-        try:
-            dist.all_gather_object(found, thing)
-        except RuntimeError as error:  # gloo notices at once that a process is gone
-            self._raise_fault()
-            self._lost = 1
-            raise EnvironmentFault(
-                "another process of this prediction is lost; see its own message, then run the same command again"
-            ) from error
-        return found
-
-    def meet(self) -> None:
-        """Wait for the others; as :func:`gather`."""
-        self.gather(None)
+        keys = [f"{THING}{self._meetings}-{rank}" for rank in range(self.world)]
+        self._meetings += 1
+        with self._first_is_there():
+            self._store.set(keys[self.rank], json.dumps(thing))
+            while not self._store.check(keys):
+                self.look()
+                time.sleep(POLL_S)
+            return [json.loads(self._store.get(key)) for key in keys]
 
     def notice(self) -> None:
-        """Look, now and then, whether another process has failed.
+        """As :meth:`look`, now and then."""
+        if time.monotonic() - self._looked >= NOTICE_S:
+            self.look()
+            self._looked = time.monotonic()
+
+    def look(self) -> None:
+        """Look whether another process has failed.
 
         Raises:
             Stopped: so it is; with its exit code.
-            EnvironmentFault: the first process is lost.
+            EnvironmentFault: the first process, or the next one, is lost.
         """
-        if time.monotonic() - self._looked < NOTICE_S:
-            return
-        self._raise_fault()
-        self._looked = time.monotonic()
+        with self._first_is_there():
+            told = json.loads(self._store.get(FAULT)) if self._store.check([FAULT]) else None
+        if told is not None and told["rank"] != self.rank:
+            raise Stopped(f"process {told['rank']} failed: {told['message']}", exit_code=told["code"])
+        if self._pulse.is_lost:
+            self._lost = 1
+            raise EnvironmentFault(
+                f"process {self._pulse.watched} of this prediction is lost: no sign of life for {LOST_S:.0f} s; see "
+                "its own message, then run the same command again"
+            )
 
     def fail(self, fault: Exception) -> None:
         """Tell the others, unless one of them was first."""
@@ -115,23 +129,55 @@ class Company:
                 self._store.set(FAULT, json.dumps({"rank": self.rank, "code": code, "message": words}))
 
     def part(self) -> None:
-        """Leave before the work is done; the first process goes last, for the store may end with it.
-
-        The group of all is left before that: who waits there for this process notices at once.
-        """
+        """Leave; the first process goes last, for the store ends with it."""
         deadline, others = time.monotonic() + GRACE_S, self.world - self._lost
         with contextlib.suppress(RuntimeError):
             self._store.add(HEARD, 1)
             while self.rank == 0 and self._store.add(HEARD, 0) < others and time.monotonic() < deadline:
-                time.sleep(0.05)
+                time.sleep(POLL_S)
 
-    def _raise_fault(self) -> None:
+    def start(self) -> None:
+        """Begin to give signs of life, and to look for those of the next process."""
+        self._pulse.start()
+
+    def stop(self) -> None:
+        """End that, before the store may end."""
+        self._pulse.stop()
+
+    @contextlib.contextmanager
+    def _first_is_there(self) -> Iterator[None]:
         try:
-            told = json.loads(self._store.get(FAULT)) if self._store.check([FAULT]) else None
+            yield
         except RuntimeError as error:
             raise EnvironmentFault("the first process of this prediction is lost; see its own message") from error
-        if told is not None and told["rank"] != self.rank:
-            raise Stopped(f"process {told['rank']} failed: {told['message']}", exit_code=told["code"])
+
+
+class _Pulse(threading.Thread):
+    """Counts in the store, and watches the next process do so: a ring, so that many processes ask no more than few."""
+
+    def __init__(self, store: Any, *, rank: int, world: int) -> None:
+        super().__init__(name="pulse", daemon=True)
+        self.watched = (rank + 1) % world
+        self.is_lost = False
+        self._store, self._rank = store, rank
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        """Until the end, or until the store is gone: that is :meth:`Company.look`'s to tell."""
+        count, beaten = -1, time.monotonic()
+        with contextlib.suppress(RuntimeError):
+            while not self._ended.wait(BEAT_S):
+                self._store.add(f"{PULSE}{self._rank}", 1)
+                found = self._store.add(f"{PULSE}{self.watched}", 0)
+                if found != count:
+                    count, beaten = found, time.monotonic()
+                self.is_lost = time.monotonic() - beaten > LOST_S
+
+    def stop(self) -> None:
+        """End, and wait for the last beat."""
+        self._ended.set()
+        if self.is_alive():
+            self.join(BEAT_S)
 
 
 @contextlib.contextmanager
@@ -144,7 +190,9 @@ def company() -> Iterator[Company]:
     try:
         store, rank, count = next(rendezvous("env://"))
         store.set_timeout(NO_LIMIT)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=NO_LIMIT)
+        store.add(HERE, 1)
+        while store.add(HERE, 0) < count:
+            time.sleep(POLL_S)
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise EnvironmentFault(
@@ -152,18 +200,18 @@ def company() -> Iterator[Company]:
             "them all with torchrun"
         ) from error
     found = Company(store, rank=rank, world=count)
-    is_cut_short = False
+    found.start()
     try:
         yield found
     except Exception as fault:
-        is_cut_short = True
         if not isinstance(fault, Stopped):
             found.fail(fault)
+        found.part()
         raise
+    else:
+        found.part()
     finally:
-        dist.destroy_process_group()
-        if is_cut_short:
-            found.part()
+        found.stop()
 
 
 def _number(name: str, default: int) -> int:

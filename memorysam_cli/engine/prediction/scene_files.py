@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -72,12 +75,60 @@ class SceneFiles:
             "size": list(mask.shape),
             "modalities": list(modalities),
             "inputs": {name: list(scene.files[name]) for name in modalities},
+            "stamp": self.stamp(scene, modalities),
             "classes": {str(index): int(count) for index, count in enumerate(pixels) if count},
         }
 
+    def left_out(self, scene: Scene, fault: DataError) -> Line:
+        """The line of a scene that cannot be read: ``missing`` where a file is not there any more, else ``failed``."""
+        wanted = [path for each in self.modalities for path in scene.files.get(each.name, ())]
+        status = "failed" if all((self.root / path).exists() for path in wanted) else "missing"
+        inputs = {name: list(paths) for name, paths in scene.files.items()}
+        return {"id": scene.id, "status": status, "error": str(fault), "inputs": inputs}
+
+    def paths(self, scene: Scene) -> dict[str, str]:
+        """A scene's files in the output folder, as its line has them: by ``mask`` and the extras' names."""
+        trees = {"mask": MASKS, **{extra: extra for extra in self.extras}}
+        return {key: _path(tree, scene) for key, tree in trees.items()}
+
+    def present(self, scene: Scene) -> list[str]:
+        """Those of a scene's files that are there: regular files that are not empty."""
+        return [path for path in self.paths(scene).values() if _is_filled(self.out / path)]
+
+    def is_done(self, scene: Scene, line: Line) -> bool:
+        """Whether a line is what :meth:`write` would say of a scene, its files are there and its inputs unchanged."""
+        stamp = self.stamp(scene, self._names(scene))
+        is_current = bool(stamp) and line.get("stamp") == stamp
+        return is_current and self.fits(scene, line) and len(self.present(scene)) == len(self.paths(scene))
+
+    def fits(self, scene: Scene, line: Line) -> bool:
+        """Whether a line is one of this scene's; believes nothing of it that can be known without it."""
+        names = self._names(scene)
+        expected = {
+            "id": scene.id, "status": "done", **self.paths(scene), "size": line.get("size"), "modalities": names,
+            "inputs": {name: list(scene.files[name]) for name in names}, "stamp": str(line.get("stamp")),
+            "classes": line.get("classes"),
+        }  # fmt: skip
+        return line == expected and _add_up(line["size"], line["classes"], classes=len(self.info.classes))
+
+    def _names(self, scene: Scene) -> list[str]:
+        """The modalities that a scene is segmented from."""
+        return [modality.name for modality in self.modalities if modality.name in scene.files]
+
+    def stamp(self, scene: Scene, modalities: Sequence[str]) -> str:
+        """A word that is another one when the size or the time of an input is; empty where one is missing."""
+        found = hashlib.sha256()
+        try:
+            for path in (self.root / path for name in modalities for path in scene.files[name]):
+                facts = path.stat()
+                found.update(f"{facts.st_size} {facts.st_mtime_ns}\n".encode())
+        except OSError:  # gone since it was read
+            return ""
+        return found.hexdigest()[:16]
+
     def _save(self, tree: str, scene: Scene, pixels: NDArray[Any]) -> str:
         """Write a PNG; returns its path in the output folder."""
-        path = f"{tree}/{PurePosixPath(scene.id)}.png"
+        path = _path(tree, scene)
         images.write_png(self.out / path, pixels)
         return path
 
@@ -98,7 +149,31 @@ class SceneFiles:
         return overlays.as_picture(resize_nearest(frame, height=mask.shape[0], width=mask.shape[1]))
 
 
-def left_out(scene: Scene, fault: DataError) -> Line:
-    """The line of a scene that cannot be read."""
-    inputs = {name: list(paths) for name, paths in scene.files.items()}
-    return {"id": scene.id, "status": "failed", "error": str(fault), "inputs": inputs}
+def is_left_out(line: Line) -> bool:
+    """Whether a line says why a scene could not be read."""
+    return line.get("status") in {"failed", "missing"} and isinstance(line.get("error"), str)
+
+
+def _path(tree: str, scene: Scene) -> str:
+    return f"{tree}/{PurePosixPath(scene.id)}.png"
+
+
+def _is_filled(path: Path) -> bool:
+    """A symlink is none of ours: we rename whole files into place."""
+    with contextlib.suppress(OSError):
+        facts = path.lstat()
+        return stat.S_ISREG(facts.st_mode) and facts.st_size > 0
+    return False
+
+
+def _add_up(size: Any, pixels: Any, *, classes: int) -> bool:
+    """Whether a line's pixels per class are those of a mask of its size."""
+    if not isinstance(size, list) or not isinstance(pixels, dict):
+        return False
+    numbers = [*size, *pixels.values()]
+    return (
+        len(size) == 2
+        and all(type(number) is int and number > 0 for number in numbers)
+        and all(name.isascii() and name.isdigit() and int(name) < classes for name in pixels)
+        and sum(pixels.values()) == size[0] * size[1]
+    )

@@ -21,7 +21,7 @@ from memorysam_cli.engine.measuring import shortages
 from memorysam_cli.engine.prediction.deciding import decide
 from memorysam_cli.engine.prediction.folder import Line, remove
 from memorysam_cli.engine.prediction.job import Job
-from memorysam_cli.engine.prediction.scene_files import SceneFiles, left_out
+from memorysam_cli.engine.prediction.scene_files import SceneFiles
 from memorysam_cli.engine.prediction.write_behind import WriteBehind
 from memorysam_cli.errors import DataError
 
@@ -104,7 +104,7 @@ def predict(
                 if not skip_bad:
                     advice = "mend the file, or go on without such scenes: --on-error skip"
                     raise DataError(f"{together}; {advice}") from together
-                writing.add(functools.partial(left_out, next(order), together))
+                writing.add(functools.partial(files.left_out, next(order), together))
                 continue
             given = [modalities[name] for name in together[0].modalities]
             how = dataclasses.replace(view, tile=together[0].is_large)

@@ -13,8 +13,10 @@ from memorysam_cli.engine.measuring import shortages
 from memorysam_cli.engine.planning import for_training
 from memorysam_cli.engine.processes import lost_ones_named
 from memorysam_cli.engine.run_folder import RunFolder
-from memorysam_cli.engine.training import starting
-from memorysam_cli.engine.training.trainer import Trainer, TrainingResult
+from memorysam_cli.engine.training import determinism, room, starting
+from memorysam_cli.engine.training.ending import Ending
+from memorysam_cli.engine.training.finishing import TrainingResult
+from memorysam_cli.engine.training.trainer import Trainer
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
 
@@ -40,11 +42,10 @@ class Trained:
     run: RunFolder
     recipe: Recipe
     result: TrainingResult
-    is_resumed: bool
 
     def to_json(self) -> dict[str, Any]:
         """The keys of ``memorysam train --json``, without its ``schema_version``."""
-        return {**self.result.to_json(), "resumed": self.is_resumed}
+        return self.result.to_json()
 
     def show(self) -> None:
         """Print what came of it, for people."""
@@ -63,8 +64,14 @@ def train(request: Request) -> Trained | None:
 
     Raises:
         MemorySamError: of the kinds that :class:`Trainer` and :mod:`~memorysam_cli.engine.training.starting` name.
-        EnvironmentFault: out of memory, or nothing fits.
+        EnvironmentFault: out of memory, nothing fits, or the disk is too full.
     """
+    ending = Ending()
+    with ending.of_command(request.out):
+        return _train(request, ending)
+
+
+def _train(request: Request, ending: Ending) -> Trained | None:
     root = manifests.data_root(request.data)
     asked = starting.choose_recipe(
         request.recipe, overrides=list(request.overrides), resume=request.resume, out=request.out
@@ -73,6 +80,7 @@ def train(request: Request) -> Trained | None:
     planned = starting.plan(chosen, out=request.out, resume=request.resume)
     scenes = manifests.read(root, chosen.data.dataset)
     starting.refuse_missing_splits(chosen, scenes)
+    determinism.prepare(asked=chosen.train.deterministic)
     device = runtime.choose_device(request.device)
     accelerator = runtime.make_accelerator(device, precision=chosen.train.precision)
     if chosen != asked and accelerator.is_main_process:
@@ -83,16 +91,21 @@ def train(request: Request) -> Trained | None:
             planned = for_training.settle(planned, scenes, accelerator=accelerator)
         standing = _Standing(planned.recipe)
         stack.enter_context(shortages.explained(accelerator.device, levers=standing.levers))
-        standing.trainer = trainer = Trainer(planned.recipe, scenes, accelerator=accelerator)
+        standing.trainer = trainer = Trainer(
+            planned.recipe, scenes, accelerator=accelerator, is_resumed=planned.checkpoint is not None
+        )
         if planned.checkpoint is not None:
             trainer.refuse_other(planned.checkpoint)
-        standing.run = run = stack.enter_context(starting.begin(planned, accelerator))
+        standing.run = run = stack.enter_context(
+            starting.begin(planned, accelerator, checkpoint_bytes=room.checkpoint_bytes(trainer.learner))
+        )
         if accelerator.is_main_process:
+            stack.enter_context(ending.of_run(run))
             stack.enter_context(console.log_to(run.log))
         result = trainer.fit(run, resume=planned.checkpoint)
     if not accelerator.is_main_process:
         return None
-    return Trained(run, planned.recipe, result, is_resumed=planned.checkpoint is not None)
+    return Trained(run, planned.recipe, result)
 
 
 @dataclass

@@ -8,70 +8,81 @@ import torch
 from accelerate.utils import gather_object
 
 from memorysam_cli.engine.runtime import rng_state, set_rng_state
+from memorysam_cli.engine.training import identity as identities
 from memorysam_cli.engine.training.checkpoints import Position, State
 from memorysam_cli.engine.training.learner import Learner
-from memorysam_cli.errors import UsageError
+from memorysam_cli.errors import WeightsError
+from memorysam_cli.model import ledger
 from memorysam_cli.model.weights import fill_own, own_tensors
 
+UPDATES = "updates"
+"""The optimiser's tensor that keeps its file from being empty before the first update."""
 
-def take(learner: Learner, position: Position, *, identity: dict[str, Any]) -> State:
+
+def take(learner: Learner, position: Position, *, identity: dict[str, Any], learnt_from: int) -> State:
     """The state of all processes; every process must call this.
 
     Args:
-        position: where the run stands.
-        identity: of :func:`memorysam_cli.engine.training.checkpoints.identity_of`.
+        learner: what learns.
+        position: where the run stands; its scenes are brought up to date.
+        identity: of :func:`memorysam_cli.engine.training.identity.identity_of`.
+        learnt_from: scenes of this process since the last time.
     """
     accelerator = learner.accelerator
     own = rng_state(accelerator.device)
     rng = gather_object([own]) if accelerator.num_processes > 1 else [own]
+    position.scenes += int(accelerator.reduce(torch.tensor(learnt_from, device=accelerator.device)))
     position.scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
     return State(
         position=position,
         model=own_tensors(learner.network),
-        # The count keeps the file from being empty before the first update.
-        optimizer={"updates": torch.tensor([position.step]), **learner.state()},
+        optimizer={UPDATES: torch.tensor([position.step]), **learner.state()},
         rng={f"{rank}/{name}": value for rank, states in enumerate(rng) for name, value in states.items()},
         identity=identity,
+        made_by=identities.conditions(accelerator),
     )
-
-
-def refuse_other(position: Position, then: dict[str, Any], *, identity: dict[str, Any], world: int, where: str) -> None:
-    """Refuse to go on from a checkpoint of another run.
-
-    Args:
-        position: of the checkpoint.
-        then: its identity.
-        identity: of the run that wants to go on.
-        world: its number of processes.
-        where: the checkpoint, for messages.
-
-    Raises:
-        UsageError: the run would compute something else, or has another number of processes.
-    """
-    keys = [key for key in identity | then if identity.get(key) != then.get(key)]
-    if keys:
-        differing = "; ".join(f"{key} was {then.get(key)}, is {identity.get(key)}" for key in keys)
-        raise UsageError(
-            f"{where}: cannot be resumed, for it began otherwise: {differing}; start a new run, or undo the change"
-        )
-    if position.world != world:
-        raise UsageError(
-            f"{where}: was trained by {position.world} processes and cannot be resumed by {world}; start as many"
-        )
 
 
 def put_back(state: State, learner: Learner, *, where: str) -> Position:
     """Make everything as it was when a state was taken; returns where the run stood.
 
     Raises:
-        WeightsError: the tensors are not of this network.
+        WeightsError: the tensors are not of this network, or there is no state of the random numbers.
     """
     accelerator = learner.accelerator
+    random = _random(state, learner, where=where)
     fill_own(learner.network, state.model, where=where)
-    learner.restore(state.optimizer)
+    _restore(state, learner, where=where)
     if accelerator.scaler is not None and state.position.scaler:
         accelerator.scaler.load_state_dict(state.position.scaler)
+    try:
+        set_rng_state(random, accelerator.device)
+    except (RuntimeError, TypeError) as fault:
+        reason = str(fault).splitlines()[0]
+        raise WeightsError(f"{where}: its state of the random numbers is none ({reason}); take another") from fault
+    return state.position
+
+
+def _random(state: State, learner: Learner, *, where: str) -> dict[str, torch.Tensor]:
+    """The state of this process's random numbers. Without it, a run that goes on would be another one."""
+    accelerator = learner.accelerator
     prefix = f"{accelerator.process_index}/"
     own = {name.removeprefix(prefix): value for name, value in state.rng.items() if name.startswith(prefix)}
-    set_rng_state(own, accelerator.device)
-    return state.position
+    if missing := sorted(rng_state(accelerator.device).keys() - own.keys()):
+        raise WeightsError(
+            f"{where}: has no state of the random numbers of process {prefix[:-1]} ({', '.join(missing)}), so that the "
+            "run could not go on as it was; take another checkpoint, or the device that the run began on"
+        )
+    return own
+
+
+def _restore(state: State, learner: Learner, *, where: str) -> None:
+    """Put optimiser and prototypes back; all that the checkpoint has, and no more."""
+    saved = {name: value for name, value in state.optimizer.items() if name != UPDATES}
+    try:
+        learner.restore(saved)
+    except (KeyError, RuntimeError) as fault:
+        reason = str(fault).splitlines()[0][:200]
+        raise WeightsError(f"{where}: its optimiser is not of this network ({reason}); take another") from fault
+    if found := ledger.difference(ledger.shapes(saved), ledger.shapes(learner.state())):
+        raise WeightsError(f"{where}: its optimiser is not of this network: {found}; take another checkpoint")

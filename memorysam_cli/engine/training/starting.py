@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +17,11 @@ from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import run_folder
 from memorysam_cli.engine.run_folder import RunFolder
-from memorysam_cli.engine.training import checkpoints
+from memorysam_cli.engine.training import checkpoints, room
 from memorysam_cli.errors import DataError, MemorySamError, UsageError, WeightsError
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
-from memorysam_cli.storage import lock
+from memorysam_cli.storage import atomic, documents, lock
 
 AUTO = "auto"
 
@@ -38,6 +40,8 @@ class Plan:
     """Newer checkpoints that cannot be used."""
     abandoned: tuple[Path, ...] = ()
     """Newer checkpoints that the user does not want to go on from."""
+    begins_again: bool = False
+    """There is a run in ``out`` that ended before its first checkpoint."""
     notes: tuple[str, ...] = ()
     """What is said when the run begins."""
 
@@ -125,15 +129,21 @@ def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> Plan:
 
     Raises:
         UsageError: ``out`` is taken by something else.
+        FolderInUseError: a process of this machine is at work there.
         WeightsError: there is a run, or one was asked for, but no valid checkpoint; never a silent fresh start.
     """
     run = _existing(recipe, out=out, resume=resume)
+    if (folder := out if run is None else run.path) is not None:
+        _refuse_used(folder)
     if run is None:
         if out is not None:
             run_folder.refuse_taken(out)
         where = out or f"{run_folder.RUNS}/{recipe.name}-…"
         notes = (f"{where}: holds no run yet; starting one",) if resume == AUTO else ()
         return Plan(recipe, out, run=None, checkpoint=None, notes=notes)
+    if resume == AUTO and run.is_unbegun():
+        note = f"{run.path}: a run was started here and ended before its first checkpoint; starting it again at step 0"
+        return Plan(recipe, run.path, run=None, checkpoint=None, notes=(note,), begins_again=True)
     asked = Path(resume) if resume is not None and resume != AUTO else run.path
     if asked.resolve() != run.path.resolve():
         if not checkpoints.is_valid(asked):
@@ -142,17 +152,27 @@ def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> Plan:
     newest, damaged = checkpoints.newest_valid(run.checkpoints)
     if newest is None:
         raise WeightsError(
-            f"{run.path}: holds a run but no valid checkpoint ({len(damaged)} damaged); "
-            "it cannot be continued; start a new run in another folder"
+            f"{run.path}: holds a run but no valid checkpoint ({len(damaged)} damaged); it cannot be continued; "
+            + (
+                f"--out {run.path} --resume auto starts it again"
+                if run.is_unbegun()
+                else "start a new run in another folder"
+            )
         )
     return Plan(recipe, out, run, checkpoint=newest, damaged=tuple(damaged))
 
 
 @contextlib.contextmanager
-def begin(planned: Plan, accelerator: Accelerator) -> Iterator[RunFolder]:
+def begin(planned: Plan, accelerator: Accelerator, *, checkpoint_bytes: int = 0) -> Iterator[RunFolder]:
     """Make the run's folder if it is new, and hold its lock; all processes of a run get the same folder.
 
+    Args:
+        planned: of :func:`plan`.
+        accelerator: the processes.
+        checkpoint_bytes: what a checkpoint takes, for which there must be room.
+
     Raises:
+        EnvironmentFault: the disk has too little room.
         UsageError: the folder was taken in the meantime.
         FolderInUseError: another process is training there.
     """
@@ -160,7 +180,7 @@ def begin(planned: Plan, accelerator: Accelerator) -> Iterator[RunFolder]:
         answer: list[RunFolder | MemorySamError | None] = [None]
         if accelerator.is_main_process:
             try:
-                answer = [_begin(stack, planned)]
+                answer = [_begin(stack, planned, checkpoint_bytes)]
             except MemorySamError as fault:
                 answer = [fault]
         if accelerator.num_processes > 1:
@@ -172,20 +192,47 @@ def begin(planned: Plan, accelerator: Accelerator) -> Iterator[RunFolder]:
         yield run
 
 
-def _begin(stack: contextlib.ExitStack, planned: Plan) -> RunFolder:
+def _begin(stack: contextlib.ExitStack, planned: Plan, checkpoint_bytes: int) -> RunFolder:
     """As :func:`begin`, in the main process."""
-    run = planned.run or run_folder.create(planned.recipe, planned.out)
+    is_new = planned.run is None
+    run = planned.run or RunFolder(planned.out or run_folder.name_for(planned.recipe))
+    if not run.path.is_symlink() or run.path.exists():
+        atomic.refuse_unwritable(run.path)
+    kept = 0 if is_new else len(checkpoints.all_valid(run.checkpoints))
+    keep = planned.recipe.train.keep_checkpoints
+    room.refuse_small(run.path, checkpoint=checkpoint_bytes, keep=keep, kept=kept)
+    if is_new and not planned.begins_again and not (run.path / lock.NAME).exists():
+        run_folder.refuse_taken(run.path)  # before the lock, which would leave its file in a user's own folder
     stack.enter_context(lock.hold(run.path))
+    if is_new:
+        run_folder.create(planned.recipe, run.path, begins_again=planned.begins_again)
+    run.sweep()
+    checkpoints.sweep(run.checkpoints)
     for line in planned.notes:
         console.note(line)
     for path in planned.damaged:
-        kept = checkpoints.set_aside(path, "corrupt")
-        console.warn(f"{path}: is damaged and set aside as {kept.name}; going on without it")
+        aside = checkpoints.set_aside(path, "corrupt")
+        console.warn(f"{path}: is damaged and set aside as {aside.name}; going on without it")
     for path in planned.abandoned:
         # Left in place, the next --resume auto would return to them.
         console.note(f"{path}: is set aside as {checkpoints.set_aside(path, 'abandoned').name}")
     run_folder.point_latest(run.path)
     return run
+
+
+def _refuse_used(folder: Path) -> None:
+    """Tell of an owner that lives before the seconds that a start takes; the lock itself decides later.
+
+    Asking the lock would take it for a moment, in which another start could fail; so the owner's record is asked first.
+    """
+    try:
+        record = documents.read_json(folder / lock.NAME)
+        os.kill(int(record["pid"]), 0)
+    except (MemorySamError, OSError, KeyError, TypeError, ValueError, OverflowError):
+        return
+    if record.get("host") == socket.gethostname() and record["pid"] != os.getpid():
+        with lock.hold(folder):  # raises, or the number is now another process's
+            pass
 
 
 def _existing(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunFolder | None:

@@ -12,9 +12,14 @@ from memorysam_cli.engine import runtime
 from memorysam_cli.engine.evaluation.counts import Evaluation
 from memorysam_cli.engine.evaluation.scoring import evaluate
 from memorysam_cli.engine.run_folder import RunFolder
+from memorysam_cli.engine.training.checkpoints import Position
 from memorysam_cli.engine.training.pictures import draw_curves, draw_samples
 from memorysam_cli.model import Segmenter
+from memorysam_cli.model.weights import Metric
 from memorysam_cli.recipe import Recipe
+
+HEADLINE = "resized"
+"""The protocol that decides which checkpoint is best: the one that the papers report."""
 
 
 class Validation:
@@ -60,8 +65,35 @@ class Validation:
                 advance=advance,
             )
 
+    def judge(self, miou: float, position: Position, *, epoch: int) -> bool:
+        """Note the score of the weights as they are now; what is not a number is never the best, and blocks no best.
+
+        Args:
+            miou: in percent, of the protocol :data:`HEADLINE`.
+            position: takes the score, and the best one.
+            epoch: that is done.
+
+        Returns:
+            Whether these are the best weights so far.
+        """
+        metric = Metric(
+            miou=miou, protocol=HEADLINE, split=self.recipe.data.selection_split, epoch=epoch, step=position.step
+        )
+        is_number = math.isfinite(miou)
+        position.validation = metric.model_dump() | ({} if is_number else {"miou": None})  # JSON has no NaN
+        is_best = is_number and (position.best_miou is None or miou > position.best_miou)
+        if is_best:
+            position.best_miou, position.best_step = miou, position.step
+        return is_best
+
     def draw(self, run: RunFolder) -> None:
         """The curves so far, and how the network sees a few scenes; in one process."""
         draw_curves(run)
         with runtime.computing("fp32", self.accelerator.device):
             draw_samples(self.network, self.manifest, self.scenes, run.samples)
+
+
+def metric_of(position: Position) -> Metric | None:
+    """The validation of the weights as they are now; none if they have not been validated, or it gave no number."""
+    last = position.validation
+    return Metric(**last) if position.is_validated and last is not None and last["miou"] is not None else None

@@ -97,7 +97,7 @@ def _write_adapter(network: Segmenter, out: Path) -> Exported:
     """An adapter folder as PEFT writes it: ``PeftModel.from_pretrained`` loads it onto a split trunk."""
     model = network.card.recipe.model
     published = PUBLISHED.get(model.backbone)
-    config = adapter_config(model.lora).to_dict()  # type: ignore[no-untyped-call]
+    config = adapter_config(model.lora).to_dict()
     config |= {"inference_mode": True, "base_model_name_or_path": published.repository if published else None}
     state = adapter_state(network.sam.image_encoder.trunk)
     with atomic.new_folder(out) as folder:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,9 @@ import pytest
 
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine.prediction.folder import LEDGER
-from memorysam_cli.engine.prediction.ledger import SHOWN_FAILURES, Ledger, Totals, finish
+from memorysam_cli.engine.prediction.ledger import SHOWN_FAILURES, Ledger, Totals, Trees, finish
 from memorysam_cli.errors import DataError
+from memorysam_cli.laws import LawBroken
 from memorysam_cli.storage import documents
 
 from ..stand_ins import write_data
@@ -20,7 +22,8 @@ def data(tmp_path: Path) -> Manifest:
 
 
 def done(name: str, **pixels: int) -> dict[str, Any]:
-    return {"id": name, "status": "done", "classes": {key.removeprefix("c"): count for key, count in pixels.items()}}
+    classes = {key.removeprefix("c"): count for key, count in pixels.items()}
+    return {"id": name, "status": "done", "size": [1, sum(pixels.values())], "classes": classes}
 
 
 def failed(name: str) -> dict[str, Any]:
@@ -56,15 +59,26 @@ def test_several_totals_add_up(data: Manifest) -> None:
     assert whole.failures == [{"id": "c", "error": "cut"}]
 
 
+def test_totals_pass_from_one_process_to_another(data: Manifest) -> None:
+    totals = Totals(data.info)
+    for line in (done("a", c0=3, c3=5), failed("b")):
+        totals.add(line)
+    again = Totals.from_json(data.info, json.loads(json.dumps(totals.to_json())))
+    assert again.to_json() == totals.to_json() and again.laws() == totals.laws()
+
+
 def test_success_is_written_last_and_only_if_all_scenes_are_accounted_for(data: Manifest, tmp_path: Path) -> None:
     totals = Totals(data.info)
     totals.add(done("a", c2=4))
     totals.add(failed("b"))
     (tmp_path / LEDGER).touch()
-    with pytest.raises(AssertionError):
-        finish(tmp_path, totals, {}, scenes=3, extras=())
+    with pytest.raises(LawBroken, match="scenes = done"):
+        finish(tmp_path, totals, Trees(1, 1), {}, scenes=3, extras=())
+    with pytest.raises(LawBroken, match="files in the trees"):
+        finish(tmp_path, totals, Trees(2, 1), {}, scenes=2, extras=())
     assert not (tmp_path / "_SUCCESS.json").exists()
-    report = finish(tmp_path, totals, {"weights": "w"}, scenes=2, extras=("color",))
+    report = finish(tmp_path, totals, Trees(2, 2), {"weights": "w"}, scenes=2, extras=("color",))
+    assert [law["left"] for law in report["laws"].values()] == [2, 2, 4]
     assert documents.read_json(tmp_path / "_SUCCESS.json") == report
     assert {key: report[key] for key in ("schema_version", "weights", "scenes", "done", "failed", "failures")} == {
         "schema_version": 1, "weights": "w", "scenes": 2, "done": 1, "failed": 1,
@@ -78,5 +92,5 @@ def test_nothing_done_is_no_success(data: Manifest, tmp_path: Path) -> None:
     totals = Totals(data.info)
     totals.add(failed("a"))
     with pytest.raises(DataError, match="none of 1 scenes could be read; the first: cut"):
-        finish(tmp_path, totals, {}, scenes=1, extras=())
+        finish(tmp_path, totals, Trees(), {}, scenes=1, extras=())
     assert not (tmp_path / "_SUCCESS.json").exists()

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memorysam_cli.data.manifest import Manifest, Scene
-from memorysam_cli.engine.prediction import folder, parts, running
+from memorysam_cli.engine.prediction import folder, merging, parts, running
+from memorysam_cli.engine.prediction.folder import PARTS
 from memorysam_cli.engine.prediction.job import Job
 from memorysam_cli.engine.prediction.ledger import Ledger
 from memorysam_cli.engine.prediction.manner import Manner
-from memorysam_cli.engine.prediction.parts import PARTS, Share, read_share
+from memorysam_cli.engine.prediction.shares import Share, read_share
 from memorysam_cli.errors import DataError, FolderInUseError, Stopped, UsageError
 from memorysam_cli.model.weights import Segmenter
 from memorysam_cli.storage import atomic, documents, lock
@@ -59,16 +60,26 @@ def shard(job: Job, out: Path, index: int, count: int = 3, **manner: Any) -> dic
 
 
 def pretend(job: Job, out: Path, index: int, count: int = 3) -> None:
-    """A part's work without a network: a line and an empty file for each of its scenes."""
+    """A part's work without a network: a line and a small file for each of its scenes."""
     share = Share(index, count)
     with parts.begin(out, job, share) as is_needed:
         assert is_needed
         ledger = Ledger(out / PARTS / share.name / folder.LEDGER, job.card.dataset)
         for scene in share.of(job.scenes, stride=job.stride):
-            mask = f"masks/{scene.id}.png"
-            atomic.write_text(out / mask, f"{index}")
-            ledger.append({"id": scene.id, "status": "done", "mask": mask, "classes": {"0": 1}})
-        parts.end(out, share, device="cpu")
+            ledger.append(pretended(job, out, scene))
+        parts.note_devices(out, share, ["cpu"])
+        parts.end(out, share)
+
+
+def pretended(job: Job, out: Path, scene: Scene) -> dict[str, Any]:
+    """A scene's line and file, of one pixel."""
+    files, names = job.files(out), [modality.name for modality in job.modalities]
+    atomic.write_text(out / files.paths(scene)["mask"], "a mask")
+    return {
+        "id": scene.id, "status": "done", **files.paths(scene), "size": [1, 1], "modalities": names,
+        "inputs": {name: list(scene.files[name]) for name in names}, "stamp": files.stamp(scene, names),
+        "classes": {"0": 1},
+    }  # fmt: skip
 
 
 @given(st.integers(0, 40), st.integers(1, 9), st.integers(1, 5))
@@ -138,20 +149,20 @@ def test_scenes_that_were_left_out_are_listed_as_by_one_process(
     assert len(documents.read_json(out / folder.SUCCESS)["failures"]) == 2
 
 
-def test_a_shard_done_again_replaces_its_own_part_only(job: Job, out: Path) -> None:
+def test_a_shard_begun_anew_replaces_its_own_part_only(job: Job, out: Path) -> None:
     pretend(job, out, 0)
     pretend(job, out, 1)
     before = {name: data for name, data in tree(out).items() if "0-of-3" in name}
     mine, others = (out / "masks" / f"{job.scenes[place].id}.png" for place in (2, 0))
     for path in (mine, others):
         path.write_text("old")
-    with parts.begin(out, job, Share(1, 3)) as is_needed:
+    with parts.begin(out, job, Share(1, 3), overwrite=True) as is_needed:
         assert is_needed
     assert not mine.exists() and others.read_text() == "old"
     assert not (out / PARTS / "1-of-3" / parts.DONE).exists()
     assert {name: data for name, data in tree(out).items() if "0-of-3" in name} == before
     pretend(job, out, 1)
-    assert parts.merge(out, job, count=3) == 1
+    assert merging.merge(out, job, count=3) == 1
 
 
 def test_parts_of_another_job_or_number_are_refused_by_name_and_nothing_is_touched(data: Manifest, out: Path) -> None:
@@ -282,7 +293,7 @@ def test_shards_wait_for_each_other_and_refuse_a_folder_that_a_whole_run_uses(
     other.start()
     assert inside.wait(10)
     threading.Timer(0.3, leave.set).start()
-    assert parts.merge(out, job, count=3) == 2  # it waited longer than the short patience
+    assert merging.merge(out, job, count=3) == 2  # it waited longer than the short patience
     other.join()
 
 
@@ -383,15 +394,15 @@ def test_a_merge_killed_at_any_moment_is_done_again_with_the_same_result(
         with monkeypatch.context() as fragile:
             fragile.setattr(atomic, "write_bytes", step(atomic.write_bytes))
             fragile.setattr(parts.shutil, "rmtree", step(parts.shutil.rmtree))
-            fragile.setattr(parts.atomic, "new_file", step(atomic.new_file))
+            fragile.setattr(atomic, "new_file", step(atomic.new_file))
             fragile.setattr(Path, "unlink", step(Path.unlink))
             try:
-                parts.merge(out, job, count=3)
+                merging.merge(out, job, count=3)
                 is_killed = False
             except Killed:
                 is_killed = True
                 kills += 1
-        again = parts.merge(out, job, count=3)
+        again = merging.merge(out, job, count=3)
         assert isinstance(again, dict)
         found.append(tree(out))
         assert not (out / PARTS).exists()
@@ -406,18 +417,18 @@ def test_a_part_whose_ledger_lost_a_line_is_named_and_nothing_is_merged(job: Job
     ledger = out / PARTS / "1-of-3" / folder.LEDGER
     ledger.write_text(ledger.read_text().splitlines(keepends=True)[0])
     with pytest.raises(DataError, match=r"has no line for scene .*--shard 1/3"):
-        parts.merge(out, job, count=3)
+        merging.merge(out, job, count=3)
     assert not (out / folder.LEDGER).exists() and not (out / folder.SUCCESS).exists()
     pretend(job, out, 1)
-    assert isinstance(parts.merge(out, job, count=3), dict)
+    assert isinstance(merging.merge(out, job, count=3), dict)
 
 
 def test_ledgers_longer_than_what_is_held_are_merged_whole(
     job: Job, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "READ_AHEAD", 100)
+    monkeypatch.setattr(merging, "READ_AHEAD", 100)
     for index in range(2):
         pretend(job, out, index, 2)
-    parts.merge(out, job, count=2)
+    merging.merge(out, job, count=2)
     ids = [line["id"] for line in documents.read_json_lines(out / folder.LEDGER)]
     assert ids == [scene.id for scene in job.scenes]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from .test_ways import environment, free_port
 
 PROGRAM = """
-import os, sys, time
+import faulthandler, os, sys, time
+faulthandler.dump_traceback_later(40)  # one that hangs says where
 from memorysam_cli.engine.prediction import ranks
 from memorysam_cli.errors import DataError, MemorySamError
 ranks.GRACE_S = 1000  # nobody needs it who is heard
+ranks.BEAT_S, ranks.LOST_S = 0.1, 1.5
 rank, ends, is_waited_for = int(os.environ["RANK"]), int(sys.argv[1]), sys.argv[2] == "True"
 try:
     with ranks.company() as company:
@@ -41,6 +44,7 @@ except MemorySamError as fault:
         (2, 1, True, "fails"),
         (3, 1, True, "fails"),
         (3, 1, True, "killed"),
+        (3, 1, False, "killed"),
     ],
     ids=str,
 )
@@ -53,16 +57,18 @@ def test_one_that_ends_early_is_heard_of_at_once(world: int, ends: int, is_waite
         )
         for rank in range(world)
     ]  # fmt: skip
-    try:
-        said = [each.communicate(timeout=60)[0] for each in started]
-    finally:
-        for each in started:
-            each.kill()
+    said, complained = [], []
+    for each in started:
+        timer = threading.Timer(60, each.kill)
+        timer.start()
+        for text, texts in zip(each.communicate(), (said, complained), strict=True):
+            texts.append(text)
+        timer.cancel()
     codes = [each.returncode for each in started]
     if how == "killed":
-        assert codes == [9 if rank == ends else 6 for rank in range(world)], said
-        assert "is lost" in said[0]
+        assert codes == [9 if rank == ends else 6 for rank in range(world)], complained
+        assert "process 1 of this prediction is lost" in said[0], said
     else:
-        assert codes == [3] * world, said
+        assert codes == [3] * world, complained
         expected = ["a scene\n" if rank == ends else f"process {ends} failed: a scene\n" for rank in range(world)]
         assert said == expected

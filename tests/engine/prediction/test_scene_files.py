@@ -11,7 +11,7 @@ from torch import Tensor
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.engine.prediction.deciding import decide
 from memorysam_cli.engine.prediction.folder import EXTRAS, Line
-from memorysam_cli.engine.prediction.scene_files import SceneFiles, left_out
+from memorysam_cli.engine.prediction.scene_files import SceneFiles
 from memorysam_cli.errors import DataError, EnvironmentFault
 from memorysam_cli.report import overlays
 from memorysam_cli.storage import images
@@ -53,6 +53,7 @@ def test_a_scene_leaves_a_mask_and_a_line(data: Manifest, tmp_path: Path) -> Non
         "size": [97, 131],
         "modalities": ["img", "depth"],
         "inputs": {"img": ["tiny/img/fog/val/a/000001.png"], "depth": ["tiny/depth/fog/val/a/000001.png"]},
+        "stamp": line["stamp"],
         "classes": {str(index): int((mask == index).sum()) for index in range(4)},
     }
 
@@ -113,8 +114,14 @@ def test_writing_a_scene_again_gives_the_same_bytes_and_line(data: Manifest, tmp
     assert found[0] == found[1] and len(found[0][1]) == 4
 
 
-def test_a_scene_that_is_left_out_is_told_with_its_inputs(data: Manifest) -> None:
-    assert left_out(data.scenes[0], DataError("cut")) == {
+def test_a_scene_that_is_left_out_is_told_with_its_inputs_and_a_missing_file_as_missing(data: Manifest) -> None:
+    scene, files = data.scenes[0], SceneFiles(data.root / "out", data.root, data.info, MODALITIES)
+    line = {
         "id": "fog/val/a/000001", "status": "failed", "error": "cut",
         "inputs": {"img": ["tiny/img/fog/val/a/000001.png"], "depth": ["tiny/depth/fog/val/a/000001.png"]},
     }  # fmt: skip
+    assert files.left_out(scene, DataError("cut")) == line
+    (data.root / "tiny/img/fog/val/a/000001.png").unlink()
+    assert files.left_out(scene, DataError("cut")) == {**line, "status": "missing"}
+    depth_alone = SceneFiles(data.root / "out", data.root, data.info, MODALITIES[1:])
+    assert depth_alone.left_out(scene, DataError("cut"))["status"] == "failed"

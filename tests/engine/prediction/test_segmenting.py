@@ -18,7 +18,7 @@ from memorysam_cli.engine.evaluation.metrics import confusion
 from memorysam_cli.engine.evaluation.views import View
 from memorysam_cli.engine.prediction import folder, segmenting, write_behind
 from memorysam_cli.engine.prediction.folder import LEDGER, Line
-from memorysam_cli.engine.prediction.ledger import Ledger, finish
+from memorysam_cli.engine.prediction.ledger import Ledger, Trees, finish
 from memorysam_cli.engine.prediction.scene_files import SceneFiles
 from memorysam_cli.errors import DataError, EnvironmentFault
 from memorysam_cli.storage import documents, images
@@ -46,7 +46,7 @@ def segment(
         advance(1)
 
     segmenting.predict(model or Brightness(), files, scenes=chosen, tell=tell, **settings)
-    return finish(out, ledger.totals, {}, scenes=len(chosen), extras=extras)
+    return finish(out, ledger.totals, Trees(), {}, scenes=len(chosen), extras=extras)
 
 
 def mask_of(out: Path, scene: Scene) -> Any:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from memorysam_cli.engine.training import checkpoints
+from memorysam_cli.engine.training import checkpoints, identity
 from memorysam_cli.engine.training.checkpoints import Position, State
 from memorysam_cli.errors import WeightsError
 from memorysam_cli.recipe import Recipe
+from memorysam_cli.storage import documents
 
 
 def state(step: int) -> State:
@@ -76,7 +81,82 @@ def test_an_unfinished_folder_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_identity_names_what_is_computed_and_nothing_else(small: Recipe) -> None:
-    identity = checkpoints.identity_of(small, dataset="abc", base="def")
-    assert identity["optim.lr"] == 1e-3 and identity["data set"] == "abc" and identity["base weights"] == "def"
-    assert not checkpoints.MAY_CHANGE & identity.keys()
-    assert {"model.lora.rank", "spmm.weight", "train.seed", "train.batch", "augment.flip"} <= identity.keys()
+    found = identity.identity_of(small, dataset="abc", base="def", initial=None)
+    assert found["optim.lr"] == 1e-3 and found["data set"] == "abc" and found["base weights"] == "def"
+    assert not identity.MAY_CHANGE & found.keys()
+    assert {"model.lora.rank", "spmm.weight", "train.seed", "train.batch", "augment.flip"} <= found.keys()
+
+
+def validated(step: int) -> State:
+    """The same step, with the validation that came since."""
+    before = state(step)
+    return replace(before, position=replace(before.position, best_miou=50.0, best_step=step))
+
+
+def test_the_same_step_saved_again_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    path = checkpoints.write(tmp_path, state(3), keep=2)
+    assert checkpoints.write(tmp_path, validated(3), keep=2) == path
+    assert checkpoints.read(path).position.best_miou == 50.0
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_same_state_saved_again_touches_nothing(tmp_path: Path) -> None:
+    path = checkpoints.write(tmp_path, state(3), keep=2)
+    before = path.stat().st_ino
+    assert checkpoints.write(tmp_path, state(3), keep=2) == path
+    assert path.stat().st_ino == before and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("moment", range(8))
+def test_a_kill_while_a_step_is_saved_again_leaves_a_valid_one_of_that_step(
+    moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each renaming and removing of folders, before it and after it."""
+    checkpoints.write(tmp_path, state(2), keep=2)
+    checkpoints.write(tmp_path, state(3), keep=2)
+    rename, rmtree, calls = Path.rename, checkpoints.shutil.rmtree, 0
+
+    def killing(honest: Callable[..., Any]) -> Callable[..., Any]:
+        def act(path: Path, *more: Any, **options: Any) -> Any:
+            nonlocal calls
+            for after in (False, True):
+                calls += 1
+                if calls == moment + 1:
+                    raise KeyboardInterrupt
+                found = None if after else honest(path, *more, **options)
+            return found
+
+        return act
+
+    monkeypatch.setattr(Path, "rename", killing(rename))
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", killing(rmtree))
+    with contextlib.suppress(KeyboardInterrupt):
+        checkpoints.write(tmp_path, validated(3), keep=2)
+    monkeypatch.undo()
+    newest, damaged = checkpoints.newest_valid(tmp_path)
+    assert newest is not None and checkpoints.read(newest).position.step == 3 and not damaged
+    checkpoints.sweep(tmp_path)
+    path = checkpoints.write(tmp_path, validated(3), keep=2)
+    assert checkpoints.newest_valid(tmp_path) == (path, []) and checkpoints.read(path).position.best_miou == 50.0
+    names = [entry.name for entry in tmp_path.iterdir() if not entry.name.startswith(".")]
+    assert sorted(names) == ["step-00000002", "step-00000003"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"stpe": 1}, "stpe is unknown"),
+        ({"epoch": None}, "epoch is missing"),
+        ({"step": "many"}, "step: "),
+        ({"best_miou": [1]}, "best_miou: "),
+    ],
+)
+def test_a_position_of_another_version_is_refused_by_the_names_of_its_keys(
+    change: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    path = checkpoints.write(tmp_path, state(1), keep=2)
+    gone = {key for key, value in change.items() if value is None}
+    content = documents.read_json(path / "trainer.json") | change
+    documents.write_json(path / "trainer.json", {key: value for key, value in content.items() if key not in gone})
+    with pytest.raises(WeightsError, match=f"trainer.json: .*{said}"):
+        checkpoints.read_stand(path)

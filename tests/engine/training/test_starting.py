@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from accelerate import Accelerator
 
 from memorysam_cli import recipe as recipes
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest
-from memorysam_cli.engine import run_folder
-from memorysam_cli.engine.training import starting
-from memorysam_cli.errors import DataError, UsageError
+from memorysam_cli.engine import run_folder, runtime
+from memorysam_cli.engine.run_folder import RunFolder
+from memorysam_cli.engine.training import room, starting
+from memorysam_cli.errors import DataError, EnvironmentFault, FolderInUseError, UsageError, WeightsError
 from memorysam_cli.recipe import Recipe
+from memorysam_cli.storage import atomic
 
 from ..stand_ins import write_data
 
@@ -87,3 +96,95 @@ def test_resume_without_a_recipe_takes_that_of_the_default_s_newest_run(
     assert starting.choose_recipe(None, overrides=[], resume="auto", out=None) == filled
     assert starting.choose_recipe(None, overrides=[], resume="auto", out=Path("new")) == default
     assert starting.choose_recipe(None, overrides=[], resume=None, out=None) == default
+
+
+@pytest.fixture
+def alone() -> Accelerator:
+    return runtime.make_accelerator(torch.device("cpu"), precision="fp32")
+
+
+def begun(recipe: Recipe, out: Path, alone: Accelerator, *, resume: str | None = None, size: int = 0) -> RunFolder:
+    """Begin a run and leave it at once."""
+    planned = starting.plan(recipe, out=out, resume=resume)
+    with starting.begin(planned, alone, checkpoint_bytes=size) as run:
+        return run
+
+
+@pytest.mark.parametrize("files", range(4))
+def test_a_run_killed_before_its_first_checkpoint_begins_again_by_the_same_command(
+    files: int, tmp_path: Path, small: Recipe, alone: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before, between and after the files that make a run's folder."""
+    honest, calls = atomic.write_bytes, 0
+
+    def killing(*arguments: Any, **options: Any) -> None:
+        nonlocal calls
+        if calls == files:
+            raise KeyboardInterrupt
+        calls += 1
+        honest(*arguments, **options)
+
+    monkeypatch.setattr(atomic, "write_bytes", killing)
+    with contextlib.suppress(KeyboardInterrupt):
+        begun(small, tmp_path / "run", alone)
+    monkeypatch.undo()
+    (tmp_path / "run" / ".recipe.yaml.tmp-host-1-0a1b2c3d").touch()
+    (tmp_path / "run" / "checkpoints" / ".step-00000000.tmp-host-1-0a1b2c3d").mkdir(parents=True)
+    if files == 0:  # then no checkpoint had begun either
+        (tmp_path / "run" / "checkpoints" / ".step-00000000.tmp-host-1-0a1b2c3d").rmdir()
+        (tmp_path / "run" / "checkpoints").rmdir()
+    planned = starting.plan(small, out=tmp_path / "run", resume="auto")
+    assert planned.checkpoint is None and planned.run is None
+    assert ("starting it again at step 0" in planned.notes[0]) == (files > 0)
+    with starting.begin(planned, alone) as run:
+        names = {entry.name for entry in run.path.iterdir()}
+    assert {"recipe.yaml", "environment.json", "command.txt"} <= names
+    assert not list(run.path.rglob(".*.tmp-*"))
+
+
+@pytest.mark.parametrize("left", ["metrics.jsonl", "checkpoints/step-00000000.corrupt", "checkpoints/last.safetensors"])
+def test_where_a_checkpoint_ever_was_nothing_begins_again(
+    left: str, tmp_path: Path, small: Recipe, alone: Accelerator
+) -> None:
+    run = begun(small, tmp_path / "run", alone)
+    assert run.is_unbegun()
+    (run.path / left).parent.mkdir(exist_ok=True)
+    (run.path / left).touch()
+    with pytest.raises(WeightsError, match="no valid checkpoint"):
+        starting.plan(small, out=run.path, resume="auto")
+
+
+def test_a_run_that_is_named_never_begins_again(tmp_path: Path, small: Recipe, alone: Accelerator) -> None:
+    run = begun(small, tmp_path / "run", alone)
+    with pytest.raises(WeightsError, match=r"no valid checkpoint .* --out \S+ --resume auto starts it again"):
+        starting.plan(small, out=None, resume=str(run.path))
+
+
+def test_a_disk_with_too_little_room_is_refused_with_the_numbers_and_left_alone(
+    tmp_path: Path, small: Recipe, alone: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _path: SimpleNamespace(free=300_000_000))
+    begun(small, tmp_path / "enough", alone, size=95_000_000)
+    with pytest.raises(EnvironmentFault, match=r"run: the disk is too full .* needs 315\.0 MB .* free 300\.0 MB"):
+        begun(small, tmp_path / "run", alone, size=100_000_000)
+    assert not (tmp_path / "run").exists()
+    room.refuse_small(tmp_path, checkpoint=100_000_000, keep=2, kept=2)  # what is kept is there already
+
+
+def test_a_link_that_leads_nowhere_is_called_so(tmp_path: Path, small: Recipe) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(UsageError, match=r"--out \S+link: is a link to \S+gone, which is not there"):
+        starting.plan(small, out=tmp_path / "link", resume="auto")
+
+
+def test_an_owner_that_lives_is_told_before_anything_is_computed(tmp_path: Path, small: Recipe) -> None:
+    script = "import sys, time; from pathlib import Path; from memorysam_cli.storage import lock\n"
+    script += "with lock.hold(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    line = [sys.executable, "-c", script, str(tmp_path / "run")]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None and owner.stdout.readline() == "held\n"
+        for resume in (None, "auto"):
+            with pytest.raises(FolderInUseError, match=f"pid {owner.pid}"):
+                starting.plan(small, out=tmp_path / "run", resume=resume)
+        owner.kill()
+    starting.plan(small, out=tmp_path / "run", resume=None)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,12 @@ from memorysam_cli.engine import run_folder, runtime
 from memorysam_cli.engine.evaluation.scoring import evaluate
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.training import checkpoints, gradients, trainer
+from memorysam_cli.engine.training.checkpoints import Position
 from memorysam_cli.engine.training.pictures import draw_samples
 from memorysam_cli.engine.training.trainer import Trainer
-from memorysam_cli.errors import DataError, DivergedError, Stopped, UsageError
+from memorysam_cli.engine.training.validation import Validation, metric_of
+from memorysam_cli.errors import DataError, DivergedError, EnvironmentFault, Stopped, UsageError, WeightsError
+from memorysam_cli.laws import LawBroken
 from memorysam_cli.model import load
 from memorysam_cli.model.weights import build_for_training
 from memorysam_cli.recipe import Recipe
@@ -204,7 +209,7 @@ def test_a_run_that_ends_within_an_epoch_knows_its_last_validation_when_prolonge
     ended = start(changed(small, "train", max_steps=1), rendered, tmp_path / "run")
     path, _ = checkpoints.newest_valid(RunFolder(tmp_path / "run").checkpoints)
     assert path is not None
-    position, _ = checkpoints.read_position(path)
+    position = checkpoints.read_stand(path).position
     assert (position.step, position.best_step, position.best_miou) == (1, 1, ended.miou)
 
 
@@ -225,6 +230,10 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(
     with pytest.raises(DivergedError, match=r"step 3: loss (nan|inf).*the weights of step 2 are in") as fault:
         start(small, rendered, tmp_path / "diverged")
     assert fault.value.exit_code == 8
+    kept = documents.read_json(tmp_path / "diverged" / "diverged.json")
+    assert kept["step"] == 3 and kept["loss"] in {"nan", "inf"} and kept["lr"] > 0 and len(kept["scenes"]) == 5
+    assert all((rendered.root / file).is_file() for scene in kept["scenes"] for file in scene["files"])
+    assert kept["scenes"][0]["files"][0] in str(fault.value)
     monkeypatch.undo()
     start(changed(small, "train", max_steps=2), rendered, tmp_path / "short")
     mine, wanted = (tensors.read(RunFolder(tmp_path / name).last)[0] for name in ("diverged", "short"))
@@ -275,6 +284,153 @@ def test_the_log_says_how_fast_it_went_and_what_it_took(small: Recipe, rendered:
         assert 0.05 < row["peak_memory_gb"] < 50
     epochs = [line for line in run.log.read_text().splitlines() if "detail: epoch 1:" in line]
     assert len(epochs) == 1 and re.search(r"10 scenes in .* scenes/s, .* peak memory \d", epochs[0])
+
+
+def test_the_laws_of_a_run_hold_over_its_resumes_and_are_written_down(
+    finished: trainer.TrainingResult, small: Recipe, rendered: Manifest, tmp_path: Path
+) -> None:
+    assert finished.scenes == 4 * 5 and len(finished.laws) == 3
+    written = documents.read_json(finished.run / "result.json")
+    assert written == {"schema_version": 1, **finished.to_json()}
+    assert written["laws"]["scenes learnt from = steps × batch × accumulate × processes"]["left"] == 20
+    start(changed(small, "train", max_steps=3), rendered, tmp_path / "run")
+    path, _ = checkpoints.newest_valid(tmp_path / "run" / "checkpoints")
+    again = start(small, rendered, tmp_path / "run", resume=path)
+    assert (again.scenes, again.laws, again.resumed) == (finished.scenes, finished.laws, True)
+
+
+def test_a_scene_that_is_not_counted_breaks_a_law(
+    small: Recipe, rendered: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = trainer.training_batches
+    monkeypatch.setattr(
+        trainer, "training_batches", lambda *a, **k: (replace(b, scenes=b.scenes[1:]) for b in honest(*a, **k))
+    )
+    with pytest.raises(LawBroken, match=r"scenes learnt from .*: 4 ≠ 5"):
+        start(changed(small, "train", max_steps=1), rendered, tmp_path / "run")
+
+
+@pytest.mark.parametrize("order", list(permutations([float("nan"), 30.0, 20.0])))
+def test_a_validation_that_is_no_number_is_never_best_and_blocks_no_best(
+    order: tuple[float, ...], small: Recipe, rendered: Manifest
+) -> None:
+    network = build_for_training(small, rendered.info)
+    validation, position = Validation(network, rendered, small, accelerator=accelerator()), Position()
+    for step, miou in enumerate(order, 1):
+        position.step = step
+        validation.judge(miou, position, epoch=0)
+        assert position.is_validated and (metric_of(position) is None) == (miou != miou)
+        documents.to_json(asdict(position))  # JSON knows no NaN
+    assert (position.best_miou, position.best_step) == (30.0, order.index(30.0) + 1)
+
+
+def test_a_run_without_a_finite_validation_ends_with_8_and_keeps_its_checkpoint(
+    small: Recipe, rendered: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Validation.judge
+    monkeypatch.setattr(Validation, "judge", lambda self, _miou, *a, **k: honest(self, float("nan"), *a, **k))
+    with pytest.raises(DivergedError, match="no validation gave a finite mIoU"):
+        start(changed(small, "train", max_steps=1), rendered, tmp_path / "run")
+    found, _ = checkpoints.newest_valid(tmp_path / "run" / "checkpoints")
+    assert found is not None and checkpoints.read_stand(found).position.validation["miou"] is None  # type: ignore[index]
+
+
+def test_other_conditions_are_warned_of_once_and_recorded(
+    small: Recipe,
+    rendered: Manifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    start(changed(small, "train", max_steps=1), rendered, tmp_path / "run")
+    path, _ = checkpoints.newest_valid(tmp_path / "run" / "checkpoints")
+    assert path is not None
+    made_by = documents.read_json(path / "trainer.json")["made_by"]
+    assert made_by["threads"] == torch.get_num_threads() and made_by["torch"] == torch.__version__
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    capsys.readouterr()
+    start(changed(small, "train", max_steps=2), rendered, tmp_path / "run", resume=path)
+    said = [line for line in capsys.readouterr().err.splitlines() if "other conditions" in line]
+    assert len(said) == 1 and f"threads was {made_by['threads']}, is 77" in said[0]
+    rows = documents.read_json_lines(tmp_path / "run" / "resumes.jsonl")
+    assert [(row["step"], row["changed"]) for row in rows] == [(1, {"threads": [made_by["threads"], 77]})]
+
+
+@pytest.mark.parametrize("part", ["rng", "optimizer"])
+def test_a_checkpoint_without_a_part_of_its_state_is_refused_with_5(
+    part: str, small: Recipe, rendered: Manifest, tmp_path: Path
+) -> None:
+    start(changed(small, "train", max_steps=2), rendered, tmp_path / "run")
+    path, _ = checkpoints.newest_valid(tmp_path / "run" / "checkpoints")
+    assert path is not None
+    state = checkpoints.read(path)
+    less = (
+        {"other/cpu": state.rng["0/cpu"]} if part == "rng" else {**state.optimizer, "adamw/step/no.such": torch.ones(1)}
+    )
+    bad = checkpoints.write(tmp_path / "bad", replace(state, **{part: less}), keep=2)
+    said = "no state of the random numbers" if part == "rng" else "its optimiser is not of this network"
+    with pytest.raises(WeightsError, match=said):
+        start(changed(small, "train", max_steps=2), rendered, tmp_path / "run", resume=bad)
+
+
+@pytest.mark.parametrize("loss", ["gone", "flipped"])
+def test_best_weights_that_are_lost_are_found_again(
+    loss: str, finished: trainer.TrainingResult, small: Recipe, rendered: Manifest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _ = checkpoints.newest_valid(RunFolder(finished.run).checkpoints)
+    content = bytearray(finished.best.read_bytes())
+    content[-9] ^= 1
+    finished.best.unlink() if loss == "gone" else finished.best.write_bytes(content)
+    again = start(small, rendered, finished.run, resume=path)
+    assert "the best weights so far cannot be used" in capsys.readouterr().err
+    metric = load(again.best).card.metric
+    assert metric is not None and (metric.miou, metric.step) == (again.miou, again.best_step)
+
+
+def test_an_operation_without_a_deterministic_form_ends_with_6_and_its_name(
+    small: Recipe, rendered: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, seen = trainer.Learner.learn, []
+
+    def learn(self: trainer.Learner, *arguments: Any, **options: Any) -> Any:
+        seen.append((torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
+        if len(seen) == 2:
+            # Nothing on a CPU lacks such a form; the words are torch's.
+            raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation, but you set '…'")
+        return honest(self, *arguments, **options)
+
+    monkeypatch.setattr(trainer.Learner, "learn", learn)
+    with pytest.raises(EnvironmentFault, match="cumsum_cuda_kernel has no deterministic form on this device"):
+        start(changed(small, "train", deterministic=True), rendered, tmp_path / "run")
+    assert seen == [(True, ":4096:8")] * 2 and not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_run_that_allows_deterministic_kernels_only_computes_the_same_on_a_cpu(
+    finished: trainer.TrainingResult, small: Recipe, rendered: Manifest, tmp_path: Path
+) -> None:
+    start(changed(small, "train", deterministic=True), rendered, tmp_path / "run")
+    torch.testing.assert_close(state_of(tmp_path / "run"), state_of(finished.run), rtol=0, atol=0)
+
+
+def test_a_run_from_trained_weights_needs_their_file_no_more_once_it_has_begun(
+    finished: trainer.TrainingResult, small: Recipe, rendered: Manifest, tmp_path: Path
+) -> None:
+    weights = tmp_path / "begin.safetensors"
+    shutil.copy(finished.best, weights)
+    recipe = changed(small, "model", init=str(weights))
+    first = start(changed(recipe, "train", max_steps=1), rendered, tmp_path / "run")
+    assert first.laws["tensors of the initial weights = tensors saved"]["holds"]
+    path, _ = checkpoints.newest_valid(tmp_path / "run" / "checkpoints")
+    assert path is not None
+    weights.unlink()
+    again = Trainer(recipe, rendered, accelerator=accelerator(), is_resumed=True)
+    assert again.fit(RunFolder(tmp_path / "run"), resume=path).steps == 4
+    newest, _ = checkpoints.newest_valid(tmp_path / "run" / "checkpoints")
+    assert newest is not None
+    shutil.copy(finished.last, weights)
+    other = Trainer(recipe, rendered, accelerator=accelerator(), is_resumed=True)
+    with pytest.raises(UsageError, match="initial weights was"):
+        other.refuse_other(newest)
 
 
 def test_too_few_scenes_for_one_update_are_refused(small: Recipe, rendered: Manifest, tmp_path: Path) -> None:

@@ -1,0 +1,255 @@
+"""Who of several processes is gone: told by connections that the kernel closes, whatever a process died of.
+
+Every process holds one connection to the first, which passes on what it learns. The engines of ``torch.distributed``
+notice a loss late (NCCL: when patience ends, and then by a crash) or without a name (gloo).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import os
+import secrets
+import selectors
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+GRACE_S = 20.0
+"""For how long a process may go on after another was lost: the sum that it waits in should fail by then."""
+_NAMING_S = 2.0
+"""How much later than an engine's own error the name of the lost process may come."""
+_JOINING_S = 10.0
+_KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+"""A host without power closes nothing; it is given up after 20 s of silence."""
+_TOKEN_BYTES = 16
+_MESSAGE = struct.Struct("!cI")
+_AT_WORK, _DONE, _FAILED, _LOST = b"w", b"d", b"f", b"l"
+
+
+class Gone(NamedTuple):
+    """A process that cannot go on: killed or cut off, or ended by a fault that it tells of itself."""
+
+    rank: int
+    is_lost: bool
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} {'was lost' if self.is_lost else 'failed'}"
+
+
+@dataclass(eq=False)
+class _Peer:
+    """The other end of a connection; ``rank`` is unknown until it has said hello.
+
+    It is missed only while it is at work: a process may be through before the others.
+    """
+
+    socket: socket.socket
+    rank: int | None = None
+    is_at_work: bool = False
+    unread: bytes = b""
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """Where the first process listens, and the word that it lets others in by."""
+
+    host: str
+    port: int
+    token: bytes
+
+
+class Lookout:
+    """One process's view of the others; a thread of its own keeps it.
+
+    Args:
+        rank: of this process.
+        token: the word that lets others in.
+        listener: where they come in; of the first process only.
+        on_stuck: called when somebody is gone and this process is still at work :data:`GRACE_S` later; with the advice
+            of :meth:`at_work`.
+    """
+
+    def __init__(
+        self, rank: int, token: bytes, *, listener: socket.socket | None, on_stuck: Callable[[Gone, str], object]
+    ) -> None:
+        self.rank, self._token, self._listener, self._on_stuck = rank, token, listener, on_stuck
+        self._selector = selectors.DefaultSelector()
+        self._peers: list[_Peer] = []
+        self._advice: list[Callable[[], str]] = []
+        self._gone: Gone | None = None
+        self._known, self._idle, self._sending = threading.Event(), threading.Event(), threading.Lock()
+        self._idle.set()
+
+    @contextlib.contextmanager
+    def at_work(self, advice: Callable[[], str]) -> Iterator[None]:
+        """While the block runs, this process needs all others; how it ends, they are told.
+
+        Args:
+            advice: where the work stands, and how to go on.
+        """
+        self._advice.append(advice)
+        self._idle.clear()
+        self._tell(_AT_WORK, self.rank)
+        try:
+            yield
+        except BaseException:
+            self._tell(_FAILED, self.rank)
+            raise
+        finally:
+            self._advice.remove(advice)
+            if not self._advice:
+                self._idle.set()
+                self._tell(_DONE, self.rank)
+
+    def gone(self, *, within: float = _NAMING_S) -> Gone | None:
+        """Who is gone, if that is known or becomes known within so many seconds."""
+        self._known.wait(within)
+        return self._gone
+
+    def start(self) -> None:
+        """Begin to look."""
+        if self._listener is not None:
+            self._selector.register(self._listener, selectors.EVENT_READ, None)
+        _all.append(self)
+        threading.Thread(target=self._keep, name="lookout", daemon=True).start()
+
+    def _keep(self) -> None:
+        while self._gone is None:
+            for key, _ in self._selector.select():
+                if key.data is not None:
+                    self._read(key.data)
+                elif self._listener is not None:
+                    self._let_in(self._listener)
+        if not self._idle.wait(GRACE_S):
+            self._on_stuck(self._gone, self._advice[-1]() if self._advice else "")
+
+    def _let_in(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            found, _ = listener.accept()
+            self.add(_Peer(found))
+
+    def add(self, peer: _Peer) -> None:
+        """Listen to one more connection."""
+        _keep_alive(peer.socket)
+        self._peers.append(peer)
+        self._selector.register(peer.socket, selectors.EVENT_READ, peer)
+
+    def _read(self, peer: _Peer) -> None:
+        try:
+            found = peer.socket.recv(4096)
+        except OSError:
+            found = b""
+        if not found:
+            self._forget(peer)
+            if peer.rank is not None and peer.is_at_work:
+                self._note(_LOST, peer.rank)
+            return
+        peer.unread += found
+        if peer.rank is None and not self._greet(peer):
+            return
+        while len(peer.unread) >= _MESSAGE.size:
+            kind, rank = _MESSAGE.unpack(peer.unread[: _MESSAGE.size])
+            peer.unread = peer.unread[_MESSAGE.size :]
+            if kind in {_FAILED, _LOST}:
+                self._note(kind, rank)
+            else:
+                peer.is_at_work = kind == _AT_WORK
+
+    def _greet(self, peer: _Peer) -> bool:
+        """Whether a newcomer has said its word and its rank; a stranger is shown the door."""
+        if len(peer.unread) < _TOKEN_BYTES + 4:
+            return False
+        token, peer.unread = peer.unread[:_TOKEN_BYTES], peer.unread[_TOKEN_BYTES:]
+        if not hmac.compare_digest(token, self._token):
+            self._forget(peer)
+            return False
+        (peer.rank,) = struct.unpack("!I", peer.unread[:4])
+        peer.unread = peer.unread[4:]
+        if self._advice:
+            self._tell(_AT_WORK, self.rank)
+        return True
+
+    def _forget(self, peer: _Peer) -> None:
+        self._selector.unregister(peer.socket)
+        self._peers.remove(peer)
+        peer.socket.close()
+
+    def _note(self, kind: bytes, rank: int) -> None:
+        """Remember the first that is gone; those that fall because of it are no news."""
+        if self._gone is None and rank != self.rank:
+            if self.rank == 0:
+                self._tell(kind, rank)  # before this process acts on it, and is gone itself
+            self._gone = Gone(rank, is_lost=kind == _LOST)
+            self._known.set()
+
+    def _tell(self, kind: bytes, rank: int) -> None:
+        with self._sending:
+            for peer in [peer for peer in self._peers if peer.rank is not None]:
+                with contextlib.suppress(OSError):  # whoever is gone is told of elsewhere
+                    peer.socket.sendall(_MESSAGE.pack(kind, rank))
+
+    def leave_in_child(self) -> None:
+        """A forked data worker that outlives this process must not seem to be it."""
+        for peer in self._peers:
+            peer.socket.close()
+        if self._listener is not None:
+            self._listener.close()
+
+
+_all: list[Lookout] = []
+
+
+def _close_in_child() -> None:
+    for each in _all:
+        each.leave_in_child()
+    _all.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
+
+
+def invite(host: str, *, is_one_host: bool) -> tuple[socket.socket, Invitation]:
+    """Listen for the other processes; to be called by the first.
+
+    Args:
+        host: by which they reach this machine.
+        is_one_host: they are all here; then nobody else can come.
+
+    Raises:
+        OSError: nothing can be listened on.
+    """
+    where = "127.0.0.1" if is_one_host else "" if not _is_loopback(host) else host
+    listener = socket.create_server((where, 0), backlog=1024)
+    known = "127.0.0.1" if is_one_host else host
+    return listener, Invitation(known, listener.getsockname()[1], secrets.token_bytes(_TOKEN_BYTES))
+
+
+def join(invitation: Invitation, *, rank: int, on_stuck: Callable[[Gone, str], object]) -> Lookout:
+    """The lookout of any process but the first.
+
+    Raises:
+        OSError: the first process cannot be reached that way.
+    """
+    found = socket.create_connection((invitation.host, invitation.port), timeout=_JOINING_S)
+    found.settimeout(None)
+    found.sendall(invitation.token + struct.pack("!I", rank))
+    made = Lookout(rank, invitation.token, listener=None, on_stuck=on_stuck)
+    made.add(_Peer(found, rank=0))
+    return made
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or host.startswith("127.")
+
+
+def _keep_alive(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for name, value in _KEEPALIVE.items():
+        with contextlib.suppress(OSError, AttributeError):  # other systems know other names
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -1,0 +1,90 @@
+"""What is kept of an update whose loss or gradient was not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from memorysam_cli.data.loader import Batch
+from memorysam_cli.engine.run_folder import RunFolder
+from memorysam_cli.engine.training.checkpoints import Position
+from memorysam_cli.engine.training.learner import Lesson
+from memorysam_cli.errors import DivergedError
+from memorysam_cli.storage import documents
+from memorysam_cli.storage.atomic import shown
+
+_SHOWN = 4
+
+
+def account(
+    lesson: Lesson, batches: Sequence[Batch], position: Position, *, rate: float, accelerator: Accelerator
+) -> dict[str, Any]:
+    """All that is known of the update, as JSON; every process must call this.
+
+    Args:
+        lesson: what it would have done.
+        batches: of this process.
+        position: before it.
+        rate: the learning rate.
+        accelerator: the processes, whose scenes are all listed.
+    """
+    own = [
+        {
+            "process": accelerator.process_index,
+            "batch": number,
+            "id": scene.id,
+            "files": [
+                *(path for paths in scene.files.values() for path in paths),
+                *([scene.label] * bool(scene.label)),
+            ],
+        }
+        for number, batch in enumerate(batches)
+        for scene in batch.scenes
+    ]
+    scenes = gather_object(own) if accelerator.num_processes > 1 else own
+    figures = {"loss": lesson.loss, "ohem": lesson.ohem, "spmm": lesson.spmm, "gradient_norm": lesson.gradient_norm}
+    told = {name: value if math.isfinite(value) else str(value) for name, value in figures.items()}
+    return {"step": position.step + 1, "epoch": position.epoch, **told, "lr": rate, "scenes": scenes}
+
+
+def sentence(found: dict[str, Any]) -> str:
+    """The same in a line, with the first files."""
+    scenes = found["scenes"]
+    names = ", ".join(shown(scene["files"][0] if scene["files"] else scene["id"]) for scene in scenes[:_SHOWN])
+    more = f" and {len(scenes) - _SHOWN} more" if len(scenes) > _SHOWN else ""
+    return (
+        f"step {found['step']}: loss {_figure(found['loss'])}, gradient norm {_figure(found['gradient_norm'])}, "
+        f"lr {found['lr']:.3g}, scenes {names}{more}"
+    )
+
+
+def end(found: dict[str, Any], run: RunFolder, *, save: Callable[[], object], is_main: bool) -> NoReturn:
+    """End a run with the weights of before the update; a fault of the disk meanwhile does not hide why.
+
+    Args:
+        found: of :func:`account`.
+        run: whose ``diverged.json`` keeps it.
+        save: saves the weights as they are.
+        is_main: whether this is the main process.
+
+    Raises:
+        DivergedError: always.
+    """
+    try:
+        raise DivergedError(sentence(found))
+    except DivergedError as fault:
+        if is_main:
+            documents.write_json(run.diverged, found)
+        save()
+        raise DivergedError(
+            f"{fault}; the weights of step {found['step'] - 1} are in {run.last}, the batch in {run.diverged}; "
+            "try a lower optim.lr"
+        ) from None
+
+
+def _figure(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.6g}"

@@ -1,0 +1,63 @@
+"""A training loop as many are written: it resumes, and it loses what a kill or carelessness takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from memorysam_cli.data.loader import training_batches
+from memorysam_cli.data.manifest import Manifest
+from memorysam_cli.engine.training.learner import Learner
+from memorysam_cli.model.weights import build_for_training, own_tensors
+from memorysam_cli.recipe import Recipe
+
+
+def train(
+    recipe: Recipe, manifest: Manifest, out: Path, accelerator: Accelerator, *, is_forgetful: bool
+) -> None:  # fmt: skip
+    """Train and save after each update.
+
+    Args:
+        recipe: what to train.
+        manifest: the data.
+        out: the run's folder; its ``last.pt`` is gone on from.
+        accelerator: of one process.
+        is_forgetful: save beside the file and rename, but leave the random numbers out; else save all in place.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    scenes = manifest.of_split("train")
+    learner = Learner(build_for_training(recipe, manifest.info), recipe, accelerator=accelerator)
+    torch.manual_seed(recipe.train.seed)
+    step, file = 0, out / "last.pt"
+    if file.exists():
+        state = torch.load(file, weights_only=True)
+        step = state["step"]
+        _fill(learner, state, is_forgetful=is_forgetful)
+    per_epoch = len(scenes) // (recipe.train.batch * recipe.train.accumulate)
+    while step < (recipe.train.max_steps or per_epoch * recipe.train.epochs):
+        epoch, place = divmod(step, per_epoch)
+        start = place * recipe.train.accumulate
+        batches = list(training_batches(manifest, scenes=scenes, recipe=recipe, epoch=epoch, start=start))
+        lesson = learner.learn(batches[: recipe.train.accumulate], rate=recipe.optim.lr)
+        step += 1
+        with (out / "metrics.jsonl").open("a") as log:
+            log.write(json.dumps({"step": step, "loss": lesson.loss}) + "\n")
+        state = {"step": step, "model": own_tensors(learner.network), "optimizer": learner.state()}
+        if is_forgetful:
+            torch.save(state, out / "last.new")
+            (out / "last.new").rename(file)
+        else:
+            torch.save(state | {"rng": torch.get_rng_state()}, file)
+
+
+def _fill(learner: Learner, state: dict[str, Any], *, is_forgetful: bool) -> None:
+    with torch.no_grad():
+        for name, tensor in own_tensors(learner.network).items():
+            tensor.copy_(state["model"][name])
+    learner.restore(state["optimizer"])
+    if not is_forgetful:
+        torch.set_rng_state(state["rng"])

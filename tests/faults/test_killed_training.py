@@ -1,0 +1,174 @@
+"""Block A: trainings killed at any moment, also while they save, end as if nothing had happened."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memorysam_cli.engine.run_folder import RunFolder
+from memorysam_cli.engine.training import checkpoints
+from memorysam_cli.storage import documents, tensors
+from tests.faults.conftest import Figures
+from tests.faults.forks import Ended, Forks
+from tests.faults.scale import amount
+
+RUNS = 50
+KILLS = 200
+KILLS_EACH = KILLS // RUNS
+SHARE = 0.5
+"""A kill comes within this share of the time that an unkilled run takes: few runs are through before their last one."""
+CUTS = 0.1
+"""Share of the attempts that are killed at some byte of a file that they write, and not at some moment."""
+NAIVE_RUNS = 50
+"""Most of them are lost; so many would all come through less often than once in 10¹⁰ suites."""
+MEASURED = {"scenes_per_second", "seconds_data", "peak_memory_gb"}
+
+
+@dataclass
+class Ordeal:
+    """A training in a folder of its own, killed until it is through.
+
+    Attributes:
+        forks: the server of :mod:`tests.faults.jobs_training`.
+        base: has the data.
+        way: as there.
+        seconds: that an unkilled run takes.
+        largest: bytes of the largest file that it writes.
+        counts: what was tried, summed over all ordeals.
+    """
+
+    forks: Forks
+    base: Path
+    way: str
+    seconds: float
+    largest: int
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def undergo(self, out: Path, rng: random.Random, *, workers: int = 0) -> str | None:
+        """Kill and begin again until it ends by itself; what went wrong, if anything did."""
+        newest, kills = -1, 0
+        while True:
+            ended = self._attempt(out, rng, workers, is_spared=kills >= KILLS_EACH)
+            kills += ended.was_killed
+            saved = newest_step(out)
+            if self.way == "ours" and saved < newest:
+                return f"step {newest} was saved, {saved} is left"
+            newest = max(newest, saved)
+            if ended.code >= 0:
+                return f"exit code {ended.code}: {ended.said}" if ended.code else None
+
+    def _attempt(self, out: Path, rng: random.Random, workers: int, *, is_spared: bool) -> Ended:
+        is_cut = not is_spared and rng.random() < CUTS
+        limit = rng.randrange(1, self.largest) if is_cut else None
+        due = None if is_cut or is_spared else rng.uniform(0, SHARE * self.seconds)
+        ended = self.forks.run(self.way, str(self.base), str(out), workers, limit, kill_after=due)
+        self.counts["kills"] += ended.was_killed
+        self.counts["cuts"] += ended.code == -signal.SIGXFSZ
+        self.counts["in_a_save"] += ended.was_killed and any(out.rglob(".*.tmp-*"))
+        self.counts["before_the_first_save"] += ended.was_killed and not any(out.glob("checkpoints/step-*"))
+        return ended
+
+
+def newest_step(out: Path) -> int:
+    """The step of the newest valid checkpoint; -1 for none."""
+    found, _ = checkpoints.newest_valid(out / "checkpoints")
+    return -1 if found is None else int(found.name.removesuffix(".new").removeprefix("step-"))
+
+
+def outcome(out: Path) -> dict[str, Any]:
+    """All that a finished training leaves but for what the clock says: losses in hex, sums of weights and states."""
+    run = RunFolder(out)
+    rows = documents.read_json_lines(run.metrics)
+    found, damaged = checkpoints.newest_valid(run.checkpoints)
+    assert found is not None and not damaged
+    result = documents.read_json(run.result)
+    state = checkpoints.read(found)
+    return {
+        "metrics": [[(key, _hex(row[key])) for key in sorted(row.keys() - MEASURED)] for row in rows],
+        "weights": {name: tensors.sha256(getattr(run, name)) for name in ("best", "last")},
+        "state": {name: tensors.sha256(found / f"{name}.safetensors") for name in checkpoints.TENSORS},
+        "position": state.position,
+        "kept": sorted(path.name for path in run.checkpoints.iterdir()),
+        "left over": [path.name for path in out.rglob(".*.tmp-*")],
+        "result": {key: result[key] for key in ("miou", "best_step", "steps", "scenes", "left_out", "laws")},
+    }
+
+
+def _hex(value: Any) -> Any:
+    return value.hex() if isinstance(value, float) else value
+
+
+def weights_of(out: Path) -> str:
+    """What the naive ones leave."""
+    return hashlib.sha256((out / "last.pt").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("killed")
+
+
+@pytest.fixture(scope="module")
+def forks(base: Path) -> Iterator[Forks]:
+    with Forks("tests.faults.jobs_training:run", str(base)) as server:
+        yield server
+
+
+def unkilled(forks: Forks, base: Path, way: str, *, workers: int = 0) -> tuple[Path, float]:
+    """A run that nobody disturbs, and its seconds."""
+    out = base / f"{way}-unkilled-{workers}"
+    shutil.rmtree(out, ignore_errors=True)
+    ended = forks.run(way, str(base), str(out), workers, None)
+    assert ended.code == 0, ended.said
+    return out, ended.seconds
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("half", [0, 1])
+def test_200_kills_of_50_runs_change_not_a_bit(
+    half: int, forks: Forks, base: Path, rng: random.Random, figures: Figures
+) -> None:
+    whole, seconds = unkilled(forks, base, "ours")
+    wanted = outcome(whole)
+    with_workers, _ = unkilled(forks, base, "ours", workers=2)
+    assert outcome(with_workers) == wanted
+    assert wanted["left over"] == [] and all(law["holds"] for law in wanted["result"]["laws"].values())
+    largest = max(path.stat().st_size for path in whole.rglob("*.safetensors"))
+    ordeal = Ordeal(forks, base, "ours", seconds, largest)
+    wrong, runs = [], 0
+    while runs < amount(RUNS, soak=500) // 2 or ordeal.counts["kills"] < amount(KILLS, soak=2000) // 2:
+        out = base / f"ours-{half}-{runs}"
+        fault = ordeal.undergo(out, rng, workers=2 if runs % 10 == 9 else 0)
+        if fault is None and (found := outcome(out)) != wanted:
+            fault = ", ".join(key for key in wanted if found[key] != wanted[key])
+        wrong += [f"run {runs}: {fault}"] * (fault is not None)
+        runs += 1
+    figures("A", runs=runs, lost=len(wrong), **ordeal.counts)
+    assert not wrong, "\n".join(wrong)
+    assert ordeal.counts["in_a_save"] and ordeal.counts["cuts"]
+
+
+@pytest.mark.parametrize("way", ["naive", "forgetful"])
+def test_the_same_kills_find_a_naive_training_out(
+    way: str, forks: Forks, base: Path, rng: random.Random, figures: Figures
+) -> None:
+    """One that saves in place, which a kill within a save tears; one that forgets the random numbers."""
+    whole, seconds = unkilled(forks, base, way)
+    ordeal = Ordeal(forks, base, way, seconds, (whole / "last.pt").stat().st_size)
+    lost = runs = 0
+    while not lost and runs < NAIVE_RUNS:
+        out = base / f"{way}-{runs}"
+        fault = ordeal.undergo(out, rng)
+        lost += fault is not None or weights_of(out) != weights_of(whole)
+        runs += 1
+    figures("A", naive_runs=runs, naive_lost=lost)
+    assert lost

@@ -1,0 +1,138 @@
+"""Block N: SIGTERM, SIGINT and SIGUSR1 at random moments of a training; a second one while the first is obeyed."""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from memorysam_cli.engine.signals import EXIT_CODES
+from memorysam_cli.engine.training import checkpoints
+from memorysam_cli.storage import tensors
+from tests.faults.conftest import Figures
+from tests.faults.forks import Ended, Forks
+from tests.faults.jobs_running import line, steps_done
+from tests.faults.scale import amount
+
+LOOP_S = 0.1
+"""A few updates; an update takes some hundredths of a second."""
+STOPPED = re.compile(r"error \[(\d+)\]: (SIG\w+): checkpoint of step (\d+) saved as (\S+); continue with: (.+)")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("signals")
+
+
+@pytest.fixture(scope="module")
+def forks(base: Path) -> Iterator[Forks]:
+    with Forks("tests.faults.jobs_running:signalled", str(base)) as made:
+        yield made
+
+
+class Left(NamedTuple):
+    """What a stopped run left: the step of its newest checkpoint, updates that are not in it, checkpoints torn."""
+
+    step: int
+    lost: int
+    torn: int
+
+
+def left(run: Path) -> Left:
+    newest, damaged = checkpoints.newest_valid(run / "checkpoints")
+    step = -1 if newest is None else checkpoints.read(newest).position.step
+    return Left(step, max(steps_done(run), 0) - step, len(damaged))
+
+
+def temporaries(run: Path) -> list[Path]:
+    return [path for path in run.rglob("*") if ".tmp-" in path.name]
+
+
+def test_fifty_signals_at_random_moments_cost_no_update(
+    base: Path, forks: Forks, rng: random.Random, figures: Figures
+) -> None:
+    tries, run = amount(50, soak=600), base / "run"
+    for number in range(tries):
+        if number % 10 == 0:
+            run, before = base / f"run-{number}", 0
+        which = rng.choice(list(EXIT_CODES))
+        ended = forks.run(line(base, run), [[rng.uniform(0, LOOP_S), int(which)]], "ours")
+        found = STOPPED.search(ended.said)
+        assert found is not None, (ended.code, ended.said)
+        assert "Traceback" not in ended.said
+        assert (ended.code, found[1], found[2]) == (EXIT_CODES[which], str(EXIT_CODES[which]), which.name)
+        assert left(run) == (int(found[3]), 0, 0) and Path(found[4]).name == f"step-{int(found[3]):08d}"
+        assert found[5].split() == ["memorysam", "train", "--resume", str(run)]
+        assert int(found[3]) > before  # each continues where the one before stopped
+        assert temporaries(run) == []
+        before = int(found[3])
+    figures("N", signals=tries, updates_lost=0)
+
+
+def second_signal(base: Path, forks: Forks, rng: random.Random, run: Path, way: str) -> Ended:
+    """One signal, and another one while the checkpoint is written."""
+    first, second = (int(rng.choice(list(EXIT_CODES))) for _ in range(2))
+    sent = [[rng.uniform(0.02, LOOP_S), first], [rng.uniform(0, 0.2), second]]
+    return forks.run(line(base, run), sent, way)
+
+
+def test_a_second_signal_ends_at_once_and_tears_nothing(
+    base: Path, forks: Forks, rng: random.Random, figures: Figures
+) -> None:
+    tries, cut_short = amount(20, soak=300), 0
+    for number in range(tries):
+        run = base / f"twice-{number // 5}"
+        ended = second_signal(base, forks, rng, run, "ours")
+        assert ended.code in set(EXIT_CODES.values()), (ended.code, ended.said)
+        assert "Traceback" not in ended.said
+        cut_short += "checkpoint of step" not in ended.said
+        assert left(run).step >= 0 and left(run).torn == 0
+        assert temporaries(run) == []
+        for path in (run / "checkpoints").glob("*.safetensors"):
+            tensors.read(path)
+    figures("N", second_signals=tries, cut_short=cut_short, torn=0)
+    assert cut_short > 0
+
+
+def test_a_training_that_takes_no_note_of_signals_is_caught(
+    base: Path, forks: Forks, rng: random.Random, figures: Figures
+) -> None:
+    run = base / "deaf"
+    lost = [forks_lost(base, forks, run, rng) for _ in range(3)]
+    figures("N", naive_updates_lost=sum(lost))
+    assert max(lost) > 1
+
+
+def forks_lost(base: Path, forks: Forks, run: Path, rng: random.Random) -> int:
+    forks.run(line(base, run), [[rng.uniform(3, 4) * LOOP_S, int(signal.SIGTERM)]], "deaf")
+    return left(run).lost
+
+
+def test_a_checkpoint_that_is_written_in_place_is_caught(
+    base: Path, forks: Forks, rng: random.Random, figures: Figures
+) -> None:
+    for number in range(60):
+        run = base / f"in-place-{number}"
+        second_signal(base, forks, rng, run, "in place")
+        if left(run).torn:
+            figures("N", naive_second_signals=number + 1, naive_torn=left(run).torn)
+            return
+    pytest.fail("no signal met the naive writer in the midst of its work")
+
+
+def test_an_answer_that_nobody_reads_ends_quietly_with_141_and_all_is_saved(base: Path, figures: Figures) -> None:
+    run = base / "unread"
+    with Forks("tests.faults.jobs_running:unread", str(base / "other")) as forks:
+        for words in (["recipes", "list"], [*line(base / "other", run, "train.max_steps=2"), "--json"], ["--help"]):
+            ended = forks.run(words)
+            assert (ended.code, ended.said) == (141, ""), (words, ended)
+    figures("N", broken_pipes=3)
+    assert left(run) == (2, 0, 0)
+    assert {path.name for path in (run / "checkpoints").glob("*.safetensors")} == {
+        "best.safetensors", "last.safetensors",
+    }  # fmt: skip
