@@ -111,7 +111,7 @@ def train(
     *,
     updates: int = 400,
     every: int | None = None,
-    kill: Sequence[float] | None = None,
+    end: Sequence[float] | None = None,
     spoilt: Sequence[Any] | None = None,
     data: str = "data",
 ) -> None:
@@ -123,12 +123,12 @@ def train(
         place: where the run goes to.
         updates: at most.
         every: a checkpoint after so many of them.
-        kill: a rank, and so many seconds after its first update begins it is killed.
+        end: a rank, a signal, and so many seconds after the rank's first update begins it gets that.
         spoilt: a rank, and the arguments of :func:`~tests.faults.jobs_running.spoil`.
         data: what the last of the processes takes for the data.
     """
-    if kill is not None and kill[0] == rank:
-        _kill_in(kill[1])
+    if end is not None and end[0] == rank:
+        _end_in(end[2], int(end[1]))
     if spoilt is not None and spoilt[0] == rank:
         _, kind, value, step, seed = spoilt
         spoil(kind, value, step=step, seed=seed)
@@ -139,12 +139,12 @@ def train(
     typed(words)
 
 
-def _kill_in(seconds: float) -> None:
+def _end_in(seconds: float, number: int) -> None:
     honest = Learner.learn
 
     def learn(self: Learner, *arguments: Any, **options: Any) -> Any:
         Learner.learn = honest  # type: ignore[method-assign]
-        threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+        threading.Timer(seconds, lambda: os.kill(os.getpid(), number)).start()
         return honest(self, *arguments, **options)
 
     Learner.learn = learn  # type: ignore[method-assign]

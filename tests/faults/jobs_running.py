@@ -76,6 +76,11 @@ def warm(base: str) -> None:
     trainer.build_for_training = lambda *_: made
 
 
+def run(work: str, *arguments: Any) -> None:
+    """One of the functions below, by its name: a warm server is for all of them."""
+    globals()[work](*arguments)
+
+
 def signalled(words: list[str], signals: list[tuple[float, int]], way: str) -> None:
     """The program, which gets signals so many seconds after its training loop has begun.
 

@@ -42,7 +42,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def forks(base: Path) -> Iterator[Forks]:
-    with Forks("tests.faults.jobs_running:poisoned", str(base)) as made:
+    with Forks("tests.faults.jobs_running:run", str(base)) as made:
         yield made
 
 
@@ -50,7 +50,7 @@ def forks(base: Path) -> Iterator[Forks]:
 def honest(base: Path, forks: Forks) -> Path:
     """A run that meets nothing, and keeps a checkpoint of each update."""
     run = base / "honest"
-    ended = forks.run(saving(base, run), "image", "nan", 10**6, 0)
+    ended = forks.run("poisoned", saving(base, run), "image", "nan", 10**6, 0)
     assert ended.code == 0, ended.said
     return run
 
@@ -68,7 +68,7 @@ def test_a_training_ends_with_8_and_keeps_the_weights_of_the_update_before(
     kind: str, value: str, base: Path, forks: Forks, honest: Path, rng: random.Random, figures: Figures
 ) -> None:
     step, run = rng.randrange(1, STEPS), base / f"{kind}-{value}"
-    ended = forks.run(saving(base, run), kind, value, step, rng.randrange(2**31))
+    ended = forks.run("poisoned", saving(base, run), kind, value, step, rng.randrange(2**31))
     assert ended.code == 8 and "Traceback" not in ended.said, ended.said
     told = DIVERGED.search(ended.said)
     assert told is not None and int(told[1]) == step + 1, ended.said
@@ -169,7 +169,7 @@ def test_scenes_without_a_label_are_counted_and_the_training_goes_on(
     base: Path, forks: Forks, figures: Figures
 ) -> None:
     run = base / "unlabelled"
-    ended = forks.run(saving(base, run), "label", "all ignored", 1, 0)
+    ended = forks.run("poisoned", saving(base, run), "label", "all ignored", 1, 0)
     assert ended.code == 0, ended.said
     rows = documents.read_json_lines(run / "metrics.jsonl")
     losses = {row["step"]: row for row in rows if "loss" in row}

@@ -16,6 +16,7 @@ import pytest
 
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.engine import lookout
+from memorysam_cli.engine.signals import EXIT_CODES
 from memorysam_cli.engine.training import checkpoints
 from memorysam_cli.storage import documents, lock, tensors
 from tests.faults import jobs_running
@@ -64,7 +65,7 @@ def test_a_killed_process_ends_the_others_at_once_by_name_and_costs_no_checkpoin
     for number in range(tries):
         world, out = rng.choice((2, 3)), base / f"kill-{number}"
         killed = rng.randrange(world)
-        ranks = launch(forks, base, out, "train", world, every=1, kill=[killed, rng.uniform(0, 0.3)])
+        ranks = launch(forks, base, out, "train", world, every=1, end=[killed, signal.SIGKILL, rng.uniform(0, 0.3)])
         assert ranks[killed].code == -signal.SIGKILL, ranks
         newest, damaged = checkpoints.newest_valid(out / "run" / "checkpoints")
         assert newest is not None and not damaged
@@ -86,6 +87,23 @@ def test_a_killed_process_ends_the_others_at_once_by_name_and_costs_no_checkpoin
     assert [each.code for each in again] == [0] * world, again
     rows = documents.read_json_lines(out / "run" / "metrics.jsonl")
     assert [row["step"] for row in rows if "loss" in row] == [*range(1, last + 1)]
+
+
+@pytest.mark.parametrize("number", EXIT_CODES, ids=lambda number: number.name)
+def test_a_signal_to_one_process_stops_all_after_the_same_update(
+    number: signal.Signals, base: Path, forks: Forks, rng: random.Random, figures: Figures
+) -> None:
+    world, out = rng.choice((2, 3)), base / number.name
+    asked = rng.randrange(world)
+    ranks = launch(forks, base, out, "train", world, end=[asked, number, rng.uniform(0, 0.3)])
+    codes = [EXIT_CODES[number] if rank == asked else 143 for rank in range(world)]
+    assert [each.code for each in ranks] == codes, ranks
+    newest, damaged = checkpoints.newest_valid(out / "run" / "checkpoints")
+    assert newest is not None and not damaged
+    assert all(f"checkpoint of step {int(newest.name.removeprefix('step-'))} saved" in each.said for each in ranks)
+    rows = documents.read_json_lines(out / "run" / "metrics.jsonl")
+    assert max(row["step"] for row in rows) == checkpoints.read(newest).position.step
+    figures("L", signals_to_one=1, updates_lost=0)
 
 
 @pytest.mark.parametrize(("kind", "value"), [("image", "nan"), ("loss", "inf"), ("gradient", "nan")])

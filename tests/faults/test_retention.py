@@ -16,9 +16,6 @@ from tests.faults.forks import Forks
 from tests.faults.jobs_retention import KEEP, SAVED
 from tests.faults.scale import amount
 
-FEW_S = 0.08
-"""Some saves: one takes some hundredths of a second."""
-
 
 @pytest.fixture(scope="module")
 def forks() -> Iterator[Forks]:
@@ -40,11 +37,13 @@ def kept(folder: Path) -> Kept:
 
 
 def attempts(folder: Path, forks: Forks, rng: random.Random, way: str) -> Iterator[Kept]:
-    """What each of many kills left; each child goes on where the one before was killed."""
-    folder.parent.mkdir()
-    step = 1
+    """What each of many kills left, within a few saves; each child goes on where the one before was killed."""
+    trial = folder.parent / "trial" / "checkpoints"
+    trial.parent.mkdir(parents=True)
+    forks.run(str(trial), 1, way, kill_after=0.5)
+    few, step = 1.5 / max(kept(trial).said, 3), 1
     while True:
-        ended = forks.run(str(folder), step, way, kill_after=rng.uniform(0, FEW_S))
+        ended = forks.run(str(folder), step, way, kill_after=rng.uniform(0, few))
         assert ended.was_killed, ended.said
         found = kept(folder)
         step = max([found.said, *found.steps]) + 1

@@ -107,8 +107,8 @@ def write(folder: Path, state: State, *, keep: int) -> Path:
     """
     target = path_of(folder, state.position.step)
     again = target.with_name(target.name + _NEW)
-    if again.exists():  # a kill came between its saving and its moving
-        _promote(again) if is_valid(again) else set_aside(again, "corrupt")
+    for left in folder.glob(f"step-*{_NEW}"):  # a kill came between its saving and its moving
+        _promote(left) if is_valid(left) else set_aside(left, "corrupt")
     if target.exists() and not is_valid(target):
         set_aside(target, "corrupt")
     place = again if target.exists() else target

@@ -11,7 +11,7 @@ from memorysam_cli.engine.runtime import rng_state, set_rng_state
 from memorysam_cli.engine.training import identity as identities
 from memorysam_cli.engine.training.checkpoints import Position, State
 from memorysam_cli.engine.training.learner import Learner
-from memorysam_cli.errors import WeightsError
+from memorysam_cli.errors import DivergedError, WeightsError
 from memorysam_cli.model import ledger
 from memorysam_cli.model.weights import fill_own, own_tensors
 
@@ -27,16 +27,25 @@ def take(learner: Learner, position: Position, *, identity: dict[str, Any], lear
         position: where the run stands; its scenes are brought up to date.
         identity: of :func:`memorysam_cli.engine.training.identity.identity_of`.
         learnt_from: scenes of this process since the last time.
+
+    Raises:
+        DivergedError: an update has left something that is not finite, in every process.
     """
     accelerator = learner.accelerator
     own = rng_state(accelerator.device)
     rng = gather_object([own]) if accelerator.num_processes > 1 else [own]
     position.scenes += int(accelerator.reduce(torch.tensor(learnt_from, device=accelerator.device)))
     position.scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
+    model, optimizer = own_tensors(learner.network), {UPDATES: torch.tensor([position.step]), **learner.state()}
+    if odd := [name for name, value in {**model, **optimizer}.items() if not bool(torch.isfinite(value).all())]:
+        raise DivergedError(
+            f"step {position.step}: the update, whose gradient was finite, left {len(odd)} tensors that are not "
+            f"({ledger.few(odd)}); the checkpoint before it is kept; try a lower optim.lr"
+        )
     return State(
         position=position,
-        model=own_tensors(learner.network),
-        optimizer={UPDATES: torch.tensor([position.step]), **learner.state()},
+        model=model,
+        optimizer=optimizer,
         rng={f"{rank}/{name}": value for rank, states in enumerate(rng) for name, value in states.items()},
         identity=identity,
         made_by=identities.conditions(accelerator),

@@ -193,12 +193,8 @@ class Trainer:
     def _step(self, batches: Sequence[Batch], upcoming: Upcoming) -> tuple[Lesson, dict[str, float]]:
         """Make one update and note what it did and what it took."""
         self.quarantine.admit(batches, step=self.position.step + 1)
-        rate = learning_rate(
-            self.position.step,
-            optim=self.recipe.optim,
-            steps_per_epoch=self.extent.steps_per_epoch,
-            epochs=self.recipe.train.epochs,
-        )
+        optim, length = self.recipe.optim, self.extent.steps_per_epoch
+        rate = learning_rate(self.position.step, optim=optim, steps_per_epoch=length, epochs=self.recipe.train.epochs)
         lesson = self.learner.learn(batches, rate=rate, meanwhile=upcoming.fetch)
         if not lesson.is_finite:
             found = divergence.account(lesson, batches, self.position, rate=rate, accelerator=self.accelerator)
@@ -285,14 +281,9 @@ class Trainer:
     def _batches(self, epoch: int) -> Iterable[Batch]:
         """What is left of an epoch, without the batches that would begin an update and not complete it."""
         batches = training_batches(
-            self.manifest,
-            scenes=self.scenes,
-            recipe=self.recipe,
-            epoch=epoch,
-            start=self.position.batch,
-            rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
-        )
+            self.manifest, scenes=self.scenes, recipe=self.recipe, epoch=epoch, start=self.position.batch,
+            rank=self.accelerator.process_index, world=self.accelerator.num_processes,
+        )  # fmt: skip
         return islice(batches, self.extent.steps_per_epoch * self.recipe.train.accumulate - self.position.batch)
 
     @contextlib.contextmanager

@@ -107,9 +107,10 @@ def test_the_same_state_saved_again_touches_nothing(tmp_path: Path) -> None:
     assert path.stat().st_ino == before and len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.parametrize("later", [3, 4])
 @pytest.mark.parametrize("moment", range(8))
 def test_a_kill_while_a_step_is_saved_again_leaves_a_valid_one_of_that_step(
-    moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    moment: int, later: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At each renaming and removing of folders, before it and after it."""
     checkpoints.write(tmp_path, state(2), keep=2)
@@ -136,10 +137,10 @@ def test_a_kill_while_a_step_is_saved_again_leaves_a_valid_one_of_that_step(
     newest, damaged = checkpoints.newest_valid(tmp_path)
     assert newest is not None and checkpoints.read(newest).position.step == 3 and not damaged
     checkpoints.sweep(tmp_path)
-    path = checkpoints.write(tmp_path, validated(3), keep=2)
+    path = checkpoints.write(tmp_path, validated(later), keep=2)
     assert checkpoints.newest_valid(tmp_path) == (path, []) and checkpoints.read(path).position.best_miou == 50.0
     names = [entry.name for entry in tmp_path.iterdir() if not entry.name.startswith(".")]
-    assert sorted(names) == ["step-00000002", "step-00000003"]
+    assert sorted(names) == [f"step-{later - 1:08d}", f"step-{later:08d}"]
 
 
 @pytest.mark.parametrize(

@@ -260,6 +260,17 @@ def test_an_image_of_nan_poisons_neither_weights_nor_prototypes(
         torch.testing.assert_close(mine[name], wanted[name], rtol=0, atol=0)
 
 
+def test_an_update_that_overflows_ends_with_8_and_is_not_saved(
+    small: Recipe, rendered: Manifest, tmp_path: Path
+) -> None:
+    """A learning rate that float32 cannot hold: loss and gradient are still finite."""
+    recipe = changed(changed(small, "optim", lr=1e39, warmup_epochs=0.0), "train", batch=4)
+    with pytest.raises(DivergedError, match=r"step 1: the update, .* left \d+ tensors that are not .* lower optim.lr"):
+        start(recipe, rendered, tmp_path / "run")
+    found, damaged = checkpoints.newest_valid(tmp_path / "run" / "checkpoints")
+    assert found is not None and found.name == "step-00000000" and not damaged
+
+
 def test_one_modality_trains_with_the_memory_frozen(
     small: Recipe, rendered: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
