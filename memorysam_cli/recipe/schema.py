@@ -169,8 +169,9 @@ class Spmm(Section):
 class Optim(Section):
     """AdamW and its per-iteration schedule (METHOD §4)."""
 
-    lr: float = Field(gt=0)
-    weight_decay: float = Field(default=0.01, ge=0)
+    lr: float = Field(gt=0, le=1e30)
+    weight_decay: float = Field(default=0.01, ge=0, le=1e6)
+    """Both are bounded so that their product is still a float32."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     warmup_epochs: float = Field(default=10, ge=0)

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 LIMIT_S = float(os.environ.get("MEMORYSAM_FORK_LIMIT", "60"))
 """A child that lives for longer hangs."""
 POLL_S = 0.0005
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,12 @@ def _attempt(work: Any, request: dict[str, Any]) -> dict[str, Any]:
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     begun = time.monotonic()
+    # A signal that comes before the child has its own handlers must not run the server's.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     child = os.fork()
     if child == 0:
         _be_child(work, request["arguments"], stderr=writing)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     os.close(writing)
     said, due, hung = b"", request["kill_after"], False
     while True:
@@ -160,8 +164,9 @@ def _be_child(work: Any, arguments: list[Any], *, stderr: int) -> None:
     code = 1
     try:
         os.dup2(stderr, 2)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in STOPPING:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
         code = int(work(*arguments) or 0)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from memorysam_cli import app
-from memorysam_cli.engine.training import checkpoints
+from memorysam_cli.engine.training import checkpoints, room
 from memorysam_cli.storage import documents, images
 from tests.faults import disks
 from tests.faults.naive import saving
@@ -131,12 +131,16 @@ def fill(base: str, name: str, size: int) -> int:
     (disk / "kept.txt").write_text(KEPT)
     if size != NO_LIMIT and not is_small:
         disks.limit_files(max(1, size // 4))
+    before = room.refuse_small
+    if size % 2:  # every other time the training is let begin without room, and meets the end of the disk on its way
+        room.refuse_small = _no_question
     seen: dict[str, Any] = {"first": app.run(command.line(place)), "mounted": is_small}
     # What is looked at is read before there is room again.
     seen["kept"] = (disk / "kept.txt").read_text() == KEPT
     seen["left"] = [str(path) for path in disk.rglob(".*.tmp-*")]
     seen["broken"] = command.refusals(disk)
     seen["claims"] = [str(path) for path in disk.rglob("_SUCCESS.json")]
+    room.refuse_small = before
     disks.make_larger(disk, LARGE) if is_small else disks.lift_limit()
     again = seen["first"] != 0 or name == "train"
     print("-- again --", file=sys.stderr, flush=True)
@@ -192,6 +196,10 @@ def naive(base: str, *, is_read_only: bool) -> int:
     report = json.dumps({"kept": kept, "kept_weights": kept_weights, "code": code})
     print(report, file=sys.stderr)
     return 0
+
+
+def _no_question(*_arguments: object, **_named: object) -> None:
+    """In the place of the question whether there is room."""
 
 
 def disk_free(folder: Path) -> int:

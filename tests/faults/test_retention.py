@@ -38,10 +38,14 @@ def kept(folder: Path) -> Kept:
 
 def attempts(folder: Path, forks: Forks, rng: random.Random, way: str) -> Iterator[Kept]:
     """What each of many kills left, within a few saves; each child goes on where the one before was killed."""
-    trial = folder.parent / "trial" / "checkpoints"
-    trial.parent.mkdir(parents=True)
-    forks.run(str(trial), 1, way, kill_after=0.5)
-    few, step = 1.5 / max(kept(trial).said, 3), 1
+    few, step = 0.02, 1
+    while True:  # the time in which a new child saves some, its first save being slower than the next
+        few *= 1.5
+        trial = folder.parent / f"trial-{few}" / "checkpoints"
+        trial.parent.mkdir(parents=True)
+        forks.run(str(trial), 1, way, kill_after=few)
+        if kept(trial).said >= 3:
+            break
     while True:
         ended = forks.run(str(folder), step, way, kill_after=rng.uniform(0, few))
         assert ended.was_killed, ended.said
@@ -62,7 +66,7 @@ def test_a_hundred_kills_while_saving_and_removing_leave_two_that_verify(
     for found in itertools.islice(attempts(tmp_path / "run" / "checkpoints", forks, rng, "ours"), tries):
         assert not lost(found), found
     figures("N", retention_kills=tries, checkpoints_saved=found.said, checkpoints_lost=0)
-    assert found.said > tries / 4  # the kills came amidst saving
+    assert found.said > tries / 10  # the kills came amidst saving, not before it
 
 
 def test_removing_before_saving_is_caught(tmp_path: Path, forks: Forks, rng: random.Random, figures: Figures) -> None:

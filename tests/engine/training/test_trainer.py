@@ -261,12 +261,19 @@ def test_an_image_of_nan_poisons_neither_weights_nor_prototypes(
 
 
 def test_an_update_that_overflows_ends_with_8_and_is_not_saved(
-    small: Recipe, rendered: Manifest, tmp_path: Path
+    small: Recipe, rendered: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A learning rate that float32 cannot hold: loss and gradient are still finite."""
-    recipe = changed(changed(small, "optim", lr=1e39, warmup_epochs=0.0), "train", batch=4)
-    with pytest.raises(DivergedError, match=r"step 1: the update, .* left \d+ tensors that are not .* lower optim.lr"):
-        start(recipe, rendered, tmp_path / "run")
+    """Loss and gradient were finite."""
+    honest = trainer.Learner._update
+
+    def overflow(self: trainer.Learner, rate: float) -> None:
+        honest(self, rate)
+        with torch.no_grad():
+            next(iter(self.parameters.values())).fill_(float("inf"))
+
+    monkeypatch.setattr(trainer.Learner, "_update", overflow)
+    with pytest.raises(DivergedError, match=r"step 1: the update, .* left 1 tensors that are not .* lower optim.lr"):
+        start(small, rendered, tmp_path / "run")
     found, damaged = checkpoints.newest_valid(tmp_path / "run" / "checkpoints")
     assert found is not None and found.name == "step-00000000" and not damaged
 
