@@ -84,9 +84,13 @@ def build() -> typer.Typer:
 
 def main() -> None:
     """Entry point of the ``memorysam`` script."""
-    _open_closed_streams()
-    _end_politely()
-    code = run(sys.argv[1:])
+    try:
+        _open_closed_streams()
+        _end_politely()
+        code = run(sys.argv[1:])
+    except (KeyboardInterrupt, Terminated) as signalled:  # just before the work, or just after it
+        code = _explain(signalled)[0]
+    _leave_signals_to_the_system()
     try:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -115,6 +119,13 @@ def _end_politely() -> None:
         number = getattr(signal, name, None)  # Windows has no SIGUSR1
         if number is not None and signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, end)
+
+
+def _leave_signals_to_the_system() -> None:
+    """The code is known and nothing is left to tidy up: no signal may change that into a traceback."""
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)):
+        if signal.getsignal(number) not in {signal.SIG_IGN, None}:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 LIMIT_S = float(os.environ.get("MEMORYSAM_FORK_LIMIT", "60"))
 """A child that lives for longer hangs."""
 POLL_S = 0.0005
+PRODUCT = f"{os.sep}memorysam_cli{os.sep}"
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -170,6 +171,12 @@ def _be_child(work: Any, arguments: list[Any], *, stderr: int) -> None:
         code = int(work(*arguments) or 0)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
+    except KeyboardInterrupt as early:
+        if any(PRODUCT in frame.filename for frame in traceback.extract_tb(early.__traceback__)):
+            traceback.print_exc()
+        else:  # before the program took signals over: it ends as a Python without a program does
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
     except BaseException:
         traceback.print_exc()
     finally:

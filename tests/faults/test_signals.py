@@ -88,7 +88,8 @@ def test_a_second_signal_ends_at_once_and_tears_nothing(
     for number in range(tries):
         run = base / f"twice-{number // 5}"
         ended = second_signal(base, forks, rng, run, "ours")
-        assert ended.code in set(EXIT_CODES.values()), (ended.code, ended.said)
+        # One that comes when all is done is the kernel's.
+        assert ended.code in {*EXIT_CODES.values(), *(-number for number in EXIT_CODES)}, (ended.code, ended.said)
         assert "Traceback" not in ended.said
         cut_short += "checkpoint of step" not in ended.said
         assert left(run).step >= 0 and left(run).torn == 0
@@ -135,3 +136,16 @@ def test_an_answer_that_nobody_reads_ends_quietly_with_141_and_all_is_saved(
     assert left(run) == (2, 0, 0)
     found = {path.name for path in (run / "checkpoints").glob("*.safetensors")}
     assert found == {"best.safetensors", "last.safetensors"}
+
+
+def test_a_signal_at_the_very_start_or_end_of_a_command_is_no_fault(
+    forks: Forks, rng: random.Random, figures: Figures
+) -> None:
+    tries = amount(100, soak=2_000)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        for _ in range(tries):
+            ended = forks.run("typed", ["recipes", "list"], kill_after=rng.uniform(0, 0.02), stop_with=number)
+            # Before the program has taken the signal over, or after its work, the kernel acts.
+            assert ended.code in {0, EXIT_CODES[number], -number}, ended
+            assert "Traceback" not in ended.said
+    figures("N", early_signals=2 * tries, early_lost=0)
