@@ -85,12 +85,15 @@ def build() -> typer.Typer:
 def main() -> None:
     """Entry point of the ``memorysam`` script."""
     try:
-        _open_closed_streams()
-        _end_politely()
-        code = run(sys.argv[1:])
+        try:
+            _open_closed_streams()
+            _end_politely()
+            code = run(sys.argv[1:])
+        finally:
+            _leave_signals_to_the_system()
     except (KeyboardInterrupt, Terminated) as signalled:  # just before the work, or just after it
         code = _explain(signalled)[0]
-    _leave_signals_to_the_system()
+        _leave_signals_to_the_system()
     try:
         sys.stdout.flush()
         sys.stderr.flush()
