@@ -1,4 +1,4 @@
-"""One training in a warm child: ours, and two naive ones, which are killed and begun again by the same call."""
+"""One training in a warm child, killed and begun again by the same call: ours, and three that were quickly written."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def run(way: str, base: str, out: str, workers: int, most_bytes: int | None) -> 
     """Begin the training in a folder, or go on where it stood there.
 
     Args:
-        way: ``ours``, ``naive`` (saves in place), or ``forgetful`` (saves well, but not the random numbers).
+        way: ``ours``, or one of :func:`tests.faults.naive.training.train`.
         base: has the data.
         out: the run's folder.
         workers: processes that read ahead.
@@ -85,11 +85,14 @@ def run(way: str, base: str, out: str, workers: int, most_bytes: int | None) -> 
     if way == "ours":
         ours(recipe, manifest, Path(out), accelerator)
     else:
-        naive.train(recipe, manifest, Path(out), accelerator, is_forgetful=way == "forgetful")
+        naive.train(recipe, manifest, Path(out), accelerator, way=way)
 
 
 def ours(recipe: Recipe, manifest: Manifest, out: Path, accelerator: Accelerator) -> None:
-    """As ``memorysam train --out OUT --resume auto`` does it, from the plan to the end."""
+    """What ``engine.training.running`` does for ``train --out OUT --resume auto``, on the network that is at hand.
+
+    Block P, the ranks of block L and the slow tests of ``train`` are killed as they were typed, from the parsing on.
+    """
     planned = starting.plan(recipe, out=out, resume=starting.AUTO)
     trainer = Trainer(recipe, manifest, accelerator=accelerator, is_resumed=planned.checkpoint is not None)
     _draw_nothing(trainer)

@@ -89,6 +89,38 @@ def test_a_killed_process_ends_the_others_at_once_by_name_and_costs_no_checkpoin
     assert [row["step"] for row in rows if "loss" in row] == [*range(1, last + 1)]
 
 
+@pytest.mark.timeout(240)
+def test_two_processes_that_are_killed_again_and_again_learn_the_same_bits(
+    base: Path, forks: Forks, rng: random.Random, figures: Figures
+) -> None:
+    updates, kills, last = 5, 0, f"checkpoints/step-{5:08d}"
+    how: dict[str, Any] = {"every": 1, "updates": updates}
+    honest, out = base / "two-honest", base / "two-killed"
+    assert [each.code for each in launch(forks, base, honest, "train", 2, **how)] == [0, 0]
+    for number in range(amount(4, soak=100)):
+        run = out / str(number)
+        for _ in range(4):
+            end = [rng.randrange(2), signal.SIGKILL, rng.uniform(0, 0.15)]
+            ranks = launch(forks, base, run, "train", 2, end=end, **how)
+            kills += any(each.code == -signal.SIGKILL for each in ranks)
+        again = launch(forks, base, run, "train", 2, **how)
+        assert [each.code for each in again] == [0, 0], again
+        for name in checkpoints.TENSORS:
+            one, two = (folder / "run" / last / f"{name}.safetensors" for folder in (run, honest))
+            assert tensors.sha256(one) == tensors.sha256(two), name
+        losses = [
+            [
+                (row["step"], row["loss"])
+                for row in documents.read_json_lines(folder / "run" / "metrics.jsonl")
+                if "loss" in row
+            ]
+            for folder in (run, honest)
+        ]
+        assert losses[0] == losses[1]
+    figures("L", kills_of_two=kills, bits_differing=0)
+    assert kills
+
+
 @pytest.mark.parametrize("number", EXIT_CODES, ids=lambda number: number.name)
 def test_a_signal_to_one_process_stops_all_after_the_same_update(
     number: signal.Signals, base: Path, forks: Forks, rng: random.Random, figures: Figures

@@ -16,9 +16,7 @@ from memorysam_cli.model.weights import build_for_training, own_tensors
 from memorysam_cli.recipe import Recipe
 
 
-def train(
-    recipe: Recipe, manifest: Manifest, out: Path, accelerator: Accelerator, *, is_forgetful: bool
-) -> None:  # fmt: skip
+def train(recipe: Recipe, manifest: Manifest, out: Path, accelerator: Accelerator, *, way: str) -> None:
     """Train and save after each update.
 
     Args:
@@ -26,7 +24,8 @@ def train(
         manifest: the data.
         out: the run's folder; its ``last.pt`` is gone on from.
         accelerator: of one process.
-        is_forgetful: save beside the file and rename, but leave the random numbers out; else save all in place.
+        way: ``naive`` saves all in place; ``forgetful`` saves beside the file and renames, but leaves the random
+            numbers out; ``careful`` does both rightly, and shows that the kills alone do no harm.
     """
     out.mkdir(parents=True, exist_ok=True)
     scenes = manifest.of_split("train")
@@ -36,7 +35,7 @@ def train(
     if file.exists():
         state = torch.load(file, weights_only=True)
         step = state["step"]
-        _fill(learner, state, is_forgetful=is_forgetful)
+        _fill(learner, state, is_forgetful=way == "forgetful")
     per_epoch = len(scenes) // (recipe.train.batch * recipe.train.accumulate)
     while step < (recipe.train.max_steps or per_epoch * recipe.train.epochs):
         epoch, place = divmod(step, per_epoch)
@@ -47,11 +46,13 @@ def train(
         with (out / "metrics.jsonl").open("a") as log:
             log.write(json.dumps({"step": step, "loss": lesson.loss}) + "\n")
         state = {"step": step, "model": own_tensors(learner.network), "optimizer": learner.state()}
-        if is_forgetful:
+        if way != "forgetful":
+            state["rng"] = torch.get_rng_state()
+        if way == "naive":
+            torch.save(state, file)
+        else:
             torch.save(state, out / "last.new")
             (out / "last.new").rename(file)
-        else:
-            torch.save(state | {"rng": torch.get_rng_state()}, file)
 
 
 def _fill(learner: Learner, state: dict[str, Any], *, is_forgetful: bool) -> None:
