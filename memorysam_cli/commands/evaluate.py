@@ -73,6 +73,7 @@ def evaluate(
     from memorysam_cli.engine.evaluation import assessment
     from memorysam_cli.engine.evaluation.views import View
     from memorysam_cli.report import console
+    from memorysam_cli.storage import lock
 
     view = View(missing=missing, scales=scales, tile=tile, overlap=tile_overlap)
     task = assessment.plan(
@@ -90,9 +91,12 @@ def evaluate(
     if json:
         console.answer(report)
     if min_miou is not None and not report["miou"] >= min_miou:
-        raise CheckFailedError(
-            f"--min-miou {min_miou:g}: the mIoU is {report['miou']:.2f} on {task.split} ({protocol} protocol)"
+        fault = CheckFailedError(
+            f"--min-miou {min_miou:g}: the mIoU is {report['miou']:.2f} on {task.split} ({protocol} protocol); lower the "
+            f"bar, or look at {task.folder} for the classes and scenes that fall short"
         )
+        lock.note(fault, task.folder)
+        raise fault
 
 
 def _refuse_idle(robustness: str | None, *, seed: int | None, repeats: int | None, noise_extremes: str | None) -> None:

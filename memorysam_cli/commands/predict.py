@@ -73,6 +73,7 @@ def predict(
     from memorysam_cli.engine.prediction import asking, ledger, running, shares
     from memorysam_cli.engine.prediction.manner import Manner
     from memorysam_cli.report import console
+    from memorysam_cli.storage import lock
 
     extras = [name for name, wanted in (("color", color), ("overlay", overlay), ("confidence", confidence)) if wanted]
     manner = Manner(device, workers, on_error == "skip", shares.read_share(shard), engine, overwrite, resume)
@@ -88,4 +89,6 @@ def predict(
     if json:
         console.answer(report)
     if report["failed"]:
-        raise PartialError(f"{report['failed']} of {report['scenes']} scenes were left out; see {report['ledger']}")
+        fault = PartialError(f"{report['failed']} of {report['scenes']} scenes were left out; see {report['ledger']}")
+        lock.note(fault, out)
+        raise fault

@@ -5,7 +5,7 @@ Files or folders are named as modalities. ``aolp_sin`` and ``aolp_cos`` together
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -50,8 +50,18 @@ def readings(path: Path, wanted: Mapping[str, str]) -> list[Reading]:
     Raises:
         DataError: two files stand for the same thing, half of an angle is missing, or folders do not pair.
     """
-    tree = {inside: [name for name in names if _is_image(name)] for inside, names in walk(path)}
+    everything = dict(walk(path))
+    _refuse_folders(path, everything, wanted)
+    tree = {inside: [name for name in names if _is_image(name)] for inside, names in everything.items()}
     return [*_per_modality(tree, wanted), *_per_scene(tree, wanted, own_name=path.resolve().name)]
+
+
+def _refuse_folders(path: Path, folders: Iterable[str], wanted: Mapping[str, str]) -> None:
+    """Refuse a folder that has the name of a modality's image: the scene would seem to lack that modality."""
+    for inside in folders:
+        name = PurePosixPath(inside).name
+        if _is_image(name) and _role(_stem(name), wanted) is not None:
+            raise DataError(f"{path / inside}: is a folder named as an image; rename it, or put the image in its place")
 
 
 def _per_modality(tree: Tree, wanted: Mapping[str, str]) -> Iterator[Reading]:

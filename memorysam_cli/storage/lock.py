@@ -90,13 +90,13 @@ def hold(folder: Path) -> Iterator[None]:
         raise
     except MemorySamError as fault:
         with contextlib.suppress(MemorySamError, OSError):  # a full disk must not hide the first fault
-            _note(fault, folder)
+            note(fault, folder)
         raise
     finally:
         _release(descriptor, path, claim)
 
 
-def _note(fault: MemorySamError, folder: Path) -> None:
+def note(fault: MemorySamError, folder: Path) -> None:
     """Leave a fault's line in the folder that it happened in, for whoever finds it later."""
     line = {"code": fault.exit_code, "message": str(fault), "time": _now(), "command": shlex.join(sys.argv)}
     with atomic.open_log(folder / FAULTS) as log:

@@ -203,7 +203,7 @@ NOISE = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (HEIGHT, WIDTH,
 JPEG = encoded(".jpg", NOISE)
 ANIMATION = struct.pack(">I", 8) + b"acTL" + bytes(8) + struct.pack(">I", zlib.crc32(b"acTL" + bytes(8)))
 PICTURES: dict[str, tuple[bytes, str]] = {
-    "14 cut JPEG": (JPEG[: len(JPEG) * 6 // 10], f"truncated JPEG: it ends after {len(JPEG) * 6 // 10:,} bytes"),
+    "14 cut JPEG": (JPEG[: len(JPEG) * 6 // 10], f"truncated JPEG: it ends after {len(JPEG) * 6 // 10:,}"),
     "14 cut PNG": (encoded(".png", NOISE)[:-30], "truncated PNG"),
     "14 cut TIFF": (encoded(".tif", NOISE)[:300], "truncated"),
     "15 empty": (b"", "empty (0 bytes)"),

@@ -239,6 +239,8 @@ def test_a_bad_scene_ends_with_3_or_is_left_out_with_4(here: Path, memorysam: Pr
     assert not Path("masks/_SUCCESS.json").exists()
     ended = memorysam(*arguments, "--on-error", "skip")
     assert ended.code == 4 and "1 of 2 scenes were left out" in ended.err
+    (line,) = [each for each in documents.read_json_lines(Path("masks/errors.jsonl")) if each["code"] == 4]
+    assert line["message"] in ended.err
     assert [each["id"] for each in ended.answer["failures"]] == ["cellar/a"]
     assert list(masks(Path("masks"))) == ["kitchen/a"]
 

@@ -140,6 +140,13 @@ def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
         discover(tmp_path / "nothing", modalities=("img",))
 
 
+def test_a_folder_with_the_name_of_an_image_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, "one/img.png", "one/depth.png", "two/depth.png")
+    (tmp_path / "two" / "img.png").mkdir()
+    with pytest.raises(DataError, match=r"two/img\.png: is a folder named as an image; rename it"):
+        discover(tmp_path, modalities=("img", "depth"))
+
+
 def test_two_scenes_never_share_an_output(tmp_path: Path) -> None:
     put(tmp_path / "case", "img/A/1.png", "img/a/1.png")
     with pytest.raises(DataError, match="'A/1' and 'a/1' would share one output"):

@@ -172,7 +172,7 @@ def _be_child(work: Any, arguments: list[Any], *, stderr: int) -> None:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     except KeyboardInterrupt as early:
-        if any(PRODUCT in frame.filename for frame in traceback.extract_tb(early.__traceback__)):
+        if _was_in_the_program(early):
             traceback.print_exc()
         else:  # before the program took signals over: it ends as a Python without a program does
             signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -183,6 +183,13 @@ def _be_child(work: Any, arguments: list[Any], *, stderr: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _was_in_the_program(fault: BaseException) -> bool:
+    """Whether a fault came up in a function of the product, and not just as its ``main`` was being entered."""
+    frames = [(each.f_code, line) for each, line in traceback.walk_tb(fault.__traceback__)]
+    ours = [(code, line) for code, line in frames if PRODUCT in code.co_filename]
+    return bool(ours) and not (len(ours) == 1 and ours[0][1] == ours[0][0].co_firstlineno)
 
 
 if __name__ == "__main__":

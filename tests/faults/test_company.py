@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -108,19 +109,30 @@ def test_a_training_that_is_interrupted_says_how_to_go_on(here: Path) -> None:
     stopped(process, here, signal.SIGINT, code=130)
 
 
+def readers_of(process: subprocess.Popen[str]) -> list[int]:
+    """The worker processes of a training."""
+    found = []
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if b"resource_tracker" not in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(int(child))
+    return found
+
+
 def test_a_reader_of_scenes_that_is_killed_is_replaced_until_the_end(here: Path) -> None:
     """RELIABILITY §4, rows 42 and 41: the out-of-memory killer takes a worker, the run goes on; then exit code 143."""
     if sys.platform != "linux":
         pytest.skip("the children of a process are read from /proc, which is Linux's")
     process = start(here, "train", "-r", "tiny.yaml", "--out", "runs/new", "--set", "data.workers=1", *LONG)
     until_step(here / "runs/new", 2, process)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    lines = {int(child): Path(f"/proc/{child}/cmdline").read_bytes() for child in children}
-    workers = [child for child, line in lines.items() if b"resource_tracker" not in line]
-    assert workers
-    os.kill(workers[0], signal.SIGSTOP)  # so that it has something in hand when it dies, and is waited for
-    time.sleep(0.5)
-    os.kill(workers[0], signal.SIGKILL)
+    for _ in range(20):  # one that has nothing more to read in its epoch is not missed
+        for worker in readers_of(process)[:1]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGSTOP)  # so that it has something in hand when it dies, and is waited for
+                time.sleep(0.5)
+                os.kill(worker, signal.SIGKILL)
+        if "rain/train/" in (here / "runs/new/train.log").read_text():
+            break
     seen = (here / "runs/new/metrics.jsonl").read_text().count('"loss"')
     until_step(here / "runs/new", seen + 8, process)
     err = stopped(process, here, signal.SIGTERM, code=143)

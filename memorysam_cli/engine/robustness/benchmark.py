@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from memorysam_cli import laws
 from memorysam_cli.data.loader import scored_scenes
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.dataset import Modality
@@ -60,6 +61,13 @@ class Robustness:
     def repeats(self) -> int:
         """How often the random draws were made."""
         return self.confusions.shape[0]
+
+    @property
+    def laws(self) -> laws.Report:
+        """Whatever sensors are missing, the same pixels are scored."""
+        truth = self.confusions.sum(dim=-1).reshape(-1, len(self.classes))  # (repeats · cells, K)
+        least, most = (int(each.values.sum()) for each in (truth.min(dim=0), truth.max(dim=0)))
+        return laws.check({"pixels of each class, in any set of sensors = in any other": (least, most)})
 
     @property
     def levels(self) -> tuple[str | None, ...]:

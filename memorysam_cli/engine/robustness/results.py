@@ -57,6 +57,7 @@ def describe(found: Robustness, *, facts: dict[str, Any], folder: Path) -> dict[
         "batch": found.batch if depends else None,
         "processes": found.processes if depends else None,
         "levels": [_level(found, level) for level in found.levels],
+        "laws": found.laws,
         "means": MEANS,
         "files": {key: str(folder / name) for key, name in names(found).items()},
     }

@@ -13,6 +13,7 @@ from memorysam_cli.engine.robustness import results as results
 from memorysam_cli.engine.robustness.benchmark import Robustness
 from memorysam_cli.engine.robustness.corruption import Extremes
 from memorysam_cli.engine.robustness.sensor_sets import Kind, Missing, plan_of
+from memorysam_cli.laws import LawBroken
 from memorysam_cli.report import console
 from memorysam_cli.storage import images
 
@@ -57,6 +58,14 @@ def test_a_report_has_each_set_and_the_figures_over_them() -> None:
     assert [each["p"] for each in level["expected"]] == [0.2, 0.1, 0.05]
     assert level["expected"][0]["miou"] == pytest.approx((0.64 * 40 + 0.16 * 39 + 0.16 * 38) / 0.96)
     assert found["files"]["report"] == "there/robustness-emm.json"
+
+
+def test_a_set_of_sensors_that_scored_other_pixels_is_a_broken_law() -> None:
+    assert report("any")["laws"]["pixels of each class, in any set of sensors = in any other"]["holds"]
+    found = benchmark("any")
+    found.confusions[0, 1, 0, 1] += 1
+    with pytest.raises(LawBroken, match="in any set of sensors = in any other': 1,000 ≠ 1,001"):
+        results.describe(found, facts=FACTS, folder=Path("there"))
 
 
 @pytest.mark.parametrize(
