@@ -52,18 +52,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def here(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(template, tmp_path / "here", symlinks=True)
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
-
-
-@pytest.fixture
-def memorysam(capsys: pytest.CaptureFixture[str]) -> Program:
-    return Program(capsys)
-
-
 def test_without_any_option_the_best_of_the_latest_run_is_scored_on_val(here: Path, memorysam: Program) -> None:
     ended = memorysam("evaluate", "--json", "--workers", 0)
     assert ended.code == 0

@@ -42,18 +42,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def here(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(template, tmp_path / "here", symlinks=True)
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
-
-
-@pytest.fixture
-def memorysam(capsys: pytest.CaptureFixture[str]) -> Program:
-    return Program(capsys)
-
-
 def masks(out: Path) -> dict[str, tuple[int, ...]]:
     """Id and size of each mask."""
     paths = sorted((out / "masks").rglob("*.png"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "runs/small-1" / run_folder.RECIPE).write_text("{}")
     (folder / "runs/latest").symlink_to("small-1")
     return folder
-
-
-@pytest.fixture
-def here(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(template, tmp_path / "here", symlinks=True)
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
 
 
 @pytest.fixture

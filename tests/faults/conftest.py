@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.faults.forks import Forks
 from tests.faults.scale import SOAK, seconds
 
 HERE = Path(__file__).parent
@@ -25,6 +26,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             own = item.get_closest_marker("timeout")
             limit = own.args[0] if own is not None else LIMIT_S
             item.add_marker(pytest.mark.timeout(seconds(limit)), append=False)
+
+
+@pytest.fixture(scope="module")
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a module's data and runs."""
+    return tmp_path_factory.mktemp(request.module.__name__.rpartition(".")[2].removeprefix("test_"))
+
+
+@pytest.fixture(scope="module")
+def forks(request: pytest.FixtureRequest, base: Path) -> Iterator[Forks]:
+    """The warm server of what a module names as its ``FORKS``."""
+    with Forks(request.module.FORKS, str(base)) as server:
+        yield server
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from memorysam_cli.storage import documents, tensors
 from tests.faults.conftest import Figures
 from tests.faults.forks import Ended, Forks
 from tests.faults.scale import amount
+
+FORKS = "tests.faults.jobs_training:run"
 
 RUNS = 50
 KILLS = 200
@@ -111,17 +112,6 @@ def _hex(value: Any) -> Any:
 def weights_of(out: Path) -> str:
     """A sum of what the naive ones leave: of the numbers, since the file has a date of its own."""
     return tensors.digest(torch.load(out / "last.pt", weights_only=True)["model"])
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("killed")
-
-
-@pytest.fixture(scope="module")
-def forks(base: Path) -> Iterator[Forks]:
-    with Forks("tests.faults.jobs_training:run", str(base)) as server:
-        yield server
 
 
 def unkilled(forks: Forks, base: Path, way: str, *, workers: int = 0) -> tuple[Path, float]:

@@ -32,6 +32,8 @@ from tests.faults.forks import Ended, Forks
 from tests.faults.jobs_life import STEPS, predicting, training
 from tests.faults.scale import amount
 
+FORKS = "tests.faults.jobs_life:run"
+
 SHARES = st.floats(0, 1.1)
 """Of the time that the uninterrupted work takes."""
 
@@ -175,17 +177,6 @@ class Life(RuleBasedStateMachine):
             best = self.run / "checkpoints" / "best.safetensors"
             assert digest(best) == self.expected["best"]["best"]
             shutil.rmtree(self.place)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("lives")
-
-
-@pytest.fixture(scope="module")
-def forks(base: Path) -> Iterator[Forks]:
-    with Forks("tests.faults.jobs_life:run", str(base)) as forks:
-        yield forks
 
 
 @pytest.fixture

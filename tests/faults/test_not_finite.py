@@ -6,7 +6,6 @@ import itertools
 import math
 import random
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +29,11 @@ from tests.faults.jobs_running import KINDS, line, spoil
 from tests.faults.naive import judging, updating
 from tests.faults.scale import amount
 
+FORKS = "tests.faults.jobs_running:run"
+
 STEPS = 4
 SEEDS = 5
 DIVERGED = re.compile(r"error \[8\]: step (\d+): loss (\S+), gradient norm (\S+), lr \S+, scenes (.+);")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("not-finite")
-
-
-@pytest.fixture(scope="module")
-def forks(base: Path) -> Iterator[Forks]:
-    with Forks("tests.faults.jobs_running:run", str(base)) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

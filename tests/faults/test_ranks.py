@@ -7,7 +7,6 @@ import json
 import random
 import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,21 +25,12 @@ from tests.faults.jobs_ranks import BATCHES, NUMBERS, PATIENCE_S, confusions
 from tests.faults.naive import ranks as naive
 from tests.faults.scale import amount
 
+FORKS = "tests.faults.jobs_ranks:run"
+
 LOST = re.compile(
     r"error \[6\]: rank (\d+) was lost, .+; this was after step (\d+); continue with: memorysam train --resume (\S+)"
 )
 WORLDS = (1, 2, 3)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("ranks")
-
-
-@pytest.fixture(scope="module")
-def forks(base: Path) -> Iterator[Forks]:
-    with Forks("tests.faults.jobs_ranks:run", str(base)) as made:
-        yield made
 
 
 class Rank(NamedTuple):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,20 +18,11 @@ from tests.faults.forks import Ended, Forks
 from tests.faults.jobs_running import line, steps_done
 from tests.faults.scale import amount
 
+FORKS = "tests.faults.jobs_running:run"
+
 LOOP_S = 0.1
 """A few updates; an update takes some hundredths of a second."""
 STOPPED = re.compile(r"error \[(\d+)\]: (SIG\w+): checkpoint of step (\d+) saved as (\S+); continue with: (.+)")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("signals")
-
-
-@pytest.fixture(scope="module")
-def forks(base: Path) -> Iterator[Forks]:
-    with Forks("tests.faults.jobs_running:run", str(base)) as made:
-        yield made
 
 
 class Left(NamedTuple):

@@ -21,27 +21,7 @@ from memorysam_cli.errors import DataError, FolderInUseError, Stopped, UsageErro
 from memorysam_cli.model.weights import Segmenter
 from memorysam_cli.storage import atomic, documents, lock
 
-from ..stand_ins import write_data
 from .jobs import job_of, tree
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Manifest:
-    return write_data(tmp_path / "data")
-
-
-@pytest.fixture
-def job(data: Manifest) -> Job:
-    return job_of(data)
-
-
-@pytest.fixture
-def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Relative, so that reports of runs in different folders can be equal."""
-    for name in ("here", "there"):
-        (tmp_path / name).mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    return Path("out")
 
 
 @pytest.fixture

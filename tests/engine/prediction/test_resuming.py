@@ -20,7 +20,6 @@ from memorysam_cli.engine.prediction.shares import Share
 from memorysam_cli.errors import DataError, EnvironmentFault, FolderInUseError, UsageError
 from memorysam_cli.storage import documents, lock
 
-from ..stand_ins import write_data
 from .jobs import job_of, tree
 
 PART = Path("out", PARTS, "0-of-1", LEDGER)
@@ -28,25 +27,6 @@ PART = Path("out", PARTS, "0-of-1", LEDGER)
 
 class Killed(BaseException):
     """What a kill looks like from inside."""
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Manifest:
-    return write_data(tmp_path / "data")
-
-
-@pytest.fixture
-def job(data: Manifest) -> Job:
-    return job_of(data)
-
-
-@pytest.fixture
-def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Relative, so that reports of runs in different folders can be equal."""
-    for name in ("here", "there"):
-        (tmp_path / name).mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    return Path("out")
 
 
 @pytest.fixture

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from memorysam_cli.data.manifest import Manifest
+from memorysam_cli.engine.prediction.job import Job
+
+from ..stand_ins import write_data
+from .jobs import job_of
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Manifest:
+    return write_data(tmp_path / "data")
+
+
+@pytest.fixture
+def job(data: Manifest) -> Job:
+    return job_of(data)
+
+
+@pytest.fixture
+def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Relative, so that reports of runs in different folders can be equal."""
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return Path("out")
