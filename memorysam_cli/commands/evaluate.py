@@ -92,8 +92,8 @@ def evaluate(
         console.answer(report)
     if min_miou is not None and not report["miou"] >= min_miou:
         fault = CheckFailedError(
-            f"--min-miou {min_miou:g}: the mIoU is {report['miou']:.2f} on {task.split} ({protocol} protocol); lower the "
-            f"bar, or look at {task.folder} for the classes and scenes that fall short"
+            f"--min-miou {min_miou:g}: the mIoU is {report['miou']:.2f} on {task.split} ({protocol} protocol); lower "
+            f"the bar, or look at {task.folder} for the classes and scenes that fall short"
         )
         lock.note(fault, task.folder)
         raise fault
