@@ -30,9 +30,11 @@ COMMANDS = {
     "train": "memorysam_cli.commands.train:train",
     "evaluate": "memorysam_cli.commands.evaluate:evaluate",
     "predict": "memorysam_cli.commands.predict:predict",
+    "report": "memorysam_cli.commands.report:report",
     "demo": "memorysam_cli.commands.demo:demo",
     "recipes": "memorysam_cli.commands.recipes:app",
     "weights": "memorysam_cli.commands.weights:app",
+    "card": "memorysam_cli.commands.card:card",
     "bench": "memorysam_cli.commands.bench:bench",
 }
 """Name to ``module:object``: a group of commands, or one function whose module holds its EXAMPLE."""

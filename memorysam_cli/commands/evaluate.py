@@ -47,6 +47,9 @@ def evaluate(
         float | None,
         typer.Option(min=0, max=100, metavar="PERCENT", help="End with exit code 10 if the mIoU is below this."),
     ] = None,
+    gallery: Annotated[
+        int, typer.Option(min=0, max=100, metavar="N", help="Pictures of the N worst and N best scenes; 0: none.")
+    ] = 4,
     out: options.OptionalOut = None,
     device: options.Device = "auto",
     precision: options.Precision = "fp32",
@@ -85,7 +88,9 @@ def evaluate(
             protocol=protocol, device=device, batch=batch, workers=workers,
         )  # fmt: skip
     else:
-        report = assessment.score(task, protocol=protocol, device=device, batch=batch, workers=workers)
+        report = assessment.score(
+            task, protocol=protocol, device=device, batch=batch, workers=workers, pictured=gallery
+        )
     if report is None:  # only the first of several processes has the result
         return
     if json:

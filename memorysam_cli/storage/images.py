@@ -210,6 +210,26 @@ def encode_png(array: npt.NDArray[Any]) -> bytes:
     return buffer.tobytes()
 
 
+def encode_jpeg(array: npt.NDArray[Any], *, quality: int) -> bytes:
+    """Encode an RGB picture as JPEG, for people's eyes: what is computed with is PNG.
+
+    Args:
+        array: (H, W, 3) uint8, RGB.
+        quality: 1 to 100.
+
+    Raises:
+        ValueError: any other dtype or shape.
+    """
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise ValueError(f"a JPEG is made of (H, W, 3) uint8, not {array.shape} {array.dtype}")
+    is_encoded, buffer = cv2.imencode(
+        ".jpg", cv2.cvtColor(np.ascontiguousarray(array), cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
+    )
+    if not is_encoded:
+        raise ValueError(f"OpenCV cannot encode {array.shape} as JPEG")
+    return buffer.tobytes()
+
+
 def write_png(path: Path, array: npt.NDArray[Any], *, fsync: bool = True) -> None:
     """Write a PNG, all or nothing; see :func:`encode_png` and :func:`memorysam_cli.storage.atomic.write_bytes`.
 

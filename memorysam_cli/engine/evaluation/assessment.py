@@ -17,7 +17,10 @@ from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.dataset import Modality
 from memorysam_cli.engine import run_folder, runtime
-from memorysam_cli.engine.evaluation import results, scene_lists, scoring, views
+from memorysam_cli.engine.evaluation import gallery, results, scene_lists, scoring, views
+from memorysam_cli.engine.evaluation.counts import SceneScore
+from memorysam_cli.engine.evaluation.files import GALLERY
+from memorysam_cli.engine.evaluation.scoring import Network
 from memorysam_cli.engine.evaluation.tally import ProtocolName
 from memorysam_cli.engine.evaluation.views import View
 from memorysam_cli.engine.measuring import shortages
@@ -25,7 +28,7 @@ from memorysam_cli.engine.processes import lost_ones_named
 from memorysam_cli.engine.robustness.corruption import Extremes
 from memorysam_cli.engine.robustness.sensor_sets import Kind
 from memorysam_cli.model.weights import Segmenter, WeightsCard, read_card
-from memorysam_cli.report import console
+from memorysam_cli.report import console, galleries
 from memorysam_cli.storage import lock, tensors
 
 
@@ -100,7 +103,15 @@ def plan(
     return Task(weights, card, found, splits, scenes, chosen, view, folder, digest, precision, is_compiled)
 
 
-def score(task: Task, *, protocol: ProtocolName, device: str, batch: int, workers: int) -> dict[str, Any] | None:
+def score(
+    task: Task,
+    *,
+    protocol: ProtocolName,
+    device: str,
+    batch: int,
+    workers: int,
+    pictured: int = gallery.EACH,
+) -> dict[str, Any] | None:
     """Score, write the result's files, print its tables.
 
     Args:
@@ -109,6 +120,7 @@ def score(task: Task, *, protocol: ProtocolName, device: str, batch: int, worker
         device: as in ``--device``.
         batch: scenes of one size that are computed at once.
         workers: processes that read ahead.
+        pictured: of how many of the worst scenes, and of the best, the gallery has pictures; 0: no gallery.
 
     Returns:
         The content of ``metrics.json``; None in every process but the first.
@@ -137,6 +149,7 @@ def score(task: Task, *, protocol: ProtocolName, device: str, batch: int, worker
         told = facts(task, device=accelerator.device)
         report = results.describe(outcome, protocol=protocol, facts=told, folder=task.folder)
         results.write(report, outcome, task.folder)
+        _picture(task, outcome.scene_scores(protocol), shown, small, each=pictured, device=accelerator.device)
     results.show(report)
     return report
 
@@ -203,6 +216,7 @@ def facts(task: Task, *, device: torch.device) -> dict[str, Any]:
         "selection_split": task.card.recipe.data.selection_split,
         "scenes": len(task.scenes),
         "modalities": [modality.name for modality in task.modalities],
+        "palette": [list(colour) for colour in task.manifest.info.palette],
         **task.view.to_json(size=task.card.image_size),
         "image_size": task.card.image_size,
         "weights": str(task.weights),
@@ -210,6 +224,21 @@ def facts(task: Task, *, device: torch.device) -> dict[str, Any]:
         **runtime.describe(device, task.precision),
         "warnings": scene_lists.flattery(task.manifest, task.card.recipe.data, splits=task.splits),
     }
+
+
+def _picture(
+    task: Task, scores: Sequence[SceneScore], model: Network, small: Network, *, each: int, device: torch.device
+) -> None:
+    """Write the gallery beside the results; without one, an older one goes: it would show other weights."""
+    chosen = gallery.extremes(scores, each=each)
+    folder = task.folder / GALLERY
+    if not chosen:
+        galleries.clear(folder)
+        return
+    gallery.write(
+        folder, chosen, task.manifest, model=model, small=small, modalities=task.modalities,
+        image_size=task.card.image_size, device=device, tile=task.view.tile,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

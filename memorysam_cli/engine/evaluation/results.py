@@ -13,6 +13,7 @@ from torch import Tensor
 from memorysam_cli.dataset import Modality
 from memorysam_cli.engine import run_folder
 from memorysam_cli.engine.evaluation.counts import Evaluation
+from memorysam_cli.engine.evaluation.files import NAMES
 from memorysam_cli.engine.evaluation.metrics import scores
 from memorysam_cli.engine.evaluation.tally import PROTOCOLS
 from memorysam_cli.engine.evaluation.views import View
@@ -22,17 +23,6 @@ from memorysam_cli.report import console, figures
 from memorysam_cli.storage import atomic, documents, lock
 
 SCHEMA_VERSION = 1
-NAMES = {
-    "metrics": "metrics.json",
-    "per_class": "per_class.csv",
-    "breakdown": "breakdown.csv",
-    "scenes": "scenes.csv",
-    "confusion_resized": "confusion-resized.csv",
-    "confusion_native": "confusion-native.csv",
-    "confusion_figure": "confusion.png",
-    "per_class_figure": "per_class.png",
-}
-"""Key in the report's ``files`` → file name; ``confusion`` is that of the report's protocol."""
 SHOWN_SCENES = 5
 
 

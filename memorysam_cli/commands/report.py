@@ -1,0 +1,46 @@
+"""``memorysam report``: a page to look at, of a run, an evaluation or a prediction, or of two side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memorysam_cli.commands import options
+
+SCHEMA_VERSION = 1
+EXAMPLE = "memorysam report runs/latest --open"
+
+
+def report(
+    folder: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[FOLDER [FOLDER]]", help="Of a run, an evaluation or a prediction; two: compared."),
+    ] = None,
+    out: options.OptionalOut = None,
+    is_opened: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write a page to look at: one HTML file that needs nothing else.
+
+    Of a training: curves, pictures, what the recipe changes. Of an evaluation: classes, confusion, conditions, sensors
+    and the worst and best scenes to flip through. Of a prediction: scenes, class shares, what was left out. Of two runs
+    or evaluations: class by class. Without a folder: runs/latest. The file is report.html in the folder, or --out.
+    """
+    options.begin(json=json, verbose=verbose, quiet=quiet)
+    from memorysam_cli.engine.reporting import folders, writing
+    from memorysam_cli.report import console
+
+    written = writing.write(folder or [folders.latest()], out=out)
+    if json:
+        answer = {"kind": written.kind, "out": str(written.out), "bytes": written.size}
+        console.answer({"schema_version": SCHEMA_VERSION, **answer})
+    console.say(str(written.out))
+    if is_opened:
+        import webbrowser
+
+        if not webbrowser.open(written.out.resolve().as_uri()):
+            console.warn("--open: no browser was found; open the file yourself")

@@ -1,0 +1,1 @@
+"""``memorysam report``: from the folders that commands leave to pages for people."""

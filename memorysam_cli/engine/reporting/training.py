@@ -1,0 +1,184 @@
+"""What the report of a training run says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from memorysam_cli import recipe as recipes
+from memorysam_cli.engine.evaluation.files import NAMES
+from memorysam_cli.engine.reporting import documents, evaluation, folders
+from memorysam_cli.engine.run_folder import RECIPE, RunFolder
+from memorysam_cli.errors import MemorySamError
+from memorysam_cli.recipe import Recipe
+from memorysam_cli.report.html import charts
+from memorysam_cli.report.html.charts import Chart, Series
+from memorysam_cli.storage import documents as files
+
+Facts = dict[str, Any]
+CHARTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
+    ("loss", "Loss", "", ("loss", "ohem")),
+    ("spmm", "SPMM loss", "before its weight", ("spmm",)),
+    ("miou", "Validation", "per cent", ("miou", "miou_native", "mf1", "macc")),
+    ("lr", "Learning rate", "", ("lr",)),
+    ("gradient", "Gradient norm", "", ("gradient_norm",)),
+    ("throughput", "Throughput", "scenes per second", ("scenes_per_second",)),
+    ("memory", "Peak memory", "GB", ("peak_memory_gb",)),
+)
+"""Name, title, unit, and which values of ``metrics.jsonl`` a chart shows."""
+FROM_ZERO = {"throughput", "memory", "miou"}
+MOST_PICTURE_BYTES = 2_500_000
+PICTURES = {"First batch, as the network saw it": "first-batch.png", "Validation scenes": "validation.png"}
+
+
+def gather(folder: Path) -> Facts:
+    """Everything that the template ``training`` shows of a run.
+
+    Raises:
+        DataError, UsageError: a file is damaged, or was written by another version.
+    """
+    run = RunFolder(folder)
+    trained = recipes.load(folder / RECIPE)
+    rows = metrics(run)
+    scored = folders.newest_evaluation(folder)
+    shown = None
+    if scored is not None:
+        shown = evaluation.section(scored, documents.read(scored / NAMES["metrics"]))
+    parent, changes = against_parent(trained)
+    pictures = _pictures(run)
+    sections = [("curves", "Curves")] + [("pictures", "Pictures")] * bool(pictures)
+    sections += evaluation.sections(shown) if shown else []
+    return {
+        "kind": "training",
+        "title": folder.resolve().name,
+        "subtitle": trained.about,
+        "warnings": _warnings(run),
+        "sections": [*sections, ("recipe", "Recipe"), ("environment", "Environment")],
+        "tiles": _tiles(run, rows, trained),
+        "charts": [chart for each in CHARTS if (chart := draw(each, [("", rows)])) is not None],
+        "pictures": pictures,
+        "evaluation": shown,
+        "parent": parent,
+        "changes": changes,
+        "recipe": trained.to_yaml(),
+        "environment": environment(run),
+    }
+
+
+def metrics(run: RunFolder) -> list[Facts]:
+    """The rows of ``metrics.jsonl``; none before the first step."""
+    rows = files.read_json_lines(run.metrics) if run.metrics.is_file() else []
+    with documents.understood(run.metrics):
+        return [row for row in rows if row["step"] >= 0]
+
+
+def draw(what: tuple[str, str, str, tuple[str, ...]], runs: Sequence[tuple[str, Sequence[Facts]]]) -> Chart | None:
+    """One of :data:`CHARTS`.
+
+    Args:
+        what: which.
+        runs: name and rows of each; the first value of several runs alone is compared.
+    """
+    name, title, unit, keys = what
+    keys = keys if len(runs) == 1 else keys[:1]
+    series = [
+        Series(" ".join(word for word in (label, key) if word), points, is_main=index == 0 or len(runs) > 1)
+        for label, rows in runs
+        for index, key in enumerate(keys)
+        if (points := [(row["step"], row[key]) for row in rows if key in row])
+    ]
+    return charts.line_chart(name, title, series, unit=unit, zero=name in FROM_ZERO)
+
+
+def against_parent(trained: Recipe) -> tuple[str, list[tuple[str, str, str]] | None]:
+    """What a recipe changes against the shipped one of its name: key, the parent's value, its own; None: no parent."""
+    try:
+        parent = recipes.load(trained.name)
+    except MemorySamError:
+        return f"'{trained.name}'", None
+    return f"the shipped recipe '{trained.name}'", differences(
+        parent.model_dump(mode="json"), trained.model_dump(mode="json")
+    )
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Dotted keys whose values differ, and both values; ``–`` where one has none."""
+    a, b = (dict(_flat(each)) for each in (first, second))
+    return [(key, _shown(a.get(key)), _shown(b.get(key))) for key in {**a, **b} if a.get(key) != b.get(key)]
+
+
+def environment(run: RunFolder) -> list[tuple[str, str]]:
+    """Where and with what a run was made."""
+    told = dict(_flat(documents.read(run.path / "environment.json")))
+    rows = [(key, _shown(value)) for key, value in told.items() if value not in (None, [], "")]
+    command = run.path / "command.txt"
+    return rows + ([("command", command.read_text(encoding="utf-8").strip())] if command.is_file() else [])
+
+
+def best(rows: Iterable[Facts]) -> Facts | None:
+    """The row of the best validation."""
+    scored = [row for row in rows if row.get("miou") is not None]
+    return max(scored, key=lambda row: float(row["miou"])) if scored else None
+
+
+def _tiles(run: RunFolder, rows: Sequence[Facts], trained: Recipe) -> list[tuple[str, str, str]]:
+    found, steps = best(rows), [row for row in rows if "loss" in row]
+    result = documents.read(run.result)
+    tiles = (
+        [("Best mIoU", f"{found['miou']:.2f}", f"step {found['step']:,}, on {trained.data.selection_split}")]
+        if found
+        else []
+    )
+    if steps:
+        last = steps[-1]
+        tiles.append(("Steps", f"{last['step']:,}", f"epoch {last['epoch'] + 1} of {trained.train.epochs}"))
+        tiles.append(("Last loss", "–" if last["loss"] is None else f"{last['loss']:.3f}", ""))
+        memory = [row["peak_memory_gb"] for row in steps if row.get("peak_memory_gb")]
+        tiles += [("Peak memory", f"{max(memory):.2f} GB", "")] if memory else []
+    if result:
+        tiles.append(("Time", _hours(result["seconds"]), f"{result['scenes']:,} scenes"))
+    tiles.append(("Data set", trained.data.dataset, ", ".join(trained.data.modalities)))
+    tiles.append(("Backbone", trained.model.backbone, f"{trained.model.encoder}, {trained.train.precision}"))
+    return tiles
+
+
+def _warnings(run: RunFolder) -> list[str]:
+    """What a reader must know: how the run ended, what it left out, and that it was resumed."""
+    lines = (
+        [] if run.result.is_file() else ["This run has not finished: `memorysam train --resume auto` goes on with it."]
+    )
+    if run.diverged.is_file():
+        lines.append("This run diverged; diverged.json names the scenes of that update.")
+    for path, words in (
+        (run.quarantine, "scenes could not be read and were left out"),
+        (run.resumes, "times it was resumed"),
+    ):
+        if path.is_file() and (count := len(files.read_json_lines(path))):
+            lines.append(f"{count} {words} ({path.name}).")
+    return lines
+
+
+def _pictures(run: RunFolder) -> list[Facts]:
+    places = [(title, run.samples / name) for title, name in PICTURES.items()]
+    there = [(title, path) for title, path in places if path.is_file() and path.stat().st_size <= MOST_PICTURE_BYTES]
+    return [{"title": title, "src": documents.picture(path)} for title, path in there]
+
+
+def _hours(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{seconds / 3600:.1f} h"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
