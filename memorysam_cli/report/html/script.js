@@ -3,7 +3,7 @@
 (() => {
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const dataOf = (root) => JSON.parse(root.querySelector('script[type="application/json"]').textContent);
-  const short = (value) => Number(value.toPrecision(5)).toLocaleString("en");
+  const short = (value) => value.toLocaleString("en", { maximumSignificantDigits: 5 });
 
   function theme() {
     const root = document.documentElement;
