@@ -34,8 +34,8 @@ COMMANDS = {
     "demo": "memorysam_cli.commands.demo:demo",
     "recipes": "memorysam_cli.commands.recipes:app",
     "weights": "memorysam_cli.commands.weights:app",
-    "card": "memorysam_cli.commands.card:card",
     "bench": "memorysam_cli.commands.bench:bench",
+    "doctor": "memorysam_cli.commands.doctor:doctor",
 }
 """Name to ``module:object``: a group of commands, or one function whose module holds its EXAMPLE."""
 

@@ -55,6 +55,7 @@ COMMANDS = {
     "weights import": ["weights", "import", "RGBD_epoch1_2.0.pth", "--out", "imported.safetensors"],
     "weights export": ["weights", "export", BEST, "--format", "merged", "--out", "merged.pth"],
     "weights fetch": ["weights", "fetch", "sam2-hiera-tiny"],
+    "doctor": ["doctor"],
     "bench": [
         *("bench", "--mode", "predict", "--backbone", "nano", "--size", "64", "--modalities", "1"),
         *("--batch", "1", "--repeats", "1", "--against", "plain"),

@@ -1,0 +1,34 @@
+"""``memorysam doctor``: what of this machine helps or hinders, and the remedy."""
+
+from __future__ import annotations
+
+from memorysam_cli.commands import options
+from memorysam_cli.errors import EnvironmentFault
+
+SCHEMA_VERSION = 1
+EXAMPLE = "memorysam doctor --json"
+
+
+def doctor(json: options.Json = False, verbose: options.Verbose = False, quiet: options.Quiet = False) -> None:
+    """Examine this machine: packages, GPU, disks, limits, the Hub.
+
+    Each line is ok, warning or problem, with what to do. It sends nothing but one request for the Hub's front page,
+    and not even that in offline mode (HF_HUB_OFFLINE=1). Exit code 6: there is a problem, and commands will fail.
+    """
+    options.begin(json=json, verbose=verbose, quiet=quiet)
+    from memorysam_cli.engine.doctor import examination
+    from memorysam_cli.report import console
+
+    found = list(examination.examine())
+    counts = {state: sum(1 for each in found if each.state == state) for state in ("ok", "warning", "problem")}
+    if json:
+        rows = [vars(each) for each in found]
+        console.answer({"schema_version": SCHEMA_VERSION, "checks": rows, "counts": counts})
+    console.table(["check", "state", "found"], [[each.name, each.state, each.found] for each in found])
+    for each in found:
+        if each.remedy:
+            console.say(f"{each.state}: {each.name}: {each.remedy}")
+    console.say(f"{counts['ok']} ok, {counts['warning']} warning(s), {counts['problem']} problem(s)")
+    if counts["problem"]:
+        names = ", ".join(each.name for each in found if each.state == "problem")
+        raise EnvironmentFault(f"doctor: {counts['problem']} problem(s): {names}; the remedies stand above")

@@ -1,0 +1,1 @@
+"""``memorysam doctor``: what of this machine helps or hinders, and the remedy."""
