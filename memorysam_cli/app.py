@@ -26,6 +26,7 @@ from memorysam_cli.storage import atomic
 
 COMMANDS = {
     "prepare": "memorysam_cli.commands.prepare:app",
+    "check": "memorysam_cli.commands.check:check",
     "plan": "memorysam_cli.commands.plan:plan",
     "train": "memorysam_cli.commands.train:train",
     "evaluate": "memorysam_cli.commands.evaluate:evaluate",

@@ -116,10 +116,10 @@ def check_and_write(
     """
     place = manifests.folder(manifest.root, manifest.info.name)
     atomic.refuse_unwritable(place)
-    report = check(
+    report = examine(
         manifest, drop_incomplete=drop_incomplete, headers_only=headers_only, max_pixels=max_pixels, advance=advance
     )
-    report = replace(_with_layout(report, manifest), notes=tuple(notes))
+    report = replace(report, notes=tuple(notes))
     report = replace(report, laws=(held or {}) | report.laws)
     if (report.problems and not report.dropped) or not report.scenes:
         return Prepared(report, manifest=None)
@@ -132,6 +132,29 @@ def check_and_write(
     _list_dropped(place / DROPPED, report.dropped)
     manifests.write(manifest.root, info, report.scenes)
     return Prepared(report, manifest=place)
+
+
+def examine(
+    manifest: Manifest,
+    *,
+    drop_incomplete: bool = False,
+    headers_only: bool = False,
+    max_pixels: int | None = None,
+    advance: Callable[[], object] | None = None,
+) -> Report:
+    """Check a listed data set, and hear what its published layout has to say; no manifest is written.
+
+    Args:
+        manifest: as of :func:`check_and_write`, as are the others.
+        drop_incomplete: leave scenes with problems out of the figures.
+        headers_only: see :func:`~memorysam_cli.data.checking.check.check`.
+        max_pixels: larger pictures are refused.
+        advance: called after each scene.
+    """
+    report = check(
+        manifest, drop_incomplete=drop_incomplete, headers_only=headers_only, max_pixels=max_pixels, advance=advance
+    )
+    return _with_layout(report, manifest)
 
 
 def _list_dropped(path: Path, dropped: Sequence[Dropped]) -> None:

@@ -22,6 +22,8 @@ BLUE, VERMILION, GREEN, ORANGE, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F
 GREY = "#8c8c8c"
 LONGEST_NAME = 28
 """Letters of a class's name on an axis."""
+SKEWED = 50
+"""How much commoner the commonest class must be than the rarest one for a logarithmic axis."""
 FEW = 30
 """Points below which each one is marked."""
 
@@ -144,6 +146,50 @@ def failure_bars(
         axes.spines[["top", "right"]].set_visible(False)
         if means or len(bars) > 1:
             figure.legend(loc="outside lower center", frameon=False, ncols=3)
+    return png.getvalue()
+
+
+def class_histogram(shares: Mapping[str, Sequence[float]], *, classes: Sequence[str], title: str = "") -> bytes:
+    """Horizontal bars of how much of each split belongs to each class, one colour per split.
+
+    Args:
+        shares: split → K percentages.
+        classes: K names.
+        title: the line above.
+
+    Returns:
+        A PNG. The axis is logarithmic where the rarest class is far rarer than the commonest; a class without a pixel
+        is said to be absent.
+    """
+    positive = [value for values in shares.values() for value in values if value > 0]
+    is_skewed = bool(positive) and max(positive) > SKEWED * min(positive)
+    least = 10 ** np.floor(np.log10(min(positive))) if is_skewed else 0.0
+    thick = 0.8 / max(1, len(shares))
+    shades = (BLUE, ORANGE, GREEN, PURPLE)
+    with drawing(width=8, height=1.8 + len(classes) * max(0.28, 0.17 * len(shares))) as (figure, png):
+        axes = figure.add_subplot()
+        for index, (split, values) in enumerate(shares.items()):
+            places = np.arange(len(classes)) + (index - (len(shares) - 1) / 2) * thick
+            axes.barh(places, values, color=shades[index % len(shades)], height=0.9 * thick, label=split)
+            for place, value in zip(places, values, strict=True):
+                if value <= 0:
+                    axes.text(
+                        0.01, place, "absent", va="center", fontsize=7, color=GREY, transform=axes.get_yaxis_transform()
+                    )
+        if is_skewed:
+            axes.set_xscale("log")
+            axes.set_xlim(least, 150)
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")  # 0.01, not ten to the power of -2
+        else:
+            axes.set_xlim(0, max([*positive, 1.0]) * 1.08)
+        axes.set_yticks(range(len(classes)), [_short(name) for name in classes], fontsize=8)
+        axes.set_ylim(len(classes) - 0.4, -0.6)  # the first class on top
+        axes.set_xlabel("per cent of the labelled pixels" + (", logarithmic" if is_skewed else ""))
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.suptitle(title, wrap=True)
+        figure.legend(loc="outside lower center", frameon=False, ncols=4)
     return png.getvalue()
 
 

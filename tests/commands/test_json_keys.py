@@ -28,6 +28,7 @@ CHANGES = [word for change in TINY for word in ("--set", change)]
 BEST = "runs/latest/checkpoints/best.safetensors"
 COMMANDS = {
     "prepare": ["prepare", "synthetic", "data", "--scenes", "20", "--size", "72"],
+    "check": ["check", "data"],
     "prepare hha": [
         "prepare",
         "hha",

@@ -12,7 +12,6 @@ import typer
 if TYPE_CHECKING:
     from memorysam_cli.data.checking.report import Report, Stored
     from memorysam_cli.data.manifest import Manifest
-    from memorysam_cli.data.preparation import Prepared
     from memorysam_cli.dataset import DatasetInfo
     from memorysam_cli.laws import Report as Laws
 
@@ -74,7 +73,10 @@ def check_and_write(
             accepts_edits=accepts_edits,
             advance=bar.advance,
         )
-    _show(prepared)
+    show(prepared.report)
+    if prepared.manifest is not None:
+        console.say(f"manifest    {prepared.manifest}")
+        _show_root(prepared.manifest.parent.parent)
     if json:
         console.answer(prepared.to_json())
     fault = prepared.fault()
@@ -101,11 +103,10 @@ def measuring(*, max_pixels: int | None, normalise: bool) -> Callable[[Manifest]
     return measure
 
 
-def _show(prepared: Prepared) -> None:
+def show(report: Report) -> None:
     """Problems and oddities on stderr; scenes, files and how often each class occurs on stdout."""
     from memorysam_cli.report import console
 
-    report = prepared.report
     for problem in report.problems:
         console.warn(f"{problem.kind}: {problem.count}, the first {len(problem.first)}:")
         for line in problem.first:
@@ -121,9 +122,6 @@ def _show(prepared: Prepared) -> None:
     splits = ", ".join(f"{split} {count}" for split, count in report.splits.items())
     console.say(f"scenes      {len(report.scenes)} ({splits})")
     console.say(f"modalities  {', '.join(report.modalities)}")
-    if prepared.manifest is not None:
-        console.say(f"manifest    {prepared.manifest}")
-        _show_root(prepared.manifest.parent.parent)
 
 
 def _show_root(root: Path) -> None:

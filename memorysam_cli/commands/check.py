@@ -1,0 +1,65 @@
+"""``memorysam check``: look at a data set before hours are spent on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memorysam_cli.commands import options
+from memorysam_cli.commands.prepare.outcome import HeadersOnly, MaxPixels
+from memorysam_cli.errors import DataError
+
+SCHEMA_VERSION = 1
+EXAMPLE = "memorysam check ./data --dataset deliver"
+
+
+def check(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A data root, or a published data set's folder.")],
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", metavar="NAME", help="Which one, where DATA holds several.")
+    ] = None,
+    out: options.OptionalOut = None,
+    headers_only: HeadersOnly = False,
+    max_pixels: MaxPixels = None,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Look at every file of a data set, and show it.
+
+    Sizes, types, torn files, label ids, pairs that do not fit, splits that overlap: all problems at once, the first ten
+    of each kind by name. Writes sheet.png (a scene of each condition with all its sensors), labels.png (how often each
+    class occurs) and report.json into ./check-<data set>/ or --out, and no manifest. Exit code 3: there are problems.
+    """
+    options.begin(json=json, verbose=verbose, quiet=quiet)
+    from memorysam_cli.commands.prepare import outcome
+    from memorysam_cli.data import preparation
+    from memorysam_cli.data.checking import pictures, target
+    from memorysam_cli.report import console
+    from memorysam_cli.storage import atomic, documents
+
+    found = target.find(data, dataset=dataset)
+    folder = out or Path(f"check-{found.info.name}")
+    atomic.refuse_unwritable(folder)
+    with console.progress(len(found.scenes), "check") as bar:
+        report = preparation.examine(found, headers_only=headers_only, max_pixels=max_pixels, advance=bar.advance)
+    drawn = pictures.draw(found, report, folder)
+    files = {"report": folder / "report.json", **{path.stem: path for path in drawn}}
+    facts = {
+        "schema_version": SCHEMA_VERSION,
+        **report.to_json(),
+        "files": {key: str(path) for key, path in files.items()},
+    }
+    documents.write_json(files["report"], facts)
+    outcome.show(report)
+    console.say(f"pictures    {', '.join(map(str, drawn)) or 'none: no scene can be read'}")
+    if json:
+        console.answer(facts)
+    if report.problems:
+        counted = ", ".join(f"{problem.count} × {problem.kind}" for problem in report.problems)
+        raise DataError(
+            f"{data}: data set '{report.dataset}' has problems ({counted}), first {report.problems[0].first[0]}; mend "
+            f"the files, or leave such scenes out when preparing (--drop-incomplete); {files['report']} lists them"
+        )
