@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from memorysam_cli.report import live
 from memorysam_cli.report.progress import Progress, draws_bars
 
 if TYPE_CHECKING:
@@ -123,10 +124,16 @@ def error(text: str, *, code: int) -> None:
     _tell(line, level="error", prefix=f"memorysam: error [{code}]:", style="bold red")
 
 
-def progress(total: int, label: str) -> contextlib.AbstractContextManager[Progress]:
+def progress(total: int, label: str, *, is_table: bool = False) -> contextlib.AbstractContextManager[Progress]:
     """Show the progress of ``total`` things: a bar where a person watches, else a sober line now and then.
 
-    The context's value has ``advance(n=1, status="")``.
+    Args:
+        total: how many; 0 shows nothing.
+        label: a word or two.
+        is_table: its figures are shown as a live table where a bar would be drawn.
+
+    Returns:
+        A context whose value has ``advance(n=1, status="", figures=None)``.
     """
     shown = _state.verbosity >= NORMAL
     bar = shown and draws_bars()
@@ -134,6 +141,11 @@ def progress(total: int, label: str) -> contextlib.AbstractContextManager[Progre
     def line(text: str) -> None:
         _tell(text, level="progress", shown=shown and not bar)
 
+    table = live.shown()
+    if bar and total and table is not None:
+        return live.Inner(total, label, line=line, outer=table)
+    if bar and total and is_table:
+        return live.LiveTable(total, label, line=line, console=_rich(sys.stderr))
     return Progress(total, label, line=line, bar=bar)
 
 
@@ -201,9 +213,16 @@ def _fits(stream: TextIO, text: str) -> bool:
 def _rich(stream: TextIO) -> Console:
     from rich.console import Console
 
+    class Steady(Console):
+        """Never hides the cursor: who kills the program would be left without one."""
+
+        def show_cursor(self, show: bool = True) -> bool:  # noqa: ARG002
+            return False
+
     color = _has_color(stream)
     width = None if stream.isatty() or os.environ.get("COLUMNS") else _PIPED_WIDTH
-    return Console(file=stream, force_terminal=color, no_color=not color, width=width, highlight=False)
+    # A terminal without colour is one nevertheless: a live table needs to move its cursor.
+    return Steady(file=stream, force_terminal=color or draws_bars(), no_color=not color, width=width, highlight=False)
 
 
 def _has_color(stream: TextIO) -> bool:
@@ -218,9 +237,12 @@ def _has_color(stream: TextIO) -> bool:
 
 @contextlib.contextmanager
 def _beside_bars() -> Iterator[None]:
-    """Lift the bars while a line is written, so that neither tears the other."""
-    tqdm = sys.modules.get("tqdm")
-    if tqdm is None:
+    """Lift the table or the bars while a line is written, so that neither tears the other."""
+    table, tqdm = live.shown(), sys.modules.get("tqdm")
+    if table is not None:
+        with table.lifted():
+            yield
+    elif tqdm is None:
         yield
     else:
         with tqdm.tqdm.external_write_mode(file=sys.stderr):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Self
 
@@ -78,9 +78,28 @@ class Progress:
         if kind is None and self.done > self._last_done:
             self._say(time.monotonic())
 
-    def advance(self, n: int = 1, status: str = "") -> None:
-        """Count ``n`` more; ``status`` is shown behind, such as ``loss 0.41``."""
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._start
+
+    def seconds_left(self) -> float | None:
+        """At the pace so far; None where there is none yet, or nothing is left."""
+        if not 0 < self.done < self.total:
+            return None
+        return self.seconds() * (self.total - self.done) / self.done
+
+    def advance(self, n: int = 1, status: str = "", figures: Mapping[str, str] | None = None) -> None:
+        """Count ``n`` more.
+
+        Args:
+            n: how many.
+            status: shown behind, such as ``loss 0.41``.
+            figures: name → value, shown behind too, or as a table where there is one.
+        """
         self.done += n
+        status = ", ".join(
+            [*([status] if status else []), *(f"{name} {value}" for name, value in (figures or {}).items())]
+        )
         self._status = status
         if self._bar is not None:
             self._bar.set_postfix_str(status, refresh=False)
@@ -98,8 +117,9 @@ class Progress:
             return
         spent = now - self._start
         parts = [f"{100 * self.done // self.total} % ({self.done} of {self.total})", duration(spent)]
-        if 0 < self.done < self.total:
-            parts.append(f"about {duration(spent * (self.total - self.done) / self.done)} left")
+        left = self.seconds_left()
+        if left is not None:
+            parts.append(f"about {duration(left)} left")
         if self._status:
             parts.append(self._status)
         self._line(f"{self.label}: {', '.join(parts)}")

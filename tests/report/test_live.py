@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+
+import pytest
+from rich.console import Console
+
+from memorysam_cli.report import console, live
+from memorysam_cli.report.live import LiveTable
+
+FIGURES = {"epoch": "1/8", "step": "1,234", "loss": "0.512", "lr": "6.00e-05", "scenes/s": "12.3", "best mIoU": "61.20"}
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"  # type: ignore[assignment]
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
+    found = Terminal()
+    for name in ("CI", "GITHUB_ACTIONS", "TQDM_DISABLE", "NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(live, "PAUSE_S", -1)
+    console.setup()
+    yield found
+    assert live.shown() is None
+
+
+def drawn(width: int, figures: dict[str, str]) -> list[str]:
+    """What a table looks like at a width."""
+    screen = Console(file=io.StringIO(), force_terminal=True, no_color=True, width=width, _environ={"TERM": "xterm"})
+    with LiveTable(200, "train", line=lambda _: None, console=screen) as table:
+        table.advance(50, figures=figures)
+        paper = Console(file=io.StringIO(), width=width)
+        with paper.capture() as capture:
+            paper.print(table._render())
+    return capture.get().splitlines()
+
+
+@pytest.mark.parametrize("width", [40, 80, 140])
+def test_every_figure_stands_under_its_name_within_the_width(width: int) -> None:
+    lines = drawn(width, FIGURES)
+    assert "25 % (50 of 200)" in lines[0]
+    assert all(len(line) <= width for line in lines)
+    assert len(lines) == (3 if width > 60 else 5)
+    for names, values in zip(lines[1::2], lines[2::2], strict=True):
+        for name, value in FIGURES.items():
+            if name in names:
+                assert names.index(name) == values.index(value)
+
+
+def test_a_note_is_written_whole_above_the_table(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with console.progress(2, "train", is_table=True) as shown:
+        shown.advance(figures=FIGURES)
+        console.note("step 1: val mIoU 11.71")
+        shown.advance(figures=FIGURES)
+    text = terminal.getvalue()
+    assert "\nstep 1: val mIoU 11.71\n" in text.replace("\x1b[2K", "\n").replace("\x1b[1A", "")
+    assert "\x1b[?25l" not in text, "the cursor is hidden: a killed run would leave the terminal without one"
+
+
+def test_progress_inside_is_a_line_of_the_table(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with console.progress(9, "train", is_table=True) as outer:
+        outer.advance(figures=FIGURES)
+        with console.progress(4, "validate") as inner:
+            assert isinstance(inner, live.Inner)
+            inner.advance(3)
+            assert "validate" in terminal.getvalue() and "75 % (3 of 4)" in terminal.getvalue()
+        assert isinstance(outer, LiveTable) and outer._inner is None
+
+
+def test_it_goes_when_work_fails(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with pytest.raises(KeyboardInterrupt), console.progress(2, "train", is_table=True) as shown:
+        shown.advance(figures=FIGURES)
+        raise KeyboardInterrupt
+    assert live.shown() is None
+
+
+@pytest.mark.parametrize("name", ["CI", "TERM"])
+def test_elsewhere_the_same_figures_are_sober_lines(
+    terminal: Terminal, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv(name, "dumb")
+    with console.progress(1, "train", is_table=True) as shown:
+        shown.advance(figures=FIGURES)
+    text = terminal.getvalue()
+    assert text.startswith("train: 100 % (1 of 1), 0 s, epoch 1/8, step 1,234, loss 0.512")
+    assert "\x1b" not in text
+
+
+def test_without_colour_the_table_is_still_drawn(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("NO_COLOR", "1")
+    with console.progress(2, "train", is_table=True) as shown:
+        shown.advance(figures=FIGURES)
+    text = terminal.getvalue()
+    assert "50 % (1 of 2)" in text and "\x1b[1A" in text and "\x1b[3" not in text
