@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from types import UnionType
+from typing import TYPE_CHECKING, get_args
 
 import yaml
 from pydantic import BaseModel
@@ -79,5 +80,7 @@ def _sections(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, 
     """The keys of every section of a schema by its dotted name; the top level is ``""``."""
     yield prefix, list(schema.model_fields)
     for name, information in schema.model_fields.items():
-        if isinstance(information.annotation, type) and issubclass(information.annotation, BaseModel):
-            yield from _sections(information.annotation, f"{prefix}.{name}".lstrip("."))
+        annotation = information.annotation
+        for kind in get_args(annotation) if isinstance(annotation, UnionType) else (annotation,):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _sections(kind, f"{prefix}.{name}".lstrip("."))

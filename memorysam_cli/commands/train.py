@@ -39,6 +39,7 @@ def train(
             "(or the recipe's newest) run, or starts one.",
         ),
     ] = None,
+    track: training_options.Track = None,
     device: options.Device = "auto",
     json: options.Json = False,
     verbose: options.Verbose = False,
@@ -61,11 +62,16 @@ def train(
     changes = training_options.changes(short, overrides or [])
     if recipe is not None or resume is None:
         recipes.load(recipe or recipes.DEFAULT, changes)  # a mistyped key is told before the seconds that torch takes
+    from memorysam_cli.engine.training import tracking
+
+    trackers = tracking.names(track or [])
     from memorysam_cli.engine.training import running
     from memorysam_cli.report import console
 
     trained = running.train(
-        running.Request(recipe, tuple(changes), data, out, resume, device, plans_batch=batch == training_options.AUTO)
+        running.Request(
+            recipe, tuple(changes), data, out, resume, device, batch == training_options.AUTO, trackers=trackers
+        )
     )
     if trained is not None:  # only the first of several processes answers
         if json:

@@ -38,6 +38,10 @@ MaxBad = Annotated[
         "--max-bad", metavar="SHARE", help="Training scenes that may be unreadable, such as 0.1% (else none)."
     ),
 ]
+Track = Annotated[
+    list[str] | None,
+    typer.Option("--track", metavar="A,B", help="Log to tensorboard, wandb, mlflow or trackio too (repeatable)."),
+]
 
 KEYS = {
     "batch": "train.batch", "accumulate": "train.accumulate", "precision": "train.precision", "saver": "train.saver",

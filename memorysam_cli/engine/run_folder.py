@@ -28,7 +28,7 @@ _TEMPORARY = re.compile(r"\.(?P<name>.+)\.tmp-.+-\d+-[0-9a-f]{8}")
 """What :mod:`~memorysam_cli.storage.atomic` calls a file or folder that is being written."""
 _BEFORE = {lock.NAME, lock.FAULTS, "exit.json"}
 """What a command leaves that ended before its run began."""
-_BEGUN = {*_BEFORE, RECIPE, "environment.json", "command.txt", "train.log", "checkpoints"}
+_BEGUN = {*_BEFORE, RECIPE, "environment.json", "command.txt", "train.log", "extent.json", "checkpoints", "trackers"}
 """What a run has before its first checkpoint."""
 _OLD_S = 3600
 """A link to the newest run is made in a moment: one that is older was left by a kill."""
@@ -64,6 +64,11 @@ class RunFolder:
     def quarantine(self) -> Path:
         """One JSON line per training scene that could not be read."""
         return self.path / "quarantine.jsonl"
+
+    @property
+    def extent(self) -> Path:
+        """How long the run is, for those who watch it."""
+        return self.path / "extent.json"
 
     @property
     def resumes(self) -> Path:

@@ -1,32 +1,41 @@
-"""The one way to find, read, override and check a recipe."""
+"""The one way to find, read, extend, override and check a recipe."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from memorysam_cli.errors import UsageError, did_you_mean
+from memorysam_cli.errors import UsageError
+from memorysam_cli.recipe import files
+from memorysam_cli.recipe.files import Measured, RecipeFile, Reported, Source
 from memorysam_cli.recipe.schema import Recipe
-from memorysam_cli.storage.documents import parse_yaml, read_yaml
-from memorysam_cli.validation import first_fault, kind_of, line_of
-
-PACKAGE = Path(__file__).parent.parent
+from memorysam_cli.storage.documents import parse_yaml
+from memorysam_cli.validation import first_fault
 
 
-def recipes_folder() -> Path:
-    """Where the shipped recipes lie: inside the wheel, or at the top of a checkout."""
-    inside = PACKAGE / "recipes"
-    return inside if inside.is_dir() else PACKAGE.parent / "recipes"
+@dataclass(frozen=True)
+class Document:
+    """A recipe, and what its file says beside it.
 
+    Attributes:
+        recipe: with every value, those of the recipe that it extends and the overrides included.
+        path: its file.
+        parent: the recipe that it extends: a shipped recipe's name, or a path; None where it extends none.
+        reported: what was published for it; None with overrides, which make another recipe of it.
+        measured: what it was seen to need; None with overrides.
+    """
 
-def shipped() -> dict[str, Path]:
-    """The shipped recipes by name, sorted."""
-    return dict(sorted((path.stem, path) for path in recipes_folder().glob("*.yaml")))
+    recipe: Recipe
+    path: Path
+    parent: str | None
+    reported: Reported | None
+    measured: Measured | None
 
 
 def load(name_or_file: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
@@ -39,23 +48,28 @@ def load(name_or_file: str | os.PathLike[str], overrides: Sequence[str] = ()) ->
     Raises:
         UsageError: no such recipe, an unknown key, a wrong type or an impossible value.
     """
-    text = os.fspath(name_or_file)
-    known = shipped()
-    path = known.get(text, Path(text))
-    if text not in known and (path.suffix not in {".yaml", ".yml"} or not path.is_file()):
-        why = "is not a file" if path.suffix in {".yaml", ".yml"} else "is no shipped recipe and no .yaml file"
-        raise UsageError(f"recipe {text}: {why}{did_you_mean(text, known)}")
-    content = read_yaml(path)
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: a recipe is a mapping of sections, not {kind_of(content)}")
-    content.setdefault("name", path.stem)
+    return read(name_or_file, overrides).recipe
+
+
+def read(name_or_file: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Document:
+    """As :func:`load`, with what the file says beside the recipe.
+
+    Raises:
+        UsageError: likewise; or what it extends is missing, wrong, or extends another one.
+    """
+    own = files.read(files.find(name_or_file))
+    parent = files.read_parent(own)
+    content = own.content if parent is None else files.extended(parent.content, own.content)
+    content.setdefault("name", own.path.stem)
     for override in overrides:
         _apply(content, override)
     try:
-        return _validated(content)
+        recipe = _validated(content)
     except ValidationError as fault:
-        keys, reason = first_fault(fault, Recipe)
-        raise UsageError(f"{_origin(path, keys, overrides)}: {reason}") from None
+        keys, reason = first_fault(fault, RecipeFile)
+        raise UsageError(f"{_origin(own, parent, keys, overrides)}: {reason}") from None
+    claims = files.Claims() if overrides else own.claims
+    return Document(recipe, own.path, _named(own, parent), claims.reported, claims.measured)
 
 
 def parse(content: dict[str, Any], *, where: str) -> Recipe:
@@ -78,6 +92,8 @@ def _apply(content: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise UsageError(f"--set {override}: must be key=value, for example optim.lr=1e-4")
     *parents, last = key.split(".")
+    if (parents or [last])[0] in files.OF_THE_FILE:
+        raise UsageError(f"--set {override}: '{(parents or [last])[0]}' can only be written in a recipe's file")
     place = content
     for part in parents:
         if place.get(part) is None:
@@ -88,10 +104,19 @@ def _apply(content: dict[str, Any], override: str) -> None:
     place[last] = parse_yaml(text, where=f"--set {override}")
 
 
-def _origin(path: Path, keys: tuple[str, ...], overrides: Sequence[str]) -> str:
-    """Who wrote the value at ``keys``: the last override of it, or a line of the file."""
+def _origin(own: Source, parent: Source | None, keys: tuple[str, ...], overrides: Sequence[str]) -> str:
+    """Who wrote the value at ``keys``: the last override of it, or a line of the file or of what it extends."""
     dotted = ".".join(keys)
     for override in reversed(overrides):
         if f"{dotted}.".startswith(f"{override.partition('=')[0]}."):
             return f"--set {override}"
-    return f"{path}:{line_of(path.read_text(encoding='utf-8-sig'), keys)}"
+    source = parent if parent is not None and parent.says(keys) and not own.says(keys) else own
+    return f"{source.path}:{source.line_of(keys)}"
+
+
+def _named(own: Source, parent: Source | None) -> str | None:
+    """What the recipe that is extended is called from the current folder."""
+    if parent is None:
+        return None
+    is_shipped = own.extends in files.shipped()
+    return own.extends if is_shipped else os.fspath(parent.path)

@@ -26,9 +26,13 @@ ALL = "all"
 """As the only one of ``data.modalities``: all that the data set has."""
 
 
+WORD = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+"""The pattern of what can name a folder, a data set, a modality."""
+
+
 def is_word(text: str) -> bool:
     """Whether a text can name a folder, a data set, a modality."""
-    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text) is not None
+    return re.fullmatch(WORD, text) is not None
 
 
 def _word(text: str) -> str:
@@ -37,7 +41,7 @@ def _word(text: str) -> str:
     return text
 
 
-Name = Annotated[str, AfterValidator(_word)]
+Name = Annotated[str, AfterValidator(_word), Field(json_schema_extra={"pattern": f"^{WORD}$"})]
 """A word that can name a folder."""
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
@@ -58,9 +62,11 @@ class Data(Section):
     image_size: int = Field(gt=0, multiple_of=32)
     """Side of the training crop, and short side in evaluation, in pixels."""
     train_split: Name = "train"
+    """The split that is learnt from."""
     selection_split: Name = "val"
     """The split that decides which checkpoint is best."""
     workers: int = Field(default=2, ge=0)
+    """Processes that read ahead; 0: the training reads by itself."""
     max_bad: float = Field(default=0.0, ge=0, lt=1)
     """Share of the training scenes that may turn out to be unreadable; others then stand in for them. 0: the first one
     ends the run."""
@@ -79,10 +85,11 @@ class Augment(Section):
     """Training augmentation; one geometric draw serves all modalities and the label (as the reference does it)."""
 
     flip: float = Field(default=0.5, ge=0, le=1)
+    """Probability of a horizontal mirroring."""
     jitter: float = Field(default=0.2, ge=0, le=1)
-    """Probability of brightness, contrast and saturation factors U(0.5, 1.5)."""
+    """Probability of brightness, contrast and saturation factors U(0.5, 1.5), for what is marked as photometric."""
     blur: float = Field(default=0.2, ge=0, le=1)
-    """Probability of a Gaussian blur: 3×3, or as wide as ``blur_sigma`` asks."""
+    """Probability of a Gaussian blur: 3×3, or as wide as ``blur_sigma`` asks; for what is marked as photometric."""
     blur_sigma: tuple[float, float] | None = None
     """Range of sigma in pixels; none: 0.8, what a 3×3 kernel means."""
     scale: tuple[float, float] = (0.5, 2.0)
@@ -109,12 +116,17 @@ class Lora(Section):
     """Low-rank adaptation of Hiera's attention, by PEFT."""
 
     rank: int = Field(default=4, gt=0)
+    """Rank of each update: more can learn more, and has more weights."""
     alpha: float | None = Field(default=None, gt=0)
-    """None: equal to the rank, so that the scale is 1."""
+    """Its scale is alpha / rank; none: equal to the rank, so that the scale is 1."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Probability with which an input of the update is dropped in training."""
     targets: tuple[Literal["q", "k", "v", "proj"], ...] = Field(default=("q", "v"), min_length=1)
+    """Which of attention's projections are adapted."""
     dora: bool = False
+    """Learn magnitude and direction apart (DoRA)."""
     rslora: bool = False
+    """Scale by alpha / √rank instead of alpha / rank (rank-stabilised LoRA)."""
 
 
 class Model(Section):
@@ -131,13 +143,16 @@ class Model(Section):
         "sam2.1-hiera-base-plus",
         "sam2.1-hiera-large",
     ]
+    """The size of SAM 2's image encoder; ``nano`` is a narrow one of ours for trials on a CPU."""
     base_weights: str = "published"
     """``published`` (the Hub; for nano the file in this package), ``random`` (nano only), or a path to a .pt."""
     init: str | None = Field(default=None, min_length=1)
     """Trained weights of ours to begin from (``train --init``); none: the base weights, and the rest fresh."""
     encoder: Literal["lora", "full", "frozen"] = "lora"
+    """What of the image encoder learns: a low-rank update, all of it, or nothing."""
     lora: Lora = Lora()
     object_gate: bool = True
+    """SAM 2's own gate: where its object score is not above 0, a sensor says nothing of the scene."""
 
     @model_validator(mode="after")
     def _random_is_for_nano(self) -> Model:
@@ -161,28 +176,38 @@ class Spmm(Section):
     """The Semantic Prototype Memory Module; both keys must be written out (METHOD §3)."""
 
     variant: Literal["reference", "paper", "off"]
+    """As the authors' code computes it, as the paper writes it, or not at all."""
     weight: float = Field(ge=0)
     """λ, the weight of the prototypical adaptation loss."""
     momentum: Momentum = 0.8
+    """Share of a class's old prototype that stays at each update."""
 
 
 class Optim(Section):
     """AdamW and its per-iteration schedule (METHOD §4)."""
 
+    # lr and weight_decay are bounded so that their product is still a float32.
     lr: float = Field(gt=0, le=1e30)
+    """The learning rate at the end of the warm-up, from which it falls."""
     weight_decay: float = Field(default=0.01, ge=0, le=1e6)
-    """Both are bounded so that their product is still a float32."""
+    """AdamW's; biases and norms have none."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
+    """AdamW's: how long the gradient's mean and its square are remembered."""
     eps: float = Field(default=1e-8, gt=0)
+    """AdamW's: keeps the division by the gradient's size finite."""
     warmup_epochs: float = Field(default=10, ge=0)
+    """Epochs in which the learning rate grows in a line to ``lr``."""
     warmup_ratio: float = Field(default=0.1, gt=0, le=1)
+    """Where it begins, as a share of ``lr``."""
     power: float = Field(default=0.9, gt=0)
+    """Of the polynomial by which it then falls: 1 is a straight line, less falls later."""
 
 
 class Train(Section):
     """How long, how much at once, and how often to look."""
 
     epochs: int = Field(gt=0)
+    """How often every scene is seen."""
     batch: int = Field(default=4, gt=0)
     """Scenes per process and step."""
     accumulate: int = Field(default=1, gt=0)
@@ -190,7 +215,9 @@ class Train(Section):
     max_steps: int | None = Field(default=None, gt=0)
     """Stop after this many updates (for trials); the schedule is not changed."""
     seed: int = Field(default=3407, ge=0)
+    """Of all random numbers."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    """What is computed in: exact, or faster on GPUs (tf32, bf16, fp16; bf16 also on new CPUs)."""
     saver: Literal["auto", "on", "off"] = "auto"
     """Recompute activations in the backward pass instead of keeping them: the same numbers, less memory, more time."""
     compile: bool = False
@@ -200,6 +227,7 @@ class Train(Section):
     validate_every: int = Field(default=1, gt=0)
     """Epochs between validations; the last epoch is always validated."""
     checkpoint_minutes: float = Field(default=10, gt=0)
+    """Minutes between checkpoints, from which a run can go on."""
     checkpoint_steps: int | None = Field(default=None, gt=0)
     """Also save after every so many updates."""
     keep_checkpoints: int = Field(default=2, ge=2)
@@ -210,6 +238,7 @@ class Recipe(Section):
     """A whole recipe, every value explicit once resolved."""
 
     name: Name
+    """What runs are called by; none: as the file."""
     about: str = ""
     """One line for ``recipes list``."""
     data: Data

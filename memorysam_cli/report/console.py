@@ -10,13 +10,13 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from memorysam_cli.report import live
-from memorysam_cli.report.progress import Progress, draws_bars
+from memorysam_cli.report.progress import Progress, draws_bars, in_ci
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -149,6 +149,39 @@ def progress(total: int, label: str, *, is_table: bool = False) -> contextlib.Ab
     return Progress(total, label, line=line, bar=bar)
 
 
+def width() -> int:
+    """Columns of the terminal that stdout is, or 80."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
+def redraws() -> bool:
+    """Whether stdout is a terminal before a person, where lines can be written over."""
+    return sys.stdout.isatty() and _moves_cursor() and not in_ci()
+
+
+@contextlib.contextmanager
+def screen() -> Iterator[Callable[[Sequence[str]], None]]:
+    """Lines on stdout that are written over by the next ones; the last ones stay.
+
+    Yields:
+        What shows the lines, cut to the terminal's width.
+    """
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(
+        console=_rich(sys.stdout), auto_refresh=False, redirect_stdout=False, redirect_stderr=False
+    ) as live_lines:
+
+        def show(lines: Sequence[str]) -> None:
+            live_lines.update(Text("\n".join(lines), no_wrap=True, overflow="crop"), refresh=True)
+
+        yield show
+
+
 @contextlib.contextmanager
 def log_to(path: Path) -> Iterator[None]:
     """Append all that is said on stderr (details too, bars as sober lines) to a text file, with time and no colour.
@@ -221,8 +254,8 @@ def _rich(stream: TextIO) -> Console:
 
     color = _has_color(stream)
     width = None if stream.isatty() or os.environ.get("COLUMNS") else _PIPED_WIDTH
-    # A terminal without colour is one nevertheless: a live table needs to move its cursor.
-    return Steady(file=stream, force_terminal=color or draws_bars(), no_color=not color, width=width, highlight=False)
+    is_screen = stream.isatty() and _moves_cursor()  # also without colour: what is drawn live needs no more
+    return Steady(file=stream, force_terminal=color or is_screen, no_color=not color, width=width, highlight=False)
 
 
 def _has_color(stream: TextIO) -> bool:
@@ -232,7 +265,11 @@ def _has_color(stream: TextIO) -> bool:
         return False
     if os.environ.get("FORCE_COLOR", "0") not in {"", "0", "false"}:
         return True
-    return stream.isatty() and os.environ.get("TERM") not in {"dumb", "unknown"}
+    return stream.isatty() and _moves_cursor()
+
+
+def _moves_cursor() -> bool:
+    return os.environ.get("TERM") not in {"dumb", "unknown"}
 
 
 @contextlib.contextmanager

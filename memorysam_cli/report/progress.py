@@ -21,9 +21,13 @@ LONGEST_SECONDS = 60.0
 
 def draws_bars() -> bool:
     """Whether stderr is a terminal with a person before it: not CI, not a dumb terminal, tqdm not disabled."""
-    ci = any(os.environ.get(name, "").lower() not in {"", "0", "false"} for name in ("CI", "GITHUB_ACTIONS"))
     dumb = os.environ.get("TERM") in {"dumb", "unknown"}
-    return sys.stderr.isatty() and _has_width() and not ci and not dumb and not os.environ.get("TQDM_DISABLE")
+    return sys.stderr.isatty() and _has_width() and not in_ci() and not dumb and not os.environ.get("TQDM_DISABLE")
+
+
+def in_ci() -> bool:
+    """Whether a machine reads, whatever it calls itself."""
+    return any(os.environ.get(name, "").lower() not in {"", "0", "false"} for name in ("CI", "GITHUB_ACTIONS"))
 
 
 def _has_width() -> bool:

@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,32 @@ def hold(folder: Path) -> Iterator[None]:
         raise
     finally:
         _release(descriptor, path, claim)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a folder, as its record says."""
+
+    host: str
+    pid: int
+    since: str
+    lives: bool | None
+    """None: it is on another machine, where nobody can know."""
+
+
+def owner(folder: Path) -> Owner | None:
+    """Who holds a folder; nothing is written and no lock is tried, so that nobody is disturbed.
+
+    Returns:
+        None for a folder that nobody holds, as far as its files tell.
+    """
+    try:
+        record = json.loads((folder / NAME).read_bytes())
+        found = Owner(str(record["host"]), int(record["pid"]), str(record["since"]), None)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    lives = None if record.get("where") != proc.here() else not marker.is_dead(record)
+    return replace(found, lives=lives)
 
 
 def note(fault: MemorySamError, folder: Path) -> None:

@@ -42,6 +42,7 @@ COMMANDS = {
     ],
     "plan": ["plan", "--recipe", "demo", *CHANGES],
     "train": ["train", "--recipe", "demo", *CHANGES],
+    "watch": ["watch"],
     "evaluate": ["evaluate", "--workers", "0"],
     "evaluate --robustness": ["evaluate", "--robustness", "emm", "--workers", "0"],
     "predict": ["predict", "data/mini-deliver", "--limit", "2", "--workers", "0"],
@@ -57,6 +58,9 @@ COMMANDS = {
     "weights export": ["weights", "export", BEST, "--format", "merged", "--out", "merged.pth"],
     "weights fetch": ["weights", "fetch", "sam2-hiera-tiny"],
     "doctor": ["doctor"],
+    "weights push": ["weights", "push", "alice/demo", BEST],
+    "export": ["export", BEST, "--format", "torch-export", "-m", "img", "--size", "32", "--out", "model.pt2"],
+    "card": ["card", BEST],
     "bench": [
         *("bench", "--mode", "predict", "--backbone", "nano", "--size", "64", "--modalities", "1"),
         *("--batch", "1", "--repeats", "1", "--against", "plain"),

@@ -9,9 +9,10 @@ from memorysam_cli.commands.weights.exporting import export
 from memorysam_cli.commands.weights.fetching import fetch
 from memorysam_cli.commands.weights.importing import import_weights
 from memorysam_cli.commands.weights.own import info, merge, verify
+from memorysam_cli.commands.weights.push import push
 
 app = typer.Typer(
-    help="Show, verify, merge, import, export and fetch weights.",
+    help="Show, verify, merge, import, export, fetch and push weights.",
     epilog=example("memorysam weights info runs/latest/checkpoints/best.safetensors"),
     no_args_is_help=True,
 )
@@ -24,3 +25,4 @@ app.command("import", epilog=example("memorysam weights import RGBDEL_epoch95_65
 )
 app.command(epilog=example("memorysam weights export rgbdel.safetensors --format reference --out rgbdel.pth"))(export)
 app.command(epilog=example("memorysam weights fetch sam2-hiera-base-plus"))(fetch)
+app.command(epilog=example("memorysam weights push alice/memorysam-demo best.safetensors --private --yes"))(push)

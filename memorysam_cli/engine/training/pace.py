@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import torch
 
 from memorysam_cli.engine.measuring import memory
+from memorysam_cli.engine.training.checkpoints import Position
+from memorysam_cli.engine.training.learner import Lesson
 from memorysam_cli.report.progress import duration
 
 
@@ -61,3 +64,24 @@ class Pace:
             f"{100 * self._data / seconds:.0f} % of the time in the loader, "
             f"peak memory {memory.gigabytes(memory.peak_bytes(self.device))}"
         )
+
+
+def told(lesson: Lesson, figures: Mapping[str, float], position: Position, *, epochs: int) -> dict[str, str]:
+    """What people see of an update: names and values of its progress.
+
+    Args:
+        lesson: what was learnt.
+        figures: of :meth:`Pace.update`, and ``lr``.
+        position: after the update.
+        epochs: of the run.
+    """
+    return {
+        "epoch": f"{position.epoch + 1}/{epochs}",
+        "step": f"{position.step:,}",
+        "loss": f"{lesson.loss:.3f}",
+        "spmm": f"{lesson.spmm:.4f}",
+        "lr": f"{figures['lr']:.2e}",
+        "scenes/s": f"{figures['scenes_per_second']:.3g}",
+        "memory": f"{figures['peak_memory_gb']:.1f} GB",
+        "best mIoU": "–" if position.best_miou is None else f"{position.best_miou:.2f}",
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.training import determinism, room, starting
 from memorysam_cli.engine.training.ending import Ending
 from memorysam_cli.engine.training.finishing import TrainingResult
+from memorysam_cli.engine.training.tracking import Tracking
 from memorysam_cli.engine.training.trainer import Trainer
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
+from memorysam_cli.storage import documents
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Request:
     device: str = "auto"
     plans_batch: bool = False
     """``--batch auto``."""
+    trackers: tuple[str, ...] = ()
+    """Of :func:`memorysam_cli.engine.training.tracking.names`."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,8 @@ def _train(request: Request, ending: Ending) -> Trained | None:
         if accelerator.is_main_process:
             stack.enter_context(ending.of_run(run))
             stack.enter_context(console.log_to(run.log))
+            documents.write_json(run.extent, dataclasses.asdict(trainer.extent))
+            trainer.tracking = Tracking(request.trackers)
         result = trainer.fit(run, resume=planned.checkpoint)
     if not accelerator.is_main_process:
         return None

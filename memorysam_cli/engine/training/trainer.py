@@ -32,9 +32,10 @@ from memorysam_cli.engine.training.extent import extent_of
 from memorysam_cli.engine.training.finishing import TrainingResult, finish
 from memorysam_cli.engine.training.introduction import introduction
 from memorysam_cli.engine.training.learner import Learner, Lesson
-from memorysam_cli.engine.training.pace import Pace
+from memorysam_cli.engine.training.pace import Pace, told
 from memorysam_cli.engine.training.quarantine import Quarantine
 from memorysam_cli.engine.training.schedule import learning_rate
+from memorysam_cli.engine.training.tracking import Tracking
 from memorysam_cli.engine.training.upcoming import Upcoming
 from memorysam_cli.engine.training.validation import HEADLINE, Validation, metric_of
 from memorysam_cli.errors import DataError, Stopped
@@ -64,6 +65,7 @@ class Trainer:
 
     run: RunFolder
     quarantine: Quarantine
+    tracking = Tracking()
 
     def __init__(
         self, recipe: Recipe, manifest: Manifest, *, accelerator: Accelerator, is_resumed: bool = False
@@ -143,10 +145,11 @@ class Trainer:
             sizes = {"scenes": len(self.scenes), "steps_per_epoch": self.extent.steps_per_epoch}
             for line in introduction(self.run, self.learner, self.position, **sizes):
                 console.note(line)
-        with catch_stop() as stop:
+        recipe, step = self.recipe.to_yaml(), self.position.step
+        with catch_stop() as stop, self.tracking.of_run(self.run.path, recipe=recipe, step=step):
             if resume is None:
                 self._checkpoint()  # a kill before the first interval must find something to resume from
-            with self._progress(self.extent.last_step - self.position.step, "train") as progress:
+            with self._progress(self.extent.last_step - self.position.step, "train", is_table=True) as progress:
                 while not self._is_done():
                     self._epoch(stop, progress)
             if not self.position.is_validated or self._lacks_best:
@@ -177,15 +180,14 @@ class Trainer:
 
     def _updates(self, stop: StopRequest, progress: Progress) -> None:
         """The updates of an epoch that are left."""
-        epoch, settings = self.position.epoch, self.recipe.train
-        upcoming = Upcoming(self._batches(epoch), size=settings.accumulate, device=self.accelerator.device)
+        settings = self.recipe.train
+        upcoming = Upcoming(
+            self._batches(self.position.epoch), size=settings.accumulate, device=self.accelerator.device
+        )
         self.pace.start_epoch()
         for batches in upcoming:
             lesson, figures = self._step(batches, upcoming)
-            progress.advance(
-                status=f"epoch {epoch + 1}/{settings.epochs}, loss {lesson.loss:.3f}, "
-                f"{figures['scenes_per_second']:.3g} scenes/s, {figures['peak_memory_gb']:.1f} GB"
-            )
+            progress.advance(figures=told(lesson, figures, self.position, epochs=settings.epochs))
             self._checkpoint_when_due(stop)
             if self._is_done():
                 break
@@ -205,7 +207,8 @@ class Trainer:
         self._learnt_from += sum(len(batch.scenes) for batch in batches)
         figures = self.pace.update(self.extent.scenes_per_step, waited=upcoming.waited())
         losses = {"loss": lesson.loss, "ohem": lesson.ohem, "spmm": lesson.spmm}
-        self._log({**losses, "lr": rate, "gradient_norm": lesson.gradient_norm, **figures})
+        figures = {"lr": rate, "gradient_norm": lesson.gradient_norm, **figures}
+        self._log({**losses, **figures})
         return lesson, figures
 
     def _validate(self) -> None:
@@ -225,6 +228,7 @@ class Trainer:
                 f"step {position.step}: {self.recipe.data.selection_split} mIoU {scores.miou:.2f} ({compared})"
             )
             self.validation.draw(self.run)
+            self.tracking.validated(position.step, result.classes, scores.iou, result.confusion(HEADLINE), self.run)
         wait_for_all(self.accelerator)
 
     def _checkpoint_when_due(self, stop: StopRequest) -> None:
@@ -287,11 +291,13 @@ class Trainer:
         return islice(batches, self.extent.steps_per_epoch * self.recipe.train.accumulate - self.position.batch)
 
     @contextlib.contextmanager
-    def _progress(self, total: int, label: str) -> Iterator[Progress]:
+    def _progress(self, total: int, label: str, *, is_table: bool = False) -> Iterator[Progress]:
         """A progress display in the main process, nothing in the others."""
-        with console.progress(total if self.accelerator.is_main_process else 0, label) as progress:
+        shown = total if self.accelerator.is_main_process else 0
+        with console.progress(shown, label, is_table=is_table) as progress:
             yield progress
 
     def _log(self, values: dict[str, float]) -> None:
         if self.accelerator.is_main_process:
             self.run.log_metrics({"step": self.position.step, "epoch": self.position.epoch}, values)
+            self.tracking.log(self.position.step, values, group="validation" if "miou" in values else "train")

@@ -1,0 +1,53 @@
+"""``memorysam card``: the model card of weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memorysam_cli.commands.options import Json, OptionalOut, Quiet, Verbose, begin, refuse_taken
+
+EXAMPLE = "memorysam card runs/latest/checkpoints/best.safetensors --out README.md"
+SCHEMA_VERSION = 1
+
+License = Annotated[
+    str, typer.Option("--license", metavar="ID", help="As the Hub names it, such as apache-2.0 or cc-by-nc-4.0.")
+]
+
+
+def card(
+    file: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A .safetensors file written by memorysam.")],
+    out: OptionalOut = None,
+    license: License = "apache-2.0",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it exists.")] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the Hugging Face model card of weights.
+
+    Sensors, classes with their colours, scores, recipe, provenance and how to use them, with the front matter that the
+    Hub reads. Scores are those of `memorysam evaluate` where its results lie in the run, else the validation's. Folders
+    of this machine are left out. Without --out the card is printed.
+    """
+    begin(json=json, verbose=verbose, quiet=quiet)
+    if out is not None:
+        refuse_taken(out, source=file, overwrite=overwrite)
+    from memorysam_cli.engine.weights import card as cards
+    from memorysam_cli.report import console
+    from memorysam_cli.storage import atomic
+
+    facts = cards.gather(file)
+    text = cards.render(facts, license=license)
+    if out is not None:
+        atomic.write_text(out, text)
+    if json:
+        console.answer(
+            {
+                "schema_version": SCHEMA_VERSION, "file": str(file), "out": None if out is None else str(out),
+                "sha256": facts.digest, "evaluations": len(facts.evaluations), "card": text,
+            }
+        )  # fmt: skip
+    console.say(text.rstrip("\n") if out is None else f"{out} ({len(text.splitlines())} lines)")

@@ -1,0 +1,82 @@
+"""``memorysam export``: a trained network for other runtimes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from memorysam_cli.commands.options import Json, Modalities, OptionalOut, Quiet, Verbose, begin, names, refuse_taken
+from memorysam_cli.errors import UsageError
+
+EXAMPLE = "memorysam export runs/latest/checkpoints/best.safetensors --format onnx --out model.onnx"
+SCHEMA_VERSION = 1
+SUFFIXES = {"torch-export": ".pt2", "onnx": ".onnx"}
+
+
+def export(
+    file: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A .safetensors file written by memorysam.")],
+    form: Annotated[
+        Literal["torch-export", "onnx"],
+        typer.Option("--format", help="For torch.export.load, or for onnxruntime (needs memorysam[onnx])."),
+    ],
+    modalities: Modalities = None,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", metavar="PX|HxW", help="Of the images, multiples of 32 (else the training's)."),
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, metavar="N", help="Scenes at once.")] = 1,
+    out: OptionalOut = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it exists.")] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a trained network as one file for other programs.
+
+    Base, LoRA and decoder in one, for a fixed number of sensors, size and batch. In: normalised float32 frames
+    (batch, sensors, 3, height, width). Out: logits at a quarter of the size, the class of each pixel, and how sure that
+    is. The file is read back and compared with PyTorch on random input (exit code 10, and no file, if they differ); a
+    .json beside it has classes, colours and normalisation. docs/export.md has ten lines that use it.
+    """
+    begin(json=json, verbose=verbose, quiet=quiet)
+    suffix = SUFFIXES[form]
+    target = file.with_suffix(suffix) if out is None else out
+    if target.suffix != suffix:
+        raise UsageError(f"--out {target}: must end in {suffix}, as --format {form} is read by its name")
+    sides = _size(size)
+    refuse_taken(target, source=file, overwrite=overwrite)
+    refuse_taken(target.with_suffix(".json"), source=file, overwrite=overwrite)
+    from memorysam_cli.engine.weights import portable
+    from memorysam_cli.report import console
+
+    made = portable.export(file, target, form=form, modalities=names(modalities), size=sides, batch=batch)
+    found, shape = made.likeness, "x".join(map(str, made.shape.frames))
+    if json:
+        console.answer(
+            {
+                "schema_version": SCHEMA_VERSION, "file": str(file), "out": str(made.out),
+                "metadata": str(made.metadata), "format": form, "input": list(made.shape.frames),
+                "sha256": made.sha256, "bytes": made.out.stat().st_size, "difference": found.difference,
+                "relative": found.relative, "agreement": found.agreement,
+            }
+        )  # fmt: skip
+    console.say(f"{made.out} ({form}, {made.out.stat().st_size / 1e6:.1f} MB, input {shape}, SHA-256 {made.sha256})")
+    console.say(f"{made.metadata} (classes, colours, normalisation)")
+    console.say(
+        f"against PyTorch: logits differ by {found.difference:.2g} at most ({found.relative:.1g} of their size), "
+        f"{found.agreement:.2f} % of the pixels get the same class"
+    )
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    """``512`` or ``384x640`` as height and width."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.strip())
+    height, width = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not height or not width or height % 32 or width % 32:
+        raise UsageError(f"--size {text}: must be PX or HxW in multiples of 32, such as 512 or 384x640")
+    return height, width

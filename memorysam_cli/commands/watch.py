@@ -1,0 +1,92 @@
+"""``memorysam watch``: follow a training from another terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from memorysam_cli.commands import options
+
+if TYPE_CHECKING:
+    from memorysam_cli.engine.watching import Look
+
+SCHEMA_VERSION = 1
+EXAMPLE = "memorysam watch runs/latest"
+NAMES = {
+    "loss": ("loss", ".4f"), "spmm": ("SPMM loss", ".4g"), "lr": ("learning rate", ".2e"),
+    "gradient_norm": ("gradient norm", ".3g"), "scenes_per_second": ("scenes/s", ".3g"),
+    "peak_memory_gb": ("memory in GB", ".2f"), "miou": ("mIoU", ".2f"),
+}  # fmt: skip
+"""Series → what it is called, and how its numbers are written."""
+
+
+def watch(
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="The run's folder (else runs/latest).")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
+    every: Annotated[float, typer.Option("--every", min=0.1, metavar="SECONDS", help="Between two looks.")] = 1.0,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Follow a training: step, losses, pace, time left, as numbers and as curves of one line.
+
+    Looks each second until the run ends, or until Ctrl-C, which stops the watching alone. In a pipe, with --json and
+    with --once it looks once. It reads only: no run is slowed or disturbed.
+    """
+    options.begin(json=json, verbose=verbose, quiet=quiet)
+    from memorysam_cli.engine import run_folder
+    from memorysam_cli.engine.watching import Watch
+    from memorysam_cli.report import console
+
+    watched = Watch(run or run_folder.RUNS / run_folder.LATEST)
+    look = watched.look()
+    if json:
+        console.answer({"schema_version": SCHEMA_VERSION, **look.to_json()})
+    elif once or not console.redraws():
+        for line in lines(look, width=console.width()):
+            console.say(line)
+    else:
+        try:
+            with console.screen() as show:
+                while True:
+                    show(lines(look, width=console.width()))
+                    if look.state != "running":
+                        break
+                    time.sleep(every)
+                    look = watched.look()
+        except KeyboardInterrupt:
+            return
+
+
+def lines(look: Look, *, width: int) -> list[str]:
+    """A look as lines of text.
+
+    Args:
+        look: at a run.
+        width: columns.
+    """
+    from memorysam_cli.report.progress import duration
+    from memorysam_cli.report.sparklines import ASCII, BLOCKS, sparkline
+
+    total = "" if look.last_step is None else f" of {look.last_step:,} ({100 * look.step // max(1, look.last_step)} %)"
+    left = "" if look.seconds_left is None else f", about {duration(look.seconds_left)} left"
+    owner = "" if look.owner is None else f" on {look.owner.host}, pid {look.owner.pid}, since {look.owner.since}"
+    best = "none yet" if look.best_miou is None else f"{look.best_miou:.2f} at step {look.best_step:,}"
+    found = [
+        f"run            {look.run}",
+        f"state          {look.state}{owner}",
+        f"step           {look.step:,}{total}, epoch {min(look.epoch + 1, look.epochs)} of {look.epochs}{left}",
+        f"best mIoU      {best}",
+    ]
+    letters = BLOCKS if "utf" in (sys.stdout.encoding or "").lower() else ASCII
+    for name, (title, form) in NAMES.items():
+        values = look.series[name]
+        if values:
+            latest = "–" if values[-1] is None else format(values[-1], form)
+            latest = latest if letters == BLOCKS else latest.replace("–", "-")
+            found.append(f"{title:<14} {latest:>10}  {sparkline(values, width=max(8, width - 28), blocks=letters)}")
+    return found

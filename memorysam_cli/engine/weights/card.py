@@ -1,0 +1,286 @@
+"""The Hugging Face model card of weights: what they are, what they score, where they come from, how to use them.
+
+All of it is read from the weights themselves, from their run's folder and from the evaluations that lie there. Names of
+classes and data sets are other people's text, and paths are nobody's business: both are written so that they stay text.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from memorysam_cli.engine import run_folder
+from memorysam_cli.errors import MemorySamError
+from memorysam_cli.model.weights import WeightsCard, read_card
+from memorysam_cli.report.markdown import fenced, line, plain, table
+from memorysam_cli.storage import documents, tensors
+
+LICENSE = "apache-2.0"
+"""SAM 2's, of which all weights are made, and ours."""
+HOME = "memorysam"
+_PLAIN = re.compile(r"[^A-Za-z0-9._-]+")
+_ABSOLUTE = re.compile(r"^(?:~|/|[A-Za-z]:[\\/]).*[\\/]")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a card is made of."""
+
+    file: Path
+    digest: str
+    """SHA-256 of the file."""
+    card: WeightsCard
+    command: str | None
+    """That trained them, without anybody's paths; None where it is not known."""
+    evaluations: tuple[dict[str, Any], ...]
+    """Reports of ``memorysam evaluate`` on these very weights with all their sensors."""
+
+
+def gather(path: Path) -> Facts:
+    """Everything that is known of weights.
+
+    Args:
+        path: a weights file of ours.
+
+    Raises:
+        WeightsError: it is none, or damaged.
+    """
+    card, digest, run = read_card(path), tensors.sha256(path), run_folder.run_of(path)
+    command = None
+    if run is not None and (run / "command.txt").is_file():
+        command = public_command((run / "command.txt").read_text(encoding="utf-8", errors="replace")) or None
+    places = [run / "evaluate"] if run is not None else []
+    places.append(Path("evaluate") / f"{path.stem}-{digest[:8]}")
+    found = [report for place in places for report in _reports(place) if _is_of(report, card, digest)]
+    return Facts(path, digest, card, command, tuple(found))
+
+
+def render(facts: Facts, *, license: str = LICENSE, repo: str | None = None) -> str:
+    """The card as Markdown, with the YAML that the Hub reads above it.
+
+    Args:
+        facts: of :func:`gather`.
+        license: an identifier of the Hub's.
+        repo: where the weights will lie, for the lines that use them.
+    """
+    card = facts.card
+    sections = [
+        f"---\n{_front_matter(facts, license=license)}---",
+        f"# {plain(_title(card))}",
+        _what(card),
+        "## Scores\n\n" + _scores(facts),
+        "## Sensors\n\n" + _sensors(card),
+        "## Classes\n\n" + _classes(card),
+        "## How to use it\n\n" + _use(facts, repo=repo),
+        "## Provenance\n\n" + _provenance(facts),
+        "## Recipe\n\n" + fenced("yaml", public_recipe(card)),
+        "## Limits\n\n" + _limits(facts),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def public_command(text: str) -> str:
+    """A command line without the folders of the machine that it was typed on; nothing of one that is cut off."""
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        return ""
+    parts = [word.partition("=") for word in words]
+    shown = ["".join((key, equals, _public(value))) if equals else _public(key) for key, equals, value in parts]
+    if shown:
+        shown[0] = PurePath(shown[0]).name
+    return shlex.join(shown)
+
+
+def _public(text: str) -> str:
+    """The last part of an absolute path; other text as it is."""
+    return _ABSOLUTE.sub("…/", text.strip()) if _ABSOLUTE.match(text.strip()) else text
+
+
+def _front_matter(facts: Facts, *, license: str) -> str:
+    """The YAML block, by the Hub's own client."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    card, info = facts.card, facts.card.dataset
+    where: dict[str, Any] = {"dataset_type": _slug(info.name), "dataset_name": line(info.title)}
+    results = [
+        EvalResult(
+            task_type="image-segmentation", metric_type="mean_iou", metric_name=f"mIoU ({protocol})",
+            metric_value=round(miou, 2), dataset_split=line(split), **where,
+        )
+        for split, protocol, miou in _headlines(facts)
+    ]  # fmt: skip
+    tags = ["semantic-segmentation", "multi-modal", "sam2", "memorysam", *(_slug(m.name) for m in card.modalities)]
+    data = ModelCardData(
+        license=license, library_name=HOME, pipeline_tag="image-segmentation", tags=list(dict.fromkeys(tags)),
+        base_model=_base_model(card), datasets=[_slug(info.name)], metrics=["mean_iou"],
+        model_name=line(_title(card)), eval_results=results or None,
+    )  # fmt: skip
+    if not results:
+        del data.model_name  # a model index without results is none
+    text: str = data.to_yaml()
+    return text.rstrip("\n") + "\n"
+
+
+def _what(card: WeightsCard) -> str:
+    sensors = ", ".join(plain(modality.name) for modality in card.modalities)
+    count = len(card.modalities)
+    return (
+        f"Semantic segmentation of {len(card.dataset.classes)} classes from {count} sensor{'s' * (count > 1)} "
+        f"({sensors}), trained on {plain(card.dataset.title)}. The network is MemorySAM (arXiv 2503.06700): SAM 2's "
+        f"video memory ({plain(card.recipe.model.backbone)}) runs across the aligned images of one scene."
+    )
+
+
+def _scores(facts: Facts) -> str:
+    rows = [(split, protocol, f"{miou:.2f}") for split, protocol, miou in _headlines(facts)]
+    if not rows:
+        return "None are known: these weights were not validated."
+    lines = [table(("split", "protocol", "mIoU (%)"), rows)]
+    lines.append(
+        "`resized`: scored at the network's size, as papers report it; `native`: at the images' own. The mean is over "
+        "all classes, and one that is absent counts 0."
+    )
+    for report in facts.evaluations[:1]:
+        each = sorted(report["classes"], key=lambda one: -one["iou"])
+        rows = [(plain(str(one["name"])), f"{one['iou']:.2f}", f"{one['f1']:.2f}") for one in each]
+        lines.append(f"Per class ({plain(report['split'])}, {report['protocol']}):")
+        lines.append(table(("class", "IoU (%)", "F1 (%)"), rows))
+        lines += [f"> {plain(line)}" for line in report.get("warnings", [])]
+    return "\n\n".join(lines)
+
+
+def _sensors(card: WeightsCard) -> str:
+    rows = []
+    for modality in card.modalities:
+        scaled = "by type" if modality.scale is None else f"× {modality.scale:g} + {modality.offset:g}"
+        normal = "–"
+        if modality.mean is not None and modality.std is not None:
+            normal = f"{_numbers(modality.mean)} / {_numbers(modality.std)}"
+        rows.append((plain(modality.name), modality.kind, scaled, normal))
+    note = f"Images are seen at {card.image_size} px (short side). All sensors of a scene must show the same view."
+    return table(("sensor", "kind", "values", "mean / std"), rows) + f"\n\n{note}"
+
+
+def _classes(card: WeightsCard) -> str:
+    both = zip(card.dataset.classes, card.dataset.palette, strict=True)
+    rows = [
+        (str(number), plain(name), f"`#{red:02x}{green:02x}{blue:02x}`")
+        for number, (name, (red, green, blue)) in enumerate(both)
+    ]
+    return table(("id", "class", "colour"), rows)
+
+
+def _use(facts: Facts, *, repo: str | None) -> str:
+    name = shlex.quote(facts.file.name)
+    fetch = f"hf download {repo} {name} --local-dir .\n" if repo else ""
+    sensors = ", ".join(repr(modality.name) for modality in facts.card.modalities)
+    shell = f"pip install memorysam\n{fetch}memorysam predict SCENES --weights {name} --out predictions\n"
+    python = (
+        "import torch\n"
+        "from memorysam_cli.model import load\n\n"
+        f"network = load({facts.file.name!r})\n"
+        f"# One (B, 3, H, W) float32 tensor per sensor, normalised as above: {sensors}\n"
+        f"size = {facts.card.image_size}\n"
+        "frames = [torch.zeros(1, 3, size, size) for _ in network.card.modalities]\n"
+        "with torch.inference_mode():\n"
+        "    classes = network.logits(frames).argmax(dim=1)  # (B, H, W)\n"
+    )
+    return f"{fenced('console', shell)}\n\n{fenced('python', python)}"
+
+
+def _provenance(facts: Facts) -> str:
+    card = facts.card
+    rows = [
+        ("file", f"`{line(facts.file.name)}`"),
+        ("SHA-256", f"`{facts.digest}`"),
+        ("base weights", f"{plain(_base_source(card))} (SHA-256 `{card.base.sha256 or '–'}`)"),
+        ("LoRA and class tokens", {"trained": "in this file; the base is fetched", "complete": "all in this file",
+                                   "merged": "all in this file, LoRA folded in"}[card.kind]),
+        ("data set", f"{plain(card.dataset.title)} (`{line(card.dataset.name)}`)"),
+        ("its content", f"`{card.dataset.content_hash or '–'}`"),
+        ("seed", str(card.recipe.train.seed)),
+        ("made with", ", ".join(f"{name} {version}" for name, version in card.versions.items())),
+    ]  # fmt: skip
+    if card.metric is not None and card.metric.step is not None:
+        rows.append(("chosen at", f"step {card.metric.step}, epoch {card.metric.epoch}"))
+    text = table(("", ""), rows)
+    return text if facts.command is None else f"{text}\n\nTrained by:\n\n{fenced('console', facts.command)}"
+
+
+def _limits(facts: Facts) -> str:
+    card = facts.card
+    lines = [
+        f"It knows the {len(card.dataset.classes)} classes above and gives each pixel one of them, also where nothing "
+        "of them is there.",
+        f"It was trained on {plain(card.dataset.title)}; other cameras, places and weather may score far less. "
+        "Score it on data of your own first: `memorysam evaluate`, and `--robustness` for failing sensors.",
+        "The sensors must be aligned to each other, pixel by pixel.",
+        "The licence above is that of the weights' base and code; the terms of the data set may be narrower.",
+        "It is not made for decisions on which safety depends.",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def public_recipe(card: WeightsCard) -> str:
+    """The recipe as YAML, without anybody's paths."""
+    return re.sub(r"(?<=: )(['\"]?)(?:~|/)[^\n]*/([^/\n]*)$", r"\1…/\2", card.recipe.to_yaml(), flags=re.MULTILINE)
+
+
+def _headlines(facts: Facts) -> list[tuple[str, str, float]]:
+    """Split, protocol and mIoU in percent: of the evaluations, or of the validation that the weights carry."""
+    found: dict[tuple[str, str], float] = {}
+    for report in facts.evaluations:
+        for protocol, part in report["protocols"].items():
+            found.setdefault((report["split"], protocol), float(part["miou"]))
+    metric = facts.card.metric
+    if metric is not None:
+        found.setdefault((metric.split, metric.protocol), metric.miou)
+    return [(split, protocol, miou) for (split, protocol), miou in found.items()]
+
+
+def _reports(folder: Path) -> list[dict[str, Any]]:
+    """The evaluations below a folder, in the order of their names; what cannot be read is none."""
+    found = []
+    for path in sorted(folder.rglob("metrics.json")) if folder.is_dir() else ():
+        try:
+            report = documents.read_json(path)
+        except MemorySamError:
+            continue
+        if isinstance(report, dict) and report.get("schema_version") == 1 and "protocols" in report:
+            found.append(report)
+    return found
+
+
+def _is_of(report: dict[str, Any], card: WeightsCard, digest: str) -> bool:
+    """Whether a report is of these weights as they are meant to be used: all sensors, one look."""
+    is_whole = report.get("modalities") == [modality.name for modality in card.modalities]
+    return report.get("weights_sha256") == digest and is_whole and not report.get("tta") and not report.get("tile")
+
+
+def _title(card: WeightsCard) -> str:
+    sensors = "+".join(modality.name for modality in card.modalities)
+    return f"MemorySAM {card.recipe.name} ({card.dataset.title}, {sensors})"
+
+
+def _base_source(card: WeightsCard) -> str:
+    kind, _, rest = card.base.source.partition(":")
+    return f"file:…/{PurePath(rest).name}" if kind == "file" else card.base.source
+
+
+def _base_model(card: WeightsCard) -> str | None:
+    kind, _, rest = card.base.source.partition(":")
+    return rest.rpartition("/")[0] or None if kind == "hub" else None
+
+
+def _slug(text: str) -> str:
+    """What the Hub takes for a name or a tag."""
+    return _PLAIN.sub("-", text).strip("-.") or "unnamed"
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

@@ -1,0 +1,114 @@
+"""``memorysam export``, and the ten lines of docs/export.md exactly as they are printed there."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from memorysam_cli.data.transforms import to_tensor
+from memorysam_cli.dataset import DatasetInfo, Modality
+from memorysam_cli.model import load
+
+from .trained import Program, save_weights
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "export.md"
+INFO = DatasetInfo(
+    name="tiny",
+    title="Tiny",
+    classes=("road", "sky", "pole"),
+    palette=((1, 2, 3), (4, 5, 6), (7, 8, 9)),
+    modalities=(Modality(name="img", kind="rgb", mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)),),
+)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("template")
+    save_weights(folder / "best.safetensors", INFO, modalities=("img",))
+    return folder
+
+
+def test_the_ten_lines_of_the_page_segment_an_image_as_the_network_does(here: Path, memorysam: Program) -> None:
+    ended = memorysam("export", "best.safetensors", "--format", "onnx", "--size", "64x96", "--out", "m.onnx", "--json")
+    assert ended.code == 0, ended.err
+    answer = ended.answer
+    assert answer["input"] == [1, 1, 3, 64, 96] and answer["relative"] < 1e-4 and answer["agreement"] > 99.9
+    assert answer["bytes"] == Path("m.onnx").stat().st_size and Path(answer["metadata"]).is_file()
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert len([line for line in code.splitlines() if line]) <= 12
+    image = np.random.Generator(np.random.PCG64(4)).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    cv2.imwrite("scene.png", image[..., ::-1])
+    subprocess.run([sys.executable, "-c", code, "m.onnx", "classes.png", "scene.png"], check=True)
+    found = cv2.imread("classes.png", cv2.IMREAD_UNCHANGED)
+    with torch.inference_mode():
+        expected = load("best.safetensors").logits([to_tensor(image, INFO.modalities[0])[None]]).argmax(1)[0]
+    assert found.shape == (64, 96) and (found == expected.numpy()).mean() > 0.999
+    session = onnxruntime.InferenceSession("m.onnx", providers=["CPUExecutionProvider"])
+    shapes = {each.name: tuple(each.shape) for each in session.get_outputs()}
+    assert shapes == {"logits": (1, 3, 16, 24), "classes": (1, 64, 96), "confidence": (1, 64, 96)}
+    frames = torch.rand(1, 1, 3, 64, 96, generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        sure = load("best.safetensors").logits([frames[:, 0]]).softmax(1).amax(1)
+    (confidence,) = session.run(["confidence"], {"frames": frames.numpy()})
+    np.testing.assert_allclose(confidence, sure.numpy(), atol=1e-4)
+    about = json.loads(session.get_modelmeta().custom_metadata_map["memorysam"])
+    assert about == json.loads(Path("m.json").read_text()) and about["format"] == "onnx"
+
+
+def test_the_answer_for_people_says_how_near_it_comes(
+    here: Path, memorysam: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from memorysam_cli.engine.weights import portable
+
+    def made(path: Path, out: Path, **asked: object) -> portable.Portable:
+        assert asked == {"form": "torch-export", "modalities": ("img",), "size": (96, 96), "batch": 2}
+        out.write_bytes(b"x")
+        near = portable.Likeness(relative=3e-7, difference=4e-6, agreement=100.0, is_silent=False)
+        return portable.Portable(out, out.with_suffix(".json"), "ab", portable.Shape(2, 1, 96, 96), near)
+
+    monkeypatch.setattr(portable, "export", made)
+    ended = memorysam(
+        "export", "best.safetensors", "--format", "torch-export", "-m", "img", "--size", "96", "--batch", 2
+    )
+    assert ended.code == 0
+    assert "best.pt2 (torch-export, 0.0 MB, input 2x1x3x96x96" in ended.out
+    assert "logits differ by 4e-06 at most (3e-07 of their size), 100.00 % of the pixels" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--size", "65"), "--size 65: must be PX or HxW in multiples of 32"),
+        (("--size", "64x"), "multiples of 32"),
+        (("--size", "0"), "multiples of 32"),
+        (("--size", "64×64"), "multiples of 32"),
+        (("--out", "m.pt2"), "--out m.pt2: must end in .onnx"),
+        (("--out", "there.onnx"), "--out there.onnx: exists already"),
+        (("--out", "beside.onnx"), "--out beside.json: exists already"),
+        (("--modalities", "lidar"), "lidar"),
+        (("--format", "tflite"), "tflite"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    arguments: tuple[str, str], words: str, here: Path, memorysam: Program
+) -> None:
+    for name in ("there.onnx", "beside.json"):
+        Path(name).write_text("mine")
+    before = sorted(path.name for path in here.iterdir())
+    ended = memorysam("export", "best.safetensors", "--format", "onnx", *arguments)
+    assert ended.code == 2 and words in ended.err
+    assert sorted(path.name for path in here.iterdir()) == before and Path("there.onnx").read_text() == "mine"
+
+
+def test_what_is_no_weights_file_is_refused(here: Path, memorysam: Program) -> None:
+    Path("x.safetensors").write_bytes(b"no")
+    assert memorysam("export", "x.safetensors", "--format", "torch-export").code == 5

@@ -1,0 +1,33 @@
+"""Other people's words stay words."""
+
+from __future__ import annotations
+
+import pytest
+
+from memorysam_cli.report import markdown
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("Road line", "Road line"),
+        ("a|b", r"a\|b"),
+        ("a\nb\t c\x00", "a b c"),
+        ("<b>&amp;", "&lt;b&gt;&amp;amp;"),
+        ("*x* _y_ ~z~ $1$", r"\*x\* \_y\_ \~z\~ \$1\$"),
+        ("[x](http://a.b)", r"\[x\](http&#58;//a.b)"),
+        ("www.a.b `c`", "www&#46;a.b 'c'"),
+        ("straße – 道", "straße – 道"),
+    ],
+)
+def test_nothing_of_a_name_takes_effect(given: str, expected: str) -> None:
+    assert markdown.plain(given) == expected
+
+
+def test_a_table_has_a_rule_below_its_columns() -> None:
+    assert markdown.table(("a", "b"), [("1", "2")]) == "| a | b |\n|---|---|\n| 1 | 2 |"
+
+
+@pytest.mark.parametrize(("text", "fence"), [("a: 1", "```"), ("a: ````", "`````"), ("``", "```")])
+def test_a_fence_is_longer_than_any_inside(text: str, fence: str) -> None:
+    assert markdown.fenced("yaml", f"{text}\n\n") == f"{fence}yaml\n{text}\n{fence}"
