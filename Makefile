@@ -11,11 +11,12 @@ READY := $(VENV)/.ready
 export SAM2_BUILD_CUDA := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test soak lint check format clean distclean
+.PHONY: help demo test soak docs lint check format clean distclean
 help:
 	@echo 'make demo    prepare, train, evaluate and predict on rendered scenes (minutes, CPU)'
 	@echo 'make test    the tests (MEMORYSAM_SLOW=1: the slow ones too)'
 	@echo 'make soak    the fault suite at night: 2,000 kills, 50,000 examples, fuzzing; hours'
+	@echo 'make docs    the documentation as a site that opens from disk: site/index.html'
 	@echo 'make lint    ruff (format, lint) and mypy'
 	@echo 'make check   lint and test'
 	@echo 'make format  let ruff mend what it can'
@@ -42,6 +43,9 @@ test: $(READY)
 soak: $(READY)
 	MEMORYSAM_SOAK=1 MEMORYSAM_FAULT_FIGURES=soak.json OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/faults $(PYTEST_ARGS)
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -54,7 +58,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .demo site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean

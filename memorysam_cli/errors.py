@@ -52,8 +52,7 @@ def exit_codes_table() -> str:
 class MemorySamError(Exception):
     """A fault that the user can mend; shown as one line, never as a traceback.
 
-    Args:
-        message: where, what we got, what is allowed, what to do next; one line.
+    The message is that line: where, what we got, what is allowed, what to do next.
     """
 
     exit_code = 1

@@ -29,10 +29,19 @@ from memorysam_cli.storage import atomic
 SCHEMES = ("light", "dark")
 PARTS = ("img", "img,depth", "depth,event,lidar")
 """Modalities that are evaluated on their own too."""
-HEIGHT = {"training": 1240, "evaluation": 1360, "prediction": 1240}
-"""Pixels of a page that its picture shows."""
-COLOURS = 255
-"""Of a picture: few enough for small files, more than a page has."""
+VIEWS = {
+    "training": ("training", "", 1200),
+    "evaluation": ("evaluation", "", 1240),
+    "confusion": ("evaluation", "confusion", 830),
+    "scenes": ("evaluation", "scenes", 860),
+    "prediction": ("prediction", "", 1080),
+}
+"""Of the demo's reports: which page, from which of its parts on (none: from its top), and how many pixels of it."""
+WIDTH = 1280
+MOST_BYTES = 250_000
+"""Of a picture for the documentation; what is larger is stored with fewer colours."""
+FIRST_LINE = "return document.getElementById(arguments[0]).getBoundingClientRect().top + scrollY - 24"
+"""The line of a page in pixels that a part begins with, and a margin."""
 
 Work = Annotated[Path, typer.Option(help="Folder for evaluations and pages.")]
 Demo = Annotated[Path, typer.Option(help="What `memorysam demo --out` made.")]
@@ -46,17 +55,20 @@ def main(
     demo: Demo = Path(".demo"),
     work: Work = Path(".screenshots"),
     out: Out = Path("docs/images"),
-    width: Width = 1280,
+    width: Width = WIDTH,
 ) -> None:
     """Write the pictures, and say their sizes."""
-    wanted = {page.stem: page for page in pages or ()} or reports(demo, work)
+    views: dict[str, tuple[Path, str, int | None]] = {page.stem: (page, "", None) for page in pages or ()}
+    if not views:
+        made = reports(demo, work)
+        views = {f"report-{name}": (made[kind], part, height) for name, (kind, part, height) in VIEWS.items()}
     with window() as browser:
-        for name, page in wanted.items():
+        for name, (page, part, height) in views.items():
             for scheme in SCHEMES:
-                path = out / f"{'' if pages else 'report-'}{name}-{scheme}.png"
-                height = None if pages else HEIGHT[name]
-                atomic.write_bytes(path, picture(browser, page, scheme=scheme, width=width, height=height))
-                console.say(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+                path = out / f"{name}-{scheme}.png"
+                taken = picture(browser, page, part=part, scheme=scheme, width=width, height=height)
+                atomic.write_bytes(path, taken)
+                console.say(f"{path}: {len(taken) / 1000:.0f} kB")
 
 
 def reports(demo: Path, work: Path) -> dict[str, Path]:
@@ -84,7 +96,6 @@ def evaluated(run: Path, data: Path, out: Path) -> Path:
         commands[folder] = f"{common} --modalities {part} --gallery 0 --out {folder}"
     for folder, words in commands.items():
         if not (folder / "metrics.json").is_file():
-            atomic.make_folder(folder) if hasattr(atomic, "make_folder") else folder.mkdir(parents=True, exist_ok=True)
             if os.spawnlp(os.P_WAIT, "memorysam", "memorysam", "evaluate", *words.split()):
                 raise EnvironmentFault(f"memorysam evaluate {words}: failed, as it says above")
     return out
@@ -109,12 +120,13 @@ def window() -> Iterator[Any]:
         browser.quit()
 
 
-def picture(browser: Any, page: Path, *, scheme: str, width: int, height: int | None) -> bytes:
-    """A PNG of a page's top, or of all of it.
+def picture(browser: Any, page: Path, *, part: str, scheme: str, width: int, height: int | None) -> bytes:
+    """A PNG of a part of a page, or of all of it.
 
     Args:
         browser: of :func:`window`.
         page: an HTML file.
+        part: the id of what it begins with; empty for the top.
         scheme: ``light`` or ``dark``.
         width: of the window, in pixels.
         height: how many pixels of it; None for all.
@@ -125,11 +137,17 @@ def picture(browser: Any, page: Path, *, scheme: str, width: int, height: int | 
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.get(page.resolve().as_uri())
     shown = height or browser.execute_script("return document.documentElement.scrollHeight")
-    clip = {"x": 0, "y": 0, "width": width, "height": shown, "scale": 1}
-    asked = {"format": "png", "captureBeyondViewport": height is None, "clip": clip}
+    top = browser.execute_script(FIRST_LINE, part) if part else 0
+    clip = {"x": 0, "y": top, "width": width, "height": shown, "scale": 1}
+    asked = {"format": "png", "captureBeyondViewport": True, "clip": clip}
     taken = Image.open(io.BytesIO(base64.b64decode(browser.execute_cdp_cmd("Page.captureScreenshot", asked)["data"])))
     stored = io.BytesIO()
-    taken.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(stored, "PNG", optimize=True)
+    taken.convert("RGB").save(stored, "PNG", optimize=True)
+    if stored.tell() > MOST_BYTES and height is not None:
+        stored = io.BytesIO()
+        # An octree keeps rare colours, such as those of a legend.
+        few = taken.convert("RGB").quantize(255, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        few.save(stored, "PNG", optimize=True)
     return stored.getvalue()
 
 

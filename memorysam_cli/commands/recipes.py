@@ -1,61 +1,170 @@
-"""``memorysam recipes``: list, show and check recipes."""
+"""``memorysam recipes``: list, show, copy, check and compare recipes."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from memorysam_cli.commands.options import Json, Quiet, Set, Verbose, begin, example
+from memorysam_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from memorysam_cli import recipe as recipes
 
 SCHEMA_VERSION = 1
 
-app = typer.Typer(help="List, show and check recipes.", epilog=example("memorysam recipes list"), no_args_is_help=True)
+app = typer.Typer(
+    help="List, show, copy, check and compare recipes.",
+    epilog=example("memorysam recipes copy deliver mine.yaml"),
+    no_args_is_help=True,
+)
 
 NameOrFile = Annotated[str, typer.Argument(metavar="NAME|FILE", help="A shipped recipe's name, or a .yaml file.")]
 
 
 @app.command("list", epilog=example("memorysam recipes list --json"))
 def list_recipes(json: Json = False, verbose: Verbose = False, quiet: Quiet = False) -> None:
-    """List the recipes that come with memorysam."""
-    from memorysam_cli import recipe
+    """List the recipes that come with memorysam.
+
+    With what was published for each: mIoU in per cent, on which split. Memory is the peak of a training by the recipe,
+    where it was measured; `memorysam plan` measures it on your machine.
+    """
+    from memorysam_cli import recipe as recipes
     from memorysam_cli.report import console
 
     begin(json=json, verbose=verbose, quiet=quiet)
-    rows = [
-        {
-            "name": name,
-            "dataset": each.data.dataset,
-            "modalities": list(each.data.modalities),
-            "backbone": each.model.backbone,
-            "epochs": each.train.epochs,
-            "about": each.about,
-        }
-        for name, each in ((name, recipe.load(name)) for name in recipe.shipped())
-    ]
+    found = {name: recipes.read(name) for name in recipes.shipped()}
     if json:
+        rows = [
+            {
+                "name": name,
+                "dataset": each.recipe.data.dataset,
+                "modalities": list(each.recipe.data.modalities),
+                "backbone": each.recipe.model.backbone,
+                "epochs": each.recipe.train.epochs,
+                "reported": each.reported and each.reported.model_dump(mode="json"),
+                "measured": each.measured and each.measured.model_dump(mode="json"),
+                "about": each.recipe.about,
+            }
+            for name, each in found.items()
+        ]
         console.answer({"schema_version": SCHEMA_VERSION, "recipes": rows})
         return
     console.table(
-        ["recipe", "data set", "modalities", "backbone", "epochs", "about"],
-        [[", ".join(value) if isinstance(value, list) else value for value in row.values()] for row in rows],
+        ["recipe", "data set", "modalities", "backbone", "epochs", "reported mIoU", "memory"],
+        [[name, *_cells(each)] for name, each in found.items()],
     )
+    for name, each in found.items():
+        console.say(f"{name}: {each.recipe.about}")
+
+
+def _cells(found: recipes.Document) -> list[object]:
+    """What the table says of a recipe after its name."""
+    data, claim, need = found.recipe.data, found.reported, found.measured
+    return [
+        data.dataset,
+        ", ".join(data.modalities),
+        found.recipe.model.backbone,
+        found.recipe.train.epochs,
+        "–" if claim is None else f"{claim.miou:.2f} ({claim.split})",
+        "–" if need is None else f"{need.memory_gb:.2g} GB ({need.device})",
+    ]
 
 
 @app.command("show", epilog=example("memorysam recipes show deliver --set train.epochs=50 > mine.yaml"))
 def show_recipe(
-    name: NameOrFile, overrides: Set = None, json: Json = False, verbose: Verbose = False, quiet: Quiet = False
+    name: NameOrFile,
+    overrides: Set = None,
+    changes: Annotated[
+        bool, typer.Option("--changes", help="Only what differs from the recipe that it extends (or from itself).")
+    ] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Print a recipe with every value, as YAML to edit and train."""
-    from memorysam_cli import recipe
+    """Print a recipe with every value, as YAML to edit and train.
+
+    With --changes only what differs from the recipe that it extends. Where it extends none, that is what --set changes:
+    a short file, which extends NAME.
+    """
+    from memorysam_cli import recipe as recipes
+    from memorysam_cli.recipe import comparing
     from memorysam_cli.report import console
 
     begin(json=json, verbose=verbose, quiet=quiet)
-    resolved = recipe.load(name, overrides or ())
+    found = recipes.read(name, overrides or ())
+    if not changes:
+        if json:
+            value = found.recipe.model_dump(mode="json")
+            console.answer({"schema_version": SCHEMA_VERSION, "recipe": value, "extends": found.parent})
+        else:
+            console.say(found.recipe.to_yaml().rstrip("\n"))
+        return
+    parent = found.parent or name
+    before = recipes.load(parent)
+    differing = comparing.differences(before, found.recipe)
     if json:
-        console.answer({"schema_version": SCHEMA_VERSION, "recipe": resolved.model_dump(mode="json")})
-    else:
-        console.say(resolved.to_yaml().rstrip("\n"))
+        console.answer(
+            {"schema_version": SCHEMA_VERSION, "extends": parent, "changes": {each.key: each.b for each in differing}}
+        )
+        return
+    if not differing:
+        console.note(f"nothing differs from {parent}")
+    console.say(comparing.changes_yaml(parent, before, found.recipe).rstrip("\n"))
+
+
+@app.command("copy", epilog=example("memorysam recipes copy deliver mine.yaml --set train.epochs=50"))
+def copy_recipe(
+    name: NameOrFile,
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="The .yaml file to be written.")],
+    overrides: Set = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Also write the JSON Schema beside FILE, and name it there for editors.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", "--force", help="Replace FILE if it exists.")] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a recipe of one's own: it extends NAME, and has every key with its meaning.
+
+    All values are commented out, but for those of --set: take the # away from what you change.
+    """
+    from memorysam_cli.recipe import copying, describing, files
+    from memorysam_cli.report import console
+    from memorysam_cli.storage import atomic, documents
+
+    begin(json=json, verbose=verbose, quiet=quiet)
+    copy = copying.copied(name, out, overrides=overrides or (), has_schema=schema)
+    beside = out.parent / copying.SCHEMA_FILE
+    if out.exists():
+        if out.samefile(files.find(name)):
+            raise UsageError(f"{out}: is the recipe that is read; give another name")
+        if not overwrite:
+            raise UsageError(f"{out}: exists already; give another name, or --overwrite to replace it")
+    if schema:
+        text = documents.to_json(describing.json_schema(), indent=2) + "\n"
+        if beside.exists() and not overwrite and beside.read_bytes() != text.encode():
+            raise UsageError(f"{beside}: exists already and says something else; move it, or --overwrite to replace it")
+        atomic.write_text(beside, text)
+    atomic.write_text(out, copy.text)
+    if json:
+        console.answer(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "out": str(out),
+                "extends": copy.extends,
+                "changes": copy.changes,
+                "schema": str(beside) if schema else None,
+            }
+        )
+        return
+    console.say(str(out))
+    console.note(
+        f"extends {copy.extends}, {copy.changes} value(s) changed; edit it, then: memorysam recipes check {out}"
+    )
 
 
 @app.command("check", epilog=example("memorysam recipes check mine.yaml --set optim.lr=1e-4"))
@@ -63,12 +172,53 @@ def check_recipe(
     name: NameOrFile, overrides: Set = None, json: Json = False, verbose: Verbose = False, quiet: Quiet = False
 ) -> None:
     """Check a recipe: 'ok', or exit code 2 and what is wrong with it."""
-    from memorysam_cli import recipe
+    from memorysam_cli import recipe as recipes
     from memorysam_cli.report import console
 
     begin(json=json, verbose=verbose, quiet=quiet)
-    resolved = recipe.load(name, overrides or ())
+    resolved = recipes.load(name, overrides or ())
     if json:
         console.answer({"schema_version": SCHEMA_VERSION, "name": resolved.name, "ok": True})
     else:
         console.say("ok")
+
+
+@app.command("diff", epilog=example("memorysam recipes diff deliver deliver-rgbd"))
+def diff_recipes(
+    a: NameOrFile, b: NameOrFile, json: Json = False, verbose: Verbose = False, quiet: Quiet = False
+) -> None:
+    """Compare two recipes: the keys whose values differ, those of defaults included.
+
+    The exit code is 0 whether they differ or not. A run's recipe is its recipe.yaml.
+    """
+    from memorysam_cli import recipe as recipes
+    from memorysam_cli.recipe import comparing
+    from memorysam_cli.report import console
+
+    begin(json=json, verbose=verbose, quiet=quiet)
+    found = comparing.differences(recipes.load(a), recipes.load(b))
+    if json:
+        rows = [{"key": each.key, "a": each.a, "b": each.b} for each in found]
+        console.answer({"schema_version": SCHEMA_VERSION, "a": a, "b": b, "differences": rows})
+    elif found:
+        console.table(["key", a, b], [[each.key, comparing.shown(each.a), comparing.shown(each.b)] for each in found])
+    else:
+        console.say("no difference")
+
+
+@app.command("schema", epilog=example("memorysam recipes schema > recipe.schema.json"))
+def print_schema(json: Json = False, verbose: Verbose = False, quiet: Quiet = False) -> None:
+    """Print the JSON Schema of a recipe's file, with which editors complete and explain keys.
+
+    In VS Code (YAML extension): the line `# yaml-language-server: $schema=recipe.schema.json` at the top of a recipe,
+    which `recipes copy --schema` writes. All keys in words: docs/recipe-keys.md.
+    """
+    from memorysam_cli.recipe import describing
+    from memorysam_cli.report import console
+    from memorysam_cli.storage import documents
+
+    begin(json=json, verbose=verbose, quiet=quiet)
+    if json:
+        console.answer({"schema_version": SCHEMA_VERSION, "schema": describing.json_schema()})
+    else:
+        console.say(documents.to_json(describing.json_schema(), indent=2))

@@ -1,6 +1,7 @@
 """What is asked: recipes, their schema, and the one way to read them."""
 
-from memorysam_cli.recipe.reading import load, parse, recipes_folder, shipped
+from memorysam_cli.recipe.files import Measured, Reported, recipes_folder, shipped
+from memorysam_cli.recipe.reading import Document, load, parse, read
 from memorysam_cli.recipe.schema import (
     ALL,
     AUTO,
@@ -25,16 +26,20 @@ __all__ = [
     "DEFAULT",
     "Augment",
     "Data",
+    "Document",
     "Lora",
+    "Measured",
     "Model",
     "Ohem",
     "Optim",
     "Recipe",
+    "Reported",
     "Spmm",
     "Train",
     "is_word",
     "load",
     "parse",
+    "read",
     "recipes_folder",
     "shipped",
 ]

@@ -149,7 +149,8 @@ def read(path: Path) -> Source:
         raise UsageError(f"{path}: a recipe is a mapping of sections, not {kind_of(content)}")
     beside = {key: content.pop(key) for key in OF_THE_FILE & set(content)}
     text = path.read_text(encoding="utf-8-sig")
-    extends, line = beside.pop(EXTENDS, None), line_of(text, [EXTENDS]) if EXTENDS in beside else 0
+    line = line_of(text, [EXTENDS]) if EXTENDS in beside else 0
+    extends = beside.pop(EXTENDS, None)
     if line and (not isinstance(extends, str) or not extends):
         raise UsageError(
             f"{path}:{line}: extends: must be a shipped recipe's name or a .yaml file "
@@ -194,8 +195,7 @@ def _merged(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
     both = dict(parent)
     for key, value in child.items():
         before = both.get(key)
-        is_section = isinstance(before, dict) and isinstance(value, dict)
-        both[key] = _merged(before, value) if is_section and before is not None else value
+        both[key] = _merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
     return both
 
 

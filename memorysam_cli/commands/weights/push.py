@@ -29,11 +29,11 @@ def push(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Send weights, their model card and their recipe to the Hugging Face Hub.
+    """Send weights and their model card to the Hugging Face Hub.
 
-    One commit, or nothing. Without --yes it only says what would be sent and sends nothing, for what is public once is
-    public. HF_TOKEN (or `hf auth login`), HF_ENDPOINT and HF_HUB_OFFLINE are honoured. A README.md that is there and
-    differs is never replaced unasked.
+    The recipe goes along, in one commit or not at all. Without --yes it only says what would be sent and sends nothing,
+    for what is public once is public. HF_TOKEN (or `hf auth login`), HF_ENDPOINT and HF_HUB_OFFLINE are honoured. A
+    README.md that is there and differs is never replaced unasked.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.storage import hub_upload

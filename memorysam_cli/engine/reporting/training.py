@@ -27,9 +27,15 @@ CHARTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("memory", "Peak memory", "GB", ("peak_memory_gb",)),
 )
 """Name, title, unit, and which values of ``metrics.jsonl`` a chart shows."""
+SAID = {"miou": "mIoU", "miou_native": "mIoU, native", "mf1": "mF1", "macc": "mAcc", "lr": "learning rate"}
+"""Values by other names than their keys."""
 FROM_ZERO = {"throughput", "memory", "miou"}
 MOST_PICTURE_BYTES = 2_500_000
-PICTURES = {"First batch, as the network saw it": "first-batch.png", "Validation scenes": "validation.png"}
+PICTURES = {
+    "First batch, as the network saw it": "first-batch.png",
+    "Validation scenes": "validation.png",
+    "The same after the first validation": "validation-first.png",
+}
 
 
 def gather(folder: Path) -> Facts:
@@ -78,12 +84,12 @@ def draw(what: tuple[str, str, str, tuple[str, ...]], runs: Sequence[tuple[str, 
 
     Args:
         what: which.
-        runs: name and rows of each; the first value of several runs alone is compared.
+        runs: name and rows of each; of several runs the first value alone is compared, under their names.
     """
     name, title, unit, keys = what
     keys = keys if len(runs) == 1 else keys[:1]
     series = [
-        Series(" ".join(word for word in (label, key) if word), points, is_main=index == 0 or len(runs) > 1)
+        Series(label or SAID.get(key, key.replace("_", " ")), points, is_main=index == 0 or len(runs) > 1)
         for label, rows in runs
         for index, key in enumerate(keys)
         if (points := [(row["step"], row[key]) for row in rows if key in row])

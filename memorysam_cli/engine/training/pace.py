@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 
 import torch
+from accelerate import Accelerator
 
 from memorysam_cli.engine.measuring import memory
 from memorysam_cli.engine.training.checkpoints import Position
 from memorysam_cli.engine.training.learner import Lesson
-from memorysam_cli.report.progress import duration
+from memorysam_cli.report import console
+from memorysam_cli.report.progress import Progress, duration
 
 
 class Pace:
@@ -85,3 +88,10 @@ def told(lesson: Lesson, figures: Mapping[str, float], position: Position, *, ep
         "memory": f"{figures['peak_memory_gb']:.1f} GB",
         "best mIoU": "–" if position.best_miou is None else f"{position.best_miou:.2f}",
     }
+
+
+def display(
+    accelerator: Accelerator, total: int, label: str, *, is_table: bool = False
+) -> contextlib.AbstractContextManager[Progress]:
+    """A progress display in the main process, nothing in the others; as of :func:`console.progress`."""
+    return console.progress(total if accelerator.is_main_process else 0, label, is_table=is_table)

@@ -5,18 +5,68 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from memorysam_cli.data.decode import read_sample
+from memorysam_cli.data.loader import Batch
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.data.sample import Sample
 from memorysam_cli.data.transforms import for_prediction, to_tensor
+from memorysam_cli.dataset import DatasetInfo, Modality
 from memorysam_cli.engine.evaluation.scoring import own_size, scoring
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.model import Segmenter
 from memorysam_cli.report import figures, overlays
+from memorysam_cli.report.overlays import Panel
 from memorysam_cli.storage import atomic, documents, images
 
 SAMPLES = 4
-"""Scenes on the sheet, spread evenly over the split."""
+"""Scenes on a sheet; of a validation, spread evenly over the split."""
+FIRST = "first-batch.png"
+NEWEST, BEST, EARLIEST = "validation.png", "validation-best.png", "validation-first.png"
+
+
+def draw_first_batch(batch: Batch, info: DatasetInfo, modalities: Sequence[Modality], folder: Path) -> None:
+    """Write ``first-batch.png``: augmented scenes as the network sees them, so that a wrong mapping is seen at once.
+
+    Args:
+        batch: M × (B, 3, H, W), normalised; labels (B, H, W).
+        info: classes and palette.
+        modalities: of the frames.
+        folder: where to.
+    """
+    assert batch.label is not None  # a training's batches have one
+    labels = batch.label.cpu().numpy()
+    rows = []
+    for index, label in enumerate(labels[:SAMPLES]):
+        panels = [
+            Panel(modality.name, _seen(frames[index], modality))
+            for modality, frames in zip(modalities, batch.frames, strict=True)
+        ]
+        rows.append([*panels, Panel("label", overlays.colour(label, info.palette))])
+    entries = overlays.legend(list(labels[:SAMPLES]), classes=info.classes, palette=info.palette)
+    images.write_png(folder / FIRST, overlays.sheet(rows, entries))
+
+
+def _seen(frame: Tensor, modality: Modality) -> overlays.Picture:
+    """A normalised frame (3, H, W) as a picture: what normalisation did is undone, colours are as they were."""
+    values = frame.float().cpu()
+    if modality.mean is not None and modality.std is not None:
+        values = values * torch.tensor(modality.std)[:, None, None] + torch.tensor(modality.mean)[:, None, None]
+    array = values.permute(1, 2, 0).numpy()  # (3, H, W) -> (H, W, 3)
+    if modality.kind == "rgb":
+        shown: overlays.Picture = np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
+        return shown
+    return overlays.as_picture(array)
+
+
+def draw_confusion(run: RunFolder, matrix: Tensor, *, classes: Sequence[str], title: str) -> None:
+    """Write ``plots/confusion.png`` of the newest validation; (K, K) counts, rows the truth."""
+    atomic.write_bytes(
+        run.plots / "confusion.png", figures.confusion_matrix(matrix.numpy(), classes=classes, title=title)
+    )
 
 
 def draw_curves(run: RunFolder) -> None:
@@ -25,8 +75,20 @@ def draw_curves(run: RunFolder) -> None:
     atomic.write_bytes(run.plots / "curves.png", figures.curves(rows, title=run.path.name))
 
 
-def draw_samples(network: Segmenter, manifest: Manifest, scenes: Sequence[Scene], folder: Path) -> None:
-    """Write ``validation.png``: modalities, label, prediction and errors of a fixed few scenes."""
+def draw_samples(
+    network: Segmenter, manifest: Manifest, scenes: Sequence[Scene], folder: Path, *, is_best: bool
+) -> None:
+    """Write ``validation.png``: modalities, label, prediction and errors of a fixed few scenes.
+
+    The first validation's and the best one's are kept beside it, to see what was learnt.
+
+    Args:
+        network: predicts them.
+        manifest: of the scenes.
+        scenes: of the split.
+        folder: where to.
+        is_best: the weights are the best so far.
+    """
     chosen = [scenes[index * len(scenes) // SAMPLES] for index in range(SAMPLES)] if len(scenes) > SAMPLES else scenes
     info = manifest.info
     rows, masks = [], []
@@ -36,7 +98,10 @@ def draw_samples(network: Segmenter, manifest: Manifest, scenes: Sequence[Scene]
         rows.append(overlays.comparison(sample.frames, prediction, palette=info.palette, label=sample.label))
         masks += [sample.label, prediction]
     entries = overlays.legend(masks, classes=info.classes, palette=info.palette)
-    images.write_png(folder / "validation.png", overlays.sheet(rows, entries))
+    png = images.encode_png(overlays.sheet(rows, entries))
+    kept = [NEWEST] + [BEST] * is_best + [EARLIEST] * (not (folder / EARLIEST).exists())
+    for name in kept:
+        atomic.write_bytes(folder / name, png)
 
 
 def _predict(network: Segmenter, manifest: Manifest, scene: Scene) -> tuple[Sample, overlays.Mask]:

@@ -63,7 +63,8 @@ def names(given: Iterable[str]) -> tuple[str, ...]:
     for name in found:
         if name not in TRACKERS:
             raise UsageError(f"--track {name}: is no tracker{did_you_mean(name, TRACKERS)}")
-        if importlib.util.find_spec(TRACKERS[name]) is None:
+        spec = importlib.util.find_spec(TRACKERS[name])
+        if spec is None or spec.origin is None:  # a mere folder: W&B leaves a ./wandb where it works
             raise UsageError(f"--track {name}: needs what is not installed; pip install 'memorysam[{name}]'")
     return found
 

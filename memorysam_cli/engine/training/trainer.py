@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,8 @@ from memorysam_cli.engine.training.extent import extent_of
 from memorysam_cli.engine.training.finishing import TrainingResult, finish
 from memorysam_cli.engine.training.introduction import introduction
 from memorysam_cli.engine.training.learner import Learner, Lesson
-from memorysam_cli.engine.training.pace import Pace, told
+from memorysam_cli.engine.training.pace import Pace, display, told
+from memorysam_cli.engine.training.pictures import draw_first_batch
 from memorysam_cli.engine.training.quarantine import Quarantine
 from memorysam_cli.engine.training.schedule import learning_rate
 from memorysam_cli.engine.training.tracking import Tracking
@@ -149,7 +149,8 @@ class Trainer:
         with catch_stop() as stop, self.tracking.of_run(self.run.path, recipe=recipe, step=step):
             if resume is None:
                 self._checkpoint()  # a kill before the first interval must find something to resume from
-            with self._progress(self.extent.last_step - self.position.step, "train", is_table=True) as progress:
+            left = self.extent.last_step - self.position.step
+            with display(self.accelerator, left, "train", is_table=True) as progress:
                 while not self._is_done():
                     self._epoch(stop, progress)
             if not self.position.is_validated or self._lacks_best:
@@ -195,6 +196,8 @@ class Trainer:
     def _step(self, batches: Sequence[Batch], upcoming: Upcoming) -> tuple[Lesson, dict[str, float]]:
         """Make one update and note what it did and what it took."""
         self.quarantine.admit(batches, step=self.position.step + 1)
+        if self.position.step == 0 and self.accelerator.is_main_process:
+            draw_first_batch(batches[0], self.manifest.info, self.network.card.modalities, self.run.samples)
         optim, length = self.recipe.optim, self.extent.steps_per_epoch
         rate = learning_rate(self.position.step, optim=optim, steps_per_epoch=length, epochs=self.recipe.train.epochs)
         lesson = self.learner.learn(batches, rate=rate, meanwhile=upcoming.fetch)
@@ -213,7 +216,7 @@ class Trainer:
 
     def _validate(self) -> None:
         """Score the selection split with the code of ``memorysam evaluate``, keep the best, draw pictures."""
-        with self._progress(self.validation.share, "validate") as progress:
+        with display(self.accelerator, self.validation.share, "validate") as progress:
             result = self.validation.score(progress.advance)
         scores, position = result.protocol(HEADLINE), self.position
         native = result.protocol("native").miou
@@ -227,7 +230,7 @@ class Trainer:
             console.note(
                 f"step {position.step}: {self.recipe.data.selection_split} mIoU {scores.miou:.2f} ({compared})"
             )
-            self.validation.draw(self.run)
+            self.validation.draw(self.run, result, self.position, is_best=is_best)
             self.tracking.validated(position.step, result.classes, scores.iou, result.confusion(HEADLINE), self.run)
         wait_for_all(self.accelerator)
 
@@ -289,13 +292,6 @@ class Trainer:
             rank=self.accelerator.process_index, world=self.accelerator.num_processes,
         )  # fmt: skip
         return islice(batches, self.extent.steps_per_epoch * self.recipe.train.accumulate - self.position.batch)
-
-    @contextlib.contextmanager
-    def _progress(self, total: int, label: str, *, is_table: bool = False) -> Iterator[Progress]:
-        """A progress display in the main process, nothing in the others."""
-        shown = total if self.accelerator.is_main_process else 0
-        with console.progress(shown, label, is_table=is_table) as progress:
-            yield progress
 
     def _log(self, values: dict[str, float]) -> None:
         if self.accelerator.is_main_process:

@@ -13,7 +13,7 @@ from memorysam_cli.engine.evaluation.counts import Evaluation
 from memorysam_cli.engine.evaluation.scoring import evaluate
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.training.checkpoints import Position
-from memorysam_cli.engine.training.pictures import draw_curves, draw_samples
+from memorysam_cli.engine.training.pictures import draw_confusion, draw_curves, draw_samples
 from memorysam_cli.model import Segmenter
 from memorysam_cli.model.weights import Metric
 from memorysam_cli.recipe import Recipe
@@ -86,11 +86,21 @@ class Validation:
             position.best_miou, position.best_step = miou, position.step
         return is_best
 
-    def draw(self, run: RunFolder) -> None:
-        """The curves so far, and how the network sees a few scenes; in one process."""
+    def draw(self, run: RunFolder, result: Evaluation, position: Position, *, is_best: bool) -> None:
+        """The curves so far, what is confused, and how the network sees a few scenes; in one process.
+
+        Args:
+            run: where to.
+            result: of the newest validation.
+            position: of the training.
+            is_best: the weights are the best so far.
+        """
         draw_curves(run)
+        miou = result.protocol(HEADLINE).miou
+        title = f"{self.recipe.data.selection_split} after step {position.step}: mIoU {miou:.2f}"
+        draw_confusion(run, result.confusion(HEADLINE), classes=result.classes, title=title)
         with runtime.computing("fp32", self.accelerator.device):
-            draw_samples(self.network, self.manifest, self.scenes, run.samples)
+            draw_samples(self.network, self.manifest, self.scenes, run.samples, is_best=is_best)
 
 
 def metric_of(position: Position) -> Metric | None:

@@ -81,7 +81,7 @@ def line_chart(name: str, title: str, series: Sequence[Series], *, unit: str = "
         return None
     xs = [x for each in kept for x, _ in each.points]
     ys = [y for each in kept for _, y in each.points if y is not None and math.isfinite(y)]
-    x_steps = ticks(min(xs), max(xs), whole=True)
+    x_steps = ticks(min(xs), max(xs), most=9, whole=True)
     y_steps = ticks(min(0.0, *ys) if zero else min(ys), max(ys))
     across = _Linear(min(xs), max(xs), LEFT, WIDTH - RIGHT)
     low, high = min(y_steps[0], *ys), max(y_steps[-1], *ys)

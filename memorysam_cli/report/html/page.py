@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from memorysam_cli import __version__
 
@@ -62,8 +64,24 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda value: "–" if value is None else f"{value:.2f}"
+    environment.filters["breakable"] = _breakable
+    environment.filters["layers"] = _layers
     environment.filters["count"] = lambda value: f"{value:,}"
     return environment
+
+
+def _breakable(name: str) -> Markup:
+    """A path that may go on in the next line after each of its parts."""
+    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[/_+])", name))
+
+
+def _layers(scenes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """What any of a gallery's scenes shows: a scene may lack a sensor that others have."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for scene in sorted(scenes, key=lambda scene: -len(scene["layers"])):
+        for layer in scene["layers"]:
+            found.setdefault(layer["key"], layer)
+    return list(found.values())
 
 
 def _embedded(name: str) -> str:

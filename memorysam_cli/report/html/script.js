@@ -56,8 +56,10 @@
       all("th", table.tHead).forEach((each) => each.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", isUp ? "ascending" : "descending");
       const key = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
-      const order = isText ? (a, b) => key(a).localeCompare(key(b)) : (a, b) => Number(key(a)) - Number(key(b));
-      [...body.rows].sort((a, b) => isUp ? order(a, b) : order(b, a)).forEach((row) => body.append(row));
+      const order = isText ? (a, b) => key(a).localeCompare(key(b), "en", { numeric: true }) : (a, b) => Number(key(a)) - Number(key(b));
+      const rows = [...body.rows], isKnown = (row) => isText || Number.isFinite(Number(key(row)));
+      rows.filter(isKnown).sort((a, b) => isUp ? order(a, b) : order(b, a)).forEach((row) => body.append(row));
+      rows.filter((row) => !isKnown(row)).forEach((row) => body.append(row));  // what has no value is never the best or the worst
     }));
   }
 
@@ -81,7 +83,7 @@
         cells[n].setAttribute("fill-opacity", strength.toFixed(3));
         if (hasText) {
           texts[n].textContent = part >= 0.005 ? String(Math.round(100 * part)) : "";
-          texts[n].classList.toggle("on", strength > 0.55);
+          texts[n].classList.toggle("on", strength > 0.67);
         }
       }
     }
@@ -123,9 +125,13 @@
         sides[side].src = layer.src;
         sides[side].alt = layer.title;
       }
-      told.querySelector("bdi").textContent = scene.name;
+      told.querySelector("bdi").replaceChildren(...scene.name.split(/(?<=[/_+])/).flatMap((part) => [part, document.createElement("wbr")]));
       told.querySelector("span").textContent = scene.caption;
       all(".picker button", root).forEach((button, index) => button.setAttribute("aria-pressed", String(index === at)));
+    }
+    function fit() {  // as wide as it can be while the whole of it and the slider stay in view
+      const { naturalWidth, naturalHeight } = sides.left;
+      if (naturalHeight) root.querySelector(".viewer").style.setProperty("--wide", `${Math.round(Math.min(720, 540 * naturalWidth / naturalHeight))}px`);
     }
     function divide(percent) {
       slide.value = percent;
@@ -137,6 +143,8 @@
       show();
     }));
     all(".picker button", root).forEach((button) => button.addEventListener("click", () => { at = Number(button.dataset.scene); show(); }));
+    sides.left.addEventListener("load", fit);
+    fit();
     slide.addEventListener("input", () => divide(slide.value));
     const drag = (event) => { const box = stage.getBoundingClientRect(); divide(100 * (event.clientX - box.left) / box.width); };
     stage.addEventListener("pointerdown", (event) => { stage.setPointerCapture(event.pointerId); drag(event); });

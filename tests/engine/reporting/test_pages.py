@@ -27,7 +27,7 @@ from ...commands.trained import save_weights
 from ..stand_ins import CLASSES, PALETTE, write_data
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'\u202e.png"
-VOID = {"meta", "img", "input", "br", "rect", "line", "path", "circle", "link"}
+VOID = {"meta", "img", "input", "br", "wbr", "rect", "line", "path", "circle", "link"}
 
 
 class Page(HTMLParser):

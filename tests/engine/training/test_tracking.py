@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import time
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,7 @@ def test_an_unknown_tracker_is_refused_with_those_that_there_are(given: str) -> 
 
 
 def test_one_that_is_not_installed_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"pip install 'memorysam\[mlflow\]'"):
-        names(["mlflow"])
+    for found in (None, ModuleSpec("mlflow", None)):  # a folder of that name is no package
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, found=found: found)
+        with pytest.raises(UsageError, match=r"pip install 'memorysam\[mlflow\]'"):
+            names(["mlflow"])

@@ -128,7 +128,7 @@ def test_low_resolution_events_are_drawn_whatever_comes_first(
     for path in (*scene.files["img"], *scene.files["event"], scene.label or ""):
         picture = images.read(rendered.root / path)
         images.write_png(tmp_path / path, picture[::2, ::2] if path in scene.files["event"] else picture)
-    draw_samples(network, replace(rendered, root=tmp_path), [scene], tmp_path)
+    draw_samples(network, replace(rendered, root=tmp_path), [scene], tmp_path, is_best=False)
     assert images.read(tmp_path / "validation.png").ndim == 3
 
 

@@ -1,0 +1,86 @@
+"""The documentation is built strictly and offline, and asks nothing of any network when it is read."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+OFFLINE = """
+import socket, sys
+def refuse(*_, **__): raise OSError("no network in this test")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+from mkdocs.__main__ import cli
+cli(["build", "--strict", "--site-dir", sys.argv[1]])
+"""
+
+
+class Assets(HTMLParser):
+    """What a page loads by itself, and where it leads."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+        self.links: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        if tag in {"script", "img", "iframe", "source", "video"} and found.get("src"):
+            self.loaded.append(str(found["src"]))
+        if tag == "link" and found.get("rel") not in {"canonical", "prev", "next"}:
+            self.loaded.append(str(found["href"]))
+        if tag == "a" and found.get("href"):
+            self.links.append(str(found["href"]))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("material", reason="mkdocs-material is not installed (pip install '.[docs]')")
+    folder = tmp_path_factory.mktemp("site")
+    words = [sys.executable, "-c", OFFLINE, str(folder)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr[-4000:]
+    return folder
+
+
+def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 25
+    for page in pages:
+        for each in Assets(page.read_text(encoding="utf-8")).loaded:
+            assert not re.match(r"(https?:)?//", each), f"{page.name} loads {each}"
+    for style in site.rglob("*.css"):
+        assert not re.search(r"(@import|url\()[\"' ]*(https?:)?//", style.read_text(encoding="utf-8")), style
+
+
+def test_every_page_is_in_the_navigation_and_every_picture_is_there(site: Path) -> None:
+    front = Assets((site / "index.html").read_text(encoding="utf-8"))
+    pages = {str(path.relative_to(site)) for path in site.rglob("*.html")} - {"404.html"}
+    reached = {link.split("#")[0] for link in front.links} | {"index.html"}
+    assert not pages - reached
+    for page in pages:
+        for each in Assets((site / page).read_text(encoding="utf-8")).loaded:
+            if not each.startswith("data:"):
+                assert ((site / page).parent / each.split("?")[0].split("#")[0]).is_file(), f"{page}: {each}"
+
+
+def test_the_api_pages_hold_what_the_code_says(site: Path) -> None:
+    text = (site / "api" / "model.html").read_text(encoding="utf-8")
+    assert "class maps" in text or "logits" in text
+    assert "memorysam_cli.model.load" in text
+    assert "train.checkpoint_minutes" in (site / "recipe-keys.html").read_text(encoding="utf-8")
+
+
+def test_links_between_pages_work_on_github_too() -> None:
+    for page in (ROOT / "docs").rglob("*.md"):
+        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            if "://" not in link:
+                assert (page.parent / link).exists(), f"{page.name} leads to {link}"
