@@ -19,7 +19,7 @@ from typer.exceptions import TyperException
 from typer.main import get_command
 
 from memorysam_cli import __version__
-from memorysam_cli.commands.options import example
+from memorysam_cli.commands import examples
 from memorysam_cli.errors import MemorySamError, environment_fault, most_severe
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic
@@ -41,7 +41,7 @@ COMMANDS = {
     "bench": "memorysam_cli.commands.bench:bench",
     "doctor": "memorysam_cli.commands.doctor:doctor",
 }
-"""Name to ``module:object``: a group of commands, or one function whose module holds its EXAMPLE."""
+"""Name to ``module:object``: a group of commands, or one function; ``commands.examples`` ends their help."""
 
 USAGE, INTERRUPTED, BROKEN_PIPE, TERMINATED, BUG = 2, 130, 141, 143, 1
 
@@ -69,7 +69,7 @@ def build() -> typer.Typer:
     app = typer.Typer(
         name="memorysam",
         help="Multi-modal semantic segmentation: SAM2's memory run across the modalities of one scene.",
-        epilog="Example: memorysam demo",
+        epilog=examples.epilog(""),
         cls=InCatalogueOrder,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
@@ -82,10 +82,19 @@ def build() -> typer.Typer:
         module = importlib.import_module(module_name)
         command = getattr(module, attribute)
         if isinstance(command, typer.Typer):
+            _add_examples(command, name)
             app.add_typer(command, name=name)
         else:
-            app.command(name, epilog=example(module.EXAMPLE))(command)
+            app.command(name, epilog=examples.epilog(name))(command)
     return app
+
+
+def _add_examples(group: typer.Typer, name: str) -> None:
+    """End the help of a group, and of each command in it, with examples."""
+    group.info.epilog = examples.epilog(name)
+    for each in group.registered_commands:
+        own = each.name or (each.callback.__name__ if each.callback else "")
+        each.epilog = examples.epilog(f"{name} {own}")
 
 
 def main() -> None:

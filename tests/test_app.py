@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import typer
 from typer.main import get_command
 
 from memorysam_cli import __version__, app, errors
+from memorysam_cli.commands import examples
 
 HEAVY = ("torch", "cv2", "peft", "numpy", "sam2", "accelerate", "transformers", "matplotlib")
 
@@ -52,7 +54,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
             raise fault
 
         module = types.ModuleType("failing_command")
-        module.__dict__.update(fail=fail, EXAMPLE="memorysam fail")
+        module.__dict__.update(fail=fail)
         monkeypatch.setitem(sys.modules, "failing_command", module)
         monkeypatch.setattr(app, "COMMANDS", {"fail": "failing_command:fail", "recipes": app.COMMANDS["recipes"]})
 
@@ -71,15 +73,8 @@ def test_help_is_fast_and_imports_nothing_heavy(fastest: Callable[..., float]) -
 
 def test_the_catalogue_is_complete() -> None:
     assert list(app.COMMANDS) == [
-        "prepare",
-        "plan",
-        "train",
-        "evaluate",
-        "predict",
-        "demo",
-        "recipes",
-        "weights",
-        "bench",
+        *("prepare", "check", "plan", "train", "watch", "evaluate", "predict", "report", "demo", "recipes", "weights"),
+        *("export", "card", "bench", "doctor"),
     ]
     out = memorysam("--help").stdout
     listed = [line.split()[0] for line in out.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()]
@@ -88,14 +83,39 @@ def test_the_catalogue_is_complete() -> None:
 
 @pytest.mark.parametrize("path", ALL)
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_every_help_ends_with_a_worked_example(path: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_help_ends_with_examples(path: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert app.run([*path.split()[1:], flag]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    example = " ".join(out.rpartition("Example: ")[2].split())
-    assert example.startswith("memorysam "), out
-    if not hasattr(ALL[path], "commands"):
-        assert f"{path} ".removeprefix("memorysam ") in f"{example} ", "the example shows another command"
+    shown = out.partition("Examples:\n")[2].rstrip("\n").split("\n")
+    lines, remarks = shown[::2], shown[1::2]
+    assert 2 <= len(lines) == len(remarks) <= 4
+    assert all(line.startswith("    memorysam ") for line in lines), "cannot be copied"
+    assert all(remark.startswith(" " * 8) and remark.strip() for remark in remarks)
+
+
+WORKED = [
+    (path, line)
+    for path in ALL
+    if not hasattr(ALL[path], "commands")
+    for line, _ in examples.of(path.removeprefix("memorysam").strip())
+]
+
+
+@pytest.mark.parametrize(("path", "line"), WORKED)
+def test_every_example_is_a_command_line_of_its_command(path: str, line: str) -> None:
+    name = path.removeprefix("memorysam ")
+    words = shlex.split(re.split(r" (?:\|\||>|\|) ", line)[0])
+    assert words[: len(name.split())] == name.split(), "the example shows another command"
+    ALL[path].make_context(name, words[len(name.split()) :])  # an unknown option, or one too few, raises
+
+
+def test_groups_show_examples_of_their_own_commands() -> None:
+    for group in [path for path in ALL if hasattr(ALL[path], "commands")]:
+        name = group.removeprefix("memorysam").strip()
+        assert all(
+            f"{line} ".startswith(name) and len(line.split()) > len(name.split()) for line, _ in examples.of(name)
+        )
 
 
 @pytest.mark.parametrize("path", ALL)
@@ -104,7 +124,6 @@ def test_a_help_is_whole_in_80_columns(path: str, capsys: pytest.CaptureFixture[
     app.run([*path.split()[1:], "--help"])
     out = capsys.readouterr().out
     assert not [line for line in out.splitlines() if line.endswith("...") and not line.startswith("Usage")], "cut"
-    assert "\n" not in out.rpartition("Example: ")[2].strip(), "the example cannot be copied"
     assert "range>" not in out, "a type of Python's in place of a word"
 
 
@@ -154,7 +173,7 @@ def test_a_group_without_a_command_shows_its_help(capsys: pytest.CaptureFixture[
         out, err = capsys.readouterr()
         assert out == ""
         assert err.startswith(" ".join(["Usage: memorysam", *group, "[OPTIONS] COMMAND"]))
-        assert "Example: memorysam" in err
+        assert "Examples:\n    memorysam" in err
 
 
 USERS_FAULTS = [
@@ -354,7 +373,7 @@ def test_a_signal_ends_with_its_code_one_line_and_no_temporary(
         "        print('ready', flush=True)\n"
         "        time.sleep(60)\n"
         "module = sys.modules['waiting'] = types.ModuleType('waiting')\n"
-        "module.wait = wait; module.EXAMPLE = ''\n"
+        "module.wait = wait\n"
         "app.COMMANDS = {'wait': 'waiting:wait', 'recipes': app.COMMANDS['recipes']}\n"
         "sys.argv = ['memorysam', 'wait']; app.main()"
     )

@@ -9,8 +9,6 @@ import typer
 from memorysam_cli.commands import options
 from memorysam_cli.errors import UsageError
 
-EXAMPLE = "memorysam bench --backbone nano --size 128 --batch 1 --against plain"
-
 
 def bench(
     mode: Annotated[

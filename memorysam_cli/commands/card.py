@@ -9,7 +9,6 @@ import typer
 
 from memorysam_cli.commands.options import Json, OptionalOut, Quiet, Verbose, begin, refuse_taken
 
-EXAMPLE = "memorysam card runs/latest/checkpoints/best.safetensors --out README.md"
 SCHEMA_VERSION = 1
 
 License = Annotated[

@@ -7,18 +7,23 @@ from typing import Annotated
 
 import typer
 
-from memorysam_cli.commands import options
+from memorysam_cli.commands import completion, options
 from memorysam_cli.commands.prepare.outcome import HeadersOnly, MaxPixels
 from memorysam_cli.errors import DataError
 
 SCHEMA_VERSION = 1
-EXAMPLE = "memorysam check ./data --dataset deliver"
 
 
 def check(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="A data root, or a published data set's folder.")],
     dataset: Annotated[
-        str | None, typer.Option("--dataset", metavar="NAME", help="Which one, where DATA holds several.")
+        str | None,
+        typer.Option(
+            "--dataset",
+            metavar="NAME",
+            help="Which one, where DATA holds several.",
+            autocompletion=completion.data_sets,
+        ),
     ] = None,
     out: options.OptionalOut = None,
     headers_only: HeadersOnly = False,

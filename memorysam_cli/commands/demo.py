@@ -9,8 +9,6 @@ import typer
 
 from memorysam_cli.commands import options
 
-EXAMPLE = "memorysam demo --out ./demo"
-
 
 def demo(
     out: options.OptionalOut = None,

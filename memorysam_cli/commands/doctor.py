@@ -6,7 +6,6 @@ from memorysam_cli.commands import options
 from memorysam_cli.errors import EnvironmentFault
 
 SCHEMA_VERSION = 1
-EXAMPLE = "memorysam doctor --json"
 
 
 def doctor(json: options.Json = False, verbose: options.Verbose = False, quiet: options.Quiet = False) -> None:

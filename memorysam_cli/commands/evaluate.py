@@ -9,8 +9,6 @@ import typer
 from memorysam_cli.commands import options
 from memorysam_cli.errors import CheckFailedError, UsageError
 
-EXAMPLE = "memorysam evaluate --weights runs/latest/checkpoints/best.safetensors --split test --json"
-
 
 def evaluate(
     weights: options.Weights = None,

@@ -11,7 +11,6 @@ import typer
 from memorysam_cli.commands.options import Json, Modalities, OptionalOut, Quiet, Verbose, begin, names, refuse_taken
 from memorysam_cli.errors import UsageError
 
-EXAMPLE = "memorysam export runs/latest/checkpoints/best.safetensors --format onnx --out model.onnx"
 SCHEMA_VERSION = 1
 SUFFIXES = {"torch-export": ".pt2", "onnx": ".onnx"}
 

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from memorysam_cli.commands import completion
 from memorysam_cli.errors import UsageError
 
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
@@ -31,7 +32,14 @@ Weights = Annotated[
     typer.Option("--weights", "-w", metavar="FILE", help="A .safetensors file (else the best of runs/latest)."),
 ]
 Recipe = Annotated[
-    str, typer.Option("--recipe", "-r", metavar="NAME|FILE", help="A shipped recipe's name, or a .yaml file.")
+    str,
+    typer.Option(
+        "--recipe",
+        "-r",
+        metavar="NAME|FILE",
+        help="A shipped recipe's name, or a .yaml file.",
+        autocompletion=completion.recipe_names,
+    ),
 ]
 Set = Annotated[
     list[str] | None,
@@ -39,10 +47,21 @@ Set = Annotated[
 ]
 Device = Annotated[
     str,
-    typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps; one that is absent is an error."),
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="auto, cpu, cuda, cuda:1 or mps; one that is absent is an error.",
+        autocompletion=completion.devices,
+    ),
 ]
-Split = Annotated[str, typer.Option("--split", metavar="NAME", help="train, val or test.")]
-OptionalSplit = Annotated[str | None, typer.Option("--split", metavar="NAME", help="Only this split's scenes.")]
+Split = Annotated[
+    str,
+    typer.Option("--split", metavar="NAME", help="train, val or test.", autocompletion=completion.splits),
+]
+OptionalSplit = Annotated[
+    str | None,
+    typer.Option("--split", metavar="NAME", help="Only this split's scenes.", autocompletion=completion.splits),
+]
 Modalities = Annotated[
     str | None,
     typer.Option("--modalities", "-m", metavar="A,B", help="Use only these modalities, such as img,depth."),

@@ -8,8 +8,6 @@ import typer
 
 from memorysam_cli.commands import options
 
-EXAMPLE = "memorysam plan --recipe deliver --gpu-memory 24GB"
-
 
 def plan(
     recipe: options.Recipe = "default",

@@ -13,7 +13,6 @@ from memorysam_cli.errors import PartialError, UsageError
 SCENES = (
     "A prepared data set, a folder per modality, a folder per scene, or one scene; else what is prepared below --data."
 )
-EXAMPLE = "memorysam predict ./photos --out ./masks --map img=rgb --color --overlay"
 
 
 def predict(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from memorysam_cli.commands import completion
 from memorysam_cli.commands.options import Json, Quiet, Set, Verbose, begin, example
 from memorysam_cli.errors import UsageError
 
@@ -21,7 +22,12 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-NameOrFile = Annotated[str, typer.Argument(metavar="NAME|FILE", help="A shipped recipe's name, or a .yaml file.")]
+NameOrFile = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME|FILE", help="A shipped recipe's name, or a .yaml file.", autocompletion=completion.recipe_names
+    ),
+]
 
 
 @app.command("list", epilog=example("memorysam recipes list --json"))

@@ -7,16 +7,19 @@ from typing import Annotated
 
 import typer
 
-from memorysam_cli.commands import options
+from memorysam_cli.commands import completion, options
 
 SCHEMA_VERSION = 1
-EXAMPLE = "memorysam report runs/latest --open"
 
 
 def report(
     folder: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[FOLDER [FOLDER]]", help="Of a run, an evaluation or a prediction; two: compared."),
+        typer.Argument(
+            metavar="[FOLDER [FOLDER]]",
+            help="Of a run, an evaluation or a prediction; two: compared.",
+            autocompletion=completion.runs,
+        ),
     ] = None,
     out: options.OptionalOut = None,
     is_opened: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,

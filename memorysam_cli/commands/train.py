@@ -6,16 +6,18 @@ from typing import Annotated
 
 import typer
 
-from memorysam_cli.commands import options, training_options
-
-EXAMPLE = "memorysam train --recipe demo --set train.epochs=4 --out runs/trial"
+from memorysam_cli.commands import completion, options, training_options
 
 
 def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            "--recipe", "-r", metavar="NAME|FILE", help="A shipped recipe's name, or a .yaml file; else default."
+            "--recipe",
+            "-r",
+            metavar="NAME|FILE",
+            help="A shipped recipe's name, or a .yaml file; else default.",
+            autocompletion=completion.recipe_names,
         ),
     ] = None,
     data: options.Data = None,

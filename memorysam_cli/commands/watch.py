@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memorysam_cli.commands import options
+from memorysam_cli.commands import completion, options
 
 if TYPE_CHECKING:
     from memorysam_cli.engine.watching import Look
 
 SCHEMA_VERSION = 1
-EXAMPLE = "memorysam watch runs/latest"
 NAMES = {
     "loss": ("loss", ".4f"), "spmm": ("SPMM loss", ".4g"), "lr": ("learning rate", ".2e"),
     "gradient_norm": ("gradient norm", ".3g"), "scenes_per_second": ("scenes/s", ".3g"),
@@ -25,17 +24,21 @@ NAMES = {
 
 
 def watch(
-    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="The run's folder (else runs/latest).")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RUN]", help="The run's folder (else runs/latest).", autocompletion=completion.runs),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
     every: Annotated[float, typer.Option("--every", min=0.1, metavar="SECONDS", help="Between two looks.")] = 1.0,
     json: options.Json = False,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Follow a training: step, losses, pace, time left, as numbers and as curves of one line.
+    """Follow a training from another terminal.
 
-    Looks each second until the run ends, or until Ctrl-C, which stops the watching alone. In a pipe, with --json and
-    with --once it looks once. It reads only: no run is slowed or disturbed.
+    Step, losses, pace and time left, as numbers and as curves of one line. Looks each second until the run ends, or
+    until Ctrl-C, which stops the watching alone. In a pipe, with --json and with --once it looks once. It reads only:
+    no run is slowed or disturbed.
     """
     options.begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.engine import run_folder

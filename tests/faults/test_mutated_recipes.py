@@ -147,8 +147,8 @@ MUTATIONS: tuple[Callable[[list[str], random.Random], None], ...] = (
 )  # fmt: skip
 
 
-def mutated(rng: random.Random) -> str:
-    lines = RECIPE.splitlines()
+def mutated(rng: random.Random, text: str = RECIPE) -> str:
+    lines = text.splitlines()
     for _ in range(rng.choice([1, 1, 1, 2])):
         rng.choice(MUTATIONS)(lines, rng)
     return "\n".join(lines) + "\n"
@@ -208,6 +208,49 @@ def test_no_mutated_recipe_runs_with_a_value_that_nobody_wrote(
     figures("O", recipes=refused + run, refused=refused, values_nobody_wrote=len(wrong))
     assert not wrong
     assert refused > 100 and run > 40
+
+
+EXTENDING = """\
+extends: base.yaml
+data:
+  image_size: 96
+  workers: 1
+augment:
+model:
+  object_gate: true
+optim:
+  lr: 3e-4
+  power: 1.25
+train:
+  # of trials
+  epochs: 7
+  seed: 18
+"""
+
+
+def test_no_mutated_file_runs_with_a_value_that_neither_it_nor_what_it_extends_has(
+    tmp_path: Path, rng: random.Random
+) -> None:
+    (tmp_path / "base.yaml").write_text(RECIPE)
+    path = tmp_path / "mine.yaml"
+    inherited = leaves(recipes.load(tmp_path / "base.yaml").model_dump(mode="json"))
+    inherited |= {"name": "mine", "about": ""}
+    refused = run = 0
+    for _ in range(amount(300, soak=10_000)):
+        text = mutated(rng, EXTENDING)
+        path.write_text(text)
+        try:
+            found = recipes.load(path)
+        except UsageError as fault:
+            assert str(fault).startswith(f"{path}:") and "\n" not in str(fault)
+            refused += 1
+            continue
+        run += 1
+        values = leaves(found.model_dump(mode="json")) | {"extends": "base.yaml"}
+        differences = not_as_written(text, values, inherited)
+        # A section that is written as nothing, such as "augment: ~", changes nothing.
+        assert not [key for key, pair in differences.items() if pair != (None, None)], text
+    assert refused > 60 and run > 40
 
 
 def test_a_naive_reader_runs_with_values_that_nobody_wrote(rng: random.Random) -> None:

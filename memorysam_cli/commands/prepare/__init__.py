@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import typer
 
-from memorysam_cli.commands.options import example
 from memorysam_cli.commands.prepare import hha, own
 from memorysam_cli.commands.prepare.published import command_of
 from memorysam_cli.commands.prepare.synthetic import synthetic
@@ -12,17 +11,15 @@ from memorysam_cli.data import DATASETS
 
 app = typer.Typer(
     help="Render or check a data set and write its manifest. All other commands read that, and look for no files.",
-    epilog=example("memorysam prepare synthetic ./data"),
     no_args_is_help=True,
 )
 
-app.command(epilog=example("memorysam prepare synthetic ./data --scenes 60 --size 128"))(synthetic)
+app.command()(synthetic)
 for _name in DATASETS:
     app.command(
         _name,
         help=f"Check the published data set {_name}, unpacked or an archive. Writes the manifest that all others read.",
-        epilog=example(f"memorysam prepare {_name} ./data"),
     )(command_of(_name))
-app.command(epilog=example(own.FOLDER_EXAMPLE))(own.folder)
-app.command(epilog=example(own.MANIFEST_EXAMPLE))(own.manifest)
-app.command(epilog=example(hha.EXAMPLE))(hha.hha)
+app.command()(own.folder)
+app.command()(own.manifest)
+app.command()(hha.hha)

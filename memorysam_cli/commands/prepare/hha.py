@@ -10,8 +10,6 @@ import typer
 from memorysam_cli.commands.options import Json, Quiet, Verbose, begin
 from memorysam_cli.errors import UsageError
 
-EXAMPLE = "memorysam prepare hha ./data --depth 'depth/*.png' --camera 525,525,319.5,239.5"
-
 
 def hha(
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder of the data set.")],

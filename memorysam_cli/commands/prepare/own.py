@@ -18,12 +18,6 @@ from memorysam_cli.commands.prepare.outcome import (
 )
 from memorysam_cli.errors import DataError, UsageError
 
-FOLDER_EXAMPLE = (
-    "memorysam prepare folder ./data --modality 'rgb=images/*.png' --modality 'depth=depth/*.png' "
-    "--labels 'masks/*.png' --classes classes.txt"
-)
-MANIFEST_EXAMPLE = "memorysam prepare manifest ./data sensors"
-
 Named = list[str] | None
 
 

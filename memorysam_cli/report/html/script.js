@@ -145,6 +145,7 @@
     all(".picker button", root).forEach((button) => button.addEventListener("click", () => { at = Number(button.dataset.scene); show(); }));
     sides.left.addEventListener("load", fit);
     fit();
+    show();  // which layers the first scene lacks
     slide.addEventListener("input", () => divide(slide.value));
     const drag = (event) => { const box = stage.getBoundingClientRect(); divide(100 * (event.clientX - box.left) / box.width); };
     stage.addEventListener("pointerdown", (event) => { stage.setPointerCapture(event.pointerId); drag(event); });
