@@ -54,7 +54,7 @@ Pages = Annotated[list[Path] | None, typer.Argument(help="HTML files to take who
 def main(
     pages: Pages = None,
     demo: Demo = Path(".demo"),
-    work: Work = Path(".screenshots"),
+    work: Work = Path("build/screenshots"),
     out: Out = Path("docs/images"),
     width: Width = WIDTH,
 ) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from memorysam_cli.recipe import Recipe
+from memorysam_cli.recipe import Recipe, Train
 from memorysam_cli.validation import first_fault, line_of
 
 TEXT = """\
@@ -38,6 +38,25 @@ def test_a_line_is_the_value_s_or_that_of_what_should_hold_it(keys: tuple[str, .
 
 def test_an_empty_document_has_one_line() -> None:
     assert line_of("", ("a",)) == 1
+
+
+class Optional(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    train: Train | None = None
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ({"train": 3}, "train: must be a section with the keys epochs, batch, accumulate"),
+        ({"train": {"epochs": 1, "bacth": 2}}, "train: unknown key 'bacth'; did you mean 'batch'?"),
+        ({"batch": 2}, "top level: unknown key 'batch'; did you mean 'train.batch'?"),
+    ],
+)
+def test_a_section_that_may_be_left_out_is_known_by_its_keys(content: dict[str, object], text: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Optional.model_validate(content)
+    assert first_fault(caught.value, Optional)[1].startswith(text)
 
 
 def test_an_unknown_key_is_told_before_what_it_leaves_missing() -> None:

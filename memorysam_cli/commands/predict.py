@@ -33,6 +33,7 @@ def predict(
     ] = None,
     color: Annotated[bool, typer.Option("--color", help="Also paint each mask in its classes' colours.")] = False,
     overlay: Annotated[bool, typer.Option("--overlay", help="Also blend colours over the image, with legend.")] = False,
+    legend: Annotated[bool, typer.Option("--legend", help="Also legend.png: every class and its colour.")] = False,
     confidence: Annotated[bool, typer.Option("--confidence", help="Also write each pixel's probability.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first so many scenes.")] = None,
     on_error: options.OnError = "stop",
@@ -69,7 +70,7 @@ def predict(
     path = weights or run_folder.default_weights()  # before torch is imported: without weights the answer is instant
     asked, scales = options.names(modalities), options.scales(tta_scales, tta=tta)
     from memorysam_cli.engine.evaluation.views import View
-    from memorysam_cli.engine.prediction import asking, ledger, running, shares
+    from memorysam_cli.engine.prediction import asking, ledger, running, scene_files, shares
     from memorysam_cli.engine.prediction.manner import Manner
     from memorysam_cli.report import console
     from memorysam_cli.storage import lock
@@ -84,6 +85,8 @@ def predict(
     report = running.run(job, out, manner)
     if report is None:  # only the first of several processes has the result
         return
+    if legend:
+        scene_files.write_legend(out, job.card.dataset)
     ledger.show(report)
     if json:
         console.answer(report)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memorysam_cli.commands import completion
-from memorysam_cli.commands.options import Json, Quiet, Set, Verbose, begin, example
+from memorysam_cli.commands.options import Json, Quiet, Set, Verbose, begin
 from memorysam_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,11 +16,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 
-app = typer.Typer(
-    help="List, show, copy, check and compare recipes.",
-    epilog=example("memorysam recipes copy deliver mine.yaml"),
-    no_args_is_help=True,
-)
+app = typer.Typer(help="List, show, copy, check and compare recipes.", no_args_is_help=True)
 
 NameOrFile = Annotated[
     str,
@@ -30,7 +26,7 @@ NameOrFile = Annotated[
 ]
 
 
-@app.command("list", epilog=example("memorysam recipes list --json"))
+@app.command("list")
 def list_recipes(json: Json = False, verbose: Verbose = False, quiet: Quiet = False) -> None:
     """List the recipes that come with memorysam.
 
@@ -59,27 +55,25 @@ def list_recipes(json: Json = False, verbose: Verbose = False, quiet: Quiet = Fa
         console.answer({"schema_version": SCHEMA_VERSION, "recipes": rows})
         return
     console.table(
-        ["recipe", "data set", "modalities", "backbone", "epochs", "reported mIoU", "memory"],
+        ["recipe", "modalities", "epochs", "reported mIoU", "memory"],
         [[name, *_cells(each)] for name, each in found.items()],
     )
     for name, each in found.items():
-        console.say(f"{name}: {each.recipe.about}")
+        console.say(f"{name}: {each.recipe.about} ({each.recipe.model.backbone}, {each.recipe.data.dataset})")
 
 
 def _cells(found: recipes.Document) -> list[object]:
     """What the table says of a recipe after its name."""
-    data, claim, need = found.recipe.data, found.reported, found.measured
+    claim, need = found.reported, found.measured
     return [
-        data.dataset,
-        ", ".join(data.modalities),
-        found.recipe.model.backbone,
+        ", ".join(found.recipe.data.modalities),
         found.recipe.train.epochs,
         "–" if claim is None else f"{claim.miou:.2f} ({claim.split})",
-        "–" if need is None else f"{need.memory_gb:.2g} GB ({need.device})",
+        "–" if need is None else f"{need.memory_gb:.2g} GB",
     ]
 
 
-@app.command("show", epilog=example("memorysam recipes show deliver --set train.epochs=50 > mine.yaml"))
+@app.command("show")
 def show_recipe(
     name: NameOrFile,
     overrides: Set = None,
@@ -121,7 +115,7 @@ def show_recipe(
     console.say(comparing.changes_yaml(parent, before, found.recipe).rstrip("\n"))
 
 
-@app.command("copy", epilog=example("memorysam recipes copy deliver mine.yaml --set train.epochs=50"))
+@app.command("copy")
 def copy_recipe(
     name: NameOrFile,
     out: Annotated[Path, typer.Argument(metavar="FILE", help="The .yaml file to be written.")],
@@ -134,9 +128,10 @@ def copy_recipe(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a recipe of one's own: it extends NAME, and has every key with its meaning.
+    """Write a recipe of your own that extends NAME.
 
-    All values are commented out, but for those of --set: take the # away from what you change.
+    It has every key with its meaning. All values are commented out, but for those of --set: take the # away from what
+    you change.
     """
     from memorysam_cli.recipe import copying, describing, files
     from memorysam_cli.report import console
@@ -173,29 +168,36 @@ def copy_recipe(
     )
 
 
-@app.command("check", epilog=example("memorysam recipes check mine.yaml --set optim.lr=1e-4"))
+@app.command("check")
 def check_recipe(
     name: NameOrFile, overrides: Set = None, json: Json = False, verbose: Verbose = False, quiet: Quiet = False
 ) -> None:
     """Check a recipe: 'ok', or exit code 2 and what is wrong with it."""
     from memorysam_cli import recipe as recipes
+    from memorysam_cli.recipe import comparing
     from memorysam_cli.report import console
 
     begin(json=json, verbose=verbose, quiet=quiet)
-    resolved = recipes.load(name, overrides or ())
+    found = recipes.read(name, overrides or ())
     if json:
-        console.answer({"schema_version": SCHEMA_VERSION, "name": resolved.name, "ok": True})
+        console.answer({"schema_version": SCHEMA_VERSION, "name": found.recipe.name, "ok": True})
     else:
         console.say("ok")
+    if found.parent is not None:
+        differing = [each.key for each in comparing.differences(recipes.load(found.parent), found.recipe)]
+        console.note(
+            f"extends {found.parent}; other there: {', '.join(differing) or 'nothing (is all commented out?)'}"
+        )
 
 
-@app.command("diff", epilog=example("memorysam recipes diff deliver deliver-rgbd"))
+@app.command("diff")
 def diff_recipes(
     a: NameOrFile, b: NameOrFile, json: Json = False, verbose: Verbose = False, quiet: Quiet = False
 ) -> None:
-    """Compare two recipes: the keys whose values differ, those of defaults included.
+    """Compare two recipes: the keys whose values differ.
 
-    The exit code is 0 whether they differ or not. A run's recipe is its recipe.yaml.
+    Values that were not written out count, too. The exit code is 0 whether they differ or not. A run's recipe is its
+    recipe.yaml.
     """
     from memorysam_cli import recipe as recipes
     from memorysam_cli.recipe import comparing
@@ -212,12 +214,13 @@ def diff_recipes(
         console.say("no difference")
 
 
-@app.command("schema", epilog=example("memorysam recipes schema > recipe.schema.json"))
+@app.command("schema")
 def print_schema(json: Json = False, verbose: Verbose = False, quiet: Quiet = False) -> None:
-    """Print the JSON Schema of a recipe's file, with which editors complete and explain keys.
+    """Print the JSON Schema of recipes, for editors.
 
-    In VS Code (YAML extension): the line `# yaml-language-server: $schema=recipe.schema.json` at the top of a recipe,
-    which `recipes copy --schema` writes. All keys in words: docs/recipe-keys.md.
+    With it they complete and explain keys. In VS Code (YAML extension) the first line of a recipe names it:
+    `# yaml-language-server: $schema=recipe.schema.json`, which `recipes copy --schema` writes. All keys in words:
+    docs/recipe-keys.md.
     """
     from memorysam_cli.recipe import describing
     from memorysam_cli.report import console

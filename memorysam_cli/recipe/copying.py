@@ -56,7 +56,8 @@ def copied(name_or_file: str, out: Path, *, overrides: Sequence[str] = (), has_s
     asked = read(name_or_file, overrides)
     parent = asked.parent or (name_or_file if name_or_file in shipped() else os.fspath(asked.path))
     before = load(parent)
-    extends = parent if parent in shipped() else os.path.relpath(parent, out.parent)
+    # Resolved: a path through a linked folder has another parent than it seems.
+    extends = parent if parent in shipped() else os.path.relpath(Path(parent).resolve(), out.parent.resolve())
     head = {override.partition("=")[0] for override in overrides} & {"name", "about"}
     changed = {each.key for each in differences(before, asked.recipe)} | head
     lines = [*_introduction(out.name, has_schema=has_schema), *_head(extends, out.stem, asked.recipe, changed)]

@@ -8,6 +8,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any, get_args
 
@@ -46,6 +47,7 @@ class Key:
         return self.kind == "section"
 
 
+@cache
 def keys() -> tuple[Key, ...]:
     """All keys of a recipe's file: a section, then its keys; what belongs to the file alone comes last."""
     schema = json_schema()

@@ -54,10 +54,16 @@ class Claims(Section):
     measured: Measured | None = None
 
 
+def _text_or_absent(described: dict[str, Any]) -> None:
+    """The JSON Schema of a text that may be left out, but not be null."""
+    described.clear()
+    described.update(type="string", minLength=1)
+
+
 class RecipeFile(Recipe):
     """All that a recipe's file may say."""
 
-    extends: str | None = Field(default=None, min_length=1)
+    extends: str | None = Field(default=None, json_schema_extra=_text_or_absent)
     """The recipe that this one changes: a shipped recipe's name, or a .yaml file relative to this one. What is not
     written here is as it is there, an empty section too. One level: what is extended may not extend another one."""
     reported: Reported | None = None

@@ -173,7 +173,7 @@ class Ohem(Section):
 
 
 class Spmm(Section):
-    """The Semantic Prototype Memory Module; both keys must be written out (METHOD §3)."""
+    """The Semantic Prototype Memory Module; variant and weight have no default (METHOD §3)."""
 
     variant: Literal["reference", "paper", "off"]
     """As the authors' code computes it, as the paper writes it, or not at all."""

@@ -184,10 +184,10 @@ def _scene(found: dict[str, Any]) -> GalleryScene:
     return GalleryScene(**{**found, "size": (int(height), int(width)), "layers": layers})
 
 
-def shrunk(array: NDArray[Any], *, smooth: bool = False) -> NDArray[Any]:
-    """The array with at most :data:`LONG_SIDE` pixels a side; a map of classes keeps its values."""
+def shrunk(array: NDArray[Any], *, smooth: bool = False, long_side: int = LONG_SIDE) -> NDArray[Any]:
+    """The array with at most so many pixels a side; a map of classes keeps its values."""
     height, width = array.shape[:2]
-    share = LONG_SIDE / max(height, width)
+    share = long_side / max(height, width)
     if share >= 1:
         return array
     size = max(1, round(width * share)), max(1, round(height * share))

@@ -181,6 +181,19 @@ def sheet(
     return np.concatenate([_widen(strip, width) for strip in strips])
 
 
+def key(entries: Sequence[tuple[str, Colour]], *, width: int) -> Picture:
+    """Names and colours alone, in columns.
+
+    Args:
+        entries: name and colour.
+        width: pixels, at least; long names take more.
+
+    Returns:
+        (H, W, 3).
+    """
+    return _legend_strip(entries, width=width, text_size=0.5)
+
+
 def _row(panels: Sequence[Panel], *, panel_px: int, text_size: float) -> Picture:
     """The panels side by side under their titles."""
     return np.concatenate([_titled(panel, panel_px=panel_px, text_size=text_size) for panel in panels], axis=1)

@@ -17,7 +17,7 @@ from memorysam_cli.engine.evaluation.scoring import own_size
 from memorysam_cli.model import load
 from memorysam_cli.storage import documents, images
 
-from ..engine.stand_ins import PLANS, write_data
+from ..engine.stand_ins import PALETTE, PLANS, write_data
 from .trained import Program, save_weights
 
 KEYS = {
@@ -74,6 +74,15 @@ def test_scenes_and_a_root_or_a_root_without_data_are_refused(here: Path, memory
     nothing = memorysam("predict", "--data", "photos")
     assert nothing.code == 3 and "data set 'tiny' is not prepared (prepared there: nothing)" in nothing.err
     assert not (here / "masks").exists()
+
+
+def test_a_legend_shows_every_class_in_its_colour_and_goes_with_its_classes(here: Path, memorysam: Program) -> None:
+    words = ("predict", "data", "--limit", 1, "--workers", 0)
+    assert memorysam(*words, "--legend").code == 0
+    legend = images.read(here / "masks" / "legend.png")
+    assert all((legend == colour).all(-1).sum() > 100 for colour in PALETTE)  # RGB, not BGR
+    assert memorysam(*words, "--overwrite").code == 0
+    assert not (here / "masks" / "legend.png").exists()
 
 
 def test_a_split_and_a_limit_choose_scenes(here: Path, memorysam: Program) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,23 @@ import pytest
 from memorysam_cli import app, recipe
 
 
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def answer_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert app.run(["recipes", *arguments, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
 def test_list_names_every_recipe_with_what_one_chooses_by(capsys: pytest.CaptureFixture[str]) -> None:
     assert app.run(["recipes", "list"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    words = out.replace(",", "").split()
+    words = re.sub("[,()]", "", out).split()
     for name in recipe.shipped():
         assert name in words
     assert {"deliver", "event", "lidar", "nano", "sam2-hiera-base-plus", "500", "65.38"} <= set(words)
@@ -72,6 +85,15 @@ def test_check_as_json_says_which_recipe_is_fine(capsys: pytest.CaptureFixture[s
     assert json.loads(capsys.readouterr().out) == {"schema_version": 1, "name": "demo", "ok": True}
 
 
+def test_check_says_what_a_recipe_changes_of_another_one(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.yaml").write_text("extends: deliver\ntrain: {epochs: 50}\n")
+    assert app.run(["recipes", "check", "mine.yaml", "--set", "optim.lr=1e-3"]) == 0
+    assert capsys.readouterr() == ("ok\n", "extends deliver; other there: optim.lr, train.epochs\n")
+    Path("mine.yaml").write_text("extends: deliver\ntrain:\n  #epochs: 50\n")
+    assert app.run(["recipes", "check", "mine.yaml"]) == 0
+    assert capsys.readouterr().err == "extends deliver; other there: nothing (is all commented out?)\n"
+
+
 @pytest.mark.parametrize("flags", [[], ["--json"]])
 def test_check_refuses_with_2_and_says_what_is_wrong(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert app.run(["recipes", "check", "demo", "--set", "model.lora.rnak=4", *flags]) == 2
@@ -87,18 +109,6 @@ def test_check_refuses_with_2_and_says_what_is_wrong(flags: list[str], capsys: p
 def test_an_unknown_name_is_refused(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert app.run(["recipes", command, "mcube"]) == 2
     assert "did you mean 'mcubes'?" in capsys.readouterr().err
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def answer_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
-    assert app.run(["recipes", *arguments, "--json"]) == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
 
 
 def test_a_copy_can_be_checked_and_says_what_it_was_made_of(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

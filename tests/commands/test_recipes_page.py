@@ -16,8 +16,7 @@ PAGE = (Path(__file__).parent.parent.parent / "docs" / "recipes.md").read_text(e
 def test_the_list_is_what_the_program_prints(capsys: pytest.CaptureFixture[str]) -> None:
     shown = PAGE.split("$ memorysam recipes list\n")[1].split("\n```")[0]
     assert app.run(["recipes", "list"]) == 0
-    table = capsys.readouterr().out.split("\n\n")[0]
-    assert [line.split() for line in shown.splitlines()[2:]] == [line.split() for line in table.splitlines()[2:]]
+    assert shown + "\n" == capsys.readouterr().out
 
 
 def test_every_line_that_can_be_typed_works(

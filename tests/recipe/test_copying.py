@@ -65,6 +65,14 @@ def test_a_copy_of_a_file_extends_it_by_a_path_from_where_the_copy_lies(tmp_path
     assert recipe.load(path).train.epochs == 5
 
 
+def test_a_copy_in_a_linked_folder_finds_what_it_extends(tmp_path: Path) -> None:
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    (tmp_path / "near").symlink_to(tmp_path / "far" / "away")
+    base = tmp_path / "base.yaml"
+    base.write_text(recipe.load("demo", ["train.epochs=5"]).to_yaml())
+    assert recipe.load(written(tmp_path / "near", str(base))).train.epochs == 5
+
+
 def test_a_copy_of_what_extends_a_recipe_extends_that_one_and_has_its_changes(tmp_path: Path) -> None:
     first = written(tmp_path, "deliver", ["train.epochs=50"], "first.yaml")
     second = written(tmp_path, str(first), ["optim.lr=1e-5"], "second.yaml")

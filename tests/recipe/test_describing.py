@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,15 @@ def test_a_meaning_is_the_text_below_the_key_and_nothing_else() -> None:
 
 def accepts(content: object) -> bool:
     return not list(jsonschema.Draft7Validator(SCHEMA).iter_errors(content))
+
+
+@pytest.mark.parametrize("extends", [None, "", 3, ["demo"]])
+def test_what_a_file_extends_is_text(extends: object, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"extends: {json.dumps(extends)}\n")
+    assert not accepts(read_yaml(path)) and accepts({"extends": "demo"})
+    with pytest.raises(UsageError, match=r"extends: must be a shipped recipe's name or a \.yaml file"):
+        recipe.load(path)
 
 
 def test_the_schema_is_one() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -38,6 +38,10 @@ def folder(
     classes: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A class per line: name, or name r g b, or value: name r g b.")
     ] = None,
+    palette: Annotated[
+        Literal["given", "safe"],
+        typer.Option(help="Colours of --classes as given, or such that the colour-blind tell them apart."),
+    ] = "given",
     split: Annotated[
         Named, typer.Option("--split", metavar="SHARES|NAME=FILE", help="0.8/0.1/0.1, or a list of scenes per split.")
     ] = None,
@@ -95,7 +99,7 @@ def folder(
         name=words.dataset_name(name, root),
         modalities=patterns,
         labels=None if labels is None else Pattern(labels),
-        classes=None if classes is None else class_list.read(words.existing(classes, root)),
+        classes=None if classes is None else class_list.read(words.existing(classes, root), is_safe=palette == "safe"),
         split=words.split(split or [], root),
         kinds=words.kinds(words.pairs("--kind", kind, known=patterns)),
         channels=words.channels(words.pairs("--channels", channels, known=patterns)),

@@ -1,4 +1,4 @@
-"""``classes.txt``: a name per line, with a colour and a label value where they matter; and colours that differ well."""
+"""``classes.txt``: a name per line, with a colour and a label value where they matter."""
 
 from __future__ import annotations
 
@@ -7,17 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
-import numpy as np
-
+from memorysam_cli.data.own import palettes
 from memorysam_cli.dataset import IGNORE, Colour
 from memorysam_cli.errors import UsageError
 
 _VALUE = re.compile(r"(\d{1,5})\s*:\s*")
 _HEX = re.compile(r"(?:^|[\s,;]+)#([0-9a-fA-F]{6})$")
 _RGB = re.compile(r"[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})$")
-_LEVELS = 9
-"""Steps of red, green and blue among which colours are chosen."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +28,12 @@ class ClassList:
     """(value in the label files, class), if the file gives values."""
 
 
-def read(path: Path) -> ClassList:
+def read(path: Path, *, is_safe: bool = False) -> ClassList:
     """Read ``classes.txt``.
+
+    Args:
+        path: of the file.
+        is_safe: take colours that the colour-blind tell apart in the place of the file's own.
 
     Each line is ``name``, ``name r g b`` or ``name #rrggbb``, with ``value:`` before it where the label files do not
     hold 0, 1, 2, …; empty lines and lines that begin with ``#`` count for nothing.
@@ -61,28 +61,10 @@ def read(path: Path) -> ClassList:
     has_colours = colours[0] is not None
     return ClassList(
         names=names,
-        palette=colours if has_colours else distinct(len(rows)),
+        palette=colours if has_colours and not is_safe else palettes.safe(len(rows)),
         has_colours=has_colours,
         mapping=() if values[0] is None else tuple(zip(values, range(len(values)), strict=True)),
     )
-
-
-def distinct(count: int) -> tuple[Colour, ...]:
-    """Colours that are easily told apart, from each other and from black and white.
-
-    Each is the one that is farthest (CIELAB distance) from all before it, so that more classes change no colour.
-    """
-    steps = np.linspace(0, 1, _LEVELS, dtype=np.float32)
-    grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(1, -1, 3)
-    lab = cv2.cvtColor(grid, cv2.COLOR_RGB2Lab)[0].astype(np.float64)  # (1, N, 3) -> (N, 3)
-    nearest = np.minimum(*(np.linalg.norm(lab - lab[index], axis=1) for index in (0, -1)))
-    chosen = []
-    for _ in range(count):
-        best = int(np.argmax(nearest))
-        red, green, blue = (int(value) for value in np.rint(grid[0, best] * 255))
-        chosen.append((red, green, blue))
-        nearest = np.minimum(nearest, np.linalg.norm(lab - lab[best], axis=1))
-    return tuple(chosen)
 
 
 def _row(line: str, *, where: str) -> tuple[int | None, str, Colour | None]:

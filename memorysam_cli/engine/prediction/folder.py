@@ -25,6 +25,7 @@ from memorysam_cli.storage import atomic, documents, lock
 LEDGER = "predictions.jsonl"
 CLASSES = "classes.json"
 SUCCESS = "_SUCCESS.json"
+LEGEND = "legend.png"
 MASKS = "masks"
 EXTRAS = ("color", "overlay", "confidence")
 """What can be written beside the masks, each in a tree of its own."""
@@ -87,6 +88,7 @@ def begin(out: Path, info: DatasetInfo) -> None:
         info: classes and palette.
     """
     (out / SUCCESS).unlink(missing_ok=True)
+    (out / LEGEND).unlink(missing_ok=True)  # of other classes, perhaps
     count = clear(out / LEDGER, out)
     if count:
         console.note(f"{out}: replaces the predictions of an earlier run ({count} scenes)")

@@ -18,11 +18,13 @@ from memorysam_cli.data.manifest import Scene
 from memorysam_cli.data.resizing import resize_nearest
 from memorysam_cli.dataset import DatasetInfo, Modality
 from memorysam_cli.engine.prediction.deciding import Decision
-from memorysam_cli.engine.prediction.folder import MASKS, Line, remove
+from memorysam_cli.engine.prediction.folder import LEGEND, MASKS, Line, remove
 from memorysam_cli.errors import DataError
 from memorysam_cli.report import overlays
 from memorysam_cli.storage import images
 
+KEY_PX = 480
+"""Width of the legend."""
 SMALL_PX = 256
 """Overlays whose sides are shorter are enlarged, so that their legend does not dwarf them."""
 
@@ -147,6 +149,15 @@ class SceneFiles:
         shown = next((modality for modality in present if modality.kind == "rgb"), present[0])
         frame = read_modality([self.root / path for path in scene.files[shown.name]], shown)
         return overlays.as_picture(resize_nearest(frame, height=mask.shape[0], width=mask.shape[1]))
+
+
+def write_legend(out: Path, info: DatasetInfo) -> None:
+    """Write ``legend.png`` beside ``classes.json``: every class and its colour.
+
+    Raises:
+        EnvironmentFault: it cannot be written.
+    """
+    images.write_png(out / LEGEND, overlays.key(list(zip(info.classes, info.palette, strict=True)), width=KEY_PX))
 
 
 def is_left_out(line: Line) -> bool:

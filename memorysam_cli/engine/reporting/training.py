@@ -12,9 +12,11 @@ from memorysam_cli.engine.reporting import documents, evaluation, folders
 from memorysam_cli.engine.run_folder import RECIPE, RunFolder
 from memorysam_cli.errors import MemorySamError
 from memorysam_cli.recipe import Recipe
-from memorysam_cli.report.html import charts
+from memorysam_cli.report import galleries, overlays
+from memorysam_cli.report.html import charts, page
 from memorysam_cli.report.html.charts import Chart, Series
 from memorysam_cli.storage import documents as files
+from memorysam_cli.storage import images
 
 Facts = dict[str, Any]
 CHARTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
@@ -30,7 +32,10 @@ CHARTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
 SAID = {"miou": "mIoU", "miou_native": "mIoU, native", "mf1": "mF1", "macc": "mAcc", "lr": "learning rate"}
 """Values by other names than their keys."""
 FROM_ZERO = {"throughput", "memory", "miou"}
-MOST_PICTURE_BYTES = 2_500_000
+PICTURE_SIDE = 1600
+"""Pixels: scenes side by side, with words that can be read."""
+PICTURE_ROOM = 2_400_000
+"""Characters for all pictures; an evaluation's scenes and the curves have room of their own."""
 PICTURES = {
     "First batch, as the network saw it": "first-batch.png",
     "Validation scenes": "validation.png",
@@ -167,8 +172,14 @@ def _warnings(run: RunFolder) -> list[str]:
 
 def _pictures(run: RunFolder) -> list[Facts]:
     places = [(title, run.samples / name) for title, name in PICTURES.items()]
-    there = [(title, path) for title, path in places if path.is_file() and path.stat().st_size <= MOST_PICTURE_BYTES]
-    return [{"title": title, "src": documents.picture(path)} for title, path in there]
+    kept: list[Facts] = []
+    for title, path in places:
+        if path.is_file():
+            smaller = galleries.shrunk(overlays.as_picture(images.read(path)), smooth=True, long_side=PICTURE_SIDE)
+            src = page.data_uri(images.encode_jpeg(smaller, quality=galleries.QUALITY), kind="jpeg")
+            if sum(len(each["src"]) for each in [*kept, {"src": src}]) <= PICTURE_ROOM:
+                kept.append({"title": title, "src": src})
+    return kept
 
 
 def _hours(seconds: float) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memorysam_cli.data.own import class_list
+from memorysam_cli.data.own import class_list, palettes
 from memorysam_cli.errors import UsageError
 
 
@@ -60,10 +60,7 @@ def test_a_missing_or_binary_list_is_refused(tmp_path: Path) -> None:
         class_list.read(tmp_path / "classes.txt")
 
 
-def test_our_colours_differ_and_more_classes_change_none() -> None:
-    many = class_list.distinct(255)
-    assert len(set(many)) == 255 and class_list.distinct(7) == many[:7]
-    assert (0, 0, 0) not in many and (255, 255, 255) not in many
-    few = np.array(class_list.distinct(12), dtype=float)
-    distances = np.linalg.norm(few[:, None] - few[None], axis=-1) + 1e9 * np.eye(12)
-    assert distances.min() > 60
+def test_colours_are_the_files_own_unless_safe_ones_are_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("road 128 64 128\nsky 70 130 180\n")
+    assert class_list.read(tmp_path / "classes.txt").palette == ((128, 64, 128), (70, 130, 180))
+    assert class_list.read(tmp_path / "classes.txt", is_safe=True).palette == palettes.safe(2)

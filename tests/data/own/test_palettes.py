@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from memorysam_cli.data.own import palettes
+
+
+def least_distance(colours: object) -> dict[str, float]:
+    """Of the two colours that look most alike, in each vision; CIELAB."""
+    seen = palettes.appearances(np.array(colours, dtype=float) / 255)
+    apart = np.linalg.norm(seen[:, :, None] - seen[:, None], axis=-1) + 1e9 * np.eye(seen.shape[1])
+    return dict(zip(palettes.VISIONS, apart.min((1, 2)).tolist(), strict=True))
+
+
+def test_more_classes_change_no_colour_and_none_is_black_or_white() -> None:
+    many = palettes.safe(255)
+    assert len(set(many)) == 255 and palettes.safe(7) == many[:7]
+    assert (0, 0, 0) not in many and (255, 255, 255) not in many
+
+
+@pytest.mark.parametrize(("count", "apart"), [(8, 30.0), (12, 25.0), (25, 15.0)])
+def test_everybody_tells_them_apart(count: int, apart: float) -> None:
+    assert min(least_distance(palettes.safe(count)).values()) > apart
+
+
+def test_the_measure_knows_red_from_green_as_the_colour_blind_do() -> None:
+    pair = least_distance([(200, 80, 60), (120, 120, 40)])
+    assert pair["usual"] > 2.5 * pair["deuteranopia"]
+    grey = least_distance([(40, 40, 40), (200, 200, 200)])
+    assert max(grey.values()) - min(grey.values()) < 1.0
