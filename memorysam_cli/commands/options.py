@@ -108,11 +108,6 @@ Engine = Annotated[
 ]
 
 
-def example(text: str) -> str:
-    """The end of a command's help; ``\\b``: never wrapped, so that it can be copied."""
-    return f"\b\nExample: {text}"
-
-
 def begin(*, json: bool = False, verbose: bool = False, quiet: bool = False) -> None:
     """Set the console up as a command's options ask; of several processes only the first one says more than errors.
 

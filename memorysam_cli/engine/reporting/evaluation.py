@@ -83,7 +83,7 @@ def tiles(report: Facts) -> list[tuple[str, str, str]]:
     small = (
         f"{report['miou_present']:.2f} over those with ground truth"
         if absent
-        else f"all {len(report['classes'])} classes"
+        else f"over {len(report['classes'])} class{'es' * (len(report['classes']) > 1)}"
     )
     return [
         ("mIoU", f"{report['miou']:.2f}", small),

@@ -22,7 +22,7 @@ def of_evaluation(folder: Path) -> tuple[list[dict[str, Any]], str]:
     """
     found = galleries.read(folder)
     if found is None:
-        return [], "No pictures were kept. Run `memorysam evaluate` with --gallery 4 to have the worst and best scenes."
+        return [], "No pictures were kept. Run memorysam evaluate with --gallery 4 to have the worst and best scenes."
     scenes = []
     for each in found.scenes:
         words = [each.rank, each.condition, each.case]

@@ -157,7 +157,7 @@ def _tiles(run: RunFolder, rows: Sequence[Facts], trained: Recipe) -> list[tuple
 def _warnings(run: RunFolder) -> list[str]:
     """What a reader must know: how the run ended, what it left out, and that it was resumed."""
     lines = (
-        [] if run.result.is_file() else ["This run has not finished: `memorysam train --resume auto` goes on with it."]
+        [] if run.result.is_file() else ["This run has not finished; memorysam train --resume auto goes on with it."]
     )
     if run.diverged.is_file():
         lines.append("This run diverged; diverged.json names the scenes of that update.")
