@@ -34,6 +34,13 @@ def test_every_subcommand_is_in_the_table() -> None:
     assert len(below) > 20 and not [path for path, child in below.items() if child not in words]
 
 
+def test_the_ten_lines_are_those_that_docs_export_md_has_and_a_test_runs() -> None:
+    section = README.split("\n## Elsewhere\n")[1].split("\n## ")[0]
+    code = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert len(code) == 1
+    assert code[0] in (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+
+
 def test_every_file_that_it_links_or_draws_is_there() -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
     assert links and not [link for link in links if not (ROOT / link).is_file()]

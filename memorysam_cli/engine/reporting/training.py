@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,7 @@ from memorysam_cli import recipe as recipes
 from memorysam_cli.engine.evaluation.files import NAMES
 from memorysam_cli.engine.reporting import documents, evaluation, folders
 from memorysam_cli.engine.run_folder import RECIPE, RunFolder
-from memorysam_cli.errors import MemorySamError
-from memorysam_cli.recipe import Recipe
+from memorysam_cli.recipe import Recipe, comparing
 from memorysam_cli.report import galleries, overlays
 from memorysam_cli.report.html import charts, page
 from memorysam_cli.report.html.charts import Chart, Series
@@ -102,26 +101,30 @@ def draw(what: tuple[str, str, str, tuple[str, ...]], runs: Sequence[tuple[str, 
     return charts.line_chart(name, title, series, unit=unit, zero=name in FROM_ZERO)
 
 
-def against_parent(trained: Recipe) -> tuple[str, list[tuple[str, str, str]] | None]:
-    """What a recipe changes against the shipped one of its name: key, the parent's value, its own; None: no parent."""
-    try:
-        parent = recipes.load(trained.name)
-    except MemorySamError:
-        return f"'{trained.name}'", None
-    return f"the shipped recipe '{trained.name}'", differences(
-        parent.model_dump(mode="json"), trained.model_dump(mode="json")
-    )
+def against_parent(trained: Recipe) -> tuple[str, list[tuple[str, str, str]]]:
+    """What a recipe changes against the shipped one of its name, or else against the shipped one that is nearest.
+
+    Returns:
+        Which one that is, and the keys that differ, with the parent's value and its own.
+    """
+    if trained.name in recipes.shipped():
+        parent, words = recipes.load(trained.name), f"the shipped recipe '{trained.name}'"
+    else:
+        parent = min(map(recipes.load, recipes.shipped()), key=lambda each: len(comparing.differences(each, trained)))
+        words = f"the shipped recipe '{parent.name}', the nearest one"
+    found = comparing.differences(parent, trained)
+    return words, [(each.key, _shown(each.a), _shown(each.b)) for each in found]
 
 
-def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def differences(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Dotted keys whose values differ, and both values; ``–`` where one has none."""
-    a, b = (dict(_flat(each)) for each in (first, second))
+    a, b = (dict(comparing.leaves(each)) for each in (first, second))
     return [(key, _shown(a.get(key)), _shown(b.get(key))) for key in {**a, **b} if a.get(key) != b.get(key)]
 
 
 def environment(run: RunFolder) -> list[tuple[str, str]]:
     """Where and with what a run was made."""
-    told = dict(_flat(documents.read(run.path / "environment.json")))
+    told = dict(comparing.leaves(documents.read(run.path / "environment.json")))
     rows = [(key, _shown(value)) for key, value in told.items() if value not in (None, [], "")]
     command = run.path / "command.txt"
     return rows + ([("command", command.read_text(encoding="utf-8").strip())] if command.is_file() else [])
@@ -185,14 +188,6 @@ def _pictures(run: RunFolder) -> list[Facts]:
 def _hours(seconds: float) -> str:
     minutes = round(seconds / 60)
     return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{seconds / 3600:.1f} h"
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _shown(value: Any) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from memorysam_cli.engine.reporting import comparison, evaluation, folders, prediction, training
 from memorysam_cli.errors import UsageError
+from memorysam_cli.report import console
 from memorysam_cli.report.html import page
 from memorysam_cli.storage import atomic
 
@@ -44,5 +45,8 @@ def write(folder: Sequence[Path], *, out: Path | None = None) -> Report:
     if path.is_dir():
         raise UsageError(f"--out {path}: is a folder; give a file, such as {path / NAME}")
     text = page.render(facts["kind"], **facts)
+    size = len(text.encode())
+    if size > page.MOST_BYTES:
+        console.warn(f"{path}: has {size / 1e6:.0f} MB, for it has very many classes; mail and CI may refuse it")
     atomic.write_text(path, text)
-    return Report(facts["kind"], path, len(text.encode()))
+    return Report(facts["kind"], path, size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from accelerate import Accelerator
 
 from memorysam_cli import __version__
 from memorysam_cli.errors import UsageError
-from memorysam_cli.recipe import Recipe
+from memorysam_cli.recipe import Recipe, comparing
 
 MAY_CHANGE = {
     "name", "about", "data.max_bad", "data.workers", "model.init", "train.checkpoint_minutes", "train.checkpoint_steps",
@@ -29,7 +28,7 @@ def identity_of(recipe: Recipe, *, dataset: str, base: str, initial: str | None)
         base: the SHA-256 of the base weights.
         initial: the SHA-256 of the weights that the run began from, if not from the base weights.
     """
-    values = dict(_leaves(recipe.model_dump(mode="json")))
+    values = dict(comparing.leaves(recipe.model_dump(mode="json")))
     kept = {key: value for key, value in values.items() if key not in MAY_CHANGE}
     return {**kept, "data set": dataset, "base weights": base, "initial weights": initial}
 
@@ -72,12 +71,3 @@ def conditions(accelerator: Accelerator) -> dict[str, Any]:
 def changed(then: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:
     """Which conditions are others: key → what it was, what it is."""
     return {key: [then.get(key), now.get(key)] for key in now | then if then.get(key) != now.get(key)}
-
-
-def _leaves(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested dictionaries by dotted key."""
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

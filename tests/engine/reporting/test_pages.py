@@ -202,6 +202,14 @@ def test_a_run_shows_what_its_recipe_changes(tmp_path: Path) -> None:
     assert "It is the shipped recipe 'demo' unchanged." in unchanged.words
 
 
+def test_a_recipe_of_ones_own_is_compared_with_the_nearest_shipped_one(tmp_path: Path) -> None:
+    run = RunFolder(make_run(tmp_path / "run", lr=1e-3))
+    own = recipes.load("demo", ["optim.lr=0.001"]).model_copy(update={"name": "mine"})
+    run.store_recipe(own)
+    found = told(run.path)
+    assert "the shipped recipe 'demo', the nearest one" in found.words and "optim.lr" in found.words
+
+
 def test_a_run_has_a_chart_for_each_kind_of_value_and_none_for_what_was_not_logged(tmp_path: Path) -> None:
     found = told(make_run(tmp_path / "run"))
     assert [each["data-chart"] for each in found.all("figure")] == [each[0] for each in training.CHARTS]
