@@ -8,8 +8,12 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
+
+from memorysam_cli import app
 
 ROOT = Path(__file__).parent.parent
 OFFLINE = """
@@ -84,3 +88,28 @@ def test_links_between_pages_work_on_github_too() -> None:
         for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
             if "://" not in link:
                 assert (page.parent / link).exists(), f"{page.name} leads to {link}"
+
+
+OTHERS = {
+    "torchrun": "--nproc-per-node --nnodes --rdzv-backend --rdzv-endpoint --rdzv-id --standalone",
+    "accelerate": "--multi_gpu --num_processes --use_fsdp",
+    "SLURM": "--array --cpus-per-task --gpus --gpus-per-node --job-name --nodes --ntasks-per-node --requeue --signal --time",
+    "trackers": "--append --backend-store-uri --logdir",
+    "scripts": "--demo --work --small",
+    "all": "--help",
+}
+"""Options that pages speak of and that are not ours."""
+
+
+def test_every_option_that_a_page_speaks_of_exists() -> None:
+    known = {word for words in OTHERS.values() for word in words.split()}
+
+    def collect(command: Any) -> None:
+        known.update(name for option in command.params for name in (*option.opts, *option.secondary_opts))
+        for child in getattr(command, "commands", {}).values():
+            collect(child)
+
+    collect(get_command(app.build()))
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        said = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", page.read_text(encoding="utf-8")))
+        assert not said - known, page.name
