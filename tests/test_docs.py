@@ -93,7 +93,8 @@ def test_links_between_pages_work_on_github_too() -> None:
 OTHERS = {
     "torchrun": "--nproc-per-node --nnodes --rdzv-backend --rdzv-endpoint --rdzv-id --standalone",
     "accelerate": "--multi_gpu --num_processes --use_fsdp",
-    "SLURM": "--array --cpus-per-task --gpus --gpus-per-node --job-name --nodes --ntasks-per-node --requeue --signal --time",
+    "SLURM": "--array --cpus-per-task --gpus --gpus-per-node --job-name --nodes --ntasks-per-node --requeue --signal "
+    "--time",
     "trackers": "--append --backend-store-uri --logdir",
     "scripts": "--demo --work --small",
     "all": "--help",
