@@ -153,12 +153,6 @@ def test_two_data_sets_end_with_3_naming_both(deliver: Path, capsys: pytest.Capt
     assert f"{deliver}/D and {deliver}/E" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["synthetic", "deliver", "mcubes"])
-def test_every_help_ends_with_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
-    assert run(["prepare", command, "--help"]) == 0
-    assert capsys.readouterr().out.rstrip().splitlines()[-1].strip().startswith(f"Example: memorysam prepare {command}")
-
-
 def test_importing_the_command_loads_nothing_heavy() -> None:
     code = (
         "import sys, memorysam_cli.commands.prepare\n"

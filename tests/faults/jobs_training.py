@@ -107,4 +107,5 @@ def ours(recipe: Recipe, manifest: Manifest, out: Path, accelerator: Accelerator
 
 def _draw_nothing(trainer: Any) -> None:
     """Pictures take most of such a small training's time, and nothing is learnt from them."""
-    trainer.validation.draw = lambda _run: None
+    trainer.validation.draw = lambda *_, **__: None
+    trainers.draw_first_batch = lambda *_: None
