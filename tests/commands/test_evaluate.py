@@ -35,8 +35,8 @@ FILES = {
 }
 KEYS = {
     "schema_version", "dataset", "dataset_hash", "split", "split_sha256", "selection_split", "scenes", "modalities",
-    "palette", "missing", "tta", "tile", "image_size", "weights", "weights_sha256", "device", "precision", "versions", "warnings",
-    "protocol", "miou", "macc", "mf1", "miou_present", "macc_present", "mf1_present", "classes", "splits",
+    "palette", "missing", "tta", "tile", "image_size", "weights", "weights_sha256", "device", "precision", "versions",
+    "warnings", "protocol", "miou", "macc", "mf1", "miou_present", "macc_present", "mf1_present", "classes", "splits",
     "conditions", "cases", "condition_cases", "worst", "pixels", "protocols", "means", "laws", "files",
 }  # fmt: skip
 
