@@ -174,14 +174,15 @@ def _warnings(run: RunFolder) -> list[str]:
 
 
 def _pictures(run: RunFolder) -> list[Facts]:
+    """The run's samples, as far as there is room: of others the page says where they lie (``src`` is empty)."""
     places = [(title, run.samples / name) for title, name in PICTURES.items()]
     kept: list[Facts] = []
     for title, path in places:
         if path.is_file():
             smaller = galleries.shrunk(overlays.as_picture(images.read(path)), smooth=True, long_side=PICTURE_SIDE)
             src = page.data_uri(images.encode_jpeg(smaller, quality=galleries.QUALITY), kind="jpeg")
-            if sum(len(each["src"]) for each in [*kept, {"src": src}]) <= PICTURE_ROOM:
-                kept.append({"title": title, "src": src})
+            has_room = sum(len(each["src"]) for each in kept) + len(src) <= PICTURE_ROOM
+            kept.append({"title": title, "src": src if has_room else "", "file": f"{run.samples.name}/{path.name}"})
     return kept
 
 

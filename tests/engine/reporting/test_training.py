@@ -12,7 +12,7 @@ from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
 
-from .test_pages import make_run
+from .test_pages import make_run, told
 
 CHARTS = {chart[0]: chart for chart in training.CHARTS}
 
@@ -39,11 +39,14 @@ def test_pictures_of_a_run_are_shown_in_their_order_and_no_larger_than_can_be_se
     assert [size_of(each["src"]) for each in shown] == [(64, 64)] * len(names)
 
 
-def test_pictures_that_nobody_could_make_smaller_leave_room_for_the_rest(tmp_path: Path) -> None:
+def test_pictures_that_nobody_could_make_smaller_leave_room_for_the_rest_and_are_named(tmp_path: Path) -> None:
     run = with_pictures(tmp_path / "run", side=1600, names=list(training.PICTURES.values()))
     shown = training.gather(run)["pictures"]
-    assert 1 <= len(shown) < len(training.PICTURES)
     assert sum(len(each["src"]) for each in shown) <= training.PICTURE_ROOM
+    assert shown[0]["src"] and not shown[-1]["src"]
+    found = told(run)
+    assert "is too large for this page; it lies in the run's folder as samples/" in found.words
+    assert all(str(picture["src"]).startswith("data:") for picture in found.all("img"))
 
 
 def test_a_picture_that_is_damaged_is_named(tmp_path: Path) -> None:
