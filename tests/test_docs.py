@@ -97,6 +97,7 @@ OTHERS = {
     "--time",
     "trackers": "--append --backend-store-uri --logdir",
     "scripts": "--demo --work --small",
+    "pip": "--force-reinstall",
     "all": "--help",
 }
 """Options that pages speak of and that are not ours."""
