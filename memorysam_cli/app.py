@@ -102,6 +102,7 @@ def main() -> None:
     try:
         try:
             _open_closed_streams()
+            _wait_asleep()
             _end_politely()
             code = run(sys.argv[1:])
         finally:
@@ -125,6 +126,18 @@ def _open_closed_streams() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, atomic.open_nowhere())
+
+
+def _wait_asleep() -> None:
+    """Let OpenMP's threads spin briefly at a barrier, then sleep; set before torch loads it, inherited by children.
+
+    By default they spin for milliseconds at each of the thousands of small operations of a step. Beside one other busy
+    program that wastes the very time slice that the last thread waits for: training fell to a tenth and less. A
+    thousand turns cost a quiet machine next to nothing (docs/performance.md has the table). The user's own setting
+    stays; only GNU's OpenMP, which PyTorch brings on Linux, reads it.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def _end_politely() -> None:

@@ -429,3 +429,28 @@ def test_missing_weights_are_told_before_torch_is_imported(arguments: list[str],
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1] == "5"
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, "1000"),
+        ({"GOMP_SPINCOUNT": "5"}, "5"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "unset"),
+    ],
+    ids=["unset", "own count", "own policy"],
+)
+def test_waiting_threads_give_way_to_other_programs_unless_the_user_says_how_they_wait(
+    own: dict[str, str], expected: str
+) -> None:
+    script = (
+        "import atexit, os, sys; from memorysam_cli import app; sys.argv = ['memorysam', '--version'];"
+        "atexit.register(lambda: print(os.environ.get('GOMP_SPINCOUNT', 'unset'))); app.main()"
+    )
+    environment = {
+        name: value for name, value in os.environ.items() if name not in {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment | own
+    )
+    assert result.stdout.splitlines()[-1] == expected
