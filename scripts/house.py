@@ -72,7 +72,7 @@ class Sources:
         return found
 
     def closure(self, start: str) -> set[str]:
-        """All modules that a module reaches by imports, itself included; a package's ``__init__`` only if it has code."""
+        """All modules that a module reaches by imports, itself and packages included."""
         reached, waiting = set(), [start]
         while waiting:
             module = waiting.pop()
