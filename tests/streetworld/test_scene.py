@@ -8,9 +8,10 @@ import pytest
 
 from memorysam_cli.data.datasets.deliver import CASES, CLASSES, CONDITIONS
 from memorysam_cli.data.datasets.mcubes import CLASSES as MATERIALS
-from memorysam_cli.data.synthetic.classes import Label, Material
-from memorysam_cli.data.synthetic.plan import plan
-from memorysam_cli.data.synthetic.scene import deliver_pictures, mcubes_pictures
+from memorysam_cli.streetworld.light import WEATHER
+from memorysam_cli.streetworld.scenes import deliver_pictures, mcubes_pictures, plan
+from memorysam_cli.streetworld.sensors import FAILURES
+from memorysam_cli.streetworld.surfaces import Label, Material
 
 FAILED_FOLDER = {
     "motionblur": "img",
@@ -29,6 +30,10 @@ def test_labels_and_materials_are_those_of_the_real_data_sets():
     singular = {"cars": "car"}
     assert [plain(label.name) for label in Label][1:] == [singular.get(plain(name), plain(name)) for name in CLASSES]
     assert [material.name.lower() for material in Material] == list(MATERIALS)
+
+
+def test_weathers_and_failures_are_those_of_the_real_data_set():
+    assert tuple(WEATHER) == CONDITIONS and FAILURES == CASES
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -81,7 +86,7 @@ def test_lidar_and_depth_agree_at_every_point():
         row, column = np.nonzero(lidar)
         stretch = np.sqrt(1 + ((column + 0.5 - 48) ** 2 + (row + 0.5 - 48) ** 2) / (0.72 * 96) ** 2)
         ranges = -50 * np.log(lidar[row, column] / 255)
-        # Half a step of either code: 255 / 50 per metre … and 1.4 % of 1 m + depth.
+        # Half a step of either code: 255 / 50 per meter … and 1.4 % of 1 m + depth.
         low, high = (1001 ** ((depth[row, column] + half) / 255) - 1 for half in (-0.51, 0.51))
         tolerance = 50 * 0.51 / lidar[row, column]
         assert (ranges > low * stretch - tolerance).all() and (ranges < high * stretch + tolerance).all()
@@ -127,7 +132,7 @@ def test_scenes_are_rich(labels):
     assert np.mean([len(np.unique(label)) for label in labels]) > 12
 
 
-def test_some_pixels_are_unlabelled_but_few(labels):
+def test_some_pixels_are_unlabeled_but_few(labels):
     assert 0 < np.mean(np.concatenate(labels) == Label.UNLABELED) < 0.02
 
 
@@ -152,7 +157,7 @@ def edge_contrast(folder: str, condition: str) -> float:
 
 
 @pytest.mark.parametrize("condition", ["night", "fog", "rain"])
-def test_colour_tells_classes_apart_worse_in_bad_light_and_depth_as_well_as_ever(condition):
+def test_color_tells_classes_apart_worse_in_bad_light_and_depth_as_well_as_ever(condition):
     assert edge_contrast("img", condition) < 0.75 * edge_contrast("img", "cloud")
     assert edge_contrast("hha", condition) == edge_contrast("hha", "cloud")
     assert edge_contrast("hha", condition) > 2 * edge_contrast("img", condition)
@@ -184,14 +189,14 @@ def test_mcubes_materials_fit_the_classes():
         assert material[material != 255].max() < 20
 
 
-def test_polarisation_is_an_angle_of_length_one_and_a_share(planned):
+def test_polarization_is_an_angle_of_length_one_and_a_share(planned):
     pictures = mcubes_pictures(planned, size=64, seed=3)
     sine, cosine, degree = (pictures[name] for name in ("polL_aolp_sin", "polL_aolp_cos", "polL_dolp"))
     np.testing.assert_allclose(np.hypot(sine, cosine), 1, atol=1e-3)
     assert degree.min() >= 0 and degree.max() <= 1
 
 
-def test_glass_polarises_and_leaves_shine_in_the_near_infrared():
+def test_glass_polarizes_and_leaves_shine_in_the_near_infrared():
     degrees, infrared = {}, {}
     for scene in plan(60)[::4]:
         pictures = mcubes_pictures(replace(scene, condition="cloud"), size=64, seed=6)

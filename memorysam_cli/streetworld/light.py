@@ -1,18 +1,134 @@
-"""From a surface to the light that reaches the lens."""
+"""Light: the five weathers, the shadows that bodies throw, and what reaches the lens from a surface."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
-from memorysam_cli.data.synthetic.classes import SHINE
-from memorysam_cli.data.synthetic.shadows import ShadowMap, shadows
-from memorysam_cli.data.synthetic.solids import Solids
-from memorysam_cli.data.synthetic.surface import Surface
-from memorysam_cli.data.synthetic.texture import noise
-from memorysam_cli.data.synthetic.weather import Weather, rgb
-from memorysam_cli.data.synthetic.world import World
+from memorysam_cli.streetworld.geometry import Solids
+from memorysam_cli.streetworld.surfaces import SHINE, noise
+from memorysam_cli.streetworld.world import Surface, World
+
+
+def rgb(red: float, green: float, blue: float) -> np.ndarray:
+    """A color of light, (3,) float32."""
+    return np.array([red, green, blue], np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weather:
+    """How a condition lights a scene; light is linear, (3,) float32, and 1 is a white wall in daylight."""
+
+    ambient: np.ndarray
+    """Light from the sky."""
+    sunlight: np.ndarray
+    zenith: np.ndarray
+    horizon: np.ndarray
+    clouds: float
+    """How much the clouds brighten or darken an overcast sky; a sunny one has white clouds instead."""
+    fog_per_meter: float
+    noise: float
+    """Standard deviation of the camera's noise in shares of full scale."""
+    is_wet: bool = False
+    is_night: bool = False
+    is_sunny: bool = False
+    """Whether bodies throw shadows."""
+
+
+WEATHER: dict[str, Weather] = {
+    "cloud": Weather(
+        ambient=rgb(0.62, 0.65, 0.7),
+        sunlight=rgb(0.12, 0.12, 0.11),
+        zenith=rgb(0.5, 0.54, 0.6),
+        horizon=rgb(0.68, 0.7, 0.72),
+        clouds=0.3,
+        fog_per_meter=0.0018,
+        noise=0.012,
+    ),
+    "fog": Weather(
+        ambient=rgb(0.5, 0.51, 0.53),
+        sunlight=rgb(0, 0, 0),
+        zenith=rgb(0.5, 0.51, 0.53),
+        horizon=rgb(0.56, 0.57, 0.58),
+        clouds=0.05,
+        fog_per_meter=0.055,
+        noise=0.015,
+    ),
+    "night": Weather(
+        ambient=rgb(0.008, 0.01, 0.018),
+        sunlight=rgb(0.003, 0.003, 0.005),
+        zenith=rgb(0.002, 0.003, 0.008),
+        horizon=rgb(0.012, 0.012, 0.02),
+        clouds=0.3,
+        fog_per_meter=0.002,
+        noise=0.03,
+        is_night=True,
+    ),
+    "rain": Weather(
+        ambient=rgb(0.34, 0.36, 0.4),
+        sunlight=rgb(0, 0, 0),
+        zenith=rgb(0.3, 0.32, 0.36),
+        horizon=rgb(0.42, 0.44, 0.47),
+        clouds=0.35,
+        fog_per_meter=0.01,
+        noise=0.028,
+        is_wet=True,
+    ),
+    "sun": Weather(
+        ambient=rgb(0.3, 0.37, 0.5),
+        sunlight=rgb(1.0, 0.9, 0.72),
+        zenith=rgb(0.12, 0.28, 0.62),
+        horizon=rgb(0.55, 0.66, 0.8),
+        clouds=0.0,
+        fog_per_meter=0.0009,
+        noise=0.008,
+        is_sunny=True,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ShadowMap:
+    """Where on the ground the sun and the sky are hidden: looked up by place."""
+
+    dark: np.ndarray
+    """(rows, columns) float32 shares 0..1."""
+    west: float
+    south: float
+    cells_per_meter: float
+
+    def at(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Share of the light that is hidden at places in meters, (H, W); none off the map."""
+        scale = np.float32(self.cells_per_meter)
+        column = ((x - np.float32(self.west)) * scale).clip(-9, self.dark.shape[1] + 9)
+        row = ((y - np.float32(self.south)) * scale).clip(-9, self.dark.shape[0] + 9)
+        return np.asarray(cv2.remap(self.dark, column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT))
+
+
+def shadows(solids: Solids, sun: np.ndarray, *, soft_cells: int) -> ShadowMap:
+    """Throw every body's shadow on the ground.
+
+    Args:
+        solids: N bodies.
+        sun: (3,) direction towards the sun; straight up gives the footprints alone.
+        soft_cells: width of the blur in map cells.
+
+    Returns:
+        A map of 5 cells per meter, 40 m to each side and 110 m ahead.
+    """
+    west, south, scale = -40.0, -12.0, 5.0
+    dark = np.zeros((int(122 * scale), int(80 * scale)), np.uint8)
+    x, y, z = solids.corners()
+    lift = np.minimum(np.maximum(z, 0), 30) / sun[2]
+    x, y = x - lift * sun[0], y - lift * sun[1]
+    cells = np.stack([(x - west) * scale, (y - south) * scale], axis=-1).round().astype(np.int32)
+    for outline in cells:
+        cv2.fillConvexPoly(dark, cv2.convexHull(outline), 255)
+    blurred = cv2.blur(dark, (soft_cells, soft_cells))
+    return ShadowMap(blurred.astype(np.float32) / 255, west, south, scale)
+
 
 LUMINANCE = rgb(0.2126, 0.7152, 0.0722)
 """Weights of linear red, green and blue in what the eye calls brightness (ITU-R BT.709)."""
@@ -59,14 +175,14 @@ def radiance(surface: Surface, lights: Lighting) -> np.ndarray:
     is_level = normal[..., 2] > 0.98
     if weather.is_wet:
         light *= np.where(is_level, np.float32(0.55), np.float32(0.85))[..., None]  # Wet things are darker.
-    sent = light * surface.colour + _mirrored(surface, weather, wet=is_level & weather.is_wet)
+    sent = light * surface.color + _mirrored(surface, weather, wet=is_level & weather.is_wet)
     sent += _emitted(surface, weather)
     sent = np.where(surface.is_sky[..., None], skylight(surface, weather, salt=lights.world.salt), sent)
     return np.asarray(_through_fog(sent, surface, weather) * lights.world.tint)
 
 
 def skylight(surface: Surface, weather: Weather, *, salt: int) -> np.ndarray:
-    """Colour of the sky in every pixel's direction, (H, W, 3)."""
+    """Color of the sky in every pixel's direction, (H, W, 3)."""
     x, y, z = surface.camera.rays
     rise = (z / np.sqrt(x * x + y * y + z * z)).clip(0.0, 1)
     share = np.sqrt(rise)[..., None]
@@ -93,9 +209,9 @@ def _mirrored(surface: Surface, weather: Weather, *, wet: np.ndarray) -> np.ndar
 def _emitted(surface: Surface, weather: Weather) -> np.ndarray:
     """Light of lamps, lit windows and signals, (H, W, 3)."""
     glow = surface.signal + surface.glow * weather.is_night
-    strength = glow * (0.3 + 2.5 * surface.colour.max(axis=-1))
+    strength = glow * (0.3 + 2.5 * surface.color.max(axis=-1))
     warmth = rgb(1.0, 0.85, 0.6) if weather.is_night else rgb(1.0, 1.0, 1.0)
-    return np.asarray(strength[..., None] * (surface.colour + np.float32(0.25)) * warmth)
+    return np.asarray(strength[..., None] * (surface.color + np.float32(0.25)) * warmth)
 
 
 def _lamplight(surface: Surface, world: World) -> np.ndarray:
@@ -118,7 +234,7 @@ def _lamplight(surface: Surface, world: World) -> np.ndarray:
 
 
 def _through_fog(light: np.ndarray, surface: Surface, weather: Weather) -> np.ndarray:
-    """Fade towards the colour of the haze with distance; the sky's own colours have their haze already."""
+    """Fade towards the color of the haze with distance; the sky's own colors have their haze already."""
     distance = np.where(surface.is_sky, np.float32(0), surface.depth)
-    clear = np.exp(-distance * np.float32(weather.fog_per_metre))[..., None]
+    clear = np.exp(-distance * np.float32(weather.fog_per_meter))[..., None]
     return np.asarray(light * clear + weather.horizon * (1 - clear))

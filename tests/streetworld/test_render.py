@@ -9,10 +9,8 @@ import pytest
 
 from memorysam_cli.data.datasets.deliver import CASES, CONDITIONS, DELIVER
 from memorysam_cli.data.datasets.mcubes import MCUBES
-from memorysam_cli.data.synthetic import render
-from memorysam_cli.data.synthetic.deliver_files import place_of
-from memorysam_cli.data.synthetic.plan import PlannedScene, plan
 from memorysam_cli.storage import images
+from memorysam_cli.streetworld.scenes import PlannedScene, deliver_place, plan, render
 
 
 def hashes(root: Path) -> dict[str, str]:
@@ -62,14 +60,14 @@ def test_a_scene_has_delivers_own_path(deliver_root):
 
 
 def test_frame_names_repeat_across_sequences():
-    places = [place_of(scene) for scene in plan(240)]
+    places = [deliver_place(scene) for scene in plan(240)]
     assert len(set(places)) == 240
     assert {frame for _, frame in places} == {"000050", "000100", "000150"}
 
 
 def test_a_failure_is_a_suffix_of_the_sequence():
     scene = PlannedScene("test", 3, 1, "fog", "lidarjitter", 7, 4)
-    assert place_of(scene) == (("fog", "test", "MAP_7_point4_lidarjitter"), "000100")
+    assert deliver_place(scene) == (("fog", "test", "MAP_7_point4_lidarjitter"), "000100")
 
 
 def test_deliver_pictures_have_the_depths_channels_and_values_of_the_real_ones(deliver_root):
@@ -159,4 +157,4 @@ def test_sixteen_bits_are_used(mcubes_root):
 
 def test_the_plan_and_the_files_agree(deliver_root):
     scenes = {scene.id for scene in DELIVER.scenes(deliver_root, deliver_root.parent)}
-    assert scenes == {"/".join((*place, frame)) for place, frame in map(place_of, plan(40))}
+    assert scenes == {"/".join((*place, frame)) for place, frame in map(deliver_place, plan(40))}

@@ -3,10 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from memorysam_cli.data.synthetic import camera as cameras
-from memorysam_cli.data.synthetic.camera import Camera, cast, frames_of
-from memorysam_cli.data.synthetic.solids import Shape, Spot, pack
-from memorysam_cli.data.synthetic.world import build
+from memorysam_cli.streetworld import geometry
+from memorysam_cli.streetworld.geometry import Camera, Shape, Spot, cast, frames_of, pack
+from memorysam_cli.streetworld.world import build_world
 
 
 def empty(camera: Camera) -> np.ndarray:
@@ -84,13 +83,13 @@ def test_what_is_behind_the_camera_is_not_drawn_and_what_reaches_beside_it_is(le
 
 def test_windows_leave_out_no_pixel_that_a_body_covers(monkeypatch):
     for seed in range(3):
-        world = build(np.random.Generator(np.random.PCG64(seed)))
+        world = build_world(np.random.Generator(np.random.PCG64(seed)))
         camera = world.camera(frame=0, height=48, width=56)
         depth, index = (array := empty(camera)), cast(camera, world.solids, array)
         with monkeypatch.context() as patch:
             count = len(world.solids.shape)
             whole = np.tile([0, camera.height, 0, camera.width], (count, 1))
-            patch.setattr(cameras, "frames_of", lambda *_, whole=whole, count=count: (whole, np.zeros(count)))
+            patch.setattr(geometry, "frames_of", lambda *_, whole=whole, count=count: (whole, np.zeros(count)))
             every = empty(camera)
             np.testing.assert_array_equal(cast(camera, world.solids, every), index)
         np.testing.assert_array_equal(every, depth)

@@ -1,4 +1,4 @@
-"""The sensors: one surface in, one picture out.
+"""The sensors and their failures: one surface in, one picture out.
 
 Codes (all 8 bit):
 
@@ -8,32 +8,36 @@ Codes (all 8 bit):
   (0 level ground, 128 upright); sky 0.
 * ``lidar``: ``255 * exp(-r / 50 m)`` at the points, in three equal channels, r straight from the lens; 0 elsewhere.
 * ``event``: 255 in the first channel where it grew brighter, in the third where darker; 0 elsewhere.
+
+DELIVER's sensors come first, then their failures, then MCubeS' cameras for polarization and near infrared.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import cv2
 import numpy as np
 
-from memorysam_cli.data.synthetic import failures
-from memorysam_cli.data.synthetic.light import LUMINANCE
-from memorysam_cli.data.synthetic.surface import Surface
-from memorysam_cli.data.synthetic.weather import Weather
+from memorysam_cli.streetworld.light import LUMINANCE, Lighting, Weather, radiance
+from memorysam_cli.streetworld.surfaces import NIR_REFLECTANCE, SHINE, Rng
+from memorysam_cli.streetworld.world import Surface
 
-Rng = np.random.Generator
 DEPTH_END_M = 1000.0
 LIDAR_RANGE_M = 95.0
 LIDAR_FADE_M = 50.0
 LIDAR_LINES = 28
 EVENT_STEP = 0.2
 """Change of the logarithm of the light that makes an event."""
+REFRACTION = 1.5
+"""Index of refraction of whatever mirrors light."""
+FAILURES = ("motionblur", "overexposure", "underexposure", "lidarjitter", "eventlowres")
+"""As DELIVER names them: each acts on one sensor's picture and leaves the others alone."""
 
 
 def picture(light: np.ndarray, surface: Surface, weather: Weather, *, case: str | None, rng: Rng) -> np.ndarray:
-    """The colour camera.
+    """The color camera.
 
     Args:
         light: (H, W, 3) linear light.
@@ -50,7 +54,7 @@ def picture(light: np.ndarray, surface: Surface, weather: Weather, *, case: str 
     if weather.is_wet:
         light = _streaked(light, rng=rng)
     if case == "motionblur":
-        light = failures.motion_blur(light)
+        light = motion_blur(light)
     exposure *= {"overexposure": 7.0, "underexposure": 0.06}.get(case or "", 1.0)
     coded = (1 - np.exp(-exposure * light)) ** np.float32(1 / 2.2)
     grain = rng.standard_normal(coded.shape, np.float32) * np.float32(weather.noise)
@@ -110,7 +114,7 @@ def _byte(share: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Points:
-    """LiDAR returns: pixel places and ranges in metres, (n,) each."""
+    """LiDAR returns: pixel places and ranges in meters, (n,) each."""
 
     row: np.ndarray
     column: np.ndarray
@@ -122,7 +126,7 @@ def scan(surface: Surface, weather: Weather, *, rng: Rng) -> Points:
     camera = surface.camera
     azimuth = np.radians(np.arange(-60, 60, 0.6)).astype(np.float32)[None, :]
     elevation = np.radians(np.linspace(-25, 8, LIDAR_LINES, dtype=np.float32))[:, None]
-    # Directions in the camera's frame: the scanner is levelled as the camera is.
+    # Directions in the camera's frame: the scanner is leveled as the camera is.
     across, rise = np.tan(azimuth) + 0 * elevation, np.tan(elevation) / np.cos(azimuth)
     focal_px = camera.focal * camera.height
     column = np.floor(camera.width / 2 + focal_px * across).astype(np.int64).ravel()
@@ -132,7 +136,7 @@ def scan(surface: Surface, weather: Weather, *, rng: Rng) -> Points:
     stretch = np.sqrt((camera.rays[:, row, column] ** 2).sum(axis=0))
     range_m = surface.depth[row, column] * stretch
     # Haze swallows beams, most of all long ones; a few are always lost.
-    kept = 0.96 * np.exp(-np.minimum(range_m, 1e3) * (0.3 * weather.fog_per_metre + 0.004 * weather.is_wet))
+    kept = 0.96 * np.exp(-np.minimum(range_m, 1e3) * (0.3 * weather.fog_per_meter + 0.004 * weather.is_wet))
     returned = (range_m < LIDAR_RANGE_M) & (rng.random(len(range_m)) < kept)
     return Points(row[returned], column[returned], range_m[returned])
 
@@ -142,7 +146,7 @@ def lidar(points: Points, surface: Surface, *, case: str | None, rng: Rng) -> np
     height, width = surface.depth.shape
     row, column, range_m = points.row, points.column, points.range_m
     if case == "lidarjitter":
-        row, column = failures.jitter(row, column, height=height, rng=rng)
+        row, column = jitter_points(row, column, height=height, rng=rng)
         range_m = (range_m * rng.normal(1, 0.05, len(range_m))).clip(0.5, LIDAR_RANGE_M)
     value = _byte(np.exp(-range_m / np.float32(LIDAR_FADE_M)))
     order = np.argsort(value, kind="stable")  # Near ones are drawn last.
@@ -179,7 +183,7 @@ def event(before: np.ndarray, after: np.ndarray, weather: Weather, *, case: str 
     frame = np.zeros((*change.shape, 3), np.uint8)
     frame[..., 0] = (change > EVENT_STEP) * np.uint8(255)
     frame[..., 2] = (change < -EVENT_STEP) * np.uint8(255)
-    return failures.low_resolution(frame) if case == "eventlowres" else frame
+    return low_resolution(frame) if case == "eventlowres" else frame
 
 
 def semantic(surface: Surface) -> np.ndarray:
@@ -188,3 +192,107 @@ def semantic(surface: Surface) -> np.ndarray:
     frame[..., 0] = surface.label
     frame[..., 3] = 255
     return frame
+
+
+def motion_blur(light: np.ndarray) -> np.ndarray:
+    """Smear linear light (H, W, 3) along a slightly rising line, a twelfth of the frame long."""
+    length = max(3, round(light.shape[0] / 12)) | 1
+    kernel = np.zeros((length, length), np.float32)
+    middle = length // 2
+    rise = max(1, length // 6)
+    cv2.line(kernel, (0, middle + rise), (length - 1, middle - rise), 1.0)
+    return np.asarray(cv2.filter2D(light, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REPLICATE))
+
+
+def jitter_points(
+    row: np.ndarray, column: np.ndarray, *, height: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Displace LiDAR points: runs of 64 slip sideways together, and every point trembles.
+
+    Args:
+        row: (n,) pixels, in the order of the scan.
+        column: (n,) pixels.
+        height: of the frame in pixels.
+        rng: the scanner's own generator.
+
+    Returns:
+        New rows and columns, (n,) int64; they may lie outside the frame.
+    """
+    count = len(row)
+    slips = np.repeat(rng.normal(0, 0.02 * height, count // 64 + 1), 64)[:count]
+    tremble = rng.normal(0, 0.012 * height, (2, count))
+    return np.rint(row + tremble[0]).astype(np.int64), np.rint(column + slips + tremble[1]).astype(np.int64)
+
+
+def low_resolution(event: np.ndarray) -> np.ndarray:
+    """Every fourth pixel of an event picture (H, W, 3) -> (H/4, W/4, 3), as a coarser sensor would see it."""
+    height, width = event.shape[:2]
+    size = (max(1, width // 4), max(1, height // 4))
+    return np.asarray(cv2.resize(event, size, interpolation=cv2.INTER_NEAREST))
+
+
+@dataclass(frozen=True)
+class Polarization:
+    """Linear polarization of the light from each pixel; all (H, W) float32.
+
+    Args:
+        sine: sine of twice the angle, as an angle of polarization repeats after half a turn.
+        cosine: cosine of twice the angle.
+        degree: 0 unpolarized … 1 fully polarized.
+    """
+
+    sine: np.ndarray
+    cosine: np.ndarray
+    degree: np.ndarray
+
+
+def polarization(surface: Surface, weather: Weather, *, rng: Rng) -> Polarization:
+    """Polarization by reflection: strong on shiny surfaces near Brewster's angle, along the surface's lie.
+
+    Source: the Fresnel equations for an index of 1.5 (mirrored light), a tenth of it at right angles (diffuse light).
+    """
+    rays = surface.camera.rays
+    sight = rays / np.sqrt((rays * rays).sum(axis=0))
+    facing = np.abs((np.moveaxis(sight, 0, -1) * surface.normal).sum(axis=-1)).clip(0, 1)
+    sine_square = 1 - facing * facing
+    index_square = np.float32(REFRACTION**2)
+    root = np.sqrt(index_square - sine_square)
+    below = index_square - sine_square * (1 + index_square) + 2 * sine_square * sine_square
+    mirrored = (2 * sine_square * facing * root / below).clip(0, 1)
+    shine = SHINE[surface.material]
+    right, up, _ = surface.camera.axes
+    azimuth = np.arctan2(surface.normal @ up, surface.normal @ right)
+    strength = shine * mirrored - 0.12 * (1 - shine) * sine_square  # Negative: at right angles.
+    # The sky polarizes light too: most a quarter turn away from the sun; here by height alone.
+    strength = np.where(surface.is_sky, 0.08 + 0.25 * np.abs(sight[2]), strength)
+    cosine, sine = -np.cos(2 * azimuth) * strength, -np.sin(2 * azimuth) * strength
+    # What is noisy in the camera is the Stokes vector: where little is polarized, the angle is random.
+    grain = np.float32(0.012 + weather.noise)
+    cosine += rng.standard_normal(cosine.shape, np.float32) * grain
+    sine += rng.standard_normal(sine.shape, np.float32) * grain
+    length = np.maximum(np.hypot(cosine, sine), 1e-6)
+    return Polarization(
+        sine=(sine / length).astype(np.float32),
+        cosine=(cosine / length).astype(np.float32),
+        degree=length.clip(0, 1).astype(np.float32),
+    )
+
+
+def near_infrared(surface: Surface, lights: Lighting, *, rng: Rng) -> np.ndarray:
+    """Near-infrared light: (H, W) float32 in 0..1, gamma-coded; leaves shine, water and sky are dark."""
+    reflectance = NIR_REFLECTANCE[surface.material] * (0.65 + 0.8 * surface.color @ LUMINANCE)
+    bare = replace(surface, color=np.repeat(reflectance[..., None], 3, axis=2))
+    light = radiance(bare, lights).mean(axis=-1) * np.where(surface.is_sky, np.float32(0.45), np.float32(1))
+    exposure = 2.2 if lights.weather.is_night else 1.0
+    coded = (1 - np.exp(-np.float32(exposure) * light)) ** np.float32(1 / 2.2)
+    grain = rng.standard_normal(coded.shape, np.float32) * np.float32(lights.weather.noise)
+    return np.asarray((coded + grain).clip(0, 1))
+
+
+def overlap(height: int, width: int, *, rng: Rng) -> np.ndarray:
+    """Where the near-infrared camera's picture, warped to the color camera's, has content: (H, W) uint8, 0 or 255."""
+    mask = np.zeros((height, width), np.uint8)
+    left, right = (int(rng.uniform(0, 0.05) * width) for _ in range(2))
+    top, bottom = (int(rng.uniform(0, 0.03) * height) for _ in range(2))
+    mask[top : height - bottom, left : width - right] = 255
+    return mask

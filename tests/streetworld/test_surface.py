@@ -3,11 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from memorysam_cli.data.synthetic.camera import Camera
-from memorysam_cli.data.synthetic.classes import Label, Material
-from memorysam_cli.data.synthetic.solids import Shape, Solid, Spot, Texture, pack
-from memorysam_cli.data.synthetic.surface import Surface, survey
-from memorysam_cli.data.synthetic.world import build
+from memorysam_cli.streetworld.geometry import Camera, Shape, Solid, Spot, pack
+from memorysam_cli.streetworld.surfaces import Label, Material, Texture
+from memorysam_cli.streetworld.world import Surface, build_world, survey
 
 
 def test_ground_body_and_sky_are_told_apart(straight_street, level_camera, box):
@@ -44,7 +42,7 @@ def test_a_turned_body_turns_its_normals(straight_street, level_camera, box):
 
 
 def world_surface(seed: int) -> Surface:
-    world = build(np.random.Generator(np.random.PCG64(seed)))
+    world = build_world(np.random.Generator(np.random.PCG64(seed)))
     return survey(world.camera(frame=0, height=72, width=72), world.ground, world.solids, salt=world.salt)
 
 
@@ -65,7 +63,7 @@ def test_patterns_change_the_material_where_they_show_another_one(straight_stree
     materials = set(surface.material[surface.label == Label.BUILDING].tolist())
     assert materials == {Material.PLASTER, Material.GLASS}
     glass = surface.material == Material.GLASS
-    assert surface.colour[glass].mean() < 0.1 < surface.colour[(surface.label == Label.BUILDING) & ~glass].mean()
+    assert surface.color[glass].mean() < 0.1 < surface.color[(surface.label == Label.BUILDING) & ~glass].mean()
 
 
 def test_wheels_are_rubber_and_lamps_glow_at_both_ends(straight_street):
@@ -78,7 +76,7 @@ def test_wheels_are_rubber_and_lamps_glow_at_both_ends(straight_street):
     assert not surface.glow[~is_car].any()
 
 
-def test_colours_are_reflectances():
+def test_colors_are_reflectances():
     for seed in range(4):
-        colour = world_surface(seed).colour
-        assert colour.min() >= 0 and colour.max() < 1.5 and np.isfinite(colour).all()
+        color = world_surface(seed).color
+        assert color.min() >= 0 and color.max() < 1.5 and np.isfinite(color).all()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from memorysam_cli.data.synthetic.texture import TILE, chance, noise, part
+from memorysam_cli.streetworld.surfaces import TILE, chance, noise, phase
 
 
 def test_noise_repeats_without_a_seam():
@@ -49,4 +49,4 @@ def test_chance_never_changes_between_versions_or_machines():
 
 
 def test_part_is_the_position_within_a_period_on_both_sides_of_zero():
-    np.testing.assert_allclose(part(np.array([0.5, 3.0, -0.5]), 2.0), [0.25, 0.5, 0.75])
+    np.testing.assert_allclose(phase(np.array([0.5, 3.0, -0.5]), 2.0), [0.25, 0.5, 0.75])

@@ -4,17 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from memorysam_cli.data.synthetic.classes import Label
-from memorysam_cli.data.synthetic.light import LUMINANCE, Lighting, lighting, radiance
-from memorysam_cli.data.synthetic.shadows import shadows
-from memorysam_cli.data.synthetic.solids import Spot, pack
-from memorysam_cli.data.synthetic.surface import survey
-from memorysam_cli.data.synthetic.weather import WEATHER
-from memorysam_cli.data.synthetic.world import World, build
+from memorysam_cli.streetworld.geometry import Spot, pack
+from memorysam_cli.streetworld.light import LUMINANCE, WEATHER, Lighting, lighting, radiance, shadows
+from memorysam_cli.streetworld.surfaces import Label
+from memorysam_cli.streetworld.world import World, build_world, survey
 
 
 def view(seed: int = 3) -> tuple[World, object]:
-    world = build(np.random.Generator(np.random.PCG64(seed)))
+    world = build_world(np.random.Generator(np.random.PCG64(seed)))
     camera = world.camera(frame=0, height=64, width=64)
     return world, survey(camera, world.ground, world.solids, salt=world.salt)
 
@@ -62,7 +59,7 @@ def test_fog_washes_everything_out_with_distance():
     haze = WEATHER["fog"].horizon @ LUMINANCE
     away = np.abs(light @ LUMINANCE - haze)
     depth = surface.depth
-    expected = np.exp(-depth * np.float32(WEATHER["fog"].fog_per_metre))
+    expected = np.exp(-depth * np.float32(WEATHER["fog"].fog_per_meter))
     assert away[(depth > 80) & ~surface.is_sky].max() < 0.02
     assert away[depth < 8].mean() > 5 * away[(depth > 40) & ~surface.is_sky].mean()
     assert expected[depth > 80].max() < 0.013

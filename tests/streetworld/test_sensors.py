@@ -3,11 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from memorysam_cli.data.synthetic import sensors
-from memorysam_cli.data.synthetic.classes import Label
-from memorysam_cli.data.synthetic.solids import Spot, pack
-from memorysam_cli.data.synthetic.surface import Surface, survey
-from memorysam_cli.data.synthetic.weather import WEATHER
+from memorysam_cli.streetworld import sensors
+from memorysam_cli.streetworld.geometry import Spot, pack
+from memorysam_cli.streetworld.light import WEATHER
+from memorysam_cli.streetworld.surfaces import Label
+from memorysam_cli.streetworld.world import Surface, survey
 
 CLOUD = WEATHER["cloud"]
 
@@ -42,11 +42,11 @@ def test_hha_is_disparity_height_and_angle_by_hand(surface):
     assert not code[surface.is_sky].any()
 
 
-def test_hha_tells_a_pavement_from_the_road_by_its_height(surface):
+def test_hha_tells_a_sidewalk_from_the_road_by_its_height(surface):
     code = sensors.hha(surface)
-    road, pavement = (code[..., 1][surface.label == label] for label in (Label.ROAD, Label.SIDEWALK))
-    assert road.max() + 4 <= pavement.min()  # The face of the kerb lies between.
-    assert np.median(pavement) >= road.max() + 8
+    road, sidewalk = (code[..., 1][surface.label == label] for label in (Label.ROAD, Label.SIDEWALK))
+    assert road.max() + 4 <= sidewalk.min()  # The face of the curb lies between.
+    assert np.median(sidewalk) >= road.max() + 8
 
 
 def test_lidar_codes_the_range_at_its_points_and_is_black_elsewhere(surface):
@@ -75,7 +75,7 @@ def test_fog_swallows_lidar_points_most_of_all_far_ones(surface):
 
 
 def test_points_grow_in_large_frames(straight_street, box):
-    from memorysam_cli.data.synthetic.camera import Camera
+    from memorysam_cli.streetworld.geometry import Camera
 
     camera = Camera(Spot(0, 0, 1.5), 0.0, 400, 400, focal=1.0)
     surface = survey(camera, straight_street, pack([box(Spot(0, 10), (2, 2, 3))]), salt=1)

@@ -1,19 +1,123 @@
-"""A pinhole camera without roll, and the ray caster that gives every pixel its depth and body."""
+"""Bodies (boxes, ellipsoids and upright cylinders, each turned about the vertical only) and the camera that sees them.
+
+Axes: x to the right, y along the street, z up; meters. A yaw of 0 looks along y, positive turns right.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
 from functools import cached_property
 from itertools import product
 
 import numpy as np
 
-from memorysam_cli.data.synthetic.solids import Shape, Solids, Spot, Texture
-from memorysam_cli.data.synthetic.texture import noise
+from memorysam_cli.streetworld.surfaces import Color, Label, Material, Texture, noise
 
 NEAREST = 0.3
-"""Metres; whatever is closer than this to the camera is not drawn."""
+"""Meters; whatever is closer than this to the camera is not drawn."""
+CORNERS = np.array(list(product((-1.0, 1.0), repeat=3)), np.float32)
+EDGES = np.array([(a, b) for a in range(8) for b in range(a + 1, 8) if bin(a ^ b).count("1") == 1])
+
+
+class Shape(IntEnum):
+    """What fills a solid's bounding box."""
+
+    BOX = 0
+    ELLIPSOID = 1
+    CYLINDER = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """A place to stand: position of the foot in meters and heading in radians."""
+
+    x: float
+    y: float
+    z: float = 0.0
+    yaw: float = 0.0
+
+    def beside(self, right: float, ahead: float, up: float = 0.0) -> Spot:
+        """The spot displaced in its own frame."""
+        cos, sin = math.cos(self.yaw), math.sin(self.yaw)
+        return Spot(self.x + right * cos + ahead * sin, self.y - right * sin + ahead * cos, self.z + up, self.yaw)
+
+    def turned(self, angle: float) -> Spot:
+        """The same place, heading ``angle`` radians further to the right."""
+        return replace(self, yaw=self.yaw + angle)
+
+
+@dataclass(frozen=True, slots=True)
+class Solid:
+    """One body: foot center, full extents (right, ahead, up) in meters, and what it is made of."""
+
+    foot: Spot
+    extent: tuple[float, float, float]
+    label: Label
+    material: Material
+    color: Color
+    shape: Shape = Shape.BOX
+    texture: Texture = Texture.PLAIN
+    speed: float = 0.0
+    """Meters per second along its own heading."""
+    taper: float = 0.0
+    """Of boxes: how much of its length the top lacks, 0..1; a windscreen, a pitched roof."""
+
+
+@dataclass(frozen=True)
+class Solids:
+    """All bodies of a world as arrays of N rows, for the renderer."""
+
+    shape: np.ndarray
+    center: np.ndarray
+    """(N, 3) meters."""
+    half: np.ndarray
+    """(N, 3) half extents in the body's own frame."""
+    turn: np.ndarray
+    """(N, 2) cosine and sine of the yaw."""
+    velocity: np.ndarray
+    """(N, 3) meters per second."""
+    taper: np.ndarray
+    label: np.ndarray
+    material: np.ndarray
+    texture: np.ndarray
+    color: np.ndarray
+    """(N, 3) linear reflectance."""
+
+    def corners(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """x, y and z in meters of the eight corners of each bounding box, (N, 8) each, in the order of ``EDGES``."""
+        cos, sin = self.turn[:, 0, None], self.turn[:, 1, None]
+        corner = CORNERS[None] * self.half[:, None]  # (N, 8, 3) in the body's frame
+        x = corner[..., 0] * cos + corner[..., 1] * sin + self.center[:, 0, None]
+        y = corner[..., 1] * cos - corner[..., 0] * sin + self.center[:, 1, None]
+        return x, y, corner[..., 2] + self.center[:, 2, None]
+
+    def at(self, seconds: float) -> Solids:
+        """The same bodies after their moving ones went on for ``seconds``."""
+        return replace(self, center=self.center + np.float32(seconds) * self.velocity)
+
+
+def pack(solids: Sequence[Solid]) -> Solids:
+    """Arrange bodies in arrays; (N, ...) in the order given."""
+    yaw = np.array([solid.foot.yaw for solid in solids])
+    turn = np.stack([np.cos(yaw), np.sin(yaw)], axis=1)
+    half = np.array([solid.extent for solid in solids], np.float32) / 2
+    foot = np.array([(solid.foot.x, solid.foot.y, solid.foot.z) for solid in solids], np.float32)
+    speed = np.array([solid.speed for solid in solids])
+    return Solids(
+        shape=np.array([solid.shape for solid in solids], np.uint8),
+        center=foot + half * np.array([0, 0, 1], np.float32),
+        half=half,
+        turn=turn.astype(np.float32),
+        velocity=np.stack([speed * turn[:, 1], speed * turn[:, 0], 0 * speed], axis=1).astype(np.float32),
+        taper=np.array([solid.taper for solid in solids], np.float32),
+        label=np.array([solid.label for solid in solids], np.uint8),
+        material=np.array([solid.material for solid in solids], np.uint8),
+        texture=np.array([solid.texture for solid in solids], np.uint8),
+        color=np.array([solid.color for solid in solids], np.float32),
+    )
 
 
 @dataclass(frozen=True)
@@ -21,7 +125,7 @@ class Camera:
     """Where the camera is, where it looks, and its frame.
 
     Args:
-        spot: position of the lens in metres; yaw in radians.
+        spot: position of the lens in meters; yaw in radians.
         pitch: radians above the horizontal.
         height: rows of the frame.
         width: columns of the frame.
@@ -58,26 +162,17 @@ class Camera:
         return np.ascontiguousarray(rays, np.float32)
 
     def points(self, depth: np.ndarray) -> np.ndarray:
-        """The points seen: (H, W) depth in metres -> (3, H, W)."""
+        """The points seen: (H, W) depth in meters -> (3, H, W)."""
         return np.asarray(self.position[:, None, None] + self.rays * depth)
 
 
-CORNERS = np.array(list(product((-1.0, 1.0), repeat=3)), np.float32)
-EDGES = np.array([(a, b) for a in range(8) for b in range(a + 1, 8) if bin(a ^ b).count("1") == 1])
-
-
 def frames_of(camera: Camera, solids: Solids) -> tuple[np.ndarray, np.ndarray]:
-    """The pixels whose centres each body can cover.
+    """The pixels whose centers each body can cover.
 
     Returns:
         (N, 4) int rows ``top, bottom, left, right`` (half open; empty if out of sight) and (N,) float nearest depth.
     """
-    cos, sin = solids.turn[:, 0, None], solids.turn[:, 1, None]
-    corner = CORNERS[None] * solids.half[:, None]  # (N, 8, 3) in the body's frame
-    x = corner[..., 0] * cos + corner[..., 1] * sin + solids.centre[:, 0, None]
-    y = corner[..., 1] * cos - corner[..., 0] * sin + solids.centre[:, 1, None]
-    world = np.stack([x, y, corner[..., 2] + solids.centre[:, 2, None]], axis=-1)
-    seen = (world - camera.position) @ camera.axes.T  # (N, 8, 3): right, up, forward
+    seen = (np.stack(solids.corners(), axis=-1) - camera.position) @ camera.axes.T  # (N, 8, 3): right, up, forward
     start, end = seen[:, EDGES[:, 0]], seen[:, EDGES[:, 1]]
     # Edges that pierce the near plane: their crossing points bound the visible part.
     crosses = (start[..., 2] < NEAREST) != (end[..., 2] < NEAREST)
@@ -107,7 +202,7 @@ def cast(camera: Camera, solids: Solids, depth: np.ndarray) -> np.ndarray:
     Args:
         camera: the view.
         solids: N bodies.
-        depth: (H, W) float32 metres of what is drawn already, ``inf`` where nothing is; changed in place.
+        depth: (H, W) float32 meters of what is drawn already, ``inf`` where nothing is; changed in place.
 
     Returns:
         (H, W) int16: the index of the body seen at each pixel, -1 for none.
@@ -132,7 +227,7 @@ def _entry(camera: Camera, solids: Solids, body: int, window: tuple[slice, slice
     """Depth at which each ray of a window enters a body, ``inf`` where it misses."""
     cos, sin = solids.turn[body]
     half = solids.half[body]
-    away = camera.position - solids.centre[body]
+    away = camera.position - solids.center[body]
     origin = np.array([away[0] * cos - away[1] * sin, away[0] * sin + away[1] * cos, away[2]], np.float32) / half
     x, y, z = camera.rays[(slice(None), *window)]
     ray = ((x * (cos / half[0]) - y * (sin / half[0])), (x * (sin / half[1]) + y * (cos / half[1])), z / half[2])
@@ -173,7 +268,7 @@ def _slopes(origin: np.ndarray, ray: tuple[np.ndarray, ...], lean: float) -> lis
 
 
 def _round(origin: np.ndarray, ray: tuple[np.ndarray, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Span of a ray in the unit circle or sphere, and how deep it passes (0 at the rim, 1 through the centre)."""
+    """Span of a ray in the unit circle or sphere, and how deep it passes (0 at the rim, 1 through the center)."""
     square = sum(part * part for part in ray)
     along = sum(start * part for start, part in zip(origin, ray, strict=True))
     inside = along * along - square * np.float32((origin * origin).sum() - 1)

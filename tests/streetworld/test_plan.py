@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from memorysam_cli.data.datasets.deliver import CASES, CONDITIONS
-from memorysam_cli.data.synthetic.plan import PURPOSES, counts, generator, plan
+from memorysam_cli.streetworld.scenes import PURPOSES, counts, generator, plan
 
 
 @pytest.mark.parametrize("scenes", [1, 2, 3, 7, 20, 45, 240, 1001])

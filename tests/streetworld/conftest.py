@@ -7,18 +7,17 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from memorysam_cli.data.synthetic.camera import Camera
-from memorysam_cli.data.synthetic.classes import Label, Material
-from memorysam_cli.data.synthetic.ground import Crossing, Ground, Lie, Zone
-from memorysam_cli.data.synthetic.plan import PlannedScene
-from memorysam_cli.data.synthetic.solids import Shape, Solid, Spot
+from memorysam_cli.streetworld.geometry import Camera, Shape, Solid, Spot
+from memorysam_cli.streetworld.scenes import PlannedScene
+from memorysam_cli.streetworld.street import Crossing, Ground, GroundKind, Zone
+from memorysam_cli.streetworld.surfaces import Label, Material
 
 BoxMaker = Callable[..., Solid]
 
 
 @pytest.fixture
 def box() -> BoxMaker:
-    """Makes a grey body at a spot."""
+    """Makes a gray body at a spot."""
 
     def make(
         spot: Spot,
@@ -28,8 +27,8 @@ def box() -> BoxMaker:
         taper: float = 0.0,
         speed: float = 0.0,
     ) -> Solid:
-        grey = (0.5, 0.5, 0.5)
-        return Solid(spot, extent, Label.STATIC, Material.CONCRETE, grey, shape=shape, taper=taper, speed=speed)
+        gray = (0.5, 0.5, 0.5)
+        return Solid(spot, extent, Label.STATIC, Material.CONCRETE, gray, shape=shape, taper=taper, speed=speed)
 
     return make
 
@@ -42,19 +41,21 @@ def level_camera() -> Camera:
 
 @pytest.fixture
 def straight_street() -> Ground:
-    """Two lanes of 3 m, pavements of 2 m to both sides, grass beyond; no bend, no crossing."""
+    """Two lanes of 3 m, sidewalks of 2 m to both sides, grass beyond; no bend, no crossing."""
     return street(crossing=None)
 
 
 def street(*, crossing: Crossing | None) -> Ground:
-    """A straight street with pavements 0.2 m high."""
-    heights = {Lie.PAVEMENT: 0.2, Lie.WATER: -0.9}
+    """A straight street with sidewalks 0.2 m high."""
+    heights = {GroundKind.SIDEWALK: 0.2, GroundKind.WATER: -0.9}
     labels = (Label.ROAD, Label.ROAD_LINE, Label.SIDEWALK, Label.TERRAIN, Label.GROUND, Label.RAIL_TRACK, Label.WATER)
-    grey = (0.3, 0.3, 0.3)
+    gray = (0.3, 0.3, 0.3)
+    kinds = GroundKind
+    strips = (kinds.GREEN, kinds.SIDEWALK, kinds.ROAD, kinds.SIDEWALK, kinds.GREEN)
     return Ground(
-        zones=tuple(Zone(labels[lie], Material.ASPHALT, grey, heights.get(lie, 0.0)) for lie in Lie),
+        zones=tuple(Zone(labels[kind], Material.ASPHALT, gray, heights.get(kind, 0.0)) for kind in GroundKind),
         borders=np.array([-5, -3, 3, 5], np.float32),
-        strips=np.array([[lie, lie] for lie in (Lie.GREEN, Lie.PAVEMENT, Lie.ROAD, Lie.PAVEMENT, Lie.GREEN)], np.uint8),
+        strips=np.array([[kind, kind] for kind in strips], np.uint8),
         half_width=3.0,
         lanes=2,
         bend=(0.0, 100.0),
