@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from memorysam_cli.storage import proc
+from memorysam_cli.storage import children
 
 try:
     import resource
@@ -54,9 +54,9 @@ def leave_network() -> str:
             return NAMESPACE
         # Allowed to anybody, unless the kernel is told otherwise; root would lose its right to others' files by it.
         if user != 0 and unshare(_NEWUSER | _NEWNET) == 0:
-            proc.tell("uid_map", f"{user} {user} 1")
-            proc.tell("setgroups", "deny")
-            proc.tell("gid_map", f"{group} {group} 1")
+            children.tell_kernel("uid_map", f"{user} {user} 1")
+            children.tell_kernel("setgroups", "deny")
+            children.tell_kernel("gid_map", f"{group} {group} 1")
             return NAMESPACE
     return AUDIT
 
