@@ -1,7 +1,8 @@
-"""What a tar archive holds, read from front to end: plain files and folders, nothing else.
+"""What a tar or zip archive holds, looked at before anything is unpacked: plain files and folders, nothing else.
 
-POSIX ustar, pax and GNU headers; with gzip, bzip2 or xz around it. Read by hand, because Python's own reader follows
-links and takes any length that a header claims into memory.
+A tar (POSIX ustar, pax and GNU headers; with gzip, bzip2 or xz around it) is read from front to end, and by hand,
+because Python's own reader follows links and takes any length that a header claims into memory. Of a zip the directory
+is read and compared with what lies where it says.
 """
 
 from __future__ import annotations
@@ -9,24 +10,48 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import stat
+import struct
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import BinaryIO, cast
 
-from memorysam_cli.storage.archive_names import Entry
 from memorysam_cli.storage.atomic import shown
 from memorysam_cli.storage.headers import Refused
 
+_AGAIN = "get the archive again"
+_YOURSELF = "unpack it yourself and give the folder as ROOT"
 _BLOCK = 512
 _MAX_EXTRA_BYTES = 1_000_000
 """Of a header that goes before another one."""
 _MAX_DIGITS = 18
-_AGAIN = "get the archive again"
-_YOURSELF = "unpack it yourself and give the folder as ROOT"
 _GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00"
 _LINKS = {b"1": "a hard link", b"2": "a symbolic link"}
 _FILES = {b"0", b"\0", b"7"}
 _FOLDER, _PAX, _PAX_FOR_ALL, _LONG_NAME, _LONG_LINK = b"5", b"x", b"g", b"L", b"K"
+
+_ENCRYPTED = 0x1 | 0x40 | 0x2000
+_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2}
+_MAX_DIRECTORY_BYTES = 300_000_000
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file or folder of an archive."""
+
+    name: str
+    """As stored."""
+    is_folder: bool
+    size: int
+    """Bytes that it promises."""
+    read: Callable[[int], bytes]
+    """The next bytes, at most so many; none at the end. Raises ``Refused`` if it is damaged."""
+    is_counted: bool = False
+    """Its bytes are counted where they are read."""
 
 
 def is_tar(start: bytes) -> bool:
@@ -34,7 +59,7 @@ def is_tar(start: bytes) -> bool:
     return start.startswith((_GZIP, _BZIP2, _XZ)) or (len(start) >= _BLOCK and _has_checksum(start[:_BLOCK]))
 
 
-def entries(stream: BinaryIO, *, spend: Callable[[int], None]) -> Iterator[Entry]:
+def tar_entries(stream: BinaryIO, *, spend: Callable[[int], None]) -> Iterator[Entry]:
     """The entries, one after the other; each must be read before the next is asked for, and what is left is skipped.
 
     Args:
@@ -44,10 +69,10 @@ def entries(stream: BinaryIO, *, spend: Callable[[int], None]) -> Iterator[Entry
     Raises:
         Refused: truncated, damaged, with links, devices or holes.
     """
-    yield from _Reader(_opened(stream), spend).entries()
+    yield from _TarReader(_decompressed(stream), spend).entries()
 
 
-def _opened(stream: BinaryIO) -> BinaryIO:
+def _decompressed(stream: BinaryIO) -> BinaryIO:
     """The tar inside the compression."""
     start = stream.read(len(_XZ))
     stream.seek(0)
@@ -58,7 +83,7 @@ def _opened(stream: BinaryIO) -> BinaryIO:
     return cast("BinaryIO", lzma.LZMAFile(stream)) if start.startswith(_XZ) else stream
 
 
-class _Reader:
+class _TarReader:
     """Reads a tar forwards."""
 
     def __init__(self, tar: BinaryIO, spend: Callable[[int], None]) -> None:
@@ -188,3 +213,115 @@ def _extra(kind: bytes, content: bytes) -> dict[str, str]:
         key, _, value = record.rstrip(b"\n").partition(b"=")
         found[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
     return found
+
+
+def zip_entries(stream: BinaryIO) -> list[Entry]:
+    """The entries in the order of their bytes.
+
+    Args:
+        stream: seekable; stays open while the entries are read.
+
+    Raises:
+        Refused: truncated, damaged, encrypted, of an unknown method, with links or devices, or with entries that
+            share bytes.
+    """
+    count = _zip_count(stream)
+    with _zip_faults("its directory"):
+        archive = zipfile.ZipFile(stream)
+    infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
+    # No checksum covers the directory: a wrong length in it can swallow entries.
+    if count not in {len(infos), len(infos) % 65536}:
+        raise Refused(f"its directory lists {len(infos)} entries, of {count}; {_AGAIN}")
+    for info in infos:
+        _refuse_odd_entry(info)
+    _refuse_overlap(stream, infos, end=archive.start_dir)
+    return [Entry(info.filename, info.is_dir(), info.file_size, _zip_reader(archive, info)) for info in infos]
+
+
+def _zip_reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[int], bytes]:
+    """Reads an entry piece by piece; its last piece checks the CRC."""
+    opened: list[zipfile.ZipExtFile] = []
+
+    def read(count: int) -> bytes:
+        with _zip_faults(f"entry '{shown(info.filename)}'"):
+            if not opened:
+                opened.append(archive.open(info))  # type: ignore[arg-type]
+            data = opened[0].read(count)
+            if not data:
+                opened[0].close()
+            return data
+
+    return read
+
+
+def _refuse_odd_entry(info: zipfile.ZipInfo) -> None:
+    """Refuse what is neither a plain file nor a folder."""
+    said = f"entry '{shown(info.filename)}'"
+    if not info.filename:
+        raise Refused(f"an entry has no name; {_YOURSELF}")
+    if "\0" in info.orig_filename:
+        raise Refused(f"{said} has a control character in its name; {_YOURSELF}")
+    if info.flag_bits & _ENCRYPTED:
+        raise Refused(f"{said} is encrypted; {_YOURSELF}")
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    if kind not in {0, stat.S_IFREG, stat.S_IFDIR}:
+        what = "a symbolic link" if kind == stat.S_IFLNK else "a device or another special file"
+        raise Refused(f"{said} is {what}; never followed; {_YOURSELF}")
+    if info.compress_type not in _METHODS:
+        raise Refused(f"{said} is compressed by method {info.compress_type}, which we do not read; {_YOURSELF}")
+    if info.is_dir() and info.file_size:
+        raise Refused(f"{said} is a folder with content of its own; {_AGAIN}")
+
+
+def _refuse_overlap(stream: BinaryIO, infos: list[zipfile.ZipInfo], *, end: int) -> None:
+    """Refuse entries that share bytes: a few can be made to expand to any size."""
+    free = 0
+    before = ""
+    for info in infos:
+        if info.header_offset < free:
+            raise Refused(f"entries '{shown(before)}' and '{shown(info.filename)}' overlap; {_AGAIN}")
+        stream.seek(info.header_offset)
+        start = stream.read(_LOCAL_HEADER.size)
+        if len(start) < _LOCAL_HEADER.size or not start.startswith(b"PK\x03\x04"):
+            raise Refused(f"entry '{shown(info.filename)}' is not where the directory says; {_AGAIN}")
+        _, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(start)
+        free = info.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes + info.compress_size
+        before = info.filename
+    if free > end:
+        raise Refused(f"entry '{shown(before)}' overlaps the archive's directory; {_AGAIN}")
+
+
+def _zip_count(stream: BinaryIO) -> int:
+    """How many entries there are by the record at the end, modulo 65536 where it is of the old kind.
+
+    Looked at before the directory is: one that would fill the memory is refused.
+    """
+    size = stream.seek(0, 2)
+    stream.seek(max(0, size - 66_000))
+    tail = stream.read()
+    stream.seek(0)
+    found = tail.rfind(b"PK\x05\x06")
+    if found < 0 or len(tail) < found + 22:
+        raise Refused(f"truncated or damaged zip: its directory is missing at the end ({size:,} bytes); {_AGAIN}")
+    count, length = struct.unpack_from("<HI", tail, found + 10)
+    where = tail.rfind(b"PK\x06\x06", 0, found)
+    if where >= 0 and where + 56 <= found:  # zip64
+        count, length = struct.unpack_from("<QQ", tail, where + 32)
+    if length > _MAX_DIRECTORY_BYTES:
+        raise Refused(f"its directory alone has {length:,} bytes; {_YOURSELF}")
+    return int(count)
+
+
+@contextmanager
+def _zip_faults(what: str) -> Iterator[None]:
+    """All the ways in which a zip fails, as one."""
+    try:
+        yield
+    except (
+        zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error
+    ) as fault:  # fmt: skip
+        raise Refused(f"{what} is damaged ({fault}); {_AGAIN}") from fault
+    except OSError as fault:
+        if fault.errno is not None:  # the disk's; bzip2 says its own without a number
+            raise
+        raise Refused(f"{what} is damaged ({fault}); {_AGAIN}") from fault
