@@ -2,6 +2,9 @@
 
 A torch file is a pickle, that is: a program. It is opened in a process of its own that has no network, little memory
 and little time, and cannot write (:mod:`memorysam_cli.storage.torch_child`); only bare tensors come back.
+
+:func:`parse` is the one place where torch opens a pickle. ``weights_only`` is the lock on it; there is no option here
+to turn it. Files of others are parsed in that process only.
 """
 
 from __future__ import annotations
@@ -9,21 +12,26 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 
-from memorysam_cli.errors import EnvironmentFault, WeightsError
-from memorysam_cli.storage import atomic, children, tensor_format, torch_child, torch_parsing, torch_zip
+from memorysam_cli.errors import EnvironmentFault, WeightsError, is_out_of_memory
+from memorysam_cli.storage import atomic, children
 from memorysam_cli.storage.atomic import shown
-from memorysam_cli.storage.torch_zip import AGAIN, EXPORT, Refused
-from memorysam_cli.storage.weights_checks import check_file, check_finite, sha256
+from memorysam_cli.storage.tensors import DTYPES, MAX_TENSORS, Malformed, check_file, check_finite, receive, sha256
+from memorysam_cli.storage.torch_format import AGAIN, EXPORT, Attempt, Refused, check_archive, culprit, most_bytes
 
+_CHILD = "memorysam_cli.storage.torch_child"
+"""Named, not imported: it imports this module, and it is the one that is confined."""
 _SAFE_TORCH = (2, 10)
 _PATIENCE_S = 60.0
 _END_S = 5.0
@@ -34,6 +42,16 @@ _LEFT_OUT = ("TORCH_", "HF_TOKEN", "HUGGING_FACE_", "CUDA_VISIBLE_DEVICES")
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "CUDA_VISIBLE_DEVICES": ""}
 """One thread, one heap, no GPU: what is bounded must be small."""
 _ENDS = {"SIGXCPU": "it takes more processor time than a file of its size may", "SIGKILL": "out of memory, or a kill"}
+_WRAPPERS = ("model", "model_state_dict", "state_dict")
+_NAME_LENGTH = 80
+
+# Plain NumPy numbers (an epoch's best score, say) are common beside weights and can do no harm.
+_HARMLESS: list[Any] = [
+    np.dtype,
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),  # NumPy 1's name for it
+    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+    *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")),
+]
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +90,7 @@ def _confined(path: Path) -> dict[str, torch.Tensor]:
     """The tensors that a process of its own finds in a file."""
     size = path.stat().st_size
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_LEFT_OUT)}
-    process = children.start(torch_child.__name__, str(path.absolute()), environment=environment | _ENVIRONMENT)
+    process = children.start(_CHILD, str(path.absolute()), environment=environment | _ENVIRONMENT)
     patience = _PATIENCE_S + size / _SLOWEST
     late = threading.Event()
 
@@ -86,7 +104,7 @@ def _confined(path: Path) -> dict[str, torch.Tensor]:
     try:
         assert process.stdout is not None
         return _answer(process.stdout, size=size)
-    except (tensor_format.Malformed, ValueError, OSError) as error:
+    except (Malformed, ValueError, OSError) as error:
         how = f"is not done after {patience:.0f} s" if late.is_set() else _end(process)
         raise Refused(f"the process that opened it {how}; refused: {AGAIN}, or {EXPORT}") from error
     finally:
@@ -110,7 +128,7 @@ def _answer(stream: IO[bytes], *, size: int) -> dict[str, torch.Tensor]:
     Raises:
         Refused: it refuses the file.
         EnvironmentFault: it could not work.
-        tensor_format.Malformed, ValueError: it does not speak as ours does, or ends too early.
+        Malformed, ValueError: it does not speak as ours does, or ends too early.
     """
     answer = json.loads(stream.readline(_LINE_BYTES))
     if not isinstance(answer, dict) or not all(isinstance(value, str) for value in answer.values()):
@@ -120,7 +138,84 @@ def _answer(stream: IO[bytes], *, size: int) -> dict[str, torch.Tensor]:
     if "failed" in answer:
         raise EnvironmentFault(f"the process that opens .pt files failed: {shown(answer['failed'][:400])}; mend that")
     logger.debug("network: %s", shown(answer.get("network", "")))
-    return tensor_format.receive(stream, most=torch_child.most_bytes(size))
+    return receive(stream, most=most_bytes(size))
+
+
+def parse(path: Path, *, is_zip: bool) -> dict[str, torch.Tensor]:
+    """The named tensors of a ``.pt`` or ``.pth`` file, detached, on the CPU; those of a zip are mapped, not copied.
+
+    Args:
+        path: a state dict, plain or under ``model``, ``model_state_dict`` or ``state_dict``.
+        is_zip: what :func:`memorysam_cli.storage.torch_format.check_archive` found.
+
+    Raises:
+        Refused: damaged, code or other objects inside, values that are not tensors; names the culprit.
+    """
+    with _load_faults(path), torch.serialization.safe_globals(_HARMLESS):
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    return _state_dict(content)
+
+
+@contextmanager
+def _load_faults(path: Path) -> Iterator[None]:
+    """torch tells a damaged file by at least seven kinds of exception."""
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split())
+        text = text.rpartition("WeightsUnpickler error: ")[2]  # what stands before it is advice
+        if isinstance(error, Attempt):
+            raise Refused(f"made Python try {error}, which weights never need; refused. Instead {EXPORT}") from error
+        if is_out_of_memory(error):
+            raise Refused("asks for more memory than a file of its size may; refused as a possible bomb") from error
+        if "TorchScript" in text:
+            raise Refused(f"a TorchScript archive, which is a program; {EXPORT}") from error
+        named = re.search(r"GLOBAL (\S+)", text)
+        found = culprit(path, name=named[1] if named else None)
+        if named or found:
+            name = shown((named[1] if named else found.name if found else "")[:_NAME_LENGTH])
+            key = f" (at '{shown(found.key[:_NAME_LENGTH])}')" if found and found.key is not None else ""
+            raise Refused(f"contains {name}{key}, which could run code; refused. Instead {EXPORT}") from error
+        reason = f"{type(error).__name__}: {shown(text[:_NAME_LENGTH])}"
+        raise Refused(f"truncated, damaged or not a torch file ({reason}); {AGAIN}") from error
+
+
+def _state_dict(content: object) -> dict[str, torch.Tensor]:
+    """Unwrap and check, entry by entry."""
+    if isinstance(content, dict):
+        content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), content)
+    if not isinstance(content, dict) or not content:
+        raise Refused(f"holds {_kind(content)}, not named tensors; {EXPORT}")
+    if len(content) > MAX_TENSORS:
+        raise Refused(f"holds {len(content)} entries; 1 to {MAX_TENSORS} are allowed; {EXPORT}")
+    return {_name(name): _tensor(value, name=name) for name, value in content.items()}
+
+
+def _name(name: object) -> str:
+    if not isinstance(name, str):
+        raise Refused(f"the key {str(name)[:_NAME_LENGTH]!r} is {_kind(name)}, not text; {EXPORT}")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise Refused(f"the key '{shown(name[:_NAME_LENGTH])}' is no Unicode text; {EXPORT}") from None
+    return name
+
+
+def _tensor(value: object, *, name: object) -> torch.Tensor:
+    where = f"'{shown(str(name)[:_NAME_LENGTH])}'"
+    if not isinstance(value, torch.Tensor):
+        raise Refused(f"{where} is {_kind(value)}, not a tensor; {EXPORT}")
+    if value.layout != torch.strided or value.is_quantized or value.is_meta:
+        raise Refused(f"{where} is a sparse, quantized or empty-shell tensor; save it dense")
+    if value.dtype not in DTYPES:
+        raise Refused(f"{where} is {value.dtype}; weights are one of {', '.join(DTYPES.values())}")
+    if value.nbytes > value.untyped_storage().nbytes():
+        raise Refused(f"{where} claims {value.nbytes} bytes, stored are {value.untyped_storage().nbytes()}; refused")
+    return value.detach()
+
+
+def _kind(value: object) -> str:
+    return "nothing" if value is None or (isinstance(value, dict) and not value) else f"a {type(value).__name__}"
 
 
 def write_torch(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
@@ -155,7 +250,7 @@ def write_torch(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
 def _holds(path: Path, state: Mapping[str, torch.Tensor]) -> bool:
     """Whether a file that was just written by us has these tensors; it needs no process of its own."""
     try:
-        found = torch_parsing.parse(path, is_zip=torch_zip.check(path))
+        found = parse(path, is_zip=check_archive(path))
     except Refused:
         return False
     return found.keys() == state.keys() and all(torch.equal(found[name], state[name]) for name in state)
