@@ -16,7 +16,7 @@ LAYERS = [
     {"commands"},
     {"engine"},
     {"data", "model", "losses"},
-    {"report"},
+    {"report", "streetworld"},
     {"recipe"},
     {"storage"},
     {"validation", "dataset", "laws"},

@@ -199,7 +199,7 @@ def render_synthetic(
         UsageError: the folder is not ours, or holds scenes of other arguments; it is left untouched.
         EnvironmentFault: the disk is full or read-only.
     """
-    from memorysam_cli.data.synthetic import render
+    from memorysam_cli.streetworld.scenes import render
 
     folder = synthetic_folder(root, layout=layout)
     arguments = {"layout": layout, "scenes": scenes, "size": size, "seed": seed}

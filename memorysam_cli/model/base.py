@@ -15,7 +15,7 @@ from memorysam_cli.model.network import MemorySAM
 from memorysam_cli.model.parts import is_fresh
 from memorysam_cli.model.reference import reference_shapes
 from memorysam_cli.recipe import BACKBONES
-from memorysam_cli.storage import hub, tensors
+from memorysam_cli.storage import foreign, hub, tensors
 from memorysam_cli.storage.atomic import shown
 
 NANO = Path(__file__).parent / "nano.safetensors"
@@ -77,7 +77,7 @@ def load_base(network: MemorySAM, backbone: str, *, source: str, seed: int) -> B
     if source == "random":
         return Base(backbone=backbone, source=f"random:{seed}", sha256=_digest(network))
     path, said = _find(backbone, source)
-    state = tensors.read(path)[0] if path.suffix == ".safetensors" else tensors.read_torch(path)
+    state = tensors.read(path)[0] if path.suffix == ".safetensors" else foreign.read_torch(path)
     fill(network, {f"sam.{name}": tensor for name, tensor in state.items()}, where=str(path), backbone=backbone)
     return Base(backbone=backbone, source=said, sha256=tensors.sha256(path))
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import IO, Any
 
 from memorysam_cli.errors import EnvironmentFault
@@ -93,6 +94,19 @@ def watch_parent(on_loss: Callable[[], object]) -> None:
         on_loss()
 
     threading.Thread(target=wait, daemon=True, name="watch-parent").start()
+
+
+def tell_kernel(name: str, word: str) -> bool:
+    """Write a word to ``/proc/self/<name>``, a file that stores nothing, so that nothing can be lost.
+
+    Returns:
+        Whether the kernel took it; other systems have no such file.
+    """
+    try:
+        Path(f"/proc/self/{name}").write_text(word)
+    except OSError:
+        return False
+    return True
 
 
 def signal_name(code: int) -> str:

@@ -3,12 +3,23 @@
 ``cv2.imread`` returns wrong pixels for truncated files and ``cv2.imwrite`` loses files without a word, so
 bytes are read and checked first (:mod:`~memorysam_cli.storage.headers`), decoded from memory, and compared
 with what the header promised. EXIF rotation is ignored: it would part an image from its label.
+
+NumPy's own files (``.npy``, ``.npz`` with one array) are read without pickle and without surprises.
 """
 
 from __future__ import annotations
 
+import io
+import math
 import os
 import stat
+import struct
+import threading
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -17,13 +28,16 @@ import numpy as np
 import numpy.typing as npt
 
 from memorysam_cli.errors import DataError, UsageError
-from memorysam_cli.storage import arrays, atomic, headers
+from memorysam_cli.storage import atomic, headers
 from memorysam_cli.storage.atomic import shown
 from memorysam_cli.storage.headers import Header, Refused
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".npz")
 MAX_PIXELS = 100_000_000
 """Unless ``$MEMORYSAM_MAX_PIXELS`` says otherwise."""
+_NPY, _ZIP = b"\x93NUMPY", b"PK\x03\x04"
+_MAX_CHANNELS = 64
+_AGAIN = "get the file again"
 
 # Its complaints about broken files would stand beside our own message.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -103,7 +117,7 @@ def read(path: Path, *, max_pixels: int | None = None) -> npt.NDArray[Any]:
             _check_size(found, max_pixels=max_pixels or pixel_limit())
             stream.seek(0)
             data = stream.read()
-        array = arrays.load_array(data, found) if found.format in {"npy", "npz"} else _decode(data, found)
+        array = _load_array(data, found) if found.format in {"npy", "npz"} else _decode(data, found)
         if array.dtype.kind == "f":
             _check_finite(array)
         return array
@@ -143,7 +157,7 @@ def _megapixels(count: int) -> str:
 
 
 def _parse(stream: BinaryIO) -> Header:
-    found = headers.parse_image(stream) or arrays.parse_array(stream)
+    found = headers.parse_image(stream) or _parse_array(stream)
     if found is None:
         stream.seek(0)
         start = stream.read(16)
@@ -186,6 +200,96 @@ def _check_finite(array: npt.NDArray[Any]) -> None:
     count = array.size - int(np.count_nonzero(finite))
     value = array.flat[index]
     raise Refused(f"{count} values are not finite, first {value} at {first}; replace them (0 for no data)")
+
+
+_one_at_a_time = threading.Lock()
+"""NumPy evaluates headers with ``ast``, whose count of levels all threads share up to Python 3.11: now and then a good
+file would be called damaged (``AST constructor recursion depth mismatch``). Filters of warnings are shared as well."""
+if hasattr(os, "register_at_fork"):  # a thread that reads just now is not in the child, and would never let go
+    os.register_at_fork(
+        before=_one_at_a_time.acquire, after_in_parent=_one_at_a_time.release, after_in_child=_one_at_a_time.release
+    )
+
+
+def _parse_array(stream: BinaryIO) -> Header | None:
+    """Header of an ``.npy`` or ``.npz``; None for other content.
+
+    Args:
+        stream: at its start, seekable.
+
+    Raises:
+        Refused: damaged, several arrays, Python objects, or not (H, W) or (H, W, C) numbers.
+    """
+    start = stream.read(len(_NPY))
+    stream.seek(0)
+    if start.startswith(_NPY):
+        return _array_header(*_parse_npy(stream), kind="npy")
+    if start.startswith(_ZIP):
+        with _zip_faults(), zipfile.ZipFile(stream) as archive, archive.open(_only_entry(archive)) as entry:
+            return _array_header(*_parse_npy(entry), kind="npz")
+    return None
+
+
+def _load_array(data: bytes, found: Header) -> npt.NDArray[Any]:
+    """The array of a whole file, in native byte order.
+
+    Args:
+        data: the file.
+        found: its header, from :func:`_parse_array`.
+
+    Raises:
+        Refused: truncated or damaged.
+    """
+    if found.format == "npz":
+        with _zip_faults(), zipfile.ZipFile(io.BytesIO(data)) as archive:
+            data = archive.read(_only_entry(archive))  # checks the CRC
+    stream = io.BytesIO(data)
+    shape, is_fortran, dtype = _parse_npy(stream)
+    needed = stream.tell() + math.prod(shape) * dtype.itemsize
+    if len(data) < needed:
+        raise Refused(f"truncated array: {len(data):,} of {needed:,} bytes; {_AGAIN}")
+    values = np.frombuffer(data, dtype, count=math.prod(shape), offset=stream.tell())
+    array = values.reshape(shape, order="F" if is_fortran else "C")
+    return np.array(array, dtype=dtype.newbyteorder("="), order="C")
+
+
+def _parse_npy(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, Fortran order and dtype; leaves ``stream`` at the first value."""
+    try:
+        with _one_at_a_time, warnings.catch_warnings():  # files of Python 2 are read, with a warning of no use here
+            warnings.simplefilter("ignore")
+            if np.lib.format.read_magic(stream) == (1, 0):
+                return np.lib.format.read_array_header_1_0(stream)
+            return np.lib.format.read_array_header_2_0(stream)
+    except Exception as error:  # NumPy evaluates and even tokenizes headers: a damaged one fails in many ways
+        raise Refused(f"damaged NumPy file: {' '.join(str(error).split())[:120]}; {_AGAIN}") from error
+
+
+def _array_header(shape: tuple[int, ...], _is_fortran: bool, dtype: np.dtype[Any], *, kind: str) -> Header:
+    if dtype.hasobject:
+        raise Refused("contains Python objects, which could run code; refused. Save a plain array of numbers")
+    if dtype.kind not in "biuf":
+        raise Refused(f"an array of {dtype}; save integers or floats")
+    if len(shape) not in {2, 3} or min(shape) <= 0 or (*shape, 1)[2] > _MAX_CHANNELS:
+        raise Refused(f"an array of shape {shape}; save (H, W) or (H, W, C) with C up to {_MAX_CHANNELS}")
+    return Header(kind, shape[0], shape[1], (*shape, 1)[2], dtype.newbyteorder("=").name)
+
+
+def _only_entry(archive: zipfile.ZipFile) -> str:
+    names = archive.namelist()
+    if len(names) != 1 or not names[0].endswith(".npy"):
+        raise Refused(f"a zip of {len(names)} entries ({', '.join(names[:5])}); save one array with np.savez")
+    return names[0]
+
+
+@contextmanager
+def _zip_faults() -> Iterator[None]:
+    try:
+        yield
+    except (
+        zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error
+    ) as error:  # fmt: skip
+        raise Refused(f"damaged NumPy archive: {error}; {_AGAIN}") from error
 
 
 def encode_png(array: npt.NDArray[Any]) -> bytes:

@@ -1,4 +1,10 @@
-"""One run per folder: a lock that dies with its owner, and a record that says who that is."""
+"""One run per folder: a lock that dies with its owner, and a record that says who that is.
+
+On Lustre, NFS and their like ``flock`` may not exist, or be granted to everybody. There a :class:`Marker` must be had
+besides: a file that only one can create, and that its owner keeps young. Creating a file that must not exist is one
+process's right there, too; but nothing removes it when its owner is killed. So the owner touches it again and again,
+and one that has been silent for long, or is known to be dead, has lost it.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +12,12 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 import shlex
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,9 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from memorysam_cli.errors import FolderInUseError, MemorySamError, Stopped
-from memorysam_cli.storage import atomic, marker, proc
+from memorysam_cli.storage import atomic
 from memorysam_cli.storage.atomic import shown
-from memorysam_cli.storage.marker import Marker, Taken
 
 try:
     import fcntl
@@ -29,7 +36,8 @@ except ImportError:  # Windows: a marker file has to do, see _acquire
 
 NAME = ".lock"
 """Of the file that holds a lock; where locks are the kernel's it stays."""
-NAMES = frozenset({NAME, marker.NAME})
+MARKER_NAME = ".lock-owner"
+NAMES = frozenset({NAME, MARKER_NAME})
 """Of all files that a lock may leave in a folder."""
 FAULTS = "errors.jsonl"
 """What went wrong in a held folder: a line for each run that a fault of the user or of the machine ended."""
@@ -38,6 +46,23 @@ _OWNER_TRIES, _OWNER_SECONDS = 10, 0.02
 
 _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK}
 """How a file system without locks says so."""
+
+BEAT_S, SILENCE_S = 10.0, 60.0
+"""How often the owner says that it lives, and after what silence it counts as dead."""
+SETTLE_S = 0.5
+"""How long a new marker must stand: of two that came at once, both may have removed a dead one, and one a new one."""
+_SIGNING_S, _SIGNING_TRIES = 0.2, 10
+LOST_CODE = 9
+_LOCAL = {
+    "apfs", "bcachefs", "btrfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "hfs", "jfs", "ntfs3", "overlay", "ramfs",
+    "reiserfs", "squashfs", "tmpfs", "vfat", "xfs", "zfs",
+}  # fmt: skip
+"""File systems of one machine, where the kernel's lock is the truth."""
+
+_PROC = Path("/proc")
+_SELF = _PROC / "self"
+_START_TIME = 19
+"""Its place in ``/proc/PID/stat``, counted from behind the program's name, which may hold anything."""
 
 _held: set[int] = set()
 
@@ -58,9 +83,8 @@ if hasattr(os, "register_at_fork"):
 def hold(folder: Path) -> Iterator[None]:
     """Own ``folder`` while the block runs; the kernel frees it at once when the process dies, however it dies.
 
-    On a file system that several machines may share, where kernels may lie about locks, a
-    :class:`~memorysam_cli.storage.marker.Marker` must be had besides; of an owner that was killed on another machine
-    it is free after a minute.
+    On a file system that several machines may share, where kernels may lie about locks, a :class:`Marker` must be had
+    besides; of an owner that was killed on another machine it is free after a minute.
 
     Args:
         folder: created where missing; the lock is its file ``.lock``, which stays. A :class:`MemorySamError` that
@@ -76,7 +100,7 @@ def hold(folder: Path) -> Iterator[None]:
         descriptor, is_locked = _acquire(path)
     try:
         claim = None
-        if fcntl is not None and (not is_locked or marker.is_needed(folder)):
+        if fcntl is not None and (not is_locked or needs_marker(folder)):
             claim = _take(Marker(folder, record), folder)
     except BaseException:
         os.close(descriptor)  # what stands in the file is the owner's
@@ -119,7 +143,7 @@ def owner(folder: Path) -> Owner | None:
         found = Owner(str(record["host"]), int(record["pid"]), str(record["since"]), None)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    lives = None if record.get("where") != proc.here() else not marker.is_dead(record)
+    lives = None if record.get("where") != this_kernel() else not is_dead(record)
     return replace(found, lives=lives)
 
 
@@ -138,7 +162,7 @@ def _take(claim: Marker, folder: Path) -> Marker:
         owner = _phrase(taken.record) or "a run that left no record"
         raise FolderInUseError(
             f"{shown(folder)}: in use by {owner}; wait for it or choose another --out; if it is dead, the folder is "
-            f"free {marker.SILENCE_S:.0f} s after its last sign of life, {taken.silence:.0f} s ago"
+            f"free {SILENCE_S:.0f} s after its last sign of life, {taken.silence:.0f} s ago"
         ) from taken
     return claim
 
@@ -183,8 +207,8 @@ def _owner_record() -> bytes:
         "pid": os.getpid(),
         "since": _now(),
         "command": shlex.join(sys.argv)[:_COMMAND_LENGTH],
-        "where": proc.here(),
-        "started": proc.started(os.getpid()),
+        "where": this_kernel(),
+        "started": start_time(os.getpid()),
         "token": secrets.token_hex(8),
     }
     return json.dumps(record).encode() + b"\n"
@@ -199,7 +223,7 @@ def _owner(path: Path) -> str:
     for _ in range(_OWNER_TRIES):
         with contextlib.suppress(OSError, ValueError):
             record = json.loads(path.read_bytes())
-            if (phrase := _phrase(record)) and not marker.is_dead(record):  # killed, and its heir has not signed yet
+            if (phrase := _phrase(record)) and not is_dead(record):  # killed, and its heir has not signed yet
                 return phrase
         time.sleep(_OWNER_SECONDS)
     return "a run that left no record"
@@ -209,3 +233,173 @@ def _phrase(record: Any) -> str | None:
     with contextlib.suppress(KeyError, TypeError):
         return f"{record['host']} pid {record['pid']} since {record['since']}: {shown(str(record['command']))}"
     return None
+
+
+class Taken(Exception):
+    """Another run holds the marker; ``record`` is what it wrote there, empty if it has not yet."""
+
+    def __init__(self, record: dict[str, Any], *, silence: float) -> None:
+        super().__init__(f"silent for {silence:.0f} s")
+        self.record, self.silence = record, max(silence, 0.0)
+
+
+def needs_marker(folder: Path) -> bool:
+    """Whether a folder may be on several machines at once, so that one kernel's lock is not enough."""
+    kind = file_system(folder)
+    return kind is not None and kind not in _LOCAL
+
+
+def is_dead(record: dict[str, Any]) -> bool:
+    """Whether the process that wrote a record is known to be gone; its number may live again."""
+    return _is_of_this_kernel(record) and start_time(record["pid"]) != record.get("started")
+
+
+def _is_of_this_kernel(record: dict[str, Any]) -> bool:
+    here = this_kernel()
+    return here is not None and record.get("where") == here and isinstance(record.get("pid"), int)
+
+
+class Marker:
+    """The owner's side of a marker.
+
+    Args:
+        folder: that is owned.
+        record: who owns it; its bytes are never twice the same.
+    """
+
+    def __init__(self, folder: Path, record: bytes) -> None:
+        self.path, self._record = folder / MARKER_NAME, record
+        self._over = threading.Event()
+
+    def take(self) -> None:
+        """Own the folder from now on.
+
+        Raises:
+            Taken: somebody else does.
+            OSError: the file cannot be written.
+        """
+        if not self._create():
+            self._refuse_living()
+            self.path.unlink(missing_ok=True)
+            if not self._create():
+                self._refuse_living()
+                raise Taken({}, silence=0.0)
+        time.sleep(SETTLE_S)
+        if not self._is_ours():
+            self._refuse_living()
+            raise Taken({}, silence=0.0)
+        threading.Thread(target=self._beat, name="marker", daemon=True).start()
+
+    def leave(self) -> None:
+        """Free the folder."""
+        self._over.set()
+        with contextlib.suppress(OSError):
+            if self._is_ours():
+                self.path.unlink()
+
+    def _create(self) -> bool:
+        try:
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            return False
+        try:
+            os.write(descriptor, self._record)
+            os.fsync(descriptor)  # other machines see it now
+        except OSError:
+            self.path.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
+        return True
+
+    def _is_ours(self) -> bool:
+        try:
+            return self.path.read_bytes() == self._record
+        except FileNotFoundError:
+            return False
+
+    def _refuse_living(self) -> None:
+        """Refuse a marker whose owner lives, or may live; one that has gone in the meantime is no owner."""
+        with contextlib.suppress(FileNotFoundError):
+            for _ in range(_SIGNING_TRIES):
+                record, silence = self._look()
+                if record or silence >= _SIGNING_S:
+                    break
+                time.sleep(_SIGNING_S / _SIGNING_TRIES)  # its owner has just made it, and not signed yet
+            is_silent = silence >= SILENCE_S and not _is_of_this_kernel(record)
+            if not (is_dead(record) or is_silent):
+                raise Taken(record, silence=silence)
+
+    def _look(self) -> tuple[dict[str, Any], float]:
+        """What a marker says, and for how many seconds its owner has been silent."""
+        with self.path.open("rb") as stream:
+            touched, content = os.fstat(stream.fileno()).st_mtime, stream.read()
+        record: dict[str, Any] = {}
+        with contextlib.suppress(ValueError):
+            found = json.loads(content)
+            record = found if isinstance(found, dict) else {}
+        return record, self._now() - touched
+
+    def _now(self) -> float:
+        """The file system's own clock: machines differ."""
+        probe = self.path.with_name(f"{MARKER_NAME}.{os.getpid()}-{threading.get_ident()}")
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT, 0o666))
+        os.utime(probe)
+        touched = probe.stat().st_mtime
+        probe.unlink(missing_ok=True)
+        return touched
+
+    def _beat(self) -> None:
+        """Keep the marker young; without it there is another owner, and two must not go on."""
+        while not self._over.wait(BEAT_S):
+            with contextlib.suppress(OSError):  # a network file system may be away for a while
+                if self._is_ours():
+                    os.utime(self.path)
+                elif not self._over.is_set():
+                    _end(self.path)
+
+
+def _end(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        words = (
+            f"memorysam: error [{LOST_CODE}]: {path}: was taken over by another run after a long silence of this one\n"
+        )
+        os.write(2, words.encode(errors="backslashreplace"))
+    os._exit(LOST_CODE)
+
+
+def this_kernel() -> str | None:
+    """What tells this kernel's processes from all others: its boot, and the processes' name space; None elsewhere."""
+    try:
+        boot = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {(_SELF / 'ns/pid').readlink()}"
+    except OSError:
+        return None
+
+
+def start_time(pid: int) -> int | None:
+    """When a process here began, in the kernel's ticks: with its number it is never another one's.
+
+    Returns:
+        None where there is no such process, or only what its parent has not yet been told of.
+    """
+    try:
+        fields = (_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in {"Z", "X"} else int(fields[_START_TIME])
+
+
+def file_system(folder: Path) -> str | None:
+    """The kind of file system that a folder is on, such as ``ext4`` or ``nfs4``; None where nobody says."""
+    found, longest = None, -1
+    path = folder.absolute()
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        path = path.resolve()
+        for line in os.fsdecode((_SELF / "mountinfo").read_bytes()).splitlines():
+            mount, _, source = line.partition(" - ")
+            # The kernel writes spaces and the like as three octal digits; of two mounts on one place the later counts.
+            point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), mount.split()[4])
+            if path.is_relative_to(point) and len(point) >= longest:
+                found, longest = source.split()[0], len(point)
+    return found

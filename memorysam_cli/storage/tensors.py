@@ -1,27 +1,49 @@
-"""Weights files: safetensors, written whole and read with suspicion; other people's ``.pt`` files, opened safely.
+"""Weights files: safetensors, written whole and read with suspicion.
 
 Files are written by hand, not by ``safetensors.save_file``, whose metadata order changes from run to run (the
-same weights would have another SHA-256) and whose files have mode 0600. Reading goes through ``safetensors``.
+same weights would have another SHA-256) and whose files have mode 0600. Reading goes through ``safetensors``, but for
+the header, which is checked first, and for tensors from a pipe, which are believed as little as a file's.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import io
+import itertools
+import json
+import math
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO, Any
 
-import safetensors
-import safetensors.torch
 import torch
 
 from memorysam_cli.errors import WeightsError
-from memorysam_cli.storage import atomic, tensor_format
+from memorysam_cli.storage import atomic
 from memorysam_cli.storage.atomic import shown
-from memorysam_cli.storage.tensor_format import Malformed
-from memorysam_cli.storage.torch_files import read_torch, write_torch
-from memorysam_cli.storage.weights_checks import check_file, check_finite, sha256
 
-__all__ = ["digest", "read", "read_metadata", "read_torch", "sha256", "write", "write_torch"]
+MAX_HEADER_BYTES = 16_000_000
+MAX_TENSORS = 20_000
+METADATA = "__metadata__"
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
+
+_NAMES_SHOWN = 5
+_WEB_PAGE = re.compile(rb"<(!doctype|html|head|body|\?xml)", re.IGNORECASE)
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -34,6 +56,9 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         WeightsError: missing, truncated, not safetensors, a header above 16 MB or 20 000 tensors, a name given
             twice, no tensors, gaps or overlaps, NaN or infinity; the message names the rule.
     """
+    # Imported here: the process that opens others' files needs this module, and not the library.
+    import safetensors.torch
+
     metadata = read_metadata(path)
     try:
         # pread: a mapped file that someone cuts short later would kill the process (SIGBUS).
@@ -53,8 +78,8 @@ def read_metadata(path: Path) -> dict[str, str]:
     check_file(path)
     try:
         with path.open("rb") as stream:
-            entries, metadata = tensor_format.read_header(stream)
-            tensor_format.check_length(stream, entries)
+            entries, metadata = _read_header(stream)
+            _check_length(stream, entries)
     except (Malformed, OSError) as error:
         raise _refused(path, error) from error
     return metadata
@@ -68,7 +93,7 @@ def _refused(path: Path, error: Exception) -> WeightsError:
 def digest(tensors: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 over the names, dtypes, shapes and bytes of tensors, whatever order they come in; in hex."""
     found = hashlib.sha256()
-    for data in tensor_format.pieces(tensors, {}):
+    for data in pieces(tensors, {}):
         found.update(data)
     return found.hexdigest()
 
@@ -92,7 +117,7 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
         ValueError: no tensors, too many, a complex or other dtype that we do not keep.
     """
     check_finite(tensors, where=shown(path))
-    data = tensor_format.pieces(tensors, metadata)
+    data = pieces(tensors, metadata)
     needed = sum(tensor.nbytes for tensor in tensors.values())
     with atomic.new_file(path, needed_bytes=needed) as temporary:
         digest = hashlib.sha256()
@@ -103,3 +128,200 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
         if sha256(temporary) != digest.hexdigest():
             raise OSError(None, "what was read back differs from what was written")
     return digest.hexdigest()
+
+
+class Malformed(Exception):
+    """The rule that a file breaks."""
+
+
+def _header(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> tuple[bytes, list[str]]:
+    """Length and JSON, padded to 8 bytes; and the order of the data: wide dtypes first, so that all are aligned.
+
+    Raises:
+        ValueError: no tensors, too many, a complex or other dtype that we do not keep.
+    """
+    if not 0 < len(tensors) <= MAX_TENSORS:
+        raise ValueError(f"{len(tensors)} tensors; 1 to {MAX_TENSORS} can be written")
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    entries: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
+    position = 0
+    for name in names:
+        tensor = tensors[name]
+        if tensor.dtype not in DTYPES or name == METADATA:
+            raise ValueError(f"'{name}' is {tensor.dtype}; only {', '.join(DTYPES.values())} can be written")
+        end = position + tensor.nbytes
+        entries[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text, names
+
+
+def _raw(tensor: torch.Tensor) -> memoryview:
+    """A dense tensor's bytes in little-endian order, row by row."""
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def pieces(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Iterator[memoryview]:
+    """A whole file, piece by piece; the same tensors and metadata (in the same order) give the same bytes.
+
+    Raises:
+        ValueError: as :func:`_header`, before the first piece.
+    """
+    start, names = _header(tensors, metadata)
+    return itertools.chain([memoryview(start)], (_raw(tensors[name]) for name in names))
+
+
+def _read_header(stream: IO[bytes]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The entries and the metadata of a header that keeps our rules; the offsets are not looked at.
+
+    Raises:
+        Malformed: names the rule.
+    """
+    start = stream.read(8)
+    if len(start) < 8:
+        raise Malformed(f"truncated after {len(start)} bytes")
+    (length,) = struct.unpack("<Q", start)
+    if start.startswith((b"PK\x03\x04", b"\x80\x02")):
+        raise Malformed("a file of torch.save; 'memorysam weights import' makes the authors' .pth usable")
+    if length > MAX_HEADER_BYTES:
+        raise Malformed(f"a header of {length} bytes, more than the {MAX_HEADER_BYTES} allowed")
+    text = stream.read(length)
+    if len(text) < length:
+        raise Malformed(f"truncated inside its header ({8 + len(text)} of at least {8 + length} bytes)")
+    # Parsing them would take seconds. An entry's key may be hidden by escapes, its brace not; cards have some, too.
+    if (count := max(text.count(b'"data_offsets"'), text.count(b"{") - MAX_TENSORS)) > MAX_TENSORS:
+        raise Malformed(f"about {count} tensors; 1 to {MAX_TENSORS} are allowed")
+    try:
+        entries = json.loads(text, object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"the header is not JSON ({' '.join(str(error).split())[:120]})") from error
+    if not isinstance(entries, dict):
+        raise Malformed("the header is not a JSON object")
+    metadata = entries.pop(METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise Malformed("metadata that is not text")
+    if not 0 < len(entries) <= MAX_TENSORS:
+        raise Malformed(f"{len(entries)} tensors; 1 to {MAX_TENSORS} are allowed")
+    return entries, metadata
+
+
+def _check_length(stream: IO[bytes], entries: Mapping[str, Any]) -> None:
+    """Refuse a file that was cut behind its header; offsets of a wrong form are safetensors' to refuse."""
+    try:
+        wanted = stream.tell() + max(entry["data_offsets"][1] for entry in entries.values())
+        found = stream.seek(0, io.SEEK_END)
+        is_cut = found < wanted
+    except (TypeError, KeyError, IndexError):
+        return
+    if is_cut:
+        raise Malformed(f"truncated ({found} of {wanted} bytes)")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        (name, count) = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise Malformed(f"'{name}' occurs {count} times in the header")
+    return values
+
+
+def receive(stream: IO[bytes], *, most: int) -> dict[str, torch.Tensor]:
+    """Read what :func:`pieces` gave from a pipe, straight into the tensors' memory.
+
+    Args:
+        stream: whoever writes to it is not trusted.
+        most: bytes that all tensors together may have.
+
+    Raises:
+        Malformed: a rule of the header is broken, there is a gap, an overlap or an unknown dtype, shape and bytes
+            disagree, there is more than ``most``, or it ends too early.
+    """
+    entries, _ = _read_header(stream)
+    plan = sorted((_planned(name, entry) for name, entry in entries.items()), key=lambda it: it[1:3])
+    position = 0
+    for name, begin, end, _, _ in plan:
+        if begin != position or end > most:
+            raise Malformed(f"the bytes of '{name}' are not where they must be")
+        position = end
+    found = {}
+    for name, _, _, dtype, shape in plan:
+        tensor = torch.empty(shape, dtype=dtype)
+        target = _raw(tensor)
+        while target.nbytes:
+            count = stream.readinto(target)  # type: ignore[attr-defined]
+            if not count:
+                raise Malformed(f"the bytes of '{name}' end too early")
+            target = target[count:]
+        found[name] = tensor
+    return found
+
+
+def _planned(name: str, entry: Any) -> tuple[str, int, int, torch.dtype, list[int]]:
+    """Name, begin, end, dtype and shape of an entry."""
+    try:
+        (begin, end), shape, dtype = entry["data_offsets"], entry["shape"], _BY_NAME[entry["dtype"]]
+        is_whole = all(type(number) is int and number >= 0 for number in (begin, end, *shape))
+        if is_whole and end - begin == math.prod(shape) * dtype.itemsize:
+            return name, begin, end, dtype, list(shape)
+    except (TypeError, KeyError, ValueError):
+        pass
+    raise Malformed(f"the entry of '{name}' is wrong")
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex.
+
+    Raises:
+        WeightsError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(f"{shown(path)}: cannot read: {error.strerror}; check the path") from error
+
+
+def check_file(path: Path) -> None:
+    """Refuse what is no weights file at first sight.
+
+    Raises:
+        WeightsError: missing, a folder, empty, a Git-LFS pointer, a web page.
+    """
+    try:
+        if not path.is_file():
+            reason = "a folder, not a file" if path.is_dir() else "no such file"
+            raise WeightsError(f"{shown(path)}: {reason}; check the path")
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            start = stream.read(64).lstrip()
+    except OSError as error:
+        raise WeightsError(f"{shown(path)}: cannot read: {error.strerror}; check the path") from error
+    if size == 0:
+        raise WeightsError(f"{shown(path)}: empty (0 bytes); get the file again")
+    if start.startswith(b"version https://git-lfs"):
+        raise WeightsError(f"{shown(path)}: a Git-LFS pointer ({size} bytes); fetch the real file with 'git lfs pull'")
+    if _WEB_PAGE.match(start):  # "<" alone would not do: safetensors may start with any byte
+        raise WeightsError(f"{shown(path)}: a web page ({size} bytes), not weights; download the file itself")
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor], *, where: str) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        WeightsError: how many tensors have some, and the names of the first.
+    """
+    bad = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
+    if bad:
+        names = ", ".join(shown(name) for name in bad[:_NAMES_SHOWN]) + (", …" if len(bad) > _NAMES_SHOWN else "")
+        raise WeightsError(f"{where}: NaN or infinity in {len(bad)} tensors ({names}); use an earlier checkpoint")
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    if tensor.element_size() == 1:  # float8 has no isfinite
+        tensor = tensor.float()
+    if math.isfinite(abs(tensor.sum().item())):  # several times faster, and sums that overflow are looked at again
+        return True
+    return bool(torch.isfinite(tensor).all())

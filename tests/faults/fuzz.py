@@ -18,7 +18,7 @@ with atheris.instrument_imports(include=["memorysam_cli", "tests.faults.naive"],
     from memorysam_cli.data import manifest as manifests
     from memorysam_cli.errors import MemorySamError
     from memorysam_cli.storage import archive, documents, images, tensors
-    from memorysam_cli.storage.archive_names import safe_parts
+    from memorysam_cli.storage.archive import safe_parts
     from memorysam_cli.storage.headers import Refused
     from tests.faults.naive import parsing
 

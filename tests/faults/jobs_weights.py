@@ -6,8 +6,8 @@ import random
 import sys
 from pathlib import Path
 
-from memorysam_cli.storage import sandbox, torch_child, torch_parsing, torch_zip
-from memorysam_cli.storage.torch_zip import Refused
+from memorysam_cli.storage import foreign, torch_child, torch_format
+from memorysam_cli.storage.torch_format import Refused
 from tests.faults import malice
 from tests.faults.naive import loading
 
@@ -18,17 +18,17 @@ def warm() -> None:
     """Do the slow imports of a first load, which the product's process does for each file."""
     path = Path(sys.argv[0]).with_suffix(".none")
     try:
-        torch_parsing.parse(path, is_zip=False)
+        foreign.parse(path, is_zip=False)
     except Refused:
         return
 
 
 def open_one(path: str) -> int:
     """The very function that the product's own process runs, limits and all."""
-    sandbox.leave_network()
+    torch_child.leave_network()
     try:
         torch_child.read(Path(path))
-    except (Refused, MemoryError, sandbox.Attempt) as error:
+    except (Refused, MemoryError, torch_format.Attempt) as error:
         print(f"refused: {error}", file=sys.stderr)
         return REFUSED
     return ACCEPTED
@@ -55,12 +55,12 @@ def open_bent(folder: str, seed: str, count: int) -> int:
         path = Path(folder, f"{index}.pt")
         path.write_bytes(malice.archive(bytes(data)) if index % 2 else bytes(data) + legacy[-350:])
         paths.append(path)
-    sandbox.close(memory=torch_child.MEMORY, seconds=60)
-    sandbox.watch()
+    torch_child.confine(memory=torch_child.MEMORY, seconds=60)
+    torch_child.watch_calls()
     refused = 0
     for path in paths:
         try:
-            torch_parsing.parse(path, is_zip=torch_zip.check(path))
+            foreign.parse(path, is_zip=torch_format.check_archive(path))
         except Refused:
             refused += 1
     print(f"refused {refused}", file=sys.stderr)

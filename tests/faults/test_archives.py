@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from memorysam_cli.errors import DataError, MemorySamError
-from memorysam_cli.storage.archive import unpack_beside
-from memorysam_cli.storage.archive_names import MARKER
+from memorysam_cli.storage.archive import MARKER, unpack_beside
 from tests.faults.conftest import Figures
 from tests.faults.naive import unpacking
 from tests.faults.scale import amount

@@ -21,7 +21,7 @@ from memorysam_cli.engine.training import checkpoints
 from memorysam_cli.errors import WeightsError
 from memorysam_cli.model import weights
 from memorysam_cli.model.base import reload_base
-from memorysam_cli.storage import pickle_words, tensor_format, torch_parsing, torch_zip
+from memorysam_cli.storage import foreign, tensors, torch_format
 from tests.commands.trained import save_weights
 from tests.engine.stand_ins import write_data
 from tests.faults import malice
@@ -120,8 +120,8 @@ def test_a_torch_archive_s_damage_is_noticed_or_touches_no_tensor(
         path = tmp_path / f"{number}.pth"  # a new one each time: torch maps it
         path.write_bytes(data)
         try:
-            unnoticed += is_other(torch_parsing.parse(path, is_zip=torch_zip.check(path)))
-        except torch_zip.Refused:
+            unnoticed += is_other(foreign.parse(path, is_zip=torch_format.check_archive(path)))
+        except torch_format.Refused:
             refused += 1
         path.unlink()
     figures("D", damaged=CUTS + FLIPS, unnoticed=unnoticed)
@@ -147,11 +147,11 @@ def test_a_base_of_the_old_format_has_no_checksums_but_the_weights_trained_on_it
 
     def parse(path: Path) -> dict[str, torch.Tensor]:  # without a process for each
         try:
-            return torch_parsing.parse(path, is_zip=torch_zip.check(path))
-        except torch_zip.Refused as error:
+            return foreign.parse(path, is_zip=torch_format.check_archive(path))
+        except torch_format.Refused as error:
             raise WeightsError(str(error)) from error
 
-    monkeypatch.setattr("memorysam_cli.storage.tensors.read_torch", parse)
+    monkeypatch.setattr("memorysam_cli.storage.foreign.read_torch", parse)
     base = weights.load_base(network, "nano", source=str(path), seed=0)
     reload_base(network, base, where="w")
     tried = 0
@@ -205,8 +205,8 @@ def test_the_archive_s_reader_refuses_or_accepts_and_does_nothing_else(
     path = tmp_path / "x.pth"
     path.write_bytes(patched(GOOD_ZIP, patches, cut))
     try:
-        torch_zip.check(path)
-    except torch_zip.Refused as error:
+        torch_format.check_archive(path)
+    except torch_format.Refused as error:
         assert str(error) and "\n" not in str(error)
 
 
@@ -216,7 +216,7 @@ def test_the_archive_s_reader_refuses_or_accepts_and_does_nothing_else(
 def test_the_search_for_words_in_a_pickle_ends_quietly(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "x.pkl"
     path.write_bytes(data)
-    found = pickle_words.culprit(path)
+    found = torch_format.culprit(path)
     assert found is None or isinstance(found.name, str)
 
 
@@ -237,7 +237,7 @@ def test_what_comes_through_the_pipe_is_tensors_or_refused(entries: Any, extra: 
     text = json.dumps(entries).encode()
     stream = io.BytesIO(struct.pack("<Q", len(text)) + text + extra)
     try:
-        found = tensor_format.receive(stream, most=64)
-    except tensor_format.Malformed:
+        found = tensors.receive(stream, most=64)
+    except tensors.Malformed:
         return
     assert sum(tensor.nbytes for tensor in found.values()) <= 64 and len(found) == len(entries)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from memorysam_cli.errors import FolderInUseError
-from memorysam_cli.storage import lock, marker, proc
+from memorysam_cli.storage import lock
 from tests.faults.conftest import Figures
 from tests.faults.jobs_locks import REFUSED, WON, Hold, started
 from tests.faults.naive import locking
@@ -36,7 +36,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Locks as the kernel keeps them, and where it does not keep them."""
     if request.param == "marker's":
         monkeypatch.setattr(lock, "fcntl", LyingLocks)
-        monkeypatch.setattr(marker, "is_needed", lambda _: True)
+        monkeypatch.setattr(lock, "needs_marker", lambda _: True)
     return str(request.param)
 
 
@@ -90,7 +90,7 @@ def leave_record(folder: Path, rng: random.Random) -> None:
     """What a run left that is long gone: of this machine with a number that lives again, or of another machine."""
     here = rng.random() < 0.5
     record = RECORD | {"pid": os.getppid() if here else rng.randrange(2, 2**22), "started": rng.randrange(1000)}
-    record |= {"where": proc.here() if here else "another boot pid:[7]", "token": f"{rng.getrandbits(64):x}"}
+    record |= {"where": lock.this_kernel() if here else "another boot pid:[7]", "token": f"{rng.getrandbits(64):x}"}
     text = json.dumps(record)
     text = text[: rng.randrange(len(text))] if rng.random() < 0.3 else text  # killed while it signed
     for name in lock.NAMES:
@@ -101,7 +101,7 @@ def leave_record(folder: Path, rng: random.Random) -> None:
 def test_a_record_of_a_run_that_is_gone_blocks_nothing(
     way: str, tmp_path: Path, rng: random.Random, monkeypatch: pytest.MonkeyPatch, figures: Figures
 ) -> None:
-    monkeypatch.setattr(marker, "SETTLE_S", 0.01)
+    monkeypatch.setattr(lock, "SETTLE_S", 0.01)
     rounds = amount(40, soak=1000)
     for _ in range(rounds):
         leave_record(tmp_path, rng)
@@ -118,8 +118,8 @@ def test_a_folder_from_another_host_is_free_unless_hosts_share_it_and_its_owner_
         (tmp_path / name).write_text(alive)
     with lock.hold(tmp_path):  # a disk of this machine alone: the folder was copied here
         pass
-    (tmp_path / marker.NAME).write_text(alive)
-    monkeypatch.setattr(marker, "is_needed", lambda _: True)
+    (tmp_path / lock.MARKER_NAME).write_text(alive)
+    monkeypatch.setattr(lock, "needs_marker", lambda _: True)
     with pytest.raises(FolderInUseError, match="in use by node7 pid 7 since 2026"), lock.hold(tmp_path):
         pytest.fail("held twice")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from memorysam_cli.errors import WeightsError
-from memorysam_cli.storage.tensors import read_torch
+from memorysam_cli.storage.foreign import read_torch
 from tests.faults import malice
 from tests.faults.conftest import Figures
 from tests.faults.forks import Forks

@@ -10,19 +10,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from memorysam_cli.storage import children, sandbox
+from memorysam_cli.storage import children, torch_child
 
 
 def main(arguments: list[str]) -> None:
     """Give everything up, try each thing, and tell what became of it."""
     folder, port, is_watched = Path(arguments[0]), int(arguments[1]), arguments[2] == "watched"
-    network = sandbox.leave_network()
+    network = torch_child.leave_network()
     children.watch_parent(lambda: os._exit(1))
     (folder / "there").write_bytes(b"")
     with children.claim_stdout() as answers:
         descriptor = os.open(folder / "there", os.O_WRONLY)
-        sandbox.close(memory=100_000_000, seconds=1)
-        tried = sandbox.watch() if is_watched else []
+        torch_child.confine(memory=100_000_000, seconds=1)
+        tried = torch_child.watch_calls() if is_watched else []
         attempts: dict[str, Callable[[], object]] = {
             "connect": lambda: socket.create_connection(("127.0.0.1", port), 2),
             "memory": lambda: mmap.mmap(-1, 200_000_000),
@@ -48,6 +48,6 @@ def attempt(work: Callable[[], object]) -> str:
 
 def spin(arguments: list[str]) -> None:
     """Work without end, in the time that is left."""
-    sandbox.close(memory=100_000_000, seconds=0.1)
+    torch_child.confine(memory=100_000_000, seconds=0.1)
     while sys.maxsize:
         pass

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from memorysam_cli.errors import DataError, EnvironmentFault, UsageError
-from memorysam_cli.storage import archive, archive_zip
-from memorysam_cli.storage.archive import unpack_beside
-from memorysam_cli.storage.archive_names import MARKER
+from memorysam_cli.storage import archive, archive_formats
+from memorysam_cli.storage.archive import MARKER, unpack_beside
 
 from .hostile import FILES, GOOD, HOSTILE, ZEROS, make_tar, make_zip, overlapping, special
 
@@ -137,7 +136,7 @@ def test_random_damage_is_refused_in_one_line_or_harmless(tmp_path: Path, form: 
 def test_more_entries_than_the_old_kind_of_zip_can_count(tmp_path: Path) -> None:
     path = put(tmp_path, "x.zip", make_zip({f"{number // 1000}/{number}": b"" for number in range(66_000)}))
     with path.open("rb") as stream:
-        assert len(archive_zip.entries(stream)) == 66_000
+        assert len(archive_formats.zip_entries(stream)) == 66_000
 
 
 def test_a_second_run_keeps_what_the_first_unpacked(tmp_path: Path) -> None:

@@ -19,8 +19,7 @@ import pytest
 from huggingface_hub import constants
 
 from memorysam_cli.errors import EnvironmentFault, MemorySamError, NetworkError, UsageError
-from memorysam_cli.storage import hub_upload
-from memorysam_cli.storage.hub_upload import Upload
+from memorysam_cli.storage.hub import Upload, refuse_name, send
 
 # The Hub's client calls httpx in a manner that httpx warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -187,7 +186,7 @@ def files(tmp_path: Path) -> dict[str, Path | bytes]:
 
 
 def test_all_files_arrive_as_they_are_in_one_commit(hub: Shelf, files: dict[str, Path | bytes]) -> None:
-    url = hub_upload.send(Upload(REPO, files))
+    url = send(Upload(REPO, files))
     assert url == f"{hub.address}/{REPO}/commit/{COMMIT}"
     wanted = {name: each if isinstance(each, bytes) else each.read_bytes() for name, each in files.items()}
     assert hub.repos[REPO] == wanted
@@ -197,24 +196,24 @@ def test_all_files_arrive_as_they_are_in_one_commit(hub: Shelf, files: dict[str,
 
 @pytest.mark.parametrize("private", [True, False])
 def test_a_new_repository_is_as_private_as_asked(private: bool, hub: Shelf, files: dict[str, Path | bytes]) -> None:
-    hub_upload.send(Upload(REPO, files, private=private))
+    send(Upload(REPO, files, private=private))
     assert hub.private == {REPO: private}
 
 
 def test_another_card_that_is_there_is_never_replaced_unasked(hub: Shelf, files: dict[str, Path | bytes]) -> None:
     hub.repos[REPO] = {"README.md": b"# theirs\n"}
     with pytest.raises(UsageError, match=r"README.md of its own that differs; nothing was sent"):
-        hub_upload.send(Upload(REPO, files))
+        send(Upload(REPO, files))
     assert hub.repos[REPO] == {"README.md": b"# theirs\n"} and not hub.writes
-    hub_upload.send(Upload(REPO, files, replaces_card=True))
+    send(Upload(REPO, files, replaces_card=True))
     assert hub.repos[REPO]["README.md"] == b"# ours\n"
 
 
 def test_the_same_card_or_none_stops_nothing(hub: Shelf, files: dict[str, Path | bytes]) -> None:
     hub.repos[REPO] = {"README.md": b"# ours"}
-    hub_upload.send(Upload(REPO, files))
+    send(Upload(REPO, files))
     hub.repos[REPO]["README.md"] = b"# theirs\n"
-    hub_upload.send(Upload(REPO, {name: each for name, each in files.items() if name != "README.md"}))
+    send(Upload(REPO, {name: each for name, each in files.items() if name != "README.md"}))
     assert hub.repos[REPO]["README.md"] == b"# theirs\n" and "recipe.yaml" in hub.repos[REPO]
 
 
@@ -232,7 +231,7 @@ def test_a_refusal_is_one_line_that_says_what_to_do(
 ) -> None:
     hub.refuses = status
     with pytest.raises(NetworkError) as fault:
-        hub_upload.send(Upload(REPO, files))
+        send(Upload(REPO, files))
     assert words in str(fault.value) and "\n" not in str(fault.value)
     assert TOKEN not in str(fault.value) and not hub.repos
 
@@ -243,7 +242,7 @@ def test_a_server_that_is_not_there_is_a_network_fault(
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     with pytest.raises(NetworkError, match="retryable") as fault:
-        hub_upload.send(Upload(REPO, files))
+        send(Upload(REPO, files))
     assert TOKEN not in str(fault.value)
 
 
@@ -251,13 +250,13 @@ def test_a_server_that_stalls_is_given_up(
     hub: Shelf, files: dict[str, Path | bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.stalls = threading.Event()
-    monkeypatch.setattr(hub_upload, "PATIENCE_S", 0.2)
+    monkeypatch.setattr("memorysam_cli.storage.hub.UPLOAD_PATIENCE_S", 0.2)
     begun = time.monotonic()
     with pytest.raises(NetworkError, match="retryable: run the same command again"):
-        hub_upload.send(Upload(REPO, files))
+        send(Upload(REPO, files))
     assert time.monotonic() - begun < 10
     hub.stalls.set()
-    hub_upload.send(Upload(REPO, files))
+    send(Upload(REPO, files))
 
 
 def test_offline_and_without_a_token_nothing_is_asked(
@@ -265,12 +264,12 @@ def test_offline_and_without_a_token_nothing_is_asked(
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(EnvironmentFault, match="HF_HUB_OFFLINE forbids to send anything; unset it"):
-        hub_upload.send(Upload(REPO, files))
+        send(Upload(REPO, files))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(EnvironmentFault, match="hf auth login"):
-        hub_upload.send(Upload(REPO, files))
+        send(Upload(REPO, files))
     assert not hub.writes
 
 
@@ -279,7 +278,7 @@ def test_offline_and_without_a_token_nothing_is_asked(
 )
 def test_what_is_no_repository_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="OWNER/NAME"):
-        hub_upload.refuse_name(name)
+        refuse_name(name)
 
 
 @pytest.mark.parametrize("name", [REPO, "a/b", "A-1/x_y.z", "org/" + "n" * 90])
@@ -287,10 +286,10 @@ def test_what_the_hub_takes_is_taken(name: str) -> None:
     from huggingface_hub.utils._validators import validate_repo_id
 
     validate_repo_id(name)
-    hub_upload.refuse_name(name)
+    refuse_name(name)
 
 
 def test_all_faults_are_of_this_program(hub: Shelf, files: dict[str, Path | bytes]) -> None:
     hub.refuses = 500
     with pytest.raises(MemorySamError, match="retryable: run the same command later"):
-        hub_upload.send(Upload(REPO, files))
+        send(Upload(REPO, files))

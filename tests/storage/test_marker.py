@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from memorysam_cli.errors import FolderInUseError
-from memorysam_cli.storage import lock, marker, proc
-from memorysam_cli.storage.marker import Marker, Taken
+from memorysam_cli.storage import lock
+from memorysam_cli.storage.lock import Marker, Taken
 
 OTHER_HOST = {
     "host": "node7",
@@ -27,9 +27,9 @@ OTHER_HOST = {
 @pytest.fixture(autouse=True)
 def shared(monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder is on a network, and things go faster."""
-    monkeypatch.setattr(marker, "is_needed", lambda _: True)
-    monkeypatch.setattr(marker, "SETTLE_S", 0.02)
-    monkeypatch.setattr(marker, "BEAT_S", 0.02)
+    monkeypatch.setattr(lock, "needs_marker", lambda _: True)
+    monkeypatch.setattr(lock, "SETTLE_S", 0.02)
+    monkeypatch.setattr(lock, "BEAT_S", 0.02)
 
 
 class LyingLocks:
@@ -47,7 +47,7 @@ class LyingLocks:
 
 def leave(folder: Path, record: dict[str, Any], *, silence: float) -> Path:
     """The marker of somebody who has been silent for so many seconds."""
-    path = folder / marker.NAME
+    path = folder / lock.MARKER_NAME
     path.write_text(json.dumps(record))
     touched = time.time() - silence
     os.utime(path, (touched, touched))
@@ -59,7 +59,7 @@ def test_where_locks_lie_or_are_none_the_second_run_is_still_refused(
     fault: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "fcntl", LyingLocks(fault))
-    monkeypatch.setattr(marker, "is_needed", lambda _: not fault)
+    monkeypatch.setattr(lock, "needs_marker", lambda _: not fault)
     with lock.hold(tmp_path):
         record = (tmp_path / lock.NAME).read_text()
         with pytest.raises(FolderInUseError, match=rf"in use by \S+ pid {os.getpid()} since 20"), lock.hold(tmp_path):
@@ -83,7 +83,7 @@ def test_an_owner_on_another_machine_that_was_heard_of_lately_is_respected_and_n
 
 
 def test_an_owner_on_another_machine_that_has_been_silent_for_long_is_replaced(tmp_path: Path) -> None:
-    path = leave(tmp_path, OTHER_HOST, silence=marker.SILENCE_S + 1)
+    path = leave(tmp_path, OTHER_HOST, silence=lock.SILENCE_S + 1)
     with lock.hold(tmp_path):
         assert json.loads(path.read_text())["pid"] == os.getpid()
     assert not path.exists()
@@ -93,14 +93,14 @@ def test_an_owner_on_another_machine_that_has_been_silent_for_long_is_replaced(t
 def test_a_dead_owner_on_this_machine_is_replaced_at_once_and_a_living_one_never(
     silence: float, tmp_path: Path
 ) -> None:
-    here = proc.here()
+    here = lock.this_kernel()
     if here is None:
         pytest.skip("no /proc")
     child = os.fork()
     if child == 0:
         time.sleep(30)
         os._exit(0)
-    record = OTHER_HOST | {"where": here, "pid": child, "started": proc.started(child)}
+    record = OTHER_HOST | {"where": here, "pid": child, "started": lock.start_time(child)}
     leave(tmp_path, record, silence=silence)
     with pytest.raises(FolderInUseError, match=f"pid {child} "), lock.hold(tmp_path):
         pytest.fail("held twice")
@@ -111,7 +111,7 @@ def test_a_dead_owner_on_this_machine_is_replaced_at_once_and_a_living_one_never
 
 
 def test_a_number_that_another_process_has_by_now_is_no_owner(tmp_path: Path) -> None:
-    leave(tmp_path, OTHER_HOST | {"where": proc.here(), "pid": os.getppid(), "started": 1}, silence=0)
+    leave(tmp_path, OTHER_HOST | {"where": lock.this_kernel(), "pid": os.getppid(), "started": 1}, silence=0)
     with lock.hold(tmp_path):
         pass
 
@@ -129,20 +129,20 @@ def test_a_marker_that_says_nothing_counts_by_its_age(content: bytes, tmp_path: 
 
 def test_the_owner_keeps_its_marker_young(tmp_path: Path) -> None:
     with lock.hold(tmp_path):
-        os.utime(tmp_path / marker.NAME, (1, 1))
+        os.utime(tmp_path / lock.MARKER_NAME, (1, 1))
         until = time.monotonic() + 5
-        while (tmp_path / marker.NAME).stat().st_mtime < 2:
+        while (tmp_path / lock.MARKER_NAME).stat().st_mtime < 2:
             assert time.monotonic() < until
             time.sleep(0.01)
     time.sleep(0.1)
-    assert not (tmp_path / marker.NAME).exists()
+    assert not (tmp_path / lock.MARKER_NAME).exists()
 
 
 def test_an_owner_that_was_replaced_ends_and_leaves_the_others_marker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     codes: list[int] = []
-    monkeypatch.setattr(marker.os, "_exit", codes.append)
+    monkeypatch.setattr(lock.os, "_exit", codes.append)
     with lock.hold(tmp_path):
         path = leave(tmp_path, OTHER_HOST, silence=0)
         until = time.monotonic() + 5
@@ -181,7 +181,7 @@ def test_a_full_disk_leaves_no_marker(tmp_path: Path, monkeypatch: pytest.Monkey
     def full(_descriptor: int, _data: bytes) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(marker.os, "write", full)
+    monkeypatch.setattr(lock.os, "write", full)
     with pytest.raises(OSError, match="No space"):
         Marker(tmp_path, b"{}").take()
     assert list(tmp_path.iterdir()) == []
@@ -202,8 +202,8 @@ def test_the_kind_of_file_system_is_that_of_the_nearest_mount(
     folder = tmp_path / "a b"
     folder.mkdir()
     (tmp_path / "mountinfo").write_text(mounts.format(str(folder).replace(" ", r"\040")))
-    monkeypatch.setattr(proc, "_SELF", tmp_path)
-    assert proc.file_system(folder / "run") == kind
+    monkeypatch.setattr(lock, "_SELF", tmp_path)
+    assert lock.file_system(folder / "run") == kind
 
 
 @pytest.mark.parametrize(
@@ -213,21 +213,21 @@ def test_only_a_file_system_that_machines_may_share_needs_a_marker(
     kind: str | None, wanted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(proc, "file_system", lambda _: kind)
-    assert marker.is_needed(tmp_path) is wanted
+    monkeypatch.setattr(lock, "file_system", lambda _: kind)
+    assert lock.needs_marker(tmp_path) is wanted
 
 
 def test_a_process_is_known_by_its_number_and_its_beginning() -> None:
-    mine = proc.started(os.getpid())
+    mine = lock.start_time(os.getpid())
     child = os.fork()
     if child == 0:
         time.sleep(30)
         os._exit(0)
-    theirs = proc.started(child)
+    theirs = lock.start_time(child)
     os.kill(child, 9)
     assert mine is not None and theirs is not None and theirs >= mine
     until = time.monotonic() + 5
-    while proc.started(child) is not None:  # dead, though its parent has not yet asked
+    while lock.start_time(child) is not None:  # dead, though its parent has not yet asked
         assert time.monotonic() < until
     os.waitpid(child, 0)
-    assert proc.started(child) is None
+    assert lock.start_time(child) is None

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from memorysam_cli.storage import children, sandbox
+from memorysam_cli.storage import children, torch_child
 
 JOBS = "tests.storage.confined_jobs"
 
@@ -36,7 +36,7 @@ def test_the_kernel_alone_holds_it_to_memory_and_files(tmp_path: Path) -> None:
     ends = found["ends"]
     assert ends["memory"] == "OSError" and ends["write"] == "OSError" and (tmp_path / "there").read_bytes() == b""
     assert ends["little memory"] == ends["read"] == "done"
-    assert (ends["connect"] == "OSError") == (found["network"] == sandbox.NAMESPACE), found
+    assert (ends["connect"] == "OSError") == (found["network"] == torch_child.NAMESPACE), found
 
 
 def test_python_s_own_events_stop_the_rest(tmp_path: Path) -> None:

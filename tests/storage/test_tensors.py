@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from memorysam_cli.errors import EnvironmentFault, WeightsError
-from memorysam_cli.storage import tensors
+from memorysam_cli.storage import foreign, tensors
 
 DTYPES = [
     torch.float64,
@@ -213,7 +213,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
                 read(path)
 
 
-@pytest.mark.parametrize("read", [tensors.read, tensors.read_torch])
+@pytest.mark.parametrize("read", [tensors.read, foreign.read_torch])
 def test_what_is_no_weights_file_is_named(read: Any, tmp_path: Path) -> None:
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
     for name, data, words in [

@@ -23,9 +23,9 @@ import pytest
 import torch
 
 from memorysam_cli.errors import EnvironmentFault, WeightsError
-from memorysam_cli.storage import children, tensor_format, torch_files, torch_parsing, torch_zip
-from memorysam_cli.storage.tensors import read_torch, write_torch
-from memorysam_cli.storage.torch_zip import Refused
+from memorysam_cli.storage import children, foreign, tensors, torch_format
+from memorysam_cli.storage.foreign import read_torch, write_torch
+from memorysam_cli.storage.torch_format import Refused
 
 
 def save(content: object, path: Path, **options: Any) -> None:
@@ -39,7 +39,7 @@ def some() -> dict[str, torch.Tensor]:
 
 def parse(path: Path) -> dict[str, torch.Tensor]:
     """What the reader's own process does, without the process: for files by the hundred."""
-    return torch_parsing.parse(path, is_zip=torch_zip.check(path))
+    return foreign.parse(path, is_zip=torch_format.check_archive(path))
 
 
 def same(found: dict[str, torch.Tensor]) -> None:
@@ -205,14 +205,14 @@ def test_an_archive_that_two_readers_could_read_differently_is_refused(tmp_path:
             warnings.simplefilter("ignore")
             make(archive)
         with pytest.raises(Refused, match=words):
-            torch_zip.check(tmp_path / name)
+            torch_format.check_archive(tmp_path / name)
     (tmp_path / "before").write_bytes(b"PK\x03\x04 something else" + data)
     with pytest.raises(Refused, match="two files in one"):
-        torch_zip.check(tmp_path / "before")
+        torch_format.check_archive(tmp_path / "before")
     with zipfile.ZipFile(tmp_path / "plain.pt", "w") as archive:
         archive.writestr("a.txt", b"a")
     with pytest.raises(Refused, match=r"0 records data\.pkl"):
-        torch_zip.check(tmp_path / "plain.pt")
+        torch_format.check_archive(tmp_path / "plain.pt")
 
 
 def test_many_names_for_the_same_memory_are_a_bomb(tmp_path: Path) -> None:
@@ -257,8 +257,8 @@ def test_the_reader_s_process_is_not_believed(name: str, tmp_path: Path, monkeyp
         return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     monkeypatch.setattr(children, "start", start)
-    monkeypatch.setattr(torch_files, "_PATIENCE_S", 1.0 if name == "silence" else 30)
-    monkeypatch.setattr(torch_files, "_END_S", 0.5)
+    monkeypatch.setattr(foreign, "_PATIENCE_S", 1.0 if name == "silence" else 30)
+    monkeypatch.setattr(foreign, "_END_S", 0.5)
     with pytest.raises(WeightsError, match=words) as caught:
         read_torch(tmp_path / "x.pt")
     assert "\n" not in str(caught.value)
@@ -299,10 +299,10 @@ def test_what_comes_through_the_pipe_keeps_the_format_s_rules(name: str) -> None
         text = json.dumps(header).encode()
         return io.BytesIO(struct.pack("<Q", len(text)) + text + data)
 
-    with pytest.raises(tensor_format.Malformed):
-        tensor_format.receive(sent("U8"), most=100)
-    with pytest.raises(tensor_format.Malformed):
-        tensor_format.receive(sent("F99"), most=100)
+    with pytest.raises(tensors.Malformed):
+        tensors.receive(sent("U8"), most=100)
+    with pytest.raises(tensors.Malformed):
+        tensors.receive(sent("F99"), most=100)
 
 
 def test_a_torch_with_known_holes_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,7 +347,7 @@ def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     """At each of the writer's writes in turn."""
     path = tmp_path / "x.pth"
     path.write_bytes(b"mine")
-    real, left = torch_files._Watched.write, 0
+    real, left = foreign._Watched.write, 0
 
     def write(self: Any, data: Any) -> int:
         nonlocal left
@@ -356,7 +356,7 @@ def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path: Path, monkeypatch: p
             self.stream = FullDisk()
         return real(self, data)
 
-    monkeypatch.setattr(torch_files._Watched, "write", write)
+    monkeypatch.setattr(foreign._Watched, "write", write)
     faults = 0
     while path.read_bytes() == b"mine":
         left = faults
@@ -371,7 +371,7 @@ def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path: Path, monkeypatch: p
 
 
 def test_a_file_that_does_not_read_back_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch_files, "_save", lambda state, path: torch.save(state | {"a.bias": torch.zeros(5)}, path))
+    monkeypatch.setattr(foreign, "_save", lambda state, path: torch.save(state | {"a.bias": torch.zeros(5)}, path))
     with pytest.raises(EnvironmentFault, match="read back differs"):
         write_torch(tmp_path / "x.pth", some())
     assert list(tmp_path.iterdir()) == []

@@ -36,9 +36,9 @@ def push(
     README.md that is there and differs is never replaced unasked.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
-    from memorysam_cli.storage import hub_upload
+    from memorysam_cli.storage import hub
 
-    hub_upload.refuse_name(repo)
+    hub.refuse_name(repo)
     from memorysam_cli.engine.weights import publishing
     from memorysam_cli.report import console
 
@@ -48,7 +48,7 @@ def push(
     sizes = publishing.sizes(upload)
     for name, size in sizes.items():
         console.say(f"{name}  {size / 1e6:.2f} MB")
-    url = hub_upload.send(upload, show_progress=not quiet) if yes else None
+    url = hub.send(upload, show_progress=not quiet) if yes else None
     if json:
         files = [{"name": name, "bytes": size} for name, size in sizes.items()]
         console.answer(

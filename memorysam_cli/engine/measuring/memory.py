@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from memorysam_cli.storage import proc
+from memorysam_cli.storage import children
 
 _STATUS = Path("/proc/self/status")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -32,7 +32,7 @@ def start_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        proc.tell("clear_refs", "5")  # the kernel's word for: peak resident size back to the present one
+        children.tell_kernel("clear_refs", "5")  # the kernel's word for: peak resident size back to the present one
 
 
 def peak_bytes(device: torch.device) -> int:

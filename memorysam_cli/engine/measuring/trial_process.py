@@ -28,7 +28,7 @@ from memorysam_cli.engine.training.learner import Learner
 from memorysam_cli.errors import UsageError, is_out_of_memory, shortage
 from memorysam_cli.model.lora import merge_lora
 from memorysam_cli.model.weights import Segmenter, build_for_measuring
-from memorysam_cli.storage import proc
+from memorysam_cli.storage import children
 
 Tell = Callable[..., None]
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     trial = Trial.from_json(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    proc.tell("oom_score_adj", "1000")  # where memory ends, this process is to be killed, not its parent
+    children.tell_kernel("oom_score_adj", "1000")  # where memory ends, this process is to be killed, not its parent
     perform(trial, tell)
 
 

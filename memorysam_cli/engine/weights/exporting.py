@@ -15,7 +15,7 @@ from memorysam_cli.model.lora import adapter_config, adapter_state
 from memorysam_cli.model.reference import to_reference
 from memorysam_cli.model.weights import Segmenter, WeightsCard, load, load_unmerged, read_card
 from memorysam_cli.recipe import Lora
-from memorysam_cli.storage import atomic, documents, tensors
+from memorysam_cli.storage import atomic, documents, foreign, tensors
 from memorysam_cli.storage.atomic import shown
 
 Format = Literal["reference", "peft", "merged"]
@@ -90,7 +90,7 @@ def _alpha(lora: Lora) -> float:
 def _write(out: Path, state: dict[str, Tensor]) -> str:
     if out.suffix == ".safetensors":
         return tensors.write(out, state, {"format": "pt"})
-    return tensors.write_torch(out, state)
+    return foreign.write_torch(out, state)
 
 
 def _write_adapter(network: Segmenter, out: Path) -> Exported:

@@ -19,7 +19,7 @@ from memorysam_cli.model.base import Base
 from memorysam_cli.model.identity import Identity, identify, unwrapped
 from memorysam_cli.model.reference import from_reference
 from memorysam_cli.recipe import Recipe
-from memorysam_cli.storage import tensors
+from memorysam_cli.storage import foreign, tensors
 from memorysam_cli.storage.atomic import shown
 
 SELECTED_ON_TEST = ("mcubes",)
@@ -84,7 +84,7 @@ def import_reference(
 def _read(path: Path) -> dict[str, Tensor]:
     """The tensors of either container, without the wrappers of training."""
     if path.suffix != ".safetensors":
-        return unwrapped(tensors.read_torch(path))
+        return unwrapped(foreign.read_torch(path))
     state, metadata = tensors.read(path)
     if weights.CARD in metadata:
         raise WeightsError(f"{shown(path)}: is a memorysam weights file already; use it as it is")

@@ -7,7 +7,7 @@ from pathlib import Path
 from memorysam_cli.engine.weights import card as cards
 from memorysam_cli.model.weights import load_unmerged
 from memorysam_cli.report import console
-from memorysam_cli.storage.hub_upload import CARD, Upload
+from memorysam_cli.storage.hub import CARD, Upload
 
 RECIPE = "recipe.yaml"
 
