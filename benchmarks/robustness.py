@@ -1,6 +1,6 @@
 """How much a sensor-failure benchmark costs, against the evaluations that would give its figures one by one.
 
-python benchmarks/benchmark.py [--backbone nano] [--size 128] [--scenes 8] [--batch 4] [--device cpu] [--threads 1]
+python benchmarks/robustness.py [--backbone nano] [--size 128] [--scenes 8] [--batch 4] [--device cpu] [--threads 1]
 
 Renders mini-DELIVER into a temporary folder and takes random weights: neither changes what is computed.
 Prints, for ``emm`` and ``any``: the seconds of the benchmark, of 15 evaluations, and their ratio.
@@ -10,6 +10,7 @@ Plain evaluation scores both protocols, the benchmark one; of the difference, th
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,9 +25,9 @@ from memorysam_cli.data import preparation
 from memorysam_cli.data.loader import modalities_of
 from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.engine import runtime
-from memorysam_cli.engine.evaluation import scoring
-from memorysam_cli.engine.robustness import benchmark
-from memorysam_cli.engine.robustness.sensor_sets import missing_sets
+from memorysam_cli.engine.evaluate import robustness, scoring
+from memorysam_cli.engine.evaluate.robustness import missing_sets
+from memorysam_cli.engine.infer.inference import Inference
 from memorysam_cli.model import weights
 from memorysam_cli.model.base import Base
 
@@ -56,17 +57,17 @@ def measure(root: Path, asked: argparse.Namespace, device: torch.device) -> None
     manifest = manifests.read(root, "synthetic")
     model = network(asked.backbone, manifest.info, size=asked.size).to(device)
     modalities = modalities_of(manifest.info, MODALITIES)
-    settings: dict[str, Any] = {
-        "scenes": manifest.scenes[: asked.scenes], "image_size": asked.size, "device": device, "batch": asked.batch,
-        "workers": 0,
-    }  # fmt: skip
+    scenes = manifest.scenes[: asked.scenes]
+    inference = Inference(modalities, asked.size, device, batch=asked.batch, workers=0)
 
     def plain(places: tuple[int, ...]) -> object:
-        shown = [modality for place, modality in enumerate(modalities) if place not in places]
-        return scoring.evaluate(model, manifest, modalities=shown, **settings)
+        shown = tuple(modality for place, modality in enumerate(modalities) if place not in places)
+        return scoring.evaluate(
+            model, manifest, scenes=scenes, inference=dataclasses.replace(inference, modalities=shown)
+        )
 
     def bench(kind: Any) -> object:
-        return benchmark.run(model, manifest, kind=kind, modalities=modalities, **settings)
+        return robustness.run(model, manifest, scenes=scenes, inference=inference, kind=kind)
 
     seconds(lambda: plain(()), device)  # warm up
     one = seconds(lambda: plain(()), device)

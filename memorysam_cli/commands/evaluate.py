@@ -71,35 +71,34 @@ def evaluate(
     if robustness is not None and (scales or tile or min_miou is not None):
         raise UsageError("--robustness: is defined without --tta, --tile and --min-miou; leave them out")
     _refuse_idle(robustness, seed=seed, repeats=repeats, noise_extremes=noise_extremes)
-    from memorysam_cli.engine.evaluation import assessment
-    from memorysam_cli.engine.evaluation.views import View
+    from memorysam_cli.engine.evaluate import run
+    from memorysam_cli.engine.infer.views import View
     from memorysam_cli.report import console
     from memorysam_cli.storage import lock
 
     view = View(missing=missing, scales=scales, tile=tile, overlap=tile_overlap)
-    task = assessment.plan(
-        path, data=data, split=split, modalities=names, view=view, out=out, precision=precision, is_compiled=compiled
+    task = run.plan(
+        path, data=data, split=split, modalities=names, view=view, out=out, device=device, batch=batch, workers=workers,
+        precision=precision, is_compiled=compiled,
     )  # fmt: skip
     if robustness is not None:
-        report = assessment.measure_robustness(
+        report = run.measure_robustness(
             task, kind=robustness, seed=seed or 0, repeats=repeats or 1, noise_extremes=noise_extremes or "batch",
-            protocol=protocol, device=device, batch=batch, workers=workers,
+            protocol=protocol,
         )  # fmt: skip
     else:
-        report = assessment.score(
-            task, protocol=protocol, device=device, batch=batch, workers=workers, pictured=gallery
-        )
+        report = run.score(task, protocol=protocol, pictured=gallery)
     if report is None:  # only the first of several processes has the result
         return
     if json:
         console.answer(report)
     if min_miou is not None and not report["miou"] >= min_miou:
-        fault = CheckFailedError(
+        error = CheckFailedError(
             f"--min-miou {min_miou:g}: the mIoU is {report['miou']:.2f} on {task.split} ({protocol} protocol); lower "
             f"the bar, or look at {task.folder} for the classes and scenes that fall short"
         )
-        lock.note(fault, task.folder)
-        raise fault
+        lock.note(error, task.folder)
+        raise error
 
 
 def _refuse_idle(robustness: str | None, *, seed: int | None, repeats: int | None, noise_extremes: str | None) -> None:

@@ -146,7 +146,7 @@ def scales(text: str | None, *, tta: bool) -> tuple[float, ...]:
         UsageError: a scale that is no number from 0.1 to 4, or is given twice.
     """
     if text is None and tta:
-        from memorysam_cli.engine.evaluation.views import SCALES
+        from memorysam_cli.engine.infer.views import SCALES
 
         return SCALES
     if text is None:

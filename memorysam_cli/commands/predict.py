@@ -69,7 +69,7 @@ def predict(
         raise UsageError("--resume and --overwrite exclude each other; give one")
     path = weights or run_folder.default_weights()  # before torch is imported: without weights the answer is instant
     asked, scales = options.names(modalities), options.scales(tta_scales, tta=tta)
-    from memorysam_cli.engine.evaluation.views import View
+    from memorysam_cli.engine.infer.views import View
     from memorysam_cli.engine.prediction import asking, ledger, running, scene_files, shares
     from memorysam_cli.engine.prediction.manner import Manner
     from memorysam_cli.report import console

@@ -19,9 +19,10 @@ from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data import preparation
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import run_folder, runtime
-from memorysam_cli.engine.evaluation import scoring
-from memorysam_cli.engine.evaluation.counts import Evaluation
-from memorysam_cli.engine.evaluation.metrics import scores
+from memorysam_cli.engine.evaluate import scoring
+from memorysam_cli.engine.evaluate.counts import Evaluation
+from memorysam_cli.engine.evaluate.metrics import scores
+from memorysam_cli.engine.infer.inference import Inference
 from memorysam_cli.engine.prediction import running
 from memorysam_cli.engine.prediction.job import Job
 from memorysam_cli.engine.prediction.manner import Manner
@@ -142,8 +143,8 @@ def _evaluate(weights: Path, manifest: Manifest, *, device: torch.device) -> Eva
     scenes = manifest.of_split(model.card.recipe.data.selection_split)
     with console.progress(len(scenes), "evaluate") as progress:
         return scoring.evaluate(
-            model, manifest, scenes=scenes, modalities=model.card.modalities, image_size=model.image_size,
-            device=device, batch=8, workers=0, advance=progress.advance,
+            model, manifest, scenes=scenes, advance=progress.advance,
+            inference=Inference(model.card.modalities, model.image_size, device, batch=8, workers=0),
         )  # fmt: skip
 
 

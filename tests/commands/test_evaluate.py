@@ -14,8 +14,9 @@ import memorysam_cli
 from memorysam_cli.data import manifest
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import run_folder
-from memorysam_cli.engine.evaluation import scene_lists, scoring
-from memorysam_cli.engine.evaluation.scoring import evaluate
+from memorysam_cli.engine.evaluate import run, scoring
+from memorysam_cli.engine.evaluate.scoring import evaluate
+from memorysam_cli.engine.infer.inference import Inference
 from memorysam_cli.model import load, weights
 from memorysam_cli.storage import images, tensors
 
@@ -76,8 +77,7 @@ def test_the_result_is_that_of_the_function_that_training_validates_with(here: P
     model = load("runs/latest/checkpoints/best.safetensors")
     data = _manifest(here)
     found = evaluate(
-        model, data, scenes=data.of_split("val"), modalities=model.card.modalities, image_size=32, device="cpu",
-        workers=0,
+        model, data, scenes=data.of_split("val"), inference=Inference(model.card.modalities, 32, "cpu", workers=0)
     )  # fmt: skip
     assert report["miou"] == found.protocol("resized").miou
     assert report["protocols"] == json.loads(json.dumps(found.to_json()))
@@ -88,8 +88,7 @@ def test_unmerged_weights_in_training_score_as_the_saved_ones(here: Path) -> Non
     live = weights.build_for_training(weights.read_card(path).recipe, data.info).train()
     merged = load(path)
     options: dict[str, Any] = {
-        "scenes": data.of_split("val"), "modalities": merged.card.modalities, "image_size": 32, "device": "cpu",
-        "workers": 0,
+        "scenes": data.of_split("val"), "inference": Inference(merged.card.modalities, 32, "cpu", workers=0),
     }  # fmt: skip
     torch.testing.assert_close(
         evaluate(live, data, **options).confusions, evaluate(merged, data, **options).confusions, rtol=0, atol=0
@@ -152,7 +151,7 @@ def test_the_native_protocol_can_head_the_report(here: Path, memorysam: Program)
 def test_a_report_says_all_that_decides_it(here: Path, memorysam: Program) -> None:
     report = memorysam("evaluate", "--json", "--workers", 0).answer
     data = _manifest(here)
-    assert report["split_sha256"] == {"val": scene_lists.digest(data.of_split("val"))}
+    assert report["split_sha256"] == {"val": run.scenes_sha256(data.of_split("val"))}
     assert report["weights_sha256"] == tensors.sha256(Path("runs/latest/checkpoints/best.safetensors"))
     assert (report["missing"], report["tta"], report["tile"]) == ("drop", None, None)
     assert (report["device"], report["precision"]) == ("cpu", "fp32")
@@ -205,8 +204,8 @@ def test_a_missing_modality_is_dropped_or_fed_as_zeros(here: Path, memorysam: Pr
             return model.logits([frames[0], torch.zeros_like(frames[0])])
 
     expected = evaluate(
-        BlackDepth(), data, scenes=data.of_split("val"), modalities=model.card.modalities[:1], image_size=32,
-        device="cpu", workers=0,
+        BlackDepth(), data, scenes=data.of_split("val"),
+        inference=Inference(model.card.modalities[:1], 32, "cpu", workers=0),
     )  # fmt: skip
     assert zeroed["protocols"] == json.loads(json.dumps(expected.to_json()))
 

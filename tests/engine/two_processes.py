@@ -27,7 +27,8 @@ from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.loader import Batch
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import processes, runtime
-from memorysam_cli.engine.evaluation.scoring import evaluate
+from memorysam_cli.engine.evaluate.scoring import evaluate
+from memorysam_cli.engine.infer.inference import Inference
 from memorysam_cli.engine.training import starting, trainer
 from memorysam_cli.engine.training.learner import Learner, Lesson
 from memorysam_cli.engine.training.trainer import Trainer
@@ -167,8 +168,8 @@ def confusions(
     model = load(weights)
     known = [scene for split in SPLITS for scene in manifest.of_split(split)]
     found = evaluate(
-        model, manifest, scenes=known[:count], modalities=model.card.modalities, image_size=64, device="cpu",
-        batch=batch, workers=0, accelerator=accelerator,
+        model, manifest, scenes=known[:count], accelerator=accelerator,
+        inference=Inference(model.card.modalities, 64, "cpu", batch=batch, workers=0),
     )  # fmt: skip
     whole: list[Any] = found.confusions.tolist()
     return whole

@@ -21,7 +21,8 @@ from accelerate.state import AcceleratorState
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.engine import lookout, processes, runtime
-from memorysam_cli.engine.evaluation.scoring import evaluate
+from memorysam_cli.engine.evaluate.scoring import evaluate
+from memorysam_cli.engine.infer.inference import Inference
 from memorysam_cli.engine.training.learner import Learner
 from tests.engine.stand_ins import MODALITIES, Brightness, Plan, write_data
 from tests.faults import jobs_running
@@ -168,8 +169,8 @@ def score(rank: int, base: Path, place: Path) -> None:
 def confusions(manifest: Manifest, scenes: Sequence[Scene], *, batch: int, accelerator: Any = None) -> list[Any]:
     """The counts of some scenes, of both protocols."""
     found = evaluate(
-        Brightness(), manifest, scenes=scenes, modalities=MODALITIES, image_size=32,
-        device="cpu", batch=batch, workers=0, accelerator=accelerator,
+        Brightness(), manifest, scenes=scenes, accelerator=accelerator,
+        inference=Inference(MODALITIES, 32, "cpu", batch=batch, workers=0),
     )  # fmt: skip
     whole: list[Any] = found.confusions.tolist()
     return whole

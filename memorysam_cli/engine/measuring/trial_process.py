@@ -21,7 +21,9 @@ from memorysam_cli.engine import runtime
 from memorysam_cli.engine.benchmark.plain import Plain
 from memorysam_cli.engine.benchmark.plain_training import PlainLearner
 from memorysam_cli.engine.benchmark.timing import synchronize
-from memorysam_cli.engine.evaluation.scoring import Network, decide, scoring
+from memorysam_cli.engine.infer.decision import class_map
+from memorysam_cli.engine.infer.inference import scoring
+from memorysam_cli.engine.infer.views import Network
 from memorysam_cli.engine.measuring import made_up, memory
 from memorysam_cli.engine.measuring.trials import Frames, Trial
 from memorysam_cli.engine.training.learner import Learner
@@ -170,7 +172,7 @@ def _score(network: Network, trial: Trial, frames: Frames, *, device: torch.devi
     seen = [network.logits(_frames(trial, *size, device=device)) for size in frames.inputs]
     for scenes in zip(*seen, strict=True):
         for logits in scenes:
-            decide(logits, height=frames.native[0], width=frames.native[1])
+            class_map(logits, height=frames.native[0], width=frames.native[1])
 
 
 def _frames(trial: Trial, height: int, width: int, *, device: torch.device) -> list[Tensor]:

@@ -10,8 +10,8 @@ from memorysam_cli.data import inputs
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import Modality
-from memorysam_cli.engine.evaluation import scoring
-from memorysam_cli.engine.evaluation.views import View
+from memorysam_cli.engine.infer.inference import choose_modalities
+from memorysam_cli.engine.infer.views import View
 from memorysam_cli.engine.prediction import folder
 from memorysam_cli.engine.prediction.job import Job
 from memorysam_cli.errors import DataError, UsageError, did_you_mean
@@ -62,7 +62,7 @@ def plan(
         DataError: no scenes, an ambiguous tree, or scenes whose outputs would meet in one file.
     """
     card = read_card(weights)
-    chosen = scoring.choose_modalities(card.modalities, modalities)
+    chosen = choose_modalities(card.modalities, modalities)
     names = [modality.name for modality in chosen]
     aliases = read_aliases(renames, names)
     where = scenes or manifests.prepared_root(data, dataset=card.dataset.name)

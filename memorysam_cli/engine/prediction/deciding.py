@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from memorysam_cli.engine.evaluation.scoring import own_rows
+from memorysam_cli.engine.infer.decision import own_rows
 
 ONE_BYTE = 255
 """So many classes fit into a byte beside 255, which counts nowhere."""

@@ -15,7 +15,7 @@ from memorysam_cli import model as models
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import Modality
 from memorysam_cli.engine import runtime
-from memorysam_cli.engine.evaluation.views import View
+from memorysam_cli.engine.infer.views import View
 from memorysam_cli.engine.prediction.scene_files import SceneFiles
 from memorysam_cli.errors import WeightsError
 from memorysam_cli.model.weights import Segmenter, WeightsCard

@@ -15,8 +15,8 @@ from memorysam_cli.data.loader import UnlabelledScene, unlabelled_scenes
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import Modality
 from memorysam_cli.engine import runtime
-from memorysam_cli.engine.evaluation.scoring import Network, batches, scoring
-from memorysam_cli.engine.evaluation.views import View, show
+from memorysam_cli.engine.infer.inference import batches, scoring
+from memorysam_cli.engine.infer.views import Network, View, show
 from memorysam_cli.engine.measuring import shortages
 from memorysam_cli.engine.prediction.deciding import decide
 from memorysam_cli.engine.prediction.folder import Line, remove

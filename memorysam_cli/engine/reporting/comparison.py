@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from memorysam_cli import recipe as recipes
-from memorysam_cli.engine.evaluation import files
+from memorysam_cli.engine.evaluate import folder as files
 from memorysam_cli.engine.reporting import documents, evaluation, folders, training
 from memorysam_cli.engine.run_folder import RECIPE, RunFolder
 from memorysam_cli.errors import UsageError

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from memorysam_cli.engine.evaluation import files
+from memorysam_cli.engine.evaluate import folder as files
 from memorysam_cli.engine.reporting import documents, scenes
 from memorysam_cli.report.html import matrices
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from memorysam_cli import recipe as recipes
-from memorysam_cli.engine.evaluation.files import NAMES
+from memorysam_cli.engine.evaluate.folder import NAMES
 from memorysam_cli.engine.reporting import documents, evaluation, folders
 from memorysam_cli.engine.run_folder import RECIPE, RunFolder
 from memorysam_cli.recipe import Recipe, comparing

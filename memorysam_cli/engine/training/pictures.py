@@ -15,7 +15,8 @@ from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.data.sample import Sample
 from memorysam_cli.data.transforms import for_prediction, to_tensor
 from memorysam_cli.dataset import DatasetInfo, Modality
-from memorysam_cli.engine.evaluation.scoring import own_size, scoring
+from memorysam_cli.engine.infer.decision import own_size
+from memorysam_cli.engine.infer.inference import scoring
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.model import Segmenter
 from memorysam_cli.report import figures, overlays

@@ -9,8 +9,9 @@ from accelerate import Accelerator
 
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import runtime
-from memorysam_cli.engine.evaluation.counts import Evaluation
-from memorysam_cli.engine.evaluation.scoring import evaluate
+from memorysam_cli.engine.evaluate.counts import Evaluation
+from memorysam_cli.engine.evaluate.scoring import evaluate
+from memorysam_cli.engine.infer.inference import Inference
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.training.checkpoints import Position
 from memorysam_cli.engine.training.pictures import draw_confusion, draw_curves, draw_samples
@@ -56,11 +57,13 @@ class Validation:
                 self.network,
                 self.manifest,
                 scenes=self.scenes,
-                modalities=self.network.card.modalities,
-                image_size=self.recipe.data.image_size,
-                device=self.accelerator.device,
-                batch=self.recipe.train.batch,
-                workers=self.recipe.data.workers,
+                inference=Inference(
+                    self.network.card.modalities,
+                    self.recipe.data.image_size,
+                    self.accelerator.device,
+                    batch=self.recipe.train.batch,
+                    workers=self.recipe.data.workers,
+                ),
                 accelerator=self.accelerator,
                 advance=advance,
             )

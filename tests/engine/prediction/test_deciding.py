@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from memorysam_cli.engine.evaluation import scoring
+from memorysam_cli.engine.infer import decision
 from memorysam_cli.engine.prediction.deciding import decide
 
 
@@ -49,7 +49,7 @@ def test_no_class_number_wraps(classes: int, dtype: type) -> None:
 def test_rows_at_a_time_decide_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(2))
     whole = decide(logits, [(50, 40)], classes=4)[0].arrays()[0]
-    monkeypatch.setattr(scoring, "AT_ONCE", 4 * 40 * 7)
+    monkeypatch.setattr(decision, "AT_ONCE", 4 * 40 * 7)
     np.testing.assert_array_equal(decide(logits, [(50, 40)], classes=4)[0].arrays()[0], whole)
 
 

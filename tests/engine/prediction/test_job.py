@@ -9,7 +9,7 @@ import torch
 
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.dataset import Modality
-from memorysam_cli.engine.evaluation.views import View
+from memorysam_cli.engine.infer.views import View
 from memorysam_cli.errors import WeightsError
 from memorysam_cli.model.weights import Segmenter
 

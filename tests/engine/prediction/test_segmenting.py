@@ -13,9 +13,11 @@ from torch import Tensor
 
 from memorysam_cli.data import decode, transforms
 from memorysam_cli.data.manifest import Manifest, Scene
-from memorysam_cli.engine.evaluation import scoring
-from memorysam_cli.engine.evaluation.metrics import confusion
-from memorysam_cli.engine.evaluation.views import View
+from memorysam_cli.engine.evaluate import scoring
+from memorysam_cli.engine.evaluate.metrics import confusion
+from memorysam_cli.engine.infer import decision
+from memorysam_cli.engine.infer.inference import Inference
+from memorysam_cli.engine.infer.views import View
 from memorysam_cli.engine.prediction import folder, segmenting, write_behind
 from memorysam_cli.engine.prediction.folder import LEDGER, Line
 from memorysam_cli.engine.prediction.ledger import Ledger, Trees, finish
@@ -76,9 +78,7 @@ def test_masks_score_what_evaluate_says_for_the_native_protocol(data: Manifest, 
     for scene in scenes:
         label = images.read(data.root / str(scene.label))
         total += confusion(torch.from_numpy(mask_of(tmp_path / "out", scene)), torch.from_numpy(label), 4)
-    scored = scoring.evaluate(
-        Brightness(), data, scenes=scenes, modalities=MODALITIES, image_size=64, device="cpu", workers=0
-    )
+    scored = scoring.evaluate(Brightness(), data, scenes=scenes, inference=Inference(MODALITIES, 64, "cpu", workers=0))
     torch.testing.assert_close(total, scored.confusion("native"), rtol=0, atol=0)
 
 
@@ -299,7 +299,7 @@ def test_a_frame_too_large_to_be_decided_at_once_gives_the_same_mask_and_confide
     data: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     segment(data, tmp_path / "one", data.scenes[:1], extras=("confidence",))
-    monkeypatch.setattr(scoring, "AT_ONCE", 4 * 131 * 10)
+    monkeypatch.setattr(decision, "AT_ONCE", 4 * 131 * 10)
     segment(data, tmp_path / "other", data.scenes[:1], extras=("confidence",))
     for tree in ("masks", "confidence"):
         one, other = (images.read(tmp_path / out / tree / f"{data.scenes[0].id}.png") for out in ("one", "other"))

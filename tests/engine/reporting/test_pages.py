@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from memorysam_cli import recipe as recipes
-from memorysam_cli.engine.evaluation import assessment
-from memorysam_cli.engine.evaluation.views import View
+from memorysam_cli.engine.evaluate import run as evaluation_run
+from memorysam_cli.engine.infer.views import View
 from memorysam_cli.engine.reporting import folders, training, writing
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.errors import DataError, UsageError
@@ -73,11 +73,11 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_weights(root / "w.safetensors", manifest.info)
     for names in (None, ["img"]):
         torch.manual_seed(0)
-        task = assessment.plan(
+        task = evaluation_run.plan(
             root / "w.safetensors", data=root / "data", split="val", modalities=names, view=View(),
-            out=root / "out" / ("img" if names else "."),
+            out=root / "out" / ("img" if names else "."), device="cpu", batch=2, workers=0,
         )  # fmt: skip
-        assessment.score(task, protocol="resized", device="cpu", batch=2, workers=0)
+        evaluation_run.score(task, protocol="resized")
     return root / "out"
 
 

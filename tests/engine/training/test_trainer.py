@@ -20,7 +20,8 @@ from torch import Tensor
 from memorysam_cli.data.loader import Batch
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import run_folder, runtime
-from memorysam_cli.engine.evaluation.scoring import evaluate
+from memorysam_cli.engine.evaluate.scoring import evaluate
+from memorysam_cli.engine.infer.inference import Inference
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.training import checkpoints, gradients, trainer
 from memorysam_cli.engine.training.checkpoints import Position
@@ -87,8 +88,8 @@ def test_validation_in_training_is_what_evaluate_finds_in_the_file(
 ) -> None:
     model = load(finished.best)
     found = evaluate(
-        model, rendered, scenes=rendered.of_split("val"), modalities=model.card.modalities,
-        image_size=model.image_size, device="cpu", batch=5, workers=0,
+        model, rendered, scenes=rendered.of_split("val"),
+        inference=Inference(model.card.modalities, model.image_size, "cpu", batch=5, workers=0),
     )  # fmt: skip
     assert found.protocol("resized").miou == pytest.approx(finished.miou, abs=0.02)
 
@@ -102,8 +103,8 @@ def test_validation_computes_exactly_what_the_saved_file_computes(
     result = start(recipe, rendered, tmp_path / "run")
     model = load(result.best)
     found = evaluate(
-        model, rendered, scenes=rendered.of_split("val"), modalities=model.card.modalities,
-        image_size=model.image_size, device="cpu", batch=5, workers=0,
+        model, rendered, scenes=rendered.of_split("val"),
+        inference=Inference(model.card.modalities, model.image_size, "cpu", batch=5, workers=0),
     )  # fmt: skip
     assert found.protocol("resized").miou == result.miou
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from memorysam_cli.dataset import Modality
-from memorysam_cli.engine.robustness import corruption
-from memorysam_cli.engine.robustness.corruption import NOISES, SHARES, Draw, corrupt
+from memorysam_cli.engine.infer import corruption
+from memorysam_cli.engine.infer.corruption import NOISES, SHARES, Draw, corrupt
 
 IMG, EVENT = Modality(name="img", kind="rgb"), Modality(name="event", kind="event")
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from memorysam_cli.data.manifest import Scene
-from memorysam_cli.engine.evaluation import results
-from memorysam_cli.engine.evaluation.counts import Evaluation
-from memorysam_cli.engine.evaluation.tally import group_of
-from memorysam_cli.engine.evaluation.views import View
+from memorysam_cli.engine.evaluate import results
+from memorysam_cli.engine.evaluate.counts import Evaluation, group_of
+from memorysam_cli.engine.evaluate.folder import folder_for, refuse_foreign
+from memorysam_cli.engine.infer.views import View
 from memorysam_cli.errors import UsageError
 from memorysam_cli.storage import documents
 
@@ -45,15 +45,15 @@ def report_of(found: Evaluation, folder: Path, *, protocol: str = "resized") -> 
 
 def test_results_lie_in_the_run_or_here_under_the_weights_name() -> None:
     both: dict[str, Any] = {"digest": DIGEST, "split": "val", "card": CARD, "modalities": MODALITIES}
-    assert results.folder_for(WEIGHTS, run=Path("runs/a"), **both) == Path("runs/a/evaluate/val")
-    assert results.folder_for(Path.cwd() / WEIGHTS, run=Path.cwd() / "runs/a", **both) == Path("runs/a/evaluate/val")
-    assert results.folder_for(Path("x/mine.safetensors"), run=None, **both) == Path("evaluate/mine-01234567/val")
+    assert folder_for(WEIGHTS, run=Path("runs/a"), **both) == Path("runs/a/evaluate/val")
+    assert folder_for(Path.cwd() / WEIGHTS, run=Path.cwd() / "runs/a", **both) == Path("runs/a/evaluate/val")
+    assert folder_for(Path("x/mine.safetensors"), run=None, **both) == Path("evaluate/mine-01234567/val")
 
 
 def test_other_weights_of_one_name_or_of_one_run_never_replace_a_result() -> None:
     both: dict[str, Any] = {"split": "val", "card": CARD, "modalities": MODALITIES}
     here = {
-        results.folder_for(path, run=run, digest=digest, **both)
+        folder_for(path, run=run, digest=digest, **both)
         for path, run, digest in (
             (WEIGHTS, Path("runs/a"), DIGEST),
             (WEIGHTS.with_name("last.safetensors"), Path("runs/a"), DIGEST),
@@ -68,23 +68,23 @@ def test_other_weights_of_one_name_or_of_one_run_never_replace_a_result() -> Non
 def test_files_that_no_evaluation_wrote_are_not_replaced(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text('{"loss": 3}')
     with pytest.raises(UsageError, match=f"holds {name}, which no evaluation wrote"):
-        results.refuse_foreign(tmp_path)
+        refuse_foreign(tmp_path)
 
 
 def test_results_of_an_evaluation_whole_or_torn_may_be_replaced(tmp_path: Path) -> None:
-    results.refuse_foreign(tmp_path / "new")
+    refuse_foreign(tmp_path / "new")
     (tmp_path / "notes.txt").touch()
-    results.refuse_foreign(tmp_path)
+    refuse_foreign(tmp_path)
     (tmp_path / "scenes.csv").touch()
     documents.write_json(tmp_path / "metrics.json", {"weights_sha256": DIGEST})
-    results.refuse_foreign(tmp_path)
+    refuse_foreign(tmp_path)
     (tmp_path / "metrics.json").unlink()
     (tmp_path / ".lock").touch()
-    results.refuse_foreign(tmp_path)
+    refuse_foreign(tmp_path)
 
 
 def test_a_part_of_the_modalities_has_a_folder_of_its_own() -> None:
-    found = results.folder_for(WEIGHTS, run=Path("r"), digest=DIGEST, split="val", card=CARD, modalities=MODALITIES[1:])
+    found = folder_for(WEIGHTS, run=Path("r"), digest=DIGEST, split="val", card=CARD, modalities=MODALITIES[1:])
     assert found == Path("r/evaluate/val/depth")
 
 
@@ -102,9 +102,7 @@ def test_a_part_of_the_modalities_has_a_folder_of_its_own() -> None:
     ids=str,
 )
 def test_a_view_never_replaces_the_plain_result(view: View, chosen: tuple[Any, ...], folder: str) -> None:
-    found = results.folder_for(
-        WEIGHTS, run=Path("r"), digest=DIGEST, split="val", card=CARD, modalities=chosen, view=view
-    )
+    found = folder_for(WEIGHTS, run=Path("r"), digest=DIGEST, split="val", card=CARD, modalities=chosen, view=view)
     assert found == Path("r/evaluate") / folder
 
 

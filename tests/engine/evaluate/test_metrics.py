@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from memorysam_cli.engine.evaluation import metrics
-from memorysam_cli.engine.evaluation.metrics import confusion, scores
+from memorysam_cli.engine.evaluate import metrics
+from memorysam_cli.engine.evaluate.metrics import confusion, scores
 from memorysam_cli.model.peft_import import peft
 
 GOLDEN = Path(__file__).parents[2] / "golden"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from memorysam_cli.engine.robustness.benchmark import PROBABILITIES, Robustness, Spread
-from memorysam_cli.engine.robustness.sensor_sets import Cell
+from memorysam_cli.engine.evaluate.results import csv_text
+from memorysam_cli.engine.evaluate.robustness import PROBABILITIES, Cell, Robustness, Spread
 from memorysam_cli.report import console, figures
 from memorysam_cli.storage import atomic, documents
 
@@ -31,44 +29,44 @@ MEANS = {
 }
 
 
-def describe(found: Robustness, *, facts: dict[str, Any], folder: Path) -> dict[str, Any]:
+def describe(benchmark: Robustness, *, facts: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The report: the content of ``robustness-<kind>.json`` and of ``memorysam evaluate --robustness KIND --json``.
 
     Args:
-        found: the benchmark's counts.
-        facts: what was scored on what, as of :func:`memorysam_cli.engine.evaluation.assessment.facts`.
+        benchmark: the benchmark's counts.
+        facts: what was scored on what, as of :func:`memorysam_cli.engine.evaluate.run.facts`.
         folder: where the files will be.
 
     Returns:
         ``facts``, with ``missing`` replaced by what the benchmark did; ``robustness``, the kind; what decided the
         draws, None where nothing is drawn; ``levels``, a list with the figures of each, in percent.
     """
-    is_random, is_noise = found.kind in ("rmm", "nm"), found.kind == "nm"
-    depends = is_noise and found.noise_extremes == "batch"
+    is_random, is_noise = benchmark.kind in ("rmm", "nm"), benchmark.kind == "nm"
+    depends = is_noise and benchmark.noise_extremes == "batch"
     return {
         "schema_version": SCHEMA_VERSION,
         **facts,
-        "missing": None if is_random else "zero" if found.kind == "emm" else found.missing,
-        "robustness": found.kind,
-        "protocol": found.protocol,
-        "seed": found.seed if is_random else None,
-        "repeats": found.repeats,
-        "noise_extremes": found.noise_extremes if is_noise else None,
-        "batch": found.batch if depends else None,
-        "processes": found.processes if depends else None,
-        "levels": [_level(found, level) for level in found.levels],
-        "laws": found.laws,
+        "missing": None if is_random else "zero" if benchmark.kind == "emm" else benchmark.missing,
+        "robustness": benchmark.kind,
+        "protocol": benchmark.protocol,
+        "seed": benchmark.seed if is_random else None,
+        "repeats": benchmark.repeats,
+        "noise_extremes": benchmark.noise_extremes if is_noise else None,
+        "batch": benchmark.batch if depends else None,
+        "processes": benchmark.processes if depends else None,
+        "levels": [_level(benchmark, level) for level in benchmark.levels],
+        "laws": benchmark.laws,
         "means": MEANS,
-        "files": {key: str(folder / name) for key, name in names(found).items()},
+        "files": {key: str(folder / name) for key, name in names(benchmark).items()},
     }
 
 
-def names(found: Robustness) -> dict[str, str]:
+def names(benchmark: Robustness) -> dict[str, str]:
     """Key in the report's ``files`` → file name; figures of another meaning never replace each other."""
-    words = ["robustness", found.kind]
-    words += ["zero"] * (found.kind == "any" and found.missing == "zero")
-    words += ["scene"] * (found.kind == "nm" and found.noise_extremes == "scene")
-    words += ["native"] * (found.protocol == "native")
+    words = ["robustness", benchmark.kind]
+    words += ["zero"] * (benchmark.kind == "any" and benchmark.missing == "zero")
+    words += ["scene"] * (benchmark.kind == "nm" and benchmark.noise_extremes == "scene")
+    words += ["native"] * (benchmark.protocol == "native")
     stem = "-".join(words)
     return {"report": f"{stem}.json", "table": f"{stem}.csv", "figure": f"{stem}.png"}
 
@@ -84,9 +82,7 @@ def write(report: dict[str, Any], folder: Path) -> None:
         EnvironmentFault: they cannot be written.
     """
     files = {key: Path(path).name for key, path in report["files"].items()}
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(_csv_rows(report))
-    atomic.write_text(folder / files["table"], text.getvalue())
+    atomic.write_text(folder / files["table"], csv_text(_csv_rows(report)))
     atomic.write_bytes(folder / files["figure"], _figure(report))
     documents.write_json(folder / files["report"], report)  # last: who finds it finds the others
 
@@ -109,24 +105,24 @@ def show(report: dict[str, Any]) -> None:
     console.say(f"results   {Path(report['files']['report']).parent}")
 
 
-def _level(found: Robustness, level: str | None) -> dict[str, Any]:
-    cells = [cell for cell in found.cells if cell.level == level]
-    expected = [{"p": p, **_spreads(*_both(found.expected, level, p))} for p in PROBABILITIES]
+def _level(benchmark: Robustness, level: str | None) -> dict[str, Any]:
+    cells = [cell for cell in benchmark.cells if cell.level == level]
+    expected = [{"p": p, **_spreads(*_both(benchmark.expected, level, p))} for p in PROBABILITIES]
     return {
         "level": level,
-        "average": _spreads(*_both(found.average, level)) if found.has_sets else None,
-        "expected": expected if found.has_sets else [],
-        "sets": [_set(found, cell) for cell in cells],
+        "average": _spreads(*_both(benchmark.average, level)) if benchmark.has_sets else None,
+        "expected": expected if benchmark.has_sets else [],
+        "sets": [_set(benchmark, cell) for cell in cells],
     }
 
 
-def _set(found: Robustness, cell: Cell) -> dict[str, Any]:
-    gone = found.names(cell)
+def _set(benchmark: Robustness, cell: Cell) -> dict[str, Any]:
+    gone = benchmark.names(cell)
     return {
         "missing": list(gone),
-        "available": [name for name in found.modalities if name not in gone],
-        **_spreads(*_both(found.miou, cell)),
-        "iou": dict(zip(found.classes, found.iou(cell), strict=True)),
+        "available": [name for name in benchmark.modalities if name not in gone],
+        **_spreads(*_both(benchmark.miou, cell)),
+        "iou": dict(zip(benchmark.classes, benchmark.iou(cell), strict=True)),
     }
 
 

@@ -1,20 +1,119 @@
-"""What a scoring pass has counted, and the scores of all of it or of any part."""
+"""Counting pixels in both evaluation protocols (METHOD §5), and the scores of all scenes or of any part."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from memorysam_cli import laws
 from memorysam_cli.data.manifest import Scene
-from memorysam_cli.engine.evaluation.metrics import Scores, scores
-from memorysam_cli.engine.evaluation.tally import NORMAL, PROTOCOLS, Group, ProtocolName, group_of, protocol_index
+from memorysam_cli.dataset import IGNORE
+from memorysam_cli.engine.evaluate.metrics import Scores, confusion, scores
+from memorysam_cli.engine.processes import wait_for_all
 
+ProtocolName = Literal["resized", "native"]
+PROTOCOLS: tuple[ProtocolName, ...] = ("resized", "native")
+NORMAL = "normal"
+"""What a scene without a sensor failure is called in results, and may be called in a manifest."""
 WORST = 10
 """Scenes that a report names."""
+
+
+def protocol_index(protocol: str) -> int:
+    """The place of a protocol in the tensors of counts; ``ValueError`` if there is none of that name."""
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol '{protocol}': known are {', '.join(PROTOCOLS)}")
+    return PROTOCOLS.index(protocol)
+
+
+class Group(NamedTuple):
+    """Scenes that no breakdown tells apart."""
+
+    split: str
+    condition: str | None
+    case: str | None
+
+
+def group_of(scene: Scene) -> Group:
+    """The group that a scene belongs to; empty names are none."""
+    case = None if scene.case == NORMAL else scene.case or None
+    return Group(scene.split, scene.condition or None, case)
+
+
+class Tally:
+    """Counts that are being added up: int64, because float32 loses units above 2**24.
+
+    Args:
+        scenes: all that are scored, in every process alike.
+        classes: K.
+    """
+
+    def __init__(self, scenes: Sequence[Scene], *, classes: int) -> None:
+        self.groups = tuple(sorted({group_of(scene) for scene in scenes}, key=str))
+        self.confusions = torch.zeros(len(PROTOCOLS), len(self.groups), classes, classes, dtype=torch.int64)
+        self.per_scene = torch.zeros(len(PROTOCOLS), len(scenes), 3, classes, dtype=torch.int64)
+        self.ignored = torch.zeros(len(PROTOCOLS), dtype=torch.int64)
+        self.pixels = torch.zeros(len(PROTOCOLS), dtype=torch.int64)
+        self.scored = torch.zeros(len(PROTOCOLS), dtype=torch.int64)
+        self.classes = classes
+        self._group_places = {group: index for index, group in enumerate(self.groups)}
+        self._scene_places = {scene.id: index for index, scene in enumerate(scenes)}
+
+    def add(
+        self, protocol: ProtocolName, scene: Scene, *, prediction: Tensor, label: Tensor, pixels: int | None = None
+    ) -> None:
+        """Count one scene.
+
+        Args:
+            protocol: the one that it is shown in.
+            scene: one of those that are scored.
+            prediction: (H, W) class indices.
+            label: (H, W).
+            pixels: how many there should be, as the label's file says; none: as many as the label has.
+        """
+        place = protocol_index(protocol)
+        counted = confusion(prediction, label, self.classes).cpu()
+        self.confusions[place, self._group_places[group_of(scene)]] += counted
+        each = torch.stack([counted.diagonal(), counted.sum(1), counted.sum(0)])  # hits, truth, guessed: (3, K)
+        self.per_scene[place, self._scene_places[scene.id]] += each
+        self.ignored[place] += int((label == IGNORE).sum())
+        self.pixels[place] += label.numel() if pixels is None else pixels
+        self.scored[place] += 1
+
+    def add_up(self, accelerator: Accelerator) -> None:
+        """Sum over all processes."""
+        wait_for_all(accelerator)  # one may have had the larger scenes
+        parts = [self.confusions, self.ignored, self.pixels, self.scored, self.per_scene]
+        flat = torch.cat([part.flatten() for part in parts]).to(accelerator.device)
+        summed = accelerator.reduce(flat, reduction="sum").cpu().split([part.numel() for part in parts])
+        self.confusions, self.ignored, self.pixels, self.scored, self.per_scene = (
+            whole.view_as(part) for whole, part in zip(summed, parts, strict=True)
+        )
+
+    def check(self) -> laws.Report:
+        """Every scene was scored once, and every pixel of its label: in a matrix, or as ignored.
+
+        Raises:
+            LawBroken: a scene or a pixel was lost, or counted twice.
+        """
+        sums: dict[str, tuple[int, int]] = {}
+        for place, name in enumerate(PROTOCOLS):
+            counted = int(self.confusions[place].sum())
+            what = "height × width of the label files" if name == "native" else "pixels of the labels"
+            sums |= {
+                f"{name}: scenes asked = scored + left out": (self.per_scene.shape[1], int(self.scored[place])),
+                f"{name}: {what} = confusion + ignored": (
+                    int(self.pixels[place]),
+                    counted + int(self.ignored[place]),
+                ),
+                f"{name}: confusion = pixels of the scenes": (counted, int(self.per_scene[place, :, 1].sum())),
+            }
+        return laws.check(sums)
 
 
 class Part(NamedTuple):
@@ -90,7 +189,7 @@ class Evaluation:
         return {name: scores(self.confusion(protocol, split=name)) for name in self._splits()}
 
     def conditions(self, protocol: str) -> dict[str, Scores]:
-        """The scores per weather or light, sorted by name; empty where the data set tells none."""
+        """The scores per weather or light, sorted by name; empty where the data set names none."""
         return {name: scores(self.confusion(protocol, condition=name)) for name in self._conditions()}
 
     def cases(self, protocol: str) -> dict[str, Scores]:
@@ -109,17 +208,17 @@ class Evaluation:
         iou = (100 * hits / union.clamp(min=1)).tolist()
         is_known, is_present = (union > 0).tolist(), (truth > 0).tolist()
         right, scored = hits.sum(1).tolist(), truth.sum(1).tolist()
-        found = []
+        each = []
         for index, scene in enumerate(self.scenes):
             values = tuple(value if known else None for value, known in zip(iou[index], is_known[index], strict=True))
             present = [value for value, there in zip(iou[index], is_present[index], strict=True) if there]
             mean = sum(present) / max(1, len(present))
             accuracy = 100 * right[index] / max(1, scored[index])
-            found.append(SceneScore(scene, int(scored[index]), accuracy, mean, values))
-        return found
+            each.append(SceneScore(scene, int(scored[index]), accuracy, mean, values))
+        return each
 
     def parts(self) -> Iterator[Part]:
-        """Every part that a breakdown tells: the whole, each split, condition and case, and their products.
+        """Every part that a breakdown lists: the whole, each split, condition and case, and their products.
 
         A product that would repeat another part (of one split, or without conditions or cases) is left out.
         """
@@ -142,10 +241,10 @@ class Evaluation:
         return {name: self._protocol_to_json(name) for name in PROTOCOLS}
 
     def _protocol_to_json(self, protocol: ProtocolName) -> dict[str, Any]:
-        found = self.protocol(protocol)
-        each = zip(self.classes, found.iou, found.f1, found.accuracy, found.pixels, strict=True)
+        whole = self.protocol(protocol)
+        each = zip(self.classes, whole.iou, whole.f1, whole.accuracy, whole.pixels, strict=True)
         return {
-            **found.means(),
+            **whole.means(),
             "classes": [
                 {"name": name, "iou": iou, "f1": f1, "accuracy": accuracy, "pixels": pixels}
                 for name, iou, f1, accuracy, pixels in each
@@ -155,7 +254,7 @@ class Evaluation:
             "cases": {name: self._part_to_json(protocol, Part(case=name)) for name in self._cases()},
             "condition_cases": self._product_to_json(protocol),
             "worst": self._worst_to_json(protocol),
-            "pixels": {"scored": sum(found.pixels), "ignored": int(self.ignored[protocol_index(protocol)])},
+            "pixels": {"scored": sum(whole.pixels), "ignored": int(self.ignored[protocol_index(protocol)])},
         }
 
     def _part_to_json(self, protocol: ProtocolName, part: Part) -> dict[str, Any]:
@@ -163,11 +262,11 @@ class Evaluation:
 
     def _product_to_json(self, protocol: ProtocolName) -> dict[str, dict[str, Any]]:
         """Condition → case → scores, where there are both."""
-        found: dict[str, dict[str, Any]] = {}
+        cells: dict[str, dict[str, Any]] = {}
         for part in self._products((None,)):
             if part.condition is not None and part.case is not None and self.count(part):
-                found.setdefault(part.condition, {})[part.case] = self._part_to_json(protocol, part)
-        return found
+                cells.setdefault(part.condition, {})[part.case] = self._part_to_json(protocol, part)
+        return cells
 
     def _worst_to_json(self, protocol: ProtocolName) -> list[dict[str, Any]]:
         """The scenes with the lowest mIoU of present classes, the worst first; those without any pixel apart."""

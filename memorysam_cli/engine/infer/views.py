@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from memorysam_cli.data.transforms import STRIDE
 from memorysam_cli.dataset import Modality
-from memorysam_cli.engine.evaluation.scoring import Network
 
 Missing = Literal["drop", "zero"]
 
@@ -27,6 +26,23 @@ SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 OVERLAP = 0.25
 SIGNS = {"mirror": (1, 1, 1), "negate_sine": (-1, 1, -1), "negate_cosine": (1, -1, 1)}
 """What a horizontal flip does to the values of [sine, cosine, sine], by ``Modality.flip``."""
+
+
+class Network(Protocol):
+    """What inference needs of a model, be it loaded from a file or still in training."""
+
+    @property
+    def training(self) -> bool:
+        """Whether dropout is on."""
+
+    def eval(self) -> Any:
+        """Switch dropout off."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Switch dropout on, or off."""
+
+    def logits(self, frames: list[Tensor]) -> Tensor:
+        """M × (B, 3, H, W) -> (B, K, H, W)."""
 
 
 @dataclass(frozen=True)
@@ -213,10 +229,10 @@ class Tiled(Wrapper):
         total, blended = like.new_zeros(height, width), like.new_zeros(())
         for top, left in itertools.product(rows, columns):
             part = (..., slice(top, top + self.size), slice(left, left + self.size))
-            found = self.network.logits([frame[part].contiguous() for frame in frames]).float().softmax(1)
+            seen = self.network.logits([frame[part].contiguous() for frame in frames]).float().softmax(1)
             if not blended.ndim:  # only the network knows the number of classes
-                blended = found.new_zeros(*found.shape[:2], height, width)
-            blended[part] += found.mul_(weight)
+                blended = seen.new_zeros(*seen.shape[:2], height, width)
+            blended[part] += seen.mul_(weight)
             total[part] += weight
         return _log(blended.div_(total))
 
@@ -271,8 +287,8 @@ def _log_of_mean(views: Iterable[Tensor]) -> Tensor:
     """The logarithm of the mean probability over the logits of several views, which are held one at a time."""
     total, count = torch.zeros(()), 0
     for logits in views:
-        found = logits.float().softmax(1)
-        total = total.add_(found) if count else found
+        probability = logits.float().softmax(1)
+        total = total.add_(probability) if count else probability
         count += 1
     return _log(total.div_(count))
 

@@ -13,11 +13,12 @@ from torch import Tensor
 from memorysam_cli import recipe as recipes
 from memorysam_cli.data.loader import scored_scenes
 from memorysam_cli.data.manifest import Manifest
-from memorysam_cli.engine.evaluation.metrics import confusion, scores
-from memorysam_cli.engine.robustness import corruption
-from memorysam_cli.engine.robustness.benchmark import PROBABILITIES, Robustness, run
-from memorysam_cli.engine.robustness.corruption import Draw, corrupt
-from memorysam_cli.engine.robustness.sensor_sets import Cell, missing_sets, plan_of
+from memorysam_cli.engine.evaluate.metrics import confusion, scores
+from memorysam_cli.engine.evaluate.robustness import PROBABILITIES, Cell, Robustness, missing_sets, plan_of, run
+from memorysam_cli.engine.infer import corruption
+from memorysam_cli.engine.infer.corruption import Draw, corrupt
+from memorysam_cli.engine.infer.inference import Inference
+from memorysam_cli.engine.infer.views import View
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.model.network import MemorySAM
 from memorysam_cli.model.weights import build_for_training
@@ -51,10 +52,13 @@ def model(data: Manifest) -> MemorySAM:
 
 
 def measure(model: MemorySAM, data: Manifest, kind: Any, **options: Any) -> Robustness:
-    settings: dict[str, Any] = {
-        "scenes": data.of_split("val"), "modalities": MODALITIES, "image_size": SIZE, "device": "cpu", "workers": 0,
-    }  # fmt: skip
-    return run(model, data, kind=kind, **settings | options)
+    """Options are those of :func:`run`, and of its inference and view."""
+    settings = {name: options.pop(name) for name in ("batch", "workers", "modalities") if name in options}
+    view = View(missing=options.pop("missing", "drop"))
+    inference = Inference(
+        **{"modalities": MODALITIES, "workers": 0} | settings, image_size=SIZE, device="cpu", view=view
+    )
+    return run(model, data, kind=kind, inference=inference, **{"scenes": data.of_split("val")} | options)
 
 
 def alone(model: MemorySAM, data: Manifest, change: Any, *, protocol: str = "resized") -> Tensor:
@@ -263,10 +267,10 @@ def test_repeats_give_mean_and_sample_deviation_of_each_figure() -> None:
 
 
 def test_without_any_damage_all_failures_leave_the_plain_figure(model: MemorySAM, data: Manifest) -> None:
-    from memorysam_cli.engine.evaluation.scoring import evaluate
+    from memorysam_cli.engine.evaluate.scoring import evaluate
 
     plain = evaluate(
-        model, data, scenes=data.of_split("val"), modalities=MODALITIES, image_size=SIZE, device="cpu", workers=0
+        model, data, scenes=data.of_split("val"), inference=Inference(MODALITIES, SIZE, "cpu", workers=0)
     )  # fmt: skip
     for kind in ("any", "emm", "rmm", "nm"):
         found = measure(model, data, kind)
@@ -314,7 +318,7 @@ def test_damaged_files_are_named(model: MemorySAM, tmp_path: Path) -> None:
 def test_two_processes_count_what_one_counts(
     model: MemorySAM, data: Manifest, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memorysam_cli.engine.robustness.one_batch.wait_for_all", lambda accelerator: None)
+    monkeypatch.setattr("memorysam_cli.engine.evaluate.robustness.wait_for_all", lambda accelerator: None)
 
     class Process:
         """One of two; adds nothing up, so that the shares can be looked at."""

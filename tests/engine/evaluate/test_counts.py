@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from memorysam_cli.data.manifest import Manifest, Scene
-from memorysam_cli.engine.evaluation import scoring
-from memorysam_cli.engine.evaluation.counts import Evaluation, Part
-from memorysam_cli.engine.evaluation.metrics import confusion, scores
-from memorysam_cli.engine.evaluation.tally import PROTOCOLS, Tally
+from memorysam_cli.engine.evaluate import scoring
+from memorysam_cli.engine.evaluate.counts import PROTOCOLS, Evaluation, Part, Tally
+from memorysam_cli.engine.evaluate.metrics import confusion, scores
+from memorysam_cli.engine.infer.inference import Inference
 from memorysam_cli.laws import LawBroken
 
 from ..stand_ins import MODALITIES, Brightness, write_data
@@ -22,7 +22,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 def found(data: Manifest) -> Evaluation:
     """All six scenes of both splits."""
     return scoring.evaluate(
-        Brightness(), data, scenes=data.scenes, modalities=MODALITIES, image_size=64, device="cpu", workers=0
+        Brightness(), data, scenes=data.scenes, inference=Inference(MODALITIES, 64, "cpu", workers=0)
     )  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def test_every_breakdown_adds_up_to_the_whole(found: Evaluation, protocol: str) 
 def test_a_scene_alone_scores_as_in_the_crowd(found: Evaluation, data: Manifest) -> None:
     for index, scene in enumerate(data.scenes):
         alone = scoring.evaluate(
-            Brightness(), data, scenes=[scene], modalities=MODALITIES, image_size=64, device="cpu", workers=0
+            Brightness(), data, scenes=[scene], inference=Inference(MODALITIES, 64, "cpu", workers=0)
         )  # fmt: skip
         each = found.scene_scores("native")[index]
         assert each == alone.scene_scores("native")[0]

@@ -17,9 +17,12 @@ from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.batches import ScoredScene
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.dataset import Crop, DatasetInfo
-from memorysam_cli.engine.evaluation import scoring, tally
-from memorysam_cli.engine.evaluation.counts import Evaluation
-from memorysam_cli.engine.evaluation.metrics import confusion, scores
+from memorysam_cli.engine.evaluate import counts, scoring
+from memorysam_cli.engine.evaluate.counts import PROTOCOLS, Evaluation
+from memorysam_cli.engine.evaluate.metrics import confusion, scores
+from memorysam_cli.engine.infer import decision
+from memorysam_cli.engine.infer.inference import Inference, batches, choose_modalities
+from memorysam_cli.engine.infer.views import Tiled, View
 from memorysam_cli.errors import DataError, UsageError, WeightsError
 from memorysam_cli.laws import LawBroken
 from memorysam_cli.storage import images
@@ -33,8 +36,14 @@ def data(tmp_path: Path) -> Manifest:
 
 
 def score(model: Any, data: Manifest, scenes: Sequence[Scene] | None = None, **options: Any) -> Evaluation:
-    settings: dict[str, Any] = {"modalities": MODALITIES, "image_size": 64, "device": "cpu", "workers": 0} | options
-    return scoring.evaluate(model, data, scenes=data.of_split("val") if scenes is None else scenes, **settings)
+    """Options are those of :func:`scoring.evaluate`, of its inference, and ``tile``."""
+    settings = {name: options.pop(name) for name in ("modalities", "image_size", "batch", "workers") if name in options}
+    view = View(tile=options.pop("tile", False))
+    inference = Inference(
+        **{"modalities": MODALITIES, "image_size": 64, "workers": 0} | settings, device="cpu", view=view
+    )
+    chosen = data.of_split("val") if scenes is None else scenes
+    return scoring.evaluate(model, data, scenes=chosen, inference=inference, **options)
 
 
 def assert_equal(one: Evaluation, other: Evaluation) -> None:
@@ -84,7 +93,7 @@ def test_a_lost_pixel_is_our_bug_and_is_noticed(data: Manifest, monkeypatch: pyt
         counts[0, 0] -= 1
         return counts
 
-    monkeypatch.setattr(tally, "confusion", lambda prediction, label, classes: forgetful(prediction, label))
+    monkeypatch.setattr(counts, "confusion", lambda prediction, label, classes: forgetful(prediction, label))
     with pytest.raises(AssertionError):
         score(Brightness(), data)
 
@@ -119,7 +128,7 @@ class OneOfTwo:
 @pytest.fixture(autouse=True)
 def one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that are played one after the other cannot meet."""
-    monkeypatch.setattr(tally, "wait_for_all", lambda _: None)
+    monkeypatch.setattr(counts, "wait_for_all", lambda _: None)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -181,7 +190,7 @@ def test_the_protocols_differ_where_sizes_do_and_agree_where_they_do_not(data: M
     def matrices(size: tuple[int, int]) -> list[Tensor]:
         chosen = {plan[0] for plan in PLANS if plan[4] == size}
         found = score(Brightness(), data, [scene for scene in data.of_split("val") if scene.id in chosen])
-        return [found.confusion(name) for name in tally.PROTOCOLS]
+        return [found.confusion(name) for name in PROTOCOLS]
 
     assert torch.equal(*matrices((64, 64)))
     assert not torch.equal(*matrices((97, 131)))
@@ -269,14 +278,14 @@ def test_an_unknown_protocol_is_refused(data: Manifest) -> None:
 
 
 def test_chosen_modalities_come_in_the_order_of_the_weights() -> None:
-    assert scoring.choose_modalities(MODALITIES, None) == MODALITIES
-    assert scoring.choose_modalities(MODALITIES, ["depth", "img"]) == MODALITIES
-    assert scoring.choose_modalities(MODALITIES, ["depth"]) == MODALITIES[1:]
+    assert choose_modalities(MODALITIES, None) == MODALITIES
+    assert choose_modalities(MODALITIES, ["depth", "img"]) == MODALITIES
+    assert choose_modalities(MODALITIES, ["depth"]) == MODALITIES[1:]
 
 
 def test_an_unknown_modality_is_refused_with_a_suggestion() -> None:
     with pytest.raises(UsageError, match=r"--modalities dept: .*did you mean 'depth'\? \(known: img, depth\)"):
-        scoring.choose_modalities(MODALITIES, ["img", "dept"])
+        choose_modalities(MODALITIES, ["img", "dept"])
 
 
 @pytest.mark.parametrize(
@@ -298,7 +307,7 @@ def test_batches_never_hold_more_than_they_may() -> None:
             pulled.append(item)
             yield item
 
-    stream = scoring.batches(items(), most=2, key=lambda item: item)
+    stream = batches(items(), most=2, key=lambda item: item)
     assert next(stream) == [1, 1] and len(pulled) == 2
     assert list(stream) == [[1], [2, 2], [1]]
 
@@ -306,7 +315,7 @@ def test_batches_never_hold_more_than_they_may() -> None:
 def test_large_frames_keep_their_own_resolution_for_windows_and_small_ones_do_not(data: Manifest) -> None:
     model = Brightness()
     score(model, data, tile=True)
-    assert {shape[2:] for _, shape in model.calls} == {(97, 131), (64, 64)}  # of a network that needs no windows
+    assert [shape for _, shape in model.calls] == [(1, 3, 64, 64)] * (4 * 2 * 3 + 1)  # 97 × 131 has 2 × 3 windows
     model = Brightness()
     score(model, data, image_size=128, tile=True)
     assert {shape[2:] for _, shape in model.calls} == {(128, 192), (128, 128)}
@@ -315,7 +324,7 @@ def test_large_frames_keep_their_own_resolution_for_windows_and_small_ones_do_no
 def test_a_pass_over_large_frames_serves_both_protocols_and_loses_no_pixel(data: Manifest) -> None:
     model = Brightness()
     found = score(model, data, tile=True, batch=1)
-    assert len(model.calls) == 5
+    assert len(model.calls) == 4 * 2 * 3 + 1  # of 5 scenes, a pass over each's windows
     pixels = {name: part["pixels"] for name, part in found.to_json().items()}
     plain = {name: part["pixels"] for name, part in score(Brightness(), data).to_json().items()}
     assert pixels == plain
@@ -325,7 +334,7 @@ def test_a_published_crop_is_scored_at_its_own_size_also_when_the_whole_frame_is
     data = write_data(tmp_path, PLANS[:1], crop=Crop(left=20, of_height=97, square=True))
     model = Brightness()
     tiled, plain = score(model, data, tile=True), score(Brightness(), data)
-    assert [shape[2:] for _, shape in model.calls] == [(64, 64), (97, 131)]
+    assert [shape[2:] for _, shape in model.calls] == [(64, 64)] * (1 + 2 * 3)  # the crop, then windows of 97 × 131
     torch.testing.assert_close(tiled.confusion("resized"), plain.confusion("resized"), rtol=0, atol=0)
 
 
@@ -336,22 +345,30 @@ def test_logits_come_to_a_scenes_own_size_alike_in_one_piece_and_in_rows(
     logits = torch.randn(4, 24, 40, generator=torch.Generator().manual_seed(0))
     height, width = size
     whole = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
-    assert torch.equal(scoring.decide(logits, height=height, width=width), whole.argmax(0))
-    monkeypatch.setattr(scoring, "AT_ONCE", 4 * 10 * width)
-    parts = list(scoring.own_rows(logits, height=height, width=width))
+    assert torch.equal(decision.class_map(logits, height=height, width=width), whole.argmax(0))
+    monkeypatch.setattr(decision, "AT_ONCE", 4 * 10 * width)
+    parts = list(decision.own_rows(logits, height=height, width=width))
     assert [rows.start for rows, _ in parts] == list(range(0, height, 10))
     assert all(part.shape[1] <= 10 for _, part in parts)
     torch.testing.assert_close(torch.cat([part for _, part in parts], 1), whole, rtol=1e-4, atol=1e-4)
-    in_rows = scoring.decide(logits, height=height, width=width)
+    in_rows = decision.class_map(logits, height=height, width=width)
     assert (in_rows == whole.argmax(0)).float().mean() > 0.999
 
 
-def test_small_frames_are_seen_by_the_plain_network_and_large_ones_one_at_a_time(data: Manifest) -> None:
-    windows, plain = Brightness(), Brightness()
-    score(windows, data, image_size=96, tile=True, small=plain, batch=4)
-    assert [shape[2:] for _, shape in windows.calls] == [(97, 131)] * 4
-    assert {shape[0] for _, shape in windows.calls} == {1}
-    assert [shape[2:] for _, shape in plain.calls] == [(96, 96)]
+def test_small_frames_are_seen_by_the_plain_network_and_large_ones_one_at_a_time(
+    data: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, seen = Brightness(), list[tuple[int, ...]]()
+    windows = Tiled.logits
+
+    def noted(self: Tiled, frames: list[Tensor]) -> Tensor:
+        seen.append(tuple(frames[0].shape))
+        return windows(self, frames)
+
+    monkeypatch.setattr(Tiled, "logits", noted)
+    score(model, data, image_size=96, tile=True, batch=4)
+    assert seen == [(1, 3, 97, 131)] * 4
+    assert [shape for _, shape in model.calls] == [(1, 3, 96, 96)] * (4 * 2 * 2 + 1)
 
 
 def test_the_laws_of_both_protocols_are_told(data: Manifest) -> None:

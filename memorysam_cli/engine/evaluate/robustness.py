@@ -1,0 +1,371 @@
+"""The published sensor-failure benchmarks: every set of missing sensors, missing elements, and noise.
+
+All failures are counted in one pass, at a fraction of the cost of as many evaluations: each modality, and each
+corruption of it, is encoded once per batch and repeat; what two failures begin with alike runs through the memory once
+(:mod:`memorysam_cli.model.sequences`).
+
+Source: DATASETS §1.6 (EMM, RMM, NM of arXiv 2503.18445), §1.7 (the mean over all sets of sensors).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from memorysam_cli import laws
+from memorysam_cli.data.loader import Batch, ScoredScene, scored_scenes
+from memorysam_cli.data.manifest import Manifest, Scene
+from memorysam_cli.dataset import IGNORE
+from memorysam_cli.engine.evaluate import metrics
+from memorysam_cli.engine.evaluate.counts import ProtocolName
+from memorysam_cli.engine.infer.corruption import NOISES, SHARES, Draw, Extremes, corrupt
+from memorysam_cli.engine.infer.decision import class_map
+from memorysam_cli.engine.infer.inference import Inference, batches, scoring
+from memorysam_cli.engine.infer.views import Missing
+from memorysam_cli.engine.processes import wait_for_all
+from memorysam_cli.errors import DataError, UsageError
+from memorysam_cli.model.memory import Frame
+from memorysam_cli.model.network import MemorySAM, Output
+
+Kind = Literal["any", "emm", "rmm", "nm"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+PROBABILITIES = (0.2, 0.1, 0.05)
+"""Of one sensor's failing, in the expected values."""
+
+CLEAN, ZERO = "clean", "zero"
+"""Variants of a frame beside the levels of corruption."""
+
+Variant = tuple[int, str]
+"""A modality's place, and CLEAN, ZERO or a level of corruption."""
+
+
+class Cell(NamedTuple):
+    """One figure of a benchmark: a level (None where the kind has none, and without noise), and who is missing."""
+
+    level: str | None
+    missing: tuple[int, ...]
+    """Places of the modalities."""
+
+
+def missing_sets(count: int) -> list[tuple[int, ...]]:
+    """Which of ``count`` sensors can be missing, from none to all but one; four give 15."""
+    return [places for size in range(count) for places in combinations(range(count), size)]
+
+
+def plan_of(kind: Kind, *, modalities: int, missing: Missing) -> dict[Cell, tuple[Variant, ...]]:
+    """The figures of a benchmark, and the frames that the memory sees for each."""
+    everyone, sets = range(modalities), missing_sets(modalities)
+    if kind == "any" and missing == "drop":
+        return {Cell(None, gone): tuple((place, CLEAN) for place in everyone if place not in gone) for gone in sets}
+    if kind == "nm":
+        clean = {Cell(None, ()): tuple((place, CLEAN) for place in everyone)}
+        return clean | {Cell(level, ()): tuple((place, level) for place in everyone) for level in NOISES}
+    levels: dict[str | None, str] = {level: level for level in SHARES} if kind == "rmm" else {None: ZERO}
+    return {
+        Cell(level, gone): tuple((place, variant if place in gone else CLEAN) for place in everyone)
+        for level, variant in levels.items()
+        for gone in sets
+    }
+
+
+def run(
+    network: MemorySAM,
+    manifest: Manifest,
+    *,
+    scenes: Sequence[Scene],
+    inference: Inference,
+    kind: Kind,
+    seed: int = 0,
+    repeats: int = 1,
+    noise_extremes: Extremes = "batch",
+    protocol: ProtocolName = "resized",
+    accelerator: Accelerator | None = None,
+    advance: Callable[[int], object] | None = None,
+) -> Robustness:
+    """Run one of the benchmarks over labelled scenes.
+
+    Args:
+        network: its mode (train or eval) is restored afterwards.
+        manifest: the data set of the scenes.
+        scenes: all scenes, in every process alike; each process scores its share.
+        inference: how the network looks at them. Its view says what ``any`` makes of a missing sensor: the frame is
+            not fed, or 0 after normalisation; it neither augments nor tiles.
+        kind: ``any``, every non-empty set of sensors; ``emm``, entirely missing ones (0 after normalisation);
+            ``rmm``, elements of the missing ones 0 at random, at three levels; ``nm``, noise on all, at three levels
+            and without any.
+        seed: of all draws.
+        repeats: how often ``rmm`` and ``nm`` are drawn.
+        noise_extremes: whether salt and pepper of ``nm`` are the highest and lowest value of the batch's tensor, as
+            published (and so depend on what is in the batch), or of each scene's.
+        protocol: the published figures are ``resized``.
+        accelerator: sums the counts of several processes; none for a single one.
+        advance: called with how many scenes of this process have just been scored.
+
+    Returns:
+        The same in every process, and for any number of processes and workers; ``nm`` with the batch's extremes
+        depends on the batches.
+
+    Raises:
+        UsageError: repeats of what has no random draws, or a view that feeds zeros where that means nothing.
+        DataError: no scenes, a scene without a label or one of the modalities, a file that cannot be used.
+
+    Source: DATASETS §1.6, §1.7.
+    """
+    if not scenes:
+        raise DataError(f"{manifest.info.name}: no scenes to evaluate")
+    missing = inference.view.missing
+    if repeats > 1 and kind in ("any", "emm"):
+        raise UsageError(f"--repeats {repeats}: nothing in '{kind}' is random; use it with rmm or nm")
+    if missing == "zero" and kind in ("rmm", "nm"):
+        raise UsageError(f"--missing zero: '{kind}' says itself what becomes of a sensor; use it with any or emm")
+    rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+    plan = plan_of(kind, modalities=len(inference.modalities), missing=missing)
+    tally = FailureTally(
+        network, plan, inference, classes=len(manifest.info.classes), protocol=protocol,
+        draws=[Draw(seed, repeat, extremes=noise_extremes) for repeat in range(repeats)],
+    )  # fmt: skip
+    share = scenes[rank::world]  # no padding: a scene counted twice would change the result
+    source = scored_scenes(
+        manifest, scenes=share, modalities=inference.modalities, size=inference.image_size, workers=inference.workers
+    )
+    with scoring(network), inference.computing():
+        for together in batches(source, most=inference.batch, key=tally.shape):
+            tally.add(together)
+            if advance is not None:
+                advance(len(together))
+    return Robustness(
+        kind=kind, classes=manifest.info.classes, modalities=tuple(modality.name for modality in inference.modalities),
+        missing=missing, protocol=protocol, scenes=len(scenes), seed=seed, noise_extremes=noise_extremes,
+        batch=inference.batch, processes=world, cells=tuple(plan), confusions=tally.counts(accelerator),
+    )  # fmt: skip
+
+
+class FailureTally:
+    """Scores batches under every failure of a benchmark, and adds the counts up.
+
+    Args:
+        network: in eval mode.
+        plan: what the memory sees for each figure.
+        inference: how the network looks at scenes.
+        classes: K.
+        draws: one per repeat.
+        protocol: in which frames and labels are seen.
+    """
+
+    def __init__(
+        self,
+        network: MemorySAM,
+        plan: Mapping[Cell, Sequence[Variant]],
+        inference: Inference,
+        *,
+        classes: int,
+        draws: Sequence[Draw],
+        protocol: ProtocolName,
+    ) -> None:
+        self.network, self.draws, self.protocol, self.classes = network, draws, protocol, classes
+        self.modalities, self.device = inference.modalities, inference.device
+        # With nothing missing all levels are one: it runs once, and counts for each.
+        self.cells: dict[tuple[Variant, ...], list[int]] = {}
+        for index, variants in enumerate(plan.values()):
+            self.cells.setdefault(tuple(variants), []).append(index)
+        self.confusions = torch.zeros(len(draws), len(plan), classes, classes, dtype=torch.int64)
+        self.pixels = 0
+        self._zeros: dict[tuple[int, ...], Frame] = {}
+
+    def shape(self, scored: ScoredScene) -> tuple[int, ...]:
+        """What must agree for scenes to share a forward pass."""
+        return tuple(self._seen(scored).frames[0].shape)
+
+    def add(self, together: Sequence[ScoredScene]) -> None:
+        """Count every figure of one batch, in every repeat."""
+        seen = [self._seen(scored) for scored in together]
+        scenes = [scored.scene.id for scored in together]
+        frames = [torch.cat(each) for each in zip(*(batch.frames for batch in seen), strict=True)]
+        labels = [batch.label[0].to(self.device) for batch in seen if batch.label is not None]
+        self.pixels += sum(int((label != IGNORE).sum()) for label in labels)
+        clean = {(place, CLEAN): frame for place, frame in enumerate(self._encode(frames))}
+        for repeat, draw in enumerate(self.draws):
+            pool = clean | self._others(frames, scenes, draw)
+            self._add_all(pool, labels, size=(frames[0].shape[-2], frames[0].shape[-1]), repeat=repeat)
+
+    def counts(self, accelerator: Accelerator | None) -> Tensor:
+        """(repeats, figures, K, K) int64, the sums over all processes."""
+        confusions, pixels = self.confusions, self.pixels
+        if accelerator is not None:
+            flat = torch.cat([confusions.flatten(), torch.tensor([pixels])]).to(accelerator.device)
+            wait_for_all(accelerator)  # one may have had the larger scenes
+            flat = accelerator.reduce(flat, reduction="sum").cpu()
+            confusions, pixels = flat[:-1].view_as(confusions), int(flat[-1])
+        assert bool((confusions.sum((2, 3)) == pixels).all())  # each figure counts every pixel once
+        return confusions
+
+    def _seen(self, scored: ScoredScene) -> Batch:
+        return scored.resized if self.protocol == "resized" else scored.whole
+
+    def _encode(self, frames: Sequence[Tensor]) -> list[Frame]:
+        return self.network.encode([frame.to(self.device, non_blocking=True) for frame in frames])
+
+    def _others(self, frames: Sequence[Tensor], scenes: Sequence[str], draw: Draw) -> dict[Variant, Frame]:
+        """All variants of the plan beside the clean ones, encoded one level at a time."""
+        wanted = sorted({variant for variants in self.cells for variant in variants if variant[1] != CLEAN})
+        encoded: dict[Variant, Frame] = {}
+        for level in dict.fromkeys(level for _, level in wanted):
+            variants = [variant for variant in wanted if variant[1] == level]
+            if level == ZERO:
+                zero = self._zero(frames[0])
+                encoded |= dict.fromkeys(variants, zero)
+                continue
+            spoilt = [
+                corrupt(frames[place], self.modalities[place], scenes=scenes, level=level, draw=draw)
+                for place, _ in variants
+            ]
+            encoded |= zip(variants, self._encode(spoilt), strict=True)
+        return encoded
+
+    def _zero(self, frame: Tensor) -> Frame:
+        """An encoded frame of zeros for a batch like ``frame``; one of each size is encoded."""
+        shape = tuple(frame.shape[1:])
+        if shape not in self._zeros:
+            self._zeros = {shape: self._encode([torch.zeros(1, *shape)])[0]}  # scenes of one size come in a row
+        zero, batch = self._zeros[shape], frame.shape[0]
+        return Frame(*(part.expand(batch, -1, -1, -1) for part in (zero.fine, zero.middle, zero.coarse, zero.position)))
+
+    def _add_all(
+        self, pool: dict[Variant, Frame], labels: Sequence[Tensor], *, size: tuple[int, int], repeat: int
+    ) -> None:
+        """Run every sequence of frames and add its counts to its figures."""
+        wanted = [variants for variants in self.cells if repeat == 0 or _is_random(variants)]
+        frames, places = _numbered(pool)
+        for number, output in self.network.outputs(frames, [[places[v] for v in variants] for variants in wanted]):
+            variants = wanted[number]
+            repeats = [repeat] if _is_random(variants) else range(len(self.draws))
+            counts = self._confusion(output, labels, size=size)
+            for each in repeats:
+                self.confusions[each, self.cells[variants]] += counts
+
+    def _confusion(self, output: Output, labels: Sequence[Tensor], *, size: tuple[int, int]) -> Tensor:
+        """(K, K) counts of one figure over the batch's scenes."""
+        total = torch.zeros(self.classes, self.classes, dtype=torch.int64, device=self.device)
+        for logits, label in zip(self.network.upsample(output, size=size), labels, strict=True):
+            prediction = class_map(logits, height=label.shape[0], width=label.shape[1])
+            total += metrics.confusion(prediction, label, self.classes)
+        return total.cpu()
+
+
+def _is_random(variants: Sequence[Variant]) -> bool:
+    """Whether another draw may change what the memory sees."""
+    return any(level not in (CLEAN, ZERO) for _, level in variants)
+
+
+def _numbered(pool: dict[Variant, Frame]) -> tuple[list[Frame], dict[Variant, int]]:
+    """The frames, and the place of each variant; variants that are one frame have one place."""
+    frames: list[Frame] = []
+    places: dict[Variant, int] = {}
+    for variant, frame in pool.items():
+        known = next((place for place, other in enumerate(frames) if other is frame), None)
+        if known is None:
+            known = len(frames)
+            frames.append(frame)
+        places[variant] = known
+    return frames, places
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over the repeats."""
+
+    mean: float
+    std: float | None
+    """Of the sample; None with one repeat."""
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """The counts of a benchmark, from which its figures follow."""
+
+    kind: Kind
+    classes: tuple[str, ...]
+    modalities: tuple[str, ...]
+    missing: Missing
+    """What a missing sensor means; ``rmm`` and ``nm`` read it nowhere."""
+    protocol: ProtocolName
+    scenes: int
+    seed: int
+    noise_extremes: Extremes
+    batch: int
+    processes: int
+    cells: tuple[Cell, ...]
+    confusions: Tensor
+    """(repeats, cells, K, K) int64, rows the truth."""
+
+    @property
+    def repeats(self) -> int:
+        """How often the random draws were made."""
+        return self.confusions.shape[0]
+
+    @property
+    def laws(self) -> laws.Report:
+        """Whatever sensors are missing, the same pixels are scored."""
+        truth = self.confusions.sum(dim=-1).reshape(-1, len(self.classes))  # (repeats · cells, K)
+        least, most = (int(each.values.sum()) for each in (truth.min(dim=0), truth.max(dim=0)))
+        return laws.check({"pixels of each class, in any set of sensors = in any other": (least, most)})
+
+    @property
+    def levels(self) -> tuple[str | None, ...]:
+        """In the order of the cells."""
+        return tuple(dict.fromkeys(cell.level for cell in self.cells))
+
+    @property
+    def has_sets(self) -> bool:
+        """Whether there is a figure for each set of missing sensors."""
+        return self.kind != "nm"
+
+    def names(self, cell: Cell) -> tuple[str, ...]:
+        """The missing modalities of a cell."""
+        return tuple(self.modalities[place] for place in cell.missing)
+
+    def miou(self, cell: Cell, *, present: bool = False) -> Spread:
+        """The mIoU in percent: over all classes, absent ones 0 (as published), or over those with ground truth."""
+        return _spread(self._values(cell, present=present))
+
+    def iou(self, cell: Cell) -> tuple[float, ...]:
+        """Each class's IoU in percent, the mean over repeats."""
+        matrices = self.confusions[:, self.cells.index(cell)]
+        each = torch.tensor([metrics.scores(matrix).iou for matrix in matrices], dtype=torch.float64)
+        return tuple(each.mean(0).tolist())
+
+    def average(self, level: str | None, *, present: bool = False) -> Spread:
+        """The mean over all sets of a level: mIoU^Avg."""
+        return self._weighted(level, [1.0] * len(self._of(level)), present=present)
+
+    def expected(self, level: str | None, probability: float, *, present: bool = False) -> Spread:
+        """The mean over all sets of a level if each sensor fails with this probability, not all at once: mIoU^E(p)."""
+        count = len(self.modalities)
+        sizes = [len(cell.missing) for cell in self._of(level)]
+        return self._weighted(
+            level, [probability**k * (1 - probability) ** (count - k) for k in sizes], present=present
+        )  # fmt: skip
+
+    def _of(self, level: str | None) -> list[Cell]:
+        return [cell for cell in self.cells if cell.level == level]
+
+    def _values(self, cell: Cell, *, present: bool) -> list[float]:
+        """One mIoU per repeat."""
+        repeats = [metrics.scores(matrix) for matrix in self.confusions[:, self.cells.index(cell)]]
+        return [each.miou_present if present else each.miou for each in repeats]
+
+    def _weighted(self, level: str | None, weights: Sequence[float], *, present: bool) -> Spread:
+        each = [self._values(cell, present=present) for cell in self._of(level)]
+        repeats = zip(*each, strict=True)
+        return _spread([sum(w * v for w, v in zip(weights, one, strict=True)) / sum(weights) for one in repeats])
+
+
+def _spread(values: Iterable[float]) -> Spread:
+    each = torch.tensor(list(values), dtype=torch.float64)
+    return Spread(float(each.mean()), float(each.std()) if len(each) > 1 else None)

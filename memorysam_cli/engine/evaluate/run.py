@@ -1,0 +1,310 @@
+"""What ``memorysam evaluate`` does: from its options to scores, or to a robustness benchmark, and their files."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from memorysam_cli import model as models
+from memorysam_cli import recipe
+from memorysam_cli.data import manifest as manifests
+from memorysam_cli.data.manifest import Manifest, Scene
+from memorysam_cli.engine import run_folder, runtime
+from memorysam_cli.engine.evaluate import folder as folders
+from memorysam_cli.engine.evaluate import results, robustness, robustness_results, scoring
+from memorysam_cli.engine.evaluate.counts import ProtocolName
+from memorysam_cli.engine.evaluate.robustness import Kind
+from memorysam_cli.engine.infer.corruption import Extremes
+from memorysam_cli.engine.infer.inference import Inference, choose_modalities
+from memorysam_cli.engine.infer.views import View
+from memorysam_cli.engine.measuring import shortages
+from memorysam_cli.engine.processes import lost_ones_named
+from memorysam_cli.errors import DataError, UsageError
+from memorysam_cli.model.weights import Segmenter, WeightsCard, read_card
+from memorysam_cli.report import console
+from memorysam_cli.storage import documents, lock, tensors
+
+ALL = "all"
+"""What ``--split`` calls every split that has labels."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Which weights are scored on which scenes, and how they look at them."""
+
+    weights: Path
+    card: WeightsCard
+    manifest: Manifest
+    splits: tuple[str, ...]
+    scenes: tuple[Scene, ...]
+    inference: Inference
+    """Its device is as in ``--device`` until the weights are loaded."""
+    folder: Path
+    """Where the results go."""
+    weights_sha256: str
+    """Of the file as it was before it was loaded: a training may replace it meanwhile."""
+    is_compiled: bool = False
+
+    @property
+    def split(self) -> str:
+        """All splits in one word, such as ``val`` or ``val+test``."""
+        return "+".join(self.splits)
+
+
+def plan(
+    weights: Path,
+    *,
+    data: Path | None,
+    split: str,
+    modalities: Sequence[str] | None,
+    view: View,
+    out: Path | None,
+    device: str,
+    batch: int,
+    workers: int,
+    precision: str = "fp32",
+    is_compiled: bool = False,
+) -> Task:
+    """Find out what is to be scored; reads no image and loads no weights.
+
+    Args:
+        weights: a weights file.
+        data: the data root, if one was given.
+        split: a split, several with commas, or ``all``.
+        modalities: names, if some were chosen.
+        view: how scenes are shown to the network.
+        out: the folder of the results, if one was given.
+        device: as in ``--device``.
+        batch: scenes of one size that are computed at once.
+        workers: processes that read ahead.
+        precision: of the computing, as of :func:`~memorysam_cli.engine.runtime.computing`.
+        is_compiled: whether the network's blocks are compiled.
+
+    Raises:
+        WeightsError: the weights are refused, or know other classes than the data set.
+        UsageError: an unknown modality, a split's name is missing, or ``out`` holds files of the results' names that
+            are not ours.
+        DataError: the data set is not prepared, a split is unknown or has no labels.
+    """
+    card = read_card(weights)
+    chosen = choose_modalities(card.modalities, modalities)
+    manifest = manifests.read(manifests.data_root(data), card.dataset.name)
+    scoring.check_classes(card.dataset, manifest.info, weights=str(weights))
+    splits = labelled_splits(manifest, split)
+    digest = tensors.sha256(weights)
+    folder = out or folders.folder_for(
+        weights, run=run_folder.run_of(weights), digest=digest, split="+".join(splits), card=card, modalities=chosen,
+        view=view,
+    )  # fmt: skip
+    if out is None and precision != "fp32":
+        folder /= precision  # beside the exact result, never in its place
+    folders.refuse_foreign(folder)
+    scenes = tuple(scene for name in splits for scene in manifest.of_split(name))
+    inference = Inference(
+        chosen, card.image_size, device, known=card.modalities, view=view, precision=precision, batch=batch,
+        workers=workers,
+    )  # fmt: skip
+    return Task(weights, card, manifest, splits, scenes, inference, folder, digest, is_compiled)
+
+
+def labelled_splits(manifest: Manifest, text: str) -> tuple[str, ...]:
+    """The splits of ``--split``, such as ``val``, ``val,test`` or ``all``, which takes those that have labels.
+
+    Raises:
+        UsageError: a name is missing.
+        DataError: a split is unknown or empty, or its labels are not published.
+    """
+    if text.strip() == ALL:
+        known = {split: manifest.of_split(split) for split in manifest.info.counts}
+        bare = [split for split, scenes in known.items() if _without_label(scenes)]
+        if bare:
+            console.note(f"{manifest.info.name}: left out, for lack of labels: {', '.join(bare)}")
+        labelled = tuple(split for split in known if split not in bare)
+        if not labelled:
+            raise DataError(f"{manifest.info.name}: has no labels to score against; 'predict' works without")
+        return labelled
+    names = tuple(dict.fromkeys(word.strip() for word in text.split(",")))
+    if "" in names:
+        raise UsageError(f"--split '{text}': a name is missing; give one such as val, several as val,test, or all")
+    for split in names:
+        scenes = manifest.of_split(split)
+        bare_count = _without_label(scenes)
+        if bare_count:
+            raise DataError(
+                f"{manifest.info.name}: {bare_count} of {len(scenes)} scenes in split '{split}' have no label to "
+                f"score against; score another split, or segment it with memorysam predict --split {split}"
+            )
+    return names
+
+
+def _without_label(scenes: Sequence[Scene]) -> int:
+    """How many scenes have none."""
+    return sum(scene.label is None for scene in scenes)
+
+
+def score(
+    task: Task, *, protocol: ProtocolName, pictured: int = results.PICTURED
+) -> dict[str, Any] | None:  # fmt: skip
+    """Score, write the result's files, print its tables.
+
+    Args:
+        task: of :func:`plan`.
+        protocol: the one that heads the report.
+        pictured: of how many of the worst scenes, and of the best, the gallery has pictures; 0: no gallery.
+
+    Returns:
+        The content of ``metrics.json``; None in every process but the first.
+
+    Raises:
+        DataError: a file cannot be used.
+        WeightsError: the weights are damaged, or their base is missing.
+        EnvironmentFault: a device that is not there, a disk that is full.
+        FolderInUseError: another process writes its results there.
+    """
+    if task.inference.view.missing == "zero" and task.inference.modalities == task.card.modalities:
+        console.note("--missing zero: means nothing here, for no modality is left out; choose some with --modalities")
+        view = dataclasses.replace(task.inference.view, missing="drop")
+        task = dataclasses.replace(task, inference=dataclasses.replace(task.inference, view=view))
+    with _begun(task) as (accelerator, network, inference, advance):
+        evaluation = scoring.evaluate(
+            network, task.manifest, scenes=task.scenes, inference=inference, accelerator=accelerator, advance=advance
+        )
+        if not accelerator.is_main_process:
+            return None
+        report = results.describe(evaluation, protocol=protocol, facts=facts(task, inference), folder=task.folder)
+        results.write(report, evaluation, task.folder)
+        results.write_gallery(
+            task.folder, evaluation, task.manifest, protocol=protocol, each=pictured, network=network,
+            inference=inference,
+        )  # fmt: skip
+    results.show(report)
+    return report
+
+
+def measure_robustness(
+    task: Task, *, kind: Kind, seed: int, repeats: int, noise_extremes: Extremes, protocol: ProtocolName
+) -> dict[str, Any] | None:
+    """Run a published sensor-failure benchmark, write its files, print its table.
+
+    Args:
+        task: of :func:`plan`; its view neither tiles nor augments.
+        kind: ``any``, ``emm``, ``rmm`` or ``nm``.
+        seed: of what is random.
+        repeats: how often what is random is drawn.
+        noise_extremes: of ``nm``: over what its salt and pepper take the extremes, ``batch`` or ``scene``.
+        protocol: the one that is scored.
+
+    Returns:
+        The content of ``robustness-<kind>.json``; None in every process but the first.
+
+    Raises:
+        DataError: a file cannot be used.
+        WeightsError: the weights are damaged, or their base is missing.
+        EnvironmentFault: a device that is not there, a disk that is full.
+        FolderInUseError: another process writes its results there.
+    """
+    with _begun(task) as (accelerator, network, inference, advance):
+        counts = robustness.run(
+            network, task.manifest, scenes=task.scenes, inference=inference, kind=kind, seed=seed, repeats=repeats,
+            noise_extremes=noise_extremes, protocol=protocol, accelerator=accelerator, advance=advance,
+        )  # fmt: skip
+        if not accelerator.is_main_process:
+            return None
+        report = robustness_results.describe(counts, facts=facts(task, inference), folder=task.folder)
+        robustness_results.write(report, task.folder)
+    robustness_results.show(report)
+    return report
+
+
+@contextlib.contextmanager
+def _begun(task: Task) -> Iterator[tuple[Accelerator, Segmenter, Inference, Callable[[int], object]]]:
+    """The processes, the loaded network, how it looks, and the progress of a task; its folder is locked meanwhile."""
+    device = runtime.choose_device(str(task.inference.device))
+    runtime.refuse_precision(task.inference.precision, device)
+    accelerator = runtime.make_accelerator(device, precision="fp32")
+    is_main = accelerator.is_main_process
+    with lock.hold(task.folder) if is_main else contextlib.nullcontext():
+        network = models.load(task.weights, device=accelerator.device)
+        if task.is_compiled:
+            network.compile_blocks()
+        share = len(task.scenes[accelerator.process_index :: accelerator.num_processes])
+        label = f"evaluate {task.split}"
+        with (
+            console.progress(share if is_main else 0, label) as progress,
+            shortages.explained(accelerator.device, levers=shortages.LOOKING),
+            lost_ones_named(accelerator, advice=lambda: "nothing was written; run the same command again"),
+        ):
+            inference = dataclasses.replace(task.inference, device=accelerator.device)
+            yield accelerator, network, inference, progress.advance
+
+
+def facts(task: Task, inference: Inference) -> dict[str, Any]:
+    """What was scored on what, and how: the part of a report that no pixel decides."""
+    by_split = {name: task.manifest.of_split(name) for name in task.splits}
+    return {
+        "dataset": task.manifest.info.name,
+        "dataset_hash": task.manifest.info.content_hash,
+        "split": task.split,
+        "split_sha256": {name: scenes_sha256(scenes) for name, scenes in by_split.items()},
+        "selection_split": task.card.recipe.data.selection_split,
+        "scenes": len(task.scenes),
+        "modalities": [modality.name for modality in inference.modalities],
+        "palette": [list(colour) for colour in task.manifest.info.palette],
+        **inference.view.to_json(size=inference.image_size),
+        "image_size": inference.image_size,
+        "weights": str(task.weights),
+        "weights_sha256": task.weights_sha256,
+        **runtime.describe(inference.device, inference.precision),
+        "warnings": flattery(task.manifest, task.card.recipe.data, splits=task.splits),
+    }
+
+
+def scenes_sha256(scenes: Iterable[Scene]) -> str:
+    """SHA-256 of a list of scenes: ids and labels' paths, in the order of the ids.
+
+    Two results are of the same scenes if and only if they say the same here, whatever their splits are called.
+    """
+    lines = sorted(documents.to_json([scene.id, scene.label]) for scene in scenes)
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+
+
+def flattery(manifest: Manifest, data: recipe.Data, *, splits: Sequence[str]) -> list[str]:
+    """Why a result on these splits flatters the weights: they were trained or chosen on the same scenes.
+
+    Args:
+        manifest: the data set.
+        data: of the weights' recipe.
+        splits: those that are scored.
+
+    Returns:
+        A line per reason, none for a result that is free of it.
+    """
+    unbiased = "a split that training never saw gives the unbiased figure"
+    reasons = []
+    for split in splits:
+        if split == data.train_split:
+            reasons.append(f"'{split}' also trained these weights; {unbiased}")
+            continue
+        if split == data.selection_split:
+            reasons.append(f"'{split}' also chose these weights among the epochs, which flatters them; {unbiased}")
+        else:
+            reasons += _shared(manifest, split, data.selection_split, "chose these weights among the epochs", unbiased)
+        reasons += _shared(manifest, split, data.train_split, "trained these weights", unbiased)
+    return reasons
+
+
+def _shared(manifest: Manifest, split: str, other: str, did: str, unbiased: str) -> list[str]:
+    """What to say of labels that a scored split shares with another (several data sets' val is their test list)."""
+    labels = {scene.label for scene in manifest.scenes if scene.split == other and scene.label is not None}
+    scenes = [scene for scene in manifest.scenes if scene.split == split]
+    count = sum(scene.label in labels for scene in scenes)
+    return [f"{count} of {len(scenes)} scenes of '{split}' are also in '{other}', which {did}; {unbiased}"] * bool(
+        count
+    )

@@ -1,0 +1,127 @@
+"""Scoring: one pass over labelled scenes gives both protocols, every condition and every failure case.
+
+Training's validation and ``memorysam evaluate`` call :func:`evaluate`, so that their numbers are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from memorysam_cli.data.loader import ScoredScene, scored_scenes
+from memorysam_cli.data.manifest import Manifest, Scene
+from memorysam_cli.dataset import DatasetInfo
+from memorysam_cli.engine.evaluate.counts import Evaluation, ProtocolName, Tally
+from memorysam_cli.engine.infer.decision import class_map
+from memorysam_cli.engine.infer.inference import Inference, batches, scoring
+from memorysam_cli.engine.infer.views import Network
+from memorysam_cli.errors import DataError, WeightsError
+from memorysam_cli.storage import images
+
+
+def check_classes(trained: DatasetInfo, prepared: DatasetInfo, *, weights: str) -> None:
+    """Refuse to score weights on a data set whose classes are not theirs.
+
+    Raises:
+        WeightsError: the classes differ in number, name or order.
+    """
+    if trained.classes == prepared.classes:
+        return
+    pairs = zip(trained.classes, prepared.classes, strict=False)
+    differing = next((pair for pair in pairs if pair[0] != pair[1]), None)
+    first = f", the first difference is '{differing[0]}' against '{differing[1]}'" if differing else ""
+    raise WeightsError(
+        f"{weights}: knows {len(trained.classes)} classes, the prepared data set {prepared.name} has "
+        f"{len(prepared.classes)}{first}; prepare the data that these weights were trained on"
+    )
+
+
+def evaluate(
+    network: Network,
+    manifest: Manifest,
+    *,
+    scenes: Sequence[Scene],
+    inference: Inference,
+    accelerator: Accelerator | None = None,
+    advance: Callable[[int], object] | None = None,
+) -> Evaluation:
+    """Score a network on labelled scenes.
+
+    Args:
+        network: gives the logits of the data set's K classes; its mode (train or eval) is restored afterwards.
+        manifest: the data set of the scenes.
+        scenes: all scenes, in every process alike; each process scores its share.
+        inference: how the network looks at them.
+        accelerator: sums the counts of several processes; none for a single one.
+        advance: called with how many scenes of this process have just been scored.
+
+    Returns:
+        The same in every process, and for any number of processes.
+
+    Raises:
+        DataError: no scenes, a scene without a label or one of the modalities, a file that cannot be used.
+
+    Source: METHOD §5. Both protocols share a forward pass where they see the same frames.
+    """
+    if not scenes:
+        raise DataError(f"{manifest.info.name}: no scenes to evaluate")
+    tally = Tally(scenes, classes=len(manifest.info.classes))
+    rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+    share = scenes[rank::world]  # no padding: a scene counted twice would change the result
+    source = scored_scenes(
+        manifest, scenes=share, modalities=inference.modalities, size=inference.image_size, workers=inference.workers,
+        tile=inference.view.tile,
+    )  # fmt: skip
+    with scoring(network), inference.computing():
+        for together in batches(source, most=inference.stride, key=_frame_shapes):
+            _score(together, network, inference, tally=tally, root=manifest.root)
+            if advance is not None:
+                advance(len(together))
+    if accelerator is not None:
+        tally.add_up(accelerator)
+    laws = tally.check()
+    return Evaluation(
+        manifest.info.classes, tuple(scenes), tally.groups, tally.confusions, tally.per_scene, tally.ignored, laws
+    )  # fmt: skip
+
+
+def _frame_shapes(scored: ScoredScene) -> Hashable:
+    """What must agree for scenes to share a forward pass."""
+    return scored.resized.frames[0].shape, scored.whole.frames[0].shape, scored.shares_frames
+
+
+def _score(
+    together: Sequence[ScoredScene], network: Network, inference: Inference, *, tally: Tally, root: Path
+) -> None:
+    """Score scenes whose frames have the same shapes; only whole frames are ever seen through windows."""
+    is_shared = together[0].shares_frames
+    plain, whole = inference.shown(network), inference.shown(network, is_large=together[0].is_large)
+    published = inference.logits(whole if is_shared else plain, [scene.resized.frames for scene in together])
+    native = published if is_shared else inference.logits(whole, [scene.whole.frames for scene in together])
+    for index, scored in enumerate(together):
+        seen: tuple[tuple[ProtocolName, Tensor, Tensor | None, int | None], ...] = (
+            ("resized", published[index], scored.resized.label, None),
+            ("native", native[index], scored.whole.label, _file_pixels(root, scored.scene)),
+        )
+        for protocol, logits, label_or_none, pixels in seen:
+            label = _label(label_or_none, inference.device)
+            # float32, in which half a precision's ties are still told apart.
+            prediction = class_map(logits.float(), height=label.shape[0], width=label.shape[1])
+            tally.add(protocol, scored.scene, prediction=prediction, label=label, pixels=pixels)
+
+
+def _file_pixels(root: Path, scene: Scene) -> int:
+    """Height × width of a scene's label, as its file's header says."""
+    assert scene.label is not None  # the loader refuses scenes without one
+    height, width, _, _ = images.shape(root / scene.label)
+    return height * width
+
+
+def _label(label: Tensor | None, device: torch.device | str) -> Tensor:
+    """(1, H, W) -> (H, W)."""
+    assert label is not None  # the loader refuses scenes without one
+    return label[0].to(device, non_blocking=True)

@@ -1,1 +1,0 @@
-"""Evaluation: how scenes are shown to a network, counted and reported."""

@@ -1,1 +1,0 @@
-"""The published benchmarks of missing and noisy sensors."""
