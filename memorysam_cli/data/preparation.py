@@ -18,7 +18,7 @@ from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.errors import DataError, PartialError, UsageError
 from memorysam_cli.storage import atomic, documents
-from memorysam_cli.storage.atomic import shown
+from memorysam_cli.text import shown
 
 SyntheticLayout = Literal["deliver", "mcubes"]
 SCHEMA_VERSION = 1

@@ -18,7 +18,7 @@ from memorysam_cli.data.sources import Lost, Source
 from memorysam_cli.dataset import Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.recipe import Recipe
-from memorysam_cli.storage.atomic import shown
+from memorysam_cli.text import shown
 
 
 @dataclass(frozen=True)

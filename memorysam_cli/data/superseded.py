@@ -14,7 +14,7 @@ from memorysam_cli.data.manifest import INFO, SCENES, Scene
 from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import atomic, documents
-from memorysam_cli.storage.atomic import shown
+from memorysam_cli.text import shown
 
 FOUND = frozenset({"counts", "content_hash", "statistics"})
 """Keys of ``dataset.json`` that say what was found, not what is to be done."""

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PureWindowsPath
 
-from memorysam_cli.storage.atomic import shown
 from memorysam_cli.storage.headers import Refused
+from memorysam_cli.text import shown
 
 MARKER = ".memorysam-archive.json"
 """Lies in a folder that we unpacked; says from what."""

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, cast
 
 from memorysam_cli.storage.archive_names import Entry
-from memorysam_cli.storage.atomic import shown
 from memorysam_cli.storage.headers import Refused
+from memorysam_cli.text import shown
 
 _BLOCK = 512
 _MAX_EXTRA_BYTES = 1_000_000

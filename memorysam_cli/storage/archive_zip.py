@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 from memorysam_cli.storage.archive_names import Entry
-from memorysam_cli.storage.atomic import shown
 from memorysam_cli.storage.headers import Refused
+from memorysam_cli.text import shown
 
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from memorysam_cli.errors import EnvironmentFault, NetworkError, UsageError
-from memorysam_cli.storage.atomic import shown
+from memorysam_cli.text import shown
 
 CARD = "README.md"
 _NAME = re.compile(r"\w(?:[\w.-]*\w)?", re.ASCII)

@@ -19,8 +19,8 @@ from typing import Any
 
 from memorysam_cli.errors import FolderInUseError, MemorySamError, Stopped
 from memorysam_cli.storage import atomic, marker, proc
-from memorysam_cli.storage.atomic import shown
 from memorysam_cli.storage.marker import Marker, Taken
+from memorysam_cli.text import shown
 
 try:
     import fcntl

@@ -16,10 +16,10 @@ import torch
 
 from memorysam_cli.errors import WeightsError
 from memorysam_cli.storage import atomic, tensor_format
-from memorysam_cli.storage.atomic import shown
 from memorysam_cli.storage.tensor_format import Malformed
 from memorysam_cli.storage.torch_files import read_torch, write_torch
 from memorysam_cli.storage.weights_checks import check_file, check_finite, sha256
+from memorysam_cli.text import shown
 
 __all__ = ["digest", "read", "read_metadata", "read_torch", "sha256", "write", "write_torch"]
 

@@ -20,9 +20,9 @@ import torch
 
 from memorysam_cli.errors import EnvironmentFault, WeightsError
 from memorysam_cli.storage import atomic, children, tensor_format, torch_child, torch_parsing, torch_zip
-from memorysam_cli.storage.atomic import shown
 from memorysam_cli.storage.torch_zip import AGAIN, EXPORT, Refused
 from memorysam_cli.storage.weights_checks import check_file, check_finite, sha256
+from memorysam_cli.text import shown
 
 _SAFE_TORCH = (2, 10)
 _PATIENCE_S = 60.0

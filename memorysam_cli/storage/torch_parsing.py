@@ -16,9 +16,9 @@ import torch
 
 from memorysam_cli.errors import is_out_of_memory
 from memorysam_cli.storage import pickle_words, sandbox
-from memorysam_cli.storage.atomic import shown
 from memorysam_cli.storage.tensor_format import DTYPES, MAX_TENSORS
 from memorysam_cli.storage.torch_zip import AGAIN, EXPORT, Refused
+from memorysam_cli.text import shown
 
 _WRAPPERS = ("model", "model_state_dict", "state_dict")
 _NAME_LENGTH = 80

@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from memorysam_cli.storage.atomic import shown
+from memorysam_cli.text import shown
 
 EXPORT = "export its state_dict: torch.save(model.state_dict(), file)"
 AGAIN = "get the file again"

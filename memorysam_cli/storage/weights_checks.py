@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from memorysam_cli.errors import WeightsError
-from memorysam_cli.storage.atomic import shown
+from memorysam_cli.text import few, shown
 
 _NAMES_SHOWN = 5
 _WEB_PAGE = re.compile(rb"<(!doctype|html|head|body|\?xml)", re.IGNORECASE)
@@ -61,7 +61,7 @@ def check_finite(tensors: Mapping[str, torch.Tensor], *, where: str) -> None:
     """
     bad = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
     if bad:
-        names = ", ".join(shown(name) for name in bad[:_NAMES_SHOWN]) + (", …" if len(bad) > _NAMES_SHOWN else "")
+        names = few([shown(name) for name in bad], _NAMES_SHOWN, is_counted=False)
         raise WeightsError(f"{where}: NaN or infinity in {len(bad)} tensors ({names}); use an earlier checkpoint")
 
 

@@ -24,7 +24,7 @@ from memorysam_cli.data.mirroring import refusal
 from memorysam_cli.dataset import IGNORE, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
-from memorysam_cli.storage.atomic import shown
+from memorysam_cli.text import shown
 
 THREADS = 16
 """At most; decoding leaves Python's lock."""

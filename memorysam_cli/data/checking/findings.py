@@ -22,7 +22,7 @@ from memorysam_cli.data.manifest import folder
 from memorysam_cli.dataset import DatasetInfo, Modality, Strict
 from memorysam_cli.errors import DataError, EnvironmentFault
 from memorysam_cli.storage import atomic, documents, images
-from memorysam_cli.storage.atomic import shown
+from memorysam_cli.text import shown
 
 CACHE = "checked.jsonl"
 """Beside the manifest."""

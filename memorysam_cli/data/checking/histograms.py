@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from memorysam_cli.dataset import IGNORE, RAW_VALUES, LabelRule
 from memorysam_cli.laws import LawBroken
-from memorysam_cli.storage.atomic import shown
+from memorysam_cli.text import shown
 
 
 def of_raw(raw: npt.NDArray[Any], rule: LabelRule) -> dict[int, int]:

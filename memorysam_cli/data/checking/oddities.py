@@ -9,7 +9,7 @@ from memorysam_cli.data.checking.findings import Facts
 from memorysam_cli.data.checking.report import Stored
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import IGNORE, DatasetInfo, Modality
-from memorysam_cli.storage.atomic import shown
+from memorysam_cli.text import shown
 
 BYTE = 255
 

@@ -22,7 +22,7 @@ from memorysam_cli.data.listing import relative, sample_names, subfolders, walk
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import Colour, Crop, DatasetInfo, LabelRule, Modality
 from memorysam_cli.errors import DataError
-from memorysam_cli.storage.atomic import shown
+from memorysam_cli.text import shown
 
 MARKER = "memorysam-synthetic.json"
 """Lies in a folder that ``prepare synthetic`` rendered; holds the arguments it was rendered with."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from memorysam_cli.storage import proc
+from memorysam_cli.text import size
 
 _STATUS = Path("/proc/self/status")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -57,9 +58,7 @@ def resident_peak(process: int) -> int:
         return 0
 
 
-def gigabytes(count: int) -> str:
-    """Bytes for people: ``24.0 GB``; small numbers as ``96 MB``."""
-    return f"{count / 1e9:.1f} GB" if count >= 0.95e9 else f"{count / 1e6:.0f} MB"
+gigabytes = size
 
 
 def capacity(device: torch.device) -> Capacity:
