@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from memorysam_cli import recipe
 from memorysam_cli.errors import UsageError
-from memorysam_cli.recipe import files
+from memorysam_cli.recipe import reading
 
 
 def mine(folder: Path, text: str, name: str = "mine.yaml") -> Path:
@@ -143,7 +143,7 @@ def test_what_is_wrong_in_the_extended_file_is_blamed_on_it(tmp_path: Path) -> N
     assert refusal(path, "optim.lr=-2").startswith("--set optim.lr=-2: optim.lr:")
 
 
-@pytest.mark.parametrize("key", sorted(files.OF_THE_FILE))
+@pytest.mark.parametrize("key", sorted(reading.OF_THE_FILE))
 def test_no_override_reaches_what_belongs_to_the_file(key: str, tmp_path: Path) -> None:
     path = mine(tmp_path, "extends: demo\n")
     assert refusal(path, f"{key}=x") == f"--set {key}=x: '{key}' can only be written in a recipe's file"
@@ -170,8 +170,8 @@ def leaves(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def test_every_value_comes_from_the_child_or_unchanged_from_the_parent(
     parent: dict[str, Any], child: dict[str, Any]
 ) -> None:
-    both = leaves(files.extended(parent, child))
+    both = leaves(reading.extended(parent, child))
     ours, theirs = leaves(child), leaves(parent)
     assert all(ours.get(path, theirs.get(path, {})) == value for path, value in both.items())
     assert all(both[path] == value for path, value in ours.items() if value != {})
-    assert files.extended(parent, {}) == parent and files.extended({}, child) == child
+    assert reading.extended(parent, {}) == parent and reading.extended({}, child) == child
