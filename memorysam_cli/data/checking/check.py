@@ -20,7 +20,7 @@ from memorysam_cli.data.checking.findings import Facts, Reader
 from memorysam_cli.data.checking.oddities import Oddities
 from memorysam_cli.data.checking.report import Dropped, Problem, Report
 from memorysam_cli.data.manifest import Manifest, Scene, count_splits, is_text, shared_ids
-from memorysam_cli.data.mirroring import refusal
+from memorysam_cli.data.transforms import refusal
 from memorysam_cli.dataset import IGNORE, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images

@@ -8,7 +8,7 @@ from pathlib import Path
 from memorysam_cli.data.checking.report import Report
 from memorysam_cli.data.decode import read_sample
 from memorysam_cli.data.manifest import Manifest, Scene
-from memorysam_cli.data.sample import Sample
+from memorysam_cli.data.transforms import Sample
 from memorysam_cli.errors import DataError
 from memorysam_cli.report import figures, overlays
 from memorysam_cli.report.overlays import Panel

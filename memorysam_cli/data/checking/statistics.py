@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from memorysam_cli.data import decode
 from memorysam_cli.data.manifest import Manifest, Scene
-from memorysam_cli.data.photometric import full_scale
+from memorysam_cli.data.transforms import full_scale
 from memorysam_cli.dataset import DatasetInfo, Modality, Statistics
 
 THREADS = 8

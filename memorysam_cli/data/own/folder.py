@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from memorysam_cli import laws
+from memorysam_cli.data.listing import pair
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.data.own import first_look, kinds, splitting
 from memorysam_cli.data.own.class_list import ClassList
 from memorysam_cli.data.own.globs import Match, Pattern
 from memorysam_cli.data.own.splitting import Shares
-from memorysam_cli.data.pairing import pair
 from memorysam_cli.dataset import IGNORE, DatasetInfo, Kind, LabelRule, Modality
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import images

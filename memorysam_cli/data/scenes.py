@@ -1,28 +1,134 @@
-"""How scenes are read: for training, for both evaluation protocols, and for prediction."""
+"""How scenes are read: for training, for both evaluation protocols, and for prediction.
+
+First what the loader gives, tensors of one or several scenes; then the order of an epoch and the random numbers of its
+scenes, pure functions of seed, epoch and scene; then the three ways to read.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from memorysam_cli.data import decode, transforms
-from memorysam_cli.data.batches import Batch, LeftOut, ScoredScene, UnlabelledScene
 from memorysam_cli.data.manifest import Manifest, Scene, sign_line
-from memorysam_cli.data.order import epoch_order, generator
-from memorysam_cli.data.sample import Sample
-from memorysam_cli.data.sources import Lost, Source
+from memorysam_cli.data.transforms import Sample
+from memorysam_cli.data.workers import LostPart, Source
 from memorysam_cli.dataset import Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.text import shown
 
+ORDER = 1
+"""Spawn key of the random numbers that order an epoch, apart from those of its samples."""
+
 
 @dataclass(frozen=True)
-class Asked:
+class LeftOut:
+    """A scene that cannot be read."""
+
+    scene: str
+    """Its id."""
+    why: str
+    """The message of its fault, one line."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Scenes of one size."""
+
+    frames: list[Tensor]
+    """M × (B, 3, H, W) float32, normalised, in the asked order."""
+    label: Tensor | None
+    """(B, H, W) int64, 255 counts nowhere."""
+    scenes: tuple[Scene, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    """Scenes that should stand here and cannot be read; others stand in their place (``data.max_bad``)."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        label = None if self.label is None else self.label.to(device, non_blocking=True)
+        frames = [frame.to(device, non_blocking=True) for frame in self.frames]
+        return dataclasses.replace(self, frames=frames, label=label)
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, from which it travels to a device while that computes."""
+        label = None if self.label is None else self.label.pin_memory()
+        return dataclasses.replace(self, frames=[frame.pin_memory() for frame in self.frames], label=label)
+
+
+@dataclass(frozen=True)
+class ScoredScene:
+    """One scene in both evaluation protocols (METHOD §5), each a batch of one."""
+
+    scene: Scene
+    resized: Batch
+    """Frames and label at the published protocol's size."""
+    whole: Batch
+    """The whole frame at the network's size, with the label at its own size."""
+    shares_frames: bool
+    """Both have the same frames, so that one forward pass serves both."""
+    is_large: bool = False
+    """The whole frame keeps its own resolution, to be seen through windows."""
+
+    def pin_memory(self) -> ScoredScene:
+        """The same in page-locked memory."""
+        resized, whole = self.resized.pin_memory(), self.whole
+        if whole.frames is self.resized.frames:  # one copy serves both
+            label = None if whole.label is None else whole.label.pin_memory()
+            return dataclasses.replace(self, resized=resized, whole=Batch(resized.frames, label, whole.scenes))
+        return dataclasses.replace(self, resized=resized, whole=whole.pin_memory())
+
+
+@dataclass(frozen=True)
+class UnlabelledScene:
+    """One scene to be predicted."""
+
+    scene: Scene
+    frames: list[Tensor]
+    """One (1, 3, H, W) float32 for each of ``modalities``."""
+    modalities: tuple[str, ...]
+    """Those of the asked modalities that the scene has, in the asked order."""
+    height: int
+    """Of the scene's own frame, in pixels."""
+    width: int
+    is_large: bool = False
+    """The frames keep their own resolution, to be seen through windows."""
+
+    def pin_memory(self) -> UnlabelledScene:
+        """The same in page-locked memory."""
+        return dataclasses.replace(self, frames=[frame.pin_memory() for frame in self.frames])
+
+
+def epoch_order(count: int, *, seed: int, epoch: int) -> list[int]:
+    """The order of an epoch's scenes: a permutation of 0..count-1, the same on every machine."""
+    rng = generator(seed, epoch, spawn_key=(ORDER,))
+    return [int(index) for index in np.argsort(rng.random(count), kind="stable")]
+
+
+def batches_per_epoch(count: int, *, batch: int, world: int = 1) -> int:
+    """How many batches each of ``world`` processes gets of ``count`` scenes; what is left over is dropped."""
+    return count // batch // world
+
+
+def batches_of(order: list[int], *, batch: int, rank: int = 0, world: int = 1) -> list[tuple[int, ...]]:
+    """The batches of an order that one of ``world`` processes gets: rank, rank + world, …; all get equally many."""
+    count = batches_per_epoch(len(order), batch=batch, world=world) * world
+    return [tuple(order[place * batch : (place + 1) * batch]) for place in range(rank, count, world)]
+
+
+def generator(*entropy: int, spawn_key: tuple[int, ...] = ()) -> np.random.Generator:
+    """A generator that is a pure function of its arguments."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy, spawn_key=spawn_key)))
+
+
+@dataclass(frozen=True)
+class BatchRequest:
     """One batch of training."""
 
     numbers: tuple[int, ...]
@@ -41,7 +147,7 @@ class TrainingBatches(Source[Batch]):
     epoch: int
     modalities: tuple[Modality, ...]
 
-    def item(self, index: Asked | int) -> Batch:
+    def item(self, index: BatchRequest | int) -> Batch:
         """A batch; with ``data.max_bad`` others stand for the scenes that cannot be read.
 
         They are the next readable ones of the epoch's order after the batch's own, and none twice in it: the batch is
@@ -72,11 +178,11 @@ class TrainingBatches(Source[Batch]):
                         raise self._too_many(left_out) from fault
         return replace(_batch(samples, self.modalities, tuple(scenes)), left_out=tuple(left_out))
 
-    def name(self, index: Asked | int) -> str:
+    def name(self, index: BatchRequest | int) -> str:
         """The scenes' ids."""
         return _named(self.scenes[number] for number in ([index] if isinstance(index, int) else index.numbers))
 
-    def parts(self, index: Asked | int) -> Sequence[int]:
+    def parts(self, index: BatchRequest | int) -> Sequence[int]:
         """Its scenes, and as many of those that may stand for them."""
         if isinstance(index, int):
             return (index,)
@@ -85,7 +191,7 @@ class TrainingBatches(Source[Batch]):
         more = [number for number, _ in zip(others, index.numbers, strict=False)]
         return [number for number in (*index.numbers, *more) if number not in known]
 
-    def instead(self, index: Asked, lost: Sequence[Lost]) -> Asked:
+    def instead(self, index: BatchRequest, lost: Sequence[LostPart]) -> BatchRequest:
         """The same batch without the scenes that kill, if some may be left out."""
         if not self._may_leave_out():
             raise lost[0].fault
@@ -96,7 +202,7 @@ class TrainingBatches(Source[Batch]):
         share = max_bad(self.recipe)
         return max(1, int(share * len(self.scenes))) if share > 0 else 0
 
-    def _others(self, index: Asked) -> Iterator[int]:
+    def _others(self, index: BatchRequest) -> Iterator[int]:
         """The scenes that follow a batch in the epoch's order and are not in it, each once."""
         order = epoch_order(len(self.scenes), seed=self.recipe.train.seed, epoch=self.epoch)
         after = order.index(index.numbers[-1]) + 1
@@ -177,7 +283,7 @@ class UnlabelledScenes(Source["UnlabelledScene | DataError"]):
         """The scene's id."""
         return "no scene" if isinstance(index, DataError) else _named([self.scenes[index]])
 
-    def instead(self, index: int, lost: Sequence[Lost]) -> DataError:  # noqa: ARG002  (the fault names its scene)
+    def instead(self, index: int, lost: Sequence[LostPart]) -> DataError:  # noqa: ARG002  (the fault names its scene)
         """The fault itself: the next scenes follow."""
         return lost[0].fault
 
@@ -196,7 +302,7 @@ class UnlabelledScenes(Source["UnlabelledScene | DataError"]):
 
 def max_bad(recipe: Recipe) -> float:
     """The share of the training scenes that may be left out, from 0 to 1."""
-    return float(getattr(recipe.data, "max_bad", 0.0))
+    return recipe.data.max_bad
 
 
 def _named(scenes: Iterable[Scene]) -> str:
