@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memorysam_cli.data import decode
-from memorysam_cli.data.checking import findings, histograms
-from memorysam_cli.data.checking.check import check
+from memorysam_cli.data import decode, findings
+from memorysam_cli.data.check import check
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.dataset import LabelRule
 from memorysam_cli.laws import LawBroken
@@ -16,8 +15,12 @@ from memorysam_cli.storage import images
 
 def test_values_become_classes_by_hand() -> None:
     raw = np.array([[0, 1, 1], [2, 255, 7]], np.uint16)
-    assert histograms.of_raw(raw, LabelRule(shift=-1, ignore=(0, 255, 7))) == {255: 3, 0: 2, 1: 1}
-    assert histograms.of_raw(raw, LabelRule(mapping=((0, 2), (1, 2), (2, 0)), ignore=(255, 7))) == {2: 3, 0: 1, 255: 2}
+    assert findings.raw_histogram(raw, LabelRule(shift=-1, ignore=(0, 255, 7))) == {255: 3, 0: 2, 1: 1}
+    assert findings.raw_histogram(raw, LabelRule(mapping=((0, 2), (1, 2), (2, 0)), ignore=(255, 7))) == {
+        2: 3,
+        0: 1,
+        255: 2,
+    }
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64])
@@ -32,14 +35,14 @@ def test_the_rules_words_and_the_loaders_table_agree(tmp_path: Path, dtype: type
         LabelRule(mapping=tuple((n, 11 - n) for n in range(12))),
     ):
         label = decode.read_label(path, rule, 12)
-        assert histograms.of_raw(raw, rule) == histograms.of_classes(label)
-        assert sum(histograms.of_classes(label).values()) == raw.size
+        assert findings.raw_histogram(raw, rule) == findings.class_histogram(label)
+        assert sum(findings.class_histogram(label).values()) == raw.size
 
 
 def test_a_class_that_reading_changes_is_named() -> None:
     with pytest.raises(LawBroken, match=r"x\.png: class 3 has 5 pixels in the file and 4 as it is read"):
-        histograms.refuse_changed(Path("x.png"), {0: 1, 3: 5}, {0: 1, 3: 4, 7: 1})
-    histograms.refuse_changed(Path("x.png"), {0: 1, 3: 5}, {3: 5, 0: 1})
+        findings.refuse_changed(Path("x.png"), {0: 1, 3: 5}, {0: 1, 3: 4, 7: 1})
+    findings.refuse_changed(Path("x.png"), {0: 1, 3: 5}, {3: 5, 0: 1})
 
 
 def test_a_loader_that_wraps_is_noticed_by_the_check(
@@ -53,7 +56,7 @@ def test_a_loader_that_wraps_is_noticed_by_the_check(
 
 @pytest.fixture
 def listed_one(tmp_path: Path) -> Manifest:
-    from ...engine.stand_ins import write_data
+    from ..engine.stand_ins import write_data
 
     return write_data(tmp_path, [("a", "val", None, None, (64, 64))])
 
@@ -61,4 +64,4 @@ def listed_one(tmp_path: Path) -> Manifest:
 def test_the_same_file_gives_the_same_histogram(tmp_path: Path) -> None:
     images.write_png(tmp_path / "a.png", np.full((3, 4), 7, np.uint8))
     raw = images.read(tmp_path / "a.png")
-    assert histograms.of_raw(raw, LabelRule()) == histograms.of_raw(raw, LabelRule()) == {7: 12}
+    assert findings.raw_histogram(raw, LabelRule()) == findings.raw_histogram(raw, LabelRule()) == {7: 12}

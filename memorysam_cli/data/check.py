@@ -1,6 +1,7 @@
 """Whether a data set can be trained on: every file there and whole, sizes equal, dtypes readable, label ids legal.
 
-All files are decoded, because a wrong id or a torn picture would only show in training, days later.
+All files are decoded, because a wrong id or a torn picture would only show in training, days later. What a check shows:
+a scene of each condition with all its sensors, and how often each class occurs.
 """
 
 from __future__ import annotations
@@ -10,27 +11,34 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from memorysam_cli import laws
 from memorysam_cli.data import decode
-from memorysam_cli.data.checking.findings import Facts, Reader
-from memorysam_cli.data.checking.oddities import Oddities
-from memorysam_cli.data.checking.report import Dropped, Problem, Report
+from memorysam_cli.data.decode import read_sample
+from memorysam_cli.data.findings import CheckReport, Dropped, FileFacts, Oddities, Problem, Reader
 from memorysam_cli.data.manifest import Manifest, Scene, count_splits, is_text, shared_ids
-from memorysam_cli.data.transforms import refusal
+from memorysam_cli.data.transforms import Sample, refusal
 from memorysam_cli.dataset import IGNORE, Modality
 from memorysam_cli.errors import DataError
-from memorysam_cli.storage import images
+from memorysam_cli.report import figures, overlays
+from memorysam_cli.report.overlays import Panel
+from memorysam_cli.storage import atomic, images
 from memorysam_cli.text import shown
 
 THREADS = 16
 """At most; decoding leaves Python's lock."""
 
-Fault = tuple[str, str]
+SceneFault = tuple[str, str]
 """Kind and message."""
+SHEET, HISTOGRAM = "sheet.png", "labels.png"
+ROWS = 12
+"""Scenes on the sheet."""
+TRIES = 5
+"""Scenes of a condition that are tried until one can be read."""
 
 
 def check(
@@ -40,7 +48,7 @@ def check(
     headers_only: bool = False,
     max_pixels: int | None = None,
     advance: Callable[[], object] | None = None,
-) -> Report:
+) -> CheckReport:
     """Look at every file of a data set; what was read is remembered beside the manifest's place.
 
     Args:
@@ -56,9 +64,9 @@ def check(
     """
     info = manifest.info
     reader = Reader(manifest.root, info, headers_only=headers_only, max_pixels=max_pixels or images.pixel_limit())
-    findings: list[_Finding] = []
+    findings: list[_SceneFindings] = []
     try:
-        for finding in _findings(manifest.scenes, reader):
+        for finding in _look_at_all(manifest.scenes, reader):
             findings.append(finding)
             if advance is not None:
                 advance()
@@ -79,7 +87,7 @@ def check(
         Dropped(manifest.scenes[index], tuple(message for _, message in findings[index].faults))
         for index in sorted(left_out)
     )
-    return Report(
+    return CheckReport(
         dataset=info.name,
         root=manifest.root.absolute(),
         scenes=scenes,
@@ -103,13 +111,13 @@ def check(
 
 
 @dataclass
-class _Finding:
+class _SceneFindings:
     """What one scene's files say."""
 
-    faults: list[Fault] = field(default_factory=list)
-    frames: dict[str, Facts] = field(default_factory=dict)
+    faults: list[SceneFault] = field(default_factory=list)
+    frames: dict[str, FileFacts] = field(default_factory=dict)
     """Of each modality, its first file's, and the range over all its files."""
-    label: Facts | None = None
+    label: FileFacts | None = None
 
     @property
     def label_pixels(self) -> int:
@@ -124,7 +132,7 @@ class _Finding:
         return counts
 
 
-def _findings(scenes: Sequence[Scene], reader: Reader) -> Iterator[_Finding]:
+def _look_at_all(scenes: Sequence[Scene], reader: Reader) -> Iterator[_SceneFindings]:
     """Look at all scenes with several threads; in order."""
     executor = ThreadPoolExecutor(max_workers=min(THREADS, os.cpu_count() or 1))
     try:
@@ -133,10 +141,10 @@ def _findings(scenes: Sequence[Scene], reader: Reader) -> Iterator[_Finding]:
         executor.shutdown(cancel_futures=True)
 
 
-def _look(scene: Scene, reader: Reader) -> _Finding:
+def _look(scene: Scene, reader: Reader) -> _SceneFindings:
     """Check one scene."""
-    finding = _Finding()
-    odd_names = [name for name in _names(scene) if not is_text(name)]
+    finding = _SceneFindings()
+    odd_names = [name for name in _written_names(scene) if not is_text(name)]
     if odd_names:
         finding.faults.append(("name", f"{shown(scene.id)}: '{shown(odd_names[0])}' is not valid UTF-8; rename it"))
         return finding
@@ -164,8 +172,8 @@ def _look(scene: Scene, reader: Reader) -> _Finding:
 
 
 def _frame(
-    path: str, modality: Modality, reader: Reader, finding: _Finding, absent: list[str], *, files: int
-) -> Facts | None:
+    path: str, modality: Modality, reader: Reader, finding: _SceneFindings, absent: list[str], *, files: int
+) -> FileFacts | None:
     """What one of a modality's files holds, if it can be used; one that is not there is added to ``absent``."""
     try:
         facts = reader.frame(path, modality)
@@ -182,7 +190,7 @@ def _frame(
     return facts
 
 
-def _misfit(facts: Facts, modality: Modality, *, files: int) -> str | None:
+def _misfit(facts: FileFacts, modality: Modality, *, files: int) -> str | None:
     """Why a file of this form cannot become the modality's frame, if it cannot; as ``decode.read_modality``."""
     holds = f"holds {facts.channels} channel(s) of {facts.dtype}"
     if facts.dtype not in ("uint8", "uint16", "float16", "float32", "float64"):
@@ -208,7 +216,7 @@ def _misfit(facts: Facts, modality: Modality, *, files: int) -> str | None:
     return None
 
 
-def _combine(scene: Scene, modality: Modality, facts: Sequence[Facts], finding: _Finding) -> None:
+def _combine(scene: Scene, modality: Modality, facts: Sequence[FileFacts], finding: _SceneFindings) -> None:
     """Keep the facts of a modality's files as one."""
     first = facts[0]
     if len({each.dtype for each in facts}) > 1:
@@ -221,7 +229,7 @@ def _combine(scene: Scene, modality: Modality, facts: Sequence[Facts], finding: 
     finding.frames[modality.name] = first.model_copy(update=ends)
 
 
-def _label(scene: Scene, reader: Reader, finding: _Finding) -> Facts | None:
+def _label(scene: Scene, reader: Reader, finding: _SceneFindings) -> FileFacts | None:
     """The label's classes, if they are legal."""
     if scene.label is None and scene.split in reader.info.unlabelled:
         return None
@@ -237,7 +245,7 @@ def _label(scene: Scene, reader: Reader, finding: _Finding) -> Facts | None:
     return None
 
 
-def _between_scenes(scenes: Sequence[Scene]) -> Iterator[tuple[int, Fault]]:
+def _between_scenes(scenes: Sequence[Scene]) -> Iterator[tuple[int, SceneFault]]:
     """What is wrong with two scenes together: names that meet, and files in two splits."""
     for first, second in shared_ids(scenes):
         one, other = scenes[first], scenes[second]
@@ -264,7 +272,7 @@ def _between_scenes(scenes: Sequence[Scene]) -> Iterator[tuple[int, Fault]]:
                 break
 
 
-def _problems(findings: Sequence[_Finding]) -> Iterator[Problem]:
+def _problems(findings: Sequence[_SceneFindings]) -> Iterator[Problem]:
     """The faults by kind, each with its first offenders."""
     faults: dict[str, list[str]] = defaultdict(list)
     for finding in findings:
@@ -278,6 +286,76 @@ def _paths(scene: Scene) -> list[str]:
     return [*(path for paths in scene.files.values() for path in paths), *([scene.label] if scene.label else [])]
 
 
-def _names(scene: Scene) -> list[str]:
+def _written_names(scene: Scene) -> list[str]:
     """All that must be written down of a scene."""
     return [scene.id, *_paths(scene)]
+
+
+def draw(manifest: Manifest, report: CheckReport, folder: Path) -> list[Path]:
+    """Write the sheet of scenes, and the histogram of classes where there are labels.
+
+    Args:
+        manifest: all scenes.
+        report: what their check found.
+        folder: where to.
+
+    Returns:
+        The files; without a scene that can be read there is no sheet.
+
+    Raises:
+        EnvironmentFault: they cannot be written.
+    """
+    written = []
+    rows, masks = [], []
+    for title, sample in _samples(manifest):
+        row = [
+            Panel(f"{title}: {name}" if index == 0 else name, overlays.as_picture(frame))
+            for index, (name, frame) in enumerate(sample.frames.items())
+        ]
+        if sample.label is not None:
+            row.append(Panel("label", overlays.colour(sample.label, manifest.info.palette)))
+            masks.append(sample.label)
+        rows.append(row)
+    if rows:
+        entries = overlays.legend(masks, classes=manifest.info.classes, palette=manifest.info.palette)
+        images.write_png(folder / SHEET, overlays.sheet(rows, entries))
+        written.append(folder / SHEET)
+    shares = {split: _shares(counts) for split, counts in report.pixels.items() if sum(counts[:-1])}
+    if shares:
+        title = f"{report.dataset}: share of the labelled pixels"
+        atomic.write_bytes(folder / HISTOGRAM, figures.class_histogram(shares, classes=report.classes, title=title))
+        written.append(folder / HISTOGRAM)
+    return written
+
+
+def groups(scenes: Sequence[Scene]) -> dict[str, list[Scene]]:
+    """Scenes by condition and failure, by split where there is neither; at most :data:`ROWS`, the commonest first."""
+    found: dict[str, list[Scene]] = {}
+    for scene in scenes:
+        name = " ".join(word for word in (scene.condition, scene.case) if word) or scene.split
+        found.setdefault(name, []).append(scene)
+    kept = sorted(found, key=lambda name: -len(found[name]))[:ROWS]
+    return {name: found[name] for name in sorted(kept)}
+
+
+def _samples(manifest: Manifest) -> Iterator[tuple[str, Sample]]:
+    """A scene of each group that can be read; what cannot is in the check's report."""
+    info = manifest.info
+    for name, scenes in groups(manifest.scenes).items():
+        middle = len(scenes) // 2  # the first frames of a drive often stand still
+        for scene in (scenes[middle:] + scenes[:middle])[:TRIES]:
+            try:
+                modalities = [modality for modality in info.modalities if modality.name in scene.files]
+                yield name, read_sample(
+                    manifest.root, scene, modalities=modalities, classes=len(info.classes), palette=info.palette,
+                    rule=None if scene.label is None else info.label,
+                )  # fmt: skip
+                break
+            except (DataError, OSError):
+                continue
+
+
+def _shares(counts: Sequence[int]) -> list[float]:
+    """Percentages of the classes; the last count is of ignored pixels."""
+    total = sum(counts[:-1])
+    return [100 * count / total for count in counts[:-1]]

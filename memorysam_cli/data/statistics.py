@@ -118,7 +118,7 @@ def measured_scenes(manifest: Manifest, *, split: str = "train") -> list[Scene]:
     return [scene for scene in manifest.scenes if scene.split == split] or list(manifest.scenes)
 
 
-def stored(info: DatasetInfo, found: Mapping[str, Statistics], *, normalise: bool) -> DatasetInfo:
+def with_statistics(info: DatasetInfo, found: Mapping[str, Statistics], *, normalise: bool) -> DatasetInfo:
     """The data set with its statistics.
 
     Args:

@@ -4,33 +4,33 @@ from pathlib import Path
 
 import pytest
 
-from memorysam_cli.data.checking import target
+from memorysam_cli.data import preparation
 from memorysam_cli.errors import DataError
 
-from ...engine.stand_ins import write_data
-from ..trees import VARIANTS, write_tree
+from ..engine.stand_ins import write_data
+from .trees import VARIANTS, write_tree
 
 
 def test_the_only_prepared_data_set_is_meant(tmp_path: Path) -> None:
     write_data(tmp_path)
-    assert target.find(tmp_path).info.name == "tiny"
+    assert preparation.find_target(tmp_path).info.name == "tiny"
 
 
 @pytest.mark.parametrize("name", sorted(VARIANTS))
 def test_a_published_one_is_known_by_its_files(tmp_path: Path, name: str) -> None:
     write_tree(name, tmp_path / name)
-    found = target.find(tmp_path)
+    found = preparation.find_target(tmp_path)
     assert found.info.name == name and found.scenes
     assert not (tmp_path / "memorysam").exists()
 
 
 def test_what_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
-        target.find(tmp_path / "nowhere")
+        preparation.find_target(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"holds no prepared data set and none that is known .*prepare folder"):
-        target.find(tmp_path)
+        preparation.find_target(tmp_path)
     with pytest.raises(DataError, match="did you mean 'deliver'"):
-        target.find(tmp_path, dataset="deliwer")
+        preparation.find_target(tmp_path, dataset="deliwer")
 
 
 def test_of_several_one_must_be_named(tmp_path: Path) -> None:
@@ -38,5 +38,5 @@ def test_of_several_one_must_be_named(tmp_path: Path) -> None:
     (tmp_path / "memorysam" / "tiny").rename(tmp_path / "memorysam" / "other")
     write_data(tmp_path)
     with pytest.raises(DataError, match="2 data sets are prepared there; name one with --dataset: other, tiny"):
-        target.find(tmp_path)
-    assert target.find(tmp_path, dataset="tiny").info.name == "tiny"
+        preparation.find_target(tmp_path)
+    assert preparation.find_target(tmp_path, dataset="tiny").info.name == "tiny"

@@ -9,13 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from memorysam_cli.data.layouts.layout import DataNotFound, Layout
-from memorysam_cli.data.layouts.lists import Lists
-from memorysam_cli.data.layouts.places import place, sensor
+from memorysam_cli.data.layout import DataNotFound, DatasetLayout, Lists, place, sensor
 from memorysam_cli.dataset import LabelRule, Modality
 from memorysam_cli.errors import DataError, EnvironmentFault
 
-BY_FOLDER = Layout(
+BY_FOLDER = DatasetLayout(
     name="made-up",
     title="Made Up",
     published_at="https://example.org",

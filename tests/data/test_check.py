@@ -11,17 +11,16 @@ import pytest
 
 from memorysam_cli.data import decode
 from memorysam_cli.data import manifest as manifests
-from memorysam_cli.data.checking.check import check
-from memorysam_cli.data.checking.findings import CACHE
-from memorysam_cli.data.checking.report import Report
+from memorysam_cli.data.check import check
 from memorysam_cli.data.datasets.deliver import DELIVER
 from memorysam_cli.data.datasets.mcubes import MCUBES
+from memorysam_cli.data.findings import CACHE, CheckReport
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.dataset import Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
 
-from ..conftest import SCENES, write_deliver, write_mcubes
+from .conftest import SCENES, write_deliver, write_mcubes
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def listed(tmp_path: Path) -> Manifest:
     return Manifest(tmp_path, DELIVER.info(folder), tuple(DELIVER.scenes(folder, tmp_path)))
 
 
-def only_problem(report: Report) -> tuple[str, int, str]:
+def only_problem(report: CheckReport) -> tuple[str, int, str]:
     (problem,) = report.problems
     return problem.kind, problem.count, problem.first[0]
 

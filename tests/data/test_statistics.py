@@ -5,11 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memorysam_cli.data import decode
+from memorysam_cli.data import decode, statistics
 from memorysam_cli.data import manifest as manifests
-from memorysam_cli.data.checking import statistics
-from memorysam_cli.data.checking.statistics import Moments, measure, merge, stored
 from memorysam_cli.data.manifest import Manifest, Scene
+from memorysam_cli.data.statistics import Moments, measure, merge, with_statistics
 from memorysam_cli.data.transforms import to_tensor
 from memorysam_cli.dataset import DatasetInfo, Modality
 from memorysam_cli.errors import DataError
@@ -86,7 +85,7 @@ def test_the_order_and_the_number_of_threads_change_nothing(tmp_path: Path, monk
 
 def test_normalised_by_them_the_tensors_have_mean_0_and_deviation_1(tmp_path: Path) -> None:
     manifest = write(tmp_path)
-    info = stored(manifest.info, measure(manifest), normalise=True)
+    info = with_statistics(manifest.info, measure(manifest), normalise=True)
     for modality in info.modalities:
         tensors = [
             to_tensor(decode.read_modality([tmp_path / scene.files[modality.name][0]], modality), modality).flatten(1)
@@ -99,7 +98,7 @@ def test_normalised_by_them_the_tensors_have_mean_0_and_deviation_1(tmp_path: Pa
 
 def test_published_normalisation_stays_when_they_are_only_stored(tmp_path: Path) -> None:
     manifest = write(tmp_path)
-    info = stored(manifest.info, measure(manifest), normalise=False)
+    info = with_statistics(manifest.info, measure(manifest), normalise=False)
     assert info.modalities == manifest.info.modalities and set(info.statistics) == {"rgb", "depth"}
 
 
@@ -108,7 +107,7 @@ def test_a_constant_channel_is_not_divided_by_0() -> None:
     constant = statistics.Statistics(
         split="train", scenes=1, mean=(0.5, 0.5, 0.5), std=(0.0, 0.1, 0.0), low=0.5, high=0.6
     )  # fmt: skip
-    found = stored(info, {"rgb": constant}, normalise=True)
+    found = with_statistics(info, {"rgb": constant}, normalise=True)
     assert found.modalities[0].std == (1.0, 0.1, 1.0) and found.statistics["rgb"].std == (0.0, 0.1, 0.0)
 
 
@@ -133,7 +132,7 @@ def test_rounding_is_no_deviation(tmp_path: Path) -> None:
         images.write_png(tmp_path / scene.files["depth"][0], np.full((40, 56), 12345, np.uint16))
     found = measure(manifest)
     assert 0 < found["depth"].std[0] < 1e-12
-    depth = stored(manifest.info, found, normalise=True).modality("depth")
+    depth = with_statistics(manifest.info, found, normalise=True).modality("depth")
     assert depth.std == (1.0, 1.0, 1.0)
     tensor = to_tensor(np.full((4, 4, 3), 12345, np.uint16), depth)
     np.testing.assert_allclose(tensor.numpy(), 0, atol=1e-5)

@@ -1,8 +1,8 @@
 """How a published data set lies on disk: one declaration per data set, one engine for all.
 
 A declaration (``data/datasets/<name>.py``) says where each modality's files and the labels may lie, as templates of
-whole path components below the data set's folder, and what they mean. Nothing is ever read off a part of a component
-or off the user's own folders: ``rain`` is in every ``train``.
+whole path components below the data set's folder, what they mean, and which text files list the scenes of each split.
+Nothing is ever read off a part of a component or off the user's own folders: ``rain`` is in every ``train``.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from memorysam_cli.data.layouts.lists import Lists
-from memorysam_cli.data.layouts.places import Place, Sensor
-from memorysam_cli.data.layouts.templates import Fields, Template, Tree, compiled
 from memorysam_cli.data.listing import relative, sample_names, subfolders, walk
 from memorysam_cli.data.manifest import Scene
+from memorysam_cli.data.templates import Fields, Template, Tree, compiled
 from memorysam_cli.dataset import Colour, Crop, DatasetInfo, LabelRule, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.text import shown
 
+SPLITS = ("train", "val", "test")
 MARKER = "memorysam-synthetic.json"
 """Lies in a folder that ``prepare synthetic`` rendered; holds the arguments it was rendered with."""
 DEPTH = 3
@@ -32,12 +32,114 @@ SHOWN_SENSORS = 8
 """Sensors that the expected tree lists; UrbanLF has 81."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lists:
+    """Where a data set's split lists lie, and what their lines are."""
+
+    folder: str = ""
+    """In which they lie, relative to the data set's; "" for the data set's own."""
+    splits: tuple[str, ...] = SPLITS
+    lines: tuple[str, ...] = ("{name}",)
+    """Templates; the first that a line matches gives its fields."""
+    has_columns: bool = False
+    """Whether only a line's text up to the first blank or tab counts."""
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """Split → its list, relative to the data set's folder."""
+        return {split: f"{self.folder}/{split}.txt".lstrip("/") for split in self.splits}
+
+    def read(self, folder: Path) -> list[Fields]:
+        """The fields of every line, ``split`` among them, in the order of the lists.
+
+        Raises:
+            DataError: there is no list, or one cannot be read, or a line has no known form.
+        """
+        present = {split: folder / path for split, path in self.files.items() if (folder / path).is_file()}
+        if not present:
+            *first, last = (f"{split}.txt" for split in self.splits)
+            where = folder / self.folder if self.folder else folder
+            raise DataError(f"{where}: has no {', '.join(first)} or {last}; unpack the lists too")
+        return [{"split": split, **fields} for split, path in present.items() for fields in self._entries(path)]
+
+    def _entries(self, path: Path) -> Iterator[Fields]:
+        """The fields of every line that is not empty."""
+        try:
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
+        except (OSError, UnicodeDecodeError) as fault:
+            raise DataError(f"{path}: cannot be read as a list of names ({fault}); unpack it again") from None
+        forms = [compiled(text) for text in self.lines]
+        for number, line in enumerate(lines, start=1):
+            entry = line.strip()
+            if self.has_columns and entry:
+                entry = entry.split()[0]
+            if not entry:
+                continue
+            fields = next((found for form in forms if (found := form.match(entry)) is not None), None)
+            if fields is None:
+                allowed = " or ".join(form.shown for form in forms)
+                raise DataError(
+                    f"{path}, line {number}: {entry!r} is not a scene's name (allowed: {allowed}; no other folders)"
+                )
+            yield fields
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place where the files of a modality, or the labels, may lie."""
+
+    templates: tuple[Template, ...]
+    """One, or an angle's two: sine, cosine."""
+    reading: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the :class:`Modality` that are different for files that lie here."""
+    rule: LabelRule | None = None
+    """Of labels: how those that lie here are read, where it is not the layout's own rule."""
+    counts: Mapping[str, int] | None = None
+    """Of labels: the published scenes per split of the data whose labels lie here."""
+
+    @property
+    def shown(self) -> str:
+        """The templates, for people."""
+        return " + ".join(template.shown for template in self.templates)
+
+    def is_in(self, tree: Tree) -> bool:
+        """Whether any file of this place exists."""
+        return any(next(template.found_in(tree), None) is not None for template in self.templates)
+
+
+def place(
+    *templates: str, rule: LabelRule | None = None, counts: Mapping[str, int] | None = None, **reading: Any
+) -> Place:
+    """Declare a :class:`Place`."""
+    return Place(tuple(compiled(text) for text in templates), reading, rule, counts)
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """A modality and where its files may lie, the usual place first."""
+
+    modality: Modality
+    places: tuple[Place, ...]
+    is_optional: bool = False
+    """Then nothing is said where it is missing."""
+
+
+def sensor(modality: Modality, *places: str | Place, is_optional: bool = False) -> Sensor:
+    """Declare a :class:`Sensor`; a place that is plain text is one template."""
+    listed = tuple(place(each) if isinstance(each, str) else each for each in places)
+    return Sensor(modality, listed, is_optional)
+
+
 class DataNotFound(DataError):
     """The data are not there; carries the tree that is looked for."""
 
     def __init__(self, message: str, *, expected_tree: str) -> None:
         super().__init__(message)
         self.expected_tree = expected_tree
+
+
+class DataAmbiguous(DataError):
+    """A folder holds the data more than once."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +151,7 @@ class _Chosen:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class DatasetLayout:
     """One data set: what it is, and how its folder looks."""
 
     name: str
@@ -106,11 +208,11 @@ class Layout:
         lines = [
             line
             for sensor in self.sensors[:SHOWN_SENSORS]
-            for line in _lines(sensor.places, f'modality "{sensor.modality.name}"')
+            for line in _tree_lines(sensor.places, f'modality "{sensor.modality.name}"')
         ]
         if len(self.sensors) > SHOWN_SENSORS:
             lines.append(("…", f"{len(self.sensors) - SHOWN_SENSORS} more modalities"))
-        lines += _lines(self.labels, "labels")
+        lines += _tree_lines(self.labels, "labels")
         if self.lists is not None:
             lines.append((", ".join(self.lists.files.values()), "the scenes of each split"))
         width = max(len(path) for path, _ in lines)
@@ -129,7 +231,8 @@ class Layout:
         A rendered folder counts only where there is no other, so that synthetic scenes never pass for real ones.
 
         Raises:
-            DataError: there is none (says where the data are published), or more than one.
+            DataNotFound: there is none; says where the data are published.
+            DataAmbiguous: there is more than one.
         """
         if not root.is_dir():
             raise self._not_found(root, "is not a folder" if root.exists() else "does not exist")
@@ -144,7 +247,7 @@ class Layout:
             )
         if len(chosen) > 1:
             names = " and ".join(str(path) for path in chosen[:2])
-            raise DataError(f"{root}: holds {self.title} more than once: {names}; give one of them as ROOT")
+            raise DataAmbiguous(f"{root}: holds {self.title} more than once: {names}; give one of them as ROOT")
         return chosen[0]
 
     def survey(self, folder: Path, root: Path) -> list[Scene]:
@@ -357,6 +460,6 @@ def _own_folders(template: Template, tree: Tree) -> Iterator[str]:
         yield f"{fixed}/{inside}" if inside else fixed
 
 
-def _lines(places: Sequence[Place], what: str) -> list[tuple[str, str]]:
+def _tree_lines(places: Sequence[Place], what: str) -> list[tuple[str, str]]:
     """Lines of the expected tree: a path, and what lies there."""
     return [(each.shown, f"or {what}" if number else what) for number, each in enumerate(places)]
