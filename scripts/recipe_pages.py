@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from memorysam_cli.recipe import describing
+from memorysam_cli.recipe import comparing
 from memorysam_cli.storage import atomic, documents
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -22,7 +22,7 @@ in the file or in the recipe that it extends.
 
 def keys_page() -> str:
     """docs/recipe-keys.md: a table for each section."""
-    found = describing.keys()
+    found = comparing.keys()
     lines = [INTRODUCTION]
     top = [key for key in found if "." not in key.path and not key.is_section]
     lines += ["## The file itself", "", *_table(top)]
@@ -34,10 +34,10 @@ def keys_page() -> str:
 
 def schema_text() -> str:
     """docs/recipe.schema.json."""
-    return documents.to_json(describing.json_schema(), indent=2) + "\n"
+    return documents.to_json(comparing.json_schema(), indent=2) + "\n"
 
 
-def _table(keys: list[describing.Key]) -> list[str]:
+def _table(keys: list[comparing.Key]) -> list[str]:
     rows = [f"| `{key.path}` | {key.kind} | {key.allowed} | {_default(key.default)} | {key.meaning} |" for key in keys]
     return ["| key | type | allowed | default | meaning |", "|---|---|---|---|---|", *rows, ""]
 

@@ -20,7 +20,7 @@ LAYERS = [
     {"recipe"},
     {"storage"},
     {"validation", "dataset", "laws"},
-    {"errors"},
+    {"errors", "text"},
 ]
 """From top to bottom; a module imports from its own layer's package or from lower layers."""
 HEAVY = {"torch", "cv2", "numpy", "peft", "accelerate", "transformers", "sam2", "matplotlib", "safetensors"}

@@ -41,16 +41,16 @@ def check(
     options.begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.commands.prepare import outcome
     from memorysam_cli.data import preparation
-    from memorysam_cli.data.checking import pictures, target
+    from memorysam_cli.data.check import draw
     from memorysam_cli.report import console
     from memorysam_cli.storage import atomic, documents
 
-    found = target.find(data, dataset=dataset)
+    found = preparation.find_target(data, dataset=dataset)
     folder = out or Path(f"check-{found.info.name}")
     atomic.refuse_unwritable(folder)
     with console.progress(len(found.scenes), "check") as bar:
         report = preparation.examine(found, headers_only=headers_only, max_pixels=max_pixels, advance=bar.advance)
-    drawn = pictures.draw(found, report, folder)
+    drawn = draw(found, report, folder)
     files = {"report": folder / "report.json", **{path.stem: path for path in drawn}}
     facts = {
         "schema_version": SCHEMA_VERSION,

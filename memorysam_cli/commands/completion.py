@@ -10,7 +10,7 @@ from pathlib import Path
 def recipe_names(incomplete: str) -> list[str]:
     """Shipped recipes, and recipe files below the folder that is being typed."""
     package = Path(__file__).parent.parent
-    folders = (package / "recipes", package.parent / "recipes")  # as recipe.files finds them
+    folders = (package / "recipes", package.parent / "recipes")  # as recipe.reading finds them
     names = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
     return [*_beginning(names, incomplete), *_files(incomplete, (".yaml", ".yml"))]
 

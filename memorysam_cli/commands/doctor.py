@@ -15,10 +15,10 @@ def doctor(json: options.Json = False, verbose: options.Verbose = False, quiet: 
     and not even that in offline mode (HF_HUB_OFFLINE=1). Exit code 6: there is a problem, and commands will fail.
     """
     options.begin(json=json, verbose=verbose, quiet=quiet)
-    from memorysam_cli.engine.doctor import examination
+    from memorysam_cli.engine.doctor import examine
     from memorysam_cli.report import console
 
-    found = list(examination.examine())
+    found = list(examine())
     counts = {state: sum(1 for each in found if each.state == state) for state in ("ok", "warning", "problem")}
     if json:
         rows = [vars(each) for each in found]

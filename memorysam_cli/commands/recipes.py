@@ -133,20 +133,20 @@ def copy_recipe(
     It has every key with its meaning. All values are commented out, but for those of --set: take the # away from what
     you change.
     """
-    from memorysam_cli.recipe import copying, describing, files
+    from memorysam_cli.recipe import comparing, reading
     from memorysam_cli.report import console
     from memorysam_cli.storage import atomic, documents
 
     begin(json=json, verbose=verbose, quiet=quiet)
-    copy = copying.copied(name, out, overrides=overrides or (), has_schema=schema)
-    beside = out.parent / copying.SCHEMA_FILE
+    copy = comparing.copied(name, out, overrides=overrides or (), has_schema=schema)
+    beside = out.parent / comparing.SCHEMA_FILE
     if out.exists():
-        if out.samefile(files.find(name)):
+        if out.samefile(reading.find(name)):
             raise UsageError(f"{out}: is the recipe that is read; give another name")
         if not overwrite:
             raise UsageError(f"{out}: exists already; give another name, or --overwrite to replace it")
     if schema:
-        text = documents.to_json(describing.json_schema(), indent=2) + "\n"
+        text = documents.to_json(comparing.json_schema(), indent=2) + "\n"
         if beside.exists() and not overwrite and beside.read_bytes() != text.encode():
             raise UsageError(f"{beside}: exists already and says something else; move it, or --overwrite to replace it")
         atomic.write_text(beside, text)
@@ -209,7 +209,9 @@ def diff_recipes(
         rows = [{"key": each.key, "a": each.a, "b": each.b} for each in found]
         console.answer({"schema_version": SCHEMA_VERSION, "a": a, "b": b, "differences": rows})
     elif found:
-        console.table(["key", a, b], [[each.key, comparing.shown(each.a), comparing.shown(each.b)] for each in found])
+        console.table(
+            ["key", a, b], [[each.key, comparing.yaml_value(each.a), comparing.yaml_value(each.b)] for each in found]
+        )
     else:
         console.say("no difference")
 
@@ -222,12 +224,12 @@ def print_schema(json: Json = False, verbose: Verbose = False, quiet: Quiet = Fa
     `# yaml-language-server: $schema=recipe.schema.json`, which `recipes copy --schema` writes. All keys in words:
     docs/recipe-keys.md.
     """
-    from memorysam_cli.recipe import describing
+    from memorysam_cli.recipe import comparing
     from memorysam_cli.report import console
     from memorysam_cli.storage import documents
 
     begin(json=json, verbose=verbose, quiet=quiet)
     if json:
-        console.answer({"schema_version": SCHEMA_VERSION, "schema": describing.json_schema()})
+        console.answer({"schema_version": SCHEMA_VERSION, "schema": comparing.json_schema()})
     else:
-        console.say(documents.to_json(describing.json_schema(), indent=2))
+        console.say(documents.to_json(comparing.json_schema(), indent=2))

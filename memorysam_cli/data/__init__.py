@@ -1,7 +1,7 @@
 """Scenes: where they lie, how they become tensors.
 
 ``DATASETS`` is the catalogue: plain strings, so that listing it loads nothing. A new data set is one declaration in
-``data/datasets/``, a :class:`~memorysam_cli.data.layouts.layout.Layout`, one line here and one test.
+``data/datasets/``, a :class:`~memorysam_cli.data.layout.DatasetLayout`, one line here and one test.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from memorysam_cli.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from memorysam_cli.data.layouts.layout import Layout
+    from memorysam_cli.data.layout import DatasetLayout
     from memorysam_cli.dataset import DatasetInfo
 
 DATASETS: dict[str, str] = {
@@ -29,7 +29,7 @@ DATASETS: dict[str, str] = {
 """Name in ``memorysam prepare NAME`` and in ``data.dataset`` → ``module:object``."""
 
 
-def layout_of(name: str) -> Layout:
+def layout_of(name: str) -> DatasetLayout:
     """The layout of a catalogued data set.
 
     Raises:
@@ -38,7 +38,7 @@ def layout_of(name: str) -> Layout:
     if name not in DATASETS:
         raise UsageError(f"'{name}' is no known data set{did_you_mean(name, DATASETS)}")
     module, _, attribute = DATASETS[name].partition(":")
-    found: Layout = getattr(importlib.import_module(module), attribute)
+    found: DatasetLayout = getattr(importlib.import_module(module), attribute)
     return found
 
 

@@ -9,20 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from memorysam_cli.data.manifest import Scene
-from memorysam_cli.data.resizing import resize_nearest
-from memorysam_cli.data.sample import Sample
+from memorysam_cli.data.transforms import Array, Sample, resize_nearest
 from memorysam_cli.dataset import IGNORE, RAW_VALUES, Colour, LabelRule, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
-
-Frame = npt.NDArray[Any]
 
 LARGEST = float(np.finfo(np.float32).max)
 """Of stored values, with either sign."""
@@ -30,7 +26,7 @@ LISTED = 12
 """Legal values that a message lists one by one."""
 
 
-def read_modality(paths: Sequence[Path], modality: Modality, *, max_pixels: int | None = None) -> Frame:
+def read_modality(paths: Sequence[Path], modality: Modality, *, max_pixels: int | None = None) -> Array:
     """Read one modality of one scene.
 
     Args:
@@ -142,7 +138,7 @@ def read_sample(
     Raises:
         DataError: a file is unusable, a modality or the label is missing, or sizes differ (scene and sizes).
     """
-    frames: dict[str, Frame] = {}
+    frames: dict[str, Array] = {}
     for modality in modalities:
         if modality.name not in scene.files:
             have = ", ".join(scene.files)
@@ -162,8 +158,8 @@ def fits(height: int, width: int, *, kind: str, frame: tuple[int, int]) -> bool:
 
 
 def _of_one_size(
-    frames: dict[str, Frame], label: Frame | None, *, scene: Scene, modalities: Sequence[Modality]
-) -> dict[str, Frame]:
+    frames: dict[str, Array], label: Array | None, *, scene: Scene, modalities: Sequence[Modality]
+) -> dict[str, Array]:
     """Enlarge low-resolution events; refuse every other difference in size."""
     sizes = {name: frame.shape[:2] for name, frame in frames.items()}
     if label is not None:
@@ -177,7 +173,7 @@ def _of_one_size(
     return {name: resize_nearest(frame, height=height, width=width) for name, frame in frames.items()}
 
 
-def _read(path: Path, max_pixels: int | None) -> Frame:
+def _read(path: Path, max_pixels: int | None) -> Array:
     """(H, W) or (H, W, C) with C > 1; uint8, uint16 or float32."""
     array = images.read(path, max_pixels=max_pixels)
     array = array[:, :, 0] if array.ndim > len("HW") and array.shape[2] == 1 else array
@@ -190,7 +186,7 @@ def _read(path: Path, max_pixels: int | None) -> Frame:
     return np.ascontiguousarray(array)
 
 
-def _take(array: Frame, modality: Modality, *, channels: tuple[int, int, int], count: int, path: Path) -> Frame:
+def _take(array: Array, modality: Modality, *, channels: tuple[int, int, int], count: int, path: Path) -> Array:
     """The three declared channels: (H, W) or (H, W, C) -> (H, W, 3)."""
     if not 0 <= min(channels) <= max(channels) < count:
         raise DataError(
@@ -204,7 +200,7 @@ def _take(array: Frame, modality: Modality, *, channels: tuple[int, int, int], c
     return cv2.merge([cv2.extractChannel(array, channel) for channel in channels])
 
 
-def _plane(path: Path, max_pixels: int | None) -> Frame:
+def _plane(path: Path, max_pixels: int | None) -> Array:
     """A file with one channel: (H, W)."""
     array = _read(path, max_pixels)
     if array.ndim != len("HW"):
@@ -212,7 +208,7 @@ def _plane(path: Path, max_pixels: int | None) -> Frame:
     return array
 
 
-def _raw_label(path: Path, max_pixels: int | None) -> Frame:
+def _raw_label(path: Path, max_pixels: int | None) -> Array:
     """(H, W) integers as stored."""
     header = images.header(path)
     if header.format == "jpeg" or header.has_palette or header.channels not in (1, 4):
@@ -274,7 +270,7 @@ def _class_table(rule: LabelRule, classes: int) -> tuple[npt.NDArray[np.uint8], 
     return table.astype(np.uint8), is_illegal
 
 
-def _illegal(path: Path, raw: Frame, wrong: npt.NDArray[np.bool_], *, rule: LabelRule, classes: int) -> str:
+def _illegal(path: Path, raw: Array, wrong: npt.NDArray[np.bool_], *, rule: LabelRule, classes: int) -> str:
     """The message on the first illegal pixel."""
     row, column = (int(index) for index in np.argwhere(wrong)[0])
     value = int(raw[row, column])
@@ -299,6 +295,6 @@ def _few(values: Sequence[int]) -> str:
     return ", ".join(str(value) for value in values[:LISTED]) + more
 
 
-def _size(frame: Frame) -> str:
+def _size(frame: Array) -> str:
     """Height × width for a message."""
     return f"{frame.shape[0]}×{frame.shape[1]}"

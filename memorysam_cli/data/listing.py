@@ -1,16 +1,24 @@
-"""What is in a folder: sorted, hidden names left out, the same on every file system."""
+"""What is in a folder, the same on every file system, and which files of several folders show the same scene.
+
+Listings are sorted, and hidden names are left out.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from memorysam_cli.errors import EnvironmentFault
+from memorysam_cli.errors import DataError, EnvironmentFault
 
 LEFTOVERS = "__MACOSX"
 """Beside the content of archives that macOS made: a second tree of the same names, of remarks on its files."""
+Keys = dict[str, str]
+"""A file's own name (relative path without suffix) → the name that it pairs by."""
+
+SEPARATORS = re.compile(r"[_\-. ]")
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -68,3 +76,76 @@ def sample_names(folder: Path, *, count: int = 2) -> list[str]:
     """The first few files below a folder, as relative paths, to show what was seen."""
     found = (f"{inside}/{name}" if inside else name for inside, names in walk(folder) for name in names)
     return list(islice(found, count))
+
+
+def pair(sources: Mapping[str, Mapping[str, str]]) -> list[dict[str, str]]:
+    """Pair the files of several folders, by their relative paths without suffix.
+
+    Where no two folders share a path, the names may carry the sensor's: ``000050_rgb_front`` and
+    ``000050_depth_front`` pair if cutting names at ``_ - .`` and blanks leaves exactly one part that is the same
+    throughout each folder and differs between folders, and that is no number.
+
+    Args:
+        sources: folder → file's relative path without suffix → anything.
+
+    Returns:
+        One row per scene, sorted: folder → relative path without suffix. A folder may lack files of some scenes.
+
+    Raises:
+        DataError: a folder has files, none of which pairs with any other folder's.
+    """
+    exact = {folder: {name: name for name in files} for folder, files in sources.items()}
+    for keys in (exact, _without_sensor(sources)):
+        if keys and _unpaired(keys) is None:
+            rows: dict[str, dict[str, str]] = {}
+            for folder, names in keys.items():
+                for name, key in names.items():
+                    rows.setdefault(key, {})[folder] = name
+            return [rows[key] for key in sorted(rows)]
+    lonely = _unpaired(exact)
+    assert lonely is not None  # else the exact names pair
+    other = next(folder for folder in sources if folder != lonely)
+    raise DataError(
+        f"{lonely}/: none of its files pairs with one of another folder (such as {lonely}/{min(sources[lonely])} and "
+        f"{other}/{min(sources[other])}); give the files of one scene the same name in every folder"
+    )
+
+
+def _unpaired(keys: Mapping[str, Keys]) -> str | None:
+    """A folder that shares nothing with any other, if there are several."""
+    for folder, names in keys.items():
+        others = {key for other, more in keys.items() if other != folder for key in more.values()}
+        if len(keys) > 1 and others.isdisjoint(names.values()):
+            return folder
+    return None
+
+
+def _without_sensor(sources: Mapping[str, Mapping[str, str]]) -> dict[str, Keys]:
+    """Names without the one part that tells the sensor; empty if there is no such part."""
+    cut = {folder: {name: _parts(name) for name in files} for folder, files in sources.items()}
+    if len({len(parts) for names in cut.values() for _, parts in names.values()}) != 1:
+        return {}
+    # Position → the words that stand there, one for each folder.
+    telling: dict[int, set[str]] = {}
+    for position, _ in enumerate(next(parts for names in cut.values() for _, parts in names.values())):
+        words = [{parts[position] for _, parts in names.values()} for names in cut.values()]
+        if all(len(found) == 1 for found in words) and len(set.union(*words)) > 1:
+            telling[position] = set.union(*words)
+    # A number tells frames apart, not sensors.
+    if len(telling) != 1 or any(word.isdecimal() for found in telling.values() for word in found):
+        return {}
+    (position,) = telling
+    keys = {
+        folder: {
+            name: "_".join((place, *parts[:position], *parts[position + 1 :])) for name, (place, parts) in names.items()
+        }
+        for folder, names in cut.items()
+    }
+    is_injective = all(len(set(names.values())) == len(names) for names in keys.values())
+    return keys if is_injective else {}
+
+
+def _parts(name: str) -> tuple[str, list[str]]:
+    """The folder of a relative path, and its last name cut at separators."""
+    place, slash, last = name.rpartition("/")
+    return place + slash, SEPARATORS.split(last)

@@ -9,10 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from memorysam_cli.data.batches import Batch, LeftOut, ScoredScene, UnlabelledScene
 from memorysam_cli.data.manifest import Manifest, Scene
-from memorysam_cli.data.order import batches_of, batches_per_epoch, epoch_order
-from memorysam_cli.data.scene_sources import Asked, ScoredScenes, TrainingBatches, UnlabelledScenes
+from memorysam_cli.data.scenes import (
+    Batch,
+    BatchRequest,
+    LeftOut,
+    ScoredScene,
+    ScoredScenes,
+    TrainingBatches,
+    UnlabelledScene,
+    UnlabelledScenes,
+    batches_of,
+    batches_per_epoch,
+    epoch_order,
+)
 from memorysam_cli.data.workers import load, load_in_threads
 from memorysam_cli.dataset import DatasetInfo, Modality
 from memorysam_cli.errors import DataError, did_you_mean
@@ -60,7 +70,7 @@ def training_batches(
             f"each of {world} process(es); lower train.batch or add scenes"
         )
     order = epoch_order(len(scenes), seed=recipe.train.seed, epoch=epoch)
-    mine = [Asked(numbers) for numbers in batches_of(order, batch=recipe.train.batch, rank=rank, world=world)]
+    mine = [BatchRequest(numbers) for numbers in batches_of(order, batch=recipe.train.batch, rank=rank, world=world)]
     source = TrainingBatches(manifest, scenes, recipe, epoch, modalities_of(manifest.info, recipe.data.modalities))
     return load(source, mine[start:], workers=recipe.data.workers)
 

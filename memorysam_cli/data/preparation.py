@@ -1,36 +1,46 @@
-"""The steps of ``memorysam prepare``: find or render a data set, list its scenes, check them, write the manifest."""
+"""The steps of ``memorysam prepare``: find or render a data set, list its scenes, check them, write the manifest.
+
+People may have edited what a new preparation replaces, so what differs is kept beside the new files and told. Last,
+which data set ``memorysam check`` means: one that is prepared, or a published one that is only there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from memorysam_cli import __version__, laws
-from memorysam_cli.data import DATASETS, layout_of, superseded
+from memorysam_cli.data import DATASETS, layout_of
 from memorysam_cli.data import manifest as manifests
-from memorysam_cli.data.checking.check import check
-from memorysam_cli.data.checking.report import Dropped, Problem, Report
-from memorysam_cli.data.layouts.layout import MARKER, Layout, is_rendered
+from memorysam_cli.data.check import check
+from memorysam_cli.data.findings import CheckReport, Dropped, Problem
+from memorysam_cli.data.layout import MARKER, DataAmbiguous, DataNotFound, DatasetLayout, is_rendered
 from memorysam_cli.data.listing import relative, walk
-from memorysam_cli.data.manifest import Manifest, Scene
+from memorysam_cli.data.manifest import INFO, SCENES, Manifest, Scene
 from memorysam_cli.dataset import DatasetInfo
-from memorysam_cli.errors import DataError, PartialError, UsageError
+from memorysam_cli.errors import DataError, PartialError, UsageError, did_you_mean
 from memorysam_cli.storage import atomic, documents
-from memorysam_cli.storage.atomic import shown
+from memorysam_cli.text import few, shown
 
 SyntheticLayout = Literal["deliver", "mcubes"]
 SCHEMA_VERSION = 1
 DROPPED = "dropped.jsonl"
 """Beside the manifest: the scenes that ``--drop-incomplete`` left out, and why."""
+FOUND_KEYS = frozenset({"counts", "content_hash", "statistics"})
+"""Keys of ``dataset.json`` that say what was found, not what is to be done."""
+NAMED = 5
+"""Keys that a message names."""
 
 
 @dataclass(frozen=True)
 class Prepared:
     """What came of a preparation."""
 
-    report: Report
+    report: CheckReport
     manifest: Path | None
     """The folder of the manifest; none if the check found problems, and no manifest was written."""
 
@@ -70,7 +80,7 @@ def survey(name: str, root: Path, *, inside: Path | None = None) -> Manifest:
         inside: look only in this folder of it, such as an unpacked archive.
 
     Raises:
-        DataError: it is not there (see :class:`~memorysam_cli.data.layouts.layout.DataNotFound`), there twice, or
+        DataError: it is not there (see :class:`~memorysam_cli.data.layout.DataNotFound`), there twice, or
             without a scene.
     """
     layout = layout_of(name)
@@ -103,7 +113,7 @@ def check_and_write(
     Args:
         manifest: from :func:`survey` or :func:`survey_synthetic`, or made in another way.
         drop_incomplete: write a manifest of the scenes that can be used, and list the others in ``dropped.jsonl``.
-        headers_only: see :func:`~memorysam_cli.data.checking.check.check`.
+        headers_only: see :func:`~memorysam_cli.data.check.check`.
         max_pixels: larger pictures are refused.
         measure: gets the data set as it will be written and returns what its ``dataset.json`` shall say.
         notes: what was assumed in listing it, for the report.
@@ -127,7 +137,7 @@ def check_and_write(
     if measure is not None:
         info = measure(replace(manifest, info=info, scenes=report.scenes))
     if not accepts_edits:
-        kept = superseded.keep(manifest.root, info, report.scenes)
+        kept = keep_superseded(manifest.root, info, report.scenes)
         report = replace(report, warnings=(*report.warnings, *kept))
     _list_dropped(place / DROPPED, report.dropped)
     manifests.write(manifest.root, info, report.scenes)
@@ -141,13 +151,13 @@ def examine(
     headers_only: bool = False,
     max_pixels: int | None = None,
     advance: Callable[[], object] | None = None,
-) -> Report:
+) -> CheckReport:
     """Check a listed data set, and hear what its published layout has to say; no manifest is written.
 
     Args:
         manifest: as of :func:`check_and_write`, as are the others.
         drop_incomplete: leave scenes with problems out of the figures.
-        headers_only: see :func:`~memorysam_cli.data.checking.check.check`.
+        headers_only: see :func:`~memorysam_cli.data.check.check`.
         max_pixels: larger pictures are refused.
         advance: called after each scene.
     """
@@ -253,7 +263,7 @@ def _mark(folder: Path, arguments: dict[str, Any]) -> None:
     documents.write_json(folder / MARKER, _marker(folder, arguments))
 
 
-def _listed(layout: Layout, *, folder: Path, root: Path) -> Manifest:
+def _listed(layout: DatasetLayout, *, folder: Path, root: Path) -> Manifest:
     """The unwritten manifest of a folder."""
     scenes = tuple(layout.survey(folder, root))
     info = layout.info(folder)
@@ -271,7 +281,7 @@ def _paths(scene: Scene) -> Iterator[str]:
         yield scene.label
 
 
-def _with_layout(report: Report, manifest: Manifest) -> Report:
+def _with_layout(report: CheckReport, manifest: Manifest) -> CheckReport:
     """Add what a published data set's layout has to say; rendered scenes under its name are called what they are."""
     if manifest.info.name not in DATASETS:
         return report
@@ -293,3 +303,136 @@ def _with_layout(report: Report, manifest: Manifest) -> Report:
         strays=strays,
         laws=report.laws | laws.check({"files seen = of scenes + strays": (len(seen), len(used) + len(ignored))}),
     )
+
+
+def keep_superseded(root: Path, info: DatasetInfo, scenes: Sequence[Scene]) -> list[str]:
+    """Copy the files of an earlier preparation that the new ones would change to ``….bak``.
+
+    Args:
+        root: the data root.
+        info: what ``dataset.json`` will say.
+        scenes: what ``scenes.jsonl`` will list.
+
+    Returns:
+        A line per file that was kept, with what is different.
+
+    Raises:
+        EnvironmentFault: the copy cannot be written.
+    """
+    place = manifests.folder(root, info.name)
+    said = []
+    for path, difference in ((place / INFO, _of_info(place, info)), (place / SCENES, _of_scenes(place, scenes))):
+        if difference:
+            again = f"to use it, put it back and type: {manifests.sign_line(root, info.name)}"
+            said.append(f"{shown(path)}: {difference}; the earlier one is kept as {_copied(path)} ({again})")
+    return said
+
+
+def _of_info(place: Path, info: DatasetInfo) -> str | None:
+    """How the earlier ``dataset.json`` differs, apart from what was found."""
+    if not (place / INFO).is_file():
+        return None
+    try:
+        old = DatasetInfo.model_validate(documents.read_json(place / INFO))
+    except (DataError, ValidationError):
+        return "was damaged"
+    keys = list(_differences(_settings(old), _settings(info)))
+    return f"{few(keys, NAMED)} had other values before" if keys else None
+
+
+def _settings(info: DatasetInfo) -> dict[str, Any]:
+    """What ``dataset.json`` says is to be done; modalities by their names, so that they are compared one by one."""
+    settings = info.model_dump(mode="json", exclude=set(FOUND_KEYS))
+    return {**settings, "modalities": {each["name"]: each for each in settings["modalities"]}}
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
+    """The keys that are different, such as ``modalities.img.scale``."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in {**old, **new}:
+            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+    elif old != new:
+        yield key
+
+
+def _of_scenes(place: Path, scenes: Sequence[Scene]) -> str | None:
+    """How the earlier ``scenes.jsonl`` differs, apart from the sizes of files."""
+    if not (place / SCENES).is_file():
+        return None
+    try:
+        lines = documents.read_json_lines(place / SCENES)
+        old = {line["id"]: {key: value for key, value in line.items() if key != "bytes"} for line in lines}
+    except (DataError, AttributeError, KeyError, TypeError):
+        return "was damaged"
+    new = {scene.id: _plain(scene) for scene in scenes}
+    changed = [name for name in old if name in new and old[name] != new[name]]
+    counts = {"more": len(new.keys() - old.keys()), "fewer": len(old.keys() - new.keys()), "changed": len(changed)}
+    if not any(counts.values()):
+        return None
+    such = f" (such as {shown(changed[0])})" if changed else ""
+    return f"{', '.join(f'{count} {what}' for what, count in counts.items() if count)}{such} than before"
+
+
+def _plain(scene: Scene) -> dict[str, Any]:
+    """A scene as JSON gives it back."""
+    return {**asdict(scene), "files": {name: list(paths) for name, paths in scene.files.items()}}
+
+
+def _copied(path: Path) -> str:
+    """Copy a file to the first free name; gives the name."""
+    data = path.read_bytes()
+    for number in range(1, 1000):
+        copy = path.with_name(f"{path.name}.bak{number if number > 1 else ''}")
+        if not copy.exists():
+            atomic.write_bytes(copy, data)
+            return copy.name
+        if copy.read_bytes() == data:
+            return copy.name
+    raise DataError(f"{shown(path)}: has 999 earlier copies (….bak) already; remove some")
+
+
+def find_target(root: Path, *, dataset: str | None = None) -> Manifest:
+    """The listed scenes of a data set in or below a folder; nothing of them is read.
+
+    Args:
+        root: a data root, or the folder of a published data set.
+        dataset: its name; none: the only one that is there.
+
+    Raises:
+        DataError: none, or more than one; says which, and what to type.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: {'is no folder' if root.exists() else 'does not exist'}; name the folder of the data")
+    prepared = manifests.prepared(root)
+    if dataset in prepared or (dataset is None and len(prepared) == 1):
+        return manifests.read_unsigned(root, dataset or prepared[0])
+    if dataset is not None and dataset not in DATASETS:
+        raise DataError(
+            f"{root}: no data set '{dataset}' is prepared there, and none of that name is published"
+            f"{did_you_mean(dataset, [*prepared, *DATASETS])}"
+        )
+    if dataset is not None:
+        return survey(dataset, root)
+    if prepared:
+        raise DataError(
+            f"{root}: {len(prepared)} data sets are prepared there; name one with --dataset: {', '.join(prepared)}"
+        )
+    found = [name for name in DATASETS if _is_there(name, root)]
+    if len(found) == 1:
+        return survey(found[0], root)
+    if found:
+        raise DataError(f"{root}: looks like {' and like '.join(found)}; name one with --dataset")
+    raise DataError(
+        f"{root}: holds no prepared data set and none that is known (known: {', '.join(DATASETS)}); for sensors "
+        f"of your own type: memorysam prepare folder {root} --modality NAME=PATTERN …"
+    )
+
+
+def _is_there(name: str, root: Path) -> bool:
+    try:
+        layout_of(name).find(root)
+    except DataNotFound:
+        return False
+    except DataAmbiguous:  # survey then says where
+        return True
+    return True

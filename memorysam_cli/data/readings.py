@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from memorysam_cli.data.listing import walk
-from memorysam_cli.data.pairing import pair
+from memorysam_cli.data.listing import pair, walk
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage.images import SUFFIXES
 

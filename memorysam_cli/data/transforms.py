@@ -1,28 +1,57 @@
 """Samples → samples: training augmentation, the evaluation protocols' sizes, and the last step to tensors.
 
 Frames keep their dtype throughout, and normalisation comes last, so that padding becomes (0 - mean) / std as in the
-reference. Source: DATASETS §0, §1.3, METHOD §5.
+reference. 8-bit and 16-bit values are rounded, never truncated, and clamped to their own range: clamping 8-bit values
+to [0, 1] is a classic of this field. Source: DATASETS §0, §1.3, METHOD §5.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
-import torch
+import numpy.typing as npt
 
 from memorysam_cli import recipe
-from memorysam_cli.data.mirroring import mirror
-from memorysam_cli.data.photometric import Draw, between, change_colours, full_scale, soften
-from memorysam_cli.data.resizing import resize_bilinear, resize_nearest
-from memorysam_cli.data.sample import Array, Sample
-from memorysam_cli.dataset import IGNORE, Crop, Modality
+from memorysam_cli.dataset import IGNORE, Crop, Flip, Modality
 from memorysam_cli.errors import DataError
+from memorysam_cli.recipe import Augment
 
+if TYPE_CHECKING:
+    import torch
+
+Array = npt.NDArray[Any]
 STRIDE = 32
 """Sides that the network takes are multiples of this."""
 LONGEST = 8
 """A frame longer than 8 times its short side is squeezed to that; else 1×5000 pixels would become 1024×5120000."""
+NEGATED: dict[Flip, tuple[int, ...]] = {"mirror": (), "negate_sine": (0, 2), "negate_cosine": (1,)}
+"""Channels of [sine, cosine, sine] whose sign a flip changes."""
+JITTER = (0.5, 1.5)
+"""Range of the brightness, contrast and saturation factors."""
+LUMA = (0.2989, 0.587, 0.114)
+"""Weights of red, green and blue in grey (ITU-R 601, as image libraries round them)."""
+SIGMA_OF_3 = 0.8
+"""Pixels: 0.3·((k - 1)/2 - 1) + 0.8 for a kernel of k = 3."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A scene's arrays, all of one height and width."""
+
+    frames: dict[str, Array]
+    """Modality → (H, W, 3) uint8, uint16 or float32, in the recipe's order."""
+    label: Array | None
+    """(H, W) uint8, 255 counts nowhere."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the frames."""
+        height, width = next(iter(self.frames.values())).shape[:2]
+        return height, width
 
 
 def augment(
@@ -125,6 +154,8 @@ def to_tensor(frame: Array, modality: Modality) -> torch.Tensor:
     Returns:
         (3, H, W) float32, contiguous.
     """
+    import torch  # here alone: preparing a data set waits for no torch
+
     # Planes of their own: ten times as fast as arithmetic between triples.
     values = np.empty((frame.shape[2], *frame.shape[:2]), np.float32)
     values[:] = frame.transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
@@ -196,3 +227,205 @@ def _pad(array: Array, *, size: int, value: float) -> Array:
     """Fill up to (size, size) at the right and bottom."""
     missing = [(0, size - array.shape[0]), (0, size - array.shape[1]), (0, 0)][: array.ndim]
     return np.ascontiguousarray(np.pad(array, missing, constant_values=value) if np.any(missing) else array)
+
+
+def mirror(frame: Array, modality: Modality) -> Array:
+    """Flip a frame as its modality says.
+
+    Args:
+        frame: (H, W, 3) uint8, uint16 or float32, as stored.
+        modality: ``flip`` says what happens beside mirroring, ``scale`` and ``offset`` where 0 lies.
+
+    Returns:
+        (H, W, 3) of the same dtype; flipped twice it is what it was, but for integers that stand for just beyond -1.
+
+    Raises:
+        DataError: the sign of integers is to change whose range is not symmetric about 0.
+    """
+    mirrored = cv2.flip(np.ascontiguousarray(frame), 1)
+    if modality.flip == "mirror":
+        return mirrored
+    reason = refusal(frame.dtype, modality)
+    if reason:
+        raise DataError(f"modality '{modality.name}': {reason}")
+    total = _total(frame.dtype, modality)
+    result = mirrored.copy()
+    for channel in NEGATED[modality.flip]:
+        if frame.dtype.kind == "u":
+            highest = np.iinfo(frame.dtype).max
+            result[:, :, channel] = np.clip(round(total) - mirrored[:, :, channel].astype(np.int64), 0, highest)
+        else:
+            result[:, :, channel] = np.float32(total) - mirrored[:, :, channel]
+    return result
+
+
+def refusal(dtype: np.dtype[Any], modality: Modality) -> str | None:
+    """Why frames of this dtype cannot be flipped as the modality says, if they cannot."""
+    if modality.flip == "mirror" or dtype.kind != "u":
+        return None
+    highest = np.iinfo(dtype).max
+    # One step more: (s - 128) / 128 has no +1; its -1 becomes 127 / 128.
+    if abs(_total(dtype, modality) - highest) <= 1:
+        return None
+    return (
+        f"flip {modality.flip} needs {dtype} values whose range is symmetric about 0; give scale and offset, such as "
+        f"2/{highest} and -1, or flip: mirror"
+    )
+
+
+def _total(dtype: np.dtype[Any], modality: Modality) -> float:
+    """What a stored value and the one of the other sign add up to: -(s·scale + offset) = s'·scale + offset."""
+    full = int(np.iinfo(dtype).max) if dtype.kind == "u" else 1
+    return -2 * modality.offset * (full if modality.scale is None else 1 / modality.scale)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """All random decisions for one sample, drawn at once in this order.
+
+    Ten uniforms in [0, 1), whatever the modalities are and whatever is switched on: adding a modality or a photometric
+    augmentation changes neither the geometry nor the next sample.
+    """
+
+    jitter: float
+    brightness: float
+    contrast: float
+    saturation: float
+    flip: float
+    blur: float
+    sigma: float
+    scale: float
+    top: float
+    left: float
+
+    @classmethod
+    def by(cls, rng: np.random.Generator) -> Draw:
+        """Draw all ten from ``rng``."""
+        return cls(*rng.random(10).tolist())
+
+
+def change_colours(frame: Array, modality: Modality, *, augment: Augment, draw: Draw) -> Array:
+    """Jitter the colours, where the modality asks for it and the draw hits."""
+    if "jitter" not in modality.photometric or draw.jitter >= augment.jitter:
+        return frame
+    return jitter_colours(
+        frame,
+        brightness=between(*JITTER, draw.brightness),
+        contrast=between(*JITTER, draw.contrast),
+        saturation=between(*JITTER, draw.saturation),
+        full=full_scale(frame) if modality.scale is None or modality.offset else 1 / modality.scale,
+    )
+
+
+def soften(frame: Array, modality: Modality, *, augment: Augment, draw: Draw) -> Array:
+    """Blur, where the modality asks for it and the draw hits."""
+    if "blur" not in modality.photometric or draw.blur >= augment.blur:
+        return frame
+    return blur(frame, sigma=None if augment.blur_sigma is None else between(*augment.blur_sigma, draw.sigma))
+
+
+def jitter_colours(
+    frame: Array, *, brightness: float, contrast: float, saturation: float, full: float | None = None
+) -> Array:
+    """Change brightness (times the factor), contrast (away from the mean grey), saturation (away from grey).
+
+    Args:
+        frame: (H, W, 3) RGB of any dtype.
+        brightness: factor; 1 changes nothing.
+        contrast: factor; 1 changes nothing.
+        saturation: factor; 1 changes nothing.
+        full: the value that counts as 1, such as 4095 for 12 bits in uint16; None: the dtype's highest.
+
+    Returns:
+        (H, W, 3) of the same dtype; each step is clamped to [0, full] unless the frame goes beyond it, integers are
+        rounded once at the end, and never wrap.
+    """
+    full = full_scale(frame) if full is None else full
+    values = frame.astype(np.float32) / np.float32(full)
+    is_bounded = values.min() >= 0 and values.max() <= 1
+
+    def blend(other: Any, factor: float) -> Array:
+        mixed = np.float32(factor) * values + np.float32(1 - factor) * other
+        bounded: Array = np.clip(mixed, 0, 1) if is_bounded else mixed
+        return bounded
+
+    values = blend(np.float32(0), brightness)
+    values = blend(np.float32(_grey(values).mean(dtype=np.float64)), contrast)
+    values = blend(_grey(values)[:, :, None], saturation)
+    if frame.dtype.kind == "u":
+        values = np.rint(values * np.float32(full)).clip(0, np.iinfo(frame.dtype).max)
+    return values.astype(frame.dtype)
+
+
+def blur(frame: Array, *, sigma: float | None) -> Array:
+    """Gaussian blur, mirrored at the borders.
+
+    Args:
+        frame: (H, W, 3) uint8, uint16 or float32.
+        sigma: in pixels, with a kernel reaching 3 sigma; None: 3×3 with sigma 0.8.
+
+    Returns:
+        (H, W, 3) of the same dtype.
+    """
+    if sigma is None:
+        kernel, sigma = 3, SIGMA_OF_3
+    else:
+        kernel = 2 * int(np.ceil(3 * sigma)) + 1
+    if kernel == 1:
+        return frame
+    return cv2.GaussianBlur(np.ascontiguousarray(frame), (kernel, kernel), sigma)
+
+
+def _grey(values: Array) -> Array:
+    """(H, W, 3) -> (H, W). No matrix product: its sums may depend on the number of threads."""
+    red, green, blue = (np.float32(weight) * values[:, :, index] for index, weight in enumerate(LUMA))
+    grey: Array = red + green + blue
+    return grey
+
+
+def between(low: float, high: float, share: float) -> float:
+    """``low`` at 0, ``high`` at 1."""
+    return low + (high - low) * share
+
+
+def full_scale(frame: Array) -> int:
+    """The value that counts as 1."""
+    return int(np.iinfo(frame.dtype).max) if frame.dtype.kind == "u" else 1
+
+
+def resize_nearest(array: Array, *, height: int, width: int) -> Array:
+    """Floor-nearest: output row i is input row ⌊i·H / height⌋, in exact integers; no value is invented.
+
+    Args:
+        array: (H, W) or (H, W, C), any dtype.
+        height: of the result, in pixels.
+        width: of the result, in pixels.
+
+    Returns:
+        (height, width[, C]) of the same dtype; the array itself where its size is right.
+
+    Source: DATASETS §1.3: "nearest-exact" differs by 1.3 points of mIoU, float index arithmetic by single pixels.
+    """
+    rows, columns = array.shape[:2]
+    if (rows, columns) == (height, width):
+        return array
+    row_index = np.arange(height, dtype=np.int64) * rows // height
+    column_index = np.arange(width, dtype=np.int64) * columns // width
+    result: Array = array.take(column_index, axis=1).take(row_index, axis=0)
+    return result
+
+
+def resize_bilinear(array: Array, *, height: int, width: int) -> Array:
+    """Bilinear between pixel centres, without antialiasing, at every scale.
+
+    Args:
+        array: (H, W, 3) uint8, uint16 or float32.
+        height: of the result, in pixels.
+        width: of the result, in pixels.
+
+    Returns:
+        (height, width, 3) of the same dtype, rounded to the nearest integer; the array itself where its size is right.
+    """
+    if array.shape[:2] == (height, width):
+        return array
+    return cv2.resize(np.ascontiguousarray(array), (width, height), interpolation=cv2.INTER_LINEAR)

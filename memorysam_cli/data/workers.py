@@ -1,19 +1,106 @@
-"""Reading ahead in worker processes, without their changing what is read or how an error looks."""
+"""Reading ahead in worker processes, without their changing what is read or how an error looks.
+
+A :class:`Source` gives one item for one index, the same whoever asks. Workers may die: what one was reading is read
+again by another, and the order stays. torch's ``DataLoader`` ends with its first dead worker, at whatever line the main
+thread just is, and cannot tell which item killed it. Here every worker has a connection of its own: its end tells at
+once who died over what, and no torn message can block the others.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
+import time
+import traceback
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, Generic, Protocol, Self, TypeVar, runtime_checkable
 
+import cv2
 import torch
+from torch import multiprocessing
 
-from memorysam_cli.data.sources import Fault, Item, Source
-from memorysam_cli.data.worker_pool import AHEAD, Pool
+from memorysam_cli.errors import DataError, EnvironmentFault, MemorySamError
+from memorysam_cli.report import console
 
+Item = TypeVar("Item")
 TIMEOUT_S = 300.0
 """A worker that gives nothing for this long hangs; waiting for ever is no answer."""
+DEATHS = 3
+"""An item that has killed its reader this often is not read any more."""
+IN_A_ROW = 5
+"""So many such items without one that could be read between them: then it is the machine, not the files."""
+AHEAD = 2
+"""Items that each worker or thread reads ahead."""
+END_S = 5
+"""How long we wait for the end of a process that is ending."""
+
+_TOO_FEW = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+GRACE_S = 60
+"""A worker outlives SIGTERM by this long."""
+POLL_S = 0.5
+"""How often one that waits looks around."""
+
+
+@dataclass(frozen=True)
+class ItemError:
+    """What reading an item raised; travels in the item's place."""
+
+    error: Exception
+
+
+@dataclass(frozen=True)
+class LostPart:
+    """A part of an item that cannot be read without the death of its reader."""
+
+    part: Any
+    """One of :meth:`Source.parts`."""
+    fault: DataError
+
+
+@runtime_checkable
+class Pinnable(Protocol):
+    """An item that can lie in page-locked memory, from which it travels to a device while that computes."""
+
+    def pin_memory(self) -> Self:
+        """The same item there."""
+
+
+class Source(Generic[Item]):
+    """Gives one item for one index, in this process or in a worker."""
+
+    def item(self, index: Any) -> Item:
+        """The item of an index; the same whoever asks."""
+        raise NotImplementedError
+
+    def name(self, index: Any) -> str:
+        """What the item is made of, for people."""
+        return f"item {index}"
+
+    def parts(self, index: Any) -> Sequence[Any]:
+        """Indices of what the item is made of, each of which can be read alone; itself where it is one."""
+        return (index,)
+
+    def instead(self, index: Any, lost: Sequence[LostPart]) -> Any:  # noqa: ARG002  (for those that override it)
+        """The index to read in the place of one whose reader dies.
+
+        Raises:
+            DataError: there is none.
+        """
+        raise lost[0].fault
+
+    def answer(self, index: Any) -> Item | ItemError:
+        """The item, or the user's fault in its place."""
+        try:
+            return self.item(index)
+        except MemorySamError as error:
+            return ItemError(error)
 
 
 def load(
@@ -100,15 +187,305 @@ def _pinned_ahead(pool: Pool[Item], count: int) -> Iterator[Item]:
             pool.cancel()
 
 
-def _item(answer: Item | Fault) -> Item:
+def _item(answer: Item | ItemError) -> Item:
     """An item that could be read."""
-    if isinstance(answer, Fault):
+    if isinstance(answer, ItemError):
         raise answer.error
     return answer
 
 
 def _pinned(item: Item) -> Item:
     """An item in page-locked memory, where there is CUDA and it can be there."""
-    pin = getattr(item, "pin_memory", None)
-    pinned: Item = item if pin is None or not torch.cuda.is_available() else pin()
-    return pinned
+    return item.pin_memory() if isinstance(item, Pinnable) and torch.cuda.is_available() else item
+
+
+@dataclass(eq=False)
+class _Task:
+    """An item to be read."""
+
+    number: int
+    """Its place in the order."""
+    index: Any
+    deaths: int = 0
+    is_suspect: bool = False
+    """Was in the hands of a worker that died: read alone from now on, so that the next death says whose it is."""
+    is_second_choice: bool = False
+    """What is read in the place of an item that was given up."""
+
+
+@dataclass(eq=False)
+class _Worker:
+    """A process, and what it was asked for, in its order; it is busy with the first."""
+
+    process: BaseProcess
+    connection: Connection
+    tasks: deque[_Task] = field(default_factory=deque)
+    waited_s: float = 0
+    """For how long we have waited for its next answer."""
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it takes another item."""
+        return len(self.tasks) < AHEAD and not any(task.is_suspect for task in self.tasks)
+
+
+class Pool(Generic[Item]):
+    """Reads the items of some indices ahead.
+
+    Args:
+        source: what to read.
+        indices: what to ask it for; their order is that of :meth:`take`.
+        workers: processes, at least 1.
+        timeout_s: a worker that is waited for and gives nothing for this long hangs, and is killed.
+
+    Raises:
+        EnvironmentFault: no process can be started.
+    """
+
+    def __init__(self, source: Source[Item], indices: Sequence[Any], *, workers: int, timeout_s: float) -> None:
+        self._source, self._indices, self._timeout_s = source, indices, timeout_s
+        self._next = 0
+        self._again: list[_Task] = []
+        self._done: dict[int, Item | ItemError] = {}
+        self._given_up = 0
+        self._is_ended = False
+        self._workers: list[_Worker] = []
+        # Also at the end of Python, where multiprocessing would send SIGTERM and wait for GRACE_S.
+        self._end = weakref.finalize(self, _end, self._workers, os.getpid())
+        for _ in range(workers):
+            self._workers.append(self._start())
+
+    def take(self, number: int) -> Item | ItemError:
+        """The item with this number; to be called with 0, 1, 2, … in turn.
+
+        Raises:
+            EnvironmentFault: workers cannot be started again.
+        """
+        while number not in self._done:
+            self._hand_out(before=number + AHEAD * len(self._workers))
+            self._receive()
+        self._hand_out(before=number + 1 + AHEAD * len(self._workers))
+        return self._done.pop(number)
+
+    def cancel(self) -> None:
+        """Let a :meth:`take` that waits in another thread end, with an exception."""
+        self._is_ended = True
+
+    def close(self) -> None:
+        """End the workers; once or often."""
+        self._end()
+
+    def _start(self) -> _Worker:
+        context = multiprocessing.get_context()
+        ours, theirs = context.Pipe()
+        process = context.Process(target=work, args=(self._source, theirs, os.getpid()), daemon=True)
+        try:
+            process.start()
+        except OSError as fault:
+            ours.close()
+            raise EnvironmentFault(
+                f"cannot start a data worker ({fault.strerror}); free memory, or set data.workers=0"
+            ) from fault
+        finally:
+            theirs.close()
+        return _Worker(process, ours)
+
+    def _hand_out(self, *, before: int) -> None:
+        """Give the workers what to do; what is read again goes first, each to a worker of its own."""
+        while self._again:
+            idle = next((worker for worker in self._workers if not worker.tasks), None)
+            if idle is None:
+                return
+            self._give(idle, self._again.pop(0))
+        while self._next < min(before, len(self._indices)):
+            worker = min((each for each in self._workers if each.is_free), key=_load, default=None)
+            if worker is None:
+                return
+            self._next += 1
+            self._give(worker, _Task(self._next - 1, self._indices[self._next - 1]))
+
+    def _give(self, worker: _Worker, task: _Task) -> None:
+        if not worker.tasks:
+            worker.waited_s = 0
+        worker.tasks.append(task)
+        try:
+            worker.connection.send(task.index)
+        except ConnectionError:
+            self._bury(worker)
+
+    def _receive(self) -> None:
+        """Wait a little; take what is there, and see who died or hangs."""
+        if self._is_ended:
+            raise RuntimeError("the pool of data workers is closed")
+        busy = [worker for worker in self._workers if worker.tasks]
+        begun = time.monotonic()
+        poll_s = min(POLL_S, self._timeout_s / 4)
+        ready = wait([worker.connection for worker in busy], timeout=poll_s)
+        # Not the clock's: a process that was stopped for an hour has not waited for an hour.
+        waited_s = min(time.monotonic() - begun, 2 * poll_s)
+        for worker in busy:
+            if worker.connection in ready:
+                self._read(worker)
+                continue
+            worker.waited_s += waited_s
+            if worker.waited_s > self._timeout_s:
+                self._bury(worker, hung=True)
+            elif not worker.process.is_alive():
+                self._bury(worker)
+
+    def _read(self, worker: _Worker) -> None:
+        try:
+            answer: Item | ItemError = worker.connection.recv()
+        except (EOFError, OSError) as fault:  # of the message, or of the memory that it names
+            if isinstance(fault, OSError) and fault.errno in _TOO_FEW:
+                raise
+            self._bury(worker)
+            return
+        task = worker.tasks.popleft()
+        worker.waited_s = 0
+        if not task.is_second_choice:
+            self._given_up = 0
+        self._done[task.number] = answer
+
+    def _bury(self, worker: _Worker, *, hung: bool = False) -> None:
+        """Put another in a worker's place, and have what it was asked for read again."""
+        how = _ending(worker.process, after_s=self._timeout_s if hung else None)
+        worker.connection.close()
+        for task in worker.tasks:
+            task.is_suspect = True
+        self._again = sorted([*self._again, *worker.tasks], key=lambda task: task.number)
+        if worker.tasks:
+            first = worker.tasks[0]
+            first.deaths += 1
+            what = self._source.name(first.index)
+            count = f"; {first.deaths} of {DEATHS} times" if first.deaths > 1 else ""
+            console.warn(f"a data worker {how} while it read {what}{count}; it is replaced, and nothing is lost")
+            if first.deaths >= DEATHS:
+                self._give_up(first, how)
+        self._workers[self._workers.index(worker)] = self._start()
+
+    def _give_up(self, task: _Task, how: _Ending) -> None:
+        """Find out what of an item kills its readers, and let the source say what takes its place."""
+        self._given_up += 1
+        task.deaths, task.is_second_choice = 0, True
+        try:
+            if how.signal == signal.SIGBUS:
+                raise EnvironmentFault(
+                    f"{self._source.name(task.index)}: its reader {how} {DEATHS} times, which means that shared memory "
+                    "(/dev/shm) is full; enlarge it, or set data.workers=0"
+                )
+            if self._given_up > IN_A_ROW:
+                raise EnvironmentFault(
+                    f"{self._source.name(task.index)}: killed its reader {DEATHS} times (it {how}), as did all the "
+                    f"{IN_A_ROW} before; the machine is at fault, not so many files; free memory, or set data.workers=0"
+                )
+            parts = self._source.parts(task.index)
+            guilty = [part for part in parts if self._kills(part)] if len(parts) > 1 else list(parts)
+            if not guilty:
+                raise EnvironmentFault(
+                    f"{self._source.name(task.index)}: together killed their reader {DEATHS} times, but none of them "
+                    "alone does; free memory, lower train.batch, or set data.workers=0"
+                )
+            found = [
+                LostPart(part, DataError(f"{self._source.name(part)}: killed its reader {DEATHS} times (it {how}); "
+                                         "mend its files, or leave it out"))
+                for part in guilty
+            ]  # fmt: skip
+            task.index = self._source.instead(task.index, found)
+        except MemorySamError as fault:  # in its place in the order: what comes before it is still read
+            self._again.remove(task)
+            self._done[task.number] = ItemError(fault)
+
+    def _kills(self, index: Any) -> bool:
+        """Whether an item kills a worker of its own."""
+        worker = self._start()
+        worker.tasks.append(_Task(0, index))
+        try:
+            worker.connection.send(index)
+            if worker.connection.poll(self._timeout_s):
+                worker.connection.recv()
+                return False
+        except (EOFError, OSError):
+            return True
+        else:
+            return True
+        finally:
+            _end([worker], os.getpid())
+
+
+def _load(worker: _Worker) -> int:
+    return len(worker.tasks)
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """How a worker ended."""
+
+    words: str
+    signal: int | None = None
+    """What killed it, if a signal did that was not ours."""
+
+    def __str__(self) -> str:
+        return self.words
+
+
+def _ending(process: BaseProcess, *, after_s: float | None) -> _Ending:
+    """How a process ended; one that hangs is ended first."""
+    if after_s is None:
+        process.join(END_S)
+    if process.exitcode is None:
+        process.kill()
+        process.join(END_S)
+        return _Ending(f"gave nothing for {after_s:g} s" if after_s is not None else "lost its connection")
+    code = process.exitcode
+    if code < 0:
+        return _Ending(f"was killed by {signal.Signals(-code).name}", signal=-code)
+    return _Ending(f"ended with exit code {code}")
+
+
+def _end(workers: list[_Worker], owner: int) -> None:
+    """End all, at once: they read, and write nothing. For their owner alone, not for a process that it forked."""
+    if os.getpid() != owner:
+        return
+    for worker in workers:
+        worker.process.kill()
+        worker.connection.close()
+    for worker in workers:
+        worker.process.join(END_S)
+    workers.clear()
+
+
+def work(source: Source[Any], connection: Connection, parent: int) -> None:
+    """Answer until nobody asks any more.
+
+    Args:
+        source: what is read.
+        connection: takes indices, gives items or faults.
+        parent: the process that asks.
+    """
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    for name in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(name, signal.SIG_IGN)
+    # A scheduler may send SIGTERM to all: the parent still has a step to finish and a checkpoint to write.
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
+    try:
+        while True:
+            while not connection.poll(POLL_S):
+                if os.getppid() != parent:  # killed, and another child of it keeps the connection open
+                    return
+            _answer_once(source, connection)
+    except (EOFError, ConnectionError):
+        return
+
+
+def _answer_once(source: Source[Any], connection: Connection) -> None:
+    index = connection.recv()
+    try:
+        connection.send(source.answer(index))
+    except (EOFError, ConnectionError):
+        raise
+    except Exception as fault:  # a bug of ours, or memory: for the parent to raise
+        told = fault if type(fault).__module__ == "builtins" else RuntimeError(f"{type(fault).__name__}: {fault}")
+        told.add_note(traceback.format_exc())
+        connection.send(ItemError(told))

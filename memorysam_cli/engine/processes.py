@@ -21,6 +21,7 @@ from memorysam_cli.engine.lookout import Gone, Lookout
 from memorysam_cli.errors import EnvironmentFault, UsageError, is_out_of_memory
 from memorysam_cli.losses.exchange import Exchange
 from memorysam_cli.report import console
+from memorysam_cli.text import shown
 
 PATIENCE = timedelta(seconds=120)
 """For how long a process waits for the others' part of a sum: by then one of them is lost."""
@@ -99,16 +100,11 @@ def refuse_differing(facts: Mapping[str, object], accelerator: Accelerator) -> N
     for rank, theirs in enumerate(found):
         for name in {**found[0], **theirs}:
             if theirs.get(name) != found[0].get(name):
-                first, other = (_shown(each.get(name)) for each in (found[0], theirs))
+                first, other = (shown(each.get(name), most=_SHOWN) for each in (found[0], theirs))
                 raise UsageError(
                     f"{name}: differs between the processes, {first} in rank 0 and {other} in rank {rank}; "
                     "give all of them the same data, recipe and version"
                 )
-
-
-def _shown(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def wait_for_all(accelerator: Accelerator) -> None:

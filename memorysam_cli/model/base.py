@@ -16,7 +16,7 @@ from memorysam_cli.model.parts import is_fresh
 from memorysam_cli.model.reference import reference_shapes
 from memorysam_cli.recipe import BACKBONES
 from memorysam_cli.storage import foreign, hub, tensors
-from memorysam_cli.storage.atomic import shown
+from memorysam_cli.text import shown
 
 NANO = Path(__file__).parent / "nano.safetensors"
 _FITTING = "give the file that belongs to model.backbone"

@@ -11,7 +11,7 @@ from memorysam_cli.model import ledger
 from memorysam_cli.model.ledger import Shapes
 from memorysam_cli.model.reference import reference_shapes
 from memorysam_cli.recipe import BACKBONES
-from memorysam_cli.storage.atomic import shown
+from memorysam_cli.text import shown
 
 _TOKENS = "sam.sam_mask_decoder.mask_tokens.weight"
 _LORA_A = ".attn.qkv.linear_a_q.weight"
@@ -63,7 +63,7 @@ def identify(state: dict[str, Tensor], *, where: str) -> Identity:
     numbers = [name for name, tensor in state.items() if not tensor.is_floating_point()]
     if numbers:
         raise WeightsError(
-            f"{where}: {ledger.few(numbers)} hold whole numbers, not weights; export the state_dict again"
+            f"{where}: {ledger.named(numbers)} hold whole numbers, not weights; export the state_dict again"
         )
     return Identity(backbone=backbone, rank=rank, tokens=tokens)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from memorysam_cli.errors import WeightsError
-from memorysam_cli.storage.atomic import shown
+from memorysam_cli.text import few, shown
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -31,7 +31,7 @@ def difference(given: Shapes, wanted: Shapes) -> str:
             if name in given and given[name] != shape
         ],
     }
-    return "; ".join(f"{len(names)} {kind} ({few(names)})" for kind, names in lists.items() if names)
+    return "; ".join(f"{len(names)} {kind} ({named(names)})" for kind, names in lists.items() if names)
 
 
 def fitting(given: Shapes, wanted: Shapes) -> int:
@@ -63,12 +63,12 @@ def copy(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, where: st
         name for name, tensor in wanted.items() if given[name].is_floating_point() != tensor.is_floating_point()
     ]:
         kinds = f"{given[odd[0]].dtype}, not {wanted[odd[0]].dtype}"
-        raise WeightsError(f"{where}: {len(odd)} tensors hold no weights ({few(odd)}: {kinds}); {remedy}")
+        raise WeightsError(f"{where}: {len(odd)} tensors hold no weights ({named(odd)}: {kinds}); {remedy}")
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(given[name])
 
 
-def few(names: list[str]) -> str:
-    """The first of some names."""
-    return ", ".join(shown(name[:120]) for name in names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
+def named(names: list[str]) -> str:
+    """The first of some tensors' names."""
+    return few([shown(name[:120]) for name in names], _NAMES_SHOWN, is_counted=False)

@@ -1,7 +1,6 @@
 """What is asked: recipes, their schema, and the one way to read them."""
 
-from memorysam_cli.recipe.files import Measured, Reported, recipes_folder, shipped
-from memorysam_cli.recipe.reading import Document, load, parse, read
+from memorysam_cli.recipe.reading import Document, Measured, Reported, load, parse, read, recipes_folder, shipped
 from memorysam_cli.recipe.schema import (
     ALL,
     AUTO,

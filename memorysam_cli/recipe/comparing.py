@@ -1,16 +1,45 @@
-"""What two recipes differ in."""
+"""Recipes side by side: what two of them differ in, what every key means, and a copy to edit.
+
+The meanings are those of the schema itself: in words for people, as a JSON Schema for editors, and beside each key of
+a copy, in which nothing has changed yet.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+import os
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args
 
 import yaml
 
-from memorysam_cli.recipe.dumping import Dumper
-from memorysam_cli.recipe.files import EXTENDS, OF_ITS_OWN
-from memorysam_cli.recipe.schema import Recipe
+from memorysam_cli.errors import UsageError
+from memorysam_cli.recipe.reading import (
+    EXTENDS,
+    OF_ITS_OWN,
+    OF_THE_FILE,
+    SUFFIXES,
+    RecipeFile,
+    load,
+    read,
+    section_of,
+    shipped,
+)
+from memorysam_cli.recipe.schema import Dumper, Recipe, Section, is_word
+
+DRAFT = "http://json-schema.org/draft-07/schema#"
+"""The one that editors know best."""
+_REFERENCE = "#/definitions/"
+_KINDS = {"number": "number", "integer": "whole number", "boolean": "true or false", "string": "text", "null": "null"}
+_BOUNDS = {"exclusiveMinimum": "> ", "minimum": "≥ ", "exclusiveMaximum": "< ", "maximum": "≤ "}
+SCHEMA_FILE = "recipe.schema.json"
+"""What ``recipes copy --schema`` writes beside the copy."""
+_WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -59,7 +88,7 @@ def to_yaml(content: dict[str, Any], *, width: int = 120) -> str:
     return yaml.dump(_written(content), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=width)
 
 
-def shown(value: Any) -> str:
+def yaml_value(value: Any) -> str:
     """A value as a recipe would say it, on one line."""
     return to_yaml({"x": value}, width=10**6).removeprefix("x:").strip()
 
@@ -80,3 +109,253 @@ def leaves(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key.
+
+    Attributes:
+        path: dotted, such as ``optim.lr``.
+        kind: its type in words; ``section`` has keys of its own.
+        allowed: which values of that type; empty where all are.
+        default: what holds where it is not written, as YAML; None where it must be written, and for sections.
+        meaning: a sentence or two, code in backticks.
+    """
+
+    path: str
+    kind: str
+    allowed: str
+    default: str | None
+    meaning: str
+
+    @property
+    def is_section(self) -> bool:
+        """Whether it has keys of its own."""
+        return self.kind == "section"
+
+
+@cache
+def keys() -> tuple[Key, ...]:
+    """All keys of a recipe's file: a section, then its keys; what belongs to the file alone comes last."""
+    schema = json_schema()
+    return tuple(_keys(RecipeFile, schema["definitions"] | {RecipeFile.__name__: schema}, prefix=""))
+
+
+def meanings(schema: type[Section]) -> dict[str, str]:
+    """What each key of a section means, by key: its docstring, or that of the section that it is."""
+    found = {key: _plain(field.description) for key, field in schema.model_fields.items() if field.description}
+    for key in schema.model_fields:
+        section = _any_section(schema, key)
+        if section is not None:
+            found.setdefault(key, _plain(inspect.getdoc(section) or ""))
+    return found
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 07) of a recipe's file; looser than the check where keys depend on each other.
+
+    A file that extends another one may leave anything out, or a section empty; any other must write what has no
+    default.
+    """
+    schema = RecipeFile.model_json_schema(ref_template=f"{_REFERENCE}{{model}}")
+    definitions = {RecipeFile.__name__: schema, **schema.pop("$defs")}
+    for each in _sections(RecipeFile):
+        described, definition = meanings(each), definitions[each.__name__]
+        definition["description"] = _plain(inspect.getdoc(each) or "")
+        properties = definition["properties"]
+        definition["properties"] = {
+            key: _simple(properties[key]) | {"description": described[key]} for key in described
+        }
+        if each.__name__ not in _WHOLE:
+            definition.pop("required", None)
+    del definitions[RecipeFile.__name__]
+    return {
+        "$schema": DRAFT,
+        "title": "A recipe of memorysam",
+        **{name: schema[name] for name in ("description", "type", "properties", "additionalProperties")},
+        "if": {"required": [EXTENDS]},
+        "else": _needed(RecipeFile),
+        "definitions": dict(sorted(definitions.items())),
+    }
+
+
+_WHOLE = {"Reported", "Measured"}
+"""Sections that are not inherited: each is whole, or not there."""
+
+
+def _plain(text: str) -> str:
+    """A docstring on one line, for users: without what only our own papers know."""
+    return " ".join(re.sub(r" \(METHOD §\d\)", "", text).split()).replace("``", "`")
+
+
+def _any_section(schema: type[Section], key: str) -> type[Section] | None:
+    """The section at a key, also one that may be left out."""
+    kinds = (section_of(schema, key), *get_args(schema.model_fields[key].annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+
+
+def _sections(schema: type[Section]) -> Iterator[type[Section]]:
+    """A section and all below it."""
+    yield schema
+    for key in schema.model_fields:
+        below = _any_section(schema, key)
+        if below is not None:
+            yield from _sections(below)
+
+
+def _simple(described: dict[str, Any]) -> dict[str, Any]:
+    """A key's schema as every editor understands it: no titles, and lists of one kind."""
+    kinds = [_simple(each) for each in described.get("anyOf", ())]
+    found = {
+        key: value for key, value in described.items() if key not in {"title", "description", "anyOf", "prefixItems"}
+    }
+    if "$ref" in found:
+        return {"anyOf": [{"$ref": found["$ref"]}, {"type": "null"}]}  # empty: nothing changed
+    if kinds:
+        found["anyOf"] = kinds
+    if "prefixItems" in described:
+        found["items"] = described["prefixItems"][0]
+    return found
+
+
+def _needed(schema: type[Section]) -> dict[str, Any]:
+    """What a file that extends no other one must write."""
+    required = [key for key, field in schema.model_fields.items() if field.is_required() and key != "name"]
+    below = {key: section_of(schema, key) for key in schema.model_fields}
+    sections = {key: {"type": "object", **_needed(section)} for key, section in below.items() if section is not None}
+    return ({"required": required} if required else {}) | ({"properties": sections} if sections else {})
+
+
+def _keys(schema: type[Section], definitions: dict[str, Any], *, prefix: str) -> Iterator[Key]:
+    described = meanings(schema)
+    for key, field in schema.model_fields.items():
+        path, section = f"{prefix}{key}", _any_section(schema, key)
+        if section is not None:
+            yield Key(path, "section", "", None, described[key])
+            yield from _keys(section, definitions, prefix=f"{path}.")
+            continue
+        place = definitions[schema.__name__]["properties"][key]
+        default = None if field.is_required() and key != "name" else _default(place)
+        yield Key(path, *_words(place), default, described[key])
+
+
+def _words(described: dict[str, Any]) -> tuple[str, str]:
+    """The type of a key, and which of its values are allowed."""
+    if "anyOf" in described:
+        kinds = [_words(each) for each in described["anyOf"]]
+        return " or ".join(kind for kind, _ in kinds), "; ".join(allowed for _, allowed in kinds if allowed)
+    choices = described.get("enum") or ([described["const"]] if "const" in described else [])
+    if choices:
+        return "word", ", ".join(f"`{choice}`" for choice in choices)
+    if described["type"] == "array":
+        kind, allowed = _words(described["items"])
+        return _list_words(described, kind), ", ".join(filter(None, [allowed, *_length(described)]))
+    bounds = [f"{sign}{described[name]:g}" for name, sign in _BOUNDS.items() if name in described]
+    if "multipleOf" in described:
+        bounds.append(f"a multiple of {described['multipleOf']}")
+    if "minLength" in described:
+        bounds.append("not empty")
+    return "name" if "pattern" in described else _KINDS[described["type"]], ", ".join(bounds)
+
+
+def _list_words(described: dict[str, Any], kind: str) -> str:
+    return f"[{kind}, {kind}]" if described.get("maxItems") == 2 else f"list of {kind}s"
+
+
+def _length(described: dict[str, Any]) -> list[str]:
+    return ["at least one"] if described.get("minItems") == 1 else []
+
+
+def _default(described: dict[str, Any]) -> str:
+    return yaml_value(described["default"]) if "default" in described else ""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A copy that is not written yet.
+
+    Attributes:
+        text: of the file.
+        extends: what it says there.
+        changes: how many keys it changes already.
+    """
+
+    text: str
+    extends: str
+    changes: int
+
+
+def copied(name_or_file: str, out: Path, *, overrides: Sequence[str] = (), has_schema: bool = False) -> Copy:
+    """The text of a file that extends a recipe: all keys are there, commented out where they say the same.
+
+    Args:
+        name_or_file: the recipe. One that extends another itself: the copy extends that other one, too, and has its
+            changes.
+        out: where the text will lie; a path in ``extends`` is relative to its folder.
+        overrides: changes to begin with, as in ``--set``.
+        has_schema: whether :data:`SCHEMA_FILE` lies beside it, for editors.
+
+    Raises:
+        UsageError: no such recipe, or ``out`` is no name for one.
+    """
+    if out.suffix not in SUFFIXES or not is_word(out.stem):
+        raise UsageError(
+            f"{out}: is no name for a recipe; give letters, digits, '.', '_' and '-', and then .yaml, such as mine.yaml"
+        )
+    asked = read(name_or_file, overrides)
+    parent = asked.parent or (name_or_file if name_or_file in shipped() else os.fspath(asked.path))
+    before = load(parent)
+    # Resolved: a path through a linked folder has another parent than it seems.
+    extends = parent if parent in shipped() else os.path.relpath(Path(parent).resolve(), out.parent.resolve())
+    head = {override.partition("=")[0] for override in overrides} & {"name", "about"}
+    changed = {each.key for each in differences(before, asked.recipe)} | head
+    lines = [*_introduction(out.name, has_schema=has_schema), *_head(extends, out.stem, asked.recipe, changed)]
+    values = dict(leaves(asked.recipe.model_dump(mode="json")))
+    for key in keys():
+        if key.path.partition(".")[0] not in OF_THE_FILE | {"name", "about"}:
+            lines += _entry(key, values.get(key.path), is_changed=key.path in changed)
+    return Copy("\n".join(lines) + "\n", extends, len(changed))
+
+
+def _introduction(name: str, *, has_schema: bool) -> Iterator[str]:
+    if has_schema:
+        yield f"# yaml-language-server: $schema={SCHEMA_FILE}"
+    yield from _comment(
+        f"{name}: a recipe that extends another one. What is commented out is as it is there (a later memorysam's, if "
+        "that one changes); take the # away from what you change. Then:"
+    )
+    yield f"#   memorysam recipes check {name}"
+    yield f"#   memorysam recipes show {name} --changes"
+    yield f"#   memorysam train --recipe {name}"
+
+
+def _head(extends: str, stem: str, recipe: Recipe, changed: set[str]) -> Iterator[str]:
+    yield from to_yaml({EXTENDS: extends}).splitlines()
+    described = {key.path: key for key in keys()}
+    for key, value in {"name": stem, "about": ""}.items():
+        is_changed = key in changed
+        yield from _entry(described[key], getattr(recipe, key) if is_changed else value, is_changed=is_changed)
+
+
+def _entry(key: Key, value: Any, *, is_changed: bool) -> Iterator[str]:
+    """The lines of a key: its meaning, and its value."""
+    *sections, last = key.path.split(".")
+    margin = "  " * len(sections)
+    if key.is_section:
+        yield ""
+        yield from _comment(key.meaning, margin)
+        yield f"{margin}{last}:"
+        return
+    yield from _comment(f"{key.meaning}{f' ({_allowed(key)})' if _allowed(key) else ''}", margin)
+    for line in to_yaml({last: value}).splitlines():
+        yield f"{margin}{'' if is_changed else '#'}{line}"
+
+
+def _allowed(key: Key) -> str:
+    return key.allowed.replace("`", "")
+
+
+def _comment(text: str, margin: str = "") -> list[str]:
+    lines = textwrap.wrap(text.replace("`", ""), _WIDTH - len(margin), break_long_words=False, break_on_hyphens=False)
+    return [f"{margin}# {line}" for line in lines]

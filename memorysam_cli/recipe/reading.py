@@ -1,4 +1,7 @@
-"""The one way to find, read, extend, override and check a recipe."""
+"""The one way to find, read, extend, override and check a recipe.
+
+A recipe's file says something beside the recipe itself: which recipe it extends, and what is known of its results.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,220 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from memorysam_cli.errors import UsageError
-from memorysam_cli.recipe import files
-from memorysam_cli.recipe.files import Measured, RecipeFile, Reported, Source
-from memorysam_cli.recipe.schema import Recipe
-from memorysam_cli.storage.documents import parse_yaml
-from memorysam_cli.validation import first_fault
+from memorysam_cli.errors import UsageError, did_you_mean
+from memorysam_cli.recipe.schema import Name, Recipe, Section
+from memorysam_cli.storage.documents import parse_yaml, read_yaml
+from memorysam_cli.validation import first_fault, kind_of, line_of
+
+PACKAGE = Path(__file__).parent.parent
+SUFFIXES = {".yaml", ".yml"}
+EXTENDS = "extends"
+
+
+class Reported(Section):
+    """What was published for exactly this recipe; a recipe that extends it does not inherit the claim."""
+
+    miou: float = Field(ge=0, le=100)
+    """Mean IoU over all classes, in per cent."""
+    split: Name
+    """The split that it was measured on."""
+    epoch: int | None = Field(default=None, gt=0)
+    """The epoch whose weights were chosen."""
+    protocol: Literal["resized", "native"] = "resized"
+    """At the network's size, or at the label's own."""
+    source: str = Field(min_length=1)
+    """Where it stands."""
+
+
+class Measured(Section):
+    """What a training by exactly this recipe was seen to need; not inherited either."""
+
+    memory_gb: float = Field(gt=0)
+    """Peak memory of training and validation, in 10⁹ bytes."""
+    device: Literal["cpu", "cuda", "mps"]
+    """On a CPU the process with its programs, on others what the device holds."""
+    source: str = Field(min_length=1)
+    """The command that measures it."""
+
+
+class Claims(Section):
+    """The keys of a recipe's file that no run is decided by."""
+
+    reported: Reported | None = None
+    measured: Measured | None = None
+
+
+def _text_or_absent(described: dict[str, Any]) -> None:
+    """The JSON Schema of a text that may be left out, but not be null."""
+    described.clear()
+    described.update(type="string", minLength=1)
+
+
+class RecipeFile(Recipe):
+    """All that a recipe's file may say."""
+
+    extends: str | None = Field(default=None, json_schema_extra=_text_or_absent)
+    """The recipe that this one changes: a shipped recipe's name, or a .yaml file relative to this one. What is not
+    written here is as it is there, an empty section too. One level: what is extended may not extend another one."""
+    reported: Reported | None = None
+    measured: Measured | None = None
+
+
+OF_THE_FILE = frozenset({EXTENDS, *Claims.model_fields})
+"""Keys of a recipe's file that are no part of the recipe."""
+OF_ITS_OWN = frozenset({"name", "about"})
+"""Keys of a recipe that one that extends it does not inherit: they tell the two apart."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A recipe's file as it is written.
+
+    Attributes:
+        path: the file.
+        content: what it says of the recipe, without empty sections where it extends another one.
+        extends: that other recipe, as it is written; None where it extends none.
+        line: of ``extends``, from 1.
+        claims: what is known of its results.
+    """
+
+    path: Path
+    content: dict[str, Any]
+    extends: str | None
+    line: int
+    claims: Claims
+
+    def says(self, keys: Sequence[str]) -> bool:
+        """Whether the value at ``keys``, or the list that it is in, is written in this file."""
+        place: Any = self.content
+        for key in keys:
+            if not isinstance(place, dict):
+                return isinstance(place, list)
+            if key not in place:
+                return False
+            place = place[key]
+        return True
+
+    def line_of(self, keys: Sequence[str]) -> int:
+        """The line, from 1, of a value, or of what would hold it."""
+        return line_of(self.path.read_text(encoding="utf-8-sig"), keys)
+
+
+def recipes_folder() -> Path:
+    """Where the shipped recipes lie: inside the wheel, or at the top of a checkout."""
+    inside = PACKAGE / "recipes"
+    return inside if inside.is_dir() else PACKAGE.parent / "recipes"
+
+
+def shipped() -> dict[str, Path]:
+    """The shipped recipes by name, sorted."""
+    return dict(sorted((path.stem, path) for path in recipes_folder().glob("*.yaml")))
+
+
+def find(name_or_file: str | os.PathLike[str], *, beside: Path | None = None, where: str = "") -> Path:
+    """The file of a recipe.
+
+    Args:
+        name_or_file: a shipped recipe's name, or a path that ends in .yaml or .yml.
+        beside: the folder that a path is relative to; None: the current one.
+        where: what begins the message of a refusal.
+
+    Raises:
+        UsageError: there is none.
+    """
+    text = os.fspath(name_or_file)
+    known = shipped()
+    if text in known:
+        return known[text]
+    path = Path(text) if beside is None else beside / text
+    is_yaml = path.suffix in SUFFIXES
+    if is_yaml and path.is_file():
+        return path
+    why = "is not a file" if is_yaml else "is no shipped recipe and no .yaml file"
+    raise UsageError(f"{where or 'recipe '}{text}: {why}{did_you_mean(text, known)}")
+
+
+def read_source(path: Path) -> Source:
+    """Read one file, without the recipe that it extends.
+
+    Raises:
+        UsageError: it cannot be read, is no mapping, or says something impossible beside the recipe.
+    """
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: a recipe is a mapping of sections, not {kind_of(content)}")
+    beside = {key: content.pop(key) for key in OF_THE_FILE & set(content)}
+    text = path.read_text(encoding="utf-8-sig")
+    line = line_of(text, [EXTENDS]) if EXTENDS in beside else 0
+    extends = beside.pop(EXTENDS, None)
+    if line and (not isinstance(extends, str) or not extends):
+        raise UsageError(
+            f"{path}:{line}: extends: must be a shipped recipe's name or a .yaml file "
+            f"(got {json.dumps(extends, ensure_ascii=False)})"
+        )
+    try:
+        claims = Claims.model_validate_json(json.dumps(beside), strict=True)
+    except ValidationError as fault:
+        keys, reason = first_fault(fault, Claims)
+        raise UsageError(f"{path}:{line_of(text, keys)}: {reason}") from None
+    return Source(path, _filled(content, Recipe) if line else content, extends, line, claims)
+
+
+def read_parent(source: Source) -> Source | None:
+    """The file that another one extends, if it does.
+
+    Raises:
+        UsageError: it is not there, or extends a third one.
+    """
+    if source.extends is None:
+        return None
+    where = f"{source.path}:{source.line}: extends"
+    path = find(source.extends, beside=source.path.parent, where=f"{where}: ")
+    if path.samefile(source.path):
+        raise UsageError(f"{where} itself; name the recipe that it changes")
+    parent = read_source(path)
+    if parent.extends is not None:
+        raise UsageError(
+            f"{where} {source.extends}, which extends {parent.extends} itself; one level is allowed: extend "
+            f"{parent.extends}, and write what {source.extends} changes into this file"
+        )
+    return parent
+
+
+def extended(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
+    """The content of a recipe with another one's changes: sections key by key, all else as a whole."""
+    both = {key: value for key, value in parent.items() if key not in OF_ITS_OWN}
+    return _merged(both, child)
+
+
+def _merged(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
+    both = dict(parent)
+    for key, value in child.items():
+        before = both.get(key)
+        both[key] = _merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return both
+
+
+def _filled(content: dict[str, Any], schema: type[Section]) -> dict[str, Any]:
+    """The content without sections that hold nothing: all of whose keys are commented out."""
+    found = {}
+    for key, value in content.items():
+        section = section_of(schema, key)
+        if section is None:
+            found[key] = value
+        elif value is not None:
+            found[key] = _filled(value, section) if isinstance(value, dict) else value
+    return found
+
+
+def section_of(schema: type[Section], key: str) -> type[Section] | None:
+    """The schema of the section at a key, if it is one."""
+    kind = schema.model_fields[key].annotation if key in schema.model_fields else None
+    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
 
 @dataclass(frozen=True)
@@ -57,9 +264,9 @@ def read(name_or_file: str | os.PathLike[str], overrides: Sequence[str] = ()) ->
     Raises:
         UsageError: likewise; or what it extends is missing, wrong, or extends another one.
     """
-    own = files.read(files.find(name_or_file))
-    parent = files.read_parent(own)
-    content = own.content if parent is None else files.extended(parent.content, own.content)
+    own = read_source(find(name_or_file))
+    parent = read_parent(own)
+    content = own.content if parent is None else extended(parent.content, own.content)
     content.setdefault("name", own.path.stem)
     for override in overrides:
         _apply(content, override)
@@ -68,7 +275,7 @@ def read(name_or_file: str | os.PathLike[str], overrides: Sequence[str] = ()) ->
     except ValidationError as fault:
         keys, reason = first_fault(fault, RecipeFile)
         raise UsageError(f"{_origin(own, parent, keys, overrides)}: {reason}") from None
-    claims = files.Claims() if overrides else own.claims
+    claims = Claims() if overrides else own.claims
     return Document(recipe, own.path, _named(own, parent), claims.reported, claims.measured)
 
 
@@ -92,7 +299,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise UsageError(f"--set {override}: must be key=value, for example optim.lr=1e-4")
     *parents, last = key.split(".")
-    if (parents or [last])[0] in files.OF_THE_FILE:
+    if (parents or [last])[0] in OF_THE_FILE:
         raise UsageError(f"--set {override}: '{(parents or [last])[0]}' can only be written in a recipe's file")
     place = content
     for part in parents:
@@ -118,5 +325,5 @@ def _named(own: Source, parent: Source | None) -> str | None:
     """What the recipe that is extended is called from the current folder."""
     if parent is None:
         return None
-    is_shipped = own.extends in files.shipped()
+    is_shipped = own.extends in shipped()
     return own.extends if is_shipped else os.fspath(parent.path)

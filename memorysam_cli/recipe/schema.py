@@ -1,4 +1,4 @@
-"""The one schema of a recipe."""
+"""The one schema of a recipe, and how a person would write one as YAML."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import yaml
 from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
 from memorysam_cli.dataset import Strict
-from memorysam_cli.recipe.dumping import Dumper
+from memorysam_cli.errors import UsageError
+from memorysam_cli.storage.documents import parse_yaml
 
 BACKBONES = (
     "nano",
@@ -47,9 +48,9 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(Strict):
-    """A part of the recipe; its numbers are finite."""
+    """A part of the recipe; its numbers are finite, and the text below a key says what it means."""
 
-    model_config = ConfigDict(allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Data(Section):
@@ -262,3 +263,21 @@ class Recipe(Section):
     def to_yaml(self) -> str:
         """The recipe with every value written out, in the schema's order; ``load`` reads the same recipe from it."""
         return yaml.dump(self.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class Dumper(yaml.SafeDumper):
+    """Lists on one line, and quotes around every text that our reader would take for a number."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    try:
+        is_plain = parse_yaml(text, where="") == text
+    except UsageError:
+        is_plain = False
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_plain else '"')
+
+
+Dumper.add_representer(str, _represent_text)
+Dumper.add_representer(
+    list, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True)
+)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from memorysam_cli.report.progress import Progress, duration
+from memorysam_cli.report.progress import Progress
+from memorysam_cli.text import duration
 
 if TYPE_CHECKING:
     from rich.console import Console, Group, RenderableType

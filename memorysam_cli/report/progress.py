@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Self
 
+from memorysam_cli.text import duration
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -36,16 +38,6 @@ def _has_width() -> bool:
         return os.get_terminal_size(sys.stderr.fileno()).columns > 0
     except (OSError, ValueError):  # it does not say
         return True
-
-
-def duration(seconds: float) -> str:
-    """``12 s``, ``1 min 05 s`` or ``2 h 03 min``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
 class Progress:

@@ -19,8 +19,8 @@ from typing import Any, BinaryIO, NoReturn
 from memorysam_cli.errors import DataError, EnvironmentFault, UsageError
 from memorysam_cli.storage import atomic, documents
 from memorysam_cli.storage.archive_formats import Entry, is_tar, tar_entries, zip_entries
-from memorysam_cli.storage.atomic import shown
 from memorysam_cli.storage.headers import Refused
+from memorysam_cli.text import shown, size
 
 MARKER = ".memorysam-archive.json"
 """Lies in a folder that we unpacked; says from what."""
@@ -61,8 +61,8 @@ class _Budget:
         self.spent += count
         if self.spent > self.limit:
             raise Refused(
-                f"expands to {_size(self.spent)} or more, the limit is {_size(self.limit)} ({self.why}); if you trust "
-                "it, allow more with --max-expand GB"
+                f"expands to {_bytes(self.spent)} or more, the limit is {_bytes(self.limit)} ({self.why}); if you "
+                "trust it, allow more with --max-expand GB"
             )
 
 
@@ -250,7 +250,7 @@ def _refuse_without_space(target: Path, needed: int) -> None:
     free = shutil.disk_usage(target.absolute().parent).free
     if needed > free:
         raise EnvironmentFault(
-            f"{shown(target)}: unpacking needs {_size(needed)}, free are {_size(free)}; free some space, or move the "
+            f"{shown(target)}: unpacking needs {_bytes(needed)}, free are {_bytes(free)}; free some space, or move the "
             "archive to another disk, then run the same command again"
         )
 
@@ -265,11 +265,8 @@ def _refuse_caseless(folder: Path) -> None:
         raise UsageError(f"{shown(folder.parent)}: this disk does not tell 'A' from 'a'; --allow-case cannot work here")
 
 
-def _size(count: int) -> str:
-    """Bytes for people."""
-    if count < 1e5:
-        return f"{count:,} bytes"
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+def _bytes(count: int) -> str:
+    return size(count, decimals=1, exact_below=100_000)
 
 
 class Names:

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
-from memorysam_cli.storage.atomic import shown
 from memorysam_cli.storage.headers import Refused
+from memorysam_cli.text import shown
 
 _AGAIN = "get the archive again"
 _YOURSELF = "unpack it yourself and give the folder as ROOT"

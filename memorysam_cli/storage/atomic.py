@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 from memorysam_cli.errors import EnvironmentFault
+from memorysam_cli.text import megabytes, shown
 
 _NAME_BYTES = 255
 _TEMPORARY = re.compile(r"\.(?P<name>.*)\.tmp-.+-\d+-[0-9a-f]{8}", re.DOTALL)
@@ -32,11 +33,6 @@ _REMEDIES = {
     errno.EISDIR: "it is a folder; choose another name",
     errno.ENAMETOOLONG: "choose a shorter path",
 }
-
-
-def shown(path: Path | str) -> str:
-    """A path for a one-line message: control characters and undecodable bytes are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in str(path))
 
 
 @contextlib.contextmanager
@@ -60,17 +56,13 @@ def _explain(error: OSError, path: Path, *, needed_bytes: int | None) -> str:
     """The one line for ``error``."""
     reason = error.strerror or str(error)
     if error.errno in _FULL:
-        needed = "" if needed_bytes is None else f"needs {_megabytes(needed_bytes)}, "
+        needed = "" if needed_bytes is None else f"needs {megabytes(needed_bytes)}, "
         return (
-            f"{shown(path)}: cannot write: {reason} ({needed}free {_megabytes(_free_bytes(path))}); "
+            f"{shown(path)}: cannot write: {reason} ({needed}free {megabytes(_free_bytes(path))}); "
             "free some space or choose another folder, then run the same command again"
         )
     remedy = _REMEDIES.get(error.errno or 0, "check the folder and run the same command again")
     return f"{shown(path)}: cannot write: {reason}; {remedy}"
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"
 
 
 def _free_bytes(path: Path) -> int:

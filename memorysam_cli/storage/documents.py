@@ -21,7 +21,7 @@ import yaml
 
 from memorysam_cli.errors import DataError, MemorySamError, UsageError
 from memorysam_cli.storage import atomic
-from memorysam_cli.storage.atomic import shown
+from memorysam_cli.text import megabytes, shown
 
 MAX_DEPTH = 20
 MAX_BYTES = 1_000_000
@@ -173,7 +173,8 @@ def read_yaml(path: Path) -> Any:
 
 
 def _too_large(size: int, limit: int) -> str:
-    return f"{size / 1e6:.1f} MB is more than the {limit / 1e6:.0f} MB allowed; check that this is the file you mean"
+    allowed = megabytes(limit, decimals=0)
+    return f"{megabytes(size)} is more than the {allowed} allowed; check that this is the file you mean"
 
 
 def _read(path: Path, fault: type[MemorySamError], *, limit: int | None = None) -> bytes:

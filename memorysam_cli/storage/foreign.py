@@ -26,9 +26,9 @@ import torch
 
 from memorysam_cli.errors import EnvironmentFault, WeightsError, is_out_of_memory
 from memorysam_cli.storage import atomic, children
-from memorysam_cli.storage.atomic import shown
 from memorysam_cli.storage.tensors import DTYPES, MAX_TENSORS, Malformed, check_file, check_finite, receive, sha256
 from memorysam_cli.storage.torch_format import AGAIN, EXPORT, Attempt, Refused, check_archive, culprit, most_bytes
+from memorysam_cli.text import shown
 
 _CHILD = "memorysam_cli.storage.torch_child"
 """Named, not imported: it imports this module, and it is the one that is confined."""

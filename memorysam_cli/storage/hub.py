@@ -22,7 +22,7 @@ from typing import Any
 
 from memorysam_cli.errors import EnvironmentFault, NetworkError, UsageError
 from memorysam_cli.storage import atomic, children, hub_child
-from memorysam_cli.storage.atomic import shown
+from memorysam_cli.text import shown
 
 PATIENCE_S = 45.0
 """Without a piece of :data:`~memorysam_cli.storage.hub_child.PIECE_BYTES`; a download that goes on may take hours."""

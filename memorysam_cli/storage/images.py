@@ -29,8 +29,8 @@ import numpy.typing as npt
 
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import atomic, headers
-from memorysam_cli.storage.atomic import shown
 from memorysam_cli.storage.headers import Header, Refused
+from memorysam_cli.text import shown
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".npz")
 MAX_PIXELS = 100_000_000

@@ -27,7 +27,7 @@ from typing import Any
 
 from memorysam_cli.errors import FolderInUseError, MemorySamError, Stopped
 from memorysam_cli.storage import atomic
-from memorysam_cli.storage.atomic import shown
+from memorysam_cli.text import shown
 
 try:
     import fcntl

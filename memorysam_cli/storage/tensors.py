@@ -23,7 +23,7 @@ import torch
 
 from memorysam_cli.errors import WeightsError
 from memorysam_cli.storage import atomic
-from memorysam_cli.storage.atomic import shown
+from memorysam_cli.text import few, shown
 
 MAX_HEADER_BYTES = 16_000_000
 MAX_TENSORS = 20_000
@@ -313,7 +313,7 @@ def check_finite(tensors: Mapping[str, torch.Tensor], *, where: str) -> None:
     """
     bad = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
     if bad:
-        names = ", ".join(shown(name) for name in bad[:_NAMES_SHOWN]) + (", …" if len(bad) > _NAMES_SHOWN else "")
+        names = few([shown(name) for name in bad], _NAMES_SHOWN, is_counted=False)
         raise WeightsError(f"{where}: NaN or infinity in {len(bad)} tensors ({names}); use an earlier checkpoint")
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from memorysam_cli.storage.atomic import shown
+from memorysam_cli.text import shown
 
 EXPORT = "export its state_dict: torch.save(model.state_dict(), file)"
 AGAIN = "get the file again"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from memorysam_cli.data.datasets.deliver import CASES, CLASSES, CONDITIONS, DELIVER
-from memorysam_cli.data.layouts.layout import MARKER, DataNotFound
+from memorysam_cli.data.layout import MARKER, DataNotFound
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
 

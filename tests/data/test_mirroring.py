@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from memorysam_cli.data.mirroring import mirror
-from memorysam_cli.data.sample import Sample
-from memorysam_cli.data.transforms import augment, to_tensor
+from memorysam_cli.data.transforms import Sample, augment, mirror, to_tensor
 from memorysam_cli.dataset import Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.recipe import Augment

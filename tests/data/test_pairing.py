@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from memorysam_cli.data.pairing import pair
+from memorysam_cli.data.listing import pair
 from memorysam_cli.errors import DataError
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from memorysam_cli.data.photometric import Draw, blur, change_colours, jitter_colours, soften
+from memorysam_cli.data.transforms import Draw, blur, change_colours, jitter_colours, soften
 from memorysam_cli.dataset import Modality
 from memorysam_cli.recipe import Augment
 

@@ -9,7 +9,7 @@ import pytest
 
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data import preparation
-from memorysam_cli.data.layouts.layout import MARKER, DataNotFound
+from memorysam_cli.data.layout import MARKER, DataNotFound
 from memorysam_cli.data.preparation import check_and_write, render_synthetic, survey, survey_synthetic
 from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.errors import DataError, EnvironmentFault, PartialError, UsageError

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from memorysam_cli.data.resizing import resize_bilinear, resize_nearest
+from memorysam_cli.data.transforms import resize_bilinear, resize_nearest
 
 
 def test_nearest_takes_the_floor_by_hand() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from memorysam_cli.data import manifest as manifests
-from memorysam_cli.data import superseded
+from memorysam_cli.data import preparation
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.dataset import Statistics
 
@@ -15,7 +15,7 @@ def files(manifest: Manifest) -> set[str]:
 
 
 def keep(manifest: Manifest, **changes: object) -> list[str]:
-    return superseded.keep(manifest.root, manifest.info.model_copy(update=changes), manifest.scenes)
+    return preparation.keep_superseded(manifest.root, manifest.info.model_copy(update=changes), manifest.scenes)
 
 
 def test_what_was_only_found_is_no_difference(prepared: Manifest) -> None:
@@ -57,6 +57,6 @@ def test_a_damaged_file_is_kept_too(prepared: Manifest) -> None:
 def test_scenes_that_come_go_and_change_are_counted(prepared: Manifest) -> None:
     one, two, *others = prepared.scenes
     listed = [replace(two, condition="snow"), *others, replace(one, id="new")]
-    (line,) = superseded.keep(prepared.root, prepared.info, listed)
+    (line,) = preparation.keep_superseded(prepared.root, prepared.info, listed)
     assert f"scenes.jsonl: 1 more, 1 fewer, 1 changed (such as {two.id}) than before" in line
-    assert superseded.keep(prepared.root, prepared.info, prepared.scenes) == []
+    assert preparation.keep_superseded(prepared.root, prepared.info, prepared.scenes) == []

@@ -4,14 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from memorysam_cli.data.sample import Sample
-from memorysam_cli.data.transforms import (
-    augment,
-    for_prediction,
-    for_scoring,
-    to_tensor,
-    without_left,
-)
+from memorysam_cli.data.transforms import Sample, augment, for_prediction, for_scoring, to_tensor, without_left
 from memorysam_cli.dataset import Crop, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.recipe import Augment

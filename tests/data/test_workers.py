@@ -15,9 +15,7 @@ import cv2
 import pytest
 import torch
 
-from memorysam_cli.data.sources import Lost, Source
-from memorysam_cli.data.worker_process import GRACE_S
-from memorysam_cli.data.workers import load
+from memorysam_cli.data.workers import GRACE_S, LostPart, Source, load
 from memorysam_cli.errors import DataError, EnvironmentFault
 
 
@@ -111,7 +109,7 @@ class Killers(Source[int]):
     def item(self, index: int) -> int:
         os._exit(7)
 
-    def instead(self, index: int, lost: Sequence[Lost]) -> int:
+    def instead(self, index: int, lost: Sequence[LostPart]) -> int:
         return index
 
 
@@ -145,7 +143,7 @@ class Pairs(Source[int]):
     def parts(self, index: tuple[int, ...]) -> list[tuple[int]]:
         return [(each,) for each in index]
 
-    def instead(self, index: tuple[int, ...], lost: Sequence[Lost]) -> tuple[int, ...]:
+    def instead(self, index: tuple[int, ...], lost: Sequence[LostPart]) -> tuple[int, ...]:
         gone = [each for lost_one in lost for each in lost_one.part]
         return tuple(each for each in index if each not in gone)
 

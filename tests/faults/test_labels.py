@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from memorysam_cli.data import decode
-from memorysam_cli.data.checking import histograms
+from memorysam_cli.data import decode, findings
 from memorysam_cli.dataset import IGNORE, LabelRule
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
@@ -84,7 +83,7 @@ def harm(values: npt.NDArray[Any], rule: LabelRule, classes: int, read: Callable
         return f"accepted {min(bad)}"
     if found.dtype != np.uint8 or found.shape != values.shape or found.ravel().tolist() != truth:
         return "other classes than the file's"
-    return "" if histograms.of_raw(values, rule) == histograms.of_classes(found) else "another histogram"
+    return "" if findings.raw_histogram(values, rule) == findings.class_histogram(found) else "another histogram"
 
 
 def test_labels_of_every_type_are_exact_or_refused_by_value_count_and_place(

@@ -59,5 +59,5 @@ def test_the_short_file_reads_back_as_the_recipe_it_was_made_of(changes: list[st
     ],
 )  # fmt: skip
 def test_a_value_is_shown_as_a_recipe_says_it(value: object, text: str) -> None:
-    assert comparing.shown(value) == text
+    assert comparing.yaml_value(value) == text
     assert parse_yaml(text, where="") == value

@@ -10,8 +10,7 @@ import pytest
 from memorysam_cli import recipe
 from memorysam_cli.errors import UsageError
 from memorysam_cli.recipe import comparing
-from memorysam_cli.recipe.copying import SCHEMA_FILE, copied
-from memorysam_cli.recipe.describing import keys
+from memorysam_cli.recipe.comparing import SCHEMA_FILE, copied, keys
 from memorysam_cli.recipe.schema import Recipe
 
 

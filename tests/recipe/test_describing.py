@@ -12,10 +12,9 @@ import pytest
 
 from memorysam_cli import recipe
 from memorysam_cli.errors import UsageError
-from memorysam_cli.recipe import copying
-from memorysam_cli.recipe.comparing import leaves
-from memorysam_cli.recipe.describing import json_schema, keys, meanings
-from memorysam_cli.recipe.files import RecipeFile
+from memorysam_cli.recipe import comparing
+from memorysam_cli.recipe.comparing import json_schema, keys, leaves, meanings
+from memorysam_cli.recipe.reading import RecipeFile
 from memorysam_cli.recipe.schema import Data, Optim
 from memorysam_cli.storage.documents import parse_yaml, read_yaml
 
@@ -97,7 +96,7 @@ def test_editors_accept_every_shipped_recipe_and_its_copy(name: str, tmp_path: P
     assert accepts(read_yaml(recipe.shipped()[name]))
     assert accepts(recipe.load(name).model_dump(mode="json"))
     path = tmp_path / "mine.yaml"
-    path.write_text(copying.copied(name, path, overrides=["optim.lr=1e-3"]).text)
+    path.write_text(comparing.copied(name, path, overrides=["optim.lr=1e-3"]).text)
     assert accepts(read_yaml(path))
 
 

@@ -263,11 +263,3 @@ def test_tables_stand_apart_and_end_without_blanks(capsys: pytest.CaptureFixture
     assert [index for index, line in enumerate(lines) if not line] == [4, 9]
     assert lines[0] == "one" and lines[-1] == "end"
     assert lines[7].endswith("   9.50 ± 0.10") and lines[8].endswith("  10.00 ± 0.20")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (3599.6, "1 h 00 min"), (7380, "2 h 03 min")],
-)
-def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
-    assert progress.duration(seconds) == text

@@ -13,6 +13,7 @@ import pytest
 
 from memorysam_cli.errors import EnvironmentFault
 from memorysam_cli.storage import atomic
+from memorysam_cli.text import shown
 
 
 def names(folder: Path) -> list[str]:
@@ -136,8 +137,8 @@ def test_impossible_targets_are_refused_in_one_line(tmp_path: Path) -> None:
 def test_strange_names_are_written_and_shown_on_one_line(name: str, tmp_path: Path) -> None:
     atomic.write_bytes(tmp_path / name, b"1")
     assert os.listdir(tmp_path) == [name]  # noqa: PTH208  (as the kernel has it)
-    assert atomic.shown(name).isprintable()
-    atomic.shown(name).encode()
+    assert shown(name).isprintable()
+    shown(name).encode()
 
 
 def test_a_folder_appears_whole_with_all_it_holds(tmp_path: Path) -> None:

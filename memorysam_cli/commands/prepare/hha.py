@@ -53,9 +53,9 @@ def hha(
     for option, value in positive.items():
         if value is not None and not 0 < value < 1e6:
             raise UsageError(f"{option} {value}: must be a number above 0, in metres")
-    from memorysam_cli.data.own import hha_files
-    from memorysam_cli.data.own.globs import Pattern
+    from memorysam_cli.data.own import hha as hha_files
     from memorysam_cli.data.own.hha import Camera, Encoding
+    from memorysam_cli.data.own.patterns import Pattern
     from memorysam_cli.report import console
 
     fx, fy, cx, cy = _numbers("--camera", camera, "fx,fy,cx,cy")
@@ -64,12 +64,12 @@ def hha(
     x, y, z = _numbers("--gravity", gravity or "0,0,0", "x,y,z")
     if gravity is not None and x == y == z == 0:
         raise UsageError(f"--gravity {gravity}: has no direction; a camera held level has 0,1,0")
-    settings = hha_files.Settings(
+    settings = hha_files.HhaSettings(
         camera=Camera(fx, fy, cx, cy),
         depths=hha_files.Depths(scale=depth_scale, farthest=farthest),
         encoding=Encoding(nearest, tallest, camera_height, gravity=None if gravity is None else (x, y, z)),
     )
-    work = hha_files.plan(root, Pattern(depth), root / out, settings=settings)
+    work = hha_files.plan_conversion(root, Pattern(depth), root / out, settings=settings)
     with console.progress(len(work.jobs), "hha") as bar:
         hha_files.convert(work, advance=bar.advance)
     console.say(f"HHA images  {len(work.jobs)} made, {work.done} kept")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from memorysam_cli.data.checking.report import Report, Stored
+    from memorysam_cli.data.findings import CheckReport, StoredForm
     from memorysam_cli.data.manifest import Manifest
     from memorysam_cli.dataset import DatasetInfo
     from memorysam_cli.laws import Report as Laws
@@ -93,17 +93,17 @@ def measuring(*, max_pixels: int | None, normalise: bool) -> Callable[[Manifest]
     """
 
     def measure(found: Manifest) -> DatasetInfo:
-        from memorysam_cli.data.checking import statistics
+        from memorysam_cli.data import statistics
         from memorysam_cli.report import console
 
         with console.progress(len(statistics.measured_scenes(found)), "measure") as bar:
             values = statistics.measure(found, max_pixels=max_pixels, advance=bar.advance)
-        return statistics.stored(found.info, values, normalise=normalise)
+        return statistics.with_statistics(found.info, values, normalise=normalise)
 
     return measure
 
 
-def show(report: Report) -> None:
+def show(report: CheckReport) -> None:
     """Problems and oddities on stderr; scenes, files and how often each class occurs on stdout."""
     from memorysam_cli.report import console
 
@@ -133,7 +133,7 @@ def _show_root(root: Path) -> None:
         console.note(f"train and evaluate find it with --data {shlex.quote(str(root))}, or MEMORYSAM_DATA set to that")
 
 
-def _show_scenes(report: Report) -> None:
+def _show_scenes(report: CheckReport) -> None:
     """Scenes per split, beside the published ones and those left out."""
     from memorysam_cli.report import console
 
@@ -148,7 +148,7 @@ def _show_scenes(report: Report) -> None:
     console.table(columns, counts, title=f"{report.dataset}: scenes")
 
 
-def _show_files(report: Report) -> None:
+def _show_files(report: CheckReport) -> None:
     """How each modality's files are stored."""
     from memorysam_cli.report import console
 
@@ -159,13 +159,13 @@ def _show_files(report: Report) -> None:
     )
 
 
-def _form(form: Stored) -> list[str]:
+def _form(form: StoredForm) -> list[str]:
     """The cells of one form of files."""
     ends = ["-" if end is None else f"{end:.6g}" for end in (form.low, form.high)]
     return [form.dtype, str(form.channels), str(form.scenes), *ends]
 
 
-def _show_classes(report: Report) -> None:
+def _show_classes(report: CheckReport) -> None:
     """The share of each class in each split."""
     from memorysam_cli.report import console
 

@@ -88,18 +88,18 @@ def folder(
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.commands.prepare import words
-    from memorysam_cli.data.own import class_list
-    from memorysam_cli.data.own.folder import Plan, survey
-    from memorysam_cli.data.own.globs import Pattern
+    from memorysam_cli.data.own.classes import read_classes
+    from memorysam_cli.data.own.folder import FolderRequest, survey
+    from memorysam_cli.data.own.patterns import Pattern
 
     patterns = words.patterns(modality)
     if (labels is None) != (classes is None):
         raise UsageError("--labels and --classes: give both, or neither for scenes that are only predicted")
-    plan = Plan(
+    wanted = FolderRequest(
         name=words.dataset_name(name, root),
         modalities=patterns,
         labels=None if labels is None else Pattern(labels),
-        classes=None if classes is None else class_list.read(words.existing(classes, root), is_safe=palette == "safe"),
+        classes=None if classes is None else read_classes(words.existing(classes, root), is_safe=palette == "safe"),
         split=words.split(split or [], root),
         kinds=words.kinds(words.pairs("--kind", kind, known=patterns)),
         channels=words.channels(words.pairs("--channels", channels, known=patterns)),
@@ -109,7 +109,7 @@ def folder(
         seed=seed,
         will_measure=measure,
     )
-    found = survey(root, plan)
+    found = survey(root, wanted)
     check_and_write(
         found.manifest,
         json=json,

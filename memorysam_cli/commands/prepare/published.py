@@ -51,7 +51,7 @@ def command_of(name: str) -> Callable[..., None]:
             root = root.parent
         # After the archive: a bomb is refused at once and with little memory.
         from memorysam_cli.data import preparation
-        from memorysam_cli.data.layouts.layout import DataNotFound
+        from memorysam_cli.data.layout import DataNotFound
         from memorysam_cli.report import console
 
         try:

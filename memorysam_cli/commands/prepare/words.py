@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, cast
 from memorysam_cli.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from memorysam_cli.data.own.globs import Pattern
-    from memorysam_cli.data.own.splitting import Shares
+    from memorysam_cli.data.own.patterns import Pattern, Shares
     from memorysam_cli.dataset import Kind
 
 
@@ -43,7 +42,7 @@ def patterns(texts: Iterable[str]) -> dict[str, tuple[Pattern, ...]]:
     Raises:
         UsageError: another form, an impossible pattern, or more than two.
     """
-    from memorysam_cli.data.own.globs import Pattern
+    from memorysam_cli.data.own.patterns import Pattern
     from memorysam_cli.recipe import ALL
 
     found = {
@@ -87,7 +86,7 @@ def split(texts: Sequence[str], root: Path) -> Shares | dict[str, Path] | None:
     Raises:
         UsageError: shares and lists, or shares twice, or another form.
     """
-    from memorysam_cli.data.own.splitting import read_shares
+    from memorysam_cli.data.own.patterns import read_shares
 
     if any("=" in text for text in texts):
         return {name: existing(Path(file), root) for name, file in pairs("--split", texts, known=None).items()}
@@ -102,7 +101,7 @@ def kinds(words: Mapping[str, str]) -> dict[str, Kind]:
     Raises:
         UsageError: no such kind.
     """
-    from memorysam_cli.data.own.kinds import KINDS
+    from memorysam_cli.data.own.folder import KINDS
 
     for name, word in words.items():
         if word not in KINDS:

@@ -1,1 +1,1 @@
-"""One small declaration per published data set; the engine is :mod:`memorysam_cli.data.layouts.layout`."""
+"""One small declaration per published data set; the engine is :mod:`memorysam_cli.data.layout`."""

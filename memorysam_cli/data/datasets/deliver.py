@@ -8,8 +8,7 @@ sequence's folder. Events of the case ``eventlowres`` are smaller than their ima
 from __future__ import annotations
 
 from memorysam_cli.data.datasets.common import CAMERA
-from memorysam_cli.data.layouts.layout import Layout
-from memorysam_cli.data.layouts.places import place, sensor
+from memorysam_cli.data.layout import DatasetLayout, place, sensor
 from memorysam_cli.dataset import LabelRule, Modality
 
 CONDITIONS = ("cloud", "fog", "night", "rain", "sun")
@@ -29,7 +28,7 @@ CLASSES = {
 }
 # fmt: on
 
-DELIVER = Layout(
+DELIVER = DatasetLayout(
     name="deliver",
     title="DELIVER",
     published_at="https://jamycheung.github.io/DELIVER.html",

@@ -6,8 +6,7 @@ Source: DATASETS §2. Published as train and test; MM SAM-adapter takes a ``val`
 from __future__ import annotations
 
 from memorysam_cli.data.datasets.common import CAMERA
-from memorysam_cli.data.layouts.layout import Layout
-from memorysam_cli.data.layouts.places import place, sensor
+from memorysam_cli.data.layout import DatasetLayout, place, sensor
 from memorysam_cli.dataset import LabelRule, Modality
 
 SPLIT = "{split:train|val|test}"
@@ -21,7 +20,7 @@ CLASSES = {
 }
 # fmt: on
 
-FMB = Layout(
+FMB = DatasetLayout(
     name="fmb",
     title="FMB",
     published_at="https://github.com/JinyuanLiu-CV/SegMiF",

@@ -8,9 +8,7 @@ Unconfirmed [G]: the number of scenes per split.
 from __future__ import annotations
 
 from memorysam_cli.data.datasets.common import CAMERA, CITYSCAPES
-from memorysam_cli.data.layouts.layout import Layout
-from memorysam_cli.data.layouts.lists import Lists
-from memorysam_cli.data.layouts.places import place, sensor
+from memorysam_cli.data.layout import DatasetLayout, Lists, place, sensor
 from memorysam_cli.dataset import LabelRule, Modality
 
 RGB = "data_2d_raw/{drive}/image_00/data_rect/{frame}.png"
@@ -23,7 +21,7 @@ IDS = {
 # fmt: on
 
 
-KITTI360 = Layout(
+KITTI360 = DatasetLayout(
     name="kitti360",
     title="KITTI-360",
     published_at="https://www.cvlibs.net/datasets/kitti-360/",

@@ -7,9 +7,7 @@ published protocol drops the first 192 of 1224 columns. ``NIR_warped_mask``, ``S
 from __future__ import annotations
 
 from memorysam_cli.data.datasets.common import IMAGENET
-from memorysam_cli.data.layouts.layout import Layout
-from memorysam_cli.data.layouts.lists import Lists
-from memorysam_cli.data.layouts.places import place, sensor
+from memorysam_cli.data.layout import DatasetLayout, Lists, place, sensor
 from memorysam_cli.dataset import Crop, Modality
 
 # fmt: off
@@ -22,7 +20,7 @@ CLASSES = {
 }
 # fmt: on
 
-MCUBES = Layout(
+MCUBES = DatasetLayout(
     name="mcubes",
     title="MCubeS",
     published_at="https://github.com/kyotovision-public/multimodal-material-segmentation",

@@ -8,9 +8,7 @@ hold RGB and thermal in four channels. Unconfirmed [G]: the original layout, the
 from __future__ import annotations
 
 from memorysam_cli.data.datasets.common import CAMERA
-from memorysam_cli.data.layouts.layout import Layout
-from memorysam_cli.data.layouts.lists import Lists
-from memorysam_cli.data.layouts.places import place, sensor
+from memorysam_cli.data.layout import DatasetLayout, Lists, place, sensor
 from memorysam_cli.dataset import Modality
 
 ORIGINAL = "images/{name}.png"
@@ -23,7 +21,7 @@ CLASSES = {
 }
 # fmt: on
 
-MFNET = Layout(
+MFNET = DatasetLayout(
     name="mfnet",
     title="MFNet",
     published_at="https://www.mi.t.u-tokyo.ac.jp/static/projects/mil_multispectral/",

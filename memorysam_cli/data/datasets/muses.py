@@ -8,8 +8,7 @@ deviation are CAFuser's. The labels of ``test`` are not published: its scenes ca
 from __future__ import annotations
 
 from memorysam_cli.data.datasets.common import CAMERA, CITYSCAPES
-from memorysam_cli.data.layouts.layout import Layout
-from memorysam_cli.data.layouts.places import Place, place, sensor
+from memorysam_cli.data.layout import DatasetLayout, Place, place, sensor
 from memorysam_cli.dataset import Modality
 
 WEATHERS = ("clear", "fog", "rain", "snow")
@@ -27,7 +26,7 @@ def as_png(name: str) -> Place:
     return place(f"projected_to_rgb/{name}/{INSIDE}_{name}.png", scale=1 / 150, offset=-100.0)
 
 
-MUSES = Layout(
+MUSES = DatasetLayout(
     name="muses",
     title="MUSES",
     published_at="https://muses.ethz.ch",

@@ -8,9 +8,7 @@ channel), TokenFusion's (lower case, lists with three columns). ``depth`` is the
 from __future__ import annotations
 
 from memorysam_cli.data.datasets.common import CAMERA
-from memorysam_cli.data.layouts.layout import Layout
-from memorysam_cli.data.layouts.lists import Lists
-from memorysam_cli.data.layouts.places import place, sensor
+from memorysam_cli.data.layout import DatasetLayout, Lists, place, sensor
 from memorysam_cli.dataset import LabelRule, Modality
 
 # fmt: off
@@ -28,7 +26,7 @@ CLASSES = {
 }
 # fmt: on
 
-NYU = Layout(
+NYU = DatasetLayout(
     name="nyu",
     title="NYU Depth V2",
     published_at="https://cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html",

@@ -7,8 +7,7 @@ used. ``Background`` is a counted class.
 from __future__ import annotations
 
 from memorysam_cli.data.datasets.common import CAMERA
-from memorysam_cli.data.layouts.layout import Layout
-from memorysam_cli.data.layouts.places import place, sensor
+from memorysam_cli.data.layout import DatasetLayout, place, sensor
 from memorysam_cli.dataset import Modality
 
 SPLIT = "{split:train|val|test}"
@@ -20,7 +19,7 @@ CLASSES = {
 }
 # fmt: on
 
-PST900 = Layout(
+PST900 = DatasetLayout(
     name="pst900",
     title="PST900",
     published_at="https://github.com/ShreyasSkandanS/pst900_thermal_rgb",

@@ -8,8 +8,7 @@ tells which, never the name of a folder above. Unconfirmed [G]: the number of sc
 from __future__ import annotations
 
 from memorysam_cli.data.datasets.common import CAMERA
-from memorysam_cli.data.layouts.layout import Layout
-from memorysam_cli.data.layouts.places import place, sensor
+from memorysam_cli.data.layout import DatasetLayout, place, sensor
 from memorysam_cli.dataset import LabelRule, Modality
 
 SCENE = "{split:train|val|test}/{scene}"
@@ -26,7 +25,7 @@ CLASSES = {
 }
 # fmt: on
 
-URBANLF = Layout(
+URBANLF = DatasetLayout(
     name="urbanlf",
     title="UrbanLF",
     published_at="https://github.com/HAWKEYE-Group/UrbanLF",

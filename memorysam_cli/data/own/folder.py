@@ -1,24 +1,26 @@
 """Anyone's own sensors: patterns for the files of each, paired into scenes and divided into splits.
 
-What comes out is a manifest like that of any published data set.
+What comes out is a manifest like that of any published data set. Frames are treated as is best for their kind of sensor
+unless told otherwise, and what the first few files give reason to say is said before all of them are checked.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 
 from memorysam_cli import laws
+from memorysam_cli.data.listing import pair
 from memorysam_cli.data.manifest import Manifest, Scene
-from memorysam_cli.data.own import first_look, kinds, splitting
-from memorysam_cli.data.own.class_list import ClassList
-from memorysam_cli.data.own.globs import Match, Pattern
-from memorysam_cli.data.own.splitting import Shares
-from memorysam_cli.data.pairing import pair
-from memorysam_cli.dataset import IGNORE, DatasetInfo, Kind, LabelRule, Modality
+from memorysam_cli.data.own import patterns
+from memorysam_cli.data.own.classes import ClassList
+from memorysam_cli.data.own.patterns import Match, Pattern, Shares
+from memorysam_cli.dataset import IGNORE, DatasetInfo, Flip, Interpolation, Kind, LabelRule, Modality
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import images
 
@@ -31,10 +33,19 @@ SHARES: Shares = (0.8, 0.1, 0.1)
 
 Role = str
 """A modality, or ``aolp+1`` for an angle's second file, or LABEL."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""What SAM 2 was trained with. Source: METHOD §5, DATASETS §0."""
+LOOKED_AT = 3
+"""Files of each sensor, and labels."""
+FAR = 8.0
+"""Values beyond this many times the range [-1, 1] would swamp the network."""
+NARROW = 1 / 16
+"""Values that reach no further would hardly be seen by it."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class FolderRequest:
     """What ``memorysam prepare folder`` was asked for."""
 
     name: str
@@ -64,7 +75,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Found:
+class FolderSurvey:
     """The scenes of a folder."""
 
     manifest: Manifest
@@ -75,7 +86,7 @@ class Found:
     """That no file was passed over."""
 
 
-def survey(root: Path, plan: Plan) -> Found:
+def survey(root: Path, plan: FolderRequest) -> FolderSurvey:
     """List the scenes of a folder; nothing is checked or written yet.
 
     Args:
@@ -114,9 +125,9 @@ def survey(root: Path, plan: Plan) -> Found:
         unlabelled=unlabelled,
     )
     manifest = Manifest(root=root, info=info, scenes=tuple(scenes))
-    return Found(
+    return FolderSurvey(
         manifest,
-        (*notes, *said, *first_look.values(manifest, will_measure=plan.will_measure), *first_look.labels(manifest)),
+        (*notes, *said, *notes_on_values(manifest, will_measure=plan.will_measure), *notes_on_labels(manifest)),
         held,
     )
 
@@ -126,7 +137,7 @@ def _role(name: str, part: int) -> Role:
     return f"{name}+{part}" if part else name
 
 
-def _refuse_half_split(patterns: Mapping[Role, Pattern], plan: Plan) -> None:
+def _refuse_half_split(patterns: Mapping[Role, Pattern], plan: FolderRequest) -> None:
     """``{split}`` stands in all patterns or in none."""
     with_split = [pattern.text for pattern in patterns.values() if pattern.has_split]
     without = [pattern.text for pattern in patterns.values() if not pattern.has_split]
@@ -138,13 +149,13 @@ def _refuse_half_split(patterns: Mapping[Role, Pattern], plan: Plan) -> None:
         )
 
 
-def _modalities(plan: Plan) -> tuple[tuple[Modality, ...], list[str]]:
+def _modalities(plan: FolderRequest) -> tuple[tuple[Modality, ...], list[str]]:
     """The sensors, and what was guessed about them."""
     made, notes = [], []
     for name, group in plan.modalities.items():
         kind = plan.kinds.get(name)
         if kind is None:
-            kind = "angle" if len(group) > 1 else kinds.guess(name)
+            kind = "angle" if len(group) > 1 else guess_kind(name)
             if kind != name:
                 notes.append(f"'{name}' is taken for kind '{kind}'; --kind {name}=… says otherwise")
         if (kind == "angle") != (len(group) > 1) and not (kind == "angle" and name in plan.channels):
@@ -152,7 +163,7 @@ def _modalities(plan: Plan) -> tuple[tuple[Modality, ...], list[str]]:
                 f"--modality {name}: an angle has two patterns, of its sine and of its cosine, joined by '+', or "
                 f"--channels {name}=0,1,0 of one file; nothing else has two (here: {len(group)} for kind '{kind}')"
             )
-        made.append(kinds.make(name, kind, scale=plan.scale.get(name), channels=plan.channels.get(name)))
+        made.append(make_modality(name, kind, scale=plan.scale.get(name), channels=plan.channels.get(name)))
     return tuple(made), notes
 
 
@@ -196,17 +207,17 @@ def _name(match: Match) -> str:
     return f"{match.split}/{match.key}" if match.split else match.key
 
 
-def _first(row: Mapping[Role, Match], plan: Plan) -> Match:
+def _first(row: Mapping[Role, Match], plan: FolderRequest) -> Match:
     """The file after which a scene is called."""
     return next(row[role] for role in plan.patterns() if role in row)
 
 
-def _id(row: Mapping[Role, Match], plan: Plan) -> str:
+def _id(row: Mapping[Role, Match], plan: FolderRequest) -> str:
     """A scene's id."""
     return _name(_first(row, plan))
 
 
-def _scene(row: Mapping[Role, Match], *, plan: Plan) -> Scene:
+def _scene(row: Mapping[Role, Match], *, plan: FolderRequest) -> Scene:
     """A scene; files that it lacks are named as they would be expected."""
     first = _first(row, plan)
 
@@ -222,7 +233,7 @@ def _scene(row: Mapping[Role, Match], *, plan: Plan) -> Scene:
 
 
 def _divided(
-    scenes: Sequence[Scene], *, labelled: set[str], plan: Plan
+    scenes: Sequence[Scene], *, labelled: set[str], plan: FolderRequest
 ) -> tuple[list[Scene], tuple[str, ...], list[str]]:
     """The scenes with their splits, the splits without labels, and what is to be said."""
     notes: list[str] = []
@@ -230,17 +241,17 @@ def _divided(
         splits = {scene.id: scene.split for scene in scenes}
     elif isinstance(plan.split, Mapping):
         files = {scene.id: [path for group in scene.files.values() for path in group] for scene in scenes}
-        splits = splitting.by_lists(files, plan.split)
+        splits = patterns.by_lists(files, plan.split)
         if len(splits) < len(scenes):
             notes.append(f"{len(scenes) - len(splits)} of {len(scenes)} scenes are in no list and left out")
     elif plan.labels is None and plan.split is None:
         splits = dict.fromkeys((scene.id for scene in scenes), NO_LABELS)
     else:
-        splits = splitting.by_shares([scene.id for scene in scenes], plan.split or SHARES, seed=plan.seed)
+        splits = patterns.by_shares([scene.id for scene in scenes], plan.split or SHARES, seed=plan.seed)
     # A whole split without labels is meant so (a test set); a scene without its label is a fault, for the check.
     is_chance = plan.labels is not None and not isinstance(plan.split, Mapping) and not scenes[0].split
     with_labels = {splits[name] for name in labelled if name in splits}
-    order = splitting.order(list(splits.values()))
+    order = patterns.order(list(splits.values()))
     unlabelled = () if is_chance else tuple(split for split in order if split not in with_labels)
     if unlabelled and plan.labels is not None:
         notes.append(f"split {', '.join(unlabelled)}: has no label at all; its scenes can be predicted, not scored")
@@ -252,7 +263,7 @@ def _divided(
     return sorted(chosen, key=lambda scene: (order.index(scene.split), scene.id)), unlabelled, notes
 
 
-def _rule(root: Path, labels: Sequence[Match], plan: Plan) -> LabelRule:
+def _rule(root: Path, labels: Sequence[Match], plan: FolderRequest) -> LabelRule:
     """How the label files' values become classes.
 
     Raises:
@@ -294,3 +305,147 @@ def _is_colour(path: Path, classes: ClassList) -> bool:
         return header.channels == len("RGB") or header.has_palette
     found = {tuple(colour) for colour in np.unique(images.read(path)[..., :3].reshape(-1, 3), axis=0).tolist()}
     return 2 * len(found & set(classes.palette)) > len(found)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """How the frames of a kind are treated."""
+
+    looks_like_a_photo: bool = False
+    """Normalised as ImageNet's photos and changed in colour and sharpness during training; others: neither, as the
+    reference does it."""
+    interpolation: Interpolation = "bilinear"
+    flip: Flip = "mirror"
+
+
+DEFAULTS: dict[Kind, Defaults] = {
+    "rgb": Defaults(looks_like_a_photo=True),
+    "gray": Defaults(looks_like_a_photo=True),
+    # Between a wall and what stands before it there is nothing in the middle: distances are not blended.
+    "depth": Defaults(interpolation="nearest"),
+    "hha": Defaults(),
+    # Sparse: most pixels say "nothing", which must not bleed into those that say something.
+    "event": Defaults(interpolation="nearest"),
+    "lidar": Defaults(interpolation="nearest"),
+    "thermal": Defaults(),
+    # Which of sine and cosine a mirror turns round depends on how the sensor counts its angle: dataset.json can say.
+    "angle": Defaults(),
+}
+
+WORDS: dict[Kind, str] = {
+    "rgb": "rgb img image images color colour camera cam visible vis photo ms multispectral hyperspectral",
+    "gray": "gray grey mono pan panchromatic nir swir dolp",
+    "depth": "depth disparity disp distance range dsm dem",
+    "hha": "hha",
+    "event": "event events dvs",
+    "lidar": "lidar radar velodyne points sar",
+    "thermal": "thermal ther ir lwir mwir infrared flir heat",
+    "angle": "angle aolp aop orientation azimuth",
+}
+"""The words in a modality's name by which its kind is guessed."""
+
+
+def guess_kind(name: str) -> Kind:
+    """The kind that a modality's name tells, such as depth for ``depth_left`` and thermal for ``IR2``.
+
+    Raises:
+        UsageError: no word of the name is known, or two speak for different kinds.
+    """
+    said = {word.rstrip("0123456789") for word in re.split(r"[^a-z0-9]+", name.lower())}
+    found = [kind for kind, words in WORDS.items() if said & set(words.split())]
+    if len(found) != 1:
+        why = "tells no kind" if not found else f"tells {' and '.join(found)}"
+        raise UsageError(f"--modality {name}: its name {why}; say --kind {name}=KIND, one of {', '.join(KINDS)}")
+    return found[0]
+
+
+def make_modality(
+    name: str, kind: Kind, *, scale: float | None = None, channels: Sequence[int] | None = None
+) -> Modality:
+    """A modality with the defaults of its kind.
+
+    Args:
+        name: of the modality.
+        kind: decides normalisation, interpolation, photometric augmentation and flip.
+        scale: of stored values; None: by dtype.
+        channels: which three stored channels to take, from 0; one is taken three times.
+    """
+    defaults = DEFAULTS[kind]
+    is_photo = defaults.looks_like_a_photo
+    chosen = tuple(channels or ())
+    chosen = chosen * 3 if len(chosen) == 1 else chosen
+    return Modality(
+        name=name,
+        kind=kind,
+        mean=IMAGENET_MEAN if is_photo else None,
+        std=IMAGENET_STD if is_photo else None,
+        interpolation=defaults.interpolation,
+        photometric=("jitter", "blur") if is_photo else (),
+        channels=(chosen[0], chosen[1], chosen[2]) if chosen else None,
+        scale=scale,
+        flip=defaults.flip,
+    )
+
+
+def notes_on_values(manifest: Manifest, *, will_measure: bool) -> list[str]:
+    """What the values of the first few files of each sensor give reason to say."""
+    notes = []
+    for modality in manifest.info.modalities:
+        paths = [path for scene in manifest.scenes[:LOOKED_AT] for path in scene.files[modality.name]]
+        frames = _readable(manifest.root, paths)
+        if not frames:
+            continue
+        top = max(
+            float(abs(frame.astype("float64") * _scale(frame, modality) + modality.offset).max()) for frame in frames
+        )
+        if frames[0].ndim == 3 and frames[0].shape[2] == 4 and modality.channels is None:
+            notes.append(
+                f"'{modality.name}': the fourth channel is taken for alpha and dropped (--channels says otherwise)"
+            )
+        if will_measure:
+            continue
+        if top > FAR:
+            notes.append(
+                f"'{modality.name}': values up to {top:.4g}, the network is used to about 1; normalise with --measure, "
+                f"or give --scale {modality.name}={1 / top:.1g}"
+            )
+        elif modality.scale is None and 0 < top < NARROW:
+            notes.append(
+                f"'{modality.name}': the first files use only {100 * top:.2g} % of the range; normalise with "
+                f"--measure, or give --scale {modality.name}={_scale(frames[0], modality) / top:.1g}"
+            )
+    return notes
+
+
+def notes_on_labels(manifest: Manifest) -> list[str]:
+    """A word on labels that count from 1, and on masks of one class and 'ignored' only, as 0 and 255 often are."""
+    rule = manifest.info.label
+    paths = [scene.label for scene in manifest.scenes if scene.label][:LOOKED_AT]
+    found = {int(value) for label in _readable(manifest.root, paths) for value in np.unique(label)}
+    given, ignored = found - set(rule.ignore), min(found & set(rule.ignore), default=None)
+    if rule.mapping or rule.colours:
+        return []
+    if given and rule.shift == 0 and (min(given), max(given)) == (1, len(manifest.info.classes)):
+        return [f"the first labels hold 1 to {max(given)}; classes are counted from 0: --label-shift -1 moves them"]
+    if len(manifest.info.classes) < 2 or ignored is None or len(given) > 1:
+        return []
+    one, two = manifest.info.classes[:2]
+    return [
+        f"the first labels hold {' and '.join(map(str, sorted(found)))} only, and {ignored} counts as 'ignored'; if "
+        f"it is a class, give values in the class list, such as '0: {one}' and '{ignored}: {two}'"
+    ]
+
+
+def _readable(root: Path, paths: Sequence[str]) -> list[Any]:
+    """The files' values; none if one cannot be read: the check will tell, with all that is wrong."""
+    try:
+        return [images.read(root / path) for path in paths]
+    except DataError:
+        return []
+
+
+def _scale(frame: Any, modality: Modality) -> float:
+    """What stored values are multiplied by."""
+    if modality.scale is not None:
+        return modality.scale
+    return {"uint8": 1 / 255, "uint16": 1 / 65535}.get(frame.dtype.name, 1.0)

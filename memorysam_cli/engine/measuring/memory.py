@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from memorysam_cli.storage import children
+from memorysam_cli.storage import children, machine
+from memorysam_cli.storage.machine import Capacity as Capacity
+from memorysam_cli.text import size
 
 _STATUS = Path("/proc/self/status")
-_CGROUP = Path("/sys/fs/cgroup")
-_MEMINFO = Path("/proc/meminfo")
-_RECLAIMABLE = ("active_file", "inactive_file", "slab_reclaimable")
-"""What a container's use has of files that were read: the kernel gives it up for whoever needs it."""
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """The memory of a device, in bytes; 0 where the machine does not say."""
-
-    total: int
-    free: int
 
 
 def start_peak(device: torch.device) -> None:
@@ -57,9 +45,7 @@ def resident_peak(process: int) -> int:
         return 0
 
 
-def gigabytes(count: int) -> str:
-    """Bytes for people: ``24.0 GB``; small numbers as ``96 MB``."""
-    return f"{count / 1e9:.1f} GB" if count >= 0.95e9 else f"{count / 1e6:.0f} MB"
+gigabytes = size
 
 
 def capacity(device: torch.device) -> Capacity:
@@ -67,25 +53,10 @@ def capacity(device: torch.device) -> Capacity:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return Capacity(total, free)
-    if not _MEMINFO.exists():
-        return Capacity(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), 0)
-    total, free = (_kilobytes(_MEMINFO, name) * 1024 for name in ("MemTotal", "MemAvailable"))
-    limit, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
-    if limit.exists() and used.exists() and (most := limit.read_text().strip()).isdecimal():
-        taken = int(used.read_text()) - _reclaimable(_CGROUP / "memory.stat")
-        total, free = min(total, int(most)), min(free, int(most) - taken)
-    return Capacity(total, max(free, 0))
+    return machine.memory()
 
 
 def _kilobytes(table: Path, name: str) -> int:
     """A number of one of Linux's ``name: number kB`` tables."""
     line = next(line for line in table.read_text().splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1])
-
-
-def _reclaimable(table: Path) -> int:
-    """Bytes of a control group's ``memory.stat`` that are only cached; 0 where there is none."""
-    if not table.exists():
-        return 0
-    rows = dict(line.split() for line in table.read_text().splitlines())
-    return sum(int(rows.get(name, 0)) for name in _RECLAIMABLE)

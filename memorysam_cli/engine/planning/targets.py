@@ -13,7 +13,7 @@ from memorysam_cli.data import DATASETS, layout_of, transforms
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.loader import modalities_of
 from memorysam_cli.data.manifest import Manifest, Scene
-from memorysam_cli.data.sample import Sample
+from memorysam_cli.data.transforms import Sample
 from memorysam_cli.dataset import Crop, Modality
 from memorysam_cli.engine.measuring.trials import Frames
 from memorysam_cli.engine.training import starting

@@ -21,6 +21,7 @@ from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents, lock
+from memorysam_cli.text import few
 
 LEDGER = "predictions.jsonl"
 CLASSES = "classes.json"
@@ -59,9 +60,8 @@ def refuse_collisions(scenes: Sequence[Scene]) -> None:
             if _key(str(parent)) in owners:
                 pairs.append((owners[_key(str(parent))], scene.id))
     if pairs:
-        listed = ", ".join(f"{first!r} and {second!r}" for first, second in pairs[:SHOWN_COLLISIONS])
-        more = f" and {len(pairs) - SHOWN_COLLISIONS} more" if len(pairs) > SHOWN_COLLISIONS else ""
-        raise DataError(f"{len(pairs)} pairs of scenes would share an output file: {listed}{more}; rename them")
+        listed = few([f"{first!r} and {second!r}" for first, second in pairs], SHOWN_COLLISIONS)
+        raise DataError(f"{len(pairs)} pairs of scenes would share an output file: {listed}; rename them")
 
 
 def refuse_foreign(out: Path, *, overwrite: bool) -> None:

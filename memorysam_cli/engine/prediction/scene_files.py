@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from memorysam_cli.data.decode import read_modality
 from memorysam_cli.data.manifest import Scene
-from memorysam_cli.data.resizing import resize_nearest
+from memorysam_cli.data.transforms import resize_nearest
 from memorysam_cli.dataset import DatasetInfo, Modality
 from memorysam_cli.engine.prediction.deciding import Decision
 from memorysam_cli.engine.prediction.folder import LEGEND, MASKS, Line, remove

@@ -16,6 +16,7 @@ from memorysam_cli.report.html import charts, page
 from memorysam_cli.report.html.charts import Chart, Series
 from memorysam_cli.storage import documents as files
 from memorysam_cli.storage import images
+from memorysam_cli.text import duration
 
 Facts = dict[str, Any]
 CHARTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
@@ -113,19 +114,19 @@ def against_parent(trained: Recipe) -> tuple[str, list[tuple[str, str, str]]]:
         parent = min(map(recipes.load, recipes.shipped()), key=lambda each: len(comparing.differences(each, trained)))
         words = f"the shipped recipe '{parent.name}', the nearest one"
     found = comparing.differences(parent, trained)
-    return words, [(each.key, _shown(each.a), _shown(each.b)) for each in found]
+    return words, [(each.key, _cell(each.a), _cell(each.b)) for each in found]
 
 
 def differences(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Dotted keys whose values differ, and both values; ``–`` where one has none."""
     a, b = (dict(comparing.leaves(each)) for each in (first, second))
-    return [(key, _shown(a.get(key)), _shown(b.get(key))) for key in {**a, **b} if a.get(key) != b.get(key)]
+    return [(key, _cell(a.get(key)), _cell(b.get(key))) for key in {**a, **b} if a.get(key) != b.get(key)]
 
 
 def environment(run: RunFolder) -> list[tuple[str, str]]:
     """Where and with what a run was made."""
     told = dict(comparing.leaves(documents.read(run.path / "environment.json")))
-    rows = [(key, _shown(value)) for key, value in told.items() if value not in (None, [], "")]
+    rows = [(key, _cell(value)) for key, value in told.items() if value not in (None, [], "")]
     command = run.path / "command.txt"
     return rows + ([("command", command.read_text(encoding="utf-8").strip())] if command.is_file() else [])
 
@@ -151,7 +152,7 @@ def _tiles(run: RunFolder, rows: Sequence[Facts], trained: Recipe) -> list[tuple
         memory = [row["peak_memory_gb"] for row in steps if row.get("peak_memory_gb")]
         tiles += [("Peak memory", f"{max(memory):.2f} GB", "")] if memory else []
     if result:
-        tiles.append(("Time", _hours(result["seconds"]), f"{result['scenes']:,} scenes"))
+        tiles.append(("Time", duration(result["seconds"]), f"{result['scenes']:,} scenes"))
     tiles.append(("Data set", trained.data.dataset, ", ".join(trained.data.modalities)))
     tiles.append(("Backbone", trained.model.backbone, f"{trained.model.encoder}, {trained.train.precision}"))
     return tiles
@@ -186,12 +187,7 @@ def _pictures(run: RunFolder) -> list[Facts]:
     return kept
 
 
-def _hours(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{seconds / 3600:.1f} h"
-
-
-def _shown(value: Any) -> str:
+def _cell(value: Any) -> str:
     if value is None:
         return "–"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

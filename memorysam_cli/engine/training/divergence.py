@@ -15,7 +15,7 @@ from memorysam_cli.engine.training.checkpoints import Position
 from memorysam_cli.engine.training.learner import Lesson
 from memorysam_cli.errors import DivergedError
 from memorysam_cli.storage import documents
-from memorysam_cli.storage.atomic import shown
+from memorysam_cli.text import few, shown
 
 _SHOWN = 4
 
@@ -54,11 +54,10 @@ def account(
 def sentence(found: dict[str, Any]) -> str:
     """The same in a line, with the first files."""
     scenes = found["scenes"]
-    names = ", ".join(shown(scene["files"][0] if scene["files"] else scene["id"]) for scene in scenes[:_SHOWN])
-    more = f" and {len(scenes) - _SHOWN} more" if len(scenes) > _SHOWN else ""
+    names = [shown(scene["files"][0] if scene["files"] else scene["id"]) for scene in scenes]
     return (
         f"step {found['step']}: loss {_figure(found['loss'])}, gradient norm {_figure(found['gradient_norm'])}, "
-        f"lr {found['lr']:.3g}, scenes {names}{more}"
+        f"lr {found['lr']:.3g}, scenes {few(names, _SHOWN)}"
     )
 
 

@@ -117,7 +117,7 @@ def _without_base(
     if others:
         raise WeightsError(
             f"--init {where}: its base weights are not this run's: {len(others)} of {len(base)} tensors differ "
-            f"({ledger.few(others)}); {_NEW_RUN}"
+            f"({ledger.named(others)}); {_NEW_RUN}"
         )
     return {name: tensor for name, tensor in state.items() if name not in base}
 

@@ -13,7 +13,8 @@ from memorysam_cli.engine.measuring import memory
 from memorysam_cli.engine.training.checkpoints import Position
 from memorysam_cli.engine.training.learner import Lesson
 from memorysam_cli.report import console
-from memorysam_cli.report.progress import Progress, duration
+from memorysam_cli.report.progress import Progress
+from memorysam_cli.text import duration, size
 
 
 class Pace:
@@ -65,7 +66,7 @@ class Pace:
         return (
             f"{self._scenes} scenes in {duration(seconds)}, {self._scenes / seconds:.2f} scenes/s, "
             f"{100 * self._data / seconds:.0f} % of the time in the loader, "
-            f"peak memory {memory.gigabytes(memory.peak_bytes(self.device))}"
+            f"peak memory {size(memory.peak_bytes(self.device))}"
         )
 
 

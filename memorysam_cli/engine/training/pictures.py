@@ -12,8 +12,7 @@ from torch import Tensor
 from memorysam_cli.data.decode import read_sample
 from memorysam_cli.data.loader import Batch
 from memorysam_cli.data.manifest import Manifest, Scene
-from memorysam_cli.data.sample import Sample
-from memorysam_cli.data.transforms import for_prediction, to_tensor
+from memorysam_cli.data.transforms import Sample, for_prediction, to_tensor
 from memorysam_cli.dataset import DatasetInfo, Modality
 from memorysam_cli.engine.infer.decision import own_size
 from memorysam_cli.engine.infer.inference import scoring

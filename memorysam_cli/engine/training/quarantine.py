@@ -13,7 +13,7 @@ from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.errors import DataError
 from memorysam_cli.report import console
 from memorysam_cli.storage import documents
-from memorysam_cli.storage.atomic import shown
+from memorysam_cli.text import few, shown
 
 _SHOWN = 10
 
@@ -61,9 +61,8 @@ class Quarantine:
         return len(self.listed)
 
     def _too_many(self) -> DataError:
-        some = "; ".join(list(self.listed.values())[:_SHOWN])
-        more = f"; and {len(self) - _SHOWN} more" if len(self) > _SHOWN else ""
+        some = few(list(self.listed.values()), _SHOWN, separator="; ")
         return DataError(
             f"{len(self)} of {self.scenes} training scenes cannot be read, more than data.max_bad={self.share:g} "
-            f"allows: {some}{more}; {self.run.quarantine} lists them: mend the files, or raise --max-bad"
+            f"allows: {some}; {self.run.quarantine} lists them: mend the files, or raise --max-bad"
         )

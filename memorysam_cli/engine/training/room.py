@@ -12,6 +12,7 @@ from torch import Tensor
 from memorysam_cli.engine.training.learner import Learner
 from memorysam_cli.errors import EnvironmentFault
 from memorysam_cli.model.weights import own_tensors
+from memorysam_cli.text import megabytes
 
 MARGIN = 1.05
 """Folders, headers, logs and pictures, beside the checkpoints."""
@@ -39,8 +40,8 @@ def refuse_small(folder: Path, *, checkpoint: int, keep: int, kept: int) -> None
     needed, free = int(count * checkpoint * MARGIN), _free(folder)
     if free is not None and free < needed:
         raise EnvironmentFault(
-            f"{folder}: the disk is too full for this training: needs {_megabytes(needed)} ({count} checkpoints of "
-            f"{_megabytes(checkpoint)}), free {_megabytes(free)}; free some space or choose another --out, then run "
+            f"{folder}: the disk is too full for this training: needs {megabytes(needed)} ({count} checkpoints of "
+            f"{megabytes(checkpoint)}), free {megabytes(free)}; free some space or choose another --out, then run "
             "the same command again"
         )
 
@@ -55,7 +56,3 @@ def _free(folder: Path) -> int | None:
 
 def _bytes(tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"

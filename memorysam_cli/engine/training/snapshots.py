@@ -40,7 +40,7 @@ def take(learner: Learner, position: Position, *, identity: dict[str, Any], lear
     if odd := [name for name, value in {**model, **optimizer}.items() if not bool(torch.isfinite(value).all())]:
         raise DivergedError(
             f"step {position.step}: the update, whose gradient was finite, left {len(odd)} tensors that are not "
-            f"({ledger.few(odd)}); the checkpoint before it is kept; try a lower optim.lr"
+            f"({ledger.named(odd)}); the checkpoint before it is kept; try a lower optim.lr"
         )
     return State(
         position=position,

@@ -16,7 +16,7 @@ from memorysam_cli.model.reference import to_reference
 from memorysam_cli.model.weights import Segmenter, WeightsCard, load, load_unmerged, read_card
 from memorysam_cli.recipe import Lora
 from memorysam_cli.storage import atomic, documents, foreign, tensors
-from memorysam_cli.storage.atomic import shown
+from memorysam_cli.text import shown
 
 Format = Literal["reference", "peft", "merged"]
 UPSTREAM_TOKENS = 25

@@ -20,7 +20,7 @@ from memorysam_cli.model.identity import Identity, identify, unwrapped
 from memorysam_cli.model.reference import from_reference
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.storage import foreign, tensors
-from memorysam_cli.storage.atomic import shown
+from memorysam_cli.text import shown
 
 SELECTED_ON_TEST = ("mcubes",)
 """Data sets whose upstream "val" list is the test list, so that the published weights were chosen on it (METHOD §5)."""

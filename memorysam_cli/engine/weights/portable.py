@@ -26,7 +26,7 @@ from memorysam_cli.errors import CheckFailedError, UsageError
 from memorysam_cli.model import Segmenter, load
 from memorysam_cli.model.weights import WeightsCard, read_card
 from memorysam_cli.storage import atomic, documents, tensors
-from memorysam_cli.storage.atomic import shown
+from memorysam_cli.text import shown
 
 Format = Literal["torch-export", "onnx"]
 TOLERANCE = 1e-3

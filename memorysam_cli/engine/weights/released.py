@@ -13,7 +13,7 @@ from pathlib import Path
 from memorysam_cli import recipe as recipes
 from memorysam_cli.errors import UsageError
 from memorysam_cli.recipe import Recipe
-from memorysam_cli.storage.atomic import shown
+from memorysam_cli.text import shown
 
 LETTERS = {
     "deliver": {"RGB": "img", "I": "img", "D": "depth", "E": "event", "L": "lidar"},

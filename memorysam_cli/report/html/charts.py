@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from memorysam_cli.text import number
+
 WIDTH, HEIGHT = 640, 220
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 10, 26
 """Margins around the plot, in the units of the SVG."""
@@ -139,13 +141,6 @@ def ticks(low: float, high: float, *, most: int = 6, whole: bool = False) -> lis
     step = max(1.0, step) if whole else step
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(index * step, 12) for index in range(first, last + 1)] or [low]
-
-
-def number(value: float) -> str:
-    """A number for an axis: short, thousands apart."""
-    if value == int(value) and abs(value) < 1e7:
-        return f"{int(value):,}"
-    return f"{value:.3g}"
 
 
 def _rows(series: Sequence[Series]) -> tuple[tuple[str, ...], ...]:

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from memorysam_cli.data.own import class_list, palettes
+from memorysam_cli.data.own import classes
 from memorysam_cli.errors import UsageError
 
 
-def read(tmp_path: Path, text: str) -> class_list.ClassList:
+def read(tmp_path: Path, text: str) -> classes.ClassList:
     (tmp_path / "classes.txt").write_text(text, encoding="utf-8")
-    return class_list.read(tmp_path / "classes.txt")
+    return classes.read_classes(tmp_path / "classes.txt")
 
 
 def test_a_name_per_line_may_hold_blanks_and_umlauts(tmp_path: Path) -> None:
@@ -53,13 +53,13 @@ def test_a_wrong_list_is_refused(tmp_path: Path, text: str, why: str) -> None:
 
 def test_a_missing_or_binary_list_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--classes .*nothing.txt: No such file"):
-        class_list.read(tmp_path / "nothing.txt")
+        classes.read_classes(tmp_path / "nothing.txt")
     (tmp_path / "classes.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="not UTF-8 text"):
-        class_list.read(tmp_path / "classes.txt")
+        classes.read_classes(tmp_path / "classes.txt")
 
 
 def test_colours_are_the_files_own_unless_safe_ones_are_asked_for(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("road 128 64 128\nsky 70 130 180\n")
-    assert class_list.read(tmp_path / "classes.txt").palette == ((128, 64, 128), (70, 130, 180))
-    assert class_list.read(tmp_path / "classes.txt", is_safe=True).palette == palettes.safe(2)
+    assert classes.read_classes(tmp_path / "classes.txt").palette == ((128, 64, 128), (70, 130, 180))
+    assert classes.read_classes(tmp_path / "classes.txt", is_safe=True).palette == classes.safe_palette(2)

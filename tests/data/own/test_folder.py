@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from memorysam_cli.data import decode
-from memorysam_cli.data.own import class_list, folder
-from memorysam_cli.data.own.class_list import ClassList
-from memorysam_cli.data.own.folder import Plan, survey
-from memorysam_cli.data.own.globs import Pattern
+from memorysam_cli.data.own import folder
+from memorysam_cli.data.own.classes import ClassList, read_classes
+from memorysam_cli.data.own.folder import FolderRequest, survey
+from memorysam_cli.data.own.patterns import Pattern
 from memorysam_cli.dataset import LabelRule
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.laws import LawBroken
@@ -28,11 +28,11 @@ def root(tmp_path: Path) -> Path:
 def classes(root: Path, text: str | None = None) -> ClassList:
     if text is not None:
         (root / "classes.txt").write_text(text)
-    return class_list.read(root / "classes.txt")
+    return read_classes(root / "classes.txt")
 
 
-def plan(root: Path, **changes: object) -> Plan:
-    made = Plan(
+def plan(root: Path, **changes: object) -> FolderRequest:
+    made = FolderRequest(
         name="own",
         modalities={"rgb": (Pattern("images/**/*.jpg"),), "depth": (Pattern("depth/**/*_depth.png"),)},
         labels=Pattern("masks/**/*.png"),
@@ -54,7 +54,10 @@ def test_names_that_carry_the_sensor_pair_too(root: Path) -> None:
     for name in ("1", "2"):
         images.write_png(root / f"x/{name}_left.png", np.zeros((4, 4), np.uint8))
         images.write_png(root / f"y/{name}_right.png", np.zeros((4, 4), np.uint8))
-    ids = [scene.id for scene in survey(root, Plan("own", names, kinds={"a": "gray", "b": "gray"})).manifest.scenes]
+    ids = [
+        scene.id
+        for scene in survey(root, FolderRequest("own", names, kinds={"a": "gray", "b": "gray"})).manifest.scenes
+    ]
     assert ids == ["1_left", "2_left"]
 
 
@@ -167,16 +170,16 @@ def test_photos_of_another_range_are_said_too(root: Path) -> None:
         (root / "float").mkdir(exist_ok=True)
         np.save(root / f"float/{number}.npy", np.full((4, 4, 3), 255.0, np.float32))
     raw, floating = {"rgb": (Pattern("raw/*.png"),)}, {"rgb": (Pattern("float/*.npy"),)}
-    assert "--scale rgb=0.0002" in survey(root, Plan("own", raw)).notes[0]
-    assert "values up to 255" in survey(root, Plan("own", floating)).notes[0]
+    assert "--scale rgb=0.0002" in survey(root, FolderRequest("own", raw)).notes[0]
+    assert "values up to 255" in survey(root, FolderRequest("own", floating)).notes[0]
 
 
 def test_a_fourth_channel_is_said_to_be_dropped(root: Path) -> None:
     for number in range(3):
         images.write_png(root / f"rgba/{number}.png", np.zeros((4, 4, 4), np.uint8))
     rgba = {"rgb": (Pattern("rgba/*.png"),)}
-    assert "is taken for alpha and dropped" in survey(root, Plan("own", rgba)).notes[0]
-    assert not survey(root, Plan("own", rgba, channels={"rgb": (3, 1, 0)})).notes
+    assert "is taken for alpha and dropped" in survey(root, FolderRequest("own", rgba)).notes[0]
+    assert not survey(root, FolderRequest("own", rgba, channels={"rgb": (3, 1, 0)})).notes
 
 
 def test_labels_become_classes_by_the_list(root: Path) -> None:
@@ -245,7 +248,7 @@ def test_no_matched_file_is_passed_over_in_silence(tmp_path: Path, monkeypatch: 
         (tmp_path / place).mkdir()
         for name in "abc":
             images.write_png(tmp_path / place / f"{name}.png", np.ones((4, 4), np.uint8), fsync=False)
-    plan = Plan(name="own", modalities={"rgb": (Pattern("rgb/*.png"),), "depth": (Pattern("depth/*.png"),)})
+    plan = FolderRequest(name="own", modalities={"rgb": (Pattern("rgb/*.png"),), "depth": (Pattern("depth/*.png"),)})
     assert folder.survey(tmp_path, plan).laws == {
         "files matched = files of scenes": {"left": 6, "right": 6, "holds": True},
     }

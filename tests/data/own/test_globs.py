@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from memorysam_cli.data.own.globs import Pattern
+from memorysam_cli.data.own.patterns import Pattern
 from memorysam_cli.errors import DataError, UsageError
 
 

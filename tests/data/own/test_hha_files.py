@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from memorysam_cli.data.own import hha
-from memorysam_cli.data.own.globs import Pattern
-from memorysam_cli.data.own.hha import Camera, Encoding
-from memorysam_cli.data.own.hha_files import Depths, Settings, Work, convert, plan
+from memorysam_cli.data.own.hha import Camera, Conversion, Depths, Encoding, HhaSettings, convert, plan_conversion
+from memorysam_cli.data.own.patterns import Pattern
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import images
 
-SETTINGS = Settings(camera=Camera(60, 60, 20, 15))
+SETTINGS = HhaSettings(camera=Camera(60, 60, 20, 15))
 DEPTH = np.full((30, 40), 2000, np.uint16)
 
 
@@ -25,8 +24,8 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def planned(root: Path, settings: Settings = SETTINGS) -> Work:
-    return plan(root, Pattern("depth/**/*.png"), root / "hha", settings=settings)
+def planned(root: Path, settings: HhaSettings = SETTINGS) -> Conversion:
+    return plan_conversion(root, Pattern("depth/**/*.png"), root / "hha", settings=settings)
 
 
 def test_whole_numbers_are_millimetres_and_floating_point_metres(tmp_path: Path) -> None:
@@ -73,7 +72,7 @@ def test_other_settings_or_another_s_folder_are_refused_and_left_as_they_are(roo
     convert(planned(root))
     before = (root / "hha/a/1.png").read_bytes()
     with pytest.raises(UsageError, match="made with other settings"):
-        planned(root, Settings(camera=SETTINGS.camera, encoding=Encoding(gravity=(0, 1, 0))))
+        planned(root, HhaSettings(camera=SETTINGS.camera, encoding=Encoding(gravity=(0, 1, 0))))
     assert (root / "hha/a/1.png").read_bytes() == before
     (root / "hha/hha.json").unlink()
     with pytest.raises(UsageError, match="holds other files"):
@@ -81,7 +80,7 @@ def test_other_settings_or_another_s_folder_are_refused_and_left_as_they_are(roo
 
 
 def test_settings_with_a_gravity_are_known_again(root: Path) -> None:
-    settings = Settings(camera=SETTINGS.camera, encoding=Encoding(gravity=(0.0, 1.0, 0.0)))
+    settings = HhaSettings(camera=SETTINGS.camera, encoding=Encoding(gravity=(0.0, 1.0, 0.0)))
     convert(planned(root, settings))
     assert planned(root, settings).done == 3
 
@@ -89,9 +88,9 @@ def test_settings_with_a_gravity_are_known_again(root: Path) -> None:
 def test_two_depths_of_one_name_are_refused(root: Path) -> None:
     np.save(root / "depth/a/1.npy", np.ones((4, 4)))
     with pytest.raises(DataError, match=r"depth/a/1\.\w+ and .*depth/a/1\.\w+"):
-        plan(root, Pattern("depth/**/*"), root / "hha", settings=SETTINGS)
+        plan_conversion(root, Pattern("depth/**/*"), root / "hha", settings=SETTINGS)
     with pytest.raises(DataError, match=r"would both become .*hha/a/1.png"):
-        plan(root, Pattern("depth/*/1.?*"), root / "hha", settings=SETTINGS)
+        plan_conversion(root, Pattern("depth/*/1.?*"), root / "hha", settings=SETTINGS)
 
 
 def test_a_damaged_depth_is_named_and_the_others_stay(root: Path) -> None:
@@ -103,11 +102,11 @@ def test_a_damaged_depth_is_named_and_the_others_stay(root: Path) -> None:
 
 def test_a_camera_of_another_size_is_refused(root: Path) -> None:
     with pytest.raises(UsageError, match=r"its centre \(320, 240\) lies outside"):
-        convert(planned(root, Settings(camera=Camera(500, 500, 320, 240))))
+        convert(planned(root, HhaSettings(camera=Camera(500, 500, 320, 240))))
 
 
 def test_settings_that_made_no_image_stand_in_no_one_s_way(root: Path) -> None:
     with pytest.raises(UsageError, match="lies outside"):
-        convert(planned(root, Settings(camera=Camera(60, 60, 999, 15))))
+        convert(planned(root, HhaSettings(camera=Camera(60, 60, 999, 15))))
     convert(planned(root))
     assert planned(root).done == 3

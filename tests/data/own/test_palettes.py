@@ -3,25 +3,25 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from memorysam_cli.data.own import palettes
+from memorysam_cli.data.own import classes
 
 
 def least_distance(colours: object) -> dict[str, float]:
     """Of the two colours that look most alike, in each vision; CIELAB."""
-    seen = palettes.appearances(np.array(colours, dtype=float) / 255)
+    seen = classes.appearances(np.array(colours, dtype=float) / 255)
     apart = np.linalg.norm(seen[:, :, None] - seen[:, None], axis=-1) + 1e9 * np.eye(seen.shape[1])
-    return dict(zip(palettes.VISIONS, apart.min((1, 2)).tolist(), strict=True))
+    return dict(zip(classes.VISIONS, apart.min((1, 2)).tolist(), strict=True))
 
 
 def test_more_classes_change_no_colour_and_none_is_black_or_white() -> None:
-    many = palettes.safe(255)
-    assert len(set(many)) == 255 and palettes.safe(7) == many[:7]
+    many = classes.safe_palette(255)
+    assert len(set(many)) == 255 and classes.safe_palette(7) == many[:7]
     assert (0, 0, 0) not in many and (255, 255, 255) not in many
 
 
 @pytest.mark.parametrize(("count", "apart"), [(8, 30.0), (12, 25.0), (25, 15.0)])
 def test_everybody_tells_them_apart(count: int, apart: float) -> None:
-    assert min(least_distance(palettes.safe(count)).values()) > apart
+    assert min(least_distance(classes.safe_palette(count)).values()) > apart
 
 
 def test_the_measure_knows_red_from_green_as_the_colour_blind_do() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memorysam_cli.data.own.splitting import by_lists, by_shares, order, read_shares
+from memorysam_cli.data.own.patterns import by_lists, by_shares, order, read_shares
 from memorysam_cli.errors import DataError, UsageError
 
 SHARES = (0.8, 0.1, 0.1)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from memorysam_cli.data.sources import Source
+from memorysam_cli.data.workers import Source
 
 
 class _Items(Dataset[Any]):

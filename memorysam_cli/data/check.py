@@ -1,0 +1,361 @@
+"""Whether a data set can be trained on: every file there and whole, sizes equal, dtypes readable, label ids legal.
+
+All files are decoded, because a wrong id or a torn picture would only show in training, days later. What a check shows:
+a scene of each condition with all its sensors, and how often each class occurs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memorysam_cli import laws
+from memorysam_cli.data import decode
+from memorysam_cli.data.decode import read_sample
+from memorysam_cli.data.findings import CheckReport, Dropped, FileFacts, Oddities, Problem, Reader
+from memorysam_cli.data.manifest import Manifest, Scene, count_splits, is_text, shared_ids
+from memorysam_cli.data.transforms import Sample, refusal
+from memorysam_cli.dataset import IGNORE, Modality
+from memorysam_cli.errors import DataError
+from memorysam_cli.report import figures, overlays
+from memorysam_cli.report.overlays import Panel
+from memorysam_cli.storage import atomic, images
+from memorysam_cli.text import shown
+
+THREADS = 16
+"""At most; decoding leaves Python's lock."""
+
+SceneFault = tuple[str, str]
+"""Kind and message."""
+SHEET, HISTOGRAM = "sheet.png", "labels.png"
+ROWS = 12
+"""Scenes on the sheet."""
+TRIES = 5
+"""Scenes of a condition that are tried until one can be read."""
+
+
+def check(
+    manifest: Manifest,
+    *,
+    drop_incomplete: bool = False,
+    headers_only: bool = False,
+    max_pixels: int | None = None,
+    advance: Callable[[], object] | None = None,
+) -> CheckReport:
+    """Look at every file of a data set; what was read is remembered beside the manifest's place.
+
+    Args:
+        manifest: written or not; its files may be missing.
+        drop_incomplete: leave scenes with problems out of the figures, and name them.
+        headers_only: read the headers of the modalities' files alone: seconds, but a torn picture is not noticed
+            and no range of values is known. Labels are always decoded.
+        max_pixels: larger pictures are refused from their headers; None: as everywhere.
+        advance: called after each scene.
+
+    Returns:
+        All that is wrong or odd; the order and wording do not depend on the number of threads.
+    """
+    info = manifest.info
+    reader = Reader(manifest.root, info, headers_only=headers_only, max_pixels=max_pixels or images.pixel_limit())
+    findings: list[_SceneFindings] = []
+    try:
+        for finding in _look_at_all(manifest.scenes, reader):
+            findings.append(finding)
+            if advance is not None:
+                advance()
+    finally:
+        reader.save(is_complete=len(findings) == len(manifest.scenes))
+    for index, fault in _between_scenes(manifest.scenes):
+        findings[index].faults.append(fault)
+    faulty = [index for index, finding in enumerate(findings) if finding.faults]
+    left_out = set(faulty) if drop_incomplete else set()
+    kept = [index for index in range(len(findings)) if index not in left_out]
+    scenes = tuple(manifest.scenes[index] for index in kept)
+    odd = Oddities(info, max_pixels=images.pixel_limit())
+    pixels = {split: np.zeros(len(info.classes) + 1, np.int64) for split in count_splits(scenes)}
+    for index, scene in zip(kept, scenes, strict=True):
+        odd.add(scene, findings[index].frames, findings[index].label)
+        pixels[scene.split] += findings[index].pixels(len(info.classes))
+    dropped = tuple(
+        Dropped(manifest.scenes[index], tuple(message for _, message in findings[index].faults))
+        for index in sorted(left_out)
+    )
+    return CheckReport(
+        dataset=info.name,
+        root=manifest.root.absolute(),
+        scenes=scenes,
+        modalities=tuple(modality.name for modality in info.modalities),
+        classes=info.classes,
+        problems=tuple(_problems(findings)),
+        warnings=tuple(odd.lines()),
+        pixels={split: tuple(int(count) for count in counts) for split, counts in pixels.items()},
+        stored=odd.stored(),
+        dropped=dropped,
+        laws=laws.check(
+            {
+                "scenes found = accepted + left out": (len(manifest.scenes), len(scenes) + len(dropped)),
+                "height × width of the labels = pixels of classes + ignored": (
+                    sum(findings[index].label_pixels for index in kept),
+                    sum(int(counts.sum()) for counts in pixels.values()),
+                ),
+            }
+        ),
+    )
+
+
+@dataclass
+class _SceneFindings:
+    """What one scene's files say."""
+
+    faults: list[SceneFault] = field(default_factory=list)
+    frames: dict[str, FileFacts] = field(default_factory=dict)
+    """Of each modality, its first file's, and the range over all its files."""
+    label: FileFacts | None = None
+
+    @property
+    def label_pixels(self) -> int:
+        """Of the label, by its file's header."""
+        return 0 if self.label is None else self.label.height * self.label.width
+
+    def pixels(self, classes: int) -> Any:
+        """Labelled pixels per class, and then the ignored ones: (K + 1,) int64."""
+        counts = np.zeros(classes + 1, np.int64)
+        for value, count in (self.label.pixels if self.label else {}).items():
+            counts[classes if value == IGNORE else value] = count
+        return counts
+
+
+def _look_at_all(scenes: Sequence[Scene], reader: Reader) -> Iterator[_SceneFindings]:
+    """Look at all scenes with several threads; in order."""
+    executor = ThreadPoolExecutor(max_workers=min(THREADS, os.cpu_count() or 1))
+    try:
+        yield from executor.map(lambda scene: _look(scene, reader), scenes)
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _look(scene: Scene, reader: Reader) -> _SceneFindings:
+    """Check one scene."""
+    finding = _SceneFindings()
+    odd_names = [name for name in _written_names(scene) if not is_text(name)]
+    if odd_names:
+        finding.faults.append(("name", f"{shown(scene.id)}: '{shown(odd_names[0])}' is not valid UTF-8; rename it"))
+        return finding
+    sizes: list[tuple[str, str, tuple[int, int]]] = []  # what, kind, (height, width)
+    for modality in reader.info.modalities:
+        paths = scene.files.get(modality.name, ())
+        absent: list[str] = []
+        found = [_frame(path, modality, reader, finding, absent, files=len(paths)) for path in paths]
+        if absent or not paths:
+            looked = f"has no '{modality.name}' (looked for {' and '.join(map(shown, absent))})"
+            what = looked if paths else f"names no '{modality.name}'"
+            finding.faults.append((f"missing {modality.name}", f"{shown(scene.id)}: {what}"))
+        facts = [each for each in found if each is not None]
+        sizes += [(modality.name, modality.kind, (each.height, each.width)) for each in facts]
+        if facts and len(facts) == len(found):
+            _combine(scene, modality, facts, finding)
+    finding.label = _label(scene, reader, finding)
+    if finding.label is not None:
+        sizes.append(("label", "label", (finding.label.height, finding.label.width)))
+    sharp = [size for _, kind, size in sizes if kind != "event"]
+    if sharp and not all(decode.fits(*size, kind=kind, frame=sharp[0]) for _, kind, size in sizes):
+        listed = ", ".join(f"{name} {height}×{width}" for name, _, (height, width) in sizes)
+        finding.faults.append(("size", f"{shown(scene.id)}: sizes differ ({listed})"))
+    return finding
+
+
+def _frame(
+    path: str, modality: Modality, reader: Reader, finding: _SceneFindings, absent: list[str], *, files: int
+) -> FileFacts | None:
+    """What one of a modality's files holds, if it can be used; one that is not there is added to ``absent``."""
+    try:
+        facts = reader.frame(path, modality)
+    except FileNotFoundError:
+        absent.append(path)
+        return None
+    except DataError as fault:
+        finding.faults.append(("unreadable", str(fault)))
+        return None
+    reason = _misfit(facts, modality, files=files)
+    if reason:
+        finding.faults.append(("dtype", f"{shown(path)}: {reason}"))
+        return None
+    return facts
+
+
+def _misfit(facts: FileFacts, modality: Modality, *, files: int) -> str | None:
+    """Why a file of this form cannot become the modality's frame, if it cannot; as ``decode.read_modality``."""
+    holds = f"holds {facts.channels} channel(s) of {facts.dtype}"
+    if facts.dtype not in ("uint8", "uint16", "float16", "float32", "float64"):
+        return f"{holds}; allowed are uint8, uint16 and floating point"
+    if facts.low is not None and facts.high is not None and max(-facts.low, facts.high) > decode.LARGEST:
+        return f"holds values from {facts.low:.2g} to {facts.high:.2g}, too large for the network; rescale them"
+    if files > (2 if modality.kind == "angle" else 1):
+        return f"is one of {files} files; '{modality.name}' takes {'two' if modality.kind == 'angle' else 'one'}"
+    turned = refusal(np.dtype(facts.dtype), modality)
+    if turned:
+        return turned
+    if files > 1:
+        return None if facts.channels == 1 else f"{holds}; the sine or cosine of an angle has one"
+    if modality.channels is not None:
+        return None if max(modality.channels) < facts.channels else f"{holds}; channels {modality.channels} are wanted"
+    if facts.channels not in (1, 3, 4):
+        return (
+            f"{holds}; one, three or four are understood; others need --channels {modality.name}=A,B,C in "
+            "'prepare folder', or 'channels' in dataset.json"
+        )
+    if modality.kind == "angle" and facts.channels == 1:
+        return "one plane is no angle; its sine and its cosine are needed"
+    return None
+
+
+def _combine(scene: Scene, modality: Modality, facts: Sequence[FileFacts], finding: _SceneFindings) -> None:
+    """Keep the facts of a modality's files as one."""
+    first = facts[0]
+    if len({each.dtype for each in facts}) > 1:
+        listed = " and ".join(each.dtype for each in facts)
+        finding.faults.append(("dtype", f"{shown(scene.id)}: '{modality.name}' is stored as {listed}; make them alike"))
+        return
+    lows = [each.low for each in facts if each.low is not None]
+    highs = [each.high for each in facts if each.high is not None]
+    ends = {"low": min(lows), "high": max(highs)} if lows and highs else {}
+    finding.frames[modality.name] = first.model_copy(update=ends)
+
+
+def _label(scene: Scene, reader: Reader, finding: _SceneFindings) -> FileFacts | None:
+    """The label's classes, if they are legal."""
+    if scene.label is None and scene.split in reader.info.unlabelled:
+        return None
+    try:
+        if scene.label is None:
+            raise FileNotFoundError
+        return reader.label(scene.label)
+    except FileNotFoundError:
+        why = "its split is not called unlabelled" if scene.label is None else f"looked for {shown(scene.label)}"
+        finding.faults.append(("missing label", f"{shown(scene.id)}: has no label ({why})"))
+    except DataError as fault:
+        finding.faults.append(("label", str(fault)))
+    return None
+
+
+def _between_scenes(scenes: Sequence[Scene]) -> Iterator[tuple[int, SceneFault]]:
+    """What is wrong with two scenes together: names that meet, and files in two splits."""
+    for first, second in shared_ids(scenes):
+        one, other = scenes[first], scenes[second]
+        if one.id != other.id:
+            message = (
+                f"scenes '{shown(one.id)}' and '{shown(other.id)}' would share one output file; rename one (case and "
+                "file suffix alone do not tell two scenes apart)"
+            )
+            yield second, ("name", message)
+        elif one.split == other.split:
+            yield second, ("name", f"scene '{shown(one.id)}' is listed twice in {one.split}; remove one of the lines")
+        else:
+            message = f"scene '{shown(one.id)}' is in {one.split} and in {other.split}; keep it in one of them"
+            yield second, ("two splits", message)
+    owners: dict[str, int] = {}
+    for index, scene in enumerate(scenes):
+        for path in _paths(scene):
+            owner = scenes[owners.setdefault(path, index)]
+            if owner.split != scene.split and owner.id != scene.id:
+                message = (
+                    f"{shown(path)}: is in {owner.split} ({shown(owner.id)}) and in {scene.split} ({shown(scene.id)})"
+                )
+                yield index, ("two splits", message)
+                break
+
+
+def _problems(findings: Sequence[_SceneFindings]) -> Iterator[Problem]:
+    """The faults by kind, each with its first offenders."""
+    faults: dict[str, list[str]] = defaultdict(list)
+    for finding in findings:
+        for kind, message in finding.faults:
+            faults[kind].append(message)
+    return (Problem.of(kind, messages) for kind, messages in sorted(faults.items()))
+
+
+def _paths(scene: Scene) -> list[str]:
+    """All files of a scene."""
+    return [*(path for paths in scene.files.values() for path in paths), *([scene.label] if scene.label else [])]
+
+
+def _written_names(scene: Scene) -> list[str]:
+    """All that must be written down of a scene."""
+    return [scene.id, *_paths(scene)]
+
+
+def draw(manifest: Manifest, report: CheckReport, folder: Path) -> list[Path]:
+    """Write the sheet of scenes, and the histogram of classes where there are labels.
+
+    Args:
+        manifest: all scenes.
+        report: what their check found.
+        folder: where to.
+
+    Returns:
+        The files; without a scene that can be read there is no sheet.
+
+    Raises:
+        EnvironmentFault: they cannot be written.
+    """
+    written = []
+    rows, masks = [], []
+    for title, sample in _samples(manifest):
+        row = [
+            Panel(f"{title}: {name}" if index == 0 else name, overlays.as_picture(frame))
+            for index, (name, frame) in enumerate(sample.frames.items())
+        ]
+        if sample.label is not None:
+            row.append(Panel("label", overlays.colour(sample.label, manifest.info.palette)))
+            masks.append(sample.label)
+        rows.append(row)
+    if rows:
+        entries = overlays.legend(masks, classes=manifest.info.classes, palette=manifest.info.palette)
+        images.write_png(folder / SHEET, overlays.sheet(rows, entries))
+        written.append(folder / SHEET)
+    shares = {split: _shares(counts) for split, counts in report.pixels.items() if sum(counts[:-1])}
+    if shares:
+        title = f"{report.dataset}: share of the labelled pixels"
+        atomic.write_bytes(folder / HISTOGRAM, figures.class_histogram(shares, classes=report.classes, title=title))
+        written.append(folder / HISTOGRAM)
+    return written
+
+
+def groups(scenes: Sequence[Scene]) -> dict[str, list[Scene]]:
+    """Scenes by condition and failure, by split where there is neither; at most :data:`ROWS`, the commonest first."""
+    found: dict[str, list[Scene]] = {}
+    for scene in scenes:
+        name = " ".join(word for word in (scene.condition, scene.case) if word) or scene.split
+        found.setdefault(name, []).append(scene)
+    kept = sorted(found, key=lambda name: -len(found[name]))[:ROWS]
+    return {name: found[name] for name in sorted(kept)}
+
+
+def _samples(manifest: Manifest) -> Iterator[tuple[str, Sample]]:
+    """A scene of each group that can be read; what cannot is in the check's report."""
+    info = manifest.info
+    for name, scenes in groups(manifest.scenes).items():
+        middle = len(scenes) // 2  # the first frames of a drive often stand still
+        for scene in (scenes[middle:] + scenes[:middle])[:TRIES]:
+            try:
+                modalities = [modality for modality in info.modalities if modality.name in scene.files]
+                yield name, read_sample(
+                    manifest.root, scene, modalities=modalities, classes=len(info.classes), palette=info.palette,
+                    rule=None if scene.label is None else info.label,
+                )  # fmt: skip
+                break
+            except (DataError, OSError):
+                continue
+
+
+def _shares(counts: Sequence[int]) -> list[float]:
+    """Percentages of the classes; the last count is of ignored pixels."""
+    total = sum(counts[:-1])
+    return [100 * count / total for count in counts[:-1]]

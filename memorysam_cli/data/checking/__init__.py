@@ -1,1 +1,0 @@
-"""Whether a data set can be used, and what its values are."""

@@ -1,0 +1,463 @@
+"""What a check of a data set finds: in one file, what is odd over all of them, and the report, for people and machines.
+
+A file that has the size and the time of its last reading is not read again. Faults are never remembered: a file that
+was refused is read anew each time. A label's raw values are counted as classes by the rule's words as well, the other
+side of the loader's look-up table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, ValidationError
+
+from memorysam_cli import laws
+from memorysam_cli.data import decode
+from memorysam_cli.data.manifest import Scene, count_splits, folder
+from memorysam_cli.dataset import IGNORE, RAW_VALUES, DatasetInfo, LabelRule, Modality, Strict
+from memorysam_cli.errors import DataError, EnvironmentFault
+from memorysam_cli.laws import LawBroken
+from memorysam_cli.storage import atomic, documents, images
+from memorysam_cli.text import shown
+
+SHOWN = 10
+"""Offenders of each kind that are named; the others are counted."""
+CACHE = "checked.jsonl"
+"""Beside the manifest."""
+VERSION = 1
+"""Of what is read off a file; another number, and all files are read again."""
+BYTE = 255
+
+
+class FileFacts(Strict):
+    """What one file holds; of a modality's file or of a label."""
+
+    height: int
+    width: int
+    channels: int
+    dtype: str
+    low: float | None = None
+    """The least stored value; None where the header alone was read, and for labels."""
+    high: float | None = None
+    digest: str = ""
+    """Of the pixels of the first modality, so that one picture under two names is noticed."""
+    is_turned: bool = False
+    """Has an EXIF rotation, which we ignore."""
+    pixels: dict[int, int] = Field(default_factory=dict)
+    """Class (255: ignored) → pixels, of a label."""
+
+
+class _CacheLine(Strict):
+    """One line of the cache."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    role: str
+    """What decides the facts, beside the file."""
+    is_whole: bool
+    """The file was decoded, not only its header read."""
+    facts: FileFacts
+
+
+class Reader:
+    """Reads files for the check, and remembers what they hold.
+
+    Args:
+        root: the data root.
+        info: the data set.
+        headers_only: do not decode the modalities' files (labels always are).
+        max_pixels: larger pictures are refused from their headers.
+    """
+
+    def __init__(self, root: Path, info: DatasetInfo, *, headers_only: bool, max_pixels: int) -> None:
+        self.root, self.info = root, info
+        self.headers_only, self.max_pixels = headers_only, max_pixels
+        self._place = folder(root, info.name) / CACHE
+        self._old = {(line.path, line.role): line for line in _cache_lines(self._place)}
+        self._new: dict[tuple[str, str], _CacheLine] = {}
+        self._label_role = f"label {_fingerprint(info)}"
+
+    def frame(self, path: str, modality: Modality) -> FileFacts:
+        """One file of a modality.
+
+        Args:
+            path: relative to the root.
+            modality: what the file belongs to.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            DataError: it cannot be used; the message starts with ``path``.
+        """
+        is_first = modality.name == self.info.modalities[0].name
+        role = f"{'first ' if is_first else ''}frame {VERSION} {modality.channels or ''}"
+        return self._facts(path, role, "header" if self.headers_only else "frame", modality)
+
+    def label(self, path: str) -> FileFacts:
+        """A label; otherwise as :meth:`frame`."""
+        return self._facts(path, self._label_role, "label", None)
+
+    def save(self, *, is_complete: bool) -> None:
+        """Write the cache, if anything is new.
+
+        Args:
+            is_complete: all files were looked at; what the cache knows of others is forgotten.
+        """
+        kept = self._new if is_complete else self._old | self._new
+        if kept == self._old:
+            return
+        text = "".join(documents.to_json(kept[key].model_dump(exclude_defaults=True)) + "\n" for key in sorted(kept))
+        try:
+            atomic.write_text(self._place, text, fsync=False)
+        except EnvironmentFault:  # the cache saves time; whether the manifest can be written is told by its writing
+            return
+
+    def _facts(
+        self, path: str, role: str, how: Literal["header", "frame", "label"], modality: Modality | None
+    ) -> FileFacts:
+        """Remembered facts, or those of the file."""
+        status = os.stat(f"{self.root}/{path}")  # noqa: PTH116  (text is three times as fast, for 40,000 files)
+        is_whole = how != "header"
+        line = self._old.get((path, role))
+        if line is not None and line.facts.height * line.facts.width > self.max_pixels:
+            line = None  # an earlier run allowed more
+        if line is None or (line.size, line.mtime_ns) != (status.st_size, status.st_mtime_ns):
+            line = None
+        if line is None or (is_whole and not line.is_whole):
+            try:
+                facts = self._read(self.root / path, how, modality)
+            except DataError as fault:
+                raise DataError(f"{shown(path)}: {str(fault).removeprefix(f'{shown(self.root / path)}: ')}") from fault
+            line = _CacheLine(
+                path=path, size=status.st_size, mtime_ns=status.st_mtime_ns, role=role, is_whole=is_whole, facts=facts
+            )
+        self._new[path, role] = line
+        return line.facts
+
+    def _read(self, path: Path, how: Literal["header", "frame", "label"], modality: Modality | None) -> FileFacts:
+        """Look into a file."""
+        header = images.header(path)
+        images.refuse_size(path, header, max_pixels=self.max_pixels)
+        form = FileFacts(
+            height=header.height,
+            width=header.width,
+            channels=header.channels,
+            dtype=header.dtype,
+            is_turned=header.is_turned,
+        )
+        if how == "label":
+            label = decode.read_label(
+                path,
+                self.info.label,
+                len(self.info.classes),
+                palette=self.info.palette,
+                max_pixels=self.max_pixels,
+            )
+            counts = class_histogram(label)
+            if not self.info.label.colours:
+                raw = images.read(path, max_pixels=self.max_pixels)
+                plane = raw if raw.ndim == len("HW") else raw[:, :, 0]
+                refuse_changed(path, raw_histogram(plane, self.info.label), counts)
+            return form.model_copy(update={"pixels": counts})
+        if how == "header" or modality is None:
+            return form
+        array = images.read(path, max_pixels=self.max_pixels)
+        taken = _taken(array, modality)
+        found: dict[str, object] = {"low": float(taken.min()), "high": float(taken.max())}
+        if modality.name == self.info.modalities[0].name:
+            found["digest"] = hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=12).hexdigest()
+        return form.model_copy(update=found)
+
+
+def _taken(array: npt.NDArray[Any], modality: Modality) -> npt.NDArray[Any]:
+    """The channels that become the frame: alpha's constant 255 says nothing of the range."""
+    if array.ndim < 3:
+        return array
+    if modality.channels is not None and max(modality.channels) < array.shape[2]:
+        return array[:, :, sorted(set(modality.channels))]
+    return array[:, :, :3] if array.shape[2] == 4 else array
+
+
+def _fingerprint(info: DatasetInfo) -> str:
+    """What decides how a label is understood."""
+    rule = {"label": info.label.model_dump(mode="json"), "classes": len(info.classes), "palette": info.palette}
+    return hashlib.sha256(documents.to_json([VERSION, rule]).encode()).hexdigest()[:16]
+
+
+def _cache_lines(path: Path) -> Iterable[_CacheLine]:
+    """The lines of a cache; of a damaged one, those that are whole."""
+    try:
+        values = documents.read_json_lines(path)
+    except DataError:  # there is none, or it is damaged: all files are read again
+        return
+    for value in values:
+        try:
+            yield _CacheLine.model_validate(value)
+        except ValidationError:
+            continue
+
+
+def raw_histogram(raw: npt.NDArray[Any], rule: LabelRule) -> dict[int, int]:
+    """Class or 255 → pixels.
+
+    Args:
+        raw: (H, W) whole numbers as stored, all of them legal.
+        rule: how each becomes a class; not of colours.
+    """
+    mapping = dict(rule.mapping)
+    found: dict[int, int] = {}
+    for value, count in _value_counts(raw).items():
+        index = IGNORE if value in rule.ignore else mapping[value] if mapping else value + rule.shift
+        found[index] = found.get(index, 0) + count
+    return found
+
+
+def class_histogram(label: npt.NDArray[np.uint8]) -> dict[int, int]:
+    """Class or 255 → pixels, of what the loader gives: (H, W) uint8."""
+    return _value_counts(label)
+
+
+def refuse_changed(path: Path, before: Mapping[int, int], after: Mapping[int, int]) -> None:
+    """See that reading a label kept every pixel's class.
+
+    Raises:
+        LawBroken: the histograms differ; names the file and the first class.
+    """
+    if before == after:
+        return
+    first = min(index for index in {*before, *after} if before.get(index, 0) != after.get(index, 0))
+    raise LawBroken(
+        f"{shown(path)}: class {first} has {before.get(first, 0)} pixels in the file and {after.get(first, 0)} as it "
+        "is read; do not train on this, and report this bug"
+    )
+
+
+def _value_counts(values: npt.NDArray[Any]) -> dict[int, int]:
+    """Value → how often."""
+    if values.dtype == np.uint8 or (values.dtype == np.uint16 and values.size >= RAW_VALUES):
+        counts = np.bincount(values.ravel())
+        return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    found, numbers = np.unique(values, return_counts=True)
+    return {int(value): int(number) for value, number in zip(found, numbers, strict=True)}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One kind of fault."""
+
+    kind: str
+    count: int
+    first: tuple[str, ...]
+    """The first ten, each with the scene and the path."""
+
+    @classmethod
+    def of(cls, kind: str, messages: Sequence[str]) -> Self:
+        """Name the first ten, count all."""
+        return cls(kind, len(messages), tuple(messages[:SHOWN]))
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``--json`` shows it."""
+        return {"kind": self.kind, "count": self.count, "first": list(self.first)}
+
+
+@dataclass(frozen=True)
+class StoredForm:
+    """One form in which a modality's files are stored."""
+
+    dtype: str
+    channels: int
+    scenes: int
+    low: float | None
+    """The least and the greatest value in all files; None where headers alone were read."""
+    high: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``--json`` shows it."""
+        return {
+            "dtype": self.dtype,
+            "channels": self.channels,
+            "scenes": self.scenes,
+            "low": self.low,
+            "high": self.high,
+        }
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A scene that is left out, and why."""
+
+    scene: Scene
+    reasons: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Its line in ``dropped.jsonl``."""
+        return {"scene": self.scene.id, "split": self.scene.split, "reasons": list(self.reasons)}
+
+
+class Oddities:
+    """Gathers what scenes hold, and says what is strange about it.
+
+    Args:
+        info: of the data set.
+        max_pixels: what other commands take.
+    """
+
+    def __init__(self, info: DatasetInfo, *, max_pixels: int) -> None:
+        self.info, self.max_pixels = info, max_pixels
+        self._forms: dict[str, dict[tuple[str, int], StoredForm]] = defaultdict(dict)
+        self._pictures: dict[str, list[Scene]] = defaultdict(list)
+        self._empty: list[str] = []
+        self._turned: list[str] = []
+        self._large: dict[str, int] = {}
+        self._strangers: Counter[str] = Counter()
+
+    def add(self, scene: Scene, frames: Mapping[str, FileFacts], label: FileFacts | None) -> None:
+        """Take in one scene: its modalities' facts, and its label's."""
+        for name, facts in frames.items():
+            self._add_form(name, facts)
+            self._add_size(scene.files[name][0], facts)
+            if facts.is_turned:
+                self._turned.append(scene.files[name][0])
+            if facts.digest:
+                self._pictures[facts.digest].append(scene)
+        if label is not None and scene.label is not None:
+            self._add_size(scene.label, label)
+            if set(label.pixels) == {IGNORE}:
+                self._empty.append(scene.label)
+            if self.info.label.colours and IGNORE in label.pixels:
+                self._strangers[scene.label] = label.pixels[IGNORE]
+
+    def stored(self) -> dict[str, tuple[StoredForm, ...]]:
+        """Modality → the forms of its files, the commonest first."""
+        return {
+            modality.name: tuple(sorted(self._forms[modality.name].values(), key=lambda form: -form.scenes))
+            for modality in self.info.modalities
+        }
+
+    def lines(self) -> Iterator[str]:
+        """All that is odd, a line each."""
+        for modality in self.info.modalities:
+            yield from _of_modality(modality, self.stored()[modality.name])
+        if self._turned:
+            yield f"{_some(self._turned)} an EXIF rotation, which is ignored: labels are drawn on the stored pixels"
+        if self._empty:
+            yield f"{_some(self._empty)} no class at all: every pixel of these labels is ignored"
+        if self._strangers:
+            pixels = sum(self._strangers.values())
+            yield f"{_some(list(self._strangers))} colours of no class ({pixels} pixels in all), which are ignored"
+        if self._large:
+            yield (
+                f"{_some(list(self._large))} more pixels than the other commands take; let them with "
+                f"MEMORYSAM_MAX_PIXELS={max(self._large.values())}"
+            )
+        yield from self._twins()
+
+    def _add_size(self, path: str, facts: FileFacts) -> None:
+        """Note a picture that was read because ``--max-pixels`` allows it here."""
+        if facts.height * facts.width > self.max_pixels:
+            self._large[path] = facts.height * facts.width
+
+    def _add_form(self, name: str, facts: FileFacts) -> None:
+        """Count a file's form and widen its range."""
+        key = (facts.dtype, facts.channels)
+        old = self._forms[name].get(key, StoredForm(*key, scenes=0, low=facts.low, high=facts.high))
+        lows = [end for end in (old.low, facts.low) if end is not None]
+        highs = [end for end in (old.high, facts.high) if end is not None]
+        self._forms[name][key] = StoredForm(
+            *key, scenes=old.scenes + 1, low=min(lows, default=None), high=max(highs, default=None)
+        )
+
+    def _twins(self) -> Iterator[str]:
+        """One picture in two splits, under two names."""
+        found = [scenes for scenes in self._pictures.values() if len({scene.split for scene in scenes}) > 1]
+        if found:
+            first = " and ".join(f"{shown(scene.id)} ({scene.split})" for scene in found[0][:2])
+            name = self.info.modalities[0].name
+            yield f"{len(found)} pictures ('{name}') occur in more than one split, such as {first}"
+
+
+def _of_modality(modality: Modality, forms: tuple[StoredForm, ...]) -> Iterator[str]:
+    """What is odd about one modality's files."""
+    name = modality.name
+    if len(forms) > 1:
+        counts = ", ".join(f"{form.scenes} of {form.dtype} in {form.channels} channel(s)" for form in forms)
+        scaled = "each is scaled by its own dtype" if modality.scale is None else "all are scaled alike"
+        yield f"'{name}' is stored in several ways ({counts}); {scaled}"
+    elif any(form.channels == 4 for form in forms) and modality.channels is None:
+        yield f"'{name}' has an alpha channel, which is dropped"
+    for form in forms:
+        if form.low is None or form.high is None:
+            continue
+        if form.low == form.high:
+            yield f"'{name}' holds nothing but {form.low:g}"
+        elif form.dtype == "uint16" and form.high <= BYTE and modality.scale is None:
+            yield (
+                f"'{name}' is stored in 16 bits, but no value is above {form.high:g}: divided by 65535 it is nearly "
+                "black; set its 'scale' in dataset.json"
+            )
+
+
+def _some(paths: list[str]) -> str:
+    """``3 files (such as a.png) have`` or ``a.png has``."""
+    return f"{shown(paths[0])} has" if len(paths) == 1 else f"{len(paths)} files (such as {shown(paths[0])}) have"
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a check found."""
+
+    dataset: str
+    root: Path
+    scenes: tuple[Scene, ...]
+    """All, or with ``drop_incomplete`` those that can be used."""
+    modalities: tuple[str, ...]
+    classes: tuple[str, ...]
+    problems: tuple[Problem, ...]
+    """Empty if the whole data set can be used."""
+    warnings: tuple[str, ...]
+    pixels: dict[str, tuple[int, ...]]
+    """Split → labelled pixels per class, and then the ignored ones."""
+    stored: dict[str, tuple[StoredForm, ...]] = field(default_factory=dict)
+    """Modality → the forms of its files, the commonest first."""
+    dropped: tuple[Dropped, ...] = ()
+    published: dict[str, int] = field(default_factory=dict)
+    """Scenes per split as published; empty for data sets of one's own."""
+    notes: tuple[str, ...] = ()
+    """What was assumed before the check; said already."""
+    strays: Problem | None = None
+    """Files in the data set's folders that belong to no scene."""
+    laws: laws.Report = field(default_factory=dict)
+    """What was taken in is what is given out, or said to be left out."""
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Scenes per split."""
+        return count_splits(self.scenes)
+
+    def to_json(self) -> dict[str, Any]:
+        """The facts under the keys that ``memorysam prepare --json`` documents."""
+        strays = self.strays or Problem("stray", 0, ())
+        return {
+            "dataset": self.dataset,
+            "root": str(self.root),
+            "scenes": len(self.scenes),
+            "splits": self.splits,
+            "published": self.published,
+            "modalities": list(self.modalities),
+            "stored": {name: [form.to_json() for form in forms] for name, forms in self.stored.items()},
+            "classes": len(self.classes),
+            "pixels": {split: list(counts) for split, counts in self.pixels.items()},
+            "problems": [problem.to_json() for problem in self.problems],
+            "dropped": len(self.dropped),
+            "strays": {"count": strays.count, "first": list(strays.first)},
+            "laws": self.laws,
+            "warnings": [*self.notes, *self.warnings],
+        }

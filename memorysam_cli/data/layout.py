@@ -1,0 +1,465 @@
+"""How a published data set lies on disk: one declaration per data set, one engine for all.
+
+A declaration (``data/datasets/<name>.py``) says where each modality's files and the labels may lie, as templates of
+whole path components below the data set's folder, what they mean, and which text files list the scenes of each split.
+Nothing is ever read off a part of a component or off the user's own folders: ``rain`` is in every ``train``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from memorysam_cli.data.listing import relative, sample_names, subfolders, walk
+from memorysam_cli.data.manifest import Scene
+from memorysam_cli.data.templates import Fields, Template, Tree, compiled
+from memorysam_cli.dataset import Colour, Crop, DatasetInfo, LabelRule, Modality
+from memorysam_cli.errors import DataError
+from memorysam_cli.text import shown
+
+SPLITS = ("train", "val", "test")
+MARKER = "memorysam-synthetic.json"
+"""Lies in a folder that ``prepare synthetic`` rendered; holds the arguments it was rendered with."""
+DEPTH = 3
+"""How many folders below ROOT a data set is looked for."""
+SHOWN_SENSORS = 8
+"""Sensors that the expected tree lists; UrbanLF has 81."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lists:
+    """Where a data set's split lists lie, and what their lines are."""
+
+    folder: str = ""
+    """In which they lie, relative to the data set's; "" for the data set's own."""
+    splits: tuple[str, ...] = SPLITS
+    lines: tuple[str, ...] = ("{name}",)
+    """Templates; the first that a line matches gives its fields."""
+    has_columns: bool = False
+    """Whether only a line's text up to the first blank or tab counts."""
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """Split → its list, relative to the data set's folder."""
+        return {split: f"{self.folder}/{split}.txt".lstrip("/") for split in self.splits}
+
+    def read(self, folder: Path) -> list[Fields]:
+        """The fields of every line, ``split`` among them, in the order of the lists.
+
+        Raises:
+            DataError: there is no list, or one cannot be read, or a line has no known form.
+        """
+        present = {split: folder / path for split, path in self.files.items() if (folder / path).is_file()}
+        if not present:
+            *first, last = (f"{split}.txt" for split in self.splits)
+            where = folder / self.folder if self.folder else folder
+            raise DataError(f"{where}: has no {', '.join(first)} or {last}; unpack the lists too")
+        return [{"split": split, **fields} for split, path in present.items() for fields in self._entries(path)]
+
+    def _entries(self, path: Path) -> Iterator[Fields]:
+        """The fields of every line that is not empty."""
+        try:
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
+        except (OSError, UnicodeDecodeError) as fault:
+            raise DataError(f"{path}: cannot be read as a list of names ({fault}); unpack it again") from None
+        forms = [compiled(text) for text in self.lines]
+        for number, line in enumerate(lines, start=1):
+            entry = line.strip()
+            if self.has_columns and entry:
+                entry = entry.split()[0]
+            if not entry:
+                continue
+            fields = next((found for form in forms if (found := form.match(entry)) is not None), None)
+            if fields is None:
+                allowed = " or ".join(form.shown for form in forms)
+                raise DataError(
+                    f"{path}, line {number}: {entry!r} is not a scene's name (allowed: {allowed}; no other folders)"
+                )
+            yield fields
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place where the files of a modality, or the labels, may lie."""
+
+    templates: tuple[Template, ...]
+    """One, or an angle's two: sine, cosine."""
+    reading: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the :class:`Modality` that are different for files that lie here."""
+    rule: LabelRule | None = None
+    """Of labels: how those that lie here are read, where it is not the layout's own rule."""
+    counts: Mapping[str, int] | None = None
+    """Of labels: the published scenes per split of the data whose labels lie here."""
+
+    @property
+    def shown(self) -> str:
+        """The templates, for people."""
+        return " + ".join(template.shown for template in self.templates)
+
+    def is_in(self, tree: Tree) -> bool:
+        """Whether any file of this place exists."""
+        return any(next(template.found_in(tree), None) is not None for template in self.templates)
+
+
+def place(
+    *templates: str, rule: LabelRule | None = None, counts: Mapping[str, int] | None = None, **reading: Any
+) -> Place:
+    """Declare a :class:`Place`."""
+    return Place(tuple(compiled(text) for text in templates), reading, rule, counts)
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """A modality and where its files may lie, the usual place first."""
+
+    modality: Modality
+    places: tuple[Place, ...]
+    is_optional: bool = False
+    """Then nothing is said where it is missing."""
+
+
+def sensor(modality: Modality, *places: str | Place, is_optional: bool = False) -> Sensor:
+    """Declare a :class:`Sensor`; a place that is plain text is one template."""
+    listed = tuple(place(each) if isinstance(each, str) else each for each in places)
+    return Sensor(modality, listed, is_optional)
+
+
+class DataNotFound(DataError):
+    """The data are not there; carries the tree that is looked for."""
+
+    def __init__(self, message: str, *, expected_tree: str) -> None:
+        super().__init__(message)
+        self.expected_tree = expected_tree
+
+
+class DataAmbiguous(DataError):
+    """A folder holds the data more than once."""
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What a folder has of a layout."""
+
+    sensors: tuple[tuple[Modality, Place], ...]
+    label: Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetLayout:
+    """One data set: what it is, and how its folder looks."""
+
+    name: str
+    title: str
+    published_at: str
+    download_gb: float | None = None
+    """None where it is not known here."""
+    native_size: tuple[int, int] | None = None
+    """Height and width of its frames as published; None where there are several."""
+    published_counts: Mapping[str, int]
+    """Scenes per split as published."""
+    published_groups: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """The same per condition and failure case, where they are known."""
+    other_counts: tuple[Mapping[str, int], ...] = ()
+    """The same of other divisions of the same data."""
+    folder: str
+    """What the data set's folder is usually called."""
+    signs: tuple[tuple[str, ...], ...]
+    """A folder is the data set's own if it has, of each of these groups, one file or folder (templates)."""
+    sensors: tuple[Sensor, ...]
+    """All that the data set may have; the first is the one without which there is no scene."""
+    labels: tuple[Place, ...]
+    rule: LabelRule = field(default_factory=LabelRule)
+    classes: Mapping[str, Colour]
+    """Class → RGB colour, in class order."""
+    id: str
+    """Template of a scene's id; has the fields of all the others, but for the split where lists decide it."""
+    lists: Lists | None = None
+    """The files that say which scene is in which split; without them ``{split}`` is a part of the paths."""
+    unlabelled: tuple[str, ...] = ()
+    """Splits whose labels are not published."""
+    condition: str | None = None
+    """Template of a scene's condition."""
+    conditions: tuple[str, ...] = ()
+    case: tuple[str, str] | None = None
+    """A field, and the pattern of it whose group ``case`` is the failure case."""
+    cases: tuple[str, ...] = ()
+    crop: Crop | None = None
+    notes: tuple[str, ...] = ()
+    """Lines below the expected tree."""
+
+    def info(self, folder: Path) -> DatasetInfo:
+        """What the data set is; modalities of which ``folder`` has no file at all are left out, but for the first."""
+        return self._info(self._choose(Tree(folder)))
+
+    @cached_property
+    def published_info(self) -> DatasetInfo:
+        """What the data set is with all modalities that it may have, without a folder."""
+        return self._info(_Chosen(tuple((each.modality, each.places[0]) for each in self.sensors), self.labels[0]))
+
+    @cached_property
+    def expected_tree(self) -> str:
+        """Shown when the data are not found."""
+        lines = [
+            line
+            for sensor in self.sensors[:SHOWN_SENSORS]
+            for line in _tree_lines(sensor.places, f'modality "{sensor.modality.name}"')
+        ]
+        if len(self.sensors) > SHOWN_SENSORS:
+            lines.append(("…", f"{len(self.sensors) - SHOWN_SENSORS} more modalities"))
+        lines += _tree_lines(self.labels, "labels")
+        if self.lists is not None:
+            lines.append((", ".join(self.lists.files.values()), "the scenes of each split"))
+        width = max(len(path) for path, _ in lines)
+        tree = [f"├── {path:{width}}  ({what})" for path, what in lines]
+        tree[-1] = tree[-1].replace("├", "└", 1)
+        return "\n".join((f"{self.folder}/", *tree, *self.notes))
+
+    def holds(self, folder: Path) -> bool:
+        """Whether a folder is the data set's own; cheap, and true of an incomplete one too."""
+        tree = Tree(folder)
+        return all(any(compiled(text).is_in(tree) for text in group) for group in self.signs)
+
+    def find(self, root: Path) -> Path:
+        """The data set's folder: ``root``, or the one folder at most three levels below it.
+
+        A rendered folder counts only where there is no other, so that synthetic scenes never pass for real ones.
+
+        Raises:
+            DataNotFound: there is none; says where the data are published.
+            DataAmbiguous: there is more than one.
+        """
+        if not root.is_dir():
+            raise self._not_found(root, "is not a folder" if root.exists() else "does not exist")
+        candidates = sorted(self._candidates(root, levels=DEPTH))
+        real = [path for path in candidates if not is_rendered(path)]
+        chosen = real or candidates
+        if not chosen:
+            seen = ", ".join(map(shown, sample_names(root))) or "no file at all"
+            wanted = self.sensors[0].places[0].shown
+            raise self._not_found(
+                root, f"no {self.title} here or up to {DEPTH} folders below (saw {seen}; looked for {wanted})"
+            )
+        if len(chosen) > 1:
+            names = " and ".join(str(path) for path in chosen[:2])
+            raise DataAmbiguous(f"{root}: holds {self.title} more than once: {names}; give one of them as ROOT")
+        return chosen[0]
+
+    def survey(self, folder: Path, root: Path) -> list[Scene]:
+        """The scenes of a folder that holds the layout.
+
+        Raises:
+            DataError: there is none; names the pattern and two files that are there.
+        """
+        scenes = self.scenes(folder, root)
+        if not scenes:
+            seen = ", ".join(map(shown, sample_names(folder))) or "no file at all"
+            wanted = self.sensors[0].places[0].shown
+            raise DataNotFound(
+                f"{folder}: no scene of {self.title} (saw {seen}; looked for {wanted}); compare with the expected tree",
+                expected_tree=self.expected_tree,
+            )
+        return scenes
+
+    def scenes(self, folder: Path, root: Path) -> list[Scene]:
+        """All scenes, paths relative to ``root``, each with every file it must have, there or not.
+
+        Where folders decide the split, a scene is listed as soon as one of its files exists, ordered by id, so that the
+        check finds a label without an image just as an image without a label; where lists decide, the lists' order.
+
+        Raises:
+            DataError: there is no list, or a list is damaged or leads out of the folder.
+        """
+        tree = Tree(folder)
+        chosen = self._choose(tree)
+        found = self.lists.read(folder) if self.lists else self._discover(tree, chosen)
+        inside = relative(folder, root)
+        prefix = "" if inside.as_posix() == "." else f"{inside.as_posix()}/"
+        return [self._scene(fields, tree, chosen, prefix=prefix) for fields in found]
+
+    def strays(self, folder: Path, scenes: Sequence[Scene]) -> list[str]:
+        """Files in the layout's own folders that belong to no scene, relative to ``folder``, sorted.
+
+        Args:
+            folder: the data set's.
+            scenes: all of them, from :meth:`scenes`, whatever their paths are relative to.
+        """
+        tree = Tree(folder)
+        templates = self._templates(tree)
+        fields = [self._fields(scene) for scene in scenes]
+        wanted = {template.fill(each) for each in fields for template in templates}
+        return sorted(self.files(folder) - wanted)
+
+    def files(self, folder: Path) -> set[str]:
+        """All files in the layout's own folders, relative to ``folder``."""
+        tree = Tree(folder)
+        own = {inside for template in self._templates(tree) for inside in _own_folders(template, tree)}
+        return {f"{inside}/{name}" if inside else name for inside in own for name in tree.files(inside)}
+
+    def published(self, scenes: Sequence[Scene]) -> Mapping[str, int]:
+        """The published scenes per split that these scenes are to be compared with."""
+        label = next((scene.label for scene in scenes if scene.label is not None), "")
+        for each in self.labels:
+            tail = each.templates[0].text.rpartition("/")[2]
+            if each.counts is not None and compiled(tail).match(label.rpartition("/")[2]) is not None:
+                return each.counts
+        splits = {scene.split for scene in scenes}
+        same = (counts for counts in (self.published_counts, *self.other_counts) if set(counts) == splits)
+        return next(same, self.published_counts)
+
+    def remarks(self, scenes: Sequence[Scene]) -> list[str]:
+        """What is worth saying about the scenes that is no fault.
+
+        A part of the published ones, modalities that are missing throughout, conditions and cases that the data set
+        does not have.
+        """
+        published = self.published(scenes)
+        counts = {split: sum(scene.split == split for scene in scenes) for split in published}
+        present = {name for scene in scenes for name in scene.files}
+        return [
+            *(
+                f"{split}: {counts[split]} of the {number} published scenes{self._differing(scenes, split)}"
+                for split, number in published.items()
+                if counts[split] != number
+            ),
+            *(
+                f"no '{each.modality.name}' (looked for {' or '.join(here.shown for here in each.places)}): "
+                "prepared without it"
+                for each in self.sensors
+                if not each.is_optional and each.modality.name not in present
+            ),
+            *(
+                f"'{name}' is no {what} of {self.title}; kept as its own"
+                for what, known, there in (
+                    ("condition", self.conditions, {scene.condition for scene in scenes}),
+                    ("failure case", self.cases, {scene.case for scene in scenes}),
+                )
+                for name in sorted(filter(None, there - set(known)))
+            ),
+        ]
+
+    def _differing(self, scenes: Sequence[Scene], split: str) -> str:
+        """Which conditions and failure cases of a split are not as many as were published."""
+        there = Counter(name for scene in scenes if scene.split == split for name in (scene.condition, scene.case))
+        published = self.published_groups.get(split, {})
+        words = [f"{name} {there[name]} of {number}" for name, number in published.items() if there[name] != number]
+        return f" ({', '.join(words)})" if words else ""
+
+    def path(self, name: str, **fields: str) -> str:
+        """The path of one file in its usual place: of a modality, or ``label``."""
+        places = {each.modality.name: each.places[0] for each in self.sensors} | {"label": self.labels[0]}
+        return places[name].templates[0].fill(fields)
+
+    def _info(self, chosen: _Chosen) -> DatasetInfo:
+        modalities = [Modality.model_validate({**dict(each), **here.reading}) for each, here in chosen.sensors]
+        return DatasetInfo(
+            name=self.name,
+            title=self.title,
+            classes=tuple(self.classes),
+            palette=tuple(self.classes.values()),
+            modalities=tuple(modalities),
+            label=chosen.label.rule or self.rule,
+            unlabelled=self.unlabelled,
+            crop=self.crop,
+        )
+
+    def _templates(self, tree: Tree) -> list[Template]:
+        """Of all sensors and of the labels, in the form that a folder has."""
+        chosen = self._choose(tree)
+        return [each for _, here in chosen.sensors for each in here.templates] + list(chosen.label.templates)
+
+    def _choose(self, tree: Tree) -> _Chosen:
+        """Of every sensor the first place that has a file; those that have none are left out, but for the first."""
+        sensors = []
+        for each in self.sensors:
+            here = next((where for where in each.places if where.is_in(tree)), None)
+            if here is None and each is self.sensors[0]:
+                here = each.places[0]
+            if here is not None:
+                sensors.append((each.modality, here))
+        label = next((where for where in self.labels if where.is_in(tree)), self.labels[0])
+        return _Chosen(tuple(sensors), label)
+
+    def _discover(self, tree: Tree, chosen: _Chosen) -> list[Fields]:
+        """The fields of every scene of which one file exists, ordered by id."""
+        places = [*(here for _, here in chosen.sensors), chosen.label]
+        order = compiled(self.id).fields
+        found: dict[tuple[str, ...], Fields] = {}
+        for here in places:
+            for template in here.templates:
+                for fields in template.found_in(tree):
+                    found[tuple(fields[name] for name in order)] = fields
+        return [found[key] for key in sorted(found)]
+
+    def _scene(self, fields: Fields, tree: Tree, chosen: _Chosen, *, prefix: str) -> Scene:
+        label: str | None = chosen.label.templates[0].fill(fields)
+        if fields["split"] in self.unlabelled and not tree.has(str(label)):
+            label = None
+        return Scene(
+            id=compiled(self.id).fill(fields),
+            split=fields["split"],
+            condition=None if self.condition is None else compiled(self.condition).fill(fields),
+            case=self._case(fields),
+            files={
+                modality.name: tuple(prefix + template.fill(fields) for template in here.templates)
+                for modality, here in chosen.sensors
+            },
+            label=None if label is None else prefix + label,
+        )
+
+    def _case(self, fields: Fields) -> str | None:
+        """The failure case; a field of another form is its own case."""
+        if self.case is None:
+            return None
+        name, pattern = self.case
+        match = re.fullmatch(pattern, fields[name])
+        return match["case"] if match else fields[name]
+
+    def _fields(self, scene: Scene) -> Fields:
+        """The fields of one of our own scenes, back from its id."""
+        fields = compiled(self.id).match(scene.id)
+        assert fields is not None  # the id was made by this template
+        return {"split": scene.split, **fields}
+
+    def _not_found(self, root: Path, what: str) -> DataNotFound:
+        """Nothing to prepare: where the data are published, and how large they are."""
+        size = "" if self.download_gb is None else f" ({self.download_gb:g} GB)"
+        return DataNotFound(
+            f"{root}: {what}; {self.title} is published at {self.published_at}{size}: unpack it there, or give the "
+            "folder that it is in",
+            expected_tree=self.expected_tree,
+        )
+
+    def _candidates(self, folder: Path, *, levels: int) -> Iterator[Path]:
+        """The folders that hold the layout, not looking inside those that do, nor into hidden ones."""
+        if self.holds(folder):
+            yield folder
+        elif levels:
+            for below in subfolders(folder):
+                if os.access(folder / below, os.R_OK | os.X_OK):  # of the neighbours, some may be others' own
+                    yield from self._candidates(folder / below, levels=levels - 1)
+
+
+def is_rendered(folder: Path) -> bool:
+    """Whether ``prepare synthetic`` made a data set's folder; its marker may lie one folder above (MCubeS)."""
+    return any((here / MARKER).is_file() for here in (folder, folder.absolute().parent))
+
+
+def _own_folders(template: Template, tree: Tree) -> Iterator[str]:
+    """The folders that are a template's own: all below the fixed beginning of its path, or those that it matches."""
+    fixed = template.text.partition("{")[0].rpartition("/")[0]
+    if not fixed:
+        yield from template.folders_in(tree)
+        return
+    for inside, _ in walk(tree.folder / fixed):
+        yield f"{fixed}/{inside}" if inside else fixed
+
+
+def _tree_lines(places: Sequence[Place], what: str) -> list[tuple[str, str]]:
+    """Lines of the expected tree: a path, and what lies there."""
+    return [(each.shown, f"or {what}" if number else what) for number, each in enumerate(places)]

@@ -1,1 +1,0 @@
-"""``memorysam doctor``: what of this machine helps or hinders, and the remedy."""
