@@ -19,7 +19,7 @@ LAYERS = [
     {"report"},
     {"recipe"},
     {"storage"},
-    {"validation", "dataset", "laws"},
+    {"validation", "dataset", "laws", "registry"},
     {"errors"},
 ]
 """From top to bottom; a module imports from its own layer's package or from lower layers."""

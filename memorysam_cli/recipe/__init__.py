@@ -1,7 +1,7 @@
 """What is asked: recipes, their schema, and the one way to read them."""
 
 from memorysam_cli.recipe.files import Measured, Reported, recipes_folder, shipped
-from memorysam_cli.recipe.reading import Document, load, parse, read
+from memorysam_cli.recipe.reading import Document, load, loss_settings, parse, read
 from memorysam_cli.recipe.schema import (
     ALL,
     AUTO,
@@ -10,10 +10,12 @@ from memorysam_cli.recipe.schema import (
     Augment,
     Data,
     Lora,
+    LossSettings,
     Model,
     Ohem,
     Optim,
     Recipe,
+    Section,
     Spmm,
     Train,
     is_word,
@@ -28,16 +30,19 @@ __all__ = [
     "Data",
     "Document",
     "Lora",
+    "LossSettings",
     "Measured",
     "Model",
     "Ohem",
     "Optim",
     "Recipe",
     "Reported",
+    "Section",
     "Spmm",
     "Train",
     "is_word",
     "load",
+    "loss_settings",
     "parse",
     "read",
     "recipes_folder",

@@ -24,12 +24,18 @@ class Difference:
 
 def differences(a: Recipe, b: Recipe) -> list[Difference]:
     """The dotted keys of two recipes whose values differ, in the schema's order; not of ``name`` and ``about``."""
-    other = dict(leaves(b.model_dump(mode="json")))
+    first, second = (dict(leaves(each.model_dump(mode="json"))) for each in (a, b))
+    keys = sorted({**first, **second}, key=_place)  # those of losses that only one of them has too
     return [
-        Difference(key, value, other[key])
-        for key, value in leaves(a.model_dump(mode="json"))
-        if value != other[key] and key not in OF_ITS_OWN
+        Difference(key, first.get(key), second.get(key))
+        for key in keys
+        if first.get(key) != second.get(key) and key not in OF_ITS_OWN
     ]
+
+
+def _place(key: str) -> int:
+    """Of a key's section in the schema; keys of one section keep their order."""
+    return list(Recipe.model_fields).index(key.partition(".")[0])
 
 
 def changes_yaml(parent: str, before: Recipe, after: Recipe) -> str:
@@ -51,6 +57,8 @@ def changes_yaml(parent: str, before: Recipe, after: Recipe) -> str:
         for section in sections:
             place = place.setdefault(section, {})
         place[last] = difference.b
+    for name in before.losses.keys() - after.losses.keys():
+        content["losses"][name] = None
     return to_yaml(content)
 
 

@@ -62,6 +62,9 @@ def copied(name_or_file: str, out: Path, *, overrides: Sequence[str] = (), has_s
     changed = {each.key for each in differences(before, asked.recipe)} | head
     lines = [*_introduction(out.name, has_schema=has_schema), *_head(extends, out.stem, asked.recipe, changed)]
     values = dict(leaves(asked.recipe.model_dump(mode="json")))
+    losses = asked.recipe.losses
+    values["losses"] = {**dict.fromkeys(before.losses), **losses}  # null: what was inherited is taken back
+    changed |= {"losses"} if losses != before.losses else set()
     for key in keys():
         if key.path.partition(".")[0] not in OF_THE_FILE | {"name", "about"}:
             lines += _entry(key, values.get(key.path), is_changed=key.path in changed)

@@ -170,6 +170,8 @@ def _words(described: dict[str, Any]) -> tuple[str, str]:
     choices = described.get("enum") or ([described["const"]] if "const" in described else [])
     if choices:
         return "word", ", ".join(f"`{choice}`" for choice in choices)
+    if "patternProperties" in described:
+        return "mapping of names to sections", ""
     if described["type"] == "array":
         kind, allowed = _words(described["items"])
         return _list_words(described, kind), ", ".join(filter(None, [allowed, *_length(described)]))

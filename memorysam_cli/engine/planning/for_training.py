@@ -43,7 +43,7 @@ def settle(planned: starting.Plan, manifest: Manifest, *, accelerator: Accelerat
     """
     recipe = planned.recipe
     if planned.run is not None:
-        own = recipes.load(planned.run.path / run_folder.RECIPE).train
+        own = recipes.load(planned.run.path / run_folder.RECIPE, is_stored=True).train
         saver = own.saver if recipe.train.saver == "auto" else recipe.train.saver
         kept = {"batch": own.batch, "accumulate": own.accumulate, "saver": saver}
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=kept)})

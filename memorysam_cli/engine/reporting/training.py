@@ -18,16 +18,18 @@ from memorysam_cli.storage import documents as files
 from memorysam_cli.storage import images
 
 Facts = dict[str, Any]
-CHARTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
-    ("loss", "Loss", "", ("loss", "ohem")),
-    ("spmm", "SPMM loss", "before its weight", ("spmm",)),
+ChartPlan = tuple[str, str, str, tuple[str, ...]]
+"""Name, title, unit, and which values of ``metrics.jsonl`` a chart shows."""
+TERMS = {"spmm": ("SPMM loss", "before its weight")}
+"""Losses whose charts have another title than their name, and a unit."""
+CHARTS: tuple[ChartPlan, ...] = (
     ("miou", "Validation", "per cent", ("miou", "miou_native", "mf1", "macc")),
     ("lr", "Learning rate", "", ("lr",)),
     ("gradient", "Gradient norm", "", ("gradient_norm",)),
     ("throughput", "Throughput", "scenes per second", ("scenes_per_second",)),
     ("memory", "Peak memory", "GB", ("peak_memory_gb",)),
 )
-"""Name, title, unit, and which values of ``metrics.jsonl`` a chart shows."""
+"""The charts beside those of the losses."""
 SAID = {"miou": "mIoU", "miou_native": "mIoU, native", "mf1": "mF1", "macc": "mAcc", "lr": "learning rate"}
 """Values by other names than their keys."""
 FROM_ZERO = {"throughput", "memory", "miou"}
@@ -49,7 +51,7 @@ def gather(folder: Path) -> Facts:
         DataError, UsageError: a file is damaged, or was written by another version.
     """
     run = RunFolder(folder)
-    trained = recipes.load(folder / RECIPE)
+    trained = recipes.load(folder / RECIPE, is_stored=True)
     rows = metrics(run)
     scored = folders.newest_evaluation(folder)
     shown = None
@@ -66,7 +68,7 @@ def gather(folder: Path) -> Facts:
         "warnings": _warnings(run),
         "sections": [*sections, ("recipe", "Recipe"), ("environment", "Environment")],
         "tiles": _tiles(run, rows, trained),
-        "charts": [chart for each in CHARTS if (chart := draw(each, [("", rows)])) is not None],
+        "charts": draw_all([("", rows)], trained.terms),
         "pictures": pictures,
         "evaluation": shown,
         "parent": parent,
@@ -83,8 +85,21 @@ def metrics(run: RunFolder) -> list[Facts]:
         return [row for row in rows if row["step"] >= 0]
 
 
-def draw(what: tuple[str, str, str, tuple[str, ...]], runs: Sequence[tuple[str, Sequence[Facts]]]) -> Chart | None:
-    """One of :data:`CHARTS`.
+def draw_all(runs: Sequence[tuple[str, Sequence[Facts]]], terms: Sequence[str]) -> list[Chart]:
+    """All charts that have a value.
+
+    Args:
+        runs: name and rows of each.
+        terms: the names of their losses. The first is drawn with the sum, of which it is most; each other one apart.
+    """
+    first, *further = terms
+    losses: list[ChartPlan] = [("loss", "Loss", "", ("loss", first))]
+    losses += [(name, *TERMS.get(name, (f"{name} loss", "")), (name,)) for name in further]
+    return [chart for each in (*losses, *CHARTS) if (chart := draw(each, runs)) is not None]
+
+
+def draw(what: ChartPlan, runs: Sequence[tuple[str, Sequence[Facts]]]) -> Chart | None:
+    """One chart.
 
     Args:
         what: which.

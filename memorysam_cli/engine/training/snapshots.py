@@ -86,7 +86,7 @@ def _random(state: State, learner: Learner, *, where: str) -> dict[str, torch.Te
 
 
 def _restore(state: State, learner: Learner, *, where: str) -> None:
-    """Put optimiser and prototypes back; all that the checkpoint has, and no more."""
+    """Put optimiser and losses back; all that the checkpoint has, and no more."""
     saved = {name: value for name, value in state.optimizer.items() if name != UPDATES}
     try:
         learner.restore(saved)

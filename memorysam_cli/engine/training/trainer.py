@@ -30,8 +30,8 @@ from memorysam_cli.engine.training.checkpoints import Position, State
 from memorysam_cli.engine.training.extent import extent_of
 from memorysam_cli.engine.training.finishing import TrainingResult, finish
 from memorysam_cli.engine.training.introduction import introduction
-from memorysam_cli.engine.training.learner import Learner, Lesson
-from memorysam_cli.engine.training.pace import Pace, display, told
+from memorysam_cli.engine.training.learner import Learner, StepResult
+from memorysam_cli.engine.training.pace import Pace, display, table_figures
 from memorysam_cli.engine.training.pictures import draw_first_batch
 from memorysam_cli.engine.training.quarantine import Quarantine
 from memorysam_cli.engine.training.schedule import learning_rate
@@ -187,32 +187,31 @@ class Trainer:
         )
         self.pace.start_epoch()
         for batches in upcoming:
-            lesson, figures = self._step(batches, upcoming)
-            progress.advance(figures=told(lesson, figures, self.position, epochs=settings.epochs))
+            result, figures = self._step(batches, upcoming)
+            progress.advance(figures=table_figures(result, figures, self.position, epochs=settings.epochs))
             self._checkpoint_when_due(stop)
             if self._is_done():
                 break
 
-    def _step(self, batches: Sequence[Batch], upcoming: Upcoming) -> tuple[Lesson, dict[str, float]]:
+    def _step(self, batches: Sequence[Batch], upcoming: Upcoming) -> tuple[StepResult, dict[str, float]]:
         """Make one update and note what it did and what it took."""
         self.quarantine.admit(batches, step=self.position.step + 1)
         if self.position.step == 0 and self.accelerator.is_main_process:
             draw_first_batch(batches[0], self.manifest.info, self.network.card.modalities, self.run.samples)
         optim, length = self.recipe.optim, self.extent.steps_per_epoch
         rate = learning_rate(self.position.step, optim=optim, steps_per_epoch=length, epochs=self.recipe.train.epochs)
-        lesson = self.learner.learn(batches, rate=rate, meanwhile=upcoming.fetch)
-        if not lesson.is_finite:
-            found = divergence.account(lesson, batches, self.position, rate=rate, accelerator=self.accelerator)
+        result = self.learner.learn(batches, rate=rate, meanwhile=upcoming.fetch)
+        if not result.is_finite:
+            found = divergence.describe(result, batches, self.position, rate=rate, accelerator=self.accelerator)
             divergence.end(found, self.run, save=self._checkpoint, is_main=self.accelerator.is_main_process)
         self.position.step += 1
         self.position.batch += len(batches)
-        self.position.all_ignored += lesson.all_ignored
+        self.position.all_ignored += result.all_ignored
         self._learnt_from += sum(len(batch.scenes) for batch in batches)
         figures = self.pace.update(self.extent.scenes_per_step, waited=upcoming.waited())
-        losses = {"loss": lesson.loss, "ohem": lesson.ohem, "spmm": lesson.spmm}
-        figures = {"lr": rate, "gradient_norm": lesson.gradient_norm, **figures}
-        self._log({**losses, **figures})
-        return lesson, figures
+        figures = {"lr": rate, "gradient_norm": result.gradient_norm, **figures}
+        self._log({"loss": result.loss, **result.terms, **figures})
+        return result, figures
 
     def _validate(self) -> None:
         """Score the selection split with the code of ``memorysam evaluate``, keep the best, draw pictures."""
