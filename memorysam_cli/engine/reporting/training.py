@@ -85,17 +85,20 @@ def metrics(run: RunFolder) -> list[Facts]:
         return [row for row in rows if row["step"] >= 0]
 
 
-def draw_all(runs: Sequence[tuple[str, Sequence[Facts]]], terms: Sequence[str]) -> list[Chart]:
-    """All charts that have a value.
+def charts_of(terms: Sequence[str]) -> list[ChartPlan]:
+    """All charts of a run, by the names of its losses.
 
-    Args:
-        runs: name and rows of each.
-        terms: the names of their losses. The first is drawn with the sum, of which it is most; each other one apart.
+    The first loss is drawn with the sum, of which it is most; each other one has a chart of its own.
     """
     first, *further = terms
     losses: list[ChartPlan] = [("loss", "Loss", "", ("loss", first))]
     losses += [(name, *TERMS.get(name, (f"{name} loss", "")), (name,)) for name in further]
-    return [chart for each in (*losses, *CHARTS) if (chart := draw(each, runs)) is not None]
+    return [*losses, *CHARTS]
+
+
+def draw_all(runs: Sequence[tuple[str, Sequence[Facts]]], terms: Sequence[str]) -> list[Chart]:
+    """Those of :func:`charts_of` that have a value; ``runs`` are name and rows of each."""
+    return [chart for each in charts_of(terms) if (chart := draw(each, runs)) is not None]
 
 
 def draw(what: ChartPlan, runs: Sequence[tuple[str, Sequence[Facts]]]) -> Chart | None:
