@@ -28,7 +28,7 @@ BEAT = 5.0
 Answer = TypeVar("Answer")
 
 
-def settle(planned: starting.Plan, manifest: Manifest, *, accelerator: Accelerator) -> starting.Plan:
+def settle(planned: starting.RunStart, manifest: Manifest, *, accelerator: Accelerator) -> starting.RunStart:
     """Let what fits decide the batch of a training that is about to begin.
 
     A run that is continued keeps its own batch, so that one line can start and continue it.

@@ -51,22 +51,22 @@ def describe(
     return {"step": position.step + 1, "epoch": position.epoch, **finite, "lr": rate, "scenes": scenes}
 
 
-def sentence(found: dict[str, Any]) -> str:
+def sentence(record: dict[str, Any]) -> str:
     """The same in a line, with the first files."""
-    scenes = found["scenes"]
+    scenes = record["scenes"]
     names = ", ".join(shown(scene["files"][0] if scene["files"] else scene["id"]) for scene in scenes[:_SHOWN])
     more = f" and {len(scenes) - _SHOWN} more" if len(scenes) > _SHOWN else ""
     return (
-        f"step {found['step']}: loss {_figure(found['loss'])}, gradient norm {_figure(found['gradient_norm'])}, "
-        f"lr {found['lr']:.3g}, scenes {names}{more}"
+        f"step {record['step']}: loss {_figure(record['loss'])}, gradient norm {_figure(record['gradient_norm'])}, "
+        f"lr {record['lr']:.3g}, scenes {names}{more}"
     )
 
 
-def end(found: dict[str, Any], run: RunFolder, *, save: Callable[[], object], is_main: bool) -> NoReturn:
+def end(record: dict[str, Any], run: RunFolder, *, save: Callable[[], object], is_main: bool) -> NoReturn:
     """End a run with the weights of before the update; a fault of the disk meanwhile does not hide why.
 
     Args:
-        found: of :func:`describe`.
+        record: of :func:`describe`.
         run: whose ``diverged.json`` keeps it.
         save: saves the weights as they are.
         is_main: whether this is the main process.
@@ -75,13 +75,13 @@ def end(found: dict[str, Any], run: RunFolder, *, save: Callable[[], object], is
         DivergedError: always.
     """
     try:
-        raise DivergedError(sentence(found))
+        raise DivergedError(sentence(record))
     except DivergedError as fault:
         if is_main:
-            documents.write_json(run.diverged, found)
+            documents.write_json(run.diverged, record)
         save()
         raise DivergedError(
-            f"{fault}; the weights of step {found['step'] - 1} are in {run.last}, the batch in {run.diverged}; "
+            f"{fault}; the weights of step {record['step'] - 1} are in {run.last}, the batch in {run.diverged}; "
             "try a lower optim.lr"
         ) from None
 

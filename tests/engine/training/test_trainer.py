@@ -210,7 +210,7 @@ def test_a_run_that_ends_within_an_epoch_knows_its_last_validation_when_prolonge
     ended = start(changed(small, "train", max_steps=1), rendered, tmp_path / "run")
     path, _ = checkpoints.newest_valid(RunFolder(tmp_path / "run").checkpoints)
     assert path is not None
-    position = checkpoints.read_stand(path).position
+    position = checkpoints.read_header(path).position
     assert (position.step, position.best_step, position.best_miou) == (1, 1, ended.miou)
 
 
@@ -352,7 +352,7 @@ def test_a_run_without_a_finite_validation_ends_with_8_and_keeps_its_checkpoint(
     with pytest.raises(DivergedError, match="no validation gave a finite mIoU"):
         start(changed(small, "train", max_steps=1), rendered, tmp_path / "run")
     found, _ = checkpoints.newest_valid(tmp_path / "run" / "checkpoints")
-    assert found is not None and checkpoints.read_stand(found).position.validation["miou"] is None  # type: ignore[index]
+    assert found is not None and checkpoints.read_header(found).position.validation["miou"] is None  # type: ignore[index]
 
 
 def test_other_conditions_are_warned_of_once_and_recorded(
