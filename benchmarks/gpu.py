@@ -136,8 +136,6 @@ def targets(results: Mapping[str, Any]) -> list[tuple[str, str, float | None]]:
         ("from files / model alone in %, prediction", ">= 90", figure("data", "predict", "share_percent")),
         ("loss in bands / full resolution, seconds", "",
          over(figure("loss", "bands", "seconds"), figure("loss", "full", "seconds"))),
-        ("Triton's loss / in bands, seconds", "",
-         over(figure("loss", "triton", "seconds"), figure("loss", "bands", "seconds"))),
     ]  # fmt: skip
 
 

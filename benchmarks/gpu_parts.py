@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ from memorysam_cli.engine import runtime
 from memorysam_cli.engine.benchmark import measurement, reading, variants
 from memorysam_cli.engine.benchmark.asked import Asked
 from memorysam_cli.engine.benchmark.timing import interleaved, synchronize
-from memorysam_cli.losses.pixels import pixel_losses
+from memorysam_cli.losses.ohem import pixel_losses
 from memorysam_cli.report import console
 
 Found = Iterator[tuple[str, Any]]
@@ -102,7 +101,7 @@ def equality(bench: Bench) -> Found:
 
 
 def loss(bench: Bench) -> Found:
-    """The pixels' cross entropy, forward and backward: at full resolution, in bands, and by Triton's kernels."""
+    """The pixels' cross entropy, forward and backward: at full resolution and in bands."""
     cells, batch = (16, 1) if bench.small else (256, 4)
     random = torch.Generator().manual_seed(0)
     logits = torch.randn(batch, 25, cells, cells, generator=random).to(bench.device).requires_grad_()
@@ -113,11 +112,7 @@ def loss(bench: Bench) -> Found:
         pixels = F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
         return F.cross_entropy(pixels, label, reduction="none")
 
-    def bands(triton: str) -> Tensor:
-        os.environ["MEMORYSAM_TRITON"] = triton
-        return pixel_losses(logits, label)
-
-    ways = {"full": full, "bands": lambda: bands("0")} | ({"triton": lambda: bands("1")} if bench.on_cuda else {})
+    ways = {"full": full, "bands": lambda: pixel_losses(logits, label)}
     wanted = full(), _gradient(full, weight, logits)
     for name, way in ways.items():
         yield name, tried(lambda way=way: _loss_figures(bench, way, weight, logits, wanted=wanted))  # type: ignore[misc]

@@ -55,3 +55,7 @@ class Registry:
             module, _, attribute = value.partition(":")
             value = self._known[name] = getattr(importlib.import_module(module), attribute)
         return value
+
+
+LOSSES = Registry("loss", {"ohem": "memorysam_cli.losses.ohem:OhemLoss", "spmm": "memorysam_cli.losses.spmm:SpmmLoss"})
+"""Losses by name: classes such as :class:`memorysam_cli.losses.loss.Loss`."""

@@ -65,7 +65,11 @@ def _explain(fault: ErrorDetails, keys: tuple[str, ...], sections: dict[str, lis
     if fault["type"] == "model_type":
         return f"{path}: must be a section with the keys {', '.join(sections[path])}, not {kind_of(fault['input'])}"
     message = re.sub("^(Input|Tuple) should", "must", fault["msg"].removeprefix("Value error, "))
-    message = message.replace("a valid array", "a list, such as [a, b]").replace(" after validation", "")
+    message = (
+        message.replace("a valid array", "a list, such as [a, b]")
+        .replace("an object", "a section")
+        .replace(" after validation", "")
+    )
     got = "" if isinstance(fault["input"], dict) else f" (got {json.dumps(fault['input'], ensure_ascii=False)})"
     return f"{path}: {message}{got}" if path else message
 

@@ -19,7 +19,7 @@ LAYERS = [
     {"report", "streetworld"},
     {"recipe"},
     {"storage"},
-    {"validation", "dataset", "laws"},
+    {"validation", "dataset", "laws", "registry"},
     {"errors", "text"},
 ]
 """From top to bottom; a module imports from its own layer's package or from lower layers."""

@@ -20,7 +20,7 @@ NAMES = {
     "gradient_norm": ("gradient norm", ".3g"), "scenes_per_second": ("scenes/s", ".3g"),
     "peak_memory_gb": ("memory in GB", ".2f"), "miou": ("mIoU", ".2f"),
 }  # fmt: skip
-"""Series → what it is called, and how its numbers are written."""
+"""Series → what it is called, and how its numbers are written; a loss that is not here is called by its own name."""
 
 
 def watch(
@@ -86,8 +86,8 @@ def lines(look: Look, *, width: int) -> list[str]:
         f"best mIoU      {best}",
     ]
     letters = BLOCKS if "utf" in (sys.stdout.encoding or "").lower() else ASCII
-    for name, (title, form) in NAMES.items():
-        values = look.series[name]
+    for name, values in look.series.items():
+        title, form = NAMES.get(name, (name, ".4g"))
         if values:
             latest = "–" if values[-1] is None else format(values[-1], form)
             latest = latest if letters == BLOCKS else latest.replace("–", "-")

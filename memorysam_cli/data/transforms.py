@@ -77,8 +77,8 @@ def augment(
     Raises:
         DataError: a modality's ``flip`` is impossible with its range of values.
 
-    Source: DATASETS §0. AoLP's [sin, cos, sin] is flipped like any image (``aolp_flip: reference``), unless the data
-    set says otherwise (``Modality.flip``).
+    Source: DATASETS §0. AoLP's [sin, cos, sin] is flipped like any image, as the reference does it, unless the data set
+    says otherwise (``Modality.flip``).
     """
     draw = Draw.by(rng)
     flips = draw.flip < augment.flip

@@ -19,7 +19,7 @@ from torch.distributed import distributed_c10d
 from memorysam_cli.engine import lookout
 from memorysam_cli.engine.lookout import Gone, Lookout
 from memorysam_cli.errors import EnvironmentFault, UsageError, is_out_of_memory
-from memorysam_cli.losses.exchange import Exchange
+from memorysam_cli.losses.loss import Exchange
 from memorysam_cli.report import console
 from memorysam_cli.text import shown
 
@@ -39,7 +39,7 @@ _SHOWN = 60
 
 
 class AllProcesses:
-    """Sums over all processes, as the losses ask for them (:class:`~memorysam_cli.losses.exchange.Exchange`)."""
+    """Sums over all processes, as the losses ask for them (:class:`~memorysam_cli.losses.loss.Exchange`)."""
 
     def __init__(self, world: int) -> None:
         self.world = world

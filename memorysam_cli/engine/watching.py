@@ -15,7 +15,8 @@ from memorysam_cli.recipe import Recipe, load
 from memorysam_cli.storage import documents, lock
 
 State = Literal["running", "finished", "diverged", "stopped"]
-SERIES = ("loss", "spmm", "lr", "gradient_norm", "scenes_per_second", "peak_memory_gb", "miou")
+SERIES = ("lr", "gradient_norm", "scenes_per_second", "peak_memory_gb", "miou")
+"""Values that are followed beside the losses."""
 KEPT = 4000
 """Values of a series that are kept: many screens' widths."""
 RECENT = 50
@@ -37,8 +38,10 @@ class Look:
     seconds_left: float | None
     best_miou: float | None
     best_step: int | None
+    terms: tuple[str, ...]
+    """Losses that are followed beside their sum: all but the first, which is most of it."""
     series: dict[str, list[float | None]]
-    """The newest values, the newest last."""
+    """The newest values, the newest last; ``loss`` and :attr:`terms` come first."""
 
     @property
     def latest(self) -> dict[str, float | None]:
@@ -70,7 +73,7 @@ class Watch:
         if not self.run.holds_run():
             what = "holds no run" if folder.is_dir() else "does not exist"
             raise UsageError(f"{folder}: {what} ({RECIPE}); name a run's folder, such as runs/latest")
-        self.recipe: Recipe = load(folder / RECIPE)
+        self.recipe: Recipe = load(folder / RECIPE, is_stored=True)
         self._forget()
 
     def look(self) -> Look:
@@ -90,12 +93,13 @@ class Watch:
         left = None if per_step is None or last is None or state != "running" else per_step * (last - self.step)
         return Look(
             self.run.path, state, owner if state == "running" else None, self.step, last, self.epoch,
-            self.recipe.train.epochs, left, self.best[0], self.best[1],
+            self.recipe.train.epochs, left, self.best[0], self.best[1], self.recipe.terms[1:],
             {name: list(values) for name, values in self.series.items()},
         )  # fmt: skip
 
     def _forget(self) -> None:
-        self.series: dict[str, deque[float | None]] = {name: deque(maxlen=KEPT) for name in SERIES}
+        names = ("loss", *self.recipe.terms[1:], *SERIES)
+        self.series: dict[str, deque[float | None]] = {name: deque(maxlen=KEPT) for name in names}
         self.step = self.epoch = 0
         self.best: tuple[float | None, int | None] = (None, None)
         self._place = 0

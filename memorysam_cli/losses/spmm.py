@@ -2,12 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from memorysam_cli.losses.exchange import Exchange
+from memorysam_cli.losses.loss import Exchange, Loss, LossInputs, Task
+from memorysam_cli.recipe import Spmm
+
+
+class SpmmLoss(Loss):
+    """The prototypical adaptation loss of an update; its settings are the recipe's ``spmm``, its state the prototypes.
+
+    Where the variant is ``off`` it is 0 and has no state.
+    """
+
+    Settings = Spmm
+    settings: Spmm
+
+    def __init__(self, settings: Spmm, task: Task) -> None:
+        super().__init__(settings, task)
+        self.memory: PrototypeMemory | None = None
+        if settings.variant != "off":
+            self.memory = PrototypeMemory(
+                len(task.classes), width=task.width, variant=settings.variant, momentum=settings.momentum
+            ).to(task.device)
+
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        if self.memory is None:
+            return torch.zeros((), device=self.task.device)
+        features, label = torch.cat(list(inputs.features)), torch.cat(list(inputs.labels))
+        return self.memory.forward(features, label, exchange=inputs.exchange)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The prototypes, and which of them have been seen."""
+        return {} if self.memory is None else dict(self.memory.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """As :meth:`Loss.load_state_dict`.
+
+        Raises:
+            KeyError: the variant is ``off``, and there are prototypes.
+            RuntimeError: they are not of as many classes and channels.
+        """
+        if self.memory is None:
+            super().load_state_dict(state)
+        else:
+            self.memory.load_state_dict(state)
 
 
 def resize_label(label: Tensor, size: tuple[int, int]) -> Tensor:

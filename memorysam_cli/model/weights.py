@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import ValidationError, model_validator
+from pydantic import BeforeValidator, ValidationError, model_validator
 from torch import Tensor
 
 from memorysam_cli import __version__
@@ -21,6 +21,7 @@ from memorysam_cli.model.lora import has_lora, merge_lora
 from memorysam_cli.model.network import MemorySAM
 from memorysam_cli.model.parts import is_fresh, prepare_training, start_fresh
 from memorysam_cli.recipe import Recipe
+from memorysam_cli.recipe.schema import without_retired
 from memorysam_cli.storage import tensors
 
 CARD = "memorysam"
@@ -50,7 +51,7 @@ class WeightsCard(Strict):
 
     format_version: Literal[1] = 1
     kind: Literal["trained", "complete", "merged"] = "trained"
-    recipe: Recipe
+    recipe: Annotated[Recipe, BeforeValidator(without_retired)]
     dataset: DatasetInfo
     base: Base
     tokens: int

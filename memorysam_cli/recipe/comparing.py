@@ -53,12 +53,18 @@ class Difference:
 
 def differences(a: Recipe, b: Recipe) -> list[Difference]:
     """The dotted keys of two recipes whose values differ, in the schema's order; not of ``name`` and ``about``."""
-    other = dict(leaves(b.model_dump(mode="json")))
+    first, second = (dict(leaves(each.model_dump(mode="json"))) for each in (a, b))
+    keys = sorted({**first, **second}, key=_place)  # those of losses that only one of them has too
     return [
-        Difference(key, value, other[key])
-        for key, value in leaves(a.model_dump(mode="json"))
-        if value != other[key] and key not in OF_ITS_OWN
+        Difference(key, first.get(key), second.get(key))
+        for key in keys
+        if first.get(key) != second.get(key) and key not in OF_ITS_OWN
     ]
+
+
+def _place(key: str) -> int:
+    """Of a key's section in the schema; keys of one section keep their order."""
+    return list(Recipe.model_fields).index(key.partition(".")[0])
 
 
 def changes_yaml(parent: str, before: Recipe, after: Recipe) -> str:
@@ -80,6 +86,8 @@ def changes_yaml(parent: str, before: Recipe, after: Recipe) -> str:
         for section in sections:
             place = place.setdefault(section, {})
         place[last] = difference.b
+    for name in before.losses.keys() - after.losses.keys():
+        content["losses"][name] = None
     return to_yaml(content)
 
 
@@ -248,6 +256,8 @@ def _words(described: dict[str, Any]) -> tuple[str, str]:
     choices = described.get("enum") or ([described["const"]] if "const" in described else [])
     if choices:
         return "word", ", ".join(f"`{choice}`" for choice in choices)
+    if "patternProperties" in described:
+        return "mapping of names to sections", ""
     if described["type"] == "array":
         kind, allowed = _words(described["items"])
         return _list_words(described, kind), ", ".join(filter(None, [allowed, *_length(described)]))
@@ -312,6 +322,9 @@ def copied(name_or_file: str, out: Path, *, overrides: Sequence[str] = (), has_s
     changed = {each.key for each in differences(before, asked.recipe)} | head
     lines = [*_introduction(out.name, has_schema=has_schema), *_head(extends, out.stem, asked.recipe, changed)]
     values = dict(leaves(asked.recipe.model_dump(mode="json")))
+    losses = asked.recipe.losses
+    values["losses"] = {**dict.fromkeys(before.losses), **losses}  # null: what was inherited is taken back
+    changed |= {"losses"} if losses != before.losses else set()
     for key in keys():
         if key.path.partition(".")[0] not in OF_THE_FILE | {"name", "about"}:
             lines += _entry(key, values.get(key.path), is_changed=key.path in changed)

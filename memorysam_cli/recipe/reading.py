@@ -15,7 +15,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from memorysam_cli.errors import UsageError, did_you_mean
-from memorysam_cli.recipe.schema import Name, Recipe, Section
+from memorysam_cli.recipe.schema import LossSettings, Name, Recipe, Section, without_retired
+from memorysam_cli.registry import LOSSES
 from memorysam_cli.storage.documents import parse_yaml, read_yaml
 from memorysam_cli.validation import first_fault, kind_of, line_of
 
@@ -226,6 +227,15 @@ def section_of(schema: type[Section], key: str) -> type[Section] | None:
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
 
+NOT_FOR_LOSSES = frozenset({
+    "adamw", "epoch", "gradient_norm", "loss", "lr", "macc", "mf1", "miou", "miou_native", "peak_memory_gb",
+    "scenes_per_second", "seconds_data", "step", "updates",
+})  # fmt: skip
+"""Names that the values of metrics.jsonl and the tensors of checkpoints have already."""
+_TOP = "top level: "
+"""How a message begins whose key stands in no section."""
+
+
 @dataclass(frozen=True)
 class Document:
     """A recipe, and what its file says beside it.
@@ -245,20 +255,35 @@ class Document:
     measured: Measured | None
 
 
-def load(name_or_file: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
+@dataclass(frozen=True)
+class _RefusedError(Exception):
+    """A value of a recipe that cannot be.
+
+    Attributes:
+        keys: that lead to it.
+        reason: one line.
+    """
+
+    keys: tuple[str, ...]
+    reason: str
+
+
+def load(name_or_file: str | os.PathLike[str], overrides: Sequence[str] = (), *, is_stored: bool = False) -> Recipe:
     """Read a shipped recipe or a file, apply ``key=value`` overrides, and check all of it.
 
     Args:
         name_or_file: a shipped recipe's name, or a path that ends in .yaml or .yml.
         overrides: such as ``"optim.lr=1e-4"``; the last one wins; ``null`` clears.
+        is_stored: it is a run's own and only looked at, so that losses that are not registered here are taken as they
+            are.
 
     Raises:
         UsageError: no such recipe, an unknown key, a wrong type or an impossible value.
     """
-    return read(name_or_file, overrides).recipe
+    return read(name_or_file, overrides, is_stored=is_stored).recipe
 
 
-def read(name_or_file: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Document:
+def read(name_or_file: str | os.PathLike[str], overrides: Sequence[str] = (), *, is_stored: bool = False) -> Document:
     """As :func:`load`, with what the file says beside the recipe.
 
     Raises:
@@ -271,10 +296,10 @@ def read(name_or_file: str | os.PathLike[str], overrides: Sequence[str] = ()) ->
     for override in overrides:
         _apply(content, override)
     try:
-        recipe = _validated(content)
-    except ValidationError as fault:
-        keys, reason = first_fault(fault, RecipeFile)
-        raise UsageError(f"{_origin(own, parent, keys, overrides)}: {reason}") from None
+        recipe = _validated(content, RecipeFile)
+        recipe = recipe if is_stored else _with_settings(recipe)
+    except _RefusedError as refused:
+        raise UsageError(f"{_origin(own, parent, refused.keys, overrides)}: {refused.reason}") from None
     claims = Claims() if overrides else own.claims
     return Document(recipe, own.path, _named(own, parent), claims.reported, claims.measured)
 
@@ -282,15 +307,58 @@ def read(name_or_file: str | os.PathLike[str], overrides: Sequence[str] = ()) ->
 def parse(content: dict[str, Any], *, where: str) -> Recipe:
     """Check a recipe's content; ``where`` begins the message of the ``UsageError`` that a fault raises."""
     try:
-        return _validated(content)
+        return _with_settings(_validated(content, Recipe))
+    except _RefusedError as refused:
+        raise UsageError(f"{where}: {refused.reason}") from None
+
+
+def loss_settings(recipe: Recipe, name: str) -> LossSettings:
+    """The settings of one of ``losses``, of the class that the loss brings.
+
+    Raises:
+        KeyError: it is not registered.
+        ValidationError: they are not those of this loss.
+    """
+    kind: type[LossSettings] = LOSSES.get(name).Settings
+    return kind.model_validate_json(json.dumps(recipe.losses[name]), strict=True)
+
+
+def _validated(content: dict[str, Any], schema: type[Recipe]) -> Recipe:
+    """The recipe of plain values; ``"1"`` and ``true`` are no numbers, ``1.0`` is no count.
+
+    ``schema`` has the keys that a message may name.
+    """
+    try:
+        # As JSON: then pydantic's strict mode takes a list for a tuple and an integer for a float, and no more.
+        return Recipe.model_validate_json(json.dumps(without_retired(content)), strict=True)
     except ValidationError as fault:
-        raise UsageError(f"{where}: {first_fault(fault, Recipe)[1]}") from None
+        raise _RefusedError(*first_fault(fault, schema)) from None
 
 
-def _validated(content: dict[str, Any]) -> Recipe:
-    """The recipe of plain values; ``"1"`` and ``true`` are no numbers, ``1.0`` is no count."""
-    # As JSON: then pydantic's strict mode takes a list for a tuple and an integer for a float, and no more.
-    return Recipe.model_validate_json(json.dumps(content), strict=True)
+def _with_settings(recipe: Recipe) -> Recipe:
+    """The recipe with every setting of its further losses written out."""
+    return recipe.model_copy(update={"losses": {name: _settings(recipe, name) for name in recipe.losses}})
+
+
+def _settings(recipe: Recipe, name: str) -> dict[str, Any]:
+    """All settings of a further loss as plain values."""
+    own = [each for each in Recipe.model_fields if each in LOSSES]
+    if name in own:
+        raise _RefusedError(
+            ("losses", name), f"losses.{name}: has a section of its own; write {name}: at the top level"
+        )
+    if name in NOT_FOR_LOSSES:
+        raise _RefusedError(("losses", name), f"losses: '{name}' is what metrics.jsonl calls something else")
+    if name not in LOSSES:
+        known = [each for each in LOSSES if each not in own]
+        hint = did_you_mean(name, known) if known else "; none is registered: bring yours with --extend FILE.py"
+        raise _RefusedError(("losses", name), f"losses: unknown loss '{name}'{hint}")
+    try:
+        return loss_settings(recipe, name).model_dump(mode="json")
+    except ValidationError as fault:
+        keys, reason = first_fault(fault, LOSSES.get(name).Settings)
+        reason = f": {reason.removeprefix(_TOP)}" if reason.startswith(_TOP) else f".{reason}"
+        raise _RefusedError(("losses", name, *keys), f"losses.{name}{reason}") from None
 
 
 def _apply(content: dict[str, Any], override: str) -> None:

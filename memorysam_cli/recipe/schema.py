@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
@@ -40,6 +40,29 @@ def _word(text: str) -> str:
     if not is_word(text):
         raise ValueError("must be a word of letters, digits, '.', '_' and '-', beginning with a letter or a digit")
     return text
+
+
+RETIRED = {"augment.aolp_flip": "reference"}
+"""Keys that are no more, each with the one value that it ever allowed, and that nothing was computed by. Weights, runs
+and checkpoints from before hold them: there, and in a recipe, the key with this value is passed over without a word.
+With any other value it is an unknown key."""
+
+
+def is_retired(key: str, value: object) -> bool:
+    """Whether a dotted key with its value says nothing any more; see :data:`RETIRED`."""
+    return key in RETIRED and RETIRED[key] == value
+
+
+def without_retired(content: Any) -> Any:
+    """A recipe's plain content without what says nothing any more; anything else as it is."""
+    if not isinstance(content, dict):
+        return content
+    return {
+        section: {key: each for key, each in values.items() if not is_retired(f"{section}.{key}", each)}
+        if isinstance(values, dict)
+        else values
+        for section, values in content.items()
+    }
 
 
 Name = Annotated[str, AfterValidator(_word), Field(json_schema_extra={"pattern": f"^{WORD}$"})]
@@ -95,8 +118,6 @@ class Augment(Section):
     """Range of sigma in pixels; none: 0.8, what a 3×3 kernel means."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Range of the short side relative to ``data.image_size``."""
-    aolp_flip: Literal["reference"] = "reference"
-    """A flipped angle is flipped like any image; ``physical`` waits for the real files' convention."""
 
     @field_validator("scale")
     @classmethod
@@ -184,6 +205,13 @@ class Spmm(Section):
     """Share of a class's old prototype that stays at each update."""
 
 
+class LossSettings(Section):
+    """What every further loss has; its own keys come with it."""
+
+    weight: float = Field(default=1.0, ge=0)
+    """What the loss is multiplied by before it is added to the others."""
+
+
 class Optim(Section):
     """AdamW and its per-iteration schedule (METHOD §4)."""
 
@@ -247,8 +275,27 @@ class Recipe(Section):
     model: Model
     ohem: Ohem = Ohem()
     spmm: Spmm
+    losses: dict[Name, dict[str, Any]] = Field(
+        default={},
+        json_schema_extra={
+            "patternProperties": {f"^{WORD}$": {"type": ["object", "null"]}},
+            "additionalProperties": False,
+        },
+    )
+    """Further losses by name, each with its settings, such as ``{dice: {weight: 0.5}}``; null: none of that name."""
     optim: Optim
     train: Train
+
+    @field_validator("losses", mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        # What a recipe inherits it can take back only so.
+        return {name: each for name, each in value.items() if each is not None} if isinstance(value, dict) else value
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The names of all losses, in the order in which they are reported; the pixels' own comes first."""
+        return ("ohem", "spmm", *self.losses)
 
     def for_dataset(self, dataset: str, modalities: Sequence[str]) -> Recipe:
         """The recipe with ``auto`` and ``all`` filled in.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain, cycle, repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,12 +28,13 @@ SKEWED = 50
 FEW = 30
 """Points below which each one is marked."""
 
+TERM_COLOURS = (ORANGE, PURPLE, VERMILION, GREEN, GREY)
+"""Of the losses that make up the whole one, in their order; beyond these they come again."""
 CURVES: dict[str, dict[str, str]] = {
-    "Loss": {"loss": BLUE, "ohem": ORANGE, "spmm": PURPLE},
     "Validation mIoU in per cent": {"miou": GREEN, "miou_native": GREY},
     "Learning rate": {"lr": VERMILION},
 }
-"""The panels of :func:`curves`: their titles, and which keys of a row each one draws."""
+"""The panels of :func:`curves` below that of the losses: their titles, and which keys of a row each one draws."""
 
 
 def confusion_matrix(matrix: ArrayLike, *, classes: Sequence[str], title: str = "") -> bytes:
@@ -193,24 +195,27 @@ def class_histogram(shares: Mapping[str, Sequence[float]], *, classes: Sequence[
     return png.getvalue()
 
 
-def curves(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> bytes:
+def curves(rows: Sequence[Mapping[str, Any]], *, terms: Sequence[str] = ("ohem", "spmm"), title: str = "") -> bytes:
     """The course of a training run; panels without any value are left out.
 
     Args:
-        rows: as of ``metrics.jsonl``: each has ``step``, and any of the keys of :data:`CURVES`. Values that are not
-            finite leave a gap.
+        rows: as of ``metrics.jsonl``: each has ``step``, and any of ``loss``, the terms and the keys of :data:`CURVES`.
+            Values that are not finite leave a gap.
+        terms: names of the losses that ``loss`` is the sum of.
         title: the line above.
 
     Returns:
         A PNG.
     """
-    drawn = {name: lines for name, lines in CURVES.items() if any(_points(rows, key)[0].size for key in lines)}
+    losses = {"loss": BLUE, **dict(zip(terms, cycle(TERM_COLOURS), strict=False))}
+    available = {"Loss": losses, **CURVES}
+    drawn = {name: lines for name, lines in available.items() if any(_points(rows, key)[0].size for key in lines)}
     panels = drawn or {"no values yet": {}}
     with drawing(width=8, height=0.6 + 2.4 * len(panels)) as (figure, png):
         figure.suptitle(title)
         places = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
         for axes, (name, lines) in zip(places, panels.items(), strict=True):
-            for width, (key, shade) in zip((2.4, 1.2, 1.2), lines.items(), strict=False):
+            for width, (key, shade) in zip(chain([2.4], repeat(1.2)), lines.items(), strict=False):
                 steps, values = _points(rows, key)
                 # Few points (validations) would vanish as a bare line; a total lies wider below its parts.
                 marker = "o" if steps.size < FEW else None

@@ -81,7 +81,7 @@ def assert_same(found: dict[str, Any], wanted: dict[str, Any], *, relative: floa
 def whole(rendered: Manifest) -> dict[str, Any]:
     """What one process learns from one batch of all scenes."""
     found: dict[str, Any] = script.learned(rendered, alone(), accumulate=1)
-    assert found["lessons"][2][1] > 0  # prototypes take part
+    assert found["steps"][2][1] > 0  # prototypes take part
     return found
 
 
@@ -127,11 +127,11 @@ def test_hard_pixels_of_each_process_are_its_own_where_the_recipe_says_so(
         recipe = script.recipe_of(selection="process")
         learner = Learner(script.network_of(recipe, rendered), recipe, accelerator=alone())
         batches = (script.batches_of(step, rank=rank, world=2, accumulate=1) for step in range(3))
-        each.append([learner.learn(batch, rate=0.0).ohem for batch in batches])
+        each.append([learner.learn(batch, rate=0.0).terms["ohem"] for batch in batches])
     mean = torch.tensor(each, dtype=torch.float64).mean(dim=0)
     ohem = torch.tensor(found["each its own"], dtype=torch.float64)[:, 0]
     torch.testing.assert_close(ohem, mean, rtol=1e-6, atol=0)
-    together = script.learned(rendered, alone(), accumulate=1, selection="process", rate=0.0)["lessons"]
+    together = script.learned(rendered, alone(), accumulate=1, selection="process", rate=0.0)["steps"]
     assert abs(together[0][0] - float(mean[0])) > 1e-3  # the two choices differ here
     savers, loss = found["rehearsed"]
     assert savers == 2

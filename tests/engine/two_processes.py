@@ -30,7 +30,7 @@ from memorysam_cli.engine import processes, runtime
 from memorysam_cli.engine.evaluate.scoring import evaluate
 from memorysam_cli.engine.infer.inference import Inference
 from memorysam_cli.engine.training import starting, trainer
-from memorysam_cli.engine.training.learner import Learner, Lesson
+from memorysam_cli.engine.training.learner import Learner, StepResult
 from memorysam_cli.engine.training.trainer import Trainer
 from memorysam_cli.errors import NetworkError
 from memorysam_cli.losses.spmm import PrototypeMemory
@@ -118,22 +118,21 @@ def learned(
     recipe = recipe_of(selection=selection)
     learner = Learner(network_of(recipe, manifest), recipe, accelerator=accelerator)
     rank, world = accelerator.process_index, accelerator.num_processes
-    lessons, gradients = [], []
+    steps, gradients = [], []
 
     def look() -> None:
         gradients.append({n: p.grad.tolist() for n, p in learner.parameters.items() if p.grad is not None})
 
     for step in range(3):
         batches = batches_of(step, rank=rank, world=world, accumulate=accumulate)
-        lesson = learner.learn(batches, rate=rate, meanwhile=look)
-        lessons.append([lesson.ohem, lesson.spmm, lesson.gradient_norm])
+        result = learner.learn(batches, rate=rate, meanwhile=look)
+        steps.append([*result.terms.values(), result.gradient_norm])
     weights = {name: value.tolist() for name, value in learner.parameters.items()}
-    assert learner.prototypes is not None
     return {
-        "lessons": lessons,
+        "steps": steps,
         "gradients": gradients[0],
         "weights": weights,
-        "prototypes": learner.prototypes.prototypes.tolist(),
+        "prototypes": learner.objective.state()["spmm/prototypes"].tolist(),
     }
 
 
@@ -145,9 +144,9 @@ def rehearsed(manifest: Manifest, accelerator: Accelerator) -> list[Any]:
         learner.network.forward = hungry(learner.network.forward, learner.network)  # type: ignore[method-assign]
     learner._is_rehearsed = False  # as on CUDA
     batches = batches_of(0, rank=accelerator.process_index, world=accelerator.num_processes, accumulate=1)
-    lesson = learner.learn(batches, rate=1e-3)
+    result = learner.learn(batches, rate=1e-3)
     savers = accelerator.reduce(torch.tensor(int(learner.network.saver)))
-    return [int(savers), lesson.ohem]
+    return [int(savers), result.terms["ohem"]]
 
 
 def hungry(honest: Callable[[Sequence[Tensor]], Output], network: Segmenter) -> Callable[[Sequence[Tensor]], Output]:
@@ -182,7 +181,7 @@ def learn(manifest: Manifest, run: Path, accelerator: Accelerator) -> dict[str, 
         "spmm": {variant: prototype_gradient(variant, rank=rank, world=world) for variant in ("reference", "paper")},
         "whole": learned(manifest, accelerator, accumulate=1),
         "accumulated": learned(manifest, accelerator, accumulate=2),
-        "each its own": learned(manifest, accelerator, accumulate=1, selection="process", rate=0.0)["lessons"],
+        "each its own": learned(manifest, accelerator, accumulate=1, selection="process", rate=0.0)["steps"],
         "rehearsed": rehearsed(manifest, accelerator),
     }
     recipe = recipe_of()
@@ -204,7 +203,7 @@ def lose(manifest: Manifest, run: Path, accelerator: Accelerator) -> dict[str, A
     training = Trainer(recipe, manifest, accelerator=accelerator)
     honest = training.learner.learn
 
-    def learn_or_die(*arguments: Any, **options: Any) -> Lesson:
+    def learn_or_die(*arguments: Any, **options: Any) -> StepResult:
         if training.position.step == 1 and accelerator.process_index == accelerator.num_processes - 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return honest(*arguments, **options)

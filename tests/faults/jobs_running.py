@@ -21,8 +21,9 @@ from memorysam_cli import recipe as recipes
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.loader import Batch
 from memorysam_cli.engine.signals import StopRequest
-from memorysam_cli.engine.training import checkpoints, gradients, trainer
+from memorysam_cli.engine.training import checkpoints, trainer
 from memorysam_cli.engine.training.learner import Learner
+from memorysam_cli.losses import ohem
 from memorysam_cli.model.weights import build_for_training
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.storage import documents
@@ -132,9 +133,7 @@ def typed(words: list[str]) -> None:
     app.main()
 
 
-def spoil(
-    kind: str, value: str, *, step: int, seed: int, module: Any = gradients, learner: type[Any] = Learner
-) -> None:
+def spoil(kind: str, value: str, *, step: int, seed: int, module: Any = ohem, learner: type[Any] = Learner) -> None:
     """Let one update of this process meet something that is not finite, once.
 
     Args:

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.loader import Batch
-from memorysam_cli.engine.training import checkpoints, gradients
+from memorysam_cli.engine.training import checkpoints
 from memorysam_cli.engine.training.checkpoints import Position
 from memorysam_cli.engine.training.learner import Learner
 from memorysam_cli.engine.training.validation import Validation
+from memorysam_cli.losses import ohem
 from memorysam_cli.model.weights import build_for_training
 from memorysam_cli.storage import documents, tensors
 from tests.faults import jobs_running
@@ -138,7 +139,7 @@ def test_an_update_that_is_not_finite_changes_nothing(
 ) -> None:
     tries = amount(SEEDS, soak=200)
     for _ in range(tries):
-        is_changed, is_lost = harm(ours, kind, value, rng, monkeypatch, gradients)
+        is_changed, is_lost = harm(ours, kind, value, rng, monkeypatch, ohem)
         assert not is_lost
         # Without a label the loss is 0, and the update decays weights as any other; what is huge may be made normal, or
         # belong to an ignored pixel, unless it is a gradient.

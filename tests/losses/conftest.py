@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from memorysam_cli.losses.exchange import Exchange
+from memorysam_cli.losses.loss import Exchange
 
 
 class Seat:

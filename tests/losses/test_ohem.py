@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from memorysam_cli.losses.exchange import Exchange
-from memorysam_cli.losses.ohem import ohem_mean
-from memorysam_cli.losses.pixels import pixel_losses
+from memorysam_cli.losses.loss import Exchange
+from memorysam_cli.losses.ohem import ohem_mean, pixel_losses
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 Together = Callable[[Sequence[Callable[[Exchange], Any]]], list[Any]]

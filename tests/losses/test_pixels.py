@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from memorysam_cli.losses import pixels
-from memorysam_cli.losses.pixels import pixel_losses
+from memorysam_cli.losses import ohem
+from memorysam_cli.losses.ohem import pixel_losses
 
 
 def plain(logits: Tensor, label: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def assert_equal_to_plain(logits: Tensor, label: Tensor, weights: Tensor | None 
 @pytest.fixture(params=[1, 6000, 2**23], ids=["row", "few", "all"])
 def slab_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Slabs of one row of cells, of some, and of all."""
-    monkeypatch.setitem(pixels.SLAB_BYTES, "cpu", request.param)
+    monkeypatch.setitem(ohem.SLAB_BYTES, "cpu", request.param)
     size: int = request.param
     return size
 
@@ -86,7 +86,7 @@ def test_losses_and_gradient_are_those_of_all_pixels_at_once(shape: tuple[int, .
 def test_any_shape_is_equal_to_plain(shape: tuple[int, ...], stride: int, rows: int, ignored: float) -> None:
     batch, tokens, _, w = shape
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(pixels.SLAB_BYTES, "cpu", rows * batch * tokens * w * stride**2 * 4)
+        patch.setitem(ohem.SLAB_BYTES, "cpu", rows * batch * tokens * w * stride**2 * 4)
         assert_equal_to_plain(*made_up(*shape, stride=stride, ignored=ignored))
 
 
@@ -100,7 +100,7 @@ def test_slabs_give_the_numbers_of_the_whole_bit_for_bit(stride: int, monkeypatc
     whole = F.nll_loss(log_p, label, ignore_index=255, reduction="none")
     row = 2 * 25 * 6 * stride**2 * 4
     for rows in (1, 2, 3, 5, 10, 11):
-        monkeypatch.setitem(pixels.SLAB_BYTES, "cpu", rows * row)
+        monkeypatch.setitem(ohem.SLAB_BYTES, "cpu", rows * row)
         assert torch.equal(pixel_losses(logits, label), whole)
 
 
@@ -188,7 +188,7 @@ def test_an_unknown_class_is_refused(value: int) -> None:
 def test_class_logits_of_all_pixels_never_come_about(largest: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     logits, label = made_up(2, 25, 32, 32, stride=4)
     whole = 2 * 25 * 128 * 128 * 4
-    monkeypatch.setitem(pixels.SLAB_BYTES, "cpu", whole // 16)
+    monkeypatch.setitem(ohem.SLAB_BYTES, "cpu", whole // 16)
     with largest:
         pixel_losses(logits.requires_grad_(), label).sum().backward()
     assert largest.bytes <= whole // 16 * 2  # the slab is two rows of cells, and two more are their neighbours
@@ -203,4 +203,4 @@ def test_off_the_cpu_no_value_is_looked_at(largest: Any, monkeypatch: pytest.Mon
     with largest:
         pixel_losses(logits, torch.empty(4, 1024, 1024, device="meta", dtype=torch.int64)).sum().backward()
     assert logits.grad is not None and logits.grad.dtype == torch.bfloat16
-    assert largest.bytes <= 1.2 * pixels.SLAB_BYTES["cuda"]
+    assert largest.bytes <= 1.2 * ohem.SLAB_BYTES["cuda"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from memorysam_cli.losses.exchange import Exchange
+from memorysam_cli.losses.loss import Exchange
 from memorysam_cli.losses.spmm import PrototypeMemory, class_sums, resize_label
 
 GOLDEN = Path(__file__).parent.parent / "golden"

@@ -27,7 +27,7 @@ from memorysam_cli.engine.measuring import shortages
 from memorysam_cli.engine.prediction import segmenting
 from memorysam_cli.engine.prediction.folder import Line
 from memorysam_cli.engine.prediction.scene_files import SceneFiles
-from memorysam_cli.engine.training.upcoming import Upcoming
+from memorysam_cli.engine.training.upcoming import BatchGroups
 from memorysam_cli.errors import UsageError
 from memorysam_cli.model.weights import Segmenter
 from memorysam_cli.recipe import Recipe
@@ -144,7 +144,7 @@ def _training(
     counted = repeats if is_ample else max(repeats, AHEAD * recipe.data.workers)
     lead = 1 if is_ample else _lead(recipe.data.workers)
     start = 0.0
-    upcoming = Upcoming(iter(_batches(manifest, recipe, lead + counted)), size=1, device=device)
+    upcoming = BatchGroups(iter(_batches(manifest, recipe, lead + counted)), size=1, device=device)
     for number, batches in enumerate(upcoming, 1):
         work.learner.learn(batches, rate=STILL, meanwhile=upcoming.fetch)
         if number == lead:

@@ -60,7 +60,8 @@ class Training(Variants):
         with without_dropout(self.network, plain.network):
             ours = self.learner.learn([self.batch], rate=STILL)
             ohem, spmm, norm = plain.gradient(self.batch)
-        pairs = {"ohem": (ours.ohem, ohem), "spmm": (ours.spmm, spmm), "gradient_norm": (ours.gradient_norm, norm)}
+        terms = {name: (ours.terms[name], wanted) for name, wanted in {"ohem": ohem, "spmm": spmm}.items()}
+        pairs = terms | {"gradient_norm": (ours.gradient_norm, norm)}
         return {name: abs(found - wanted) / max(abs(wanted), 1e-12) for name, (found, wanted) in pairs.items()}
 
     def _plain_learner(self) -> PlainLearner:

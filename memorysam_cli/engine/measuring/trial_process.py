@@ -108,10 +108,10 @@ def _updates(trial: Trial, network: Segmenter, device: torch.device) -> Callable
     ]
 
     def update() -> bool:
-        lesson = learner.learn(batches, rate=recipe.optim.lr)
-        if not lesson.is_finite:
-            raise RuntimeError(f"made-up batches gave the loss {lesson.loss}, gradient norm {lesson.gradient_norm}")
-        return math.isfinite(lesson.gradient_norm)
+        result = learner.learn(batches, rate=recipe.optim.lr)
+        if not result.is_finite:
+            raise RuntimeError(f"made-up batches gave the loss {result.loss}, gradient norm {result.gradient_norm}")
+        return math.isfinite(result.gradient_norm)
 
     return update
 

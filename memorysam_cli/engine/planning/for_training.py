@@ -28,7 +28,7 @@ BEAT = 5.0
 Answer = TypeVar("Answer")
 
 
-def settle(planned: starting.Plan, manifest: Manifest, *, accelerator: Accelerator) -> starting.Plan:
+def settle(planned: starting.RunStart, manifest: Manifest, *, accelerator: Accelerator) -> starting.RunStart:
     """Let what fits decide the batch of a training that is about to begin.
 
     A run that is continued keeps its own batch, so that one line can start and continue it.
@@ -43,7 +43,7 @@ def settle(planned: starting.Plan, manifest: Manifest, *, accelerator: Accelerat
     """
     recipe = planned.recipe
     if planned.run is not None:
-        own = recipes.load(planned.run.path / run_folder.RECIPE).train
+        own = recipes.load(planned.run.path / run_folder.RECIPE, is_stored=True).train
         saver = own.saver if recipe.train.saver == "auto" else recipe.train.saver
         kept = {"batch": own.batch, "accumulate": own.accumulate, "saver": saver}
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=kept)})

@@ -40,7 +40,8 @@ def gather(first: Path, second: Path) -> Facts:
     charts = []
     if len(runs) == 2:
         told = [("A", training.metrics(runs[0])), ("B", training.metrics(runs[1]))]
-        charts = [chart for each in training.CHARTS if (chart := training.draw(each, told)) is not None]
+        terms = [name for run in runs for name in recipes.load(run.path / RECIPE, is_stored=True).terms]
+        charts = training.draw_all(told, tuple(dict.fromkeys(terms)))
     sections = [("headline", "Headline"), ("classes", "Classes")] + [("curves", "Curves")] * bool(charts)
     return {
         "kind": "comparison",
@@ -109,7 +110,7 @@ def _headline(a: Facts, b: Facts, runs: list[RunFolder], *, compared: bool) -> l
 def _differences(folder: tuple[Path, Path], a: Facts, b: Facts) -> list[tuple[str, str, str]]:
     """Values of the recipes and facts of the environments that are not the same."""
     if all(RunFolder(each).holds_run() for each in folder):
-        first, second = (recipes.load(each / RECIPE).model_dump(mode="json") for each in folder)
+        first, second = (recipes.load(each / RECIPE, is_stored=True).model_dump(mode="json") for each in folder)
         around = [documents.read(each / "environment.json") for each in folder]
         return training.differences(first, second) + training.differences(around[0], around[1])
     keys = (

@@ -19,16 +19,18 @@ from memorysam_cli.storage import images
 from memorysam_cli.text import duration
 
 Facts = dict[str, Any]
-CHARTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
-    ("loss", "Loss", "", ("loss", "ohem")),
-    ("spmm", "SPMM loss", "before its weight", ("spmm",)),
+ChartPlan = tuple[str, str, str, tuple[str, ...]]
+"""Name, title, unit, and which values of ``metrics.jsonl`` a chart shows."""
+TERMS = {"spmm": ("SPMM loss", "before its weight")}
+"""Losses whose charts have another title than their name, and a unit."""
+CHARTS: tuple[ChartPlan, ...] = (
     ("miou", "Validation", "per cent", ("miou", "miou_native", "mf1", "macc")),
     ("lr", "Learning rate", "", ("lr",)),
     ("gradient", "Gradient norm", "", ("gradient_norm",)),
     ("throughput", "Throughput", "scenes per second", ("scenes_per_second",)),
     ("memory", "Peak memory", "GB", ("peak_memory_gb",)),
 )
-"""Name, title, unit, and which values of ``metrics.jsonl`` a chart shows."""
+"""The charts beside those of the losses."""
 SAID = {"miou": "mIoU", "miou_native": "mIoU, native", "mf1": "mF1", "macc": "mAcc", "lr": "learning rate"}
 """Values by other names than their keys."""
 FROM_ZERO = {"throughput", "memory", "miou"}
@@ -50,7 +52,7 @@ def gather(folder: Path) -> Facts:
         DataError, UsageError: a file is damaged, or was written by another version.
     """
     run = RunFolder(folder)
-    trained = recipes.load(folder / RECIPE)
+    trained = recipes.load(folder / RECIPE, is_stored=True)
     rows = metrics(run)
     scored = folders.newest_evaluation(folder)
     shown = None
@@ -67,7 +69,7 @@ def gather(folder: Path) -> Facts:
         "warnings": _warnings(run),
         "sections": [*sections, ("recipe", "Recipe"), ("environment", "Environment")],
         "tiles": _tiles(run, rows, trained),
-        "charts": [chart for each in CHARTS if (chart := draw(each, [("", rows)])) is not None],
+        "charts": draw_all([("", rows)], trained.terms),
         "pictures": pictures,
         "evaluation": shown,
         "parent": parent,
@@ -84,8 +86,24 @@ def metrics(run: RunFolder) -> list[Facts]:
         return [row for row in rows if row["step"] >= 0]
 
 
-def draw(what: tuple[str, str, str, tuple[str, ...]], runs: Sequence[tuple[str, Sequence[Facts]]]) -> Chart | None:
-    """One of :data:`CHARTS`.
+def charts_of(terms: Sequence[str]) -> list[ChartPlan]:
+    """All charts of a run, by the names of its losses.
+
+    The first loss is drawn with the sum, of which it is most; each other one has a chart of its own.
+    """
+    first, *further = terms
+    losses: list[ChartPlan] = [("loss", "Loss", "", ("loss", first))]
+    losses += [(name, *TERMS.get(name, (f"{name} loss", "")), (name,)) for name in further]
+    return [*losses, *CHARTS]
+
+
+def draw_all(runs: Sequence[tuple[str, Sequence[Facts]]], terms: Sequence[str]) -> list[Chart]:
+    """Those of :func:`charts_of` that have a value; ``runs`` are name and rows of each."""
+    return [chart for each in charts_of(terms) if (chart := draw(each, runs)) is not None]
+
+
+def draw(what: ChartPlan, runs: Sequence[tuple[str, Sequence[Facts]]]) -> Chart | None:
+    """One chart.
 
     Args:
         what: which.

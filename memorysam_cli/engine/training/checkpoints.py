@@ -82,7 +82,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class Stand:
+class CheckpointHeader:
     """What ``trainer.json`` of a checkpoint says."""
 
     position: Position
@@ -161,12 +161,12 @@ def read(path: Path) -> State:
     """
     if not is_valid(path):
         raise WeightsError(f"{path}: is no valid checkpoint (its {MANIFEST} is missing or does not agree)")
-    stand = read_stand(path)
+    stand = read_header(path)
     parts = {name: tensors.read(path / f"{name}.safetensors")[0] for name in TENSORS}
     return State(stand.position, identity=stand.identity, made_by=stand.made_by, **parts)
 
 
-def read_stand(path: Path) -> Stand:
+def read_header(path: Path) -> CheckpointHeader:
     """Where a valid checkpoint stands, without its tensors.
 
     Raises:
@@ -190,7 +190,7 @@ def read_stand(path: Path) -> Stand:
         raise WeightsError(
             f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}; take another checkpoint"
         ) from None
-    return Stand(position, identity, made_by)
+    return CheckpointHeader(position, identity, made_by)
 
 
 def is_valid(path: Path) -> bool:

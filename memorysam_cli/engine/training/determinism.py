@@ -17,23 +17,23 @@ _CUBLAS_MISSING = "Deterministic behavior was enabled"
 """How torch says that cuBLAS was started without its workspace."""
 
 
-def prepare(*, asked: bool) -> None:
+def prepare(*, is_wanted: bool) -> None:
     """Set what CUDA's libraries read when they start; to be called before anything runs there."""
-    if asked:
+    if is_wanted:
         os.environ.setdefault(CUBLAS, ":4096:8")
 
 
 @contextlib.contextmanager
-def holding(*, asked: bool) -> Iterator[None]:
-    """Allow deterministic kernels only, as long as the context is open; nothing changes where it is not asked.
+def enforced(*, is_wanted: bool) -> Iterator[None]:
+    """Allow deterministic kernels only, as long as the context is open; nothing changes where it is not wanted.
 
     Raises:
         EnvironmentFault: an operation has no deterministic form on this device; names it.
     """
-    if not asked:
+    if not is_wanted:
         yield
         return
-    prepare(asked=True)
+    prepare(is_wanted=True)
     cudnn = torch.backends.cudnn
     before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
     torch.use_deterministic_algorithms(True)
@@ -41,15 +41,15 @@ def holding(*, asked: bool) -> Iterator[None]:
     try:
         yield
     except RuntimeError as fault:
-        if said := _explained(str(fault)):
-            raise EnvironmentFault(said) from fault
+        if advice := _advice_on(str(fault)):
+            raise EnvironmentFault(advice) from fault
         raise
     finally:
         torch.use_deterministic_algorithms(before[0])
         cudnn.deterministic, cudnn.benchmark = before[1:]
 
 
-def _explained(message: str) -> str | None:
+def _advice_on(message: str) -> str | None:
     """What of torch's message the user can use; none where it is about something else."""
     if found := _NONE.search(message):
         return (

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from memorysam_cli.data.loader import Batch
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.training.checkpoints import Position
-from memorysam_cli.engine.training.learner import Lesson
+from memorysam_cli.engine.training.learner import StepResult
 from memorysam_cli.errors import DivergedError
 from memorysam_cli.storage import documents
 from memorysam_cli.text import few, shown
@@ -20,13 +20,13 @@ from memorysam_cli.text import few, shown
 _SHOWN = 4
 
 
-def account(
-    lesson: Lesson, batches: Sequence[Batch], position: Position, *, rate: float, accelerator: Accelerator
+def describe(
+    result: StepResult, batches: Sequence[Batch], position: Position, *, rate: float, accelerator: Accelerator
 ) -> dict[str, Any]:
     """All that is known of the update, as JSON; every process must call this.
 
     Args:
-        lesson: what it would have done.
+        result: what it would have done.
         batches: of this process.
         position: before it.
         rate: the learning rate.
@@ -46,26 +46,26 @@ def account(
         for scene in batch.scenes
     ]
     scenes = gather_object(own) if accelerator.num_processes > 1 else own
-    figures = {"loss": lesson.loss, "ohem": lesson.ohem, "spmm": lesson.spmm, "gradient_norm": lesson.gradient_norm}
-    told = {name: value if math.isfinite(value) else str(value) for name, value in figures.items()}
-    return {"step": position.step + 1, "epoch": position.epoch, **told, "lr": rate, "scenes": scenes}
+    figures = {"loss": result.loss, **result.terms, "gradient_norm": result.gradient_norm}
+    finite = {name: value if math.isfinite(value) else str(value) for name, value in figures.items()}
+    return {"step": position.step + 1, "epoch": position.epoch, **finite, "lr": rate, "scenes": scenes}
 
 
-def sentence(found: dict[str, Any]) -> str:
+def sentence(record: dict[str, Any]) -> str:
     """The same in a line, with the first files."""
-    scenes = found["scenes"]
+    scenes = record["scenes"]
     names = [shown(scene["files"][0] if scene["files"] else scene["id"]) for scene in scenes]
     return (
-        f"step {found['step']}: loss {_figure(found['loss'])}, gradient norm {_figure(found['gradient_norm'])}, "
-        f"lr {found['lr']:.3g}, scenes {few(names, _SHOWN)}"
+        f"step {record['step']}: loss {_figure(record['loss'])}, gradient norm {_figure(record['gradient_norm'])}, "
+        f"lr {record['lr']:.3g}, scenes {few(names, _SHOWN)}"
     )
 
 
-def end(found: dict[str, Any], run: RunFolder, *, save: Callable[[], object], is_main: bool) -> NoReturn:
+def end(record: dict[str, Any], run: RunFolder, *, save: Callable[[], object], is_main: bool) -> NoReturn:
     """End a run with the weights of before the update; a fault of the disk meanwhile does not hide why.
 
     Args:
-        found: of :func:`account`.
+        record: of :func:`describe`.
         run: whose ``diverged.json`` keeps it.
         save: saves the weights as they are.
         is_main: whether this is the main process.
@@ -74,13 +74,13 @@ def end(found: dict[str, Any], run: RunFolder, *, save: Callable[[], object], is
         DivergedError: always.
     """
     try:
-        raise DivergedError(sentence(found))
+        raise DivergedError(sentence(record))
     except DivergedError as fault:
         if is_main:
-            documents.write_json(run.diverged, found)
+            documents.write_json(run.diverged, record)
         save()
         raise DivergedError(
-            f"{fault}; the weights of step {found['step'] - 1} are in {run.last}, the batch in {run.diverged}; "
+            f"{fault}; the weights of step {record['step'] - 1} are in {run.last}, the batch in {run.diverged}; "
             "try a lower optim.lr"
         ) from None
 

@@ -21,7 +21,7 @@ class Ending:
     """Tells it in ``exit.json`` of the run's folder, if a launcher started this process."""
 
     def __init__(self) -> None:
-        self._is_told_there = False
+        self._is_recorded = False
 
     @contextlib.contextmanager
     def of_command(self, out: Path | None) -> Iterator[None]:
@@ -34,40 +34,40 @@ class Ending:
             yield
         except BaseException as fault:
             is_ours = out is not None and RunFolder(out).holds_run() and not isinstance(fault, FolderInUseError)
-            if out is not None and is_ours and not self._is_told_there:
+            if out is not None and is_ours and not self._is_recorded:
                 with contextlib.suppress(MemorySamError, OSError), lock.hold(out):  # another run may be at work there
-                    _tell(RunFolder(out), fault)
+                    _record(RunFolder(out), fault)
             raise
 
     @contextlib.contextmanager
     def of_run(self, run: RunFolder) -> Iterator[None]:
         """However the block ends; to be opened while the folder is held."""
-        self._is_told_there = True
-        if _tells():
+        self._is_recorded = True
+        if _is_launched():
             run.exit.unlink(missing_ok=True)  # where there is none, the process was killed
         try:
             yield
         except BaseException as fault:
             with contextlib.suppress(MemorySamError, OSError):  # the first fault is the one to tell
-                _tell(run, fault)
+                _record(run, fault)
             raise
-        _tell(run, None)
+        _record(run, None)
 
 
-def _tells() -> bool:
+def _is_launched() -> bool:
     return any(name in os.environ for name in _LAUNCHED) and os.environ.get("RANK", "0") == "0"
 
 
-def _tell(run: RunFolder, fault: BaseException | None) -> None:
-    if not _tells():
+def _record(run: RunFolder, fault: BaseException | None) -> None:
+    if not _is_launched():
         return
-    code, message = (0, "") if fault is None else _explained(fault)
+    code, message = (0, "") if fault is None else _code_and_reason(fault)
     meaning = str(EXIT_CODES[code]) if code in EXIT_CODES else ""
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     documents.write_json(run.exit, {"code": code, "meaning": meaning, "message": message, "time": now})
 
 
-def _explained(fault: BaseException) -> tuple[int, str]:
+def _code_and_reason(fault: BaseException) -> tuple[int, str]:
     """The exit code that the program will end with, and why."""
     if isinstance(fault, KeyboardInterrupt):
         return _INTERRUPTED, "interrupted"

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from memorysam_cli.data.loader import Batch
 from memorysam_cli.engine.processes import exchange_of
 from memorysam_cli.engine.runtime import rng_state, set_rng_state
-from memorysam_cli.losses.ohem import ohem_mean
-from memorysam_cli.losses.pixels import pixel_losses
-from memorysam_cli.losses.spmm import PrototypeMemory
+from memorysam_cli.engine.training.objective import Objective, task_of
+from memorysam_cli.losses.loss import LossInputs
 from memorysam_cli.model import Segmenter
 from memorysam_cli.model.network import Output
-from memorysam_cli.recipe import Recipe, Spmm
+from memorysam_cli.recipe import Recipe
 
 
 class Leaf(NamedTuple):
@@ -39,25 +38,23 @@ class Gradients:
     """
 
     def __init__(self, network: Segmenter, model: nn.Module, recipe: Recipe, *, accelerator: Accelerator) -> None:
-        self.network, self.model, self.recipe, self.accelerator = network, model, recipe, accelerator
-        self.prototypes = make_prototypes(network, recipe.spmm)
-        if self.prototypes is not None:
-            self.prototypes.to(accelerator.device)
+        self.network, self.model, self.accelerator = network, model, accelerator
+        self.objective = Objective(recipe, task_of(network, recipe, accelerator.device))
         self._exchange = exchange_of(accelerator)
 
     def add(self, batches: Sequence[Batch]) -> Tensor:
-        """The gradients of one batch as large as all of these; the prototypes move on.
+        """The gradients of one batch as large as all of these; what the losses keep moves on.
 
-        Hard pixels are chosen among those of all batches, and prototypes are means over all of them, so the losses
-        need every batch's outputs at once; activations are kept of one batch only. Outputs are small: all batches but
-        the last run once for these alone, the losses are computed once, and each batch then runs again to be handed
-        the gradients of its outputs. It draws the same random numbers both times.
+        Hard pixels are chosen among those of all batches, and prototypes are means over all of them, so losses need
+        every batch's outputs at once; activations are kept of one batch only. Outputs are small: all batches but the
+        last run once for these alone, the losses are computed once, and each batch then runs again to be handed the
+        gradients of its outputs. It draws the same random numbers both times.
 
         Args:
             batches: with labels of one size, on any device.
 
         Returns:
-            (2,) OHEM and the weighted SPMM loss of this process, without a graph.
+            (T,) the weighted terms of this process in the objective's order, without a graph.
 
         Source: GradCache (arXiv 2101.06983) does so for contrastive losses.
         """
@@ -66,10 +63,10 @@ class Gradients:
         for place, batch in enumerate(batches):
             states.append(rng_state(device))
             outputs.append(self._forward(batch, place=place) if place == last else self._outline(batch))
-        end = rng_state(device)
         leaves = [Leaf(*(_cut(part) for part in (output.logits, output.features))) for output in outputs]
-        losses = self._losses(leaves, torch.cat([label_of(batch).to(device, non_blocking=True) for batch in batches]))
-        self.accelerator.backward(losses.sum())
+        terms = self.objective(self._inputs(leaves, batches))
+        end = rng_state(device)  # a loss may draw random numbers too
+        self.accelerator.backward(terms.sum())
         for place in range(last, -1, -1):
             output = outputs.pop()
             if place != last:
@@ -78,7 +75,7 @@ class Gradients:
             with self._sending(place):
                 _hand_back(output, leaves[place])
         set_rng_state(end, device)
-        return losses.detach()
+        return terms.detach()
 
     def rehearse(self, batch: Batch) -> None:
         """Forward and backward of a batch, with nothing sent to other processes.
@@ -109,30 +106,17 @@ class Gradients:
         """Gradients travel between processes once, with the batch whose backward pass is the last: the first one."""
         return contextlib.nullcontext() if place == 0 else self.accelerator.no_sync(self.model)
 
-    def _losses(self, leaves: Sequence[Leaf], label: Tensor) -> Tensor:
-        """OHEM and the weighted SPMM loss of all batches together: (2,)."""
-        settings, classes = self.recipe.ohem, self.network.classes
-        labels = torch.split(label, [leaf.logits.shape[0] for leaf in leaves])
-        pairs = zip(leaves, labels, strict=True)
-        ohem = ohem_mean(
-            torch.cat([pixel_losses(leaf.logits[:, :classes], part) for leaf, part in pairs]),
-            label,
-            threshold=settings.threshold,
-            min_kept=settings.min_kept,
-            exchange=self._exchange if settings.selection == "global" else None,
+    def _inputs(self, leaves: Sequence[Leaf], batches: Sequence[Batch]) -> LossInputs:
+        """What the losses see."""
+        task = self.objective.task
+        return LossInputs(
+            logits=[leaf.logits[:, : len(task.classes)] for leaf in leaves],
+            features=[leaf.features for leaf in leaves],
+            labels=[label_of(batch).to(task.device, non_blocking=True) for batch in batches],
+            frames=[batch.frames for batch in batches],
+            task=task,
+            exchange=self._exchange,
         )
-        if self.prototypes is None:
-            return torch.stack([ohem, ohem.new_zeros(())])
-        features = torch.cat([leaf.features for leaf in leaves])
-        return torch.stack([ohem, self.recipe.spmm.weight * self.prototypes(features, label, exchange=self._exchange)])
-
-
-def make_prototypes(network: Segmenter, settings: Spmm) -> PrototypeMemory | None:
-    """The SPMM as the recipe wants it; none where it is off."""
-    if settings.variant == "off":
-        return None
-    width = network.sam.sam_mask_decoder.conv_s0.out_channels
-    return PrototypeMemory(network.classes, width=width, variant=settings.variant, momentum=settings.momentum)
 
 
 def label_of(batch: Batch) -> Tensor:
@@ -149,6 +133,6 @@ def _cut(output: Tensor) -> Tensor:
 def _hand_back(output: Output, leaf: Leaf) -> None:
     """Let the gradients that have come to a leaf go on into the network."""
     pairs = [(output.logits, leaf.logits.grad), (output.features, leaf.features.grad)]
-    # Without SPMM nothing has come to the features.
+    # Without SPMM, say, nothing has come to the features.
     tensors, gradients = zip(*[pair for pair in pairs if pair[1] is not None], strict=True)
     torch.autograd.backward(tensors, gradients)

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from memorysam_cli import __version__
 from memorysam_cli.errors import UsageError
 from memorysam_cli.recipe import Recipe, comparing
+from memorysam_cli.recipe.schema import is_retired
 
 MAY_CHANGE = {
     "name", "about", "data.max_bad", "data.workers", "model.init", "train.checkpoint_minutes", "train.checkpoint_steps",
@@ -45,6 +46,7 @@ def refuse_other(then: dict[str, Any], now: dict[str, Any], *, worlds: tuple[int
     Raises:
         UsageError: the run would compute something else, or has another number of processes.
     """
+    then = {key: value for key, value in then.items() if not is_retired(key, value)}
     keys = [key for key in now | then if now.get(key) != then.get(key)]
     if keys:
         differing = "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys)

@@ -33,6 +33,8 @@ def introduction(
         f"{scenes} scenes, {steps_per_epoch} updates per epoch, {_at_once(recipe, accelerator)}; "
         f"{trained:,} of {whole:,} parameters are trained"
     )
+    if recipe.losses:
+        yield f"losses: {', '.join(recipe.terms)}"
     if len(modalities) == 1:
         yield "one modality: memory attention and memory encoder get no gradient and are frozen"
     if position.step:

@@ -1,4 +1,4 @@
-"""What learns: the network, its optimiser and the prototypes, one update at a time."""
+"""What learns: the network, its optimiser and what the losses keep, one update at a time."""
 
 from __future__ import annotations
 
@@ -20,37 +20,40 @@ from memorysam_cli.model import Segmenter
 from memorysam_cli.recipe import Optim, Recipe
 from memorysam_cli.report import console
 
+OPTIMIZER = "adamw"
+"""What the optimiser's tensors are called by in a checkpoint, beside the losses' names."""
 MOST_OVERFLOWS = 20
 """Updates in a row that the fp16 gradient scaler may skip before a run counts as diverged."""
 
 
 @dataclass(frozen=True)
-class Lesson:
+class StepResult:
     """What one update did.
 
     Attributes:
-        loss: OHEM + λ·SPMM, the mean of all processes.
-        ohem: the cross entropy of the hard pixels, likewise.
-        spmm: λ times the prototypical adaptation loss, likewise.
+        terms: each weighted loss by name, in the objective's order; the mean of all processes.
         gradient_norm: of all trained parameters, before the update.
         is_finite: whether loss and gradient are, in every process; if not, nothing was updated.
         all_ignored: batches of all processes without a labelled pixel.
     """
 
-    loss: float
-    ohem: float
-    spmm: float
+    terms: dict[str, float]
     gradient_norm: float
     is_finite: bool
     all_ignored: int
 
+    @property
+    def loss(self) -> float:
+        """The sum of the terms."""
+        return sum(self.terms.values())
+
 
 @dataclass(frozen=True)
-class Before:
-    """What an update changes on its way, as it was before: random numbers and prototypes."""
+class Restorable:
+    """What an update changes on its way, as it was before: random numbers and what the losses keep."""
 
     random: dict[str, Tensor]
-    prototypes: dict[str, Tensor]
+    losses: dict[str, Tensor]
 
 
 class Learner:
@@ -76,16 +79,18 @@ class Learner:
         for module in (network, self.model):
             module.__dict__.pop("forward", None)
         self.gradients = Gradients(network, self.model, recipe, accelerator=accelerator)
-        self.prototypes = self.gradients.prototypes
+        self.objective = self.gradients.objective
         self._exchange = exchange_of(accelerator)
         self._is_rehearsed = self._exchange is None or accelerator.device.type != "cuda"
         self._overflows = 0
 
-    def learn(self, batches: Sequence[Batch], *, rate: float, meanwhile: Callable[[], object] | None = None) -> Lesson:
+    def learn(
+        self, batches: Sequence[Batch], *, rate: float, meanwhile: Callable[[], object] | None = None
+    ) -> StepResult:
         """One update, the same as that of one batch as large as all of these.
 
-        Nothing that is not finite reaches the weights: then weights, prototypes and random numbers are those of
-        before. All work is handed to the device before it is read, and it is read once.
+        Nothing that is not finite reaches the weights: then weights, random numbers and what the losses keep are
+        those of before. All work is handed to the device before it is read, and it is read once.
 
         Args:
             batches: with labels of one size, on any device.
@@ -99,46 +104,51 @@ class Learner:
         with tensor_cores(self.recipe.train.precision):
             if not self._is_rehearsed:
                 self._rehearse(batches[0], before)
-            losses = self._add_gradients(batches, before)
-            report = self._report(losses, batches)
+            terms = self._add_gradients(batches, before)
+            report = self._report(terms, batches)
             if meanwhile is not None:
                 meanwhile()
-            lesson = self._read(report)
-            if lesson.is_finite:
+            result = self._read(report)
+            if result.is_finite:
                 self._update(rate)
             else:
                 self._undo(before)
-        return lesson
+        return result
 
     def state(self) -> dict[str, Tensor]:
-        """Optimiser and prototypes as flat tensors, such as ``adamw/exp_avg/sam.…``; empty before the first update."""
+        """Optimiser and losses as flat tensors, such as ``adamw/exp_avg/sam.…`` and ``spmm/prototypes``.
+
+        The optimiser's are empty before the first update.
+        """
         names = {id(parameter): name for name, parameter in self.parameters.items()}
         state = {
-            f"adamw/{key}/{names[id(parameter)]}": value
+            f"{OPTIMIZER}/{key}/{names[id(parameter)]}": value
             for parameter, values in self.optimizer.optimizer.state.items()
             for key, value in values.items()
         }
-        if self.prototypes is not None:
-            state |= {f"spmm/{name}": value for name, value in self.prototypes.state_dict().items()}
-        return state
+        return state | self.objective.state()
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Put back what :meth:`state` gave."""
-        prototypes = {}
+        """Put back what :meth:`state` gave.
+
+        Raises:
+            KeyError: a parameter or a loss is not here.
+            RuntimeError: what a loss keeps does not fit.
+        """
+        losses = {}
         for flat, value in state.items():
             kind, _, rest = flat.partition("/")
-            if kind == "spmm":
-                prototypes[rest] = value
-            elif kind == "adamw":
-                key, _, name = rest.partition("/")
-                parameter = self.parameters[name]
-                # Adam keeps its step count on the CPU unless it is fused, as it is on CUDA.
-                where = "cpu" if key == "step" and parameter.device.type != "cuda" else parameter.device
-                self.optimizer.optimizer.state[parameter][key] = value.to(where, copy=True)
-        if self.prototypes is not None:
-            self.prototypes.load_state_dict(prototypes)
+            if kind != OPTIMIZER:
+                losses[flat] = value
+                continue
+            key, _, name = rest.partition("/")
+            parameter = self.parameters[name]
+            # Adam keeps its step count on the CPU unless it is fused, as it is on CUDA.
+            where = "cpu" if key == "step" and parameter.device.type != "cuda" else parameter.device
+            self.optimizer.optimizer.state[parameter][key] = value.to(where, copy=True)
+        self.objective.restore(losses)
 
-    def _add_gradients(self, batches: Sequence[Batch], before: Before) -> Tensor:
+    def _add_gradients(self, batches: Sequence[Batch], before: Restorable) -> Tensor:
         """As :meth:`Gradients.add`; out of memory for the first time, once more with the memory saver on."""
         try:
             return self.gradients.add(batches)
@@ -151,7 +161,7 @@ class Learner:
         self._start_saving()
         return self.gradients.add(batches)
 
-    def _rehearse(self, batch: Batch, before: Before) -> None:
+    def _rehearse(self, batch: Batch, before: Restorable) -> None:
         """Find out, before processes wait for each other, whether one of them needs the memory saver; all then use it.
 
         Every later update takes the same memory, for training crops have one size.
@@ -180,8 +190,8 @@ class Learner:
         if self.accelerator.is_main_process:
             console.note("out of memory; going on with train.saver=on: the same results, less memory, more time")
 
-    def _report(self, losses: Tensor, batches: Sequence[Batch]) -> Tensor:
-        """OHEM, SPMM, gradient norm and batches without a labelled pixel, added up over all processes: (4,) float32.
+    def _report(self, terms: Tensor, batches: Sequence[Batch]) -> Tensor:
+        """Terms, gradient norm and batches without a labelled pixel, added up over all processes: (T + 2,) float32.
 
         Whatever is not finite in one process is not finite in the sum.
         """
@@ -189,16 +199,17 @@ class Learner:
         gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         ignored = [(label_of(batch) == IGNORE).all().to(norm.device, non_blocking=True) for batch in batches]
-        report = torch.cat([losses.float(), norm.float()[None], torch.stack(ignored).sum().float()[None]])
+        report = torch.cat([terms.float(), norm.float()[None], torch.stack(ignored).sum().float()[None]])
         return report if self._exchange is None else self._exchange.sum(report)
 
-    def _read(self, report: Tensor) -> Lesson:
-        """Wait for the device; the same lesson in every process."""
+    def _read(self, report: Tensor) -> StepResult:
+        """Wait for the device; the same result in every process."""
         world = 1 if self._exchange is None else self._exchange.world
         *sums, ignored = report.tolist()
-        ohem, spmm, norm = (value / world for value in sums)
-        is_finite = math.isfinite(ohem + spmm) and self._is_fine(norm)
-        return Lesson(ohem + spmm, ohem, spmm, norm, is_finite=is_finite, all_ignored=round(ignored))
+        *means, norm = (value / world for value in sums)
+        terms = dict(zip(self.objective.terms, means, strict=True))
+        is_finite = math.isfinite(sum(means)) and self._is_fine(norm)
+        return StepResult(terms, norm, is_finite=is_finite, all_ignored=round(ignored))
 
     def _is_fine(self, norm: float) -> bool:
         """Whether a gradient norm may go on: in fp16 some overflows are expected, for the scaler skips such a step."""
@@ -206,15 +217,14 @@ class Learner:
         allowed = MOST_OVERFLOWS if self.accelerator.scaler is not None else 0
         return self._overflows <= allowed
 
-    def _before(self) -> Before:
-        state = {} if self.prototypes is None else self.prototypes.state_dict()
-        return Before(rng_state(self.accelerator.device), {name: value.clone() for name, value in state.items()})
+    def _before(self) -> Restorable:
+        losses = {name: value.clone() for name, value in self.objective.state().items()}
+        return Restorable(rng_state(self.accelerator.device), losses)
 
-    def _undo(self, before: Before) -> None:
+    def _undo(self, before: Restorable) -> None:
         """Back to where the update began."""
         set_rng_state(before.random, self.accelerator.device)
-        if self.prototypes is not None:
-            self.prototypes.load_state_dict(before.prototypes)
+        self.objective.restore(before.losses)
         self.optimizer.zero_grad(set_to_none=True)
 
     def _update(self, rate: float) -> None:

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from memorysam_cli.engine.measuring import memory
 from memorysam_cli.engine.training.checkpoints import Position
-from memorysam_cli.engine.training.learner import Lesson
+from memorysam_cli.engine.training.learner import StepResult
 from memorysam_cli.report import console
 from memorysam_cli.report.progress import Progress
 from memorysam_cli.text import duration, size
@@ -70,20 +70,23 @@ class Pace:
         )
 
 
-def told(lesson: Lesson, figures: Mapping[str, float], position: Position, *, epochs: int) -> dict[str, str]:
+def table_figures(
+    result: StepResult, figures: Mapping[str, float], position: Position, *, epochs: int
+) -> dict[str, str]:
     """What people see of an update: names and values of its progress.
 
     Args:
-        lesson: what was learnt.
+        result: of the update; the first term is most of the loss, so that the others are shown beside it.
         figures: of :meth:`Pace.update`, and ``lr``.
         position: after the update.
         epochs: of the run.
     """
+    _, *further = result.terms
     return {
         "epoch": f"{position.epoch + 1}/{epochs}",
         "step": f"{position.step:,}",
-        "loss": f"{lesson.loss:.3f}",
-        "spmm": f"{lesson.spmm:.4f}",
+        "loss": f"{result.loss:.3f}",
+        **{name: f"{result.terms[name]:.4f}" for name in further},
         "lr": f"{figures['lr']:.2e}",
         "scenes/s": f"{figures['scenes_per_second']:.3g}",
         "memory": f"{figures['peak_memory_gb']:.1f} GB",

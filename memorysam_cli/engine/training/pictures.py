@@ -69,10 +69,10 @@ def draw_confusion(run: RunFolder, matrix: Tensor, *, classes: Sequence[str], ti
     )
 
 
-def draw_curves(run: RunFolder) -> None:
-    """Write ``plots/curves.png`` from the metrics so far."""
+def draw_curves(run: RunFolder, terms: Sequence[str]) -> None:
+    """Write ``plots/curves.png`` from the metrics so far; ``terms`` are the names of the losses."""
     rows = documents.read_json_lines(run.metrics)
-    atomic.write_bytes(run.plots / "curves.png", figures.curves(rows, title=run.path.name))
+    atomic.write_bytes(run.plots / "curves.png", figures.curves(rows, terms=terms, title=run.path.name))
 
 
 def draw_samples(

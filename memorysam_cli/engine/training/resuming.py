@@ -25,8 +25,10 @@ def record(run: RunFolder, position: Position, *, then: dict[str, Any], now: dic
     """
     changed = identity.changed(then, now)
     if changed:
-        told = ", ".join(f"{key} was {was}, is {now}" for key, (was, now) in changed.items())
-        console.warn(f"{run.path}: goes on under other conditions ({told}): its last bits may differ from here on")
+        differences = ", ".join(f"{key} was {was}, is {now}" for key, (was, now) in changed.items())
+        console.warn(
+            f"{run.path}: goes on under other conditions ({differences}): its last bits may differ from here on"
+        )
     time = datetime.now().astimezone().isoformat(timespec="seconds")
     documents.append_json_line(
         run.resumes, {"step": position.step, "time": time, "conditions": now, "changed": changed}

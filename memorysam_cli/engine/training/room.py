@@ -19,9 +19,8 @@ MARGIN = 1.05
 
 
 def checkpoint_bytes(learner: Learner) -> int:
-    """What a checkpoint takes: the tensors, two moments of each that is trained, and the prototypes."""
-    prototypes = {} if learner.prototypes is None else learner.prototypes.state_dict()
-    return _bytes(own_tensors(learner.network)) + 2 * _bytes(learner.parameters) + _bytes(prototypes)
+    """What a checkpoint takes: the tensors, two moments of each that is trained, and what the losses keep."""
+    return _bytes(own_tensors(learner.network)) + 2 * _bytes(learner.parameters) + _bytes(learner.objective.state())
 
 
 def refuse_small(folder: Path, *, checkpoint: int, keep: int, kept: int) -> None:

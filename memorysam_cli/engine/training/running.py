@@ -41,7 +41,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Trained:
+class FinishedRun:
     """A run that is over."""
 
     run: RunFolder
@@ -61,8 +61,8 @@ class Trained:
         console.say(f"pictures  {self.run.samples / 'validation.png'}")
 
 
-def train(request: Request) -> Trained | None:
-    """Train as asked; whatever can be refused is refused before the run's folder is touched.
+def train(request: Request) -> FinishedRun | None:
+    """Train as requested; whatever can be refused is refused before the run's folder is touched.
 
     Returns:
         The run, in the main process; None in the others.
@@ -76,32 +76,32 @@ def train(request: Request) -> Trained | None:
         return _train(request, ending)
 
 
-def _train(request: Request, ending: Ending) -> Trained | None:
+def _train(request: Request, ending: Ending) -> FinishedRun | None:
     root = manifests.data_root(request.data)
-    asked = starting.choose_recipe(
+    requested = starting.choose_recipe(
         request.recipe, overrides=list(request.overrides), resume=request.resume, out=request.out
     )
-    chosen = starting.resolve(asked, root)
+    chosen = starting.resolve(requested, root)
     planned = starting.plan(chosen, out=request.out, resume=request.resume)
     scenes = manifests.read(root, chosen.data.dataset)
     starting.refuse_missing_splits(chosen, scenes)
-    determinism.prepare(asked=chosen.train.deterministic)
+    determinism.prepare(is_wanted=chosen.train.deterministic)
     device = runtime.choose_device(request.device)
     accelerator = runtime.make_accelerator(device, precision=chosen.train.precision)
-    if chosen != asked and accelerator.is_main_process:
+    if chosen != requested and accelerator.is_main_process:
         console.note(f"recipe {chosen.name}: data set {chosen.data.dataset}, {', '.join(chosen.data.modalities)}")
     with contextlib.ExitStack() as stack:
         stack.enter_context(lost_ones_named(accelerator, advice=lambda: "nothing was trained yet; start again"))
         if request.plans_batch:
             planned = for_training.settle(planned, scenes, accelerator=accelerator)
-        standing = _Standing(planned.recipe)
-        stack.enter_context(shortages.explained(accelerator.device, levers=standing.levers))
-        standing.trainer = trainer = Trainer(
+        memory_advice = _MemoryAdvice(planned.recipe)
+        stack.enter_context(shortages.explained(accelerator.device, levers=memory_advice.levers))
+        memory_advice.trainer = trainer = Trainer(
             planned.recipe, scenes, accelerator=accelerator, is_resumed=planned.checkpoint is not None
         )
         if planned.checkpoint is not None:
             trainer.refuse_other(planned.checkpoint)
-        standing.run = run = stack.enter_context(
+        memory_advice.run = run = stack.enter_context(
             starting.begin(planned, accelerator, checkpoint_bytes=room.checkpoint_bytes(trainer.learner))
         )
         if accelerator.is_main_process:
@@ -112,11 +112,11 @@ def _train(request: Request, ending: Ending) -> Trained | None:
         result = trainer.fit(run, resume=planned.checkpoint)
     if not accelerator.is_main_process:
         return None
-    return Trained(run, planned.recipe, result)
+    return FinishedRun(run, planned.recipe, result)
 
 
 @dataclass
-class _Standing:
+class _MemoryAdvice:
     """How far a training had come when memory did not suffice."""
 
     recipe: Recipe

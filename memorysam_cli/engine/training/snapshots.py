@@ -19,14 +19,14 @@ UPDATES = "updates"
 """The optimiser's tensor that keeps its file from being empty before the first update."""
 
 
-def take(learner: Learner, position: Position, *, identity: dict[str, Any], learnt_from: int) -> State:
+def take(learner: Learner, position: Position, *, identity: dict[str, Any], scenes_since: int) -> State:
     """The state of all processes; every process must call this.
 
     Args:
         learner: what learns.
         position: where the run stands; its scenes are brought up to date.
         identity: of :func:`memorysam_cli.engine.training.identity.identity_of`.
-        learnt_from: scenes of this process since the last time.
+        scenes_since: scenes of this process since the last time.
 
     Raises:
         DivergedError: an update has left something that is not finite, in every process.
@@ -34,7 +34,7 @@ def take(learner: Learner, position: Position, *, identity: dict[str, Any], lear
     accelerator = learner.accelerator
     own = rng_state(accelerator.device)
     rng = gather_object([own]) if accelerator.num_processes > 1 else [own]
-    position.scenes += int(accelerator.reduce(torch.tensor(learnt_from, device=accelerator.device)))
+    position.scenes += int(accelerator.reduce(torch.tensor(scenes_since, device=accelerator.device)))
     position.scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
     model, optimizer = own_tensors(learner.network), {UPDATES: torch.tensor([position.step]), **learner.state()}
     if odd := [name for name, value in {**model, **optimizer}.items() if not bool(torch.isfinite(value).all())]:
@@ -86,7 +86,7 @@ def _random(state: State, learner: Learner, *, where: str) -> dict[str, torch.Te
 
 
 def _restore(state: State, learner: Learner, *, where: str) -> None:
-    """Put optimiser and prototypes back; all that the checkpoint has, and no more."""
+    """Put optimiser and losses back; all that the checkpoint has, and no more."""
     saved = {name: value for name, value in state.optimizer.items() if name != UPDATES}
     try:
         learner.restore(saved)

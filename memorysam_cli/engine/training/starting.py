@@ -27,7 +27,7 @@ AUTO = "auto"
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunStart:
     """What a ``memorysam train`` will do, decided before anything is written."""
 
     recipe: Recipe
@@ -121,7 +121,7 @@ def refuse_missing_splits(recipe: Recipe, manifest: Manifest) -> None:
             )
 
 
-def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> Plan:
+def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunStart:
     """Decide which run to begin or to continue, and from which checkpoint.
 
     Args:
@@ -140,15 +140,17 @@ def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> Plan:
             run_folder.refuse_taken(out)
         where = out or f"{run_folder.RUNS}/{recipe.name}-…"
         notes = (f"{where}: holds no run yet; starting one",) if resume == AUTO else ()
-        return Plan(recipe, out, run=None, checkpoint=None, notes=notes)
+        return RunStart(recipe, out, run=None, checkpoint=None, notes=notes)
     if resume == AUTO and run.is_unbegun():
         note = f"{run.path}: a run was started here and ended before its first checkpoint; starting it again at step 0"
-        return Plan(recipe, run.path, run=None, checkpoint=None, notes=(note,), begins_again=True)
-    asked = Path(resume) if resume is not None and resume != AUTO else run.path
-    if asked.resolve() != run.path.resolve():
-        if not checkpoints.is_valid(asked):
-            raise WeightsError(f"--resume {asked}: is no valid checkpoint; --resume {run.path} takes the newest valid")
-        return Plan(recipe, out, run, checkpoint=asked, abandoned=tuple(checkpoints.newer_than(asked)))
+        return RunStart(recipe, run.path, run=None, checkpoint=None, notes=(note,), begins_again=True)
+    requested = Path(resume) if resume is not None and resume != AUTO else run.path
+    if requested.resolve() != run.path.resolve():
+        if not checkpoints.is_valid(requested):
+            raise WeightsError(
+                f"--resume {requested}: is no valid checkpoint; --resume {run.path} takes the newest valid"
+            )
+        return RunStart(recipe, out, run, checkpoint=requested, abandoned=tuple(checkpoints.newer_than(requested)))
     newest, damaged = checkpoints.newest_valid(run.checkpoints)
     if newest is None:
         raise WeightsError(
@@ -159,11 +161,11 @@ def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> Plan:
                 else "start a new run in another folder"
             )
         )
-    return Plan(recipe, out, run, checkpoint=newest, damaged=tuple(damaged))
+    return RunStart(recipe, out, run, checkpoint=newest, damaged=tuple(damaged))
 
 
 @contextlib.contextmanager
-def begin(planned: Plan, accelerator: Accelerator, *, checkpoint_bytes: int = 0) -> Iterator[RunFolder]:
+def begin(planned: RunStart, accelerator: Accelerator, *, checkpoint_bytes: int = 0) -> Iterator[RunFolder]:
     """Make the run's folder if it is new, and hold its lock; all processes of a run get the same folder.
 
     Args:
@@ -192,7 +194,7 @@ def begin(planned: Plan, accelerator: Accelerator, *, checkpoint_bytes: int = 0)
         yield run
 
 
-def _begin(stack: contextlib.ExitStack, planned: Plan, checkpoint_bytes: int) -> RunFolder:
+def _begin(stack: contextlib.ExitStack, planned: RunStart, checkpoint_bytes: int) -> RunFolder:
     """As :func:`begin`, in the main process."""
     is_new = planned.run is None
     run = planned.run or RunFolder(planned.out or run_folder.name_for(planned.recipe))

@@ -47,7 +47,7 @@ def serve(name: str, lines: IO[bytes], answers: IO[bytes]) -> None:
         _track(name, (json.loads(line) for line in lines), answers)
     except Exception as fault:
         # Whatever a tracker raises: the training is told in a line.
-        _say(answers, failed=_in_a_line(fault))
+        _say(answers, failed=_one_line(fault))
         for _ in lines:  # the training must not find a closed pipe
             pass
 
@@ -58,16 +58,16 @@ def _track(name: str, messages: Iterator[dict[str, Any]], answers: IO[bytes]) ->
     begin = next(messages)
     tracker = trackers.start(name, Path(begin["folder"]), recipe=begin["recipe"], step=begin["step"])
     _say(answers, note=tracker.where)
-    is_told = False
+    has_warned = False
     for message in messages:
         if "end" in message:  # not the end of the pipe: readers that the training forked may hold it open
             break
         try:
             _hand_on(message, tracker)
         except Exception as fault:  # a server may be away for an hour of three days
-            if not is_told:
-                _say(answers, trouble=f"step {message['step']}: {_in_a_line(fault)}")
-            is_told = True
+            if not has_warned:
+                _say(answers, trouble=f"step {message['step']}: {_one_line(fault)}")
+            has_warned = True
     if hasattr(signal, "alarm"):
         signal.alarm(LAST_S)
     tracker.finish()
@@ -82,7 +82,7 @@ def _hand_on(message: dict[str, Any], tracker: trackers.Tracker) -> None:
         tracker.show(_pictures(Path(message["picture"]), counts, tracker.own), counts, message["step"])
 
 
-def _in_a_line(fault: Exception) -> str:
+def _one_line(fault: Exception) -> str:
     return f"{type(fault).__name__}: {' '.join(str(fault).split())[:300]}".removesuffix(": ")
 
 

@@ -91,7 +91,7 @@ class Tracking:
             step: after which the training begins.
         """
         for name in self.names:
-            with _telling(name):
+            with _warned_of(name):
                 atomic.make_folder(folder / "trackers")
                 self._running.append(_Tracker(name, {"folder": str(folder.absolute()), "recipe": recipe, "step": step}))
         patience = min(self.patience_s, PATIENCE_STOPPED_S)
@@ -154,7 +154,7 @@ class _Tracker:
         self._stdin, self._stdout = self.process.stdin, self.process.stdout
         os.set_blocking(self._stdin.fileno(), False)
         os.set_blocking(self._stdout.fileno(), False)
-        self._waiting, self._said = bytearray(), bytearray()
+        self._waiting, self._answers = bytearray(), bytearray()
         self._is_given_up = False
         self.send(json.dumps(dict(begin)).encode() + b"\n")
 
@@ -211,9 +211,9 @@ class _Tracker:
         """Note what the tracker says: where its run is, or why it failed."""
         with contextlib.suppress(BlockingIOError, OSError, ValueError):
             while piece := os.read(self._stdout.fileno(), 1 << 16):
-                self._said += piece
-        *lines, rest = bytes(self._said).split(b"\n")
-        self._said = bytearray(rest)
+                self._answers += piece
+        *lines, rest = bytes(self._answers).split(b"\n")
+        self._answers = bytearray(rest)
         for line in lines:
             try:
                 ((kind, words),) = json.loads(line).items()
@@ -236,7 +236,7 @@ class _Tracker:
 
 
 @contextlib.contextmanager
-def _telling(name: str) -> Iterator[None]:
+def _warned_of(name: str) -> Iterator[None]:
     """A tracker that cannot be started costs its own record, and no training."""
     try:
         yield

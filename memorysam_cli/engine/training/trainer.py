@@ -30,13 +30,13 @@ from memorysam_cli.engine.training.checkpoints import Position, State
 from memorysam_cli.engine.training.extent import extent_of
 from memorysam_cli.engine.training.finishing import TrainingResult, finish
 from memorysam_cli.engine.training.introduction import introduction
-from memorysam_cli.engine.training.learner import Learner, Lesson
-from memorysam_cli.engine.training.pace import Pace, display, told
+from memorysam_cli.engine.training.learner import Learner, StepResult
+from memorysam_cli.engine.training.pace import Pace, display, table_figures
 from memorysam_cli.engine.training.pictures import draw_first_batch
 from memorysam_cli.engine.training.quarantine import Quarantine
 from memorysam_cli.engine.training.schedule import learning_rate
 from memorysam_cli.engine.training.tracking import Tracking
-from memorysam_cli.engine.training.upcoming import Upcoming
+from memorysam_cli.engine.training.upcoming import BatchGroups
 from memorysam_cli.engine.training.validation import HEADLINE, Validation, metric_of
 from memorysam_cli.errors import DataError, Stopped
 from memorysam_cli.model.weights import build_for_training, save
@@ -71,7 +71,7 @@ class Trainer:
         self, recipe: Recipe, manifest: Manifest, *, accelerator: Accelerator, is_resumed: bool = False
     ) -> None:
         self.recipe, self.manifest, self.accelerator = recipe, manifest, accelerator
-        determinism.prepare(asked=recipe.train.deterministic)
+        determinism.prepare(is_wanted=recipe.train.deterministic)
         modalities_of(manifest.info, recipe.data.modalities)
         self.scenes = manifest.of_split(recipe.data.train_split)
         self.extent = extent_of(
@@ -89,7 +89,7 @@ class Trainer:
         self.validation = Validation(self.network, manifest, recipe, accelerator=accelerator)
         self.pace = Pace(accelerator.device)
         self._saved_at = time.monotonic()
-        self._learnt_from = 0
+        self._scenes_since = 0
         """Scenes of this process since the last checkpoint."""
         self._lacks_best = False
 
@@ -105,10 +105,10 @@ class Trainer:
             UsageError: it is of another training.
             WeightsError: it was written by another version.
         """
-        stand = checkpoints.read_stand(checkpoint)
-        self.initial = initial.sum_of(self.recipe, stand.identity.get("initial weights"))
-        worlds = stand.position.world, self.accelerator.num_processes
-        identity.refuse_other(stand.identity, self._identity(), worlds=worlds, where=str(checkpoint))
+        header = checkpoints.read_header(checkpoint)
+        self.initial = initial.sum_of(self.recipe, header.identity.get("initial weights"))
+        worlds = header.position.world, self.accelerator.num_processes
+        identity.refuse_other(header.identity, self._identity(), worlds=worlds, where=str(checkpoint))
 
     def fit(self, run: RunFolder, *, resume: Path | None = None) -> TrainingResult:
         """Train until the last epoch, ``max_steps``, or a signal.
@@ -126,8 +126,8 @@ class Trainer:
         """
         self.run = run
         with (
-            lost_ones_named(self.accelerator, advice=self._way_on),
-            determinism.holding(asked=self.recipe.train.deterministic),
+            lost_ones_named(self.accelerator, advice=self._resume_advice),
+            determinism.enforced(is_wanted=self.recipe.train.deterministic),
         ):
             return self._fit(resume)
 
@@ -182,37 +182,36 @@ class Trainer:
     def _updates(self, stop: StopRequest, progress: Progress) -> None:
         """The updates of an epoch that are left."""
         settings = self.recipe.train
-        upcoming = Upcoming(
+        upcoming = BatchGroups(
             self._batches(self.position.epoch), size=settings.accumulate, device=self.accelerator.device
         )
         self.pace.start_epoch()
         for batches in upcoming:
-            lesson, figures = self._step(batches, upcoming)
-            progress.advance(figures=told(lesson, figures, self.position, epochs=settings.epochs))
+            result, figures = self._step(batches, upcoming)
+            progress.advance(figures=table_figures(result, figures, self.position, epochs=settings.epochs))
             self._checkpoint_when_due(stop)
             if self._is_done():
                 break
 
-    def _step(self, batches: Sequence[Batch], upcoming: Upcoming) -> tuple[Lesson, dict[str, float]]:
+    def _step(self, batches: Sequence[Batch], upcoming: BatchGroups) -> tuple[StepResult, dict[str, float]]:
         """Make one update and note what it did and what it took."""
         self.quarantine.admit(batches, step=self.position.step + 1)
         if self.position.step == 0 and self.accelerator.is_main_process:
             draw_first_batch(batches[0], self.manifest.info, self.network.card.modalities, self.run.samples)
         optim, length = self.recipe.optim, self.extent.steps_per_epoch
         rate = learning_rate(self.position.step, optim=optim, steps_per_epoch=length, epochs=self.recipe.train.epochs)
-        lesson = self.learner.learn(batches, rate=rate, meanwhile=upcoming.fetch)
-        if not lesson.is_finite:
-            found = divergence.account(lesson, batches, self.position, rate=rate, accelerator=self.accelerator)
-            divergence.end(found, self.run, save=self._checkpoint, is_main=self.accelerator.is_main_process)
+        result = self.learner.learn(batches, rate=rate, meanwhile=upcoming.fetch)
+        if not result.is_finite:
+            record = divergence.describe(result, batches, self.position, rate=rate, accelerator=self.accelerator)
+            divergence.end(record, self.run, save=self._checkpoint, is_main=self.accelerator.is_main_process)
         self.position.step += 1
         self.position.batch += len(batches)
-        self.position.all_ignored += lesson.all_ignored
-        self._learnt_from += sum(len(batch.scenes) for batch in batches)
+        self.position.all_ignored += result.all_ignored
+        self._scenes_since += sum(len(batch.scenes) for batch in batches)
         figures = self.pace.update(self.extent.scenes_per_step, waited=upcoming.waited())
-        losses = {"loss": lesson.loss, "ohem": lesson.ohem, "spmm": lesson.spmm}
-        figures = {"lr": rate, "gradient_norm": lesson.gradient_norm, **figures}
-        self._log({**losses, **figures})
-        return lesson, figures
+        figures = {"lr": rate, "gradient_norm": result.gradient_norm, **figures}
+        self._log({"loss": result.loss, **result.terms, **figures})
+        return result, figures
 
     def _validate(self) -> None:
         """Score the selection split with the code of ``memorysam evaluate``, keep the best, draw pictures."""
@@ -253,8 +252,8 @@ class Trainer:
 
     def _checkpoint(self) -> Path:
         """Write the whole state and the user's copy of the weights; gives the checkpoint's path."""
-        own, self._learnt_from = self._learnt_from, 0
-        state = snapshots.take(self.learner, self.position, identity=self._identity(), learnt_from=own)
+        own, self._scenes_since = self._scenes_since, 0
+        state = snapshots.take(self.learner, self.position, identity=self._identity(), scenes_since=own)
         path = checkpoints.path_of(self.run.checkpoints, self.position.step)
         if self.accelerator.is_main_process:
             checkpoints.write(self.run.checkpoints, state, keep=self.recipe.train.keep_checkpoints)
@@ -265,7 +264,7 @@ class Trainer:
         self.pace.restart()
         return path
 
-    def _way_on(self) -> str:
+    def _resume_advice(self) -> str:
         return f"this was after step {self.position.step}; continue with: memorysam train --resume {self.run.path}"
 
     def _restore(self, state: State) -> None:

@@ -98,7 +98,7 @@ class Validation:
             position: of the training.
             is_best: the weights are the best so far.
         """
-        draw_curves(run)
+        draw_curves(run, self.recipe.terms)
         miou = result.protocol(HEADLINE).miou
         title = f"{self.recipe.data.selection_split} after step {position.step}: mIoU {miou:.2f}"
         draw_confusion(run, result.confusion(HEADLINE), classes=result.classes, title=title)

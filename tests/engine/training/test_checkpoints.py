@@ -160,4 +160,4 @@ def test_a_position_of_another_version_is_refused_by_the_names_of_its_keys(
     content = documents.read_json(path / "trainer.json") | change
     documents.write_json(path / "trainer.json", {key: value for key, value in content.items() if key not in gone})
     with pytest.raises(WeightsError, match=f"trainer.json: .*{said}"):
-        checkpoints.read_stand(path)
+        checkpoints.read_header(path)

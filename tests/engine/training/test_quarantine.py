@@ -88,7 +88,7 @@ def test_without_leave_the_first_bad_scene_ends_the_run_and_what_was_learnt_is_k
     found, damaged = checkpoints.newest_valid(tmp_path / "run" / "checkpoints")
     assert found is not None and not damaged
     learnt = [row["step"] for row in documents.read_json_lines(tmp_path / "run" / "metrics.jsonl")]
-    assert checkpoints.read_stand(found).position.step == max(learnt, default=0)
+    assert checkpoints.read_header(found).position.step == max(learnt, default=0)
     monkeypatch.undo()  # the file is mended
     assert (
         trainer.Trainer(recipe, rendered, accelerator=accelerator())

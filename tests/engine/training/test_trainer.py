@@ -8,7 +8,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from itertools import permutations
+from itertools import count, permutations
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,14 @@ from memorysam_cli.engine import run_folder, runtime
 from memorysam_cli.engine.evaluate.scoring import evaluate
 from memorysam_cli.engine.infer.inference import Inference
 from memorysam_cli.engine.run_folder import RunFolder
-from memorysam_cli.engine.training import checkpoints, gradients, trainer
+from memorysam_cli.engine.training import checkpoints, trainer
 from memorysam_cli.engine.training.checkpoints import Position
 from memorysam_cli.engine.training.pictures import draw_samples
 from memorysam_cli.engine.training.trainer import Trainer
 from memorysam_cli.engine.training.validation import Validation, metric_of
 from memorysam_cli.errors import DataError, DivergedError, EnvironmentFault, Stopped, UsageError, WeightsError
 from memorysam_cli.laws import LawBroken
+from memorysam_cli.losses import ohem
 from memorysam_cli.model import load
 from memorysam_cli.model.weights import build_for_training
 from memorysam_cli.recipe import Recipe
@@ -115,7 +116,7 @@ def test_weights_carry_the_metric_of_their_own_validation_or_none(
     last = load(finished.last).card.metric
     assert last is not None and last.step == finished.steps
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_validate", lambda self: (_ for _ in ()).throw(DataError("stop here")))
+        patch.setattr(Validation, "score", lambda *_: (_ for _ in ()).throw(DataError("stop here")))
         with pytest.raises(DataError):
             start(small, rendered, tmp_path / "unvalidated")
     assert load(RunFolder(tmp_path / "unvalidated").last).card.metric is None
@@ -142,14 +143,14 @@ def test_a_run_stopped_by_sigterm_and_resumed_ends_bit_for_bit_the_same(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    honest = Trainer._step
+    honest, numbers = trainer.Learner.learn, count(1)
 
-    def terminate(self: Trainer, *arguments: Any) -> Any:
-        if self.position.step + 1 == step:
+    def terminate(self: trainer.Learner, *arguments: Any, **options: Any) -> Any:
+        if next(numbers) == step:
             os.kill(os.getpid(), signal.SIGTERM)
-        return honest(self, *arguments)
+        return honest(self, *arguments, **options)
 
-    monkeypatch.setattr(Trainer, "_step", terminate)
+    monkeypatch.setattr(trainer.Learner, "learn", terminate)
     path = tmp_path / "stopped"
     with pytest.raises(Stopped, match=f"checkpoint of step {step} saved") as stopped:
         start(small, rendered, path)
@@ -170,13 +171,13 @@ def test_every_process_that_is_stopped_names_the_checkpoint(
     small: Recipe, rendered: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also one that has written nothing."""
-    honest = Trainer._step
+    honest = trainer.Learner.learn
 
-    def terminate(self: Trainer, *arguments: Any) -> Any:
+    def terminate(self: trainer.Learner, *arguments: Any, **options: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return honest(self, *arguments)
+        return honest(self, *arguments, **options)
 
-    monkeypatch.setattr(Trainer, "_step", terminate)
+    monkeypatch.setattr(trainer.Learner, "learn", terminate)
     monkeypatch.setattr(Accelerator, "is_main_process", property(lambda _: False))
     with pytest.raises(Stopped, match=r"checkpoint of step 1 saved as \S+/checkpoints/step-00000001;"):
         start(small, rendered, tmp_path / "other")
@@ -210,7 +211,7 @@ def test_a_run_that_ends_within_an_epoch_knows_its_last_validation_when_prolonge
     ended = start(changed(small, "train", max_steps=1), rendered, tmp_path / "run")
     path, _ = checkpoints.newest_valid(RunFolder(tmp_path / "run").checkpoints)
     assert path is not None
-    position = checkpoints.read_stand(path).position
+    position = checkpoints.read_header(path).position
     assert (position.step, position.best_step, position.best_miou) == (1, 1, ended.miou)
 
 
@@ -226,8 +227,8 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(
         loss = honest(*args, **kwargs)
         return loss * poison if calls == 3 else loss
 
-    honest = gradients.ohem_mean
-    monkeypatch.setattr(gradients, "ohem_mean", poisoned)
+    honest = ohem.ohem_mean
+    monkeypatch.setattr(ohem, "ohem_mean", poisoned)
     with pytest.raises(DivergedError, match=r"step 3: loss (nan|inf).*the weights of step 2 are in") as fault:
         start(small, rendered, tmp_path / "diverged")
     assert fault.value.exit_code == 8
@@ -265,14 +266,15 @@ def test_an_update_that_overflows_ends_with_8_and_is_not_saved(
     small: Recipe, rendered: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loss and gradient were finite."""
-    honest = trainer.Learner._update
+    honest = trainer.Learner.learn
 
-    def overflow(self: trainer.Learner, rate: float) -> None:
-        honest(self, rate)
+    def overflow(self: trainer.Learner, *arguments: Any, **options: Any) -> Any:
+        result = honest(self, *arguments, **options)
         with torch.no_grad():
             next(iter(self.parameters.values())).fill_(float("inf"))
+        return result
 
-    monkeypatch.setattr(trainer.Learner, "_update", overflow)
+    monkeypatch.setattr(trainer.Learner, "learn", overflow)
     with pytest.raises(DivergedError, match=r"step 1: the update, .* left 1 tensors that are not .* lower optim.lr"):
         start(small, rendered, tmp_path / "run")
     found, damaged = checkpoints.newest_valid(tmp_path / "run" / "checkpoints")
@@ -351,7 +353,7 @@ def test_a_run_without_a_finite_validation_ends_with_8_and_keeps_its_checkpoint(
     with pytest.raises(DivergedError, match="no validation gave a finite mIoU"):
         start(changed(small, "train", max_steps=1), rendered, tmp_path / "run")
     found, _ = checkpoints.newest_valid(tmp_path / "run" / "checkpoints")
-    assert found is not None and checkpoints.read_stand(found).position.validation["miou"] is None  # type: ignore[index]
+    assert found is not None and checkpoints.read_header(found).position.validation["miou"] is None  # type: ignore[index]
 
 
 def test_other_conditions_are_warned_of_once_and_recorded(

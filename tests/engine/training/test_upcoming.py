@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from memorysam_cli.data.loader import Batch
-from memorysam_cli.engine.training.upcoming import Upcoming
+from memorysam_cli.engine.training.upcoming import BatchGroups
 from memorysam_cli.errors import DataError
 
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ def numbers(group: list[Batch]) -> list[int]:
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_groups_are_in_order_and_whole_whether_fetched_ahead_or_not(ahead: bool) -> None:
-    upcoming, found = Upcoming(batches(5), size=2, device=CPU), []
+    upcoming, found = BatchGroups(batches(5), size=2, device=CPU), []
     for group in upcoming:
         if ahead:
             upcoming.fetch()
@@ -40,7 +40,7 @@ def test_groups_are_in_order_and_whole_whether_fetched_ahead_or_not(ahead: bool)
 
 def test_one_group_is_fetched_ahead_and_no_more() -> None:
     asked: list[int] = []
-    upcoming = Upcoming(batches(9, asked=asked), size=2, device=CPU)
+    upcoming = BatchGroups(batches(9, asked=asked), size=2, device=CPU)
     groups = iter(upcoming)
     next(groups)
     assert asked == [0, 1]
@@ -50,7 +50,7 @@ def test_one_group_is_fetched_ahead_and_no_more() -> None:
 
 
 def test_a_fault_ahead_waits_until_the_update_before_is_done() -> None:
-    upcoming, found = Upcoming(batches(6, bad=3), size=2, device=CPU), []
+    upcoming, found = BatchGroups(batches(6, bad=3), size=2, device=CPU), []
     with pytest.raises(DataError, match="scene 3"):
         for group in upcoming:
             upcoming.fetch()
@@ -61,7 +61,7 @@ def test_a_fault_ahead_waits_until_the_update_before_is_done() -> None:
 def test_waiting_is_counted_since_it_was_last_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 12.5, 20.0, 21.0])
     monkeypatch.setattr("memorysam_cli.engine.training.upcoming.time.monotonic", lambda: next(clock))
-    upcoming = Upcoming(batches(2), size=1, device=CPU)
+    upcoming = BatchGroups(batches(2), size=1, device=CPU)
     groups = iter(upcoming)
     next(groups)
     assert upcoming.waited() == 2.5

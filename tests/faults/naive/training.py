@@ -41,10 +41,10 @@ def train(recipe: Recipe, manifest: Manifest, out: Path, accelerator: Accelerato
         epoch, place = divmod(step, per_epoch)
         start = place * recipe.train.accumulate
         batches = list(training_batches(manifest, scenes=scenes, recipe=recipe, epoch=epoch, start=start))
-        lesson = learner.learn(batches[: recipe.train.accumulate], rate=recipe.optim.lr)
+        result = learner.learn(batches[: recipe.train.accumulate], rate=recipe.optim.lr)
         step += 1
         with (out / "metrics.jsonl").open("a") as log:
-            log.write(json.dumps({"step": step, "loss": lesson.loss}) + "\n")
+            log.write(json.dumps({"step": step, "loss": result.loss}) + "\n")
         state = {"step": step, "model": own_tensors(learner.network), "optimizer": learner.state()}
         if way != "forgetful":
             state["rng"] = torch.get_rng_state()
