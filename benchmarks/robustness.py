@@ -28,7 +28,7 @@ from memorysam_cli.engine.evaluation import scoring
 from memorysam_cli.engine.robustness import benchmark
 from memorysam_cli.engine.robustness.sensor_sets import missing_sets
 from memorysam_cli.model import weights
-from memorysam_cli.model.base import Base
+from memorysam_cli.model.base_weights import Base
 
 MODALITIES = ["img", "depth", "event", "lidar"]
 

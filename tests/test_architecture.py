@@ -16,10 +16,11 @@ LAYERS = [
     {"commands"},
     {"engine"},
     {"data", "model", "losses"},
-    {"report"},
+    {"report", "encoders"},
     {"recipe"},
     {"storage"},
-    {"validation", "dataset", "laws"},
+    {"validation", "dataset", "laws", "registry"},
+    {"extensions"},
     {"errors"},
 ]
 """From top to bottom; a module imports from its own layer's package or from lower layers."""

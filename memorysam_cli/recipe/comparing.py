@@ -28,7 +28,7 @@ def differences(a: Recipe, b: Recipe) -> list[Difference]:
     return [
         Difference(key, value, other[key])
         for key, value in leaves(a.model_dump(mode="json"))
-        if value != other[key] and key not in OF_ITS_OWN
+        if key not in OF_ITS_OWN and value != other[key]
     ]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from memorysam_cli.errors import UsageError
 from memorysam_cli.recipe.comparing import differences, leaves, to_yaml
 from memorysam_cli.recipe.describing import Key, keys
-from memorysam_cli.recipe.files import EXTENDS, OF_THE_FILE, SUFFIXES, shipped
+from memorysam_cli.recipe.files import EXTENDS, EXTENSIONS, OF_THE_FILE, SUFFIXES, shipped
 from memorysam_cli.recipe.reading import load, read
 from memorysam_cli.recipe.schema import Recipe, is_word
 
@@ -62,10 +62,13 @@ def copied(name_or_file: str, out: Path, *, overrides: Sequence[str] = (), has_s
     changed = {each.key for each in differences(before, asked.recipe)} | head
     lines = [*_introduction(out.name, has_schema=has_schema), *_head(extends, out.stem, asked.recipe, changed)]
     values = dict(leaves(asked.recipe.model_dump(mode="json")))
+    # Not inherited, and relative to the file that names them.
+    values[EXTENSIONS] = [str((asked.path.parent / file).absolute()) for file in asked.recipe.extensions]
+    changed |= {EXTENSIONS} if values[EXTENSIONS] else set()
     for key in keys():
         if key.path.partition(".")[0] not in OF_THE_FILE | {"name", "about"}:
             lines += _entry(key, values.get(key.path), is_changed=key.path in changed)
-    return Copy("\n".join(lines) + "\n", extends, len(changed))
+    return Copy("\n".join(lines) + "\n", extends, len(changed - {EXTENSIONS}))
 
 
 def _introduction(name: str, *, has_schema: bool) -> Iterator[str]:

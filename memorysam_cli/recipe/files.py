@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from memorysam_cli import extensions
 from memorysam_cli.errors import UsageError, did_you_mean
 from memorysam_cli.recipe.schema import Name, Recipe, Section
 from memorysam_cli.storage.documents import read_yaml
@@ -72,8 +73,9 @@ class RecipeFile(Recipe):
 
 OF_THE_FILE = frozenset({EXTENDS, *Claims.model_fields})
 """Keys of a recipe's file that are no part of the recipe."""
-OF_ITS_OWN = frozenset({"name", "about"})
-"""Keys of a recipe that one that extends it does not inherit: they tell the two apart."""
+EXTENSIONS = "extensions"
+OF_ITS_OWN = frozenset({"name", "about", EXTENSIONS})
+"""Keys of a recipe that one that extends it does not inherit: they tell the two apart, or name code to run."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,22 @@ def recipes_folder() -> Path:
 def shipped() -> dict[str, Path]:
     """The shipped recipes by name, sorted."""
     return dict(sorted((path.stem, path) for path in recipes_folder().glob("*.yaml")))
+
+
+def load_extensions(source: Source) -> None:
+    """Name the Python files of a recipe's file to be loaded, and write their absolute paths into its content.
+
+    Only for a file that the user gave on the command line; a shipped recipe has none.
+
+    Raises:
+        UsageError: one is not there.
+    """
+    listed = source.content.get(EXTENSIONS)
+    if source.path in shipped().values() or not isinstance(listed, list) or not all(isinstance(f, str) for f in listed):
+        return  # what is no list of names the schema refuses
+    paths = [(source.path.parent / file).absolute() for file in listed]
+    extensions.add(paths, where=f"{source.path}:{source.line_of([EXTENSIONS])}: extensions:")
+    source.content[EXTENSIONS] = [str(path) for path in paths]
 
 
 def find(name_or_file: str | os.PathLike[str], *, beside: Path | None = None, where: str = "") -> Path:

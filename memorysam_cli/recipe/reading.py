@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from memorysam_cli.errors import UsageError
 from memorysam_cli.recipe import files
 from memorysam_cli.recipe.files import Measured, RecipeFile, Reported, Source
-from memorysam_cli.recipe.schema import Recipe
+from memorysam_cli.recipe.schema import UNKNOWN_NAME, Recipe
 from memorysam_cli.storage.documents import parse_yaml
 from memorysam_cli.validation import first_fault
 
@@ -38,26 +38,33 @@ class Document:
     measured: Measured | None
 
 
-def load(name_or_file: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
+def load(
+    name_or_file: str | os.PathLike[str], overrides: Sequence[str] = (), *, with_extensions: bool = False
+) -> Recipe:
     """Read a shipped recipe or a file, apply ``key=value`` overrides, and check all of it.
 
     Args:
         name_or_file: a shipped recipe's name, or a path that ends in .yaml or .yml.
         overrides: such as ``"optim.lr=1e-4"``; the last one wins; ``null`` clears.
+        with_extensions: the user gave this very file on the command line, so that the code it names may run.
 
     Raises:
         UsageError: no such recipe, an unknown key, a wrong type or an impossible value.
     """
-    return read(name_or_file, overrides).recipe
+    return read(name_or_file, overrides, with_extensions=with_extensions).recipe
 
 
-def read(name_or_file: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Document:
+def read(
+    name_or_file: str | os.PathLike[str], overrides: Sequence[str] = (), *, with_extensions: bool = False
+) -> Document:
     """As :func:`load`, with what the file says beside the recipe.
 
     Raises:
         UsageError: likewise; or what it extends is missing, wrong, or extends another one.
     """
     own = files.read(files.find(name_or_file))
+    if with_extensions:
+        files.load_extensions(own)
     parent = files.read_parent(own)
     content = own.content if parent is None else files.extended(parent.content, own.content)
     content.setdefault("name", own.path.stem)
@@ -67,6 +74,8 @@ def read(name_or_file: str | os.PathLike[str], overrides: Sequence[str] = ()) ->
         recipe = _validated(content)
     except ValidationError as fault:
         keys, reason = first_fault(fault, RecipeFile)
+        if not with_extensions and any(each["type"] == UNKNOWN_NAME for each in fault.errors()):
+            reason += _not_loaded(own)
         raise UsageError(f"{_origin(own, parent, keys, overrides)}: {reason}") from None
     claims = files.Claims() if overrides else own.claims
     return Document(recipe, own.path, _named(own, parent), claims.reported, claims.measured)
@@ -92,7 +101,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise UsageError(f"--set {override}: must be key=value, for example optim.lr=1e-4")
     *parents, last = key.split(".")
-    if (parents or [last])[0] in files.OF_THE_FILE:
+    if (parents or [last])[0] in {*files.OF_THE_FILE, files.EXTENSIONS}:
         raise UsageError(f"--set {override}: '{(parents or [last])[0]}' can only be written in a recipe's file")
     place = content
     for part in parents:
@@ -102,6 +111,13 @@ def _apply(content: dict[str, Any], override: str) -> None:
             raise UsageError(f"--set {override}: '{part}' is a value, not a section")
         place = place[part]
     place[last] = parse_yaml(text, where=f"--set {override}")
+
+
+def _not_loaded(own: Source) -> str:
+    """What a stored recipe says of the code that it was made with, which only the user's own word loads."""
+    listed = own.content.get(files.EXTENSIONS)
+    named = [f"--extend {file}" for file in listed if isinstance(file, str)] if isinstance(listed, list) else []
+    return f"; it was made with {' '.join(named)}" if named else ""
 
 
 def _origin(own: Source, parent: Source | None, keys: tuple[str, ...], overrides: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from memorysam_cli.losses.ohem import ohem_mean
 from memorysam_cli.losses.pixels import pixel_losses
 from memorysam_cli.losses.spmm import PrototypeMemory
 from memorysam_cli.model import Segmenter
-from memorysam_cli.model.network import Output
+from memorysam_cli.model.fusion import Output
 from memorysam_cli.recipe import Recipe, Spmm
 
 
