@@ -29,7 +29,7 @@ from memorysam_cli.engine.evaluate import robustness, scoring
 from memorysam_cli.engine.evaluate.robustness import missing_sets
 from memorysam_cli.engine.infer.inference import Inference
 from memorysam_cli.model import weights
-from memorysam_cli.model.base import Base
+from memorysam_cli.model.base_weights import Base
 
 MODALITIES = ["img", "depth", "event", "lidar"]
 

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
@@ -18,7 +19,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 from typer.main import get_command
 
-from memorysam_cli import __version__
+from memorysam_cli import __version__, extensions
 from memorysam_cli.commands import examples
 from memorysam_cli.errors import MemorySamError, environment_fault, most_severe
 from memorysam_cli.report import console
@@ -222,8 +223,17 @@ def _print_version(is_asked: bool) -> None:
 def _options(
     context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks too (also $MEMORYSAM_DEBUG=1).")] = False,
+    extend: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--extend",
+            metavar="FILE",
+            help="Run a Python file that adds encoders, fusions or losses (repeatable; also $MEMORYSAM_EXTEND).",
+        ),
+    ] = None,
     version: Annotated[  # noqa: ARG001  (its callback does the work)
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     context.ensure_object(Frame).debug |= debug
+    extensions.add(extend or (), where="--extend")

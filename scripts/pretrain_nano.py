@@ -19,7 +19,7 @@ from memorysam_cli.data import manifest, preparation
 from memorysam_cli.engine import runtime
 from memorysam_cli.engine.training.trainer import Trainer, starting
 from memorysam_cli.model import Segmenter, load
-from memorysam_cli.model.parts import is_fresh
+from memorysam_cli.model.network import is_fresh
 from memorysam_cli.storage import tensors
 
 RECIPE = Path(__file__).with_suffix(".yaml")

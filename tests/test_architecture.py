@@ -16,10 +16,11 @@ LAYERS = [
     {"commands"},
     {"engine"},
     {"data", "model", "losses"},
-    {"report", "streetworld"},
+    {"report", "streetworld", "encoders"},
     {"recipe"},
     {"storage"},
     {"validation", "dataset", "laws", "registry"},
+    {"extensions"},
     {"errors", "text"},
 ]
 """From top to bottom; a module imports from its own layer's package or from lower layers."""

@@ -44,7 +44,8 @@ def plan(
 
     options.begin(json=json, verbose=verbose, quiet=quiet)
     options.refuse_several("plan")
-    asked = recipes.load(recipe, overrides or [])  # a mistyped key is told before the seconds that torch takes
+    # Here, so that a mistyped key is told before the seconds that torch takes.
+    asked = recipes.load(recipe, overrides or [], with_extensions=True)
     from memorysam_cli.data import manifest
     from memorysam_cli.engine import runtime
     from memorysam_cli.engine.planning import amounts, search, showing, targets

@@ -63,7 +63,8 @@ def train(
     }  # fmt: skip
     changes = training_options.changes(short, overrides or [])
     if recipe is not None or resume is None:
-        recipes.load(recipe or recipes.DEFAULT, changes)  # a mistyped key is told before the seconds that torch takes
+        # A mistyped key is told before the seconds that torch takes.
+        recipes.load(recipe or recipes.DEFAULT, changes, with_extensions=True)
     from memorysam_cli.engine.training import tracking
 
     trackers = tracking.names(track or [])

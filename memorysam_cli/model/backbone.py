@@ -1,4 +1,4 @@
-"""SAM2's networks under short names, built from the classes of the PyPI package ``sam2``.
+"""SAM2's networks by the names of their encoders, built from the classes of the PyPI package ``sam2``.
 
 The sizes are those of SAM2's published configurations; the parts keep SAM2's names, so that published
 checkpoints load as they are. Only the mask decoder differs: it has one token per class.
@@ -6,70 +6,80 @@ checkpoints load as they are. Only the mask decoder differs: it has one token pe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
-from sam2.modeling.backbones.hieradet import Hiera
+import torch.nn.functional as F
 from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
 from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
 from sam2.modeling.memory_encoder import CXBlock, Fuser, MaskDownSampler, MemoryEncoder
-from sam2.modeling.position_encoding import PositionEmbeddingSine
+from sam2.modeling.position_encoding import PositionEmbeddingSine, apply_rotary_enc
 from sam2.modeling.sam.mask_decoder import MaskDecoder
 from sam2.modeling.sam.transformer import RoPEAttention, TwoWayTransformer
 from sam2.modeling.sam2_base import SAM2Base
+from torch import Tensor
+
+from memorysam_cli.encoders.base import Backbone, Head
+from memorysam_cli.encoders.products import scaled_dot_product
+from memorysam_cli.registry import ENCODERS
 
 STRIDE = 16
 """Pixels per feature cell where memories live."""
 
-
-@dataclass(frozen=True)
-class Size:
-    """The dimensions in which SAM2's variants differ."""
-
-    embed_dim: int
-    heads: int
-    stages: tuple[int, int, int, int]
-    global_blocks: tuple[int, ...]
-    position_cells: tuple[int, int] = (7, 7)
-    windows: tuple[int, int, int, int] = (8, 4, 14, 7)
-    width: int = 256
-    """Channels of the neck, the memory attention and the mask decoder."""
-    memory_width: int = 64
-    memory_layers: int = 4
-    memory_mlp: int = 2048
-    decoder_mlp: int = 2048
-    iou_hidden: int = 256
+Rotation = Callable[..., tuple[Tensor, Tensor]]
+"""(B, heads, L', d) queries and (B, heads, L, d) keys, turned by a table; the signature of ``apply_rotary_enc``."""
 
 
-SIZES = {
-    "nano": Size(
-        24, 1, (1, 2, 2, 1), (4,), windows=(8, 4, 8, 4),
-        width=64, memory_width=16, memory_layers=1, memory_mlp=256, decoder_mlp=256, iou_hidden=64,
-    ),
-    "tiny": Size(96, 1, (1, 2, 7, 2), (5, 7, 9)),
-    "small": Size(96, 1, (1, 2, 11, 2), (7, 10, 13)),
-    "base-plus": Size(112, 2, (2, 3, 16, 3), (12, 16, 20), position_cells=(14, 14)),
-    "large": Size(144, 2, (2, 6, 36, 4), (23, 33, 43), windows=(8, 4, 16, 8)),
-}  # fmt: skip
+class RotaryAttention(RoPEAttention):  # type: ignore[misc]  # sam2 has no types
+    """SAM2's ``RoPEAttention``: same parameters, same names, same result; the rotary table must fit the queries."""
+
+    rotate: Rotation = staticmethod(apply_rotary_enc)
+    """What turns queries and keys; an export puts its own in place, for other runtimes have no complex numbers."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int = 0) -> Tensor:
+        """Attend to memories.
+
+        Args:
+            q: (B, L', C) queries.
+            k: (B, L, C_m) keys before their projection.
+            v: (B, L, C_m) values likewise.
+            num_k_exclude_rope: how many keys at the end have no place, and are not rotated.
+
+        Returns:
+            (B, L', C).
+        """
+        query, key, value = (
+            self._separate_heads(layer(part), self.num_heads)  # (B, L, C) -> (B, heads, L, d)
+            for layer, part in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
+        )
+        placed, others = torch.split(key, [key.shape[2] - num_k_exclude_rope, num_k_exclude_rope], dim=2)
+        query, placed = self.rotate(query, placed, freqs_cis=self.freqs_cis, repeat_freqs_k=self.rope_k_repeat)
+        key = torch.cat([placed, others], dim=2)
+        if self.training and self.dropout_p:
+            mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=self.dropout_p)
+        else:
+            mixed = scaled_dot_product(query, key, value, learning=torch.is_grad_enabled())
+        result: Tensor = self.out_proj(self._recombine_heads(mixed))
+        return result
 
 
-def size_of(backbone: str) -> Size:
-    """The dimensions of a backbone such as ``sam2.1-hiera-tiny``."""
-    return SIZES[backbone.rpartition("hiera-")[2]]
-
-
-def build_sam2(backbone: str, *, tokens: int) -> SAM2Base:
+def build_sam2(backbone: str, *, tokens: int, attention: type[RoPEAttention] = RotaryAttention) -> SAM2Base:
     """A SAM2 network with PyTorch's initial values.
 
     Args:
-        backbone: one of ``memorysam_cli.recipe.BACKBONES``.
+        backbone: a name of ``memorysam_cli.registry.ENCODERS``.
         tokens: mask tokens that give class logits; the decoder has one more, SAM2's own first token.
+        attention: the memory's; ours, or SAM2's own to compare with.
+
+    Raises:
+        UsageError: an encoder that was registered is none that can be used.
     """
-    size = size_of(backbone)
+    spec: Backbone = ENCODERS.get(backbone)
+    head = spec.head
     sam = SAM2Base(
-        image_encoder=_image_encoder(size),
-        memory_attention=_memory_attention(size),
-        memory_encoder=_memory_encoder(size),
+        image_encoder=_image_encoder(spec, backbone),
+        memory_attention=_memory_attention(head, attention),
+        memory_encoder=_memory_encoder(head),
         image_size=1024,  # only shapes tables that `MemorySAM` rebuilds for the actual image
         num_maskmem=7,
         sigmoid_scale_for_mem_enc=20.0,
@@ -89,9 +99,12 @@ def build_sam2(backbone: str, *, tokens: int) -> SAM2Base:
         multimask_min_pt_num=0,
         multimask_max_pt_num=1,
         use_mlp_for_obj_ptr_proj=True,
-        **_version_options(backbone),
+        no_obj_embed_spatial=head.is_sam21,
+        add_tpos_enc_to_obj_ptrs=head.is_sam21,
+        proj_tpos_enc_in_obj_ptrs=head.is_sam21,
+        use_signed_tpos_enc_to_obj_ptrs=head.is_sam21,
     )
-    sam.sam_mask_decoder = _mask_decoder(size, tokens)
+    sam.sam_mask_decoder = _mask_decoder(head, tokens)
     return sam
 
 
@@ -109,43 +122,27 @@ def set_grid(sam: SAM2Base, height: int, width: int) -> None:
                 module.freqs_cis = module.compute_cis(end_x=width, end_y=height).to(device)
 
 
-def _version_options(backbone: str) -> dict[str, bool]:
-    """What SAM 2.1 has beyond SAM 2."""
-    is_21 = backbone.startswith("sam2.1")
-    return {
-        "no_obj_embed_spatial": is_21,
-        "add_tpos_enc_to_obj_ptrs": is_21,
-        "proj_tpos_enc_in_obj_ptrs": is_21,
-        "use_signed_tpos_enc_to_obj_ptrs": is_21,
-    }
-
-
 def _sine(channels: int) -> PositionEmbeddingSine:
     return PositionEmbeddingSine(num_pos_feats=channels, normalize=True, temperature=10000, warmup_cache=False)
 
 
-def _image_encoder(size: Size) -> ImageEncoder:
-    trunk = Hiera(
-        embed_dim=size.embed_dim,
-        num_heads=size.heads,
-        stages=size.stages,
-        global_att_blocks=size.global_blocks,
-        window_pos_embed_bkg_spatial_size=size.position_cells,
-        window_spec=size.windows,
-    )
+def _image_encoder(spec: Backbone, name: str) -> ImageEncoder:
+    trunk = spec.encoder(name)
+    channels = [*reversed(trunk.channels)]
+    trunk.__dict__["channel_list"] = channels  # SAM2's name for them
     neck = FpnNeck(
-        position_encoding=_sine(size.width),
-        d_model=size.width,
-        backbone_channel_list=trunk.channel_list,
+        position_encoding=_sine(spec.head.width),
+        d_model=spec.head.width,
+        backbone_channel_list=channels,
         fpn_top_down_levels=[2, 3],
         fpn_interp_model="nearest",
     )
     return ImageEncoder(trunk=trunk, neck=neck, scalp=1)
 
 
-def _memory_attention(size: Size) -> MemoryAttention:
+def _memory_attention(size: Head, kind: type[RoPEAttention]) -> MemoryAttention:
     def attention(**options: object) -> RoPEAttention:
-        return RoPEAttention(
+        return kind(
             embedding_dim=size.width, num_heads=1, downsample_rate=1, dropout=0.1, feat_sizes=(64, 64), **options
         )
 
@@ -163,7 +160,7 @@ def _memory_attention(size: Size) -> MemoryAttention:
     return MemoryAttention(d_model=size.width, pos_enc_at_input=True, layer=layer, num_layers=size.memory_layers)
 
 
-def _memory_encoder(size: Size) -> MemoryEncoder:
+def _memory_encoder(size: Head) -> MemoryEncoder:
     return MemoryEncoder(
         out_dim=size.memory_width,
         in_dim=size.width,
@@ -173,7 +170,7 @@ def _memory_encoder(size: Size) -> MemoryEncoder:
     )
 
 
-def _mask_decoder(size: Size, tokens: int) -> MaskDecoder:
+def _mask_decoder(size: Head, tokens: int) -> MaskDecoder:
     return MaskDecoder(
         num_multimask_outputs=tokens,
         transformer=TwoWayTransformer(depth=2, embedding_dim=size.width, mlp_dim=size.decoder_mlp, num_heads=8),

@@ -1,142 +1,162 @@
-"""LoRA on Hiera's attention, as an ordinary PEFT adapter, and back into one fused projection.
+"""LoRA on an encoder, as an ordinary PEFT adapter, and folded back into the encoder's own layers.
 
-Hiera projects query, key and value with one ``qkv`` Linear. For LoRA it is split into three, so that PEFT adapts
-all of q and all of v; for inference the adapted three become one Linear again, as fast as plain SAM2.
+Training and DoRA are PEFT's. Loading weights for use needs plain LoRA only as tensors that are folded in at once: that
+is one product, made here, for PEFT takes seconds to import.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import importlib
+import math
+import re
+import sys
+from functools import cache
+from typing import Any
 
 import torch
-from sam2.modeling.backbones.hieradet import Hiera, MultiScaleAttention
 from torch import Tensor, nn
 
-from memorysam_cli.model.linear import Linear, use_fast_linears
-from memorysam_cli.model.peft_import import peft
+from memorysam_cli.encoders.base import Encoder
+from memorysam_cli.encoders.products import Linear, is_adapted, use_fast_linears
+from memorysam_cli.errors import UsageError
 from memorysam_cli.recipe import Lora
 
-
-class SplitProjection(nn.Module):
-    """Hiera's fused ``qkv`` as three Linear layers ``q``, ``k`` and ``v`` that start as its slices."""
-
-    def __init__(self, fused: nn.Linear) -> None:
-        super().__init__()
-        rows = fused.out_features // 3
-        parts = [Linear(fused.in_features, rows).to(fused.weight) for _ in "qkv"]
-        with torch.no_grad():
-            for index, part in enumerate(parts):
-                part.weight.copy_(fused.weight[index * rows : (index + 1) * rows])
-                part.bias.copy_(fused.bias[index * rows : (index + 1) * rows])
-        self.q, self.k, self.v = parts
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(…, d_in) -> (…, 3·d_out), in the order q, k, v."""
-        return torch.cat([self.q(tokens), self.k(tokens), self.v(tokens)], dim=-1)
+ADAPTER = "default"
+"""PEFT's name for an adapter that nobody named."""
 
 
-def add_lora(trunk: Hiera, settings: Lora) -> None:
-    """Split every block's ``qkv`` and inject a PEFT adapter, in place.
+@cache
+def peft() -> Any:
+    """The module ``peft``; imported at the first call, for many a command needs no adapter.
+
+    PEFT imports transformers, and transformers imports torchvision wherever it is installed. A torchvision whose build
+    does not match torch raises on import ("operator torchvision::nms does not exist"), a common plight. We never use
+    torchvision, so a broken one is declared absent, which transformers handles.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError, OSError, AttributeError):
+        sys.modules["torchvision"] = None  # type: ignore[assignment]
+    return importlib.import_module("peft")
+
+
+def add_lora(encoder: Encoder, settings: Lora) -> None:
+    """Inject a PEFT adapter, in place; Hiera's ``qkv`` is split first.
 
     A starts Kaiming-uniform(a=√5) and B at zero, so that a fresh adapter changes nothing (METHOD §2).
+
+    Raises:
+        UsageError: the encoder has none of the recipe's targets.
     """
-    split(trunk)
-    peft().inject_adapter_in_model(adapter_config(settings), trunk)
-    use_fast_linears(trunk)  # PEFT's own
+    encoder.split_for_lora()
+    _targets(encoder, settings)
+    peft().inject_adapter_in_model(adapter_config(settings, encoder), encoder)
+    use_fast_linears(encoder)  # PEFT's own
 
 
-def split(trunk: Hiera) -> None:
-    """Split every block's ``qkv``, in place: the form that our PEFT adapters are for.
+def add_folding_lora(encoder: Encoder, settings: Lora) -> None:
+    """Make room for an adapter's tensors under PEFT's names, for :func:`merge_lora` to fold them in; without PEFT.
 
-    ``peft.PeftModel.from_pretrained(trunk, folder)`` then loads what ``memorysam weights export --format peft`` wrote.
+    The encoder cannot run until then. What is no plain LoRA on Linear layers is left to PEFT.
+
+    Raises:
+        UsageError: as :func:`add_lora`.
     """
-    for attention in _attentions(trunk):
-        attention.qkv = SplitProjection(attention.qkv)
+    encoder.split_for_lora()
+    targets = _targets(encoder, settings)
+    if settings.dora or not all(isinstance(layer, nn.Linear) for layer in targets.values()):
+        encoder.join_after_lora()
+        add_lora(encoder, settings)
+        return
+    for name, layer in targets.items():
+        parent, _, own = name.rpartition(".")
+        assert isinstance(layer, nn.Linear)
+        setattr(encoder.get_submodule(parent), own, FoldingLora(layer, rank=settings.rank, scale=scale_of(settings)))
 
 
-def adapter_state(trunk: Hiera) -> dict[str, Tensor]:
-    """The adapter's tensors under the names of PEFT's own files; the trunk's LoRA must not be merged."""
-    return {f"base_model.model.{name}": tensor for name, tensor in peft().get_peft_model_state_dict(trunk).items()}
+class FoldingLora(nn.Module):
+    """A Linear with the tensors of plain LoRA, named as PEFT names them, that are there to be folded in."""
+
+    def __init__(self, layer: nn.Linear, *, rank: int, scale: float) -> None:
+        super().__init__()
+        self.base_layer, self.scale = layer, scale
+        down = Linear(layer.in_features, rank, bias=False, device="meta")  # nothing is drawn: a file fills them
+        up = Linear(rank, layer.out_features, bias=False, device="meta")
+        place = layer.weight.device
+        self.lora_A = nn.ModuleDict({ADAPTER: down.to_empty(device=place)})
+        self.lora_B = nn.ModuleDict({ADAPTER: up.to_empty(device=place)})
+
+    def merge(self) -> None:
+        """Add scale·B·A to the layer's weight."""
+        down, up = self.lora_A[ADAPTER], self.lora_B[ADAPTER]
+        assert isinstance(down, nn.Linear) and isinstance(up, nn.Linear)
+        with torch.no_grad():
+            self.base_layer.weight += up.weight @ down.weight * self.scale
+
+    def get_base_layer(self) -> nn.Linear:
+        """The layer itself."""
+        return self.base_layer
 
 
-def adapter_config(settings: Lora) -> Any:
-    """The recipe's LoRA section in PEFT's words; its target names are those of a split trunk."""
-    projections = [f"qkv\\.{name}" for name in settings.targets if name != "proj"]
-    targets = [*projections, *(["proj"] if "proj" in settings.targets else [])]
+def merge_lora(encoder: Encoder) -> None:
+    """Fold the adapter into the weights and join what was split, in place; an encoder without LoRA stays as it is."""
+    for parent in list(encoder.modules()):
+        for name, child in list(parent.named_children()):
+            if is_adapted(child):
+                setattr(parent, name, _merged(child))
+    encoder.join_after_lora()
+    if hasattr(encoder, "peft_config"):
+        del encoder.peft_config
+
+
+def has_lora(encoder: Encoder) -> bool:
+    """Whether the encoder carries an adapter that is not merged."""
+    return any(is_adapted(module) for module in encoder.modules())
+
+
+def adapter_state(encoder: Encoder) -> dict[str, Tensor]:
+    """The adapter's tensors under the names of PEFT's own files; the LoRA must not be merged."""
+    return {f"base_model.model.{name}": tensor for name, tensor in peft().get_peft_model_state_dict(encoder).items()}
+
+
+def adapter_config(settings: Lora, encoder: Encoder) -> Any:
+    """The recipe's LoRA section in PEFT's words; its target names are those of a split encoder."""
     return peft().LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.rank if settings.alpha is None else settings.alpha,
+        lora_alpha=alpha_of(settings),
         lora_dropout=settings.dropout,
-        target_modules=rf"(.*\.)?blocks\.\d+\.attn\.({'|'.join(targets)})",
+        target_modules=encoder.lora_pattern(settings.targets),
         use_dora=settings.dora,
         use_rslora=settings.rslora,
     )
 
 
-class LowRank(NamedTuple):
-    """A Linear with plain LoRA: x·Wᵀ + b + scale·(x·Aᵀ)·Bᵀ, W (d_out, d_in) and b (d_out) frozen."""
-
-    weight: Tensor
-    bias: Tensor
-    down: Tensor
-    """A, (r, d_in)."""
-    up: Tensor
-    """B, (d_out, r)."""
-    scale: float
+def alpha_of(settings: Lora) -> float:
+    """LoRA's alpha, which is the rank where the recipe gives none."""
+    return settings.rank if settings.alpha is None else settings.alpha
 
 
-def low_rank(layer: Any) -> LowRank | None:
-    """The terms of plain LoRA on a frozen Linear; None for what PEFT itself must compute: DoRA, dropout."""
-    if not _is_adapted(layer) or layer.disable_adapters or layer.merged:
-        return None
-    base, names = layer.get_base_layer(), layer.active_adapters
-    if len(names) != 1 or any(parameter.requires_grad for parameter in base.parameters()):
-        return None
-    (name,) = names
-    if name in layer.lora_variant or layer.lora_bias[name] or not isinstance(layer.lora_dropout[name], nn.Identity):
-        return None
-    down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
-    return LowRank(base.weight, base.bias, down, up, layer.scaling[name])
+def scale_of(settings: Lora) -> float:
+    """What LoRA's output is multiplied with."""
+    return alpha_of(settings) / (math.sqrt(settings.rank) if settings.rslora else settings.rank)
 
 
-def merge_lora(trunk: Hiera) -> None:
-    """Fold the adapter into the weights and fuse q, k and v again, in place; a trunk without LoRA stays as it is."""
-    for attention in _attentions(trunk):
-        attention.proj = _merged(attention.proj)
-        if isinstance(attention.qkv, SplitProjection):
-            attention.qkv = _fused(attention.qkv)
-    if hasattr(trunk, "peft_config"):
-        del trunk.peft_config
+def _targets(encoder: Encoder, settings: Lora) -> dict[str, nn.Module]:
+    """The layers that LoRA adapts, by their full names."""
+    kind, known = type(encoder).__name__, encoder.lora_targets
+    for target in settings.targets:
+        if target not in known:
+            may = f"(known: {', '.join(known)})" if known else "and none at all; set model.encoder to full or frozen"
+            raise UsageError(f"model.lora.targets: encoder {kind} has no target '{target}' {may}")
+    pattern = re.compile(encoder.lora_pattern(settings.targets))
+    found = {name: module for name, module in encoder.named_modules() if pattern.fullmatch(name)}
+    if not found:
+        raise UsageError(f"model.lora.targets: encoder {kind} has no layer whose name fits {pattern.pattern}")
+    return found
 
 
-def has_lora(trunk: Hiera) -> bool:
-    """Whether the trunk carries an adapter that is not merged."""
-    return any(isinstance(attention.qkv, SplitProjection) for attention in _attentions(trunk))
-
-
-def _is_adapted(layer: nn.Module) -> bool:
-    """Whether it is a Linear of PEFT's; told without PEFT, which a network without LoRA never imports."""
-    return hasattr(layer, "lora_A")
-
-
-def _attentions(trunk: Hiera) -> list[MultiScaleAttention]:
-    return [block.attn for block in trunk.blocks]
-
-
-def _merged(layer: Any) -> nn.Linear:
-    """The Linear that computes what an adapted Linear does."""
-    if _is_adapted(layer):
-        layer.merge()
-        layer = layer.get_base_layer()
-    assert isinstance(layer, nn.Linear)
-    return layer
-
-
-def _fused(split: SplitProjection) -> nn.Linear:
-    parts = [_merged(part) for part in (split.q, split.k, split.v)]
-    first = parts[0]
-    fused = Linear(first.in_features, 3 * first.out_features, device=first.weight.device, dtype=first.weight.dtype)
-    with torch.no_grad():
-        fused.weight.copy_(torch.cat([part.weight for part in parts]))
-        fused.bias.copy_(torch.cat([part.bias for part in parts]))
-    return fused
+def _merged(layer: Any) -> nn.Module:
+    """The layer that computes what an adapted layer does."""
+    layer.merge()
+    base: nn.Module = layer.get_base_layer()
+    return base

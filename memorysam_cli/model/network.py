@@ -1,37 +1,53 @@
-"""MemorySAM: SAM2's video memory run across the modalities of one scene."""
+"""MemorySAM: SAM2's video memory run across the modalities of one scene; and which of its tensors are trained."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
 
+from memorysam_cli.encoders.base import Encoder, Level
+from memorysam_cli.encoders.products import linear, use_fast_linears
 from memorysam_cli.model.backbone import set_grid
-from memorysam_cli.model.hiera import Block, stages, whole
-from memorysam_cli.model.linear import linear, use_fast_linears
-from memorysam_cli.model.memory import GATED, Frame
-from memorysam_cli.model.rotary import use_fast_rotary_attention
-from memorysam_cli.model.sequences import Step, Tree
-from memorysam_cli.model.windows import Layout
+from memorysam_cli.model.fusion import Fusion, Mean, Output, refuse_impossible
+from memorysam_cli.model.memory import EncodedFrame, Tree
 
+FRESH = (
+    "sam.sam_mask_decoder.mask_tokens.",
+    "sam.sam_mask_decoder.output_hypernetworks_mlps.",
+    "sam.sam_mask_decoder.iou_prediction_head.",
+    "fusion.",
+)
+"""Parts that start fresh: SAM2 has them for its own four masks, not for classes, or not at all."""
 
-class Output(NamedTuple):
-    """What one forward pass gives.
+ENCODER = "sam.image_encoder."
 
-    Attributes:
-        logits: (B, tokens, H/4, W/4) float32, sum of the open frames' class logits divided by M.
-        gate_shift: (B, 1, 1, 1) float32, −1024 × the share of gated frames: the same for every class and pixel.
-        features: (B, C/8, H/4, W/4) mean over frames of the stride-4 feature map, for the prototypes.
-    """
+MEMORY = (
+    "sam.memory_attention.",
+    "sam.memory_encoder.",
+    "sam.maskmem_tpos_enc",
+    "sam.no_obj_ptr",
+    "sam.no_obj_embed_spatial",
+    "sam.obj_ptr_tpos_proj.",
+)
+"""Parts that only work between frames; with one modality they get no gradient and are frozen."""
 
-    logits: Tensor
-    gate_shift: Tensor
-    features: Tensor
+FROZEN = (
+    ENCODER,
+    "sam.sam_prompt_encoder.",
+    "sam.obj_ptr_proj.",
+    "sam.sam_mask_decoder.iou_prediction_head.",
+    "sam.sam_mask_decoder.pred_obj_score_head.",
+    # Take no part in the result, so no gradient could reach them:
+    "sam.sam_mask_decoder.output_hypernetworks_mlps.0.",
+    "sam.mask_downsample.",
+    "sam.no_mem_pos_enc",
+)
 
 
 class MemorySAM(nn.Module):
@@ -41,19 +57,20 @@ class MemorySAM(nn.Module):
         sam: a SAM2 network from :func:`memorysam_cli.model.backbone.build_sam2`.
         classes: K, how many of the decoder's class tokens the data set uses (imported weights may have more).
         object_gate: whether SAM2's object score may silence a frame (METHOD §1.5).
+        fusion: how the frames come together; None: their mean, as in the paper.
 
     Source: MemorySAM (arXiv 2503.06700), METHOD §1.
     """
 
-    def __init__(self, sam: SAM2Base, *, classes: int, object_gate: bool = True) -> None:
+    def __init__(self, sam: SAM2Base, *, classes: int, object_gate: bool = True, fusion: Fusion | None = None) -> None:
         super().__init__()
         use_fast_linears(sam)
-        use_fast_rotary_attention(sam)
         self.sam = sam
+        self.fusion = Mean() if fusion is None else fusion
         self.classes = classes
         self.object_gate = object_gate
         self.saver = False
-        self._block: Block | None = None
+        self._unit: Callable[..., Any] | None = None
         self._grid: tuple[int, int, torch.device] | None = None
 
     @property
@@ -62,8 +79,14 @@ class MemorySAM(nn.Module):
         device: torch.device = self.sam.no_mem_embed.device
         return device
 
+    @property
+    def encoder(self) -> Encoder:
+        """What turns a frame into features."""
+        encoder: Encoder = self.sam.image_encoder.trunk
+        return encoder
+
     def compile_blocks(self, *, mode: str | None = None) -> None:
-        """Have ``torch.compile`` make one function of each kind of Hiera's blocks, at their first run.
+        """Have ``torch.compile`` make one function of each kind of the encoder's blocks, at their first run.
 
         Frames are then encoded one modality at a time, so that what is compiled for a batch serves any number of
         modalities. A new batch or image size is compiled anew.
@@ -71,9 +94,13 @@ class MemorySAM(nn.Module):
         Args:
             mode: of ``torch.compile``; "reduce-overhead", CUDA graphs, is unmeasured.
         """
-        # Eight kinds of blocks (stages, changes of stage, global ones), each with and without gradients.
+        # Hiera has eight kinds of blocks (stages, changes of stage, global ones), each with and without gradients.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-        self._block = torch.compile(whole, mode=mode)
+        self._unit = torch.compile(self.encoder.unit(), mode=mode)
+
+    def use_plain_encoder(self) -> None:
+        """Have the encoder run its blocks without forks and in-place steps, as an export needs them."""
+        self._unit = self.encoder.unit()
 
     def forward(self, frames: Sequence[Tensor]) -> Output:
         """Run the memory across the frames.
@@ -87,7 +114,7 @@ class MemorySAM(nn.Module):
         _, output = next(self.outputs(self.encode(frames), [range(len(frames))]))
         return output
 
-    def encode(self, frames: Sequence[Tensor]) -> list[Frame]:
+    def encode(self, frames: Sequence[Tensor]) -> list[EncodedFrame]:
         """Encode all frames at once; their encodings do not depend on each other.
 
         Args:
@@ -98,21 +125,21 @@ class MemorySAM(nn.Module):
         """
         _check(frames)
         batch = frames[0].shape[0]
-        calls = frames if self._block else [torch.cat(list(frames))]  # (M·B, 3, H, W)
+        calls = frames if self._unit else [torch.cat(list(frames))]  # (M·B, 3, H, W)
         levels = zip(*(self._pyramid(call) for call in calls), strict=True)
         fine, middle, coarse = (
             list(itertools.chain.from_iterable(torch.split(part, batch) for part in level)) for level in levels
         )
         position = self.sam.image_encoder.neck.position_encoding(coarse[0][:1]).to(coarse[0].dtype)
         positions = [position.expand(batch, -1, -1, -1)] * len(frames)
-        return [Frame(*parts) for parts in zip(fine, middle, coarse, positions, strict=True)]
+        return [EncodedFrame(*parts) for parts in zip(fine, middle, coarse, positions, strict=True)]
 
-    def outputs(self, pool: Sequence[Frame], sequences: Sequence[Sequence[int]]) -> Iterator[tuple[int, Output]]:
+    def outputs(self, pool: Sequence[EncodedFrame], sequences: Sequence[Sequence[int]]) -> Iterator[tuple[int, Output]]:
         """Run the memory across many sequences of encoded frames.
 
         Args:
             pool: frames as of :meth:`encode`, all of one batch size and image size.
-            sequences: each lists places in ``pool`` in the order in which the memory sees them.
+            sequences: each lists places in ``pool`` in the order of the recipe, which the fusion makes its plan of.
 
         Yields:
             A sequence's number and its output, equal to that of :meth:`forward` on its frames, in the order in which
@@ -120,19 +147,22 @@ class MemorySAM(nn.Module):
             frames, only between sequences of one length).
 
         Raises:
-            ValueError: a sequence is empty.
+            ValueError: a sequence is empty, or the fusion's plan impossible.
         """
         if not all(sequences):
             raise ValueError("sequences: each needs at least one frame")
+        plans = [self.fusion.plan(places) for places in sequences]
+        for looks, places in zip(plans, sequences, strict=True):
+            refuse_impossible(looks, places)
         grid = pool[0].coarse.shape[-2:]
         self._use_grid(*grid)
         # The gaussian matrix is a buffer that moves with the network; the embedding is a few thousand cosines.
         dense_position = self.sam.sam_prompt_encoder.pe_layer(grid).unsqueeze(0)
         tree = Tree(
-            self.sam, pool, sequences, gate=self.object_gate, dense_position=dense_position, saver=self.saver
+            self.sam, pool, plans, gate=self.object_gate, dense_position=dense_position, saver=self.saver
         )  # fmt: skip
         for number, steps in tree.walk():
-            yield number, _average(steps)
+            yield number, self.fusion.join(steps)
 
     def logits(self, frames: Sequence[Tensor]) -> Tensor:
         """The class logits at the size of the frames.
@@ -175,10 +205,8 @@ class MemorySAM(nn.Module):
         convolutions: list[list[nn.Conv2d]] = [[level.conv] for level in reversed(neck.convs)]
         convolutions[0].append(decoder.conv_s0)
         convolutions[1].append(decoder.conv_s1)
-        trunk = self.sam.image_encoder.trunk
-        ends = stages(trunk, images, saver=self.saver, compiled=self._block)
-        levels = zip(ends, convolutions, strict=True)
-        fine, middle, coarse, top = (_map(tokens, layout, chain) for (tokens, layout), chain in levels)
+        levels = zip(self.encoder.levels(images, saver=self.saver, unit=self._unit), convolutions, strict=True)
+        fine, middle, coarse, top = (_map(level, chain) for level, chain in levels)
         return fine, middle, coarse + F.interpolate(top.float(), scale_factor=2.0, mode=neck.fpn_interp_model)
 
     def _use_grid(self, height: int, width: int) -> None:
@@ -192,25 +220,15 @@ class MemorySAM(nn.Module):
             self._grid = grid
 
 
-def _map(tokens: Tensor, layout: Layout, chain: Sequence[nn.Conv2d]) -> Tensor:
+def _map(level: Level, chain: Sequence[nn.Conv2d]) -> Tensor:
     """One or two 1×1 convolutions on the tokens of frames: (T, C) -> (N, C', h, w)."""
+    tokens, order = level
     weight, bias = chain[0].weight.flatten(1), chain[0].bias
     with torch.autocast(tokens.device.type, enabled=False):  # weights are multiplied once, in their own type
         for layer in chain[1:]:
             outer = layer.weight.flatten(1)
             weight, bias = outer @ weight, F.linear(bias, outer, layer.bias)  # type: ignore[arg-type]
-    return layout.join(linear(tokens, weight, bias)).permute(0, 3, 1, 2).contiguous()
-
-
-def _average(steps: Sequence[Step]) -> Output:
-    """The mean over a sequence's frames."""
-    gates = [step.decoded.is_open[:, :, None, None] for step in steps]  # (B, 1) -> (B, 1, 1, 1)
-    logits = [torch.where(gate > 0, step.decoded.logits, 0.0) for gate, step in zip(gates, steps, strict=True)]
-    return Output(
-        logits=torch.stack(logits).mean(dim=0),  # (M, B, tokens, h, w) -> (B, tokens, h, w)
-        gate_shift=GATED * (1 - torch.stack(gates).mean(dim=0)),
-        features=torch.stack([step.frame.fine for step in steps]).mean(dim=0),
-    )
+    return order.join(linear(tokens, weight, bias)).permute(0, 3, 1, 2).contiguous()
 
 
 def _check(frames: Sequence[Tensor]) -> None:
@@ -225,3 +243,37 @@ def _check(frames: Sequence[Tensor]) -> None:
             raise ValueError(f"frames[{index}]: shape {tuple(frame.shape)} differs from frames[0]'s {tuple(shape)}")
     if shape[-2] % 32 or shape[-1] % 32:
         raise ValueError(f"frames: {shape[-2]}×{shape[-1]} pixels; height and width must be divisible by 32")
+
+
+def is_fresh(name: str) -> bool:
+    """Whether a tensor of the network starts fresh instead of coming from SAM2's checkpoint."""
+    return name.startswith(FRESH)
+
+
+def start_fresh(network: MemorySAM) -> None:
+    """Give the IoU head its start: Kaiming normal (fan_in, relu), bias 0; the other fresh parts keep PyTorch's."""
+    for module in network.sam.sam_mask_decoder.iou_prediction_head.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+            nn.init.zeros_(module.bias)
+
+
+def set_trainable(network: MemorySAM, *, encoder: Literal["lora", "full", "frozen"], modalities: int) -> list[str]:
+    """Freeze and unfreeze by METHOD §2's table, in place.
+
+    Returns:
+        The names of the trainable parameters.
+    """
+    frozen = FROZEN if modalities > 1 else FROZEN + MEMORY
+    never = tuple(f"{ENCODER}trunk.{name}" for name in network.encoder.frozen)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(not name.startswith(frozen))
+        if name.startswith(ENCODER):
+            learns = encoder == "full" and not name.startswith(never)
+            parameter.requires_grad_(learns or (encoder == "lora" and ".lora_" in name))
+    return [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+
+
+def count(parameters: Iterable[torch.Tensor]) -> int:
+    """The number of scalars."""
+    return sum(parameter.numel() for parameter in parameters)

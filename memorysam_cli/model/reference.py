@@ -1,4 +1,4 @@
-"""The upstream MemorySAM code's weight layout, to ours and back (METHOD §6).
+"""The upstream MemorySAM code's weight layout, to ours and back (METHOD §6), and which network a checkpoint is of.
 
 There every name begins with ``sam.``, a block's projection is ``attn.qkv.qkv`` and its LoRA
 ``attn.qkv.linear_{a,b}_{q,v}``. There LoRA's output has width d_in: it is added to q's first d_in channels and to
@@ -9,18 +9,22 @@ there with zero rows, which is exact, and may be cut again only while those rows
 from __future__ import annotations
 
 import re
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from memorysam_cli.errors import WeightsError
-from memorysam_cli.model.backbone import build_sam2
+from memorysam_cli.model.base_weights import Shapes, difference, few_names, fitting, plain_shapes, shapes_of
+from memorysam_cli.model.lora import ADAPTER
+from memorysam_cli.recipe import BACKBONES
+from memorysam_cli.text import shown
 
-ADAPTER = "default"
-"""PEFT's name for the adapter."""
 _QKV = ".attn.qkv."
+_TOKENS = "sam.sam_mask_decoder.mask_tokens.weight"
+_LORA_A = ".attn.qkv.linear_a_q.weight"
+_PARALLEL = "module."
+"""What ``DistributedDataParallel`` puts before every name."""
 _LORA = re.compile(r"linear_(?P<side>[ab])_(?P<part>[qv])\.weight")
 
 
@@ -89,17 +93,15 @@ def to_reference(state: dict[str, Tensor], *, scale: float = 1.0) -> dict[str, T
 
 def reference_shapes(backbone: str, *, tokens: int, rank: int) -> dict[str, tuple[int, ...]]:
     """Name → shape of every tensor that a reference checkpoint has."""
-    with torch.device("meta"), _RealNumbers():
-        plain = build_sam2(backbone, tokens=tokens).state_dict()
     shapes: dict[str, tuple[int, ...]] = {}
-    for name, tensor in plain.items():
+    for name, shape in plain_shapes(backbone, tokens=tokens).items():
         block, is_projection, rest = f"sam.{name}".partition(_QKV)
         if not is_projection:
-            shapes[block] = tuple(tensor.shape)
+            shapes[block] = shape
             continue
-        shapes[f"{block}{_QKV}qkv.{rest}"] = tuple(tensor.shape)
+        shapes[f"{block}{_QKV}qkv.{rest}"] = shape
         if rest == "weight":
-            width = tensor.shape[1]
+            width = shape[1]
             for part in "qv":
                 shapes[f"{block}{_QKV}linear_a_{part}.weight"] = (rank, width)
                 shapes[f"{block}{_QKV}linear_b_{part}.weight"] = (width, rank)
@@ -123,10 +125,87 @@ def _lora_name(block: str, part: str, side: str) -> str:
     return f"{block}{_QKV}{part}.lora_{side.upper()}.{ADAPTER}.weight"
 
 
-class _RealNumbers(TorchFunctionMode):
-    """Hiera reads its drop-path rates off a ``linspace``, which a tensor without content cannot give."""
+@dataclass(frozen=True)
+class Identity:
+    """What the tensors of a checkpoint say."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Make the one call on the CPU."""
-        options = dict(kwargs or {})
-        return func(*args, **(options | {"device": "cpu"} if func is torch.linspace else options))
+    backbone: str
+    """One of ``memorysam_cli.recipe.BACKBONES``."""
+    rank: int
+    """Of its LoRA."""
+    tokens: int
+    """Class tokens of its decoder."""
+
+
+def unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state without the prefix that data-parallel training leaves."""
+    if all(name.startswith(_PARALLEL) for name in state):
+        return {name.removeprefix(_PARALLEL): tensor for name, tensor in state.items()}
+    return state
+
+
+def identify(state: dict[str, Tensor], *, where: str) -> Identity:
+    """Find the network that a reference ``state_dict`` is of; every tensor is accounted for.
+
+    Args:
+        state: names as upstream writes them, without a ``module.`` prefix.
+        where: the file, for messages.
+
+    Raises:
+        WeightsError: tensors are missing, extra, of another shape or not floating point (the first of each are
+            named, with the backbone that most of them fit), or it is no MemorySAM checkpoint at all.
+    """
+    given = shapes_of(state)
+    _refuse_other_models(given, where=where)
+    tokens, rank = _tokens(given), _rank(given)
+    candidates = {name: reference_shapes(name, tokens=tokens, rank=rank) for name in BACKBONES}
+    backbone = max(candidates, key=lambda name: _agreement(given, candidates[name]))
+    wanted = candidates[backbone]
+    if found := difference(given, wanted):
+        raise WeightsError(
+            f"{where}: {fitting(given, wanted)} of the {len(wanted)} tensors of MemorySAM on {backbone}, which "
+            f"it resembles most, fit; {found}; give the state_dict of the whole model"
+        )
+    numbers = [name for name, tensor in state.items() if not tensor.is_floating_point()]
+    if numbers:
+        raise WeightsError(
+            f"{where}: {few_names(numbers)} hold whole numbers, not weights; export the state_dict again"
+        )
+    return Identity(backbone=backbone, rank=rank, tokens=tokens)
+
+
+def _refuse_other_models(given: Shapes, *, where: str) -> None:
+    """Say what it is, where it is none of ours."""
+    if any(name.startswith("sam.image_encoder.") for name in given):
+        return
+    example = f"for example '{shown(next(iter(given))[:80])}'"
+    if not any(name.startswith("image_encoder.trunk.") for name in given):
+        raise WeightsError(
+            f"{where}: none of its {len(given)} tensors is of a MemorySAM checkpoint ({example}); "
+            "its names begin with 'sam.image_encoder.'"
+        )
+    if any(_LORA_A in name for name in given):
+        raise WeightsError(
+            f"{where}: its names lack the prefix 'sam.' ({example}); save the state_dict of the whole model"
+        )
+    raise WeightsError(
+        f"{where}: these are SAM 2's own weights, without MemorySAM's LoRA; give them to training: "
+        f"--set model.base_weights={where}"
+    )
+
+
+def _tokens(given: Shapes) -> int:
+    """Class tokens; SAM2's own first token is one more. Without any, the number of the released weights."""
+    shape = given.get(_TOKENS, ())
+    return max(shape[0] - 1, 1) if len(shape) == 2 else 25
+
+
+def _rank(given: Shapes) -> int:
+    """Of the first block that has LoRA. Without any, that of the released weights."""
+    found = [shape[0] for name, shape in given.items() if name.endswith(_LORA_A) and len(shape) == 2]
+    return max(found[0], 1) if found else 4
+
+
+def _agreement(given: Shapes, wanted: Shapes) -> tuple[int, int]:
+    """How many tensors fit, then how few are left over."""
+    return fitting(given, wanted), -len(wanted.keys() ^ given.keys())

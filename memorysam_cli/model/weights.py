@@ -14,15 +14,15 @@ from torch import Tensor
 from memorysam_cli import __version__
 from memorysam_cli.dataset import DatasetInfo, Modality, Strict
 from memorysam_cli.errors import WeightsError
-from memorysam_cli.model import ledger
 from memorysam_cli.model.backbone import build_sam2
-from memorysam_cli.model.base import Base, load_base, reload_base
-from memorysam_cli.model.lora import has_lora, merge_lora
-from memorysam_cli.model.network import MemorySAM
-from memorysam_cli.model.parts import is_fresh, prepare_training, start_fresh
-from memorysam_cli.recipe import Recipe
+from memorysam_cli.model.base_weights import Base, copy_tensors, load_base, reload_base
+from memorysam_cli.model.lora import add_folding_lora, add_lora, has_lora, merge_lora
+from memorysam_cli.model.network import MemorySAM, is_fresh, set_trainable, start_fresh
+from memorysam_cli.recipe import UNKNOWN_NAME, Model, Recipe
 from memorysam_cli.recipe.schema import without_retired
+from memorysam_cli.registry import FUSIONS
 from memorysam_cli.storage import tensors
+from memorysam_cli.text import shown
 
 CARD = "memorysam"
 """The metadata key under which the card is stored, as JSON."""
@@ -96,6 +96,7 @@ def build(card: WeightsCard) -> Segmenter:
         sam = build_sam2(recipe.model.backbone, tokens=card.tokens)
         network = Segmenter(sam, classes=len(card.dataset.classes), object_gate=recipe.model.object_gate)
         start_fresh(network)
+        network.fusion = FUSIONS.get(recipe.model.fusion)()  # last: what it draws changes nothing before
     network.card = card
     return network
 
@@ -111,6 +112,20 @@ def build_for_training(recipe: Recipe, dataset: DatasetInfo) -> Segmenter:
 def build_for_measuring(recipe: Recipe, dataset: DatasetInfo) -> Segmenter:
     """As :func:`build_for_training`, but on random base weights of any backbone: as fast, as large, and no use."""
     return _with_lora(build(_blank_card(recipe, dataset)))
+
+
+def prepare_training(network: MemorySAM, settings: Model, *, modalities: int, folding: bool = False) -> list[str]:
+    """Add LoRA where the recipe wants it and set what is trained; returns the trainable names.
+
+    Args:
+        network: on its base weights.
+        settings: what of the encoder learns, and how.
+        modalities: M; with one, the memory is not trained.
+        folding: make room for LoRA's tensors only, to be filled and merged.
+    """
+    if settings.encoder == "lora":
+        (add_folding_lora if folding else add_lora)(network.encoder, settings.lora)
+    return set_trainable(network, encoder=settings.encoder, modalities=modalities)
 
 
 def own_tensors(network: Segmenter) -> dict[str, Tensor]:
@@ -139,7 +154,7 @@ def save(network: Segmenter, path: Path, *, metric: Metric | None = None) -> str
 
 def save_merged(network: Segmenter, path: Path) -> str:
     """Write a complete file that needs no base; the network's LoRA must be merged."""
-    assert not has_lora(network.sam.image_encoder.trunk)
+    assert not has_lora(network.encoder)
     return _write(path, dict(network.state_dict()), network.card.model_copy(update={"kind": "merged"}))
 
 
@@ -185,22 +200,26 @@ def load(path: str | Path, device: str | torch.device = "cpu", *, image_size: in
     """
     if image_size is not None and (image_size <= 0 or image_size % 32):
         raise WeightsError(f"image_size: {image_size} is not a positive multiple of 32")
-    network = load_unmerged(path)
+    network = _load(Path(path), folding=True)
     if image_size is not None:
         network.card = network.card.model_copy(update={"image_size": image_size})
-    merge_lora(network.sam.image_encoder.trunk)
+    merge_lora(network.encoder)
     return network.requires_grad_(False).eval().to(device)  # merging makes new layers
 
 
 def load_unmerged(path: str | Path) -> Segmenter:
     """Load trained weights with their LoRA as it is, on the CPU, in eval mode; otherwise as :func:`load`."""
-    path = Path(path)
+    return _load(Path(path), folding=False)
+
+
+def _load(path: Path, *, folding: bool) -> Segmenter:
+    """Load weights with their LoRA as PEFT's, or, ``folding``, as tensors that are only there to be merged."""
     state, card = read(path)
     network = build(card)
     if card.kind == "trained":
         reload_base(network, card.base, where=str(path))
     if card.kind != "merged":
-        prepare_training(network, card.recipe.model, modalities=len(card.recipe.data.modalities))
+        prepare_training(network, card.recipe.model, modalities=len(card.recipe.data.modalities), folding=folding)
     if card.kind == "trained":
         fill_own(network, state, where=str(path))
     else:
@@ -237,7 +256,7 @@ def _with_lora(network: Segmenter) -> Segmenter:
 
 
 def _fill(wanted: dict[str, Tensor], given: dict[str, Tensor], *, where: str) -> None:
-    ledger.copy(given, wanted, where=where, whose="this model", remedy="give a file of the same recipe")
+    copy_tensors(given, wanted, where=where, whose="this model", remedy="give a file of the same recipe")
 
 
 def _write(path: Path, state: dict[str, Tensor], card: WeightsCard) -> str:
@@ -264,4 +283,9 @@ def _parse_card(metadata: dict[str, str], *, where: Path) -> WeightsCard:
     except ValidationError as fault:
         first = fault.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
+        if first["type"] == UNKNOWN_NAME:
+            raise WeightsError(
+                f"{where}: its card names {place} '{shown(str(first['input'])[:80])}', which memorysam does not know; "
+                "code is never loaded because a file names it: memorysam --extend FILE …"
+            ) from None
         raise WeightsError(f"{where}: its card is not readable by this version: {place}: {first['msg']}") from None

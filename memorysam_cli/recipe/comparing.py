@@ -21,6 +21,7 @@ import yaml
 from memorysam_cli.errors import UsageError
 from memorysam_cli.recipe.reading import (
     EXTENDS,
+    EXTENSIONS,
     OF_ITS_OWN,
     OF_THE_FILE,
     SUFFIXES,
@@ -322,13 +323,16 @@ def copied(name_or_file: str, out: Path, *, overrides: Sequence[str] = (), has_s
     changed = {each.key for each in differences(before, asked.recipe)} | head
     lines = [*_introduction(out.name, has_schema=has_schema), *_head(extends, out.stem, asked.recipe, changed)]
     values = dict(leaves(asked.recipe.model_dump(mode="json")))
+    # Not inherited, and relative to the file that names them.
+    values[EXTENSIONS] = [str((asked.path.parent / file).absolute()) for file in asked.recipe.extensions]
+    changed |= {EXTENSIONS} if values[EXTENSIONS] else set()
     losses = asked.recipe.losses
     values["losses"] = {**dict.fromkeys(before.losses), **losses}  # null: what was inherited is taken back
     changed |= {"losses"} if losses != before.losses else set()
     for key in keys():
         if key.path.partition(".")[0] not in OF_THE_FILE | {"name", "about"}:
             lines += _entry(key, values.get(key.path), is_changed=key.path in changed)
-    return Copy("\n".join(lines) + "\n", extends, len(changed))
+    return Copy("\n".join(lines) + "\n", extends, len(changed - {EXTENSIONS}))
 
 
 def _introduction(name: str, *, has_schema: bool) -> Iterator[str]:

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from memorysam_cli import extensions
 from memorysam_cli.errors import UsageError, did_you_mean
-from memorysam_cli.recipe.schema import LossSettings, Name, Recipe, Section, without_retired
+from memorysam_cli.recipe.schema import UNKNOWN_NAME, LossSettings, Name, Recipe, Section, without_retired
 from memorysam_cli.registry import LOSSES
 from memorysam_cli.storage.documents import parse_yaml, read_yaml
 from memorysam_cli.validation import first_fault, kind_of, line_of
@@ -76,8 +77,9 @@ class RecipeFile(Recipe):
 
 OF_THE_FILE = frozenset({EXTENDS, *Claims.model_fields})
 """Keys of a recipe's file that are no part of the recipe."""
-OF_ITS_OWN = frozenset({"name", "about"})
-"""Keys of a recipe that one that extends it does not inherit: they tell the two apart."""
+EXTENSIONS = "extensions"
+OF_ITS_OWN = frozenset({"name", "about", EXTENSIONS})
+"""Keys of a recipe that one that extends it does not inherit: they tell the two apart, or name code to run."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,22 @@ def read_source(path: Path) -> Source:
     return Source(path, _filled(content, Recipe) if line else content, extends, line, claims)
 
 
+def load_extensions(source: Source) -> None:
+    """Name the Python files of a recipe's file to be loaded, and write their absolute paths into its content.
+
+    Only for a file that the user gave on the command line; a shipped recipe has none.
+
+    Raises:
+        UsageError: one is not there.
+    """
+    listed = source.content.get(EXTENSIONS)
+    if source.path in shipped().values() or not isinstance(listed, list) or not all(isinstance(f, str) for f in listed):
+        return  # what is no list of names the schema refuses
+    paths = [(source.path.parent / file).absolute() for file in listed]
+    extensions.add(paths, where=f"{source.path}:{source.line_of([EXTENSIONS])}: extensions:")
+    source.content[EXTENSIONS] = [str(path) for path in paths]
+
+
 def read_parent(source: Source) -> Source | None:
     """The file that another one extends, if it does.
 
@@ -262,34 +280,51 @@ class _RefusedError(Exception):
     Attributes:
         keys: that lead to it.
         reason: one line.
+        is_unknown_name: whether it is a name that nothing is registered under here.
     """
 
     keys: tuple[str, ...]
     reason: str
+    is_unknown_name: bool = False
 
 
-def load(name_or_file: str | os.PathLike[str], overrides: Sequence[str] = (), *, is_stored: bool = False) -> Recipe:
+def load(
+    name_or_file: str | os.PathLike[str],
+    overrides: Sequence[str] = (),
+    *,
+    with_extensions: bool = False,
+    is_stored: bool = False,
+) -> Recipe:
     """Read a shipped recipe or a file, apply ``key=value`` overrides, and check all of it.
 
     Args:
         name_or_file: a shipped recipe's name, or a path that ends in .yaml or .yml.
         overrides: such as ``"optim.lr=1e-4"``; the last one wins; ``null`` clears.
+        with_extensions: the user gave this very file on the command line, so that the code it names may run.
         is_stored: it is a run's own and only looked at, so that losses that are not registered here are taken as they
             are.
 
     Raises:
         UsageError: no such recipe, an unknown key, a wrong type or an impossible value.
     """
-    return read(name_or_file, overrides, is_stored=is_stored).recipe
+    return read(name_or_file, overrides, with_extensions=with_extensions, is_stored=is_stored).recipe
 
 
-def read(name_or_file: str | os.PathLike[str], overrides: Sequence[str] = (), *, is_stored: bool = False) -> Document:
+def read(
+    name_or_file: str | os.PathLike[str],
+    overrides: Sequence[str] = (),
+    *,
+    with_extensions: bool = False,
+    is_stored: bool = False,
+) -> Document:
     """As :func:`load`, with what the file says beside the recipe.
 
     Raises:
         UsageError: likewise; or what it extends is missing, wrong, or extends another one.
     """
     own = read_source(find(name_or_file))
+    if with_extensions:
+        load_extensions(own)
     parent = read_parent(own)
     content = own.content if parent is None else extended(parent.content, own.content)
     content.setdefault("name", own.path.stem)
@@ -299,7 +334,10 @@ def read(name_or_file: str | os.PathLike[str], overrides: Sequence[str] = (), *,
         recipe = _validated(content, RecipeFile)
         recipe = recipe if is_stored else _with_settings(recipe)
     except _RefusedError as refused:
-        raise UsageError(f"{_origin(own, parent, refused.keys, overrides)}: {refused.reason}") from None
+        reason = refused.reason
+        if refused.is_unknown_name and not with_extensions:
+            reason += _not_loaded(own)
+        raise UsageError(f"{_origin(own, parent, refused.keys, overrides)}: {reason}") from None
     claims = Claims() if overrides else own.claims
     return Document(recipe, own.path, _named(own, parent), claims.reported, claims.measured)
 
@@ -332,7 +370,8 @@ def _validated(content: dict[str, Any], schema: type[Recipe]) -> Recipe:
         # As JSON: then pydantic's strict mode takes a list for a tuple and an integer for a float, and no more.
         return Recipe.model_validate_json(json.dumps(without_retired(content)), strict=True)
     except ValidationError as fault:
-        raise _RefusedError(*first_fault(fault, schema)) from None
+        is_unknown_name = any(each["type"] == UNKNOWN_NAME for each in fault.errors())
+        raise _RefusedError(*first_fault(fault, schema), is_unknown_name) from None
 
 
 def _with_settings(recipe: Recipe) -> Recipe:
@@ -352,7 +391,7 @@ def _settings(recipe: Recipe, name: str) -> dict[str, Any]:
     if name not in LOSSES:
         known = [each for each in LOSSES if each not in own]
         hint = did_you_mean(name, known) if known else "; none is registered: bring yours with --extend FILE.py"
-        raise _RefusedError(("losses", name), f"losses: unknown loss '{name}'{hint}")
+        raise _RefusedError(("losses", name), f"losses: unknown loss '{name}'{hint}", is_unknown_name=True)
     try:
         return loss_settings(recipe, name).model_dump(mode="json")
     except ValidationError as fault:
@@ -367,7 +406,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise UsageError(f"--set {override}: must be key=value, for example optim.lr=1e-4")
     *parents, last = key.split(".")
-    if (parents or [last])[0] in OF_THE_FILE:
+    if (parents or [last])[0] in {*OF_THE_FILE, EXTENSIONS}:
         raise UsageError(f"--set {override}: '{(parents or [last])[0]}' can only be written in a recipe's file")
     place = content
     for part in parents:
@@ -377,6 +416,13 @@ def _apply(content: dict[str, Any], override: str) -> None:
             raise UsageError(f"--set {override}: '{part}' is a value, not a section")
         place = place[part]
     place[last] = parse_yaml(text, where=f"--set {override}")
+
+
+def _not_loaded(own: Source) -> str:
+    """What a stored recipe says of the code that it was made with, which only the user's own word loads."""
+    listed = own.content.get(EXTENSIONS)
+    named = [f"--extend {file}" for file in listed if isinstance(file, str)] if isinstance(listed, list) else []
+    return f"; it was made with {' '.join(named)}" if named else ""
 
 
 def _origin(own: Source, parent: Source | None, keys: tuple[str, ...], overrides: Sequence[str]) -> str:

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from memorysam_cli.dataset import Strict
 from memorysam_cli.errors import UsageError
+from memorysam_cli.extensions import HINT
+from memorysam_cli.registry import ENCODERS, FUSIONS, Registry
 from memorysam_cli.storage.documents import parse_yaml
 
-BACKBONES = (
-    "nano",
-    *(f"sam2-hiera-{size}" for size in ("tiny", "small", "base-plus", "large")),
-    *(f"sam2.1-hiera-{size}" for size in ("tiny", "small", "base-plus", "large")),
-)
+BACKBONES = ENCODERS.built_in
+"""The backbones that come with memorysam."""
+UNKNOWN_NAME = "unknown_name"
+"""The type of pydantic's error for a name that a registry does not have."""
+LORA_TARGETS = ("q", "k", "v", "proj")
+"""Of SAM 2's encoders; others have names of their own."""
 
 DEFAULT = "default"
 """The recipe of a training that names none."""
@@ -65,6 +78,40 @@ def without_retired(content: Any) -> Any:
     }
 
 
+def _expected(names: Sequence[str]) -> str:
+    """Names as pydantic lists them: 'a', 'b' or 'c'."""
+    *most, last = (f"'{name}'" for name in names)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _registered(registry: Registry) -> Callable[[Any], Any]:
+    """A check that a value is a registry's name."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, str) or value not in registry:
+            words = {"expected": _expected(tuple(registry)), "hint": HINT}
+            raise PydanticCustomError(UNKNOWN_NAME, "Input should be {expected}; {hint}", words)
+        return value
+
+    return check
+
+
+def _lora_target(value: Any) -> Any:
+    """Refuse what no encoder can mean; what the recipe's own encoder has is asked when it is built."""
+    is_known = value in LORA_TARGETS or (isinstance(value, str) and set(ENCODERS) != set(BACKBONES))
+    if not is_known:
+        raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": _expected(LORA_TARGETS)})
+    return value
+
+
+def _choices(names: Sequence[str]) -> Any:
+    """What the JSON Schema says of a name: those that come with memorysam."""
+    return Field(json_schema_extra={"enum": list(names)})
+
+
+EncoderName = Annotated[str, BeforeValidator(_registered(ENCODERS)), _choices(BACKBONES)]
+FusionName = Annotated[str, BeforeValidator(_registered(FUSIONS)), _choices(FUSIONS.built_in)]
+LoraTarget = Annotated[str, BeforeValidator(_lora_target), _choices(LORA_TARGETS)]
 Name = Annotated[str, AfterValidator(_word), Field(json_schema_extra={"pattern": f"^{WORD}$"})]
 """A word that can name a folder."""
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -143,8 +190,8 @@ class Lora(Section):
     """Its scale is alpha / rank; none: equal to the rank, so that the scale is 1."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability with which an input of the update is dropped in training."""
-    targets: tuple[Literal["q", "k", "v", "proj"], ...] = Field(default=("q", "v"), min_length=1)
-    """Which of attention's projections are adapted."""
+    targets: tuple[LoraTarget, ...] = Field(default=("q", "v"), min_length=1)
+    """Which of attention's projections are adapted; an encoder of your own may name other layers."""
     dora: bool = False
     """Learn magnitude and direction apart (DoRA)."""
     rslora: bool = False
@@ -154,20 +201,11 @@ class Lora(Section):
 class Model(Section):
     """The network."""
 
-    backbone: Literal[
-        "nano",
-        "sam2-hiera-tiny",
-        "sam2-hiera-small",
-        "sam2-hiera-base-plus",
-        "sam2-hiera-large",
-        "sam2.1-hiera-tiny",
-        "sam2.1-hiera-small",
-        "sam2.1-hiera-base-plus",
-        "sam2.1-hiera-large",
-    ]
-    """The size of SAM 2's image encoder; ``nano`` is a narrow one of ours for trials on a CPU."""
+    backbone: EncoderName
+    """The size of SAM 2's image encoder; ``nano`` is a narrow one of ours for trials on a CPU. Others: extending.md."""
     base_weights: str = "published"
-    """``published`` (the Hub; for nano the file in this package), ``random`` (nano only), or a path to a .pt."""
+    """``published`` (the Hub; for nano the file in this package), ``random`` (nano, and encoders of your own that have
+    none published), or a path to a .pt."""
     init: str | None = Field(default=None, min_length=1)
     """Trained weights of ours to begin from (``train --init``); none: the base weights, and the rest fresh."""
     encoder: Literal["lora", "full", "frozen"] = "lora"
@@ -175,10 +213,12 @@ class Model(Section):
     lora: Lora = Lora()
     object_gate: bool = True
     """SAM 2's own gate: where its object score is not above 0, a sensor says nothing of the scene."""
+    fusion: FusionName = "mean"
+    """How the sensors' results become one: ``mean`` is the paper's. Others: extending.md."""
 
     @model_validator(mode="after")
     def _random_is_for_nano(self) -> Model:
-        if self.base_weights == "random" and self.backbone != "nano":
+        if self.base_weights == "random" and self.backbone in BACKBONES and self.backbone != "nano":
             raise ValueError("base_weights: 'random' is allowed for the backbone nano only")
         return self
 
@@ -270,6 +310,9 @@ class Recipe(Section):
     """What runs are called by; none: as the file."""
     about: str = ""
     """One line for ``recipes list``."""
+    extensions: tuple[str, ...] = ()
+    """Python files of yours that register encoders, fusions or losses, relative to this file. They run only where this
+    file is given to ``--recipe``; anywhere else name them with ``memorysam --extend FILE``."""
     data: Data
     augment: Augment = Augment()
     model: Model
@@ -296,6 +339,14 @@ class Recipe(Section):
     def terms(self) -> tuple[str, ...]:
         """The names of all losses, in the order in which they are reported; the pixels' own comes first."""
         return ("ohem", "spmm", *self.losses)
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Most recipes have no extensions, and say nothing of them."""
+        written: dict[str, Any] = write(self)
+        if not self.extensions:
+            written.pop("extensions", None)
+        return written
 
     def for_dataset(self, dataset: str, modalities: Sequence[str]) -> Recipe:
         """The recipe with ``auto`` and ``all`` filled in.

@@ -19,7 +19,8 @@ from memorysam_cli import app
 from memorysam_cli import recipe as recipes
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.training import checkpoints, running
-from memorysam_cli.model.network import MemorySAM, Output
+from memorysam_cli.model.fusion import Output
+from memorysam_cli.model.network import MemorySAM
 from memorysam_cli.storage import documents, tensors
 
 from .trained import Ended

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from memorysam_cli import recipe as recipes
 from memorysam_cli.dataset import DatasetInfo
+from memorysam_cli.encoders.hiera import split
 from memorysam_cli.model import load, weights
 from memorysam_cli.model.backbone import build_sam2
-from memorysam_cli.model.lora import split
+from memorysam_cli.model.lora import peft
 from memorysam_cli.model.network import MemorySAM
-from memorysam_cli.model.peft_import import peft
 from memorysam_cli.model.reference import reference_shapes
 from memorysam_cli.storage import tensors
 

@@ -18,8 +18,8 @@ from .trained import Program
 PATCHED = f"""
 import dataclasses, sys
 from memorysam_cli import app
-from memorysam_cli.model import base
-base.PUBLISHED |= {{name: dataclasses.replace(it, sha256="{GOOD}") for name, it in base.PUBLISHED.items()}}
+from memorysam_cli.encoders import hiera
+hiera.PUBLISHED |= {{name: dataclasses.replace(it, sha256="{GOOD}") for name, it in hiera.PUBLISHED.items()}}
 sys.exit(app.run(sys.argv[1:]))
 """
 

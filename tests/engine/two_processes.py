@@ -35,7 +35,7 @@ from memorysam_cli.engine.training.trainer import Trainer
 from memorysam_cli.errors import NetworkError
 from memorysam_cli.losses.spmm import PrototypeMemory
 from memorysam_cli.model import Segmenter, load
-from memorysam_cli.model.network import Output
+from memorysam_cli.model.fusion import Output
 from memorysam_cli.model.weights import build_for_training
 from memorysam_cli.recipe import Recipe
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from memorysam_cli.engine.training import checkpoints
 from memorysam_cli.errors import WeightsError
 from memorysam_cli.model import weights
-from memorysam_cli.model.base import reload_base
+from memorysam_cli.model.base_weights import reload_base
 from memorysam_cli.storage import foreign, tensors, torch_format
 from tests.commands.trained import save_weights
 from tests.engine.stand_ins import write_data

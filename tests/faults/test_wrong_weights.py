@@ -16,7 +16,7 @@ from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.errors import WeightsError
 from memorysam_cli.model import weights
 from memorysam_cli.model.backbone import build_sam2
-from memorysam_cli.model.base import load_base
+from memorysam_cli.model.base_weights import load_base
 from memorysam_cli.model.network import MemorySAM
 from memorysam_cli.storage import tensors
 from tests.commands.trained import save_weights

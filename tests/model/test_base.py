@@ -8,13 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from memorysam_cli.encoders.hiera import NANO_FILE, PUBLISHED
 from memorysam_cli.errors import WeightsError
-from memorysam_cli.model import base as base_weights
-from memorysam_cli.model import ledger
+from memorysam_cli.model import base_weights
 from memorysam_cli.model.backbone import build_sam2
-from memorysam_cli.model.base import PUBLISHED, base_shapes, load_base
-from memorysam_cli.model.network import MemorySAM
-from memorysam_cli.model.parts import is_fresh
+from memorysam_cli.model.base_weights import base_shapes, load_base
+from memorysam_cli.model.network import MemorySAM, is_fresh
 from memorysam_cli.recipe import BACKBONES
 
 
@@ -83,10 +82,10 @@ def test_weights_of_another_variant_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_the_shapes_that_are_wanted_are_those_of_the_network(backbone: str) -> None:
-    assert max(BACKBONES, key=lambda name: ledger.fitting(base_shapes(backbone), base_shapes(name))) == backbone
+    assert max(BACKBONES, key=lambda name: base_weights.fitting(base_shapes(backbone), base_shapes(name))) == backbone
     if backbone == "nano":
         wanted = {n.removeprefix("sam."): t for n, t in network_of().state_dict().items() if not is_fresh(n)}
-        assert base_shapes("nano") == ledger.shapes(wanted)
+        assert base_shapes("nano") == base_weights.shapes_of(wanted)
 
 
 def test_a_base_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -123,6 +122,6 @@ def test_nano_comes_from_the_package_and_its_gate_starts_open() -> None:
     network = network_of()
     base = load_base(network, "nano", source="published", seed=0)
     assert base.source == "package"
-    assert base_weights.NANO.stat().st_size <= 3_000_000
+    assert NANO_FILE.stat().st_size <= 3_000_000
     with torch.no_grad():
         assert float(network([torch.randn(2, 3, 64, 64), torch.randn(2, 3, 64, 64)]).gate_shift.abs().max()) == 0

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from memorysam_cli.model import dot_product
-from memorysam_cli.model.dot_product import LONG, scaled_dot_product
+from memorysam_cli.encoders import products
+from memorysam_cli.encoders.products import LONG, scaled_dot_product
 
 SIZES = {
     "short": (3, 2, 64, 64, 24),
@@ -36,7 +36,7 @@ def operands(samples: int, heads: int, queries: int, keys: int, width: int, dtyp
 
 @pytest.fixture(params=[8 << 20, 20_000], ids=["at once", "in steps"])
 def scores_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dot_product, "SCORES_BYTES", request.param)
+    monkeypatch.setattr(products, "SCORES_BYTES", request.param)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -9,9 +9,9 @@ import torch
 from sam2.modeling.backbones.hieradet import Hiera
 from torch import Tensor, nn
 
-from memorysam_cli.model import hiera
+from memorysam_cli.encoders import hiera
+from memorysam_cli.encoders.products import use_fast_linears
 from memorysam_cli.model.backbone import build_sam2
-from memorysam_cli.model.linear import use_fast_linears
 from memorysam_cli.model.lora import add_lora
 from memorysam_cli.recipe import Lora
 

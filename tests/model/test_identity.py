@@ -10,8 +10,7 @@ from torch import Tensor
 
 from memorysam_cli.errors import WeightsError
 from memorysam_cli.model.backbone import build_sam2
-from memorysam_cli.model.identity import Identity, identify, unwrapped
-from memorysam_cli.model.reference import reference_shapes
+from memorysam_cli.model.reference import Identity, identify, reference_shapes, unwrapped
 from memorysam_cli.recipe import BACKBONES
 
 State = dict[str, Tensor]

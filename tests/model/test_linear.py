@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from memorysam_cli.model.linear import Linear, _opaque_product, linear, product, use_fast_linears
+from memorysam_cli.encoders.products import Linear, _opaque_product, linear, product, use_fast_linears
 
 from .plainly import without_onednn
 

@@ -7,9 +7,9 @@ import torch
 from sam2.modeling.backbones.hieradet import Hiera
 from torch import Tensor
 
+from memorysam_cli.encoders.hiera import SplitProjection
 from memorysam_cli.model.backbone import build_sam2
-from memorysam_cli.model.lora import SplitProjection, adapter_config, add_lora, has_lora, merge_lora
-from memorysam_cli.model.peft_import import peft
+from memorysam_cli.model.lora import adapter_config, add_lora, has_lora, merge_lora, peft
 from memorysam_cli.recipe import Lora
 from memorysam_cli.storage import tensors
 
@@ -102,7 +102,7 @@ def test_it_is_an_ordinary_peft_adapter(trunk: Hiera, image: Tensor, tmp_path: P
     wanted = outputs(trunk, image)
     adapter = peft().get_peft_model_state_dict(trunk)
     tensors.write(tmp_path / "adapter_model.safetensors", {f"base_model.model.{n}": t for n, t in adapter.items()}, {})
-    adapter_config(Lora()).save_pretrained(str(tmp_path))
+    adapter_config(Lora(), trunk).save_pretrained(str(tmp_path))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         other = build_sam2("nano", tokens=3).image_encoder.trunk.eval()

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from memorysam_cli.model.backbone import build_sam2
-from memorysam_cli.model.network import MemorySAM
-from memorysam_cli.model.parts import prepare_training, start_fresh
+from memorysam_cli.model.network import MemorySAM, start_fresh
+from memorysam_cli.model.weights import prepare_training
 from memorysam_cli.recipe import Model
 
 WITHOUT_GRADIENT = ("sam.no_obj_ptr", "sam.no_obj_embed_spatial")

@@ -11,10 +11,9 @@ import torch
 from sam2.modeling.sam.transformer import RoPEAttention
 from torch import Tensor, nn
 
-from memorysam_cli.model.backbone import build_sam2, set_grid
-from memorysam_cli.model.linear import use_fast_linears
+from memorysam_cli.encoders.products import use_fast_linears
+from memorysam_cli.model.backbone import RotaryAttention, build_sam2, set_grid
 from memorysam_cli.model.network import MemorySAM
-from memorysam_cli.model.rotary import RotaryAttention, use_fast_rotary_attention
 
 WIDTH, MEMORY_WIDTH = 64, 16
 
@@ -57,12 +56,14 @@ def both(case: Case, *, dropout: float = 0.0) -> tuple[RoPEAttention, RotaryAtte
     options = {} if case.memories + case.pointers == 0 else {"rope_k_repeat": True, "kv_in_dim": MEMORY_WIDTH}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        theirs = RoPEAttention(embedding_dim=WIDTH, num_heads=case.heads, dropout=dropout, feat_sizes=(4, 4), **options)
-    theirs.freqs_cis = theirs.compute_cis(end_x=case.width, end_y=case.height)
-    ours = copy.deepcopy(theirs)
+        theirs, ours = (
+            kind(embedding_dim=WIDTH, num_heads=case.heads, dropout=dropout, feat_sizes=(4, 4), **options)
+            for kind in (RoPEAttention, RotaryAttention)
+        )
+    for layer in (theirs, ours):
+        layer.freqs_cis = layer.compute_cis(end_x=case.width, end_y=case.height)
+    ours.load_state_dict(theirs.state_dict())
     use_fast_linears(ours)
-    use_fast_rotary_attention(ours)
-    assert type(theirs) is RoPEAttention and isinstance(ours, RotaryAttention)
     return theirs.eval(), ours.eval()
 
 

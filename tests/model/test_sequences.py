@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from memorysam_cli.model import sequences as module
+from memorysam_cli.model import memory as module
 from memorysam_cli.model.backbone import build_sam2
-from memorysam_cli.model.network import MemorySAM, Output
+from memorysam_cli.model.fusion import Output
+from memorysam_cli.model.network import MemorySAM
 
 SUBSETS = [list(places) for size in (1, 2, 3, 4) for places in combinations(range(4), size)]
 
@@ -77,7 +78,7 @@ def test_sam_21_tells_sequences_of_unequal_length_apart() -> None:
     steps = []
     for count in (2, 3):
         tree = module.Tree(
-            model.sam, model.encode(frames), [list(range(count))], gate=True,
+            model.sam, model.encode(frames), [module.in_turn(range(count))], gate=True,
             dense_position=model.sam.sam_prompt_encoder.pe_layer((4, 6)).unsqueeze(0),
         )  # fmt: skip
         model._use_grid(4, 6)

@@ -11,8 +11,7 @@ from torch import nn
 from memorysam_cli.engine.training.learner import make_optimizer
 from memorysam_cli.losses.ohem import ohem_mean, pixel_losses
 from memorysam_cli.losses.spmm import PrototypeMemory
-from memorysam_cli.model.network import MemorySAM
-from memorysam_cli.model.parts import set_trainable
+from memorysam_cli.model.network import MemorySAM, set_trainable
 from memorysam_cli.recipe import Optim
 
 TAG = "train_tiny_m2_b2"

@@ -38,7 +38,7 @@ def fetch(
             raise UsageError("nano: its weights come with memorysam; there is nothing to fetch")
         if name not in published:
             raise UsageError(f"{name}: is no published backbone{did_you_mean(name, published)}")
-    from memorysam_cli.model.base import PUBLISHED
+    from memorysam_cli.encoders.hiera import PUBLISHED
     from memorysam_cli.storage import hub
 
     files = []

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from sam2.modeling.sam.transformer import RoPEAttention
 from torch import Tensor, nn
 
 from memorysam_cli.model.backbone import STRIDE, build_sam2
@@ -51,7 +52,9 @@ class Plain(nn.Module):
     def __init__(self, network: MemorySAM, *, backbone: str) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):  # what is drawn here is thrown away
-            self.sam = build_sam2(backbone, tokens=network.sam.sam_mask_decoder.num_mask_tokens - 1)
+            self.sam = build_sam2(
+                backbone, tokens=network.sam.sam_mask_decoder.num_mask_tokens - 1, attention=RoPEAttention
+            )
         self.classes = network.classes
         self.object_gate = network.object_gate
         trunks = self.sam.image_encoder.trunk, network.sam.image_encoder.trunk

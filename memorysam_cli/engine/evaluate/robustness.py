@@ -2,7 +2,7 @@
 
 All failures are counted in one pass, at a fraction of the cost of as many evaluations: each modality, and each
 corruption of it, is encoded once per batch and repeat; what two failures begin with alike runs through the memory once
-(:mod:`memorysam_cli.model.sequences`).
+(:mod:`memorysam_cli.model.memory`).
 
 Source: DATASETS §1.6 (EMM, RMM, NM of arXiv 2503.18445), §1.7 (the mean over all sets of sensors).
 """
@@ -30,8 +30,9 @@ from memorysam_cli.engine.infer.inference import Inference, batches, scoring
 from memorysam_cli.engine.infer.views import Missing
 from memorysam_cli.engine.processes import wait_for_all
 from memorysam_cli.errors import DataError, UsageError
-from memorysam_cli.model.memory import Frame
-from memorysam_cli.model.network import MemorySAM, Output
+from memorysam_cli.model.fusion import Output
+from memorysam_cli.model.memory import EncodedFrame
+from memorysam_cli.model.network import MemorySAM
 
 Kind = Literal["any", "emm", "rmm", "nm"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -176,7 +177,7 @@ class FailureTally:
             self.cells.setdefault(tuple(variants), []).append(index)
         self.confusions = torch.zeros(len(draws), len(plan), classes, classes, dtype=torch.int64)
         self.pixels = 0
-        self._zeros: dict[tuple[int, ...], Frame] = {}
+        self._zeros: dict[tuple[int, ...], EncodedFrame] = {}
 
     def shape(self, scored: ScoredScene) -> tuple[int, ...]:
         """What must agree for scenes to share a forward pass."""
@@ -208,13 +209,13 @@ class FailureTally:
     def _seen(self, scored: ScoredScene) -> Batch:
         return scored.resized if self.protocol == "resized" else scored.whole
 
-    def _encode(self, frames: Sequence[Tensor]) -> list[Frame]:
+    def _encode(self, frames: Sequence[Tensor]) -> list[EncodedFrame]:
         return self.network.encode([frame.to(self.device, non_blocking=True) for frame in frames])
 
-    def _others(self, frames: Sequence[Tensor], scenes: Sequence[str], draw: Draw) -> dict[Variant, Frame]:
+    def _others(self, frames: Sequence[Tensor], scenes: Sequence[str], draw: Draw) -> dict[Variant, EncodedFrame]:
         """All variants of the plan beside the clean ones, encoded one level at a time."""
         wanted = sorted({variant for variants in self.cells for variant in variants if variant[1] != CLEAN})
-        encoded: dict[Variant, Frame] = {}
+        encoded: dict[Variant, EncodedFrame] = {}
         for level in dict.fromkeys(level for _, level in wanted):
             variants = [variant for variant in wanted if variant[1] == level]
             if level == ZERO:
@@ -228,16 +229,18 @@ class FailureTally:
             encoded |= zip(variants, self._encode(spoilt), strict=True)
         return encoded
 
-    def _zero(self, frame: Tensor) -> Frame:
+    def _zero(self, frame: Tensor) -> EncodedFrame:
         """An encoded frame of zeros for a batch like ``frame``; one of each size is encoded."""
         shape = tuple(frame.shape[1:])
         if shape not in self._zeros:
             self._zeros = {shape: self._encode([torch.zeros(1, *shape)])[0]}  # scenes of one size come in a row
         zero, batch = self._zeros[shape], frame.shape[0]
-        return Frame(*(part.expand(batch, -1, -1, -1) for part in (zero.fine, zero.middle, zero.coarse, zero.position)))
+        return EncodedFrame(
+            *(part.expand(batch, -1, -1, -1) for part in (zero.fine, zero.middle, zero.coarse, zero.position))
+        )
 
     def _add_all(
-        self, pool: dict[Variant, Frame], labels: Sequence[Tensor], *, size: tuple[int, int], repeat: int
+        self, pool: dict[Variant, EncodedFrame], labels: Sequence[Tensor], *, size: tuple[int, int], repeat: int
     ) -> None:
         """Run every sequence of frames and add its counts to its figures."""
         wanted = [variants for variants in self.cells if repeat == 0 or _is_random(variants)]
@@ -263,9 +266,9 @@ def _is_random(variants: Sequence[Variant]) -> bool:
     return any(level not in (CLEAN, ZERO) for _, level in variants)
 
 
-def _numbered(pool: dict[Variant, Frame]) -> tuple[list[Frame], dict[Variant, int]]:
+def _numbered(pool: dict[Variant, EncodedFrame]) -> tuple[list[EncodedFrame], dict[Variant, int]]:
     """The frames, and the place of each variant; variants that are one frame have one place."""
-    frames: list[Frame] = []
+    frames: list[EncodedFrame] = []
     places: dict[Variant, int] = {}
     for variant, frame in pool.items():
         known = next((place for place, other in enumerate(frames) if other is frame), None)

@@ -13,8 +13,8 @@ from memorysam_cli.engine.training.checkpoints import Position
 from memorysam_cli.engine.training.learner import Learner
 from memorysam_cli.engine.training.quarantine import Quarantine
 from memorysam_cli.errors import DivergedError
-from memorysam_cli.model.base import base_shapes
-from memorysam_cli.model.parts import is_fresh
+from memorysam_cli.model.base_weights import base_shapes
+from memorysam_cli.model.network import is_fresh
 from memorysam_cli.report import console
 from memorysam_cli.storage import documents, tensors
 

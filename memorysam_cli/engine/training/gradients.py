@@ -16,7 +16,7 @@ from memorysam_cli.engine.runtime import rng_state, set_rng_state
 from memorysam_cli.engine.training.objective import Objective, task_of
 from memorysam_cli.losses.loss import LossInputs
 from memorysam_cli.model import Segmenter
-from memorysam_cli.model.network import Output
+from memorysam_cli.model.fusion import Output
 from memorysam_cli.recipe import Recipe
 
 

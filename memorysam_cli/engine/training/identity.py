@@ -13,11 +13,13 @@ from memorysam_cli.recipe import Recipe, comparing
 from memorysam_cli.recipe.schema import is_retired
 
 MAY_CHANGE = {
-    "name", "about", "data.max_bad", "data.workers", "model.init", "train.checkpoint_minutes", "train.checkpoint_steps",
-    "train.keep_checkpoints", "train.max_steps", "train.saver", "train.validate_every",
+    "name", "about", "extensions", "data.max_bad", "data.workers", "model.init", "train.checkpoint_minutes",
+    "train.checkpoint_steps", "train.keep_checkpoints", "train.max_steps", "train.saver", "train.validate_every",
 }  # fmt: skip
 """Recipe keys that say how the work is done and how long; what is computed may not change in a run. Of ``model.init``
 the content counts, not the path."""
+ADDED = {"model.fusion": "mean"}
+"""What keys meant before recipes had them."""
 
 
 def identity_of(recipe: Recipe, *, dataset: str, base: str, initial: str | None) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def refuse_other(then: dict[str, Any], now: dict[str, Any], *, worlds: tuple[int
     Raises:
         UsageError: the run would compute something else, or has another number of processes.
     """
-    then = {key: value for key, value in then.items() if not is_retired(key, value)}
+    then = ADDED | {key: value for key, value in then.items() if not is_retired(key, value)}
     keys = [key for key in now | then if now.get(key) != then.get(key)]
     if keys:
         differing = "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, equal
 
 from memorysam_cli.errors import WeightsError
-from memorysam_cli.model import Segmenter, ledger
+from memorysam_cli.model import Segmenter, base_weights
 from memorysam_cli.model.weights import WeightsCard, fill_own, own_tensors, read
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
@@ -117,7 +117,7 @@ def _without_base(
     if others:
         raise WeightsError(
             f"--init {where}: its base weights are not this run's: {len(others)} of {len(base)} tensors differ "
-            f"({ledger.named(others)}); {_NEW_RUN}"
+            f"({base_weights.few_names(others)}); {_NEW_RUN}"
         )
     return {name: tensor for name, tensor in state.items() if name not in base}
 

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.training.checkpoints import Position
 from memorysam_cli.engine.training.learner import Learner
-from memorysam_cli.model.parts import count
+from memorysam_cli.model.network import count
 from memorysam_cli.recipe import Recipe
 
 

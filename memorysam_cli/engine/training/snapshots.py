@@ -12,7 +12,7 @@ from memorysam_cli.engine.training import identity as identities
 from memorysam_cli.engine.training.checkpoints import Position, State
 from memorysam_cli.engine.training.learner import Learner
 from memorysam_cli.errors import DivergedError, WeightsError
-from memorysam_cli.model import ledger
+from memorysam_cli.model import base_weights
 from memorysam_cli.model.weights import fill_own, own_tensors
 
 UPDATES = "updates"
@@ -40,7 +40,7 @@ def take(learner: Learner, position: Position, *, identity: dict[str, Any], scen
     if odd := [name for name, value in {**model, **optimizer}.items() if not bool(torch.isfinite(value).all())]:
         raise DivergedError(
             f"step {position.step}: the update, whose gradient was finite, left {len(odd)} tensors that are not "
-            f"({ledger.named(odd)}); the checkpoint before it is kept; try a lower optim.lr"
+            f"({base_weights.few_names(odd)}); the checkpoint before it is kept; try a lower optim.lr"
         )
     return State(
         position=position,
@@ -93,5 +93,5 @@ def _restore(state: State, learner: Learner, *, where: str) -> None:
     except (KeyError, RuntimeError) as fault:
         reason = str(fault).splitlines()[0][:200]
         raise WeightsError(f"{where}: its optimiser is not of this network ({reason}); take another") from fault
-    if found := ledger.difference(ledger.shapes(saved), ledger.shapes(learner.state())):
+    if found := base_weights.difference(base_weights.shapes_of(saved), base_weights.shapes_of(learner.state())):
         raise WeightsError(f"{where}: its optimiser is not of this network: {found}; take another checkpoint")

@@ -49,7 +49,7 @@ class RunStart:
 def choose_recipe(name: str | None, *, overrides: list[str], resume: str | None, out: Path | None) -> Recipe:
     """The recipe that was named, or that of the run to be resumed, or the default one."""
     if name is not None:
-        return recipes.load(name, overrides)
+        return recipes.load(name, overrides, with_extensions=True)
     if resume is not None and resume != AUTO:
         return recipes.load(_run_at(Path(resume)).path / run_folder.RECIPE, overrides)
     run = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,11 +9,11 @@ from typing import Literal
 from torch import Tensor
 
 from memorysam_cli.errors import WeightsError
-from memorysam_cli.model.base import PUBLISHED
-from memorysam_cli.model.lora import adapter_config, adapter_state
+from memorysam_cli.model.lora import adapter_config, adapter_state, scale_of
 from memorysam_cli.model.reference import to_reference
 from memorysam_cli.model.weights import Segmenter, WeightsCard, load, load_unmerged, read_card
-from memorysam_cli.recipe import Lora
+from memorysam_cli.recipe import BACKBONES
+from memorysam_cli.registry import ENCODERS
 from memorysam_cli.storage import atomic, documents, foreign, tensors
 from memorysam_cli.text import shown
 
@@ -51,6 +50,8 @@ def export(path: Path, out: Path, *, form: Format) -> Exported:
         state = {name.removeprefix("sam."): tensor for name, tensor in load(path).state_dict().items()}
         return Exported(len(state), _write(out, state))
     _refuse_without_lora(card, form=form, where=shown(path))
+    if form == "reference":
+        _refuse_other_networks(card, where=shown(path))
     network = load_unmerged(path)
     if form == "peft":
         return _write_adapter(network, out)
@@ -74,17 +75,28 @@ def _refuse_without_lora(card: WeightsCard, *, form: Format, where: str) -> None
         raise WeightsError(f"{where}: was trained with encoder '{encoder}', without LoRA; use --format merged")
 
 
+def _refuse_other_networks(card: WeightsCard, *, where: str) -> None:
+    """The upstream code builds SAM 2's Hiera and takes the mean of the frames."""
+    model = card.recipe.model
+    if model.backbone not in BACKBONES:
+        raise WeightsError(
+            f"{where}: its encoder is '{shown(model.backbone)}'; the upstream layout knows SAM 2's Hiera only; "
+            "use --format merged"
+        )
+    if model.fusion != "mean":
+        raise WeightsError(
+            f"{where}: its fusion is '{shown(model.fusion)}'; the upstream code knows the mean only; "
+            "use --format merged"
+        )
+
+
 def _scale(card: WeightsCard, *, where: str) -> float:
     """What LoRA's output is multiplied with; the upstream code has neither this nor other kinds of LoRA."""
     lora = card.recipe.model.lora
     if lora.dora or set(lora.targets) != {"q", "v"}:
         kind = "DoRA" if lora.dora else f"LoRA on {', '.join(lora.targets)}"
         raise WeightsError(f"{where}: has {kind}; the upstream layout knows LoRA on q and v only; use --format merged")
-    return _alpha(lora) / (math.sqrt(lora.rank) if lora.rslora else lora.rank)
-
-
-def _alpha(lora: Lora) -> float:
-    return lora.rank if lora.alpha is None else lora.alpha
+    return scale_of(lora)
 
 
 def _write(out: Path, state: dict[str, Tensor]) -> str:
@@ -96,10 +108,10 @@ def _write(out: Path, state: dict[str, Tensor]) -> str:
 def _write_adapter(network: Segmenter, out: Path) -> Exported:
     """An adapter folder as PEFT writes it: ``PeftModel.from_pretrained`` loads it onto a split trunk."""
     model = network.card.recipe.model
-    published = PUBLISHED.get(model.backbone)
-    config = adapter_config(model.lora).to_dict()
+    published = ENCODERS.get(model.backbone).published
+    config = adapter_config(model.lora, network.encoder).to_dict()
     config |= {"inference_mode": True, "base_model_name_or_path": published.repository if published else None}
-    state = adapter_state(network.sam.image_encoder.trunk)
+    state = adapter_state(network.encoder)
     with atomic.new_folder(out) as folder:
         digest = tensors.write(folder / ADAPTER_FILE, state, {"format": "pt"})
         documents.write_json(folder / "adapter_config.json", config)

@@ -15,9 +15,8 @@ from memorysam_cli.engine.training.starting import resolve
 from memorysam_cli.engine.weights.released import Name, choose_recipe, read_name
 from memorysam_cli.errors import UsageError, WeightsError, did_you_mean
 from memorysam_cli.model import weights
-from memorysam_cli.model.base import Base
-from memorysam_cli.model.identity import Identity, identify, unwrapped
-from memorysam_cli.model.reference import from_reference
+from memorysam_cli.model.base_weights import Base
+from memorysam_cli.model.reference import Identity, from_reference, identify, unwrapped
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.storage import foreign, tensors
 from memorysam_cli.text import shown
@@ -59,7 +58,7 @@ def import_reference(
         DataError: ``root`` does not have the data set.
     """
     if recipe is not None:
-        recipes.load(recipe)  # a wrong recipe is told before a large file is read
+        recipes.load(recipe, with_extensions=True)  # a wrong recipe is told before a large file is read
     state = _read(path)
     identity = identify(state, where=shown(path))
     asked = resolve(choose_recipe(path, recipe=recipe, modalities=modalities), manifest.data_root(root))

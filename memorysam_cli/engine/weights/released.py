@@ -87,7 +87,7 @@ def choose_recipe(path: Path, *, recipe: str | None, modalities: tuple[str, ...]
     said = read_name(path)
     if recipe is None and said.recipe is not None:
         recipe = said.recipe
-    base = recipes.load(recipe) if recipe is not None else _shipped(path, said, modalities)
+    base = recipes.load(recipe, with_extensions=True) if recipe is not None else _shipped(path, said, modalities)
     dataset = base.data.dataset
     chosen = modalities or (said.modalities(dataset) if recipe is None else None) or base.data.modalities
     _refuse_contradiction(path, said, dataset=dataset, chosen=chosen)

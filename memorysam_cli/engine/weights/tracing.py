@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from memorysam_cli.encoders import products
 from memorysam_cli.engine.prediction.deciding import ONE_BYTE
-from memorysam_cli.model import Segmenter, linear
-from memorysam_cli.model.hiera import whole
-from memorysam_cli.model.memory import Frame
-from memorysam_cli.model.rotary import RotaryAttention
+from memorysam_cli.model import Segmenter
+from memorysam_cli.model.backbone import RotaryAttention
+from memorysam_cli.model.memory import EncodedFrame
 
 INPUT = "frames"
 OUTPUTS = ("logits", "classes", "confidence")
@@ -47,10 +47,10 @@ class Traceable(nn.Module):
 
     def __init__(self, network: Segmenter) -> None:
         super().__init__()
-        network._block = whole  # a block on all tokens at once, without in-place steps
+        network.use_plain_encoder()
         for module in network.modules():
             if isinstance(module, RotaryAttention):
-                module.__class__ = RealRotaryAttention  # adds nothing to its state
+                module.rotate = rotate_in_real_numbers
         self.network = network
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,7 +69,7 @@ class Traceable(nn.Module):
         parts = (
             torch.split(part, batch) for part in (together.fine, together.middle, together.coarse, together.position)
         )
-        pool = [Frame(*each) for each in zip(*parts, strict=True)]
+        pool = [EncodedFrame(*each) for each in zip(*parts, strict=True)]
         _, output = next(network.outputs(pool, [range(modalities)]))
         # The gate's shift is one number for every class and pixel: it changes neither class nor probability.
         logits = output.logits[:, : network.classes]
@@ -79,23 +79,14 @@ class Traceable(nn.Module):
         return logits, classes, pixels.softmax(dim=1).amax(dim=1)
 
 
-class RealRotaryAttention(RotaryAttention):
-    """The same rotation in real numbers: other runtimes have no complex ones."""
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int = 0) -> Tensor:
-        """As :class:`RotaryAttention`, whose table must fit the queries."""
-        query, key, value = (
-            self._separate_heads(layer(part), self.num_heads)  # (B, L, C) -> (B, heads, L, d)
-            for layer, part in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
-        )
-        placed, others = torch.split(key, [key.shape[2] - num_k_exclude_rope, num_k_exclude_rope], dim=2)
-        table = torch.view_as_real(self.freqs_cis)  # (L', d/2, 2); a constant of the graph
-        cosine, sine = table[..., 0].contiguous(), table[..., 1].contiguous()
-        turns = placed.shape[2] // query.shape[2] if self.rope_k_repeat else 1
-        placed = _turned(placed, cosine.repeat(turns, 1), sine.repeat(turns, 1))
-        mixed = F.scaled_dot_product_attention(_turned(query, cosine, sine), torch.cat([placed, others], dim=2), value)
-        result: Tensor = self.out_proj(self._recombine_heads(mixed))
-        return result
+def rotate_in_real_numbers(
+    query: Tensor, key: Tensor, freqs_cis: Tensor, repeat_freqs_k: bool = False
+) -> tuple[Tensor, Tensor]:
+    """SAM2's ``apply_rotary_enc`` in real numbers: other runtimes have no complex ones."""
+    table = torch.view_as_real(freqs_cis)  # (L', d/2, 2); a constant of the graph
+    cosine, sine = table[..., 0].contiguous(), table[..., 1].contiguous()
+    turns = key.shape[2] // query.shape[2] if repeat_freqs_k else 1
+    return _turned(query, cosine, sine), _turned(key, cosine.repeat(turns, 1), sine.repeat(turns, 1))
 
 
 def _turned(values: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -127,9 +118,9 @@ def trace(network: Segmenter, shape: Shape) -> torch.export.ExportedProgram:
 @contextlib.contextmanager
 def _plain_products() -> Iterator[None]:
     """Every product as PyTorch's own, and attention as in training: oneDNN's operators are no other runtime's."""
-    before, linear.TYPES = linear.TYPES, ()
+    before, products.TYPES = products.TYPES, ()
     try:
         with torch.enable_grad():
             yield
     finally:
-        linear.TYPES = before
+        products.TYPES = before

@@ -14,7 +14,7 @@ import torch
 
 from memorysam_cli.engine.evaluate import metrics
 from memorysam_cli.engine.evaluate.metrics import confusion, scores
-from memorysam_cli.model.peft_import import peft
+from memorysam_cli.model.lora import peft
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 

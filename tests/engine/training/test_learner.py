@@ -14,7 +14,7 @@ from memorysam_cli.data.loader import Batch
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import runtime
 from memorysam_cli.engine.training.learner import Learner, make_optimizer, starts_saving
-from memorysam_cli.model.network import Output
+from memorysam_cli.model.fusion import Output
 from memorysam_cli.model.weights import build_for_training
 from memorysam_cli.recipe import Optim, Recipe
 

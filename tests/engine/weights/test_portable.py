@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from memorysam_cli.dataset import DatasetInfo, Modality
+from memorysam_cli.encoders import products
 from memorysam_cli.engine.weights import portable, tracing
 from memorysam_cli.engine.weights.tracing import Shape
 from memorysam_cli.errors import CheckFailedError, UsageError
-from memorysam_cli.model import linear, load
+from memorysam_cli.model import load
 from memorysam_cli.model import weights as weights_module
 
 from ...commands.trained import save_weights
@@ -88,7 +89,7 @@ def test_the_difference_is_that_of_float32_sums(traced: portable.Portable) -> No
 
 
 def test_the_fast_products_come_back_after_tracing(traced: portable.Portable) -> None:
-    assert linear._onednn_types() == linear.TYPES
+    assert products._onednn_types() == products.TYPES
 
 
 def test_what_computes_something_else_is_refused_and_not_kept(

@@ -1,14 +1,15 @@
-"""Linear layers by the fastest matrix product that the device has.
+"""Linear layers, LoRA and attention by the fastest matrix products that the device has.
 
 On a CPU, PyTorch sends float32 products to MKL, which on AMD's processors runs at less than half of oneDNN's rate, and
 every bias is first copied row by row. oneDNN's fused product, which PyTorch's own compiler uses, has neither fault and
 takes a GELU along nearly for nothing; it knows no gradient, so that ours stands here. Elsewhere, for few rows and for
-other types all is PyTorch's own. Figures: docs/performance.md.
+other types all is PyTorch's own. Attention without gradients is faster by the same product. Figures:
+docs/performance.md.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,10 @@ Activation = Literal["none", "gelu"]
 
 FEW = 64
 """Rows below which oneDNN's preparations cost more than they save."""
+SCORES_BYTES = 8 << 20
+"""Scores held at once: what stays in a processor's cache."""
+LONG = 512
+"""Queries from which a product of its own for every head pays in float32."""
 
 
 class Linear(nn.Linear):
@@ -30,10 +35,21 @@ class Linear(nn.Linear):
 
 
 def use_fast_linears(network: nn.Module) -> None:
-    """Make every ``nn.Linear`` in a network one of ours, in place; no tensor is made, moved or drawn."""
-    for module in network.modules():
-        if type(module) is nn.Linear:
-            module.__class__ = Linear  # ours adds nothing to its state
+    """Put one of ours in the place of every ``nn.Linear`` in a network; no parameter is made, moved or drawn."""
+    fast: dict[nn.Linear, Linear] = {}
+    for parent in list(network.modules()):
+        for name, child in parent._modules.items():
+            if type(child) is nn.Linear:
+                if child not in fast:  # a layer with two places stays one layer
+                    fast[child] = _fast(child)
+                parent._modules[name] = fast[child]
+
+
+def _fast(layer: nn.Linear) -> Linear:
+    """Ours, on the parameters of another."""
+    twin = Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+    twin.weight, twin.bias = layer.weight, layer.bias
+    return twin.train(layer.training)
 
 
 def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None, *, activation: Activation = "none") -> Tensor:
@@ -156,3 +172,116 @@ def _opaque_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _opaque_product.register_autograd(_opaque_gradients, setup_context=_keep)
+
+
+class LowRank(NamedTuple):
+    """A Linear with plain LoRA: x·Wᵀ + b + scale·(x·Aᵀ)·Bᵀ, W (d_out, d_in) and b (d_out) frozen."""
+
+    weight: Tensor
+    bias: Tensor
+    down: Tensor
+    """A, (r, d_in)."""
+    up: Tensor
+    """B, (d_out, r)."""
+    scale: float
+
+
+def low_rank(layer: Any) -> LowRank | None:
+    """The terms of plain LoRA on a frozen Linear; None for what PEFT itself must compute: DoRA, dropout."""
+    if not is_adapted(layer) or layer.disable_adapters or layer.merged:
+        return None
+    base, names = layer.get_base_layer(), layer.active_adapters
+    if len(names) != 1 or any(parameter.requires_grad for parameter in base.parameters()):
+        return None
+    (name,) = names
+    if name in layer.lora_variant or layer.lora_bias[name] or not isinstance(layer.lora_dropout[name], nn.Identity):
+        return None
+    down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+    return LowRank(base.weight, base.bias, down, up, layer.scaling[name])
+
+
+def is_adapted(layer: nn.Module) -> bool:
+    """Whether a layer carries LoRA that is not merged; told without importing PEFT."""
+    return hasattr(layer, "lora_A")
+
+
+def adapted(part: nn.Module, tokens: Tensor) -> Tensor:
+    """A projection that may carry LoRA; PEFT computes what is not plain LoRA."""
+    terms = low_rank(part)
+    result: Tensor
+    if terms is None or torch.compiler.is_compiling():
+        result = part(tokens)
+        return result
+    tokens, weight, bias, down, up = (
+        in_product_type(t) for t in (tokens, terms.weight, terms.bias, terms.down, terms.up)
+    )
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (tokens, down, up)):
+        result = _LowRankProduct.apply(tokens, weight, bias, down, up, terms.scale)  # type: ignore[no-untyped-call]
+        return result
+    return product(tokens, weight, bias).addmm_(tokens @ down.t(), up.t(), alpha=terms.scale)
+
+
+class _LowRankProduct(torch.autograd.Function):
+    """x·Wᵀ + b + scale·(x·Aᵀ)·Bᵀ with frozen W, without a second tensor of the result's size."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+        narrow = x @ down.t()  # (T, r)
+        ctx.save_for_backward(x, weight, down, up, narrow)
+        ctx.scale = scale
+        return product(x, weight, bias).addmm_(narrow, up.t(), alpha=scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, down, up, narrow = ctx.saved_tensors
+        back = gradient @ up * ctx.scale  # (T, r)
+        wants = ctx.needs_input_grad
+        by_x = product(gradient, weight.t()).addmm_(back, down) if wants[0] else None
+        by_down, by_up = back.t() @ x, gradient.t() @ narrow * ctx.scale
+        return by_x, None, None, by_down, by_up, None
+
+
+def scaled_dot_product(query: Tensor, key: Tensor, value: Tensor, *, learning: bool) -> Tensor:
+    """Attention of every query to every key.
+
+    PyTorch's fused CPU kernel multiplies by MKL, bfloat16 no faster than float32; by oneDNN a few rows of scores at a
+    time take a half to two thirds of its time in float32 and a quarter to a half in bfloat16, whose scores are rounded.
+
+    Args:
+        query: (n, heads, L', d).
+        key: (n, heads, L, d).
+        value: (n, heads, L, d).
+        learning: whether a backward pass may follow, which must find the kernels of the forward pass.
+
+    Returns:
+        (n, heads, L', d).
+    """
+    if not learning and query.device.type == "cpu" and key.numel():
+        if query.dtype == torch.bfloat16:
+            return _by_batches(query, key, value)
+        if query.dtype == torch.float32 and query.shape[2] >= LONG:
+            return _by_heads(query, key, value)
+    return F.scaled_dot_product_attention(query, key, value)
+
+
+def _by_batches(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    query, key = query * query.shape[-1] ** -0.5, key.transpose(-1, -2)
+    step = max(1, SCORES_BYTES // (2 * query.shape[0] * query.shape[1] * key.shape[-1]))
+    parts = [(part @ key).softmax(dim=-1) @ value for part in torch.split(query, step, dim=2)]
+    return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+
+
+def _by_heads(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """oneDNN's float32 product knows no batches."""
+    result = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)  # (n, L', heads, d)
+    scale, step = query.shape[-1] ** -0.5, max(1, SCORES_BYTES // (8 * key.shape[2]))
+    for sample in range(query.shape[0]):
+        for head in range(query.shape[1]):
+            # Contiguous: oneDNN is far slower with rows that lie apart.
+            keys, values = key[sample, head] * scale, value[sample, head].t().contiguous()
+            for rows, part in zip(
+                torch.split(result[sample, :, head], step), torch.split(query[sample, head], step), strict=True
+            ):
+                rows.copy_(product(product(part, keys).softmax(dim=-1), values))
+    return result.transpose(1, 2)

@@ -37,7 +37,7 @@ class Windows:
 
 
 @dataclass(frozen=True)
-class Layout:
+class TokenOrder:
     """The order of the tokens of some frames.
 
     Attributes:
@@ -81,13 +81,13 @@ class Layout:
         joined = [torch.cat(strip, dim=2) if len(strip) > 1 else strip[0] for strip in strips.values()]
         return torch.cat(joined, dim=1) if len(joined) > 1 else joined[0]
 
-    def halved(self) -> Layout:
+    def halved(self) -> TokenOrder:
         """After 2×2 pooling, which keeps to the windows."""
-        return Layout(self.frames, self.height // 2, self.width // 2, self.side // 2)
+        return TokenOrder(self.frames, self.height // 2, self.width // 2, self.side // 2)
 
-    def moved(self, tokens: Tensor, side: int) -> tuple[Tensor, Layout]:
+    def moved(self, tokens: Tensor, side: int) -> tuple[Tensor, TokenOrder]:
         """The same tokens in windows of another size."""
-        wanted = Layout(self.frames, self.height, self.width, side)
+        wanted = TokenOrder(self.frames, self.height, self.width, side)
         return (tokens, self) if wanted == self else (wanted.cut(self.join(tokens)), wanted)
 
     def _groups(self) -> list[tuple[_Span, _Span]]:
@@ -114,16 +114,16 @@ class _Span:
         return self.start + self.count * self.size
 
 
-class Share(NamedTuple):
+class Chunk(NamedTuple):
     """Some whole windows, as a slice of the tokens."""
 
     part: slice
     groups: list[Windows]
 
 
-def shares(windows: Sequence[Windows], *, most: int) -> list[Share]:
-    """Divide windows into shares of at most ``most`` tokens, or of one window where that is larger."""
-    found: list[Share] = []
+def chunks(windows: Sequence[Windows], *, most: int) -> list[Chunk]:
+    """Divide windows into chunks of at most ``most`` tokens, or of one window where that is larger."""
+    found: list[Chunk] = []
     start, groups, free = 0, list[Windows](), most
     for group in windows:
         left = group.count
@@ -139,8 +139,8 @@ def shares(windows: Sequence[Windows], *, most: int) -> list[Share]:
     return found
 
 
-def _close(found: list[Share], start: int, groups: list[Windows]) -> int:
-    """Note a share; returns where the next one starts."""
+def _close(found: list[Chunk], start: int, groups: list[Windows]) -> int:
+    """Note a chunk; returns where the next one starts."""
     end = start + sum(group.tokens for group in groups)
-    found.append(Share(slice(start, end), groups))
+    found.append(Chunk(slice(start, end), groups))
     return end

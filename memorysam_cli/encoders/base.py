@@ -1,0 +1,160 @@
+"""What an image encoder is to the network, and what a recipe's ``model.backbone`` names.
+
+An encoder of your own is a subclass of :class:`Encoder` with a ``forward``, and a :class:`Backbone` that is registered
+under a name (docs/extending.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from memorysam_cli.encoders.saver import saving
+from memorysam_cli.encoders.windows import TokenOrder
+from memorysam_cli.errors import UsageError
+
+STRIDES = (4, 8, 16, 32)
+"""Image pixels per feature cell, level by level."""
+
+
+class Level(NamedTuple):
+    """The features of some frames at one stride."""
+
+    tokens: Tensor
+    """(T, C)."""
+    order: TokenOrder
+    """Which of the frames' cells each token is."""
+
+
+class Encoder(nn.Module):
+    """An image encoder with four levels of features.
+
+    A subclass gives ``channels`` and ``forward``: (N, 3, H, W) normalised images, H and W divisible by 32, to four maps
+    (N, C, H/s, W/s) at the strides 4, 8, 16 and 32. It must keep no running statistics (no BatchNorm): weights files
+    and checkpoints hold what is trained, and an update may run an image twice.
+    """
+
+    channels: Sequence[int]
+    """C of the four levels, from stride 4 to stride 32."""
+    lora_targets: Mapping[str, str] = {}
+    """What ``model.lora.targets`` may name: a pattern of the full names of the Linear or Conv2d layers it means."""
+    frozen: tuple[str, ...] = ()
+    """Beginnings of the names of parameters that are never trained, not even with ``model.encoder: full``."""
+
+    def levels(self, images: Tensor, *, saver: bool = False, unit: Callable[..., Any] | None = None) -> Iterator[Level]:
+        """The features, level by level, from stride 4 to stride 32.
+
+        Args:
+            images: (N, 3, H, W).
+            saver: whether activations are computed again in the backward pass.
+            unit: :meth:`unit` as ``torch.compile`` makes it.
+
+        Yields:
+            Each level, to be used before the next one is requested.
+
+        Raises:
+            UsageError: ``forward`` gives something else than four maps of the declared sizes.
+        """
+        maps = saving(saver, unit or self.unit())(self, images)
+        height, width = images.shape[-2:]
+        wanted = [
+            (images.shape[0], channels, height // stride, width // stride)
+            for channels, stride in zip(self.channels, STRIDES, strict=True)
+        ]
+        found = [tuple(each.shape) for each in maps]
+        if found != wanted:
+            raise UsageError(f"encoder {type(self).__name__}: its forward gives maps of {found}, not of {wanted}")
+        for each in maps:
+            order = TokenOrder(each.shape[0], each.shape[2], each.shape[3], side=0)
+            yield Level(order.cut(each.permute(0, 2, 3, 1)), order)  # (N, C, h, w) -> (T, C)
+
+    def unit(self) -> Callable[..., Any]:
+        """The function that ``train.compile`` compiles and an export traces; it has no fork and no in-place step."""
+        return _run
+
+    def lora_pattern(self, targets: Sequence[str]) -> str:
+        """A regular expression of the full names of the layers that LoRA adapts, as PEFT reads it."""
+        return "|".join(f"(?:{self.lora_targets[target]})" for target in targets)
+
+    def split_for_lora(self) -> None:
+        """Bring the layers into the form that LoRA adapts, in place; the result of ``forward`` stays."""
+
+    def join_after_lora(self) -> None:
+        """Undo :meth:`split_for_lora`, in place, once LoRA is folded into the weights."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The dimensions of what stands behind an encoder: SAM 2's neck, memory and mask decoder."""
+
+    width: int = 256
+    """Channels of the neck, the memory attention and the mask decoder."""
+    memory_width: int = 64
+    memory_layers: int = 4
+    memory_mlp: int = 2048
+    decoder_mlp: int = 2048
+    iou_hidden: int = 256
+    is_sam21: bool = False
+    """Whether it has what SAM 2.1 added: object pointers that know their distance, an embedding of empty frames."""
+
+
+SMALL_HEAD = Head(width=64, memory_width=16, memory_layers=1, memory_mlp=256, decoder_mlp=256, iou_hidden=64)
+"""That of ``nano``: for trials on a CPU."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """One file on the Hugging Face Hub, of a whole SAM 2 network with this encoder."""
+
+    repository: str
+    filename: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What ``model.backbone`` names.
+
+    Attributes:
+        build: makes the encoder with its initial values, from PyTorch's random numbers or from a file of yours.
+        head: the dimensions of what stands behind it.
+        published: its base weights; None where there are none, and ``model.base_weights`` must be ``random`` or a file.
+        packaged: the file in this package that stands in for published weights.
+    """
+
+    build: Callable[[], Encoder]
+    head: Head = Head()
+    published: Published | None = None
+    packaged: Path | None = None
+
+    def encoder(self, name: str) -> Encoder:
+        """Build the encoder and refuse what the program could not train or store.
+
+        Args:
+            name: of the backbone, for messages.
+
+        Raises:
+            UsageError: it is no :class:`Encoder`, has not four levels, or keeps running statistics.
+        """
+        built = self.build()
+        if not isinstance(built, Encoder):
+            raise UsageError(f"encoder '{name}': build gives a {type(built).__name__}, not a subclass of Encoder")
+        if len(built.channels) != len(STRIDES):
+            raise UsageError(f"encoder '{name}': has channels for {len(built.channels)} levels, not {len(STRIDES)}")
+        for path, module in built.named_modules():
+            if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
+                raise UsageError(
+                    f"encoder '{name}': {path} is a {type(module).__name__} that keeps running statistics, which "
+                    "weights files do not hold; use GroupNorm or LayerNorm"
+                )
+        return built
+
+
+def _run(encoder: Encoder, images: Tensor) -> Sequence[Tensor]:
+    """The four maps of an encoder."""
+    maps: Sequence[Tensor] = encoder(images)
+    return maps

@@ -1,0 +1,232 @@
+"""Base weights: SAM2's published checkpoints, a local file, or nano's own; loaded completely or not at all.
+
+Every load is accounted for: what is wanted is there in its shape, and nothing else is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from memorysam_cli.dataset import Strict
+from memorysam_cli.encoders.base import Backbone
+from memorysam_cli.errors import WeightsError
+from memorysam_cli.model.backbone import build_sam2
+from memorysam_cli.model.network import MemorySAM, is_fresh
+from memorysam_cli.recipe import BACKBONES
+from memorysam_cli.registry import ENCODERS
+from memorysam_cli.storage import foreign, hub, tensors
+from memorysam_cli.text import few, shown
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_FITTING = "give the file that belongs to model.backbone"
+_NAMES_SHOWN = 3
+
+
+class Base(Strict):
+    """Which base weights a network was built on; carried by every checkpoint that does not contain them."""
+
+    backbone: str
+    source: str
+    """``hub:facebook/…``, ``package``, ``random:SEED``, ``file:PATH``, or ``import:NAME`` of complete weights."""
+    sha256: str
+    """Of the file; of the tensors' bytes for random weights."""
+
+
+def load_base(network: MemorySAM, backbone: str, *, source: str, seed: int) -> Base:
+    """Fill a network that has no LoRA yet with base weights, in place.
+
+    Args:
+        source: ``published``, ``random`` (only for encoders without published weights), or the path of a .pt or
+            .safetensors file.
+        seed: for ``random``: the caller has initialised the network from it.
+
+    Raises:
+        WeightsError: a tensor is missing, extra or of another shape, outside the parts that start fresh.
+        NetworkError: the Hub cannot be reached, or sends other bytes than were published.
+    """
+    if source == "random":
+        if ENCODERS.get(backbone).published is not None:
+            raise WeightsError(
+                f"model.base_weights: 'random' is not allowed for {backbone}, whose weights are published"
+            )
+        return Base(backbone=backbone, source=f"random:{seed}", sha256=_digest(network))
+    path, said = _find(backbone, source)
+    state = tensors.read(path)[0] if path.suffix == ".safetensors" else foreign.read_torch(path)
+    fill(network, {f"sam.{name}": tensor for name, tensor in state.items()}, where=str(path), backbone=backbone)
+    return Base(backbone=backbone, source=said, sha256=tensors.sha256(path))
+
+
+def reload_base(network: MemorySAM, base: Base, *, where: str) -> None:
+    """Fill a network with the very base weights that a checkpoint was trained on.
+
+    Args:
+        where: the checkpoint, for messages.
+
+    Raises:
+        WeightsError: the base cannot be found, or is not the same.
+    """
+    kind, _, rest = base.source.partition(":")
+    source = {"hub": "published", "package": "published", "random": "random", "file": rest}[kind]
+    if kind == "file" and not Path(rest).is_file():
+        raise WeightsError(
+            f"{where}: needs its base weights {rest} (SHA-256 {base.sha256[:12]}…), which are not there; "
+            "put them back, or use `memorysam weights merge` where they are"
+        )
+    found = load_base(network, base.backbone, source=source, seed=int(rest) if kind == "random" else 0)
+    if found.sha256 != base.sha256:
+        raise WeightsError(
+            f"{where}: was trained on base weights with SHA-256 {base.sha256[:12]}…, but {found.source} has "
+            f"{found.sha256[:12]}…; use the base it was trained on"
+        )
+
+
+def fill(network: MemorySAM, state: dict[str, Tensor], *, where: str, backbone: str) -> None:
+    """Copy base tensors into a network; every tensor is accounted for or the load is refused."""
+    given, wanted = (
+        # Named as in SAM2's files.
+        {name.removeprefix("sam."): tensor for name, tensor in part.items() if not is_fresh(name)}
+        for part in (state, network.state_dict())
+    )
+    fits = not difference(shapes_of(given), shapes_of(wanted))
+    remedy = _FITTING if fits else _resemblance(shapes_of(given), backbone)
+    copy_tensors(given, wanted, where=where, whose=backbone, remedy=remedy)
+
+
+def _resemblance(given: Shapes, backbone: str) -> str:
+    """What a file that does not fit looks like, and so what to do with it."""
+    if any(".linear_a_q." in name or ".lora_" in name for name in given):
+        return "these are MemorySAM's weights, not SAM 2's; `memorysam weights import` takes the authors' .pth"
+    counts = {name: fitting(given, base_shapes(name)) for name in BACKBONES}
+    if not any(counts.values()):
+        prefix = next(iter(given), "").partition(".")[0] + "."
+        bare = {name.removeprefix(prefix): shape for name, shape in given.items()}
+        if fitting(bare, base_shapes(backbone)):
+            return f"its names begin with '{shown(prefix[:80])}', which SAM 2's do not: save it without"
+        return f"it looks like none of SAM 2's; {_FITTING}"
+    looks = max(BACKBONES, key=lambda name: (counts[name], -len(base_shapes(name).keys() ^ given.keys())))
+    if looks == backbone:
+        return f"it looks like a {backbone} that was changed or is not whole; get the file again"
+    return f"this looks like {looks}; set model.backbone to it, or {_FITTING}"
+
+
+def base_shapes(backbone: str) -> dict[str, tuple[int, ...]]:
+    """Name → shape of every tensor that a backbone's base weights must provide, named as in SAM2's files."""
+    return {name: shape for name, shape in plain_shapes(backbone, tokens=3).items() if not is_fresh(f"sam.{name}")}
+
+
+@cache
+def plain_shapes(backbone: str, *, tokens: int) -> dict[str, tuple[int, ...]]:
+    """Name → shape of every tensor of a SAM2 network without LoRA; not to be changed.
+
+    Args:
+        backbone: as for :func:`~memorysam_cli.model.backbone.build_sam2`.
+        tokens: likewise.
+    """
+    with torch.device("meta"), _RealNumbers():
+        return shapes_of(build_sam2(backbone, tokens=tokens).state_dict())
+
+
+class _RealNumbers(TorchFunctionMode):
+    """Hiera reads its drop-path rates off a ``linspace``, which a tensor without content cannot give."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Make the one call on the CPU."""
+        options = dict(kwargs or {})
+        return func(*args, **(options | {"device": "cpu"} if func is torch.linspace else options))
+
+
+def _find(backbone: str, source: str) -> tuple[Path, str]:
+    """The file that a source means, fetched if need be, and how a checkpoint names it."""
+    if source != "published":
+        path = Path(source).expanduser()
+        if not path.is_file():
+            raise WeightsError(f"model.base_weights: {path} is not a file")
+        return path, f"file:{path.resolve()}"
+    spec: Backbone = ENCODERS.get(backbone)
+    if spec.packaged is not None:
+        if not spec.packaged.is_file():
+            raise WeightsError(
+                f"{spec.packaged}: {backbone}'s weights are missing from this installation; reinstall memorysam"
+            )
+        return spec.packaged, "package"
+    if (published := spec.published) is None:
+        raise WeightsError(
+            f"model.base_weights: backbone '{backbone}' has no published weights; set it to random, or to a file"
+        )
+    path = hub.fetch(published.repository, published.filename, sha256=published.sha256)
+    return path, f"hub:{published.repository}/{published.filename}"
+
+
+def _digest(network: MemorySAM) -> str:
+    """SHA-256 over the names and bytes of the tensors that a base provides."""
+    state = {name: tensor for name, tensor in network.state_dict().items() if not is_fresh(name)}
+    return tensors.digest(state)
+
+
+def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shapes of named tensors."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def difference(given: Shapes, wanted: Shapes) -> str:
+    """In what two accounts differ, in words such as ``2 missing (a, b)``; empty where they agree."""
+    lists = {
+        "missing": [name for name in wanted if name not in given],
+        "unknown": [name for name in given if name not in wanted],
+        "of another shape": [
+            f"{name} is {given[name]}, not {shape}"
+            for name, shape in wanted.items()
+            if name in given and given[name] != shape
+        ],
+    }
+    return "; ".join(f"{len(names)} {kind} ({few_names(names)})" for kind, names in lists.items() if names)
+
+
+def fitting(given: Shapes, wanted: Shapes) -> int:
+    """How many of the wanted tensors are there in their shape."""
+    return sum(given.get(name) == shape for name, shape in wanted.items())
+
+
+def copy_tensors(
+    given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, where: str, whose: str, remedy: str
+) -> None:
+    """Copy tensors into a network's own, in place; all of them or none.
+
+    Args:
+        given: from a file.
+        wanted: the network's.
+        where: the file, for messages.
+        whose: what the wanted tensors are, such as ``sam2-hiera-tiny``.
+        remedy: what to do where they are others.
+
+    Raises:
+        WeightsError: a tensor is missing, unknown, of another shape, or holds whole numbers in place of weights.
+    """
+    there, needed = shapes_of(given), shapes_of(wanted)
+    if found := difference(there, needed):
+        raise WeightsError(
+            f"{where}: does not hold the weights of {whose}: {fitting(there, needed)} of {len(needed)} tensors fit; "
+            f"{found}; {remedy}"
+        )
+    # They would be converted without a word.
+    if odd := [
+        name for name, tensor in wanted.items() if given[name].is_floating_point() != tensor.is_floating_point()
+    ]:
+        kinds = f"{given[odd[0]].dtype}, not {wanted[odd[0]].dtype}"
+        raise WeightsError(f"{where}: {len(odd)} tensors hold no weights ({few_names(odd)}: {kinds}); {remedy}")
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(given[name])
+
+
+def few_names(names: list[str]) -> str:
+    """The first of some tensors' names."""
+    return few([shown(name[:120]) for name in names], _NAMES_SHOWN, is_counted=False)
