@@ -22,9 +22,8 @@ from memorysam_cli.engine import run_folder, runtime
 from memorysam_cli.engine.evaluation import scoring
 from memorysam_cli.engine.evaluation.counts import Evaluation
 from memorysam_cli.engine.evaluation.metrics import scores
-from memorysam_cli.engine.prediction import running
-from memorysam_cli.engine.prediction.job import Job
-from memorysam_cli.engine.prediction.manner import Manner
+from memorysam_cli.engine.predict.job import Job, RunOptions
+from memorysam_cli.engine.predict.run import run as run_prediction
 from memorysam_cli.engine.training.trainer import HEADLINE, Trainer, TrainingResult
 from memorysam_cli.model import load
 from memorysam_cli.model.weights import read_card
@@ -154,5 +153,5 @@ def _predict(weights: Path, manifest: Manifest, out: Path, *, device: torch.devi
         weights, tensors.sha256(weights), card, manifest.of_split(card.recipe.data.selection_split), manifest.root,
         str(manifest.root), card.modalities, ("color", "overlay"), batch=8,
     )  # fmt: skip
-    running.run(job, out, Manner(str(device), workers=0, overwrite=True))
+    run_prediction(job, out, RunOptions(str(device), workers=0, overwrite=True))
     return out

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from memorysam_cli.engine.prediction.deciding import ONE_BYTE
+from memorysam_cli.engine.predict.deciding import ONE_BYTE
 from memorysam_cli.model import Segmenter, linear
 from memorysam_cli.model.hiera import whole
 from memorysam_cli.model.memory import Frame
