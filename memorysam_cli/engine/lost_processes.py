@@ -15,6 +15,7 @@ import selectors
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
@@ -26,6 +27,7 @@ GRACE_S = 20.0
 _NAMING_S = 2.0
 """How much later than an engine's own error the name of the lost process may come."""
 _JOINING_S = 10.0
+_POLL_S = 0.05
 _KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 """A host without power closes nothing; it is given up after 20 s of silence."""
 _TOKEN_BYTES = 16
@@ -103,6 +105,7 @@ class PeerWatch:
         self.rank, self._token, self._listener, self._on_stuck = rank, token, listener, on_stuck
         self._selector = selectors.DefaultSelector()
         self._peers: list[_Peer] = []
+        self._come: set[int] = set()
         self._through: set[int] = set()
         self._advice: list[Callable[[], str]] = []
         self._lost: LostProcess | None = None
@@ -119,8 +122,10 @@ class PeerWatch:
         self._advice.append(advice)
         self._idle.clear()
         self._tell(_AT_WORK, LostProcess(self.rank))
+        has_failed = True
         try:
             yield
+            has_failed = False
         except BaseException as error:
             self._tell(_FAILED, LostProcess(self.rank, *_explained(error)))
             raise
@@ -128,7 +133,8 @@ class PeerWatch:
             self._advice.remove(advice)
             if not self._advice:
                 self._idle.set()
-                self.tell_done()
+                if not has_failed:
+                    self.tell_done()
 
     def tell_done(self) -> None:
         """Tell the others that this process is through, and not lost when it goes."""
@@ -139,13 +145,13 @@ class PeerWatch:
         self._known.wait(within)
         return self._lost
 
-    def connected(self) -> set[int]:
-        """The processes that this one has a connection to: the first one to all, the others to the first."""
-        return {peer.rank for peer in [*self._peers] if peer.rank is not None}
+    def not_come(self, world: int) -> list[int]:
+        """The ranks that have not been heard of yet; asked by the first process, to which all come."""
+        return sorted({*range(world)} - self._come - {self.rank})
 
     def are_through(self, ranks: Collection[int]) -> bool:
-        """Whether connected processes have all told that they are done; one that left without a word is lost."""
-        connected = self.connected()  # first: whoever leaves afterwards has told before
+        """Whether processes that have come have all told that they are done; one that left without a word is lost."""
+        connected = {peer.rank for peer in [*self._peers]}  # first: whoever leaves afterwards has told before
         waited_for = set(ranks) - self._through
         for rank in waited_for - connected:
             self._note(LostProcess(rank))
@@ -159,14 +165,21 @@ class PeerWatch:
         threading.Thread(target=self._keep, name="peer-watch", daemon=True).start()
 
     def _keep(self) -> None:
-        while self._lost is None:
-            for key, _ in self._selector.select():
+        until: float | None = None
+        while True:
+            for key, _ in self._selector.select(None if until is None else _POLL_S):
                 if key.data is not None:
                     self._read(key.data)
-                elif self._listener is not None:
+                elif self._listener is not None:  # also after a loss, for those that have not heard of it
                     self._let_in(self._listener)
-        if self._on_stuck is not None and not self._idle.wait(GRACE_S):
-            self._on_stuck(self._lost, self._advice[-1]() if self._advice else "")
+            if self._lost is None or self._on_stuck is None:
+                continue
+            until = time.monotonic() + GRACE_S if until is None else until
+            if self._idle.is_set():
+                return
+            if time.monotonic() > until:
+                self._on_stuck(self._lost, self._advice[-1]() if self._advice else "")
+                return
 
     def _let_in(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -214,8 +227,11 @@ class PeerWatch:
             return False
         (peer.rank,) = struct.unpack("!I", peer.unread[:4])
         peer.unread = peer.unread[4:]
+        self._come.add(peer.rank)
         if self._advice:
             self._tell(_AT_WORK, LostProcess(self.rank))
+        if self._lost is not None:
+            self._tell_lost(self._lost)
         return True
 
     def _forget(self, peer: _Peer) -> None:
@@ -227,9 +243,12 @@ class PeerWatch:
         """Remember the first that is lost; those that fall because of it are no news."""
         if self._lost is None and found.rank != self.rank:
             if self.rank == 0:  # before this process acts on it, and is gone itself
-                self._tell(_LOST if found.exit_code is None else _FAILED, found)
+                self._tell_lost(found)
             self._lost = found
             self._known.set()
+
+    def _tell_lost(self, found: LostProcess) -> None:
+        self._tell(_LOST if found.exit_code is None else _FAILED, found)
 
     def _tell(self, kind: bytes, about: LostProcess) -> None:
         words = about.message.encode(errors="replace")[:_WORDS_BYTES]

@@ -267,6 +267,7 @@ class Peers:
         while not self._watch.are_through((0,) if self.rank else range(1, self.world)):
             self.notice()
             time.sleep(_LOOK_S)
+        self.notice()
         self._watch.tell_done()  # the first one last: by then it has heard of all
 
 
@@ -284,31 +285,32 @@ def side_by_side() -> Iterator[Peers]:
     if world <= 1:
         yield Peers(0, 1, None)
         return
-    watch = _watch_side_by_side(launcher.rank(), world)
+    store, watch = _meet_side_by_side(world)
+    watch.start()
+    until = time.monotonic() + PATIENCE.total_seconds()
     with watch.at_work(str):
+        while watch.rank == 0 and (missing := watch.not_come(world)):
+            if time.monotonic() > until:
+                raise _not_come(missing, world, patience=PATIENCE)
+            time.sleep(_LOOK_S)
+        del store  # until here the first process kept it for the others
         yield Peers(watch.rank, world, watch)
 
 
-def _watch_side_by_side(rank: int, world: int) -> PeerWatch:
-    """Meet by torch's key-value store, which nobody needs once all are connected."""
+def _meet_side_by_side(world: int) -> tuple[Any, PeerWatch]:
+    """Meet by torch's key-value store."""
     try:
         store, rank, world = next(rendezvous("env://"))
         store.set_timeout(LONG_PATIENCE)
         _meet(store, rank, world, patience=LONG_PATIENCE)
         watch = _watch(store, rank, world, on_stuck=None)
-        watch.start()
-        until = time.monotonic() + PATIENCE.total_seconds()
-        while not rank and (missing := sorted({*range(1, world)} - watch.connected())):
-            if time.monotonic() > until:
-                raise _not_come(missing, world, patience=PATIENCE)
-            time.sleep(_LOOK_S)
     except (ValueError, RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise EnvironmentFault(
             f"$WORLD_SIZE is {world}, and the other processes cannot be reached ({reason}); start them all with "
             "torchrun, or give each a --shard of its own"
         ) from error
-    return watch
+    return store, watch
 
 
 def own_device(device: torch.device) -> torch.device:

@@ -98,6 +98,7 @@ def test_folders_are_read_as_what_they_hold(job: Job, other: Job, out: Path) -> 
     assert look(out, job, parts=1) == Empty()
     (out / "thesis.txt").write_text("years of work")
     assert look(out, job, parts=1) == Foreign()
+    (out / "thesis.txt").unlink()
     begin(job, out)
     assert look(out, job, parts=1) == Begun(1)
     assert look(out, job, parts=3) == Begun(1, ("1 parts, not 3",), scenes_done=1)
