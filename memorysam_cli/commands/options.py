@@ -7,7 +7,6 @@ Each is the annotation of a parameter. A parameter without a default is required
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -114,11 +113,12 @@ def begin(*, json: bool = False, verbose: bool = False, quiet: bool = False) -> 
     Raises:
         UsageError: both ``-v`` and ``-q``.
     """
+    from memorysam_cli.engine import launcher
     from memorysam_cli.report import console
 
     if verbose and quiet:
         raise UsageError("--verbose and --quiet exclude each other; give one")
-    is_first = os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+    is_first = launcher.world() == 1 or launcher.rank() == 0
     level = console.QUIET if quiet or not is_first else console.VERBOSE if verbose else console.NORMAL
     console.setup(verbosity=level, json=json)
 
@@ -178,5 +178,7 @@ def refuse_several(command: str) -> None:
     Raises:
         UsageError: torchrun or the like started this process.
     """
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    from memorysam_cli.engine import launcher
+
+    if launcher.world() != 1:
         raise UsageError(f"{command}: measures from one process; start it without torchrun or accelerate launch")

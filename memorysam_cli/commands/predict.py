@@ -68,25 +68,26 @@ def predict(
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other; give one")
     path = weights or run_folder.default_weights()  # before torch is imported: without weights the answer is instant
-    asked, scales = options.names(modalities), options.scales(tta_scales, tta=tta)
+    chosen, scales = options.names(modalities), options.scales(tta_scales, tta=tta)
     from memorysam_cli.engine.infer.views import View
-    from memorysam_cli.engine.prediction import asking, ledger, running, scene_files, shares
-    from memorysam_cli.engine.prediction.manner import Manner
+    from memorysam_cli.engine.predict import files, ledger
+    from memorysam_cli.engine.predict.job import RunOptions, plan, read_shard
+    from memorysam_cli.engine.predict.run import run
     from memorysam_cli.report import console
     from memorysam_cli.storage import lock
 
     extras = [name for name, wanted in (("color", color), ("overlay", overlay), ("confidence", confidence)) if wanted]
-    manner = Manner(device, workers, on_error == "skip", shares.read_share(shard), engine, overwrite, resume)
-    job = asking.plan(
-        path, out=out, overwrite=overwrite, scenes=scenes, data=data, split=split, modalities=asked, renames=renames,
-        limit=limit, view=View(missing, scales, tile, tile_overlap), extras=extras, batch=batch, precision=precision,
+    run_options = RunOptions(device, workers, on_error == "skip", read_shard(shard), engine, overwrite, resume)
+    job = plan(
+        path, scenes=scenes, data=data, split=split, modalities=chosen, renames=renames, limit=limit,
+        view=View(missing, scales, tile, tile_overlap), extras=extras, batch=batch, precision=precision,
         is_compiled=compiled,
     )  # fmt: skip
-    report = running.run(job, out, manner)
+    report = run(job, out, run_options)
     if report is None:  # only the first of several processes has the result
         return
     if legend:
-        scene_files.write_legend(out, job.card.dataset)
+        files.write_legend(out, job.card.dataset)
     ledger.show(report)
     if json:
         console.answer(report)

@@ -23,9 +23,8 @@ from memorysam_cli.engine.evaluate import scoring
 from memorysam_cli.engine.evaluate.counts import Evaluation
 from memorysam_cli.engine.evaluate.metrics import scores
 from memorysam_cli.engine.infer.inference import Inference
-from memorysam_cli.engine.prediction import running
-from memorysam_cli.engine.prediction.job import Job
-from memorysam_cli.engine.prediction.manner import Manner
+from memorysam_cli.engine.predict.job import Job, RunOptions
+from memorysam_cli.engine.predict.run import run as run_prediction
 from memorysam_cli.engine.training.trainer import HEADLINE, Trainer, TrainingResult
 from memorysam_cli.model import load
 from memorysam_cli.model.weights import read_card
@@ -155,5 +154,5 @@ def _predict(weights: Path, manifest: Manifest, out: Path, *, device: torch.devi
         weights, tensors.sha256(weights), card, manifest.of_split(card.recipe.data.selection_split), manifest.root,
         str(manifest.root), card.modalities, ("color", "overlay"), batch=8,
     )  # fmt: skip
-    running.run(job, out, Manner(str(device), workers=0, overwrite=True))
+    run_prediction(job, out, RunOptions(str(device), workers=0, overwrite=True))
     return out

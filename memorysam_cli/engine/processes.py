@@ -1,4 +1,8 @@
-"""Several processes that train together: what they add up, agree on and wait for."""
+"""Several processes of one run: what they add up, agree on and wait for, and how the loss of one is told.
+
+Those that train or score together do so in a group of ``torch.distributed``; those that predict work side by side,
+each on its own scenes, and hear of each other by a :class:`~memorysam_cli.engine.lost_processes.PeerWatch` alone.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -15,10 +19,11 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
 from torch.distributed import distributed_c10d
+from torch.distributed.rendezvous import rendezvous
 
-from memorysam_cli.engine import lookout
-from memorysam_cli.engine.lookout import Gone, Lookout
-from memorysam_cli.errors import EnvironmentFault, UsageError, is_out_of_memory
+from memorysam_cli.engine import launcher, lost_processes
+from memorysam_cli.engine.lost_processes import Invitation, LostProcess, PeerWatch
+from memorysam_cli.errors import EnvironmentFault, Stopped, UsageError, is_out_of_memory
 from memorysam_cli.losses.loss import Exchange
 from memorysam_cli.report import console
 from memorysam_cli.text import shown
@@ -33,7 +38,9 @@ _LOST = ("gloo/transport", "pair closure", "NCCL", "Connection closed by peer", 
 
 _patient: dict[dist.ProcessGroup | None, dist.ProcessGroup] = {}
 """The group of what is agreed on the CPU, whatever the device is, by the group of all processes that it was made in."""
-_lookouts: dict[dist.ProcessGroup | None, Lookout] = {}
+_watches: dict[dist.ProcessGroup | None, PeerWatch] = {}
+_INVITATION = "memorysam/invitation"
+"""The key under which the first process tells the others where it listens."""
 _LOOK_S = 0.05
 _SHOWN = 60
 
@@ -120,53 +127,63 @@ def wait_for_all(accelerator: Accelerator) -> None:
 
 
 def connect(accelerator: Accelerator) -> None:
-    """Let all processes meet, and keep a lookout for those that are lost later.
+    """Let all processes meet, and watch for those that are lost later.
 
     Raises:
         EnvironmentFault: a process does not come within :data:`PATIENCE`; names it.
     """
-    if accelerator.num_processes > 1 and dist.group.WORLD not in _lookouts:
-        _meet(accelerator.process_index, accelerator.num_processes)
-        group = _patient_group()
+    if accelerator.num_processes > 1 and dist.group.WORLD not in _watches:
+        store, rank = distributed_c10d._get_default_store(), accelerator.process_index
+        _meet(store, rank, accelerator.num_processes, patience=PATIENCE)
+        _patient_group()
         with contextlib.suppress(OSError):  # without it a loss is noticed all the same, though later and without a name
-            found = _lookout(accelerator, group)
+            found = _watch(store, rank, accelerator.num_processes, on_stuck=_end)
             found.start()
-            _lookouts[dist.group.WORLD] = found
+            _watches[dist.group.WORLD] = found
 
 
-def _meet(rank: int, world: int) -> None:
+def _meet(store: Any, rank: int, world: int, *, patience: timedelta) -> None:
     """Wait until every process has said that it is here; the making of a group would not say who is missing."""
-    store, until = distributed_c10d._get_default_store(), time.monotonic() + PATIENCE.total_seconds()
+    until = time.monotonic() + patience.total_seconds()
     store.set(f"memorysam/{rank}", "here")
     while missing := [other for other in range(world) if not store.check([f"memorysam/{other}"])]:
         if time.monotonic() > until:
-            ranks = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
-            raise EnvironmentFault(
-                f"{ranks} of {world} did not come within {PATIENCE.total_seconds():.0f} s; the output of the others "
-                "may explain it"
-            )
+            raise _not_come(missing, world, patience=patience)
         time.sleep(_LOOK_S)
 
 
-def _lookout(accelerator: Accelerator, group: dist.ProcessGroup) -> Lookout:
-    """This process's lookout; all call this together."""
-    rank, made = accelerator.process_index, None
-    box: list[lookout.Invitation | None] = [None]
-    if rank == 0:
-        is_one_host = os.environ.get("LOCAL_WORLD_SIZE") == str(accelerator.num_processes)
-        with contextlib.suppress(OSError):
-            listener, invitation = lookout.invite(os.environ.get("MASTER_ADDR", "localhost"), is_one_host=is_one_host)
-            made, box = Lookout(0, invitation.token, listener=listener, on_stuck=_end), [invitation]
-    dist.broadcast_object_list(box, src=0, group=group)
-    if box[0] is None:
-        raise OSError("the first process cannot listen")
-    return lookout.join(box[0], rank=rank, on_stuck=_end) if made is None else made
+def _not_come(missing: Sequence[int], world: int, *, patience: timedelta) -> EnvironmentFault:
+    ranks = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
+    return EnvironmentFault(
+        f"{ranks} of {world} did not come within {patience.total_seconds():.0f} s; the output of the others may "
+        "explain it"
+    )
 
 
-def _end(gone: Gone, advice: str) -> None:
-    """End this process, which waits for one that is gone, in a call that no exception reaches."""
+def _watch(store: Any, rank: int, world: int, *, on_stuck: Callable[[LostProcess, str], object] | None) -> PeerWatch:
+    """This process's watch; all that have met call this.
+
+    Raises:
+        OSError: this process and the first one cannot be connected.
+    """
+    if rank:
+        text = store.get(_INVITATION).decode()
+        if not text:
+            raise OSError("the first process cannot listen")
+        return lost_processes.join(Invitation.from_text(text), rank=rank, on_stuck=on_stuck)
+    text = ""
+    try:
+        listener, invitation = lost_processes.invite(launcher.host(), is_one_host=launcher.local_world(0) == world)
+        text = invitation.to_text()
+    finally:
+        store.set(_INVITATION, text)
+    return PeerWatch(0, invitation.token, listener=listener, on_stuck=on_stuck)
+
+
+def _end(lost: LostProcess, advice: str) -> None:
+    """End this process, which waits for one that is lost, in a call that no exception reaches."""
     with contextlib.suppress(OSError):
-        console.error(f"{gone}, and this process still waited for it; {advice}", code=EnvironmentFault.exit_code)
+        console.error(f"{lost}, and this process still waited for it; {advice}", code=EnvironmentFault.exit_code)
     os._exit(EnvironmentFault.exit_code)
 
 
@@ -187,7 +204,7 @@ def lost_ones_named(accelerator: Accelerator, *, advice: Callable[[], str]) -> I
     Raises:
         EnvironmentFault: another process ended, or was not heard of for too long.
     """
-    watch = _lookouts.get(dist.group.WORLD) if accelerator.num_processes > 1 else None
+    watch = _watches.get(dist.group.WORLD) if accelerator.num_processes > 1 else None
     with contextlib.nullcontext() if watch is None else watch.at_work(advice):
         try:
             yield
@@ -196,10 +213,118 @@ def lost_ones_named(accelerator: Accelerator, *, advice: Callable[[], str]) -> I
             is_theirs &= not is_out_of_memory(fault)  # NCCL passes CUDA's words on
             if accelerator.num_processes == 1 or not is_theirs:
                 raise
-            who = (watch.gone() if watch is not None else None) or "another process was lost"
+            who = (watch.lost() if watch is not None else None) or "another process was lost"
             raise EnvironmentFault(f"{who}, which its own output may explain ({_first(fault)}); {advice()}") from fault
 
 
 def _first(fault: BaseException) -> str:
     """What an engine says first: without the place in its source, and without the advice that follows."""
     return re.sub(r"^\[[^]]*\] ?", "", str(fault).splitlines()[0]).partition(". ")[0]
+
+
+class Peers:
+    """This process among those that work side by side.
+
+    Args:
+        rank: which one it is, from 0.
+        world: how many there are.
+        watch: on the others; none where there are none.
+    """
+
+    def __init__(self, rank: int, world: int, watch: PeerWatch | None) -> None:
+        self.rank, self.world, self._watch = rank, world, watch
+
+    def notice(self) -> None:
+        """Notice whether another process is lost.
+
+        Raises:
+            Stopped: one of them failed; with its exit code.
+            EnvironmentFault: one of them was killed or cut off.
+        """
+        lost = self._watch.lost(within=0) if self._watch is not None else None
+        if lost is None:
+            return
+        if lost.exit_code is not None:
+            raise Stopped(f"process {lost.rank} failed: {lost.message}", exit_code=lost.exit_code)
+        raise EnvironmentFault(
+            f"process {lost.rank} of this run is lost; its own output may explain it; run the same command again"
+        )
+
+    def wait_for_all(self) -> None:
+        """Wait until every process is through with its work, however long one that lives may take.
+
+        Raises:
+            Stopped, EnvironmentFault: as :meth:`notice`.
+        """
+        if self._watch is None:
+            return
+        if self.rank:
+            self._watch.tell_done()
+        while not self._watch.are_through((0,) if self.rank else range(1, self.world)):
+            self.notice()
+            time.sleep(_LOOK_S)
+        self.notice()
+        self._watch.tell_done()  # the first one last: by then it has heard of all
+
+
+@contextlib.contextmanager
+def side_by_side() -> Iterator[Peers]:
+    """Meet the other processes of this run; an error that leaves the block ends them too, with its exit code.
+
+    Nothing but a word now and then passes between them, and no wait for a process that lives has a limit: the scenes
+    of one may take hours longer than those of another.
+
+    Raises:
+        EnvironmentFault: they cannot be reached, or do not come.
+    """
+    world = launcher.world()
+    if world <= 1:
+        yield Peers(0, 1, None)
+        return
+    store, watch = _meet_side_by_side(world)
+    watch.start()
+    until = time.monotonic() + PATIENCE.total_seconds()
+    with watch.at_work(str):
+        while watch.rank == 0 and (missing := watch.not_come(world)):
+            if time.monotonic() > until:
+                raise _not_come(missing, world, patience=PATIENCE)
+            time.sleep(_LOOK_S)
+        del store  # until here the first process kept it for the others
+        yield Peers(watch.rank, world, watch)
+
+
+def _meet_side_by_side(world: int) -> tuple[Any, PeerWatch]:
+    """Meet by torch's key-value store."""
+    try:
+        store, rank, world = next(rendezvous("env://"))
+        store.set_timeout(LONG_PATIENCE)
+        _meet(store, rank, world, patience=LONG_PATIENCE)
+        watch = _watch(store, rank, world, on_stuck=None)
+    except (ValueError, RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise EnvironmentFault(
+            f"$WORLD_SIZE is {world}, and the other processes cannot be reached ({reason}); start them all with "
+            "torchrun, or give each a --shard of its own"
+        ) from error
+    return store, watch
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The device of this process; each of several has its own GPU.
+
+    Raises:
+        UsageError: one GPU was named for several processes.
+        EnvironmentFault: there are fewer GPUs than processes.
+    """
+    if device.type == "cuda" and launcher.world() > 1:
+        if device.index is not None:
+            raise UsageError(f"--device {device}: each of several processes gets its own device; use --device cuda")
+        device = torch.device("cuda", launcher.local_rank())
+        if device.index >= torch.cuda.device_count():
+            raise EnvironmentFault(
+                f"process {launcher.rank()}: no GPU is left for it, there are {torch.cuda.device_count()}; start as "
+                "many processes as there are GPUs"
+            )
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    return device

@@ -16,7 +16,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import Tensor
 
 from memorysam_cli import __version__
-from memorysam_cli.engine import processes
+from memorysam_cli.engine import launcher, processes
 from memorysam_cli.errors import EnvironmentFault, UsageError
 
 DEVICES = "auto, cpu, cuda, cuda:N, mps"
@@ -60,7 +60,7 @@ def make_accelerator(device: torch.device, *, precision: str) -> Accelerator:
     """
     refuse_precision(precision, device)
     _refuse_engine()
-    is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    is_alone = launcher.world() == 1
     if device.index is not None:
         if not is_alone:
             raise UsageError(f"--device {device}: each of several processes gets its own device; use --device cuda")
@@ -83,7 +83,7 @@ def make_accelerator(device: torch.device, *, precision: str) -> Accelerator:
         processes.connect(accelerator)
     except dist.DistError as fault:
         raise EnvironmentFault(
-            f"not all {os.environ.get('WORLD_SIZE')} processes came together ({str(fault).splitlines()[0]}); the "
+            f"not all {launcher.world()} processes came together ({str(fault).splitlines()[0]}); the "
             "output of the others may explain it"
         ) from fault
     # The learner accumulates, whatever ACCELERATE_GRADIENT_ACCUMULATION_STEPS says.

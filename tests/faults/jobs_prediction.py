@@ -18,10 +18,11 @@ import torch
 
 from memorysam_cli.data.loader import unlabelled_scenes
 from memorysam_cli.data.manifest import Manifest, Scene
-from memorysam_cli.engine.prediction import merging, running, segmenting
-from memorysam_cli.engine.prediction.job import Job
-from memorysam_cli.engine.prediction.manner import Manner
-from memorysam_cli.engine.prediction.scene_files import SceneFiles
+from memorysam_cli.engine.predict import run as running
+from memorysam_cli.engine.predict import segment
+from memorysam_cli.engine.predict.files import SceneFiles
+from memorysam_cli.engine.predict.job import Job, RunOptions
+from memorysam_cli.engine.predict.parts import PredictionFolder
 from memorysam_cli.model.weights import read_card
 from memorysam_cli.storage import tensors
 from tests.commands.trained import save_weights
@@ -78,8 +79,8 @@ def run(place: str, log: str, until: str = "") -> int:
 
     SceneFiles.write = noted  # type: ignore[method-assign]
     if until == "merge":
-        merging.merge = lambda *_, **__: os._exit(0)  # type: ignore[assignment]
-    report = running.run(_state["job"], Path("out"), Manner("cpu", workers=0, skip_bad=True))
+        PredictionFolder.finish = lambda _: os._exit(0)  # type: ignore[method-assign]
+    report = running.run(_state["job"], Path("out"), RunOptions("cpu", workers=0, skip_bad=True))
     assert report is not None
     return 4 if report["failed"] else 0
 
@@ -116,9 +117,9 @@ def peak(place: str, count: int, hoards: bool) -> int:
     data = write_data(Path("large"), [("s", "val", None, None, (LARGE_PX, LARGE_PX))])
     scenes = [dataclasses.replace(data.scenes[0], id=f"{number:04}") for number in range(count)]
     if hoards:
-        segmenting.decide = naive.hoarding(segmenting.decide)
+        segment.decide = naive.hoarding(segment.decide)
     job = dataclasses.replace(job, scenes=scenes, root=data.root)
-    running.run(job, Path("out"), Manner("cpu", workers=0))
+    running.run(job, Path("out"), RunOptions("cpu", workers=0))
     Path("peak.json").write_text(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
     return 0
 

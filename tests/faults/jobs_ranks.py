@@ -20,7 +20,7 @@ from accelerate.state import AcceleratorState
 
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest, Scene
-from memorysam_cli.engine import lookout, processes, runtime
+from memorysam_cli.engine import lost_processes, processes, runtime
 from memorysam_cli.engine.evaluate.scoring import evaluate
 from memorysam_cli.engine.infer.inference import Inference
 from memorysam_cli.engine.training.learner import Learner
@@ -178,7 +178,7 @@ def confusions(manifest: Manifest, scenes: Sequence[Scene], *, batch: int, accel
 
 def stop_dead(rank: int, _base: Path, _place: Path, *, stopped: int, grace_s: float) -> None:
     """A process is killed, and the others are in a call that hears of nothing."""
-    lookout.GRACE_S = grace_s
+    lost_processes.GRACE_S = grace_s
     accelerator = runtime.make_accelerator(torch.device("cpu"), precision="fp32")
     with processes.lost_ones_named(accelerator, advice=lambda: "go on somehow"):
         processes.wait_for_all(accelerator)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from memorysam_cli.engine.prediction.write_behind import MOST_WAITING
+from memorysam_cli.engine.predict.segment import MOST_WAITING
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
 from tests.faults.conftest import Figures

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from memorysam_cli.data import manifest as manifests
-from memorysam_cli.engine import lookout
+from memorysam_cli.engine import lost_processes
 from memorysam_cli.engine.signals import EXIT_CODES
 from memorysam_cli.engine.training import checkpoints
 from memorysam_cli.storage import documents, lock, tensors
@@ -70,7 +70,7 @@ def test_a_killed_process_ends_the_others_at_once_by_name_and_costs_no_checkpoin
         with lock.hold(out / "run"):
             pass
     figures("L", killed_ranks=tries, checkpoints_lost=0)
-    assert slowest < 30 and lookout.GRACE_S < 30
+    assert slowest < 30 and lost_processes.GRACE_S < 30
     # The last of these goes on with the same command.
     last = checkpoints.read(newest).position.step + 2
     again = launch(forks, base, out, "train", world, every=1, updates=last)

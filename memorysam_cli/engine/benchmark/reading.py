@@ -24,9 +24,8 @@ from memorysam_cli.engine.benchmark.results import show_machine
 from memorysam_cli.engine.benchmark.timing import interleaved, synchronize
 from memorysam_cli.engine.benchmark.variants import STILL, Prediction, Training
 from memorysam_cli.engine.measuring import shortages
-from memorysam_cli.engine.prediction import segmenting
-from memorysam_cli.engine.prediction.folder import Line
-from memorysam_cli.engine.prediction.scene_files import SceneFiles
+from memorysam_cli.engine.predict import segment
+from memorysam_cli.engine.predict.files import Line, SceneFiles
 from memorysam_cli.engine.training.upcoming import BatchGroups
 from memorysam_cli.errors import UsageError
 from memorysam_cli.model.weights import Segmenter
@@ -180,7 +179,7 @@ def _seconds_per_batch(
         nonlocal end
         end = time.perf_counter()
 
-    segmenting.predict(
+    segment.predict(
         network, SceneFiles(out, manifest.root, manifest.info, manifest.info.modalities), scenes=scenes,
         image_size=work.asked.size, device=device, tell=tell, batch=work.asked.batch, workers=PREDICTING,
         precision=work.asked.precision,

@@ -20,6 +20,7 @@ from typing import IO, Any, Literal
 import torch
 
 from memorysam_cli import recipe as recipes
+from memorysam_cli.engine import launcher
 from memorysam_cli.engine.measuring import memory
 from memorysam_cli.errors import UsageError
 from memorysam_cli.recipe import Recipe
@@ -27,11 +28,6 @@ from memorysam_cli.recipe import Recipe
 PROCESS = "memorysam_cli.engine.measuring.trial_process"
 TIMEOUT = 3600.0
 """Seconds after which a trial counts as hung."""
-LAUNCHERS = (
-    *("ACCELERATE_", "FSDP_", "TORCHELASTIC_", "OMPI_", "PMI_", "MV2_"),
-    *("GROUP_", "LOCAL_", "MASTER_", "RANK", "ROLE_", "WORLD_"),
-)
-"""Beginnings of the variables that make a process one of several; a trial is alone."""
 _PYTHON = (sys.executable, "-P", "-m")
 """Without the folder where the user is: a ``random.py`` there is not Python's."""
 _POLL = 0.02
@@ -214,8 +210,7 @@ def _over(limit: int) -> str:
 
 def _alone() -> dict[str, str]:
     """The environment without what makes a process one of several; modules are found where this process finds them."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
-    return {**kept, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return {**launcher.environment_alone(), "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def _told(said: IO[str]) -> dict[str, Any]:

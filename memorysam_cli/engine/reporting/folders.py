@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from memorysam_cli.engine.evaluate import folder as files
-from memorysam_cli.engine.prediction import folder as predictions
+from memorysam_cli.engine.predict import files as predictions
 from memorysam_cli.engine.run_folder import LATEST, RECIPE, RUNS, RunFolder
 from memorysam_cli.errors import UsageError
 

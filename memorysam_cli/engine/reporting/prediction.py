@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from memorysam_cli.engine.prediction import folder as predictions
+from memorysam_cli.engine.predict import files as predictions
 from memorysam_cli.engine.reporting import documents, scenes
 from memorysam_cli.errors import MemorySamError
 from memorysam_cli.report import galleries, overlays

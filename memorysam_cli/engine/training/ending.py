@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+from memorysam_cli.engine import launcher
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.errors import EXIT_CODES, FolderInUseError, MemorySamError, environment_fault, most_severe
 from memorysam_cli.storage import documents, lock
 
-_LAUNCHED = ("WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
-"""What torchrun, accelerate and srun scripts set."""
 _INTERRUPTED, _TERMINATED, _BUG = 130, 143, 1
 
 
@@ -55,7 +53,7 @@ class Ending:
 
 
 def _is_launched() -> bool:
-    return any(name in os.environ for name in _LAUNCHED) and os.environ.get("RANK", "0") == "0"
+    return launcher.is_launched() and launcher.rank() == 0
 
 
 def _record(run: RunFolder, fault: BaseException | None) -> None:

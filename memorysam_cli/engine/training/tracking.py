@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memorysam_cli.engine import launcher
 from memorysam_cli.errors import EnvironmentFault, UsageError, did_you_mean
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, children
@@ -38,11 +39,6 @@ OPT_OUT = {
     "DO_NOT_TRACK": "true",
 }
 """What keeps the trackers' own makers from hearing of a training."""
-LAUNCHED = (
-    *("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_"),
-    *("PMI_", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_", "CCL_WORKER_COUNT"),
-)
-"""Variables that would make a tracker's process take itself for one of the training's."""
 SOON = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 """What lets a server that is away be given up before the training's end; the user's own values come first."""
 MOST_BYTES = 4_000_000
@@ -146,9 +142,10 @@ class _Tracker:
 
     def __init__(self, name: str, begin: Mapping[str, Any]) -> None:
         self.name = name
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHED)}
         # It computes nothing: a GPU's memory is the training's.
-        environment = SOON | kept | OPT_OUT | {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+        environment = (
+            SOON | launcher.environment_alone() | OPT_OUT | {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+        )
         self.process = children.start(MODULE, name, environment=environment)
         assert self.process.stdin is not None and self.process.stdout is not None
         self._stdin, self._stdout = self.process.stdin, self.process.stdout

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from memorysam_cli import __version__
 from memorysam_cli.engine.infer.inference import choose_modalities
-from memorysam_cli.engine.prediction.deciding import ONE_BYTE
+from memorysam_cli.engine.predict.deciding import ONE_BYTE
 from memorysam_cli.engine.weights import tracing
 from memorysam_cli.engine.weights.tracing import INPUT, OUTPUTS, Shape
 from memorysam_cli.errors import CheckFailedError, UsageError

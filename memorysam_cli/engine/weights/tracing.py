@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memorysam_cli.encoders import products
-from memorysam_cli.engine.prediction.deciding import ONE_BYTE
+from memorysam_cli.engine.predict.deciding import ONE_BYTE
 from memorysam_cli.model import Segmenter
 from memorysam_cli.model.backbone import RotaryAttention
 from memorysam_cli.model.memory import EncodedFrame

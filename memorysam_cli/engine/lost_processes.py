@@ -1,4 +1,4 @@
-"""Who of several processes is gone: told by connections that the kernel closes, whatever a process died of.
+"""Which of several processes is lost: reported by connections that the kernel closes, whatever a process died of.
 
 Every process holds one connection to the first, which passes on what it learns. The engines of ``torch.distributed``
 notice a loss late (NCCL: when patience ends, and then by a crash) or without a name (gloo).
@@ -8,36 +8,47 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import json
 import os
 import secrets
 import selectors
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
+
+from memorysam_cli.errors import MemorySamError, environment_fault
 
 GRACE_S = 20.0
 """For how long a process may go on after another was lost: the sum that it waits in should fail by then."""
 _NAMING_S = 2.0
 """How much later than an engine's own error the name of the lost process may come."""
 _JOINING_S = 10.0
+_POLL_S = 0.05
 _KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 """A host without power closes nothing; it is given up after 20 s of silence."""
 _TOKEN_BYTES = 16
-_MESSAGE = struct.Struct("!cI")
+_MESSAGE = struct.Struct("!cIBH")
+"""Kind, rank, exit code, and the length of the words that follow."""
 _AT_WORK, _DONE, _FAILED, _LOST = b"w", b"d", b"f", b"l"
+_WORDS_BYTES = 4000
+_INTERRUPTED, _TERMINATED = 130, 143
 
 
-class Gone(NamedTuple):
-    """A process that cannot go on: killed or cut off, or ended by a fault that it tells of itself."""
+class LostProcess(NamedTuple):
+    """A process that cannot go on: killed or cut off, or ended by an error that it tells of itself."""
 
     rank: int
-    is_lost: bool
+    exit_code: int | None = None
+    """Of one that failed; None: it was killed or cut off."""
+    message: str = ""
+    """Of its error."""
 
     def __str__(self) -> str:
-        return f"rank {self.rank} {'was lost' if self.is_lost else 'failed'}"
+        return f"rank {self.rank} {'was lost' if self.exit_code is None else 'failed'}"
 
 
 @dataclass(eq=False)
@@ -61,26 +72,43 @@ class Invitation:
     port: int
     token: bytes
 
+    def to_text(self) -> str:
+        """What :meth:`from_text` makes the same invitation of."""
+        return json.dumps(asdict(self) | {"token": self.token.hex()})
 
-class Lookout:
+    @classmethod
+    def from_text(cls, text: str) -> Invitation:
+        """The invitation of another process."""
+        found = json.loads(text)
+        return cls(found["host"], found["port"], bytes.fromhex(found["token"]))
+
+
+class PeerWatch:
     """One process's view of the others; a thread of its own keeps it.
 
     Args:
         rank: of this process.
         token: the word that lets others in.
         listener: where they come in; of the first process only.
-        on_stuck: called when somebody is gone and this process is still at work :data:`GRACE_S` later; with the advice
-            of :meth:`at_work`.
+        on_stuck: called when somebody is lost and this process is still at work :data:`GRACE_S` later; with the advice
+            of :meth:`at_work`. None: this process never waits in a call that no exception reaches.
     """
 
     def __init__(
-        self, rank: int, token: bytes, *, listener: socket.socket | None, on_stuck: Callable[[Gone, str], object]
+        self,
+        rank: int,
+        token: bytes,
+        *,
+        listener: socket.socket | None,
+        on_stuck: Callable[[LostProcess, str], object] | None,
     ) -> None:
         self.rank, self._token, self._listener, self._on_stuck = rank, token, listener, on_stuck
         self._selector = selectors.DefaultSelector()
         self._peers: list[_Peer] = []
+        self._come: set[int] = set()
+        self._through: set[int] = set()
         self._advice: list[Callable[[], str]] = []
-        self._gone: Gone | None = None
+        self._lost: LostProcess | None = None
         self._known, self._idle, self._sending = threading.Event(), threading.Event(), threading.Lock()
         self._idle.set()
 
@@ -93,39 +121,65 @@ class Lookout:
         """
         self._advice.append(advice)
         self._idle.clear()
-        self._tell(_AT_WORK, self.rank)
+        self._tell(_AT_WORK, LostProcess(self.rank))
+        has_failed = True
         try:
             yield
-        except BaseException:
-            self._tell(_FAILED, self.rank)
+            has_failed = False
+        except BaseException as error:
+            self._tell(_FAILED, LostProcess(self.rank, *_explained(error)))
             raise
         finally:
             self._advice.remove(advice)
             if not self._advice:
                 self._idle.set()
-                self._tell(_DONE, self.rank)
+                if not has_failed:
+                    self.tell_done()
 
-    def gone(self, *, within: float = _NAMING_S) -> Gone | None:
-        """Who is gone, if that is known or becomes known within so many seconds."""
+    def tell_done(self) -> None:
+        """Tell the others that this process is through, and not lost when it goes."""
+        self._tell(_DONE, LostProcess(self.rank))
+
+    def lost(self, *, within: float = _NAMING_S) -> LostProcess | None:
+        """Who is lost, if that is known or becomes known within so many seconds."""
         self._known.wait(within)
-        return self._gone
+        return self._lost
+
+    def not_come(self, world: int) -> list[int]:
+        """The ranks that have not been heard of yet; asked by the first process, to which all come."""
+        return sorted({*range(world)} - self._come - {self.rank})
+
+    def are_through(self, ranks: Collection[int]) -> bool:
+        """Whether processes that have come have all told that they are done; one that left without a word is lost."""
+        connected = {peer.rank for peer in [*self._peers]}  # first: whoever leaves afterwards has told before
+        waited_for = set(ranks) - self._through
+        for rank in waited_for - connected:
+            self._note(LostProcess(rank))
+        return not waited_for
 
     def start(self) -> None:
         """Begin to look."""
         if self._listener is not None:
             self._selector.register(self._listener, selectors.EVENT_READ, None)
         _all.append(self)
-        threading.Thread(target=self._keep, name="lookout", daemon=True).start()
+        threading.Thread(target=self._keep, name="peer-watch", daemon=True).start()
 
     def _keep(self) -> None:
-        while self._gone is None:
-            for key, _ in self._selector.select():
+        until: float | None = None
+        while True:
+            for key, _ in self._selector.select(None if until is None else _POLL_S):
                 if key.data is not None:
                     self._read(key.data)
-                elif self._listener is not None:
+                elif self._listener is not None:  # also after a loss, for those that have not heard of it
                     self._let_in(self._listener)
-        if not self._idle.wait(GRACE_S):
-            self._on_stuck(self._gone, self._advice[-1]() if self._advice else "")
+            if self._lost is None or self._on_stuck is None:
+                continue
+            until = time.monotonic() + GRACE_S if until is None else until
+            if self._idle.is_set():
+                return
+            if time.monotonic() > until:
+                self._on_stuck(self._lost, self._advice[-1]() if self._advice else "")
+                return
 
     def _let_in(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -146,18 +200,22 @@ class Lookout:
         if not found:
             self._forget(peer)
             if peer.rank is not None and peer.is_at_work:
-                self._note(_LOST, peer.rank)
+                self._note(LostProcess(peer.rank))
             return
         peer.unread += found
         if peer.rank is None and not self._greet(peer):
             return
         while len(peer.unread) >= _MESSAGE.size:
-            kind, rank = _MESSAGE.unpack(peer.unread[: _MESSAGE.size])
-            peer.unread = peer.unread[_MESSAGE.size :]
+            kind, rank, code, length = _MESSAGE.unpack(peer.unread[: _MESSAGE.size])
+            end = _MESSAGE.size + length
+            if len(peer.unread) < end:
+                return
+            words, peer.unread = peer.unread[_MESSAGE.size : end].decode(errors="replace"), peer.unread[end:]
             if kind in {_FAILED, _LOST}:
-                self._note(kind, rank)
-            else:
-                peer.is_at_work = kind == _AT_WORK
+                self._note(LostProcess(rank, code, words) if kind == _FAILED else LostProcess(rank))
+                continue
+            peer.is_at_work = kind == _AT_WORK
+            self._through = self._through - {rank} if peer.is_at_work else self._through | {rank}
 
     def _greet(self, peer: _Peer) -> bool:
         """Whether a newcomer has said its word and its rank; a stranger is shown the door."""
@@ -169,8 +227,11 @@ class Lookout:
             return False
         (peer.rank,) = struct.unpack("!I", peer.unread[:4])
         peer.unread = peer.unread[4:]
+        self._come.add(peer.rank)
         if self._advice:
-            self._tell(_AT_WORK, self.rank)
+            self._tell(_AT_WORK, LostProcess(self.rank))
+        if self._lost is not None:
+            self._tell_lost(self._lost)
         return True
 
     def _forget(self, peer: _Peer) -> None:
@@ -178,19 +239,24 @@ class Lookout:
         self._peers.remove(peer)
         peer.socket.close()
 
-    def _note(self, kind: bytes, rank: int) -> None:
-        """Remember the first that is gone; those that fall because of it are no news."""
-        if self._gone is None and rank != self.rank:
-            if self.rank == 0:
-                self._tell(kind, rank)  # before this process acts on it, and is gone itself
-            self._gone = Gone(rank, is_lost=kind == _LOST)
+    def _note(self, found: LostProcess) -> None:
+        """Remember the first that is lost; those that fall because of it are no news."""
+        if self._lost is None and found.rank != self.rank:
+            if self.rank == 0:  # before this process acts on it, and is gone itself
+                self._tell_lost(found)
+            self._lost = found
             self._known.set()
 
-    def _tell(self, kind: bytes, rank: int) -> None:
+    def _tell_lost(self, found: LostProcess) -> None:
+        self._tell(_LOST if found.exit_code is None else _FAILED, found)
+
+    def _tell(self, kind: bytes, about: LostProcess) -> None:
+        words = about.message.encode(errors="replace")[:_WORDS_BYTES]
+        message = _MESSAGE.pack(kind, about.rank, about.exit_code or 0, len(words)) + words
         with self._sending:
             for peer in [peer for peer in self._peers if peer.rank is not None]:
                 with contextlib.suppress(OSError):  # whoever is gone is told of elsewhere
-                    peer.socket.sendall(_MESSAGE.pack(kind, rank))
+                    peer.socket.sendall(message)
 
     def leave_in_child(self) -> None:
         """A forked data worker that outlives this process must not seem to be it."""
@@ -200,7 +266,7 @@ class Lookout:
             self._listener.close()
 
 
-_all: list[Lookout] = []
+_all: list[PeerWatch] = []
 
 
 def _close_in_child() -> None:
@@ -229,8 +295,10 @@ def invite(host: str, *, is_one_host: bool) -> tuple[socket.socket, Invitation]:
     return listener, Invitation(known, listener.getsockname()[1], secrets.token_bytes(_TOKEN_BYTES))
 
 
-def join(invitation: Invitation, *, rank: int, on_stuck: Callable[[Gone, str], object]) -> Lookout:
-    """The lookout of any process but the first.
+def join(
+    invitation: Invitation, *, rank: int, on_stuck: Callable[[LostProcess, str], object] | None
+) -> PeerWatch:  # fmt: skip
+    """The watch of any process but the first.
 
     Raises:
         OSError: the first process cannot be reached that way.
@@ -238,9 +306,20 @@ def join(invitation: Invitation, *, rank: int, on_stuck: Callable[[Gone, str], o
     found = socket.create_connection((invitation.host, invitation.port), timeout=_JOINING_S)
     found.settimeout(None)
     found.sendall(invitation.token + struct.pack("!I", rank))
-    made = Lookout(rank, invitation.token, listener=None, on_stuck=on_stuck)
+    made = PeerWatch(rank, invitation.token, listener=None, on_stuck=on_stuck)
     made.add(_Peer(found, rank=0))
     return made
+
+
+def _explained(error: BaseException) -> tuple[int, str]:
+    """The exit code that this process will end with, and why."""
+    if isinstance(error, KeyboardInterrupt):
+        return _INTERRUPTED, "interrupted"
+    if not isinstance(error, Exception):  # a signal that unwinds, or sys.exit
+        code = error.code if isinstance(error, SystemExit) else _TERMINATED
+        return (code if isinstance(code, int) else _TERMINATED), str(error)
+    known = error if isinstance(error, MemorySamError) else environment_fault(error)
+    return (1, repr(error)) if known is None else (known.exit_code, str(known))
 
 
 def _is_loopback(host: str) -> bool:

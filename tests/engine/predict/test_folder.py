@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memorysam_cli.data.manifest import Manifest, Scene
-from memorysam_cli.engine.prediction import folder
-from memorysam_cli.engine.prediction.folder import LEDGER, PARTS
-from memorysam_cli.errors import DataError, UsageError
+from memorysam_cli.engine.predict import files as folder
+from memorysam_cli.engine.predict.files import LEDGER
+from memorysam_cli.errors import DataError
 from memorysam_cli.storage import documents
 
 from ..stand_ins import CLASSES, write_data
@@ -60,38 +60,8 @@ def test_names_that_differ_in_a_letter_are_all_welcome(names: list[str]) -> None
     folder.refuse_collisions(scenes(*names))
 
 
-def test_a_folder_that_holds_something_else_is_refused_and_untouched(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UsageError, match="is not empty and holds no predictions"):
-        folder.refuse_foreign(tmp_path, overwrite=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-    folder.refuse_foreign(tmp_path, overwrite=True)
-
-
-def test_empty_new_locked_and_own_folders_are_welcome(tmp_path: Path) -> None:
-    folder.refuse_foreign(tmp_path / "new", overwrite=False)
-    folder.refuse_foreign(tmp_path, overwrite=False)
-    (tmp_path / ".lock").touch()
-    folder.refuse_foreign(tmp_path, overwrite=False)
-    (tmp_path / LEDGER).touch()
-    (tmp_path / "masks").mkdir()
-    folder.refuse_foreign(tmp_path, overwrite=False)
-
-
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="is a file"):
-        folder.refuse_foreign(tmp_path / "file", overwrite=True)
-
-
-def test_a_folder_of_parts_is_ours(tmp_path: Path) -> None:
-    (tmp_path / PARTS / "0-of-2").mkdir(parents=True)
-    (tmp_path / "masks").mkdir()
-    folder.refuse_foreign(tmp_path, overwrite=False)
-
-
 def test_classes_are_listed_with_number_name_and_colour(data: Manifest, tmp_path: Path) -> None:
-    folder.begin(tmp_path / "out", data.info)
+    folder.clear_earlier(tmp_path / "out", data.info)
     listed = documents.read_json(tmp_path / "out/classes.json")
     assert listed[2] == {"id": 2, "name": "pole", "color": [153, 153, 153]} and len(listed) == len(CLASSES)
 
@@ -104,10 +74,10 @@ def test_what_an_earlier_run_wrote_goes_and_no_other_file_is_harmed(
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).touch()
     documents.append_json_line(out / LEDGER, {"id": "a", "mask": "masks/a.png", "color": "color/a.png"})
-    folder.begin(out, data.info)
+    folder.clear_earlier(out, data.info)
     assert "replaces the predictions of an earlier run (1 scenes)" in capsys.readouterr().err
     assert sorted(path.name for path in out.rglob("*") if path.is_file()) == ["classes.json", "mine.png"]
-    folder.begin(out, data.info)
+    folder.clear_earlier(out, data.info)
     assert capsys.readouterr().err == ""
 
 
@@ -121,5 +91,5 @@ def test_a_ledger_cannot_make_us_remove_files_outside(data: Manifest, tmp_path: 
     for path in (*outside, "victim.png", "", 7):
         documents.append_json_line(out / LEDGER, {"id": "x", "mask": path})
     documents.append_json_line(out / LEDGER, ["masks/x.png"])
-    folder.begin(out, data.info)
+    folder.clear_earlier(out, data.info)
     assert (tmp_path / "victim.png").read_bytes() == (out / "victim.png").read_bytes() == b"precious"

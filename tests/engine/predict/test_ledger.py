@@ -1,14 +1,13 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from memorysam_cli.data.manifest import Manifest
-from memorysam_cli.engine.prediction.folder import LEDGER
-from memorysam_cli.engine.prediction.ledger import SHOWN_FAILURES, Ledger, Totals, Trees, finish
+from memorysam_cli.engine.predict.files import LEDGER
+from memorysam_cli.engine.predict.ledger import SHOWN_FAILURES, Totals, Trees, finish, totals_of
 from memorysam_cli.errors import DataError
 from memorysam_cli.laws import LawBroken
 from memorysam_cli.storage import documents
@@ -31,12 +30,10 @@ def failed(name: str) -> dict[str, Any]:
 
 
 def test_totals_are_those_of_the_lines(data: Manifest, tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "out/predictions.jsonl", data.info)
-    lines = [done("a", c0=3, c3=5), failed("b"), done("c", c3=1)]
-    for line in lines:
-        ledger.append(line)
-    assert documents.read_json_lines(ledger.path) == lines
-    totals = ledger.totals
+    ledger = tmp_path / "out/predictions.jsonl"
+    for line in [done("a", c0=3, c3=5), failed("b"), done("c", c3=1)]:
+        documents.append_json_line(ledger, line)
+    totals = totals_of([ledger], data.info)
     assert (totals.done, totals.failed, totals.pixels.tolist()) == (2, 1, [3, 0, 0, 6])
     assert totals.failures == [{"id": "b", "error": "cut"}]
 
@@ -49,22 +46,14 @@ def test_a_million_failures_are_counted_and_a_hundred_listed(data: Manifest) -> 
     assert [each["id"] for each in totals.failures] == [str(number) for number in range(SHOWN_FAILURES)]
 
 
-def test_several_totals_add_up(data: Manifest) -> None:
-    several = [Totals(data.info) for _ in range(3)]
-    several[0].add(done("a", c1=2))
-    several[2].add(done("b", c1=3))
-    several[2].add(failed("c"))
-    whole = Totals.of(data.info, several)
+def test_several_ledgers_add_up(data: Manifest, tmp_path: Path) -> None:
+    one, missing, other = (tmp_path / f"{name}.jsonl" for name in ("one", "missing", "other"))
+    documents.append_json_line(one, done("a", c1=2))
+    documents.append_json_line(other, done("b", c1=3))
+    documents.append_json_line(other, failed("c"))
+    whole = totals_of([one, missing, other], data.info)
     assert (whole.done, whole.failed, whole.pixels.tolist()) == (2, 1, [0, 5, 0, 0])
     assert whole.failures == [{"id": "c", "error": "cut"}]
-
-
-def test_totals_pass_from_one_process_to_another(data: Manifest) -> None:
-    totals = Totals(data.info)
-    for line in (done("a", c0=3, c3=5), failed("b")):
-        totals.add(line)
-    again = Totals.from_json(data.info, json.loads(json.dumps(totals.to_json())))
-    assert again.to_json() == totals.to_json() and again.laws() == totals.laws()
 
 
 def test_success_is_written_last_and_only_if_all_scenes_are_accounted_for(data: Manifest, tmp_path: Path) -> None:

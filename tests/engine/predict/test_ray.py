@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from memorysam_cli.engine.prediction import on_ray
-from memorysam_cli.engine.prediction.manner import Manner
+from memorysam_cli.engine.predict import ray
+from memorysam_cli.engine.predict.job import RunOptions
 
 from ..stand_ins import write_data
 from .jobs import job_of
@@ -20,8 +20,8 @@ def test_what_ray_prints_does_not_mix_with_the_answer(
     stub = SimpleNamespace(
         is_initialized=lambda: False, init=lambda **_: None, shutdown=lambda: print("(raylet) leftovers")
     )
-    monkeypatch.setattr(on_ray, "_quiet_import", lambda: stub)
-    with on_ray._cluster():
+    monkeypatch.setattr(ray, "_quiet_import", lambda: stub)
+    with ray._cluster():
         print("(raylet) Task failed")
     print("the answer")
     said = capsys.readouterr()
@@ -38,13 +38,13 @@ def test_threads_of_an_actor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, te
     stub = SimpleNamespace(
         cluster_resources=lambda: {"CPU": 8.0}, nodes=lambda: [{"Alive": True, "Resources": {"CPU": 8.0}}]
     )
-    monkeypatch.setattr(on_ray, "_quiet_import", lambda: stub)
+    monkeypatch.setattr(ray, "_quiet_import", lambda: stub)
     job = job_of(write_data(tmp_path / "data"))
-    assert on_ray._resources(job, Manner("cpu")) == ("cpu", {"num_cpus": count})
+    assert ray._resources(job, RunOptions("cpu")) == ("cpu", {"num_cpus": count})
 
 
 def test_a_machine_that_does_not_see_the_working_folder_is_named(tmp_path: Path) -> None:
     job = job_of(write_data(tmp_path / "data"))
-    actor = on_ray.Actor(job, tmp_path / "out", Manner("cpu"), "cpu", 1, str(tmp_path / "elsewhere"))
+    actor = ray.Actor(job, tmp_path / "out", RunOptions("cpu"), "cpu", 1, str(tmp_path / "elsewhere"))
     assert actor.fault is not None and actor.fault["code"] == 6
     assert "elsewhere: cannot be entered on" in actor.fault["message"]

@@ -18,10 +18,10 @@ from memorysam_cli.engine.evaluate.metrics import confusion
 from memorysam_cli.engine.infer import decision
 from memorysam_cli.engine.infer.inference import Inference
 from memorysam_cli.engine.infer.views import View
-from memorysam_cli.engine.prediction import folder, segmenting, write_behind
-from memorysam_cli.engine.prediction.folder import LEDGER, Line
-from memorysam_cli.engine.prediction.ledger import Ledger, Trees, finish
-from memorysam_cli.engine.prediction.scene_files import SceneFiles
+from memorysam_cli.engine.predict import files as names
+from memorysam_cli.engine.predict import segment as segmenting
+from memorysam_cli.engine.predict.files import LEDGER, Line, SceneFiles
+from memorysam_cli.engine.predict.ledger import Trees, finish, totals_of
 from memorysam_cli.errors import DataError, EnvironmentFault
 from memorysam_cli.storage import documents, images
 
@@ -40,15 +40,15 @@ def segment(
     settings: dict[str, Any] = {"image_size": 64, "device": "cpu", "workers": 0} | options
     extras, advance = settings.pop("extras", ()), settings.pop("advance", lambda _count: None)
     files = SceneFiles(out, data.root, data.info, settings.pop("modalities", MODALITIES), extras)
-    folder.begin(out, data.info)
-    ledger = Ledger(out / LEDGER, data.info)
+    names.clear_earlier(out, data.info)
+    (out / LEDGER).touch()
 
     def tell(line: Line) -> None:
-        ledger.append(line)
+        documents.append_json_line(out / LEDGER, line)
         advance(1)
 
     segmenting.predict(model or Brightness(), files, scenes=chosen, tell=tell, **settings)
-    return finish(out, ledger.totals, Trees(), {}, scenes=len(chosen), extras=extras)
+    return finish(out, totals_of([out / LEDGER], data.info), Trees(), {}, scenes=len(chosen), extras=extras)
 
 
 def mask_of(out: Path, scene: Scene) -> Any:
@@ -171,7 +171,7 @@ def test_no_more_scenes_than_the_bound_wait_to_be_written(
             return super().logits(frames)
 
     seen: list[int] = []
-    monkeypatch.setattr(write_behind, "MOST_WAITING", 2)
+    monkeypatch.setattr(segment, "MOST_WAITING", 2)
     segment(data, tmp_path / "out", model=Watching(), batch=1)
     assert len(seen) == 6
     assert all(done >= place - 2 for place, done in enumerate(seen))
@@ -237,7 +237,7 @@ def test_memory_does_not_grow_with_the_scenes(data: Manifest, tmp_path: Path, mo
             counts[told] = alive()
 
     # How many scenes wait for a slow disk is nobody's business here: one at most, and none while another is told.
-    monkeypatch.setattr(write_behind, "MOST_WAITING", 1)
+    monkeypatch.setattr(segment, "MOST_WAITING", 1)
     many = [replace(data.scenes[3], id=f"{number:03}") for number in range(60)]
     files = SceneFiles(tmp_path / "out", data.root, data.info, MODALITIES)
     segmenting.predict(Brightness(), files, scenes=many, image_size=64, device="cpu", workers=0, batch=2, tell=watch)

@@ -11,22 +11,17 @@ from typing import Any
 import pytest
 
 from memorysam_cli.data.manifest import Manifest
-from memorysam_cli.engine.prediction import merging, parts, running, segmenting
-from memorysam_cli.engine.prediction.folder import CLASSES, LEDGER, PARTS, SUCCESS
-from memorysam_cli.engine.prediction.job import Job
-from memorysam_cli.engine.prediction.manner import Manner
-from memorysam_cli.engine.prediction.scene_files import SceneFiles
-from memorysam_cli.engine.prediction.shares import Share
+from memorysam_cli.engine.predict import parts, segment
+from memorysam_cli.engine.predict import run as running
+from memorysam_cli.engine.predict.files import CLASSES, LEDGER, PARTS, SUCCESS, SceneFiles
+from memorysam_cli.engine.predict.job import Job, RunOptions, Shard
+from memorysam_cli.engine.predict.parts import PredictionFolder
 from memorysam_cli.errors import DataError, EnvironmentFault, FolderInUseError, UsageError
-from memorysam_cli.storage import documents, lock
+from memorysam_cli.storage import atomic, documents, lock
 
-from .jobs import job_of, tree
+from .jobs import Killed, Steps, job_of, tree
 
 PART = Path("out", PARTS, "0-of-1", LEDGER)
-
-
-class Killed(BaseException):
-    """What a kill looks like from inside."""
 
 
 @pytest.fixture
@@ -42,25 +37,25 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def predict(job: Job, out: Path, **manner: Any) -> dict[str, Any]:
-    report = running.run(job, out, Manner("cpu", workers=0, **manner))
+def predict(job: Job, out: Path, **options: Any) -> dict[str, Any]:
+    report = running.run(job, out, RunOptions("cpu", workers=0, **options))
     assert report is not None
     return report
 
 
-def whole(job: Job, out: Path, monkeypatch: pytest.MonkeyPatch, **manner: Any) -> dict[str, bytes]:
+def whole(job: Job, out: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> dict[str, bytes]:
     """What a run leaves that nobody disturbs, elsewhere."""
     with monkeypatch.context() as elsewhere:
         elsewhere.chdir(Path.cwd().parent / "there")
-        predict(job, out, **manner)
+        predict(job, out, **options)
         return tree(out)
 
 
-def cut(job: Job, out: Path, *, after: int, **manner: Any) -> None:
+def cut(job: Job, out: Path, *, after: int, **options: Any) -> None:
     """A run that is killed after so many lines; of the scenes behind them some files are there already."""
-    do = segmenting.do
+    do = segment.segment_scenes
 
-    def dying(*arguments: Any, tell: Callable[[Any], object], **options: Any) -> None:
+    def dying(*arguments: Any, tell: Callable[[Any], object], **others: Any) -> None:
         count = 0
 
         def telling(line: Any) -> None:
@@ -72,12 +67,12 @@ def cut(job: Job, out: Path, *, after: int, **manner: Any) -> None:
 
         # As under a real kill nothing is undone.
         with pytest.MonkeyPatch.context() as fragile:
-            fragile.setattr(segmenting, "remove", lambda *_: None)
-            do(*arguments, tell=telling, **options)
+            fragile.setattr(segment, "remove", lambda *_: None)
+            do(*arguments, tell=telling, **others)
 
     with pytest.MonkeyPatch.context() as fragile, contextlib.suppress(Killed):
-        fragile.setattr(segmenting, "do", dying)
-        predict(job, out, **manner)
+        fragile.setattr(segment, "segment_scenes", dying)
+        predict(job, out, **options)
 
 
 def clean(found: dict[str, bytes]) -> dict[str, bytes]:
@@ -162,7 +157,7 @@ def test_resume_goes_on_or_begins_and_replaces_nothing(data: Manifest, job: Job,
     with pytest.raises(UsageError, match="finished prediction of another job"):
         predict(job_of(data, batch=3), out, resume=True)
     with pytest.raises(UsageError, match="finished prediction of another job"):
-        predict(job_of(data, batch=3), out, resume=True, shard=Share(0, 2))
+        predict(job_of(data, batch=3), out, resume=True, shard=Shard(0, 2))
     assert clean(tree(out)) == before
     (out / SUCCESS).unlink()
     cut(job, out, after=2, overwrite=True)
@@ -336,14 +331,14 @@ def test_a_mask_that_somebody_removes_meanwhile_is_no_success_and_is_made_again(
     job: Job, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = whole(job, out, monkeypatch)
-    merge, mask = merging.merge, out / "masks" / f"{job.scenes[5].id}.png"
+    finish, mask = PredictionFolder.finish, out / "masks" / f"{job.scenes[5].id}.png"
 
-    def robbed(*arguments: Any, **options: Any) -> Any:
+    def robbed(folder: PredictionFolder) -> None:
         mask.unlink()
-        return merge(*arguments, **options)
+        finish(folder)
 
     with monkeypatch.context() as fragile, pytest.raises(EnvironmentFault, match="is gone since it was written"):
-        fragile.setattr(merging, "merge", robbed)
+        fragile.setattr(PredictionFolder, "finish", robbed)
         predict(job, out)
     assert not (out / SUCCESS).exists()
     predict(job, out)
@@ -354,11 +349,11 @@ def test_a_shard_that_was_killed_goes_on(
     job: Job, out: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = whole(job_of_one(job), out, monkeypatch)
-    cut(job_of_one(job), out, after=2, shard=Share(1, 2))
+    cut(job_of_one(job), out, after=2, shard=Shard(1, 2))
     computed.clear()
-    predict(job_of_one(job), out, shard=Share(1, 2))
+    predict(job_of_one(job), out, shard=Shard(1, 2))
     assert computed == [job.scenes[5].id]
-    predict(job_of_one(job), out, shard=Share(0, 2))
+    predict(job_of_one(job), out, shard=Shard(0, 2))
     assert tree(out) == expected
 
 
@@ -375,7 +370,7 @@ def test_a_shard_tells_how_scenes_that_were_left_out_are_tried_again(
     (data.root / data.scenes[0].files["img"][0]).write_bytes(b"")
     predict(job, out, skip_bad=True)
     capsys.readouterr()
-    predict(job, out, skip_bad=True, shard=Share(0, 2))
+    predict(job, out, skip_bad=True, shard=Shard(0, 2))
     assert "without --shard, the 1 scenes left out are tried again" in capsys.readouterr().err
 
 
@@ -386,27 +381,29 @@ def test_all_devices_that_took_part_are_named(job: Job, out: Path, monkeypatch: 
     assert predict(job, out)["device"] == "an older GPU + cpu"
 
 
-@pytest.mark.parametrize("moment", range(4))
 def test_a_kill_while_a_complete_prediction_is_taken_up_again_loses_nothing(
-    data: Manifest, job: Job, out: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch, moment: int
+    data: Manifest, job: Job, out: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predict(job, out)
     before = tree(out)
     mask = out / "masks" / f"{job.scenes[5].id}.png"
-    mask.unlink()
+    for moment in range(100):
+        mask.unlink()
+        step = Steps(moment)
 
-    def killed(*_: Any, **__: Any) -> None:
-        raise Killed
-
-    places: list[tuple[Any, str]] = [
-        (parts, "note_devices"), (parts, "_note"), (Path, "replace"), (parts, "_begun_part")
-    ]  # fmt: skip
-    with monkeypatch.context() as fragile, pytest.raises(Killed):
-        fragile.setattr(*places[moment], killed)
+        with monkeypatch.context() as fragile, contextlib.suppress(Killed):
+            fragile.setattr(segment, "segment_scenes", step.kill)  # what follows is any part's work
+            fragile.setattr(atomic, "write_bytes", step(atomic.write_bytes))
+            fragile.setattr(atomic, "write_pieces", step(atomic.write_pieces))
+            fragile.setattr(Path, "replace", step(Path.replace))
+            fragile.setattr(Path, "unlink", step(Path.unlink))
+            predict(job, out)
+        computed.clear()
         predict(job, out)
-    computed.clear()
-    predict(job, out)
-    assert computed == [scene.id for scene in data.scenes[4:6]] and tree(out) == before
+        assert computed == [scene.id for scene in data.scenes[4:6]] and tree(out) == before
+        if step.is_through:
+            break
+    assert moment >= 4
 
 
 def test_another_prediction_that_is_at_work_is_in_use_not_refused(data: Manifest, job: Job, out: Path) -> None:
@@ -421,4 +418,4 @@ def test_a_run_without_shards_that_is_at_work_is_not_waited_for(
     cut(job, out, after=4)
     monkeypatch.setattr(parts, "SHORT_PATIENCE_S", 0.1)
     with lock.hold(out), pytest.raises(FolderInUseError):
-        predict(job, out, shard=Share(0, 1))
+        predict(job, out, shard=Shard(0, 1))

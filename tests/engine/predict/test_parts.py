@@ -11,17 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memorysam_cli.data.manifest import Manifest, Scene
-from memorysam_cli.engine.prediction import folder, merging, parts, running
-from memorysam_cli.engine.prediction.folder import PARTS
-from memorysam_cli.engine.prediction.job import Job
-from memorysam_cli.engine.prediction.ledger import Ledger
-from memorysam_cli.engine.prediction.manner import Manner
-from memorysam_cli.engine.prediction.shares import Share, read_share
+from memorysam_cli.engine import processes
+from memorysam_cli.engine.predict import files as folder
+from memorysam_cli.engine.predict import ledger as ledgers
+from memorysam_cli.engine.predict import parts
+from memorysam_cli.engine.predict import run as running
+from memorysam_cli.engine.predict.files import PARTS
+from memorysam_cli.engine.predict.job import Job, RunOptions, Shard, read_shard
+from memorysam_cli.engine.predict.parts import Foreign, PredictionFolder, Wish, look
 from memorysam_cli.errors import DataError, FolderInUseError, Stopped, UsageError
 from memorysam_cli.model.weights import Segmenter
 from memorysam_cli.storage import atomic, documents, lock
 
-from .jobs import job_of, tree
+from .jobs import Killed, Steps, job_of, tree
 
 
 @pytest.fixture
@@ -29,26 +31,37 @@ def whole(job: Job, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """What one process writes."""
     with monkeypatch.context() as elsewhere:
         elsewhere.chdir(tmp_path / "there")
-        running.run(job, out, Manner("cpu", workers=0))
+        running.run(job, out, RunOptions("cpu", workers=0))
         return tree(out)
 
 
-def shard(job: Job, out: Path, index: int, count: int = 3, **manner: Any) -> dict[str, Any]:
-    report = running.run(job, out, Manner("cpu", workers=0, shard=Share(index, count), **manner))
+def shard(job: Job, out: Path, index: int, count: int = 3, **options: Any) -> dict[str, Any]:
+    report = running.run(job, out, RunOptions("cpu", workers=0, shard=Shard(index, count), **options))
     assert report is not None
     return report
 
 
 def pretend(job: Job, out: Path, index: int, count: int = 3) -> None:
     """A part's work without a network: a line and a small file for each of its scenes."""
-    share = Share(index, count)
-    with parts.begin(out, job, share) as is_needed:
-        assert is_needed
-        ledger = Ledger(out / PARTS / share.name / folder.LEDGER, job.card.dataset)
-        for scene in share.of(job.scenes, stride=job.stride):
-            ledger.append(pretended(job, out, scene))
-        parts.note_devices(out, share, ["cpu"])
-        parts.end(out, share)
+    with part_of(job, out, index, count).begin() as part:
+        assert part is not None
+        part.ledger.write_text("")
+        for scene in part.shard.of(job.scenes, stride=job.stride):
+            documents.append_json_line(part.ledger, pretended(job, out, scene))
+        part.note_devices(["cpu"])
+
+
+def part_of(job: Job, out: Path, index: int, count: int = 3, **options: Any) -> PredictionFolder:
+    """The folder as one shard sees it."""
+    own = Shard(index, count)
+    return PredictionFolder(out, job, Wish(own, is_alone=False, run_shards=(own,), **options))
+
+
+def merge(job: Job, out: Path, count: int = 3) -> dict[str, Any]:
+    """What a shard does behind its work, and what it then answers."""
+    folder_ = part_of(job, out, 0, count)
+    folder_.finish()
+    return folder_.report()
 
 
 def pretended(job: Job, out: Path, scene: Scene) -> dict[str, Any]:
@@ -65,7 +78,7 @@ def pretended(job: Job, out: Path, scene: Scene) -> dict[str, Any]:
 @given(st.integers(0, 40), st.integers(1, 9), st.integers(1, 5))
 def test_shares_are_all_scenes_once_in_whole_groups(total: int, count: int, stride: int) -> None:
     scenes = [Scene(f"{number:03}", "", None, None, {}, None) for number in range(total)]
-    shares = [Share(index, count).of(scenes, stride=stride) for index in range(count)]
+    shares = [Shard(index, count).of(scenes, stride=stride) for index in range(count)]
     assert sorted(scene.id for share in shares for scene in share) == [scene.id for scene in scenes]
     sizes = [len(share) for share in shares]
     assert max(sizes) - min(sizes) <= stride
@@ -76,8 +89,8 @@ def test_shares_are_all_scenes_once_in_whole_groups(total: int, count: int, stri
 
 def test_processes_divide_a_share_into_shares_of_the_whole() -> None:
     scenes = [Scene(f"{number:03}", "", None, None, {}, None) for number in range(20)]
-    divided = [Share(index, 2).divided(rank, 3) for index in range(2) for rank in range(3)]
-    assert divided == [Share(index, 6) for index in range(6)]
+    divided = [Shard(index, 2).divided(rank, 3) for index in range(2) for rank in range(3)]
+    assert divided == [Shard(index, 6) for index in range(6)]
     found = [scene.id for share in divided for scene in share.of(scenes, stride=2)]
     assert sorted(found) == [scene.id for scene in scenes]
 
@@ -85,13 +98,13 @@ def test_processes_divide_a_share_into_shares_of_the_whole() -> None:
 @pytest.mark.parametrize("text", ["4/4", "1", "1/", "/4", "a/4", "-1/4", "1/0", "0/0", "1/4/2", "²/4", " 1/4"])
 def test_a_shard_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--shard"):
-        read_share(text)
+        read_shard(text)
 
 
 def test_shards_count_from_zero() -> None:
-    assert (read_share("0/4"), read_share("3/4"), read_share(None)) == (Share(0, 4), Share(3, 4), None)
+    assert (read_shard("0/4"), read_shard("3/4"), read_shard(None)) == (Shard(0, 4), Shard(3, 4), None)
     with pytest.raises(UsageError, match="the last of 4 is 3/4"):
-        read_share("4/4")
+        read_shard("4/4")
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 1, 2, 0)], ids=str)
@@ -124,7 +137,7 @@ def test_scenes_that_were_left_out_are_listed_as_by_one_process(
         shard(job, out, index, skip_bad=True)
     found = tree(out)
     monkeypatch.chdir(tmp_path / "there")
-    running.run(job, out, Manner("cpu", workers=0, skip_bad=True))
+    running.run(job, out, RunOptions("cpu", workers=0, skip_bad=True))
     assert tree(out) == found
     assert len(documents.read_json(out / folder.SUCCESS)["failures"]) == 2
 
@@ -136,13 +149,13 @@ def test_a_shard_begun_anew_replaces_its_own_part_only(job: Job, out: Path) -> N
     mine, others = (out / "masks" / f"{job.scenes[place].id}.png" for place in (2, 0))
     for path in (mine, others):
         path.write_text("old")
-    with parts.begin(out, job, Share(1, 3), overwrite=True) as is_needed:
-        assert is_needed
+    with contextlib.suppress(Killed), part_of(job, out, 1, overwrite=True).begin():
+        raise Killed
     assert not mine.exists() and others.read_text() == "old"
     assert not (out / PARTS / "1-of-3" / parts.DONE).exists()
     assert {name: data for name, data in tree(out).items() if "0-of-3" in name} == before
     pretend(job, out, 1)
-    assert merging.merge(out, job, count=3) == 1
+    assert merge(job, out)["parts_missing"] == 1
 
 
 def test_parts_of_another_job_or_number_are_refused_by_name_and_nothing_is_touched(data: Manifest, out: Path) -> None:
@@ -202,25 +215,25 @@ def test_a_run_without_shards_is_refused_where_parts_are_unless_it_may_overwrite
     pretend(job, out, 0)
     before = tree(out)
     with pytest.raises(UsageError, match="1 of 3 parts of a prediction in shards are done there"):
-        running.run(job, out, Manner("cpu", workers=0))
+        running.run(job, out, RunOptions("cpu", workers=0))
     assert tree(out) == before
-    running.run(job, out, Manner("cpu", workers=0, overwrite=True))
+    running.run(job, out, RunOptions("cpu", workers=0, overwrite=True))
     assert tree(out) == whole
 
 
 def test_a_run_without_shards_drops_no_part_that_began_behind_its_back(
     job: Job, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refuse, begins = parts.refuse, iter((0,))
+    hold, begins = lock.hold, iter((0,))
 
-    def late(place: Path) -> None:
-        refuse(place)
+    def late(place: Path) -> contextlib.AbstractContextManager[None]:
         for index in begins:
-            pretend(job, place, index)
+            pretend(job, out, index)
+        return hold(place)
 
-    monkeypatch.setattr(parts, "refuse", late)
+    monkeypatch.setattr(lock, "hold", late)
     with pytest.raises(UsageError, match="1 of 3 parts"):
-        running.run(job, out, Manner("cpu", workers=0))
+        running.run(job, out, RunOptions("cpu", workers=0))
     assert (out / PARTS / "0-of-3" / parts.DONE).exists() and len(list((out / "masks").rglob("*.png"))) == 2
 
 
@@ -229,12 +242,12 @@ def test_a_word_of_another_process_leaves_no_line_without_its_files(
 ) -> None:
     heard = iter((None, Stopped("process 1 failed", exit_code=3)))
 
-    def notice() -> None:
+    def notice(_: processes.Peers) -> None:
         fault = next(heard)
         if fault is not None:
             raise fault
 
-    monkeypatch.setattr(running, "_nothing", notice)
+    monkeypatch.setattr(processes.Peers, "notice", notice)
     with pytest.raises(Stopped):
         shard(job, out, 0, 1)
     lines = documents.read_json_lines(out / PARTS / "0-of-1" / folder.LEDGER)
@@ -245,8 +258,8 @@ def test_a_word_of_another_process_leaves_no_line_without_its_files(
 def test_parts_at_work_are_not_dropped(job: Job, out: Path) -> None:
     pretend(job, out, 0)
     pretend(job, out, 1)
-    with lock.hold(out / PARTS / "1-of-3"), pytest.raises(FolderInUseError, match="1-of-3"), lock.hold(out):
-        parts.drop(out)
+    with lock.hold(out / PARTS / "1-of-3"), pytest.raises(FolderInUseError, match="1-of-3"):
+        running.run(job, out, RunOptions("cpu", workers=0, overwrite=True))
     assert len(list((out / "masks").rglob("*.png"))) == 4
 
 
@@ -273,14 +286,14 @@ def test_shards_wait_for_each_other_and_refuse_a_folder_that_a_whole_run_uses(
     other.start()
     assert inside.wait(10)
     threading.Timer(0.3, leave.set).start()
-    assert merging.merge(out, job, count=3) == 2  # it waited longer than the short patience
+    assert merge(job, out)["parts_missing"] == 2  # it waited longer than the short patience
     other.join()
 
 
 def test_a_complete_prediction_is_not_made_again_by_a_shard(
     job: Job, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    running.run(job, out, Manner("cpu", workers=0))
+    running.run(job, out, RunOptions("cpu", workers=0))
     before = tree(out)
     report = shard(job, out, 1)
     assert "complete already" in capsys.readouterr().err
@@ -288,37 +301,17 @@ def test_a_complete_prediction_is_not_made_again_by_a_shard(
 
 
 def test_the_first_shard_removes_what_another_prediction_left(data: Manifest, job: Job, out: Path) -> None:
-    running.run(job, out, Manner("cpu", workers=0))
+    running.run(job, out, RunOptions("cpu", workers=0))
     other = job_of(data, scenes=data.scenes[:3], batch=1)
     for index in range(3):
         shard(other, out, index)
     assert len(list((out / "masks").rglob("*.png"))) == 3
 
 
-class Killed(BaseException):
-    """What a kill looks like from inside."""
-
-
-class Steps:
-    """Counts the calls of the functions that it wraps; the one after the last allowed one is a kill."""
-
-    def __init__(self, allowed: int) -> None:
-        self.allowed, self.count = allowed, 0
-
-    def __call__(self, real: Any) -> Any:
-        def stepping(*arguments: Any, **options: Any) -> Any:
-            self.count += 1
-            if self.count > self.allowed:
-                raise Killed
-            return real(*arguments, **options)
-
-        return stepping
-
-
 def test_a_shard_killed_while_it_clears_the_folder_leaves_the_rest_to_the_next(
     data: Manifest, job: Job, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    running.run(job, out, Manner("cpu", workers=0))
+    running.run(job, out, RunOptions("cpu", workers=0))
     other = job_of(data, scenes=data.scenes[:3], batch=1)
 
     def killed(*_: object) -> None:
@@ -340,18 +333,18 @@ def test_a_run_killed_while_it_clears_the_folder_can_be_given_again(
     for moment in range(100):
         out = tmp_path / f"out{moment}"
         if before == "whole":
-            running.run(old, out, Manner("cpu", workers=0))
+            running.run(old, out, RunOptions("cpu", workers=0))
         if before == "parts":
             pretend(old, out, 0, 2)
-        step, manner = Steps(moment), Manner("cpu", workers=0, overwrite=before == "parts")
+        step, options = Steps(moment), RunOptions("cpu", workers=0, overwrite=before == "parts")
 
         with monkeypatch.context() as fragile, contextlib.suppress(Killed):
             fragile.setattr(atomic, "write_bytes", step(atomic.write_bytes))
             fragile.setattr(parts.shutil, "rmtree", step(parts.shutil.rmtree))
             fragile.setattr(Path, "unlink", step(Path.unlink))
-            running.run(job, out, manner)
-        folder.refuse_foreign(out, overwrite=False)
-        running.run(job, out, manner)
+            running.run(job, out, options)
+        assert look(out, job, parts=1) != Foreign()
+        running.run(job, out, options)
         assert [path.name for path in out.rglob("*.png")] == [f"{data.scenes[0].id}.png".rpartition("/")[2]]
         if step.count <= moment:
             break
@@ -377,13 +370,12 @@ def test_a_merge_killed_at_any_moment_is_done_again_with_the_same_result(
             fragile.setattr(atomic, "new_file", step(atomic.new_file))
             fragile.setattr(Path, "unlink", step(Path.unlink))
             try:
-                merging.merge(out, job, count=3)
+                merge(job, out)
                 is_killed = False
             except Killed:
                 is_killed = True
                 kills += 1
-        again = merging.merge(out, job, count=3)
-        assert isinstance(again, dict)
+        assert merge(job, out)["success"] is not None
         found.append(tree(out))
         assert not (out / PARTS).exists()
         if not is_killed:
@@ -397,18 +389,18 @@ def test_a_part_whose_ledger_lost_a_line_is_named_and_nothing_is_merged(job: Job
     ledger = out / PARTS / "1-of-3" / folder.LEDGER
     ledger.write_text(ledger.read_text().splitlines(keepends=True)[0])
     with pytest.raises(DataError, match=r"has no line for scene .*--shard 1/3"):
-        merging.merge(out, job, count=3)
+        merge(job, out)
     assert not (out / folder.LEDGER).exists() and not (out / folder.SUCCESS).exists()
     pretend(job, out, 1)
-    assert isinstance(merging.merge(out, job, count=3), dict)
+    assert merge(job, out)["success"] is not None
 
 
 def test_ledgers_longer_than_what_is_held_are_merged_whole(
     job: Job, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(merging, "READ_AHEAD", 100)
+    monkeypatch.setattr(ledgers, "READ_AHEAD", 100)
     for index in range(2):
         pretend(job, out, index, 2)
-    merging.merge(out, job, count=2)
+    merge(job, out, 2)
     ids = [line["id"] for line in documents.read_json_lines(out / folder.LEDGER)]
     assert ids == [scene.id for scene in job.scenes]

@@ -23,10 +23,9 @@ import torch
 
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.engine import runtime
-from memorysam_cli.engine.prediction import segmenting
-from memorysam_cli.engine.prediction.folder import Line
-from memorysam_cli.engine.prediction.job import Job, device_name
-from memorysam_cli.engine.prediction.manner import Manner
+from memorysam_cli.engine.predict import segment
+from memorysam_cli.engine.predict.files import Line
+from memorysam_cli.engine.predict.job import Job, RunOptions, device_name
 from memorysam_cli.errors import EXIT_CODES, EnvironmentFault, MemorySamError, Stopped, UsageError, environment_fault
 from memorysam_cli.storage import documents
 
@@ -42,7 +41,7 @@ STORE_BYTES = 2**28
 """Of a local instance's object store: only names and lines go through it."""
 
 
-def refuse(manner: Manner) -> None:
+def refuse(options: RunOptions) -> None:
     """Refuse, before anything is written, what cannot be done on Ray.
 
     Raises:
@@ -52,12 +51,14 @@ def refuse(manner: Manner) -> None:
         _quiet_import()
     except ImportError as error:
         raise UsageError(f'--engine ray: Ray is not installed ({error}); type: pip install "memorysam[ray]"') from error
-    if manner.device not in {"auto", "cpu", "cuda"}:
-        raise UsageError(f"--device {manner.device}: on Ray it must be auto, cpu or cuda; Ray gives each actor its GPU")
+    if options.device not in {"auto", "cpu", "cuda"}:
+        raise UsageError(
+            f"--device {options.device}: on Ray it must be auto, cpu or cuda; Ray gives each actor its GPU"
+        )
 
 
 def prepare(
-    job: Job, out: Path, manner: Manner
+    job: Job, out: Path, options: RunOptions
 ) -> Callable[[Sequence[Scene], Callable[[Line], object], Callable[[str], object]], None]:
     """See that the weights can be loaded; what is returned segments scenes on Ray.
 
@@ -69,7 +70,7 @@ def prepare(
     def make(
         scenes: Sequence[Scene], tell: Callable[[Line], object], tell_device: Callable[[str], object]
     ) -> None:  # fmt: skip
-        with _cluster(), contextlib.closing(_rows(job, out, manner, scenes)) as rows:
+        with _cluster(), contextlib.closing(_rows(job, out, options, scenes)) as rows:
             for row in rows:
                 found = json.loads(row["line"])
                 if "code" in found:
@@ -118,7 +119,7 @@ def _cluster() -> Iterator[None]:
             ray.shutdown()
 
 
-def _rows(job: Job, out: Path, manner: Manner, scenes: Sequence[Scene]) -> Generator[dict[str, str], None, None]:
+def _rows(job: Job, out: Path, options: RunOptions, scenes: Sequence[Scene]) -> Generator[dict[str, str], None, None]:
     """A line for each scene, in order, and the device that made it.
 
     Raises:
@@ -134,12 +135,12 @@ def _rows(job: Job, out: Path, manner: Manner, scenes: Sequence[Scene]) -> Gener
     context.execution_no_progress_timeout_s = PATIENCE_S
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     groups = [{"scenes": _text(scenes[i : i + job.stride])} for i in range(0, len(scenes), job.stride)]
-    device, share = _resources(job, manner)
+    device, share = _resources(job, options)
     at_once = max(job.stride, min(AT_ONCE[device], len(scenes) // TURNS))
     rows = ray.data.from_items(groups, override_num_blocks=-(-len(scenes) // at_once)).map_batches(
         Actor, batch_size=None, compute=ray.data.ActorPoolStrategy(min_size=1), **share,
         fn_constructor_args=(
-            dataclasses.replace(job, scenes=()), out, manner, device, int(share["num_cpus"]), str(Path.cwd()),
+            dataclasses.replace(job, scenes=()), out, options, device, int(share["num_cpus"]), str(Path.cwd()),
         ),
     )  # fmt: skip
     try:
@@ -156,11 +157,11 @@ def _rows(job: Job, out: Path, manner: Manner, scenes: Sequence[Scene]) -> Gener
         raise known from error
 
 
-def _resources(job: Job, manner: Manner) -> tuple[str, dict[str, float]]:
+def _resources(job: Job, options: RunOptions) -> tuple[str, dict[str, float]]:
     """The device of every actor, and what Ray must give it."""
     ray = _quiet_import()
     total = ray.cluster_resources()
-    device = manner.device if manner.device != "auto" else "cuda" if total.get("GPU", 0) else "cpu"
+    device = options.device if options.device != "auto" else "cuda" if total.get("GPU", 0) else "cpu"
     if device == "cuda" and not total.get("GPU", 0):
         raise EnvironmentFault("--device cuda: the Ray cluster has no GPU; try --device auto")
     runtime.refuse_precision(job.precision, torch.device(device))
@@ -176,14 +177,14 @@ class Actor:
     Args:
         job: what to do, without its scenes.
         out: the output folder, which all machines share.
-        manner: how.
+        options: how.
         device: ``cpu`` or ``cuda``.
         threads: of the computing on a CPU.
         folder: the driver's working folder, which all relative paths start from.
     """
 
-    def __init__(self, job: Job, out: Path, manner: Manner, device: str, threads: int, folder: str) -> None:
-        self.job, self.out, self.manner = job, out, manner
+    def __init__(self, job: Job, out: Path, options: RunOptions, device: str, threads: int, folder: str) -> None:
+        self.job, self.out, self.options = job, out, options
         self.device = torch.device(device, 0) if device == "cuda" else torch.device(device)
         self.fault: Line | None = None
         try:
@@ -200,9 +201,9 @@ class Actor:
         lines: list[Line] = []
         if self.fault is None:
             try:
-                segmenting.do(
+                segment.segment_scenes(
                     self.job, self.network, self.out, scenes=_scenes(groups["scenes"]), device=self.device,
-                    tell=lines.append, workers=self.manner.workers, skip_bad=self.manner.skip_bad, in_threads=True,
+                    tell=lines.append, workers=self.options.workers, skip_bad=self.options.skip_bad, in_threads=True,
                 )  # fmt: skip
             except Exception as fault:
                 lines.append(_told(fault))

@@ -145,20 +145,16 @@ def test_a_process_that_is_lost_is_noticed(here: Path) -> None:
     port = free_port()
     several = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     gone = (
-        "import sys, os; from memorysam_cli.engine.prediction import parts, running; "
-        "parts.begin = lambda *a, **k: os._exit(9); from memorysam_cli import app; app.run(sys.argv[1:])"
+        "import sys, os; from memorysam_cli.engine.predict.parts import PredictionFolder; "
+        "PredictionFolder.begin = lambda *_: os._exit(9); from memorysam_cli import app; app.run(sys.argv[1:])"
     )
     lost = subprocess.Popen(
         [sys.executable, "-c", gone, *PREDICT], cwd=here, env=environment(**several, RANK="1"),
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    impatient = (
-        "import sys; from memorysam_cli.engine.prediction import ranks; ranks.BEAT_S, ranks.LOST_S = 0.2, 2.0; "
-        "from memorysam_cli import app; sys.exit(app.run(sys.argv[1:]))"
-    )
-    ended = run(here, "-c", impatient, *PREDICT, **several, RANK="0")
+    ended = run(here, "-m", "memorysam_cli", *PREDICT, **several, RANK="0")
     assert lost.wait(60) == 9
-    assert ended.returncode == 6 and "process 1 of this prediction is lost" in ended.stderr
+    assert ended.returncode == 6 and "process 1 of this run is lost" in ended.stderr
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from memorysam_cli.data.manifest import Manifest
-from memorysam_cli.engine.prediction.job import Job
+from memorysam_cli.engine.predict.job import Job
 from memorysam_cli.model.weights import read_card
 from memorysam_cli.storage import tensors
 
@@ -33,3 +33,30 @@ def tree(out: Path) -> dict[str, bytes]:
         for path in sorted(out.rglob("*"))
         if path.is_file() and path.name != ".lock"
     }
+
+
+class Killed(BaseException):
+    """What a kill looks like from inside."""
+
+
+class Steps:
+    """Counts the calls of the functions that it wraps; the one after the last allowed one is a kill."""
+
+    def __init__(self, allowed: int) -> None:
+        self.allowed, self.count = allowed, 0
+        self.is_through = False
+        """Whether what is behind the last step was reached."""
+
+    def kill(self, *_: object, **__: object) -> None:
+        """End behind the last step."""
+        self.is_through = True
+        raise Killed
+
+    def __call__(self, real: Any) -> Any:
+        def stepping(*arguments: Any, **options: Any) -> Any:
+            self.count += 1
+            if self.count > self.allowed:
+                raise Killed
+            return real(*arguments, **options)
+
+        return stepping

@@ -1,12 +1,19 @@
-"""Segmenting scenes: from their files to one class map each."""
+"""Segmenting scenes: from their files to one class map each, written while the device is busy with the next batch."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
+import os
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,18 +25,22 @@ from memorysam_cli.engine import runtime
 from memorysam_cli.engine.infer.inference import batches, scoring
 from memorysam_cli.engine.infer.views import Network, View, show
 from memorysam_cli.engine.measuring import shortages
-from memorysam_cli.engine.prediction.deciding import decide
-from memorysam_cli.engine.prediction.folder import Line, remove
-from memorysam_cli.engine.prediction.job import Job
-from memorysam_cli.engine.prediction.scene_files import SceneFiles
-from memorysam_cli.engine.prediction.write_behind import WriteBehind
+from memorysam_cli.engine.predict.deciding import decide
+from memorysam_cli.engine.predict.files import Line, SceneFiles, remove
+from memorysam_cli.engine.predict.job import Job
 from memorysam_cli.errors import DataError
 
+Result = TypeVar("Result")
+
+MOST_BYTES = 2**29
+"""What waits to be written needs at most this, or is a single scene."""
+MOST_WAITING = 64
+FEWEST_THREADS, MOST_THREADS = 8, 16
 BYTES_PER_PIXEL = {"color": 4, "overlay": 16, "confidence": 2}
 """What a picture's making holds; a mask alone, and its PNG, 3."""
 
 
-def do(
+def segment_scenes(
     job: Job,
     network: Network,
     out: Path,
@@ -141,3 +152,107 @@ def _logits(model: Network, together: Sequence[UnlabelledScene], *, device: torc
     frames = zip(*(scene.frames for scene in together), strict=True)
     # Moved before they are joined: only what the loader has pinned travels while the device computes.
     return model.logits([torch.cat([part.to(device, non_blocking=True) for part in parts]) for parts in frames])
+
+
+@dataclass(frozen=True)
+class _Waiting(Generic[Result]):
+    future: Future[Result]
+    needed_bytes: int
+
+
+class WriteBehind(Generic[Result]):
+    """Writes behind the computing: a few threads do pieces of work, whose results are told in the order of the works.
+
+    OpenCV's PNG encoder and the disk's sync leave Python's lock alone, so that threads are enough. A context
+    manager. At its end all work is done and told. If an exception of the block ends it, what was handed in before is
+    still done and told; if a signal ends it, only what has begun. If a piece of work fails, its error leaves the block
+    (from ``add`` or at the end), and no result behind it is told.
+
+    Args:
+        tell: takes each result, in the thread that calls ``add``.
+        undo: takes each result that is there and must not be told.
+        threads: how many.
+    """
+
+    def __init__(
+        self, tell: Callable[[Result], object], *, undo: Callable[[Result], object], threads: int | None = None
+    ) -> None:
+        self._tell, self._undo = tell, undo
+        self._pool = ThreadPoolExecutor(threads or default_threads(), thread_name_prefix="write")
+        self._waiting: deque[_Waiting[Result]] = deque()
+        self._held_bytes = 0
+
+    def add(self, work: Callable[[], Result], *, needed_bytes: int = 0) -> None:
+        """Hand in a piece of work, and tell what is done; waits while too much is held.
+
+        Args:
+            work: makes a result.
+            needed_bytes: what it holds until it is done.
+
+        Raises:
+            Exception: what an earlier piece of work raised.
+        """
+        while self._waiting and (
+            len(self._waiting) >= MOST_WAITING
+            or self._held_bytes + needed_bytes > MOST_BYTES
+            or self._waiting[0].future.done()
+        ):
+            self._tell_first()
+        self._waiting.append(_Waiting(self._pool.submit(work), needed_bytes))
+        self._held_bytes += needed_bytes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                while self._waiting:
+                    self._tell_first()
+            elif not issubclass(kind, Exception):  # a signal: nothing new begins
+                for each in self._waiting:
+                    each.future.cancel()
+            with contextlib.suppress(Exception):  # the block's own fault is the one to tell
+                while self._waiting and not self._waiting[0].future.cancelled():
+                    self._tell_first()
+        finally:
+            self._give_up()
+
+    def _tell_first(self) -> None:
+        """Wait for the oldest piece of work, and tell its result."""
+        try:
+            result = self._waiting[0].future.result()  # a signal while waiting leaves it where it is
+        except Exception:
+            self._cancel()
+            raise
+        self._held_bytes -= self._waiting.popleft().needed_bytes
+        try:
+            self._tell(result)
+        except Exception:
+            self._undo(result)
+            self._cancel()
+            raise
+
+    def _cancel(self) -> None:
+        """Let nothing begin any more, and undo what was done behind a failure."""
+        while self._waiting:
+            future = self._waiting.popleft().future
+            if not future.cancel():
+                with contextlib.suppress(Exception):  # the first failure is the one to tell
+                    self._undo(future.result())
+
+    def _give_up(self) -> None:
+        """Undo what could not be told, and end the threads."""
+        try:
+            self._cancel()
+        finally:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def default_threads() -> int:
+    """As many as this process has cores; more where those are few: they mostly wait for the disk, which syncs many
+    files nearly as fast as one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_THREADS, max(FEWEST_THREADS, cores))

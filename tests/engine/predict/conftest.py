@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from memorysam_cli.data.manifest import Manifest
-from memorysam_cli.engine.prediction.job import Job
+from memorysam_cli.engine.predict.job import Job
 
 from ..stand_ins import write_data
 from .jobs import job_of

@@ -9,27 +9,27 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from memorysam_cli.engine import lookout
-from memorysam_cli.engine.lookout import Gone, Invitation, Lookout
+from memorysam_cli.engine import lost_processes
+from memorysam_cli.engine.lost_processes import Invitation, LostProcess, PeerWatch
 
 WORLD = 3
 
 
 class Company:
-    """Three lookouts in one process, each with what it was told when it was stuck."""
+    """Three watches in one process, each with what it was told when it was stuck."""
 
     def __init__(self) -> None:
-        listener, self.invitation = lookout.invite("127.0.0.1", is_one_host=True)
-        self.stuck: list[tuple[int, Gone, str]] = []
+        listener, self.invitation = lost_processes.invite("127.0.0.1", is_one_host=True)
+        self.stuck: list[tuple[int, LostProcess, str]] = []
         self.works: list[contextlib.AbstractContextManager[None]] = []
-        self.each = [Lookout(0, self.invitation.token, listener=listener, on_stuck=self._on_stuck(0))]
+        self.each = [PeerWatch(0, self.invitation.token, listener=listener, on_stuck=self._on_stuck(0))]
         for rank in range(1, WORLD):
-            self.each.append(lookout.join(self.invitation, rank=rank, on_stuck=self._on_stuck(rank)))
+            self.each.append(lost_processes.join(self.invitation, rank=rank, on_stuck=self._on_stuck(rank)))
         for one in self.each:
             one.start()
 
-    def _on_stuck(self, rank: int) -> Callable[[Gone, str], None]:
-        return lambda gone, advice: self.stuck.append((rank, gone, advice))
+    def _on_stuck(self, rank: int) -> Callable[[LostProcess, str], None]:
+        return lambda lost, advice: self.stuck.append((rank, lost, advice))
 
     def at_work(self, rank: int) -> None:
         """Enter the work and stay in it."""
@@ -53,7 +53,7 @@ class Company:
                 peer.socket.close()
         assert self.each[0]._listener is not None
         self.each[0]._listener.close()
-        lookout._all.clear()
+        lost_processes._all.clear()
 
     def wait_until_seen(self, *ranks: int) -> None:
         """Until the first process has heard that these are at work."""
@@ -69,7 +69,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def company(monkeypatch: pytest.MonkeyPatch) -> Iterator[Company]:
-    monkeypatch.setattr(lookout, "GRACE_S", 0.3)
+    monkeypatch.setattr(lost_processes, "GRACE_S", 0.3)
     made = Company()
     yield made
     made.close()
@@ -83,11 +83,11 @@ def test_all_hear_who_was_lost(lost: int, company: Company) -> None:
     company.lose(lost)
     other = 3 - lost
     for rank in (0, other):
-        found = company.each[rank].gone(within=5)
-        assert found == Gone(lost, is_lost=True) and str(found) == f"rank {lost} was lost"
+        found = company.each[rank].lost(within=5)
+        assert found == LostProcess(lost) and str(found) == f"rank {lost} was lost"
     # Those that are still waiting for it later are told that they are stuck, with their own advice.
     wait_for(lambda: len(company.stuck) >= 2)
-    assert {(0, Gone(lost, True), "rank 0 goes on"), (other, Gone(lost, True), f"rank {other} goes on")} <= {
+    assert {(0, LostProcess(lost), "rank 0 goes on"), (other, LostProcess(lost), f"rank {other} goes on")} <= {
         *company.stuck
     }
 
@@ -98,7 +98,7 @@ def test_all_hear_that_the_first_was_lost(company: Company) -> None:
     wait_for(lambda: all(one._peers and one._peers[0].is_at_work for one in company.each[1:]))
     company.each[0]._tell = lambda *_: None  # type: ignore[method-assign]  # the dead tell nothing
     company.lose(0)
-    assert [one.gone(within=5) for one in company.each[1:]] == [Gone(0, is_lost=True)] * 2
+    assert [one.lost(within=5) for one in company.each[1:]] == [LostProcess(0)] * 2
 
 
 def test_a_process_whose_work_fails_says_so(company: Company) -> None:
@@ -106,9 +106,9 @@ def test_a_process_whose_work_fails_says_so(company: Company) -> None:
     company.at_work(1)
     with pytest.raises(ValueError, match="x"), company.each[2].at_work(str):
         raise ValueError("x")
-    found = [one.gone(within=5) for one in company.each[:2]]
-    assert found == [Gone(2, is_lost=False)] * 2 and str(found[0]) == "rank 2 failed"
-    assert company.each[2].gone(within=0.1) is None  # that it failed is no news to itself
+    found = [one.lost(within=5) for one in company.each[:2]]
+    assert found == [LostProcess(2, 1, "ValueError('x')")] * 2 and str(found[0]) == "rank 2 failed"
+    assert company.each[2].lost(within=0.1) is None  # that it failed is no news to itself
 
 
 def test_a_process_that_is_through_before_the_others_is_not_missed(company: Company) -> None:
@@ -118,7 +118,7 @@ def test_a_process_that_is_through_before_the_others_is_not_missed(company: Comp
         company.wait_until_seen(1, 2)
     company.wait_until_seen(2)
     company.lose(1)
-    assert company.each[0].gone(within=0.5) is None and company.each[2].gone(within=0) is None
+    assert company.each[0].lost(within=0.5) is None and company.each[2].lost(within=0) is None
     assert company.stuck == []
 
 
@@ -127,7 +127,7 @@ def test_nobody_is_stuck_who_has_left_the_work_in_time(company: Company) -> None
     with company.each[0].at_work(str):
         company.wait_until_seen(1)
         company.lose(1)
-        assert company.each[0].gone(within=5) == Gone(1, is_lost=True)
+        assert company.each[0].lost(within=5) == LostProcess(1)
     time.sleep(0.5)
     assert [rank for rank, *_ in company.stuck] in ([], [1])  # the lost one's own thread may find itself alone
 
@@ -137,10 +137,10 @@ def test_of_several_losses_the_first_is_told(company: Company) -> None:
         company.at_work(rank)
     company.wait_until_seen(1, 2)
     company.lose(2)
-    assert company.each[0].gone(within=5) == Gone(2, is_lost=True)
+    assert company.each[0].lost(within=5) == LostProcess(2)
     company.lose(1)
     time.sleep(0.05)
-    assert company.each[0].gone() == Gone(2, is_lost=True)
+    assert company.each[0].lost() == LostProcess(2)
 
 
 def test_a_stranger_is_shown_the_door_and_changes_nothing(company: Company) -> None:
@@ -149,12 +149,12 @@ def test_a_stranger_is_shown_the_door_and_changes_nothing(company: Company) -> N
     for words in (b"GET / HTTP/1.0\r\nHost: here\r\n\r\n", os.urandom(64), b"short"):
         with socket.create_connection((company.invitation.host, company.invitation.port)) as stranger:
             stranger.sendall(words)
-            if len(words) > lookout._TOKEN_BYTES:
+            if len(words) > lost_processes._TOKEN_BYTES:
                 stranger.settimeout(5)
                 with pytest.raises(ConnectionError):
                     if not stranger.recv(1):
                         raise ConnectionResetError
-    assert company.each[0].gone(within=0.1) is None
+    assert company.each[0].lost(within=0.1) is None
     assert {peer.rank for peer in company.each[0]._peers if peer.rank is not None} == {1, 2}
 
 
@@ -164,7 +164,7 @@ def test_a_forked_child_that_lives_on_does_not_hide_the_loss_of_its_parent(compa
     child = os.fork()
     if child == 0:
         # A process of the same company, with a worker of its own.
-        mine = lookout.join(company.invitation, rank=9, on_stuck=lambda *_: None)
+        mine = lost_processes.join(company.invitation, rank=9, on_stuck=lambda *_: None)
         mine.start()
         with mine.at_work(str):
             if os.fork() == 0:
@@ -176,14 +176,14 @@ def test_a_forked_child_that_lives_on_does_not_hide_the_loss_of_its_parent(compa
     wait_for(lambda: any(peer.rank == 9 and peer.is_at_work for peer in company.each[0]._peers))
     os.kill(child, 9)
     os.waitpid(child, 0)
-    assert company.each[0].gone(within=5) == Gone(9, is_lost=True)
+    assert company.each[0].lost(within=5) == LostProcess(9)
 
 
-def test_where_nobody_listens_there_is_no_lookout() -> None:
+def test_where_nobody_listens_there_is_no_watch() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with pytest.raises(OSError, match="refused"):
-        lookout.join(Invitation("127.0.0.1", port, b"x" * 16), rank=1, on_stuck=lambda *_: None)
+        lost_processes.join(Invitation("127.0.0.1", port, b"x" * 16), rank=1, on_stuck=lambda *_: None)
 
 
 @pytest.mark.parametrize(
@@ -191,10 +191,10 @@ def test_where_nobody_listens_there_is_no_lookout() -> None:
     [("node7", True, "127.0.0.1"), ("127.0.0.1", False, "127.0.0.1"), ("node7", False, "0.0.0.0")],
 )
 def test_it_listens_no_further_than_the_processes_are(host: str, is_one_host: bool, wanted: str) -> None:
-    listener, _ = lookout.invite(host, is_one_host=is_one_host)
+    listener, _ = lost_processes.invite(host, is_one_host=is_one_host)
     with listener:
         assert listener.getsockname()[0] == wanted
 
 
 def test_the_thread_does_not_keep_the_program_alive(company: Company) -> None:
-    assert all(thread.daemon for thread in threading.enumerate() if thread.name == "lookout")
+    assert all(thread.daemon for thread in threading.enumerate() if thread.name == "peer-watch")

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from memorysam_cli.engine.prediction import write_behind
-from memorysam_cli.engine.prediction.write_behind import WriteBehind
+from memorysam_cli.engine.predict import segment
+from memorysam_cli.engine.predict.segment import WriteBehind
 
 
 class Watch:
@@ -65,7 +65,7 @@ def test_work_goes_on_while_the_caller_does_something_else() -> None:
 
 @pytest.mark.parametrize("bound", ["MOST_WAITING", "MOST_BYTES"])
 def test_no_more_than_that_is_held(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write_behind, bound, 5)
+    monkeypatch.setattr(segment, bound, 5)
     watch, made = Watch(), 0
     with watch.writing(threads=2) as writing:
         for number in range(30):
@@ -76,7 +76,7 @@ def test_no_more_than_that_is_held(bound: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_scene_above_the_bound_is_written_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write_behind, "MOST_BYTES", 10)
+    monkeypatch.setattr(segment, "MOST_BYTES", 10)
     watch = Watch()
     with watch.writing() as writing:
         for number in range(4):
@@ -164,4 +164,4 @@ def test_a_result_that_cannot_be_told_is_undone_and_so_are_those_behind_it() -> 
 
 
 def test_threads_are_enough_to_wait_for_a_disk_and_not_many() -> None:
-    assert write_behind.FEWEST_THREADS <= write_behind.default_threads() <= write_behind.MOST_THREADS
+    assert segment.FEWEST_THREADS <= segment.default_threads() <= segment.MOST_THREADS

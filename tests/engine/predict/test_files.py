@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from memorysam_cli.data.manifest import Manifest, Scene
-from memorysam_cli.engine.prediction.deciding import decide
-from memorysam_cli.engine.prediction.folder import EXTRAS, Line
-from memorysam_cli.engine.prediction.scene_files import SceneFiles
+from memorysam_cli.engine.predict.deciding import decide
+from memorysam_cli.engine.predict.files import EXTRAS, Line, SceneFiles
 from memorysam_cli.errors import DataError, EnvironmentFault
 from memorysam_cli.report import overlays
 from memorysam_cli.storage import images

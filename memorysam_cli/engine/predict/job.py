@@ -1,0 +1,308 @@
+"""A prediction's job: all that decides a byte of its results, found from what the user typed; and who does it.
+
+Reads no pixel and loads no weights before :meth:`Job.load`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from memorysam_cli import model as models
+from memorysam_cli.data import inputs
+from memorysam_cli.data import manifest as manifests
+from memorysam_cli.data.manifest import Scene
+from memorysam_cli.dataset import Modality
+from memorysam_cli.engine import runtime
+from memorysam_cli.engine.infer import inference
+from memorysam_cli.engine.infer.views import View
+from memorysam_cli.engine.predict.files import SceneFiles, refuse_collisions
+from memorysam_cli.errors import DataError, UsageError, WeightsError, did_you_mean
+from memorysam_cli.model.weights import Segmenter, WeightsCard, read_card
+from memorysam_cli.report import console
+from memorysam_cli.storage import documents, images, tensors
+
+
+@dataclass(frozen=True)
+class Job:
+    """Which scenes are segmented with which weights, and how."""
+
+    weights: Path
+    weights_sha256: str
+    card: WeightsCard
+    scenes: Sequence[Scene]
+    root: Path
+    """What the scenes' paths are relative to."""
+    source: str
+    """What the user called the scenes."""
+    modalities: tuple[Modality, ...]
+    """Those that the model may be shown, in the order of its memory."""
+    extras: tuple[str, ...] = ()
+    """Pictures beside the masks, of :data:`~memorysam_cli.engine.predict.files.EXTRAS`."""
+    view: View = field(default_factory=View)
+    batch: int = 4
+    """Scenes that share a forward pass, at most."""
+    precision: str = "fp32"
+    is_compiled: bool = False
+
+    @property
+    def stride(self) -> int:
+        """So many consecutive scenes stay together, whoever segments them: other company could change a last bit.
+
+        Large frames at their own resolution come one at a time: their logits are gigabytes.
+        """
+        return 1 if self.view.tile else self.batch
+
+    @cached_property
+    def marks(self) -> dict[str, Any]:
+        """What must agree for two runs to be the same job, in words for people."""
+        return {
+            "weights": self.weights_sha256,
+            "scenes": _digest(_scene_lines(self.scenes)),
+            "modalities": [modality.name for modality in self.modalities],
+            "pictures": list(self.extras),
+            **self.view.to_json(size=self.card.image_size),
+            "--batch": self.batch,
+            "--precision": self.precision,
+            "--compile": self.is_compiled,
+            "versions": runtime.describe("cpu", self.precision)["versions"],
+        }
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the marks."""
+        return _digest([documents.to_json(self.marks)])
+
+    def files(self, out: Path) -> SceneFiles:
+        """What writes the scenes' files into a folder."""
+        return SceneFiles(out, self.root, self.card.dataset, self.modalities, self.extras)
+
+    def load(self, device: torch.device) -> Segmenter:
+        """The network, ready to predict.
+
+        Raises:
+            WeightsError: the weights are refused, or the file is another than the one that was planned with.
+        """
+        network = models.load(self.weights, device=device)
+        if tensors.sha256(self.weights) != self.weights_sha256:
+            raise WeightsError(f"{self.weights}: has changed since this prediction began; run the same command again")
+        if self.is_compiled:
+            network.compile_blocks()
+        return network
+
+    def facts(self, devices: Iterable[str]) -> dict[str, Any]:
+        """What is computed with what: the part of a report that no pixel decides.
+
+        Args:
+            devices: names of those that computed it, as of :func:`device_name`, each once.
+        """
+        return {
+            "job": self.sha256,
+            "inputs": self.source,
+            "dataset": self.card.dataset.name,
+            "modalities": [m.name for m in self.modalities if any(m.name in scene.files for scene in self.scenes)],
+            **self.view.to_json(size=self.card.image_size),
+            "image_size": self.card.image_size,
+            "weights": str(self.weights),
+            "weights_sha256": self.weights_sha256,
+            **runtime.describe("cpu", self.precision),
+            "device": " + ".join(devices),
+        }
+
+
+def device_name(device: torch.device) -> str:
+    """What a report calls a device."""
+    return str(runtime.describe(device)["device"])
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of several equal shares of the scenes; the work of one process."""
+
+    index: int
+    """From 0."""
+    count: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.index}-of-{self.count}"
+
+    def of(self, scenes: Sequence[Scene], *, stride: int) -> Sequence[Scene]:
+        """Every ``count``-th group of ``stride`` consecutive scenes; all shards together are all scenes, once."""
+        if self.count == 1:
+            return scenes
+        starts = range(self.index * stride, len(scenes), self.count * stride)
+        return [scene for start in starts for scene in scenes[start : start + stride]]
+
+    def divided(self, rank: int, world: int) -> Shard:
+        """What one of ``world`` processes takes of this shard."""
+        return Shard(self.index * world + rank, self.count * world)
+
+
+WHOLE = Shard(0, 1)
+"""All scenes."""
+
+
+def read_shard(text: str | None) -> Shard | None:
+    """The shard that ``--shard i/n`` means; None stays None.
+
+    Raises:
+        UsageError: not two numbers, or not 0 ≤ i < n.
+    """
+    if text is None:
+        return None
+    index, slash, count = text.partition("/")
+    if not slash or not all(word.isascii() and word.isdigit() for word in (index, count)):
+        raise UsageError(f"--shard {text}: must be I/N, such as 0/4 for the first of four")
+    if int(count) == 0:
+        raise UsageError(f"--shard {text}: N, the number of shards, must be 1 or more")
+    if int(index) >= int(count):
+        raise UsageError(
+            f"--shard {text}: shards count from 0, so that the last of {count} is {int(count) - 1}/{count}"
+        )
+    return Shard(int(index), int(count))
+
+
+Engine = Literal["local", "ray"]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Who does a job, and how carefully; decides no byte of its results."""
+
+    device: str = "auto"
+    workers: int = 2
+    """Processes (on Ray: threads) that read ahead."""
+    skip_bad: bool = False
+    """List scenes that cannot be read and go on; otherwise the first one ends the work."""
+    shard: Shard | None = None
+    engine: Engine = "local"
+    overwrite: bool = False
+    """Begin anew: also in a folder that holds something else, or an unfinished prediction of another job."""
+    resume: bool = False
+    """Go on or begin; replace no prediction, not even a finished one."""
+
+
+def plan(
+    weights: Path,
+    *,
+    scenes: Path | None = None,
+    data: Path | None = None,
+    split: str | None = None,
+    modalities: Sequence[str] | None = None,
+    renames: Sequence[str] | None = None,
+    limit: int | None = None,
+    view: View | None = None,
+    extras: Sequence[str] = (),
+    batch: int = 4,
+    precision: str = "fp32",
+    is_compiled: bool = False,
+) -> Job:
+    """Find the scenes, and say what is odd about them.
+
+    Args:
+        weights: a weights file.
+        scenes: SCENES, if they were given.
+        data: the data root, if one was given; it is looked into where there are no SCENES.
+        split: only this split of a prepared data set.
+        modalities: names, if some were chosen.
+        renames: of ``--map``.
+        limit: only the first so many scenes.
+        view: how scenes are shown to the network.
+        extras: pictures beside the masks.
+        batch: scenes that share a forward pass, at most.
+        precision: of the computing.
+        is_compiled: whether the network's blocks are compiled.
+
+    Raises:
+        WeightsError: the weights are refused.
+        UsageError: an unknown modality, a wrong ``--map``, or a split of scenes that are not prepared.
+        DataError: no scenes, an ambiguous tree, or scenes whose outputs would meet in one file.
+    """
+    card = read_card(weights)
+    chosen = inference.choose_modalities(card.modalities, modalities)
+    names = [modality.name for modality in chosen]
+    aliases = read_aliases(renames, names)
+    where = scenes or manifests.prepared_root(data, dataset=card.dataset.name)
+    found = inputs.discover(where, modalities=names, aliases=aliases, split=split, dataset=card.dataset.name)
+    wanted = found.scenes[:limit]
+    refuse_collisions(wanted)
+    for text in (*found.notes, *doubts(wanted, root=found.root, modalities=chosen)):
+        console.note(text)
+    return Job(
+        weights, tensors.sha256(weights), card, wanted, found.root, str(where), chosen, tuple(extras), view or View(),
+        batch, precision, is_compiled,
+    )  # fmt: skip
+
+
+def read_aliases(texts: Sequence[str] | None, known: Sequence[str]) -> dict[str, str]:
+    """What the user's files call the modalities, from ``--map MODALITY=NAME``.
+
+    Raises:
+        UsageError: no ``=``, a modality that is not wanted, one that is mapped twice, or two that share a name.
+    """
+    aliases: dict[str, str] = {}
+    for text in texts or ():
+        modality, equals, name = (part.strip() for part in text.partition("="))
+        if not equals or not name:
+            raise UsageError(f"--map {text}: must be MODALITY=NAME, for example {known[0]}=rgb")
+        if modality not in known:
+            turned = f"; did you mean --map {name}={modality}?" if name in known else did_you_mean(modality, known)
+            raise UsageError(f"--map {text}: the weights know no modality '{modality}'{turned}")
+        if modality in aliases:
+            raise UsageError(f"--map {text}: '{modality}' is mapped to '{aliases[modality]}' already")
+        aliases[modality] = name
+    owners: dict[str, str] = {}
+    for modality in known:
+        name = aliases.get(modality, modality)
+        other = owners.setdefault(name.casefold(), modality)
+        if other != modality:
+            raise UsageError(
+                f"--map: '{name}' would be both '{other}' and '{modality}'; map each to a name of its own, or leave "
+                "one out with --modalities"
+            )
+    return aliases
+
+
+def doubts(scenes: Sequence[Scene], *, root: Path, modalities: Sequence[Modality]) -> list[str]:
+    """What can be read and yet may not be what the weights were trained on; looks at the first scene's headers.
+
+    Args:
+        scenes: what is to be segmented.
+        root: what the scenes' paths are relative to.
+        modalities: those that the model may be shown.
+    """
+    found = []
+    for modality in modalities:
+        path = next((scene.files[modality.name][0] for scene in scenes if modality.name in scene.files), None)
+        if modality.kind != "hha" or path is None:
+            continue
+        with contextlib.suppress(DataError):  # reading the scene will say what is wrong with it
+            if images.header(root / path).channels == 1:
+                found.append(
+                    f"{path}: has one channel, and the weights' '{modality.name}' is depth encoded as HHA, which has "
+                    "three; expect poor masks, or make HHA with memorysam prepare hha"
+                )
+    return found
+
+
+def _scene_lines(scenes: Sequence[Scene]) -> Iterator[str]:
+    """A line per scene: its name, and the files that it is read from."""
+    for scene in scenes:
+        yield documents.to_json([scene.id, {name: list(paths) for name, paths in sorted(scene.files.items())}])
+
+
+def _digest(lines: Iterable[str]) -> str:
+    """SHA-256 of lines of text."""
+    found = hashlib.sha256()
+    for line in lines:
+        found.update(line.encode() + b"\n")
+    return found.hexdigest()

@@ -1,0 +1,409 @@
+"""The ledger ``predictions.jsonl``: a line per scene, what the lines add up to, and which of them still hold.
+
+What an earlier attempt left is taken up in whole groups of scenes: a group is done again as a whole, for other company
+could change a last bit. Of a ledger only that is believed which the scenes, the files and the inputs bear out; a line
+is at most a reason to do nothing. At the end the parts' ledgers become one, with proof that the files are what it says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memorysam_cli import laws
+from memorysam_cli.data.loader import unlabelled_scenes
+from memorysam_cli.data.manifest import Scene
+from memorysam_cli.dataset import DatasetInfo
+from memorysam_cli.engine.predict.files import (
+    LEDGER,
+    MASKS,
+    SUCCESS,
+    Line,
+    SceneFiles,
+    class_list,
+    is_left_out,
+    lines,
+    remove,
+    sweep,
+)
+from memorysam_cli.engine.predict.job import Job
+from memorysam_cli.errors import DataError, EnvironmentFault
+from memorysam_cli.report import console
+from memorysam_cli.storage import atomic, documents
+
+SCHEMA_VERSION = 1
+SHOWN_FAILURES = 100
+"""Left-out scenes that a report lists; the ledger has them all."""
+READ_AHEAD = 2**16
+"""Bytes of a part's ledger that are held while it is merged."""
+_NOWHERE = -1
+
+
+class Totals:
+    """What the lines of a ledger add up to; as large for a million scenes as for one.
+
+    Args:
+        info: classes and palette.
+    """
+
+    def __init__(self, info: DatasetInfo) -> None:
+        self.info = info
+        self.done = self.failed = 0
+        self.failures: list[dict[str, str]] = []
+        """The first :data:`SHOWN_FAILURES` scenes that were left out: ``id`` and ``error``."""
+        self.pixels = np.zeros(len(info.classes), np.int64)
+        self.area = 0
+        """Pixels of all masks, from their sizes."""
+
+    def add(self, line: Line) -> None:
+        """Count one scene."""
+        if line["status"] == "done":
+            self.done += 1
+            self.area += line["size"][0] * line["size"][1]
+            for index, count in line["classes"].items():
+                self.pixels[int(index)] += count
+            return
+        self.failed += 1
+        if len(self.failures) < SHOWN_FAILURES:
+            self.failures.append({"id": line["id"], "error": line["error"]})
+
+    def laws(self) -> laws.Report:
+        """What must hold of any lines, checked.
+
+        Raises:
+            LawBroken: it does not.
+        """
+        return laws.check({"pixels of all classes = pixels of all masks": (int(self.pixels.sum()), self.area)})
+
+
+def totals_of(ledgers: Iterable[Path], info: DatasetInfo) -> Totals:
+    """What the lines of ledgers of ours add up to; those of one that is missing are none.
+
+    Args:
+        ledgers: the files.
+        info: classes and palette.
+    """
+    found = Totals(info)
+    for ledger in ledgers:
+        for line in lines(ledger):
+            found.add(line)
+    return found
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What need not be done again."""
+
+    count: int
+    """Scenes whose lines stay."""
+    left: Sequence[Scene]
+    """What is to be done, in whole groups, in order."""
+    is_a_beginning: bool
+    """No scene that is kept comes after one that is left: the ledger stays in order as it grows."""
+    reasons: tuple[str, ...] = ()
+    """Why lines that were there do not count, in words."""
+
+
+def survey(
+    ledger: Path, job: Job, out: Path, scenes: Sequence[Scene], *, skip_bad: bool
+) -> tuple[Kept, NDArray[np.int64]]:
+    """See which lines of a ledger still hold; writes nothing.
+
+    Args:
+        ledger: may be missing, torn, or edited by anybody.
+        job: what is to be done.
+        out: the output folder.
+        scenes: those that the ledger is about, in whole groups.
+        skip_bad: keep the lines of scenes that still cannot be read; otherwise such scenes are left.
+
+    Returns:
+        What is kept, and (N,) int64: where in the file the line of each scene begins, -1 for scenes that are left.
+    """
+    files, offsets, doubts = job.files(out), np.full(len(scenes), _NOWHERE, np.int64), _Doubts()
+    places = {scene.id: place for place, scene in enumerate(scenes)}
+    failed: dict[int, Line] = {}
+    for offset, text in _texts(ledger):
+        line = _read(text)
+        place = places.get(str(line.get("id")), _NOWHERE)
+        if place == _NOWHERE:
+            doubts.foreign += 1
+            continue
+        offsets[place] = offset  # of several lines the last one counts
+        failed.pop(place, None)
+        if is_left_out(line):
+            failed[place] = line
+        elif not files.is_done(scenes[place], line):
+            offsets[place] = _NOWHERE
+            doubts.stale += 1
+    if not skip_bad:
+        offsets[list(failed)] = _NOWHERE
+    elif failed:
+        for place, line in zip(failed, _again(job, out, [scenes[place] for place in failed]), strict=True):
+            if line != failed[place]:
+                offsets[place] = _NOWHERE
+                doubts.mended += 1
+    for start in range(0, len(scenes), job.stride):
+        group = offsets[start : start + job.stride]
+        if (group == _NOWHERE).any():
+            group[:] = _NOWHERE
+    kept = offsets != _NOWHERE
+    left = scenes if not kept.any() else [scenes[place] for place in np.flatnonzero(~kept).tolist()]
+    count = int(kept.sum())
+    return Kept(count, left, bool(kept[:count].all()), doubts.words()), offsets
+
+
+def take_up(ledger: Path, job: Job, out: Path, scenes: Sequence[Scene], *, skip_bad: bool) -> Kept:
+    """Make a ledger hold the lines that :func:`survey` keeps, in order, and nothing else; says what is not kept.
+
+    Raises:
+        EnvironmentFault: it cannot be written.
+    """
+    kept, offsets = survey(ledger, job, out, scenes, skip_bad=skip_bad)
+    for reason in kept.reasons:
+        console.warn(f"{ledger}: {reason}")
+    _rewrite(ledger, offsets[offsets != _NOWHERE])
+    return kept
+
+
+def put_in_order(ledger: Path, scenes: Sequence[Scene]) -> None:
+    """Bring the lines of a complete ledger of ours into the order of the scenes."""
+    places = {scene.id: place for place, scene in enumerate(scenes)}
+    offsets = np.full(len(scenes), _NOWHERE, np.int64)
+    for offset, text in _texts(ledger):
+        offsets[places[_read(text)["id"]]] = offset
+    _rewrite(ledger, offsets[offsets != _NOWHERE])
+
+
+@dataclass
+class _Doubts:
+    foreign: int = 0
+    stale: int = 0
+    mended: int = 0
+
+    def words(self) -> tuple[str, ...]:
+        """What a user should know of, one sentence for each kind."""
+        found = []
+        if self.foreign:
+            found.append(f"{self.foreign:,} lines are none of this prediction's, and are dropped")
+        if self.stale:
+            found.append(
+                f"{self.stale:,} scenes whose inputs have changed, whose files are gone or whose lines were edited are "
+                "done again"
+            )
+        if self.mended:
+            found.append(f"{self.mended:,} scenes that were left out are tried again")
+        return tuple(found)
+
+
+def _again(job: Job, out: Path, scenes: Sequence[Scene]) -> Iterator[Line]:
+    """What their lines would say now of scenes that could not be read; of those that can be, nothing."""
+    files = job.files(out)
+    source = unlabelled_scenes(
+        job.root, scenes=scenes, modalities=job.modalities, size=job.card.image_size, workers=0, tile=job.view.tile
+    )  # fmt: skip
+    for scene, found in zip(scenes, source, strict=True):
+        yield files.left_out(scene, found) if isinstance(found, DataError) else {}
+
+
+def _read(text: bytes) -> Line:
+    """A line as we write them, else one that says nothing."""
+    try:
+        line = json.loads(text)
+        is_ours = isinstance(line, dict) and text == documents.to_json(line).encode() + b"\n"
+    except (ValueError, RecursionError):
+        return {}
+    return line if is_ours else {}
+
+
+def _texts(ledger: Path) -> Iterator[tuple[int, bytes]]:
+    """Each whole line of a file and where it begins; of a file that is missing nothing."""
+    if not ledger.is_file():
+        return
+    offset = 0
+    with atomic.faults(ledger), ledger.open("rb") as stream:
+        for text in stream:
+            if text.endswith(b"\n"):  # else a kill has torn it
+                yield offset, text
+            offset += len(text)
+
+
+def _at(ledger: Path, offsets: NDArray[np.int64]) -> Iterator[bytes]:
+    """The lines that begin there, in this order."""
+    if not len(offsets):
+        return
+    with atomic.faults(ledger), ledger.open("rb") as stream:
+        for offset in offsets.tolist():
+            if stream.tell() != offset:
+                stream.seek(offset)
+            yield stream.readline()
+
+
+def _rewrite(ledger: Path, offsets: NDArray[np.int64]) -> None:
+    """Let only the lines that begin there stay, in this order; a file that is so already is not touched."""
+    size = ledger.stat().st_size if ledger.is_file() else _NOWHERE
+    if size == sum(map(len, _at(ledger, offsets))) and (np.diff(offsets) > 0).all():
+        return
+    atomic.write_pieces(ledger, _at(ledger, offsets))
+
+
+@dataclass
+class Trees:
+    """What the trees hold of a job's files, counted at its end."""
+
+    found: int = 0
+    """Files that are there under names that the job's scenes have."""
+    named: int = 0
+    """Files that the ledger names."""
+
+
+def finish(
+    out: Path, totals: Totals, trees: Trees, facts: dict[str, Any], *, scenes: int, extras: tuple[str, ...]
+) -> dict[str, Any]:
+    """Write ``_SUCCESS.json``, once every scene is either done, with its files there, or listed as left out.
+
+    Args:
+        out: the folder of the predictions; its ledger is durable.
+        totals: of its ledger.
+        trees: the files, counted.
+        facts: what was computed with what.
+        scenes: how many there were.
+        extras: the trees beside the masks.
+
+    Returns:
+        Its content, and that of ``memorysam predict --json``: ``schema_version``, ``facts``, ``scenes`` = ``done``
+        + ``failed``, ``failures`` (the first ones' ``id`` and ``error``), ``classes`` (with predicted ``pixels``),
+        ``laws``, and the paths ``out``, ``trees``, ``ledger``, ``success``.
+
+    Raises:
+        DataError: no scene could be read.
+        LawBroken: what came in is not what went out.
+    """
+    checked = laws.check(
+        {
+            "scenes = done + failed": (scenes, totals.done + totals.failed),
+            "files in the trees = files named by the ledger": (trees.found, trees.named),
+        }
+    )
+    if not totals.done:
+        raise DataError(f"none of {scenes} scenes could be read; the first: {totals.failures[0]['error']}")
+    report = {
+        "schema_version": SCHEMA_VERSION,
+        **facts,
+        **counts(totals),
+        "laws": {**checked, **totals.laws()},
+        "out": str(out),
+        "trees": {tree: str(out / tree) for tree in (MASKS, *extras)},
+        "ledger": str(out / LEDGER),
+        "success": str(out / SUCCESS),
+    }
+    documents.write_json(out / SUCCESS, report)
+    return report
+
+
+def counts(totals: Totals) -> dict[str, Any]:
+    """The keys ``scenes``, ``done``, ``failed``, ``failures`` and ``classes`` of a report."""
+    counted = zip(class_list(totals.info), totals.pixels.tolist(), strict=True)
+    return {
+        "scenes": totals.done + totals.failed,
+        "done": totals.done,
+        "failed": totals.failed,
+        "failures": totals.failures,
+        "classes": [{**each, "pixels": count} for each, count in counted],
+    }
+
+
+def merge(out: Path, job: Job, ledgers: Sequence[Path], *, devices: Iterable[str]) -> None:
+    """Make one prediction of all its parts: one ledger in the scenes' order, and ``_SUCCESS.json``.
+
+    Args:
+        out: the output folder, locked by the caller.
+        job: of all parts.
+        ledgers: of the parts, each of which is done.
+        devices: that computed it, each once.
+
+    Raises:
+        DataError: a part's ledger is damaged, or no scene of any part could be read.
+        EnvironmentFault: a file that a ledger names is gone.
+    """
+    sweep(out)
+    totals, trees = Totals(job.card.dataset), Trees()
+    atomic.write_pieces(out / LEDGER, _merged_lines(out, job, ledgers, totals, trees))
+    finish(out, totals, trees, job.facts(devices), scenes=len(job.scenes), extras=job.extras)
+
+
+def _merged_lines(out: Path, job: Job, ledgers: Sequence[Path], totals: Totals, trees: Trees) -> Iterator[bytes]:
+    """The lines of all parts' ledgers as they are, in the order of the scenes; each is counted, and its files are.
+
+    Raises:
+        DataError: a line is not where it should be.
+        EnvironmentFault: a file that a line names is gone.
+    """
+    scene_files = job.files(out)
+    readers = [_LedgerReader(path) for path in ledgers]
+    for start in range(0, len(job.scenes), job.stride):
+        index = start // job.stride % len(ledgers)
+        again = "run the same command again" + (f" for that shard: --shard {index}/{len(ledgers)}" * (len(ledgers) > 1))
+        for scene in job.scenes[start : start + job.stride]:
+            text = readers[index].next_line()
+            line = _line_of(scene, text, scene_files)
+            if line is None:
+                raise DataError(
+                    f"{readers[index].path}: is damaged: it has no line for scene {scene.id!r} where one should be; "
+                    f"{again}"
+                )
+            totals.add(line)
+            named = list(scene_files.paths(scene).values()) if line["status"] == "done" else []
+            if not named:  # a kill may have left files of a scene that could not be read in the end
+                remove(out, scene_files.paths(scene))
+            present = scene_files.present(scene)
+            for path in named:
+                if path not in present:
+                    raise EnvironmentFault(f"{out / path}: is gone since it was written; {again}")
+            trees.named += len(named)
+            trees.found += len(present)
+            yield text
+
+
+def _line_of(scene: Scene, text: bytes, scene_files: SceneFiles) -> Line | None:
+    """A scene's line, if the text is one."""
+    with contextlib.suppress(ValueError, RecursionError):
+        line: Line = json.loads(text)
+        is_of_scene = isinstance(line, dict) and line.get("id") == scene.id
+        if is_of_scene and (is_left_out(line) or scene_files.fits(scene, line)):
+            return line
+    return None
+
+
+class _LedgerReader:
+    """A ledger that is read piece by piece: thousands of them cannot all be open."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._offset = path, 0
+        self._lines: deque[bytes] = deque()
+
+    def next_line(self) -> bytes:
+        """The next line with its newline; empty at the end."""
+        if not self._lines and self.path.is_file():
+            with atomic.faults(self.path), self.path.open("rb") as stream:
+                stream.seek(self._offset)
+                self._lines.extend(stream.readlines(READ_AHEAD))
+            self._offset += sum(map(len, self._lines))
+        return self._lines.popleft() if self._lines else b""
+
+
+def show(report: dict[str, Any]) -> None:
+    """Say on stdout what was done and where it is."""
+    console.say(f"{report['done']} of {report['scenes']} scenes, {', '.join(report['modalities'])}")
+    for name, tree in report["trees"].items():
+        console.say(f"{name:<10}  {tree}")
+    console.say(f"{'list':<10}  {report['ledger']}")
+    if report.get("parts_missing"):
+        console.say(f"{'missing':<10}  {report['parts_missing']} of {report['parts']} parts; the last one merges all")

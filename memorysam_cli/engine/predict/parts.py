@@ -1,0 +1,517 @@
+"""What an output folder holds, what is wanted of it, and what follows: one table, and one place that acts on it.
+
+A prediction is made in parts, by shards or by the processes of one run, at once or in any order; a run by one process
+has one part. Each part takes whole groups of scenes in turn, writes their files into the common trees, and keeps a
+ledger of its own in ``.parts/<index>-of-<count>/``; a part that was killed is resumed from it. The last part to be done
+merges all. A run without shards holds the folder's lock while it works; of several parts each holds it for moments, to
+begin and to merge, and that of its own part's folder while it works.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from memorysam_cli.engine.predict import files
+from memorysam_cli.engine.predict.files import EXTRAS, LEDGER, MASKS, PARTS, SUCCESS
+from memorysam_cli.engine.predict.job import WHOLE, Job, Shard
+from memorysam_cli.engine.predict.ledger import SCHEMA_VERSION, counts, merge, survey, totals_of
+from memorysam_cli.errors import DataError, FolderInUseError, UsageError
+from memorysam_cli.report import console
+from memorysam_cli.storage import atomic, documents, lock
+
+JOB, DONE, DEVICES, NAMES = "job.json", "done.json", "devices.json", "names.jsonl"
+PATIENCE_S, SHORT_PATIENCE_S = 3600.0, 5.0
+"""How long to wait for the folder's lock: other shards hold it for moments, a run without shards until it ends."""
+
+
+# What a folder holds.
+
+
+@dataclass(frozen=True)
+class Empty:
+    """Nothing, or no more than what a killed run of ours left before it noted its job."""
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Something else."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A prediction that is not finished."""
+
+    parts: int
+    """How many it has."""
+    differences: tuple[str, ...] = ()
+    """In what it is another one than what is wanted, in words."""
+    parts_done: int = 0
+    """Counted only where another number is wanted."""
+    scenes_done: int = 0
+    """By a run without shards; counted only where another prediction is wanted."""
+
+
+@dataclass(frozen=True)
+class Complete:
+    """A prediction that is finished."""
+
+    report: dict[str, Any]
+    """The content of ``_SUCCESS.json``; empty where somebody damaged it."""
+    is_wanted: bool
+    """It is the one that is wanted."""
+
+
+State = Empty | Foreign | Begun | Complete
+
+
+# What is wanted, and what follows.
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is wanted of a folder."""
+
+    shard: Shard = WHOLE
+    is_alone: bool = True
+    """No other shard or process takes part."""
+    overwrite: bool = False
+    resume: bool = False
+    skip_bad: bool = False
+    """Scenes that cannot be read may stay left out; otherwise they are tried again."""
+    run_shards: tuple[Shard, ...] = (WHOLE,)
+    """Of all processes of this run, which one of them reports on."""
+
+
+class Step(Enum):
+    """What is done with a folder."""
+
+    BEGIN = "remove what other predictions left there, and begin"
+    RESUME = "do what is left of this part"
+    RESTART = "begin this part anew; the other parts stay"
+    REOPEN = "look at every file; do again what has changed since, and answer where nothing has"
+    ANSWER = "answer from _SUCCESS.json"
+    REFUSE = "leave it as it is"
+
+
+Row = Literal["empty", "foreign", "begun", "begun, another", "begun, another, nothing done", "complete",
+              "complete, another"]  # fmt: skip
+_B, _R, _S, _O, _A, _X = Step.BEGIN, Step.RESUME, Step.RESTART, Step.REOPEN, Step.ANSWER, Step.REFUSE
+TABLE: dict[Row, tuple[Step, ...]] = {
+    # A run without shards      a shard
+    # plain  resume  overwrite  plain  resume  overwrite
+    "empty": (_B, _B, _B, _B, _B, _B),
+    "foreign": (_X, _X, _B, _X, _X, _B),
+    "begun": (_R, _R, _B, _R, _R, _S),
+    "begun, another": (_X, _X, _B, _X, _X, _B),
+    "begun, another, nothing done": (_B, _B, _B, _X, _X, _B),
+    "complete": (_O, _O, _B, _A, _A, _A),
+    "complete, another": (_B, _X, _B, _B, _X, _B),
+}
+"""What is done, by what the folder holds and what is wanted; docs/many-scenes.md has it in words."""
+
+
+def decide(out: Path, state: State, wish: Wish) -> Step:
+    """What is done with a folder that holds ``state``.
+
+    Raises:
+        UsageError: nothing; says what is there, and what can be done.
+    """
+    column = (0 if wish.is_alone else 3) + (2 if wish.overwrite else 1 if wish.resume else 0)
+    step = TABLE[_row(state)][column]
+    if step is Step.REFUSE:
+        raise UsageError(_refusal(out, state, wish))
+    return step
+
+
+def _row(state: State) -> Row:
+    match state:
+        case Empty():
+            return "empty"
+        case Foreign():
+            return "foreign"
+        case Complete(is_wanted=is_wanted):
+            return "complete" if is_wanted else "complete, another"
+        case Begun(differences=()):
+            return "begun"
+        case Begun(parts=1, scenes_done=0):
+            return "begun, another, nothing done"
+    return "begun, another"
+
+
+def _refusal(out: Path, state: State, wish: Wish) -> str:
+    """Why nothing is done."""
+    match state:
+        case Begun(parts=parts, parts_done=done) if wish.is_alone and parts != 1:
+            return (
+                f"--out {out}: {done} of {parts} parts of a prediction in shards are done there; finish it that way, "
+                "give another folder, or begin anew with --overwrite"
+            )
+        case Begun(differences=differences, scenes_done=count) if wish.is_alone:
+            return (
+                f"--out {out}: {count:,} scenes of another prediction ({', '.join(differences)}) are done there, and "
+                "it is not finished; finish it with its own command, give another folder, or begin anew with "
+                "--overwrite"
+            )
+        case Begun(differences=differences):
+            return (
+                f"--out {out}: the parts there are of another prediction ({', '.join(differences)}); run the same "
+                "command for every shard, give another folder, or begin anew with --overwrite"
+            )
+        case Complete():
+            return (
+                f"--resume: {out} holds a finished prediction of another job (weights, options, scenes or versions "
+                "differ); give another folder, or leave --resume out to replace it"
+            )
+    return f"--out {out}: is not empty and holds no predictions; give another folder, or --overwrite"
+
+
+def look(out: Path, job: Job, *, parts: int) -> State:
+    """See what a folder holds, for one who wants a job in so many parts; writes nothing.
+
+    Raises:
+        UsageError: it is a file.
+        DataError: the note of what has begun is damaged.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: is a file; give a folder")
+    report = _report(out)
+    if report is not None and (out / LEDGER).is_file():
+        return Complete(report, is_wanted=report.get("job") == job.sha256)
+    note = _noted(out)
+    if note is not None:
+        return _begun(out, job, note, parts=parts)
+    if not (out / LEDGER).is_file() and not (out / PARTS).is_dir():
+        # Weights that are refused leave no more than these in an otherwise untouched folder.
+        own = {*lock.NAMES, lock.FAULTS}
+        is_foreign = out.is_dir() and any(entry.name not in own for entry in out.iterdir())
+        return Foreign() if is_foreign else Empty()
+    return Complete({}, is_wanted=False) if (out / SUCCESS).is_file() else Empty()
+
+
+def _report(out: Path) -> dict[str, Any] | None:
+    """The content of ``_SUCCESS.json``; of one that is missing or damaged nothing."""
+    if (out / SUCCESS).is_file():
+        with contextlib.suppress(DataError):
+            found = documents.read_json(out / SUCCESS)
+            return found if isinstance(found, dict) else None
+    return None
+
+
+def _noted(out: Path) -> dict[str, Any] | None:
+    """What the first part noted: ``parts``, ``marks``, and ``ready`` once the folder is cleared for them."""
+    path = out / PARTS / JOB
+    if not path.is_file():
+        return None
+    try:
+        found = documents.read_json(path)
+    except DataError:
+        if not path.is_file():  # merged in this very moment
+            return None
+        raise
+    if not isinstance(found, dict) or not {"parts", "marks", "ready"} <= found.keys():
+        raise DataError(f"{path}: is none of ours; remove {out / PARTS}")
+    return found
+
+
+def _begun(out: Path, job: Job, note: dict[str, Any], *, parts: int) -> Begun:
+    """How far what was noted is, and in what it differs from what is wanted."""
+    number = [f"{note['parts']} parts, not {parts}"] if note["parts"] != parts else []
+    marks = [f"other {name}" for name, value in job.marks.items() if note["marks"].get(name) != value]
+    is_by_one = note["parts"] == 1 and bool(number or marks)
+    ledger = Part(out, WHOLE).ledger
+    return Begun(
+        note["parts"],
+        (*number, *marks),
+        parts_done=sum(1 for _ in (out / PARTS).glob(f"*/{DONE}")) if number else 0,
+        scenes_done=sum(line.get("status") == "done" for line in files.lines(ledger)) if is_by_one else 0,
+    )
+
+
+# Acting on it.
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a prediction; its work is that of one process."""
+
+    out: Path
+    shard: Shard
+
+    @property
+    def folder(self) -> Path:
+        """Below ``.parts``."""
+        return self.out / PARTS / self.shard.name
+
+    @property
+    def ledger(self) -> Path:
+        """Its own."""
+        return self.folder / LEDGER
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all its files and lines are written."""
+        return (self.folder / DONE).is_file()
+
+    def note_devices(self, devices: Iterable[str]) -> None:
+        """Note, before its first line, which devices compute it."""
+        documents.write_json(self.folder / DEVICES, list(devices))
+
+    def devices(self) -> list[str]:
+        """What :meth:`note_devices` noted."""
+        with contextlib.suppress(DataError):
+            found = documents.read_json(self.folder / DEVICES)
+            return [str(each) for each in found] if isinstance(found, list) else []
+        return []
+
+
+class PredictionFolder:
+    """An output folder, and what is wanted of it: entered before any work, asked for its part, and for the end.
+
+    A context manager, which refuses what :data:`TABLE` refuses before anything is written; a run without shards then
+    holds the folder's lock until its end. Whoever finds another shard in the folder's lock waits for its turn.
+
+    Args:
+        out: the output folder.
+        job: what is to be done.
+        wish: how.
+
+    Raises:
+        UsageError: the folder holds what must not be touched.
+        FolderInUseError: another prediction is at work there.
+    """
+
+    def __init__(self, out: Path, job: Job, wish: Wish) -> None:
+        self.out, self.job, self.wish = out, job, wish
+        self.part = Part(out, wish.shard)
+        self._held = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        state = self._look()
+        # Where a run without shards is at work, another one is told so, and not how far it is.
+        if not self.wish.is_alone or isinstance(state, Foreign) or (isinstance(state, Begun) and state.parts != 1):
+            decide(self.out, state, self.wish)
+        if self.wish.is_alone:
+            self._held.enter_context(lock.hold(self.out))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._held.__exit__(kind, error, traceback)
+
+    def is_answered(self) -> bool:
+        """Whether all is complete already, and nothing of it has changed: then there is nothing to do but to report.
+
+        Raises:
+            UsageError: another run was quicker, see :func:`decide`.
+        """
+        with self._turn():
+            step = decide(self.out, self._look(), self.wish)
+            if step is Step.REOPEN:
+                kept, _ = survey(
+                    self.out / LEDGER, self.job, self.out, self.job.scenes, skip_bad=self.wish.skip_bad
+                )  # fmt: skip
+                is_answered = not kept.left and not kept.reasons and kept.is_a_beginning
+            else:
+                is_answered = step is Step.ANSWER
+            if is_answered:
+                _remove_parts(self.out)  # of a merge that was killed at its very end
+                self._say_complete()
+            return is_answered
+
+    @contextlib.contextmanager
+    def begin(self) -> Iterator[Part | None]:
+        """Begin a part, or take it up again, and note that it is done where the block ends well.
+
+        The first part of all removes what an earlier prediction wrote. The part's folder is locked while the block
+        runs. Not before: parts that wait for their turn are not at work, and must not keep the first of them from
+        dropping another job's.
+
+        Yields:
+            None if all is complete: then nothing is left to do.
+
+        Raises:
+            UsageError: parts of another job, or of another number, have begun there.
+            FolderInUseError: a run without shards, or this very part, is at work there.
+        """
+        with contextlib.ExitStack() as held:
+            with self._turn():
+                step = decide(self.out, self._look(), self.wish)
+                if step is Step.ANSWER:
+                    self._say_complete()
+                else:
+                    self._act(step, held)
+            yield self.part if step is not Step.ANSWER else None
+            if step is not Step.ANSWER:
+                if self.part.ledger.is_file():
+                    atomic.sync(self.part.ledger)
+                documents.write_json(self.part.folder / DONE, {"schema_version": 1})
+
+    def finish(self) -> None:
+        """Make one prediction of the parts, if all of them are done; a kill at any moment costs only to merge again.
+
+        Raises:
+            UsageError: the parts there are another prediction's meanwhile.
+            DataError: a part's ledger is damaged, or no scene of any part could be read.
+            EnvironmentFault: a file that the ledger names is gone.
+        """
+        with self._turn():
+            state = self._look()
+            if isinstance(state, Begun) and state.differences:
+                raise UsageError(_refusal(self.out, state, self.wish))
+            is_complete = isinstance(state, Complete) and state.is_wanted
+            if not is_complete and not self._missing():
+                parts = self._parts()
+                devices = dict.fromkeys(device for part in parts for device in part.devices())
+                merge(self.out, self.job, [part.ledger for part in parts], devices=devices)
+                is_complete = True
+            if is_complete:
+                _remove_parts(self.out)
+
+    def report(self) -> dict[str, Any]:
+        """The content of ``_SUCCESS.json``; before all parts are done, the same keys for those of this run."""
+        with self._turn():
+            state = self._look()
+            if isinstance(state, Complete) and state.is_wanted:
+                return state.report
+            return self._report_of(self.wish.run_shards)
+
+    def _report_of(self, shards: tuple[Shard, ...]) -> dict[str, Any]:
+        own = [Part(self.out, shard) for shard in shards]
+        totals = totals_of([part.ledger for part in own], self.job.card.dataset)
+        whole = Shard(shards[0].index // len(shards), self.wish.shard.count // len(shards))
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "shard": {"index": whole.index, "count": whole.count},
+            "parts": self.wish.shard.count,
+            "parts_missing": self._missing(),
+            **self.job.facts(dict.fromkeys(device for part in own for device in part.devices())),
+            **counts(totals),
+            "laws": totals.laws(),
+            "out": str(self.out),
+            "trees": {tree: str(self.out / tree) for tree in (MASKS, *self.job.extras)},
+            "ledger": str(own[0].ledger if len(own) == 1 else self.out / PARTS),
+            "success": None,
+        }
+
+    def _look(self) -> State:
+        return look(self.out, self.job, parts=self.wish.shard.count)
+
+    def _parts(self) -> list[Part]:
+        """All of them."""
+        return [Part(self.out, Shard(index, self.wish.shard.count)) for index in range(self.wish.shard.count)]
+
+    def _missing(self) -> int:
+        """How many of them are not done."""
+        return sum(not part.is_done for part in self._parts())
+
+    def _say_complete(self) -> None:
+        """Say why nothing is done, and how it would be done all the same."""
+        again = "to make it again: --overwrite"
+        if not self.wish.is_alone:
+            failed = (_report(self.out) or {}).get("failed")
+            left_out = f"; without --shard, the {failed} scenes left out are tried again" if failed else ""
+            again = f"remove the folder to make it again{left_out}"
+        console.note(f"{self.out}: this very prediction is complete already; {again}")
+
+    def _act(self, step: Step, held: contextlib.ExitStack) -> None:
+        """Make the folder one in which the part can be worked on, and hold the part's lock."""
+        if step is Step.BEGIN:
+            _drop(self.out)
+        if step is Step.REOPEN:
+            _reopen(self.out, self.job)
+        held.enter_context(lock.hold(self.part.folder))
+        if not (_noted(self.out) or {}).get("ready"):
+            _note(self.out, self.job, self.wish.shard.count, is_ready=False)
+            files.clear_earlier(self.out, self.job.card.dataset)
+            _note(self.out, self.job, self.wish.shard.count, is_ready=True)
+        (self.out / SUCCESS).unlink(missing_ok=True)  # of this job when it was complete, and is taken up again
+        (self.part.folder / DONE).unlink(missing_ok=True)
+        if step is Step.RESTART:
+            files.clear(self.part.ledger, self.out)
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Hold the folder's lock for a moment, after waiting for it; a run without shards holds it all the time."""
+        start = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            while not self.wish.is_alone:
+                try:
+                    stack.enter_context(lock.hold(self.out))
+                    break
+                except FolderInUseError:
+                    note = _noted(self.out)
+                    patience = PATIENCE_S if note is not None and note["parts"] != 1 else SHORT_PATIENCE_S
+                    if time.monotonic() - start > patience:
+                        raise
+                    time.sleep(0.05)
+            yield
+
+
+def _drop(out: Path) -> None:
+    """Remove all parts and the files that they made, those that no line names yet among them.
+
+    Raises:
+        FolderInUseError: a shard is at work.
+    """
+    found = [path for path in (out / PARTS).glob("*-of-*") if path.is_dir()]
+    for path in found:
+        with lock.hold(path):
+            pass
+    for path in found:
+        (path / DONE).unlink(missing_ok=True)
+        files.clear(path / LEDGER, out)
+    for name in _names(out):
+        for tree in (MASKS, *EXTRAS):
+            files.remove_file(out / tree / f"{name}.png", tree=out / tree)
+    _remove_parts(out)
+
+
+def _remove_parts(out: Path) -> None:
+    """Remove the parts, and last the note that there are any."""
+    for path in (out / PARTS).glob("*-of-*"):
+        shutil.rmtree(path, ignore_errors=True)
+    (out / PARTS / JOB).unlink(missing_ok=True)
+    shutil.rmtree(out / PARTS, ignore_errors=True)
+
+
+def _reopen(out: Path, job: Job) -> None:
+    """Make one part of a complete prediction, so that what has changed since can be done again.
+
+    A kill at any moment costs only to reopen it again.
+    """
+    _remove_parts(out)
+    part = Part(out, WHOLE)
+    atomic.make_folder(part.folder)
+    devices = documents.read_json(out / SUCCESS).get("device")
+    part.note_devices(devices.split(" + ") if isinstance(devices, str) else [])
+    _note(out, job, 1, is_ready=True)
+    (out / LEDGER).replace(part.ledger)
+    (out / SUCCESS).unlink(missing_ok=True)
+
+
+def _note(out: Path, job: Job, count: int, *, is_ready: bool) -> None:
+    """Note what is begun and, before its first file is there, the names that its files may have."""
+    begun = {"schema_version": 1, "parts": count, "marks": job.marks, "ready": is_ready}
+    if is_ready:
+        names = (documents.to_json(scene.id).encode() + b"\n" for scene in job.scenes)
+        atomic.write_pieces(out / PARTS / NAMES, names)
+    documents.write_json(out / PARTS / JOB, begun)
+
+
+def _names(out: Path) -> Iterator[PurePosixPath]:
+    """The scenes of the prediction that has begun, as far as they are names for files of ours."""
+    if not (out / PARTS / NAMES).is_file():
+        return
+    for name in documents.each_json_line(out / PARTS / NAMES):
+        path = PurePosixPath(str(name))
+        if path.name and not path.is_absolute() and ".." not in path.parts:
+            yield path

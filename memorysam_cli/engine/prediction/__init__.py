@@ -1,1 +1,0 @@
-"""Prediction: from scenes to a folder of masks."""
