@@ -133,3 +133,13 @@ def test_failure_bars_show_deviations_and_means() -> None:
     mean = decoded(figures.failure_bars({"": [(50.0, None)]}, labels=["a"], what="noise", means=[70.0]))
     assert count(spread, "#000000") > count(plain, "#000000")
     assert count(mean, figures.VERMILION) > 0 == count(plain, figures.VERMILION)
+
+
+def test_each_loss_has_a_line_of_its_own_colour() -> None:
+    rows = [{"step": step, "loss": 3.0, "ohem": 2.0, "spmm": 0.5, "dice": step / 40, "edge": 0.2} for step in range(40)]
+    two = decoded(figures.curves(rows))
+    four = decoded(figures.curves(rows, terms=("ohem", "spmm", "dice", "edge")))
+    for shade in figures.TERM_COLOURS[:2]:
+        assert count(two, shade) > 100 and count(four, shade) > 100
+    for shade in figures.TERM_COLOURS[2:4]:
+        assert count(two, shade) == 0 < count(four, shade)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import sqlite3
 import struct
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ def serve(name: str, run: Path, *messages: dict[str, Any], step: int = 0) -> lis
     lines = [{"folder": str(run), "recipe": RECIPE, "step": step}, *messages, {"end": True}]
     answers = io.BytesIO()
     tracker_process.serve(name, io.BytesIO("".join(json.dumps(line) + "\n" for line in lines).encode()), answers)
+    signal.alarm(0)  # what ends a tracker's process that hangs would end this one
     return [json.loads(line) for line in answers.getvalue().splitlines()]
 
 

@@ -1,0 +1,57 @@
+"""A key that had one legal value is gone; what was stored with it still loads, and no other value is let through."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from memorysam_cli import recipe as recipes
+from memorysam_cli.data.datasets.deliver import DELIVER
+from memorysam_cli.engine.training import identity
+from memorysam_cli.errors import UsageError
+from memorysam_cli.model import weights
+from memorysam_cli.storage import tensors
+from tests.commands.trained import save_weights
+
+
+def stored(value: str) -> str:
+    """A recipe as a run of before has it in its folder."""
+    return recipes.load("demo").to_yaml().replace("  blur: 0.2\n", f"  blur: 0.2\n  aolp_flip: {value}\n")
+
+
+def test_a_stored_recipe_is_the_same_without_the_key(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(stored("reference"))
+    assert "aolp_flip" in path.read_text()
+    assert recipes.load(path) == recipes.load("demo")
+    assert recipes.load(path, is_stored=True) == recipes.load("demo")
+    assert "aolp_flip" not in recipes.load(path).to_yaml()
+
+
+@pytest.mark.parametrize("value", ["physical", "null", "1"])
+def test_any_other_value_is_an_unknown_key(value: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(stored(value))
+    with pytest.raises(UsageError, match="augment: unknown key 'aolp_flip'"):
+        recipes.load(path)
+
+
+def test_weights_of_before_load(tmp_path: Path) -> None:
+    path = save_weights(tmp_path / "best.safetensors", DELIVER.published_info)
+    state, metadata = tensors.read(path)
+    card = json.loads(metadata[weights.CARD])
+    card["recipe"]["augment"]["aolp_flip"] = "reference"
+    text = json.dumps(card)
+    tensors.write(path, state, {weights.CARD: text, weights.SEAL: weights.seal_of(text)})
+    found = weights.read_card(path)
+    assert found.recipe.augment.flip == 0.5 and "aolp_flip" not in found.model_dump_json()
+
+
+def test_a_checkpoint_of_before_is_of_the_same_run() -> None:
+    now = identity.identity_of(recipes.load("demo"), dataset="a", base="b", initial=None)
+    then = now | {"augment.aolp_flip": "reference"}
+    identity.refuse_other(then, now, worlds=(1, 1), where="step-00000001")
+    with pytest.raises(UsageError, match=r"augment\.aolp_flip was physical, is None"):
+        identity.refuse_other(then | {"augment.aolp_flip": "physical"}, now, worlds=(1, 1), where="step-00000001")
