@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from memorysam_cli.errors import DataError
-from memorysam_cli.report.html import page
+from memorysam_cli.report import pages
 from memorysam_cli.storage import documents
 
 KINDS = {".png": "png", ".jpg": "jpeg"}
@@ -46,4 +46,4 @@ def understood(path: Path) -> Iterator[None]:
 
 def picture(path: Path) -> str:
     """A picture's file as an address that holds it."""
-    return page.data_uri(path.read_bytes(), kind=KINDS[path.suffix])
+    return pages.data_uri(path.read_bytes(), kind=KINDS[path.suffix])

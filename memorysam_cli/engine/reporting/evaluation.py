@@ -9,7 +9,7 @@ from typing import Any
 
 from memorysam_cli.engine.evaluate import folder as files
 from memorysam_cli.engine.reporting import documents, scenes
-from memorysam_cli.report.html import matrices
+from memorysam_cli.report import pages
 
 Facts = dict[str, Any]
 PARTS = {"conditions": "Condition", "cases": "Failure", "splits": "Split"}
@@ -114,7 +114,7 @@ def _matrix(folder: Path, report: Facts) -> Any:
         names = [each["name"] for each in report["classes"]]
         if [len(row) for row in counts] != [len(names)] * len(names):
             raise ValueError(f"not {len(names)} rows and columns")
-    return matrices.lay_out(counts, names=names)
+    return pages.matrix_layout(counts, names=names)
 
 
 def _parts(report: Facts) -> list[Facts]:

@@ -11,8 +11,7 @@ import numpy as np
 from memorysam_cli.engine.prediction import folder as predictions
 from memorysam_cli.engine.reporting import documents, scenes
 from memorysam_cli.errors import MemorySamError
-from memorysam_cli.report import galleries, overlays
-from memorysam_cli.report.html import page
+from memorysam_cli.report import galleries, overlays, pages
 from memorysam_cli.storage import documents as files
 from memorysam_cli.storage import images
 
@@ -119,7 +118,7 @@ def _frame(path: Path) -> overlays.Picture | None:
 
 def _layer(key: str, title: str, picture: overlays.Picture, *, kind: str) -> dict[str, str]:
     data = images.encode_png(picture) if kind == "png" else images.encode_jpeg(picture, quality=galleries.QUALITY)
-    return {"key": key, "title": title, "src": page.data_uri(data, kind=kind)}
+    return {"key": key, "title": title, "src": pages.data_uri(data, kind=kind)}
 
 
 def _provenance(report: Facts) -> list[tuple[str, str]]:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from memorysam_cli.engine.reporting.documents import picture, understood
-from memorysam_cli.report import galleries
-from memorysam_cli.report.html import page
+from memorysam_cli.report import galleries, pages
 
-ROOM = page.MOST_BYTES * 2 // 3
+ROOM = pages.MOST_BYTES * 2 // 3
 """Characters for pictures; the rest is for curves, tables and the recipe."""
 
 

@@ -11,9 +11,8 @@ from memorysam_cli.engine.evaluate.folder import NAMES
 from memorysam_cli.engine.reporting import documents, evaluation, folders
 from memorysam_cli.engine.run_folder import RECIPE, RunFolder
 from memorysam_cli.recipe import Recipe, comparing
-from memorysam_cli.report import galleries, overlays
-from memorysam_cli.report.html import charts, page
-from memorysam_cli.report.html.charts import Chart, Series
+from memorysam_cli.report import galleries, overlays, pages
+from memorysam_cli.report.pages import Chart, Series
 from memorysam_cli.storage import documents as files
 from memorysam_cli.storage import images
 
@@ -98,7 +97,7 @@ def draw(what: tuple[str, str, str, tuple[str, ...]], runs: Sequence[tuple[str, 
         for index, key in enumerate(keys)
         if (points := [(row["step"], row[key]) for row in rows if key in row])
     ]
-    return charts.line_chart(name, title, series, unit=unit, zero=name in FROM_ZERO)
+    return pages.line_chart(name, title, series, unit=unit, zero=name in FROM_ZERO)
 
 
 def against_parent(trained: Recipe) -> tuple[str, list[tuple[str, str, str]]]:
@@ -180,7 +179,7 @@ def _pictures(run: RunFolder) -> list[Facts]:
     for title, path in places:
         if path.is_file():
             smaller = galleries.shrunk(overlays.as_picture(images.read(path)), smooth=True, long_side=PICTURE_SIDE)
-            src = page.data_uri(images.encode_jpeg(smaller, quality=galleries.QUALITY), kind="jpeg")
+            src = pages.data_uri(images.encode_jpeg(smaller, quality=galleries.QUALITY), kind="jpeg")
             has_room = sum(len(each["src"]) for each in kept) + len(src) <= PICTURE_ROOM
             kept.append({"title": title, "src": src if has_room else "", "file": f"{run.samples.name}/{path.name}"})
     return kept

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from memorysam_cli.engine.reporting import comparison, evaluation, folders, prediction, training
 from memorysam_cli.errors import UsageError
-from memorysam_cli.report import console
-from memorysam_cli.report.html import page
+from memorysam_cli.report import console, pages
 from memorysam_cli.storage import atomic
 
 NAME = "report.html"
@@ -44,9 +43,9 @@ def write(folder: Sequence[Path], *, out: Path | None = None) -> Report:
     path = out or (folder[0] / NAME if len(folder) == 1 else Path(NAME))
     if path.is_dir():
         raise UsageError(f"--out {path}: is a folder; give a file, such as {path / NAME}")
-    text = page.render(facts["kind"], **facts)
+    text = pages.render(facts["kind"], **facts)
     size = len(text.encode())
-    if size > page.MOST_BYTES:
+    if size > pages.MOST_BYTES:
         console.warn(f"{path}: has {size / 1e6:.0f} MB, for it has very many classes; mail and CI may refuse it")
     atomic.write_text(path, text)
     return Report(facts["kind"], path, size)

@@ -20,7 +20,7 @@ from memorysam_cli.engine.infer.views import View
 from memorysam_cli.engine.reporting import folders, training, writing
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.errors import DataError, UsageError
-from memorysam_cli.report.html import page
+from memorysam_cli.report import pages
 from memorysam_cli.storage import documents, images
 
 from ...commands.trained import save_weights
@@ -125,7 +125,7 @@ def make_prediction(folder: Path, *, scenes: int = 3, failed: int = 1) -> Path:
 
 def told(*folder: Path, out: Path | None = None) -> Page:
     written = writing.write(folder, out=out)
-    assert written.size == written.out.stat().st_size < page.MOST_BYTES
+    assert written.size == written.out.stat().st_size < pages.MOST_BYTES
     return Page(written.out)
 
 
