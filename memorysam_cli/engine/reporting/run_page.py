@@ -8,7 +8,8 @@ from typing import Any
 
 from memorysam_cli import recipe as recipes
 from memorysam_cli.engine.evaluate.folder import NAMES
-from memorysam_cli.engine.reporting import documents, evaluation, folders
+from memorysam_cli.engine.reporting import folders, result_pages
+from memorysam_cli.engine.reporting.folders import Facts
 from memorysam_cli.engine.run_folder import RECIPE, RunFolder
 from memorysam_cli.recipe import Recipe, comparing
 from memorysam_cli.report import galleries, overlays, pages
@@ -16,7 +17,6 @@ from memorysam_cli.report.pages import Chart, Series
 from memorysam_cli.storage import documents as files
 from memorysam_cli.storage import images
 
-Facts = dict[str, Any]
 CHARTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("loss", "Loss", "", ("loss", "ohem")),
     ("spmm", "SPMM loss", "before its weight", ("spmm",)),
@@ -53,11 +53,11 @@ def gather(folder: Path) -> Facts:
     scored = folders.newest_evaluation(folder)
     shown = None
     if scored is not None:
-        shown = evaluation.section(scored, documents.read(scored / NAMES["metrics"]))
+        shown = result_pages.section(scored, folders.read(scored / NAMES["metrics"]))
     parent, changes = against_parent(trained)
     pictures = _pictures(run)
     sections = [("curves", "Curves")] + [("pictures", "Pictures")] * bool(pictures)
-    sections += evaluation.sections(shown) if shown else []
+    sections += result_pages.sections(shown) if shown else []
     return {
         "kind": "training",
         "title": folder.resolve().name,
@@ -78,7 +78,7 @@ def gather(folder: Path) -> Facts:
 def metrics(run: RunFolder) -> list[Facts]:
     """The rows of ``metrics.jsonl``; none before the first step."""
     rows = files.read_json_lines(run.metrics) if run.metrics.is_file() else []
-    with documents.understood(run.metrics):
+    with folders.understood(run.metrics):
         return [row for row in rows if row["step"] >= 0]
 
 
@@ -123,7 +123,7 @@ def differences(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str
 
 def environment(run: RunFolder) -> list[tuple[str, str]]:
     """Where and with what a run was made."""
-    told = dict(comparing.leaves(documents.read(run.path / "environment.json")))
+    told = dict(comparing.leaves(folders.read(run.path / "environment.json")))
     rows = [(key, _shown(value)) for key, value in told.items() if value not in (None, [], "")]
     command = run.path / "command.txt"
     return rows + ([("command", command.read_text(encoding="utf-8").strip())] if command.is_file() else [])
@@ -137,7 +137,7 @@ def best(rows: Iterable[Facts]) -> Facts | None:
 
 def _tiles(run: RunFolder, rows: Sequence[Facts], trained: Recipe) -> list[tuple[str, str, str]]:
     found, steps = best(rows), [row for row in rows if "loss" in row]
-    result = documents.read(run.result)
+    result = folders.read(run.result)
     tiles = (
         [("Best mIoU", f"{found['miou']:.2f}", f"step {found['step']:,}, on {trained.data.selection_split}")]
         if found
