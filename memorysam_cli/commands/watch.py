@@ -72,8 +72,7 @@ def lines(look: Look, *, width: int) -> list[str]:
         look: at a run.
         width: columns.
     """
-    from memorysam_cli.report.progress import duration
-    from memorysam_cli.report.sparklines import ASCII, BLOCKS, sparkline
+    from memorysam_cli.report.live import ASCII, BLOCKS, duration, sparkline
 
     total = "" if look.last_step is None else f" of {look.last_step:,} ({100 * look.step // max(1, look.last_step)} %)"
     left = "" if look.seconds_left is None else f", about {duration(look.seconds_left)} left"

@@ -1,1 +1,1 @@
-"""What people see: the console, figures and overlays."""
+"""What people see: ``console`` the terminal, ``live`` progress on it, ``figures``, ``pictures`` of scenes, HTML ``pages``."""

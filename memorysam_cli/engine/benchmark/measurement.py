@@ -21,7 +21,7 @@ from memorysam_cli.engine.measuring.trials import Trial
 from memorysam_cli.errors import EnvironmentFault, is_out_of_memory, shortage
 from memorysam_cli.model.lora import merge_lora
 from memorysam_cli.report import console
-from memorysam_cli.report.progress import duration
+from memorysam_cli.report.live import duration
 
 SCHEMA_VERSION = 1
 WARM_UPS = 2

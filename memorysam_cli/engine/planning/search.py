@@ -16,7 +16,7 @@ from memorysam_cli.engine.planning.targets import Target
 from memorysam_cli.errors import EnvironmentFault, UsageError
 from memorysam_cli.recipe import BACKBONES
 from memorysam_cli.report import console
-from memorysam_cli.report.progress import duration
+from memorysam_cli.report.live import duration
 
 MARGIN = 0.1
 """The share of memory that a trial leaves free: for a GPU's driver, other programs, workers that read ahead."""

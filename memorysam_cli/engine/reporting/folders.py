@@ -14,7 +14,7 @@ from memorysam_cli.engine.evaluate.folder import NAMES
 from memorysam_cli.engine.prediction import folder as predictions
 from memorysam_cli.engine.run_folder import LATEST, RECIPE, RUNS, RunFolder
 from memorysam_cli.errors import DataError, UsageError
-from memorysam_cli.report import galleries, pages
+from memorysam_cli.report import pages, pictures
 from memorysam_cli.storage import documents
 
 Kind = Literal["training", "evaluation", "prediction"]
@@ -108,14 +108,14 @@ def gallery_scenes(folder: Path) -> tuple[list[Facts], str]:
     Raises:
         DataError: the gallery is damaged.
     """
-    gallery = galleries.read(folder)
+    gallery = pictures.read_gallery(folder)
     if gallery is None:
         return [], "No pictures were kept. Run memorysam evaluate with --gallery 4 to have the worst and best scenes."
     scenes = []
     for each in gallery.scenes:
         words = [each.rank, each.condition, each.case]
         words += [f"mIoU {each.miou_present:.1f}"] if each.miou_present is not None else []
-        with understood(folder / galleries.NAME):
+        with understood(folder / pictures.GALLERY_FILE):
             layers = [layer(kept.key, kept.title, folder / kept.file) for kept in each.layers]
         scenes.append(scene(each.scene, words, layers))
     return fitting(scenes)

@@ -14,7 +14,7 @@ from memorysam_cli.engine.prediction import folder as predictions
 from memorysam_cli.engine.reporting import folders
 from memorysam_cli.engine.reporting.folders import Facts
 from memorysam_cli.errors import MemorySamError
-from memorysam_cli.report import galleries, overlays, pages
+from memorysam_cli.report import pages, pictures
 from memorysam_cli.storage import documents, images
 
 PARTS = {"conditions": "Condition", "cases": "Failure", "splits": "Split"}
@@ -304,32 +304,32 @@ def _shares(classes: Sequence[Facts]) -> list[Facts]:
     return [{**each, "pixels": each.get("pixels", 0), "share": 100 * each.get("pixels", 0) / total} for each in classes]
 
 
-def _prediction_scene(folder: Path, line: Facts, report: Facts, *, palette: Sequence[overlays.Colour]) -> Facts:
+def _prediction_scene(folder: Path, line: Facts, report: Facts, *, palette: Sequence[pictures.Colour]) -> Facts:
     """A scene's sensors as far as their files are still there, its mask, and its confidence if that was kept."""
     layers = []
     for name, paths in line["inputs"].items():
         shown = _frame(Path(report.get("inputs", ".")) / paths[0])
         layers += [] if shown is None else [_layer(name, name, shown, kind="jpeg")]
     mask = images.read(folder / line["mask"])
-    layers.append(_layer("prediction", "Prediction", overlays.colour(galleries.shrunk(mask), palette), kind="png"))
+    layers.append(_layer("prediction", "Prediction", pictures.colour(pictures.shrunk(mask), palette), kind="png"))
     if "confidence" in line:
-        sure = galleries.shrunk(images.read(folder / line["confidence"]))
-        layers.append(_layer("confidence", "Confidence", galleries.heat((sure / 255).astype(np.float32)), kind="png"))
+        sure = pictures.shrunk(images.read(folder / line["confidence"]))
+        layers.append(_layer("confidence", "Confidence", pictures.heat((sure / 255).astype(np.float32)), kind="png"))
     missing = [] if len(layers) > 1 else ["its sensors' files are not there any more"]
     size = f"{line['size'][1]} × {line['size'][0]}"
     return folders.scene(line["id"], [size, *missing], layers)
 
 
-def _frame(path: Path) -> overlays.Picture | None:
+def _frame(path: Path) -> pictures.Picture | None:
     """A sensor's file as a small picture; None where it is gone, or cannot be read any more."""
     try:
-        return galleries.shrunk(overlays.as_picture(images.read(path)), smooth=True)
+        return pictures.shrunk(pictures.as_picture(images.read(path)), smooth=True)
     except (MemorySamError, OSError):
         return None
 
 
-def _layer(key: str, title: str, picture: overlays.Picture, *, kind: str) -> dict[str, str]:
-    data = images.encode_png(picture) if kind == "png" else images.encode_jpeg(picture, quality=galleries.QUALITY)
+def _layer(key: str, title: str, picture: pictures.Picture, *, kind: str) -> dict[str, str]:
+    data = images.encode_png(picture) if kind == "png" else images.encode_jpeg(picture, quality=pictures.QUALITY)
     return {"key": key, "title": title, "src": pages.data_uri(data, kind=kind)}
 
 

@@ -12,7 +12,7 @@ from memorysam_cli.engine.reporting import folders, result_pages
 from memorysam_cli.engine.reporting.folders import Facts
 from memorysam_cli.engine.run_folder import RECIPE, RunFolder
 from memorysam_cli.recipe import Recipe, comparing
-from memorysam_cli.report import galleries, overlays, pages
+from memorysam_cli.report import pages, pictures
 from memorysam_cli.report.pages import Chart, Series
 from memorysam_cli.storage import documents as files
 from memorysam_cli.storage import images
@@ -178,8 +178,8 @@ def _pictures(run: RunFolder) -> list[Facts]:
     kept: list[Facts] = []
     for title, path in places:
         if path.is_file():
-            smaller = galleries.shrunk(overlays.as_picture(images.read(path)), smooth=True, long_side=PICTURE_SIDE)
-            src = pages.data_uri(images.encode_jpeg(smaller, quality=galleries.QUALITY), kind="jpeg")
+            smaller = pictures.shrunk(pictures.as_picture(images.read(path)), smooth=True, long_side=PICTURE_SIDE)
+            src = pages.data_uri(images.encode_jpeg(smaller, quality=pictures.QUALITY), kind="jpeg")
             has_room = sum(len(each["src"]) for each in kept) + len(src) <= PICTURE_ROOM
             kept.append({"title": title, "src": src if has_room else "", "file": f"{run.samples.name}/{path.name}"})
     return kept

@@ -13,7 +13,7 @@ from memorysam_cli.engine.measuring import memory
 from memorysam_cli.engine.training.checkpoints import Position
 from memorysam_cli.engine.training.learner import Lesson
 from memorysam_cli.report import console
-from memorysam_cli.report.progress import Progress, duration
+from memorysam_cli.report.live import Progress, duration
 
 
 class Pace:
