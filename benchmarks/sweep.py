@@ -23,7 +23,7 @@ from memorysam_cli.engine.benchmark import measurement
 from memorysam_cli.engine.benchmark.asked import Asked
 from memorysam_cli.errors import EnvironmentFault
 from memorysam_cli.report import console
-from memorysam_cli.report.scaling import scaling
+from memorysam_cli.report.figures import scaling
 from memorysam_cli.storage import atomic, documents
 
 AXES = {"modalities": "modalities", "size": "side of the image in pixels", "batch": "scenes per batch"}

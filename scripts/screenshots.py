@@ -74,7 +74,7 @@ def main(
 
 def reports(demo: Path, work: Path) -> dict[str, Path]:
     """The pages of a demo's training, of an evaluation of it, and of its prediction."""
-    from memorysam_cli.engine.reporting import writing
+    from memorysam_cli.engine.reporting.report import write
 
     runs = [path.parent for path in sorted(demo.glob("runs/demo-*/result.json")) if "-rgb-" not in path.parent.name]
     predictions = sorted(demo.glob("predictions-*"))
@@ -85,7 +85,7 @@ def reports(demo: Path, work: Path) -> dict[str, Path]:
         "evaluation": evaluated(runs[-1], demo / "data", work / "evaluation"),
         "prediction": predictions[-1],
     }
-    return {kind: writing.write([folder], out=work / f"{kind}.html").out for kind, folder in folders.items()}
+    return {kind: write([folder], out=work / f"{kind}.html").out for kind, folder in folders.items()}
 
 
 def evaluated(run: Path, data: Path, out: Path) -> Path:

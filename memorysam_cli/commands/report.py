@@ -34,10 +34,11 @@ def report(
     or evaluations: class by class. Without a folder: runs/latest. The file is report.html in the folder, or --out.
     """
     options.begin(json=json, verbose=verbose, quiet=quiet)
-    from memorysam_cli.engine.reporting import folders, writing
+    from memorysam_cli.engine.reporting import folders
+    from memorysam_cli.engine.reporting.report import write
     from memorysam_cli.report import console
 
-    written = writing.write(folder or [folders.latest()], out=out)
+    written = write(folder or [folders.latest()], out=out)
     if json:
         answer = {"kind": written.kind, "out": str(written.out), "bytes": written.size}
         console.answer({"schema_version": SCHEMA_VERSION, **answer})

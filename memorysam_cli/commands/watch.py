@@ -72,7 +72,7 @@ def lines(look: Look, *, width: int) -> list[str]:
         look: at a run.
         width: columns.
     """
-    from memorysam_cli.report.sparklines import ASCII, BLOCKS, sparkline
+    from memorysam_cli.report.live import ASCII, BLOCKS, sparkline
     from memorysam_cli.text import duration
 
     total = "" if look.last_step is None else f" of {look.last_step:,} ({100 * look.step // max(1, look.last_step)} %)"

@@ -24,8 +24,8 @@ from memorysam_cli.data.manifest import Manifest, Scene, count_splits, is_text, 
 from memorysam_cli.data.transforms import Sample, refusal
 from memorysam_cli.dataset import IGNORE, Modality
 from memorysam_cli.errors import DataError
-from memorysam_cli.report import figures, overlays
-from memorysam_cli.report.overlays import Panel
+from memorysam_cli.report import figures, pictures
+from memorysam_cli.report.pictures import Panel
 from memorysam_cli.storage import atomic, images
 from memorysam_cli.text import shown
 
@@ -309,16 +309,16 @@ def draw(manifest: Manifest, report: CheckReport, folder: Path) -> list[Path]:
     rows, masks = [], []
     for title, sample in _samples(manifest):
         row = [
-            Panel(f"{title}: {name}" if index == 0 else name, overlays.as_picture(frame))
+            Panel(f"{title}: {name}" if index == 0 else name, pictures.as_picture(frame))
             for index, (name, frame) in enumerate(sample.frames.items())
         ]
         if sample.label is not None:
-            row.append(Panel("label", overlays.colour(sample.label, manifest.info.palette)))
+            row.append(Panel("label", pictures.colour(sample.label, manifest.info.palette)))
             masks.append(sample.label)
         rows.append(row)
     if rows:
-        entries = overlays.legend(masks, classes=manifest.info.classes, palette=manifest.info.palette)
-        images.write_png(folder / SHEET, overlays.sheet(rows, entries))
+        entries = pictures.legend(masks, classes=manifest.info.classes, palette=manifest.info.palette)
+        images.write_png(folder / SHEET, pictures.sheet(rows, entries))
         written.append(folder / SHEET)
     shares = {split: _shares(counts) for split, counts in report.pixels.items() if sum(counts[:-1])}
     if shares:

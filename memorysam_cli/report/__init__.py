@@ -1,1 +1,1 @@
-"""What people see: the console, figures and overlays."""
+"""What people see: the terminal (``console``, ``live``), ``figures``, ``pictures`` of scenes, HTML ``pages``."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from memorysam_cli.report import live
-from memorysam_cli.report.progress import Progress, draws_bars, in_ci
+from memorysam_cli.report.live import Progress, draws_bars, in_ci
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from selenium.webdriver.common.by import By
 
-from memorysam_cli.engine.reporting import writing
-from memorysam_cli.report.html import matrices, page
+from memorysam_cli.engine.reporting import report
+from memorysam_cli.report import pages
 from memorysam_cli.storage import images
 
 from ..engine.reporting.test_pages import make_prediction, make_run
@@ -62,20 +62,20 @@ def evaluation(folder: Path) -> Path:
     rows = [{"name": "sun", "miou": value, "miou_present": value, "mf1": 1.0, "macc": 1.0, "scenes": 2} for value in
             (None, 10.0, 9.5, None, 30.0)]  # fmt: skip
     shown = {
-        "miou": 50.0, "classes": [], "matrix": matrices.lay_out(square, names=names), "sensors": [], "scenes": [],
+        "miou": 50.0, "classes": [], "matrix": pages.matrix_layout(square, names=names), "sensors": [], "scenes": [],
         "scenes_note": "", "legend": [], "worst": [], "parts": [{"name": "Condition", "rows": rows}],
         "heat": {"columns": [str(level) for level in range(10)], "rows": [{"name": "sun", "cells": levels}]},
     }  # fmt: skip
     head: dict[str, Any] = {"kind": "evaluation", "title": "t", "subtitle": "", "warnings": [], "sections": []}
     folder.mkdir()
     path = folder / "evaluation.html"
-    path.write_text(page.render("evaluation", **head, tiles=[], provenance=[], evaluation=shown), encoding="utf-8")
+    path.write_text(pages.render("evaluation", **head, tiles=[], provenance=[], evaluation=shown), encoding="utf-8")
     return path
 
 
 def gallery(folder: Path, *, height: int, width: int) -> Path:
     """A page with two scenes, of which only the second has depth."""
-    picture = page.data_uri(images.encode_png(np.full((height, width, 3), 120, np.uint8)), kind="png")
+    picture = pages.data_uri(images.encode_png(np.full((height, width, 3), 120, np.uint8)), kind="png")
     layers = [{"key": key, "title": key, "src": picture} for key in ("img", "depth", "prediction")]
     scenes = [
         {"name": LONG, "caption": "", "layers": [layers[0], layers[2]]},
@@ -85,7 +85,7 @@ def gallery(folder: Path, *, height: int, width: int) -> Path:
     head: dict[str, Any] = {"kind": "prediction", "title": LONG, "subtitle": "", "warnings": [], "sections": []}
     folder.mkdir()
     path = folder / "gallery.html"
-    text = page.render("prediction", **head, tiles=[], scenes=scenes, scenes_note="", **rest)
+    text = pages.render("prediction", **head, tiles=[], scenes=scenes, scenes_note="", **rest)
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -152,7 +152,7 @@ def test_long_names_stay_inside_the_window(tmp_path: Path, opened: Opened, width
 
 
 def test_a_curves_figures_can_be_read_in_a_narrow_window(tmp_path: Path, opened: Opened) -> None:
-    path = writing.write([make_run(tmp_path / "run", steps=144)], out=tmp_path / "run.html").out
+    path = report.write([make_run(tmp_path / "run", steps=144)], out=tmp_path / "run.html").out
     shown = opened(path, width=360)
     assert shown.execute_script("return document.documentElement.scrollWidth") <= 360
     figure = one(shown, "[data-chart=loss]")
@@ -164,7 +164,7 @@ def test_a_curves_figures_can_be_read_in_a_narrow_window(tmp_path: Path, opened:
 
 
 def test_on_paper_it_is_light_and_has_no_controls(tmp_path: Path, opened: Opened) -> None:
-    path = writing.write([make_prediction(tmp_path / "prediction")], out=tmp_path / "p.html").out
+    path = report.write([make_prediction(tmp_path / "prediction")], out=tmp_path / "p.html").out
     shown = opened(path, scheme="dark")
     shown.execute_script("document.documentElement.dataset.theme = 'dark'")
     shown.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})

@@ -13,7 +13,7 @@ from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from memorysam_cli.engine.reporting import writing
+from memorysam_cli.engine.reporting import report
 from memorysam_cli.storage import documents
 
 from ..engine.reporting.test_pages import evaluated, make_prediction, make_run  # noqa: F401  (a fixture)
@@ -40,7 +40,7 @@ def pages(evaluated: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         "many": (_rewritten(evaluated, folder / "many", classes=25),),
         "one": (_rewritten(evaluated, folder / "one", classes=1),),
     }
-    return {name: writing.write(each, out=folder / f"{name}.html").out for name, each in made.items()}
+    return {name: report.write(each, out=folder / f"{name}.html").out for name, each in made.items()}
 
 
 def _rewritten(source: Path, folder: Path, *, classes: int) -> Path:

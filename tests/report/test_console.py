@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from memorysam_cli.report import console, progress
+from memorysam_cli.report import console, live
 
 
 class Terminal(io.StringIO):
@@ -28,7 +28,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr("memorysam_cli.report.progress.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("memorysam_cli.report.live.time.monotonic", lambda: self.now)
 
 
 @pytest.fixture
@@ -143,13 +143,13 @@ def test_force_color_colours_a_pipe_but_draws_no_bar(
 
 def test_a_bar_is_drawn_only_where_a_person_watches(monkeypatch: pytest.MonkeyPatch) -> None:
     watched_stderr(monkeypatch)
-    assert progress.draws_bars()
+    assert live.draws_bars()
     for name, value in {"CI": "true", "GITHUB_ACTIONS": "true", "TERM": "dumb", "TQDM_DISABLE": "1"}.items():
         with monkeypatch.context() as changed:
             changed.setenv(name, value)
-            assert not progress.draws_bars(), name
+            assert not live.draws_bars(), name
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    assert not progress.draws_bars()
+    assert not live.draws_bars()
 
 
 def test_a_terminal_of_no_columns_gets_sober_lines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,9 +157,9 @@ def test_a_terminal_of_no_columns_gets_sober_lines(monkeypatch: pytest.MonkeyPat
     leader, follower = os.openpty()  # a new one has no columns, and tqdm would draw nothing at all
     with os.fdopen(leader), os.fdopen(follower, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        assert not progress.draws_bars()
+        assert not live.draws_bars()
         termios.tcsetwinsize(follower, (24, 80))
-        assert progress.draws_bars()
+        assert live.draws_bars()
 
 
 def test_the_bar_vanishes_and_notes_are_not_torn_by_it(monkeypatch: pytest.MonkeyPatch) -> None:

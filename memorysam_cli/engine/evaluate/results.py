@@ -20,8 +20,8 @@ from memorysam_cli.engine.evaluate.metrics import scores
 from memorysam_cli.engine.infer.decision import own_rows
 from memorysam_cli.engine.infer.inference import Inference, scoring
 from memorysam_cli.engine.infer.views import Network
-from memorysam_cli.report import console, figures, galleries, overlays
-from memorysam_cli.report.galleries import Gallery, GalleryScene, Rank
+from memorysam_cli.report import console, figures, pictures
+from memorysam_cli.report.pictures import Gallery, GalleryScene, Rank
 from memorysam_cli.storage import atomic, documents
 
 SCHEMA_VERSION = 1
@@ -132,7 +132,7 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
     return text.getvalue()
 
 
-def write_gallery(
+def write_pictures(
     folder: Path,
     evaluation: Evaluation,
     manifest: Manifest,
@@ -158,7 +158,7 @@ def write_gallery(
         EnvironmentFault: the pictures cannot be written.
     """
     chosen, place = extremes(evaluation.scene_scores(protocol), each=each), folder / GALLERY
-    galleries.clear(place)
+    pictures.clear_gallery(place)
     if not chosen:
         return
     atomic.make_folder(place)
@@ -174,16 +174,16 @@ def write_gallery(
             manifest.root, scene, modalities=inference.modalities, rule=info.label, classes=len(info.classes),
             palette=info.palette,
         )  # fmt: skip
-        layers = galleries.pictures(
+        layers = pictures.gallery_layers(
             sample.frames, prediction, palette=info.palette, label=sample.label, confidence=confidence
         )
         stored.append(
             GalleryScene(
                 scene.id, scene.split, scene.condition, scene.case, rank, score.miou_present, score.accuracy,
-                sample.size, galleries.store(place, number, layers),
+                sample.size, pictures.store_layers(place, number, layers),
             )
         )  # fmt: skip
-    galleries.write(place, Gallery(info.classes, tuple(info.palette), tuple(stored)))
+    pictures.write_gallery(place, Gallery(info.classes, tuple(info.palette), tuple(stored)))
 
 
 def extremes(scene_scores: Sequence[SceneScore], *, each: int) -> list[tuple[SceneScore, Rank]]:
@@ -199,7 +199,7 @@ def extremes(scene_scores: Sequence[SceneScore], *, each: int) -> list[tuple[Sce
     return [(score, "worst") for score in worst] + [(score, "best") for score in best]
 
 
-def _predict(network: Network, seen: ScoredScene, inference: Inference) -> tuple[overlays.Mask, galleries.Share]:
+def _predict(network: Network, seen: ScoredScene, inference: Inference) -> tuple[pictures.Mask, pictures.Confidence]:
     """The class of each pixel of the scene's own size, and its probability."""
     label = seen.whole.label
     assert label is not None  # scored scenes have one

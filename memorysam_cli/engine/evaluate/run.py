@@ -180,7 +180,7 @@ def score(
             return None
         report = results.describe(evaluation, protocol=protocol, facts=facts(task, inference), folder=task.folder)
         results.write(report, evaluation, task.folder)
-        results.write_gallery(
+        results.write_pictures(
             task.folder, evaluation, task.manifest, protocol=protocol, each=pictured, network=network,
             inference=inference,
         )  # fmt: skip

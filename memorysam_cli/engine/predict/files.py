@@ -28,7 +28,7 @@ from memorysam_cli.data.transforms import resize_nearest
 from memorysam_cli.dataset import DatasetInfo, Modality
 from memorysam_cli.engine.predict.deciding import Decision
 from memorysam_cli.errors import DataError
-from memorysam_cli.report import console, overlays
+from memorysam_cli.report import console, pictures
 from memorysam_cli.storage import atomic, documents, images
 from memorysam_cli.text import few
 
@@ -182,21 +182,21 @@ class SceneFiles:
         images.write_png(self.out / path, pixels)
         return path
 
-    def _picture(self, extra: str, scene: Scene, modalities: Sequence[str], *, mask: NDArray[Any]) -> overlays.Picture:
+    def _picture(self, extra: str, scene: Scene, modalities: Sequence[str], *, mask: NDArray[Any]) -> pictures.Picture:
         if extra == "color":
-            return overlays.colour(mask, self.info.palette)
+            return pictures.colour(mask, self.info.palette)
         height, width = mask.shape
-        blend = overlays.overlay(self._image(scene, modalities, mask=mask), mask, self.info.palette)
-        entries = overlays.legend([mask], classes=self.info.classes, palette=self.info.palette)
+        blend = pictures.overlay(self._image(scene, modalities, mask=mask), mask, self.info.palette)
+        entries = pictures.legend([mask], classes=self.info.classes, palette=self.info.palette)
         panel_px = height * max(1, SMALL_PX // max(height, width))
-        return overlays.sheet([[overlays.Panel(scene.id, blend)]], entries, panel_px=panel_px)
+        return pictures.sheet([[pictures.Panel(scene.id, blend)]], entries, panel_px=panel_px)
 
-    def _image(self, scene: Scene, modalities: Sequence[str], *, mask: NDArray[Any]) -> overlays.Picture:
+    def _image(self, scene: Scene, modalities: Sequence[str], *, mask: NDArray[Any]) -> pictures.Picture:
         """The picture under an overlay: the RGB one, or that of the first modality."""
         present = [modality for modality in self.modalities if modality.name in modalities]
         shown = next((modality for modality in present if modality.kind == "rgb"), present[0])
         frame = read_modality([self.root / path for path in scene.files[shown.name]], shown)
-        return overlays.as_picture(resize_nearest(frame, height=mask.shape[0], width=mask.shape[1]))
+        return pictures.as_picture(resize_nearest(frame, height=mask.shape[0], width=mask.shape[1]))
 
 
 def is_left_out(line: Line) -> bool:
@@ -300,7 +300,7 @@ def write_legend(out: Path, info: DatasetInfo) -> None:
     Raises:
         EnvironmentFault: it cannot be written.
     """
-    images.write_png(out / LEGEND, overlays.key(list(zip(info.classes, info.palette, strict=True)), width=KEY_PX))
+    images.write_png(out / LEGEND, pictures.key(list(zip(info.classes, info.palette, strict=True)), width=KEY_PX))
 
 
 def _path(tree: str, scene: Scene) -> str:

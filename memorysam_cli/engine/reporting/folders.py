@@ -1,16 +1,28 @@
-"""What a folder holds: a training run, an evaluation or a prediction."""
+"""What folders hold: a training run, an evaluation or a prediction, its documents, and its scenes for a gallery.
+
+A damaged file is named, and nothing is guessed.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from memorysam_cli.engine.evaluate import folder as files
+from memorysam_cli.engine.evaluate.folder import NAMES
 from memorysam_cli.engine.predict import files as predictions
 from memorysam_cli.engine.run_folder import LATEST, RECIPE, RUNS, RunFolder
-from memorysam_cli.errors import UsageError
+from memorysam_cli.errors import DataError, UsageError
+from memorysam_cli.report import pages, pictures
+from memorysam_cli.storage import documents
 
 Kind = Literal["training", "evaluation", "prediction"]
+Facts = dict[str, Any]
+"""What a page's template shows, or what a document of ours holds."""
+PICTURE_KINDS = {".png": "png", ".jpg": "jpeg"}
+ROOM = pages.MOST_BYTES * 2 // 3
+"""Characters for pictures; the rest is for curves, tables and the recipe."""
 
 
 def latest() -> Path:
@@ -37,7 +49,7 @@ def kind(folder: Path) -> Kind:
         return "evaluation"
     if any((folder / name).is_file() for name in (predictions.SUCCESS, predictions.LEDGER)):
         return "prediction"
-    looked = f"a run ({RECIPE}), an evaluation ({files.NAMES['metrics']}), a prediction ({predictions.LEDGER})"
+    looked = f"a run ({RECIPE}), an evaluation ({NAMES['metrics']}), a prediction ({predictions.LEDGER})"
     what = "holds none of these" if folder.is_dir() else "is no folder" if folder.exists() else "does not exist"
     if (folder / predictions.PARTS).is_dir():
         what = "holds a prediction that is not done; run its command again first"
@@ -46,10 +58,90 @@ def kind(folder: Path) -> Kind:
 
 def newest_evaluation(run: Path) -> Path | None:
     """The newest evaluation inside a run's folder, of all its modalities if there is one."""
-    found = [path.parent for path in (run / "evaluate").rglob(files.NAMES["metrics"])]
+    scored = [path.parent for path in (run / "evaluate").rglob(NAMES["metrics"])]
     # Fewer folders deep: parts of the modalities and other views lie inside the plain result.
-    return min(found, key=lambda path: (len(path.parts), -_metrics(path).stat().st_mtime_ns)) if found else None
+    return min(scored, key=lambda path: (len(path.parts), -_metrics(path).stat().st_mtime_ns)) if scored else None
 
 
 def _metrics(folder: Path) -> Path:
-    return folder / files.NAMES["metrics"]
+    return folder / NAMES["metrics"]
+
+
+def read(path: Path) -> Facts:
+    """A JSON object of ours; empty if the file is not there.
+
+    Raises:
+        DataError: it is damaged, or of another version.
+    """
+    if not path.is_file():
+        return {}
+    document = documents.read_json(path)
+    if not isinstance(document, dict):
+        raise DataError(f"{path}: holds no JSON object; run the command that wrote it again")
+    return document
+
+
+@contextlib.contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """Says of a file whose content is not as expected that it is so, rather than how Python stumbled over it.
+
+    Raises:
+        DataError: in the place of what the block stumbled over.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise DataError(
+            f"{path}: is not as this version of memorysam writes it ({type(error).__name__}: {error}); "
+            "run the command that wrote it again"
+        ) from error
+
+
+def picture(path: Path) -> str:
+    """A picture's file as an address that holds it."""
+    return pages.data_uri(path.read_bytes(), kind=PICTURE_KINDS[path.suffix])
+
+
+def gallery_scenes(folder: Path) -> tuple[list[Facts], str]:
+    """The scenes of a stored gallery, and a note for the reader.
+
+    Raises:
+        DataError: the gallery is damaged.
+    """
+    gallery = pictures.read_gallery(folder)
+    if gallery is None:
+        return [], "No pictures were kept. Run memorysam evaluate with --gallery 4 to have the worst and best scenes."
+    scenes = []
+    for each in gallery.scenes:
+        words = [each.rank, each.condition, each.case]
+        words += [f"mIoU {each.miou_present:.1f}"] if each.miou_present is not None else []
+        with understood(folder / pictures.GALLERY_FILE):
+            layers = [layer(kept.key, kept.title, folder / kept.file) for kept in each.layers]
+        scenes.append(scene(each.scene, words, layers))
+    return fitting(scenes)
+
+
+def scene(name: str, words: Iterable[str | None], layers: Sequence[Mapping[str, str]]) -> Facts:
+    """A scene as the templates take it."""
+    return {"name": name, "caption": " · ".join(word for word in words if word), "layers": list(layers)}
+
+
+def layer(key: str, title: str, path: Path) -> dict[str, str]:
+    """A layer whose picture is a file."""
+    return {"key": key, "title": title, "src": picture(path)}
+
+
+def fitting(scenes: list[Facts], *, room: int = ROOM) -> tuple[list[Facts], str]:
+    """The first scenes that there is room for, and a note if that is not all.
+
+    A picture stands twice in the page: for the viewer, and the first one for the list.
+    """
+    kept, size = [], 0
+    for each in scenes:
+        size += sum(len(layer["src"]) for layer in each["layers"]) + len(each["layers"][0]["src"])
+        if size > room:
+            break
+        kept.append(each)
+    if len(kept) == len(scenes):
+        return kept, ""
+    return kept, f"{len(scenes) - len(kept)} of {len(scenes)} scenes are left out, so that this file stays small."

@@ -13,7 +13,7 @@ from memorysam_cli.engine.measuring import memory
 from memorysam_cli.engine.training.checkpoints import Position
 from memorysam_cli.engine.training.learner import StepResult
 from memorysam_cli.report import console
-from memorysam_cli.report.progress import Progress
+from memorysam_cli.report.live import Progress
 from memorysam_cli.text import duration, size
 
 

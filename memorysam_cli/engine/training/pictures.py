@@ -18,8 +18,8 @@ from memorysam_cli.engine.infer.decision import own_size
 from memorysam_cli.engine.infer.inference import scoring
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.model import Segmenter
-from memorysam_cli.report import figures, overlays
-from memorysam_cli.report.overlays import Panel
+from memorysam_cli.report import figures, pictures
+from memorysam_cli.report.pictures import Panel
 from memorysam_cli.storage import atomic, documents, images
 
 SAMPLES = 4
@@ -45,21 +45,21 @@ def draw_first_batch(batch: Batch, info: DatasetInfo, modalities: Sequence[Modal
             Panel(modality.name, _seen(frames[index], modality))
             for modality, frames in zip(modalities, batch.frames, strict=True)
         ]
-        rows.append([*panels, Panel("label", overlays.colour(label, info.palette))])
-    entries = overlays.legend(list(labels[:SAMPLES]), classes=info.classes, palette=info.palette)
-    images.write_png(folder / FIRST, overlays.sheet(rows, entries))
+        rows.append([*panels, Panel("label", pictures.colour(label, info.palette))])
+    entries = pictures.legend(list(labels[:SAMPLES]), classes=info.classes, palette=info.palette)
+    images.write_png(folder / FIRST, pictures.sheet(rows, entries))
 
 
-def _seen(frame: Tensor, modality: Modality) -> overlays.Picture:
+def _seen(frame: Tensor, modality: Modality) -> pictures.Picture:
     """A normalised frame (3, H, W) as a picture: what normalisation did is undone, colours are as they were."""
     values = frame.float().cpu()
     if modality.mean is not None and modality.std is not None:
         values = values * torch.tensor(modality.std)[:, None, None] + torch.tensor(modality.mean)[:, None, None]
     array = values.permute(1, 2, 0).numpy()  # (3, H, W) -> (H, W, 3)
     if modality.kind == "rgb":
-        shown: overlays.Picture = np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
+        shown: pictures.Picture = np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
         return shown
-    return overlays.as_picture(array)
+    return pictures.as_picture(array)
 
 
 def draw_confusion(run: RunFolder, matrix: Tensor, *, classes: Sequence[str], title: str) -> None:
@@ -95,16 +95,16 @@ def draw_samples(
     for scene in chosen:
         sample, prediction = _predict(network, manifest, scene)
         assert sample.label is not None
-        rows.append(overlays.comparison(sample.frames, prediction, palette=info.palette, label=sample.label))
+        rows.append(pictures.comparison(sample.frames, prediction, palette=info.palette, label=sample.label))
         masks += [sample.label, prediction]
-    entries = overlays.legend(masks, classes=info.classes, palette=info.palette)
-    png = images.encode_png(overlays.sheet(rows, entries))
+    entries = pictures.legend(masks, classes=info.classes, palette=info.palette)
+    png = images.encode_png(pictures.sheet(rows, entries))
     kept = [NEWEST] + [BEST] * is_best + [EARLIEST] * (not (folder / EARLIEST).exists())
     for name in kept:
         atomic.write_bytes(folder / name, png)
 
 
-def _predict(network: Segmenter, manifest: Manifest, scene: Scene) -> tuple[Sample, overlays.Mask]:
+def _predict(network: Segmenter, manifest: Manifest, scene: Scene) -> tuple[Sample, pictures.Mask]:
     """A scene as its files have it, and the class map of its own size."""
     info, modalities = manifest.info, network.card.modalities
     sample = read_sample(

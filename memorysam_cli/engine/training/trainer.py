@@ -42,7 +42,7 @@ from memorysam_cli.errors import DataError, Stopped
 from memorysam_cli.model.weights import build_for_training, save
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
-from memorysam_cli.report.progress import Progress
+from memorysam_cli.report.live import Progress
 
 __all__ = ["HEADLINE", "Trainer", "TrainingResult"]
 

@@ -12,7 +12,7 @@ from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.engine.predict.deciding import decide
 from memorysam_cli.engine.predict.files import EXTRAS, Line, SceneFiles
 from memorysam_cli.errors import DataError, EnvironmentFault
-from memorysam_cli.report import overlays
+from memorysam_cli.report import pictures
 from memorysam_cli.storage import images
 
 from ..stand_ins import MODALITIES, PALETTE, write_data
@@ -78,7 +78,7 @@ def test_extras_lie_in_trees_of_their_own(data: Manifest, tmp_path: Path) -> Non
     np.testing.assert_array_equal(color, np.asarray(PALETTE)[mask])
     assert confidence.shape == SIZE and confidence.dtype == np.uint8
     np.testing.assert_array_equal(confidence, (logits.softmax(0).amax(0) * 255).round().numpy())
-    blend = overlays.overlay(images.read(data.root / scene.files["img"][0]), mask, PALETTE)
+    blend = pictures.overlay(images.read(data.root / scene.files["img"][0]), mask, PALETTE)
     top = (overlay == blend[0, 0]).all(-1)
     row, column = np.argwhere(top)[0]
     np.testing.assert_array_equal(overlay[row : row + SIZE[0], column : column + SIZE[1]], blend)

@@ -17,10 +17,11 @@ import torch
 from memorysam_cli import recipe as recipes
 from memorysam_cli.engine.evaluate import run as evaluation_run
 from memorysam_cli.engine.infer.views import View
-from memorysam_cli.engine.reporting import folders, training, writing
+from memorysam_cli.engine.reporting import folders, run_page
+from memorysam_cli.engine.reporting.report import write
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.errors import DataError, UsageError
-from memorysam_cli.report.html import page
+from memorysam_cli.report import pages
 from memorysam_cli.storage import documents, images
 
 from ...commands.trained import save_weights
@@ -124,8 +125,8 @@ def make_prediction(folder: Path, *, scenes: int = 3, failed: int = 1) -> Path:
 
 
 def told(*folder: Path, out: Path | None = None) -> Page:
-    written = writing.write(folder, out=out)
-    assert written.size == written.out.stat().st_size < page.MOST_BYTES
+    written = write(folder, out=out)
+    assert written.size == written.out.stat().st_size < pages.MOST_BYTES
     return Page(written.out)
 
 
@@ -213,7 +214,7 @@ def test_a_recipe_of_ones_own_is_compared_with_the_nearest_shipped_one(tmp_path:
 def test_a_run_has_a_chart_for_each_kind_of_value_and_none_for_what_was_not_logged(tmp_path: Path) -> None:
     found = told(make_run(tmp_path / "run"))
     assert [each["data-chart"] for each in found.all("figure")] == [
-        each[0] for each in training.charts_of(("ohem", "spmm"))
+        each[0] for each in run_page.charts_of(("ohem", "spmm"))
     ]
     empty = told(make_run(tmp_path / "none", steps=0))
     assert [each["data-chart"] for each in empty.all("figure")] == ["miou"]
@@ -253,12 +254,10 @@ def test_a_prediction_of_nothing_has_a_page(tmp_path: Path) -> None:
 
 
 def test_what_there_is_no_room_for_is_told() -> None:
-    from memorysam_cli.engine.reporting import scenes
-
     each = [{"name": str(n), "caption": "", "layers": [{"key": "img", "src": "x" * 100}]} for n in range(9)]
-    kept, note = scenes.fitting(each, room=650)
+    kept, note = folders.fitting(each, room=650)
     assert len(kept) == 3 and note.startswith("6 of 9 scenes are left out")
-    assert scenes.fitting(each)[1] == ""
+    assert folders.fitting(each)[1] == ""
 
 
 def test_two_runs_are_compared_class_by_class(evaluation: Path, tmp_path: Path) -> None:
@@ -279,33 +278,33 @@ def test_what_does_not_compare_is_refused(evaluation: Path, tmp_path: Path) -> N
     report = documents.read_json(other / "metrics.json")
     documents.write_json(other / "metrics.json", {**report, "split": "test"})
     with pytest.raises(UsageError, match="the one is of split val, the other of test"):
-        writing.write([evaluation, other], out=tmp_path / "x.html")
+        write([evaluation, other], out=tmp_path / "x.html")
     with pytest.raises(UsageError, match="is a prediction; compare two runs"):
-        writing.write([evaluation, make_prediction(tmp_path / "p")], out=tmp_path / "x.html")
+        write([evaluation, make_prediction(tmp_path / "p")], out=tmp_path / "x.html")
     with pytest.raises(UsageError, match="two folders at most, not 3"):
-        writing.write([evaluation] * 3)
+        write([evaluation] * 3)
     assert not (tmp_path / "x.html").exists()
 
 
 def test_a_folder_of_nothing_is_refused_by_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"holds none of these; a report is made of a run \(recipe.yaml\)"):
-        writing.write([tmp_path])
+        write([tmp_path])
     with pytest.raises(UsageError, match="does not exist"):
-        writing.write([tmp_path / "nowhere"])
+        write([tmp_path / "nowhere"])
     (tmp_path / ".parts").mkdir()
     with pytest.raises(UsageError, match="is not done; run its command again first"):
-        writing.write([tmp_path])
+        write([tmp_path])
 
 
 def test_a_damaged_file_is_named(evaluation: Path) -> None:
     (evaluation / "confusion-resized.csv").write_text("truth,road\nroad,x\n")
     with pytest.raises(DataError, match=r"confusion-resized.csv: is not as this version"):
-        writing.write([evaluation])
+        write([evaluation])
     documents.write_json(evaluation / "metrics.json", {"weights_sha256": "0"})
     with pytest.raises(DataError, match=r"metrics.json: is not as this version"):
-        writing.write([evaluation])
+        write([evaluation])
 
 
 def test_an_out_that_is_a_folder_is_refused(evaluation: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a folder; give a file"):
-        writing.write([evaluation], out=tmp_path)
+        write([evaluation], out=tmp_path)

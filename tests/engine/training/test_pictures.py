@@ -8,7 +8,7 @@ import torch
 from memorysam_cli.data.loader import Batch
 from memorysam_cli.dataset import Modality
 from memorysam_cli.engine.training import pictures
-from memorysam_cli.report import overlays
+from memorysam_cli.report.pictures import GAP_PX
 from memorysam_cli.storage import images
 
 from ..stand_ins import CLASSES, PALETTE, write_data
@@ -40,6 +40,6 @@ def test_a_long_batch_shows_its_first_scenes(tmp_path: Path) -> None:
     info = write_data(tmp_path / "data").info
     batch = Batch([torch.rand(9, 3, 32, 32)], torch.full((9, 32, 32), 255), ())
     pictures.draw_first_batch(batch, info, [DEPTH], tmp_path)
-    rows = images.read(tmp_path / pictures.FIRST).shape[0] / (256 + 22 + overlays.GAP_PX)
+    rows = images.read(tmp_path / pictures.FIRST).shape[0] / (256 + 22 + GAP_PX)
     assert pictures.SAMPLES <= rows < pictures.SAMPLES + 1
     assert len(CLASSES) == len(info.classes)

@@ -1,17 +1,26 @@
-"""What the report of two runs, or of two evaluations, says."""
+"""From folders to one HTML file: the report of one, and what the report of two that are compared says."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from memorysam_cli import recipe as recipes
-from memorysam_cli.engine.evaluate import folder as files
-from memorysam_cli.engine.reporting import documents, evaluation, folders, training
+from memorysam_cli.engine.evaluate.folder import NAMES
+from memorysam_cli.engine.reporting import folders, result_pages, run_page
+from memorysam_cli.engine.reporting.folders import Facts
 from memorysam_cli.engine.run_folder import RECIPE, RunFolder
 from memorysam_cli.errors import UsageError
+from memorysam_cli.report import console, pages
+from memorysam_cli.storage import atomic
 
-Facts = dict[str, Any]
+NAME = "report.html"
+GATHER = {
+    "training": run_page.gather,
+    "evaluation": result_pages.gather_evaluation,
+    "prediction": result_pages.gather_prediction,
+}
 MEANS = {"miou": "mIoU", "miou_present": "mIoU of present", "mf1": "mF1", "macc": "mAcc"}
 SAME = ("dataset", "split", "protocol")
 """What two evaluations must share for their figures to compare."""
@@ -19,7 +28,43 @@ FULL_BAR = 25.0
 """Points of IoU that fill half a bar, at least."""
 
 
-def gather(first: Path, second: Path) -> Facts:
+@dataclass(frozen=True)
+class WrittenReport:
+    """A page that was written."""
+
+    kind: str
+    out: Path
+    size: int
+    """Bytes."""
+
+
+def write(folder: Sequence[Path], *, out: Path | None = None) -> WrittenReport:
+    """Write the report of a folder, or of two that are compared.
+
+    Args:
+        folder: one or two.
+        out: the file; none for ``report.html`` in the folder, or ``report.html`` here for two.
+
+    Raises:
+        UsageError: no folder of ours, more than two, or ``out`` is a folder.
+        DataError: a file is damaged, or was written by another version.
+        EnvironmentFault: the page cannot be written.
+    """
+    if len(folder) > 2:
+        raise UsageError(f"report: compares two folders at most, not {len(folder)}; give one or two")
+    facts = GATHER[folders.kind(folder[0])](folder[0]) if len(folder) == 1 else gather_comparison(*folder)
+    path = out or (folder[0] / NAME if len(folder) == 1 else Path(NAME))
+    if path.is_dir():
+        raise UsageError(f"--out {path}: is a folder; give a file, such as {path / NAME}")
+    text = pages.render(facts["kind"], **facts)
+    size = len(text.encode())
+    if size > pages.MOST_BYTES:
+        console.warn(f"{path}: has {size / 1e6:.0f} MB, for it has very many classes; mail and CI may refuse it")
+    atomic.write_text(path, text)
+    return WrittenReport(facts["kind"], path, size)
+
+
+def gather_comparison(first: Path, second: Path) -> Facts:
     """Everything that the template ``comparison`` shows.
 
     Raises:
@@ -39,14 +84,14 @@ def gather(first: Path, second: Path) -> Facts:
     rows = [] if note else _rows(a, b)
     charts = []
     if len(runs) == 2:
-        told = [("A", training.metrics(runs[0])), ("B", training.metrics(runs[1]))]
+        told = [("A", run_page.metrics(runs[0])), ("B", run_page.metrics(runs[1]))]
         terms = [name for run in runs for name in recipes.load(run.path / RECIPE, is_stored=True).terms]
-        charts = training.draw_all(told, tuple(dict.fromkeys(terms)))
+        charts = run_page.draw_all(told, tuple(dict.fromkeys(terms)))
     sections = [("headline", "Headline"), ("classes", "Classes")] + [("curves", "Curves")] * bool(charts)
     return {
         "kind": "comparison",
         "title": f"{names[0]} against {names[1]}",
-        "subtitle": "" if note else f"{a['dataset']} · {a['split']} · {evaluation.headline(a)}",
+        "subtitle": "" if note else f"{a['dataset']} · {a['split']} · {result_pages.headline(a)}",
         "warnings": [],
         "sections": [*sections, ("differences", "What differs")],
         "names": names,
@@ -61,7 +106,7 @@ def gather(first: Path, second: Path) -> Facts:
 def _evaluation(folder: Path) -> Facts:
     """The report of an evaluation, or of a run's newest one; empty if there is none."""
     place = folders.newest_evaluation(folder) if RunFolder(folder).holds_run() else folder
-    return {} if place is None else documents.read(place / files.NAMES["metrics"])
+    return {} if place is None else folders.read(place / NAMES["metrics"])
 
 
 def _why_not(a: Facts, b: Facts, folder: tuple[Path, Path]) -> str:
@@ -79,7 +124,7 @@ def _why_not(a: Facts, b: Facts, folder: tuple[Path, Path]) -> str:
 
 def _rows(a: Facts, b: Facts) -> list[Facts]:
     """Class by class: both IoU and how far they lie apart; the greatest loss first."""
-    pairs = list(zip(evaluation.class_rows(a), evaluation.class_rows(b), strict=True))
+    pairs = list(zip(result_pages.class_rows(a), result_pages.class_rows(b), strict=True))
     widest = max(FULL_BAR, *(abs(after["iou"] - before["iou"]) for before, after in pairs))
     rows = [
         {
@@ -100,7 +145,7 @@ def _headline(a: Facts, b: Facts, runs: list[RunFolder], *, compared: bool) -> l
         words = [", ".join(each["modalities"]) for each in (a, b)]
         rows.append({"name": "Modalities", "a": words[0], "b": words[1], "delta": None})
     if len(runs) == 2:
-        found = [training.best(training.metrics(run)) for run in runs]
+        found = [run_page.best(run_page.metrics(run)) for run in runs]
         told = ["–" if each is None else f"{each['miou']:.2f} (step {each['step']:,})" for each in found]
         delta = found[1]["miou"] - found[0]["miou"] if found[0] and found[1] else None
         rows.append({"name": "Best validation mIoU", "a": told[0], "b": told[1], "delta": delta})
@@ -111,8 +156,8 @@ def _differences(folder: tuple[Path, Path], a: Facts, b: Facts) -> list[tuple[st
     """Values of the recipes and facts of the environments that are not the same."""
     if all(RunFolder(each).holds_run() for each in folder):
         first, second = (recipes.load(each / RECIPE, is_stored=True).model_dump(mode="json") for each in folder)
-        around = [documents.read(each / "environment.json") for each in folder]
-        return training.differences(first, second) + training.differences(around[0], around[1])
+        around = [folders.read(each / "environment.json") for each in folder]
+        return run_page.differences(first, second) + run_page.differences(around[0], around[1])
     keys = (
         "weights",
         "weights_sha256",
@@ -125,4 +170,4 @@ def _differences(folder: tuple[Path, Path], a: Facts, b: Facts) -> list[tuple[st
         "precision",
         "versions",
     )
-    return training.differences({key: a.get(key) for key in keys}, {key: b.get(key) for key in keys})
+    return run_page.differences({key: a.get(key) for key in keys}, {key: b.get(key) for key in keys})

@@ -5,7 +5,7 @@ from typing import Any
 import jinja2
 import pytest
 
-from memorysam_cli.report.html import page
+from memorysam_cli.report import pages
 
 
 def picture(key: str) -> dict[str, str]:
@@ -19,7 +19,7 @@ def scene(name: str, *keys: str) -> dict[str, Any]:
 def prediction(*scenes: dict[str, Any]) -> str:
     empty: dict[str, Any] = {"shares": [], "failures": [], "failures_more": 0, "provenance": [], "legend": []}
     head: dict[str, Any] = {"kind": "prediction", "subtitle": "", "warnings": [], "sections": [], "tiles": []}
-    return page.render("prediction", title="a title", scenes=scenes, scenes_note="", **head, **empty)
+    return pages.render("prediction", title="a title", scenes=scenes, scenes_note="", **head, **empty)
 
 
 def test_long_names_may_go_on_in_the_next_line_after_each_of_their_parts() -> None:
@@ -46,4 +46,4 @@ def test_errors_and_confidence_are_explained_where_they_are_shown() -> None:
 
 def test_a_fact_that_is_missing_is_an_error_and_no_gap() -> None:
     with pytest.raises(jinja2.UndefinedError, match="title"):
-        page.render("prediction", kind="prediction")
+        pages.render("prediction", kind="prediction")

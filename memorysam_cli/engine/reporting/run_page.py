@@ -8,17 +8,16 @@ from typing import Any
 
 from memorysam_cli import recipe as recipes
 from memorysam_cli.engine.evaluate.folder import NAMES
-from memorysam_cli.engine.reporting import documents, evaluation, folders
+from memorysam_cli.engine.reporting import folders, result_pages
+from memorysam_cli.engine.reporting.folders import Facts
 from memorysam_cli.engine.run_folder import RECIPE, RunFolder
 from memorysam_cli.recipe import Recipe, comparing
-from memorysam_cli.report import galleries, overlays
-from memorysam_cli.report.html import charts, page
-from memorysam_cli.report.html.charts import Chart, Series
+from memorysam_cli.report import pages, pictures
+from memorysam_cli.report.pages import Chart, Series
 from memorysam_cli.storage import documents as files
 from memorysam_cli.storage import images
 from memorysam_cli.text import duration
 
-Facts = dict[str, Any]
 ChartPlan = tuple[str, str, str, tuple[str, ...]]
 """Name, title, unit, and which values of ``metrics.jsonl`` a chart shows."""
 TERMS = {"spmm": ("SPMM loss", "before its weight")}
@@ -57,11 +56,11 @@ def gather(folder: Path) -> Facts:
     scored = folders.newest_evaluation(folder)
     shown = None
     if scored is not None:
-        shown = evaluation.section(scored, documents.read(scored / NAMES["metrics"]))
+        shown = result_pages.section(scored, folders.read(scored / NAMES["metrics"]))
     parent, changes = against_parent(trained)
     pictures = _pictures(run)
     sections = [("curves", "Curves")] + [("pictures", "Pictures")] * bool(pictures)
-    sections += evaluation.sections(shown) if shown else []
+    sections += result_pages.sections(shown) if shown else []
     return {
         "kind": "training",
         "title": folder.resolve().name,
@@ -82,7 +81,7 @@ def gather(folder: Path) -> Facts:
 def metrics(run: RunFolder) -> list[Facts]:
     """The rows of ``metrics.jsonl``; none before the first step."""
     rows = files.read_json_lines(run.metrics) if run.metrics.is_file() else []
-    with documents.understood(run.metrics):
+    with folders.understood(run.metrics):
         return [row for row in rows if row["step"] >= 0]
 
 
@@ -117,7 +116,7 @@ def draw(what: ChartPlan, runs: Sequence[tuple[str, Sequence[Facts]]]) -> Chart 
         for index, key in enumerate(keys)
         if (points := [(row["step"], row[key]) for row in rows if key in row])
     ]
-    return charts.line_chart(name, title, series, unit=unit, zero=name in FROM_ZERO)
+    return pages.line_chart(name, title, series, unit=unit, zero=name in FROM_ZERO)
 
 
 def against_parent(trained: Recipe) -> tuple[str, list[tuple[str, str, str]]]:
@@ -143,7 +142,7 @@ def differences(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str
 
 def environment(run: RunFolder) -> list[tuple[str, str]]:
     """Where and with what a run was made."""
-    told = dict(comparing.leaves(documents.read(run.path / "environment.json")))
+    told = dict(comparing.leaves(folders.read(run.path / "environment.json")))
     rows = [(key, _cell(value)) for key, value in told.items() if value not in (None, [], "")]
     command = run.path / "command.txt"
     return rows + ([("command", command.read_text(encoding="utf-8").strip())] if command.is_file() else [])
@@ -157,7 +156,7 @@ def best(rows: Iterable[Facts]) -> Facts | None:
 
 def _tiles(run: RunFolder, rows: Sequence[Facts], trained: Recipe) -> list[tuple[str, str, str]]:
     found, steps = best(rows), [row for row in rows if "loss" in row]
-    result = documents.read(run.result)
+    result = folders.read(run.result)
     tiles = (
         [("Best mIoU", f"{found['miou']:.2f}", f"step {found['step']:,}, on {trained.data.selection_split}")]
         if found
@@ -198,8 +197,8 @@ def _pictures(run: RunFolder) -> list[Facts]:
     kept: list[Facts] = []
     for title, path in places:
         if path.is_file():
-            smaller = galleries.shrunk(overlays.as_picture(images.read(path)), smooth=True, long_side=PICTURE_SIDE)
-            src = page.data_uri(images.encode_jpeg(smaller, quality=galleries.QUALITY), kind="jpeg")
+            smaller = pictures.shrunk(pictures.as_picture(images.read(path)), smooth=True, long_side=PICTURE_SIDE)
+            src = pages.data_uri(images.encode_jpeg(smaller, quality=pictures.QUALITY), kind="jpeg")
             has_room = sum(len(each["src"]) for each in kept) + len(src) <= PICTURE_ROOM
             kept.append({"title": title, "src": src if has_room else "", "file": f"{run.samples.name}/{path.name}"})
     return kept

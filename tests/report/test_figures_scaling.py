@@ -4,8 +4,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from memorysam_cli.report.figures import BLUE, ORANGE
-from memorysam_cli.report.scaling import scaling
+from memorysam_cli.report.figures import BLUE, ORANGE, scaling
 
 PANELS = {
     "seconds": {"training": [(1.0, 2.0), (2.0, 4.0)], "prediction": [(2.0, 2.0), (1.0, 1.0)]},

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-from memorysam_cli.report.html import matrices
+from memorysam_cli.report import pages
 
 COUNTS = [[90, 10, 0], [0, 0, 0], [5, 15, 0]]
 
 
 def test_cells_are_shares_of_the_true_class_and_lie_row_by_row() -> None:
-    found = matrices.lay_out(COUNTS, names=["a", "b", "c"])
+    found = pages.matrix_layout(COUNTS, names=["a", "b", "c"])
     assert [[cell["share"] for cell in row] for row in found["cells"]] == [[0.9, 0.1, 0], [0, 0, 0], [0.25, 0.75, 0]]
     first, second = found["cells"][0][0], found["cells"][2][1]
     assert second["y"] - first["y"] == 2 * found["cell"] and second["x"] - first["x"] == found["cell"]
@@ -14,7 +14,7 @@ def test_cells_are_shares_of_the_true_class_and_lie_row_by_row() -> None:
 
 
 def test_the_most_frequent_confusions_come_first_and_the_diagonal_never() -> None:
-    found = matrices.most_frequent(COUNTS, names=["a", "b", "c"])
+    found = pages.most_frequent_confusions(COUNTS, names=["a", "b", "c"])
     assert [(each["true"], each["predicted"], each["pixels"], each["share"]) for each in found] == [
         ("c", "b", 15, 75.0), ("a", "b", 10, 10.0), ("c", "a", 5, 25.0),
     ]  # fmt: skip
@@ -22,10 +22,10 @@ def test_the_most_frequent_confusions_come_first_and_the_diagonal_never() -> Non
 
 def test_long_names_are_cut_in_the_middle_and_told_whole() -> None:
     name = "a class that somebody named at great length"
-    label = matrices.lay_out([[1]], names=[name])["labels"][0]
-    assert len(label["text"]) <= matrices.LONGEST and label["text"].endswith("t length") and label["full"] == name
+    label = pages.matrix_layout([[1]], names=[name])["labels"][0]
+    assert len(label["text"]) <= pages.LONGEST_NAME and label["text"].endswith("t length") and label["full"] == name
 
 
 def test_many_classes_have_no_text_in_their_cells() -> None:
-    size = matrices.MOST_WITH_TEXT + 1
-    assert not matrices.lay_out([[0] * size] * size, names=[str(index) for index in range(size)])["has_text"]
+    size = pages.MOST_WITH_TEXT + 1
+    assert not pages.matrix_layout([[0] * size] * size, names=[str(index) for index in range(size)])["has_text"]

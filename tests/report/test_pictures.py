@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from memorysam_cli.report import overlays
-from memorysam_cli.report.overlays import Panel
+from memorysam_cli.report import pictures
+from memorysam_cli.report.pictures import Panel
 
 PALETTE = [(10, 20, 30), (200, 0, 0), (0, 0, 0)]
 CLASSES = ["road", "sign", "void-like"]
@@ -18,25 +18,25 @@ def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 def test_each_class_gets_its_own_colour_in_rgb_order() -> None:
-    np.testing.assert_array_equal(overlays.colour(np.array([[1, 0]]), PALETTE)[0], [[200, 0, 0], [10, 20, 30]])
+    np.testing.assert_array_equal(pictures.colour(np.array([[1, 0]]), PALETTE)[0], [[200, 0, 0], [10, 20, 30]])
 
 
 def test_ignored_pixels_are_striped_and_not_like_a_black_class() -> None:
-    painted = overlays.colour(np.full((8, 8), 255, np.uint8), PALETTE)
+    painted = pictures.colour(np.full((8, 8), 255, np.uint8), PALETTE)
     assert len(np.unique(painted.reshape(-1, 3), axis=0)) == 2
     assert not (painted == 0).all(-1).any()
 
 
 def test_in_a_palette_of_more_than_255_colours_255_is_a_class() -> None:
     palette = [(index % 256, index // 256, 7) for index in range(300)]
-    painted = overlays.colour(np.array([[255, 299]], np.uint16), palette)
+    painted = pictures.colour(np.array([[255, 299]], np.uint16), palette)
     np.testing.assert_array_equal(painted[0], [palette[255], palette[299]])
 
 
 @given(st.sampled_from([np.uint8, np.uint16, np.int64]), st.integers(0, 2**31))
 def test_colours_lead_back_to_the_classes(dtype: type[np.integer], seed: int) -> None:
     mask = np.random.default_rng(seed).integers(0, 3, (5, 7)).astype(dtype)
-    painted = overlays.colour(mask, PALETTE)
+    painted = pictures.colour(mask, PALETTE)
     back = np.array([[PALETTE.index(tuple(int(value) for value in pixel)) for pixel in row] for row in painted])
     np.testing.assert_array_equal(back, mask)
 
@@ -44,80 +44,80 @@ def test_colours_lead_back_to_the_classes(dtype: type[np.integer], seed: int) ->
 @pytest.mark.parametrize("value", [3, 254, -1])
 def test_a_value_without_a_colour_is_refused(value: int) -> None:
     with pytest.raises(ValueError, match="3 colours"):
-        overlays.colour(np.array([[0, value]]), PALETTE)
+        pictures.colour(np.array([[0, value]]), PALETTE)
 
 
 def test_a_blend_is_between_image_and_colour_and_leaves_ignored_pixels() -> None:
     image = np.full((1, 2, 3), 100, np.uint8)
-    blended = overlays.overlay(image, np.array([[1, 255]], np.uint8), PALETTE, alpha=0.5)
+    blended = pictures.overlay(image, np.array([[1, 255]], np.uint8), PALETTE, alpha=0.5)
     np.testing.assert_array_equal(blended[0], [[150, 50, 50], [100, 100, 100]])
 
 
 @pytest.mark.parametrize(("alpha", "source"), [(0.0, "image"), (1.0, "mask")])
 def test_alpha_runs_from_the_image_to_the_mask(alpha: float, source: str) -> None:
     image, mask = noise(9, 11), np.zeros((9, 11), np.uint8)
-    expected = image if source == "image" else overlays.colour(mask, PALETTE)
-    np.testing.assert_array_equal(overlays.overlay(image, mask, PALETTE, alpha), expected)
+    expected = image if source == "image" else pictures.colour(mask, PALETTE)
+    np.testing.assert_array_equal(pictures.overlay(image, mask, PALETTE, alpha), expected)
 
 
 def test_errors_are_red_where_and_only_where_the_prediction_is_wrong() -> None:
     label = np.array([[0, 0, 255]], np.uint8)
-    shown = overlays.errors(noise(1, 3), np.array([[0, 1, 1]], np.uint8), label)
-    assert (shown == overlays.WRONG).all(-1).tolist() == [[False, True, False]]
+    shown = pictures.errors(noise(1, 3), np.array([[0, 1, 1]], np.uint8), label)
+    assert (shown == pictures.WRONG).all(-1).tolist() == [[False, True, False]]
     assert len(set(shown[0, 0].tolist())) == 1  # grey
 
 
-@pytest.mark.parametrize("picture", [overlays.overlay, overlays.errors])
+@pytest.mark.parametrize("picture", [pictures.overlay, pictures.errors])
 def test_sizes_that_differ_are_refused(picture: object) -> None:
     mask = np.zeros((4, 5), np.uint8)
     with pytest.raises(ValueError, match=r"\(5, 4\).*\(4, 5\)"):
-        picture(noise(5, 4), mask, PALETTE if picture is overlays.overlay else mask)  # type: ignore[operator]
+        picture(noise(5, 4), mask, PALETTE if picture is pictures.overlay else mask)  # type: ignore[operator]
 
 
 def test_an_8_bit_frame_is_shown_as_it_is() -> None:
     frame = noise(4, 5)
-    np.testing.assert_array_equal(overlays.as_picture(frame), frame)
+    np.testing.assert_array_equal(pictures.as_picture(frame), frame)
 
 
 def test_a_16_bit_depth_uses_the_whole_range_and_keeps_unmeasured_pixels_black() -> None:
     depth = np.linspace(500, 3000, 100).astype(np.uint16).reshape(10, 10)
     depth[0] = 0
-    shown = overlays.as_picture(depth)
+    shown = pictures.as_picture(depth)
     assert shown.shape == (10, 10, 3) and shown.dtype == np.uint8
     assert (shown[0] == 0).all() and shown[1:].min() > 0 and shown.max() == 255
 
 
 def test_angles_between_minus_one_and_one_do_not_wrap() -> None:
     angle = np.linspace(-1, 1, 300, dtype=np.float32).reshape(10, 10, 3)
-    shown = overlays.as_picture(angle).reshape(-1).astype(int)
+    shown = pictures.as_picture(angle).reshape(-1).astype(int)
     assert (np.diff(shown) >= 0).all() and shown[0] == 0 and shown[-1] == 255
 
 
 @pytest.mark.parametrize("frame", [np.zeros((3, 4), np.float32), np.full((3, 4), 7, np.uint16)])
 def test_a_constant_frame_is_a_plain_picture(frame: NDArray[np.generic]) -> None:
-    assert np.unique(overlays.as_picture(frame)).size == 1
+    assert np.unique(pictures.as_picture(frame)).size == 1
 
 
 def test_a_comparison_shows_label_and_errors_only_where_there_is_a_label() -> None:
     frames = {"img": noise(4, 5), "depth": np.ones((4, 5), np.uint16)}
     mask = np.zeros((4, 5), np.uint8)
-    titles = [panel.title for panel in overlays.comparison(frames, mask, palette=PALETTE, label=mask)]
+    titles = [panel.title for panel in pictures.comparison(frames, mask, palette=PALETTE, label=mask)]
     assert titles == ["img", "depth", "label", "prediction", "wrong in red"]
-    titles = [panel.title for panel in overlays.comparison(frames, mask, palette=PALETTE)]
+    titles = [panel.title for panel in pictures.comparison(frames, mask, palette=PALETTE)]
     assert titles == ["img", "depth", "prediction"]
 
 
 def test_the_legend_names_what_occurs_in_any_mask_and_not_the_ignored() -> None:
-    found = overlays.legend([np.array([[2, 255]]), np.array([[0]])], classes=CLASSES, palette=PALETTE)
+    found = pictures.legend([np.array([[2, 255]]), np.array([[0]])], classes=CLASSES, palette=PALETTE)
     assert found == [("road", PALETTE[0]), ("void-like", PALETTE[2])]
-    assert overlays.legend([], classes=CLASSES, palette=PALETTE) == []
+    assert pictures.legend([], classes=CLASSES, palette=PALETTE) == []
 
 
 def test_a_sheet_shows_every_panel_undistorted_and_every_colour_of_its_legend() -> None:
     wide = np.full((10, 40, 3), (1, 2, 3), np.uint8)
     tall = np.full((40, 10, 3), (4, 5, 6), np.uint8)
     rows = [[Panel("wide", wide), Panel("tall", tall)], [Panel("again", tall)]]
-    picture = overlays.sheet(rows, [("road", (9, 8, 7)), ("sign", (200, 0, 0))], panel_px=80)
+    picture = pictures.sheet(rows, [("road", (9, 8, 7)), ("sign", (200, 0, 0))], panel_px=80)
     counted = {shade: int((picture == shade).all(-1).sum()) for shade in [(1, 2, 3), (4, 5, 6), (9, 8, 7)]}
     assert counted[1, 2, 3] == 80 * 320
     assert counted[4, 5, 6] == 2 * 80 * 20
@@ -126,17 +126,17 @@ def test_a_sheet_shows_every_panel_undistorted_and_every_colour_of_its_legend() 
 
 def test_a_legend_wider_than_its_panel_widens_the_sheet() -> None:
     entry = ("a class with quite a long name indeed, longer than the panel", (9, 8, 7))
-    narrow = overlays.sheet([[Panel("", noise(10, 10))]], panel_px=32)
-    wide = overlays.sheet([[Panel("", noise(10, 10))]], [entry], panel_px=32)
+    narrow = pictures.sheet([[Panel("", noise(10, 10))]], panel_px=32)
+    wide = pictures.sheet([[Panel("", noise(10, 10))]], [entry], panel_px=32)
     assert wide.shape[1] > 300 > narrow.shape[1]
 
 
 def test_a_long_title_is_cut_to_its_panel() -> None:
-    titled = overlays.sheet([[Panel("a very long title " * 9, noise(10, 10))]], panel_px=64)
-    assert titled.shape == overlays.sheet([[Panel("", noise(10, 10))]], panel_px=64).shape
-    assert (titled[:, -overlays.GAP_PX :] == 255).all()
+    titled = pictures.sheet([[Panel("a very long title " * 9, noise(10, 10))]], panel_px=64)
+    assert titled.shape == pictures.sheet([[Panel("", noise(10, 10))]], panel_px=64).shape
+    assert (titled[:, -pictures.GAP_PX :] == 255).all()
 
 
 def test_an_empty_sheet_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one panel"):
-        overlays.sheet([[]])
+        pictures.sheet([[]])

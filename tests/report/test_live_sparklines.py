@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from memorysam_cli.report.sparklines import ASCII, sparkline
+from memorysam_cli.report.live import ASCII, sparkline
 
 
 def test_the_lowest_is_lowest_and_the_highest_highest() -> None:

@@ -1,12 +1,30 @@
-"""The geometry of charts in reports: where lines, ticks and bars lie; the templates draw them as SVG."""
+"""Reports as single HTML files that need nothing else: style, script, data and pictures are inside.
+
+First the geometry of what a page draws (charts and confusion matrices, which the templates draw as SVG), then the page.
+Its policy forbids it any network and any script but its own, whose sum stands in its head; what comes from files (names
+of scenes, classes, recipes) is escaped by Jinja2. What pages say, ``engine.reporting`` finds out.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import jinja2
+from markupsafe import Markup, escape
+
+from memorysam_cli import __version__
 from memorysam_cli.text import number
+
+TEMPLATES = Path(__file__).parent / "templates"
+MOST_BYTES = 10_000_000
+"""Of a report: what mail and CI artefacts still take."""
 
 WIDTH, HEIGHT = 640, 220
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 10, 26
@@ -15,6 +33,13 @@ MOST_POINTS = 600
 """Of a line: more than the pixels that it has."""
 MOST_ROWS = 60
 """Of a chart's table."""
+
+LONGEST_NAME = 22
+"""Letters of a class's name beside the matrix; the whole name shows when it is pointed at."""
+MOST_WITH_TEXT = 40
+"""Classes up to which each cell carries its percentage."""
+SHOWN_CONFUSIONS = 12
+"""Confusions that are listed."""
 
 Point = tuple[float, float]
 
@@ -30,7 +55,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Line:
+class ChartLine:
     """A series as the SVG draws it."""
 
     name: str
@@ -51,7 +76,7 @@ class Chart:
     """For the HTML's ids."""
     title: str
     unit: str
-    lines: tuple[Line, ...]
+    lines: tuple[ChartLine, ...]
     x_ticks: tuple[tuple[float, str], ...]
     """Place and text."""
     y_ticks: tuple[tuple[float, str], ...]
@@ -94,7 +119,7 @@ def line_chart(name: str, title: str, series: Sequence[Series], *, unit: str = "
         placed = [(x, y, round(across(x), 1), round(up(y), 1)) for x, y in points if y is not None and _is_value(y)]
         marks = tuple((px, py) for *_, px, py in placed) if len(placed) <= 40 else ()
         path = _path([(across(x), up(y)) if y is not None and _is_value(y) else None for x, y in points])
-        lines.append(Line(each.name, path, marks, tuple(placed), each.is_main))
+        lines.append(ChartLine(each.name, path, marks, tuple(placed), each.is_main))
     return Chart(
         name, title, unit, tuple(lines),
         tuple((round(across(x), 1), number(x)) for x in x_steps),
@@ -187,3 +212,141 @@ def _is_value(value: float | None) -> bool:
 def _height(point: tuple[float, float | None]) -> float:
     assert point[1] is not None
     return point[1]
+
+
+def matrix_layout(counts: Sequence[Sequence[int]], *, names: Sequence[str]) -> dict[str, Any]:
+    """What the macro ``matrix`` draws.
+
+    Args:
+        counts: (K, K) pixels, rows the truth.
+        names: K classes.
+    """
+    size = len(names)
+    cell = 26 if size <= 12 else 22 if size <= MOST_WITH_TEXT else 11
+    short = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}…{name[-8:]}" for name in names]
+    margin = 14 + round(6.4 * max(map(len, short)))
+    truth = [sum(row) for row in counts]
+    cells = [
+        [
+            {"x": margin + column * cell, "y": margin + row * cell, "share": count / max(1, truth[row])}
+            for column, count in enumerate(counts[row])
+        ]
+        for row in range(size)
+    ]
+    labels = [
+        {"text": text, "full": name, "x": margin + (index + 0.5) * cell + 4, "y": margin + (index + 0.5) * cell + 4}
+        for index, (text, name) in enumerate(zip(short, names, strict=True))
+    ]
+    has_text = size <= MOST_WITH_TEXT
+    return {
+        "name": "",
+        "width": margin + size * cell + 10,
+        "height": margin + size * cell + 10,
+        "left": margin,
+        "top": margin,
+        "side": size * cell,
+        "cell": cell,
+        "cells": cells,
+        "labels": labels,
+        "has_text": has_text,
+        "confusions": most_frequent_confusions(counts, names=names),
+        "data": {
+            "counts": [list(row) for row in counts],
+            "names": list(names),
+            "cell": cell,
+            "left": margin,
+            "top": margin,
+            "hasText": has_text,
+        },
+    }
+
+
+def most_frequent_confusions(counts: Sequence[Sequence[int]], *, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The pairs of classes that most pixels were confused in.
+
+    Returns:
+        ``true``, ``predicted``, ``pixels`` and their ``share`` of the true class in percent; the largest first.
+    """
+    wrong = [
+        {
+            "true": names[row],
+            "predicted": names[column],
+            "pixels": count,
+            "share": 100 * count / max(1, sum(counts[row])),
+        }
+        for row in range(len(names))
+        for column, count in enumerate(counts[row])
+        if row != column and count
+    ]
+    return sorted(wrong, key=lambda each: -int(str(each["pixels"])))[:SHOWN_CONFUSIONS]
+
+
+def render(template: str, **facts: Any) -> str:
+    """Fill a template.
+
+    Args:
+        template: the name of one of ``templates/``, without its suffix.
+        facts: what it shows; a name that is missing is an error.
+    """
+    style, script = (_embedded(name) for name in ("style.css", "script.js"))
+    policy = "; ".join(
+        (
+            "default-src 'none'",
+            "img-src data:",
+            f"style-src {_sum(style)}",
+            f"script-src {_sum(script)}",
+            "base-uri 'none'",
+            "form-action 'none'",
+        )
+    )
+    page = _environment().get_template(f"{template}.html.j2")
+    return page.render(**facts, style=Markup(style), script=Markup(script), policy=policy, version=__version__)
+
+
+def data_uri(data: bytes, *, kind: str) -> str:
+    """Bytes as an address that holds them.
+
+    Args:
+        data: of a picture.
+        kind: ``png`` or ``jpeg``.
+    """
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda value: "–" if value is None else f"{value:.2f}"
+    environment.filters["breakable"] = _breakable
+    environment.filters["layers"] = _layers
+    environment.filters["count"] = lambda value: f"{value:,}"
+    return environment
+
+
+def _breakable(name: str) -> Markup:
+    """A path that may go on in the next line after each of its parts."""
+    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[/_+])", name))
+
+
+def _layers(scenes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """What any of a gallery's scenes shows: a scene may lack a sensor that others have."""
+    by_key: dict[str, Mapping[str, Any]] = {}
+    for scene in sorted(scenes, key=lambda scene: -len(scene["layers"])):
+        for layer in scene["layers"]:
+            by_key.setdefault(layer["key"], layer)
+    return list(by_key.values())
+
+
+def _embedded(name: str) -> str:
+    """A file of ours, as it will stand between its tags."""
+    return (TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _sum(text: str) -> str:
+    """A Content-Security-Policy source that allows exactly this text."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

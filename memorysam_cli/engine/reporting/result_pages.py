@@ -1,0 +1,347 @@
+"""What the reports of results say: of an evaluation, of robustness benchmarks alone, and of a prediction."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memorysam_cli.engine.evaluate.folder import GALLERY, NAMES
+from memorysam_cli.engine.predict import files as predictions
+from memorysam_cli.engine.reporting import folders
+from memorysam_cli.engine.reporting.folders import Facts
+from memorysam_cli.errors import MemorySamError
+from memorysam_cli.report import pages, pictures
+from memorysam_cli.storage import documents, images
+
+PARTS = {"conditions": "Condition", "cases": "Failure", "splits": "Split"}
+BENCHMARKS = {
+    "any": "Any sensors",
+    "emm": "Entirely missing sensors",
+    "rmm": "Randomly missing elements",
+    "nm": "Noisy sensors",
+}
+GREY = [128, 128, 128]
+SHOWN_SCENES = 12
+"""Of the gallery, spread evenly over the prediction."""
+SHOWN_FAILURES = 200
+PREDICTION_SECTIONS = (
+    ("scenes", "Scenes"),
+    ("classes", "Class shares"),
+    ("left-out", "Left out"),
+    ("provenance", "Provenance"),
+)
+
+
+def gather_evaluation(folder: Path) -> Facts:
+    """Everything that the template ``evaluation`` shows of a folder of results.
+
+    Raises:
+        DataError: a file is damaged, or was written by another version.
+    """
+    path = folder / NAMES["metrics"]
+    report = folders.read(path)
+    if not report:
+        return _of_robustness(folder)
+    with folders.understood(path):
+        shown = section(folder, report)
+        return {
+            "kind": "evaluation",
+            "title": f"{report['dataset']} · {report['split']}",
+            "subtitle": shown["headline"],
+            "warnings": report["warnings"],
+            "sections": [*sections(shown), ("provenance", "Provenance")],
+            "tiles": tiles(report),
+            "evaluation": shown,
+            "provenance": _evaluation_provenance(report),
+        }
+
+
+def _of_robustness(folder: Path) -> Facts:
+    """A folder that holds benchmarks alone."""
+    path = min(folder.glob("robustness-*.json"))
+    report = folders.read(path)
+    with folders.understood(path):
+        return {
+            "kind": "robustness",
+            "title": f"{report['dataset']} · {report['split']}",
+            "subtitle": f"{report['scenes']:,} scenes · {', '.join(report['modalities'])}",
+            "warnings": report["warnings"],
+            "sections": [("sensors", "Sensors"), ("provenance", "Provenance")],
+            "groups": _benchmarks(folder, digest=None),
+            "provenance": _evaluation_provenance(report),
+        }
+
+
+def section(folder: Path, report: Facts) -> Facts:
+    """The evaluation's part of a page: classes, confusion, conditions, sensors and scenes."""
+    classes = class_rows(report)
+    scenes, note = folders.gallery_scenes(folder / GALLERY)
+    return {
+        "headline": headline(report),
+        "miou": report["miou"],
+        "classes": classes,
+        "matrix": _matrix(folder, report),
+        "parts": _parts(report),
+        "heat": _heat(report),
+        "sensors": _sensors(folder, report),
+        "scenes": scenes,
+        "scenes_note": note,
+        "legend": classes,
+        "worst": report["worst"] if report["scenes"] > 1 else [],
+    }
+
+
+def sections(shown: Facts) -> list[tuple[str, str]]:
+    """Ids and names of the sections that :func:`section` fills."""
+    names = [("classes", "Classes"), ("confusion", "Confusion")]
+    names += [("conditions", "Conditions")] * bool(shown["parts"]) + [("sensors", "Sensors")] * bool(shown["sensors"])
+    return [*names, ("scenes", "Scenes")]
+
+
+def headline(report: Facts) -> str:
+    """What the figures are of, in a line."""
+    words = [f"{report['protocol']} protocol", f"{report['scenes']:,} scenes", ", ".join(report["modalities"])]
+    words += ["test-time augmentation"] if report["tta"] else []
+    words += ["tiled"] if report["tile"] else []
+    words += ["missing modalities as zeros"] if report["missing"] == "zero" else []
+    return " · ".join(words)
+
+
+def tiles(report: Facts) -> list[tuple[str, str, str]]:
+    """The headline's figures: name, value, small print."""
+    other = "native" if report["protocol"] == "resized" else "resized"
+    second = report["protocols"][other]
+    absent = sum(1 for each in report["classes"] if not each["pixels"])
+    small = (
+        f"{report['miou_present']:.2f} over those with ground truth"
+        if absent
+        else f"over {len(report['classes'])} class{'es' * (len(report['classes']) > 1)}"
+    )
+    return [
+        ("mIoU", f"{report['miou']:.2f}", small),
+        ("mF1", f"{report['mf1']:.2f}", ""),
+        ("mAcc", f"{report['macc']:.2f}", ""),
+        (f"mIoU, {other} protocol", f"{second['miou']:.2f}", ""),
+        ("Scenes", f"{report['scenes']:,}", f"of {report['split']}"),
+        ("Pixels scored", f"{report['pixels']['scored']:,}", f"{report['pixels']['ignored']:,} ignored"),
+    ]
+
+
+def class_rows(report: Facts) -> list[Facts]:
+    """The classes with their colours and shares of the pixels; percent."""
+    scored = max(1, report["pixels"]["scored"])
+    colours = report.get("palette") or [GREY] * len(report["classes"])
+    return [
+        {**each, "color": list(map(int, colour)), "share": 100 * each["pixels"] / scored}
+        for each, colour in zip(report["classes"], colours, strict=True)
+    ]
+
+
+def _matrix(folder: Path, report: Facts) -> Any:
+    path = folder / NAMES[f"confusion_{report['protocol']}"]
+    if not path.is_file():
+        return None
+    with folders.understood(path), path.open(encoding="utf-8", newline="") as stream:
+        counts = [[int(value) for value in row[1:]] for row in list(csv.reader(stream))[1:]]
+        names = [each["name"] for each in report["classes"]]
+        if [len(row) for row in counts] != [len(names)] * len(names):
+            raise ValueError(f"not {len(names)} rows and columns")
+    return pages.matrix_layout(counts, names=names)
+
+
+def _parts(report: Facts) -> list[Facts]:
+    """Tables of conditions, failures and splits; a single split is the whole."""
+    return [
+        {"name": name, "rows": [{"name": label, **part} for label, part in report[key].items()]}
+        for key, name in PARTS.items()
+        if len(report[key]) > (key == "splits")
+    ]
+
+
+def _heat(report: Facts) -> Facts | None:
+    """mIoU of each condition under each failure."""
+    rows = [
+        {"name": condition, "cells": [_heat_cell(by_case.get(case)) for case in report["cases"]]}
+        for condition, by_case in report["condition_cases"].items()
+    ]
+    return {"columns": list(report["cases"]), "rows": rows} if rows else None
+
+
+def _heat_cell(part: Mapping[str, Any] | None) -> Facts | None:
+    if part is None:
+        return None
+    return {"miou": part["miou"], "scenes": part["scenes"], "level": min(9, int(part["miou"] // 10))}
+
+
+def _sensors(folder: Path, report: Facts) -> list[Facts]:
+    """Bars of the mIoU with parts of the sensors: evaluations of such parts inside the folder, and the benchmarks."""
+    rows = [{"name": "+".join(report["modalities"]), "value": report["miou"]}]
+    for path in sorted(folder.glob(f"*/{NAMES['metrics']}")):
+        part = folders.read(path)
+        # A result of other weights that stayed in the folder compares with nothing here.
+        if part["weights_sha256"] == report["weights_sha256"] and part["protocol"] == report["protocol"]:
+            zeros = " (others as zeros)" if part["missing"] == "zero" else ""
+            rows.append({"name": "+".join(part["modalities"]) + zeros, "value": part["miou"]})
+    groups = [{"title": "Parts of the modalities", "note": "", "rows": _descending(rows)}] if len(rows) > 1 else []
+    return groups + _benchmarks(folder, digest=report["weights_sha256"])
+
+
+def _benchmarks(folder: Path, *, digest: str | None) -> list[Facts]:
+    """The robustness benchmarks of a folder, a group for each level."""
+    groups = []
+    for path in sorted(folder.glob("robustness-*.json")):
+        benchmark = folders.read(path)
+        with folders.understood(path):
+            if digest not in (None, benchmark["weights_sha256"]):
+                continue
+            for level in benchmark["levels"]:
+                name = " · ".join(word for word in (BENCHMARKS[benchmark["robustness"]], level["level"]) if word)
+                mean = f"Average {level['average']['miou']:.2f}." if level["average"] else ""
+                rows = [
+                    {"name": _set_name(each, kind=benchmark["robustness"]), "value": each["miou"]}
+                    for each in level["sets"]
+                ]
+                groups.append(
+                    {
+                        "title": name,
+                        "note": f"mIoU in per cent, {benchmark['protocol']} protocol. {mean}",
+                        "rows": _descending(rows),
+                    }
+                )
+    return groups
+
+
+def _set_name(sensors: Mapping[str, Any], *, kind: str) -> str:
+    """Which sensors a row of a benchmark is about: those that are fed, or those that fail."""
+    if kind in ("any", "emm") or not sensors["missing"]:
+        return "+".join(sensors["available"])
+    return f"failing: {', '.join(sensors['missing'])}"
+
+
+def _descending(rows: Iterable[Facts]) -> list[Facts]:
+    return sorted(rows, key=lambda row: -row["value"])
+
+
+def _evaluation_provenance(report: Facts) -> Sequence[tuple[str, str]]:
+    versions = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
+    splits = ", ".join(f"{name} {digest[:12]}" for name, digest in report["split_sha256"].items())
+    return [
+        ("Weights", str(report["weights"])),
+        ("SHA-256 of the weights", report["weights_sha256"]),
+        ("Data set", f"{report['dataset']}, content {report['dataset_hash'][:12]}, scenes {splits}"),
+        ("Image size", f"{report['image_size']} pixels, short side"),
+        ("Device and precision", f"{report['device']}, {report['precision']}"),
+        ("Versions", versions),
+    ]
+
+
+def gather_prediction(folder: Path) -> Facts:
+    """Everything that the template ``prediction`` shows of a folder of masks.
+
+    Raises:
+        DataError: a file is damaged, or was written by another version.
+    """
+    path = folder / predictions.SUCCESS
+    report = folders.read(path)
+    ledger = folder / predictions.LEDGER
+    with folders.understood(ledger):
+        done, failed, failures, chosen = _ledger(ledger)
+    with folders.understood(path if report else folder / predictions.CLASSES):
+        classes = report.get("classes") or documents.read_json(folder / predictions.CLASSES)
+        shares = _shares(classes)
+        legend = [{"name": each["name"], "color": each["color"]} for each in classes]
+        palette = [tuple(each["color"]) for each in classes]
+        scenes, note = folders.fitting([_prediction_scene(folder, line, report, palette=palette) for line in chosen])
+        return {
+            "kind": "prediction",
+            "title": str(report.get("dataset") or folder.resolve().name),
+            "subtitle": ", ".join(report.get("modalities", [])),
+            "warnings": [] if report else ["This prediction is not complete: it has no _SUCCESS.json."],
+            "sections": PREDICTION_SECTIONS,
+            "tiles": [
+                ("Scenes done", f"{done:,}", ""),
+                ("Left out", f"{failed:,}", ""),
+                ("Classes found", str(sum(1 for each in shares if each["pixels"])), f"of {len(classes)}"),
+                ("Pixels", f"{sum(each['pixels'] for each in shares):,}", ""),
+            ],
+            "scenes": scenes,
+            "scenes_note": note or ("" if scenes else "No scene was predicted."),
+            "legend": legend,
+            "shares": shares if report else [],
+            "failures": failures,
+            "failures_more": max(0, failed - len(failures)),
+            "provenance": _prediction_provenance(report),
+        }
+
+
+def _ledger(ledger: Path) -> tuple[int, int, list[Facts], list[Facts]]:
+    """How many scenes are done and left out, the first of these, and those of the gallery; in bounded memory."""
+    done = sum(1 for line in _lines(ledger) if line["status"] == "done")
+    wanted = {index * done // SHOWN_SCENES for index in range(SHOWN_SCENES)}
+    chosen: list[Facts] = []
+    failures: list[Facts] = []
+    place = failed = 0
+    for line in _lines(ledger):
+        if line["status"] == "done":
+            chosen += [line] * (place in wanted)
+            place += 1
+        else:
+            failed += 1
+            failures += [{"id": line["id"], "error": line["error"]}] * (len(failures) < SHOWN_FAILURES)
+    return done, failed, failures, chosen
+
+
+def _lines(ledger: Path) -> Iterator[Facts]:
+    return documents.each_json_line(ledger) if ledger.is_file() else iter(())
+
+
+def _shares(classes: Sequence[Facts]) -> list[Facts]:
+    total = max(1, sum(each.get("pixels", 0) for each in classes))
+    return [{**each, "pixels": each.get("pixels", 0), "share": 100 * each.get("pixels", 0) / total} for each in classes]
+
+
+def _prediction_scene(folder: Path, line: Facts, report: Facts, *, palette: Sequence[pictures.Colour]) -> Facts:
+    """A scene's sensors as far as their files are still there, its mask, and its confidence if that was kept."""
+    layers = []
+    for name, paths in line["inputs"].items():
+        shown = _frame(Path(report.get("inputs", ".")) / paths[0])
+        layers += [] if shown is None else [_layer(name, name, shown, kind="jpeg")]
+    mask = images.read(folder / line["mask"])
+    layers.append(_layer("prediction", "Prediction", pictures.colour(pictures.shrunk(mask), palette), kind="png"))
+    if "confidence" in line:
+        sure = pictures.shrunk(images.read(folder / line["confidence"]))
+        layers.append(_layer("confidence", "Confidence", pictures.heat((sure / 255).astype(np.float32)), kind="png"))
+    missing = [] if len(layers) > 1 else ["its sensors' files are not there any more"]
+    size = f"{line['size'][1]} × {line['size'][0]}"
+    return folders.scene(line["id"], [size, *missing], layers)
+
+
+def _frame(path: Path) -> pictures.Picture | None:
+    """A sensor's file as a small picture; None where it is gone, or cannot be read any more."""
+    try:
+        return pictures.shrunk(pictures.as_picture(images.read(path)), smooth=True)
+    except (MemorySamError, OSError):
+        return None
+
+
+def _layer(key: str, title: str, picture: pictures.Picture, *, kind: str) -> dict[str, str]:
+    data = images.encode_png(picture) if kind == "png" else images.encode_jpeg(picture, quality=pictures.QUALITY)
+    return {"key": key, "title": title, "src": pages.data_uri(data, kind=kind)}
+
+
+def _prediction_provenance(report: Facts) -> list[tuple[str, str]]:
+    if not report:
+        return []
+    versions = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
+    return [
+        ("Scenes", str(report["inputs"])),
+        ("Weights", str(report["weights"])),
+        ("SHA-256 of the weights", report["weights_sha256"]),
+        ("Image size", f"{report['image_size']} pixels, short side"),
+        ("Device and precision", f"{report['device']}, {report['precision']}"),
+        ("Versions", versions),
+    ]
