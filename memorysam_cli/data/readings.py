@@ -140,7 +140,9 @@ def _files(named: Mapping[str, str], wanted: Mapping[str, str]) -> Files:
 def _put(into: dict[Key, Value], key: Key, value: Value) -> None:
     """Add an entry; two for one key are refused."""
     if key in into:
-        raise DataError(f"{_first_path(into[key])} and {_first_path(value)}: stand for the same thing; keep one of them")
+        raise DataError(
+            f"{_first_path(into[key])} and {_first_path(value)}: stand for the same thing; keep one of them"
+        )
     into[key] = value
 
 
