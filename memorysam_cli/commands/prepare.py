@@ -197,7 +197,7 @@ def folder(
     patterns = words.patterns(modality)
     if (labels is None) != (classes is None):
         raise UsageError("--labels and --classes: give both, or neither for scenes that are only predicted")
-    wanted = FolderRequest(
+    request = FolderRequest(
         name=words.dataset_name(name, root),
         modalities=patterns,
         labels=None if labels is None else Pattern(labels),
@@ -211,7 +211,7 @@ def folder(
         seed=seed,
         will_measure=measure,
     )
-    found = survey(root, wanted)
+    found = survey(root, request)
     check_and_write(
         found.manifest,
         json=json,

@@ -11,6 +11,7 @@ from memorysam_cli.commands import options
 from memorysam_cli.commands.card import License
 from memorysam_cli.commands.options import Json, Quiet, Verbose, begin, refuse_taken
 from memorysam_cli.errors import UsageError, did_you_mean
+from memorysam_cli.text import megabytes
 
 SCHEMA_VERSION = 1
 
@@ -40,7 +41,7 @@ def info(file: File, json: Json = False, verbose: Verbose = False, quiet: Quiet 
     when = "" if metric is None else f"epoch {metric.epoch}" if metric.step is None else f"step {metric.step}"
     result = f"mIoU {metric.miou:.2f} on {metric.split} ({metric.protocol}), {when}" if metric else "–"
     rows = {
-        "file": f"{file} ({file.stat().st_size / 1e6:.1f} MB, {card.kind})",
+        "file": f"{file} ({megabytes(file.stat().st_size)}, {card.kind})",
         "recipe": card.recipe.name,
         "data set": f"{card.dataset.title} ({len(card.dataset.classes)} classes)",
         "modalities": ", ".join(modality.name for modality in card.modalities),
@@ -94,7 +95,7 @@ def merge(
     if json:
         console.answer({"schema_version": SCHEMA_VERSION, "file": str(file), "out": str(out), "sha256": digest})
     else:
-        console.say(f"{out} ({out.stat().st_size / 1e6:.1f} MB, SHA-256 {digest})")
+        console.say(f"{out} ({megabytes(out.stat().st_size)}, SHA-256 {digest})")
 
 
 def import_weights(
@@ -162,7 +163,7 @@ def import_weights(
     console.say(
         f"{card.dataset.title} ({len(card.dataset.classes)} classes), {names_in_order}; {model.backbone}{result}"
     )
-    console.say(f"{out} ({out.stat().st_size / 1e6:.1f} MB, all {found.tensors} tensors, SHA-256 {found.sha256})")
+    console.say(f"{out} ({megabytes(out.stat().st_size)}, all {found.tensors} tensors, SHA-256 {found.sha256})")
 
 
 def export(
@@ -285,7 +286,7 @@ def push(
     )  # fmt: skip
     sizes = publishing.sizes(upload)
     for name, size in sizes.items():
-        console.say(f"{name}  {size / 1e6:.2f} MB")
+        console.say(f"{name}  {megabytes(size, decimals=2)}")
     url = hub_upload.send(upload, show_progress=not quiet) if yes else None
     if json:
         files = [{"name": name, "bytes": size} for name, size in sizes.items()]

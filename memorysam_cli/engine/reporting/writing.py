@@ -11,6 +11,7 @@ from memorysam_cli.errors import UsageError
 from memorysam_cli.report import console
 from memorysam_cli.report.html import page
 from memorysam_cli.storage import atomic
+from memorysam_cli.text import megabytes
 
 NAME = "report.html"
 GATHER = {"training": training.gather, "evaluation": evaluation.gather, "prediction": prediction.gather}
@@ -47,6 +48,8 @@ def write(folder: Sequence[Path], *, out: Path | None = None) -> Report:
     text = page.render(facts["kind"], **facts)
     size = len(text.encode())
     if size > page.MOST_BYTES:
-        console.warn(f"{path}: has {size / 1e6:.0f} MB, for it has very many classes; mail and CI may refuse it")
+        console.warn(
+            f"{path}: has {megabytes(size, decimals=0)}, for it has very many classes; mail and CI may refuse it"
+        )
     atomic.write_text(path, text)
     return Report(facts["kind"], path, size)
