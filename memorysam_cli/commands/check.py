@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from memorysam_cli.commands import completion, options
-from memorysam_cli.commands.prepare.outcome import HeadersOnly, MaxPixels
+from memorysam_cli.commands.prepare_options import HeadersOnly, MaxPixels
 from memorysam_cli.errors import DataError
 
 SCHEMA_VERSION = 1
@@ -39,7 +39,7 @@ def check(
     class occurs) and report.json into ./check-<data set>/ or --out, and no manifest. Exit code 3: there are problems.
     """
     options.begin(json=json, verbose=verbose, quiet=quiet)
-    from memorysam_cli.commands.prepare import outcome
+    from memorysam_cli.commands import prepare_report
     from memorysam_cli.data import preparation
     from memorysam_cli.data.check import draw
     from memorysam_cli.report import console
@@ -58,7 +58,7 @@ def check(
         "files": {key: str(path) for key, path in files.items()},
     }
     documents.write_json(files["report"], facts)
-    outcome.show(report)
+    prepare_report.show(report)
     console.say(f"pictures    {', '.join(map(str, drawn)) or 'none: no scene can be read'}")
     if json:
         console.answer(facts)

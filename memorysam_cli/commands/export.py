@@ -10,6 +10,7 @@ import typer
 
 from memorysam_cli.commands.options import Json, Modalities, OptionalOut, Quiet, Verbose, begin, names, refuse_taken
 from memorysam_cli.errors import UsageError
+from memorysam_cli.text import megabytes
 
 SCHEMA_VERSION = 1
 SUFFIXES = {"torch-export": ".pt2", "onnx": ".onnx"}
@@ -62,7 +63,7 @@ def export(
                 "relative": found.relative, "agreement": found.agreement,
             }
         )  # fmt: skip
-    console.say(f"{made.out} ({form}, {made.out.stat().st_size / 1e6:.1f} MB, input {shape}, SHA-256 {made.sha256})")
+    console.say(f"{made.out} ({form}, {megabytes(made.out.stat().st_size)}, input {shape}, SHA-256 {made.sha256})")
     console.say(f"{made.metadata} (classes, colours, normalisation)")
     console.say(
         f"against PyTorch: logits differ by {found.difference:.2g} at most ({found.relative:.1g} of their size), "

@@ -1,12 +1,116 @@
-"""``memorysam train``: fine-tune by a recipe."""
+"""``memorysam train``: fine-tune by a recipe.
+
+First the options that are short for ``--set KEY=…``, then the command.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import typer
 
-from memorysam_cli.commands import completion, options, training_options
+from memorysam_cli.commands import completion, options
+from memorysam_cli.errors import UsageError
+
+AUTO = "auto"
+
+Batch = Annotated[
+    str | None, typer.Option("--batch", metavar="N|auto", help="Scenes at once; auto: what fits, by memorysam plan.")
+]
+Accumulate = Annotated[
+    int | None, typer.Option("--accumulate", min=1, metavar="N", help="Batches that make one update.")
+]
+Precision = Annotated[Literal["fp32", "tf32", "bf16", "fp16"] | None, typer.Option(help="In which training computes.")]
+Saver = Annotated[Literal["auto", "on", "off"] | None, typer.Option(help="Less memory, more time, the same numbers.")]
+Compile = Annotated[
+    bool | None, typer.Option("--compile/--no-compile", help="Compile the encoder: faster after a slow start.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Of all random numbers.")]
+Deterministic = Annotated[
+    bool | None,
+    typer.Option("--deterministic/--no-deterministic", help="The same bits at every run, also on a GPU; slower there."),
+]
+Init = Annotated[
+    str | None,
+    typer.Option("--init", metavar="FILE", help="Begin from trained weights of the same classes and shapes."),
+]
+MaxBad = Annotated[
+    str | None,
+    typer.Option(
+        "--max-bad", metavar="SHARE", help="Training scenes that may be unreadable, such as 0.1% (else none)."
+    ),
+]
+Track = Annotated[
+    list[str] | None,
+    typer.Option("--track", metavar="A,B", help="Log to tensorboard, wandb, mlflow or trackio too (repeatable)."),
+]
+
+KEYS = {
+    "batch": "train.batch", "accumulate": "train.accumulate", "precision": "train.precision", "saver": "train.saver",
+    "compile": "train.compile", "seed": "train.seed", "deterministic": "train.deterministic", "init": "model.init",
+    "max_bad": "data.max_bad",
+}  # fmt: skip
+"""What each option is short for."""
+
+
+def as_overrides(given: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
+    """All that ``--set`` and the short options ask for, as ``--set`` takes it.
+
+    Args:
+        given: the short options' values by the names of :data:`KEYS`; none where one was not given.
+        overrides: those of ``--set``.
+
+    Returns:
+        The overrides, and then the others; ``--batch auto`` asks for nothing yet.
+
+    Raises:
+        UsageError: a value that cannot be, or that ``--set`` contradicts.
+    """
+    asked = {name: value for name, value in given.items() if value is not None}
+    texts = {name: _text(name, value) for name, value in asked.items() if not (name == "batch" and value == AUTO)}
+    for name, text in texts.items():
+        for override in overrides:
+            key, _, value = override.partition("=")
+            if key == KEYS[name] and value.strip() != text:
+                raise UsageError(
+                    f"{_option(name)} {asked[name]} and --set {override}: are two values for {key}; give one"
+                )
+    return [*overrides, *(f"{KEYS[name]}={text}" for name, text in texts.items())]
+
+
+def _text(name: str, value: Any) -> str:
+    """A value as ``--set`` takes it."""
+    if name == "batch":
+        return _batch(value)
+    if name == "max_bad":
+        return f"{_share(value):.12g}"
+    if name == "init":
+        return json.dumps(value, ensure_ascii=False)  # a path is text, whatever it looks like
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _batch(text: str) -> str:
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise UsageError(f"--batch {text}: must be a number of scenes from 1, or auto")
+    return text
+
+
+def _share(text: str) -> float:
+    """``0.1%`` and ``1e-3`` are the same."""
+    number, percent, rest = text.strip().partition("%")
+    try:
+        share = float(number) / (100 if percent else 1)
+    except ValueError:
+        share = -1.0
+    if rest or not 0 <= share < 1:
+        raise UsageError(f"--max-bad {text}: must be a share from 0 to less than 1, such as 0.1% or 0.001")
+    return share
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def train(
@@ -23,15 +127,15 @@ def train(
     data: options.Data = None,
     out: options.OptionalOut = None,
     overrides: options.Set = None,
-    batch: training_options.Batch = None,
-    accumulate: training_options.Accumulate = None,
-    precision: training_options.Precision = None,
-    saver: training_options.Saver = None,
-    compile: training_options.Compile = None,
-    seed: training_options.Seed = None,
-    deterministic: training_options.Deterministic = None,
-    init: training_options.Init = None,
-    max_bad: training_options.MaxBad = None,
+    batch: Batch = None,
+    accumulate: Accumulate = None,
+    precision: Precision = None,
+    saver: Saver = None,
+    compile: Compile = None,
+    seed: Seed = None,
+    deterministic: Deterministic = None,
+    init: Init = None,
+    max_bad: MaxBad = None,
     resume: Annotated[
         str | None,
         typer.Option(
@@ -41,7 +145,7 @@ def train(
             "(or the recipe's newest) run, or starts one.",
         ),
     ] = None,
-    track: training_options.Track = None,
+    track: Track = None,
     device: options.Device = "auto",
     json: options.Json = False,
     verbose: options.Verbose = False,
@@ -61,7 +165,7 @@ def train(
         "batch": batch, "accumulate": accumulate, "precision": precision, "saver": saver, "compile": compile,
         "seed": seed, "deterministic": deterministic, "init": init, "max_bad": max_bad,
     }  # fmt: skip
-    changes = training_options.changes(short, overrides or [])
+    changes = as_overrides(short, overrides or [])
     if recipe is not None or resume is None:
         # A mistyped key is told before the seconds that torch takes.
         recipes.load(recipe or recipes.DEFAULT, changes, with_extensions=True)
@@ -72,9 +176,7 @@ def train(
     from memorysam_cli.report import console
 
     trained = running.train(
-        running.Request(
-            recipe, tuple(changes), data, out, resume, device, batch == training_options.AUTO, trackers=trackers
-        )
+        running.Request(recipe, tuple(changes), data, out, resume, device, batch == AUTO, trackers=trackers)
     )
     if trained is not None:  # only the first of several processes answers
         if json:

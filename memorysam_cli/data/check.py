@@ -21,7 +21,7 @@ from memorysam_cli.data import decode
 from memorysam_cli.data.decode import read_sample
 from memorysam_cli.data.findings import CheckReport, Dropped, FileFacts, Oddities, Problem, Reader
 from memorysam_cli.data.manifest import Manifest, Scene, count_splits, is_text, shared_ids
-from memorysam_cli.data.transforms import Sample, refusal
+from memorysam_cli.data.transforms import Sample, flip_refusal
 from memorysam_cli.dataset import IGNORE, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.report import figures, pictures
@@ -199,7 +199,7 @@ def _misfit(facts: FileFacts, modality: Modality, *, files: int) -> str | None:
         return f"holds values from {facts.low:.2g} to {facts.high:.2g}, too large for the network; rescale them"
     if files > (2 if modality.kind == "angle" else 1):
         return f"is one of {files} files; '{modality.name}' takes {'two' if modality.kind == 'angle' else 'one'}"
-    turned = refusal(np.dtype(facts.dtype), modality)
+    turned = flip_refusal(np.dtype(facts.dtype), modality)
     if turned:
         return turned
     if files > 1:
@@ -328,7 +328,7 @@ def draw(manifest: Manifest, report: CheckReport, folder: Path) -> list[Path]:
     return written
 
 
-def groups(scenes: Sequence[Scene]) -> dict[str, list[Scene]]:
+def sheet_groups(scenes: Sequence[Scene]) -> dict[str, list[Scene]]:
     """Scenes by condition and failure, by split where there is neither; at most :data:`ROWS`, the commonest first."""
     found: dict[str, list[Scene]] = {}
     for scene in scenes:
@@ -341,7 +341,7 @@ def groups(scenes: Sequence[Scene]) -> dict[str, list[Scene]]:
 def _samples(manifest: Manifest) -> Iterator[tuple[str, Sample]]:
     """A scene of each group that can be read; what cannot is in the check's report."""
     info = manifest.info
-    for name, scenes in groups(manifest.scenes).items():
+    for name, scenes in sheet_groups(manifest.scenes).items():
         middle = len(scenes) // 2  # the first frames of a drive often stand still
         for scene in (scenes[middle:] + scenes[:middle])[:TRIES]:
             try:

@@ -1,7 +1,7 @@
 """The steps of ``memorysam prepare``: find or render a data set, list its scenes, check them, write the manifest.
 
-People may have edited what a new preparation replaces, so what differs is kept beside the new files and told. Last,
-which data set ``memorysam check`` means: one that is prepared, or a published one that is only there.
+``memorysam check`` takes the first steps too, of a data set that is prepared, or of a published one that is only there.
+People may have edited what a new preparation replaces, so what differs is kept beside the new files and reported.
 """
 
 from __future__ import annotations
@@ -36,41 +36,6 @@ NAMED = 5
 """Keys that a message names."""
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What came of a preparation."""
-
-    report: CheckReport
-    manifest: Path | None
-    """The folder of the manifest; none if the check found problems, and no manifest was written."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The one object of ``memorysam prepare --json``."""
-        found = self.report.to_json()
-        place = None if self.manifest is None else str(self.manifest.absolute())
-        first = {"schema_version": SCHEMA_VERSION, "dataset": found.pop("dataset"), "root": found.pop("root")}
-        return {**first, "manifest": place, **found}
-
-    def fault(self) -> DataError | PartialError | None:
-        """The error that the problems amount to, if there are any."""
-        report = self.report
-        if not report.problems:
-            return None
-        counted = ", ".join(f"{problem.count} × {problem.kind}" for problem in report.problems)
-        if self.manifest is not None:
-            return PartialError(
-                f"{report.root}: data set '{report.dataset}' is prepared without {len(report.dropped)} of "
-                f"{len(report.dropped) + len(report.scenes)} scenes ({counted}); they are listed in "
-                f"{self.manifest / DROPPED}"
-            )
-        remedy = "no scene is left; mend the files" if report.dropped else "mend the files, or leave such scenes out"
-        return DataError(
-            f"{report.root}: data set '{report.dataset}' has problems ({counted}), first "
-            f"{report.problems[0].first[0]}; no manifest was written; {remedy}"
-            f"{'' if report.dropped else ' with --drop-incomplete'}, and prepare again"
-        )
-
-
 def survey(name: str, root: Path, *, inside: Path | None = None) -> Manifest:
     """Find a published data set in or below ``root`` and list its scenes; nothing is checked or written yet.
 
@@ -96,84 +61,62 @@ def survey_synthetic(root: Path, *, layout: SyntheticLayout) -> Manifest:
     return replace(manifest, info=info)
 
 
-def check_and_write(
-    manifest: Manifest,
-    *,
-    drop_incomplete: bool = False,
-    headers_only: bool = False,
-    max_pixels: int | None = None,
-    measure: Callable[[Manifest], DatasetInfo] | None = None,
-    notes: Sequence[str] = (),
-    held: laws.Report | None = None,
-    accepts_edits: bool = False,
-    advance: Callable[[], object] | None = None,
-) -> Prepared:
-    """Check a listed data set, and write its manifest if nothing is wrong.
+def _listed(layout: DatasetLayout, *, folder: Path, root: Path) -> Manifest:
+    """The unwritten manifest of a folder."""
+    scenes = tuple(layout.survey(folder, root))
+    info = layout.info(folder)
+    labelled = {scene.split for scene in scenes if scene.label is not None}
+    # Labels that a layout calls hidden may have been published since.
+    hidden = tuple(split for split in info.unlabelled if split not in labelled)
+    update = {"root": relative(folder, root).as_posix(), "unlabelled": hidden}
+    return Manifest(root=root, info=info.model_copy(update=update), scenes=scenes)
+
+
+def find_target(root: Path, *, dataset: str | None = None) -> Manifest:
+    """The listed scenes of a data set in or below a folder; nothing of them is read.
 
     Args:
-        manifest: from :func:`survey` or :func:`survey_synthetic`, or made in another way.
-        drop_incomplete: write a manifest of the scenes that can be used, and list the others in ``dropped.jsonl``.
-        headers_only: see :func:`~memorysam_cli.data.check.check`.
-        max_pixels: larger pictures are refused.
-        measure: gets the data set as it will be written and returns what its ``dataset.json`` shall say.
-        notes: what was assumed in listing it, for the report.
-        held: conservation laws that its listing kept, for the report.
-        accepts_edits: the manifest was read from the files that are now replaced.
-        advance: called after each scene.
+        root: a data root, or the folder of a published data set.
+        dataset: its name; none: the only one that is there.
 
     Raises:
-        EnvironmentFault: the manifest cannot be written; told before anything is read, where that can be known.
+        DataError: none, or more than one; says which, and what to type.
     """
-    place = manifests.folder(manifest.root, manifest.info.name)
-    atomic.refuse_unwritable(place)
-    report = examine(
-        manifest, drop_incomplete=drop_incomplete, headers_only=headers_only, max_pixels=max_pixels, advance=advance
+    if not root.is_dir():
+        raise DataError(f"{root}: {'is no folder' if root.exists() else 'does not exist'}; name the folder of the data")
+    prepared = manifests.prepared(root)
+    if dataset in prepared or (dataset is None and len(prepared) == 1):
+        return manifests.read_unsigned(root, dataset or prepared[0])
+    if dataset is not None and dataset not in DATASETS:
+        raise DataError(
+            f"{root}: no data set '{dataset}' is prepared there, and none of that name is published"
+            f"{did_you_mean(dataset, [*prepared, *DATASETS])}"
+        )
+    if dataset is not None:
+        return survey(dataset, root)
+    if prepared:
+        raise DataError(
+            f"{root}: {len(prepared)} data sets are prepared there; name one with --dataset: {', '.join(prepared)}"
+        )
+    found = [name for name in DATASETS if _is_there(name, root)]
+    if len(found) == 1:
+        return survey(found[0], root)
+    if found:
+        raise DataError(f"{root}: looks like {' and like '.join(found)}; name one with --dataset")
+    raise DataError(
+        f"{root}: holds no prepared data set and none that is known (known: {', '.join(DATASETS)}); for sensors "
+        f"of your own type: memorysam prepare folder {root} --modality NAME=PATTERN …"
     )
-    report = replace(report, notes=tuple(notes))
-    report = replace(report, laws=(held or {}) | report.laws)
-    if (report.problems and not report.dropped) or not report.scenes:
-        return Prepared(report, manifest=None)
-    info = manifest.info.model_copy(update={"counts": report.splits})
-    if measure is not None:
-        info = measure(replace(manifest, info=info, scenes=report.scenes))
-    if not accepts_edits:
-        kept = keep_superseded(manifest.root, info, report.scenes)
-        report = replace(report, warnings=(*report.warnings, *kept))
-    _list_dropped(place / DROPPED, report.dropped)
-    manifests.write(manifest.root, info, report.scenes)
-    return Prepared(report, manifest=place)
 
 
-def examine(
-    manifest: Manifest,
-    *,
-    drop_incomplete: bool = False,
-    headers_only: bool = False,
-    max_pixels: int | None = None,
-    advance: Callable[[], object] | None = None,
-) -> CheckReport:
-    """Check a listed data set, and hear what its published layout has to say; no manifest is written.
-
-    Args:
-        manifest: as of :func:`check_and_write`, as are the others.
-        drop_incomplete: leave scenes with problems out of the figures.
-        headers_only: see :func:`~memorysam_cli.data.check.check`.
-        max_pixels: larger pictures are refused.
-        advance: called after each scene.
-    """
-    report = check(
-        manifest, drop_incomplete=drop_incomplete, headers_only=headers_only, max_pixels=max_pixels, advance=advance
-    )
-    return _with_layout(report, manifest)
-
-
-def _list_dropped(path: Path, dropped: Sequence[Dropped]) -> None:
-    """Write the list of the scenes that are left out; without any, no list of an earlier run stays."""
-    if dropped:
-        atomic.write_text(path, "".join(documents.to_json(scene.to_json()) + "\n" for scene in dropped))
-    else:
-        with atomic.faults(path):
-            path.unlink(missing_ok=True)
+def _is_there(name: str, root: Path) -> bool:
+    try:
+        layout_of(name).find(root)
+    except DataNotFound:
+        return False
+    except DataAmbiguous:  # survey then says where
+        return True
+    return True
 
 
 def synthetic_folder(root: Path, *, layout: SyntheticLayout) -> Path:
@@ -263,22 +206,110 @@ def _mark(folder: Path, arguments: dict[str, Any]) -> None:
     documents.write_json(folder / MARKER, _marker(folder, arguments))
 
 
-def _listed(layout: DatasetLayout, *, folder: Path, root: Path) -> Manifest:
-    """The unwritten manifest of a folder."""
-    scenes = tuple(layout.survey(folder, root))
-    info = layout.info(folder)
-    labelled = {scene.split for scene in scenes if scene.label is not None}
-    # Labels that a layout calls hidden may have been published since.
-    hidden = tuple(split for split in info.unlabelled if split not in labelled)
-    update = {"root": relative(folder, root).as_posix(), "unlabelled": hidden}
-    return Manifest(root=root, info=info.model_copy(update=update), scenes=scenes)
+@dataclass(frozen=True)
+class Prepared:
+    """What came of a preparation."""
+
+    report: CheckReport
+    manifest: Path | None
+    """The folder of the manifest; none if the check found problems, and no manifest was written."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The one object of ``memorysam prepare --json``."""
+        found = self.report.to_json()
+        place = None if self.manifest is None else str(self.manifest.absolute())
+        first = {"schema_version": SCHEMA_VERSION, "dataset": found.pop("dataset"), "root": found.pop("root")}
+        return {**first, "manifest": place, **found}
+
+    def fault(self) -> DataError | PartialError | None:
+        """The error that the problems amount to, if there are any."""
+        report = self.report
+        if not report.problems:
+            return None
+        counted = ", ".join(f"{problem.count} × {problem.kind}" for problem in report.problems)
+        if self.manifest is not None:
+            return PartialError(
+                f"{report.root}: data set '{report.dataset}' is prepared without {len(report.dropped)} of "
+                f"{len(report.dropped) + len(report.scenes)} scenes ({counted}); they are listed in "
+                f"{self.manifest / DROPPED}"
+            )
+        remedy = "no scene is left; mend the files" if report.dropped else "mend the files, or leave such scenes out"
+        return DataError(
+            f"{report.root}: data set '{report.dataset}' has problems ({counted}), first "
+            f"{report.problems[0].first[0]}; no manifest was written; {remedy}"
+            f"{'' if report.dropped else ' with --drop-incomplete'}, and prepare again"
+        )
 
 
-def _paths(scene: Scene) -> Iterator[str]:
-    """All files of a scene."""
-    yield from (path for group in scene.files.values() for path in group)
-    if scene.label is not None:
-        yield scene.label
+def check_and_write(
+    manifest: Manifest,
+    *,
+    drop_incomplete: bool = False,
+    headers_only: bool = False,
+    max_pixels: int | None = None,
+    measure: Callable[[Manifest], DatasetInfo] | None = None,
+    notes: Sequence[str] = (),
+    held: laws.Report | None = None,
+    accepts_edits: bool = False,
+    advance: Callable[[], object] | None = None,
+) -> Prepared:
+    """Check a listed data set, and write its manifest if nothing is wrong.
+
+    Args:
+        manifest: from :func:`survey` or :func:`survey_synthetic`, or made in another way.
+        drop_incomplete: write a manifest of the scenes that can be used, and list the others in ``dropped.jsonl``.
+        headers_only: see :func:`~memorysam_cli.data.check.check`.
+        max_pixels: larger pictures are refused.
+        measure: gets the data set as it will be written and returns what its ``dataset.json`` shall say.
+        notes: what was assumed in listing it, for the report.
+        held: conservation laws that its listing kept, for the report.
+        accepts_edits: the manifest was read from the files that are now replaced.
+        advance: called after each scene.
+
+    Raises:
+        EnvironmentFault: the manifest cannot be written; told before anything is read, where that can be known.
+    """
+    place = manifests.folder(manifest.root, manifest.info.name)
+    atomic.refuse_unwritable(place)
+    report = examine(
+        manifest, drop_incomplete=drop_incomplete, headers_only=headers_only, max_pixels=max_pixels, advance=advance
+    )
+    report = replace(report, notes=tuple(notes))
+    report = replace(report, laws=(held or {}) | report.laws)
+    if (report.problems and not report.dropped) or not report.scenes:
+        return Prepared(report, manifest=None)
+    info = manifest.info.model_copy(update={"counts": report.splits})
+    if measure is not None:
+        info = measure(replace(manifest, info=info, scenes=report.scenes))
+    if not accepts_edits:
+        kept = keep_superseded(manifest.root, info, report.scenes)
+        report = replace(report, warnings=(*report.warnings, *kept))
+    _list_dropped(place / DROPPED, report.dropped)
+    manifests.write(manifest.root, info, report.scenes)
+    return Prepared(report, manifest=place)
+
+
+def examine(
+    manifest: Manifest,
+    *,
+    drop_incomplete: bool = False,
+    headers_only: bool = False,
+    max_pixels: int | None = None,
+    advance: Callable[[], object] | None = None,
+) -> CheckReport:
+    """Check a listed data set, and hear what its published layout has to say; no manifest is written.
+
+    Args:
+        manifest: as of :func:`check_and_write`, as are the others.
+        drop_incomplete: leave scenes with problems out of the figures.
+        headers_only: see :func:`~memorysam_cli.data.check.check`.
+        max_pixels: larger pictures are refused.
+        advance: called after each scene.
+    """
+    report = check(
+        manifest, drop_incomplete=drop_incomplete, headers_only=headers_only, max_pixels=max_pixels, advance=advance
+    )
+    return _with_layout(report, manifest)
 
 
 def _with_layout(report: CheckReport, manifest: Manifest) -> CheckReport:
@@ -303,6 +334,22 @@ def _with_layout(report: CheckReport, manifest: Manifest) -> CheckReport:
         strays=strays,
         laws=report.laws | laws.check({"files seen = of scenes + strays": (len(seen), len(used) + len(ignored))}),
     )
+
+
+def _paths(scene: Scene) -> Iterator[str]:
+    """All files of a scene."""
+    yield from (path for group in scene.files.values() for path in group)
+    if scene.label is not None:
+        yield scene.label
+
+
+def _list_dropped(path: Path, dropped: Sequence[Dropped]) -> None:
+    """Write the list of the scenes that are left out; without any, no list of an earlier run stays."""
+    if dropped:
+        atomic.write_text(path, "".join(documents.to_json(scene.to_json()) + "\n" for scene in dropped))
+    else:
+        with atomic.faults(path):
+            path.unlink(missing_ok=True)
 
 
 def keep_superseded(root: Path, info: DatasetInfo, scenes: Sequence[Scene]) -> list[str]:
@@ -389,50 +436,3 @@ def _copied(path: Path) -> str:
         if copy.read_bytes() == data:
             return copy.name
     raise DataError(f"{shown(path)}: has 999 earlier copies (….bak) already; remove some")
-
-
-def find_target(root: Path, *, dataset: str | None = None) -> Manifest:
-    """The listed scenes of a data set in or below a folder; nothing of them is read.
-
-    Args:
-        root: a data root, or the folder of a published data set.
-        dataset: its name; none: the only one that is there.
-
-    Raises:
-        DataError: none, or more than one; says which, and what to type.
-    """
-    if not root.is_dir():
-        raise DataError(f"{root}: {'is no folder' if root.exists() else 'does not exist'}; name the folder of the data")
-    prepared = manifests.prepared(root)
-    if dataset in prepared or (dataset is None and len(prepared) == 1):
-        return manifests.read_unsigned(root, dataset or prepared[0])
-    if dataset is not None and dataset not in DATASETS:
-        raise DataError(
-            f"{root}: no data set '{dataset}' is prepared there, and none of that name is published"
-            f"{did_you_mean(dataset, [*prepared, *DATASETS])}"
-        )
-    if dataset is not None:
-        return survey(dataset, root)
-    if prepared:
-        raise DataError(
-            f"{root}: {len(prepared)} data sets are prepared there; name one with --dataset: {', '.join(prepared)}"
-        )
-    found = [name for name in DATASETS if _is_there(name, root)]
-    if len(found) == 1:
-        return survey(found[0], root)
-    if found:
-        raise DataError(f"{root}: looks like {' and like '.join(found)}; name one with --dataset")
-    raise DataError(
-        f"{root}: holds no prepared data set and none that is known (known: {', '.join(DATASETS)}); for sensors "
-        f"of your own type: memorysam prepare folder {root} --modality NAME=PATTERN …"
-    )
-
-
-def _is_there(name: str, root: Path) -> bool:
-    try:
-        layout_of(name).find(root)
-    except DataNotFound:
-        return False
-    except DataAmbiguous:  # survey then says where
-        return True
-    return True

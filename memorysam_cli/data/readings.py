@@ -140,11 +140,13 @@ def _files(named: Mapping[str, str], wanted: Mapping[str, str]) -> Files:
 def _put(into: dict[Key, Value], key: Key, value: Value) -> None:
     """Add an entry; two for one key are refused."""
     if key in into:
-        raise DataError(f"{_shown(into[key])} and {_shown(value)}: stand for the same thing; keep one of them")
+        raise DataError(
+            f"{_first_path(into[key])} and {_first_path(value)}: stand for the same thing; keep one of them"
+        )
     into[key] = value
 
 
-def _shown(value: object) -> str:
+def _first_path(value: object) -> str:
     """A path, or the first of a scene's."""
     return str(next(iter(value.values()))[0]) if isinstance(value, dict) else str(value)
 

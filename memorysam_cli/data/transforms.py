@@ -54,6 +54,31 @@ class Sample:
         return height, width
 
 
+@dataclass(frozen=True)
+class Draw:
+    """All random decisions for one sample, drawn at once in this order.
+
+    Ten uniforms in [0, 1), whatever the modalities are and whatever is switched on: adding a modality or a photometric
+    augmentation changes neither the geometry nor the next sample.
+    """
+
+    jitter: float
+    brightness: float
+    contrast: float
+    saturation: float
+    flip: float
+    blur: float
+    sigma: float
+    scale: float
+    top: float
+    left: float
+
+    @classmethod
+    def by(cls, rng: np.random.Generator) -> Draw:
+        """Draw all ten from ``rng``."""
+        return cls(*rng.random(10).tolist())
+
+
 def augment(
     sample: Sample,
     *,
@@ -245,7 +270,7 @@ def mirror(frame: Array, modality: Modality) -> Array:
     mirrored = cv2.flip(np.ascontiguousarray(frame), 1)
     if modality.flip == "mirror":
         return mirrored
-    reason = refusal(frame.dtype, modality)
+    reason = flip_refusal(frame.dtype, modality)
     if reason:
         raise DataError(f"modality '{modality.name}': {reason}")
     total = _total(frame.dtype, modality)
@@ -259,7 +284,7 @@ def mirror(frame: Array, modality: Modality) -> Array:
     return result
 
 
-def refusal(dtype: np.dtype[Any], modality: Modality) -> str | None:
+def flip_refusal(dtype: np.dtype[Any], modality: Modality) -> str | None:
     """Why frames of this dtype cannot be flipped as the modality says, if they cannot."""
     if modality.flip == "mirror" or dtype.kind != "u":
         return None
@@ -277,31 +302,6 @@ def _total(dtype: np.dtype[Any], modality: Modality) -> float:
     """What a stored value and the one of the other sign add up to: -(s·scale + offset) = s'·scale + offset."""
     full = int(np.iinfo(dtype).max) if dtype.kind == "u" else 1
     return -2 * modality.offset * (full if modality.scale is None else 1 / modality.scale)
-
-
-@dataclass(frozen=True)
-class Draw:
-    """All random decisions for one sample, drawn at once in this order.
-
-    Ten uniforms in [0, 1), whatever the modalities are and whatever is switched on: adding a modality or a photometric
-    augmentation changes neither the geometry nor the next sample.
-    """
-
-    jitter: float
-    brightness: float
-    contrast: float
-    saturation: float
-    flip: float
-    blur: float
-    sigma: float
-    scale: float
-    top: float
-    left: float
-
-    @classmethod
-    def by(cls, rng: np.random.Generator) -> Draw:
-        """Draw all ten from ``rng``."""
-        return cls(*rng.random(10).tolist())
 
 
 def change_colours(frame: Array, modality: Modality, *, augment: Augment, draw: Draw) -> Array:

@@ -350,9 +350,9 @@ def _introduction(name: str, *, has_schema: bool) -> Iterator[str]:
 def _head(extends: str, stem: str, recipe: Recipe, changed: set[str]) -> Iterator[str]:
     yield from to_yaml({EXTENDS: extends}).splitlines()
     described = {key.path: key for key in keys()}
-    for key, value in {"name": stem, "about": ""}.items():
+    for key, value, unchanged in (("name", recipe.name, stem), ("about", recipe.about, "")):
         is_changed = key in changed
-        yield from _entry(described[key], getattr(recipe, key) if is_changed else value, is_changed=is_changed)
+        yield from _entry(described[key], value if is_changed else unchanged, is_changed=is_changed)
 
 
 def _entry(key: Key, value: Any, *, is_changed: bool) -> Iterator[str]:

@@ -23,6 +23,10 @@ class Refused(Exception):
     """Why a file is refused and what to do; the caller adds its path."""
 
 
+class Truncated(Refused):
+    """A file that ends too early."""
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """What a file promises, in the terms of the array that ``images.read`` returns."""
@@ -44,14 +48,15 @@ def take(stream: BinaryIO, count: int) -> bytes:
     """Exactly ``count`` bytes.
 
     Raises:
-        Refused: the file ends before.
+        Truncated: the file ends before.
+        Refused: nothing in a header is that long.
     """
     if count > _MAX_FIELD_BYTES:
         raise Refused(f"damaged: a field of {count} bytes in the header; {_AGAIN}")
     data = stream.read(count)
     if len(data) < count:
         size = stream.seek(0, io.SEEK_END)
-        raise Refused(f"truncated: it ends after {size:,} bytes, inside its header; {_AGAIN}")
+        raise Truncated(f"truncated: it ends after {size:,} bytes, inside its header; {_AGAIN}")
     return data
 
 
@@ -88,8 +93,8 @@ def check_complete(data: bytes, found: Header) -> None:
     {"png": _check_png, "jpeg": _check_jpeg, "tiff": _check_tiff}[found.format](data)
 
 
-def _truncated(kind: str, data: bytes, reason: str) -> Refused:
-    return Refused(f"truncated {kind}: it ends after {len(data):,} bytes, {reason}; {_AGAIN}")
+def _truncated(kind: str, data: bytes, reason: str) -> Truncated:
+    return Truncated(f"truncated {kind}: it ends after {len(data):,} bytes, {reason}; {_AGAIN}")
 
 
 def _parse_png(stream: BinaryIO) -> Header:
@@ -188,10 +193,8 @@ def _check_jpeg(data: bytes) -> None:
             if marker == _START_OF_SCAN:
                 found = _SCAN_MARKER.search(data, stream.tell())
                 stream.seek(found.start() if found else len(data))
-    except Refused as error:
-        if "truncated" in str(error):
-            raise _truncated("JPEG", data, "before its end marker") from error
-        raise
+    except Truncated as error:
+        raise _truncated("JPEG", data, "before its end marker") from error
 
 
 _FIELD_SIZES = {1: 1, 3: 2, 4: 4}

@@ -59,12 +59,12 @@ def test_groups_are_conditions_with_failures_and_splits_where_there_are_none() -
     def scene(name: str, condition: str | None, case: str | None) -> Scene:
         return Scene(id=name, split="val", condition=condition, case=case, files={}, label=None)
 
-    found = check.groups([scene("1", "fog", None), scene("2", "fog", "blur"), scene("3", None, None)])
+    found = check.sheet_groups([scene("1", "fog", None), scene("2", "fog", "blur"), scene("3", None, None)])
     assert {name: [each.id for each in scenes] for name, scenes in found.items()} == {
         "fog": ["1"], "fog blur": ["2"], "val": ["3"],
     }  # fmt: skip
     many = [scene(f"{index}", f"c{index:02d}", None) for index in range(30)]
-    assert len(check.groups(many)) == check.ROWS
+    assert len(check.sheet_groups(many)) == check.ROWS
 
 
 @pytest.mark.parametrize("values", [[50.0, 50.0], [99.99, 0.01], [100.0, 0.0], [0.0, 0.0]])

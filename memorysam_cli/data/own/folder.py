@@ -17,9 +17,8 @@ import numpy as np
 from memorysam_cli import laws
 from memorysam_cli.data.listing import pair
 from memorysam_cli.data.manifest import Manifest, Scene
-from memorysam_cli.data.own import patterns
 from memorysam_cli.data.own.classes import ClassList
-from memorysam_cli.data.own.patterns import Match, Pattern, Shares
+from memorysam_cli.data.own.patterns import Match, Pattern, Shares, split_by_lists, split_by_shares, splits_in_order
 from memorysam_cli.dataset import IGNORE, DatasetInfo, Flip, Interpolation, Kind, LabelRule, Modality
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import images
@@ -86,12 +85,12 @@ class FolderSurvey:
     """That no file was passed over."""
 
 
-def survey(root: Path, plan: FolderRequest) -> FolderSurvey:
+def survey(root: Path, request: FolderRequest) -> FolderSurvey:
     """List the scenes of a folder; nothing is checked or written yet.
 
     Args:
         root: the data root.
-        plan: patterns, classes and splits.
+        request: patterns, classes and splits.
 
     Returns:
         The manifest; scenes sorted by split and id.
@@ -101,33 +100,35 @@ def survey(root: Path, plan: FolderRequest) -> FolderSurvey:
             is not there.
         UsageError: a kind cannot be told, or ``{split}`` stands in some patterns only.
     """
-    patterns = plan.patterns()
+    patterns = request.patterns()
     if not root.is_dir():
         raise DataError(f"{root}: {'is a file' if root.exists() else 'does not exist'}; ROOT must be a folder")
-    _refuse_half_split(patterns, plan)
-    modalities, notes = _modalities(plan)
+    _refuse_half_split(patterns, request)
+    modalities, notes = _modalities(request)
     matches = {role: pattern.find(root) for role, pattern in patterns.items()}
     _refuse_labels_as_frames(matches)
     rows = _rows(matches)
     matched = sum(len(found) for found in matches.values())
     held = laws.check({"files matched = files of scenes": (matched, sum(len(row) for row in rows))})
     scenes, unlabelled, said = _divided(
-        [_scene(row, plan=plan) for row in rows], labelled={_id(row, plan) for row in rows if LABEL in row}, plan=plan
+        [_scene(row, request=request) for row in rows],
+        labelled={_id(row, request) for row in rows if LABEL in row},
+        request=request,
     )
-    classes = plan.classes or NO_CLASSES
+    classes = request.classes or NO_CLASSES
     info = DatasetInfo(
-        name=plan.name,
-        title=plan.name,
+        name=request.name,
+        title=request.name,
         classes=classes.names,
         palette=classes.palette,
         modalities=modalities,
-        label=_rule(root, matches.get(LABEL, []), plan),
+        label=_rule(root, matches.get(LABEL, []), request),
         unlabelled=unlabelled,
     )
     manifest = Manifest(root=root, info=info, scenes=tuple(scenes))
     return FolderSurvey(
         manifest,
-        (*notes, *said, *notes_on_values(manifest, will_measure=plan.will_measure), *notes_on_labels(manifest)),
+        (*notes, *said, *notes_on_values(manifest, will_measure=request.will_measure), *notes_on_labels(manifest)),
         held,
     )
 
@@ -137,11 +138,11 @@ def _role(name: str, part: int) -> Role:
     return f"{name}+{part}" if part else name
 
 
-def _refuse_half_split(patterns: Mapping[Role, Pattern], plan: FolderRequest) -> None:
+def _refuse_half_split(patterns: Mapping[Role, Pattern], request: FolderRequest) -> None:
     """``{split}`` stands in all patterns or in none."""
     with_split = [pattern.text for pattern in patterns.values() if pattern.has_split]
     without = [pattern.text for pattern in patterns.values() if not pattern.has_split]
-    if with_split and plan.split is not None:
+    if with_split and request.split is not None:
         raise UsageError(f"--split: '{with_split[0]}' tells the splits already; leave one of them out")
     if with_split and without:
         raise UsageError(
@@ -149,21 +150,21 @@ def _refuse_half_split(patterns: Mapping[Role, Pattern], plan: FolderRequest) ->
         )
 
 
-def _modalities(plan: FolderRequest) -> tuple[tuple[Modality, ...], list[str]]:
+def _modalities(request: FolderRequest) -> tuple[tuple[Modality, ...], list[str]]:
     """The sensors, and what was guessed about them."""
     made, notes = [], []
-    for name, group in plan.modalities.items():
-        kind = plan.kinds.get(name)
+    for name, group in request.modalities.items():
+        kind = request.kinds.get(name)
         if kind is None:
             kind = "angle" if len(group) > 1 else guess_kind(name)
             if kind != name:
                 notes.append(f"'{name}' is taken for kind '{kind}'; --kind {name}=… says otherwise")
-        if (kind == "angle") != (len(group) > 1) and not (kind == "angle" and name in plan.channels):
+        if (kind == "angle") != (len(group) > 1) and not (kind == "angle" and name in request.channels):
             raise UsageError(
                 f"--modality {name}: an angle has two patterns, of its sine and of its cosine, joined by '+', or "
                 f"--channels {name}=0,1,0 of one file; nothing else has two (here: {len(group)} for kind '{kind}')"
             )
-        made.append(make_modality(name, kind, scale=plan.scale.get(name), channels=plan.channels.get(name)))
+        made.append(make_modality(name, kind, scale=request.scale.get(name), channels=request.channels.get(name)))
     return tuple(made), notes
 
 
@@ -207,53 +208,53 @@ def _name(match: Match) -> str:
     return f"{match.split}/{match.key}" if match.split else match.key
 
 
-def _first(row: Mapping[Role, Match], plan: FolderRequest) -> Match:
+def _first(row: Mapping[Role, Match], request: FolderRequest) -> Match:
     """The file after which a scene is called."""
-    return next(row[role] for role in plan.patterns() if role in row)
+    return next(row[role] for role in request.patterns() if role in row)
 
 
-def _id(row: Mapping[Role, Match], plan: FolderRequest) -> str:
+def _id(row: Mapping[Role, Match], request: FolderRequest) -> str:
     """A scene's id."""
-    return _name(_first(row, plan))
+    return _name(_first(row, request))
 
 
-def _scene(row: Mapping[Role, Match], *, plan: FolderRequest) -> Scene:
+def _scene(row: Mapping[Role, Match], *, request: FolderRequest) -> Scene:
     """A scene; files that it lacks are named as they would be expected."""
-    first = _first(row, plan)
+    first = _first(row, request)
 
     def path(role: Role, pattern: Pattern) -> str:
         return row[role].path if role in row else pattern.filled(first.parts, first.split)
 
     files = {
         name: tuple(path(_role(name, part), pattern) for part, pattern in enumerate(group))
-        for name, group in plan.modalities.items()
+        for name, group in request.modalities.items()
     }
-    label = None if plan.labels is None else path(LABEL, plan.labels)
+    label = None if request.labels is None else path(LABEL, request.labels)
     return Scene(id=_name(first), split=first.split or "", condition=None, case=None, files=files, label=label)
 
 
 def _divided(
-    scenes: Sequence[Scene], *, labelled: set[str], plan: FolderRequest
+    scenes: Sequence[Scene], *, labelled: set[str], request: FolderRequest
 ) -> tuple[list[Scene], tuple[str, ...], list[str]]:
     """The scenes with their splits, the splits without labels, and what is to be said."""
     notes: list[str] = []
     if scenes[0].split:
         splits = {scene.id: scene.split for scene in scenes}
-    elif isinstance(plan.split, Mapping):
+    elif isinstance(request.split, Mapping):
         files = {scene.id: [path for group in scene.files.values() for path in group] for scene in scenes}
-        splits = patterns.by_lists(files, plan.split)
+        splits = split_by_lists(files, request.split)
         if len(splits) < len(scenes):
             notes.append(f"{len(scenes) - len(splits)} of {len(scenes)} scenes are in no list and left out")
-    elif plan.labels is None and plan.split is None:
+    elif request.labels is None and request.split is None:
         splits = dict.fromkeys((scene.id for scene in scenes), NO_LABELS)
     else:
-        splits = patterns.by_shares([scene.id for scene in scenes], plan.split or SHARES, seed=plan.seed)
+        splits = split_by_shares([scene.id for scene in scenes], request.split or SHARES, seed=request.seed)
     # A whole split without labels is meant so (a test set); a scene without its label is a fault, for the check.
-    is_chance = plan.labels is not None and not isinstance(plan.split, Mapping) and not scenes[0].split
+    is_chance = request.labels is not None and not isinstance(request.split, Mapping) and not scenes[0].split
     with_labels = {splits[name] for name in labelled if name in splits}
-    order = patterns.order(list(splits.values()))
+    order = splits_in_order(list(splits.values()))
     unlabelled = () if is_chance else tuple(split for split in order if split not in with_labels)
-    if unlabelled and plan.labels is not None:
+    if unlabelled and request.labels is not None:
         notes.append(f"split {', '.join(unlabelled)}: has no label at all; its scenes can be predicted, not scored")
     chosen = [
         replace(scene, split=splits[scene.id], label=None if splits[scene.id] in unlabelled else scene.label)
@@ -263,33 +264,33 @@ def _divided(
     return sorted(chosen, key=lambda scene: (order.index(scene.split), scene.id)), unlabelled, notes
 
 
-def _rule(root: Path, labels: Sequence[Match], plan: FolderRequest) -> LabelRule:
+def _rule(root: Path, labels: Sequence[Match], request: FolderRequest) -> LabelRule:
     """How the label files' values become classes.
 
     Raises:
         UsageError: they are in colour, and the class list has no colours; or values are both listed and shifted, or
             listed and ignored.
     """
-    if plan.classes is None or not labels:
-        return LabelRule(shift=plan.label_shift, ignore=plan.ignore)
+    if request.classes is None or not labels:
+        return LabelRule(shift=request.label_shift, ignore=request.ignore)
     try:
-        is_colour = _is_colour(root / labels[0].path, plan.classes)
+        is_colour = _is_colour(root / labels[0].path, request.classes)
     except DataError:
         is_colour = False
-    mapping = plan.classes.mapping
-    if is_colour and not plan.classes.has_colours:
+    mapping = request.classes.mapping
+    if is_colour and not request.classes.has_colours:
         raise UsageError(
             f"{labels[0].path}: is in colour; give each class its colour in the class list, such as "
-            f"'{plan.classes.names[0]} 128 64 128', or make labels of class numbers"
+            f"'{request.classes.names[0]} 128 64 128', or make labels of class numbers"
         )
-    if mapping and plan.label_shift:
-        raise UsageError(f"--label-shift {plan.label_shift}: the class list gives the values already; leave one out")
+    if mapping and request.label_shift:
+        raise UsageError(f"--label-shift {request.label_shift}: the class list gives the values already; leave one out")
     listed = {raw for raw, _ in mapping}
     # 255 is ignored unless told otherwise; any other value was asked for.
-    if both := sorted(listed & set(plan.ignore) - {IGNORE}):
+    if both := sorted(listed & set(request.ignore) - {IGNORE}):
         raise UsageError(f"--ignore {both[0]}: is the value of a class in the class list; leave one out")
-    ignore = tuple(value for value in plan.ignore if value not in listed)
-    return LabelRule(shift=plan.label_shift, ignore=ignore, mapping=() if is_colour else mapping, colours=is_colour)
+    ignore = tuple(value for value in request.ignore if value not in listed)
+    return LabelRule(shift=request.label_shift, ignore=ignore, mapping=() if is_colour else mapping, colours=is_colour)
 
 
 def _is_colour(path: Path, classes: ClassList) -> bool:

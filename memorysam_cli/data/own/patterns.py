@@ -177,7 +177,7 @@ def read_shares(text: str) -> Shares:
     return train, val, test
 
 
-def by_shares(names: Sequence[str], shares: Shares, *, seed: int) -> dict[str, str]:
+def split_by_shares(names: Sequence[str], shares: Shares, *, seed: int) -> dict[str, str]:
     """Name → split, by a hash of seed and name.
 
     A scene keeps its split when others come or go. Where a split would get no scene, it gets the one whose hash is
@@ -204,7 +204,7 @@ def by_shares(names: Sequence[str], shares: Shares, *, seed: int) -> dict[str, s
     return found
 
 
-def by_lists(known: Mapping[str, Sequence[str]], lists: Mapping[str, Path]) -> dict[str, str]:
+def split_by_lists(known: Mapping[str, Sequence[str]], lists: Mapping[str, Path]) -> dict[str, str]:
     """Scene → split, by files that list scenes.
 
     Args:
@@ -239,7 +239,7 @@ def by_lists(known: Mapping[str, Sequence[str]], lists: Mapping[str, Path]) -> d
     return {scene: split for scene, (split, _) in found.items()}
 
 
-def order(splits: Sequence[str]) -> list[str]:
+def splits_in_order(splits: Sequence[str]) -> list[str]:
     """train, val, test, then others by name."""
     return sorted(set(splits), key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
 

@@ -35,8 +35,10 @@ class Scores:
 
     def means(self) -> dict[str, float]:
         """All means by name, as reports give them."""
-        names = ("miou", "macc", "mf1", "miou_present", "macc_present", "mf1_present")
-        return {name: getattr(self, name) for name in names}
+        return {
+            "miou": self.miou, "macc": self.macc, "mf1": self.mf1, "miou_present": self.miou_present,
+            "macc_present": self.macc_present, "mf1_present": self.mf1_present,
+        }  # fmt: skip
 
 
 def confusion(prediction: Tensor, label: Tensor, classes: int) -> Tensor:

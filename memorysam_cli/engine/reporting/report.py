@@ -14,6 +14,7 @@ from memorysam_cli.engine.run_folder import RECIPE, RunFolder
 from memorysam_cli.errors import UsageError
 from memorysam_cli.report import console, pages
 from memorysam_cli.storage import atomic
+from memorysam_cli.text import megabytes
 
 NAME = "report.html"
 GATHER = {
@@ -59,7 +60,9 @@ def write(folder: Sequence[Path], *, out: Path | None = None) -> WrittenReport:
     text = pages.render(facts["kind"], **facts)
     size = len(text.encode())
     if size > pages.MOST_BYTES:
-        console.warn(f"{path}: has {size / 1e6:.0f} MB, for it has very many classes; mail and CI may refuse it")
+        console.warn(
+            f"{path}: has {megabytes(size, decimals=0)}, for it has very many classes; mail and CI may refuse it"
+        )
     atomic.write_text(path, text)
     return WrittenReport(facts["kind"], path, size)
 

@@ -103,8 +103,13 @@ def _lora(given: WeightsCard, wanted: WeightsCard) -> dict[str, tuple[Any, Any]]
     if wanted.recipe.model.encoder != "lora":
         return {}
     then, now = given.recipe.model.lora, wanted.recipe.model.lora
-    found = {key: (getattr(then, key), getattr(now, key)) for key in ("rank", "targets", "dora", "rslora")}
-    found["alpha"] = (then.alpha or then.rank, now.alpha or now.rank)
+    found: dict[str, tuple[Any, Any]] = {
+        "rank": (then.rank, now.rank),
+        "targets": (then.targets, now.targets),
+        "dora": (then.dora, now.dora),
+        "rslora": (then.rslora, now.rslora),
+        "alpha": (then.alpha or then.rank, now.alpha or now.rank),
+    }
     return {f"model.lora.{key}": pair for key, pair in found.items()}
 
 

@@ -5,32 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from memorysam_cli.data.findings import CheckReport, StoredForm
     from memorysam_cli.data.manifest import Manifest
     from memorysam_cli.dataset import DatasetInfo
     from memorysam_cli.laws import Report as Laws
-
-Root = Annotated[
-    Path, typer.Argument(metavar="ROOT", help="Folder of the data sets; the manifest goes to ROOT/memorysam/.")
-]
-DropIncomplete = Annotated[
-    bool, typer.Option("--drop-incomplete", help="Leave out scenes with problems, list them, and end with exit code 4.")
-]
-HeadersOnly = Annotated[
-    bool,
-    typer.Option("--headers-only", help="Read the headers of pictures alone (labels whole): fast, misses torn files."),
-]
-MaxPixels = Annotated[
-    int | None,
-    typer.Option(
-        "--max-pixels", min=1, metavar="N", help="Refuse larger pictures (100 million, or $MEMORYSAM_MAX_PIXELS)."
-    ),
-]
 
 
 def check_and_write(

@@ -1,13 +1,33 @@
-"""What the words after the options of ``memorysam prepare folder`` mean."""
+"""The options of ``memorysam prepare``: those that several commands share, and what the words of the others mean."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
 
 from memorysam_cli.errors import UsageError, did_you_mean
+
+Root = Annotated[
+    Path, typer.Argument(metavar="ROOT", help="Folder of the data sets; the manifest goes to ROOT/memorysam/.")
+]
+DropIncomplete = Annotated[
+    bool, typer.Option("--drop-incomplete", help="Leave out scenes with problems, list them, and end with exit code 4.")
+]
+HeadersOnly = Annotated[
+    bool,
+    typer.Option("--headers-only", help="Read the headers of pictures alone (labels whole): fast, misses torn files."),
+]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        "--max-pixels", min=1, metavar="N", help="Refuse larger pictures (100 million, or $MEMORYSAM_MAX_PIXELS)."
+    ),
+]
+
 
 if TYPE_CHECKING:
     from memorysam_cli.data.own.patterns import Pattern, Shares

@@ -1,0 +1,352 @@
+"""``memorysam prepare``: render or check a data set, and write the manifest that all other commands read.
+
+``synthetic`` renders one; ``deliver`` and its siblings unpack, if need be, and check a published one; ``folder`` and
+``manifest`` are for one's own sensors; ``hha`` makes HHA images from metric depth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from memorysam_cli.commands import prepare_options as words
+from memorysam_cli.commands.options import Json, Quiet, Verbose, begin
+from memorysam_cli.commands.prepare_options import DropIncomplete, HeadersOnly, MaxPixels, Root
+from memorysam_cli.commands.prepare_report import check_and_write, measuring
+from memorysam_cli.data import DATASETS
+from memorysam_cli.errors import DataError, UsageError
+
+Where = Annotated[
+    Path,
+    typer.Argument(
+        metavar="ROOT", help="The data set's folder, one above it, or its archive (.zip, .tar, .tar.gz, .tar.xz)."
+    ),
+]
+MaxExpand = Annotated[
+    float | None,
+    typer.Option("--max-expand", min=0, metavar="GB", help="Unpack up to this much (else 200 × the archive's size)."),
+]
+AllowCase = Annotated[
+    bool, typer.Option("--allow-case", help="Unpack names that differ in case alone, where the disk can hold both.")
+]
+Measure = Annotated[bool, typer.Option("--measure", help="Store each modality's mean, deviation and range over train.")]
+Named = list[str] | None
+app = typer.Typer(
+    help="Render or check a data set and write its manifest. All other commands read that, and look for no files.",
+    no_args_is_help=True,
+)
+
+
+def synthetic(
+    root: Root,
+    scenes: Annotated[int, typer.Option("--scenes", min=1, metavar="N", help="How many scenes in all.")] = 240,
+    size: Annotated[int, typer.Option("--size", min=32, metavar="PX", help="Height of the pictures.")] = 160,
+    seed: Annotated[int, typer.Option("--seed", min=0, metavar="S", help="Another seed, other worlds.")] = 0,
+    layout: Annotated[Literal["deliver", "mcubes"], typer.Option(help="Whose folders and files to write.")] = "deliver",
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Render street scenes in DELIVER's (or MCubeS') own layout.
+
+    They are prepared as the data set 'synthetic'.
+    """
+    from memorysam_cli.data import preparation
+    from memorysam_cli.report import console
+
+    begin(json=json, verbose=verbose, quiet=quiet)
+    with console.progress(scenes, "render") as bar:
+        is_new = preparation.render_synthetic(
+            root, layout=layout, scenes=scenes, size=size, seed=seed, advance=bar.advance
+        )
+    if not is_new:
+        console.note(f"{preparation.synthetic_folder(root, layout=layout)}: these scenes are there already; kept")
+    check_and_write(preparation.survey_synthetic(root, layout=layout), json=json)
+
+
+def command_of(name: str) -> Callable[..., None]:
+    """The command that prepares a published data set."""
+
+    def prepare(
+        root: Where,
+        drop_incomplete: DropIncomplete = False,
+        headers_only: HeadersOnly = False,
+        max_pixels: MaxPixels = None,
+        max_expand: MaxExpand = None,
+        allow_case: AllowCase = False,
+        measure: Measure = False,
+        json: Json = False,
+        verbose: Verbose = False,
+        quiet: Quiet = False,
+    ) -> None:
+        begin(json=json, verbose=verbose, quiet=quiet)
+        inside = None
+        if root.is_file():
+            inside = _unpacked(root, max_expand=max_expand, allow_case=allow_case)
+            root = root.parent
+        # After the archive: a bomb is refused at once and with little memory.
+        from memorysam_cli.data import preparation
+        from memorysam_cli.data.layout import DataNotFound
+        from memorysam_cli.report import console
+
+        try:
+            found = preparation.survey(name, root, inside=inside)
+        except DataNotFound as fault:
+            console.note(f"expected below {inside or root}:\n{fault.expected_tree}")
+            raise
+        check_and_write(
+            found,
+            json=json,
+            drop_incomplete=drop_incomplete,
+            headers_only=headers_only,
+            max_pixels=max_pixels,
+            measure=measuring(max_pixels=max_pixels, normalise=False) if measure else None,
+        )
+
+    return prepare
+
+
+def _unpacked(path: Path, *, max_expand: float | None, allow_case: bool) -> Path:
+    """The folder beside an archive that holds what was in it; unpacks it if that was not done before."""
+    from memorysam_cli.report import console
+    from memorysam_cli.storage import archive
+
+    if max_expand is not None and not math.isfinite(max_expand):
+        raise UsageError(f"--max-expand {max_expand}: must be a number of gigabytes, such as 50")
+    limit = None if max_expand is None else int(max_expand * 1e9)
+    with console.progress(archive.megabytes(path), f"unpack {path.name}, MB") as bar:
+        folder, is_new = archive.unpack_beside(path, max_bytes=limit, allow_case=allow_case, advance=bar.advance)
+    console.note(f"{folder}: {'unpacked from' if is_new else 'is already unpacked from'} {path.name}")
+    return folder
+
+
+def folder(
+    root: Root,
+    modality: Annotated[
+        list[str],
+        typer.Option(
+            "--modality",
+            "-m",
+            metavar="NAME=PATTERN",
+            help="A sensor and its files below ROOT, such as 'depth=depth/*.png' (repeatable).",
+        ),
+    ],
+    labels: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="The label files; without, the scenes can only be predicted.")
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A class per line: name, or name r g b, or value: name r g b.")
+    ] = None,
+    palette: Annotated[
+        Literal["given", "safe"],
+        typer.Option(help="Colours of --classes as given, or such that the colour-blind tell them apart."),
+    ] = "given",
+    split: Annotated[
+        Named, typer.Option("--split", metavar="SHARES|NAME=FILE", help="0.8/0.1/0.1, or a list of scenes per split.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the data set; else ROOT's own.")] = None,
+    kind: Annotated[
+        Named,
+        typer.Option(
+            "--kind", metavar="NAME=KIND", help="rgb, gray, depth, hha, event, lidar, thermal or angle (repeatable)."
+        ),
+    ] = None,
+    channels: Annotated[
+        Named,
+        typer.Option(
+            "--channels", metavar="NAME=A,B,C", help="The three stored channels to take, from 0 (repeatable)."
+        ),
+    ] = None,
+    scale: Annotated[
+        Named,
+        typer.Option(
+            "--scale", metavar="NAME=X", help="Stored values times X, as depth=0.001 for mm to m (repeatable)."
+        ),
+    ] = None,
+    ignore: Annotated[
+        list[int] | None, typer.Option(metavar="VALUE", help="Label value that counts nowhere, else 255 (repeatable).")
+    ] = None,
+    label_shift: Annotated[
+        int, typer.Option(min=-65535, max=65535, metavar="N", help="Added to label values, as -1 for 1..K.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="S", help="Another seed, another division into splits.")] = 0,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Normalise each sensor by its own mean and deviation over train.")
+    ] = False,
+    drop_incomplete: DropIncomplete = False,
+    headers_only: HeadersOnly = False,
+    max_pixels: MaxPixels = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Prepare files of your own sensors, any number of them.
+
+    PNG, JPEG, TIFF, NPY or NPZ. Files of one scene pair by what the wildcards stand for; {split} in a pattern is the
+    scene's split. An angle has two patterns, sine and cosine: 'aolp=sin/*.npy+cos/*.npy'.
+    """
+    begin(json=json, verbose=verbose, quiet=quiet)
+    from memorysam_cli.data.own.classes import read_classes
+    from memorysam_cli.data.own.folder import FolderRequest, survey
+    from memorysam_cli.data.own.patterns import Pattern
+
+    patterns = words.patterns(modality)
+    if (labels is None) != (classes is None):
+        raise UsageError("--labels and --classes: give both, or neither for scenes that are only predicted")
+    request = FolderRequest(
+        name=words.dataset_name(name, root),
+        modalities=patterns,
+        labels=None if labels is None else Pattern(labels),
+        classes=None if classes is None else read_classes(words.existing(classes, root), is_safe=palette == "safe"),
+        split=words.split(split or [], root),
+        kinds=words.kinds(words.pairs("--kind", kind, known=patterns)),
+        channels=words.channels(words.pairs("--channels", channels, known=patterns)),
+        scale=words.scales(words.pairs("--scale", scale, known=patterns)),
+        ignore=tuple(ignore or (255,)),
+        label_shift=label_shift,
+        seed=seed,
+        will_measure=measure,
+    )
+    found = survey(root, request)
+    check_and_write(
+        found.manifest,
+        json=json,
+        drop_incomplete=drop_incomplete,
+        headers_only=headers_only,
+        max_pixels=max_pixels,
+        measure=measuring(max_pixels=max_pixels, normalise=True) if measure else None,
+        notes=found.notes,
+        held=found.laws,
+    )
+
+
+def manifest(
+    root: Root,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the data set: a folder in ROOT/memorysam/.")],
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Store each sensor's mean, deviation and range over train.")
+    ] = False,
+    drop_incomplete: DropIncomplete = False,
+    headers_only: HeadersOnly = False,
+    max_pixels: MaxPixels = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check again, and accept, a data set that was edited by hand.
+
+    The other commands refuse scenes.jsonl until then.
+    """
+    begin(json=json, verbose=verbose, quiet=quiet)
+    from memorysam_cli.data import manifest as manifests
+
+    found = manifests.read_unsigned(root, name)
+    if found.info.name != name:
+        path = manifests.folder(root, name) / manifests.INFO
+        raise DataError(
+            f"{path}: name: is '{found.info.name}', but its folder is '{name}'; write the folder's name there"
+        )
+    check_and_write(
+        found,
+        json=json,
+        drop_incomplete=drop_incomplete,
+        headers_only=headers_only,
+        max_pixels=max_pixels,
+        measure=measuring(max_pixels=max_pixels, normalise=False) if measure else None,
+        accepts_edits=True,
+    )
+
+
+def hha(
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder of the data set.")],
+    depth: Annotated[str, typer.Option("--depth", metavar="PATTERN", help="The depth images below ROOT.")],
+    camera: Annotated[str, typer.Option("--camera", metavar="FX,FY,CX,CY", help="In pixels of the depth images.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="Where to, below ROOT.")] = Path("hha"),
+    depth_scale: Annotated[
+        float | None,
+        typer.Option("--depth-scale", metavar="X", help="Metres per unit (else 0.001, for floating point 1)."),
+    ] = None,
+    farthest: Annotated[
+        float | None, typer.Option("--farthest", metavar="M", help="What is farther counts as not measured.")
+    ] = None,
+    camera_height: Annotated[
+        float | None,
+        typer.Option("--height", metavar="M", help="Of the camera above the ground (else from the lowest points)."),
+    ] = None,
+    gravity: Annotated[
+        str | None,
+        typer.Option("--gravity", metavar="X,Y,Z", help="Where down is, as 0,1,0 (else found in each image)."),
+    ] = None,
+    nearest: Annotated[
+        float, typer.Option("--nearest", metavar="M", show_default="1.216", help="The distance that becomes 255.")
+    ] = 310 / 255,
+    tallest: Annotated[float, typer.Option("--tallest", metavar="M", help="The height that becomes 255.")] = 2.55,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compute HHA images from metric depth.
+
+    An 8-bit PNG of horizontal disparity, height above ground and angle with gravity for each depth image. Depth lies
+    along the optical axis; 0 and the largest whole number mean 'not measured' and become 0. Images that are done and
+    newer than their depth are kept.
+    """
+    begin(json=json, verbose=verbose, quiet=quiet)
+    positive = {
+        "--depth-scale": depth_scale, "--farthest": farthest, "--height": camera_height, "--nearest": nearest,
+        "--tallest": tallest,
+    }  # fmt: skip
+    for option, value in positive.items():
+        if value is not None and not 0 < value < 1e6:
+            raise UsageError(f"{option} {value}: must be a number above 0, in metres")
+    from memorysam_cli.data.own.hha import Camera, Depths, Encoding, HhaSettings, convert, plan_conversion
+    from memorysam_cli.data.own.patterns import Pattern
+    from memorysam_cli.report import console
+
+    fx, fy, cx, cy = _numbers("--camera", camera, "fx,fy,cx,cy")
+    if fx <= 0 or fy <= 0:
+        raise UsageError(f"--camera {camera}: the focal lengths fx and fy must be above 0, in pixels")
+    x, y, z = _numbers("--gravity", gravity or "0,0,0", "x,y,z")
+    if gravity is not None and x == y == z == 0:
+        raise UsageError(f"--gravity {gravity}: has no direction; a camera held level has 0,1,0")
+    settings = HhaSettings(
+        camera=Camera(fx, fy, cx, cy),
+        depths=Depths(scale=depth_scale, farthest=farthest),
+        encoding=Encoding(nearest, tallest, camera_height, gravity=None if gravity is None else (x, y, z)),
+    )
+    work = plan_conversion(root, Pattern(depth), root / out, settings=settings)
+    with console.progress(len(work.jobs), "hha") as bar:
+        convert(work, advance=bar.advance)
+    console.say(f"HHA images  {len(work.jobs)} made, {work.done} kept")
+    console.say(f"folder      {work.out}")
+    if json:
+        console.answer(
+            {"schema_version": 1, "root": str(root.absolute()), "out": str(work.out.absolute()), "made": len(work.jobs),
+             "kept": work.done}
+        )  # fmt: skip
+
+
+def _numbers(option: str, text: str, form: str) -> list[float]:
+    """Numbers separated by commas, as many as ``form`` has words."""
+    try:
+        found = [float(word) for word in text.split(",")]
+    except ValueError:
+        found = []
+    if len(found) != len(form.split(",")) or not all(abs(number) < 1e6 for number in found):
+        raise UsageError(f"{option} {text}: must be {form}, finite numbers separated by commas")
+    return found
+
+
+app.command()(synthetic)
+for _name in DATASETS:
+    app.command(
+        _name,
+        help=f"Check the published data set {_name}, unpacked or an archive. Writes the manifest that all others read.",
+    )(command_of(_name))
+app.command()(folder)
+app.command()(manifest)
+app.command()(hha)

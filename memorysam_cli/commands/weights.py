@@ -1,0 +1,306 @@
+"""``memorysam weights``: look at weights, verify them, take them in, hand them out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from memorysam_cli.commands import options
+from memorysam_cli.commands.card import License
+from memorysam_cli.commands.options import Json, Quiet, Verbose, begin, refuse_taken
+from memorysam_cli.errors import UsageError, did_you_mean
+from memorysam_cli.text import megabytes
+
+SCHEMA_VERSION = 1
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors file written by memorysam.")]
+SUFFIXES = (".safetensors", ".pth", ".pt")
+"""Of the containers that are written."""
+app = typer.Typer(help="Show, verify, merge, import, export, fetch and push weights.", no_args_is_help=True)
+
+
+def info(file: File, json: Json = False, verbose: Verbose = False, quiet: Quiet = False) -> None:
+    """Show what a weights file says of itself.
+
+    Classes, modalities, base, recipe and result.
+    """
+    from memorysam_cli.model.weights import read_card
+    from memorysam_cli.report import console
+
+    begin(json=json, verbose=verbose, quiet=quiet)
+    card = read_card(file)
+    if json:
+        console.answer({"schema_version": SCHEMA_VERSION, "file": str(file), **card.model_dump(mode="json")})
+        return
+    metric = card.metric
+    base = f"{card.base.source} (SHA-256 {card.base.sha256[:12]}…)" if card.kind == "trained" else "inside this file"
+    if card.base.source.startswith("import:"):
+        base += f", imported from {card.base.source.removeprefix('import:')} (SHA-256 {card.base.sha256[:12]}…)"
+    when = "" if metric is None else f"epoch {metric.epoch}" if metric.step is None else f"step {metric.step}"
+    result = f"mIoU {metric.miou:.2f} on {metric.split} ({metric.protocol}), {when}" if metric else "–"
+    rows = {
+        "file": f"{file} ({megabytes(file.stat().st_size)}, {card.kind})",
+        "recipe": card.recipe.name,
+        "data set": f"{card.dataset.title} ({len(card.dataset.classes)} classes)",
+        "modalities": ", ".join(modality.name for modality in card.modalities),
+        "backbone": card.recipe.model.backbone,
+        "base": base,
+        "image size": f"{card.image_size} px",
+        "result": result,
+        "made with": ", ".join(f"{name} {version}" for name, version in card.versions.items()),
+    }
+    for name, value in rows.items():
+        console.say(f"{name:<10}  {value}")
+
+
+def verify(file: File, json: Json = False, verbose: Verbose = False, quiet: Quiet = False) -> None:
+    """Check that weights are whole, finite and fit their base.
+
+    Computes one scene with them, too. Exit code 10 if anything is wrong.
+    """
+    from memorysam_cli.engine.weights.verification import verify_weights
+    from memorysam_cli.errors import CheckFailedError, WeightsError
+    from memorysam_cli.report import console
+
+    begin(json=json, verbose=verbose, quiet=quiet)
+    try:
+        found = verify_weights(file)
+    except WeightsError as fault:
+        if json:
+            console.answer({"schema_version": SCHEMA_VERSION, "file": str(file), "ok": False, "reason": str(fault)})
+        raise CheckFailedError(str(fault)) from None
+    if json:
+        console.answer({"schema_version": SCHEMA_VERSION, "file": str(file), "ok": True, **found})
+    else:
+        console.say(f"ok: {found['tensors']} tensors on base {found['base']}, SHA-256 {found['sha256']}")
+
+
+def merge(
+    file: File,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The self-contained file to write.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE if it exists.")] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fold LoRA into the base: one file that needs no base weights."""
+    from memorysam_cli.model.weights import load, save_merged
+    from memorysam_cli.report import console
+
+    begin(json=json, verbose=verbose, quiet=quiet)
+    refuse_taken(out, source=file, overwrite=overwrite)
+    digest = save_merged(load(file), out)
+    if json:
+        console.answer({"schema_version": SCHEMA_VERSION, "file": str(file), "out": str(out), "sha256": digest})
+    else:
+        console.say(f"{out} ({megabytes(out.stat().st_size)}, SHA-256 {digest})")
+
+
+def import_weights(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A .pth of the upstream MemorySAM code, or its .safetensors.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The .safetensors file to write.")],
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", "-r", metavar="NAME|FILE", help="How they were trained (else by the file's name)."),
+    ] = None,
+    modalities: Annotated[
+        str | None,
+        typer.Option("--modalities", "-m", metavar="A,B", help="In the order of the training (else by the name)."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", "-d", metavar="ROOT", help="Take classes and sensors as prepared there."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it exists.")] = False,
+    json: options.Json = False,
+    verbose: options.Verbose = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Make the authors' weights into a file that all commands take.
+
+    Backbone, LoRA rank and class tokens are read off the tensors, modalities and result off the file's name
+    (RGBDEL_epoch95_65.38.pth). What neither says is asked for.
+    """
+    options.begin(json=json, verbose=verbose, quiet=quiet)
+    names = options.names(modalities)
+    if out.suffix != ".safetensors":
+        raise UsageError(f"--out {out}: must end in .safetensors")
+    options.refuse_taken(out, source=file, overwrite=overwrite)
+    from memorysam_cli.engine.weights.importing import import_reference
+    from memorysam_cli.report import console
+
+    found = import_reference(file, out, recipe=recipe, modalities=names, root=data)
+    card, model = found.card, found.card.recipe.model
+    for line in found.notes:
+        console.note(line)
+    if json:
+        console.answer(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "file": str(file),
+                "out": str(out),
+                "sha256": found.sha256,
+                "tensors": found.tensors,
+                "recipe": card.recipe.name,
+                "dataset": card.dataset.name,
+                "classes": len(card.dataset.classes),
+                "modalities": [modality.name for modality in card.modalities],
+                "backbone": model.backbone,
+                "lora_rank": model.lora.rank,
+                "tokens": card.tokens,
+                "metric": card.metric.model_dump(mode="json") if card.metric else None,
+                "notes": list(found.notes),
+            }
+        )
+        return
+    metric = card.metric
+    result = f", mIoU {metric.miou:.2f} on {metric.split} (epoch {metric.epoch})" if metric else ""
+    names_in_order = ", ".join(modality.name for modality in card.modalities)
+    console.say(
+        f"{card.dataset.title} ({len(card.dataset.classes)} classes), {names_in_order}; {model.backbone}{result}"
+    )
+    console.say(f"{out} ({megabytes(out.stat().st_size)}, all {found.tensors} tensors, SHA-256 {found.sha256})")
+
+
+def export(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors file written by memorysam.")],
+    form: Annotated[
+        Literal["reference", "peft", "merged"],
+        typer.Option("--format", help="The upstream code's layout, the LoRA alone, or plain sam2's names."),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="PATH", help="A .pth, .pt or .safetensors; a folder for peft.")
+    ],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it is a file that exists.")] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write weights in a layout that other code reads.
+
+    reference: the upstream MemorySAM code's state dict, to check results with it. peft: the LoRA alone, as an
+    adapter folder. merged: a state dict of plain sam2 with LoRA folded in and the decoder's class tokens.
+    """
+    begin(json=json, verbose=verbose, quiet=quiet)
+    _refuse_target(out, source=file, is_folder=form == "peft", overwrite=overwrite)
+    from memorysam_cli.engine.weights import exporting
+    from memorysam_cli.report import console
+
+    found = exporting.export(file, out, form=form)
+    for line in found.notes:
+        console.note(line)
+    if json:
+        facts = {"file": str(file), "out": str(out), "format": form, "tensors": found.tensors, "sha256": found.sha256}
+        console.answer({"schema_version": SCHEMA_VERSION, **facts})
+    else:
+        console.say(f"{out} ({form}, {found.tensors} tensors, SHA-256 {found.sha256})")
+
+
+def _refuse_target(out: Path, *, source: Path, is_folder: bool, overwrite: bool) -> None:
+    """Refuse a target before anything is read."""
+    if is_folder:
+        if out.suffix in SUFFIXES:
+            raise UsageError(f"--out {out}: a PEFT adapter is a folder; give a name without {out.suffix}")
+        if out.is_file() or (out.is_dir() and any(out.iterdir())):
+            raise UsageError(f"--out {out}: exists already; give another folder")
+        return
+    if out.suffix not in SUFFIXES:
+        raise UsageError(f"--out {out}: must end in {', '.join(SUFFIXES)}, which says how it is written")
+    refuse_taken(out, source=source, overwrite=overwrite)
+
+
+def fetch(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME", help="Backbones, such as sam2-hiera-base-plus.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All that are published.")] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fetch SAM 2's published weights and check their SHA-256.
+
+    They go to the Hugging Face cache; train does it by itself. HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are honoured.
+    What is in the cache is checked, not fetched again. A server from which nothing comes for 45 seconds is given up.
+    """
+    begin(json=json, verbose=verbose, quiet=quiet)
+    from memorysam_cli.recipe import BACKBONES
+    from memorysam_cli.report import console
+
+    published = [name for name in BACKBONES if name != "nano"]
+    if bool(names) == every:
+        raise UsageError(f"weights fetch: give names or --all{did_you_mean('', published)}")
+    for name in names or ():
+        if name == "nano":
+            raise UsageError("nano: its weights come with memorysam; there is nothing to fetch")
+        if name not in published:
+            raise UsageError(f"{name}: is no published backbone{did_you_mean(name, published)}")
+    from memorysam_cli.encoders.hiera import PUBLISHED
+    from memorysam_cli.storage import hub
+
+    files = []
+    for name in published if every else dict.fromkeys(names or ()):
+        wanted = PUBLISHED[name]
+        path = hub.fetch(wanted.repository, wanted.filename, sha256=wanted.sha256, show_progress=not quiet)
+        console.say(f"{name}  {path}  SHA-256 {wanted.sha256}")
+        files.append({"name": name, "repository": wanted.repository, "path": str(path), "sha256": wanted.sha256})
+    if json:
+        console.answer({"schema_version": SCHEMA_VERSION, "files": files})
+
+
+def push(
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the Hub; made if it is not there.")],
+    file: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A .safetensors file written by memorysam.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Send it; without it, only say what would be sent.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="A repository that is made is private.")] = False,
+    license: License = "apache-2.0",
+    with_card: Annotated[
+        bool, typer.Option("--card/--no-card", help="Send a README.md as `memorysam card` writes it.")
+    ] = True,
+    replace_card: Annotated[
+        bool, typer.Option("--replace-card", help="Replace a README.md that is there and differs.")
+    ] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Send weights and their model card to the Hugging Face Hub.
+
+    The recipe goes along, in one commit or not at all. Without --yes it only says what would be sent and sends nothing,
+    for what is public once is public. HF_TOKEN (or `hf auth login`), HF_ENDPOINT and HF_HUB_OFFLINE are honoured. A
+    README.md that is there and differs is never replaced unasked.
+    """
+    begin(json=json, verbose=verbose, quiet=quiet)
+    from memorysam_cli.storage import hub
+
+    hub.refuse_name(repo)
+    from memorysam_cli.engine.weights import publishing
+    from memorysam_cli.report import console
+
+    upload = publishing.plan(
+        repo, file, license=license, with_card=with_card, private=private, replaces_card=replace_card
+    )  # fmt: skip
+    sizes = publishing.sizes(upload)
+    for name, size in sizes.items():
+        console.say(f"{name}  {megabytes(size, decimals=2)}")
+    url = hub.send(upload, show_progress=not quiet) if yes else None
+    if json:
+        files = [{"name": name, "bytes": size} for name, size in sizes.items()]
+        console.answer(
+            {"schema_version": SCHEMA_VERSION, "repo": repo, "file": str(file), "files": files, "sent": yes, "url": url}
+        )
+    kind = "a private repository" if private else "a public repository, unless it is there and private"
+    console.say(f"sent: {url}" if yes else f"not sent; add --yes to send these to {repo} ({kind})")
+
+
+app.command()(info)
+app.command()(verify)
+app.command()(merge)
+app.command("import")(import_weights)
+app.command()(export)
+app.command()(fetch)
+app.command()(push)
