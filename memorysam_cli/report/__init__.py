@@ -1,1 +1,1 @@
-"""What people see: ``console`` the terminal, ``live`` progress on it, ``figures``, ``pictures`` of scenes, HTML ``pages``."""
+"""What people see: ``console`` the terminal, ``live`` progress on it, ``figures``, ``pictures`` of scenes, ``pages``."""
