@@ -1,1 +1,1 @@
-"""What people see: ``console`` the terminal, ``live`` progress on it, ``figures``, ``pictures`` of scenes, ``pages``."""
+"""What people see: ``console`` the terminal, ``live`` its progress, ``figures``, ``pictures`` of scenes, ``pages``."""
