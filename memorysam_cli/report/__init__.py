@@ -1,1 +1,1 @@
-"""What people see: the terminal (``console``, ``live``), ``figures``, ``pictures`` of scenes, HTML ``pages``."""
+"""What people see: ``console`` the terminal, ``live`` its progress, ``figures``, ``pictures`` of scenes, ``pages``."""
