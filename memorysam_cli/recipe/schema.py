@@ -281,9 +281,6 @@ class Recipe(Section):
     """What runs are called by; none: as the file."""
     about: str = ""
     """One line for ``recipes list``."""
-    extensions: tuple[str, ...] = ()
-    """Python files of yours that register encoders, fusions or losses, relative to this file. They run only where this
-    file is given to ``--recipe``; anywhere else name them with ``memorysam --extend FILE``."""
     data: Data
     augment: Augment = Augment()
     model: Model
@@ -291,6 +288,9 @@ class Recipe(Section):
     spmm: Spmm
     optim: Optim
     train: Train
+    extensions: tuple[str, ...] = ()
+    """Python files of yours that register encoders, fusions or losses, relative to this file. They run only where this
+    file is given to ``--recipe``; anywhere else name them with ``memorysam --extend FILE``."""
 
     @model_serializer(mode="wrap")
     def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
