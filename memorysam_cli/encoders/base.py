@@ -131,24 +131,22 @@ class Backbone:
     published: Published | None = None
     packaged: Path | None = None
 
-    def encoder(self, name: str) -> Encoder:
+    def encoder(self) -> Encoder:
         """Build the encoder and refuse what the program could not train or store.
-
-        Args:
-            name: of the backbone, for messages.
 
         Raises:
             UsageError: it is no :class:`Encoder`, has not four levels, or keeps running statistics.
         """
         built = self.build()
         if not isinstance(built, Encoder):
-            raise UsageError(f"encoder '{name}': build gives a {type(built).__name__}, not a subclass of Encoder")
+            raise UsageError(f"encoder {type(built).__name__}: is no subclass of memorysam_cli.encoders.base.Encoder")
+        name = type(built).__name__
         if len(built.channels) != len(STRIDES):
-            raise UsageError(f"encoder '{name}': has channels for {len(built.channels)} levels, not {len(STRIDES)}")
+            raise UsageError(f"encoder {name}: has channels for {len(built.channels)} levels, not {len(STRIDES)}")
         for path, module in built.named_modules():
             if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
                 raise UsageError(
-                    f"encoder '{name}': {path} is a {type(module).__name__} that keeps running statistics, which "
+                    f"encoder {name}: {path} is a {type(module).__name__} that keeps running statistics, which "
                     "weights files do not hold; use GroupNorm or LayerNorm"
                 )
         return built

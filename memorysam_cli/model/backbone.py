@@ -63,21 +63,21 @@ class RotaryAttention(RoPEAttention):  # type: ignore[misc]  # sam2 has no types
         return result
 
 
-def build_sam2(backbone: str, *, tokens: int, attention: type[RoPEAttention] = RotaryAttention) -> SAM2Base:
+def build_sam2(backbone: str | Backbone, *, tokens: int, attention: type[RoPEAttention] = RotaryAttention) -> SAM2Base:
     """A SAM2 network with PyTorch's initial values.
 
     Args:
-        backbone: a name of ``memorysam_cli.registry.ENCODERS``.
+        backbone: a name of ``memorysam_cli.registry.ENCODERS``, or what such a name stands for.
         tokens: mask tokens that give class logits; the decoder has one more, SAM2's own first token.
         attention: the memory's; ours, or SAM2's own to compare with.
 
     Raises:
         UsageError: an encoder that was registered is none that can be used.
     """
-    spec: Backbone = ENCODERS.get(backbone)
+    spec: Backbone = ENCODERS.get(backbone) if isinstance(backbone, str) else backbone
     head = spec.head
     sam = SAM2Base(
-        image_encoder=_image_encoder(spec, backbone),
+        image_encoder=_image_encoder(spec),
         memory_attention=_memory_attention(head, attention),
         memory_encoder=_memory_encoder(head),
         image_size=1024,  # only shapes tables that `MemorySAM` rebuilds for the actual image
@@ -126,8 +126,8 @@ def _sine(channels: int) -> PositionEmbeddingSine:
     return PositionEmbeddingSine(num_pos_feats=channels, normalize=True, temperature=10000, warmup_cache=False)
 
 
-def _image_encoder(spec: Backbone, name: str) -> ImageEncoder:
-    trunk = spec.encoder(name)
+def _image_encoder(spec: Backbone) -> ImageEncoder:
+    trunk = spec.encoder()
     channels = [*reversed(trunk.channels)]
     trunk.__dict__["channel_list"] = channels  # SAM2's name for them
     neck = FpnNeck(

@@ -310,9 +310,6 @@ class Recipe(Section):
     """What runs are called by; none: as the file."""
     about: str = ""
     """One line for ``recipes list``."""
-    extensions: tuple[str, ...] = ()
-    """Python files of yours that register encoders, fusions or losses, relative to this file. They run only where this
-    file is given to ``--recipe``; anywhere else name them with ``memorysam --extend FILE``."""
     data: Data
     augment: Augment = Augment()
     model: Model
@@ -328,6 +325,9 @@ class Recipe(Section):
     """Further losses by name, each with its settings, such as ``{dice: {weight: 0.5}}``; null: none of that name."""
     optim: Optim
     train: Train
+    extensions: tuple[str, ...] = ()
+    """Python files of yours that register encoders, fusions or losses, relative to this file. They run only where this
+    file is given to ``--recipe``; anywhere else name them with ``memorysam --extend FILE``."""
 
     @field_validator("losses", mode="before")
     @classmethod

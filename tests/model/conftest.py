@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from memorysam_cli.dataset import DatasetInfo, Modality
-from memorysam_cli.encoders.hiera import NANO
 from memorysam_cli.model.backbone import build_sam2
 from memorysam_cli.model.lora import add_lora
 from memorysam_cli.model.network import MemorySAM
 from memorysam_cli.model.reference import from_reference
 from memorysam_cli.recipe import Data, Lora, Model, Optim, Recipe, Spmm, Train
-from memorysam_cli.registry import ENCODERS
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-
-
-# No published variant, but has all that is new in SAM 2.1.
-ENCODERS.register("sam2.1-hiera-nano", replace(NANO, head=replace(NANO.head, is_sam21=True)))
 
 
 class Golden:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,17 @@ from sam2.modeling.backbones.hieradet import Hiera
 from torch import Tensor
 
 from memorysam_cli.encoders.hiera import SplitProjection
+from memorysam_cli.errors import UsageError
 from memorysam_cli.model.backbone import build_sam2
-from memorysam_cli.model.lora import adapter_config, add_lora, has_lora, merge_lora, peft
+from memorysam_cli.model.lora import (
+    FoldingLora,
+    adapter_config,
+    add_folding_lora,
+    add_lora,
+    has_lora,
+    merge_lora,
+    peft,
+)
 from memorysam_cli.recipe import Lora
 from memorysam_cli.storage import tensors
 
@@ -111,3 +121,33 @@ def test_it_is_an_ordinary_peft_adapter(trunk: Hiera, image: Tensor, tmp_path: P
     loaded = peft().PeftModel.from_pretrained(other, str(tmp_path)).eval()
     with torch.no_grad():
         torch.testing.assert_close(list(loaded(image)), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [Lora(), Lora(rank=2, alpha=7, targets=("q", "k", "v", "proj"), dropout=0.5), Lora(rslora=True, rank=8)],
+    ids=["plain", "all-targets", "rslora"],
+)
+def test_folding_without_peft_is_peft_s_merge_bit_for_bit(trunk: Hiera, settings: Lora) -> None:
+    ours = copy.deepcopy(trunk)
+    add_lora(trunk, settings)
+    disturb(trunk)
+    add_folding_lora(ours, settings)
+    assert any(isinstance(module, FoldingLora) for module in ours.modules())
+    ours.load_state_dict(trunk.state_dict())
+    merge_lora(trunk)
+    merge_lora(ours)
+    assert list(ours.state_dict()) == list(trunk.state_dict())
+    torch.testing.assert_close(ours.state_dict(), trunk.state_dict(), rtol=0, atol=0)
+
+
+def test_dora_is_folded_by_peft(trunk: Hiera) -> None:
+    add_folding_lora(trunk, Lora(dora=True))
+    assert not any(isinstance(module, FoldingLora) for module in trunk.modules()) and has_lora(trunk)
+    merge_lora(trunk)
+    assert not has_lora(trunk)
+
+
+def test_a_target_that_an_encoder_has_not_is_refused(trunk: Hiera) -> None:
+    with pytest.raises(UsageError, match=r"model\.lora\.targets: encoder HieraEncoder has no target 'mlp' \(known: q,"):
+        add_lora(trunk, Lora().model_copy(update={"targets": ("mlp",)}))

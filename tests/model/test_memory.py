@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations, permutations
 from typing import Any
 
@@ -9,11 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from memorysam_cli.encoders.hiera import NANO
 from memorysam_cli.model import memory as module
 from memorysam_cli.model.backbone import build_sam2
 from memorysam_cli.model.fusion import Output
 from memorysam_cli.model.network import MemorySAM
 
+NANO_21 = replace(NANO, head=replace(NANO.head, is_sam21=True))
+"""No published variant, but has all that is new in SAM 2.1."""
 SUBSETS = [list(places) for size in (1, 2, 3, 4) for places in combinations(range(4), size)]
 
 
@@ -21,7 +25,9 @@ def network(backbone: str, *, gate_bias: float | None = None) -> MemorySAM:
     """Random weights; SAM 2.1 in nano's size is no published variant, but has all that is new in 2.1."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        built = MemorySAM(build_sam2(backbone, tokens=4), classes=3).eval()
+        built = MemorySAM(
+            build_sam2(NANO_21 if backbone == "sam2.1-hiera-nano" else backbone, tokens=4), classes=3
+        ).eval()
     if gate_bias is not None:
         torch.nn.init.constant_(built.sam.sam_mask_decoder.pred_obj_score_head.layers[2].bias, gate_bias)
     return built.requires_grad_(False)

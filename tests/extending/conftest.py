@@ -1,0 +1,94 @@
+"""The code of docs/extending.md as files, small data, and a process to run commands in."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from memorysam_cli import app
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "extending.md"
+DRIVER = Path(__file__).parent / "driver.py"
+TINY = {
+    "data.modalities": "[img,depth]",
+    "data.image_size": 64,
+    "data.workers": 0,
+    "train.batch": 2,
+    "train.max_steps": 2,
+    "augment.scale": "[1,1]",
+}
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[[Sequence[Sequence[object]]], list[Ended]]
+
+
+def blocks(language: str) -> list[str]:
+    """The page's blocks of code, in its order."""
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def tiny(**more: object) -> list[str]:
+    """Overrides for a run of seconds."""
+    changes = TINY | {key.replace("__", "."): value for key, value in more.items()}
+    return [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with rendered scenes, prepared as DELIVER."""
+    root = tmp_path_factory.mktemp("data")
+    assert (
+        app.run(["prepare", "synthetic", str(root), "--layout", "deliver", "--scenes", "20", "--size", "72", "-q"]) == 0
+    )
+    assert app.run(["prepare", "deliver", str(root), "-q"]) == 0
+    return root
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the page's files under the names that they give themselves."""
+    folder = tmp_path_factory.mktemp("place")
+    for block in [*blocks("python"), *blocks("yaml")]:
+        if found := re.match(r"(?:\"\"\"|# )(\w+\.(?:py|yaml))", block):
+            (folder / found[1]).write_text(block)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(place: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Run commands in ``place``, in one process of their own."""
+
+    def call(jobs: Sequence[Sequence[object]]) -> list[Ended]:
+        listed = tmp_path_factory.mktemp("jobs") / "jobs.json"
+        listed.write_text(json.dumps([[str(word) for word in job] for job in jobs]))
+        environment = os.environ | {"MEMORYSAM_DATA": str(data), "MEMORYSAM_EXTEND": ""}
+        found = subprocess.run(
+            [sys.executable, str(DRIVER), str(listed)],
+            check=False,
+            cwd=place,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert found.returncode == 0, found.stderr
+        ended = [Ended(*each) for each in json.loads(found.stdout)]
+        assert not any("Traceback" in each.err for each in ended), ended
+        return ended
+
+    return call
