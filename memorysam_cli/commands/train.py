@@ -67,12 +67,21 @@ def train(
     from memorysam_cli.engine.training import tracking
 
     trackers = tracking.names(track or [])
+    from memorysam_cli.engine.measure import plan, rates
     from memorysam_cli.engine.training import running
     from memorysam_cli.report import console
 
     trained = running.train(
         running.Request(
-            recipe, tuple(changes), data, out, resume, device, batch == training_options.AUTO, trackers=trackers
+            recipe,
+            tuple(changes),
+            data,
+            out,
+            resume,
+            device,
+            choose_batch=plan.settle if batch == training_options.AUTO else None,
+            trackers=trackers,
+            advise=rates.bf16_advice,
         )
     )
     if trained is not None:  # only the first of several processes answers

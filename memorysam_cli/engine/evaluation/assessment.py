@@ -16,14 +16,13 @@ from memorysam_cli import model as models
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.dataset import Modality
-from memorysam_cli.engine import run_folder, runtime
+from memorysam_cli.engine import memory, run_folder, runtime
 from memorysam_cli.engine.evaluation import gallery, results, scene_lists, scoring, views
 from memorysam_cli.engine.evaluation.counts import SceneScore
 from memorysam_cli.engine.evaluation.files import GALLERY
 from memorysam_cli.engine.evaluation.scoring import Network
 from memorysam_cli.engine.evaluation.tally import ProtocolName
 from memorysam_cli.engine.evaluation.views import View
-from memorysam_cli.engine.measuring import shortages
 from memorysam_cli.engine.processes import lost_ones_named
 from memorysam_cli.engine.robustness.corruption import Extremes
 from memorysam_cli.engine.robustness.sensor_sets import Kind
@@ -256,7 +255,7 @@ def _begun(task: Task, *, device: str) -> Iterator[tuple[Accelerator, Segmenter,
         label = f"evaluate {task.split}"
         with (
             console.progress(share if is_main else 0, label) as progress,
-            shortages.explained(accelerator.device, levers=shortages.LOOKING),
+            memory.explained(accelerator.device, levers=memory.LOOKING),
             runtime.computing(task.precision, accelerator.device),
             lost_ones_named(accelerator, advice=lambda: "nothing was written; run the same command again"),
         ):

@@ -14,10 +14,9 @@ from torch import Tensor
 from memorysam_cli.data.loader import UnlabelledScene, unlabelled_scenes
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import Modality
-from memorysam_cli.engine import runtime
+from memorysam_cli.engine import memory, runtime
 from memorysam_cli.engine.evaluation.scoring import Network, batches, scoring
 from memorysam_cli.engine.evaluation.views import View, show
-from memorysam_cli.engine.measuring import shortages
 from memorysam_cli.engine.prediction.deciding import decide
 from memorysam_cli.engine.prediction.folder import Line, remove
 from memorysam_cli.engine.prediction.job import Job
@@ -95,7 +94,7 @@ def predict(
     )  # fmt: skip
     order = iter(scenes)
     with (
-        shortages.explained(place, levers=shortages.LOOKING),
+        memory.explained(place, levers=memory.LOOKING),
         scoring(model),
         WriteBehind(tell, undo=functools.partial(remove, files.out)) as writing,
     ):
