@@ -21,9 +21,10 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 
 from memorysam_cli.engine import runtime
-from memorysam_cli.engine.benchmark import measurement, reading, variants
-from memorysam_cli.engine.benchmark.asked import Asked
-from memorysam_cli.engine.benchmark.timing import interleaved, synchronize
+from memorysam_cli.engine.measure import reading
+from memorysam_cli.engine.measure.bench import make_variants, measure
+from memorysam_cli.engine.measure.rates import interleaved, synchronize
+from memorysam_cli.engine.measure.workload import Workload
 from memorysam_cli.losses.ohem import pixel_losses
 from memorysam_cli.report import console
 
@@ -46,19 +47,15 @@ class Bench:
         if not (small or self.on_cuda):  # minutes of a CPU's figures under a GPU's name
             sys.exit(f"PyTorch {torch.__version__} finds no CUDA device; --small tests the script without one")
 
-    def asked(self, **changes: Any) -> Asked:
+    def asked(self, **changes: Any) -> Workload:
         """The work of the targets, but for some changes."""
         sizes = {"backbone": "nano", "size": 64, "batch": 1, "modalities": 2} if self.small else {}
-        return Asked(**{"precision": "bf16", "saver": "off", **sizes, **changes})
+        return Workload(**{"precision": "bf16", "saver": "off", **sizes, **changes})
 
     def measure(self, *, against_plain: bool = False, **changes: Any) -> dict[str, Any]:
         """One benchmark; its failure is a result."""
         repeats = 1 if self.small else 3
-        return tried(
-            lambda: measurement.measure(
-                self.asked(**changes), self.device, against_plain=against_plain, repeats=repeats
-            )
-        )
+        return tried(lambda: measure(self.asked(**changes), self.device, against_plain=against_plain, repeats=repeats))
 
 
 def tried(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -122,7 +119,7 @@ def profile(bench: Bench) -> Found:
     """The operations and kernels that take most of the time; whole tables go to files."""
     key = "self_device_time_total" if bench.on_cuda else "self_cpu_time_total"
     for task in ("train", "predict"):
-        work = variants.make(bench.asked(task=task), bench.device)
+        work = make_variants(bench.asked(task=task), bench.device)
         for _ in range(3):
             work.fast()
         synchronize(bench.device)
@@ -162,7 +159,7 @@ def main() -> None:
 
 
 def _differences(bench: Bench, **changes: Any) -> dict[str, Any]:
-    return tried(lambda: variants.make(bench.asked(**changes), bench.device).differences())
+    return tried(lambda: make_variants(bench.asked(**changes), bench.device).differences())
 
 
 def _loss_figures(

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from memorysam_cli.engine import runtime
-from memorysam_cli.engine.benchmark import measurement
-from memorysam_cli.engine.benchmark.asked import Asked
+from memorysam_cli.engine.measure.bench import measure
+from memorysam_cli.engine.measure.workload import Workload
 from memorysam_cli.errors import EnvironmentFault
 from memorysam_cli.report import console
 from memorysam_cli.report.figures import scaling
@@ -79,7 +79,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def points(asked: argparse.Namespace, device: torch.device) -> Iterator[tuple[str, Asked]]:
+def points(asked: argparse.Namespace, device: torch.device) -> Iterator[tuple[str, Workload]]:
     """All that is to be measured, each with the axis it lies on."""
     values: Mapping[str, list[Any]] = {
         "modalities": asked.counts, "size": asked.sizes, "batch": asked.batches, "precision": asked.precisions,
@@ -88,7 +88,7 @@ def points(asked: argparse.Namespace, device: torch.device) -> Iterator[tuple[st
         for value in values[axis]:
             for task in asked.tasks:
                 for saver in asked.savers if task == "train" else ["auto"]:
-                    middle = Asked(
+                    middle = Workload(
                         task=task, backbone=asked.backbone, modalities=asked.modalities, size=asked.size,
                         batch=asked.batch, precision=asked.precision, saver=saver,
                     )  # fmt: skip
@@ -97,10 +97,10 @@ def points(asked: argparse.Namespace, device: torch.device) -> Iterator[tuple[st
                     yield axis, replace(middle, **{axis: value})
 
 
-def measured(point: Asked, device: torch.device, *, against_plain: bool, repeats: int) -> dict[str, Any]:
+def measured(point: Workload, device: torch.device, *, against_plain: bool, repeats: int) -> dict[str, Any]:
     """The report of a point; one that does not fit has its reason."""
     try:
-        return measurement.measure(point, device, against_plain=against_plain, repeats=repeats)
+        return measure(point, device, against_plain=against_plain, repeats=repeats)
     except EnvironmentFault as fault:
         console.warn(str(fault))
         return {**vars(point), "fast": {"fits": False, "why": str(fault)}, "plain": None}
@@ -138,10 +138,10 @@ def machine_of(done: list[dict[str, Any]]) -> str:
 
 def key_of(point: Mapping[str, Any]) -> tuple[Any, ...]:
     """What tells two points apart."""
-    return (point["axis"], *(point[name] for name in vars(Asked())))
+    return (point["axis"], *(point[name] for name in vars(Workload())))
 
 
-def key_of_asked(point: Asked) -> tuple[Any, ...]:
+def key_of_asked(point: Workload) -> tuple[Any, ...]:
     """As :func:`key_of`, without the axis."""
     return tuple(vars(point).values())
 

@@ -49,7 +49,7 @@ def bench(
     """
     options.begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.engine import runtime
-    from memorysam_cli.engine.benchmark.asked import Asked
+    from memorysam_cli.engine.measure.workload import Workload
     from memorysam_cli.report import console
 
     options.refuse_several("bench")
@@ -57,20 +57,20 @@ def bench(
         raise UsageError(f"--saver {saver}: training alone saves memory so; leave it out")
     if mode == "data" and against is not None:
         raise UsageError(f"--against {against}: --mode data compares with the model alone; leave it out")
-    asked = Asked(
+    workload = Workload(
         task="predict" if mode == "predict" else "train", backbone=backbone, modalities=modalities, size=size,
         batch=batch, classes=classes, precision=precision, saver=saver or "auto", compile=compile,
     )  # fmt: skip
     place = runtime.choose_device(device)
     if mode == "data":
-        from memorysam_cli.engine.benchmark import reading
+        from memorysam_cli.engine.measure import reading
 
-        report = reading.measure(asked, place, repeats=repeats)
+        report = reading.measure(workload, place, repeats=repeats)
         reading.show(report)
     else:
-        from memorysam_cli.engine.benchmark import measurement, results
+        from memorysam_cli.engine.measure import bench as benchmark
 
-        report = measurement.measure(asked, place, against_plain=against == "plain", repeats=repeats)
-        results.show(report, title=f"{asked}{f', saver {asked.saver}' * (mode == 'train')}")
+        report = benchmark.measure(workload, place, against_plain=against == "plain", repeats=repeats)
+        benchmark.show(report, title=f"{workload}{f', saver {workload.saver}' * (mode == 'train')}")
     if json:
         console.answer(report)

@@ -1,4 +1,4 @@
-"""``memorysam plan``: what of a recipe fits into memory, found out by running it."""
+"""``memorysam plan``: what of a recipe fits into memory, and how long it should take, by counting."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def plan(
     gpu_memory: Annotated[
         str | None,
         typer.Option(
-            "--gpu-memory", metavar="AMOUNT", help="Plan for less than is free, such as 24GB; of a CPU, its RAM."
+            "--gpu-memory", metavar="AMOUNT", help="Plan for a GPU of this memory, such as 24GB; it need not be here."
         ),
     ] = None,
     overrides: options.Set = None,
@@ -25,6 +25,7 @@ def plan(
     modalities: Annotated[
         int | None, typer.Option("--modalities", min=1, max=32, metavar="N", help="How many, where nothing names them.")
     ] = None,
+    tries: Annotated[bool, typer.Option("--try", help="Run the pick on the device: updates and a validation.")] = False,
     timeout: Annotated[
         float, typer.Option("--timeout", min=0.1, metavar="MINUTES", help="A trial that takes longer does not fit.")
     ] = 60,
@@ -33,12 +34,11 @@ def plan(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Say before a run what fits.
+    """Find the largest settings that fit, and print the command.
 
-    Runs updates (forward, backward, optimiser) and a validation at their largest sizes, on noise and random weights:
-    first the recipe's whole update in one batch, then smaller batches that are accumulated to the same update, each
-    without and with the memory saver, until one fits. Ends with the line that trains so. Nothing is extrapolated, and a
-    tenth of the memory stays free. Exit code 6: nothing fits.
+    Counts the memory of an update (forward, backward, optimizer), of validation and of prediction on tensors without
+    values: in seconds, without a GPU, data or weights. The largest batch that fits is proposed, with as many scenes per
+    update as the recipe has. A tenth of the memory stays free. The time is an estimate. Exit code 6: nothing fits.
     """
     from memorysam_cli import recipe as recipes
 
@@ -47,17 +47,20 @@ def plan(
     # Here, so that a mistyped key is told before the seconds that torch takes.
     asked = recipes.load(recipe, overrides or [], with_extensions=True)
     from memorysam_cli.data import manifest
-    from memorysam_cli.engine import runtime
-    from memorysam_cli.engine.planning import amounts, search, showing, targets
+    from memorysam_cli.engine import memory, runtime
+    from memorysam_cli.engine.measure import plan as planning
+    from memorysam_cli.engine.measure import targets
     from memorysam_cli.report import console
 
-    memory = None if gpu_memory is None else amounts.read_bytes(gpu_memory, option="--gpu-memory")
+    amount = None if gpu_memory is None else memory.read_bytes(gpu_memory, option="--gpu-memory")
+    here = runtime.choose_device(device)
     target = targets.find(asked, manifest.data_root(data), classes=classes, modalities=modalities)
-    space = search.room(str(runtime.choose_device(device)), asked=memory)
-    found = search.search(target, space, timeout=60 * timeout)
-    line = showing.train_line(found, recipe=recipe, data=data, overrides=overrides or [], device=device)
+    found = planning.make_plan(
+        target, here, amount=amount, is_named=device != "auto", tries=tries, timeout=60 * timeout
+    )  # fmt: skip
+    line = planning.train_line(found, recipe=recipe, data=data, overrides=overrides or [], device=device)
     if json:
         console.answer({"schema_version": 1, **found.to_json(), "command": line})
-    showing.show(found, line)
+    planning.show(found, line)
     if line is None:
         raise found.refusal()

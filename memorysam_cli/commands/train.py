@@ -172,11 +172,22 @@ def train(
     from memorysam_cli.engine.training import tracking
 
     trackers = tracking.names(track or [])
+    from memorysam_cli.engine.measure import plan, rates
     from memorysam_cli.engine.training import running
     from memorysam_cli.report import console
 
     trained = running.train(
-        running.Request(recipe, tuple(changes), data, out, resume, device, batch == AUTO, trackers=trackers)
+        running.Request(
+            recipe,
+            tuple(changes),
+            data,
+            out,
+            resume,
+            device,
+            choose_batch=plan.settle if batch == AUTO else None,
+            trackers=trackers,
+            advise=rates.bf16_advice,
+        )
     )
     if trained is not None:  # only the first of several processes answers
         if json:

@@ -29,7 +29,12 @@ _BOOT = (
 
 
 def start(
-    module: str, *arguments: str, environment: Mapping[str, str], show_errors: bool = False
+    module: str,
+    *arguments: str,
+    environment: Mapping[str, str],
+    show_errors: bool = False,
+    errors_to: IO[Any] | None = None,
+    own_session: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Start ``module.main(arguments)`` in a fresh Python; its stdout is a pipe to us, its stdin one that we hold open.
 
@@ -38,6 +43,8 @@ def start(
         arguments: for it.
         environment: all of its environment variables.
         show_errors: whether its stderr is ours; otherwise it goes nowhere.
+        errors_to: a file that takes its stderr instead.
+        own_session: whether Ctrl-C in the terminal reaches us alone; its process group then has its number.
 
     Raises:
         EnvironmentFault: the system does not let us start a process.
@@ -45,11 +52,12 @@ def start(
     # -I: neither the current folder nor the user's site is looked into, unless this process looks there; -B: no .pyc.
     path = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100 (keeps "" and what is no path at all)
     command = [sys.executable, "-I", "-B", "-c", _BOOT, json.dumps(path), module, *arguments]
-    errors = None if show_errors else subprocess.DEVNULL
+    errors = errors_to or (None if show_errors else subprocess.DEVNULL)
     try:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=dict(environment)
-        )
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=dict(environment),
+            start_new_session=own_session,
+        )  # fmt: skip
     except OSError as fault:
         raise EnvironmentFault(
             f"{sys.executable}: cannot start a process: {fault.strerror}; free some memory, or allow more processes"

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from memorysam_cli import app
-from memorysam_cli.engine.benchmark import measurement, reading
-from memorysam_cli.engine.benchmark.asked import Asked
-from memorysam_cli.engine.benchmark.rate import Rate
-from memorysam_cli.engine.measuring import trials
-from memorysam_cli.engine.measuring.trials import Outcome, Trial
+from memorysam_cli.engine.measure import bench as benchmark
+from memorysam_cli.engine.measure import reading, trials
+from memorysam_cli.engine.measure.rates import Rate
+from memorysam_cli.engine.measure.trials import Outcome, Trial
+from memorysam_cli.engine.measure.workload import Workload
 
 from .trained import Ended, Program
 
@@ -27,7 +27,7 @@ FIGURES = {
 def bench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     """The command, without the large matrices."""
     monkeypatch.setitem(app.COMMANDS, "bench", "memorysam_cli.commands.bench:bench")
-    monkeypatch.setattr(measurement, "matmul_rate", lambda _device, precision: Rate(1e9, f"{precision} of 8×8"))
+    monkeypatch.setattr(benchmark, "matmul_rate", lambda _device, precision: Rate(1e9, f"{precision} of 8×8"))
     memorysam = Program(capsys)
 
     def run(*arguments: object) -> Ended:
@@ -147,13 +147,13 @@ def test_several_processes_are_refused(bench: Any, tried: list[Trial], monkeypat
 
 
 def test_levers_are_those_that_are_not_pulled() -> None:
-    assert Asked(task="train").levers().startswith("try --saver on, --precision bf16, a smaller --batch, ")
-    least = Asked(task="predict", backbone="nano", precision="bf16", batch=1, modalities=1)
+    assert Workload(task="train").levers().startswith("try --saver on, --precision bf16, a smaller --batch, ")
+    least = Workload(task="predict", backbone="nano", precision="bf16", batch=1, modalities=1)
     assert least.levers() == "try a smaller --size"
 
 
 def test_a_long_wait_is_announced(bench: Any, tried: list[Trial], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measurement, "matmul_rate", lambda _device, _precision: Rate(1e6, "abacus"))
+    monkeypatch.setattr(benchmark, "matmul_rate", lambda _device, _precision: Rate(1e6, "abacus"))
     ended = bench("--mode", "predict")
     # (1 repeat + 2 warm-ups + 2 in a process apart + 1 for the comparison) at a million operations a second
     assert "TFLOP/s at best: at least" in ended.err and "for all 6 steps" in ended.err

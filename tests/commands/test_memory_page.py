@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from memorysam_cli import recipe as recipes
-from memorysam_cli.engine.measuring import trials
-from memorysam_cli.engine.measuring.memory import Capacity
-from memorysam_cli.engine.measuring.trials import Outcome, Trial
-from memorysam_cli.engine.planning.search import MARGIN
+from memorysam_cli.engine.measure import trials
+from memorysam_cli.engine.measure.plan import MARGIN
+from memorysam_cli.engine.measure.trials import Outcome, Trial
 from memorysam_cli.errors import EXIT_CODES
+from memorysam_cli.storage.machine import Capacity
 
 from ..data.trees import write_tree
 from .trained import Program

@@ -13,8 +13,8 @@ import pytest
 from memorysam_cli import app
 from memorysam_cli import recipe as recipes
 from memorysam_cli.engine import run_folder
-from memorysam_cli.engine.measuring import trials
-from memorysam_cli.engine.measuring.trials import Outcome, Trial
+from memorysam_cli.engine.measure import trials
+from memorysam_cli.engine.measure.trials import Outcome, Trial
 
 from .trained import Ended, Program
 

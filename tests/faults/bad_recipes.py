@@ -33,7 +33,7 @@ WRONG: dict[str, PART] = {
     "99 gpus": (
         EPOCHS,
         "  epochs: 1\ngpus: 99\n",
-        (":14: ", "unknown key 'gpus'", "known: name, about, extensions, data"),
+        (":14: ", "unknown key 'gpus'", "known: name, about, extensions"),
     ),
     "2 MB": (EPOCHS, EPOCHS + "# \n" * 700_000, ("2.1 MB is more than the 1 MB allowed", "check")),
     "aliases": (LR, "  lr: &x 1\n  eps: *x\n", (":11: anchors and aliases", "repeat the value")),

@@ -16,7 +16,7 @@ from memorysam_cli import model as models
 from memorysam_cli import recipe
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest, Scene
-from memorysam_cli.engine import run_folder, runtime
+from memorysam_cli.engine import memory, run_folder, runtime
 from memorysam_cli.engine.evaluate import folder as folders
 from memorysam_cli.engine.evaluate import results, robustness, robustness_results, scoring
 from memorysam_cli.engine.evaluate.counts import ProtocolName
@@ -24,7 +24,6 @@ from memorysam_cli.engine.evaluate.robustness import Kind
 from memorysam_cli.engine.infer.corruption import Extremes
 from memorysam_cli.engine.infer.inference import Inference, choose_modalities
 from memorysam_cli.engine.infer.views import View
-from memorysam_cli.engine.measuring import shortages
 from memorysam_cli.engine.processes import lost_ones_named
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.model.weights import Segmenter, WeightsCard, read_card
@@ -238,7 +237,7 @@ def _begun(task: Task) -> Iterator[tuple[Accelerator, Segmenter, Inference, Call
         label = f"evaluate {task.split}"
         with (
             console.progress(share if is_main else 0, label) as progress,
-            shortages.explained(accelerator.device, levers=shortages.LOOKING),
+            memory.explained(accelerator.device, levers=memory.LOOKING),
             lost_ones_named(accelerator, advice=lambda: "nothing was written; run the same command again"),
         ):
             inference = dataclasses.replace(task.inference, device=accelerator.device)

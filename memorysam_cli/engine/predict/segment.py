@@ -21,10 +21,9 @@ from torch import Tensor
 from memorysam_cli.data.loader import UnlabelledScene, unlabelled_scenes
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import Modality
-from memorysam_cli.engine import runtime
+from memorysam_cli.engine import memory, runtime
 from memorysam_cli.engine.infer.inference import batches, scoring
 from memorysam_cli.engine.infer.views import Network, View, show
-from memorysam_cli.engine.measuring import shortages
 from memorysam_cli.engine.predict.deciding import decide
 from memorysam_cli.engine.predict.files import Line, SceneFiles, remove
 from memorysam_cli.engine.predict.job import Job
@@ -106,7 +105,7 @@ def predict(
     )  # fmt: skip
     order = iter(scenes)
     with (
-        shortages.explained(place, levers=shortages.LOOKING),
+        memory.explained(place, levers=memory.LOOKING),
         scoring(model),
         WriteBehind(tell, undo=functools.partial(remove, files.out)) as writing,
     ):

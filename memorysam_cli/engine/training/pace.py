@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from accelerate import Accelerator
 
-from memorysam_cli.engine.measuring import memory
+from memorysam_cli.engine import memory
 from memorysam_cli.engine.training.checkpoints import Position
 from memorysam_cli.engine.training.learner import StepResult
 from memorysam_cli.report import console

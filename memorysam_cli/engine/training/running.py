@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import Accelerator
+
 from memorysam_cli.data import manifest as manifests
-from memorysam_cli.engine import runtime
-from memorysam_cli.engine.measuring import shortages
-from memorysam_cli.engine.planning import for_training
+from memorysam_cli.data.manifest import Manifest
+from memorysam_cli.engine import memory, runtime
 from memorysam_cli.engine.processes import lost_ones_named
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.training import determinism, room, starting
@@ -22,6 +25,8 @@ from memorysam_cli.engine.training.trainer import Trainer
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
 from memorysam_cli.storage import documents
+
+BatchChoice = Callable[[starting.RunStart, Manifest, Accelerator], starting.RunStart]
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,17 @@ class Request:
     out: Path | None = None
     resume: str | None = None
     device: str = "auto"
-    plans_batch: bool = False
-    """``--batch auto``."""
+    choose_batch: BatchChoice | None = None
+    """``--batch auto``: lets what fits decide; given from above, for what measures stands above what trains."""
     trackers: tuple[str, ...] = ()
     """Of :func:`memorysam_cli.engine.training.tracking.names`."""
+    advise: Callable[[torch.device, Recipe], str | None] = lambda _device, _recipe: None
+    """What is said once to people before a training begins, if anything."""
+
+    @property
+    def plans_batch(self) -> bool:
+        """Whether ``--batch auto`` was given."""
+        return self.choose_batch is not None
 
 
 @dataclass(frozen=True)
@@ -92,10 +104,13 @@ def _train(request: Request, ending: Ending) -> FinishedRun | None:
         console.note(f"recipe {chosen.name}: data set {chosen.data.dataset}, {', '.join(chosen.data.modalities)}")
     with contextlib.ExitStack() as stack:
         stack.enter_context(lost_ones_named(accelerator, advice=lambda: "nothing was trained yet; start again"))
-        if request.plans_batch:
-            planned = for_training.settle(planned, scenes, accelerator=accelerator)
+        if request.choose_batch is not None:
+            planned = request.choose_batch(planned, scenes, accelerator)
+        advice = request.advise(accelerator.device, planned.recipe) if accelerator.is_main_process else None
+        if advice is not None:
+            console.note(advice)
         memory_advice = _MemoryAdvice(planned.recipe)
-        stack.enter_context(shortages.explained(accelerator.device, levers=memory_advice.levers))
+        stack.enter_context(memory.explained(accelerator.device, levers=memory_advice.levers))
         memory_advice.trainer = trainer = Trainer(
             planned.recipe, scenes, accelerator=accelerator, is_resumed=planned.checkpoint is not None
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from memorysam_cli.engine.measuring import memory
+from memorysam_cli.engine import memory
 from memorysam_cli.engine.training import pace
 from memorysam_cli.engine.training.pace import Pace
 

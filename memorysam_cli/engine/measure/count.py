@@ -1,0 +1,521 @@
+"""Memory by counting: the real learner and network run on tensors without values, and their sizes are added up.
+
+A whole update takes a few seconds and next to no memory, on any machine and for any GPU. Three things make that work:
+
+* Tensors of the ``meta`` device have sizes and no values. Code that asks whether it is on a CPU finds that it is not,
+  and takes the GPU's path.
+* :class:`Tracker` sees every operation, below autograd. It knows a storage from its first tensor to its last.
+* A few functions get a stand-in while counting (:func:`_standing_in`): autocast does not know ``meta``, attention would
+  hold its scores there, and nothing can be read from a tensor without values.
+
+What is not counted: :data:`NOT_COUNTED`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from memorysam_cli.data.loader import Batch
+from memorysam_cli.encoders import hiera
+from memorysam_cli.engine.infer.decision import class_map
+from memorysam_cli.engine.infer.inference import scoring
+from memorysam_cli.engine.measure import rates
+from memorysam_cli.engine.measure.trials import Frames
+from memorysam_cli.engine.measure.workload import made_up_dataset
+from memorysam_cli.engine.training.learner import Learner
+from memorysam_cli.losses import ohem
+from memorysam_cli.model import Segmenter
+from memorysam_cli.model.weights import build_for_measuring
+from memorysam_cli.recipe import Recipe
+
+Kind = Literal["cuda", "cpu"]
+"""What is counted for: a GPU, or a CPU, whose path differs by smaller shares (and, saver off, by up to a tenth)."""
+
+NOT_COUNTED = {
+    "cuda": (
+        "the CUDA context (0.3 to 0.6 GB)", "what the allocator holds beside its blocks in use",
+        "workspaces of cuDNN and cuBLAS", "buffers that torch.compile plans", "DDP's buckets",
+    ),
+    "cpu": ("oneDNN's scratch memory", "what malloc keeps", "worker processes that read ahead"),
+}  # fmt: skip
+"""By the device: what a run takes beside what is counted."""
+
+META = torch.device("meta")
+_BLOCK = {"cuda": 512, "cpu": 64}
+"""Bytes that an allocation is rounded up to: CUDA's caching allocator, and torch's on a CPU."""
+_CPU_SHARE = 1 << 14
+"""Tokens of a share of Hiera's blocks that is counted for a CPU: its real ones are an eighth of that, and so many more
+operations that counting would take minutes."""
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_CAST = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Count:
+    """What some work takes of a device's memory, in bytes.
+
+    Attributes:
+        weights: parameters and buffers.
+        gradients: of what is trained, at the end of the backward pass.
+        moments: AdamW's two of each trained weight.
+        inputs: the batch.
+        activations: what is alive at the end of the forward pass beside all of these.
+        forward: the peak of the forward pass, in all.
+        backward: the peak of the losses and the backward pass, in all; 0 where there is none.
+    """
+
+    weights: int
+    gradients: int
+    moments: int
+    inputs: int
+    activations: int
+    forward: int
+    backward: int
+
+    @property
+    def peak(self) -> int:
+        """The most that is alive at once; the optimiser works in place of what it has."""
+        return max(self.forward, self.backward, self.weights + self.gradients + self.moments + self.inputs)
+
+    def to_json(self) -> dict[str, int]:
+        """The parts and the peak, by name."""
+        return {**vars(self), "peak": self.peak}
+
+
+class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the storages that are alive, from the operations that make them.
+
+    Sizes of results depend on sizes of arguments alone, so that each kind of call is worked out once; an operation in
+    place has no result to work out.
+
+    Args:
+        kind: decides how allocations are rounded.
+    """
+
+    def __init__(self, kind: Kind = "cuda") -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = 0
+        self._block = _BLOCK[kind]
+        self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._ways: dict[Any, str] = {}
+        self._results: dict[Any, tuple[type, list[Any]]] = {}
+
+    def __torch_dispatch__(
+        self, function: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Give the result of an operation, and note what it takes."""
+        kwargs, way = kwargs or {}, self._way(function)
+        if way == "reading":
+            return 1  # whatever a value decides, work is done
+        if way == "in place" and _is_empty(args[0]):
+            return args[0]
+        if way != "new":
+            result = function(*args, **kwargs)
+            self.note(tree_leaves(result))
+            return result
+        key: Any = (function, _signature(args), _signature(kwargs))
+        try:
+            made = self._results.get(key)
+        except TypeError:  # an argument that is no plain value
+            key = made = None
+        if made is None:
+            result = function(*args, **kwargs)
+            if key is not None and self._is_fresh(result, (args, kwargs)):
+                outputs = [result] if isinstance(result, Tensor) else result
+                self._results[key] = (type(result), [_shape(output) for output in outputs])
+        else:
+            kind, shapes = made
+            outputs = [None if shape is None else torch.empty_strided(*shape[:2], dtype=shape[2], device=META)
+                       for shape in shapes]  # fmt: skip
+            result = outputs if kind is list else tuple(outputs) if kind is tuple else outputs[0]
+        self.note([result] if isinstance(result, Tensor) else tree_leaves(result))
+        return result
+
+    def note(self, values: Iterable[Any]) -> None:
+        """Count the storages of tensors that are new."""
+        for value in values:
+            if not isinstance(value, Tensor) or not _is_empty(value):
+                continue
+            storage = value.untyped_storage()
+            place = storage._cdata
+            if place in self._alive:
+                continue
+            size = -(-storage.nbytes() // self._block) * self._block
+            self._alive[place] = weakref.ref(storage, self._forgetting(place, size))
+            self.live += size
+            self.peak = max(self.peak, self.live)
+
+    def _forgetting(self, place: int, size: int) -> Callable[[object], None]:
+        def forget(_: object) -> None:
+            self.live -= size
+            del self._alive[place]
+
+        return forget
+
+    def _way(self, function: Any) -> str:
+        """How an operation is treated."""
+        if function not in self._ways:
+            schema, name = function._schema, function.overloadpacket.__name__
+            makes_new = not schema.is_mutable and all(result.alias_info is None for result in schema.returns)
+            in_place = name in _IN_PLACE
+            way = "reading" if name == "_local_scalar_dense" else "in place" if in_place else "new"
+            self._ways[function] = way if in_place or makes_new else "as it is"
+        return self._ways[function]
+
+    def _is_fresh(self, result: Any, given: Any) -> bool:
+        """Whether a result is tensors of their own memory alone; some operations say so and give views."""
+        outputs = [result] if isinstance(result, Tensor) else result
+        if not isinstance(outputs, list | tuple):
+            return False
+        known = {value.untyped_storage()._cdata for value in tree_leaves(given) if isinstance(value, Tensor)}
+        return all(
+            output is None
+            or (isinstance(output, Tensor) and _is_empty(output) and output.untyped_storage()._cdata not in known)
+            for output in outputs
+        )
+
+
+_IN_PLACE = {
+    *("add_", "sub_", "mul_", "div_", "addmm_", "addcmul_", "copy_", "zero_", "fill_", "clamp_", "index_put_"),
+    *("scatter_add_", "masked_fill_", "bitwise_or_", "logical_or_", "normal_", "uniform_", "sqrt_"),
+}
+"""Operations that change the values of their first argument, and nothing else about it."""
+
+
+def training(recipe: Recipe, *, classes: int, kind: Kind = "cuda") -> Count:
+    """Count an update of a recipe as :class:`~memorysam_cli.engine.training.learner.Learner` does it.
+
+    Args:
+        recipe: with every modality named; its saver is ``on`` or ``off`` (``auto`` counts as off on a GPU).
+        classes: K.
+        kind: for what device.
+    """
+    recipe, network = _counted(recipe), skeleton(recipe, classes=classes)
+    with _counting(kind, recipe.train.precision) as (tracker, accelerator):
+        learner = Learner(_fresh(network), recipe, accelerator=accelerator)
+        tracker.note([*learner.network.parameters(), *learner.network.buffers()])
+        weights = tracker.live
+        batches = [_batch(recipe, is_here=place == 0) for place in range(recipe.train.accumulate)]
+        tracker.note([*batches[0].frames, batches[0].label])
+        inputs = tracker.live - weights
+        phases = _Phases(tracker, learner, accelerator)
+        learner.learn(batches, rate=0.0)
+    moments, base = phases.moments, weights + phases.moments + inputs
+    return Count(
+        weights, phases.gradients, moments, inputs, activations=max(phases.kept + moments - base, 0),
+        forward=phases.forward + moments, backward=phases.backward + moments,
+    )  # fmt: skip
+
+
+def validation(recipe: Recipe, *, classes: int, frames: Frames, kind: Kind = "cuda") -> Count:
+    """Count the scoring of one batch of the largest scenes within a training: LoRA beside the weights, and moments."""
+    network = skeleton(recipe, classes=classes)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    moments = 2 * sum(_rounded(parameter.nbytes, kind) for parameter in trained)
+    return _looking(recipe, network, frames, kind=kind, precision="fp32", moments=moments)
+
+
+def prediction(recipe: Recipe, *, classes: int, frames: Frames | None = None, kind: Kind = "cuda") -> Count:
+    """Count segmenting a batch of ``train.batch`` scenes as ``memorysam predict`` does it: LoRA merged.
+
+    Args:
+        recipe: with every modality named.
+        classes: K.
+        frames: what the network sees; none: squares of ``data.image_size``.
+        kind: for what device.
+    """
+    frozen = recipe.model_copy(update={"model": recipe.model.model_copy(update={"encoder": "frozen"})})
+    network = skeleton(frozen, classes=classes).requires_grad_(False)
+    size = recipe.data.image_size
+    frames = frames or Frames(((size, size),), (size, size))
+    return _looking(recipe, network, frames, kind=kind, precision=recipe.train.precision, moments=0)
+
+
+def training_flops(recipe: Recipe, *, classes: int) -> int:
+    """The arithmetic that one scene's share of an update needs, by the plain network: nothing is recomputed.
+
+    Source: :func:`~memorysam_cli.engine.measure.rates.count_flops`. LoRA counts as on queries and values.
+    """
+    known = recipe.model.lora.model_copy(update={"targets": ("q", "v"), "dora": False, "dropout": 0.0})
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"lora": known})})
+    network = skeleton(recipe, classes=classes)
+    with META, _NumbersFirst(), Tracker():
+        flops = rates.count_flops(
+            network, backbone=recipe.model.backbone, modalities=len(recipe.data.modalities), batch=1,
+            size=recipe.data.image_size,
+        )  # fmt: skip
+    return flops.training
+
+
+def skeleton(recipe: Recipe, *, classes: int) -> Segmenter:
+    """The network of a recipe, set up for training, with sizes and no values; needs no weights and no memory."""
+    key = f"{recipe.model.model_dump_json()} {recipe.data.modalities} {classes}"
+    if key not in _SKELETONS:
+        with META, _NumbersFirst():
+            _SKELETONS[key] = build_for_measuring(recipe, made_up_dataset(recipe, classes=classes))
+    return copy.deepcopy(_SKELETONS[key])
+
+
+_SKELETONS: dict[str, Segmenter] = {}
+
+
+class _NumbersFirst(TorchFunctionMode):
+    """Lets SAM2's constructors read the few numbers that they make by ``linspace``."""
+
+    def __torch_function__(
+        self, function: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return function(*args, **({"device": "cpu"} if function is torch.linspace else {}) | (kwargs or {}))
+
+
+class _Place:
+    """What the learner asks of an accelerator, on a device where nothing happens."""
+
+    num_processes, is_main_process, process_index, scaler = 1, True, 0, None
+
+    def __init__(self, precision: str) -> None:
+        self.device, self.precision = META, precision
+        self.before_backward: Callable[[], None] = lambda: None
+
+    def prepare(self, *things: Any) -> tuple[Any, ...]:
+        return things
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        return _autocast(self.precision)
+
+    def backward(self, loss: Tensor) -> None:
+        self.before_backward()
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def unscale_gradients(self, _optimizer: Any) -> None:
+        """There is no scale."""
+
+    def no_sync(self, _model: Any) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+
+class _Phases:
+    """Notes what is alive at the turns of an update, which it hooks into."""
+
+    def __init__(self, tracker: Tracker, learner: Learner, place: Any) -> None:
+        self.kept = self.forward = self.backward = self.gradients = self.moments = 0
+        self._tracker, self._learner, self._state = tracker, learner, list[Tensor]()
+        learner.network.register_forward_pre_hook(lambda *_: self._end("backward"))
+        learner.network.register_forward_hook(lambda *_: self._note_kept())
+        place.before_backward = lambda: self._end("backward")
+        learner.optimizer.step = self._step
+        tracker.peak = tracker.live
+
+    def _end(self, phase: str) -> None:
+        """The peak since the last turn was a phase's."""
+        setattr(self, phase, max(getattr(self, phase), self._tracker.peak))
+        self._tracker.peak = self._tracker.live
+
+    def _note_kept(self) -> None:
+        self.kept = max(self.kept, self._tracker.live)
+        self._end("forward")
+
+    def _step(self) -> None:
+        """AdamW fused: two moments of each parameter, and nothing else."""
+        self._end("backward")
+        given = [parameter.grad for parameter in self._learner.parameters.values() if parameter.grad is not None]
+        before = self._tracker.live
+        self._state = [torch.empty_like(gradient) for gradient in given for _ in range(2)]
+        self.moments = self._tracker.live - before
+        self.gradients = self.moments // 2
+
+
+@contextlib.contextmanager
+def _counting(kind: Kind, precision: str) -> Iterator[tuple[Tracker, Accelerator]]:
+    """Nothing is computed, everything is seen."""
+    tracker = Tracker(kind)
+    with _standing_in(kind), tracker:
+        yield tracker, cast(Accelerator, _Place(precision))
+
+
+def _looking(recipe: Recipe, network: Segmenter, frames: Frames, *, kind: Kind, precision: str, moments: int) -> Count:
+    """Forward passes with the decision, as scoring and prediction hold them."""
+    with _counting(kind, precision) as (tracker, _):
+        network = _fresh(network)
+        tracker.note([*network.parameters(), *network.buffers()])
+        weights = tracker.live
+        with scoring(network), _autocast(precision):
+            seen, inputs = [], 0
+            for height, width in frames.inputs:
+                before = tracker.live
+                images = _images(recipe, height, width)
+                inputs = max(inputs, tracker.live - before)
+                seen.append(network.logits(images))
+                del images
+            kept = tracker.live
+            for scenes in zip(*seen, strict=True):
+                for logits in scenes:
+                    class_map(logits, height=frames.native[0], width=frames.native[1])
+    return Count(weights, 0, moments, inputs, max(kept - weights, 0), forward=tracker.peak + moments, backward=0)
+
+
+def _counted(recipe: Recipe) -> Recipe:
+    """A recipe without what cannot be counted: compiled blocks."""
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"compile": False})})
+
+
+def _fresh(network: Segmenter) -> Segmenter:
+    """The network with new tensors, which the tracker sees."""
+    tables = (value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor))
+    known: dict[int, Any] = {
+        id(tensor): empty_like(tensor) for tensor in (*network.parameters(), *network.buffers(), *tables)
+    }
+    return copy.deepcopy(network, known)
+
+
+def empty_like(tensor: Tensor) -> Tensor:
+    """A tensor of the same shape and role without values."""
+    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=META)
+    return nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+class _Waiting(Batch):
+    """A batch in the machine's memory: only its copies on the device count."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch([torch.empty_like(frame, device=device) for frame in self.frames], self.label, self.scenes)
+
+
+def _batch(recipe: Recipe, *, is_here: bool) -> Batch:
+    """A batch to learn from, on the device or still to be brought there."""
+    size, scenes = recipe.data.image_size, recipe.train.batch
+    frames = _images(recipe, size, size)
+    label = torch.empty(scenes, size, size, dtype=torch.int64, device=META)
+    return (Batch if is_here else _Waiting)(frames, label, ())
+
+
+def _images(recipe: Recipe, height: int, width: int) -> list[Tensor]:
+    """M × (B, 3, H, W)."""
+    shape = (recipe.train.batch, 3, height, width)
+    return [torch.empty(shape, device=META) for _ in recipe.data.modalities]
+
+
+def _autocast(precision: str) -> contextlib.AbstractContextManager[Any]:
+    """The CPU's autocast: on ``meta`` nothing but our stand-ins looks at it, and torch's checkpoints keep it."""
+    dtype = _HALF.get(precision)
+    return torch.autocast("cpu", dtype=dtype, enabled=dtype is not None)
+
+
+@contextlib.contextmanager
+def _standing_in(kind: Kind) -> Iterator[None]:
+    """Put stand-ins in the place of the functions that ``meta`` does not have; all else is left to them as before."""
+    with contextlib.ExitStack() as stack:
+        for owner, name, make in _STAND_INS:
+            stack.enter_context(mock.patch.object(owner, name, make(getattr(owner, name))))
+        if kind == "cpu":
+            stack.enter_context(mock.patch.object(hiera, "LARGE", _CPU_SHARE))
+            stack.enter_context(mock.patch.dict(ohem.SLAB_BYTES, {"meta": ohem.SLAB_BYTES["cpu"]}))
+        yield
+
+
+def _known_device(function: Any) -> Any:
+    """``torch.autocast`` and what asks for its state, with the CPU's in the place of the missing ones."""
+    return lambda *args, **kwargs: function(*("cpu" if arg == "meta" else arg for arg in args), **kwargs)
+
+
+def _in_half(function: Any) -> Any:
+    return _casting(function, lambda: torch.get_autocast_dtype("cpu"))
+
+
+def _in_full(function: Any) -> Any:
+    return _casting(function, lambda: torch.float32)
+
+
+def _casting(function: Any, dtype: Callable[[], torch.dtype]) -> Any:
+    """A function whose arguments on ``meta`` are cast first, as CUDA's autocast casts them."""
+
+    def casted(*args: Any, **kwargs: Any) -> Any:
+        if torch.is_autocast_enabled("cpu") and any(isinstance(arg, Tensor) and arg.is_meta for arg in args):
+            wanted = dtype()
+            args = tuple(_cast(arg, wanted) for arg in args)
+            kwargs = {name: _cast(value, wanted) for name, value in kwargs.items()}
+        return function(*args, **kwargs)
+
+    return casted
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.dtype in _CAST else value
+
+
+def _fused_attention(function: Any) -> Any:
+    """Attention by the kernel that a GPU takes: it keeps queries, keys, values, results and a number for each row."""
+
+    def attend(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, **more: Any
+    ) -> Tensor:
+        if not query.is_meta:
+            return cast(Tensor, function(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, **more))
+        if torch.is_autocast_enabled("cpu"):
+            query, key, value = (_cast(part, torch.get_autocast_dtype("cpu")) for part in (query, key, value))
+        if query.dtype == torch.float32:
+            efficient = torch.ops.aten._scaled_dot_product_efficient_attention
+            result: Tensor = efficient(query, key, value, None, torch.is_grad_enabled(), dropout_p)[0]
+        else:
+            result = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, dropout_p)[0]
+        return result
+
+    return attend
+
+
+def _ones(function: Any) -> Any:
+    """``tolist`` of a tensor without values."""
+    return lambda tensor: [1.0] * tensor.numel() if _is_empty(tensor) else function(tensor)
+
+
+_STAND_INS: Sequence[tuple[Any, str, Callable[[Any], Any]]] = (
+    (torch, "autocast", _known_device),
+    (torch, "is_autocast_enabled", _known_device),
+    (torch, "get_autocast_dtype", _known_device),
+    (F, "scaled_dot_product_attention", _fused_attention),
+    *((F, name, _in_half) for name in ("conv2d", "conv_transpose2d", "linear")),
+    (Tensor, "__matmul__", _in_half),
+    (F, "layer_norm", _in_full),
+    *((Tensor, name, _in_full) for name in ("pow", "__pow__")),
+    (Tensor, "tolist", _ones),
+)
+"""Owner, name, and what makes the stand-in. What autocast casts is limited to what our network and SAM2 call."""
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a tensor has a size and no values."""
+    return bool(value.is_meta)
+
+
+def _rounded(size: int, kind: Kind) -> int:
+    return -(-size // _BLOCK[kind]) * _BLOCK[kind]
+
+
+def _shape(output: Tensor | None) -> Any:
+    """What a new tensor is made of."""
+    return None if output is None else (tuple(output.shape), output.stride(), output.dtype)
+
+
+def _signature(value: Any) -> Any:
+    """All of an argument that the size of a result depends on; a hash of anything else fails."""
+    if isinstance(value, Tensor):
+        return (value.shape, value.stride(), value.dtype, value.device.type)
+    if isinstance(value, list | tuple):
+        return tuple(_signature(part) for part in value)
+    if isinstance(value, dict):
+        return tuple((name, _signature(part)) for name, part in value.items())
+    return (type(value), value)

@@ -1,0 +1,588 @@
+"""``memorysam plan`` and ``train --batch auto``: what of a recipe fits into a memory, by counting.
+
+The ways to cut an update into batches are counted, each in seconds and for any GPU, until the best that fits is known.
+Where a device is there, the pick can be tried on it; the next smaller one follows where that fails.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from memorysam_cli import recipe as recipes
+from memorysam_cli.data.manifest import Manifest
+from memorysam_cli.engine import memory, run_folder
+from memorysam_cli.engine.measure import count, rates, targets, trials
+from memorysam_cli.engine.measure.count import Count, Kind
+from memorysam_cli.engine.measure.rates import Estimate
+from memorysam_cli.engine.measure.targets import Target
+from memorysam_cli.engine.measure.trials import Frames, Outcome, Trial
+from memorysam_cli.engine.training import starting
+from memorysam_cli.errors import EnvironmentFault, MemorySamError, UsageError
+from memorysam_cli.recipe import BACKBONES, Recipe, Train
+from memorysam_cli.report import console
+from memorysam_cli.storage.machine import Capacity
+from memorysam_cli.text import duration, size
+
+MARGIN = 0.1
+"""The share of memory that stays free: for a GPU's driver, what is not counted, workers that read ahead."""
+MOST_AT_ONCE = 64
+"""Scenes of the largest batch that prediction is counted for."""
+COLUMNS = ("batch", "accumulate", "saver", "peak", "activations", "backward", "validation", "left", "fits")
+BEAT = 5.0
+"""Seconds between two words of the planning process to the others, whose patience with it is limited."""
+
+Answer = TypeVar("Answer")
+Try = Callable[[Trial], Outcome]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way; an update sees ``batch`` × ``accumulate`` scenes in each process."""
+
+    batch: int
+    accumulate: int
+    saver: Literal["on", "off"]
+
+    def apply(self, recipe: Recipe) -> Recipe:
+        """The recipe with these values."""
+        train = recipe.train.model_copy(update=vars(self))
+        return recipe.model_copy(update={"train": train})
+
+    def changes(self) -> list[str]:
+        """As ``--set`` takes them."""
+        return [f"train.{name}={value}" for name, value in vars(self).items()]
+
+    def __str__(self) -> str:
+        return f"batch {self.batch} × {self.accumulate} accumulated, saver {self.saver}"
+
+
+def candidates(train: Train) -> list[Candidate]:
+    """All ways that keep an update's number of scenes, the fastest first.
+
+    The saver costs less time than halving the batch: accumulation is exact, so that it computes every batch's forward
+    pass once more than the saver does at most. A saver that the recipe decides stays as it is.
+    """
+    scenes = train.batch * train.accumulate
+    savers: list[Literal["on", "off"]] = ["off", "on"] if train.saver == "auto" else [train.saver]
+    batches = [batch for batch in range(scenes, 0, -1) if scenes % batch == 0]
+    return [Candidate(batch, scenes // batch, saver) for batch in batches for saver in savers]
+
+
+@dataclass(frozen=True)
+class Room:
+    """The memory that there is.
+
+    Attributes:
+        device: as PyTorch calls it; need not be in this machine.
+        total: bytes of the device.
+        free: of them, free now.
+        memory: what is planned for: the free memory, or what the user said.
+        limit: what a training may take of it.
+    """
+
+    device: str
+    total: int
+    free: int
+    memory: int
+    limit: int
+
+    @property
+    def kind(self) -> Kind:
+        """What is counted for."""
+        return "cpu" if self.device == "cpu" else "cuda"
+
+    def __str__(self) -> str:
+        return f"{size(self.limit)} ({size(self.memory)} less the {100 * MARGIN:g} % that stay free)"
+
+
+def room(device: str, *, asked: int | None = None, share: int = 1, have: Capacity | None = None) -> Room:
+    """The memory to plan for.
+
+    Args:
+        device: as PyTorch calls it.
+        asked: bytes that are to suffice, of a device that need not be here; none: what is free now.
+        share: processes that share the device.
+        have: the device's memory; none: it is asked for it.
+    """
+    if asked is not None:
+        return Room(device, asked, asked, asked // share, int(asked // share * (1 - MARGIN)))
+    have = have or trials.capacity(device)
+    free = have.free or have.total  # a machine that does not say
+    return Room(device, have.total, free, free // share, int(free // share * (1 - MARGIN)))
+
+
+def refuse_more_than_there_is(space: Room, have: Capacity) -> None:
+    """Refuse to try what the device that is here cannot give.
+
+    Raises:
+        UsageError: more is asked for than the device has.
+        EnvironmentFault: less is free than may be taken.
+    """
+    if space.memory > have.total:
+        raise UsageError(
+            f"--gpu-memory {size(space.memory)}: {space.device} has {size(have.total)} in all; leave --try "
+            "out (counting needs no device), or try on the larger device"
+        )
+    if space.limit > (have.free or have.total):
+        raise EnvironmentFault(
+            f"--gpu-memory {size(space.memory)}: only {size(have.free)} of {space.device} are free now; end "
+            "what uses it, plan for less, or leave --try out"
+        )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a candidate takes, as counted.
+
+    Attributes:
+        candidate: the way.
+        training: an update.
+        validation: one batch of the largest scenes.
+        programs: bytes of the process itself, which on a CPU share the memory.
+        limit: what may be taken.
+    """
+
+    candidate: Candidate
+    training: Count
+    validation: Count
+    programs: int
+    limit: int
+
+    @property
+    def peak(self) -> int:
+        """Bytes."""
+        return max(self.training.peak, self.validation.peak) + self.programs
+
+    @property
+    def fits(self) -> bool:
+        """Whether that is within the limit."""
+        return self.peak <= self.limit
+
+    def to_json(self) -> dict[str, Any]:
+        """The candidate, the peak and its parts."""
+        parts = self.training.to_json()
+        return {
+            **vars(self.candidate), "fits": self.fits, "peak": self.peak, "training_peak": parts.pop("peak"),
+            "validation_peak": self.validation.peak, "programs": self.programs, "parts": parts,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What a candidate's trial gave."""
+
+    candidate: Candidate
+    outcome: Outcome
+
+    @property
+    def seconds(self) -> float | None:
+        """Of one update, the first ones being slow; none if there was none."""
+        return min(self.outcome.seconds, default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The candidate and its outcome."""
+        outcome = self.outcome
+        names = ("fits", "why", "peak", "training_peak", "validation_peak", "free")
+        return {
+            **vars(self.candidate), **{name: getattr(outcome, name) for name in names}, "seconds": self.seconds,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Looking:
+    """Prediction, as counted: bytes for a batch of one scene, and the largest batch that fits (0: none)."""
+
+    single: int
+    batch: int
+    peak: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was counted and tried, and what is proposed.
+
+    Attributes:
+        target: what is to fit.
+        room: where.
+        findings: counted candidates, the fastest first.
+        tried: trials in their order; empty where nothing was to be tried.
+        looking: prediction; None where it was not asked for.
+        estimates: how long the recipe should take.
+    """
+
+    target: Target
+    room: Room
+    findings: tuple[Finding, ...]
+    tried: tuple[Tried, ...] = ()
+    looking: Looking | None = None
+    estimates: tuple[Estimate, ...] = ()
+
+    @property
+    def proposal(self) -> Candidate | None:
+        """The fastest candidate that fits: of those that were tried, if any were."""
+        if self.tried:
+            return next((each.candidate for each in self.tried if each.outcome.fits), None)
+        return next((each.candidate for each in self.findings if each.fits), None)
+
+    def refusal(self) -> EnvironmentFault:
+        """Why nothing is proposed, and what would change that."""
+        if self.tried:
+            last, why = self.tried[-1].candidate, self.tried[-1].outcome.why
+        else:
+            last, why = self.findings[-1].candidate, f"needs {size(self.findings[-1].peak)}"
+        return EnvironmentFault(
+            f"{self.room.device}: nothing fits into {self.room}; {last}: {why}; "
+            f"{levers(self.target)}, or a device with more memory"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of ``memorysam plan --json``, without ``schema_version`` and the command."""
+        recipe, frames = self.target.recipe, self.target.frames
+        train = recipe.train
+        return {
+            "recipe": recipe.name,
+            "dataset": recipe.data.dataset,
+            "modalities": list(recipe.data.modalities),
+            "classes": self.target.classes,
+            "backbone": recipe.model.backbone,
+            "precision": train.precision,
+            "image_size": recipe.data.image_size,
+            "validation": {"inputs": frames.inputs, "native": frames.native, "source": self.target.source},
+            **dataclasses.asdict(self.room),
+            "margin": MARGIN,
+            "effective_batch": train.batch * train.accumulate,
+            "counts": [each.to_json() for each in self.findings],
+            "not_counted": list(count.NOT_COUNTED[self.room.kind]),
+            "trials": [each.to_json() for each in self.tried],
+            "proposal": None if self.proposal is None else vars(self.proposal),
+            "prediction": None if self.looking is None else vars(self.looking),
+            "updates": self.target.updates,
+            "estimates": [vars(each) for each in self.estimates],
+        }
+
+
+def make_plan(
+    target: Target, here: torch.device, *, amount: int | None, is_named: bool, tries: bool, timeout: float
+) -> Plan:
+    """Everything that ``memorysam plan`` says.
+
+    Args:
+        target: what is to fit.
+        here: the device that was chosen, or found.
+        amount: bytes to plan for; none: what is free on that device.
+        is_named: whether the user chose the device; otherwise an amount means a GPU, be there one or not.
+        tries: whether the pick is run.
+        timeout: seconds for each trial.
+
+    Raises:
+        UsageError: more is to be tried than the device has.
+        EnvironmentFault: less is free than is to be tried.
+    """
+    is_absent = amount is not None and not is_named and not tries and here.type != "cuda"
+    space = room("cuda" if is_absent else str(here), asked=amount)
+    if tries and amount is not None:
+        refuse_more_than_there_is(space, trials.capacity(space.device))
+    found = search(target, space, attempt=trials.run if tries else None, timeout=timeout)
+    return dataclasses.replace(
+        found, looking=looking(target, space),
+        estimates=tuple(estimates(target, space, here=here if amount is None else None)),
+    )  # fmt: skip
+
+
+def search(
+    target: Target, space: Room, *, attempt: Try | None = None, timeout: float = trials.TIMEOUT, steps: int = 2
+) -> Plan:
+    """Count a recipe's candidates until the best that fits is known; try it, where that is wanted.
+
+    A smaller batch never takes more, nor does the saver: of the batches, halving finds the largest that fits.
+
+    Args:
+        target: what is to fit.
+        space: where.
+        attempt: does a trial of the pick, and of the next ones where it fails; none: nothing is tried.
+        timeout: seconds for each trial.
+        steps: updates of each.
+    """
+    ways = candidates(target.recipe.train)
+    programs = memory.resident_bytes() if space.kind == "cpu" else 0
+    found: dict[Candidate, Finding] = {}
+
+    def fits(way: Candidate) -> bool:
+        if way not in found:
+            found[way] = _count(way, target, space, programs=programs)
+        return found[way].fits
+
+    batches = sorted({way.batch for way in ways}, reverse=True)
+    frugal = {way.batch: way for way in ways}  # the last one of a batch takes least
+    low, high = 0, len(batches) - 1
+    while low <= high:  # the largest one first: it is the usual answer
+        middle = 0 if high == len(batches) - 1 and low == 0 else (low + high) // 2
+        low, high = (low, middle - 1) if fits(frugal[batches[middle]]) else (middle + 1, high)
+    if low < len(batches):
+        any(fits(way) for way in ways if way.batch == batches[low])
+    plan = Plan(target, space, tuple(found[way] for way in ways if way in found))
+    if attempt is None or plan.proposal is None:
+        return plan
+    rest = ways[ways.index(plan.proposal) :]
+    return dataclasses.replace(plan, tried=tuple(_attempts(rest, target, space, attempt, timeout, steps)))
+
+
+def looking(target: Target, space: Room) -> Looking:
+    """Count ``memorysam predict``: one scene, and as many as fit."""
+    frames = Frames(target.frames.inputs[-1:], target.frames.native)
+    programs = memory.resident_bytes() if space.kind == "cpu" else 0
+    known: dict[int, int] = {}
+
+    def peak(batch: int) -> int:
+        if batch not in known:
+            recipe = Candidate(batch, 1, "on").apply(target.recipe)
+            counted = count.prediction(recipe, classes=target.classes, frames=frames, kind=space.kind)
+            known[batch] = counted.peak + programs
+        return known[batch]
+
+    single, each = peak(1), peak(2) - peak(1)
+    batch = min(MOST_AT_ONCE, 1 + (space.limit - single) // max(each, 1)) if single <= space.limit else 0
+    while batch and peak(batch) > space.limit:  # a line through two points is near the truth, and not it
+        batch -= 1
+    return Looking(single, batch, peak(batch) if batch else 0)
+
+
+def estimates(target: Target, space: Room, *, here: torch.device | None) -> list[Estimate]:
+    """How long the recipe should take.
+
+    Args:
+        target: the recipe, and how many scenes there are.
+        space: its memory decides which cards are shown where none is here.
+        here: the device that is there, whose rate is measured; none: by the table of cards.
+    """
+    train = target.recipe.train
+    scenes = train.batch * train.accumulate
+    flops = scenes * count.training_flops(target.recipe, classes=target.classes)
+    if here is not None or space.kind == "cpu":
+        here = here or torch.device("cpu")
+        return rates.estimate_here(here, flops=flops, updates=target.updates)
+    apart = {name: abs(card.memory * 10**9 - space.total) for name, card in rates.CARDS.items()}
+    cards = [name for name, bytes_apart in apart.items() if bytes_apart == min(apart.values())]
+    return [
+        each for card in cards for each in rates.estimate_on_card(card, flops=flops, updates=target.updates)
+    ]  # fmt: skip
+
+
+def levers(target: Target) -> str:
+    """What takes less memory than anything that was counted; how much less, a next plan tells."""
+    recipe = target.recipe
+    ways = []
+    if recipe.train.saver == "off":
+        ways.append("--set train.saver=on")
+    if recipe.train.precision in {"fp32", "tf32"}:
+        ways.append("--set train.precision=bf16")
+    smaller = recipe.data.image_size * 3 // 4 // 32 * 32
+    if smaller:
+        ways.append(f"--set data.image_size={smaller}")
+    if len(recipe.data.modalities) > 1:
+        ways.append(f"fewer modalities than {len(recipe.data.modalities)}")
+    names = [name for name in BACKBONES if name.split("-")[0] == recipe.model.backbone.split("-")[0]]
+    if names.index(recipe.model.backbone):
+        ways.append(f"a smaller backbone, such as --set model.backbone={names[0]}")
+    return f"plan again with {', '.join(ways)}" if ways else "this recipe is as small as it gets"
+
+
+def show(plan: Plan, line: str | None) -> None:
+    """Print what was counted, what was tried and what is proposed on stdout.
+
+    Args:
+        plan: any.
+        line: of :func:`train_line`.
+    """
+    recipe, space = plan.target.recipe, plan.room
+    (height, width), (rows, columns) = plan.target.frames.inputs[-1], plan.target.frames.native
+    side, names = recipe.data.image_size, ", ".join(recipe.data.modalities)
+    console.say(f"{recipe.name}: {recipe.model.backbone}, {recipe.train.precision}, {names}, {side}×{side} pixels")
+    console.say(f"validation at {height}×{width} for {rows}×{columns}: {plan.target.source}")
+    console.say(f"{space.device}: {size(space.free)} of {size(space.total)} free; to be used: {space}")
+    console.table(COLUMNS, [_row(finding) for finding in plan.findings], title="counted")
+    if plan.tried:
+        console.table(TRIED, [_tried_row(tried, space) for tried in plan.tried], title="tried on the device")
+    console.say(f"not counted: {', '.join(count.NOT_COUNTED[space.kind])}")
+    if plan.looking is not None:
+        single, batch = size(plan.looking.single), plan.looking.batch
+        fit = f"batches of up to {batch} fit ({size(plan.looking.peak)})" if batch else "does not fit"
+        console.say(f"prediction: {single} for one scene; {fit}")
+    if plan.estimates:
+        console.table(ESTIMATED, [_estimate_row(each) for each in plan.estimates], title="time, an estimate")
+    if plan.proposal is not None and line is not None:
+        scenes = plan.proposal.batch * plan.proposal.accumulate
+        console.say(f"fits: {plan.proposal}; {scenes} scenes per update, as in the recipe")
+        console.say(line)
+
+
+TRIED = ("batch", "accumulate", "saver", "peak", "left", "s per update", "fits")
+ESTIMATED = ("device", "precision", "s per update", "whole recipe", "at")
+
+
+def train_line(
+    plan: Plan, *, recipe: str, data: Path | None = None, overrides: Sequence[str] = (), device: str = "auto"
+) -> str | None:
+    """The training that was found to fit, ready to be typed; none where nothing fits.
+
+    Args:
+        plan: any.
+        recipe: as the user named it.
+        data: likewise.
+        overrides: likewise; the plan's values come last and win.
+        device: likewise.
+    """
+    if plan.proposal is None:
+        return None
+    words = ["memorysam", "train", "--recipe", recipe]
+    words += [] if data is None else ["--data", str(data)]
+    words += [] if device == "auto" else ["--device", device]
+    return shlex.join(words + [word for change in _changes(plan.proposal, overrides) for word in ("--set", change)])
+
+
+def _changes(proposal: Candidate, overrides: Sequence[str]) -> list[str]:
+    """The user's overrides and the proposal's, each key once."""
+    ours = proposal.changes()
+    keys = {change.partition("=")[0] for change in ours}
+    return [change for change in overrides if change.partition("=")[0] not in keys] + ours
+
+
+def settle(planned: starting.RunStart, manifest: Manifest, accelerator: Accelerator) -> starting.RunStart:
+    """Let what fits decide the batch of a training that is about to begin.
+
+    A run that is continued keeps its own batch, so that one line can start and continue it.
+
+    Args:
+        planned: of :func:`memorysam_cli.engine.training.starting.plan`.
+        manifest: the data set.
+        accelerator: every process gets the answer of the main one.
+
+    Raises:
+        EnvironmentFault: nothing fits.
+    """
+    recipe = planned.recipe
+    if planned.run is not None:
+        own = recipes.load(planned.run.path / run_folder.RECIPE).train
+        saver = own.saver if recipe.train.saver == "auto" else recipe.train.saver
+        kept = {"batch": own.batch, "accumulate": own.accumulate, "saver": saver}
+        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=kept)})
+        note = f"--batch auto: the run keeps its batch {own.batch} × {own.accumulate} accumulated"
+        return dataclasses.replace(planned, recipe=recipe, notes=(*planned.notes, note))
+    chosen = told_by_main(lambda: _choose(recipe, manifest, accelerator), accelerator)
+    return dataclasses.replace(planned, recipe=chosen.apply(recipe))
+
+
+def told_by_main(work: Callable[[], Answer], accelerator: Accelerator) -> Answer:
+    """What the main process works out, in all processes; its ``MemorySamError`` is everybody's."""
+    if accelerator.num_processes == 1:
+        return work()
+    future: Future[Answer] = Future()
+    if accelerator.is_main_process:
+        # A daemon: Ctrl-C must not wait for it. The others hear from the main thread meanwhile: no collective may wait
+        # longer than its timeout, and a plan may take that long.
+        threading.Thread(target=_fulfil, args=(future, work), daemon=True).start()
+    while True:
+        word = [_word(future, accelerator)]
+        broadcast_object_list(word)
+        is_over, answer = word[0]
+        if not is_over:
+            continue
+        if isinstance(answer, MemorySamError):
+            raise answer
+        return answer  # type: ignore[return-value]
+
+
+def _word(future: Future[Answer], accelerator: Accelerator) -> tuple[bool, Answer | MemorySamError | None]:
+    """Whether the main process has its answer, and which."""
+    if not accelerator.is_main_process:
+        return False, None
+    if not wait([future], timeout=BEAT).done:
+        return False, None
+    try:
+        return True, future.result()
+    except MemorySamError as fault:
+        return True, fault
+
+
+def _fulfil(future: Future[Answer], work: Callable[[], Answer]) -> None:
+    try:
+        future.set_result(work())
+    except BaseException as fault:  # whoever asks for the result gets it
+        future.set_exception(fault)
+
+
+def _choose(recipe: Recipe, manifest: Manifest, accelerator: Accelerator) -> Candidate:
+    """The plan, for one process of those that share the device; its pick has done one real update and a validation."""
+    device = accelerator.device
+    share = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)) if device.type == "cpu" else 1
+    name = str(device) if device.type == "cuda" else device.type  # accelerate speaks of cpu:0
+    found = search(targets.of_manifest(recipe, manifest), room(name, share=share), attempt=trials.run, steps=1)
+    if found.proposal is None:
+        raise found.refusal()
+    console.note(f"--batch auto: {found.proposal}; as many scenes per update as the recipe has")
+    return found.proposal
+
+
+def _count(way: Candidate, target: Target, space: Room, *, programs: int) -> Finding:
+    """Count a candidate."""
+    start, recipe = time.monotonic(), way.apply(target.recipe)
+    training = count.training(recipe, classes=target.classes, kind=space.kind)
+    validation = count.validation(recipe, classes=target.classes, frames=target.frames, kind=space.kind)
+    finding = Finding(way, training, validation, programs, space.limit)
+    console.detail(f"counted {way}: {size(finding.peak)} ({duration(time.monotonic() - start)})")
+    return finding
+
+
+def _attempts(
+    ways: Sequence[Candidate], target: Target, space: Room, attempt: Try, timeout: float, steps: int
+) -> Iterator[Tried]:
+    """Try candidates until one fits."""
+    for way in ways:
+        console.note(f"trying {way}: {steps} update{'s' * (steps > 1)}, then validation")
+        start = time.monotonic()
+        outcome = attempt(
+            Trial(
+                way.apply(target.recipe), target.classes, device=space.device, steps=steps, frames=target.frames,
+                limit=space.limit, timeout=timeout,
+            )
+        )  # fmt: skip
+        said = f"fits, peak {size(outcome.peak)}" if outcome.fits else outcome.why
+        console.note(f"{way}: {said} ({duration(time.monotonic() - start)})")
+        yield Tried(way, outcome)
+        if outcome.fits:
+            return
+
+
+def _row(finding: Finding) -> tuple[object, ...]:
+    candidate, training = finding.candidate, finding.training
+    left = size(finding.limit - finding.peak) if finding.fits else "–"
+    sizes = (finding.peak, training.activations, training.backward, finding.validation.peak)
+    place = (candidate.batch, candidate.accumulate, candidate.saver)
+    return (*place, *map(size, sizes), left, "yes" if finding.fits else "no")
+
+
+def _tried_row(tried: Tried, space: Room) -> tuple[object, ...]:
+    outcome, candidate = tried.outcome, tried.candidate
+    place = (candidate.batch, candidate.accumulate, candidate.saver)
+    if not outcome.fits:
+        return (*place, "–", "–", "–", f"no: {outcome.why}")
+    left = size(max(space.memory - outcome.peak, 0))
+    return (*place, size(outcome.peak), left, f"{tried.seconds or 0:.2f}", "yes")
+
+
+def _estimate_row(each: Estimate) -> tuple[object, ...]:
+    hours = "–" if each.hours is None else duration(3600 * each.hours)
+    return (each.device, each.precision, f"{each.seconds:.3g}", hours, each.source)

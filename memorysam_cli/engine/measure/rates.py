@@ -1,0 +1,318 @@
+"""How fast: clocks, the machine's own rate, the arithmetic of a network, and how long a recipe should take.
+
+Arithmetic is matrix products and convolutions, a multiplication and an addition each, counted by
+``torch.utils.flop_counter`` on the plain twin and on the ``meta`` device: nothing is computed, and neither the device
+nor the way in which a network is run changes the count. Training is counted as what its backward pass needs:
+gradients of activations from the first adapted block on, and of the weights that are trained; nothing that is
+recomputed, and neither losses nor optimiser, which multiply no matrices.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from memorysam_cli.engine import runtime
+from memorysam_cli.engine.measure.plain import Plain
+from memorysam_cli.model.network import MemorySAM
+from memorysam_cli.recipe import Recipe
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU's memory in GB and its dense peak rates in TFLOP/s; 0 where it has no such products.
+
+    ``half`` is bfloat16's and float16's, with float32 sums.
+    """
+
+    memory: int
+    fp32: float
+    tf32: float
+    half: float
+    has_bf16: bool = True
+
+    def peak(self, precision: str) -> float:
+        """The rate in a precision, in FLOP/s; 0 where the card does not have it."""
+        if precision == "bf16" and not self.has_bf16:
+            return 0.0
+        return 1e12 * (self.half if precision in {"bf16", "fp16"} else getattr(self, precision))
+
+
+CARDS = {
+    "T4": Card(16, 8.1, 0, 65, has_bf16=False),
+    "V100": Card(16, 15.7, 0, 125, has_bf16=False),
+    "RTX 3090": Card(24, 35.6, 35.6, 71),
+    "RTX 4090": Card(24, 82.6, 82.6, 165),
+    "A10": Card(24, 31.2, 62.5, 125),
+    "L4": Card(24, 30.3, 60, 121),
+    "RTX A6000": Card(48, 38.7, 77.4, 155),
+    "L40S": Card(48, 91.6, 183, 362),
+    "A100": Card(80, 19.5, 156, 312),
+    "H100": Card(80, 67, 495, 989),
+    "H200": Card(141, 67, 495, 989),
+}
+"""Peak rates, without sparsity. From memory of NVIDIA's public data sheets: not looked up again."""
+
+EFFICIENCY = {"fp32": 0.60, "tf32": 0.32, "bf16": 0.32, "fp16": 0.32}
+"""The share of a card's peak that training is assumed to reach. Large products reach about 0.8 of a tensor core's
+sheet, and training 0.4 of that."""
+MEASURED_EFFICIENCY = {"fp32": 0.60, "tf32": 0.40, "bf16": 0.40, "fp16": 0.40}
+"""Likewise, of the rate of large products that was measured on the device itself."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How long a recipe should take on a device in a precision: arithmetic, not a measurement.
+
+    Attributes:
+        device: a card, or the device that is there.
+        precision: what is computed in.
+        flops_per_second: the rate that is assumed to be reached.
+        seconds: of one update.
+        hours: of all updates; None where their number is not known.
+        source: what the rate was made of.
+    """
+
+    device: str
+    precision: str
+    flops_per_second: float
+    seconds: float
+    hours: float | None
+    source: str
+
+    @staticmethod
+    def of(device: str, precision: str, *, flops: int, rate: float, updates: int | None, source: str) -> Estimate:
+        """The estimate of updates of so many floating point operations at a rate."""
+        seconds = flops / rate
+        return Estimate(device, precision, rate, seconds, None if updates is None else updates * seconds / 3600, source)
+
+
+def card_of(name: str) -> str | None:
+    """The card of :data:`CARDS` that a device's name means, such as ``NVIDIA A100-SXM4-80GB``."""
+    words = name.replace("-", " ").split()
+    found = [card for card in CARDS if all(part in words for part in card.split())]
+    return max(found, key=len, default=None)
+
+
+def estimate_on_card(card: str, *, flops: int, updates: int | None) -> list[Estimate]:
+    """How long updates should take on a card, in each precision that it has.
+
+    Args:
+        card: one of :data:`CARDS`.
+        flops: of one update, as :func:`count_flops` counts.
+        updates: how many there are, if that is known.
+    """
+    found = []
+    for precision in PRECISIONS:
+        peak, share = CARDS[card].peak(precision), EFFICIENCY[precision]
+        if peak:
+            source = f"{100 * share:.0f} % of the data sheet's {peak / 1e12:g} TFLOP/s"
+            found.append(Estimate.of(card, precision, flops=flops, rate=peak * share, updates=updates, source=source))
+    return found
+
+
+def estimate_here(device: torch.device, *, flops: int, updates: int | None) -> list[Estimate]:
+    """How long updates should take on a device that is there, by the rate of its own products; measured in seconds."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    found = []
+    is_gpu = device.type == "cuda"
+    for precision in PRECISIONS if is_gpu else ("fp32",):
+        rate = matmul_rate(device, precision, sides=None if is_gpu else SIDES["cpu"][:1])
+        share = MEASURED_EFFICIENCY[precision]
+        source = f"{100 * share:.0f} % of {rate.flops_per_second / 1e12:.3g} TFLOP/s, {rate.how}, measured"
+        found.append(
+            Estimate.of(
+                name, precision, flops=flops, rate=rate.flops_per_second * share, updates=updates, source=source
+            )
+        )
+    return found
+
+
+def bf16_advice(device: torch.device, recipe: Recipe) -> str | None:
+    """How much faster bf16 should be where a GPU trains in fp32; None where nothing is to be said.
+
+    Args:
+        device: where training takes place.
+        recipe: what is trained.
+    """
+    if device.type != "cuda" or recipe.train.precision != "fp32" or not torch.cuda.is_bf16_supported():
+        return None
+    name = torch.cuda.get_device_name(device)
+    card = card_of(name)
+    one = 10**12  # any amount of work: its rates are compared
+    estimates = estimate_here(device, flops=one, updates=None) if card is None else estimate_on_card(
+        card, flops=one, updates=None
+    )  # fmt: skip
+    seconds = {estimate.precision: estimate.seconds for estimate in estimates}
+    if "bf16" not in seconds:
+        return None
+    times = seconds["fp32"] / seconds["bf16"]
+    return (
+        f"train.precision is fp32; bf16 should be about {times:.1f} times as fast on {name} (an estimate; its results "
+        "are equal within its rounding): --precision bf16 in a new run; hours: memorysam plan"
+    )
+
+
+Name = TypeVar("Name", bound=str)
+Work = Callable[[], object]
+
+
+def interleaved(works: Mapping[Name, Work], *, repeats: int, device: torch.device) -> dict[Name, tuple[float, ...]]:
+    """The seconds of each of ``repeats`` runs of each kind of work, which has been warmed up.
+
+    The kinds take turns, forwards and backwards (A B, B A, …): none of them always follows the same one.
+    """
+    seconds: dict[Name, list[float]] = {name: [] for name in works}
+    for turn in range(repeats):
+        for name in list(works)[:: -1 if turn % 2 else 1]:
+            seconds[name].append(timed(works[name], device))
+    return {name: tuple(found) for name, found in seconds.items()}
+
+
+def timed(work: Work, device: torch.device) -> float:
+    """The seconds of some work, from an idle device to an idle device."""
+    synchronize(device)
+    start = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done all that it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # not the current one, which need not be the one that was asked for
+    elif device.type != "cpu":
+        getattr(torch, device.type).synchronize()
+
+
+SIDES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
+"""Of the square matrices; what is smaller does not fill the device."""
+REPEATS = 7
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Floating point operations per second, and with which product of which size they were reached."""
+
+    flops_per_second: float
+    how: str
+
+
+def matmul_rate(device: torch.device, precision: str, *, sides: tuple[int, ...] | None = None) -> Rate:
+    """The fastest of some square products of random numbers in a precision: the median of its runs.
+
+    Args:
+        device: where.
+        precision: ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
+        sides: of the matrices; none: what fills such a device.
+    """
+    rates = []
+    with torch.inference_mode(), runtime.computing(precision, device), torch.autocast(device.type, enabled=False):
+        for side in sides or SIDES.get(device.type, SIDES["cpu"]):
+            for how, product in _products(side, DTYPES[precision], device):
+                product(), product()
+                seconds = interleaved({how: product}, repeats=REPEATS, device=device)[how]
+                rates.append(Rate(2 * side**3 / statistics.median(seconds), f"{how} of {side}×{side}"))
+    return max(rates, key=lambda rate: rate.flops_per_second)
+
+
+def _products(side: int, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Work]]:
+    """Ways to multiply two matrices; a CPU has two libraries for it, and either may be the faster."""
+    random = torch.Generator().manual_seed(side)
+    left, right = (torch.randn(side, side, generator=random).to(device, dtype) for _ in range(2))
+    yield "matmul", lambda: left @ right
+    if device.type == "cpu":
+        image = left.view(1, side, 1, side).permute(0, 3, 1, 2)  # channels last: (1, C, L, 1)
+        kernel = right[:, :, None, None]
+        yield "1×1 convolution", lambda: F.conv2d(image, kernel)
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating point operations of one batch: of a prediction, and of a training step (its forward pass included)."""
+
+    prediction: int
+    training: int
+
+
+def count_flops(network: MemorySAM, *, backbone: str, modalities: int, batch: int, size: int) -> Flops:
+    """Count one batch of a network.
+
+    Args:
+        network: set up for training; LoRA counts as it is, merged or beside the weights it adapts.
+        backbone: what it was built as.
+        modalities: M.
+        batch: B.
+        size: side of the images in pixels.
+    """
+    return count_call_flops(
+        Plain(network, backbone=backbone), [torch.empty(batch, 3, size, size, device="meta")] * modalities
+    )
+
+
+def count_call_flops(module: nn.Module, *inputs: Any) -> Flops:
+    """Count one call of any module, and a backward pass from its outputs to whatever in it is trained.
+
+    Args:
+        module: gives a tensor or a tuple of tensors.
+        inputs: tensors and lists of tensors, whose values do not matter.
+    """
+    empty = [[_shape_of(each) for each in given] if isinstance(given, list) else _shape_of(given) for given in inputs]
+    twin = on_meta(module)
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        output = twin(*empty)
+        prediction = counter.get_total_flops()
+        ends = [end for end in (output if isinstance(output, tuple) else (output,)) if end.requires_grad]
+        if ends:
+            torch.stack([end.sum() for end in ends]).sum().backward()  # type: ignore[no-untyped-call]
+    return Flops(prediction, counter.get_total_flops())
+
+
+def on_meta(module: nn.Module) -> Any:
+    """A copy of a module whose tensors have shapes and no values."""
+    tensors = [*module.parameters(), *module.buffers()]
+    known: dict[int, Any] = {id(tensor): _shape_of(tensor) for tensor in tensors}
+    return copy.deepcopy(module, known)
+
+
+def _shape_of(tensor: torch.Tensor) -> torch.Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    is_parameter = isinstance(tensor, nn.Parameter)
+    return nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
+
+
+def describe_machine(device: torch.device, *, precision: str) -> dict[str, Any]:
+    """The keys ``device``, ``precision``, ``versions``, and those of the processor."""
+    return {
+        **runtime.describe(device, precision),
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cuda": torch.version.cuda,
+    }
+
+
+def processor() -> str:
+    """The processor's name, as well as the system knows it."""
+    lines = _CPUINFO.read_text().splitlines() if _CPUINFO.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()

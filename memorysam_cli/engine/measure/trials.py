@@ -1,0 +1,248 @@
+"""Trials: real work of a recipe's size in a process of its own, so that running out of memory is an answer.
+
+The child (:mod:`~memorysam_cli.engine.measure.trial_process`) ends with its parent, however that ends, and before the
+machine's memory does: the parent looks at what is left of it many times a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import IO, Any, Literal
+
+import torch
+
+from memorysam_cli import recipe as recipes
+from memorysam_cli.engine import launcher, memory
+from memorysam_cli.errors import UsageError
+from memorysam_cli.recipe import Recipe
+from memorysam_cli.storage import children, machine
+from memorysam_cli.storage.machine import Capacity
+from memorysam_cli.text import size
+
+PROCESS = "memorysam_cli.engine.measure.trial_process"
+TIMEOUT = 3600.0
+"""Seconds after which a trial counts as hung."""
+_POLL = 0.02
+"""Seconds between two looks at a child's memory."""
+RESERVE = (2 * 10**8, 10**9)
+"""Bytes of the machine that no trial may touch: a thirtieth, at least and at most so many."""
+_LAST = 15
+"""Lines of a failed child's stderr that are shown."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What scoring shows the network, and at which size it decides.
+
+    Attributes:
+        inputs: (height, width) of the frames of each forward pass, one or two: data sets with a crop need both.
+        native: (height, width) of the scene's own pixels.
+    """
+
+    inputs: tuple[tuple[int, int], ...]
+    native: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Work to be tried.
+
+    Attributes:
+        recipe: names its modalities; says sizes, batch, accumulation, saver and precision.
+        classes: K.
+        task: ``train``: updates with the optimiser, and then, where ``frames`` are given, a validation; ``validate``:
+            such a validation alone; ``predict``: segmenting with LoRA merged.
+        device: as PyTorch calls it.
+        manner: ``plain``: the network as the reference runs it.
+        steps: updates, or forward passes.
+        frames: what is scored or predicted; none: squares of ``data.image_size``.
+        limit: bytes that it may take; none: what there is.
+        timeout: seconds.
+    """
+
+    recipe: Recipe
+    classes: int
+    task: Literal["train", "validate", "predict"] = "train"
+    device: str = "cpu"
+    manner: Literal["fast", "plain"] = "fast"
+    steps: int = 2
+    frames: Frames | None = None
+    limit: int | None = None
+    timeout: float = TIMEOUT
+
+    def to_json(self) -> str:
+        """One line, of which :meth:`from_json` makes the same trial."""
+        frames = None if self.frames is None else {"inputs": self.frames.inputs, "native": self.frames.native}
+        return json.dumps(vars(self) | {"recipe": self.recipe.model_dump(mode="json"), "frames": frames})
+
+    @staticmethod
+    def from_json(text: str) -> Trial:
+        """Read what :meth:`to_json` wrote."""
+        content = json.loads(text)
+        content["recipe"] = recipes.parse(content["recipe"], where="trial")
+        if content["frames"] is not None:
+            height, width = content["frames"]["native"]
+            inputs = tuple((rows, columns) for rows, columns in content["frames"]["inputs"])
+            content["frames"] = Frames(inputs, (height, width))
+        return Trial(**content)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a trial.
+
+    Attributes:
+        fits: it ended within the memory.
+        why: why not, such as ``needs more than 24.0 GB``.
+        seconds: of each step; the first ones may be slow.
+        peak: the most memory that was seen, in bytes; of a trial that does not fit, what it had by then.
+        total: the device's memory.
+        free: of it, what was free before.
+        training_peak: of the updates; 0 where there was none.
+        validation_peak: of the validation, likewise.
+    """
+
+    fits: bool
+    why: str = ""
+    seconds: tuple[float, ...] = ()
+    peak: int = 0
+    total: int = 0
+    free: int = 0
+    training_peak: int = 0
+    validation_peak: int = 0
+
+
+def run(trial: Trial) -> Outcome:
+    """Do a trial's work in a child process and wait for it.
+
+    Raises:
+        UsageError: the device cannot compute what the recipe asks for.
+        RuntimeError: the child failed, but not for want of memory; holds its last lines.
+    """
+    # In case it dies too soon to say.
+    before = {} if trial.device.startswith("cuda") else asdict(capacity(trial.device))
+    with tempfile.TemporaryFile("w+") as complained, _child(trial, complained) as process:
+        ended_by_us, seen = _watch(process, trial)
+        _end(process)
+        told = before | _told(process)
+        known = {key: told.get(key, 0) for key in ("total", "free", "training_peak", "validation_peak")}
+        seconds, peak = tuple(told.get("seconds", ())), max(told.get("peak", 0), seen)
+        if not ended_by_us and process.returncode not in {0, -signal.SIGKILL}:
+            raise RuntimeError(f"a trial ended with {process.returncode}:\n{_last_lines(complained)}")
+    if "refused" in told:
+        raise UsageError(told["refused"])
+    why = ended_by_us or told.get("why", "")
+    if not why and process.returncode:
+        why = "out of memory (the system killed it)"
+    if not why and trial.limit is not None and peak > trial.limit:
+        why = _over(trial.limit)  # between two looks
+    if why and trial.frames is not None and told.get("training_peak"):
+        why += ", in validation"
+    return Outcome(not why, why, seconds, peak, **known)
+
+
+def capacity(device: str) -> Capacity:
+    """The memory of a device, without taking any of it in this process (a CUDA context is half a gigabyte)."""
+    if not device.startswith("cuda"):
+        return memory.capacity(torch.device(device))
+    with tempfile.TemporaryFile("w+") as complained:
+        process = children.start(PROCESS, "--capacity", device, environment=_alone(), errors_to=complained)
+        try:
+            told, code = _told(process), process.wait()
+        finally:
+            children.end(process)
+        if code:
+            raise RuntimeError(f"asking for the memory of {device} ended with {code}:\n{_last_lines(complained)}")
+        return Capacity(**told)
+
+
+@contextlib.contextmanager
+def _child(trial: Trial, complained: IO[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """The running child; dead afterwards, with all that it started."""
+    # A session of its own: Ctrl-C in the terminal reaches this process alone, which then ends the child.
+    process = children.start(PROCESS, environment=_alone(), errors_to=complained, own_session=True)
+    try:
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it died at once: its exit code says why
+            process.stdin.write(trial.to_json().encode() + b"\n")
+            process.stdin.flush()
+        yield process
+    finally:
+        if process.returncode is None:
+            _end(process)
+        with contextlib.suppress(BrokenPipeError):
+            children.end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Make sure that a child and all that it started are gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _watch(process: subprocess.Popen[bytes], trial: Trial) -> tuple[str, int]:
+    """Wait for the child's end, or for a reason to end it.
+
+    Returns:
+        The reason, if there was one, and the most resident memory that was seen where that is limited.
+    """
+    end, seen = time.monotonic() + trial.timeout, 0
+    # On CUDA the allocator keeps to the limit. No rlimit: those are of address space, which nobody pays for.
+    is_watched = trial.limit is not None and not trial.device.startswith("cuda")
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_POLL)
+            return "", seen
+        if is_watched:
+            seen = max(seen, memory.resident_peak(process.pid))
+            if trial.limit is not None and seen > trial.limit:
+                return _over(trial.limit), seen
+        if why := _shortage():
+            return why, max(seen, memory.resident_peak(process.pid))
+        if time.monotonic() > end:
+            return f"did not end within {trial.timeout:g} s", seen
+
+
+def _shortage() -> str:
+    """Whether the machine, or what its control group leaves to us, is near its end, in words."""
+    have = machine.memory()
+    least, most = RESERVE
+    reserve = min(max(have.total // 30, least), most)
+    if sys.platform != "linux" or have.free >= reserve:
+        return ""
+    left = f"{size(have.free)} of {size(have.total)}"
+    return f"out of memory (the machine had {left} left; it was ended before that was gone)"
+
+
+def _over(limit: int) -> str:
+    return f"needs more than {size(limit)}"
+
+
+def _alone() -> dict[str, str]:
+    """The environment without what makes a process one of several."""
+    return launcher.environment_alone()
+
+
+def _told(process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """All that a child said until its end, line by line, the last word counting; a line cut short is none."""
+    assert process.stdout is not None
+    told: dict[str, Any] = {}
+    for line in process.stdout.read().splitlines(keepends=True):
+        if line.endswith(b"\n"):
+            told |= json.loads(line)
+    return told
+
+
+def _last_lines(complained: IO[str]) -> str:
+    complained.seek(0)
+    return "\n".join(complained.read().splitlines()[-_LAST:])
