@@ -17,7 +17,7 @@ import typer
 from memorysam_cli import recipe as recipes
 from memorysam_cli.data import manifest, preparation
 from memorysam_cli.engine import runtime
-from memorysam_cli.engine.training.trainer import Trainer, starting
+from memorysam_cli.engine.train.loop import Trainer, starting
 from memorysam_cli.model import Segmenter, load
 from memorysam_cli.model.network import is_fresh
 from memorysam_cli.storage import tensors

@@ -19,7 +19,7 @@ LAYERS = [
     {"report", "streetworld", "encoders"},
     {"recipe"},
     {"storage"},
-    {"validation", "dataset", "laws", "registry"},
+    {"validation", "dataset", "conservation", "registry"},
     {"extensions"},
     {"errors", "text"},
 ]
@@ -70,8 +70,8 @@ def test_commands_import_nothing_heavy_before_they_run(path: Path) -> None:
 
 def test_the_rule_would_notice_an_upward_import(tmp_path: Path) -> None:
     bad = tmp_path / "bad.py"
-    bad.write_text("from memorysam_cli.engine import training\nimport torch\n")
-    assert imported(bad, at_top_only=True) == {"memorysam_cli.engine.training", "torch"}
+    bad.write_text("from memorysam_cli.engine import train\nimport torch\n")
+    assert imported(bad, at_top_only=True) == {"memorysam_cli.engine.train", "torch"}
     assert layer_of("engine") < layer_of("data")
 
 

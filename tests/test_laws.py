@@ -5,34 +5,34 @@ import json
 import numpy as np
 import pytest
 
-from memorysam_cli import laws
+from memorysam_cli import conservation
 from memorysam_cli.errors import MemorySamError
 
 
 def test_laws_that_hold_are_told_with_both_sums() -> None:
-    assert laws.check({"scenes found = accepted + left out": (7, 5 + 2), "none = none": (0, 0)}) == {
+    assert conservation.check({"scenes found = accepted + left out": (7, 5 + 2), "none = none": (0, 0)}) == {
         "scenes found = accepted + left out": {"left": 7, "right": 7, "holds": True},
         "none = none": {"left": 0, "right": 0, "holds": True},
     }
 
 
 def test_every_broken_law_is_named_with_its_sums() -> None:
-    with pytest.raises(laws.LawBroken, match=r"'a = b': 1,897 ≠ 1,270; 'e = f': 0 ≠ 1;") as caught:
-        laws.check({"a = b": (1897, 1270), "c = d": (3, 3), "e = f": (0, 1)})
+    with pytest.raises(conservation.LawBroken, match=r"'a = b': 1,897 ≠ 1,270; 'e = f': 0 ≠ 1;") as caught:
+        conservation.check({"a = b": (1897, 1270), "c = d": (3, 3), "e = f": (0, 1)})
     assert "'c = d'" not in str(caught.value)
 
 
 def test_a_broken_law_is_our_bug_not_the_users_mistake() -> None:
-    assert issubclass(laws.LawBroken, AssertionError)
-    assert not issubclass(laws.LawBroken, MemorySamError)
+    assert issubclass(conservation.LawBroken, AssertionError)
+    assert not issubclass(conservation.LawBroken, MemorySamError)
 
 
 def test_the_report_is_plain_json_whatever_was_counted_with() -> None:
-    said = laws.check({"a = b": (int(np.int64(3)), 3)}) | laws.check({"c = d": (np.int64(4), 4)})  # type: ignore[dict-item]
+    said = conservation.check({"a = b": (int(np.int64(3)), 3)}) | conservation.check({"c = d": (np.int64(4), 4)})  # type: ignore[dict-item]
     assert json.loads(json.dumps(said)) == said
 
 
 def test_the_same_laws_give_the_same_report_in_their_order() -> None:
     asked = {"z = z": (1, 1), "a = a": (2, 2)}
-    assert list(laws.check(asked)) == ["z = z", "a = a"]
-    assert laws.check(asked) == laws.check(asked)
+    assert list(conservation.check(asked)) == ["z = z", "a = a"]
+    assert conservation.check(asked) == conservation.check(asked)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from memorysam_cli.commands import completion, options
+from memorysam_cli.commands import options
 from memorysam_cli.commands.prepare_options import HeadersOnly, MaxPixels
 from memorysam_cli.errors import DataError
 
@@ -22,7 +22,7 @@ def check(
             "--dataset",
             metavar="NAME",
             help="Which one, where DATA holds several.",
-            autocompletion=completion.data_sets,
+            autocompletion=options.data_sets,
         ),
     ] = None,
     out: options.OptionalOut = None,

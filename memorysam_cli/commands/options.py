@@ -1,19 +1,77 @@
-"""The options that commands share: one word, one letter and one meaning each.
-
-Each is the annotation of a parameter. A parameter without a default is required::
-
-    def predict(scenes: Path, out: Out, weights: Weights = None, json: Json = False) -> None:
-"""
+"""Options and completion that several commands share."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from memorysam_cli.commands import completion
 from memorysam_cli.errors import UsageError
+
+
+def recipe_names(incomplete: str) -> list[str]:
+    """Shipped recipes, and recipe files below the folder that is being typed."""
+    package = Path(__file__).parent.parent
+    folders = (package / "recipes", package.parent / "recipes")  # as recipe.reading finds them
+    names = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    return [*_beginning(names, incomplete), *_files(incomplete, (".yaml", ".yml"))]
+
+
+def devices(incomplete: str) -> list[str]:
+    """What ``--device`` takes."""
+    return _beginning(("auto", "cpu", "cuda", "cuda:0", "cuda:1", "mps"), incomplete)
+
+
+def splits(incomplete: str) -> list[str]:
+    """What data sets call their splits."""
+    return _beginning(("train", "val", "test"), incomplete)
+
+
+def data_sets(incomplete: str) -> list[str]:
+    """Published data sets, and what is prepared in the data root."""
+    from memorysam_cli.data import DATASETS
+
+    root = Path(os.environ.get("MEMORYSAM_DATA") or "data")
+    prepared = (path.parent.name for path in (root / "memorysam").glob("*/dataset.json"))
+    return _beginning(sorted({*DATASETS, *prepared}), incomplete)
+
+
+def runs(incomplete: str) -> list[str]:
+    """The runs below ``runs/``, and folders."""
+    found = (path.parent for path in Path("runs").glob("*/recipe.yaml"))
+    return list(dict.fromkeys([*_beginning(sorted(map(str, found)), incomplete), *_files(incomplete, ())]))
+
+
+def _beginning(names: Iterable[str], incomplete: str) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def _files(incomplete: str, endings: tuple[str, ...]) -> list[str]:
+    """Files of these endings, and folders, whose path begins so."""
+    folder, _, name = incomplete.rpartition("/")
+    place = Path(f"{folder}/" if incomplete.startswith("/") else folder or ".")
+    try:
+        entries = sorted(place.iterdir())
+    except OSError:
+        return []
+    found = [entry for entry in entries if entry.name.startswith(name) and (name or not entry.name.startswith("."))]
+    prefix = f"{folder}/" if "/" in incomplete else ""
+    return [
+        f"{prefix}{entry.name}{'/' if entry.is_dir() else ''}"
+        for entry in found
+        if entry.is_dir() or entry.suffix in endings
+    ]
+
+
+# The options that commands share: one word, one letter and one meaning each.
+#
+# Each is the annotation of a parameter. A parameter without a default is required::
+#
+#     def predict(scenes: Path, out: Out, weights: Weights = None, json: Json = False) -> None:
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")]
@@ -37,7 +95,7 @@ Recipe = Annotated[
         "-r",
         metavar="NAME|FILE",
         help="A shipped recipe's name, or a .yaml file.",
-        autocompletion=completion.recipe_names,
+        autocompletion=recipe_names,
     ),
 ]
 Set = Annotated[
@@ -50,16 +108,16 @@ Device = Annotated[
         "--device",
         metavar="NAME",
         help="auto, cpu, cuda, cuda:1 or mps; one that is absent is an error.",
-        autocompletion=completion.devices,
+        autocompletion=devices,
     ),
 ]
 Split = Annotated[
     str,
-    typer.Option("--split", metavar="NAME", help="train, val or test.", autocompletion=completion.splits),
+    typer.Option("--split", metavar="NAME", help="train, val or test.", autocompletion=splits),
 ]
 OptionalSplit = Annotated[
     str | None,
-    typer.Option("--split", metavar="NAME", help="Only this split's scenes.", autocompletion=completion.splits),
+    typer.Option("--split", metavar="NAME", help="Only this split's scenes.", autocompletion=splits),
 ]
 Modalities = Annotated[
     str | None,
@@ -113,12 +171,12 @@ def begin(*, json: bool = False, verbose: bool = False, quiet: bool = False) -> 
     Raises:
         UsageError: both ``-v`` and ``-q``.
     """
-    from memorysam_cli.engine import launcher
+    from memorysam_cli.engine import processes
     from memorysam_cli.report import console
 
     if verbose and quiet:
         raise UsageError("--verbose and --quiet exclude each other; give one")
-    is_first = launcher.world() == 1 or launcher.rank() == 0
+    is_first = processes.launched_world() == 1 or processes.launched_rank() == 0
     level = console.QUIET if quiet or not is_first else console.VERBOSE if verbose else console.NORMAL
     console.setup(verbosity=level, json=json)
 
@@ -178,7 +236,7 @@ def refuse_several(command: str) -> None:
     Raises:
         UsageError: torchrun or the like started this process.
     """
-    from memorysam_cli.engine import launcher
+    from memorysam_cli.engine import processes
 
-    if launcher.world() != 1:
+    if processes.launched_world() != 1:
         raise UsageError(f"{command}: measures from one process; start it without torchrun or accelerate launch")

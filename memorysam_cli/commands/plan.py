@@ -47,7 +47,8 @@ def plan(
     # Here, so that a mistyped key is told before the seconds that torch takes.
     asked = recipes.load(recipe, overrides or [], with_extensions=True)
     from memorysam_cli.data import manifest
-    from memorysam_cli.engine import memory, runtime
+    from memorysam_cli.engine import runtime
+    from memorysam_cli.engine import runtime as memory
     from memorysam_cli.engine.measure import plan as planning
     from memorysam_cli.engine.measure import targets
     from memorysam_cli.report import console

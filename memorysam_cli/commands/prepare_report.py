@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from memorysam_cli.conservation import Report as Laws
     from memorysam_cli.data.findings import CheckReport, StoredForm
     from memorysam_cli.data.manifest import Manifest
     from memorysam_cli.dataset import DatasetInfo
-    from memorysam_cli.laws import Report as Laws
 
 
 def check_and_write(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memorysam_cli.commands import completion
+from memorysam_cli.commands import options
 from memorysam_cli.commands.options import Json, Quiet, Set, Verbose, begin
 from memorysam_cli.errors import UsageError
 
@@ -21,7 +21,7 @@ app = typer.Typer(help="List, show, copy, check and compare recipes.", no_args_i
 NameOrFile = Annotated[
     str,
     typer.Argument(
-        metavar="NAME|FILE", help="A shipped recipe's name, or a .yaml file.", autocompletion=completion.recipe_names
+        metavar="NAME|FILE", help="A shipped recipe's name, or a .yaml file.", autocompletion=options.recipe_names
     ),
 ]
 

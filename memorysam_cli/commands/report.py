@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from memorysam_cli.commands import completion, options
+from memorysam_cli.commands import options
 
 SCHEMA_VERSION = 1
 
@@ -18,7 +18,7 @@ def report(
         typer.Argument(
             metavar="[FOLDER [FOLDER]]",
             help="Of a run, an evaluation or a prediction; two: compared.",
-            autocompletion=completion.runs,
+            autocompletion=options.runs,
         ),
     ] = None,
     out: options.OptionalOut = None,

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from memorysam_cli.commands import completion, options
+from memorysam_cli.commands import options
 from memorysam_cli.errors import UsageError
 
 AUTO = "auto"
@@ -121,7 +121,7 @@ def train(
             "-r",
             metavar="NAME|FILE",
             help="A shipped recipe's name, or a .yaml file; else default.",
-            autocompletion=completion.recipe_names,
+            autocompletion=options.recipe_names,
         ),
     ] = None,
     data: options.Data = None,
@@ -169,15 +169,15 @@ def train(
     if recipe is not None or resume is None:
         # A mistyped key is told before the seconds that torch takes.
         recipes.load(recipe or recipes.DEFAULT, changes, with_extensions=True)
-    from memorysam_cli.engine.training import tracking
+    from memorysam_cli.engine.train import tracking
 
     trackers = tracking.names(track or [])
     from memorysam_cli.engine.measure import plan, rates
-    from memorysam_cli.engine.training import running
+    from memorysam_cli.engine.train import run
     from memorysam_cli.report import console
 
-    trained = running.train(
-        running.Request(
+    trained = run.train(
+        run.Request(
             recipe,
             tuple(changes),
             data,

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memorysam_cli.commands import completion, options
+from memorysam_cli.commands import options
 
 if TYPE_CHECKING:
-    from memorysam_cli.engine.watching import Look
+    from memorysam_cli.engine.run_folder import Look
 
 SCHEMA_VERSION = 1
 NAMES = {
@@ -26,7 +26,7 @@ NAMES = {
 def watch(
     run: Annotated[
         Path | None,
-        typer.Argument(metavar="[RUN]", help="The run's folder (else runs/latest).", autocompletion=completion.runs),
+        typer.Argument(metavar="[RUN]", help="The run's folder (else runs/latest).", autocompletion=options.runs),
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
     every: Annotated[float, typer.Option("--every", min=0.1, metavar="SECONDS", help="Between two looks.")] = 1.0,
@@ -42,7 +42,7 @@ def watch(
     """
     options.begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.engine import run_folder
-    from memorysam_cli.engine.watching import Watch
+    from memorysam_cli.engine.run_folder import Watch
     from memorysam_cli.report import console
 
     watched = Watch(run or run_folder.RUNS / run_folder.LATEST)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from memorysam_cli import laws
+from memorysam_cli import conservation
 from memorysam_cli.data import decode
 from memorysam_cli.data.decode import read_sample
 from memorysam_cli.data.findings import CheckReport, Dropped, FileFacts, Oddities, Problem, Reader
@@ -98,7 +98,7 @@ def check(
         pixels={split: tuple(int(count) for count in counts) for split, counts in pixels.items()},
         stored=odd.stored(),
         dropped=dropped,
-        laws=laws.check(
+        laws=conservation.check(
             {
                 "scenes found = accepted + left out": (len(manifest.scenes), len(scenes) + len(dropped)),
                 "height × width of the labels = pixels of classes + ignored": (

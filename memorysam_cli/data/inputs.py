@@ -16,9 +16,9 @@ from pathlib import Path
 
 from memorysam_cli.data import DATASETS, layout_of
 from memorysam_cli.data import manifest as manifests
+from memorysam_cli.data.decode import Reading, readings
 from memorysam_cli.data.listing import sample_names
 from memorysam_cli.data.manifest import Manifest, Scene
-from memorysam_cli.data.readings import Reading, readings
 from memorysam_cli.errors import DataError, UsageError, did_you_mean
 
 NAMED = 6

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from memorysam_cli import __version__, laws
+from memorysam_cli import __version__, conservation
 from memorysam_cli.data import DATASETS, layout_of
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.check import check
@@ -249,7 +249,7 @@ def check_and_write(
     max_pixels: int | None = None,
     measure: Callable[[Manifest], DatasetInfo] | None = None,
     notes: Sequence[str] = (),
-    held: laws.Report | None = None,
+    held: conservation.Report | None = None,
     accepts_edits: bool = False,
     advance: Callable[[], object] | None = None,
 ) -> Prepared:
@@ -332,7 +332,8 @@ def _with_layout(report: CheckReport, manifest: Manifest) -> CheckReport:
         warnings=(*report.warnings, *about, *layout.remarks(report.scenes)),
         published=dict(layout.published(manifest.scenes)),
         strays=strays,
-        laws=report.laws | laws.check({"files seen = of scenes + strays": (len(seen), len(used) + len(ignored))}),
+        laws=report.laws
+        | conservation.check({"files seen = of scenes + strays": (len(seen), len(used) + len(ignored))}),
     )
 
 

@@ -20,12 +20,11 @@ from memorysam_cli.data import preparation
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import run_folder, runtime
 from memorysam_cli.engine.evaluate import scoring
-from memorysam_cli.engine.evaluate.counts import Evaluation
-from memorysam_cli.engine.evaluate.metrics import scores
+from memorysam_cli.engine.evaluate.counts import Evaluation, scores
 from memorysam_cli.engine.infer.inference import Inference
 from memorysam_cli.engine.predict.job import Job, RunOptions
 from memorysam_cli.engine.predict.run import run as run_prediction
-from memorysam_cli.engine.training.trainer import HEADLINE, Trainer, TrainingResult
+from memorysam_cli.engine.train.loop import HEADLINE, Trainer, TrainingResult
 from memorysam_cli.model import load
 from memorysam_cli.model.weights import read_card
 from memorysam_cli.recipe import Recipe

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from memorysam_cli.commands import completion
+from memorysam_cli.commands import options
 
 HEAVY = ("torch", "numpy", "cv2", "pydantic", "rich")
 
@@ -62,16 +62,16 @@ def test_prepared_data_sets_are_offered_too(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "memorysam" / "field").mkdir(parents=True)
     (tmp_path / "memorysam" / "field" / "dataset.json").touch()
     monkeypatch.setenv("MEMORYSAM_DATA", str(tmp_path))
-    assert completion.data_sets("f") == ["field", "fmb"]
+    assert options.data_sets("f") == ["field", "fmb"]
 
 
 def test_paths_are_offered_as_they_are_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "a.yaml").touch()
     monkeypatch.chdir(tmp_path)
-    assert completion.recipe_names("sub/") == ["sub/a.yaml"]
-    assert completion.recipe_names(f"{tmp_path}/sub/a") == [f"{tmp_path}/sub/a.yaml"]
-    assert completion.recipe_names("nowhere/x") == []
+    assert options.recipe_names("sub/") == ["sub/a.yaml"]
+    assert options.recipe_names(f"{tmp_path}/sub/a") == [f"{tmp_path}/sub/a.yaml"]
+    assert options.recipe_names("nowhere/x") == []
 
 
 def test_nothing_heavy_is_imported_for_it() -> None:

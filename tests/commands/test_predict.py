@@ -12,7 +12,7 @@ import torch
 from memorysam_cli.data import manifest
 from memorysam_cli.data.loader import unlabelled_scenes
 from memorysam_cli.engine import run_folder
-from memorysam_cli.engine.evaluate.metrics import confusion, scores
+from memorysam_cli.engine.evaluate.counts import confusion, scores
 from memorysam_cli.engine.infer.decision import own_size
 from memorysam_cli.model import load
 from memorysam_cli.storage import documents, images

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import processes, runtime
-from memorysam_cli.engine.training import checkpoints
-from memorysam_cli.engine.training.learner import Learner
+from memorysam_cli.engine.train import checkpoints
+from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.errors import EnvironmentFault
 from memorysam_cli.model.weights import build_for_training, save
 

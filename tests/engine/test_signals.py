@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import pytest
 
-from memorysam_cli.engine import signals
-from memorysam_cli.engine.signals import EXIT_CODES, StopRequest, catch_stop
+from memorysam_cli.engine.train import endings
+from memorysam_cli.engine.train.endings import SIGNAL_EXIT_CODES, StopRequest, catch_stop
 
 STUCK = """
 import ctypes, sys
@@ -42,18 +42,18 @@ finally:
 
 @pytest.fixture
 def handled() -> dict[int, Callable[..., object] | int | None]:
-    return {number: signal.getsignal(number) for number in EXIT_CODES}
+    return {number: signal.getsignal(number) for number in SIGNAL_EXIT_CODES}
 
 
-@pytest.mark.parametrize("number", EXIT_CODES, ids=lambda number: number.name)
+@pytest.mark.parametrize("number", SIGNAL_EXIT_CODES, ids=lambda number: number.name)
 def test_the_first_signal_only_asks(number: signal.Signals, handled: object) -> None:
     with catch_stop() as stop:
         assert not stop
         os.kill(os.getpid(), number)
         wait_for(stop)
-        assert (stop.exit_code, stop.name) == (EXIT_CODES[number], number.name)
-        assert {each: signal.getsignal(each) for each in EXIT_CODES} == handled  # so that the next one acts
-    assert {each: signal.getsignal(each) for each in EXIT_CODES} == handled
+        assert (stop.exit_code, stop.name) == (SIGNAL_EXIT_CODES[number], number.name)
+        assert {each: signal.getsignal(each) for each in SIGNAL_EXIT_CODES} == handled  # so that the next one acts
+    assert {each: signal.getsignal(each) for each in SIGNAL_EXIT_CODES} == handled
 
 
 def wait_for(stop: StopRequest) -> None:
@@ -67,8 +67,8 @@ def test_whatever_ends_the_block_nothing_stays(handled: object) -> None:
     for _ in range(3):
         with pytest.raises(ValueError, match="x"), catch_stop():
             raise ValueError("x")
-    assert {each: signal.getsignal(each) for each in EXIT_CODES} == handled
-    assert signal.set_wakeup_fd(-1) == -1 and signals._counted == set()
+    assert {each: signal.getsignal(each) for each in SIGNAL_EXIT_CODES} == handled
+    assert signal.set_wakeup_fd(-1) == -1 and endings._counted == set()
     signal.set_wakeup_fd(wakeup)
     until = time.monotonic() + 5
     while threading.active_count() > threads:
@@ -95,7 +95,7 @@ def start(script: str, *words: str) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize("number", EXIT_CODES, ids=lambda number: number.name)
+@pytest.mark.parametrize("number", SIGNAL_EXIT_CODES, ids=lambda number: number.name)
 def test_the_second_signal_ends_even_a_process_that_waits_for_ever(number: signal.Signals) -> None:
     with start(STUCK, "0.2") as process:
         time.sleep(0.05)
@@ -104,8 +104,8 @@ def test_the_second_signal_ends_even_a_process_that_waits_for_ever(number: signa
         assert process.poll() is None
         process.send_signal(number)
         _, said = process.communicate(timeout=10)
-    assert process.returncode == EXIT_CODES[number]
-    assert said == signals._LAST_WORDS.format(EXIT_CODES[number])
+    assert process.returncode == SIGNAL_EXIT_CODES[number]
+    assert said == endings._LAST_WORDS.format(SIGNAL_EXIT_CODES[number])
 
 
 def test_the_second_signal_unwinds_a_process_that_can_hear_it() -> None:
@@ -117,14 +117,14 @@ def test_the_second_signal_unwinds_a_process_that_can_hear_it() -> None:
         process.send_signal(signal.SIGTERM)
         rest, said = process.communicate(timeout=10)
     assert rest == "tidied up\n" and process.returncode != 0
-    assert time.monotonic() - begun < signals.GRACE_S and "ended at once" not in said
+    assert time.monotonic() - begun < endings.GRACE_S and "ended at once" not in said
 
 
 def test_signals_of_a_forked_child_are_none_of_its_parents(monkeypatch: pytest.MonkeyPatch) -> None:
     """Data workers are ended by signals."""
     ended: list[int] = []
-    monkeypatch.setattr(signals, "GRACE_S", 0.0)
-    monkeypatch.setattr(signals.os, "_exit", ended.append)
+    monkeypatch.setattr(endings, "GRACE_S", 0.0)
+    monkeypatch.setattr(endings.os, "_exit", ended.append)
     with catch_stop() as stop:
         child = os.fork()
         if child == 0:

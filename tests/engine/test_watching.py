@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from memorysam_cli import recipe as recipes
-from memorysam_cli.engine.run_folder import RunFolder
-from memorysam_cli.engine.watching import Watch
+from memorysam_cli.engine.run_folder import RunFolder, Watch
 from memorysam_cli.errors import UsageError
 from memorysam_cli.storage import documents, lock
 

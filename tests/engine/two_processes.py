@@ -29,9 +29,9 @@ from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import processes, runtime
 from memorysam_cli.engine.evaluate.scoring import evaluate
 from memorysam_cli.engine.infer.inference import Inference
-from memorysam_cli.engine.training import starting, trainer
-from memorysam_cli.engine.training.learner import Learner, StepResult
-from memorysam_cli.engine.training.trainer import Trainer
+from memorysam_cli.engine.train import loop, start
+from memorysam_cli.engine.train.loop import Trainer
+from memorysam_cli.engine.train.update import Learner, StepResult
 from memorysam_cli.errors import NetworkError
 from memorysam_cli.losses.spmm import PrototypeMemory
 from memorysam_cli.model import Segmenter, load
@@ -185,9 +185,9 @@ def learn(manifest: Manifest, run: Path, accelerator: Accelerator) -> dict[str, 
         "rehearsed": rehearsed(manifest, accelerator),
     }
     recipe = recipe_of()
-    planned = starting.plan(recipe, out=run, resume=None)
+    planned = start.plan(recipe, out=run, resume=None)
     training = Trainer(recipe, manifest, accelerator=accelerator)  # all meet: none begins before all have planned
-    with starting.begin(planned, accelerator) as folder:
+    with start.begin(planned, accelerator) as folder:
         result = training.fit(folder)
     counted = confusions(manifest, result.last, count=5, batch=2, accelerator=accelerator)
     return answer | {"steps": result.steps, "last": str(result.last), "confusions": counted}
@@ -199,7 +199,7 @@ def lose(manifest: Manifest, run: Path, accelerator: Accelerator) -> dict[str, A
     recipe = recipe.model_copy(
         update={"train": recipe.train.model_copy(update={"batch": 1, "checkpoint_minutes": 1e-9})}
     )
-    planned = starting.plan(recipe, out=run, resume=None)  # before anything that all processes meet in, as the program
+    planned = start.plan(recipe, out=run, resume=None)  # before anything that all processes meet in, as the program
     training = Trainer(recipe, manifest, accelerator=accelerator)
     honest = training.learner.learn
 
@@ -209,7 +209,7 @@ def lose(manifest: Manifest, run: Path, accelerator: Accelerator) -> dict[str, A
         return honest(*arguments, **options)
 
     training.learner.learn = learn_or_die  # type: ignore[method-assign]
-    with starting.begin(planned, accelerator) as folder:
+    with start.begin(planned, accelerator) as folder:
         training.fit(folder)
     return {}
 
@@ -217,7 +217,7 @@ def lose(manifest: Manifest, run: Path, accelerator: Accelerator) -> dict[str, A
 def leave(data: str, recipe: str, run: str) -> int:
     """Train as typed, but the last process cannot have its base weights; gives the exit code."""
     if int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
-        trainer.build_for_training = _no_weights
+        loop.build_for_training = _no_weights
     return app.run(["train", "-r", recipe, "--data", data, "--out", run, "--device", "cpu"])
 
 

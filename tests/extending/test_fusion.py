@@ -24,7 +24,7 @@ from pathlib import Path
 import cv2, numpy as np, torch
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.loader import scored_scenes
-from memorysam_cli.engine.evaluate.metrics import confusion, scores
+from memorysam_cli.engine.evaluate.counts import confusion, scores
 from memorysam_cli.engine.evaluate.scoring import decide
 from memorysam_cli.model import load
 from memorysam_cli.model.fusion import Mean

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from memorysam_cli.engine.training import checkpoints
-from memorysam_cli.engine.training.checkpoints import Position, State
+from memorysam_cli.engine.train import checkpoints
+from memorysam_cli.engine.train.checkpoints import Position, State
 
 KEEP = 2
 BEFORE, AFTER = (1, 2), 3

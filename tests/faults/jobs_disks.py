@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from memorysam_cli import app
-from memorysam_cli.engine.training import checkpoints, room
+from memorysam_cli.engine.train import checkpoints, start
 from memorysam_cli.storage import documents, images
 from tests.faults import disks
 from tests.faults.naive import saving
@@ -131,16 +131,16 @@ def fill(base: str, name: str, size: int) -> int:
     (disk / "kept.txt").write_text(KEPT)
     if size != NO_LIMIT and not is_small:
         disks.limit_files(max(1, size // 4))
-    before = room.refuse_small
+    before = start.refuse_small
     if size % 2:  # every other time the training is let begin without room, and meets the end of the disk on its way
-        room.refuse_small = _no_question
+        start.refuse_small = _no_question
     seen: dict[str, Any] = {"first": app.run(command.line(place)), "mounted": is_small}
     # What is looked at is read before there is room again.
     seen["kept"] = (disk / "kept.txt").read_text() == KEPT
     seen["left"] = [str(path) for path in disk.rglob(".*.tmp-*")]
     seen["broken"] = command.refusals(disk)
     seen["claims"] = [str(path) for path in disk.rglob("_SUCCESS.json")]
-    room.refuse_small = before
+    start.refuse_small = before
     disks.make_larger(disk, LARGE) if is_small else disks.lift_limit()
     again = seen["first"] != 0 or name == "train"
     print("-- again --", file=sys.stderr, flush=True)

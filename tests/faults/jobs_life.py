@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from memorysam_cli import app
-from memorysam_cli.engine.training import checkpoints
+from memorysam_cli.engine.train import checkpoints
 from tests.faults import disks
 
 STEPS = 4

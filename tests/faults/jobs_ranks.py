@@ -23,7 +23,7 @@ from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.engine import lost_processes, processes, runtime
 from memorysam_cli.engine.evaluate.scoring import evaluate
 from memorysam_cli.engine.infer.inference import Inference
-from memorysam_cli.engine.training.learner import Learner
+from memorysam_cli.engine.train.update import Learner
 from tests.engine.stand_ins import MODALITIES, Brightness, Plan, write_data
 from tests.faults import jobs_running
 from tests.faults.jobs_running import line, spoil, typed

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from memorysam_cli.engine.training import checkpoints
-from memorysam_cli.engine.training.checkpoints import Position, State
+from memorysam_cli.engine.train import checkpoints
+from memorysam_cli.engine.train.checkpoints import Position, State
 from memorysam_cli.storage import atomic
 from tests.faults.naive import keeping
 

@@ -20,9 +20,9 @@ from memorysam_cli import app
 from memorysam_cli import recipe as recipes
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.loader import Batch
-from memorysam_cli.engine.signals import StopRequest
-from memorysam_cli.engine.training import checkpoints, trainer
-from memorysam_cli.engine.training.learner import Learner
+from memorysam_cli.engine.train import checkpoints, loop
+from memorysam_cli.engine.train.endings import StopRequest
+from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.losses import ohem
 from memorysam_cli.model.weights import build_for_training
 from memorysam_cli.recipe import Recipe
@@ -74,7 +74,7 @@ def warm(base: str) -> None:
     (place / "small.yaml").write_text(recipe_of().to_yaml())
     assert app.run(line(place, place / "warm", "train.max_steps=1")) == 0
     made = build_for_training(recipe_of(), manifests.read(place / "data", "tiny").info)
-    trainer.build_for_training = lambda *_: made
+    loop.build_for_training = lambda *_: made
 
 
 def run(work: str, *arguments: Any) -> None:
@@ -90,7 +90,7 @@ def signalled(words: list[str], signals: list[tuple[float, int]], way: str) -> N
         signals: when, and which. The later ones are sent so long after the one before was taken note of.
         way: ``ours``, ``deaf`` (does not take note of a signal), or ``in place`` (writes checkpoints file by file).
     """
-    honest = trainer.catch_stop if way != "deaf" else stopping.catch_stop
+    honest = loop.catch_stop if way != "deaf" else stopping.catch_stop
     if way == "in place":
         checkpoints.write = stopping.write  # type: ignore[assignment]
 
@@ -100,7 +100,7 @@ def signalled(words: list[str], signals: list[tuple[float, int]], way: str) -> N
             threading.Thread(target=_send, args=(signals,), daemon=True).start()
             yield stop
 
-    trainer.catch_stop = caught
+    loop.catch_stop = caught
     typed(words)
 
 

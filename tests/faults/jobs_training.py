@@ -15,9 +15,9 @@ from memorysam_cli import recipe as recipes
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import runtime
-from memorysam_cli.engine.training import room, starting
-from memorysam_cli.engine.training import trainer as trainers
-from memorysam_cli.engine.training.trainer import Trainer
+from memorysam_cli.engine.train import loop as trainers
+from memorysam_cli.engine.train import start
+from memorysam_cli.engine.train.loop import Trainer
 from memorysam_cli.model import Segmenter
 from memorysam_cli.model.weights import build_for_training
 from memorysam_cli.recipe import Recipe
@@ -89,18 +89,18 @@ def run(way: str, base: str, out: str, workers: int, most_bytes: int | None) -> 
 
 
 def ours(recipe: Recipe, manifest: Manifest, out: Path, accelerator: Accelerator) -> None:
-    """What ``engine.training.running`` does for ``train --out OUT --resume auto``, on the network that is at hand.
+    """What ``engine.train.run`` does for ``train --out OUT --resume auto``, on the network that is at hand.
 
     Block P, the ranks of block L and the slow tests of ``train`` are killed as they were typed, from the parsing on.
     """
-    planned = starting.plan(recipe, out=out, resume=starting.AUTO)
+    planned = start.plan(recipe, out=out, resume=start.AUTO)
     trainer = Trainer(recipe, manifest, accelerator=accelerator, is_resumed=planned.checkpoint is not None)
     _draw_nothing(trainer)
     if planned.checkpoint is not None:
         trainer.refuse_other(planned.checkpoint)
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(
-            starting.begin(planned, accelerator, checkpoint_bytes=room.checkpoint_bytes(trainer.learner))
+            start.begin(planned, accelerator, checkpoint_bytes=start.checkpoint_bytes(trainer.learner))
         )
         trainer.fit(run, resume=planned.checkpoint)
 

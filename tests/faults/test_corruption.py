@@ -17,7 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from memorysam_cli.engine.training import checkpoints
+from memorysam_cli.engine.train import checkpoints
 from memorysam_cli.errors import WeightsError
 from memorysam_cli.model import weights
 from memorysam_cli.model.base_weights import reload_base

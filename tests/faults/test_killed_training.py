@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from memorysam_cli.engine.run_folder import RunFolder
-from memorysam_cli.engine.training import checkpoints
+from memorysam_cli.engine.train import checkpoints
 from memorysam_cli.storage import documents, tensors
 from tests.faults.conftest import Figures
 from tests.faults.forks import Ended, Forks

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from memorysam_cli.engine.training import checkpoints
+from memorysam_cli.engine.train import checkpoints
 from memorysam_cli.storage import documents, lock, tensors
 from tests.faults.conftest import Figures
 from tests.faults.forks import Ended, Forks

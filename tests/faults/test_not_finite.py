@@ -16,10 +16,10 @@ from torch import Tensor
 
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.loader import Batch
-from memorysam_cli.engine.training import checkpoints
-from memorysam_cli.engine.training.checkpoints import Position
-from memorysam_cli.engine.training.learner import Learner
-from memorysam_cli.engine.training.validation import Validation
+from memorysam_cli.engine.train import checkpoints
+from memorysam_cli.engine.train.checkpoints import Position
+from memorysam_cli.engine.train.update import Learner
+from memorysam_cli.engine.train.validation import Validation
 from memorysam_cli.losses import ohem
 from memorysam_cli.model.weights import build_for_training
 from memorysam_cli.storage import documents, tensors

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from memorysam_cli.engine.training import checkpoints
+from memorysam_cli.engine.train import checkpoints
 from memorysam_cli.storage import documents
 from tests.faults import jobs_checkpoint, strace
 from tests.faults.conftest import Figures

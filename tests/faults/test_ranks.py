@@ -15,8 +15,8 @@ import pytest
 
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.engine import lost_processes
-from memorysam_cli.engine.signals import EXIT_CODES
-from memorysam_cli.engine.training import checkpoints
+from memorysam_cli.engine.train import checkpoints
+from memorysam_cli.engine.train.endings import SIGNAL_EXIT_CODES
 from memorysam_cli.storage import documents, lock, tensors
 from tests.faults import jobs_running
 from tests.faults.conftest import Figures
@@ -111,14 +111,14 @@ def test_two_processes_that_are_killed_again_and_again_learn_the_same_bits(
     assert kills
 
 
-@pytest.mark.parametrize("number", EXIT_CODES, ids=lambda number: number.name)
+@pytest.mark.parametrize("number", SIGNAL_EXIT_CODES, ids=lambda number: number.name)
 def test_a_signal_to_one_process_stops_all_after_the_same_update(
     number: signal.Signals, base: Path, forks: Forks, rng: random.Random, figures: Figures
 ) -> None:
     world, out = rng.choice((2, 3)), base / number.name
     asked = rng.randrange(world)
     ranks = launch(forks, base, out, "train", world, end=[asked, number, rng.uniform(0, 0.3)])
-    codes = [EXIT_CODES[number] if rank == asked else 143 for rank in range(world)]
+    codes = [SIGNAL_EXIT_CODES[number] if rank == asked else 143 for rank in range(world)]
     assert [each.code for each in ranks] == codes, ranks
     newest, damaged = checkpoints.newest_valid(out / "run" / "checkpoints")
     assert newest is not None and not damaged

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from memorysam_cli.engine.training import checkpoints
+from memorysam_cli.engine.train import checkpoints
 from tests.faults.conftest import Figures
 from tests.faults.forks import Forks
 from tests.faults.jobs_retention import KEEP, SAVED

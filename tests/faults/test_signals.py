@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
-from memorysam_cli.engine.signals import EXIT_CODES
-from memorysam_cli.engine.training import checkpoints
+from memorysam_cli.engine.train import checkpoints
+from memorysam_cli.engine.train.endings import SIGNAL_EXIT_CODES
 from memorysam_cli.storage import tensors
 from tests.faults.conftest import Figures
 from tests.faults.forks import Ended, Forks
@@ -50,12 +50,12 @@ def test_fifty_signals_at_random_moments_cost_no_update(
     for number in range(tries):
         if number % 10 == 0:
             run, before = base / f"run-{number}", 0
-        which = rng.choice(list(EXIT_CODES))
+        which = rng.choice(list(SIGNAL_EXIT_CODES))
         ended = forks.run("signalled", line(base, run), [[rng.uniform(0, LOOP_S), int(which)]], "ours")
         found = STOPPED.search(ended.said)
         assert found is not None, (ended.code, ended.said)
         assert "Traceback" not in ended.said
-        assert (ended.code, found[1], found[2]) == (EXIT_CODES[which], str(EXIT_CODES[which]), which.name)
+        assert (ended.code, found[1], found[2]) == (SIGNAL_EXIT_CODES[which], str(SIGNAL_EXIT_CODES[which]), which.name)
         assert left(run) == (int(found[3]), 0, 0) and Path(found[4]).name == f"step-{int(found[3]):08d}"
         assert found[5].split() == ["memorysam", "train", "--resume", str(run)]
         assert int(found[3]) > before  # each continues where the one before stopped
@@ -66,7 +66,7 @@ def test_fifty_signals_at_random_moments_cost_no_update(
 
 def second_signal(base: Path, forks: Forks, rng: random.Random, run: Path, way: str) -> Ended:
     """One signal, and another one while the checkpoint is written."""
-    first, second = (int(rng.choice(list(EXIT_CODES))) for _ in range(2))
+    first, second = (int(rng.choice(list(SIGNAL_EXIT_CODES))) for _ in range(2))
     sent = [[rng.uniform(0.02, LOOP_S), first], [rng.uniform(0, 0.2), second]]
     return forks.run("signalled", line(base, run), sent, way)
 
@@ -80,7 +80,10 @@ def test_a_second_signal_ends_at_once_and_tears_nothing(
         before = left(run).step if run.exists() else -1
         ended = second_signal(base, forks, rng, run, "ours")
         # One that comes when all is done is the kernel's.
-        assert ended.code in {*EXIT_CODES.values(), *(-number for number in EXIT_CODES)}, (ended.code, ended.said)
+        assert ended.code in {*SIGNAL_EXIT_CODES.values(), *(-number for number in SIGNAL_EXIT_CODES)}, (
+            ended.code,
+            ended.said,
+        )
         assert "Traceback" not in ended.said
         cut_short += "checkpoint of step" not in ended.said
         assert left(run).step >= before and left(run).torn == 0
@@ -141,6 +144,6 @@ def test_a_signal_at_the_very_start_or_end_of_a_command_is_no_fault(
         for _ in range(tries):
             ended = forks.run("typed", ["recipes", "list"], kill_after=rng.uniform(0, 0.02), stop_with=number)
             # Before the program has taken the signal over, or after its work, the kernel acts.
-            assert ended.code in {0, EXIT_CODES[number], -number}, ended
+            assert ended.code in {0, SIGNAL_EXIT_CODES[number], -number}, ended
             assert "Traceback" not in ended.said
     figures("N", early_signals=2 * tries, early_lost=0)

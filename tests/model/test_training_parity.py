@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from memorysam_cli.engine.training.learner import make_optimizer
+from memorysam_cli.engine.train.update import make_optimizer
 from memorysam_cli.losses.ohem import ohem_mean, pixel_losses
 from memorysam_cli.losses.spmm import PrototypeMemory
 from memorysam_cli.model.network import MemorySAM, set_trainable

@@ -9,7 +9,7 @@ import pytest
 
 from memorysam_cli import recipe as recipes
 from memorysam_cli.data.datasets.deliver import DELIVER
-from memorysam_cli.engine.training import identity
+from memorysam_cli.engine.train import checkpoints
 from memorysam_cli.errors import UsageError
 from memorysam_cli.model import weights
 from memorysam_cli.storage import tensors
@@ -50,8 +50,8 @@ def test_weights_of_before_load(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_before_is_of_the_same_run() -> None:
-    now = identity.identity_of(recipes.load("demo"), dataset="a", base="b", initial=None)
+    now = checkpoints.identity_of(recipes.load("demo"), dataset="a", base="b", initial=None)
     then = now | {"augment.aolp_flip": "reference"}
-    identity.refuse_other(then, now, worlds=(1, 1), where="step-00000001")
+    checkpoints.refuse_other(then, now, worlds=(1, 1), where="step-00000001")
     with pytest.raises(UsageError, match=r"augment\.aolp_flip was physical, is None"):
-        identity.refuse_other(then | {"augment.aolp_flip": "physical"}, now, worlds=(1, 1), where="step-00000001")
+        checkpoints.refuse_other(then | {"augment.aolp_flip": "physical"}, now, worlds=(1, 1), where="step-00000001")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from memorysam_cli.report import markdown
+from memorysam_cli.engine.weights import card
 
 
 @pytest.mark.parametrize(
@@ -21,13 +21,13 @@ from memorysam_cli.report import markdown
     ],
 )
 def test_nothing_of_a_name_takes_effect(given: str, expected: str) -> None:
-    assert markdown.plain(given) == expected
+    assert card.plain(given) == expected
 
 
 def test_a_table_has_a_rule_below_its_columns() -> None:
-    assert markdown.table(("a", "b"), [("1", "2")]) == "| a | b |\n|---|---|\n| 1 | 2 |"
+    assert card.table(("a", "b"), [("1", "2")]) == "| a | b |\n|---|---|\n| 1 | 2 |"
 
 
 @pytest.mark.parametrize(("text", "fence"), [("a: 1", "```"), ("a: ````", "`````"), ("``", "```")])
 def test_a_fence_is_longer_than_any_inside(text: str, fence: str) -> None:
-    assert markdown.fenced("yaml", f"{text}\n\n") == f"{fence}yaml\n{text}\n{fence}"
+    assert card.fenced("yaml", f"{text}\n\n") == f"{fence}yaml\n{text}\n{fence}"

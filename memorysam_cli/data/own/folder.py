@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from memorysam_cli import laws
+from memorysam_cli import conservation
 from memorysam_cli.data.listing import pair
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.data.own.classes import ClassList
@@ -81,7 +81,7 @@ class FolderSurvey:
     """Not written yet; files that a scene lacks are named as they were expected, for the check to find missing."""
     notes: tuple[str, ...]
     """What was assumed."""
-    laws: laws.Report
+    laws: conservation.Report
     """That no file was passed over."""
 
 
@@ -109,7 +109,7 @@ def survey(root: Path, request: FolderRequest) -> FolderSurvey:
     _refuse_labels_as_frames(matches)
     rows = _rows(matches)
     matched = sum(len(found) for found in matches.values())
-    held = laws.check({"files matched = files of scenes": (matched, sum(len(row) for row in rows))})
+    held = conservation.check({"files matched = files of scenes": (matched, sum(len(row) for row in rows))})
     scenes, unlabelled, said = _divided(
         [_scene(row, request=request) for row in rows],
         labelled={_id(row, request) for row in rows if LABEL in row},

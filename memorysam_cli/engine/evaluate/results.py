@@ -14,9 +14,8 @@ from torch import Tensor
 from memorysam_cli.data.decode import read_sample
 from memorysam_cli.data.loader import ScoredScene, scored_scenes
 from memorysam_cli.data.manifest import Manifest
-from memorysam_cli.engine.evaluate.counts import PROTOCOLS, Evaluation, SceneScore
-from memorysam_cli.engine.evaluate.folder import GALLERY, NAMES
-from memorysam_cli.engine.evaluate.metrics import scores
+from memorysam_cli.engine.evaluate.counts import PROTOCOLS, Evaluation, SceneScore, scores
+from memorysam_cli.engine.evaluate.result_files import GALLERY, NAMES
 from memorysam_cli.engine.infer.decision import own_rows
 from memorysam_cli.engine.infer.inference import Inference, scoring
 from memorysam_cli.engine.infer.views import Network

@@ -18,11 +18,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from memorysam_cli import laws
+from memorysam_cli import conservation
 from memorysam_cli.data.loader import Batch, ScoredScene, scored_scenes
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.dataset import IGNORE
-from memorysam_cli.engine.evaluate import metrics
+from memorysam_cli.engine.evaluate import counts
 from memorysam_cli.engine.evaluate.counts import ProtocolName
 from memorysam_cli.engine.infer.corruption import NOISES, SHARES, Draw, Extremes, corrupt
 from memorysam_cli.engine.infer.decision import class_map
@@ -257,7 +257,7 @@ class FailureTally:
         total = torch.zeros(self.classes, self.classes, dtype=torch.int64, device=self.device)
         for logits, label in zip(self.network.upsample(output, size=size), labels, strict=True):
             prediction = class_map(logits, height=label.shape[0], width=label.shape[1])
-            total += metrics.confusion(prediction, label, self.classes)
+            total += counts.confusion(prediction, label, self.classes)
         return total.cpu()
 
 
@@ -313,11 +313,11 @@ class Robustness:
         return self.confusions.shape[0]
 
     @property
-    def laws(self) -> laws.Report:
+    def laws(self) -> conservation.Report:
         """Whatever sensors are missing, the same pixels are scored."""
         truth = self.confusions.sum(dim=-1).reshape(-1, len(self.classes))  # (repeats · cells, K)
         least, most = (int(each.values.sum()) for each in (truth.min(dim=0), truth.max(dim=0)))
-        return laws.check({"pixels of each class, in any set of sensors = in any other": (least, most)})
+        return conservation.check({"pixels of each class, in any set of sensors = in any other": (least, most)})
 
     @property
     def levels(self) -> tuple[str | None, ...]:
@@ -340,7 +340,7 @@ class Robustness:
     def iou(self, cell: Cell) -> tuple[float, ...]:
         """Each class's IoU in percent, the mean over repeats."""
         matrices = self.confusions[:, self.cells.index(cell)]
-        each = torch.tensor([metrics.scores(matrix).iou for matrix in matrices], dtype=torch.float64)
+        each = torch.tensor([counts.scores(matrix).iou for matrix in matrices], dtype=torch.float64)
         return tuple(each.mean(0).tolist())
 
     def average(self, level: str | None, *, present: bool = False) -> Spread:
@@ -360,7 +360,7 @@ class Robustness:
 
     def _values(self, cell: Cell, *, present: bool) -> list[float]:
         """One mIoU per repeat."""
-        repeats = [metrics.scores(matrix) for matrix in self.confusions[:, self.cells.index(cell)]]
+        repeats = [counts.scores(matrix) for matrix in self.confusions[:, self.cells.index(cell)]]
         return [each.miou_present if present else each.miou for each in repeats]
 
     def _weighted(self, level: str | None, weights: Sequence[float], *, present: bool) -> Spread:

@@ -16,8 +16,8 @@ from memorysam_cli import model as models
 from memorysam_cli import recipe
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest, Scene
-from memorysam_cli.engine import memory, run_folder, runtime
-from memorysam_cli.engine.evaluate import folder as folders
+from memorysam_cli.engine import run_folder, runtime
+from memorysam_cli.engine.evaluate import result_files as folders
 from memorysam_cli.engine.evaluate import results, robustness, robustness_results, scoring
 from memorysam_cli.engine.evaluate.counts import ProtocolName
 from memorysam_cli.engine.evaluate.robustness import Kind
@@ -237,7 +237,7 @@ def _begun(task: Task) -> Iterator[tuple[Accelerator, Segmenter, Inference, Call
         label = f"evaluate {task.split}"
         with (
             console.progress(share if is_main else 0, label) as progress,
-            memory.explained(accelerator.device, levers=memory.LOOKING),
+            runtime.explained(accelerator.device, levers=runtime.LOOKING),
             lost_ones_named(accelerator, advice=lambda: "nothing was written; run the same command again"),
         ):
             inference = dataclasses.replace(task.inference, device=accelerator.device)

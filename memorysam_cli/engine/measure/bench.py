@@ -17,13 +17,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from memorysam_cli.engine import memory, runtime
+from memorysam_cli.engine import runtime
 from memorysam_cli.engine.measure import rates, trials
 from memorysam_cli.engine.measure.plain import Plain, PlainLearner
 from memorysam_cli.engine.measure.rates import Rate, interleaved, matmul_rate, synchronize
 from memorysam_cli.engine.measure.trials import Trial
 from memorysam_cli.engine.measure.workload import Workload, made_up_batch
-from memorysam_cli.engine.training.learner import Learner
+from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.errors import EnvironmentFault, is_out_of_memory, shortage
 from memorysam_cli.model.lora import merge_lora
 from memorysam_cli.report import console
@@ -233,7 +233,7 @@ def measure(workload: Workload, device: torch.device, *, against_plain: bool, re
     peaks: dict[Manner, int] = {}
     if device.type != "cuda":  # a process's peak cannot be told apart from what it did before
         peaks = {manner: peak for manner in manners if (peak := _peak_apart(workload, device, manner, reports))}
-    with memory.explained(device, levers=workload.levers):
+    with runtime.explained(device, levers=workload.levers):
         variants = make_variants(workload, device)
         difference = _warm_up(variants, device, manners, peaks=peaks, reports=reports)
         timed: list[Manner] = [manner for manner in manners if manner in peaks]
@@ -319,7 +319,7 @@ def _warm_up(
             except Exception as fault:
                 if manner == "fast" or not is_out_of_memory(fault):
                     raise
-                reports[manner] = {"fits": False, "why": shortage(fault), "peak_bytes": memory.peak_bytes(device)}
+                reports[manner] = {"fits": False, "why": shortage(fault), "peak_bytes": runtime.peak_bytes(device)}
         elif manner in peaks:
             for _ in range(WARM_UPS):
                 work()
@@ -330,11 +330,11 @@ def _peak_here(work: Callable[[], object], device: torch.device) -> int:
     """What CUDA's allocator reserves at most for some work, beside what is there already."""
     gc.collect()
     torch.cuda.empty_cache()
-    memory.start_peak(device)
+    runtime.start_peak(device)
     for _ in range(WARM_UPS):
         work()
     synchronize(device)
-    return memory.peak_bytes(device)
+    return runtime.peak_bytes(device)
 
 
 def _ratio(reports: dict[str, dict[str, Any]]) -> dict[str, float | None] | None:

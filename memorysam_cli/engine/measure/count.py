@@ -36,7 +36,7 @@ from memorysam_cli.engine.infer.inference import scoring
 from memorysam_cli.engine.measure import rates
 from memorysam_cli.engine.measure.trials import Frames
 from memorysam_cli.engine.measure.workload import made_up_dataset
-from memorysam_cli.engine.training.learner import Learner
+from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.losses import ohem
 from memorysam_cli.model import Segmenter
 from memorysam_cli.model.weights import build_for_measuring
@@ -197,7 +197,7 @@ _IN_PLACE = {
 
 
 def training(recipe: Recipe, *, classes: int, kind: Kind = "cuda") -> Count:
-    """Count an update of a recipe as :class:`~memorysam_cli.engine.training.learner.Learner` does it.
+    """Count an update of a recipe as :class:`~memorysam_cli.engine.train.update.Learner` does it.
 
     Args:
         recipe: with every modality named; its saver is ``on`` or ``off`` (``auto`` counts as off on a GPU).

@@ -23,13 +23,13 @@ from accelerate.utils import broadcast_object_list
 
 from memorysam_cli import recipe as recipes
 from memorysam_cli.data.manifest import Manifest
-from memorysam_cli.engine import memory, run_folder
+from memorysam_cli.engine import run_folder, runtime
 from memorysam_cli.engine.measure import count, rates, targets, trials
 from memorysam_cli.engine.measure.count import Count, Kind
 from memorysam_cli.engine.measure.rates import Estimate
 from memorysam_cli.engine.measure.targets import Target
 from memorysam_cli.engine.measure.trials import Frames, Outcome, Trial
-from memorysam_cli.engine.training import starting
+from memorysam_cli.engine.train import start
 from memorysam_cli.errors import EnvironmentFault, MemorySamError, UsageError
 from memorysam_cli.recipe import BACKBONES, Recipe, Train
 from memorysam_cli.report import console
@@ -317,7 +317,7 @@ def search(
         steps: updates of each.
     """
     ways = candidates(target.recipe.train)
-    programs = memory.resident_bytes() if space.kind == "cpu" else 0
+    programs = runtime.resident_bytes() if space.kind == "cpu" else 0
     found: dict[Candidate, Finding] = {}
 
     def fits(way: Candidate) -> bool:
@@ -343,7 +343,7 @@ def search(
 def looking(target: Target, space: Room) -> Looking:
     """Count ``memorysam predict``: one scene, and as many as fit."""
     frames = Frames(target.frames.inputs[-1:], target.frames.native)
-    programs = memory.resident_bytes() if space.kind == "cpu" else 0
+    programs = runtime.resident_bytes() if space.kind == "cpu" else 0
     known: dict[int, int] = {}
 
     def peak(batch: int) -> int:
@@ -460,13 +460,13 @@ def _changes(proposal: Candidate, overrides: Sequence[str]) -> list[str]:
     return [change for change in overrides if change.partition("=")[0] not in keys] + ours
 
 
-def settle(planned: starting.RunStart, manifest: Manifest, accelerator: Accelerator) -> starting.RunStart:
+def settle(planned: start.RunStart, manifest: Manifest, accelerator: Accelerator) -> start.RunStart:
     """Let what fits decide the batch of a training that is about to begin.
 
     A run that is continued keeps its own batch, so that one line can start and continue it.
 
     Args:
-        planned: of :func:`memorysam_cli.engine.training.starting.plan`.
+        planned: of :func:`memorysam_cli.engine.train.start.plan`.
         manifest: the data set.
         accelerator: every process gets the answer of the main one.
 

@@ -24,14 +24,14 @@ from memorysam_cli.data import preparation
 from memorysam_cli.data.loader import Batch, training_batches
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.dataset import DatasetInfo
-from memorysam_cli.engine import memory, runtime
+from memorysam_cli.engine import runtime
 from memorysam_cli.engine.measure import rates
 from memorysam_cli.engine.measure.bench import STILL, Prediction, Training, show_machine
 from memorysam_cli.engine.measure.rates import interleaved, synchronize
 from memorysam_cli.engine.measure.workload import Workload
 from memorysam_cli.engine.predict import segment
 from memorysam_cli.engine.predict.files import Line, SceneFiles
-from memorysam_cli.engine.training.upcoming import BatchGroups
+from memorysam_cli.engine.train.update import BatchGroups
 from memorysam_cli.errors import UsageError
 from memorysam_cli.model.weights import Segmenter
 from memorysam_cli.recipe import Recipe
@@ -76,7 +76,7 @@ def measure(workload: Workload, device: torch.device, *, repeats: int) -> dict[s
     longest = _lead(max(*workers, recipe.data.workers)) + 3 * max(repeats, AHEAD * max(workers))
     with (
         tempfile.TemporaryDirectory(prefix="memorysam-bench-") as folder,
-        memory.explained(device, levers=workload.levers),
+        runtime.explained(device, levers=workload.levers),
     ):
         console.note(f"rendering {DISTINCT} scenes of {workload.size}×{workload.size} pixels")
         root = Path(folder)

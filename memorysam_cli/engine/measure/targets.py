@@ -16,8 +16,8 @@ from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.data.transforms import Sample
 from memorysam_cli.dataset import Crop, Modality
 from memorysam_cli.engine.measure.trials import Frames
-from memorysam_cli.engine.training import starting
-from memorysam_cli.engine.training.extent import extent_of
+from memorysam_cli.engine.train import start
+from memorysam_cli.engine.train.loop import extent_of
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.storage import images
@@ -67,7 +67,7 @@ def find(recipe: Recipe, root: Path, *, classes: int | None = None, modalities: 
     prepared = manifests.prepared(root)
     if name in prepared or (name == recipes.AUTO and prepared):
         _refuse_count(modalities)
-        recipe = starting.resolve(recipe, root)
+        recipe = start.resolve(recipe, root)
         return of_manifest(recipe, manifests.read(root, recipe.data.dataset), classes=classes)
     if name in DATASETS:
         _refuse_count(modalities)

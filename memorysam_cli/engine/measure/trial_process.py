@@ -16,7 +16,7 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from memorysam_cli.engine import memory, runtime
+from memorysam_cli.engine import runtime
 from memorysam_cli.engine.infer.decision import class_map
 from memorysam_cli.engine.infer.inference import scoring
 from memorysam_cli.engine.infer.views import Network
@@ -24,7 +24,7 @@ from memorysam_cli.engine.measure.plain import Plain, PlainLearner
 from memorysam_cli.engine.measure.rates import synchronize
 from memorysam_cli.engine.measure.trials import Frames, Trial
 from memorysam_cli.engine.measure.workload import made_up_batch, made_up_dataset
-from memorysam_cli.engine.training.learner import Learner
+from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.errors import UsageError, is_out_of_memory, shortage
 from memorysam_cli.model.lora import merge_lora
 from memorysam_cli.model.weights import Segmenter, build_for_measuring
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
         answers.flush()
 
     if arguments:
-        tell(**asdict(memory.capacity(torch.device(arguments[1]))))
+        tell(**asdict(runtime.capacity(torch.device(arguments[1]))))
         return
     trial = Trial.from_json(sys.stdin.readline())
     children.watch_parent(lambda: os._exit(1))
@@ -62,7 +62,7 @@ def perform(trial: Trial, tell: Tell) -> None:
             ``validation_peak``; ``why``, where memory did not suffice; ``refused``, where the user is to act.
     """
     device = torch.device(trial.device)
-    have = memory.capacity(device)
+    have = runtime.capacity(device)
     tell(total=have.total, free=have.free)
     if device.type == "cuda" and trial.limit is not None:
         # By its number: of a device without one (`cuda`), this function of torch's alone wants to hear nothing.
@@ -74,22 +74,22 @@ def perform(trial: Trial, tell: Tell) -> None:
     except Exception as fault:
         if not is_out_of_memory(fault):
             raise
-        tell(why=f"out of memory ({shortage(fault)})", peak=memory.peak_bytes(device))
+        tell(why=f"out of memory ({shortage(fault)})", peak=runtime.peak_bytes(device))
 
 
 def _train(trial: Trial, device: torch.device, tell: Tell) -> None:
     """Updates, then a validation if the trial has frames for it."""
     network = _network(trial)
     update = (_plain_updates if trial.manner == "plain" else _updates)(trial, network, device)
-    memory.start_peak(device)
+    runtime.start_peak(device)
     seconds = _timed(update, steps=trial.steps, device=device)
-    peak = memory.peak_bytes(device)
+    peak = runtime.peak_bytes(device)
     tell(seconds=seconds, training_peak=peak, peak=peak)
     if trial.frames is not None:
-        memory.start_peak(device)
+        runtime.start_peak(device)
         with scoring(network):
             _score(network, trial, trial.frames, device=device)
-        validation_peak = memory.peak_bytes(device)
+        validation_peak = runtime.peak_bytes(device)
         tell(validation_peak=validation_peak, peak=max(peak, validation_peak))
 
 
@@ -154,10 +154,10 @@ def _look(network: Network, trial: Trial, *, device: torch.device, tell: Tell, n
         _score(network, trial, frames, device=device)
         return True
 
-    memory.start_peak(device)
+    runtime.start_peak(device)
     with scoring(network):
         seconds = _timed(look, steps=trial.steps, device=device)
-    peak = memory.peak_bytes(device)
+    peak = runtime.peak_bytes(device)
     tell(seconds=seconds, **{"peak": peak, name: peak})
 
 

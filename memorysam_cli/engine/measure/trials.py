@@ -21,7 +21,7 @@ from typing import IO, Any, Literal
 import torch
 
 from memorysam_cli import recipe as recipes
-from memorysam_cli.engine import launcher, memory
+from memorysam_cli.engine import processes, runtime
 from memorysam_cli.errors import UsageError
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.storage import children, machine
@@ -153,7 +153,7 @@ def run(trial: Trial) -> Outcome:
 def capacity(device: str) -> Capacity:
     """The memory of a device, without taking any of it in this process (a CUDA context is half a gigabyte)."""
     if not device.startswith("cuda"):
-        return memory.capacity(torch.device(device))
+        return runtime.capacity(torch.device(device))
     with tempfile.TemporaryFile("w+") as complained:
         process = children.start(PROCESS, "--capacity", device, environment=_alone(), errors_to=complained)
         try:
@@ -204,11 +204,11 @@ def _watch(process: subprocess.Popen[bytes], trial: Trial) -> tuple[str, int]:
             process.wait(_POLL)
             return "", seen
         if is_watched:
-            seen = max(seen, memory.resident_peak(process.pid))
+            seen = max(seen, runtime.resident_peak(process.pid))
             if trial.limit is not None and seen > trial.limit:
                 return _over(trial.limit), seen
         if why := _shortage():
-            return why, max(seen, memory.resident_peak(process.pid))
+            return why, max(seen, runtime.resident_peak(process.pid))
         if time.monotonic() > end:
             return f"did not end within {trial.timeout:g} s", seen
 
@@ -230,7 +230,7 @@ def _over(limit: int) -> str:
 
 def _alone() -> dict[str, str]:
     """The environment without what makes a process one of several."""
-    return launcher.environment_alone()
+    return processes.environment_alone()
 
 
 def _told(process: subprocess.Popen[bytes]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from memorysam_cli.data.decode import read_modality
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.data.transforms import resize_nearest
 from memorysam_cli.dataset import DatasetInfo, Modality
-from memorysam_cli.engine.predict.deciding import Decision
+from memorysam_cli.engine.infer.decision import Decision
 from memorysam_cli.errors import DataError
 from memorysam_cli.report import console, pictures
 from memorysam_cli.storage import atomic, documents, images

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memorysam_cli import laws
+from memorysam_cli import conservation
 from memorysam_cli.data.loader import unlabelled_scenes
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import DatasetInfo
@@ -75,13 +75,13 @@ class Totals:
         if len(self.failures) < SHOWN_FAILURES:
             self.failures.append({"id": line["id"], "error": line["error"]})
 
-    def laws(self) -> laws.Report:
+    def laws(self) -> conservation.Report:
         """What must hold of any lines, checked.
 
         Raises:
             LawBroken: it does not.
         """
-        return laws.check({"pixels of all classes = pixels of all masks": (int(self.pixels.sum()), self.area)})
+        return conservation.check({"pixels of all classes = pixels of all masks": (int(self.pixels.sum()), self.area)})
 
 
 def totals_of(ledgers: Iterable[Path], info: DatasetInfo) -> Totals:
@@ -286,7 +286,7 @@ def finish(
         DataError: no scene could be read.
         LawBroken: what came in is not what went out.
     """
-    checked = laws.check(
+    checked = conservation.check(
         {
             "scenes = done + failed": (scenes, totals.done + totals.failed),
             "files in the trees = files named by the ledger": (trees.found, trees.named),

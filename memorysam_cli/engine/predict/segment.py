@@ -21,10 +21,10 @@ from torch import Tensor
 from memorysam_cli.data.loader import UnlabelledScene, unlabelled_scenes
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import Modality
-from memorysam_cli.engine import memory, runtime
+from memorysam_cli.engine import runtime
+from memorysam_cli.engine.infer.decision import decide
 from memorysam_cli.engine.infer.inference import batches, scoring
 from memorysam_cli.engine.infer.views import Network, View, show
-from memorysam_cli.engine.predict.deciding import decide
 from memorysam_cli.engine.predict.files import Line, SceneFiles, remove
 from memorysam_cli.engine.predict.job import Job
 from memorysam_cli.errors import DataError
@@ -105,7 +105,7 @@ def predict(
     )  # fmt: skip
     order = iter(scenes)
     with (
-        memory.explained(place, levers=memory.LOOKING),
+        runtime.explained(place, levers=runtime.LOOKING),
         scoring(model),
         WriteBehind(tell, undo=functools.partial(remove, files.out)) as writing,
     ):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from memorysam_cli.engine.evaluate.folder import NAMES
+from memorysam_cli.engine.evaluate.result_files import NAMES
 from memorysam_cli.engine.predict import files as predictions
 from memorysam_cli.engine.run_folder import LATEST, RECIPE, RUNS, RunFolder
 from memorysam_cli.errors import DataError, UsageError

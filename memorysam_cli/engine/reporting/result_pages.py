@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from memorysam_cli.engine.evaluate.folder import GALLERY, NAMES
+from memorysam_cli.engine.evaluate.result_files import GALLERY, NAMES
 from memorysam_cli.engine.predict import files as predictions
 from memorysam_cli.engine.reporting import folders
 from memorysam_cli.engine.reporting.folders import Facts

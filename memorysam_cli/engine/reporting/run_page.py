@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from memorysam_cli import recipe as recipes
-from memorysam_cli.engine.evaluate.folder import NAMES
+from memorysam_cli.engine.evaluate.result_files import NAMES
 from memorysam_cli.engine.reporting import folders, result_pages
 from memorysam_cli.engine.reporting.folders import Facts
 from memorysam_cli.engine.run_folder import RECIPE, RunFolder

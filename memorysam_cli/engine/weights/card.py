@@ -1,23 +1,20 @@
-"""The Hugging Face model card of weights: what they are, what they score, where they come from, how to use them.
-
-All of it is read from the weights themselves, from their run's folder and from the evaluations that lie there. Names of
-classes and data sets are other people's text, and paths are nobody's business: both are written so that they stay text.
-"""
+"""The model card of trained weights, and how weights go to the Hugging Face Hub with it."""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
 from memorysam_cli.engine import run_folder
 from memorysam_cli.errors import MemorySamError
-from memorysam_cli.model.weights import WeightsCard, read_card
-from memorysam_cli.report.markdown import fenced, line, plain, table
+from memorysam_cli.model.weights import WeightsCard, load_unmerged, read_card
+from memorysam_cli.report import console
 from memorysam_cli.storage import documents, tensors
+from memorysam_cli.storage.hub import CARD, Upload
 
 LICENSE = "apache-2.0"
 """SAM 2's, of which all weights are made, and ours."""
@@ -284,3 +281,74 @@ def _slug(text: str) -> str:
 
 def _numbers(values: Iterable[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
+
+
+# What goes to the Hugging Face Hub with weights: their card and their recipe.
+
+
+RECIPE = "recipe.yaml"
+
+
+def plan(repo: str, path: Path, *, license: str, with_card: bool, private: bool, replaces_card: bool) -> Upload:
+    """The files of a repository for weights; the weights are read whole first, for nobody should get damaged ones.
+
+    Args:
+        repo: ``owner/name``.
+        path: a weights file of ours.
+        license: an identifier of the Hub's.
+        with_card: whether a README.md goes along.
+        private: of a repository that is made.
+        replaces_card: whether another README.md that is there may be replaced.
+
+    Raises:
+        WeightsError: they are damaged, not ours, or their base is not to be had.
+    """
+    load_unmerged(path)
+    facts = gather(path)
+    if facts.card.kind == "trained" and facts.card.base.source.startswith("file:"):
+        console.warn(
+            f"{path}: needs base weights that only this machine has; others cannot use it: send what "
+            "`memorysam weights merge` makes of it"
+        )
+    text = {CARD: render(facts, license=license, repo=repo).encode()} if with_card else {}
+    recipe = public_recipe(facts.card).encode()
+    return Upload(repo, {path.name: path, **text, RECIPE: recipe}, private=private, replaces_card=replaces_card)
+
+
+def sizes(upload: Upload) -> dict[str, int]:
+    """Name → bytes of what will be sent."""
+    return {
+        name: len(content) if isinstance(content, bytes) else content.stat().st_size
+        for name, content in upload.files.items()
+    }
+
+
+# Text for Markdown: other people's words stay words, whatever they look like.
+
+
+_SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
+
+
+def line(text: str) -> str:
+    """Text on one line, without control characters and backticks: what may stand between two of these."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split()).replace("`", "'")
+
+
+def plain(text: str) -> str:
+    """Text on one line that Markdown and HTML leave alone, in a table too; nothing of it becomes a link."""
+    safe = line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    linkless = safe.replace("://", "&#58;//").replace("www.", "www&#46;")
+    return _SPECIAL.sub(r"\\\1", linkless)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; the cells are Markdown already."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def fenced(language: str, text: str) -> str:
+    """A block of code whose fence is longer than any in it."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"

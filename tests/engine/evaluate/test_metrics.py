@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from memorysam_cli.engine.evaluate import metrics
-from memorysam_cli.engine.evaluate.metrics import confusion, scores
+from memorysam_cli.engine.evaluate import counts
+from memorysam_cli.engine.evaluate.counts import confusion, scores
 from memorysam_cli.model.lora import peft
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -180,6 +180,6 @@ def test_large_maps_are_counted_in_parts_and_no_pixel_is_lost(monkeypatch: pytes
     label, prediction = (torch.randint(0, 4, (37, 41), generator=generator) for _ in range(2))
     label[::5] = 255
     whole = confusion(prediction, label, 4)
-    monkeypatch.setattr(metrics, "AT_ONCE", 100)
+    monkeypatch.setattr(counts, "AT_ONCE", 100)
     assert torch.equal(confusion(prediction, label, 4), whole)
     assert int(whole.sum()) == int((label != 255).sum())

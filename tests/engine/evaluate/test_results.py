@@ -11,7 +11,7 @@ import torch
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.engine.evaluate import results
 from memorysam_cli.engine.evaluate.counts import Evaluation, group_of
-from memorysam_cli.engine.evaluate.folder import folder_for, refuse_foreign
+from memorysam_cli.engine.evaluate.result_files import folder_for, refuse_foreign
 from memorysam_cli.engine.infer.views import View
 from memorysam_cli.errors import UsageError
 from memorysam_cli.storage import documents

@@ -13,7 +13,7 @@ from torch import Tensor
 from memorysam_cli import recipe as recipes
 from memorysam_cli.data.loader import scored_scenes
 from memorysam_cli.data.manifest import Manifest
-from memorysam_cli.engine.evaluate.metrics import confusion, scores
+from memorysam_cli.engine.evaluate.counts import confusion, scores
 from memorysam_cli.engine.evaluate.robustness import PROBABILITIES, Cell, Robustness, missing_sets, plan_of, run
 from memorysam_cli.engine.infer import corruption
 from memorysam_cli.engine.infer.corruption import Draw, corrupt

@@ -12,19 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from memorysam_cli.conservation import LawBroken
 from memorysam_cli.data import decode, transforms
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.data.scenes import ScoredScene
 from memorysam_cli.dataset import Crop, DatasetInfo
 from memorysam_cli.engine.evaluate import counts, scoring
-from memorysam_cli.engine.evaluate.counts import PROTOCOLS, Evaluation
-from memorysam_cli.engine.evaluate.metrics import confusion, scores
+from memorysam_cli.engine.evaluate.counts import PROTOCOLS, Evaluation, confusion, scores
 from memorysam_cli.engine.infer import decision
 from memorysam_cli.engine.infer.inference import Inference, batches, choose_modalities
 from memorysam_cli.engine.infer.views import Tiled, View
 from memorysam_cli.errors import DataError, UsageError, WeightsError
-from memorysam_cli.laws import LawBroken
 from memorysam_cli.storage import images
 
 from ..stand_ins import CLASSES, MODALITIES, PLANS, Brightness, Plan, write_data

@@ -8,7 +8,7 @@ import psutil
 import pytest
 import torch
 
-from memorysam_cli.engine import doctor, memory
+from memorysam_cli.engine import doctor, runtime
 from memorysam_cli.storage import machine as machines
 from memorysam_cli.storage.machine import Capacity
 
@@ -34,27 +34,27 @@ def limit(machine: Path, most: str, *, used: int, **cached: int) -> None:
 
 
 def test_a_machine_without_a_limit_says_what_is_available(machine: Path) -> None:
-    assert memory.capacity(CPU) == Capacity(32_768_000_000, 30_720_000_000)
+    assert runtime.capacity(CPU) == Capacity(32_768_000_000, 30_720_000_000)
     limit(machine, "max", used=10**9)
-    assert memory.capacity(CPU) == Capacity(32_768_000_000, 30_720_000_000)
+    assert runtime.capacity(CPU) == Capacity(32_768_000_000, 30_720_000_000)
 
 
 def test_a_container_has_what_it_may_use(machine: Path) -> None:
     limit(machine, str(8 * 10**9), used=3 * 10**9, anon=3 * 10**9)
-    assert memory.capacity(CPU) == Capacity(8 * 10**9, 5 * 10**9)
+    assert runtime.capacity(CPU) == Capacity(8 * 10**9, 5 * 10**9)
 
 
 def test_files_that_were_read_in_a_container_are_no_use_of_its_memory(machine: Path) -> None:
     """A data set that was looked at fills a container's memory, and gives way to whoever needs it."""
     cached = {"active_file": 3 * 10**9, "inactive_file": 10**9, "slab_reclaimable": 5 * 10**8}
     limit(machine, str(8 * 10**9), used=8 * 10**9, anon=35 * 10**8, **cached)
-    assert memory.capacity(CPU) == Capacity(8 * 10**9, 45 * 10**8)
+    assert runtime.capacity(CPU) == Capacity(8 * 10**9, 45 * 10**8)
 
 
 def test_a_container_that_does_not_say_what_is_cached_has_what_is_left(machine: Path) -> None:
     limit(machine, str(8 * 10**9), used=3 * 10**9)
     (machine / "memory.stat").unlink()
-    assert memory.capacity(CPU).free == 5 * 10**9
+    assert runtime.capacity(CPU).free == 5 * 10**9
 
 
 def test_a_batch_job_has_what_the_group_of_its_own_or_one_around_it_may_use(machine: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_batch_job_has_what_the_group_of_its_own_or_one_around_it_may_use(mach
     limit(step, "max", used=10**9)
     limit(step.parent, str(16 * 10**9), used=12 * 10**9)
     limit(step.parent.parent, str(20 * 10**9), used=19 * 10**9)
-    assert memory.capacity(CPU) == Capacity(16 * 10**9, 10**9)
+    assert runtime.capacity(CPU) == Capacity(16 * 10**9, 10**9)
 
 
 def test_a_control_group_of_version_1_counts_too(machine: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_control_group_of_version_1_counts_too(machine: Path) -> None:
         (folder / "memory.limit_in_bytes").write_text(f"{most}\n")
         (folder / "memory.usage_in_bytes").write_text(f"{6 * 10**9}\n")
     (box / "memory.stat").write_text("active_file 1\ntotal_active_file 2000000000\ntotal_inactive_file 500000000\n")
-    assert memory.capacity(CPU) == Capacity(8 * 10**9, 4_500_000_000)
+    assert runtime.capacity(CPU) == Capacity(8 * 10**9, 4_500_000_000)
 
 
 def test_the_doctor_sees_the_memory_that_a_plan_has(machine: Path) -> None:

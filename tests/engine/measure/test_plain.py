@@ -15,7 +15,7 @@ from memorysam_cli import recipe as recipes
 from memorysam_cli.engine import runtime
 from memorysam_cli.engine.measure.plain import Plain, PlainLearner, PlainPrototypes, plain_ohem
 from memorysam_cli.engine.measure.workload import made_up_batch, made_up_dataset
-from memorysam_cli.engine.training.learner import Learner
+from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.model import Segmenter
 from memorysam_cli.model.lora import merge_lora
 from memorysam_cli.model.weights import build_for_measuring

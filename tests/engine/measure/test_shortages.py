@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from memorysam_cli.engine import memory
+from memorysam_cli.engine import runtime
 from memorysam_cli.errors import EnvironmentFault, WeightsError, environment_fault, is_out_of_memory, shortage
 from memorysam_cli.text import size
 
@@ -26,9 +26,9 @@ def real() -> Exception:
 
 
 def test_the_line_has_device_request_peak_free_and_total_and_ends_with_6() -> None:
-    with pytest.raises(EnvironmentFault) as told, memory.explained(CPU_DEVICE, levers="use less"):
+    with pytest.raises(EnvironmentFault) as told, runtime.explained(CPU_DEVICE, levers="use less"):
         raise torch.OutOfMemoryError(CUDA)
-    have = memory.capacity(CPU_DEVICE)
+    have = runtime.capacity(CPU_DEVICE)
     line = str(told.value)
     assert told.value.exit_code == 6 and "\n" not in line
     assert line.startswith("out of memory on cpu (CUDA out of memory. Tried to allocate 2.00 GiB; peak ")
@@ -41,7 +41,7 @@ def test_the_line_has_device_request_peak_free_and_total_and_ends_with_6() -> No
 )
 def test_every_way_of_saying_so_is_understood(fault: Exception) -> None:
     assert is_out_of_memory(fault)
-    with pytest.raises(EnvironmentFault), memory.explained(CPU_DEVICE, levers=lambda: "use less"):
+    with pytest.raises(EnvironmentFault), runtime.explained(CPU_DEVICE, levers=lambda: "use less"):
         raise fault
     told = environment_fault(fault)
     assert told is not None and told.exit_code == 6 and shortage(fault) in str(told)
@@ -55,15 +55,15 @@ def test_what_was_asked_for_is_kept_and_the_advice_behind_it_is_not() -> None:
 
 def test_other_faults_and_our_own_pass_as_they_are() -> None:
     for fault in (ValueError("4"), WeightsError("x.pt: out of memory is its name")):
-        with pytest.raises(type(fault)) as told, memory.explained(CPU_DEVICE, levers="use less"):
+        with pytest.raises(type(fault)) as told, runtime.explained(CPU_DEVICE, levers="use less"):
             raise fault
         assert told.value is fault
 
 
 def test_a_device_that_cannot_be_asked_does_not_hide_the_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(_: torch.device) -> memory.Capacity:
+    def broken(_: torch.device) -> runtime.Capacity:
         raise RuntimeError("CUDA error")
 
-    monkeypatch.setattr(memory, "capacity", broken)
-    with pytest.raises(EnvironmentFault, match="the device says no more"), memory.explained(CPU_DEVICE, levers="x"):
+    monkeypatch.setattr(runtime, "capacity", broken)
+    with pytest.raises(EnvironmentFault, match="the device says no more"), runtime.explained(CPU_DEVICE, levers="x"):
         raise MemoryError

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from memorysam_cli import recipe as recipes
-from memorysam_cli.engine import memory
+from memorysam_cli.engine import runtime
 from memorysam_cli.engine.measure import trial_process, trials
 from memorysam_cli.engine.measure.trials import Frames, Trial
 from memorysam_cli.errors import UsageError
@@ -113,12 +113,12 @@ def test_any_other_fault_is_ours_and_shows_the_childs_last_lines() -> None:
 def test_ctrl_c_ends_the_child_too(monkeypatch: pytest.MonkeyPatch) -> None:
     started, start = [], children.start
 
-    def interrupt() -> memory.Capacity:
+    def interrupt() -> runtime.Capacity:
         raise KeyboardInterrupt
 
     def noted(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
         started.append(start(*arguments, **options))
-        monkeypatch.setattr(memory, "machine", interrupt)
+        monkeypatch.setattr(runtime, "machine", interrupt)
         return started[0]
 
     monkeypatch.setattr(children, "start", noted)
@@ -130,8 +130,8 @@ def test_ctrl_c_ends_the_child_too(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_machine_near_its_end_ends_the_trial_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether a control group or other programs leave too little; the trial itself may be far below its limit."""
     GB = 10**9
-    left = iter([memory.Capacity(8 * GB, 3 * GB)] * 3)
-    monkeypatch.setattr(memory, "machine", lambda: next(left, memory.Capacity(8 * GB, GB // 5)))
+    left = iter([runtime.Capacity(8 * GB, 3 * GB)] * 3)
+    monkeypatch.setattr(runtime, "machine", lambda: next(left, runtime.Capacity(8 * GB, GB // 5)))
     start = time.monotonic()
     outcome = trials.run(Trial(NANO, 3, task="validate", steps=100_000, limit=8 * GB))
     assert not outcome.fits and time.monotonic() - start < 60
@@ -201,7 +201,7 @@ def test_the_limit_reaches_a_gpu_with_or_without_a_number(
 ) -> None:
     """Through torch's own checks of its arguments: it takes no device without a number here, unlike elsewhere."""
     limits = []
-    monkeypatch.setattr(memory, "capacity", lambda _: memory.Capacity(total=80 * 10**9, free=70 * 10**9))
+    monkeypatch.setattr(runtime, "capacity", lambda _: runtime.Capacity(total=80 * 10**9, free=70 * 10**9))
     monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch._C, "_cuda_setMemoryFraction", lambda *said: limits.append(said), raising=False)
@@ -245,12 +245,12 @@ def test_an_update_that_was_skipped_is_done_again() -> None:
 
 
 def test_the_capacity_is_asked_without_a_child_on_the_cpu() -> None:
-    assert trials.capacity("cpu").total == memory.capacity(torch.device("cpu")).total > 0
+    assert trials.capacity("cpu").total == runtime.capacity(torch.device("cpu")).total > 0
 
 
 def test_the_resident_peak_of_another_process_only_grows() -> None:
-    assert memory.resident_peak(os.getpid()) > 10**7
-    assert memory.resident_peak(2**22 + 1) == 0, "no process has this number"
+    assert runtime.resident_peak(os.getpid()) > 10**7
+    assert runtime.resident_peak(2**22 + 1) == 0, "no process has this number"
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from memorysam_cli.engine.infer import decision
-from memorysam_cli.engine.predict.deciding import decide
+from memorysam_cli.engine.infer.decision import decide
 
 
 def test_a_decision_by_hand() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from memorysam_cli.data.manifest import Manifest, Scene
-from memorysam_cli.engine.predict.deciding import decide
+from memorysam_cli.engine.infer.decision import decide
 from memorysam_cli.engine.predict.files import EXTRAS, Line, SceneFiles
 from memorysam_cli.errors import DataError, EnvironmentFault
 from memorysam_cli.report import pictures

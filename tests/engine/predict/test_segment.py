@@ -14,7 +14,7 @@ from torch import Tensor
 from memorysam_cli.data import decode, transforms
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.engine.evaluate import scoring
-from memorysam_cli.engine.evaluate.metrics import confusion
+from memorysam_cli.engine.evaluate.counts import confusion
 from memorysam_cli.engine.infer import decision
 from memorysam_cli.engine.infer.inference import Inference
 from memorysam_cli.engine.infer.views import View

@@ -13,8 +13,8 @@ import torch
 
 from memorysam_cli.dataset import DatasetInfo, Modality
 from memorysam_cli.encoders import products
-from memorysam_cli.engine.weights import portable, tracing
-from memorysam_cli.engine.weights.tracing import Shape
+from memorysam_cli.engine.weights import portable
+from memorysam_cli.engine.weights.portable import Shape
 from memorysam_cli.errors import CheckFailedError, UsageError
 from memorysam_cli.model import load
 from memorysam_cli.model import weights as weights_module
@@ -102,7 +102,7 @@ def test_what_computes_something_else_is_refused_and_not_kept(
             logits = network([torch.from_numpy(frames[:, 0])]).logits.numpy()
         return [logits * factor, np.zeros((1, 32, 32), np.uint8), None]
 
-    monkeypatch.setattr(tracing, "trace", lambda *_: None)
+    monkeypatch.setattr(portable, "trace", lambda *_: None)
     monkeypatch.setattr(portable, "_write", lambda *_, form: b"made")
     monkeypatch.setattr(portable, "_reader", lambda *_, form: run)
     factor = 1.0001
@@ -146,7 +146,7 @@ def test_where_the_gate_silences_noise_the_open_graph_is_compared_and_the_gated_
         return run
 
     monkeypatch.setattr(portable, "load", shut)
-    monkeypatch.setattr(tracing, "trace", lambda network, _: network)
+    monkeypatch.setattr(portable, "trace", lambda network, _: network)
     monkeypatch.setattr(portable, "_write", lambda network, *_, form: b"gated" if network.object_gate else b"open")
     monkeypatch.setattr(portable, "_reader", read)
     silent = portable.compare(shut(weights), read(b"gated", form="onnx"), Shape(1, 1, 32, 32))
@@ -186,7 +186,7 @@ def test_more_than_255_classes_are_int32_in_the_description(weights: Path) -> No
 def test_rotation_in_real_numbers_is_that_in_complex_ones() -> None:
     values = torch.randn(2, 1, 6, 8, generator=torch.Generator().manual_seed(0))
     angles = torch.rand(6, 4, generator=torch.Generator().manual_seed(1))
-    turned = tracing._turned(values, angles.cos(), angles.sin())
+    turned = portable._turned(values, angles.cos(), angles.sin())
     table = torch.polar(torch.ones_like(angles), angles)
     expected = torch.view_as_real(torch.view_as_complex(values.reshape(2, 1, 6, 4, 2)) * table).flatten(3)
     torch.testing.assert_close(turned, expected)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memorysam_cli.engine.training.checkpoints import Position
+from memorysam_cli.engine.train.checkpoints import Position
 
 
 def judge(score: float, position: Position) -> None:

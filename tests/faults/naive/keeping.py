@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from memorysam_cli.engine.training import checkpoints
-from memorysam_cli.engine.training.checkpoints import State
+from memorysam_cli.engine.train import checkpoints
+from memorysam_cli.engine.train.checkpoints import State
 
 
 def write(folder: Path, state: State, *, keep: int) -> Path:

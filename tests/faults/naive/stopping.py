@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from memorysam_cli.engine.signals import StopRequest
-from memorysam_cli.engine.training import checkpoints
-from memorysam_cli.engine.training.checkpoints import State
+from memorysam_cli.engine.train import checkpoints
+from memorysam_cli.engine.train.checkpoints import State
+from memorysam_cli.engine.train.endings import StopRequest
 
 
 @contextmanager

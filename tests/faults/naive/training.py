@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from memorysam_cli.data.loader import training_batches
 from memorysam_cli.data.manifest import Manifest
-from memorysam_cli.engine.training.learner import Learner
+from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.model.weights import build_for_training, own_tensors
 from memorysam_cli.recipe import Recipe
 

@@ -1,0 +1,430 @@
+"""How a run ends: what asks it to stop, and what it leaves behind when it is done, diverged or failed."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from memorysam_cli import conservation
+from memorysam_cli.data.loader import Batch
+from memorysam_cli.engine import processes
+from memorysam_cli.engine.processes import agree
+from memorysam_cli.engine.run_folder import RunFolder
+from memorysam_cli.engine.train.checkpoints import Position
+from memorysam_cli.engine.train.update import Learner, StepResult
+from memorysam_cli.errors import (
+    EXIT_CODES,
+    DataError,
+    DivergedError,
+    FolderInUseError,
+    MemorySamError,
+    environment_fault,
+    most_severe,
+)
+from memorysam_cli.model.base_weights import base_shapes
+from memorysam_cli.model.network import is_fresh
+from memorysam_cli.report import console
+from memorysam_cli.storage import documents, lock, tensors
+from memorysam_cli.text import few, shown
+
+SIGNAL_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
+GRACE_S = 5.0
+"""For how long a second signal may wait for the main thread to hear of it, and to tidy up."""
+_LAST_WORDS = "memorysam: error [{}]: ended at once by a second signal; --resume goes on from the last checkpoint\n"
+
+
+class StopRequest:
+    """Whether somebody asked to stop, and with which exit code the run then ends."""
+
+    exit_code: int | None = None
+    name = ""
+
+    def __bool__(self) -> bool:
+        return self.exit_code is not None
+
+
+@contextmanager
+def catch_stop() -> Iterator[StopRequest]:
+    """Turn SIGINT, SIGTERM and SIGUSR1 into a request that the training loop reads after each step.
+
+    The second signal does what it did before the block. Python tells of it only between two of its own steps, and a
+    thread that waits for another process, or for a device, takes none: therefore such a process is ended
+    :data:`GRACE_S` later all the same, with the signal's exit code. Whatever it was writing is written whole or not
+    at all.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request  # Python delivers signals to the main thread only
+        return
+    before = {number: signal.getsignal(number) for number in SIGNAL_EXIT_CODES}
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        request.exit_code, request.name = SIGNAL_EXIT_CODES[signal.Signals(number)], signal.Signals(number).name
+        for known, handler in before.items():
+            signal.signal(known, handler)
+
+    with _last_resort():
+        for number in before:
+            signal.signal(number, ask)
+        try:
+            yield request
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _last_resort() -> Iterator[None]:
+    """While the block runs, a thread hears of signals from the kernel, and ends what the second one has not ended."""
+    reading, writing = socket.socketpair()
+    writing.setblocking(False)
+    is_over = threading.Event()
+    earlier = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    _counted.add(writing.fileno())
+    threading.Thread(target=_count, args=(reading, is_over), name="signals", daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        signal.set_wakeup_fd(earlier)
+        _counted.discard(writing.fileno())
+        writing.close()  # the thread reads the end, and ends
+
+
+def _count(reading: socket.socket, is_over: threading.Event) -> None:
+    """Wait for the second signal of a polite end, and then for the end."""
+    heard, codes = 0, {int(number): code for number, code in SIGNAL_EXIT_CODES.items()}
+    with reading:
+        while number := reading.recv(1):
+            code = codes.get(number[0])
+            heard += code is not None
+            if code is not None and heard > 1 and not is_over.wait(GRACE_S):
+                with contextlib.suppress(OSError):
+                    os.write(2, _LAST_WORDS.format(code).encode())
+                os._exit(code)
+
+
+_counted: set[int] = set()
+"""The descriptors that the kernel tells a parent of its signals by; its children have them, too."""
+
+
+def _forget_in_child() -> None:
+    """A signal for a forked data worker is none for its parent."""
+    if _counted:
+        signal.set_wakeup_fd(-1)
+        _counted.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
+
+
+# What a finished run came to, and the conservation laws that say that nothing was lost on its way.
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a finished run came to; ``miou`` is the best validation in percent, and NaN never.
+
+    All but ``seconds`` and ``resumed`` are those of the whole run, however often it was resumed.
+    """
+
+    run: Path
+    best: Path
+    last: Path
+    miou: float
+    best_step: int
+    steps: int
+    seconds: float
+    """Of this process."""
+    scenes: int = 0
+    """That were learnt from, each as often as it came."""
+    left_out: int = 0
+    """Scenes that could not be read, for which others stood in."""
+    resumed: bool = False
+    laws: conservation.Report = field(default_factory=dict)
+    """In the main process."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of ``memorysam train --json``, without its ``schema_version``."""
+        return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+
+
+def finish(
+    run: RunFolder, learner: Learner, position: Position, quarantine: Quarantine, *, scenes: int, seconds: float,
+    resumed: bool,
+) -> TrainingResult:  # fmt: skip
+    """Check what came of a training and write it into the run's folder.
+
+    Args:
+        run: the folder.
+        learner: what was trained.
+        position: where it ended.
+        quarantine: the scenes that could not be read.
+        scenes: of one update, in all processes.
+        seconds: that this process trained for.
+        resumed: whether it went on from a checkpoint.
+
+    Raises:
+        DivergedError: there are no best weights.
+        LawBroken: something was lost or counted twice.
+    """
+    if position.all_ignored:
+        console.warn(f"{position.all_ignored} batches had no labelled pixel and taught nothing")
+    if len(quarantine):
+        console.warn(
+            f"{len(quarantine)} training scenes cannot be read, others stood in for them; {run.quarantine} lists them"
+        )
+    if position.best_miou is None or position.best_step is None:
+        raise DivergedError(f"{run.path}: no validation gave a finite mIoU; there are no best weights")
+    is_main = learner.accelerator.is_main_process
+    result = TrainingResult(
+        run=run.path, best=run.best, last=run.last, miou=position.best_miou, best_step=position.best_step,
+        steps=position.step, seconds=seconds, scenes=position.scenes, left_out=len(quarantine), resumed=resumed,
+        laws=_checked(learner, position, expected=position.step * scenes, last=run.last) if is_main else {},
+    )  # fmt: skip
+    if is_main:
+        documents.write_json(run.result, {"schema_version": 1, **result.to_json()})
+        run.diverged.unlink(missing_ok=True)
+    return result
+
+
+def _checked(learner: Learner, position: Position, *, expected: int, last: Path) -> conservation.Report:
+    """The laws, each of whose sides is counted by itself.
+
+    Args:
+        learner: what was trained.
+        position: has the scenes that were learnt from, counted as they came over all processes and resumes.
+        expected: steps × batch × accumulate × processes.
+        last: the newest weights, which are read back.
+    """
+    network = learner.network
+    state = network.state_dict()
+    new = [name for name in state if is_fresh(name) or ".lora_" in name]
+    trained = [parameter for group in learner.optimizer.param_groups for parameter in group["params"]]
+    frozen = [name for name in new if name not in learner.parameters]
+    saved = len(tensors.read(last)[0])
+    # LoRA cuts the base's fused projections into three: tensors do not stay as many, their values do.
+    base = sum(math.prod(shape) for shape in base_shapes(network.card.base.backbone).values())
+    found = {
+        "scenes learnt from = steps × batch × accumulate × processes": (position.scenes, expected),
+        "values of the base + values of new tensors = values of the model": (
+            base + sum(state[name].numel() for name in new),
+            sum(tensor.numel() for tensor in state.values()),
+        ),
+        "tensors trained + new ones that are not = tensors saved": (len(trained) + len(frozen), saved),
+    }
+    if position.initial:
+        found["tensors of the initial weights = tensors saved"] = (position.initial, saved)
+    return conservation.check(found)
+
+
+# What is kept of an update whose loss or gradient was not finite.
+
+
+_SHOWN = 4
+
+
+def describe(
+    result: StepResult, batches: Sequence[Batch], position: Position, *, rate: float, accelerator: Accelerator
+) -> dict[str, Any]:
+    """All that is known of the update, as JSON; every process must call this.
+
+    Args:
+        result: what it would have done.
+        batches: of this process.
+        position: before it.
+        rate: the learning rate.
+        accelerator: the processes, whose scenes are all listed.
+    """
+    own = [
+        {
+            "process": accelerator.process_index,
+            "batch": number,
+            "id": scene.id,
+            "files": [
+                *(path for paths in scene.files.values() for path in paths),
+                *([scene.label] * bool(scene.label)),
+            ],
+        }
+        for number, batch in enumerate(batches)
+        for scene in batch.scenes
+    ]
+    scenes = gather_object(own) if accelerator.num_processes > 1 else own
+    figures = {"loss": result.loss, **result.terms, "gradient_norm": result.gradient_norm}
+    finite = {name: value if math.isfinite(value) else str(value) for name, value in figures.items()}
+    return {"step": position.step + 1, "epoch": position.epoch, **finite, "lr": rate, "scenes": scenes}
+
+
+def sentence(record: dict[str, Any]) -> str:
+    """The same in a line, with the first files."""
+    scenes = record["scenes"]
+    names = [shown(scene["files"][0] if scene["files"] else scene["id"]) for scene in scenes]
+    return (
+        f"step {record['step']}: loss {_figure(record['loss'])}, gradient norm {_figure(record['gradient_norm'])}, "
+        f"lr {record['lr']:.3g}, scenes {few(names, _SHOWN)}"
+    )
+
+
+def end(record: dict[str, Any], run: RunFolder, *, save: Callable[[], object], is_main: bool) -> NoReturn:
+    """End a run with the weights of before the update; a fault of the disk meanwhile does not hide why.
+
+    Args:
+        record: of :func:`describe`.
+        run: whose ``diverged.json`` keeps it.
+        save: saves the weights as they are.
+        is_main: whether this is the main process.
+
+    Raises:
+        DivergedError: always.
+    """
+    try:
+        raise DivergedError(sentence(record))
+    except DivergedError as fault:
+        if is_main:
+            documents.write_json(run.diverged, record)
+        save()
+        raise DivergedError(
+            f"{fault}; the weights of step {record['step'] - 1} are in {run.last}, the batch in {run.diverged}; "
+            "try a lower optim.lr"
+        ) from None
+
+
+def _figure(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.6g}"
+
+
+# Training scenes that cannot be read: each told once, listed in the run's folder, and no more than were allowed.
+
+
+_SHOWN_SCENES = 10
+
+
+class Quarantine:
+    """The scenes that others stand in for (``data.max_bad``), over all processes and resumes of a run.
+
+    Args:
+        run: whose ``quarantine.jsonl`` lists them.
+        share: of the training scenes that may be listed.
+        scenes: of the training split.
+        accelerator: the processes; each reads scenes of its own.
+    """
+
+    def __init__(self, run: RunFolder, *, share: float, scenes: int, accelerator: Accelerator) -> None:
+        self.run, self.share, self.scenes, self.accelerator = run, share, scenes, accelerator
+        rows = documents.read_json_lines(run.quarantine) if run.quarantine.exists() else []
+        self.listed: dict[str, str] = {row["scene"]: row["why"] for row in rows}
+
+    def admit(self, batches: Sequence[Batch], *, step: int) -> None:
+        """List what these batches had to do without; every process must call this.
+
+        Args:
+            batches: of one update of this process.
+            step: the update, from 1.
+
+        Raises:
+            DataError: more scenes are listed than may be.
+        """
+        if not self.share:  # then the loader ends the run by itself
+            return
+        own = {left.scene: left.why for batch in batches for left in batch.left_out if left.scene not in self.listed}
+        if not agree(bool(own), self.accelerator):
+            return
+        found = gather_object([own]) if self.accelerator.num_processes > 1 else [own]
+        for scene, why in sorted({scene: why for each in found for scene, why in each.items()}.items()):
+            self.listed[scene] = why
+            if self.accelerator.is_main_process:
+                documents.append_json_line(self.run.quarantine, {"scene": scene, "why": why, "step": step}, fsync=True)
+                console.warn(f"scene {shown(scene)}: cannot be read and others stand in for it: {why}")
+        if len(self.listed) > self.share * self.scenes:
+            raise self._too_many()
+
+    def __len__(self) -> int:
+        return len(self.listed)
+
+    def _too_many(self) -> DataError:
+        some = few(list(self.listed.values()), _SHOWN_SCENES, separator="; ")
+        return DataError(
+            f"{len(self)} of {self.scenes} training scenes cannot be read, more than data.max_bad={self.share:g} "
+            f"allows: {some}; {self.run.quarantine} lists them: mend the files, or raise --max-bad"
+        )
+
+
+# How a training ended, for those whose launcher does not tell: torchrun itself always ends with 1.
+
+
+_INTERRUPTED, _TERMINATED, _BUG = 130, 143, 1
+
+
+class Ending:
+    """Tells it in ``exit.json`` of the run's folder, if a launcher started this process."""
+
+    def __init__(self) -> None:
+        self._is_recorded = False
+
+    @contextlib.contextmanager
+    def of_command(self, out: Path | None) -> Iterator[None]:
+        """What ends before the run's folder is held is told where a run is there already; no folder is made for it.
+
+        Args:
+            out: the folder that was asked for.
+        """
+        try:
+            yield
+        except BaseException as fault:
+            is_ours = out is not None and RunFolder(out).holds_run() and not isinstance(fault, FolderInUseError)
+            if out is not None and is_ours and not self._is_recorded:
+                with contextlib.suppress(MemorySamError, OSError), lock.hold(out):  # another run may be at work there
+                    _record(RunFolder(out), fault)
+            raise
+
+    @contextlib.contextmanager
+    def of_run(self, run: RunFolder) -> Iterator[None]:
+        """However the block ends; to be opened while the folder is held."""
+        self._is_recorded = True
+        if _is_launched():
+            run.exit.unlink(missing_ok=True)  # where there is none, the process was killed
+        try:
+            yield
+        except BaseException as fault:
+            with contextlib.suppress(MemorySamError, OSError):  # the first fault is the one to tell
+                _record(run, fault)
+            raise
+        _record(run, None)
+
+
+def _is_launched() -> bool:
+    return processes.is_launched() and processes.launched_rank() == 0
+
+
+def _record(run: RunFolder, fault: BaseException | None) -> None:
+    if not _is_launched():
+        return
+    code, message = (0, "") if fault is None else _code_and_reason(fault)
+    meaning = str(EXIT_CODES[code]) if code in EXIT_CODES else ""
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    documents.write_json(run.exit, {"code": code, "meaning": meaning, "message": message, "time": now})
+
+
+def _code_and_reason(fault: BaseException) -> tuple[int, str]:
+    """The exit code that the program will end with, and why."""
+    if isinstance(fault, KeyboardInterrupt):
+        return _INTERRUPTED, "interrupted"
+    if isinstance(fault, SystemExit):
+        return (fault.code if isinstance(fault.code, int) else _TERMINATED), str(fault)
+    known = most_severe(fault) if isinstance(fault, MemorySamError) else environment_fault(fault)
+    return (_BUG, f"{type(fault).__name__}: {fault}") if known is None else (known.exit_code, str(known))

@@ -1,0 +1,460 @@
+"""The training loop: where a run stands, how long it is, how fast, and how it resumes."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from memorysam_cli import __version__
+from memorysam_cli.data.loader import Batch, modalities_of, training_batches
+from memorysam_cli.data.manifest import Manifest
+from memorysam_cli.engine import runtime
+from memorysam_cli.engine.processes import agree, lost_ones_named, refuse_differing, wait_for_all
+from memorysam_cli.engine.run_folder import RunFolder
+from memorysam_cli.engine.train import checkpoints, endings, start
+from memorysam_cli.engine.train.checkpoints import Position, State
+from memorysam_cli.engine.train.endings import Quarantine, StopRequest, TrainingResult, catch_stop, finish
+from memorysam_cli.engine.train.start import introduction
+from memorysam_cli.engine.train.tracking import Tracking
+from memorysam_cli.engine.train.update import BatchGroups, Learner, StepResult, learning_rate
+from memorysam_cli.engine.train.validation import HEADLINE, Validation, draw_first_batch, metric_of
+from memorysam_cli.errors import DataError, MemorySamError, Stopped
+from memorysam_cli.model.weights import build_for_training, read, save
+from memorysam_cli.recipe import Recipe
+from memorysam_cli.report import console
+from memorysam_cli.report.live import Progress
+from memorysam_cli.storage import documents
+from memorysam_cli.text import duration, size
+
+__all__ = ["HEADLINE", "Trainer", "TrainingResult"]
+
+
+class Trainer:
+    """One run, its methods in the order in which they happen.
+
+    Args:
+        recipe: what to train.
+        manifest: the prepared data set of ``recipe.data.dataset``.
+        accelerator: device, processes and precision.
+        is_resumed: a checkpoint will be put back, so that the weights of ``model.init`` are not needed.
+
+    Raises:
+        DataError: too few scenes, or a modality or a split that the data set does not have.
+        WeightsError: the base weights, or those of ``model.init``, are refused.
+        NetworkError: the base weights cannot be had.
+        UsageError: the processes differ in data, recipe or version.
+    """
+
+    run: RunFolder
+    quarantine: Quarantine
+    tracking = Tracking()
+
+    def __init__(
+        self, recipe: Recipe, manifest: Manifest, *, accelerator: Accelerator, is_resumed: bool = False
+    ) -> None:
+        self.recipe, self.manifest, self.accelerator = recipe, manifest, accelerator
+        runtime.prepare(is_wanted=recipe.train.deterministic)
+        modalities_of(manifest.info, recipe.data.modalities)
+        self.scenes = manifest.of_split(recipe.data.train_split)
+        self.extent = extent_of(
+            recipe, scenes=len(self.scenes), processes=accelerator.num_processes, dataset=manifest.info.name
+        )
+        self.network = build_for_training(recipe, manifest.info)
+        wait_for_all(accelerator)  # the base weights came to one machine sooner than to another
+        self.position = Position(world=accelerator.num_processes)
+        self.initial: str | None = None
+        if recipe.model.init is not None and not is_resumed:
+            self.initial = start.sum_of(recipe)
+            self.position.initial = start.begin_from(self.network, recipe.model.init)
+        self._refuse_differing()
+        self.learner = Learner(self.network, recipe, accelerator=accelerator)
+        self.validation = Validation(self.network, manifest, recipe, accelerator=accelerator)
+        self.pace = Pace(accelerator.device)
+        self._saved_at = time.monotonic()
+        self._scenes_since = 0
+        """Scenes of this process since the last checkpoint."""
+        self._lacks_best = False
+
+    def _refuse_differing(self) -> None:
+        """Refuse processes that would not make the same updates: the first to be through would be waited for."""
+        lengths = {"updates": self.extent.last_step, "train.validate_every": self.recipe.train.validate_every}
+        refuse_differing(self._identity() | lengths | {"version": __version__}, self.accelerator)
+
+    def refuse_other(self, checkpoint: Path) -> None:
+        """Refuse a valid checkpoint that this training cannot continue; nothing is changed.
+
+        Raises:
+            UsageError: it is of another training.
+            WeightsError: it was written by another version.
+        """
+        header = checkpoints.read_header(checkpoint)
+        self.initial = start.sum_of(self.recipe, header.identity.get("initial weights"))
+        worlds = header.position.world, self.accelerator.num_processes
+        checkpoints.refuse_other(header.identity, self._identity(), worlds=worlds, where=str(checkpoint))
+
+    def fit(self, run: RunFolder, *, resume: Path | None = None) -> TrainingResult:
+        """Train until the last epoch, ``max_steps``, or a signal.
+
+        Args:
+            run: where everything is written.
+            resume: a valid checkpoint folder of this run to continue from.
+
+        Raises:
+            DataError: a scene that cannot be read, or more of them than ``data.max_bad`` allows.
+            WeightsError: the checkpoint is refused.
+            DivergedError: the loss or the gradient is not finite; the weights before that step are saved.
+            Stopped: a signal came; a checkpoint was written.
+            EnvironmentFault: another process of this training was lost, or ``train.deterministic`` cannot be had.
+        """
+        self.run = run
+        with (
+            lost_ones_named(self.accelerator, advice=self._resume_advice),
+            runtime.enforced(is_wanted=self.recipe.train.deterministic),
+        ):
+            return self._fit(resume)
+
+    def _fit(self, resume: Path | None) -> TrainingResult:
+        start = time.monotonic()
+        torch.manual_seed(self.recipe.train.seed + self.accelerator.process_index)
+        self.quarantine = Quarantine(
+            self.run, share=self.recipe.data.max_bad, scenes=len(self.scenes), accelerator=self.accelerator
+        )
+        if resume is not None:
+            self.refuse_other(resume)
+            self._restore(checkpoints.read(resume))
+        if self.accelerator.is_main_process:
+            self.run.result.unlink(missing_ok=True)
+            sizes = {"scenes": len(self.scenes), "steps_per_epoch": self.extent.steps_per_epoch}
+            for line in introduction(self.run, self.learner, self.position, **sizes):
+                console.note(line)
+        recipe, step = self.recipe.to_yaml(), self.position.step
+        with catch_stop() as stop, self.tracking.of_run(self.run.path, recipe=recipe, step=step):
+            if resume is None:
+                self._checkpoint()  # a kill before the first interval must find something to resume from
+            left = self.extent.last_step - self.position.step
+            with display(self.accelerator, left, "train", is_table=True) as progress:
+                while not self._is_done():
+                    self._epoch(stop, progress)
+            if not self.position.is_validated or self._lacks_best:
+                self._validate()
+            self._checkpoint()
+        return finish(
+            self.run, self.learner, self.position, self.quarantine, scenes=self.extent.scenes_per_step,
+            seconds=time.monotonic() - start, resumed=resume is not None,
+        )  # fmt: skip
+
+    def _epoch(self, stop: StopRequest, progress: Progress) -> None:
+        """One epoch from where the position stands, then a validation if it is due."""
+        epoch, settings = self.position.epoch, self.recipe.train
+        try:
+            self._updates(stop, progress)
+        except DataError:
+            if self.accelerator.num_processes == 1:  # of several, one alone may have met it
+                self._checkpoint()  # nothing is lost until the file is mended
+            raise
+        if self.accelerator.is_main_process:
+            console.detail(f"epoch {epoch + 1}: {self.pace.epoch()}")
+        if self.position.batch < self.extent.steps_per_epoch * settings.accumulate:
+            return  # max_steps cut the epoch short
+        self.position.epoch, self.position.batch = epoch + 1, 0
+        if self.position.epoch % settings.validate_every == 0 or self._is_done():
+            self._validate()
+            self._checkpoint_when_due(stop)
+
+    def _updates(self, stop: StopRequest, progress: Progress) -> None:
+        """The updates of an epoch that are left."""
+        settings = self.recipe.train
+        upcoming = BatchGroups(
+            self._batches(self.position.epoch), size=settings.accumulate, device=self.accelerator.device
+        )
+        self.pace.start_epoch()
+        for batches in upcoming:
+            result, figures = self._step(batches, upcoming)
+            progress.advance(figures=table_figures(result, figures, self.position, epochs=settings.epochs))
+            self._checkpoint_when_due(stop)
+            if self._is_done():
+                break
+
+    def _step(self, batches: Sequence[Batch], upcoming: BatchGroups) -> tuple[StepResult, dict[str, float]]:
+        """Make one update and note what it did and what it took."""
+        self.quarantine.admit(batches, step=self.position.step + 1)
+        if self.position.step == 0 and self.accelerator.is_main_process:
+            draw_first_batch(batches[0], self.manifest.info, self.network.card.modalities, self.run.samples)
+        optim, length = self.recipe.optim, self.extent.steps_per_epoch
+        rate = learning_rate(self.position.step, optim=optim, steps_per_epoch=length, epochs=self.recipe.train.epochs)
+        result = self.learner.learn(batches, rate=rate, meanwhile=upcoming.fetch)
+        if not result.is_finite:
+            record = endings.describe(result, batches, self.position, rate=rate, accelerator=self.accelerator)
+            endings.end(record, self.run, save=self._checkpoint, is_main=self.accelerator.is_main_process)
+        self.position.step += 1
+        self.position.batch += len(batches)
+        self.position.all_ignored += result.all_ignored
+        self._scenes_since += sum(len(batch.scenes) for batch in batches)
+        figures = self.pace.update(self.extent.scenes_per_step, waited=upcoming.waited())
+        figures = {"lr": rate, "gradient_norm": result.gradient_norm, **figures}
+        self._log({"loss": result.loss, **result.terms, **figures})
+        return result, figures
+
+    def _validate(self) -> None:
+        """Score the selection split with the code of ``memorysam evaluate``, keep the best, draw pictures."""
+        with display(self.accelerator, self.validation.share, "validate") as progress:
+            result = self.validation.score(progress.advance)
+        scores, position = result.protocol(HEADLINE), self.position
+        native = result.protocol("native").miou
+        self._log({"miou": scores.miou, "macc": scores.macc, "mf1": scores.mf1, "miou_native": native})
+        is_best = self.validation.judge(scores.miou, position, epoch=position.step // self.extent.steps_per_epoch)
+        self._lacks_best &= not is_best
+        if self.accelerator.is_main_process:
+            if is_best:
+                save(self.network, self.run.best, metric=metric_of(position))
+            compared = "best so far" if is_best else f"best {position.best_miou or 0:.2f}"
+            console.note(
+                f"step {position.step}: {self.recipe.data.selection_split} mIoU {scores.miou:.2f} ({compared})"
+            )
+            self.validation.draw(self.run, result, self.position, is_best=is_best)
+            self.tracking.validated(position.step, result.classes, scores.iou, result.confusion(HEADLINE), self.run)
+        wait_for_all(self.accelerator)
+
+    def _checkpoint_when_due(self, stop: StopRequest) -> None:
+        """Save if the interval is over; save and end if somebody asked to stop."""
+        # A signal may reach one process only; all must leave the loop at the same step.
+        if agree(bool(stop), self.accelerator):
+            path = self._checkpoint()
+            raise Stopped(
+                f"{stop.name or 'another process'}: checkpoint of step {self.position.step} saved as {path}; "
+                f"continue with: memorysam train --resume {self.run.path}",
+                exit_code=stop.exit_code or 143,
+            )
+        # Not after the last step: the checkpoint that ends the run has its number, and the validation besides.
+        is_due = time.monotonic() - self._saved_at > 60 * self.recipe.train.checkpoint_minutes
+        steps = self.recipe.train.checkpoint_steps
+        is_due |= steps is not None and self.position.step % steps == 0
+        if agree(is_due and not self._is_done(), self.accelerator):
+            self._checkpoint()
+
+    def _checkpoint(self) -> Path:
+        """Write the whole state and the user's copy of the weights; gives the checkpoint's path."""
+        own, self._scenes_since = self._scenes_since, 0
+        state = checkpoints.take(self.learner, self.position, identity=self._identity(), scenes_since=own)
+        path = checkpoints.path_of(self.run.checkpoints, self.position.step)
+        if self.accelerator.is_main_process:
+            checkpoints.write(self.run.checkpoints, state, keep=self.recipe.train.keep_checkpoints)
+            save(self.network, self.run.last, metric=metric_of(self.position))
+            console.detail(f"step {self.position.step}: checkpoint {path.name}")
+        wait_for_all(self.accelerator)
+        self._saved_at = time.monotonic()
+        self.pace.restart()
+        return path
+
+    def _resume_advice(self) -> str:
+        return f"this was after step {self.position.step}; continue with: memorysam train --resume {self.run.path}"
+
+    def _restore(self, state: State) -> None:
+        """Put everything back as it was at a checkpoint."""
+        where = str(self.run.path)
+        self.position = checkpoints.put_back(state, self.learner, where=where)
+        self._lacks_best = forget_lost_best(self.run, self.position)
+        wait_for_all(self.accelerator)  # all have read what is written from here on
+        if self.accelerator.is_main_process:
+            record(self.run, self.position, then=state.made_by, now=checkpoints.conditions(self.accelerator))
+            self.run.store_recipe(self.recipe)  # max_steps and its like may have changed
+
+    def _identity(self) -> dict[str, Any]:
+        base, dataset = self.network.card.base.sha256, self.manifest.info.content_hash
+        return checkpoints.identity_of(self.recipe, dataset=dataset, base=base, initial=self.initial)
+
+    def _is_done(self) -> bool:
+        return self.position.step >= self.extent.last_step
+
+    def _batches(self, epoch: int) -> Iterable[Batch]:
+        """What is left of an epoch, without the batches that would begin an update and not complete it."""
+        batches = training_batches(
+            self.manifest, scenes=self.scenes, recipe=self.recipe, epoch=epoch, start=self.position.batch,
+            rank=self.accelerator.process_index, world=self.accelerator.num_processes,
+        )  # fmt: skip
+        return islice(batches, self.extent.steps_per_epoch * self.recipe.train.accumulate - self.position.batch)
+
+    def _log(self, values: dict[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            self.run.log_metrics({"step": self.position.step, "epoch": self.position.epoch}, values)
+            self.tracking.log(self.position.step, values, group="validation" if "miou" in values else "train")
+
+
+# How long a training is: scenes of an update, updates of an epoch, updates in all.
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What a recipe comes to on a data set, for a number of processes."""
+
+    scenes_per_step: int
+    """Of all processes."""
+    steps_per_epoch: int
+    last_step: int
+
+
+def extent_of(recipe: Recipe, *, scenes: int, processes: int, dataset: str) -> Extent:
+    """The extent of a training.
+
+    Args:
+        recipe: batch, accumulation, epochs, ``train.max_steps``.
+        scenes: of the training split.
+        processes: that train together.
+        dataset: its name, for messages.
+
+    Raises:
+        DataError: the scenes do not suffice for one update.
+    """
+    settings = recipe.train
+    at_once = settings.batch * settings.accumulate * processes
+    if scenes < at_once:
+        raise DataError(
+            f"{dataset}: split '{recipe.data.train_split}' has {scenes} scenes, fewer than the {at_once} of one "
+            "update; lower train.batch or train.accumulate"
+        )
+    whole = scenes // at_once * settings.epochs
+    return Extent(at_once, scenes // at_once, min(whole, settings.max_steps or whole))
+
+
+# How fast a training goes, and what it takes: the figures that its log holds beside the losses.
+
+
+class Pace:
+    """Clocks updates.
+
+    Args:
+        device: where training takes place.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.start_epoch()
+
+    def start_epoch(self) -> None:
+        """Clock from here, and look for the peak of memory from here."""
+        self._scenes, self._seconds, self._data = 0, 0.0, 0.0
+        runtime.start_peak(self.device)
+        self.restart()
+
+    def restart(self) -> None:
+        """Leave out what lay between: a checkpoint, say."""
+        self._last = time.monotonic()
+
+    def update(self, scenes: int, *, waited: float) -> dict[str, float]:
+        """The figures of an update that has just ended.
+
+        Args:
+            scenes: of all processes.
+            waited: seconds that its data took to come.
+
+        Returns:
+            ``scenes_per_second`` of all processes, data included; ``seconds_data``, as ``waited``; ``peak_memory_gb``
+            of this process since the epoch began (10⁹ bytes; on CUDA what its allocator reserved).
+        """
+        seconds = max(time.monotonic() - self._last, 1e-9)
+        self._scenes += scenes
+        self._seconds += seconds
+        self._data += waited
+        self.restart()
+        return {
+            "scenes_per_second": scenes / seconds,
+            "seconds_data": waited,
+            "peak_memory_gb": runtime.peak_bytes(self.device) / 1e9,
+        }
+
+    def epoch(self) -> str:
+        """The epoch so far, in words."""
+        seconds = max(self._seconds, 1e-9)
+        return (
+            f"{self._scenes} scenes in {duration(seconds)}, {self._scenes / seconds:.2f} scenes/s, "
+            f"{100 * self._data / seconds:.0f} % of the time in the loader, "
+            f"peak memory {size(runtime.peak_bytes(self.device))}"
+        )
+
+
+def table_figures(
+    result: StepResult, figures: Mapping[str, float], position: Position, *, epochs: int
+) -> dict[str, str]:
+    """What people see of an update: names and values of its progress.
+
+    Args:
+        result: of the update; the first term is most of the loss, so that the others are shown beside it.
+        figures: of :meth:`Pace.update`, and ``lr``.
+        position: after the update.
+        epochs: of the run.
+    """
+    _, *further = result.terms
+    return {
+        "epoch": f"{position.epoch + 1}/{epochs}",
+        "step": f"{position.step:,}",
+        "loss": f"{result.loss:.3f}",
+        **{name: f"{result.terms[name]:.4f}" for name in further},
+        "lr": f"{figures['lr']:.2e}",
+        "scenes/s": f"{figures['scenes_per_second']:.3g}",
+        "memory": f"{figures['peak_memory_gb']:.1f} GB",
+        "best mIoU": "–" if position.best_miou is None else f"{position.best_miou:.2f}",
+    }
+
+
+def display(
+    accelerator: Accelerator, total: int, label: str, *, is_table: bool = False
+) -> contextlib.AbstractContextManager[Progress]:
+    """A progress display in the main process, nothing in the others; as of :func:`console.progress`."""
+    return console.progress(total if accelerator.is_main_process else 0, label, is_table=is_table)
+
+
+# What a run that goes on says of itself, and what it must not believe.
+
+
+def record(run: RunFolder, position: Position, *, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Note in the run's folder that it goes on, warn where it does so under other conditions, and tidy its metrics.
+
+    Args:
+        run: the folder.
+        position: where it goes on.
+        then: the conditions of the checkpoint (:func:`memorysam_cli.engine.train.checkpoints.conditions`).
+        now: those of this process.
+    """
+    changed = checkpoints.changed(then, now)
+    if changed:
+        differences = ", ".join(f"{key} was {was}, is {now}" for key, (was, now) in changed.items())
+        console.warn(
+            f"{run.path}: goes on under other conditions ({differences}): its last bits may differ from here on"
+        )
+    time = datetime.now().astimezone().isoformat(timespec="seconds")
+    documents.append_json_line(
+        run.resumes, {"step": position.step, "time": time, "conditions": now, "changed": changed}
+    )
+    run.forget_metrics_after(position.step, validated=position.is_validated)
+
+
+def forget_lost_best(run: RunFolder, position: Position) -> bool:
+    """Let the next validation be the best where the best weights so far are not on disk.
+
+    They are not where a later validation replaced them before the kill, or where the file was lost or damaged.
+
+    Returns:
+        Whether they were lost and not only replaced.
+    """
+    if position.best_step is None:
+        return False
+    try:
+        metric = read(run.best)[1].metric
+    except (MemorySamError, OSError) as fault:
+        console.warn(
+            f"{run.best}: the best weights so far cannot be used ({fault}); the next validation counts as best"
+        )
+        position.best_miou = position.best_step = None
+        return True
+    if metric is None or (metric.step, metric.miou) != (position.best_step, position.best_miou):
+        position.best_miou = position.best_step = None
+    return False

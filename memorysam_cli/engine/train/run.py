@@ -1,0 +1,151 @@
+"""From a request to a finished run: everything that ``memorysam train`` does between its options and its answer."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from memorysam_cli.data import manifest as manifests
+from memorysam_cli.data.manifest import Manifest
+from memorysam_cli.engine import runtime
+from memorysam_cli.engine.processes import lost_ones_named
+from memorysam_cli.engine.run_folder import RunFolder
+from memorysam_cli.engine.train import start
+from memorysam_cli.engine.train.endings import Ending, TrainingResult
+from memorysam_cli.engine.train.loop import Trainer
+from memorysam_cli.engine.train.tracking import Tracking
+from memorysam_cli.recipe import Recipe
+from memorysam_cli.report import console
+from memorysam_cli.storage import documents
+
+BatchChoice = Callable[[start.RunStart, Manifest, Accelerator], start.RunStart]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the options say; see ``memorysam train --help``."""
+
+    recipe: str | None = None
+    overrides: tuple[str, ...] = ()
+    data: Path | None = None
+    out: Path | None = None
+    resume: str | None = None
+    device: str = "auto"
+    choose_batch: BatchChoice | None = None
+    """``--batch auto``: lets what fits decide; given from above, for what measures stands above what trains."""
+    trackers: tuple[str, ...] = ()
+    """Of :func:`memorysam_cli.engine.train.tracking.names`."""
+    advise: Callable[[torch.device, Recipe], str | None] = lambda _device, _recipe: None
+    """What is said once to people before a training begins, if anything."""
+
+    @property
+    def plans_batch(self) -> bool:
+        """Whether ``--batch auto`` was given."""
+        return self.choose_batch is not None
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that is over."""
+
+    run: RunFolder
+    recipe: Recipe
+    result: TrainingResult
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of ``memorysam train --json``, without its ``schema_version``."""
+        return self.result.to_json()
+
+    def show(self) -> None:
+        """Print what came of it, for people."""
+        result, split = self.result, self.recipe.data.selection_split
+        console.say(f"best mIoU {result.miou:.2f} on {split} at step {result.best_step}")
+        console.say(f"weights   {result.best}")
+        console.say(f"curves    {self.run.plots / 'curves.png'}")
+        console.say(f"pictures  {self.run.samples / 'validation.png'}")
+
+
+def train(request: Request) -> FinishedRun | None:
+    """Train as requested; whatever can be refused is refused before the run's folder is touched.
+
+    Returns:
+        The run, in the main process; None in the others.
+
+    Raises:
+        MemorySamError: of the kinds that :class:`Trainer` and :mod:`~memorysam_cli.engine.train.start` name.
+        EnvironmentFault: out of memory, nothing fits, or the disk is too full.
+    """
+    ending = Ending()
+    with ending.of_command(request.out):
+        return _train(request, ending)
+
+
+def _train(request: Request, ending: Ending) -> FinishedRun | None:
+    root = manifests.data_root(request.data)
+    requested = start.choose_recipe(
+        request.recipe, overrides=list(request.overrides), resume=request.resume, out=request.out
+    )
+    chosen = start.resolve(requested, root)
+    planned = start.plan(chosen, out=request.out, resume=request.resume)
+    scenes = manifests.read(root, chosen.data.dataset)
+    start.refuse_missing_splits(chosen, scenes)
+    runtime.prepare(is_wanted=chosen.train.deterministic)
+    device = runtime.choose_device(request.device)
+    accelerator = runtime.make_accelerator(device, precision=chosen.train.precision)
+    if chosen != requested and accelerator.is_main_process:
+        console.note(f"recipe {chosen.name}: data set {chosen.data.dataset}, {', '.join(chosen.data.modalities)}")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(lost_ones_named(accelerator, advice=lambda: "nothing was trained yet; start again"))
+        if request.choose_batch is not None:
+            planned = request.choose_batch(planned, scenes, accelerator)
+        advice = request.advise(accelerator.device, planned.recipe) if accelerator.is_main_process else None
+        if advice is not None:
+            console.note(advice)
+        memory_advice = _MemoryAdvice(planned.recipe)
+        stack.enter_context(runtime.explained(accelerator.device, levers=memory_advice.levers))
+        memory_advice.trainer = trainer = Trainer(
+            planned.recipe, scenes, accelerator=accelerator, is_resumed=planned.checkpoint is not None
+        )
+        if planned.checkpoint is not None:
+            trainer.refuse_other(planned.checkpoint)
+        memory_advice.run = run = stack.enter_context(
+            start.begin(planned, accelerator, checkpoint_bytes=start.checkpoint_bytes(trainer.learner))
+        )
+        if accelerator.is_main_process:
+            stack.enter_context(ending.of_run(run))
+            stack.enter_context(console.log_to(run.log))
+            documents.write_json(run.extent, dataclasses.asdict(trainer.extent))
+            trainer.tracking = Tracking(request.trackers)
+        result = trainer.fit(run, resume=planned.checkpoint)
+    if not accelerator.is_main_process:
+        return None
+    return FinishedRun(run, planned.recipe, result)
+
+
+@dataclass
+class _MemoryAdvice:
+    """How far a training had come when memory did not suffice."""
+
+    recipe: Recipe
+    trainer: Trainer | None = None
+    run: RunFolder | None = None
+
+    def levers(self) -> str:
+        """What it can do about that."""
+        train = self.recipe.train
+        is_saving = train.saver == "on" if self.trainer is None else self.trainer.network.saver
+        ways = ["--batch auto, which tries what fits and keeps the scenes per update"] if train.batch > 1 else []
+        ways += [] if is_saving else ["--saver on"]
+        ways += ["--precision bf16"] if train.precision in {"fp32", "tf32"} else []
+        ways += [f"a smaller data.image_size than {self.recipe.data.image_size}"]
+        advice = f"start a run with {', '.join(ways)}, or on a device with more memory"
+        if self.run is None or is_saving:
+            return advice
+        return f"{self.run.path} can go on: memorysam train --resume {self.run.path} --saver on; otherwise {advice}"

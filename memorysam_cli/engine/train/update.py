@@ -1,0 +1,321 @@
+"""What learns: the network and its optimizer, one update at a time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from memorysam_cli.data.loader import Batch
+from memorysam_cli.dataset import IGNORE
+from memorysam_cli.engine.processes import agree, exchange_of
+from memorysam_cli.engine.runtime import rng_state, set_rng_state, tensor_cores
+from memorysam_cli.engine.train.objective import Gradients, label_of
+from memorysam_cli.errors import MemorySamError, is_out_of_memory
+from memorysam_cli.model import Segmenter
+from memorysam_cli.recipe import Optim, Recipe
+from memorysam_cli.report import console
+
+OPTIMIZER = "adamw"
+"""What the optimiser's tensors are called by in a checkpoint, beside the losses' names."""
+MOST_OVERFLOWS = 20
+"""Updates in a row that the fp16 gradient scaler may skip before a run counts as diverged."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one update did.
+
+    Attributes:
+        terms: each weighted loss by name, in the objective's order; the mean of all processes.
+        gradient_norm: of all trained parameters, before the update.
+        is_finite: whether loss and gradient are, in every process; if not, nothing was updated.
+        all_ignored: batches of all processes without a labelled pixel.
+    """
+
+    terms: dict[str, float]
+    gradient_norm: float
+    is_finite: bool
+    all_ignored: int
+
+    @property
+    def loss(self) -> float:
+        """The sum of the terms."""
+        return sum(self.terms.values())
+
+
+@dataclass(frozen=True)
+class Restorable:
+    """What an update changes on its way, as it was before: random numbers and what the losses keep."""
+
+    random: dict[str, Tensor]
+    losses: dict[str, Tensor]
+
+
+class Learner:
+    """A network in training.
+
+    Args:
+        network: from :func:`memorysam_cli.model.weights.build_for_training`.
+        recipe: its losses, optimiser, precision, memory saver and compilation.
+        accelerator: device, processes and precision.
+    """
+
+    def __init__(self, network: Segmenter, recipe: Recipe, *, accelerator: Accelerator) -> None:
+        self.network, self.recipe, self.accelerator = network.to(accelerator.device), recipe, accelerator
+        self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        network.saver = starts_saving(recipe, accelerator.device)
+        if recipe.train.compile:
+            network.compile_blocks()
+        self.model, self.optimizer = accelerator.prepare(
+            network.train(), make_optimizer(list(self.parameters.values()), recipe.optim)
+        )
+        # prepare() makes forward autocast wherever it is called; here only a training step does, so that validation
+        # computes what `memorysam evaluate` computes from the file.
+        for module in (network, self.model):
+            module.__dict__.pop("forward", None)
+        self.gradients = Gradients(network, self.model, recipe, accelerator=accelerator)
+        self.objective = self.gradients.objective
+        self._exchange = exchange_of(accelerator)
+        self._is_rehearsed = self._exchange is None or accelerator.device.type != "cuda"
+        self._overflows = 0
+
+    def learn(
+        self, batches: Sequence[Batch], *, rate: float, meanwhile: Callable[[], object] | None = None
+    ) -> StepResult:
+        """One update, the same as that of one batch as large as all of these.
+
+        Nothing that is not finite reaches the weights: then weights, random numbers and what the losses keep are
+        those of before. All work is handed to the device before it is read, and it is read once.
+
+        Args:
+            batches: with labels of one size, on any device.
+            rate: the learning rate.
+            meanwhile: called while the device is busy; should not raise.
+
+        Raises:
+            RuntimeError: out of memory, with the memory saver on, or with ``train.saver`` off.
+        """
+        before = self._before()
+        with tensor_cores(self.recipe.train.precision):
+            if not self._is_rehearsed:
+                self._rehearse(batches[0], before)
+            terms = self._add_gradients(batches, before)
+            report = self._report(terms, batches)
+            if meanwhile is not None:
+                meanwhile()
+            result = self._read(report)
+            if result.is_finite:
+                self._update(rate)
+            else:
+                self._undo(before)
+        return result
+
+    def state(self) -> dict[str, Tensor]:
+        """Optimiser and losses as flat tensors, such as ``adamw/exp_avg/sam.…`` and ``spmm/prototypes``.
+
+        The optimiser's are empty before the first update.
+        """
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        state = {
+            f"{OPTIMIZER}/{key}/{names[id(parameter)]}": value
+            for parameter, values in self.optimizer.optimizer.state.items()
+            for key, value in values.items()
+        }
+        return state | self.objective.state()
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Put back what :meth:`state` gave.
+
+        Raises:
+            KeyError: a parameter or a loss is not here.
+            RuntimeError: what a loss keeps does not fit.
+        """
+        losses = {}
+        for flat, value in state.items():
+            kind, _, rest = flat.partition("/")
+            if kind != OPTIMIZER:
+                losses[flat] = value
+                continue
+            key, _, name = rest.partition("/")
+            parameter = self.parameters[name]
+            # Adam keeps its step count on the CPU unless it is fused, as it is on CUDA.
+            where = "cpu" if key == "step" and parameter.device.type != "cuda" else parameter.device
+            self.optimizer.optimizer.state[parameter][key] = value.to(where, copy=True)
+        self.objective.restore(losses)
+
+    def _add_gradients(self, batches: Sequence[Batch], before: Restorable) -> Tensor:
+        """As :meth:`Gradients.add`; out of memory for the first time, once more with the memory saver on."""
+        try:
+            return self.gradients.add(batches)
+        except RuntimeError as fault:
+            # Where several processes are, the others wait in a sum, and this one cannot begin again.
+            if not is_out_of_memory(fault) or not self._may_save() or self._exchange is not None:
+                raise
+        # Not in the handler: the traceback keeps every activation alive.
+        self._undo(before)
+        self._start_saving()
+        return self.gradients.add(batches)
+
+    def _rehearse(self, batch: Batch, before: Restorable) -> None:
+        """Find out, before processes wait for each other, whether one of them needs the memory saver; all then use it.
+
+        Every later update takes the same memory, for training crops have one size.
+        """
+        self._is_rehearsed, is_short = True, False
+        if not self._may_save():
+            return
+        try:
+            self.gradients.rehearse(batch)
+        except RuntimeError as fault:
+            if not is_out_of_memory(fault):
+                raise
+            is_short = True
+        self._undo(before)
+        if agree(is_short, self.accelerator):
+            self._start_saving()
+
+    def _may_save(self) -> bool:
+        """Whether the memory saver is still to be had."""
+        return self.recipe.train.saver == "auto" and not self.network.saver
+
+    def _start_saving(self) -> None:
+        self.network.saver = True
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if self.accelerator.is_main_process:
+            console.note("out of memory; going on with train.saver=on: the same results, less memory, more time")
+
+    def _report(self, terms: Tensor, batches: Sequence[Batch]) -> Tensor:
+        """Terms, gradient norm and batches without a labelled pixel, added up over all processes: (T + 2,) float32.
+
+        Whatever is not finite in one process is not finite in the sum.
+        """
+        self.accelerator.unscale_gradients(self.optimizer)
+        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        ignored = [(label_of(batch) == IGNORE).all().to(norm.device, non_blocking=True) for batch in batches]
+        report = torch.cat([terms.float(), norm.float()[None], torch.stack(ignored).sum().float()[None]])
+        return report if self._exchange is None else self._exchange.sum(report)
+
+    def _read(self, report: Tensor) -> StepResult:
+        """Wait for the device; the same result in every process."""
+        world = 1 if self._exchange is None else self._exchange.world
+        *sums, ignored = report.tolist()
+        *means, norm = (value / world for value in sums)
+        terms = dict(zip(self.objective.terms, means, strict=True))
+        is_finite = math.isfinite(sum(means)) and self._is_fine(norm)
+        return StepResult(terms, norm, is_finite=is_finite, all_ignored=round(ignored))
+
+    def _is_fine(self, norm: float) -> bool:
+        """Whether a gradient norm may go on: in fp16 some overflows are expected, for the scaler skips such a step."""
+        self._overflows = 0 if math.isfinite(norm) else self._overflows + 1
+        allowed = MOST_OVERFLOWS if self.accelerator.scaler is not None else 0
+        return self._overflows <= allowed
+
+    def _before(self) -> Restorable:
+        losses = {name: value.clone() for name, value in self.objective.state().items()}
+        return Restorable(rng_state(self.accelerator.device), losses)
+
+    def _undo(self, before: Restorable) -> None:
+        """Back to where the update began."""
+        set_rng_state(before.random, self.accelerator.device)
+        self.objective.restore(before.losses)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _update(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def starts_saving(recipe: Recipe, device: torch.device) -> bool:
+    """Whether the memory saver is on from the first update.
+
+    ``auto`` is on where running out of memory cannot be caught (a CPU's process is killed), but for nano, which needs
+    little; on CUDA it is off until memory runs out.
+    """
+    if recipe.train.saver == "auto":
+        return device.type != "cuda" and recipe.model.backbone != "nano"
+    return recipe.train.saver == "on"
+
+
+def make_optimizer(parameters: list[nn.Parameter], settings: Optim) -> torch.optim.AdamW:
+    """AdamW with weight decay on all but one-dimensional parameters (METHOD §4); on CUDA one kernel for all."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    fused = True if all(p.device.type == "cuda" for p in parameters) else None
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
+
+
+# The learning rate, per update.
+
+
+def learning_rate(step: int, *, optim: Optim, steps_per_epoch: int, epochs: int) -> float:
+    """The learning rate of update number ``step`` (from 0).
+
+    Linear warm-up from ``warmup_ratio`` × lr, then (1 − α)^power with α = (step − warm) / (total − warm) and
+    total = (epochs + 1) × steps per epoch.
+
+    Source: METHOD §4.
+    """
+    warmup = optim.warmup_epochs * steps_per_epoch
+    if step < warmup:
+        return optim.lr * (optim.warmup_ratio + (1 - optim.warmup_ratio) * step / warmup)
+    total = (epochs + 1) * steps_per_epoch
+    return float(optim.lr * (1 - (step - warmup) / (total - warmup)) ** optim.power)
+
+
+# The batches that come next, fetched while the device is busy with those before.
+
+
+class BatchGroups:
+    """Groups of batches, each for one update; iterate over it, and call :meth:`fetch` whenever there is time.
+
+    Args:
+        batches: of an epoch.
+        size: batches of a group; what is left over at the end is dropped.
+        device: where the first batch of a group is sent ahead; the others wait in pinned memory for their turn.
+    """
+
+    def __init__(self, batches: Iterable[Batch], *, size: int, device: torch.device) -> None:
+        self._batches, self._size, self._device = iter(batches), size, device
+        self._ready: list[Batch] | None = None
+        self._error: MemorySamError | None = None
+        self._waited = 0.0
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        while True:
+            self.fetch()
+            group, self._ready = self._ready, None
+            if self._error is not None:
+                raise self._error
+            if not group:
+                return
+            yield group
+
+    def fetch(self) -> None:
+        """Have the next group ready. A scene that cannot be read is told of when its turn has come."""
+        if self._ready is not None or self._error is not None:
+            return
+        begun = time.monotonic()
+        try:
+            group = list(islice(self._batches, self._size))
+        except MemorySamError as error:
+            group, self._error = [], error
+        self._waited += time.monotonic() - begun
+        self._ready = [] if len(group) < self._size else [group[0].to(self._device), *group[1:]]
+
+    def waited(self) -> float:
+        """Seconds that fetching has taken since this was last asked."""
+        waited, self._waited = self._waited, 0.0
+        return waited

@@ -1,0 +1,226 @@
+"""Validation within a training run: its figures and its pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from memorysam_cli.data.decode import read_sample
+from memorysam_cli.data.loader import Batch
+from memorysam_cli.data.manifest import Manifest, Scene
+from memorysam_cli.data.transforms import Sample, for_prediction, to_tensor
+from memorysam_cli.dataset import DatasetInfo, Modality
+from memorysam_cli.engine import runtime
+from memorysam_cli.engine.evaluate.counts import Evaluation
+from memorysam_cli.engine.evaluate.scoring import evaluate
+from memorysam_cli.engine.infer.decision import own_size
+from memorysam_cli.engine.infer.inference import Inference, scoring
+from memorysam_cli.engine.run_folder import RunFolder
+from memorysam_cli.engine.train.checkpoints import Position
+from memorysam_cli.model import Segmenter
+from memorysam_cli.model.weights import Metric
+from memorysam_cli.recipe import Recipe
+from memorysam_cli.report import figures, pictures
+from memorysam_cli.report.pictures import Panel
+from memorysam_cli.storage import atomic, documents, images
+
+HEADLINE = "resized"
+"""The protocol that decides which checkpoint is best: the one that the papers report."""
+
+
+class Validation:
+    """Scores the selection split with the code of ``memorysam evaluate``.
+
+    Always in float32, whatever ``train.precision`` says, so that the scores are those that evaluating the saved file
+    gives.
+
+    Args:
+        network: what is trained; its mode comes back after scoring.
+        manifest: of the data set.
+        recipe: split, size, batch, worker processes.
+        accelerator: device and processes, which share the scenes.
+    """
+
+    def __init__(self, network: Segmenter, manifest: Manifest, recipe: Recipe, *, accelerator: Accelerator) -> None:
+        self.network, self.manifest, self.recipe, self.accelerator = network, manifest, recipe, accelerator
+        self.scenes = manifest.of_split(recipe.data.selection_split)
+
+    @property
+    def share(self) -> int:
+        """Scenes of one process, at most."""
+        share: int = math.ceil(len(self.scenes) / self.accelerator.num_processes)
+        return share
+
+    def score(self, advance: Callable[[int], object]) -> Evaluation:
+        """The counts of all scenes, the same in every process.
+
+        Args:
+            advance: told how many scenes of this process have just been scored.
+        """
+        with runtime.computing("fp32", self.accelerator.device):
+            return evaluate(
+                self.network,
+                self.manifest,
+                scenes=self.scenes,
+                inference=Inference(
+                    self.network.card.modalities,
+                    self.recipe.data.image_size,
+                    self.accelerator.device,
+                    batch=self.recipe.train.batch,
+                    workers=self.recipe.data.workers,
+                ),
+                accelerator=self.accelerator,
+                advance=advance,
+            )
+
+    def judge(self, miou: float, position: Position, *, epoch: int) -> bool:
+        """Note the score of the weights as they are now; what is not a number is never the best, and blocks no best.
+
+        Args:
+            miou: in percent, of the protocol :data:`HEADLINE`.
+            position: takes the score, and the best one.
+            epoch: that is done.
+
+        Returns:
+            Whether these are the best weights so far.
+        """
+        metric = Metric(
+            miou=miou, protocol=HEADLINE, split=self.recipe.data.selection_split, epoch=epoch, step=position.step
+        )
+        is_number = math.isfinite(miou)
+        position.validation = metric.model_dump() | ({} if is_number else {"miou": None})  # JSON has no NaN
+        is_best = is_number and (position.best_miou is None or miou > position.best_miou)
+        if is_best:
+            position.best_miou, position.best_step = miou, position.step
+        return is_best
+
+    def draw(self, run: RunFolder, result: Evaluation, position: Position, *, is_best: bool) -> None:
+        """The curves so far, what is confused, and how the network sees a few scenes; in one process.
+
+        Args:
+            run: where to.
+            result: of the newest validation.
+            position: of the training.
+            is_best: the weights are the best so far.
+        """
+        draw_curves(run, self.recipe.terms)
+        miou = result.protocol(HEADLINE).miou
+        title = f"{self.recipe.data.selection_split} after step {position.step}: mIoU {miou:.2f}"
+        draw_confusion(run, result.confusion(HEADLINE), classes=result.classes, title=title)
+        with runtime.computing("fp32", self.accelerator.device):
+            draw_samples(self.network, self.manifest, self.scenes, run.samples, is_best=is_best)
+
+
+def metric_of(position: Position) -> Metric | None:
+    """The validation of the weights as they are now; none if they have not been validated, or it gave no number."""
+    last = position.validation
+    return Metric(**last) if position.is_validated and last is not None and last["miou"] is not None else None
+
+
+# What a run shows of itself: its curves, and how it sees a few scenes.
+
+
+SAMPLES = 4
+"""Scenes on a sheet; of a validation, spread evenly over the split."""
+FIRST = "first-batch.png"
+NEWEST, BEST, EARLIEST = "validation.png", "validation-best.png", "validation-first.png"
+
+
+def draw_first_batch(batch: Batch, info: DatasetInfo, modalities: Sequence[Modality], folder: Path) -> None:
+    """Write ``first-batch.png``: augmented scenes as the network sees them, so that a wrong mapping is seen at once.
+
+    Args:
+        batch: M × (B, 3, H, W), normalised; labels (B, H, W).
+        info: classes and palette.
+        modalities: of the frames.
+        folder: where to.
+    """
+    assert batch.label is not None  # a training's batches have one
+    labels = batch.label.cpu().numpy()
+    rows = []
+    for index, label in enumerate(labels[:SAMPLES]):
+        panels = [
+            Panel(modality.name, _seen(frames[index], modality))
+            for modality, frames in zip(modalities, batch.frames, strict=True)
+        ]
+        rows.append([*panels, Panel("label", pictures.colour(label, info.palette))])
+    entries = pictures.legend(list(labels[:SAMPLES]), classes=info.classes, palette=info.palette)
+    images.write_png(folder / FIRST, pictures.sheet(rows, entries))
+
+
+def _seen(frame: Tensor, modality: Modality) -> pictures.Picture:
+    """A normalised frame (3, H, W) as a picture: what normalisation did is undone, colours are as they were."""
+    values = frame.float().cpu()
+    if modality.mean is not None and modality.std is not None:
+        values = values * torch.tensor(modality.std)[:, None, None] + torch.tensor(modality.mean)[:, None, None]
+    array = values.permute(1, 2, 0).numpy()  # (3, H, W) -> (H, W, 3)
+    if modality.kind == "rgb":
+        shown: pictures.Picture = np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
+        return shown
+    return pictures.as_picture(array)
+
+
+def draw_confusion(run: RunFolder, matrix: Tensor, *, classes: Sequence[str], title: str) -> None:
+    """Write ``plots/confusion.png`` of the newest validation; (K, K) counts, rows the truth."""
+    atomic.write_bytes(
+        run.plots / "confusion.png", figures.confusion_matrix(matrix.numpy(), classes=classes, title=title)
+    )
+
+
+def draw_curves(run: RunFolder, terms: Sequence[str]) -> None:
+    """Write ``plots/curves.png`` from the metrics so far; ``terms`` are the names of the losses."""
+    rows = documents.read_json_lines(run.metrics)
+    atomic.write_bytes(run.plots / "curves.png", figures.curves(rows, terms=terms, title=run.path.name))
+
+
+def draw_samples(
+    network: Segmenter, manifest: Manifest, scenes: Sequence[Scene], folder: Path, *, is_best: bool
+) -> None:
+    """Write ``validation.png``: modalities, label, prediction and errors of a fixed few scenes.
+
+    The first validation's and the best one's are kept beside it, to see what was learnt.
+
+    Args:
+        network: predicts them.
+        manifest: of the scenes.
+        scenes: of the split.
+        folder: where to.
+        is_best: the weights are the best so far.
+    """
+    chosen = [scenes[index * len(scenes) // SAMPLES] for index in range(SAMPLES)] if len(scenes) > SAMPLES else scenes
+    info = manifest.info
+    rows, masks = [], []
+    for scene in chosen:
+        sample, prediction = _predict(network, manifest, scene)
+        assert sample.label is not None
+        rows.append(pictures.comparison(sample.frames, prediction, palette=info.palette, label=sample.label))
+        masks += [sample.label, prediction]
+    entries = pictures.legend(masks, classes=info.classes, palette=info.palette)
+    png = images.encode_png(pictures.sheet(rows, entries))
+    kept = [NEWEST] + [BEST] * is_best + [EARLIEST] * (not (folder / EARLIEST).exists())
+    for name in kept:
+        atomic.write_bytes(folder / name, png)
+
+
+def _predict(network: Segmenter, manifest: Manifest, scene: Scene) -> tuple[Sample, pictures.Mask]:
+    """A scene as its files have it, and the class map of its own size."""
+    info, modalities = manifest.info, network.card.modalities
+    sample = read_sample(
+        manifest.root,
+        scene,
+        modalities=modalities,
+        rule=info.label,
+        classes=len(info.classes),
+        palette=info.palette,
+    )
+    seen = for_prediction(sample, modalities=modalities, size=network.image_size)
+    frames = [to_tensor(seen.frames[m.name], m).unsqueeze(0).to(network.device) for m in modalities]
+    with scoring(network):
+        logits = own_size(network.logits(frames)[0], height=sample.size[0], width=sample.size[1])
+    return sample, logits.argmax(dim=0).cpu().numpy()

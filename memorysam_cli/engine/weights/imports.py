@@ -1,0 +1,286 @@
+"""The authors' released weights as files of ours."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from memorysam_cli import data as datasets
+from memorysam_cli import recipe as recipes
+from memorysam_cli.data import manifest
+from memorysam_cli.dataset import DatasetInfo
+from memorysam_cli.engine.train.start import resolve
+from memorysam_cli.errors import UsageError, WeightsError, did_you_mean
+from memorysam_cli.model import weights
+from memorysam_cli.model.base_weights import Base
+from memorysam_cli.model.reference import Identity, from_reference, identify, unwrapped
+from memorysam_cli.recipe import Recipe
+from memorysam_cli.storage import foreign, tensors
+from memorysam_cli.text import shown
+
+LETTERS = {
+    "deliver": {"RGB": "img", "I": "img", "D": "depth", "E": "event", "L": "lidar"},
+    "mcubes": {"RGB": "image", "I": "image", "A": "aolp", "D": "dolp", "N": "nir"},
+}
+"""Data set → letter → modality."""
+_RESULT = re.compile(r"epoch[_-]?(?P<epoch>\d+)_(?P<miou>\d{1,3}(?:\.\d+)?)(?![\d.]*\d)")
+# RGB in either case; I alone only in capitals, for "in" and "id" are words.
+_SENSORS = re.compile(r"(?<![A-Za-z])(?:(?i:RGB)|I(?=[-_]?[ADELN]))(?:[-_]?(?i:[ADELN]))*(?![A-Za-z])")
+_SMALL = re.compile(r"(?<![A-Za-z])i[adeln]+(?![A-Za-z])")
+_DATASET = re.compile(rf"(?<![A-Za-z])({'|'.join(LETTERS)})(?![A-Za-z])", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Name:
+    """What a file's name, or the folder's that it lies in, says; None where it says nothing."""
+
+    dataset: str | None = None
+    sensors: str | None = None
+    """Letters, such as ``RGBDEL``."""
+    epoch: int | None = None
+    miou: float | None = None
+    """Percent."""
+    recipe: str | None = None
+    """The shipped recipe that the folder is named after."""
+
+    def modalities(self, dataset: str) -> tuple[str, ...] | None:
+        """The sensors in a data set's words, or None where they are not that data set's."""
+        if self.sensors is None or dataset not in LETTERS:
+            return None
+        known = LETTERS[dataset]
+        first = "RGB" if self.sensors.startswith("RGB") else "I"
+        letters = (first, *self.sensors.removeprefix(first))
+        if len(set(letters)) < len(letters) or not known.keys() >= set(letters):
+            return None
+        return tuple(known[letter] for letter in letters)
+
+    def datasets(self) -> list[str]:
+        """The data sets that it can mean."""
+        if self.dataset is not None:
+            return [self.dataset]
+        return [dataset for dataset in LETTERS if self.modalities(dataset)] if self.sensors else []
+
+
+def read_name(path: Path) -> Name:
+    """Read a file's name, and where it says no sensors, that of its folder."""
+    result = _RESULT.search(path.stem)
+    epoch, miou = (int(result["epoch"]), float(result["miou"])) if result else (None, None)
+    said = _words(path.stem)
+    if said.sensors is None and result:  # only then is the folder the training code's
+        folder = path.absolute().parent.name
+        if folder in recipes.shipped():
+            said = Name(recipe=folder)
+        elif _DATASET.search(folder) and _words(folder).sensors:
+            said = _words(folder)
+    is_score = miou is not None and miou <= 100
+    return Name(said.dataset, said.sensors, epoch, miou if is_score else None, said.recipe)
+
+
+def choose_recipe(path: Path, *, recipe: str | None, modalities: tuple[str, ...] | None) -> Recipe:
+    """The recipe that weights were trained by, from the file's name and what the user says.
+
+    Args:
+        path: the file.
+        recipe: a shipped recipe's name or a .yaml file; None: the shipped one that fits the name.
+        modalities: in the order of training; None: the name's, else the recipe's.
+
+    Raises:
+        UsageError: the name and the options contradict each other, or do not say enough.
+    """
+    said = read_name(path)
+    if recipe is None and said.recipe is not None:
+        recipe = said.recipe
+    base = recipes.load(recipe, with_extensions=True) if recipe is not None else _shipped(path, said, modalities)
+    dataset = base.data.dataset
+    chosen = modalities or (said.modalities(dataset) if recipe is None else None) or base.data.modalities
+    _refuse_contradiction(path, said, dataset=dataset, chosen=chosen)
+    content = base.model_dump(mode="json")
+    content["data"]["modalities"] = list(chosen)
+    return recipes.parse(content, where="--modalities")
+
+
+def _words(text: str) -> Name:
+    dataset = _DATASET.search(text)
+    found = _SENSORS.search(text) or (_SMALL.search(text) if dataset else None)
+    return Name(
+        dataset=dataset[1].lower() if dataset else None,
+        sensors=re.sub("[-_]", "", found[0]).upper() if found else None,
+    )
+
+
+def _shipped(path: Path, said: Name, modalities: tuple[str, ...] | None) -> Recipe:
+    """The shipped recipe of the data set and modalities that the name says."""
+    possible = said.datasets()
+    if not possible and modalities is not None:
+        possible = [name for name, letters in LETTERS.items() if set(letters.values()) >= set(modalities)]
+    # RGB-D is DELIVER's: of MCubeS, only I-A, I-A-D and I-A-D-N were ever published. RGB alone could be either.
+    if len(possible) > 1 and said.sensors in {"RGBD", "ID"}:
+        possible = ["deliver"]
+    if len(possible) != 1:
+        raise UsageError(_ask(path, "which data set and modalities they were trained with"))
+    chosen = modalities or said.modalities(possible[0])
+    if chosen is None:
+        raise UsageError(_ask(path, f"which modalities of {possible[0]} they were trained with"))
+    of_dataset = [each for each in map(recipes.load, recipes.shipped()) if each.data.dataset == possible[0]]
+    exact = [each for each in of_dataset if each.data.modalities == chosen]
+    return (exact or of_dataset)[0]
+
+
+def _ask(path: Path, what: str) -> str:
+    known = ", ".join(name for name in recipes.shipped() if recipes.load(name).data.dataset in LETTERS)
+    return (
+        f"{shown(path)}: neither the tensors nor the file's name say {what}; "
+        f"give --recipe ({known}) or --recipe and --modalities, in the order of the training"
+    )
+
+
+def _refuse_contradiction(path: Path, said: Name, *, dataset: str, chosen: tuple[str, ...]) -> None:
+    """The name speaks only of the data sets that upstream has."""
+    if dataset not in LETTERS:
+        return
+    named = said.modalities(dataset)
+    is_other = said.sensors is not None and named != chosen
+    if is_other or said.dataset not in {None, dataset}:
+        words = " ".join(filter(None, (said.dataset, said.sensors)))
+        meaning = f" ({', '.join(named)})" if named else ""
+        raise UsageError(
+            f"{shown(path)}: its name says {words}{meaning}, "
+            f"but the options mean {dataset} with {', '.join(chosen)}; leave --recipe and --modalities away, "
+            "give what the name says, or rename the file if its name is wrong"
+        )
+
+
+# The authors' weights, made into a file of ours: complete, with a card, and nothing left out.
+
+
+SELECTED_ON_TEST = ("mcubes",)
+"""Data sets whose upstream "val" list is the test list, so that the published weights were chosen on it (METHOD §5)."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was written."""
+
+    card: weights.WeightsCard
+    tensors: int
+    """How many the file had; all are in what was written."""
+    sha256: str
+    notes: tuple[str, ...]
+    """What was taken from where, and what is worth knowing."""
+
+
+def import_reference(
+    path: Path, out: Path, *, recipe: str | None = None, modalities: tuple[str, ...] | None = None,
+    root: Path | None = None,
+) -> Imported:  # fmt: skip
+    """Write an upstream checkpoint as a weights file of ours.
+
+    Args:
+        path: a .pth (a state dict, or one under ``model_state_dict``) or a .safetensors of the same names.
+        out: the file to write.
+        recipe: a shipped recipe's name or a .yaml file; None: as the file's name says. ``auto`` and ``all`` in it
+            are what is prepared in ``root``.
+        modalities: in the order of training; None: as the file's name or the recipe says.
+        root: a data root where the data set is prepared; None: the default root if it is prepared there, else the
+            data set as published.
+
+    Raises:
+        UsageError: the name and the options contradict each other, or do not say enough.
+        WeightsError: it is unsafe, damaged, incomplete or no MemorySAM checkpoint.
+        DataError: ``root`` does not have the data set.
+    """
+    if recipe is not None:
+        recipes.load(recipe, with_extensions=True)  # a wrong recipe is told before a large file is read
+    state = _read(path)
+    identity = identify(state, where=shown(path))
+    asked = resolve(choose_recipe(path, recipe=recipe, modalities=modalities), manifest.data_root(root))
+    dataset = _dataset(asked, root=root)
+    if identity.tokens < len(dataset.classes):
+        raise WeightsError(
+            f"{shown(path)}: has {identity.tokens} class tokens, but {dataset.title} has {len(dataset.classes)} "
+            "classes; give the --recipe of the data set that it was trained on"
+        )
+    said = read_name(path)
+    resolved = _resolved(asked, identity)
+    card = weights.WeightsCard(
+        recipe=resolved, dataset=dataset, tokens=identity.tokens, image_size=resolved.data.image_size,
+        base=Base(backbone=identity.backbone, source=f"import:{shown(path.name)}", sha256=tensors.sha256(path)),
+        versions=weights.versions(), metric=_metric(said, resolved),
+    )  # fmt: skip
+    own = {name: tensor.float() for name, tensor in from_reference(state).items()}
+    digest = weights.save_complete(card, own, out)
+    return Imported(card=card, tensors=len(state), sha256=digest, notes=_notes(card, asked, identity))
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of either container, without the wrappers of training."""
+    if path.suffix != ".safetensors":
+        return unwrapped(foreign.read_torch(path))
+    state, metadata = tensors.read(path)
+    if weights.CARD in metadata:
+        raise WeightsError(f"{shown(path)}: is a memorysam weights file already; use it as it is")
+    return unwrapped(state)
+
+
+def _dataset(recipe: Recipe, *, root: Path | None) -> DatasetInfo:
+    """The data set as prepared, else as published; with all modalities of the recipe."""
+    name, wanted = recipe.data.dataset, set(recipe.data.modalities)
+    place = manifest.data_root(root)
+    is_published = name in datasets.DATASETS
+    if root is not None or name in manifest.prepared(place):
+        found = manifest.read_info(place, name)
+        # A copy prepared without some sensors must not stand in the way, unless it was asked for.
+        if root is not None or not is_published or wanted <= {modality.name for modality in found.modalities}:
+            return _with_modalities(found, recipe, where=str(manifest.folder(place, name) / manifest.INFO))
+    if not is_published:
+        raise UsageError(
+            f"recipe {recipe.name}: its data set '{name}' is none of the published ones and not prepared in {place}; "
+            "give --data ROOT, where it is prepared"
+        )
+    return _with_modalities(datasets.published_info(name), recipe, where=name)
+
+
+def _with_modalities(found: DatasetInfo, recipe: Recipe, *, where: str) -> DatasetInfo:
+    known = [modality.name for modality in found.modalities]
+    for name in recipe.data.modalities:
+        if name not in known:
+            raise UsageError(f"{where}: has no modality '{name}'{did_you_mean(name, known)}")
+    return found
+
+
+def _resolved(asked: Recipe, identity: Identity) -> Recipe:
+    """The recipe with what the tensors say and with what upstream's training code does."""
+    content = asked.model_dump(mode="json")
+    content["model"] |= {"backbone": identity.backbone, "encoder": "lora", "object_gate": True}
+    content["model"] |= {"base_weights": "published", "lora": {"rank": identity.rank}}
+    if asked.data.dataset in SELECTED_ON_TEST:
+        content["data"]["selection_split"] = "test"
+    return recipes.parse(content, where=f"recipe {asked.name}")
+
+
+def _metric(said: Name, recipe: Recipe) -> weights.Metric | None:
+    if said.miou is None or said.epoch is None:
+        return None
+    split = recipe.data.selection_split
+    return weights.Metric(miou=said.miou, protocol="resized", split=split, epoch=said.epoch, step=None)
+
+
+def _notes(card: weights.WeightsCard, asked: Recipe, identity: Identity) -> tuple[str, ...]:
+    found = []
+    if asked.model.backbone != identity.backbone:
+        found.append(f"the tensors are of {identity.backbone}; recipe {asked.name} says {asked.model.backbone}")
+    if asked.model.lora.rank != identity.rank:
+        found.append(f"LoRA has rank {identity.rank}; recipe {asked.name} says {asked.model.lora.rank}")
+    classes = len(card.dataset.classes)
+    if identity.tokens > classes:
+        found.append(f"{identity.tokens} class tokens; the {classes} of {card.dataset.title} compete in the argmax")
+    if card.recipe.data.selection_split != asked.data.selection_split:
+        found.append(
+            f"upstream chose these weights on the {card.recipe.data.selection_split} list: no independent test"
+        )
+    if card.metric is None:
+        found.append("the file's name does not say epoch and mIoU; the card has no result")
+    return tuple(found)
