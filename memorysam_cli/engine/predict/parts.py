@@ -188,11 +188,11 @@ def look(out: Path, job: Job, *, parts: int) -> State:
     note = _noted(out)
     if note is not None:
         return _begun(out, job, note, parts=parts)
-    if not (out / LEDGER).is_file() and not (out / PARTS).is_dir():
-        # Weights that are refused leave no more than these in an otherwise untouched folder.
-        own = {*lock.NAMES, lock.FAULTS}
-        is_foreign = out.is_dir() and any(entry.name not in own for entry in out.iterdir())
-        return Foreign() if is_foreign else Empty()
+    # One look: what another shard makes meanwhile is not taken for somebody else's. Weights that are refused leave no
+    # more than a lock's files in an otherwise untouched folder.
+    names = {entry.name for entry in out.iterdir()} - {*lock.NAMES, lock.FAULTS} if out.is_dir() else set()
+    if names and not names & {LEDGER, PARTS}:
+        return Foreign()
     return Complete({}, is_wanted=False) if (out / SUCCESS).is_file() else Empty()
 
 
