@@ -106,7 +106,7 @@ def test_upstream_s_layout_is_refused_by_name(story: tuple[str, dict[str, Ended]
 @pytest.mark.slow
 def test_it_becomes_onnx(story: tuple[str, dict[str, Ended]], run: Run) -> None:
     kind, _ = story
-    out = f"{kind}.onnx"
+    out = f"{kind}-onnx.onnx"
     (ended,) = run(
         [
             [

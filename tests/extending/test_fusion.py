@@ -55,6 +55,29 @@ found |= {"export": float((exported - logits).abs().max()) / size, "mean": float
 print(json.dumps(found))
 """
 
+MASKS = """
+import cv2, torch
+from memorysam_cli import extensions
+from memorysam_cli.data import manifest as manifests
+from memorysam_cli.data.loader import scored_scenes
+from memorysam_cli.engine.evaluate.scoring import decide
+from memorysam_cli.model import load
+
+extensions.add(["my_fusion.py"], where="test")
+network = load("later/checkpoints/best.safetensors")
+data = manifests.read(manifests.data_root(None), "deliver")
+same = total = 0
+scenes, modalities = data.of_split("val"), network.card.modalities
+for scored in scored_scenes(data, scenes=scenes, modalities=modalities, size=64, workers=0):
+    label = scored.resized.label[0]
+    with torch.inference_mode():
+        logits = network.logits(scored.resized.frames)[0]
+    found = decide(logits, height=72, width=72).numpy()
+    mask = cv2.imread(f"masks/masks/{scored.scene.id}.png", cv2.IMREAD_UNCHANGED)
+    same, total = same + (mask == found).sum(), total + mask.size
+print(same / total)
+"""
+
 
 @pytest.fixture(scope="module")
 def story(run: Run) -> dict[str, Ended]:
@@ -89,7 +112,16 @@ def test_training_evaluation_and_robustness_give_what_separate_passes_give(story
     by_hand = json.loads(story["by hand"].out)
     assert json.loads(story["train"].out)["miou"] == pytest.approx(by_hand["all"], abs=0.02)
     assert json.loads(story["evaluate"].out)["miou"] == pytest.approx(by_hand["all"], abs=0.02)
-    print(story["robustness"].out)
+    sets = {tuple(each["available"]): each["miou"] for each in json.loads(story["robustness"].out)["levels"][0]["sets"]}
+    for places, name in ((("img", "depth"), "all"), (("img",), "img"), (("depth",), "depth")):
+        assert sets[places] == pytest.approx(by_hand[name], abs=0.02)
+    assert json.loads(story["predict"].out)["scenes"] == 5
+
+
+def test_a_predicted_mask_is_the_network_s_own(story: dict[str, Ended], run: Run) -> None:
+    (ended,) = run([["-c", MASKS]])
+    assert ended.code == 0, ended.err
+    assert float(ended.out) > 0.999
 
 
 def test_a_written_network_has_it(story: dict[str, Ended]) -> None:

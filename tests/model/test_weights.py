@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from torch import Tensor
 
 from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.errors import WeightsError
+from memorysam_cli.model.fusion import Mean
+from memorysam_cli.model.lora import merge_lora
 from memorysam_cli.model.weights import (
     CARD,
     SEAL,
@@ -19,6 +23,7 @@ from memorysam_cli.model.weights import (
     Segmenter,
     build_for_training,
     load,
+    load_unmerged,
     own_tensors,
     read_card,
     save,
@@ -182,3 +187,34 @@ def test_a_base_file_that_is_gone_is_named(recipe: Recipe, dataset: DatasetInfo,
     base.unlink()
     with pytest.raises(WeightsError, match="needs its base weights"):
         load(path)
+
+
+def test_loading_for_use_gives_what_peft_s_merge_gives_bit_for_bit(network: Segmenter, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save(network, path)
+    apart = load_unmerged(path)
+    merge_lora(apart.encoder)
+    torch.testing.assert_close(load(path).state_dict(), apart.state_dict(), rtol=0, atol=0)
+
+
+def test_loading_for_use_waits_for_no_peft(network: Segmenter, tmp_path: Path) -> None:
+    """It, and what it imports, take seconds and a quarter of a gigabyte."""
+    path = tmp_path / "w.safetensors"
+    save(network, path)
+    script = (
+        "import sys; from memorysam_cli.model import load; load(sys.argv[1]); "
+        "print(sorted({'peft', 'transformers', 'torch._dynamo'} & set(sys.modules)))"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
+    assert ended.stdout == "[]\n"
+
+
+def test_a_card_of_before_there_were_fusions_means_the_mean(network: Segmenter, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save(network, path)
+    state, metadata = tensors.read(path)
+    card = json.loads(metadata[CARD])
+    assert card["recipe"]["model"].pop("fusion") == "mean" and "extensions" not in card["recipe"]
+    text = json.dumps(card)
+    tensors.write(path, state, {CARD: text, SEAL: seal_of(text)})
+    assert type(load(path).fusion) is Mean

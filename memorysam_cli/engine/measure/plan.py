@@ -395,7 +395,7 @@ def levers(target: Target) -> str:
     if len(recipe.data.modalities) > 1:
         ways.append(f"fewer modalities than {len(recipe.data.modalities)}")
     names = [name for name in BACKBONES if name.split("-")[0] == recipe.model.backbone.split("-")[0]]
-    if names.index(recipe.model.backbone):
+    if recipe.model.backbone in names[1:]:
         ways.append(f"a smaller backbone, such as --set model.backbone={names[0]}")
     return f"plan again with {', '.join(ways)}" if ways else "this recipe is as small as it gets"
 

@@ -225,6 +225,9 @@ def _limits(facts: Facts) -> str:
 
 def public_recipe(card: WeightsCard) -> str:
     """The recipe as YAML, without anybody's paths."""
+    if card.recipe.extensions:
+        names = tuple(f"…/{PurePath(file).name}" for file in card.recipe.extensions)
+        card = card.model_copy(update={"recipe": card.recipe.model_copy(update={"extensions": names})})
     return re.sub(r"(?<=: )(['\"]?)(?:~|/)[^\n]*/([^/\n]*)$", r"\1…/\2", card.recipe.to_yaml(), flags=re.MULTILINE)
 
 
