@@ -373,10 +373,9 @@ def _counted(recipe: Recipe) -> Recipe:
 
 def _fresh(network: Segmenter) -> Segmenter:
     """The network with new tensors, which the tracker sees."""
-    tables = (value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor))
-    known: dict[int, Any] = {
-        id(tensor): empty_like(tensor) for tensor in (*network.parameters(), *network.buffers(), *tables)
-    }
+    known: dict[int, Any] = {id(tensor): empty_like(tensor) for tensor in (*network.parameters(), *network.buffers())}
+    for module in network.modules():  # rotary tables: made anew for the size of the images, and counted then
+        known |= {id(value): value for value in vars(module).values() if isinstance(value, Tensor)}
     return copy.deepcopy(network, known)
 
 
