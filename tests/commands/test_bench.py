@@ -58,6 +58,12 @@ def test_against_plain_both_are_measured_and_compared(bench: Any, tried: list[Tr
     assert report["schema_version"] == 1
     assert (report["task"], report["size"], report["modalities"], report["repeats"]) == (mode, 64, 2, 1)
     assert set(report["fast"]) == set(report["plain"]) == FIGURES
+    unchecked = report["plain_unchecked"]
+    if mode == "train":
+        assert set(unchecked) == FIGURES and unchecked["peak_bytes"] == report["plain"]["peak_bytes"]
+        assert report["ratio"]["time_unchecked"] == pytest.approx(report["fast"]["seconds"] / unchecked["seconds"])
+    else:
+        assert unchecked is None and report["ratio"]["time_unchecked"] is None
     assert report["ratio"]["peak"] == pytest.approx(0.75)
     assert report["ratio"]["time"] == pytest.approx(report["fast"]["seconds"] / report["plain"]["seconds"])
     assert report["fast"]["tflop"] == report["plain"]["tflop"] > 0
@@ -100,7 +106,7 @@ def test_a_plain_network_that_does_not_fit_is_a_result(bench: Any, monkeypatch: 
     monkeypatch.setattr(trials, "run", run)
     report = json.loads(bench("--against", "plain", "--json").out)
     assert report["plain"] == {"fits": False, "why": "killed; 6.0 GB of 8.0 GB were free", "peak_bytes": 3 * 10**9}
-    assert report["ratio"] == {"time": None, "peak": None} and report["difference"] is None
+    assert report["ratio"] == {"time": None, "time_unchecked": None, "peak": None} and report["difference"] is None
     assert "plain     does not fit: killed" in bench("--against", "plain").out
 
 

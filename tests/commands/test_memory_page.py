@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -16,9 +17,11 @@ from memorysam_cli.errors import EXIT_CODES
 from memorysam_cli.storage.machine import Capacity
 
 from ..data.trees import write_tree
+from ..engine.measure import test_count
 from .trained import Program
 
-PAGE = (Path(__file__).parent.parent.parent / "docs" / "memory.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent.parent
+PAGE = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
 COMMANDS = [
     shlex.split(line, comments=True)[1:]
     for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
@@ -46,13 +49,12 @@ def test_every_command_of_the_page_works_as_written(
 
     monkeypatch.setattr(trials, "run", run)
     monkeypatch.setattr(trials, "capacity", lambda device: CARD)
-    assert [command[0] for command in COMMANDS] == ["plan", "plan", "train", "train", "train"]
+    assert [command[0] for command in COMMANDS] == ["plan", "plan", "plan", "train", "train", "train"]
     for command in COMMANDS:
         changes = ["--set", "train.max_steps=2"] if "--resume" in command else QUICK
         ended = memorysam(*command, *changes)
         assert ended.code == 0, f"memorysam {shlex.join(command)}: {ended.err}"
-    memories = (CARD.free, 24 * 10**9, CARD.free)
-    assert [trial.limit for trial in seen] == [int(memory * 0.9) for memory in memories for _ in ("off", "on")]
+    assert [trial.limit for trial in seen] == [int(CARD.free * 0.9)] * 4, "of --try and --batch auto: off, then on"
     runs = [
         recipes.load(path / "recipe.yaml").train for path in (*(tmp_path / "runs").glob("deliver-*"), Path("runs/mine"))
     ]
@@ -62,5 +64,23 @@ def test_every_command_of_the_page_works_as_written(
 def test_the_page_says_what_the_code_does() -> None:
     assert MARGIN == 0.1 and "**a tenth stays free**" in PAGE
     assert trials.TIMEOUT == 60 * 60 and "(60 minutes)" in PAGE
+    low, high = test_count.TOLERANCE
+    assert f"allow {low} to {high}" in PAGE
     told = {int(code) for code in re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE)}
     assert told == {0, 2, 3, 6} and told <= set(EXIT_CODES)
+
+
+CELLS = [("tiny", 1, 8), ("tiny", 2, 8)]
+"""Quick ones: the whole table takes minutes."""
+
+
+@pytest.mark.parametrize(("size", "sensors", "card"), CELLS)
+def test_the_table_is_what_is_counted(size: str, sensors: int, card: int) -> None:
+    spec = importlib.util.spec_from_file_location("memory_table", ROOT / "scripts" / "memory_table.py")
+    assert spec is not None and spec.loader is not None
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    lines = [[part.strip() for part in line.strip("|").split("|")] for line in table.table_of(PAGE).splitlines()]
+    assert len(lines) == 2 + len(table.SIZES) * len(table.SENSORS)
+    row = next(line for line in lines if line[:2] == [size, str(sensors)])
+    assert row[lines[0].index(f"{card} GB")] == table.cell(size, sensors, card)

@@ -54,9 +54,9 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[Trial]:
     return seen
 
 
-def test_a_plan_that_is_run_ends_with_a_line_that_can_be_typed(memorysam: Program) -> None:
-    """Real trials: updates and a validation in a child process."""
-    ended = memorysam("plan", "--recipe", "demo", "--device", "cpu", "--json", *SETS)
+def test_a_plan_that_is_tried_ends_with_a_line_that_can_be_typed(memorysam: Program) -> None:
+    """Counted, and then real: updates and a validation in a child process."""
+    ended = memorysam("plan", "--recipe", "demo", "--device", "cpu", "--try", "--json", *SETS)
     assert ended.code == 0, ended.err
     answer = ended.answer
     assert answer["proposal"] == {"batch": 4, "accumulate": 1, "saver": "off"} and answer["effective_batch"] == 4
@@ -71,37 +71,54 @@ def test_a_plan_that_is_run_ends_with_a_line_that_can_be_typed(memorysam: Progra
     assert trained.code == 0 and trained.answer["steps"] == 1
 
 
+def test_a_gpu_that_is_not_here_is_planned_for_and_nothing_is_tried(memorysam: Program, tried: list[Trial]) -> None:
+    """The cards of that size are estimated, and prediction is counted too."""
+    peaks = {}
+    for precision in ("fp32", "bf16"):
+        ended = memorysam(
+            "plan", "-r", "demo", *SETS, "--set", f"train.precision={precision}", "--gpu-memory", "24GB", "--json"
+        )
+        assert ended.code == 0, ended.err
+        answer = ended.answer
+        assert (answer["device"], answer["total"]) == ("cuda", 24 * 10**9) and answer["proposal"]["batch"] == 4
+        assert {each["device"] for each in answer["estimates"]} == {"RTX 3090", "RTX 4090", "A10", "L4"}
+        assert answer["updates"] == 1 and answer["prediction"]["batch"] == 64
+        peaks[precision] = answer["counts"][0]["peak"]
+    assert tried == [] and peaks["fp32"] > peaks["bf16"]
+
+
 def test_a_memory_that_is_too_small_for_anything_ends_with_6_and_the_levers(memorysam: Program) -> None:
-    """A real trial: no PyTorch process is smaller than 100 MB."""
-    ended = memorysam("plan", "-r", "demo", *SETS, "--set", "train.batch=1", "--gpu-memory", "100MB", "--json")
+    ended = memorysam("plan", "-r", "demo", *SETS, "--set", "train.batch=1", "--gpu-memory", "10MB", "--json")
     assert ended.code == 6 and ended.answer["proposal"] is None and ended.answer["command"] is None
     last = ended.err.splitlines()[-1]
-    assert "cpu: nothing fits into 90 MB (100 MB less the 10 % that stay free)" in last
-    assert "batch 1 × 1 accumulated, saver on: needs more than 90 MB" in last
+    assert "cuda: nothing fits into 9 MB (10 MB less the 10 % that stay free)" in last
+    assert "batch 1 × 1 accumulated, saver on: needs " in last
     assert "--set train.precision=bf16" in last and "--set data.image_size=32" in last
-    assert [trial["why"] for trial in ended.answer["trials"]] == ["needs more than 90 MB"] * 2
+    assert not any(each["fits"] for each in ended.answer["counts"])
 
 
-def test_the_table_shows_what_was_tried_and_the_proposal(memorysam: Program, tried: list[Trial]) -> None:
-    ended = memorysam("plan", "-r", "demo", *SETS, "--gpu-memory", "1GB", "--timeout", "3")
+def test_the_tables_show_what_was_counted_and_tried(memorysam: Program, tried: list[Trial]) -> None:
+    arguments = ("--device", "cpu", "--gpu-memory", "2GB", "--try", "--timeout", "3")
+    ended = memorysam("plan", "-r", "demo", *SETS, *arguments)
     assert ended.code == 0, ended.err
     assert [(trial.recipe.train.batch, trial.recipe.train.saver) for trial in tried] == [
         (4, "off"), (4, "on"), (2, "off"), (2, "on"),
     ]  # fmt: skip
-    assert {(trial.limit, trial.timeout, trial.device) for trial in tried} == {(900_000_000, 180.0, "cpu")}
+    assert {(trial.limit, trial.timeout, trial.device) for trial in tried} == {(1_800_000_000, 180.0, "cpu")}
     lines = ended.out.splitlines()
     assert sum("no: out of memory (made up)" in line for line in lines) == 3
-    row = next(line for line in lines if line.endswith("yes"))
-    assert row.split() == ["2", "2", "on", "100", "MB", "900", "MB", "1.50", "yes"]
+    row = next(line for line in lines if "1.50" in line)
+    assert row.split() == ["2", "2", "on", "100", "MB", "1.9", "GB", "1.50", "yes"]
     assert lines[-2] == "fits: batch 2 × 2 accumulated, saver on; 4 scenes per update, as in the recipe"
     assert lines[-1].endswith("--set train.batch=2 --set train.accumulate=2 --set train.saver=on")
     assert lines[-1].count("train.batch") == 1, "the user's own value gives way to the plan's"
+    assert "time, an estimate" in ended.out and "not counted: oneDNN's scratch memory" in ended.out
 
 
 REFUSALS: dict[str, tuple[list[str], int, str]] = {
     "no memory": (["--gpu-memory", "0"], 2, "--gpu-memory '0'"),
     "no amount": (["--gpu-memory", "much"], 2, "such as 24GB"),
-    "more than there is": (["--gpu-memory", "99999GB"], 2, "what was not run is not foretold"),
+    "more than there is": (["--gpu-memory", "99999GB", "--try"], 2, "leave --try out"),
     "an unknown key": (["--set", "train.bach=4"], 2, "did you mean 'batch'"),
     "an absent device": (["--device", "cuda:7"], 6, "--device cuda:7"),
     "modalities that are known": (["--modalities", "2"], 2, "leave it out"),
@@ -138,7 +155,7 @@ def test_batch_auto_trains_with_what_fits_and_keeps_the_scenes_per_update(
 
 def test_batch_auto_starts_no_run_where_nothing_fits(memorysam: Program, tried: list[Trial]) -> None:
     ended = memorysam("train", "-r", "demo", *SETS, "--batch", "auto", "--saver", "off")
-    assert ended.code == 6 and "nothing fits" in ended.err.splitlines()[-1]
+    assert ended.code == 6 and "nothing fits" in ended.err.splitlines()[-1] and len(tried) == 3
     assert "--set train.saver=on" in ended.err.splitlines()[-1]
     assert not Path("runs").exists()
 

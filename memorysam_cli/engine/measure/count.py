@@ -34,6 +34,7 @@ from memorysam_cli.encoders import hiera
 from memorysam_cli.engine.infer.decision import class_map
 from memorysam_cli.engine.infer.inference import scoring
 from memorysam_cli.engine.measure import rates
+from memorysam_cli.engine.measure.plain import Plain
 from memorysam_cli.engine.measure.trials import Frames
 from memorysam_cli.engine.measure.workload import made_up_dataset
 from memorysam_cli.engine.train.update import Learner
@@ -96,6 +97,12 @@ class Count:
         return {**vars(self), "peak": self.peak}
 
 
+_WAYS: dict[Any, str] = {}
+"""How each operation is treated."""
+_RESULTS: dict[Any, tuple[type, list[Any]]] = {}
+"""The kind and the shapes of the results of each call that is known, whoever made it."""
+
+
 class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the storages that are alive, from the operations that make them.
 
@@ -111,8 +118,6 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
         self._block = _BLOCK[kind]
         self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-        self._ways: dict[Any, str] = {}
-        self._results: dict[Any, tuple[type, list[Any]]] = {}
 
     def __torch_dispatch__(
         self, function: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -129,14 +134,14 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return result
         key: Any = (function, _signature(args), _signature(kwargs))
         try:
-            made = self._results.get(key)
+            made = _RESULTS.get(key)
         except TypeError:  # an argument that is no plain value
             key = made = None
         if made is None:
             result = function(*args, **kwargs)
             if key is not None and self._is_fresh(result, (args, kwargs)):
                 outputs = [result] if isinstance(result, Tensor) else result
-                self._results[key] = (type(result), [_shape(output) for output in outputs])
+                _RESULTS[key] = (type(result), [_shape(output) for output in outputs])
         else:
             kind, shapes = made
             outputs = [None if shape is None else torch.empty_strided(*shape[:2], dtype=shape[2], device=META)
@@ -168,13 +173,13 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _way(self, function: Any) -> str:
         """How an operation is treated."""
-        if function not in self._ways:
+        if function not in _WAYS:
             schema, name = function._schema, function.overloadpacket.__name__
             makes_new = not schema.is_mutable and all(result.alias_info is None for result in schema.returns)
             in_place = name in _IN_PLACE
             way = "reading" if name == "_local_scalar_dense" else "in place" if in_place else "new"
-            self._ways[function] = way if in_place or makes_new else "as it is"
-        return self._ways[function]
+            _WAYS[function] = way if in_place or makes_new else "as it is"
+        return _WAYS[function]
 
     def _is_fresh(self, result: Any, given: Any) -> bool:
         """Whether a result is tensors of their own memory alone; some operations say so and give views."""
@@ -239,7 +244,7 @@ def prediction(recipe: Recipe, *, classes: int, frames: Frames | None = None, ki
         kind: for what device.
     """
     frozen = recipe.model_copy(update={"model": recipe.model.model_copy(update={"encoder": "frozen"})})
-    network = skeleton(frozen, classes=classes).requires_grad_(False)
+    network = skeleton(frozen, classes=classes)
     size = recipe.data.image_size
     frames = frames or Frames(((size, size),), (size, size))
     return _looking(recipe, network, frames, kind=kind, precision=recipe.train.precision, moments=0)
@@ -253,21 +258,24 @@ def training_flops(recipe: Recipe, *, classes: int) -> int:
     known = recipe.model.lora.model_copy(update={"targets": ("q", "v"), "dora": False, "dropout": 0.0})
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"lora": known})})
     network = skeleton(recipe, classes=classes)
-    with META, _NumbersFirst(), Tracker():
-        flops = rates.count_flops(
-            network, backbone=recipe.model.backbone, modalities=len(recipe.data.modalities), batch=1,
-            size=recipe.data.image_size,
-        )  # fmt: skip
+    with META, _NumbersFirst():
+        twin = Plain(network, backbone=recipe.model.backbone)
+    size = recipe.data.image_size
+    with Tracker():
+        flops = rates.count_call_flops(twin, [torch.empty(1, 3, size, size, device=META)] * len(recipe.data.modalities))
     return flops.training
 
 
 def skeleton(recipe: Recipe, *, classes: int) -> Segmenter:
-    """The network of a recipe, set up for training, with sizes and no values; needs no weights and no memory."""
+    """The network of a recipe, set up for training, with sizes and no values; needs no weights and no memory.
+
+    It is kept and shared: not to be changed.
+    """
     key = f"{recipe.model.model_dump_json()} {recipe.data.modalities} {classes}"
     if key not in _SKELETONS:
         with META, _NumbersFirst():
             _SKELETONS[key] = build_for_measuring(recipe, made_up_dataset(recipe, classes=classes))
-    return copy.deepcopy(_SKELETONS[key])
+    return _SKELETONS[key]
 
 
 _SKELETONS: dict[str, Segmenter] = {}
@@ -375,10 +383,9 @@ def _counted(recipe: Recipe) -> Recipe:
 
 def _fresh(network: Segmenter) -> Segmenter:
     """The network with new tensors, which the tracker sees."""
-    tables = (value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor))
-    known: dict[int, Any] = {
-        id(tensor): empty_like(tensor) for tensor in (*network.parameters(), *network.buffers(), *tables)
-    }
+    known: dict[int, Any] = {id(tensor): empty_like(tensor) for tensor in (*network.parameters(), *network.buffers())}
+    for module in network.modules():  # rotary tables: made anew for the size of the images, and counted then
+        known |= {id(value): value for value in vars(module).values() if isinstance(value, Tensor)}
     return copy.deepcopy(network, known)
 
 

@@ -4,7 +4,7 @@ Arithmetic is matrix products and convolutions, a multiplication and an addition
 ``torch.utils.flop_counter`` on the plain twin and on the ``meta`` device: nothing is computed, and neither the device
 nor the way in which a network is run changes the count. Training is counted as what its backward pass needs:
 gradients of activations from the first adapted block on, and of the weights that are trained; nothing that is
-recomputed, and neither losses nor optimiser, which multiply no matrices.
+recomputed, and neither losses nor optimizer, which multiply no matrices.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -89,8 +90,7 @@ def test_the_moments_are_twice_what_is_trained_and_weights_are_all_there_are() -
 
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     assert found.gradients == blocks(trained) and found.moments == 2 * found.gradients
-    tables = found.weights - blocks([*network.parameters(), *network.buffers()])
-    assert 0 <= tables < 3 * 2**20, "the rotary tables of the memory attention"
+    assert found.weights == blocks([*network.parameters(), *network.buffers()])
     assert found.inputs == 2 * (2 * 3 * 128 * 128 * 4) + 2 * 128 * 128 * 8
     assert found.peak == max(found.forward, found.backward) > found.weights + found.moments + found.activations
 
@@ -106,7 +106,7 @@ def test_full_training_has_more_to_remember_than_lora_and_frozen_less() -> None:
 def test_the_levers_of_memory_lower_the_count() -> None:
     """The saver, half precision, fewer scenes at once, fewer sensors: each takes less; tf32 as much as fp32."""
     peaks = {
-        name: count.training(recipe_of(*changes), classes=5).peak
+        name: count.training(recipe_of("data.image_size=256", *changes), classes=5).peak
         for name, changes in {
             "off": ("train.saver=off",), "on": ("train.saver=on",), "bf16": ("train.saver=off", "train.precision=bf16"),
             "fp16": ("train.saver=off", "train.precision=fp16"), "tf32": ("train.saver=off", "train.precision=tf32"),
@@ -145,24 +145,32 @@ def test_every_backbone_can_be_counted_without_weights(backbone: str) -> None:
 
 
 SIZES = {
-    "nano": ["model.backbone=nano", "data.image_size=512", "train.batch=2", "data.modalities=[a,b]"],
-    "nano, larger": ["model.backbone=nano", "data.image_size=512", "train.batch=4", "data.modalities=[a,b,c]"],
-    "tiny": ["model.backbone=sam2-hiera-tiny", "data.image_size=256", "train.batch=1", "data.modalities=[a,b]"],
+    "nano, one sensor": ["model.backbone=nano", "data.image_size=512", "train.batch=1", "data.modalities=[a]"],
+    "nano, two sensors": ["model.backbone=nano", "data.image_size=512", "train.batch=1", "data.modalities=[a,b]"],
+    "tiny": ["model.backbone=sam2-hiera-tiny", "data.image_size=192", "train.batch=1", "data.modalities=[a,b]"],
 }
-TOLERANCE = (0.85, 1.25)
-"""Counted / measured, without the programs. The count's shares are larger than the CPU's own; oneDNN's scratch and what
-malloc keeps are not counted."""
+TOLERANCE = (0.7, 1.3)
+"""Counted / measured, without the programs: small sizes, at which oneDNN's scratch memory (not counted) and shares that
+are larger than the CPU's own (counted) weigh most."""
+
+
+@pytest.fixture(scope="module")
+def programs() -> Iterator[int]:
+    """The resident peak of a process that trains next to nothing; from here on malloc gives back what is freed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # what glibc keeps for later is not the work's own
+        recipe = recipes.load("deliver", [*PAIR, "data.image_size=32", "train.batch=1", "train.saver=on"])
+        yield trials.run(Trial(recipe, 25, steps=2)).training_peak
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_count_is_what_a_real_update_on_the_cpu_takes(size: str) -> None:
-    """Measured by the resident peak of a process that does two updates, less what the same process has before them."""
+def test_the_count_is_what_real_updates_on_the_cpu_take(size: str, programs: int) -> None:
+    """Measured by the resident peak of a process that does two updates, less the programs'."""
     recipe = recipes.load("deliver", [*SIZES[size], "train.saver=on"])
     counted = count.training(recipe, classes=25, kind="cpu")
-    base = trials.run(Trial(recipes.load("deliver", [*SMALL, "data.image_size=32", "train.batch=1"]), 25, steps=1))
     measured = trials.run(Trial(recipe, 25, steps=2))
-    assert base.fits and measured.fits
-    ratio = counted.peak / (measured.training_peak - base.training_peak)
+    assert measured.fits
+    ratio = counted.peak / (measured.training_peak - programs)
     assert TOLERANCE[0] <= ratio <= TOLERANCE[1], f"{counted.peak / 1e6:.0f} MB counted: {ratio:.2f} of the measured"
 
 
