@@ -50,3 +50,24 @@ def test_a_container_that_does_not_say_what_is_cached_has_what_is_left(machine: 
     limit(machine, str(8 * 10**9), used=3 * 10**9)
     (machine / "memory.stat").unlink()
     assert memory.capacity(CPU).free == 5 * 10**9
+
+
+def test_a_group_above_ours_has_its_say(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a name space of its own a process stands deeper down; the narrowest of all limits counts."""
+    (machine / "own").write_text("0::/jobs/mine\n")
+    monkeypatch.setattr(memory, "_OWN_CGROUPS", machine / "own")
+    (machine / "jobs" / "mine").mkdir(parents=True)
+    limit(machine / "jobs", str(6 * 10**9), used=4 * 10**9)
+    limit(machine / "jobs" / "mine", "max", used=10**9)
+    assert memory.machine() == Capacity(6 * 10**9, 2 * 10**9)
+
+
+def test_the_older_kind_of_control_groups_is_understood(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (machine / "own").write_text("12:cpu:/x\n4:memory:/docker/a\n0::/\n")
+    monkeypatch.setattr(memory, "_OWN_CGROUPS", machine / "own")
+    group = machine / "memory"
+    group.mkdir()
+    (group / "memory.limit_in_bytes").write_text(f"{8 * 10**9}\n")
+    (group / "memory.usage_in_bytes").write_text(f"{5 * 10**9}\n")
+    (group / "memory.stat").write_text(f"total_active_file {10**9}\ntotal_inactive_file {10**9}\n")
+    assert memory.machine() == Capacity(8 * 10**9, 5 * 10**9), "the host's path is not seen here: the root counts"
