@@ -105,8 +105,8 @@ def of_manifest(recipe: Recipe, manifest: Manifest, *, classes: int | None = Non
     sizes = sorted({_size(manifest.root, scene, modalities) for scene in some})
     frames = scored_frames(sizes, size=recipe.data.image_size, crop=manifest.info.crop)
     source = f"the largest of {len(some)} of {len(scenes)} scenes of split {split}"
-    learnt = len(manifest.of_split(recipe.data.train_split))
-    return Target(recipe, classes or len(manifest.info.classes), frames, source, learnt)
+    to_learn = sum(scene.split == recipe.data.train_split for scene in manifest.scenes)
+    return Target(recipe, classes or len(manifest.info.classes), frames, source, to_learn or None)
 
 
 def scored_frames(sizes: Sequence[tuple[int, int]], *, size: int, crop: Crop | None) -> Frames:
