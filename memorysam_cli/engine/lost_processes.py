@@ -51,19 +51,6 @@ class LostProcess(NamedTuple):
         return f"rank {self.rank} {'was lost' if self.exit_code is None else 'failed'}"
 
 
-@dataclass(eq=False)
-class _Peer:
-    """The other end of a connection; ``rank`` is unknown until it has said hello.
-
-    It is missed only while it is at work: a process may be through before the others.
-    """
-
-    socket: socket.socket
-    rank: int | None = None
-    is_at_work: bool = False
-    unread: bytes = b""
-
-
 @dataclass(frozen=True)
 class Invitation:
     """Where the first process listens, and the word that it lets others in by."""
@@ -81,6 +68,42 @@ class Invitation:
         """The invitation of another process."""
         found = json.loads(text)
         return cls(found["host"], found["port"], bytes.fromhex(found["token"]))
+
+
+def invite(host: str, *, is_one_host: bool) -> tuple[socket.socket, Invitation]:
+    """Listen for the other processes; to be called by the first.
+
+    Args:
+        host: by which they reach this machine.
+        is_one_host: they are all here; then nobody else can come.
+
+    Raises:
+        OSError: nothing can be listened on.
+    """
+    where = "127.0.0.1" if is_one_host else "" if not _is_loopback(host) else host
+    listener = socket.create_server((where, 0), backlog=1024)
+    known = "127.0.0.1" if is_one_host else host
+    return listener, Invitation(known, listener.getsockname()[1], secrets.token_bytes(_TOKEN_BYTES))
+
+
+def join(
+    invitation: Invitation, *, rank: int, on_stuck: Callable[[LostProcess, str], object] | None
+) -> PeerWatch:  # fmt: skip
+    """The watch of any process but the first.
+
+    Raises:
+        OSError: the first process cannot be reached that way.
+    """
+    found = socket.create_connection((invitation.host, invitation.port), timeout=_JOINING_S)
+    found.settimeout(None)
+    found.sendall(invitation.token + struct.pack("!I", rank))
+    made = PeerWatch(rank, invitation.token, listener=None, on_stuck=on_stuck)
+    made.add(_Peer(found, rank=0))
+    return made
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or host.startswith("127.")
 
 
 class PeerWatch:
@@ -266,49 +289,17 @@ class PeerWatch:
             self._listener.close()
 
 
-_all: list[PeerWatch] = []
+@dataclass(eq=False)
+class _Peer:
+    """The other end of a connection; ``rank`` is unknown until it has said hello.
 
-
-def _close_in_child() -> None:
-    for each in _all:
-        each.leave_in_child()
-    _all.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_in_child)
-
-
-def invite(host: str, *, is_one_host: bool) -> tuple[socket.socket, Invitation]:
-    """Listen for the other processes; to be called by the first.
-
-    Args:
-        host: by which they reach this machine.
-        is_one_host: they are all here; then nobody else can come.
-
-    Raises:
-        OSError: nothing can be listened on.
+    It is missed only while it is at work: a process may be through before the others.
     """
-    where = "127.0.0.1" if is_one_host else "" if not _is_loopback(host) else host
-    listener = socket.create_server((where, 0), backlog=1024)
-    known = "127.0.0.1" if is_one_host else host
-    return listener, Invitation(known, listener.getsockname()[1], secrets.token_bytes(_TOKEN_BYTES))
 
-
-def join(
-    invitation: Invitation, *, rank: int, on_stuck: Callable[[LostProcess, str], object] | None
-) -> PeerWatch:  # fmt: skip
-    """The watch of any process but the first.
-
-    Raises:
-        OSError: the first process cannot be reached that way.
-    """
-    found = socket.create_connection((invitation.host, invitation.port), timeout=_JOINING_S)
-    found.settimeout(None)
-    found.sendall(invitation.token + struct.pack("!I", rank))
-    made = PeerWatch(rank, invitation.token, listener=None, on_stuck=on_stuck)
-    made.add(_Peer(found, rank=0))
-    return made
+    socket: socket.socket
+    rank: int | None = None
+    is_at_work: bool = False
+    unread: bytes = b""
 
 
 def _explained(error: BaseException) -> tuple[int, str]:
@@ -322,13 +313,22 @@ def _explained(error: BaseException) -> tuple[int, str]:
     return (1, repr(error)) if known is None else (known.exit_code, str(known))
 
 
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or host.startswith("127.")
-
-
 def _keep_alive(connection: socket.socket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for name, value in _KEEPALIVE.items():
         with contextlib.suppress(OSError, AttributeError):  # other systems know other names
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+_all: list[PeerWatch] = []
+
+
+def _close_in_child() -> None:
+    for each in _all:
+        each.leave_in_child()
+    _all.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)

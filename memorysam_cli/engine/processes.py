@@ -29,7 +29,20 @@ VARIABLES = (
     *("PMI_", "OMPI_", "MV2_", "CCL_WORKER_COUNT"),
 )
 """Beginnings of the names of all variables that make a process one of several."""
+PATIENCE = timedelta(seconds=120)
+"""For how long a process waits for the others' part of a sum: by then one of them is lost."""
+LONG_PATIENCE = timedelta(hours=2)
+"""For how long the others wait while one process downloads, draws or saves alone."""
 _LAUNCHED = ("WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
+_LOST = ("gloo/transport", "pair closure", "NCCL", "Connection closed by peer", "Connection reset by peer")
+"""How the engines of ``torch.distributed`` say that another process is gone, or does not answer."""
+_INVITATION = "memorysam/invitation"
+"""The key under which the first process tells the others where it listens."""
+_LOOK_S = 0.05
+_SHOWN = 60
+_patient: dict[dist.ProcessGroup | None, dist.ProcessGroup] = {}
+"""The group of what is agreed on the CPU, whatever the device is, by the group of all processes that it was made in."""
+_watches: dict[dist.ProcessGroup | None, PeerWatch] = {}
 
 
 def launched_world() -> int:
@@ -73,108 +86,25 @@ def _number(name: str, default: int) -> int:
     return int(text) if text.isascii() and text.isdigit() else default
 
 
-# Several processes of one run: what they add up, agree on and wait for, and how the loss of one is told.
-#
-# Those that train or score together do so in a group of ``torch.distributed``; those that predict work side by side,
-# each on its own scenes, and hear of each other by a :class:`~memorysam_cli.engine.lost_processes.PeerWatch` alone.
-
-
-PATIENCE = timedelta(seconds=120)
-"""For how long a process waits for the others' part of a sum: by then one of them is lost."""
-LONG_PATIENCE = timedelta(hours=2)
-"""For how long the others wait while one process downloads, draws or saves alone."""
-
-_LOST = ("gloo/transport", "pair closure", "NCCL", "Connection closed by peer", "Connection reset by peer")
-"""How the engines of ``torch.distributed`` say that another process is gone, or does not answer."""
-
-_patient: dict[dist.ProcessGroup | None, dist.ProcessGroup] = {}
-"""The group of what is agreed on the CPU, whatever the device is, by the group of all processes that it was made in."""
-_watches: dict[dist.ProcessGroup | None, PeerWatch] = {}
-_INVITATION = "memorysam/invitation"
-"""The key under which the first process tells the others where it listens."""
-_LOOK_S = 0.05
-_SHOWN = 60
-
-
-class AllProcesses:
-    """Sums over all processes, as the losses ask for them (:class:`~memorysam_cli.losses.loss.Exchange`)."""
-
-    def __init__(self, world: int) -> None:
-        self.world = world
-
-    def sum(self, values: Tensor) -> Tensor:
-        """Add a tensor up over all processes; differentiably if it is float32.
-
-        The backward pass adds the processes' gradients up too; DDP then averages them, so that a loss of such sums
-        gets the same gradient as one process with all the data would.
-        """
-        total: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
-        return total
-
-
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(_ctx: Any, values: Tensor) -> Tensor:
-        return _added_up(values)
-
-    @staticmethod
-    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
-        return _added_up(gradient)
-
-
-def _added_up(values: Tensor) -> Tensor:
-    total = values.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total)
-    return total
-
-
-def exchange_of(accelerator: Accelerator) -> Exchange | None:
-    """How the losses reach the other processes; none where there are none."""
-    return AllProcesses(accelerator.num_processes) if accelerator.num_processes > 1 else None
-
-
-def agree(claim: bool, accelerator: Accelerator) -> bool:
-    """Whether any process claims something; every process gets the same answer, and no device is waited for."""
-    if accelerator.num_processes == 1:
-        return claim
-    claims = torch.tensor(int(claim))
-    dist.all_reduce(claims, group=_patient_group())
-    return int(claims) > 0
-
-
-def refuse_differing(facts: Mapping[str, object], accelerator: Accelerator) -> None:
-    """Refuse processes that would not do the same work, before they wait for each other in vain.
-
-    Args:
-        facts: what must be equal everywhere, such as the number of updates or the data set's content hash, by name.
+def own_device(device: torch.device) -> torch.device:
+    """The device of this process; each of several has its own GPU.
 
     Raises:
-        UsageError: a fact differs; the same in every process.
+        UsageError: one GPU was named for several processes.
+        EnvironmentFault: there are fewer GPUs than processes.
     """
-    if accelerator.num_processes == 1:
-        return
-    found: list[dict[str, object]] = [{} for _ in range(accelerator.num_processes)]
-    dist.all_gather_object(found, dict(facts), group=_patient_group())
-    for rank, theirs in enumerate(found):
-        for name in {**found[0], **theirs}:
-            if theirs.get(name) != found[0].get(name):
-                first, other = (shown(each.get(name), most=_SHOWN) for each in (found[0], theirs))
-                raise UsageError(
-                    f"{name}: differs between the processes, {first} in rank 0 and {other} in rank {rank}; "
-                    "give all of them the same data, recipe and version"
-                )
-
-
-def wait_for_all(accelerator: Accelerator) -> None:
-    """Wait until every process is here, also while one of them has been busy for long.
-
-    The sums of a training give up after :data:`PATIENCE`; this waits for :data:`LONG_PATIENCE`, on the CPU, whatever
-    the device is.
-    """
-    if accelerator.num_processes > 1:
-        options = dist.BarrierOptions()
-        options.timeout = LONG_PATIENCE
-        _patient_group().barrier(options).wait()
+    if device.type == "cuda" and launched_world() > 1:
+        if device.index is not None:
+            raise UsageError(f"--device {device}: each of several processes gets its own device; use --device cuda")
+        device = torch.device("cuda", local_rank())
+        if device.index >= torch.cuda.device_count():
+            raise EnvironmentFault(
+                f"process {launched_rank()}: no GPU is left for it, there are {torch.cuda.device_count()}; start as "
+                "many processes as there are GPUs"
+            )
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    return device
 
 
 def connect(accelerator: Accelerator) -> None:
@@ -273,49 +203,85 @@ def _first(fault: BaseException) -> str:
     return re.sub(r"^\[[^]]*\] ?", "", str(fault).splitlines()[0]).partition(". ")[0]
 
 
-class Peers:
-    """This process among those that work side by side.
+def refuse_differing(facts: Mapping[str, object], accelerator: Accelerator) -> None:
+    """Refuse processes that would not do the same work, before they wait for each other in vain.
 
     Args:
-        rank: which one it is, from 0.
-        world: how many there are.
-        watch: on the others; none where there are none.
+        facts: what must be equal everywhere, such as the number of updates or the data set's content hash, by name.
+
+    Raises:
+        UsageError: a fact differs; the same in every process.
     """
+    if accelerator.num_processes == 1:
+        return
+    found: list[dict[str, object]] = [{} for _ in range(accelerator.num_processes)]
+    dist.all_gather_object(found, dict(facts), group=_patient_group())
+    for rank, theirs in enumerate(found):
+        for name in {**found[0], **theirs}:
+            if theirs.get(name) != found[0].get(name):
+                first, other = (shown(each.get(name), most=_SHOWN) for each in (found[0], theirs))
+                raise UsageError(
+                    f"{name}: differs between the processes, {first} in rank 0 and {other} in rank {rank}; "
+                    "give all of them the same data, recipe and version"
+                )
 
-    def __init__(self, rank: int, world: int, watch: PeerWatch | None) -> None:
-        self.rank, self.world, self._watch = rank, world, watch
 
-    def notice(self) -> None:
-        """Notice whether another process is lost.
+def agree(claim: bool, accelerator: Accelerator) -> bool:
+    """Whether any process claims something; every process gets the same answer, and no device is waited for."""
+    if accelerator.num_processes == 1:
+        return claim
+    claims = torch.tensor(int(claim))
+    dist.all_reduce(claims, group=_patient_group())
+    return int(claims) > 0
 
-        Raises:
-            Stopped: one of them failed; with its exit code.
-            EnvironmentFault: one of them was killed or cut off.
+
+def wait_for_all(accelerator: Accelerator) -> None:
+    """Wait until every process is here, also while one of them has been busy for long.
+
+    The sums of a training give up after :data:`PATIENCE`; this waits for :data:`LONG_PATIENCE`, on the CPU, whatever
+    the device is.
+    """
+    if accelerator.num_processes > 1:
+        options = dist.BarrierOptions()
+        options.timeout = LONG_PATIENCE
+        _patient_group().barrier(options).wait()
+
+
+def exchange_of(accelerator: Accelerator) -> Exchange | None:
+    """How the losses reach the other processes; none where there are none."""
+    return AllProcesses(accelerator.num_processes) if accelerator.num_processes > 1 else None
+
+
+class AllProcesses:
+    """Sums over all processes, as the losses ask for them (:class:`~memorysam_cli.losses.loss.Exchange`)."""
+
+    def __init__(self, world: int) -> None:
+        self.world = world
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Add a tensor up over all processes; differentiably if it is float32.
+
+        The backward pass adds the processes' gradients up too; DDP then averages them, so that a loss of such sums
+        gets the same gradient as one process with all the data would.
         """
-        lost = self._watch.lost(within=0) if self._watch is not None else None
-        if lost is None:
-            return
-        if lost.exit_code is not None:
-            raise Stopped(f"process {lost.rank} failed: {lost.message}", exit_code=lost.exit_code)
-        raise EnvironmentFault(
-            f"process {lost.rank} of this run is lost; its own output may explain it; run the same command again"
-        )
+        total: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
+        return total
 
-    def wait_for_all(self) -> None:
-        """Wait until every process is through with its work, however long one that lives may take.
 
-        Raises:
-            Stopped, EnvironmentFault: as :meth:`notice`.
-        """
-        if self._watch is None:
-            return
-        if self.rank:
-            self._watch.tell_done()
-        while not self._watch.are_through((0,) if self.rank else range(1, self.world)):
-            self.notice()
-            time.sleep(_LOOK_S)
-        self.notice()
-        self._watch.tell_done()  # the first one last: by then it has heard of all
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: Any, values: Tensor) -> Tensor:
+        return _added_up(values)
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
+        return _added_up(gradient)
+
+
+def _added_up(values: Tensor) -> Tensor:
+    total = values.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
 
 
 @contextlib.contextmanager
@@ -360,22 +326,46 @@ def _meet_side_by_side(world: int) -> tuple[Any, PeerWatch]:
     return store, watch
 
 
-def own_device(device: torch.device) -> torch.device:
-    """The device of this process; each of several has its own GPU.
+class Peers:
+    """This process among those that work side by side.
 
-    Raises:
-        UsageError: one GPU was named for several processes.
-        EnvironmentFault: there are fewer GPUs than processes.
+    Args:
+        rank: which one it is, from 0.
+        world: how many there are.
+        watch: on the others; none where there are none.
     """
-    if device.type == "cuda" and launched_world() > 1:
-        if device.index is not None:
-            raise UsageError(f"--device {device}: each of several processes gets its own device; use --device cuda")
-        device = torch.device("cuda", local_rank())
-        if device.index >= torch.cuda.device_count():
-            raise EnvironmentFault(
-                f"process {launched_rank()}: no GPU is left for it, there are {torch.cuda.device_count()}; start as "
-                "many processes as there are GPUs"
-            )
-    if device.index is not None:
-        torch.cuda.set_device(device)
-    return device
+
+    def __init__(self, rank: int, world: int, watch: PeerWatch | None) -> None:
+        self.rank, self.world, self._watch = rank, world, watch
+
+    def notice(self) -> None:
+        """Notice whether another process is lost.
+
+        Raises:
+            Stopped: one of them failed; with its exit code.
+            EnvironmentFault: one of them was killed or cut off.
+        """
+        lost = self._watch.lost(within=0) if self._watch is not None else None
+        if lost is None:
+            return
+        if lost.exit_code is not None:
+            raise Stopped(f"process {lost.rank} failed: {lost.message}", exit_code=lost.exit_code)
+        raise EnvironmentFault(
+            f"process {lost.rank} of this run is lost; its own output may explain it; run the same command again"
+        )
+
+    def wait_for_all(self) -> None:
+        """Wait until every process is through with its work, however long one that lives may take.
+
+        Raises:
+            Stopped, EnvironmentFault: as :meth:`notice`.
+        """
+        if self._watch is None:
+            return
+        if self.rank:
+            self._watch.tell_done()
+        while not self._watch.are_through((0,) if self.rank else range(1, self.world)):
+            self.notice()
+            time.sleep(_LOOK_S)
+        self.notice()
+        self._watch.tell_done()  # the first one last: by then it has heard of all

@@ -26,6 +26,12 @@ from memorysam_cli.storage import atomic, documents, lock
 RUNS = Path("runs")
 RECIPE = "recipe.yaml"
 LATEST = "latest"
+SERIES = ("lr", "gradient_norm", "scenes_per_second", "peak_memory_gb", "miou")
+"""Values that are followed beside the losses."""
+KEPT = 4000
+"""Values of a series that are kept: many screens' widths."""
+RECENT = 50
+"""Updates whose pace tells how long the rest takes."""
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.tmp-.+-\d+-[0-9a-f]{8}")
 """What :mod:`~memorysam_cli.storage.atomic` calls a file or folder that is being written."""
 _BEFORE = {lock.NAME, lock.FAULTS, "exit.json"}
@@ -34,6 +40,7 @@ _BEGUN = {*_BEFORE, RECIPE, "environment.json", "command.txt", "train.log", "ext
 """What a run has before its first checkpoint."""
 _OLD_S = 3600
 """A link to the newest run is made in a moment: one that is older was left by a kill."""
+State = Literal["running", "finished", "diverged", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -193,6 +200,25 @@ def _is_left(name: str) -> bool:
     return found is not None and (found["name"] in _BEGUN or found["name"].startswith("step-"))
 
 
+def environment() -> dict[str, Any]:
+    """What a result may depend on, beside the recipe."""
+    import torch
+
+    from memorysam_cli.model.weights import versions
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "cuda": torch.version.cuda,
+        "versions": versions(),
+    }
+
+
 def newest(recipe: str) -> RunFolder | None:
     """The newest run of a recipe under ``runs/``, if there is one."""
     # Exactly as `create` names them: `deliver` must not find a run of `deliver-rgbd`.
@@ -240,37 +266,6 @@ def run_of(weights: Path) -> Path | None:
     checkpoints = weights.resolve().parent
     is_in_run = checkpoints.name == "checkpoints" and RunFolder(checkpoints.parent).holds_run()
     return checkpoints.parent if is_in_run else None
-
-
-def environment() -> dict[str, Any]:
-    """What a result may depend on, beside the recipe."""
-    import torch
-
-    from memorysam_cli.model.weights import versions
-
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "host": platform.node(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpus": gpus,
-        "cuda": torch.version.cuda,
-        "versions": versions(),
-    }
-
-
-# Follows a training from another terminal: reads what it appends, takes no lock, writes nothing.
-
-
-State = Literal["running", "finished", "diverged", "stopped"]
-SERIES = ("lr", "gradient_norm", "scenes_per_second", "peak_memory_gb", "miou")
-"""Values that are followed beside the losses."""
-KEPT = 4000
-"""Values of a series that are kept: many screens' widths."""
-RECENT = 50
-"""Updates whose pace tells how long the rest takes."""
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,18 @@ from memorysam_cli.storage.machine import Capacity
 from memorysam_cli.text import size
 
 DEVICES = "auto, cpu, cuda, cuda:N, mps"
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+LOOKING = "use a smaller --batch (1 is the least), fewer --modalities, no --tta, or a device with more memory"
+"""What helps ``predict`` and ``evaluate``."""
 _ENGINES = {"ACCELERATE_USE_FSDP": "--use_fsdp", "ACCELERATE_USE_DEEPSPEED": "--use_deepspeed"}
 """What ``accelerate launch`` sets for an engine that cuts weights into parts, and the option that asked for it."""
-
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_NONE = re.compile(r"(\S+) does not have a deterministic implementation")
+_CUBLAS_MISSING = "Deterministic behavior was enabled"
+"""How torch says that cuBLAS was started without its workspace."""
+_STATUS = Path("/proc/self/status")
+_UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
+_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
 
 
 def choose_device(name: str) -> torch.device:
@@ -52,6 +60,10 @@ def choose_device(name: str) -> torch.device:
             f"--device {name}: this machine has {have} that PyTorch {torch.__version__} can use; try --device auto"
         )
     return torch.device(name)
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()
 
 
 def make_accelerator(device: torch.device, *, precision: str) -> Accelerator:
@@ -98,6 +110,23 @@ def make_accelerator(device: torch.device, *, precision: str) -> Accelerator:
     return accelerator
 
 
+def _refuse_engine() -> None:
+    """Weights in parts would be gathered and cut again around every piece of work that one process does alone."""
+    for variable, option in _ENGINES.items():
+        if os.environ.get(variable, "").lower() in {"1", "true", "yes"}:
+            raise UsageError(
+                f"accelerate launch {option}: weights are not cut into parts here, for they are a small share of the "
+                "memory; leave it away (DDP), and see train.saver and memorysam plan for what takes the rest"
+            )
+
+
+def describe(device: torch.device | str, precision: str = "fp32") -> dict[str, Any]:
+    """What a result was computed with: the keys ``device``, ``precision`` and ``versions`` of a report."""
+    kind = torch.device(device).type
+    name = torch.cuda.get_device_name(device) if kind == "cuda" else kind
+    return {"device": name, "precision": precision, "versions": {"memorysam": __version__, "torch": torch.__version__}}
+
+
 def refuse_precision(precision: str, device: torch.device) -> None:
     """Refuse what a device cannot compute in; it is never exchanged for another precision.
 
@@ -138,55 +167,6 @@ def tensor_cores(precision: str) -> Iterator[None]:
         yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = before
-
-
-def describe(device: torch.device | str, precision: str = "fp32") -> dict[str, Any]:
-    """What a result was computed with: the keys ``device``, ``precision`` and ``versions`` of a report."""
-    kind = torch.device(device).type
-    name = torch.cuda.get_device_name(device) if kind == "cuda" else kind
-    return {"device": name, "precision": precision, "versions": {"memorysam": __version__, "torch": torch.__version__}}
-
-
-def rng_state(device: torch.device) -> dict[str, Tensor]:
-    """The state of this process's random numbers: torch's own, which draw dropout; data have none."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    if device.type == "mps":
-        states["mps"] = torch.mps.get_rng_state()
-    return states
-
-
-def set_rng_state(states: dict[str, Tensor], device: torch.device) -> None:
-    """Put back what :func:`rng_state` gave."""
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], device)
-    if "mps" in states and device.type == "mps":
-        torch.mps.set_rng_state(states["mps"])
-
-
-def _refuse_engine() -> None:
-    """Weights in parts would be gathered and cut again around every piece of work that one process does alone."""
-    for variable, option in _ENGINES.items():
-        if os.environ.get(variable, "").lower() in {"1", "true", "yes"}:
-            raise UsageError(
-                f"accelerate launch {option}: weights are not cut into parts here, for they are a small share of the "
-                "memory; leave it away (DDP), and see train.saver and memorysam plan for what takes the rest"
-            )
-
-
-def _has_mps() -> bool:
-    return torch.backends.mps.is_available()
-
-
-# ``train.deterministic``: the same bits at every run on the same machine, or an end that says why not.
-
-
-CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
-_NONE = re.compile(r"(\S+) does not have a deterministic implementation")
-_CUBLAS_MISSING = "Deterministic behavior was enabled"
-"""How torch says that cuBLAS was started without its workspace."""
 
 
 def prepare(*, is_wanted: bool) -> None:
@@ -233,17 +213,23 @@ def _advice_on(message: str) -> str | None:
     return None
 
 
-# Memory: how much there is, how much work takes, and running out of it in words.
-#
-# CUDA's allocator answers on a GPU; the process, the machine and its control groups elsewhere.
+def rng_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of this process's random numbers: torch's own, which draw dropout; data have none."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
 
 
-LOOKING = "use a smaller --batch (1 is the least), fewer --modalities, no --tta, or a device with more memory"
-"""What helps ``predict`` and ``evaluate``."""
-
-_STATUS = Path("/proc/self/status")
-_UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
-_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
+def set_rng_state(states: dict[str, Tensor], device: torch.device) -> None:
+    """Put back what :func:`rng_state` gave."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
+    if "mps" in states and device.type == "mps":
+        torch.mps.set_rng_state(states["mps"])
 
 
 def capacity(device: torch.device) -> Capacity:
@@ -287,6 +273,12 @@ def resident_peak(process: int) -> int:
         return _kilobytes(Path(f"/proc/{process}/status"), "VmHWM") * 1024
     except (OSError, StopIteration):  # gone, or a zombie: those have no memory
         return 0
+
+
+def _kilobytes(table: Path, name: str) -> int:
+    """A number of one of Linux's ``name: number kB`` tables."""
+    line = next(line for line in table.read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1])
 
 
 def read_bytes(text: str, *, option: str) -> int:
@@ -335,9 +327,3 @@ def _numbers(device: torch.device) -> str:
     except RuntimeError:  # a CUDA context may be beyond asking
         return "the device says no more"
     return f"peak {size(peak)}, {size(have.free)} free of {size(have.total)}"
-
-
-def _kilobytes(table: Path, name: str) -> int:
-    """A number of one of Linux's ``name: number kB`` tables."""
-    line = next(line for line in table.read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1])

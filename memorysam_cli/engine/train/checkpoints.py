@@ -26,12 +26,18 @@ from memorysam_cli.storage import atomic, documents, tensors
 
 MANIFEST = "MANIFEST.json"
 TENSORS = ("model", "optimizer", "rng")
+UPDATES = "updates"
+"""The optimiser's tensor that keeps its file from being empty before the first update."""
+MAY_CHANGE = {
+    "name", "about", "extensions", "data.max_bad", "data.workers", "model.init", "train.checkpoint_minutes",
+    "train.checkpoint_steps", "train.keep_checkpoints", "train.max_steps", "train.saver", "train.validate_every",
+}  # fmt: skip
+"""Recipe keys that say how the work is done and how long; what is computed may not change in a run. Of ``model.init``
+the content counts, not the path."""
+ADDED = {"model.fusion": "mean"}
+"""What keys meant before recipes had them."""
 _FOLDER = re.compile(r"step-\d{8}(\.new)?")
 _NEW, _REMOVED = ".new", ".removed"
-
-
-class _SameError(Exception):
-    """What is to be saved is saved already."""
 
 
 @dataclass
@@ -94,9 +100,62 @@ class CheckpointHeader:
     made_by: dict[str, Any]
 
 
-def path_of(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step is."""
-    return folder / f"step-{step:08d}"
+def identity_of(recipe: Recipe, *, dataset: str, base: str, initial: str | None) -> dict[str, Any]:
+    """What must not change between a run and its continuation, by dotted key.
+
+    Args:
+        recipe: of the run.
+        dataset: the content hash of the data set.
+        base: the SHA-256 of the base weights.
+        initial: the SHA-256 of the weights that the run began from, if not from the base weights.
+    """
+    values = dict(comparing.leaves(recipe.model_dump(mode="json")))
+    kept = {key: value for key, value in values.items() if key not in MAY_CHANGE}
+    return {**kept, "data set": dataset, "base weights": base, "initial weights": initial}
+
+
+def conditions(accelerator: Accelerator) -> dict[str, Any]:
+    """What else decides the last bits of a result; a run may go on under others, and says so."""
+    return {
+        "memorysam": __version__,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": accelerator.device.type,
+        "world": accelerator.num_processes,
+    }
+
+
+def take(learner: Learner, position: Position, *, identity: dict[str, Any], scenes_since: int) -> State:
+    """The state of all processes; every process must call this.
+
+    Args:
+        learner: what learns.
+        position: where the run stands; its scenes are brought up to date.
+        identity: of :func:`memorysam_cli.engine.train.checkpoints.identity_of`.
+        scenes_since: scenes of this process since the last time.
+
+    Raises:
+        DivergedError: an update has left something that is not finite, in every process.
+    """
+    accelerator = learner.accelerator
+    own = rng_state(accelerator.device)
+    rng = gather_object([own]) if accelerator.num_processes > 1 else [own]
+    position.scenes += int(accelerator.reduce(torch.tensor(scenes_since, device=accelerator.device)))
+    position.scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
+    model, optimizer = own_tensors(learner.network), {UPDATES: torch.tensor([position.step]), **learner.state()}
+    if odd := [name for name, value in {**model, **optimizer}.items() if not bool(torch.isfinite(value).all())]:
+        raise DivergedError(
+            f"step {position.step}: the update, whose gradient was finite, left {len(odd)} tensors that are not "
+            f"({base_weights.few_names(odd)}); the checkpoint before it is kept; try a lower optim.lr"
+        )
+    return State(
+        position=position,
+        model=model,
+        optimizer=optimizer,
+        rng={f"{rank}/{name}": value for rank, states in enumerate(rng) for name, value in states.items()},
+        identity=identity,
+        made_by=conditions(accelerator),
+    )
 
 
 def write(folder: Path, state: State, *, keep: int) -> Path:
@@ -132,6 +191,10 @@ def write(folder: Path, state: State, *, keep: int) -> Path:
     return target
 
 
+class _SameError(Exception):
+    """What is to be saved is saved already."""
+
+
 def _fill(folder: Path, state: State) -> None:
     """Write the files of a checkpoint."""
     for name in TENSORS:
@@ -141,10 +204,68 @@ def _fill(folder: Path, state: State) -> None:
     documents.write_json(folder / MANIFEST, _sums(folder))
 
 
+def _sums(path: Path) -> dict[str, dict[str, Any]]:
+    files = sorted(entry for entry in path.iterdir() if entry.name != MANIFEST)
+    if not files:
+        raise DataError(f"{path}: is empty")
+    return {entry.name: {"size": entry.stat().st_size, "sha256": tensors.sha256(entry)} for entry in files}
+
+
+def _promote(again: Path) -> None:
+    """Let a step that was saved again, and verified, take its place; at every moment one of both counts."""
+    target = again.with_name(again.name.removesuffix(_NEW))
+    before = _out_of_the_way(target) if target.exists() else None
+    with atomic.faults(target):
+        again.rename(target)
+    if before is not None:
+        shutil.rmtree(before)
+
+
+def _out_of_the_way(path: Path) -> Path:
+    """Rename a checkpoint that is to be removed: half removed it would look like a damaged one."""
+    target = path.with_name(path.name + _REMOVED)
+    with atomic.faults(path):
+        if target.exists():
+            shutil.rmtree(target)
+        return path.rename(target)
+
+
+def _prune(folder: Path, *, keep: int) -> None:
+    """Remove what is older than the newest ``keep`` valid ones, and nothing where there are not so many."""
+    found = 0
+    for path in reversed(_all(folder)):
+        if found >= keep:
+            shutil.rmtree(_out_of_the_way(path))
+        else:
+            found += is_valid(path)
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return folder / f"step-{step:08d}"
+
+
 def sweep(folder: Path) -> None:
     """Finish removing what a kill left half removed; only for the one who holds the run's lock."""
     for path in folder.glob(f"step-*{_REMOVED}"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def set_aside(path: Path, suffix: Literal["corrupt", "abandoned"]) -> Path:
+    """Rename a checkpoint that is damaged, or not of the branch that goes on: out of the way, but not lost."""
+    target = path.with_name(f"{path.name}.{suffix}")
+    if target.exists():
+        shutil.rmtree(target)
+    return path.rename(target)
+
+
+def is_valid(path: Path) -> bool:
+    """Whether every file that the manifest names is there with its size and SHA-256."""
+    try:
+        wanted = documents.read_json(path / MANIFEST)
+        return bool(wanted) and wanted == _sums(path)
+    except (MemorySamError, OSError, AttributeError):
+        return False
 
 
 def newest_valid(folder: Path) -> tuple[Path | None, list[Path]]:
@@ -157,17 +278,20 @@ def newest_valid(folder: Path) -> tuple[Path | None, list[Path]]:
     return None, damaged
 
 
-def read(path: Path) -> State:
-    """Load a checkpoint.
+def all_valid(folder: Path) -> list[Path]:
+    """The checkpoints whose sums agree, oldest first."""
+    return [path for path in _all(folder) if is_valid(path)]
 
-    Raises:
-        WeightsError: it is no checkpoint, or its sums do not agree.
-    """
-    if not is_valid(path):
-        raise WeightsError(f"{path}: is no valid checkpoint (its {MANIFEST} is missing or does not agree)")
-    stand = read_header(path)
-    parts = {name: tensors.read(path / f"{name}.safetensors")[0] for name in TENSORS}
-    return State(stand.position, identity=stand.identity, made_by=stand.made_by, **parts)
+
+def newer_than(path: Path) -> list[Path]:
+    """The checkpoints beside ``path`` that were written after it, newest first."""
+    return [other for other in reversed(_all(path.parent)) if other.name > path.name]
+
+
+def _all(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and _FOLDER.fullmatch(path.name))
 
 
 def read_header(path: Path) -> CheckpointHeader:
@@ -197,113 +321,47 @@ def read_header(path: Path) -> CheckpointHeader:
     return CheckpointHeader(position, identity, made_by)
 
 
-def is_valid(path: Path) -> bool:
-    """Whether every file that the manifest names is there with its size and SHA-256."""
-    try:
-        wanted = documents.read_json(path / MANIFEST)
-        return bool(wanted) and wanted == _sums(path)
-    except (MemorySamError, OSError, AttributeError):
-        return False
-
-
-def all_valid(folder: Path) -> list[Path]:
-    """The checkpoints whose sums agree, oldest first."""
-    return [path for path in _all(folder) if is_valid(path)]
-
-
-def newer_than(path: Path) -> list[Path]:
-    """The checkpoints beside ``path`` that were written after it, newest first."""
-    return [other for other in reversed(_all(path.parent)) if other.name > path.name]
-
-
-def set_aside(path: Path, suffix: Literal["corrupt", "abandoned"]) -> Path:
-    """Rename a checkpoint that is damaged, or not of the branch that goes on: out of the way, but not lost."""
-    target = path.with_name(f"{path.name}.{suffix}")
-    if target.exists():
-        shutil.rmtree(target)
-    return path.rename(target)
-
-
-def _sums(path: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(entry for entry in path.iterdir() if entry.name != MANIFEST)
-    if not files:
-        raise DataError(f"{path}: is empty")
-    return {entry.name: {"size": entry.stat().st_size, "sha256": tensors.sha256(entry)} for entry in files}
-
-
-def _all(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and _FOLDER.fullmatch(path.name))
-
-
-def _prune(folder: Path, *, keep: int) -> None:
-    """Remove what is older than the newest ``keep`` valid ones, and nothing where there are not so many."""
-    found = 0
-    for path in reversed(_all(folder)):
-        if found >= keep:
-            shutil.rmtree(_out_of_the_way(path))
-        else:
-            found += is_valid(path)
-
-
-def _promote(again: Path) -> None:
-    """Let a step that was saved again, and verified, take its place; at every moment one of both counts."""
-    target = again.with_name(again.name.removesuffix(_NEW))
-    before = _out_of_the_way(target) if target.exists() else None
-    with atomic.faults(target):
-        again.rename(target)
-    if before is not None:
-        shutil.rmtree(before)
-
-
-def _out_of_the_way(path: Path) -> Path:
-    """Rename a checkpoint that is to be removed: half removed it would look like a damaged one."""
-    target = path.with_name(path.name + _REMOVED)
-    with atomic.faults(path):
-        if target.exists():
-            shutil.rmtree(target)
-        return path.rename(target)
-
-
-# The whole state of a run, taken from what learns and put back into it.
-
-
-UPDATES = "updates"
-"""The optimiser's tensor that keeps its file from being empty before the first update."""
-
-
-def take(learner: Learner, position: Position, *, identity: dict[str, Any], scenes_since: int) -> State:
-    """The state of all processes; every process must call this.
-
-    Args:
-        learner: what learns.
-        position: where the run stands; its scenes are brought up to date.
-        identity: of :func:`memorysam_cli.engine.train.checkpoints.identity_of`.
-        scenes_since: scenes of this process since the last time.
+def read(path: Path) -> State:
+    """Load a checkpoint.
 
     Raises:
-        DivergedError: an update has left something that is not finite, in every process.
+        WeightsError: it is no checkpoint, or its sums do not agree.
     """
-    accelerator = learner.accelerator
-    own = rng_state(accelerator.device)
-    rng = gather_object([own]) if accelerator.num_processes > 1 else [own]
-    position.scenes += int(accelerator.reduce(torch.tensor(scenes_since, device=accelerator.device)))
-    position.scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
-    model, optimizer = own_tensors(learner.network), {UPDATES: torch.tensor([position.step]), **learner.state()}
-    if odd := [name for name, value in {**model, **optimizer}.items() if not bool(torch.isfinite(value).all())]:
-        raise DivergedError(
-            f"step {position.step}: the update, whose gradient was finite, left {len(odd)} tensors that are not "
-            f"({base_weights.few_names(odd)}); the checkpoint before it is kept; try a lower optim.lr"
+    if not is_valid(path):
+        raise WeightsError(f"{path}: is no valid checkpoint (its {MANIFEST} is missing or does not agree)")
+    stand = read_header(path)
+    parts = {name: tensors.read(path / f"{name}.safetensors")[0] for name in TENSORS}
+    return State(stand.position, identity=stand.identity, made_by=stand.made_by, **parts)
+
+
+def refuse_other(then: dict[str, Any], now: dict[str, Any], *, worlds: tuple[int, int], where: str) -> None:
+    """Refuse to go on from a checkpoint of another run.
+
+    Args:
+        then: the identity in the checkpoint.
+        now: that of the run that wants to go on.
+        worlds: the numbers of processes, then and now.
+        where: the checkpoint, for messages.
+
+    Raises:
+        UsageError: the run would compute something else, or has another number of processes.
+    """
+    then = ADDED | {key: value for key, value in then.items() if not is_retired(key, value)}
+    keys = [key for key in now | then if now.get(key) != then.get(key)]
+    if keys:
+        differing = "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys)
+        raise UsageError(
+            f"{where}: cannot be resumed, for it began otherwise: {differing}; start a new run, or undo the change"
         )
-    return State(
-        position=position,
-        model=model,
-        optimizer=optimizer,
-        rng={f"{rank}/{name}": value for rank, states in enumerate(rng) for name, value in states.items()},
-        identity=identity,
-        made_by=conditions(accelerator),
-    )
+    if worlds[0] != worlds[1]:
+        raise UsageError(
+            f"{where}: was trained by {worlds[0]} processes and cannot be resumed by {worlds[1]}; start as many"
+        )
+
+
+def changed(then: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:
+    """Which conditions are others: key → what it was, what it is."""
+    return {key: [then.get(key), now.get(key)] for key in now | then if then.get(key) != now.get(key)}
 
 
 def put_back(state: State, learner: Learner, *, where: str) -> Position:
@@ -349,71 +407,3 @@ def _restore(state: State, learner: Learner, *, where: str) -> None:
         raise WeightsError(f"{where}: its optimiser is not of this network ({reason}); take another") from fault
     if found := base_weights.difference(base_weights.shapes_of(saved), base_weights.shapes_of(learner.state())):
         raise WeightsError(f"{where}: its optimiser is not of this network: {found}; take another checkpoint")
-
-
-# What a run is, as far as its checkpoints must agree: what it computes, and what it is computed with.
-
-
-MAY_CHANGE = {
-    "name", "about", "extensions", "data.max_bad", "data.workers", "model.init", "train.checkpoint_minutes",
-    "train.checkpoint_steps", "train.keep_checkpoints", "train.max_steps", "train.saver", "train.validate_every",
-}  # fmt: skip
-"""Recipe keys that say how the work is done and how long; what is computed may not change in a run. Of ``model.init``
-the content counts, not the path."""
-ADDED = {"model.fusion": "mean"}
-"""What keys meant before recipes had them."""
-
-
-def identity_of(recipe: Recipe, *, dataset: str, base: str, initial: str | None) -> dict[str, Any]:
-    """What must not change between a run and its continuation, by dotted key.
-
-    Args:
-        recipe: of the run.
-        dataset: the content hash of the data set.
-        base: the SHA-256 of the base weights.
-        initial: the SHA-256 of the weights that the run began from, if not from the base weights.
-    """
-    values = dict(comparing.leaves(recipe.model_dump(mode="json")))
-    kept = {key: value for key, value in values.items() if key not in MAY_CHANGE}
-    return {**kept, "data set": dataset, "base weights": base, "initial weights": initial}
-
-
-def refuse_other(then: dict[str, Any], now: dict[str, Any], *, worlds: tuple[int, int], where: str) -> None:
-    """Refuse to go on from a checkpoint of another run.
-
-    Args:
-        then: the identity in the checkpoint.
-        now: that of the run that wants to go on.
-        worlds: the numbers of processes, then and now.
-        where: the checkpoint, for messages.
-
-    Raises:
-        UsageError: the run would compute something else, or has another number of processes.
-    """
-    then = ADDED | {key: value for key, value in then.items() if not is_retired(key, value)}
-    keys = [key for key in now | then if now.get(key) != then.get(key)]
-    if keys:
-        differing = "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys)
-        raise UsageError(
-            f"{where}: cannot be resumed, for it began otherwise: {differing}; start a new run, or undo the change"
-        )
-    if worlds[0] != worlds[1]:
-        raise UsageError(
-            f"{where}: was trained by {worlds[0]} processes and cannot be resumed by {worlds[1]}; start as many"
-        )
-
-
-def conditions(accelerator: Accelerator) -> dict[str, Any]:
-    """What else decides the last bits of a result; a run may go on under others, and says so."""
-    return {
-        "memorysam": __version__,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "device": accelerator.device.type,
-        "world": accelerator.num_processes,
-    }
-
-
-def changed(then: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:
-    """Which conditions are others: key → what it was, what it is."""
-    return {key: [then.get(key), now.get(key)] for key in now | then if then.get(key) != now.get(key)}

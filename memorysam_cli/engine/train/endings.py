@@ -45,6 +45,9 @@ SIGNAL_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 14
 GRACE_S = 5.0
 """For how long a second signal may wait for the main thread to hear of it, and to tidy up."""
 _LAST_WORDS = "memorysam: error [{}]: ended at once by a second signal; --resume goes on from the last checkpoint\n"
+_INTERRUPTED, _TERMINATED, _BUG = 130, 143, 1
+_SHOWN = 4
+_SHOWN_SCENES = 10
 
 
 class StopRequest:
@@ -133,35 +136,123 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_in_child)
 
 
-# What a finished run came to, and the conservation laws that say that nothing was lost on its way.
+class Quarantine:
+    """The scenes that others stand in for (``data.max_bad``), over all processes and resumes of a run.
 
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a finished run came to; ``miou`` is the best validation in percent, and NaN never.
-
-    All but ``seconds`` and ``resumed`` are those of the whole run, however often it was resumed.
+    Args:
+        run: whose ``quarantine.jsonl`` lists them.
+        share: of the training scenes that may be listed.
+        scenes: of the training split.
+        accelerator: the processes; each reads scenes of its own.
     """
 
-    run: Path
-    best: Path
-    last: Path
-    miou: float
-    best_step: int
-    steps: int
-    seconds: float
-    """Of this process."""
-    scenes: int = 0
-    """That were learnt from, each as often as it came."""
-    left_out: int = 0
-    """Scenes that could not be read, for which others stood in."""
-    resumed: bool = False
-    laws: conservation.Report = field(default_factory=dict)
-    """In the main process."""
+    def __init__(self, run: RunFolder, *, share: float, scenes: int, accelerator: Accelerator) -> None:
+        self.run, self.share, self.scenes, self.accelerator = run, share, scenes, accelerator
+        rows = documents.read_json_lines(run.quarantine) if run.quarantine.exists() else []
+        self.listed: dict[str, str] = {row["scene"]: row["why"] for row in rows}
 
-    def to_json(self) -> dict[str, Any]:
-        """The keys of ``memorysam train --json``, without its ``schema_version``."""
-        return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+    def admit(self, batches: Sequence[Batch], *, step: int) -> None:
+        """List what these batches had to do without; every process must call this.
+
+        Args:
+            batches: of one update of this process.
+            step: the update, from 1.
+
+        Raises:
+            DataError: more scenes are listed than may be.
+        """
+        if not self.share:  # then the loader ends the run by itself
+            return
+        own = {left.scene: left.why for batch in batches for left in batch.left_out if left.scene not in self.listed}
+        if not agree(bool(own), self.accelerator):
+            return
+        found = gather_object([own]) if self.accelerator.num_processes > 1 else [own]
+        for scene, why in sorted({scene: why for each in found for scene, why in each.items()}.items()):
+            self.listed[scene] = why
+            if self.accelerator.is_main_process:
+                documents.append_json_line(self.run.quarantine, {"scene": scene, "why": why, "step": step}, fsync=True)
+                console.warn(f"scene {shown(scene)}: cannot be read and others stand in for it: {why}")
+        if len(self.listed) > self.share * self.scenes:
+            raise self._too_many()
+
+    def __len__(self) -> int:
+        return len(self.listed)
+
+    def _too_many(self) -> DataError:
+        some = few(list(self.listed.values()), _SHOWN_SCENES, separator="; ")
+        return DataError(
+            f"{len(self)} of {self.scenes} training scenes cannot be read, more than data.max_bad={self.share:g} "
+            f"allows: {some}; {self.run.quarantine} lists them: mend the files, or raise --max-bad"
+        )
+
+
+def describe(
+    result: StepResult, batches: Sequence[Batch], position: Position, *, rate: float, accelerator: Accelerator
+) -> dict[str, Any]:
+    """All that is known of the update, as JSON; every process must call this.
+
+    Args:
+        result: what it would have done.
+        batches: of this process.
+        position: before it.
+        rate: the learning rate.
+        accelerator: the processes, whose scenes are all listed.
+    """
+    own = [
+        {
+            "process": accelerator.process_index,
+            "batch": number,
+            "id": scene.id,
+            "files": [
+                *(path for paths in scene.files.values() for path in paths),
+                *([scene.label] * bool(scene.label)),
+            ],
+        }
+        for number, batch in enumerate(batches)
+        for scene in batch.scenes
+    ]
+    scenes = gather_object(own) if accelerator.num_processes > 1 else own
+    figures = {"loss": result.loss, **result.terms, "gradient_norm": result.gradient_norm}
+    finite = {name: value if math.isfinite(value) else str(value) for name, value in figures.items()}
+    return {"step": position.step + 1, "epoch": position.epoch, **finite, "lr": rate, "scenes": scenes}
+
+
+def end(record: dict[str, Any], run: RunFolder, *, save: Callable[[], object], is_main: bool) -> NoReturn:
+    """End a run with the weights of before the update; a fault of the disk meanwhile does not hide why.
+
+    Args:
+        record: of :func:`describe`.
+        run: whose ``diverged.json`` keeps it.
+        save: saves the weights as they are.
+        is_main: whether this is the main process.
+
+    Raises:
+        DivergedError: always.
+    """
+    try:
+        raise DivergedError(sentence(record))
+    except DivergedError as fault:
+        if is_main:
+            documents.write_json(run.diverged, record)
+        save()
+        raise DivergedError(
+            f"{fault}; the weights of step {record['step'] - 1} are in {run.last}, the batch in {run.diverged}; "
+            "try a lower optim.lr"
+        ) from None
+
+
+def sentence(record: dict[str, Any]) -> str:
+    """The same in a line, with the first files."""
+    scenes = record["scenes"]
+    names = [shown(scene["files"][0] if scene["files"] else scene["id"]) for scene in scenes]
+    return (
+        f"step {record['step']}: loss {_figure(record['loss'])}, gradient norm {_figure(record['gradient_norm'])}, "
+        f"lr {record['lr']:.3g}, scenes {few(names, _SHOWN)}"
+    )
+
+
+def _figure(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.6g}"
 
 
 def finish(
@@ -233,141 +324,32 @@ def _checked(learner: Learner, position: Position, *, expected: int, last: Path)
     return conservation.check(found)
 
 
-# What is kept of an update whose loss or gradient was not finite.
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a finished run came to; ``miou`` is the best validation in percent, and NaN never.
 
-
-_SHOWN = 4
-
-
-def describe(
-    result: StepResult, batches: Sequence[Batch], position: Position, *, rate: float, accelerator: Accelerator
-) -> dict[str, Any]:
-    """All that is known of the update, as JSON; every process must call this.
-
-    Args:
-        result: what it would have done.
-        batches: of this process.
-        position: before it.
-        rate: the learning rate.
-        accelerator: the processes, whose scenes are all listed.
-    """
-    own = [
-        {
-            "process": accelerator.process_index,
-            "batch": number,
-            "id": scene.id,
-            "files": [
-                *(path for paths in scene.files.values() for path in paths),
-                *([scene.label] * bool(scene.label)),
-            ],
-        }
-        for number, batch in enumerate(batches)
-        for scene in batch.scenes
-    ]
-    scenes = gather_object(own) if accelerator.num_processes > 1 else own
-    figures = {"loss": result.loss, **result.terms, "gradient_norm": result.gradient_norm}
-    finite = {name: value if math.isfinite(value) else str(value) for name, value in figures.items()}
-    return {"step": position.step + 1, "epoch": position.epoch, **finite, "lr": rate, "scenes": scenes}
-
-
-def sentence(record: dict[str, Any]) -> str:
-    """The same in a line, with the first files."""
-    scenes = record["scenes"]
-    names = [shown(scene["files"][0] if scene["files"] else scene["id"]) for scene in scenes]
-    return (
-        f"step {record['step']}: loss {_figure(record['loss'])}, gradient norm {_figure(record['gradient_norm'])}, "
-        f"lr {record['lr']:.3g}, scenes {few(names, _SHOWN)}"
-    )
-
-
-def end(record: dict[str, Any], run: RunFolder, *, save: Callable[[], object], is_main: bool) -> NoReturn:
-    """End a run with the weights of before the update; a fault of the disk meanwhile does not hide why.
-
-    Args:
-        record: of :func:`describe`.
-        run: whose ``diverged.json`` keeps it.
-        save: saves the weights as they are.
-        is_main: whether this is the main process.
-
-    Raises:
-        DivergedError: always.
-    """
-    try:
-        raise DivergedError(sentence(record))
-    except DivergedError as fault:
-        if is_main:
-            documents.write_json(run.diverged, record)
-        save()
-        raise DivergedError(
-            f"{fault}; the weights of step {record['step'] - 1} are in {run.last}, the batch in {run.diverged}; "
-            "try a lower optim.lr"
-        ) from None
-
-
-def _figure(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.6g}"
-
-
-# Training scenes that cannot be read: each told once, listed in the run's folder, and no more than were allowed.
-
-
-_SHOWN_SCENES = 10
-
-
-class Quarantine:
-    """The scenes that others stand in for (``data.max_bad``), over all processes and resumes of a run.
-
-    Args:
-        run: whose ``quarantine.jsonl`` lists them.
-        share: of the training scenes that may be listed.
-        scenes: of the training split.
-        accelerator: the processes; each reads scenes of its own.
+    All but ``seconds`` and ``resumed`` are those of the whole run, however often it was resumed.
     """
 
-    def __init__(self, run: RunFolder, *, share: float, scenes: int, accelerator: Accelerator) -> None:
-        self.run, self.share, self.scenes, self.accelerator = run, share, scenes, accelerator
-        rows = documents.read_json_lines(run.quarantine) if run.quarantine.exists() else []
-        self.listed: dict[str, str] = {row["scene"]: row["why"] for row in rows}
+    run: Path
+    best: Path
+    last: Path
+    miou: float
+    best_step: int
+    steps: int
+    seconds: float
+    """Of this process."""
+    scenes: int = 0
+    """That were learnt from, each as often as it came."""
+    left_out: int = 0
+    """Scenes that could not be read, for which others stood in."""
+    resumed: bool = False
+    laws: conservation.Report = field(default_factory=dict)
+    """In the main process."""
 
-    def admit(self, batches: Sequence[Batch], *, step: int) -> None:
-        """List what these batches had to do without; every process must call this.
-
-        Args:
-            batches: of one update of this process.
-            step: the update, from 1.
-
-        Raises:
-            DataError: more scenes are listed than may be.
-        """
-        if not self.share:  # then the loader ends the run by itself
-            return
-        own = {left.scene: left.why for batch in batches for left in batch.left_out if left.scene not in self.listed}
-        if not agree(bool(own), self.accelerator):
-            return
-        found = gather_object([own]) if self.accelerator.num_processes > 1 else [own]
-        for scene, why in sorted({scene: why for each in found for scene, why in each.items()}.items()):
-            self.listed[scene] = why
-            if self.accelerator.is_main_process:
-                documents.append_json_line(self.run.quarantine, {"scene": scene, "why": why, "step": step}, fsync=True)
-                console.warn(f"scene {shown(scene)}: cannot be read and others stand in for it: {why}")
-        if len(self.listed) > self.share * self.scenes:
-            raise self._too_many()
-
-    def __len__(self) -> int:
-        return len(self.listed)
-
-    def _too_many(self) -> DataError:
-        some = few(list(self.listed.values()), _SHOWN_SCENES, separator="; ")
-        return DataError(
-            f"{len(self)} of {self.scenes} training scenes cannot be read, more than data.max_bad={self.share:g} "
-            f"allows: {some}; {self.run.quarantine} lists them: mend the files, or raise --max-bad"
-        )
-
-
-# How a training ended, for those whose launcher does not tell: torchrun itself always ends with 1.
-
-
-_INTERRUPTED, _TERMINATED, _BUG = 130, 143, 1
+    def to_json(self) -> dict[str, Any]:
+        """The keys of ``memorysam train --json``, without its ``schema_version``."""
+        return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
 
 
 class Ending:

@@ -89,6 +89,10 @@ class Trainer:
         lengths = {"updates": self.extent.last_step, "train.validate_every": self.recipe.train.validate_every}
         refuse_differing(self._identity() | lengths | {"version": __version__}, self.accelerator)
 
+    def _identity(self) -> dict[str, Any]:
+        base, dataset = self.network.card.base.sha256, self.manifest.info.content_hash
+        return checkpoints.identity_of(self.recipe, dataset=dataset, base=base, initial=self.initial)
+
     def refuse_other(self, checkpoint: Path) -> None:
         """Refuse a valid checkpoint that this training cannot continue; nothing is changed.
 
@@ -122,6 +126,9 @@ class Trainer:
         ):
             return self._fit(resume)
 
+    def _resume_advice(self) -> str:
+        return f"this was after step {self.position.step}; continue with: memorysam train --resume {self.run.path}"
+
     def _fit(self, resume: Path | None) -> TrainingResult:
         start = time.monotonic()
         torch.manual_seed(self.recipe.train.seed + self.accelerator.process_index)
@@ -151,6 +158,19 @@ class Trainer:
             self.run, self.learner, self.position, self.quarantine, scenes=self.extent.scenes_per_step,
             seconds=time.monotonic() - start, resumed=resume is not None,
         )  # fmt: skip
+
+    def _restore(self, state: State) -> None:
+        """Put everything back as it was at a checkpoint."""
+        where = str(self.run.path)
+        self.position = checkpoints.put_back(state, self.learner, where=where)
+        self._lacks_best = forget_lost_best(self.run, self.position)
+        wait_for_all(self.accelerator)  # all have read what is written from here on
+        if self.accelerator.is_main_process:
+            record(self.run, self.position, then=state.made_by, now=checkpoints.conditions(self.accelerator))
+            self.run.store_recipe(self.recipe)  # max_steps and its like may have changed
+
+    def _is_done(self) -> bool:
+        return self.position.step >= self.extent.last_step
 
     def _epoch(self, stop: StopRequest, progress: Progress) -> None:
         """One epoch from where the position stands, then a validation if it is due."""
@@ -184,6 +204,14 @@ class Trainer:
             if self._is_done():
                 break
 
+    def _batches(self, epoch: int) -> Iterable[Batch]:
+        """What is left of an epoch, without the batches that would begin an update and not complete it."""
+        batches = training_batches(
+            self.manifest, scenes=self.scenes, recipe=self.recipe, epoch=epoch, start=self.position.batch,
+            rank=self.accelerator.process_index, world=self.accelerator.num_processes,
+        )  # fmt: skip
+        return islice(batches, self.extent.steps_per_epoch * self.recipe.train.accumulate - self.position.batch)
+
     def _step(self, batches: Sequence[Batch], upcoming: BatchGroups) -> tuple[StepResult, dict[str, float]]:
         """Make one update and note what it did and what it took."""
         self.quarantine.admit(batches, step=self.position.step + 1)
@@ -203,6 +231,11 @@ class Trainer:
         figures = {"lr": rate, "gradient_norm": result.gradient_norm, **figures}
         self._log({"loss": result.loss, **result.terms, **figures})
         return result, figures
+
+    def _log(self, values: dict[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            self.run.log_metrics({"step": self.position.step, "epoch": self.position.epoch}, values)
+            self.tracking.log(self.position.step, values, group="validation" if "miou" in values else "train")
 
     def _validate(self) -> None:
         """Score the selection split with the code of ``memorysam evaluate``, keep the best, draw pictures."""
@@ -255,42 +288,6 @@ class Trainer:
         self.pace.restart()
         return path
 
-    def _resume_advice(self) -> str:
-        return f"this was after step {self.position.step}; continue with: memorysam train --resume {self.run.path}"
-
-    def _restore(self, state: State) -> None:
-        """Put everything back as it was at a checkpoint."""
-        where = str(self.run.path)
-        self.position = checkpoints.put_back(state, self.learner, where=where)
-        self._lacks_best = forget_lost_best(self.run, self.position)
-        wait_for_all(self.accelerator)  # all have read what is written from here on
-        if self.accelerator.is_main_process:
-            record(self.run, self.position, then=state.made_by, now=checkpoints.conditions(self.accelerator))
-            self.run.store_recipe(self.recipe)  # max_steps and its like may have changed
-
-    def _identity(self) -> dict[str, Any]:
-        base, dataset = self.network.card.base.sha256, self.manifest.info.content_hash
-        return checkpoints.identity_of(self.recipe, dataset=dataset, base=base, initial=self.initial)
-
-    def _is_done(self) -> bool:
-        return self.position.step >= self.extent.last_step
-
-    def _batches(self, epoch: int) -> Iterable[Batch]:
-        """What is left of an epoch, without the batches that would begin an update and not complete it."""
-        batches = training_batches(
-            self.manifest, scenes=self.scenes, recipe=self.recipe, epoch=epoch, start=self.position.batch,
-            rank=self.accelerator.process_index, world=self.accelerator.num_processes,
-        )  # fmt: skip
-        return islice(batches, self.extent.steps_per_epoch * self.recipe.train.accumulate - self.position.batch)
-
-    def _log(self, values: dict[str, float]) -> None:
-        if self.accelerator.is_main_process:
-            self.run.log_metrics({"step": self.position.step, "epoch": self.position.epoch}, values)
-            self.tracking.log(self.position.step, values, group="validation" if "miou" in values else "train")
-
-
-# How long a training is: scenes of an update, updates of an epoch, updates in all.
-
 
 @dataclass(frozen=True)
 class Extent:
@@ -325,7 +322,56 @@ def extent_of(recipe: Recipe, *, scenes: int, processes: int, dataset: str) -> E
     return Extent(at_once, scenes // at_once, min(whole, settings.max_steps or whole))
 
 
-# How fast a training goes, and what it takes: the figures that its log holds beside the losses.
+def record(run: RunFolder, position: Position, *, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Note in the run's folder that it goes on, warn where it does so under other conditions, and tidy its metrics.
+
+    Args:
+        run: the folder.
+        position: where it goes on.
+        then: the conditions of the checkpoint (:func:`memorysam_cli.engine.train.checkpoints.conditions`).
+        now: those of this process.
+    """
+    changed = checkpoints.changed(then, now)
+    if changed:
+        differences = ", ".join(f"{key} was {was}, is {now}" for key, (was, now) in changed.items())
+        console.warn(
+            f"{run.path}: goes on under other conditions ({differences}): its last bits may differ from here on"
+        )
+    time = datetime.now().astimezone().isoformat(timespec="seconds")
+    documents.append_json_line(
+        run.resumes, {"step": position.step, "time": time, "conditions": now, "changed": changed}
+    )
+    run.forget_metrics_after(position.step, validated=position.is_validated)
+
+
+def forget_lost_best(run: RunFolder, position: Position) -> bool:
+    """Let the next validation be the best where the best weights so far are not on disk.
+
+    They are not where a later validation replaced them before the kill, or where the file was lost or damaged.
+
+    Returns:
+        Whether they were lost and not only replaced.
+    """
+    if position.best_step is None:
+        return False
+    try:
+        metric = read(run.best)[1].metric
+    except (MemorySamError, OSError) as fault:
+        console.warn(
+            f"{run.best}: the best weights so far cannot be used ({fault}); the next validation counts as best"
+        )
+        position.best_miou = position.best_step = None
+        return True
+    if metric is None or (metric.step, metric.miou) != (position.best_step, position.best_miou):
+        position.best_miou = position.best_step = None
+    return False
+
+
+def display(
+    accelerator: Accelerator, total: int, label: str, *, is_table: bool = False
+) -> contextlib.AbstractContextManager[Progress]:
+    """A progress display in the main process, nothing in the others; as of :func:`console.progress`."""
+    return console.progress(total if accelerator.is_main_process else 0, label, is_table=is_table)
 
 
 class Pace:
@@ -403,58 +449,3 @@ def table_figures(
         "memory": f"{figures['peak_memory_gb']:.1f} GB",
         "best mIoU": "–" if position.best_miou is None else f"{position.best_miou:.2f}",
     }
-
-
-def display(
-    accelerator: Accelerator, total: int, label: str, *, is_table: bool = False
-) -> contextlib.AbstractContextManager[Progress]:
-    """A progress display in the main process, nothing in the others; as of :func:`console.progress`."""
-    return console.progress(total if accelerator.is_main_process else 0, label, is_table=is_table)
-
-
-# What a run that goes on says of itself, and what it must not believe.
-
-
-def record(run: RunFolder, position: Position, *, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Note in the run's folder that it goes on, warn where it does so under other conditions, and tidy its metrics.
-
-    Args:
-        run: the folder.
-        position: where it goes on.
-        then: the conditions of the checkpoint (:func:`memorysam_cli.engine.train.checkpoints.conditions`).
-        now: those of this process.
-    """
-    changed = checkpoints.changed(then, now)
-    if changed:
-        differences = ", ".join(f"{key} was {was}, is {now}" for key, (was, now) in changed.items())
-        console.warn(
-            f"{run.path}: goes on under other conditions ({differences}): its last bits may differ from here on"
-        )
-    time = datetime.now().astimezone().isoformat(timespec="seconds")
-    documents.append_json_line(
-        run.resumes, {"step": position.step, "time": time, "conditions": now, "changed": changed}
-    )
-    run.forget_metrics_after(position.step, validated=position.is_validated)
-
-
-def forget_lost_best(run: RunFolder, position: Position) -> bool:
-    """Let the next validation be the best where the best weights so far are not on disk.
-
-    They are not where a later validation replaced them before the kill, or where the file was lost or damaged.
-
-    Returns:
-        Whether they were lost and not only replaced.
-    """
-    if position.best_step is None:
-        return False
-    try:
-        metric = read(run.best)[1].metric
-    except (MemorySamError, OSError) as fault:
-        console.warn(
-            f"{run.best}: the best weights so far cannot be used ({fault}); the next validation counts as best"
-        )
-        position.best_miou = position.best_step = None
-        return True
-    if metric is None or (metric.step, metric.miou) != (position.best_step, position.best_miou):
-        position.best_miou = position.best_step = None
-    return False

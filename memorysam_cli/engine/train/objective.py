@@ -66,16 +66,6 @@ class Objective:
             self.terms[name].loss.load_state_dict(part)
 
 
-def task_of(network: Segmenter, recipe: Recipe, device: torch.device) -> Task:
-    """What a network is trained for."""
-    return Task(
-        classes=tuple(network.card.dataset.classes),
-        modalities=recipe.data.modalities,
-        width=network.sam.sam_mask_decoder.conv_s0.out_channels,
-        device=device,
-    )
-
-
 def _terms(recipe: Recipe, task: Task) -> Iterator[tuple[str, Term]]:
     """The recipe's losses in order: the two that have a section of their own, then those below ``losses``."""
     yield "ohem", Term(LOSSES.get("ohem")(recipe.ohem, task), 1.0)
@@ -85,14 +75,14 @@ def _terms(recipe: Recipe, task: Task) -> Iterator[tuple[str, Term]]:
         yield name, Term(LOSSES.get(name)(settings, task), settings.weight)
 
 
-# The losses of an update and their gradients: exact for any number of batches, and of processes.
-
-
-class Leaf(NamedTuple):
-    """What the losses see of one batch, cut off from the network, so that gradients stop here."""
-
-    logits: Tensor
-    features: Tensor
+def task_of(network: Segmenter, recipe: Recipe, device: torch.device) -> Task:
+    """What a network is trained for."""
+    return Task(
+        classes=tuple(network.card.dataset.classes),
+        modalities=recipe.data.modalities,
+        width=network.sam.sam_mask_decoder.conv_s0.out_channels,
+        device=device,
+    )
 
 
 class Gradients:
@@ -187,10 +177,11 @@ class Gradients:
         )
 
 
-def label_of(batch: Batch) -> Tensor:
-    """(B, H, W); a batch to learn from has one."""
-    assert batch.label is not None
-    return batch.label
+class Leaf(NamedTuple):
+    """What the losses see of one batch, cut off from the network, so that gradients stop here."""
+
+    logits: Tensor
+    features: Tensor
 
 
 def _cut(output: Tensor) -> Tensor:
@@ -204,3 +195,9 @@ def _hand_back(output: Output, leaf: Leaf) -> None:
     # Without SPMM, say, nothing has come to the features.
     tensors, gradients = zip(*[pair for pair in pairs if pair[1] is not None], strict=True)
     torch.autograd.backward(tensors, gradients)
+
+
+def label_of(batch: Batch) -> Tensor:
+    """(B, H, W); a batch to learn from has one."""
+    assert batch.label is not None
+    return batch.label

@@ -33,26 +33,9 @@ from memorysam_cli.storage import atomic, documents, lock, tensors
 from memorysam_cli.text import megabytes
 
 AUTO = "auto"
-
-
-@dataclass(frozen=True)
-class RunStart:
-    """What a ``memorysam train`` will do, decided before anything is written."""
-
-    recipe: Recipe
-    out: Path | None
-    run: RunFolder | None
-    """The run to continue; none for a new one."""
-    checkpoint: Path | None
-    """Where to continue from."""
-    damaged: tuple[Path, ...] = ()
-    """Newer checkpoints that cannot be used."""
-    abandoned: tuple[Path, ...] = ()
-    """Newer checkpoints that the user does not want to go on from."""
-    begins_again: bool = False
-    """There is a run in ``out`` that ended before its first checkpoint."""
-    notes: tuple[str, ...] = ()
-    """What is said when the run begins."""
+MARGIN = 1.05
+"""Folders, headers, logs and pictures, beside the checkpoints."""
+_NEW_RUN = "give other weights, or begin without --init"
 
 
 def choose_recipe(name: str | None, *, overrides: list[str], resume: str | None, out: Path | None) -> Recipe:
@@ -130,6 +113,26 @@ def refuse_missing_splits(recipe: Recipe, manifest: Manifest) -> None:
             )
 
 
+@dataclass(frozen=True)
+class RunStart:
+    """What a ``memorysam train`` will do, decided before anything is written."""
+
+    recipe: Recipe
+    out: Path | None
+    run: RunFolder | None
+    """The run to continue; none for a new one."""
+    checkpoint: Path | None
+    """Where to continue from."""
+    damaged: tuple[Path, ...] = ()
+    """Newer checkpoints that cannot be used."""
+    abandoned: tuple[Path, ...] = ()
+    """Newer checkpoints that the user does not want to go on from."""
+    begins_again: bool = False
+    """There is a run in ``out`` that ended before its first checkpoint."""
+    notes: tuple[str, ...] = ()
+    """What is said when the run begins."""
+
+
 def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunStart:
     """Decide which run to begin or to continue, and from which checkpoint.
 
@@ -173,79 +176,6 @@ def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunStart:
     return RunStart(recipe, out, run, checkpoint=newest, damaged=tuple(damaged))
 
 
-@contextlib.contextmanager
-def begin(planned: RunStart, accelerator: Accelerator, *, checkpoint_bytes: int = 0) -> Iterator[RunFolder]:
-    """Make the run's folder if it is new, and hold its lock; all processes of a run get the same folder.
-
-    Args:
-        planned: of :func:`plan`.
-        accelerator: the processes.
-        checkpoint_bytes: what a checkpoint takes, for which there must be room.
-
-    Raises:
-        EnvironmentFault: the disk has too little room.
-        UsageError: the folder was taken in the meantime.
-        FolderInUseError: another process is training there.
-    """
-    with contextlib.ExitStack() as stack:
-        answer: list[RunFolder | MemorySamError | None] = [None]
-        if accelerator.is_main_process:
-            try:
-                answer = [_begin(stack, planned, checkpoint_bytes)]
-            except MemorySamError as fault:
-                answer = [fault]
-        if accelerator.num_processes > 1:
-            broadcast_object_list(answer)
-        run = answer[0]
-        if isinstance(run, MemorySamError):
-            raise run
-        assert run is not None
-        yield run
-
-
-def _begin(stack: contextlib.ExitStack, planned: RunStart, checkpoint_bytes: int) -> RunFolder:
-    """As :func:`begin`, in the main process."""
-    is_new = planned.run is None
-    run = planned.run or RunFolder(planned.out or run_folder.name_for(planned.recipe))
-    if not run.path.is_symlink() or run.path.exists():
-        atomic.refuse_unwritable(run.path)
-    kept = 0 if is_new else len(checkpoints.all_valid(run.checkpoints))
-    keep = planned.recipe.train.keep_checkpoints
-    refuse_small(run.path, checkpoint=checkpoint_bytes, keep=keep, kept=kept)
-    if is_new and not planned.begins_again and not (run.path / lock.NAME).exists():
-        run_folder.refuse_taken(run.path)  # before the lock, which would leave its file in a user's own folder
-    stack.enter_context(lock.hold(run.path))
-    if is_new:
-        run_folder.create(planned.recipe, run.path, begins_again=planned.begins_again)
-    run.sweep()
-    checkpoints.sweep(run.checkpoints)
-    for line in planned.notes:
-        console.note(line)
-    for path in planned.damaged:
-        aside = checkpoints.set_aside(path, "corrupt")
-        console.warn(f"{path}: is damaged and set aside as {aside.name}; going on without it")
-    for path in planned.abandoned:
-        # Left in place, the next --resume auto would return to them.
-        console.note(f"{path}: is set aside as {checkpoints.set_aside(path, 'abandoned').name}")
-    run_folder.point_latest(run.path)
-    return run
-
-
-def _refuse_used(folder: Path) -> None:
-    """Tell of an owner that lives before the seconds that a start takes; the lock itself decides later.
-
-    Asking the lock would take it for a moment, in which another start could fail; so the owner's record is asked first.
-    """
-    try:
-        record = documents.read_json(folder / lock.NAME)
-        os.kill(int(record["pid"]), 0)
-    except (MemorySamError, OSError, KeyError, TypeError, ValueError, OverflowError):
-        return
-    if record.get("host") == socket.gethostname() and record["pid"] != os.getpid():
-        with lock.hold(folder):  # raises, or the number is now another process's
-            pass
-
-
 def _existing(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunFolder | None:
     """The run to continue; none if a new one is to begin."""
     if resume is None:
@@ -269,56 +199,19 @@ def _run_at(path: Path) -> RunFolder:
     raise WeightsError(f"--resume {path}: {what}; give a folder such as runs/latest, or --resume auto")
 
 
-# Whether a training finds room on its disk, before it begins.
+def _refuse_used(folder: Path) -> None:
+    """Tell of an owner that lives before the seconds that a start takes; the lock itself decides later.
 
-
-MARGIN = 1.05
-"""Folders, headers, logs and pictures, beside the checkpoints."""
-
-
-def checkpoint_bytes(learner: Learner) -> int:
-    """What a checkpoint takes: the tensors, two moments of each that is trained, and what the losses keep."""
-    return _bytes(own_tensors(learner.network)) + 2 * _bytes(learner.parameters) + _bytes(learner.objective.state())
-
-
-def refuse_small(folder: Path, *, checkpoint: int, keep: int, kept: int) -> None:
-    """Refuse to begin what the disk cannot hold: the checkpoints that are kept, and the next one beside them.
-
-    Args:
-        folder: of the run; need not be there.
-        checkpoint: its size in bytes.
-        keep: how many are kept.
-        kept: how many valid ones are there.
-
-    Raises:
-        EnvironmentFault: names needed and free space.
+    Asking the lock would take it for a moment, in which another start could fail; so the owner's record is asked first.
     """
-    count = max(1, keep + 1 - kept)
-    needed, free = int(count * checkpoint * MARGIN), _free(folder)
-    if free is not None and free < needed:
-        raise EnvironmentFault(
-            f"{folder}: the disk is too full for this training: needs {megabytes(needed)} ({count} checkpoints of "
-            f"{megabytes(checkpoint)}), free {megabytes(free)}; free some space or choose another --out, then run "
-            "the same command again"
-        )
-
-
-def _free(folder: Path) -> int | None:
-    """Bytes that can still be written where a folder is or will be; none where that cannot be asked."""
-    for place in (folder.absolute(), *folder.absolute().parents):
-        with contextlib.suppress(OSError):
-            return shutil.disk_usage(place).free
-    return None
-
-
-def _bytes(tensors: Mapping[str, Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors.values())
-
-
-# ``train --init``: a new run that begins from trained weights, all of them or none.
-
-
-_NEW_RUN = "give other weights, or begin without --init"
+    try:
+        record = documents.read_json(folder / lock.NAME)
+        os.kill(int(record["pid"]), 0)
+    except (MemorySamError, OSError, KeyError, TypeError, ValueError, OverflowError):
+        return
+    if record.get("host") == socket.gethostname() and record["pid"] != os.getpid():
+        with lock.hold(folder):  # raises, or the number is now another process's
+            pass
 
 
 def sum_of(recipe: Recipe, then: str | None = None) -> str | None:
@@ -434,7 +327,101 @@ def _path(name: str) -> Path:
     return Path(name).expanduser()
 
 
-# What a training says before it begins.
+def checkpoint_bytes(learner: Learner) -> int:
+    """What a checkpoint takes: the tensors, two moments of each that is trained, and what the losses keep."""
+    return _bytes(own_tensors(learner.network)) + 2 * _bytes(learner.parameters) + _bytes(learner.objective.state())
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+@contextlib.contextmanager
+def begin(planned: RunStart, accelerator: Accelerator, *, checkpoint_bytes: int = 0) -> Iterator[RunFolder]:
+    """Make the run's folder if it is new, and hold its lock; all processes of a run get the same folder.
+
+    Args:
+        planned: of :func:`plan`.
+        accelerator: the processes.
+        checkpoint_bytes: what a checkpoint takes, for which there must be room.
+
+    Raises:
+        EnvironmentFault: the disk has too little room.
+        UsageError: the folder was taken in the meantime.
+        FolderInUseError: another process is training there.
+    """
+    with contextlib.ExitStack() as stack:
+        answer: list[RunFolder | MemorySamError | None] = [None]
+        if accelerator.is_main_process:
+            try:
+                answer = [_begin(stack, planned, checkpoint_bytes)]
+            except MemorySamError as fault:
+                answer = [fault]
+        if accelerator.num_processes > 1:
+            broadcast_object_list(answer)
+        run = answer[0]
+        if isinstance(run, MemorySamError):
+            raise run
+        assert run is not None
+        yield run
+
+
+def _begin(stack: contextlib.ExitStack, planned: RunStart, checkpoint_bytes: int) -> RunFolder:
+    """As :func:`begin`, in the main process."""
+    is_new = planned.run is None
+    run = planned.run or RunFolder(planned.out or run_folder.name_for(planned.recipe))
+    if not run.path.is_symlink() or run.path.exists():
+        atomic.refuse_unwritable(run.path)
+    kept = 0 if is_new else len(checkpoints.all_valid(run.checkpoints))
+    keep = planned.recipe.train.keep_checkpoints
+    refuse_small(run.path, checkpoint=checkpoint_bytes, keep=keep, kept=kept)
+    if is_new and not planned.begins_again and not (run.path / lock.NAME).exists():
+        run_folder.refuse_taken(run.path)  # before the lock, which would leave its file in a user's own folder
+    stack.enter_context(lock.hold(run.path))
+    if is_new:
+        run_folder.create(planned.recipe, run.path, begins_again=planned.begins_again)
+    run.sweep()
+    checkpoints.sweep(run.checkpoints)
+    for line in planned.notes:
+        console.note(line)
+    for path in planned.damaged:
+        aside = checkpoints.set_aside(path, "corrupt")
+        console.warn(f"{path}: is damaged and set aside as {aside.name}; going on without it")
+    for path in planned.abandoned:
+        # Left in place, the next --resume auto would return to them.
+        console.note(f"{path}: is set aside as {checkpoints.set_aside(path, 'abandoned').name}")
+    run_folder.point_latest(run.path)
+    return run
+
+
+def refuse_small(folder: Path, *, checkpoint: int, keep: int, kept: int) -> None:
+    """Refuse to begin what the disk cannot hold: the checkpoints that are kept, and the next one beside them.
+
+    Args:
+        folder: of the run; need not be there.
+        checkpoint: its size in bytes.
+        keep: how many are kept.
+        kept: how many valid ones are there.
+
+    Raises:
+        EnvironmentFault: names needed and free space.
+    """
+    count = max(1, keep + 1 - kept)
+    needed, free = int(count * checkpoint * MARGIN), _free(folder)
+    if free is not None and free < needed:
+        raise EnvironmentFault(
+            f"{folder}: the disk is too full for this training: needs {megabytes(needed)} ({count} checkpoints of "
+            f"{megabytes(checkpoint)}), free {megabytes(free)}; free some space or choose another --out, then run "
+            "the same command again"
+        )
+
+
+def _free(folder: Path) -> int | None:
+    """Bytes that can still be written where a folder is or will be; none where that cannot be asked."""
+    for place in (folder.absolute(), *folder.absolute().parents):
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(place).free
+    return None
 
 
 def introduction(
