@@ -24,7 +24,9 @@ from memorysam_cli.engine.evaluate.counts import Evaluation, scores
 from memorysam_cli.engine.infer.inference import Inference
 from memorysam_cli.engine.predict.job import Job, RunOptions
 from memorysam_cli.engine.predict.run import run as run_prediction
-from memorysam_cli.engine.train.loop import HEADLINE, Trainer, TrainingResult
+from memorysam_cli.engine.train.endings import TrainingResult
+from memorysam_cli.engine.train.loop import Trainer
+from memorysam_cli.engine.train.validation import HEADLINE
 from memorysam_cli.model import load
 from memorysam_cli.model.weights import read_card
 from memorysam_cli.recipe import Recipe
@@ -120,9 +122,9 @@ def prepare_scenes(root: Path, *, seed: int, scenes: int = SCENES) -> tuple[Mani
     found = preparation.survey_synthetic(root, layout="deliver")
     with console.progress(len(found.scenes), "check") as progress:
         prepared = preparation.check_and_write(found, advance=progress.advance)
-    fault = prepared.fault()
-    if fault is not None:
-        raise fault
+    error = prepared.fault()
+    if error is not None:
+        raise error
     pixels = prepared.report.pixels["train"][: len(found.info.classes)]
     return manifests.read(root, DATASET), max(range(len(pixels)), key=lambda index: pixels[index])
 

@@ -39,7 +39,7 @@ _INTERRUPTED, _TERMINATED = 130, 143
 
 
 class LostProcess(NamedTuple):
-    """A process that cannot go on: killed or cut off, or ended by an error that it tells of itself."""
+    """A process that cannot go on: killed or cut off, or ended by an error that it reports itself."""
 
     rank: int
     exit_code: int | None = None
@@ -66,8 +66,8 @@ class Invitation:
     @classmethod
     def from_text(cls, text: str) -> Invitation:
         """The invitation of another process."""
-        found = json.loads(text)
-        return cls(found["host"], found["port"], bytes.fromhex(found["token"]))
+        parts = json.loads(text)
+        return cls(parts["host"], parts["port"], bytes.fromhex(parts["token"]))
 
 
 def invite(host: str, *, is_one_host: bool) -> tuple[socket.socket, Invitation]:
@@ -82,24 +82,22 @@ def invite(host: str, *, is_one_host: bool) -> tuple[socket.socket, Invitation]:
     """
     where = "127.0.0.1" if is_one_host else "" if not _is_loopback(host) else host
     listener = socket.create_server((where, 0), backlog=1024)
-    known = "127.0.0.1" if is_one_host else host
-    return listener, Invitation(known, listener.getsockname()[1], secrets.token_bytes(_TOKEN_BYTES))
+    address = "127.0.0.1" if is_one_host else host
+    return listener, Invitation(address, listener.getsockname()[1], secrets.token_bytes(_TOKEN_BYTES))
 
 
-def join(
-    invitation: Invitation, *, rank: int, on_stuck: Callable[[LostProcess, str], object] | None
-) -> PeerWatch:  # fmt: skip
+def join(invitation: Invitation, *, rank: int, on_stuck: Callable[[LostProcess, str], object] | None) -> PeerWatch:
     """The watch of any process but the first.
 
     Raises:
         OSError: the first process cannot be reached that way.
     """
-    found = socket.create_connection((invitation.host, invitation.port), timeout=_JOINING_S)
-    found.settimeout(None)
-    found.sendall(invitation.token + struct.pack("!I", rank))
-    made = PeerWatch(rank, invitation.token, listener=None, on_stuck=on_stuck)
-    made.add(_Peer(found, rank=0))
-    return made
+    connection = socket.create_connection((invitation.host, invitation.port), timeout=_JOINING_S)
+    connection.settimeout(None)
+    connection.sendall(invitation.token + struct.pack("!I", rank))
+    watch = PeerWatch(rank, invitation.token, listener=None, on_stuck=on_stuck)
+    watch.add(_Peer(connection, rank=0))
+    return watch
 
 
 def _is_loopback(host: str) -> bool:
@@ -206,8 +204,8 @@ class PeerWatch:
 
     def _let_in(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            found, _ = listener.accept()
-            self.add(_Peer(found))
+            connection, _ = listener.accept()
+            self.add(_Peer(connection))
 
     def add(self, peer: _Peer) -> None:
         """Listen to one more connection."""
@@ -217,15 +215,15 @@ class PeerWatch:
 
     def _read(self, peer: _Peer) -> None:
         try:
-            found = peer.socket.recv(4096)
+            piece = peer.socket.recv(4096)
         except OSError:
-            found = b""
-        if not found:
+            piece = b""
+        if not piece:
             self._forget(peer)
             if peer.rank is not None and peer.is_at_work:
                 self._note(LostProcess(peer.rank))
             return
-        peer.unread += found
+        peer.unread += piece
         if peer.rank is None and not self._greet(peer):
             return
         while len(peer.unread) >= _MESSAGE.size:
@@ -262,16 +260,16 @@ class PeerWatch:
         self._peers.remove(peer)
         peer.socket.close()
 
-    def _note(self, found: LostProcess) -> None:
+    def _note(self, lost: LostProcess) -> None:
         """Remember the first that is lost; those that fall because of it are no news."""
-        if self._lost is None and found.rank != self.rank:
+        if self._lost is None and lost.rank != self.rank:
             if self.rank == 0:  # before this process acts on it, and is gone itself
-                self._tell_lost(found)
-            self._lost = found
+                self._tell_lost(lost)
+            self._lost = lost
             self._known.set()
 
-    def _tell_lost(self, found: LostProcess) -> None:
-        self._tell(_LOST if found.exit_code is None else _FAILED, found)
+    def _tell_lost(self, lost: LostProcess) -> None:
+        self._tell(_LOST if lost.exit_code is None else _FAILED, lost)
 
     def _tell(self, kind: bytes, about: LostProcess) -> None:
         words = about.message.encode(errors="replace")[:_WORDS_BYTES]

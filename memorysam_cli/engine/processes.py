@@ -1,4 +1,9 @@
-"""The processes of one run: what launched them, what they agree on, and what they add up."""
+"""The processes of one run: what launched them, how they meet, agree and add up, and how the loss of one is reported.
+
+Those that train or score together do so in a group of ``torch.distributed``, which comes first. Those that predict work
+side by side (:func:`side_by_side`), each on its own scenes, and hear of each other only by a
+:class:`~memorysam_cli.engine.lost_processes.PeerWatch`.
+"""
 
 from __future__ import annotations
 
@@ -118,9 +123,9 @@ def connect(accelerator: Accelerator) -> None:
         _meet(store, rank, accelerator.num_processes, patience=PATIENCE)
         _patient_group()
         with contextlib.suppress(OSError):  # without it a loss is noticed all the same, though later and without a name
-            found = _watch(store, rank, accelerator.num_processes, on_stuck=_end)
-            found.start()
-            _watches[dist.group.WORLD] = found
+            watch = _watch(store, rank, accelerator.num_processes, on_stuck=_exit_stuck)
+            watch.start()
+            _watches[dist.group.WORLD] = watch
 
 
 def _meet(store: Any, rank: int, world: int, *, patience: timedelta) -> None:
@@ -129,11 +134,11 @@ def _meet(store: Any, rank: int, world: int, *, patience: timedelta) -> None:
     store.set(f"memorysam/{rank}", "here")
     while missing := [other for other in range(world) if not store.check([f"memorysam/{other}"])]:
         if time.monotonic() > until:
-            raise _not_come(missing, world, patience=patience)
+            raise _missing_error(missing, world, patience=patience)
         time.sleep(_LOOK_S)
 
 
-def _not_come(missing: Sequence[int], world: int, *, patience: timedelta) -> EnvironmentFault:
+def _missing_error(missing: Sequence[int], world: int, *, patience: timedelta) -> EnvironmentFault:
     ranks = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
     return EnvironmentFault(
         f"{ranks} of {world} did not come within {patience.total_seconds():.0f} s; the output of the others may "
@@ -161,7 +166,7 @@ def _watch(store: Any, rank: int, world: int, *, on_stuck: Callable[[LostProcess
     return PeerWatch(0, invitation.token, listener=listener, on_stuck=on_stuck)
 
 
-def _end(lost: LostProcess, advice: str) -> None:
+def _exit_stuck(lost: LostProcess, advice: str) -> None:
     """End this process, which waits for one that is lost, in a call that no exception reaches."""
     with contextlib.suppress(OSError):
         console.error(f"{lost}, and this process still waited for it; {advice}", code=EnvironmentFault.exit_code)
@@ -177,7 +182,7 @@ def _patient_group() -> dist.ProcessGroup:
 
 @contextlib.contextmanager
 def lost_ones_named(accelerator: Accelerator, *, advice: Callable[[], str]) -> Iterator[None]:
-    """Let the end of another process be told in one line instead of a traceback.
+    """Let the end of another process be reported in one line instead of a traceback.
 
     Args:
         advice: where the work stood, and how to go on.
@@ -189,18 +194,20 @@ def lost_ones_named(accelerator: Accelerator, *, advice: Callable[[], str]) -> I
     with contextlib.nullcontext() if watch is None else watch.at_work(advice):
         try:
             yield
-        except RuntimeError as fault:
-            is_theirs = isinstance(fault, dist.DistError) or any(words in str(fault) for words in _LOST)
-            is_theirs &= not is_out_of_memory(fault)  # NCCL passes CUDA's words on
+        except RuntimeError as error:
+            is_theirs = isinstance(error, dist.DistError) or any(words in str(error) for words in _LOST)
+            is_theirs &= not is_out_of_memory(error)  # NCCL passes CUDA's words on
             if accelerator.num_processes == 1 or not is_theirs:
                 raise
             who = (watch.lost() if watch is not None else None) or "another process was lost"
-            raise EnvironmentFault(f"{who}, which its own output may explain ({_first(fault)}); {advice()}") from fault
+            raise EnvironmentFault(
+                f"{who}, which its own output may explain ({_first_words(error)}); {advice()}"
+            ) from error
 
 
-def _first(fault: BaseException) -> str:
+def _first_words(error: BaseException) -> str:
     """What an engine says first: without the place in its source, and without the advice that follows."""
-    return re.sub(r"^\[[^]]*\] ?", "", str(fault).splitlines()[0]).partition(". ")[0]
+    return re.sub(r"^\[[^]]*\] ?", "", str(error).splitlines()[0]).partition(". ")[0]
 
 
 def refuse_differing(facts: Mapping[str, object], accelerator: Accelerator) -> None:
@@ -214,12 +221,12 @@ def refuse_differing(facts: Mapping[str, object], accelerator: Accelerator) -> N
     """
     if accelerator.num_processes == 1:
         return
-    found: list[dict[str, object]] = [{} for _ in range(accelerator.num_processes)]
-    dist.all_gather_object(found, dict(facts), group=_patient_group())
-    for rank, theirs in enumerate(found):
-        for name in {**found[0], **theirs}:
-            if theirs.get(name) != found[0].get(name):
-                first, other = (shown(each.get(name), most=_SHOWN) for each in (found[0], theirs))
+    gathered: list[dict[str, object]] = [{} for _ in range(accelerator.num_processes)]
+    dist.all_gather_object(gathered, dict(facts), group=_patient_group())
+    for rank, theirs in enumerate(gathered):
+        for name in {**gathered[0], **theirs}:
+            if theirs.get(name) != gathered[0].get(name):
+                first, other = (shown(each.get(name), most=_SHOWN) for each in (gathered[0], theirs))
                 raise UsageError(
                     f"{name}: differs between the processes, {first} in rank 0 and {other} in rank {rank}; "
                     "give all of them the same data, recipe and version"
@@ -238,8 +245,8 @@ def agree(claim: bool, accelerator: Accelerator) -> bool:
 def wait_for_all(accelerator: Accelerator) -> None:
     """Wait until every process is here, also while one of them has been busy for long.
 
-    The sums of a training give up after :data:`PATIENCE`; this waits for :data:`LONG_PATIENCE`, on the CPU, whatever
-    the device is.
+    The sums of a training run give up after :data:`PATIENCE`; this waits for :data:`LONG_PATIENCE`, on the CPU,
+    whatever the device is.
     """
     if accelerator.num_processes > 1:
         options = dist.BarrierOptions()
@@ -304,7 +311,7 @@ def side_by_side() -> Iterator[Peers]:
     with watch.at_work(str):
         while watch.rank == 0 and (missing := watch.not_come(world)):
             if time.monotonic() > until:
-                raise _not_come(missing, world, patience=PATIENCE)
+                raise _missing_error(missing, world, patience=PATIENCE)
             time.sleep(_LOOK_S)
         del store  # until here the first process kept it for the others
         yield Peers(watch.rank, world, watch)

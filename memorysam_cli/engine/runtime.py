@@ -1,4 +1,8 @@
-"""What we compute on: the device, its precision and random numbers, deterministic kernels, and its memory."""
+"""What we compute on: the device, the precision, deterministic kernels, random numbers, and memory.
+
+Memory is what CUDA's allocator says on a GPU, and what the process, the machine and its control groups say elsewhere:
+how much there is, how much work takes, and one line for the user when it runs out.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +37,7 @@ LOOKING = "use a smaller --batch (1 is the least), fewer --modalities, no --tta,
 _ENGINES = {"ACCELERATE_USE_FSDP": "--use_fsdp", "ACCELERATE_USE_DEEPSPEED": "--use_deepspeed"}
 """What ``accelerate launch`` sets for an engine that cuts weights into parts, and the option that asked for it."""
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_NONE = re.compile(r"(\S+) does not have a deterministic implementation")
+_NOT_DETERMINISTIC = re.compile(r"(\S+) does not have a deterministic implementation")
 _CUBLAS_MISSING = "Deterministic behavior was enabled"
 """How torch says that cuBLAS was started without its workspace."""
 _STATUS = Path("/proc/self/status")
@@ -53,9 +57,9 @@ def choose_device(name: str) -> torch.device:
     kind, colon, index = name.partition(":")
     if kind not in {"cpu", "cuda", "mps"} or (colon and (kind != "cuda" or not index.isdecimal())):
         raise UsageError(f"--device {name}: is no device (known: {DEVICES})")
-    found = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(_has_mps())}[kind]
-    if int(index or 0) >= found:
-        have = f"{found} {kind} device{'s' * (found != 1)}"
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(_has_mps())}[kind]
+    if int(index or 0) >= count:
+        have = f"{count} {kind} device{'s' * (count != 1)}"
         raise EnvironmentFault(
             f"--device {name}: this machine has {have} that PyTorch {torch.__version__} can use; try --device auto"
         )
@@ -100,11 +104,11 @@ def make_accelerator(device: torch.device, *, precision: str) -> Accelerator:
             ],
         )
         processes.connect(accelerator)
-    except dist.DistError as fault:
+    except dist.DistError as error:
         raise EnvironmentFault(
-            f"not all {processes.launched_world()} processes came together ({str(fault).splitlines()[0]}); the "
+            f"not all {processes.launched_world()} processes came together ({str(error).splitlines()[0]}); the "
             "output of the others may explain it"
-        ) from fault
+        ) from error
     # The learner accumulates, whatever ACCELERATE_GRADIENT_ACCUMULATION_STEPS says.
     accelerator.gradient_accumulation_steps = 1
     return accelerator
@@ -169,15 +173,17 @@ def tensor_cores(precision: str) -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
-def prepare(*, is_wanted: bool) -> None:
-    """Set what CUDA's libraries read when they start; to be called before anything runs there."""
+def prepare_deterministic(*, is_wanted: bool) -> None:
+    """Set what CUDA's libraries read when they start, for ``train.deterministic``; call it before anything runs."""
     if is_wanted:
         os.environ.setdefault(CUBLAS, ":4096:8")
 
 
 @contextlib.contextmanager
-def enforced(*, is_wanted: bool) -> Iterator[None]:
+def deterministic(*, is_wanted: bool) -> Iterator[None]:
     """Allow deterministic kernels only, as long as the context is open; nothing changes where it is not wanted.
+
+    With ``train.deterministic`` every run on the same machine gives the same bits.
 
     Raises:
         EnvironmentFault: an operation has no deterministic form on this device; names it.
@@ -185,27 +191,27 @@ def enforced(*, is_wanted: bool) -> Iterator[None]:
     if not is_wanted:
         yield
         return
-    prepare(is_wanted=True)
+    prepare_deterministic(is_wanted=True)
     cudnn = torch.backends.cudnn
     before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
     torch.use_deterministic_algorithms(True)
     cudnn.deterministic, cudnn.benchmark = True, False
     try:
         yield
-    except RuntimeError as fault:
-        if advice := _advice_on(str(fault)):
-            raise EnvironmentFault(advice) from fault
+    except RuntimeError as error:
+        if advice := _deterministic_advice(str(error)):
+            raise EnvironmentFault(advice) from error
         raise
     finally:
         torch.use_deterministic_algorithms(before[0])
         cudnn.deterministic, cudnn.benchmark = before[1:]
 
 
-def _advice_on(message: str) -> str | None:
+def _deterministic_advice(message: str) -> str | None:
     """What of torch's message the user can use; none where it is about something else."""
-    if found := _NONE.search(message):
+    if match := _NOT_DETERMINISTIC.search(message):
         return (
-            f"train.deterministic: {found[1]} has no deterministic form on this device with PyTorch "
+            f"train.deterministic: {match[1]} has no deterministic form on this device with PyTorch "
             f"{torch.__version__}; train without --deterministic, or on the CPU"
         )
     if _CUBLAS_MISSING in message:
@@ -291,11 +297,11 @@ def read_bytes(text: str, *, option: str) -> int:
     Raises:
         UsageError: anything else, or nothing at all.
     """
-    found = _AMOUNT.fullmatch(text.strip())
-    unit = _UNITS.get(found[2].upper()) if found else None
-    if found is None or unit is None or not float(found[1]):
+    amount = _AMOUNT.fullmatch(text.strip())
+    unit = _UNITS.get(amount[2].upper()) if amount else None
+    if amount is None or unit is None or not float(amount[1]):
         raise UsageError(f"{option} '{text}': must be an amount of memory above 0 with its unit, such as 24GB or 24GiB")
-    return round(float(found[1]) * unit)
+    return round(float(amount[1]) * unit)
 
 
 @contextlib.contextmanager
@@ -311,16 +317,16 @@ def explained(device: torch.device, *, levers: str | Callable[[], str]) -> Itera
     """
     try:
         yield
-    except Exception as fault:
-        if isinstance(fault, MemorySamError) or not is_out_of_memory(fault):
+    except Exception as error:
+        if isinstance(error, MemorySamError) or not is_out_of_memory(error):
             raise
         advice = levers if isinstance(levers, str) else levers()
         raise EnvironmentFault(
-            f"out of memory on {device} ({shortage(fault)}; {_numbers(device)}); {advice}"
-        ) from fault
+            f"out of memory on {device} ({shortage(error)}; {_memory_numbers(device)}); {advice}"
+        ) from error
 
 
-def _numbers(device: torch.device) -> str:
+def _memory_numbers(device: torch.device) -> str:
     """What was taken, what is left, what there is."""
     try:
         have, peak = capacity(device), peak_bytes(device)

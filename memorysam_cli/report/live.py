@@ -92,7 +92,7 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, traceback: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._bar is not None:
             self._bar.close()
@@ -178,12 +178,12 @@ class LiveTable(Progress):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, traceback: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         global _shown  # noqa: PLW0603
         _shown = None
         self._end()
-        super().__exit__(kind, fault, traceback)
+        super().__exit__(kind, error, traceback)
 
     def advance(self, n: int = 1, status: str = "", figures: Mapping[str, str] | None = None) -> None:
         """Count ``n`` more and show the figures."""
@@ -246,10 +246,10 @@ class Inner(Progress):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, traceback: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._outer.nest(None)
-        super().__exit__(kind, fault, traceback)
+        super().__exit__(kind, error, traceback)
 
     def advance(self, n: int = 1, status: str = "", figures: Mapping[str, str] | None = None) -> None:
         """Count ``n`` more."""

@@ -68,7 +68,7 @@ def test_whatever_ends_the_block_nothing_stays(handled: object) -> None:
         with pytest.raises(ValueError, match="x"), catch_stop():
             raise ValueError("x")
     assert {each: signal.getsignal(each) for each in SIGNAL_EXIT_CODES} == handled
-    assert signal.set_wakeup_fd(-1) == -1 and endings._counted == set()
+    assert signal.set_wakeup_fd(-1) == -1 and endings._signal_descriptors == set()
     signal.set_wakeup_fd(wakeup)
     until = time.monotonic() + 5
     while threading.active_count() > threads:

@@ -1,4 +1,8 @@
-"""Checkpoints: the whole state of a run, written so that a kill or a full disk at any moment costs nothing."""
+"""Checkpoints: the whole state of a run, written so that a kill or a full disk at any moment costs nothing.
+
+What a checkpoint holds, then its way: the state is taken, written, found again, read, compared with the run that wants
+to continue, and put back.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +31,15 @@ from memorysam_cli.storage import atomic, documents, tensors
 MANIFEST = "MANIFEST.json"
 TENSORS = ("model", "optimizer", "rng")
 UPDATES = "updates"
-"""The optimiser's tensor that keeps its file from being empty before the first update."""
+"""The optimizer's tensor that keeps its file from being empty before the first update."""
 MAY_CHANGE = {
     "name", "about", "extensions", "data.max_bad", "data.workers", "model.init", "train.checkpoint_minutes",
     "train.checkpoint_steps", "train.keep_checkpoints", "train.max_steps", "train.saver", "train.validate_every",
 }  # fmt: skip
 """Recipe keys that say how the work is done and how long; what is computed may not change in a run. Of ``model.init``
 the content counts, not the path."""
-ADDED = {"model.fusion": "mean"}
-"""What keys meant before recipes had them."""
+DEFAULTS_BEFORE = {"model.fusion": "mean"}
+"""The values of keys that older recipes did not have."""
 _FOLDER = re.compile(r"step-\d{8}(\.new)?")
 _NEW, _REMOVED = ".new", ".removed"
 
@@ -53,7 +57,7 @@ class Position:
         validation: the last validation's :class:`~memorysam_cli.model.weights.Metric`, as JSON; its ``miou`` is none
             where that was no number.
         all_ignored: batches so far in which no pixel counted.
-        scenes: that were learnt from so far, in all processes, each as often as it came.
+        scenes: that were learned from so far, in all processes, each as often as it came.
         initial: tensors that were taken from the weights of ``model.init``.
         world: processes; a resumed run needs as many.
         scaler: the state of the fp16 gradient scaler, if there is one.
@@ -131,7 +135,7 @@ def take(learner: Learner, position: Position, *, identity: dict[str, Any], scen
     Args:
         learner: what learns.
         position: where the run stands; its scenes are brought up to date.
-        identity: of :func:`memorysam_cli.engine.train.checkpoints.identity_of`.
+        identity: of :func:`identity_of`.
         scenes_since: scenes of this process since the last time.
 
     Raises:
@@ -179,8 +183,8 @@ def write(folder: Path, state: State, *, keep: int) -> Path:
         with atomic.new_folder(place) as temporary:
             _fill(temporary, state)
             if target.exists() and documents.read_json(temporary / MANIFEST) == documents.read_json(target / MANIFEST):
-                raise _SameError
-    except _SameError:
+                raise _AlreadySavedError
+    except _AlreadySavedError:
         _prune(folder, keep=keep)  # a kill may have come before
         return target
     if not is_valid(place):
@@ -191,7 +195,7 @@ def write(folder: Path, state: State, *, keep: int) -> Path:
     return target
 
 
-class _SameError(Exception):
+class _AlreadySavedError(Exception):
     """What is to be saved is saved already."""
 
 
@@ -232,12 +236,12 @@ def _out_of_the_way(path: Path) -> Path:
 
 def _prune(folder: Path, *, keep: int) -> None:
     """Remove what is older than the newest ``keep`` valid ones, and nothing where there are not so many."""
-    found = 0
-    for path in reversed(_all(folder)):
-        if found >= keep:
+    valid = 0
+    for path in reversed(_folders(folder)):
+        if valid >= keep:
             shutil.rmtree(_out_of_the_way(path))
         else:
-            found += is_valid(path)
+            valid += is_valid(path)
 
 
 def path_of(folder: Path, step: int) -> Path:
@@ -271,7 +275,7 @@ def is_valid(path: Path) -> bool:
 def newest_valid(folder: Path) -> tuple[Path | None, list[Path]]:
     """The newest checkpoint whose sums agree, and the newer ones that had to be passed over."""
     damaged: list[Path] = []
-    for path in reversed(_all(folder)):
+    for path in reversed(_folders(folder)):
         if is_valid(path):
             return path, damaged
         damaged.append(path)
@@ -280,15 +284,15 @@ def newest_valid(folder: Path) -> tuple[Path | None, list[Path]]:
 
 def all_valid(folder: Path) -> list[Path]:
     """The checkpoints whose sums agree, oldest first."""
-    return [path for path in _all(folder) if is_valid(path)]
+    return [path for path in _folders(folder) if is_valid(path)]
 
 
 def newer_than(path: Path) -> list[Path]:
     """The checkpoints beside ``path`` that were written after it, newest first."""
-    return [other for other in reversed(_all(path.parent)) if other.name > path.name]
+    return [other for other in reversed(_folders(path.parent)) if other.name > path.name]
 
 
-def _all(folder: Path) -> list[Path]:
+def _folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.is_dir() and _FOLDER.fullmatch(path.name))
@@ -313,8 +317,8 @@ def read_header(path: Path) -> CheckpointHeader:
         position = TypeAdapter(Position).validate_json(
             documents.to_json(content), strict=True
         )  # as JSON: lists are lists
-    except ValidationError as fault:
-        first = fault.errors()[0]
+    except ValidationError as error:
+        first = error.errors()[0]
         raise WeightsError(
             f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}; take another checkpoint"
         ) from None
@@ -329,9 +333,9 @@ def read(path: Path) -> State:
     """
     if not is_valid(path):
         raise WeightsError(f"{path}: is no valid checkpoint (its {MANIFEST} is missing or does not agree)")
-    stand = read_header(path)
+    header = read_header(path)
     parts = {name: tensors.read(path / f"{name}.safetensors")[0] for name in TENSORS}
-    return State(stand.position, identity=stand.identity, made_by=stand.made_by, **parts)
+    return State(header.position, identity=header.identity, made_by=header.made_by, **parts)
 
 
 def refuse_other(then: dict[str, Any], now: dict[str, Any], *, worlds: tuple[int, int], where: str) -> None:
@@ -346,7 +350,7 @@ def refuse_other(then: dict[str, Any], now: dict[str, Any], *, worlds: tuple[int
     Raises:
         UsageError: the run would compute something else, or has another number of processes.
     """
-    then = ADDED | {key: value for key, value in then.items() if not is_retired(key, value)}
+    then = DEFAULTS_BEFORE | {key: value for key, value in then.items() if not is_retired(key, value)}
     keys = [key for key in now | then if now.get(key) != then.get(key)]
     if keys:
         differing = "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys)
@@ -359,11 +363,6 @@ def refuse_other(then: dict[str, Any], now: dict[str, Any], *, worlds: tuple[int
         )
 
 
-def changed(then: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:
-    """Which conditions are others: key → what it was, what it is."""
-    return {key: [then.get(key), now.get(key)] for key in now | then if then.get(key) != now.get(key)}
-
-
 def put_back(state: State, learner: Learner, *, where: str) -> Position:
     """Make everything as it was when a state was taken; returns where the run stood.
 
@@ -371,20 +370,20 @@ def put_back(state: State, learner: Learner, *, where: str) -> Position:
         WeightsError: the tensors are not of this network, or there is no state of the random numbers.
     """
     accelerator = learner.accelerator
-    random = _random(state, learner, where=where)
+    random = _own_rng(state, learner, where=where)
     fill_own(learner.network, state.model, where=where)
-    _restore(state, learner, where=where)
+    _restore_learner(state, learner, where=where)
     if accelerator.scaler is not None and state.position.scaler:
         accelerator.scaler.load_state_dict(state.position.scaler)
     try:
         set_rng_state(random, accelerator.device)
-    except (RuntimeError, TypeError) as fault:
-        reason = str(fault).splitlines()[0]
-        raise WeightsError(f"{where}: its state of the random numbers is none ({reason}); take another") from fault
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsError(f"{where}: its state of the random numbers is none ({reason}); take another") from error
     return state.position
 
 
-def _random(state: State, learner: Learner, *, where: str) -> dict[str, torch.Tensor]:
+def _own_rng(state: State, learner: Learner, *, where: str) -> dict[str, torch.Tensor]:
     """The state of this process's random numbers. Without it, a run that goes on would be another one."""
     accelerator = learner.accelerator
     prefix = f"{accelerator.process_index}/"
@@ -397,13 +396,13 @@ def _random(state: State, learner: Learner, *, where: str) -> dict[str, torch.Te
     return own
 
 
-def _restore(state: State, learner: Learner, *, where: str) -> None:
-    """Put optimiser and losses back; all that the checkpoint has, and no more."""
+def _restore_learner(state: State, learner: Learner, *, where: str) -> None:
+    """Put optimizer and losses back; all that the checkpoint has, and no more."""
     saved = {name: value for name, value in state.optimizer.items() if name != UPDATES}
     try:
         learner.restore(saved)
-    except (KeyError, RuntimeError) as fault:
-        reason = str(fault).splitlines()[0][:200]
-        raise WeightsError(f"{where}: its optimiser is not of this network ({reason}); take another") from fault
-    if found := base_weights.difference(base_weights.shapes_of(saved), base_weights.shapes_of(learner.state())):
-        raise WeightsError(f"{where}: its optimiser is not of this network: {found}; take another checkpoint")
+    except (KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise WeightsError(f"{where}: its optimiser is not of this network ({reason}); take another") from error
+    if difference := base_weights.difference(base_weights.shapes_of(saved), base_weights.shapes_of(learner.state())):
+        raise WeightsError(f"{where}: its optimiser is not of this network: {difference}; take another checkpoint")

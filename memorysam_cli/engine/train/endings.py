@@ -1,4 +1,7 @@
-"""How a run ends: what asks it to stop, and what it leaves behind when it is done, diverged or failed."""
+"""How a run ends: by a signal, by scenes that cannot be read, by an update that diverged, or because it is done.
+
+In that order; last, :class:`Ending` records any end for those whose launcher hides the exit code.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ GRACE_S = 5.0
 """For how long a second signal may wait for the main thread to hear of it, and to tidy up."""
 _LAST_WORDS = "memorysam: error [{}]: ended at once by a second signal; --resume goes on from the last checkpoint\n"
 _INTERRUPTED, _TERMINATED, _BUG = 130, 143, 1
-_SHOWN = 4
+_SHOWN_FILES = 4
 _SHOWN_SCENES = 10
 
 
@@ -97,18 +100,18 @@ def _last_resort() -> Iterator[None]:
     writing.setblocking(False)
     is_over = threading.Event()
     earlier = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
-    _counted.add(writing.fileno())
-    threading.Thread(target=_count, args=(reading, is_over), name="signals", daemon=True).start()
+    _signal_descriptors.add(writing.fileno())
+    threading.Thread(target=_count_signals, args=(reading, is_over), name="signals", daemon=True).start()
     try:
         yield
     finally:
         is_over.set()
         signal.set_wakeup_fd(earlier)
-        _counted.discard(writing.fileno())
+        _signal_descriptors.discard(writing.fileno())
         writing.close()  # the thread reads the end, and ends
 
 
-def _count(reading: socket.socket, is_over: threading.Event) -> None:
+def _count_signals(reading: socket.socket, is_over: threading.Event) -> None:
     """Wait for the second signal of a polite end, and then for the end."""
     heard, codes = 0, {int(number): code for number, code in SIGNAL_EXIT_CODES.items()}
     with reading:
@@ -121,15 +124,15 @@ def _count(reading: socket.socket, is_over: threading.Event) -> None:
                 os._exit(code)
 
 
-_counted: set[int] = set()
+_signal_descriptors: set[int] = set()
 """The descriptors that the kernel tells a parent of its signals by; its children have them, too."""
 
 
 def _forget_in_child() -> None:
     """A signal for a forked data worker is none for its parent."""
-    if _counted:
+    if _signal_descriptors:
         signal.set_wakeup_fd(-1)
-        _counted.clear()
+        _signal_descriptors.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -166,8 +169,8 @@ class Quarantine:
         own = {left.scene: left.why for batch in batches for left in batch.left_out if left.scene not in self.listed}
         if not agree(bool(own), self.accelerator):
             return
-        found = gather_object([own]) if self.accelerator.num_processes > 1 else [own]
-        for scene, why in sorted({scene: why for each in found for scene, why in each.items()}.items()):
+        lists = gather_object([own]) if self.accelerator.num_processes > 1 else [own]
+        for scene, why in sorted({scene: why for each in lists for scene, why in each.items()}.items()):
             self.listed[scene] = why
             if self.accelerator.is_main_process:
                 documents.append_json_line(self.run.quarantine, {"scene": scene, "why": why, "step": step}, fsync=True)
@@ -186,7 +189,7 @@ class Quarantine:
         )
 
 
-def describe(
+def describe_divergence(
     result: StepResult, batches: Sequence[Batch], position: Position, *, rate: float, accelerator: Accelerator
 ) -> dict[str, Any]:
     """All that is known of the update, as JSON; every process must call this.
@@ -217,11 +220,11 @@ def describe(
     return {"step": position.step + 1, "epoch": position.epoch, **finite, "lr": rate, "scenes": scenes}
 
 
-def end(record: dict[str, Any], run: RunFolder, *, save: Callable[[], object], is_main: bool) -> NoReturn:
-    """End a run with the weights of before the update; a fault of the disk meanwhile does not hide why.
+def end_diverged(record: dict[str, Any], run: RunFolder, *, save: Callable[[], object], is_main: bool) -> NoReturn:
+    """End a run with the weights of before the update; an error of the disk meanwhile does not hide why.
 
     Args:
-        record: of :func:`describe`.
+        record: of :func:`describe_divergence`.
         run: whose ``diverged.json`` keeps it.
         save: saves the weights as they are.
         is_main: whether this is the main process.
@@ -230,24 +233,24 @@ def end(record: dict[str, Any], run: RunFolder, *, save: Callable[[], object], i
         DivergedError: always.
     """
     try:
-        raise DivergedError(sentence(record))
-    except DivergedError as fault:
+        raise DivergedError(_sentence(record))
+    except DivergedError as error:
         if is_main:
             documents.write_json(run.diverged, record)
         save()
         raise DivergedError(
-            f"{fault}; the weights of step {record['step'] - 1} are in {run.last}, the batch in {run.diverged}; "
+            f"{error}; the weights of step {record['step'] - 1} are in {run.last}, the batch in {run.diverged}; "
             "try a lower optim.lr"
         ) from None
 
 
-def sentence(record: dict[str, Any]) -> str:
+def _sentence(record: dict[str, Any]) -> str:
     """The same in a line, with the first files."""
     scenes = record["scenes"]
     names = [shown(scene["files"][0] if scene["files"] else scene["id"]) for scene in scenes]
     return (
         f"step {record['step']}: loss {_figure(record['loss'])}, gradient norm {_figure(record['gradient_norm'])}, "
-        f"lr {record['lr']:.3g}, scenes {few(names, _SHOWN)}"
+        f"lr {record['lr']:.3g}, scenes {few(names, _SHOWN_FILES)}"
     )
 
 
@@ -286,7 +289,7 @@ def finish(
     result = TrainingResult(
         run=run.path, best=run.best, last=run.last, miou=position.best_miou, best_step=position.best_step,
         steps=position.step, seconds=seconds, scenes=position.scenes, left_out=len(quarantine), resumed=resumed,
-        laws=_checked(learner, position, expected=position.step * scenes, last=run.last) if is_main else {},
+        laws=_check_laws(learner, position, expected=position.step * scenes, last=run.last) if is_main else {},
     )  # fmt: skip
     if is_main:
         documents.write_json(run.result, {"schema_version": 1, **result.to_json()})
@@ -294,7 +297,7 @@ def finish(
     return result
 
 
-def _checked(learner: Learner, position: Position, *, expected: int, last: Path) -> conservation.Report:
+def _check_laws(learner: Learner, position: Position, *, expected: int, last: Path) -> conservation.Report:
     """The laws, each of whose sides is counted by itself.
 
     Args:
@@ -311,7 +314,7 @@ def _checked(learner: Learner, position: Position, *, expected: int, last: Path)
     saved = len(tensors.read(last)[0])
     # LoRA cuts the base's fused projections into three: tensors do not stay as many, their values do.
     base = sum(math.prod(shape) for shape in base_shapes(network.card.base.backbone).values())
-    found = {
+    laws = {
         "scenes learnt from = steps × batch × accumulate × processes": (position.scenes, expected),
         "values of the base + values of new tensors = values of the model": (
             base + sum(state[name].numel() for name in new),
@@ -320,8 +323,8 @@ def _checked(learner: Learner, position: Position, *, expected: int, last: Path)
         "tensors trained + new ones that are not = tensors saved": (len(trained) + len(frozen), saved),
     }
     if position.initial:
-        found["tensors of the initial weights = tensors saved"] = (position.initial, saved)
-    return conservation.check(found)
+        laws["tensors of the initial weights = tensors saved"] = (position.initial, saved)
+    return conservation.check(laws)
 
 
 @dataclass(frozen=True)
@@ -367,11 +370,11 @@ class Ending:
         """
         try:
             yield
-        except BaseException as fault:
-            is_ours = out is not None and RunFolder(out).holds_run() and not isinstance(fault, FolderInUseError)
+        except BaseException as error:
+            is_ours = out is not None and RunFolder(out).holds_run() and not isinstance(error, FolderInUseError)
             if out is not None and is_ours and not self._is_recorded:
                 with contextlib.suppress(MemorySamError, OSError), lock.hold(out):  # another run may be at work there
-                    _record(RunFolder(out), fault)
+                    _record(RunFolder(out), error)
             raise
 
     @contextlib.contextmanager
@@ -382,9 +385,9 @@ class Ending:
             run.exit.unlink(missing_ok=True)  # where there is none, the process was killed
         try:
             yield
-        except BaseException as fault:
-            with contextlib.suppress(MemorySamError, OSError):  # the first fault is the one to tell
-                _record(run, fault)
+        except BaseException as error:
+            with contextlib.suppress(MemorySamError, OSError):  # the first error is the one to tell
+                _record(run, error)
             raise
         _record(run, None)
 
@@ -393,20 +396,20 @@ def _is_launched() -> bool:
     return processes.is_launched() and processes.launched_rank() == 0
 
 
-def _record(run: RunFolder, fault: BaseException | None) -> None:
+def _record(run: RunFolder, error: BaseException | None) -> None:
     if not _is_launched():
         return
-    code, message = (0, "") if fault is None else _code_and_reason(fault)
+    code, message = (0, "") if error is None else _code_and_reason(error)
     meaning = str(EXIT_CODES[code]) if code in EXIT_CODES else ""
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     documents.write_json(run.exit, {"code": code, "meaning": meaning, "message": message, "time": now})
 
 
-def _code_and_reason(fault: BaseException) -> tuple[int, str]:
+def _code_and_reason(error: BaseException) -> tuple[int, str]:
     """The exit code that the program will end with, and why."""
-    if isinstance(fault, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt):
         return _INTERRUPTED, "interrupted"
-    if isinstance(fault, SystemExit):
-        return (fault.code if isinstance(fault.code, int) else _TERMINATED), str(fault)
-    known = most_severe(fault) if isinstance(fault, MemorySamError) else environment_fault(fault)
-    return (_BUG, f"{type(fault).__name__}: {fault}") if known is None else (known.exit_code, str(known))
+    if isinstance(error, SystemExit):
+        return (error.code if isinstance(error.code, int) else _TERMINATED), str(error)
+    known = most_severe(error) if isinstance(error, MemorySamError) else environment_fault(error)
+    return (_BUG, f"{type(error).__name__}: {error}") if known is None else (known.exit_code, str(known))

@@ -121,7 +121,7 @@ class Gradients:
         for place, batch in enumerate(batches):
             states.append(rng_state(device))
             outputs.append(self._forward(batch, place=place) if place == last else self._outline(batch))
-        leaves = [Leaf(*(_cut(part) for part in (output.logits, output.features))) for output in outputs]
+        leaves = [_Leaf(*(_cut(part) for part in (output.logits, output.features))) for output in outputs]
         terms = self.objective(self._inputs(leaves, batches))
         end = rng_state(device)  # a loss may draw random numbers too
         self.accelerator.backward(terms.sum())
@@ -138,7 +138,7 @@ class Gradients:
     def rehearse(self, batch: Batch) -> None:
         """Forward and backward of a batch, with nothing sent to other processes.
 
-        The bare network: a fault in DDP's forward pass would leave it out of step with the other processes'.
+        The bare network: an error in DDP's forward pass would leave it out of step with the other processes'.
         """
         with self.accelerator.autocast():
             output = self.network(batch.to(self.accelerator.device).frames)
@@ -164,7 +164,7 @@ class Gradients:
         """Gradients travel between processes once, with the batch whose backward pass is the last: the first one."""
         return contextlib.nullcontext() if place == 0 else self.accelerator.no_sync(self.model)
 
-    def _inputs(self, leaves: Sequence[Leaf], batches: Sequence[Batch]) -> LossInputs:
+    def _inputs(self, leaves: Sequence[_Leaf], batches: Sequence[Batch]) -> LossInputs:
         """What the losses see."""
         task = self.objective.task
         return LossInputs(
@@ -177,7 +177,7 @@ class Gradients:
         )
 
 
-class Leaf(NamedTuple):
+class _Leaf(NamedTuple):
     """What the losses see of one batch, cut off from the network, so that gradients stop here."""
 
     logits: Tensor
@@ -189,10 +189,10 @@ def _cut(output: Tensor) -> Tensor:
     return output.detach().requires_grad_()
 
 
-def _hand_back(output: Output, leaf: Leaf) -> None:
+def _hand_back(output: Output, leaf: _Leaf) -> None:
     """Let the gradients that have come to a leaf go on into the network."""
     pairs = [(output.logits, leaf.logits.grad), (output.features, leaf.features.grad)]
-    # Without SPMM, say, nothing has come to the features.
+    # Nothing comes to the features where no loss reads them.
     tensors, gradients = zip(*[pair for pair in pairs if pair[1] is not None], strict=True)
     torch.autograd.backward(tensors, gradients)
 

@@ -1,4 +1,8 @@
-"""Which run a ``memorysam train`` begins or continues, and what must hold before its first update."""
+"""Which run a ``memorysam train`` begins or continues, and what must hold before its first update.
+
+In the order of a start: the recipe, its data set, the run's folder and checkpoint, the weights of ``--init``, the
+room on the disk, and what is printed before the first update.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +37,9 @@ from memorysam_cli.storage import atomic, documents, lock, tensors
 from memorysam_cli.text import megabytes
 
 AUTO = "auto"
-MARGIN = 1.05
+DISK_MARGIN = 1.05
 """Folders, headers, logs and pictures, beside the checkpoints."""
-_NEW_RUN = "give other weights, or begin without --init"
+_OTHER_WEIGHTS = "give other weights, or begin without --init"
 
 
 def choose_recipe(name: str | None, *, overrides: list[str], resume: str | None, out: Path | None) -> Recipe:
@@ -214,7 +218,7 @@ def _refuse_used(folder: Path) -> None:
             pass
 
 
-def sum_of(recipe: Recipe, then: str | None = None) -> str | None:
+def initial_sha256(recipe: Recipe, then: str | None = None) -> str | None:
     """The SHA-256 of the weights that a recipe begins from; none where it begins from none.
 
     Args:
@@ -226,7 +230,7 @@ def sum_of(recipe: Recipe, then: str | None = None) -> str | None:
     """
     if recipe.model.init is None:
         return None
-    path = _path(recipe.model.init)
+    path = Path(recipe.model.init).expanduser()
     if not path.is_file():
         if then is not None:
             return then
@@ -234,7 +238,7 @@ def sum_of(recipe: Recipe, then: str | None = None) -> str | None:
     return tensors.sha256(path)
 
 
-def begin_from(network: Segmenter, name: str) -> int:
+def load_initial(network: Segmenter, name: str) -> int:
     """Fill a network that is ready to train with trained weights.
 
     Args:
@@ -247,12 +251,12 @@ def begin_from(network: Segmenter, name: str) -> int:
     Raises:
         WeightsError: the file is damaged, or of another base, backbone, LoRA, classes or kind of input; says which.
     """
-    path = _path(name)
+    path = Path(name).expanduser()
     if not path.is_file():
         raise WeightsError(f"--init {path}: is not a file; give weights of `memorysam train`")
     state, card = read(path)
     if reasons := list(_obstacles(card, network.card)):
-        raise WeightsError(f"--init {path}: does not fit this run: {'; '.join(reasons)}; {_NEW_RUN}")
+        raise WeightsError(f"--init {path}: does not fit this run: {'; '.join(reasons)}; {_OTHER_WEIGHTS}")
     own = own_tensors(network)
     if card.kind == "complete":
         state = _without_base(state, network, own, where=path)
@@ -263,50 +267,50 @@ def begin_from(network: Segmenter, name: str) -> int:
     return len(own)
 
 
-def _obstacles(given: WeightsCard, wanted: WeightsCard) -> Iterator[str]:
+def _obstacles(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
     """Why weights cannot be what a run begins from."""
-    if given.kind == "merged":
+    if initial.kind == "merged":
         yield "its LoRA is merged into the base; give the run's own best.safetensors"
         return
     pairs = {
-        "model.backbone": (given.recipe.model.backbone, wanted.recipe.model.backbone),
-        "model.encoder": (given.recipe.model.encoder, wanted.recipe.model.encoder),
-        "model.object_gate": (given.recipe.model.object_gate, wanted.recipe.model.object_gate),
-        **_lora(given, wanted),
+        "model.backbone": (initial.recipe.model.backbone, ours.recipe.model.backbone),
+        "model.encoder": (initial.recipe.model.encoder, ours.recipe.model.encoder),
+        "model.object_gate": (initial.recipe.model.object_gate, ours.recipe.model.object_gate),
+        **_lora_settings(initial, ours),
     }
     yield from (f"{key} was {then}, is {now}" for key, (then, now) in pairs.items() if then != now)
-    if given.kind == "trained" and given.base.sha256 != wanted.base.sha256:
+    if initial.kind == "trained" and initial.base.sha256 != ours.base.sha256:
         yield (
-            f"its base weights are {given.base.source} ({given.base.sha256[:12]}…), this run's "
-            f"{wanted.base.source} ({wanted.base.sha256[:12]}…)"
+            f"its base weights are {initial.base.source} ({initial.base.sha256[:12]}…), this run's "
+            f"{ours.base.source} ({ours.base.sha256[:12]}…)"
         )
-    classes = given.dataset.classes, wanted.dataset.classes
-    if given.tokens != wanted.tokens or len(classes[0]) != len(classes[1]):
+    classes = initial.dataset.classes, ours.dataset.classes
+    if initial.tokens != ours.tokens or len(classes[0]) != len(classes[1]):
         yield f"it has {len(classes[0])} classes, this data set {len(classes[1])}: a head is not cut or filled up"
     elif classes[0] != classes[1]:
         then, now = next(pair for pair in zip(*classes, strict=True) if pair[0] != pair[1])
         yield f"its classes are others ('{then}' where this data set has '{now}')"
-    alone = [len(card.modalities) == 1 for card in (given, wanted)]
+    alone = [len(card.modalities) == 1 for card in (initial, ours)]
     if alone[0] != alone[1]:
         yield (
-            f"it was trained on {len(given.modalities)} modalities, this run has {len(wanted.modalities)}: the memory "
+            f"it was trained on {len(initial.modalities)} modalities, this run has {len(ours.modalities)}: the memory "
             "is trained only where there are several"
         )
 
 
-def _lora(given: WeightsCard, wanted: WeightsCard) -> dict[str, tuple[Any, Any]]:
+def _lora_settings(initial: WeightsCard, ours: WeightsCard) -> dict[str, tuple[Any, Any]]:
     """The settings of LoRA that decide what its tensors are and mean; none where it is not used."""
-    if wanted.recipe.model.encoder != "lora":
+    if ours.recipe.model.encoder != "lora":
         return {}
-    then, now = given.recipe.model.lora, wanted.recipe.model.lora
-    found: dict[str, tuple[Any, Any]] = {
+    then, now = initial.recipe.model.lora, ours.recipe.model.lora
+    settings: dict[str, tuple[Any, Any]] = {
         "rank": (then.rank, now.rank),
         "targets": (then.targets, now.targets),
         "dora": (then.dora, now.dora),
         "rslora": (then.rslora, now.rslora),
         "alpha": (then.alpha or then.rank, now.alpha or now.rank),
     }
-    return {f"model.lora.{key}": pair for key, pair in found.items()}
+    return {f"model.lora.{key}": pair for key, pair in settings.items()}
 
 
 def _without_base(
@@ -318,13 +322,9 @@ def _without_base(
     if others:
         raise WeightsError(
             f"--init {where}: its base weights are not this run's: {len(others)} of {len(base)} tensors differ "
-            f"({base_weights.few_names(others)}); {_NEW_RUN}"
+            f"({base_weights.few_names(others)}); {_OTHER_WEIGHTS}"
         )
     return {name: tensor for name, tensor in state.items() if name not in base}
-
-
-def _path(name: str) -> Path:
-    return Path(name).expanduser()
 
 
 def checkpoint_bytes(learner: Learner) -> int:
@@ -337,11 +337,11 @@ def _bytes(tensors: Mapping[str, Tensor]) -> int:
 
 
 @contextlib.contextmanager
-def begin(planned: RunStart, accelerator: Accelerator, *, checkpoint_bytes: int = 0) -> Iterator[RunFolder]:
+def begin(run_start: RunStart, accelerator: Accelerator, *, checkpoint_bytes: int = 0) -> Iterator[RunFolder]:
     """Make the run's folder if it is new, and hold its lock; all processes of a run get the same folder.
 
     Args:
-        planned: of :func:`plan`.
+        run_start: of :func:`plan`.
         accelerator: the processes.
         checkpoint_bytes: what a checkpoint takes, for which there must be room.
 
@@ -354,9 +354,9 @@ def begin(planned: RunStart, accelerator: Accelerator, *, checkpoint_bytes: int 
         answer: list[RunFolder | MemorySamError | None] = [None]
         if accelerator.is_main_process:
             try:
-                answer = [_begin(stack, planned, checkpoint_bytes)]
-            except MemorySamError as fault:
-                answer = [fault]
+                answer = [_begin(stack, run_start, checkpoint_bytes)]
+            except MemorySamError as error:
+                answer = [error]
         if accelerator.num_processes > 1:
             broadcast_object_list(answer)
         run = answer[0]
@@ -366,48 +366,48 @@ def begin(planned: RunStart, accelerator: Accelerator, *, checkpoint_bytes: int 
         yield run
 
 
-def _begin(stack: contextlib.ExitStack, planned: RunStart, checkpoint_bytes: int) -> RunFolder:
+def _begin(stack: contextlib.ExitStack, run_start: RunStart, checkpoint_bytes: int) -> RunFolder:
     """As :func:`begin`, in the main process."""
-    is_new = planned.run is None
-    run = planned.run or RunFolder(planned.out or run_folder.name_for(planned.recipe))
+    is_new = run_start.run is None
+    run = run_start.run or RunFolder(run_start.out or run_folder.name_for(run_start.recipe))
     if not run.path.is_symlink() or run.path.exists():
         atomic.refuse_unwritable(run.path)
-    kept = 0 if is_new else len(checkpoints.all_valid(run.checkpoints))
-    keep = planned.recipe.train.keep_checkpoints
-    refuse_small(run.path, checkpoint=checkpoint_bytes, keep=keep, kept=kept)
-    if is_new and not planned.begins_again and not (run.path / lock.NAME).exists():
+    present = 0 if is_new else len(checkpoints.all_valid(run.checkpoints))
+    keep = run_start.recipe.train.keep_checkpoints
+    refuse_full_disk(run.path, checkpoint=checkpoint_bytes, keep=keep, present=present)
+    if is_new and not run_start.begins_again and not (run.path / lock.NAME).exists():
         run_folder.refuse_taken(run.path)  # before the lock, which would leave its file in a user's own folder
     stack.enter_context(lock.hold(run.path))
     if is_new:
-        run_folder.create(planned.recipe, run.path, begins_again=planned.begins_again)
+        run_folder.create(run_start.recipe, run.path, begins_again=run_start.begins_again)
     run.sweep()
     checkpoints.sweep(run.checkpoints)
-    for line in planned.notes:
+    for line in run_start.notes:
         console.note(line)
-    for path in planned.damaged:
+    for path in run_start.damaged:
         aside = checkpoints.set_aside(path, "corrupt")
         console.warn(f"{path}: is damaged and set aside as {aside.name}; going on without it")
-    for path in planned.abandoned:
+    for path in run_start.abandoned:
         # Left in place, the next --resume auto would return to them.
         console.note(f"{path}: is set aside as {checkpoints.set_aside(path, 'abandoned').name}")
     run_folder.point_latest(run.path)
     return run
 
 
-def refuse_small(folder: Path, *, checkpoint: int, keep: int, kept: int) -> None:
+def refuse_full_disk(folder: Path, *, checkpoint: int, keep: int, present: int) -> None:
     """Refuse to begin what the disk cannot hold: the checkpoints that are kept, and the next one beside them.
 
     Args:
         folder: of the run; need not be there.
         checkpoint: its size in bytes.
         keep: how many are kept.
-        kept: how many valid ones are there.
+        present: how many valid ones are there.
 
     Raises:
         EnvironmentFault: names needed and free space.
     """
-    count = max(1, keep + 1 - kept)
-    needed, free = int(count * checkpoint * MARGIN), _free(folder)
+    count = max(1, keep + 1 - present)
+    needed, free = int(count * checkpoint * DISK_MARGIN), _free(folder)
     if free is not None and free < needed:
         raise EnvironmentFault(
             f"{folder}: the disk is too full for this training: needs {megabytes(needed)} ({count} checkpoints of "
@@ -437,12 +437,14 @@ def introduction(
         steps_per_epoch: updates.
     """
     recipe, accelerator = learner.recipe, learner.accelerator
-    modalities = recipe.data.modalities
+    settings, processes, modalities = recipe.train, accelerator.num_processes, recipe.data.modalities
     yield f"run: {run.path}  device: {accelerator.device}  modalities: {', '.join(modalities)}"
-    trained, whole = count(learner.parameters.values()), count(learner.network.parameters())
+    trainable, whole = count(learner.parameters.values()), count(learner.network.parameters())
     yield (
-        f"{scenes} scenes, {steps_per_epoch} updates per epoch, {_at_once(recipe, accelerator)}; "
-        f"{trained:,} of {whole:,} parameters are trained"
+        f"{scenes} scenes, {steps_per_epoch} updates per epoch, "
+        f"{settings.batch * settings.accumulate * processes} scenes per update (batch {settings.batch}, "
+        f"{settings.accumulate} accumulated, {processes} process{'es' * (processes > 1)}); "
+        f"{trainable:,} of {whole:,} parameters are trained"
     )
     if recipe.losses:
         yield f"losses: {', '.join(recipe.terms)}"
@@ -450,12 +452,3 @@ def introduction(
         yield "one modality: memory attention and memory encoder get no gradient and are frozen"
     if position.step:
         yield f"resumed at step {position.step}, epoch {position.epoch + 1}"
-
-
-def _at_once(recipe: Recipe, accelerator: Accelerator) -> str:
-    """What an update is made of."""
-    settings, processes = recipe.train, accelerator.num_processes
-    return (
-        f"{settings.batch * settings.accumulate * processes} scenes per update (batch {settings.batch}, "
-        f"{settings.accumulate} accumulated, {processes} process{'es' * (processes > 1)})"
-    )

@@ -1,7 +1,10 @@
-"""TensorBoard, W&B, MLflow and Trackio through accelerate's classes: where each keeps a run, and how it goes on.
+"""The process of one tracker: TensorBoard, W&B, MLflow or Trackio through accelerate's classes.
 
-Imported in a tracker's own process only. All files lie in the run's ``trackers/``, unless the user's environment names
-another place.
+It reads what the training logs from its stdin, line by line, until that ends, and answers with lines of JSON: a
+``note`` for people, the first ``trouble`` with what it was given, or why all of it ``failed``. First the reading, then
+where each tracker keeps a run and how it continues one.
+
+All files lie in the run's ``trackers/``, unless the user's environment names another place.
 """
 
 from __future__ import annotations
@@ -54,16 +57,14 @@ def serve(name: str, lines: IO[bytes], answers: IO[bytes]) -> None:
     """
     try:
         _track(name, (json.loads(line) for line in lines), answers)
-    except Exception as fault:
+    except Exception as error:
         # Whatever a tracker raises: the training is told in a line.
-        _say(answers, failed=_one_line(fault))
+        _say(answers, failed=_one_line(error))
         for _ in lines:  # the training must not find a closed pipe
             pass
 
 
 def _track(name: str, messages: Iterator[dict[str, Any]], answers: IO[bytes]) -> None:
-    pass
-
     begin = next(messages)
     tracker = start(name, Path(begin["folder"]), recipe=begin["recipe"], step=begin["step"])
     _say(answers, note=tracker.where)
@@ -73,9 +74,9 @@ def _track(name: str, messages: Iterator[dict[str, Any]], answers: IO[bytes]) ->
             break
         try:
             _hand_on(message, tracker)
-        except Exception as fault:  # a server may be away for an hour of three days
+        except Exception as error:  # a server may be away for an hour of three days
             if not has_warned:
-                _say(answers, trouble=f"step {message['step']}: {_one_line(fault)}")
+                _say(answers, trouble=f"step {message['step']}: {_one_line(error)}")
             has_warned = True
     if hasattr(signal, "alarm"):
         signal.alarm(LAST_S)
@@ -93,13 +94,12 @@ def _hand_on(message: dict[str, Any], tracker: Tracker) -> None:
 
 def _pictures(samples: Path, counts: Counts, folder: Path) -> dict[str, Path]:
     """The pictures of a validation by title; the confusions are drawn here, where the training waits for nobody."""
-    from memorysam_cli.report import figures
-    from memorysam_cli.storage import atomic
+    from memorysam_cli.report import figures  # only where a validation comes: it loads matplotlib
 
     drawn = folder / "confusion.png"
     atomic.write_bytes(drawn, figures.confusion_matrix(counts[1], classes=counts[0]), fsync=False)
-    found = {"validation/samples": samples, "validation/confusion": drawn}
-    return {title: path for title, path in found.items() if path.is_file()}
+    titles = {"validation/samples": samples, "validation/confusion": drawn}
+    return {title: path for title, path in titles.items() if path.is_file()}
 
 
 def _say(answers: IO[bytes], **words: str) -> None:
@@ -107,8 +107,8 @@ def _say(answers: IO[bytes], **words: str) -> None:
     answers.flush()
 
 
-def _one_line(fault: Exception) -> str:
-    return f"{type(fault).__name__}: {' '.join(str(fault).split())[:300]}".removesuffix(": ")
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".removesuffix(": ")
 
 
 def start(name: str, folder: Path, *, recipe: str, step: int) -> Tracker:
@@ -180,9 +180,9 @@ class Tracker:
 
     def remember(self) -> None:
         """Keep what a resumed run needs."""
-        found = self.ids()
-        if found and found != self.known:
-            documents.write_json(self.record, found)
+        ids = self.ids()
+        if ids and ids != self.known:
+            documents.write_json(self.record, ids)
 
 
 class TensorBoard(Tracker):

@@ -1,4 +1,4 @@
-"""What learns: the network and its optimizer, one update at a time."""
+"""One update: the batches it is made of, its learning rate, and the :class:`Learner` that makes it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from memorysam_cli.recipe import Optim, Recipe
 from memorysam_cli.report import console
 
 OPTIMIZER = "adamw"
-"""What the optimiser's tensors are called by in a checkpoint, beside the losses' names."""
+"""What the optimizer's tensors are called by in a checkpoint, beside the losses' names."""
 MOST_OVERFLOWS = 20
 """Updates in a row that the fp16 gradient scaler may skip before a run counts as diverged."""
 
@@ -54,7 +54,7 @@ class BatchGroups:
             yield group
 
     def fetch(self) -> None:
-        """Have the next group ready. A scene that cannot be read is told of when its turn has come."""
+        """Have the next group ready. A scene that cannot be read raises when its turn comes."""
         if self._ready is not None or self._error is not None:
             return
         begun = time.monotonic()
@@ -113,7 +113,7 @@ class Learner:
 
     Args:
         network: from :func:`memorysam_cli.model.weights.build_for_training`.
-        recipe: its losses, optimiser, precision, memory saver and compilation.
+        recipe: its losses, optimizer, precision, memory saver and compilation.
         accelerator: device, processes and precision.
     """
 
@@ -152,7 +152,7 @@ class Learner:
         Raises:
             RuntimeError: out of memory, with the memory saver on, or with ``train.saver`` off.
         """
-        before = self._before()
+        before = self._snapshot()
         with tensor_cores(self.recipe.train.precision):
             if not self._is_rehearsed:
                 self._rehearse(batches[0], before)
@@ -167,11 +167,11 @@ class Learner:
                 self._undo(before)
         return result
 
-    def _before(self) -> Restorable:
+    def _snapshot(self) -> Snapshot:
         losses = {name: value.clone() for name, value in self.objective.state().items()}
-        return Restorable(rng_state(self.accelerator.device), losses)
+        return Snapshot(rng_state(self.accelerator.device), losses)
 
-    def _rehearse(self, batch: Batch, before: Restorable) -> None:
+    def _rehearse(self, batch: Batch, before: Snapshot) -> None:
         """Find out, before processes wait for each other, whether one of them needs the memory saver; all then use it.
 
         Every later update takes the same memory, for training crops have one size.
@@ -181,21 +181,21 @@ class Learner:
             return
         try:
             self.gradients.rehearse(batch)
-        except RuntimeError as fault:
-            if not is_out_of_memory(fault):
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
                 raise
             is_short = True
         self._undo(before)
         if agree(is_short, self.accelerator):
             self._start_saving()
 
-    def _add_gradients(self, batches: Sequence[Batch], before: Restorable) -> Tensor:
+    def _add_gradients(self, batches: Sequence[Batch], before: Snapshot) -> Tensor:
         """As :meth:`Gradients.add`; out of memory for the first time, once more with the memory saver on."""
         try:
             return self.gradients.add(batches)
-        except RuntimeError as fault:
+        except RuntimeError as error:
             # Where several processes are, the others wait in a sum, and this one cannot begin again.
-            if not is_out_of_memory(fault) or not self._may_save() or self._exchange is not None:
+            if not is_out_of_memory(error) or not self._may_save() or self._exchange is not None:
                 raise
         # Not in the handler: the traceback keeps every activation alive.
         self._undo(before)
@@ -246,16 +246,16 @@ class Learner:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _undo(self, before: Restorable) -> None:
+    def _undo(self, before: Snapshot) -> None:
         """Back to where the update began."""
         set_rng_state(before.random, self.accelerator.device)
         self.objective.restore(before.losses)
         self.optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
-        """Optimiser and losses as flat tensors, such as ``adamw/exp_avg/sam.…`` and ``spmm/prototypes``.
+        """Optimizer and losses as flat tensors, such as ``adamw/exp_avg/sam.…`` and ``spmm/prototypes``.
 
-        The optimiser's are empty before the first update.
+        The optimizer's are empty before the first update.
         """
         names = {id(parameter): name for name, parameter in self.parameters.items()}
         state = {
@@ -287,7 +287,7 @@ class Learner:
 
 
 @dataclass(frozen=True)
-class Restorable:
+class Snapshot:
     """What an update changes on its way, as it was before: random numbers and what the losses keep."""
 
     random: dict[str, Tensor]

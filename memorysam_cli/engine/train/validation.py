@@ -1,4 +1,4 @@
-"""Validation within a training run: its figures and its pictures."""
+"""What a training run shows of itself: its first batch, then each validation's scores, curves and pictures."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def draw_first_batch(batch: Batch, info: DatasetInfo, modalities: Sequence[Modal
     """Write ``first-batch.png``: augmented scenes as the network sees them, so that a wrong mapping is seen at once.
 
     Args:
-        batch: M × (B, 3, H, W), normalised; labels (B, H, W).
+        batch: M × (B, 3, H, W), normalized; labels (B, H, W).
         info: classes and palette.
         modalities: of the frames.
         folder: where to.
@@ -61,7 +61,7 @@ def draw_first_batch(batch: Batch, info: DatasetInfo, modalities: Sequence[Modal
 
 
 def _seen(frame: Tensor, modality: Modality) -> pictures.Picture:
-    """A normalised frame (3, H, W) as a picture: what normalisation did is undone, colours are as they were."""
+    """A normalized frame (3, H, W) as a picture: normalization is undone, colors are as they were."""
     values = frame.float().cpu()
     if modality.mean is not None and modality.std is not None:
         values = values * torch.tensor(modality.std)[:, None, None] + torch.tensor(modality.mean)[:, None, None]
@@ -179,7 +179,7 @@ def draw_samples(
 ) -> None:
     """Write ``validation.png``: modalities, label, prediction and errors of a fixed few scenes.
 
-    The first validation's and the best one's are kept beside it, to see what was learnt.
+    The first validation's and the best one's are kept beside it, to see what was learned.
 
     Args:
         network: predicts them.
@@ -188,18 +188,20 @@ def draw_samples(
         folder: where to.
         is_best: the weights are the best so far.
     """
-    chosen = [scenes[index * len(scenes) // SAMPLES] for index in range(SAMPLES)] if len(scenes) > SAMPLES else scenes
+    shown_scenes = (
+        [scenes[index * len(scenes) // SAMPLES] for index in range(SAMPLES)] if len(scenes) > SAMPLES else scenes
+    )
     info = manifest.info
     rows, masks = [], []
-    for scene in chosen:
+    for scene in shown_scenes:
         sample, prediction = _predict(network, manifest, scene)
         assert sample.label is not None
         rows.append(pictures.comparison(sample.frames, prediction, palette=info.palette, label=sample.label))
         masks += [sample.label, prediction]
     entries = pictures.legend(masks, classes=info.classes, palette=info.palette)
     png = images.encode_png(pictures.sheet(rows, entries))
-    kept = [NEWEST] + [BEST] * is_best + [EARLIEST] * (not (folder / EARLIEST).exists())
-    for name in kept:
+    names = [NEWEST] + [BEST] * is_best + [EARLIEST] * (not (folder / EARLIEST).exists())
+    for name in names:
         atomic.write_bytes(folder / name, png)
 
 
