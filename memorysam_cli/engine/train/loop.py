@@ -34,7 +34,7 @@ from memorysam_cli.errors import DataError, MemorySamError, Stopped
 from memorysam_cli.model.weights import build_for_training, read, save
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
-from memorysam_cli.report.live import Progress
+from memorysam_cli.report.live import Progress, Slowdown
 from memorysam_cli.storage import documents
 from memorysam_cli.text import duration, size
 
@@ -233,6 +233,8 @@ class Trainer:
         figures = self.pace.update(self.extent.scenes_per_step, waited=groups.waited())
         figures = {"lr": rate, "gradient_norm": result.gradient_norm, **figures}
         self._log({"loss": result.loss, **result.terms, **figures})
+        if self.pace.slow_note is not None and self.accelerator.is_main_process:
+            console.note(self.pace.slow_note)
         return result, figures
 
     def _log(self, values: dict[str, float]) -> None:
@@ -384,8 +386,12 @@ class Pace:
         device: where training takes place.
     """
 
+    slow_note: str | None = None
+    """What the user should know of the newest update's pace: once in a run, that it fell below a tenth of the best."""
+
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._slowdown = Slowdown()
         self.start_epoch()
 
     def start_epoch(self) -> None:
@@ -413,6 +419,7 @@ class Pace:
         self._scenes += scenes
         self._seconds += seconds
         self._data += waited
+        self.slow_note = self._slowdown.add(scenes, seconds=seconds)
         self.restart()
         return {
             "scenes_per_second": scenes / seconds,

@@ -406,6 +406,19 @@ def test_best_weights_that_are_lost_are_found_again(
     assert metric is not None and (metric.miou, metric.step) == (again.miou, again.best_step)
 
 
+def test_a_machine_that_became_slow_is_noted_beside_the_progress(
+    small: Recipe,
+    rendered: Manifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    notes = iter(["0.9 scenes/s, less than a tenth of this run's best 13.1: …"])
+    monkeypatch.setattr(loop.Slowdown, "add", lambda _self, _scenes, *, seconds: next(notes, None) if seconds else None)
+    start(small, rendered, tmp_path / "run")
+    assert capsys.readouterr().err.count("0.9 scenes/s, less than a tenth of this run's best 13.1: …\n") == 1
+
+
 def test_an_operation_without_a_deterministic_form_ends_with_6_and_its_name(
     small: Recipe, rendered: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
