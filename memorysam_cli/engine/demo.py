@@ -41,7 +41,7 @@ RGB = "img"
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found; mIoU in percent on the validation split, ``resized`` protocol."""
+    """What the demo measured; mIoU in percent on the validation split, ``resized`` protocol."""
 
     miou: float
     miou_rgb: float
@@ -119,13 +119,13 @@ def prepare_scenes(root: Path, *, seed: int, scenes: int = SCENES) -> tuple[Mani
         preparation.render_synthetic(
             root, layout="deliver", scenes=scenes, size=SIZE, seed=seed, advance=progress.advance
         )
-    found = preparation.survey_synthetic(root, layout="deliver")
-    with console.progress(len(found.scenes), "check") as progress:
-        prepared = preparation.check_and_write(found, advance=progress.advance)
+    survey = preparation.survey_synthetic(root, layout="deliver")
+    with console.progress(len(survey.scenes), "check") as progress:
+        prepared = preparation.check_and_write(survey, advance=progress.advance)
     error = prepared.fault()
     if error is not None:
         raise error
-    pixels = prepared.report.pixels["train"][: len(found.info.classes)]
+    pixels = prepared.report.pixels["train"][: len(survey.info.classes)]
     return manifests.read(root, DATASET), max(range(len(pixels)), key=lambda index: pixels[index])
 
 

@@ -144,7 +144,7 @@ def progress(
     def line(text: str) -> None:
         _tell(text, level="progress", shown=shown and not bar)
 
-    table = live.shown()
+    table = live.current_table()
     if bar and total and table is not None:
         return live.Inner(total, label, line=line, outer=table)
     if bar and total and is_table:
@@ -278,7 +278,7 @@ def _moves_cursor() -> bool:
 @contextlib.contextmanager
 def _beside_bars() -> Iterator[None]:
     """Lift the table or the bars while a line is written, so that neither tears the other."""
-    table, tqdm = live.shown(), sys.modules.get("tqdm")
+    table, tqdm = live.current_table(), sys.modules.get("tqdm")
     if table is not None:
         with table.lifted():
             yield

@@ -49,7 +49,7 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 ASCII = "_.-:=+*#"
 EMPTY = " "
 
-_shown: LiveTable | None = None
+_table: LiveTable | None = None
 """The table that is on the terminal now."""
 
 
@@ -199,9 +199,9 @@ class Slowdown:
         )
 
 
-def shown() -> LiveTable | None:
+def current_table() -> LiveTable | None:
     """The table that is being drawn, if there is one: other progress goes into it, and lines are written around it."""
-    return _shown
+    return _table
 
 
 class LiveTable(Progress):
@@ -223,17 +223,17 @@ class LiveTable(Progress):
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
-        global _shown  # noqa: PLW0603  (a terminal has one)
+        global _table  # noqa: PLW0603  (a terminal has one)
         super().__enter__()
         self._begin()
-        _shown = self
+        _table = self
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        global _shown  # noqa: PLW0603
-        _shown = None
+        global _table  # noqa: PLW0603
+        _table = None
         self._end()
         super().__exit__(kind, error, traceback)
 

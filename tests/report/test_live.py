@@ -30,7 +30,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     monkeypatch.setattr(live, "PAUSE_S", -1)
     console.setup()
     yield found
-    assert live.shown() is None
+    assert live.current_table() is None
 
 
 def drawn(width: int, figures: dict[str, str]) -> list[str]:
@@ -83,7 +83,7 @@ def test_it_goes_when_work_fails(terminal: Terminal, monkeypatch: pytest.MonkeyP
     with pytest.raises(KeyboardInterrupt), console.progress(2, "train", is_table=True) as shown:
         shown.advance(figures=FIGURES)
         raise KeyboardInterrupt
-    assert live.shown() is None
+    assert live.current_table() is None
 
 
 @pytest.mark.parametrize("name", ["CI", "TERM"])

@@ -51,6 +51,8 @@ _LAST_WORDS = "memorysam: error [{}]: ended at once by a second signal; --resume
 _INTERRUPTED, _TERMINATED, _BUG = 130, 143, 1
 _SHOWN_FILES = 4
 _SHOWN_SCENES = 10
+_signal_descriptors: set[int] = set()
+"""The descriptors that the kernel tells a parent of its signals by; its children have them, too."""
 
 
 class StopRequest:
@@ -113,19 +115,15 @@ def _last_resort() -> Iterator[None]:
 
 def _count_signals(reading: socket.socket, is_over: threading.Event) -> None:
     """Wait for the second signal of a polite end, and then for the end."""
-    heard, codes = 0, {int(number): code for number, code in SIGNAL_EXIT_CODES.items()}
+    count, codes = 0, {int(number): code for number, code in SIGNAL_EXIT_CODES.items()}
     with reading:
         while number := reading.recv(1):
             code = codes.get(number[0])
-            heard += code is not None
-            if code is not None and heard > 1 and not is_over.wait(GRACE_S):
+            count += code is not None
+            if code is not None and count > 1 and not is_over.wait(GRACE_S):
                 with contextlib.suppress(OSError):
                     os.write(2, _LAST_WORDS.format(code).encode())
                 os._exit(code)
-
-
-_signal_descriptors: set[int] = set()
-"""The descriptors that the kernel tells a parent of its signals by; its children have them, too."""
 
 
 def _forget_in_child() -> None:
@@ -258,6 +256,34 @@ def _figure(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.6g}"
 
 
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a finished run came to; ``miou`` is the best validation in percent, and NaN never.
+
+    All but ``seconds`` and ``resumed`` are those of the whole run, however often it was resumed.
+    """
+
+    run: Path
+    best: Path
+    last: Path
+    miou: float
+    best_step: int
+    steps: int
+    seconds: float
+    """Of this process."""
+    scenes: int = 0
+    """That were learned from, each as often as it came."""
+    left_out: int = 0
+    """Scenes that could not be read, for which others stood in."""
+    resumed: bool = False
+    laws: conservation.Report = field(default_factory=dict)
+    """In the main process."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of ``memorysam train --json``, without its ``schema_version``."""
+        return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+
+
 def finish(
     run: RunFolder, learner: Learner, position: Position, quarantine: Quarantine, *, scenes: int, seconds: float,
     resumed: bool,
@@ -302,7 +328,7 @@ def _check_laws(learner: Learner, position: Position, *, expected: int, last: Pa
 
     Args:
         learner: what was trained.
-        position: has the scenes that were learnt from, counted as they came over all processes and resumes.
+        position: has the scenes that were learned from, counted as they came over all processes and resumes.
         expected: steps × batch × accumulate × processes.
         last: the newest weights, which are read back.
     """
@@ -327,46 +353,18 @@ def _check_laws(learner: Learner, position: Position, *, expected: int, last: Pa
     return conservation.check(laws)
 
 
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a finished run came to; ``miou`` is the best validation in percent, and NaN never.
-
-    All but ``seconds`` and ``resumed`` are those of the whole run, however often it was resumed.
-    """
-
-    run: Path
-    best: Path
-    last: Path
-    miou: float
-    best_step: int
-    steps: int
-    seconds: float
-    """Of this process."""
-    scenes: int = 0
-    """That were learnt from, each as often as it came."""
-    left_out: int = 0
-    """Scenes that could not be read, for which others stood in."""
-    resumed: bool = False
-    laws: conservation.Report = field(default_factory=dict)
-    """In the main process."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The keys of ``memorysam train --json``, without its ``schema_version``."""
-        return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
-
-
 class Ending:
-    """Tells it in ``exit.json`` of the run's folder, if a launcher started this process."""
+    """Records how a command ended in ``exit.json`` of the run's folder, if a launcher started this process."""
 
     def __init__(self) -> None:
         self._is_recorded = False
 
     @contextlib.contextmanager
     def of_command(self, out: Path | None) -> Iterator[None]:
-        """What ends before the run's folder is held is told where a run is there already; no folder is made for it.
+        """Record also an end before the run's folder is locked, where a run is there already; no folder is made for it.
 
         Args:
-            out: the folder that was asked for.
+            out: the requested folder.
         """
         try:
             yield
@@ -379,14 +377,14 @@ class Ending:
 
     @contextlib.contextmanager
     def of_run(self, run: RunFolder) -> Iterator[None]:
-        """However the block ends; to be opened while the folder is held."""
+        """Record however the block ends; to be opened while the folder is locked."""
         self._is_recorded = True
         if _is_launched():
             run.exit.unlink(missing_ok=True)  # where there is none, the process was killed
         try:
             yield
         except BaseException as error:
-            with contextlib.suppress(MemorySamError, OSError):  # the first error is the one to tell
+            with contextlib.suppress(MemorySamError, OSError):  # the first error is the one to report
                 _record(run, error)
             raise
         _record(run, None)

@@ -43,7 +43,7 @@ class Request:
     trackers: tuple[str, ...] = ()
     """Of :func:`memorysam_cli.engine.train.tracking.names`."""
     advise: Callable[[torch.device, Recipe], str | None] = lambda _device, _recipe: None
-    """What is said once to people before a training begins, if anything."""
+    """A note for people, once before training begins, if any."""
 
     @property
     def plans_batch(self) -> bool:
@@ -131,14 +131,14 @@ def _train(request: Request, ending: Ending) -> FinishedRun | None:
 
 @dataclass
 class _MemoryAdvice:
-    """How far a training had come when memory did not suffice."""
+    """What to do about too little memory, by how far training had come."""
 
     recipe: Recipe
     trainer: Trainer | None = None
     run: RunFolder | None = None
 
     def levers(self) -> str:
-        """What it can do about that."""
+        """The options that need less memory."""
         train = self.recipe.train
         is_saving = train.saver == "on" if self.trainer is None else self.trainer.network.saver
         ways = ["--batch auto, which tries what fits and keeps the scenes per update"] if train.batch > 1 else []

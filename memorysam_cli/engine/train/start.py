@@ -82,18 +82,18 @@ def resolve(recipe: Recipe, root: Path) -> Recipe:
 
 def _only_dataset(root: Path) -> str:
     """The one data set that is prepared below a root."""
-    found = manifests.prepared(root)
-    if not found:
+    datasets = manifests.prepared(root)
+    if not datasets:
         raise DataError(
             f"{root}: no data set is prepared there; type memorysam prepare folder {root} --modality … (see memorysam "
             "prepare --help), or give --data ROOT"
         )
-    if len(found) > 1:
+    if len(datasets) > 1:
         raise UsageError(
-            f"{root}: {len(found)} data sets are prepared there ({', '.join(found)}); choose one with --set "
-            f"data.dataset={found[0]}, or with --recipe (see memorysam recipes list)"
+            f"{root}: {len(datasets)} data sets are prepared there ({', '.join(datasets)}); choose one with --set "
+            f"data.dataset={datasets[0]}, or with --recipe (see memorysam recipes list)"
         )
-    return found[0]
+    return datasets[0]
 
 
 def refuse_missing_splits(recipe: Recipe, manifest: Manifest) -> None:
@@ -134,7 +134,7 @@ class RunStart:
     begins_again: bool = False
     """There is a run in ``out`` that ended before its first checkpoint."""
     notes: tuple[str, ...] = ()
-    """What is said when the run begins."""
+    """Printed when the run begins."""
 
 
 def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunStart:
@@ -146,7 +146,7 @@ def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunStart:
     Raises:
         UsageError: ``out`` is taken by something else.
         FolderInUseError: a process of this machine is at work there.
-        WeightsError: there is a run, or one was asked for, but no valid checkpoint; never a silent fresh start.
+        WeightsError: there is a run, or one was requested, but no valid checkpoint; never a silent fresh start.
     """
     run = _existing(recipe, out=out, resume=resume)
     if (folder := out if run is None else run.path) is not None:
@@ -160,13 +160,11 @@ def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunStart:
     if resume == AUTO and run.is_unbegun():
         note = f"{run.path}: a run was started here and ended before its first checkpoint; starting it again at step 0"
         return RunStart(recipe, run.path, run=None, checkpoint=None, notes=(note,), begins_again=True)
-    requested = Path(resume) if resume is not None and resume != AUTO else run.path
-    if requested.resolve() != run.path.resolve():
-        if not checkpoints.is_valid(requested):
-            raise WeightsError(
-                f"--resume {requested}: is no valid checkpoint; --resume {run.path} takes the newest valid"
-            )
-        return RunStart(recipe, out, run, checkpoint=requested, abandoned=tuple(checkpoints.newer_than(requested)))
+    target = Path(resume) if resume is not None and resume != AUTO else run.path
+    if target.resolve() != run.path.resolve():
+        if not checkpoints.is_valid(target):
+            raise WeightsError(f"--resume {target}: is no valid checkpoint; --resume {run.path} takes the newest valid")
+        return RunStart(recipe, out, run, checkpoint=target, abandoned=tuple(checkpoints.newer_than(target)))
     newest, damaged = checkpoints.newest_valid(run.checkpoints)
     if newest is None:
         raise WeightsError(
@@ -204,7 +202,7 @@ def _run_at(path: Path) -> RunFolder:
 
 
 def _refuse_used(folder: Path) -> None:
-    """Tell of an owner that lives before the seconds that a start takes; the lock itself decides later.
+    """Report an owner that lives before the seconds that a start takes; the lock itself decides later.
 
     Asking the lock would take it for a moment, in which another start could fail; so the owner's record is asked first.
     """

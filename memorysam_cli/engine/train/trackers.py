@@ -53,20 +53,22 @@ def serve(name: str, lines: IO[bytes], answers: IO[bytes]) -> None:
     Args:
         name: of the tracker.
         lines: JSON: first ``folder``, ``recipe`` and ``step``, then what :class:`Tracking` sends.
-        answers: where to tell it.
+        answers: where it answers.
     """
     try:
         _track(name, (json.loads(line) for line in lines), answers)
     except Exception as error:
-        # Whatever a tracker raises: the training is told in a line.
+        # Whatever a tracker raises becomes one line for the training.
         _say(answers, failed=_one_line(error))
         for _ in lines:  # the training must not find a closed pipe
             pass
 
 
 def _track(name: str, messages: Iterator[dict[str, Any]], answers: IO[bytes]) -> None:
+    """Begin the run's record, or continue it, and hand everything on."""
+    PartialState(cpu=True)  # accelerate's trackers ask it whether they are in the first process
     begin = next(messages)
-    tracker = start(name, Path(begin["folder"]), recipe=begin["recipe"], step=begin["step"])
+    tracker = KINDS[name](Path(begin["folder"]), recipe=begin["recipe"], step=begin["step"])
     _say(answers, note=tracker.where)
     has_warned = False
     for message in messages:
@@ -98,8 +100,8 @@ def _pictures(samples: Path, counts: Counts, folder: Path) -> dict[str, Path]:
 
     drawn = folder / "confusion.png"
     atomic.write_bytes(drawn, figures.confusion_matrix(counts[1], classes=counts[0]), fsync=False)
-    titles = {"validation/samples": samples, "validation/confusion": drawn}
-    return {title: path for title, path in titles.items() if path.is_file()}
+    pictures = {"validation/samples": samples, "validation/confusion": drawn}
+    return {title: path for title, path in pictures.items() if path.is_file()}
 
 
 def _say(answers: IO[bytes], **words: str) -> None:
@@ -111,24 +113,11 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".removesuffix(": ")
 
 
-def start(name: str, folder: Path, *, recipe: str, step: int) -> Tracker:
-    """Begin a run's record with a tracker, or go on with it.
-
-    Args:
-        name: of the tracker.
-        folder: the run's, absolute.
-        recipe: as YAML.
-        step: after which the training begins.
-    """
-    PartialState(cpu=True)  # accelerate's trackers ask it whether they are in the first process
-    return KINDS[name](folder, recipe=recipe, step=step)
-
-
 class Tracker:
     """One of accelerate's trackers on one run.
 
     Args:
-        folder: the run's.
+        folder: the run's, absolute.
         recipe: as YAML.
         step: after which the training begins; earlier rows are there already.
     """
