@@ -17,7 +17,8 @@ import typer
 from memorysam_cli import recipe as recipes
 from memorysam_cli.data import manifest, preparation
 from memorysam_cli.engine import runtime
-from memorysam_cli.engine.train.loop import Trainer, starting
+from memorysam_cli.engine.train import start
+from memorysam_cli.engine.train.loop import Trainer
 from memorysam_cli.model import Segmenter, load
 from memorysam_cli.model.network import is_fresh
 from memorysam_cli.storage import tensors
@@ -40,10 +41,10 @@ def main(
         preparation.check_and_write(preparation.survey_synthetic(data, layout="deliver"))
     recipe = recipes.load(RECIPE, overrides or [])
     accelerator = runtime.make_accelerator(runtime.choose_device("auto"), precision=recipe.train.precision)
-    planned = starting.plan(recipe, out=run_folder, resume=starting.AUTO)
+    run_start = start.plan(recipe, out=run_folder, resume=start.AUTO)
     trainer = Trainer(recipe, manifest.read(data, recipe.data.dataset), accelerator=accelerator)
-    with starting.begin(planned, accelerator) as run:
-        result = trainer.fit(run, resume=planned.checkpoint)
+    with start.begin(run_start, accelerator) as run:
+        result = trainer.fit(run, resume=run_start.checkpoint)
     export(load(result.best), out)
     typer.echo(f"{out}: {out.stat().st_size / 1e6:.2f} MB, pre-training mIoU {result.miou:.2f}")
 

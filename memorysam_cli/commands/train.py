@@ -68,14 +68,14 @@ def as_overrides(given: Mapping[str, Any], overrides: Sequence[str]) -> list[str
     Raises:
         UsageError: a value that cannot be, or that ``--set`` contradicts.
     """
-    asked = {name: value for name, value in given.items() if value is not None}
-    texts = {name: _text(name, value) for name, value in asked.items() if not (name == "batch" and value == AUTO)}
+    values = {name: value for name, value in given.items() if value is not None}
+    texts = {name: _text(name, value) for name, value in values.items() if not (name == "batch" and value == AUTO)}
     for name, text in texts.items():
         for override in overrides:
             key, _, value = override.partition("=")
             if key == KEYS[name] and value.strip() != text:
                 raise UsageError(
-                    f"{_option(name)} {asked[name]} and --set {override}: are two values for {key}; give one"
+                    f"{_option(name)} {values[name]} and --set {override}: are two values for {key}; give one"
                 )
     return [*overrides, *(f"{KEYS[name]}={text}" for name, text in texts.items())]
 
@@ -167,7 +167,7 @@ def train(
     }  # fmt: skip
     changes = as_overrides(short, overrides or [])
     if recipe is not None or resume is None:
-        # A mistyped key is told before the seconds that torch takes.
+        # A mistyped key is reported before the seconds that torch takes.
         recipes.load(recipe or recipes.DEFAULT, changes, with_extensions=True)
     from memorysam_cli.engine.train import tracking
 
@@ -176,7 +176,7 @@ def train(
     from memorysam_cli.engine.train import run
     from memorysam_cli.report import console
 
-    trained = run.train(
+    finished_run = run.train(
         run.Request(
             recipe,
             tuple(changes),
@@ -189,7 +189,7 @@ def train(
             advise=rates.bf16_advice,
         )
     )
-    if trained is not None:  # only the first of several processes answers
+    if finished_run is not None:  # only the first of several processes answers
         if json:
-            console.answer({"schema_version": 1, **trained.to_json()})
-        trained.show()
+            console.answer({"schema_version": 1, **finished_run.to_json()})
+        finished_run.show()

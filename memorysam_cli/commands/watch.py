@@ -79,7 +79,7 @@ def lines(look: Look, *, width: int) -> list[str]:
     left = "" if look.seconds_left is None else f", about {duration(look.seconds_left)} left"
     owner = "" if look.owner is None else f" on {look.owner.host}, pid {look.owner.pid}, since {look.owner.since}"
     best = "none yet" if look.best_miou is None else f"{look.best_miou:.2f} at step {look.best_step:,}"
-    found = [
+    text = [
         f"run            {look.run}",
         f"state          {look.state}{owner}",
         f"step           {look.step:,}{total}, epoch {min(look.epoch + 1, look.epochs)} of {look.epochs}{left}",
@@ -91,5 +91,5 @@ def lines(look: Look, *, width: int) -> list[str]:
         if values:
             latest = "–" if values[-1] is None else format(values[-1], form)
             latest = latest if letters == BLOCKS else latest.replace("–", "-")
-            found.append(f"{title:<14} {latest:>10}  {sparkline(values, width=max(8, width - 28), blocks=letters)}")
-    return found
+            text.append(f"{title:<14} {latest:>10}  {sparkline(values, width=max(8, width - 28), blocks=letters)}")
+    return text

@@ -24,7 +24,9 @@ from memorysam_cli.engine.evaluate.counts import Evaluation, scores
 from memorysam_cli.engine.infer.inference import Inference
 from memorysam_cli.engine.predict.job import Job, RunOptions
 from memorysam_cli.engine.predict.run import run as run_prediction
-from memorysam_cli.engine.train.loop import HEADLINE, Trainer, TrainingResult
+from memorysam_cli.engine.train.endings import TrainingResult
+from memorysam_cli.engine.train.loop import Trainer
+from memorysam_cli.engine.train.validation import HEADLINE
 from memorysam_cli.model import load
 from memorysam_cli.model.weights import read_card
 from memorysam_cli.recipe import Recipe
@@ -39,7 +41,7 @@ RGB = "img"
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found; mIoU in percent on the validation split, ``resized`` protocol."""
+    """What the demo measured; mIoU in percent on the validation split, ``resized`` protocol."""
 
     miou: float
     miou_rgb: float
@@ -117,13 +119,13 @@ def prepare_scenes(root: Path, *, seed: int, scenes: int = SCENES) -> tuple[Mani
         preparation.render_synthetic(
             root, layout="deliver", scenes=scenes, size=SIZE, seed=seed, advance=progress.advance
         )
-    found = preparation.survey_synthetic(root, layout="deliver")
-    with console.progress(len(found.scenes), "check") as progress:
-        prepared = preparation.check_and_write(found, advance=progress.advance)
-    fault = prepared.fault()
-    if fault is not None:
-        raise fault
-    pixels = prepared.report.pixels["train"][: len(found.info.classes)]
+    survey = preparation.survey_synthetic(root, layout="deliver")
+    with console.progress(len(survey.scenes), "check") as progress:
+        prepared = preparation.check_and_write(survey, advance=progress.advance)
+    error = prepared.fault()
+    if error is not None:
+        raise error
+    pixels = prepared.report.pixels["train"][: len(survey.info.classes)]
     return manifests.read(root, DATASET), max(range(len(pixels)), key=lambda index: pixels[index])
 
 

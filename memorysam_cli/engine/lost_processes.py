@@ -39,7 +39,7 @@ _INTERRUPTED, _TERMINATED = 130, 143
 
 
 class LostProcess(NamedTuple):
-    """A process that cannot go on: killed or cut off, or ended by an error that it tells of itself."""
+    """A process that cannot go on: killed or cut off, or ended by an error that it reports itself."""
 
     rank: int
     exit_code: int | None = None
@@ -49,19 +49,6 @@ class LostProcess(NamedTuple):
 
     def __str__(self) -> str:
         return f"rank {self.rank} {'was lost' if self.exit_code is None else 'failed'}"
-
-
-@dataclass(eq=False)
-class _Peer:
-    """The other end of a connection; ``rank`` is unknown until it has said hello.
-
-    It is missed only while it is at work: a process may be through before the others.
-    """
-
-    socket: socket.socket
-    rank: int | None = None
-    is_at_work: bool = False
-    unread: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -79,8 +66,42 @@ class Invitation:
     @classmethod
     def from_text(cls, text: str) -> Invitation:
         """The invitation of another process."""
-        found = json.loads(text)
-        return cls(found["host"], found["port"], bytes.fromhex(found["token"]))
+        parts = json.loads(text)
+        return cls(parts["host"], parts["port"], bytes.fromhex(parts["token"]))
+
+
+def invite(host: str, *, is_one_host: bool) -> tuple[socket.socket, Invitation]:
+    """Listen for the other processes; to be called by the first.
+
+    Args:
+        host: by which they reach this machine.
+        is_one_host: they are all here; then nobody else can come.
+
+    Raises:
+        OSError: nothing can be listened on.
+    """
+    where = "127.0.0.1" if is_one_host else "" if not _is_loopback(host) else host
+    listener = socket.create_server((where, 0), backlog=1024)
+    address = "127.0.0.1" if is_one_host else host
+    return listener, Invitation(address, listener.getsockname()[1], secrets.token_bytes(_TOKEN_BYTES))
+
+
+def join(invitation: Invitation, *, rank: int, on_stuck: Callable[[LostProcess, str], object] | None) -> PeerWatch:
+    """The watch of any process but the first.
+
+    Raises:
+        OSError: the first process cannot be reached that way.
+    """
+    connection = socket.create_connection((invitation.host, invitation.port), timeout=_JOINING_S)
+    connection.settimeout(None)
+    connection.sendall(invitation.token + struct.pack("!I", rank))
+    watch = PeerWatch(rank, invitation.token, listener=None, on_stuck=on_stuck)
+    watch.add(_Peer(connection, rank=0))
+    return watch
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or host.startswith("127.")
 
 
 class PeerWatch:
@@ -183,8 +204,8 @@ class PeerWatch:
 
     def _let_in(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            found, _ = listener.accept()
-            self.add(_Peer(found))
+            connection, _ = listener.accept()
+            self.add(_Peer(connection))
 
     def add(self, peer: _Peer) -> None:
         """Listen to one more connection."""
@@ -194,15 +215,15 @@ class PeerWatch:
 
     def _read(self, peer: _Peer) -> None:
         try:
-            found = peer.socket.recv(4096)
+            piece = peer.socket.recv(4096)
         except OSError:
-            found = b""
-        if not found:
+            piece = b""
+        if not piece:
             self._forget(peer)
             if peer.rank is not None and peer.is_at_work:
                 self._note(LostProcess(peer.rank))
             return
-        peer.unread += found
+        peer.unread += piece
         if peer.rank is None and not self._greet(peer):
             return
         while len(peer.unread) >= _MESSAGE.size:
@@ -239,16 +260,16 @@ class PeerWatch:
         self._peers.remove(peer)
         peer.socket.close()
 
-    def _note(self, found: LostProcess) -> None:
+    def _note(self, lost: LostProcess) -> None:
         """Remember the first that is lost; those that fall because of it are no news."""
-        if self._lost is None and found.rank != self.rank:
+        if self._lost is None and lost.rank != self.rank:
             if self.rank == 0:  # before this process acts on it, and is gone itself
-                self._tell_lost(found)
-            self._lost = found
+                self._tell_lost(lost)
+            self._lost = lost
             self._known.set()
 
-    def _tell_lost(self, found: LostProcess) -> None:
-        self._tell(_LOST if found.exit_code is None else _FAILED, found)
+    def _tell_lost(self, lost: LostProcess) -> None:
+        self._tell(_LOST if lost.exit_code is None else _FAILED, lost)
 
     def _tell(self, kind: bytes, about: LostProcess) -> None:
         words = about.message.encode(errors="replace")[:_WORDS_BYTES]
@@ -266,49 +287,17 @@ class PeerWatch:
             self._listener.close()
 
 
-_all: list[PeerWatch] = []
+@dataclass(eq=False)
+class _Peer:
+    """The other end of a connection; ``rank`` is unknown until it has said hello.
 
-
-def _close_in_child() -> None:
-    for each in _all:
-        each.leave_in_child()
-    _all.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_in_child)
-
-
-def invite(host: str, *, is_one_host: bool) -> tuple[socket.socket, Invitation]:
-    """Listen for the other processes; to be called by the first.
-
-    Args:
-        host: by which they reach this machine.
-        is_one_host: they are all here; then nobody else can come.
-
-    Raises:
-        OSError: nothing can be listened on.
+    It is missed only while it is at work: a process may be through before the others.
     """
-    where = "127.0.0.1" if is_one_host else "" if not _is_loopback(host) else host
-    listener = socket.create_server((where, 0), backlog=1024)
-    known = "127.0.0.1" if is_one_host else host
-    return listener, Invitation(known, listener.getsockname()[1], secrets.token_bytes(_TOKEN_BYTES))
 
-
-def join(
-    invitation: Invitation, *, rank: int, on_stuck: Callable[[LostProcess, str], object] | None
-) -> PeerWatch:  # fmt: skip
-    """The watch of any process but the first.
-
-    Raises:
-        OSError: the first process cannot be reached that way.
-    """
-    found = socket.create_connection((invitation.host, invitation.port), timeout=_JOINING_S)
-    found.settimeout(None)
-    found.sendall(invitation.token + struct.pack("!I", rank))
-    made = PeerWatch(rank, invitation.token, listener=None, on_stuck=on_stuck)
-    made.add(_Peer(found, rank=0))
-    return made
+    socket: socket.socket
+    rank: int | None = None
+    is_at_work: bool = False
+    unread: bytes = b""
 
 
 def _explained(error: BaseException) -> tuple[int, str]:
@@ -322,13 +311,22 @@ def _explained(error: BaseException) -> tuple[int, str]:
     return (1, repr(error)) if known is None else (known.exit_code, str(known))
 
 
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or host.startswith("127.")
-
-
 def _keep_alive(connection: socket.socket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for name, value in _KEEPALIVE.items():
         with contextlib.suppress(OSError, AttributeError):  # other systems know other names
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+_all: list[PeerWatch] = []
+
+
+def _close_in_child() -> None:
+    for each in _all:
+        each.leave_in_child()
+    _all.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)

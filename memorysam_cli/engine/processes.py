@@ -1,4 +1,9 @@
-"""The processes of one run: what launched them, what they agree on, and what they add up."""
+"""The processes of one run: how they meet, agree and add up, and how the loss of one is reported.
+
+Those that train or score together do so in a group of ``torch.distributed``, which comes first. Those that predict work
+side by side (:func:`side_by_side`), each on its own scenes, and hear of each other only by a
+:class:`~memorysam_cli.engine.lost_processes.PeerWatch`.
+"""
 
 from __future__ import annotations
 
@@ -24,27 +29,187 @@ from memorysam_cli.losses.loss import Exchange
 from memorysam_cli.report import console
 from memorysam_cli.text import shown
 
-# Several processes of one run: what they add up, agree on and wait for, and how the loss of one is told.
-#
-# Those that train or score together do so in a group of ``torch.distributed``; those that predict work side by side,
-# each on its own scenes, and hear of each other by a :class:`~memorysam_cli.engine.lost_processes.PeerWatch` alone.
-
-
 PATIENCE = timedelta(seconds=120)
 """For how long a process waits for the others' part of a sum: by then one of them is lost."""
 LONG_PATIENCE = timedelta(hours=2)
 """For how long the others wait while one process downloads, draws or saves alone."""
-
 _LOST = ("gloo/transport", "pair closure", "NCCL", "Connection closed by peer", "Connection reset by peer")
 """How the engines of ``torch.distributed`` say that another process is gone, or does not answer."""
-
-_patient: dict[dist.ProcessGroup | None, dist.ProcessGroup] = {}
-"""The group of what is agreed on the CPU, whatever the device is, by the group of all processes that it was made in."""
-_watches: dict[dist.ProcessGroup | None, PeerWatch] = {}
 _INVITATION = "memorysam/invitation"
 """The key under which the first process tells the others where it listens."""
 _LOOK_S = 0.05
 _SHOWN = 60
+_patient: dict[dist.ProcessGroup | None, dist.ProcessGroup] = {}
+"""The group of what is agreed on the CPU, whatever the device is, by the group of all processes that it was made in."""
+_watches: dict[dist.ProcessGroup | None, PeerWatch] = {}
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The device of this process; each of several has its own GPU.
+
+    Raises:
+        UsageError: one GPU was named for several processes.
+        EnvironmentFault: there are fewer GPUs than processes.
+    """
+    if device.type == "cuda" and launcher.world() > 1:
+        if device.index is not None:
+            raise UsageError(f"--device {device}: each of several processes gets its own device; use --device cuda")
+        device = torch.device("cuda", launcher.local_rank())
+        if device.index >= torch.cuda.device_count():
+            raise EnvironmentFault(
+                f"process {launcher.rank()}: no GPU is left for it, there are {torch.cuda.device_count()}; start as "
+                "many processes as there are GPUs"
+            )
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    return device
+
+
+def connect(accelerator: Accelerator) -> None:
+    """Let all processes meet, and watch for those that are lost later.
+
+    Raises:
+        EnvironmentFault: a process does not come within :data:`PATIENCE`; names it.
+    """
+    if accelerator.num_processes > 1 and dist.group.WORLD not in _watches:
+        store, rank = distributed_c10d._get_default_store(), accelerator.process_index
+        _meet(store, rank, accelerator.num_processes, patience=PATIENCE)
+        _patient_group()
+        with contextlib.suppress(OSError):  # without it a loss is noticed all the same, though later and without a name
+            watch = _watch(store, rank, accelerator.num_processes, on_stuck=_exit_stuck)
+            watch.start()
+            _watches[dist.group.WORLD] = watch
+
+
+def _meet(store: Any, rank: int, world: int, *, patience: timedelta) -> None:
+    """Wait until every process has said that it is here; the making of a group would not say who is missing."""
+    until = time.monotonic() + patience.total_seconds()
+    store.set(f"memorysam/{rank}", "here")
+    while missing := [other for other in range(world) if not store.check([f"memorysam/{other}"])]:
+        if time.monotonic() > until:
+            raise _missing_error(missing, world, patience=patience)
+        time.sleep(_LOOK_S)
+
+
+def _missing_error(missing: Sequence[int], world: int, *, patience: timedelta) -> EnvironmentFault:
+    ranks = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
+    return EnvironmentFault(
+        f"{ranks} of {world} did not come within {patience.total_seconds():.0f} s; the output of the others may "
+        "explain it"
+    )
+
+
+def _watch(store: Any, rank: int, world: int, *, on_stuck: Callable[[LostProcess, str], object] | None) -> PeerWatch:
+    """This process's watch; all that have met call this.
+
+    Raises:
+        OSError: this process and the first one cannot be connected.
+    """
+    if rank:
+        text = store.get(_INVITATION).decode()
+        if not text:
+            raise OSError("the first process cannot listen")
+        return lost_processes.join(Invitation.from_text(text), rank=rank, on_stuck=on_stuck)
+    text = ""
+    try:
+        listener, invitation = lost_processes.invite(launcher.host(), is_one_host=launcher.local_world(0) == world)
+        text = invitation.to_text()
+    finally:
+        store.set(_INVITATION, text)
+    return PeerWatch(0, invitation.token, listener=listener, on_stuck=on_stuck)
+
+
+def _exit_stuck(lost: LostProcess, advice: str) -> None:
+    """End this process, which waits for one that is lost, in a call that no exception reaches."""
+    with contextlib.suppress(OSError):
+        console.error(f"{lost}, and this process still waited for it; {advice}", code=EnvironmentFault.exit_code)
+    os._exit(EnvironmentFault.exit_code)
+
+
+def _patient_group() -> dist.ProcessGroup:
+    group = dist.group.WORLD
+    if group not in _patient:
+        _patient[group] = dist.new_group(backend="gloo", timeout=PATIENCE)
+    return _patient[group]
+
+
+@contextlib.contextmanager
+def lost_ones_named(accelerator: Accelerator, *, advice: Callable[[], str]) -> Iterator[None]:
+    """Let the end of another process be reported in one line instead of a traceback.
+
+    Args:
+        advice: where the work stood, and how to go on.
+
+    Raises:
+        EnvironmentFault: another process ended, or was not heard of for too long.
+    """
+    watch = _watches.get(dist.group.WORLD) if accelerator.num_processes > 1 else None
+    with contextlib.nullcontext() if watch is None else watch.at_work(advice):
+        try:
+            yield
+        except RuntimeError as error:
+            is_theirs = isinstance(error, dist.DistError) or any(words in str(error) for words in _LOST)
+            is_theirs &= not is_out_of_memory(error)  # NCCL passes CUDA's words on
+            if accelerator.num_processes == 1 or not is_theirs:
+                raise
+            who = (watch.lost() if watch is not None else None) or "another process was lost"
+            raise EnvironmentFault(
+                f"{who}, which its own output may explain ({_first_words(error)}); {advice()}"
+            ) from error
+
+
+def _first_words(error: BaseException) -> str:
+    """What an engine says first: without the place in its source, and without the advice that follows."""
+    return re.sub(r"^\[[^]]*\] ?", "", str(error).splitlines()[0]).partition(". ")[0]
+
+
+def refuse_differing(facts: Mapping[str, object], accelerator: Accelerator) -> None:
+    """Refuse processes that would not do the same work, before they wait for each other in vain.
+
+    Args:
+        facts: what must be equal everywhere, such as the number of updates or the data set's content hash, by name.
+
+    Raises:
+        UsageError: a fact differs; the same in every process.
+    """
+    if accelerator.num_processes == 1:
+        return
+    gathered: list[dict[str, object]] = [{} for _ in range(accelerator.num_processes)]
+    dist.all_gather_object(gathered, dict(facts), group=_patient_group())
+    for rank, theirs in enumerate(gathered):
+        for name in {**gathered[0], **theirs}:
+            if theirs.get(name) != gathered[0].get(name):
+                first, other = (shown(each.get(name), most=_SHOWN) for each in (gathered[0], theirs))
+                raise UsageError(
+                    f"{name}: differs between the processes, {first} in rank 0 and {other} in rank {rank}; "
+                    "give all of them the same data, recipe and version"
+                )
+
+
+def agree(claim: bool, accelerator: Accelerator) -> bool:
+    """Whether any process claims something; every process gets the same answer, and no device is waited for."""
+    if accelerator.num_processes == 1:
+        return claim
+    claims = torch.tensor(int(claim))
+    dist.all_reduce(claims, group=_patient_group())
+    return int(claims) > 0
+
+
+def wait_for_all(accelerator: Accelerator) -> None:
+    """Wait until every process is here, also while one of them has been busy for long.
+
+    The sums of a training run give up after :data:`PATIENCE`; this waits for :data:`LONG_PATIENCE`, on the CPU,
+    whatever the device is.
+    """
+    if accelerator.num_processes > 1:
+        options = dist.BarrierOptions()
+        options.timeout = LONG_PATIENCE
+        _patient_group().barrier(options).wait()
+
+
+def exchange_of(accelerator: Accelerator) -> Exchange | None:
+    """How the losses reach the other processes; none where there are none."""
+    return AllProcesses(accelerator.num_processes) if accelerator.num_processes > 1 else None
 
 
 class AllProcesses:
@@ -79,149 +244,46 @@ def _added_up(values: Tensor) -> Tensor:
     return total
 
 
-def exchange_of(accelerator: Accelerator) -> Exchange | None:
-    """How the losses reach the other processes; none where there are none."""
-    return AllProcesses(accelerator.num_processes) if accelerator.num_processes > 1 else None
-
-
-def agree(claim: bool, accelerator: Accelerator) -> bool:
-    """Whether any process claims something; every process gets the same answer, and no device is waited for."""
-    if accelerator.num_processes == 1:
-        return claim
-    claims = torch.tensor(int(claim))
-    dist.all_reduce(claims, group=_patient_group())
-    return int(claims) > 0
-
-
-def refuse_differing(facts: Mapping[str, object], accelerator: Accelerator) -> None:
-    """Refuse processes that would not do the same work, before they wait for each other in vain.
-
-    Args:
-        facts: what must be equal everywhere, such as the number of updates or the data set's content hash, by name.
-
-    Raises:
-        UsageError: a fact differs; the same in every process.
-    """
-    if accelerator.num_processes == 1:
-        return
-    found: list[dict[str, object]] = [{} for _ in range(accelerator.num_processes)]
-    dist.all_gather_object(found, dict(facts), group=_patient_group())
-    for rank, theirs in enumerate(found):
-        for name in {**found[0], **theirs}:
-            if theirs.get(name) != found[0].get(name):
-                first, other = (shown(each.get(name), most=_SHOWN) for each in (found[0], theirs))
-                raise UsageError(
-                    f"{name}: differs between the processes, {first} in rank 0 and {other} in rank {rank}; "
-                    "give all of them the same data, recipe and version"
-                )
-
-
-def wait_for_all(accelerator: Accelerator) -> None:
-    """Wait until every process is here, also while one of them has been busy for long.
-
-    The sums of a training give up after :data:`PATIENCE`; this waits for :data:`LONG_PATIENCE`, on the CPU, whatever
-    the device is.
-    """
-    if accelerator.num_processes > 1:
-        options = dist.BarrierOptions()
-        options.timeout = LONG_PATIENCE
-        _patient_group().barrier(options).wait()
-
-
-def connect(accelerator: Accelerator) -> None:
-    """Let all processes meet, and watch for those that are lost later.
-
-    Raises:
-        EnvironmentFault: a process does not come within :data:`PATIENCE`; names it.
-    """
-    if accelerator.num_processes > 1 and dist.group.WORLD not in _watches:
-        store, rank = distributed_c10d._get_default_store(), accelerator.process_index
-        _meet(store, rank, accelerator.num_processes, patience=PATIENCE)
-        _patient_group()
-        with contextlib.suppress(OSError):  # without it a loss is noticed all the same, though later and without a name
-            found = _watch(store, rank, accelerator.num_processes, on_stuck=_end)
-            found.start()
-            _watches[dist.group.WORLD] = found
-
-
-def _meet(store: Any, rank: int, world: int, *, patience: timedelta) -> None:
-    """Wait until every process has said that it is here; the making of a group would not say who is missing."""
-    until = time.monotonic() + patience.total_seconds()
-    store.set(f"memorysam/{rank}", "here")
-    while missing := [other for other in range(world) if not store.check([f"memorysam/{other}"])]:
-        if time.monotonic() > until:
-            raise _not_come(missing, world, patience=patience)
-        time.sleep(_LOOK_S)
-
-
-def _not_come(missing: Sequence[int], world: int, *, patience: timedelta) -> EnvironmentFault:
-    ranks = f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
-    return EnvironmentFault(
-        f"{ranks} of {world} did not come within {patience.total_seconds():.0f} s; the output of the others may "
-        "explain it"
-    )
-
-
-def _watch(store: Any, rank: int, world: int, *, on_stuck: Callable[[LostProcess, str], object] | None) -> PeerWatch:
-    """This process's watch; all that have met call this.
-
-    Raises:
-        OSError: this process and the first one cannot be connected.
-    """
-    if rank:
-        text = store.get(_INVITATION).decode()
-        if not text:
-            raise OSError("the first process cannot listen")
-        return lost_processes.join(Invitation.from_text(text), rank=rank, on_stuck=on_stuck)
-    text = ""
-    try:
-        listener, invitation = lost_processes.invite(launcher.host(), is_one_host=launcher.local_world(0) == world)
-        text = invitation.to_text()
-    finally:
-        store.set(_INVITATION, text)
-    return PeerWatch(0, invitation.token, listener=listener, on_stuck=on_stuck)
-
-
-def _end(lost: LostProcess, advice: str) -> None:
-    """End this process, which waits for one that is lost, in a call that no exception reaches."""
-    with contextlib.suppress(OSError):
-        console.error(f"{lost}, and this process still waited for it; {advice}", code=EnvironmentFault.exit_code)
-    os._exit(EnvironmentFault.exit_code)
-
-
-def _patient_group() -> dist.ProcessGroup:
-    group = dist.group.WORLD
-    if group not in _patient:
-        _patient[group] = dist.new_group(backend="gloo", timeout=PATIENCE)
-    return _patient[group]
-
-
 @contextlib.contextmanager
-def lost_ones_named(accelerator: Accelerator, *, advice: Callable[[], str]) -> Iterator[None]:
-    """Let the end of another process be told in one line instead of a traceback.
+def side_by_side() -> Iterator[Peers]:
+    """Meet the other processes of this run; an error that leaves the block ends them too, with its exit code.
 
-    Args:
-        advice: where the work stood, and how to go on.
+    Nothing but a word now and then passes between them, and no wait for a process that lives has a limit: the scenes
+    of one may take hours longer than those of another.
 
     Raises:
-        EnvironmentFault: another process ended, or was not heard of for too long.
+        EnvironmentFault: they cannot be reached, or do not come.
     """
-    watch = _watches.get(dist.group.WORLD) if accelerator.num_processes > 1 else None
-    with contextlib.nullcontext() if watch is None else watch.at_work(advice):
-        try:
-            yield
-        except RuntimeError as fault:
-            is_theirs = isinstance(fault, dist.DistError) or any(words in str(fault) for words in _LOST)
-            is_theirs &= not is_out_of_memory(fault)  # NCCL passes CUDA's words on
-            if accelerator.num_processes == 1 or not is_theirs:
-                raise
-            who = (watch.lost() if watch is not None else None) or "another process was lost"
-            raise EnvironmentFault(f"{who}, which its own output may explain ({_first(fault)}); {advice()}") from fault
+    world = launcher.world()
+    if world <= 1:
+        yield Peers(0, 1, None)
+        return
+    store, watch = _meet_side_by_side(world)
+    watch.start()
+    until = time.monotonic() + PATIENCE.total_seconds()
+    with watch.at_work(str):
+        while watch.rank == 0 and (missing := watch.not_come(world)):
+            if time.monotonic() > until:
+                raise _missing_error(missing, world, patience=PATIENCE)
+            time.sleep(_LOOK_S)
+        del store  # until here the first process kept it for the others
+        yield Peers(watch.rank, world, watch)
 
 
-def _first(fault: BaseException) -> str:
-    """What an engine says first: without the place in its source, and without the advice that follows."""
-    return re.sub(r"^\[[^]]*\] ?", "", str(fault).splitlines()[0]).partition(". ")[0]
+def _meet_side_by_side(world: int) -> tuple[Any, PeerWatch]:
+    """Meet by torch's key-value store."""
+    try:
+        store, rank, world = next(rendezvous("env://"))
+        store.set_timeout(LONG_PATIENCE)
+        _meet(store, rank, world, patience=LONG_PATIENCE)
+        watch = _watch(store, rank, world, on_stuck=None)
+    except (ValueError, RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise EnvironmentFault(
+            f"$WORLD_SIZE is {world}, and the other processes cannot be reached ({reason}); start them all with "
+            "torchrun, or give each a --shard of its own"
+        ) from error
+    return store, watch
 
 
 class Peers:
@@ -267,66 +329,3 @@ class Peers:
             time.sleep(_LOOK_S)
         self.notice()
         self._watch.tell_done()  # the first one last: by then it has heard of all
-
-
-@contextlib.contextmanager
-def side_by_side() -> Iterator[Peers]:
-    """Meet the other processes of this run; an error that leaves the block ends them too, with its exit code.
-
-    Nothing but a word now and then passes between them, and no wait for a process that lives has a limit: the scenes
-    of one may take hours longer than those of another.
-
-    Raises:
-        EnvironmentFault: they cannot be reached, or do not come.
-    """
-    world = launcher.world()
-    if world <= 1:
-        yield Peers(0, 1, None)
-        return
-    store, watch = _meet_side_by_side(world)
-    watch.start()
-    until = time.monotonic() + PATIENCE.total_seconds()
-    with watch.at_work(str):
-        while watch.rank == 0 and (missing := watch.not_come(world)):
-            if time.monotonic() > until:
-                raise _not_come(missing, world, patience=PATIENCE)
-            time.sleep(_LOOK_S)
-        del store  # until here the first process kept it for the others
-        yield Peers(watch.rank, world, watch)
-
-
-def _meet_side_by_side(world: int) -> tuple[Any, PeerWatch]:
-    """Meet by torch's key-value store."""
-    try:
-        store, rank, world = next(rendezvous("env://"))
-        store.set_timeout(LONG_PATIENCE)
-        _meet(store, rank, world, patience=LONG_PATIENCE)
-        watch = _watch(store, rank, world, on_stuck=None)
-    except (ValueError, RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise EnvironmentFault(
-            f"$WORLD_SIZE is {world}, and the other processes cannot be reached ({reason}); start them all with "
-            "torchrun, or give each a --shard of its own"
-        ) from error
-    return store, watch
-
-
-def own_device(device: torch.device) -> torch.device:
-    """The device of this process; each of several has its own GPU.
-
-    Raises:
-        UsageError: one GPU was named for several processes.
-        EnvironmentFault: there are fewer GPUs than processes.
-    """
-    if device.type == "cuda" and launcher.world() > 1:
-        if device.index is not None:
-            raise UsageError(f"--device {device}: each of several processes gets its own device; use --device cuda")
-        device = torch.device("cuda", launcher.local_rank())
-        if device.index >= torch.cuda.device_count():
-            raise EnvironmentFault(
-                f"process {launcher.rank()}: no GPU is left for it, there are {torch.cuda.device_count()}; start as "
-                "many processes as there are GPUs"
-            )
-    if device.index is not None:
-        torch.cuda.set_device(device)
-    return device

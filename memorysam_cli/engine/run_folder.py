@@ -1,4 +1,7 @@
-"""The folder of a training run: what it holds, and how another terminal follows it."""
+"""The folder of a training run: what it holds, how it is made and found again, and how another terminal follows it.
+
+Following (:class:`Watch`) reads what training appends, takes no lock and writes nothing.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +29,23 @@ from memorysam_cli.storage import atomic, documents, lock
 RUNS = Path("runs")
 RECIPE = "recipe.yaml"
 LATEST = "latest"
+SERIES = ("lr", "gradient_norm", "scenes_per_second", "peak_memory_gb", "miou")
+"""Values that are followed beside the losses."""
+MOST_VALUES = 4000
+"""Values of a series in memory: many screens' widths."""
+RECENT_UPDATES = 50
+"""Updates whose pace tells how long the rest takes."""
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.tmp-.+-\d+-[0-9a-f]{8}")
 """What :mod:`~memorysam_cli.storage.atomic` calls a file or folder that is being written."""
-_BEFORE = {lock.NAME, lock.FAULTS, "exit.json"}
+_COMMAND_FILES = {lock.NAME, lock.FAULTS, "exit.json"}
 """What a command leaves that ended before its run began."""
-_BEGUN = {*_BEFORE, RECIPE, "environment.json", "command.txt", "train.log", "extent.json", "checkpoints", "trackers"}
+_START_FILES = {
+    *_COMMAND_FILES, RECIPE, "environment.json", "command.txt", "train.log", "extent.json", "checkpoints", "trackers",
+}  # fmt: skip
 """What a run has before its first checkpoint."""
 _OLD_S = 3600
 """A link to the newest run is made in a moment: one that is older was left by a kill."""
+RunState = Literal["running", "finished", "diverged", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -94,7 +106,7 @@ class RunFolder:
 
     @property
     def log(self) -> Path:
-        """What was said on the terminal."""
+        """What the terminal showed."""
         return self.path / "train.log"
 
     @property
@@ -129,7 +141,7 @@ class RunFolder:
 
     def is_unbegun(self) -> bool:
         """Whether a run was started here and ended before its first checkpoint: there is nothing to lose."""
-        if not self.holds_run() or not {entry.name for entry in _own(self.path)} <= _BEGUN:
+        if not self.holds_run() or not {entry.name for entry in _own(self.path)} <= _START_FILES:
             return False
         return not (self.checkpoints.is_dir() and list(_own(self.checkpoints)))
 
@@ -176,7 +188,7 @@ def refuse_taken(path: Path) -> None:
     """
     if path.is_symlink() and not path.exists():
         raise UsageError(f"--out {path}: is a link to {path.readlink()}, which is not there; make it, or give another")
-    if path.exists() and (not path.is_dir() or any(entry.name not in _BEFORE for entry in _own(path))):
+    if path.exists() and (not path.is_dir() or any(entry.name not in _COMMAND_FILES for entry in _own(path))):
         is_run = RunFolder(path).holds_run()
         what = "holds a run already; --resume auto continues it, or" if is_run else "is not empty;"
         what = what if path.is_dir() else "is a file;"
@@ -189,8 +201,27 @@ def _own(folder: Path) -> Iterator[Path]:
 
 
 def _is_left(name: str) -> bool:
-    found = _TEMPORARY.fullmatch(name)
-    return found is not None and (found["name"] in _BEGUN or found["name"].startswith("step-"))
+    match = _TEMPORARY.fullmatch(name)
+    return match is not None and (match["name"] in _START_FILES or match["name"].startswith("step-"))
+
+
+def environment() -> dict[str, Any]:
+    """What a result may depend on, beside the recipe."""
+    import torch
+
+    from memorysam_cli.model.weights import versions
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "cuda": torch.version.cuda,
+        "versions": versions(),
+    }
 
 
 def newest(recipe: str) -> RunFolder | None:
@@ -198,8 +229,8 @@ def newest(recipe: str) -> RunFolder | None:
     # Exactly as `create` names them: `deliver` must not find a run of `deliver-rgbd`.
     own = re.compile(re.escape(recipe) + r"-\d{8}-\d{6}-[0-9a-f]{4}")
     folders = RUNS.iterdir() if RUNS.is_dir() else ()
-    found = [path for path in folders if own.fullmatch(path.name) and RunFolder(path).holds_run()]
-    return RunFolder(max(found, key=lambda path: (path / RECIPE).stat().st_mtime_ns)) if found else None
+    runs = [path for path in folders if own.fullmatch(path.name) and RunFolder(path).holds_run()]
+    return RunFolder(max(runs, key=lambda path: (path / RECIPE).stat().st_mtime_ns)) if runs else None
 
 
 def point_latest(path: Path) -> None:
@@ -214,8 +245,8 @@ def point_latest(path: Path) -> None:
         link.unlink(missing_ok=True)
         link.symlink_to(target, target_is_directory=True)
         link.replace(RUNS / LATEST)
-    except (OSError, MemorySamError) as fault:
-        reason = (fault.strerror or str(fault)) if isinstance(fault, OSError) else str(fault)
+    except (OSError, MemorySamError) as error:
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
         console.warn(f"{RUNS / LATEST}: cannot be made to name this run ({reason}); name it with --weights")
 
 
@@ -242,43 +273,12 @@ def run_of(weights: Path) -> Path | None:
     return checkpoints.parent if is_in_run else None
 
 
-def environment() -> dict[str, Any]:
-    """What a result may depend on, beside the recipe."""
-    import torch
-
-    from memorysam_cli.model.weights import versions
-
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "host": platform.node(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpus": gpus,
-        "cuda": torch.version.cuda,
-        "versions": versions(),
-    }
-
-
-# Follows a training from another terminal: reads what it appends, takes no lock, writes nothing.
-
-
-State = Literal["running", "finished", "diverged", "stopped"]
-SERIES = ("lr", "gradient_norm", "scenes_per_second", "peak_memory_gb", "miou")
-"""Values that are followed beside the losses."""
-KEPT = 4000
-"""Values of a series that are kept: many screens' widths."""
-RECENT = 50
-"""Updates whose pace tells how long the rest takes."""
-
-
 @dataclass(frozen=True)
 class Look:
     """What a run is at, at one moment."""
 
     run: Path
-    state: State
+    state: RunState
     owner: lock.Owner | None
     step: int
     last_step: int | None
@@ -324,15 +324,15 @@ class Watch:
             what = "holds no run" if folder.is_dir() else "does not exist"
             raise UsageError(f"{folder}: {what} ({RECIPE}); name a run's folder, such as runs/latest")
         self.recipe: Recipe = load(folder / RECIPE, is_stored=True)
-        self._forget()
+        self._reset()
 
     def look(self) -> Look:
         """What the run is at now."""
-        self._read_on()
+        self._read_new()
         extent = self._document(self.run.extent)
         last = extent.get("last_step")
         owner = lock.owner(self.run.path)
-        state: State = "stopped"
+        state: RunState = "stopped"
         if self.run.result.is_file():
             state = "finished"
         elif owner is not None and owner.lives is not False:
@@ -347,19 +347,19 @@ class Watch:
             {name: list(values) for name, values in self.series.items()},
         )  # fmt: skip
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         names = ("loss", *self.recipe.terms[1:], *SERIES)
-        self.series: dict[str, deque[float | None]] = {name: deque(maxlen=KEPT) for name in names}
+        self.series: dict[str, deque[float | None]] = {name: deque(maxlen=MOST_VALUES) for name in names}
         self.step = self.epoch = 0
         self.best: tuple[float | None, int | None] = (None, None)
         self._place = 0
 
-    def _read_on(self) -> None:
+    def _read_new(self) -> None:
         """Take in the lines that were added; a last one without its end is left for the next look."""
         try:
             size = self.run.metrics.stat().st_size
             if size < self._place:  # a resumed run has dropped the rows that it writes again
-                self._forget()
+                self._reset()
             with self.run.metrics.open("rb") as stream:
                 stream.seek(self._place)
                 new = stream.read(size - self._place)
@@ -368,9 +368,9 @@ class Watch:
         whole, end, _ = new.rpartition(b"\n")
         self._place += len(whole) + len(end)
         for line in whole.splitlines():
-            self._take(line)
+            self._read_row(line)
 
-    def _take(self, line: bytes) -> None:
+    def _read_row(self, line: bytes) -> None:
         try:
             row = json.loads(line)
             self.step, self.epoch = int(row["step"]), int(row["epoch"])
@@ -386,13 +386,13 @@ class Watch:
             self.best = (float(miou), self.step)
 
     def _seconds_per_step(self, scenes: int | None) -> float | None:
-        paces = [pace for pace in list(self.series["scenes_per_second"])[-RECENT:] if pace]
+        paces = [pace for pace in list(self.series["scenes_per_second"])[-RECENT_UPDATES:] if pace]
         return sum(scenes / pace for pace in paces) / len(paces) if scenes and paces else None
 
     @staticmethod
     def _document(path: Path) -> dict[str, Any]:
         try:
-            found = documents.read_json(path)
+            content = documents.read_json(path)
         except (MemorySamError, OSError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return content if isinstance(content, dict) else {}

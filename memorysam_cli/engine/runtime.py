@@ -1,4 +1,8 @@
-"""What we compute on: the device, its precision and random numbers, deterministic kernels, and its memory."""
+"""What we compute on: the device, the precision, deterministic kernels, random numbers, and memory.
+
+Memory is what CUDA's allocator says on a GPU, and what the process, the machine and its control groups say elsewhere:
+how much there is, how much work takes, and one line for the user when it runs out.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +31,18 @@ from memorysam_cli.storage.machine import Capacity
 from memorysam_cli.text import size
 
 DEVICES = "auto, cpu, cuda, cuda:N, mps"
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+LOOKING = "use a smaller --batch (1 is the least), fewer --modalities, no --tta, or a device with more memory"
+"""What helps ``predict`` and ``evaluate``."""
 _ENGINES = {"ACCELERATE_USE_FSDP": "--use_fsdp", "ACCELERATE_USE_DEEPSPEED": "--use_deepspeed"}
 """What ``accelerate launch`` sets for an engine that cuts weights into parts, and the option that asked for it."""
-
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_NOT_DETERMINISTIC = re.compile(r"(\S+) does not have a deterministic implementation")
+_CUBLAS_MISSING = "Deterministic behavior was enabled"
+"""How torch says that cuBLAS was started without its workspace."""
+_STATUS = Path("/proc/self/status")
+_UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
+_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
 
 
 def choose_device(name: str) -> torch.device:
@@ -45,13 +57,17 @@ def choose_device(name: str) -> torch.device:
     kind, colon, index = name.partition(":")
     if kind not in {"cpu", "cuda", "mps"} or (colon and (kind != "cuda" or not index.isdecimal())):
         raise UsageError(f"--device {name}: is no device (known: {DEVICES})")
-    found = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(_has_mps())}[kind]
-    if int(index or 0) >= found:
-        have = f"{found} {kind} device{'s' * (found != 1)}"
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(_has_mps())}[kind]
+    if int(index or 0) >= count:
+        have = f"{count} {kind} device{'s' * (count != 1)}"
         raise EnvironmentFault(
             f"--device {name}: this machine has {have} that PyTorch {torch.__version__} can use; try --device auto"
         )
     return torch.device(name)
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()
 
 
 def make_accelerator(device: torch.device, *, precision: str) -> Accelerator:
@@ -88,14 +104,31 @@ def make_accelerator(device: torch.device, *, precision: str) -> Accelerator:
             ],
         )
         processes.connect(accelerator)
-    except dist.DistError as fault:
+    except dist.DistError as error:
         raise EnvironmentFault(
-            f"not all {launcher.world()} processes came together ({str(fault).splitlines()[0]}); the "
+            f"not all {launcher.world()} processes came together ({str(error).splitlines()[0]}); the "
             "output of the others may explain it"
-        ) from fault
+        ) from error
     # The learner accumulates, whatever ACCELERATE_GRADIENT_ACCUMULATION_STEPS says.
     accelerator.gradient_accumulation_steps = 1
     return accelerator
+
+
+def _refuse_engine() -> None:
+    """Weights in parts would be gathered and cut again around every piece of work that one process does alone."""
+    for variable, option in _ENGINES.items():
+        if os.environ.get(variable, "").lower() in {"1", "true", "yes"}:
+            raise UsageError(
+                f"accelerate launch {option}: weights are not cut into parts here, for they are a small share of the "
+                "memory; leave it away (DDP), and see train.saver and memorysam plan for what takes the rest"
+            )
+
+
+def describe(device: torch.device | str, precision: str = "fp32") -> dict[str, Any]:
+    """What a result was computed with: the keys ``device``, ``precision`` and ``versions`` of a report."""
+    kind = torch.device(device).type
+    name = torch.cuda.get_device_name(device) if kind == "cuda" else kind
+    return {"device": name, "precision": precision, "versions": {"memorysam": __version__, "torch": torch.__version__}}
 
 
 def refuse_precision(precision: str, device: torch.device) -> None:
@@ -140,11 +173,50 @@ def tensor_cores(precision: str) -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
-def describe(device: torch.device | str, precision: str = "fp32") -> dict[str, Any]:
-    """What a result was computed with: the keys ``device``, ``precision`` and ``versions`` of a report."""
-    kind = torch.device(device).type
-    name = torch.cuda.get_device_name(device) if kind == "cuda" else kind
-    return {"device": name, "precision": precision, "versions": {"memorysam": __version__, "torch": torch.__version__}}
+def prepare_deterministic(*, is_wanted: bool) -> None:
+    """Set what CUDA's libraries read when they start, for ``train.deterministic``; call it before anything runs."""
+    if is_wanted:
+        os.environ.setdefault(CUBLAS, ":4096:8")
+
+
+@contextlib.contextmanager
+def deterministic(*, is_wanted: bool) -> Iterator[None]:
+    """Allow deterministic kernels only, as long as the context is open; nothing changes where it is not wanted.
+
+    With ``train.deterministic`` every run on the same machine gives the same bits.
+
+    Raises:
+        EnvironmentFault: an operation has no deterministic form on this device; names it.
+    """
+    if not is_wanted:
+        yield
+        return
+    prepare_deterministic(is_wanted=True)
+    cudnn = torch.backends.cudnn
+    before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    except RuntimeError as error:
+        if advice := _deterministic_advice(str(error)):
+            raise EnvironmentFault(advice) from error
+        raise
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        cudnn.deterministic, cudnn.benchmark = before[1:]
+
+
+def _deterministic_advice(message: str) -> str | None:
+    """What of torch's message the user can use; none where it is about something else."""
+    if match := _NOT_DETERMINISTIC.search(message):
+        return (
+            f"train.deterministic: {match[1]} has no deterministic form on this device with PyTorch "
+            f"{torch.__version__}; train without --deterministic, or on the CPU"
+        )
+    if _CUBLAS_MISSING in message:
+        return f"train.deterministic: CUDA was started without {CUBLAS}=:4096:8; set it and run the same command again"
+    return None
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:
@@ -164,86 +236,6 @@ def set_rng_state(states: dict[str, Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(states["cuda"], device)
     if "mps" in states and device.type == "mps":
         torch.mps.set_rng_state(states["mps"])
-
-
-def _refuse_engine() -> None:
-    """Weights in parts would be gathered and cut again around every piece of work that one process does alone."""
-    for variable, option in _ENGINES.items():
-        if os.environ.get(variable, "").lower() in {"1", "true", "yes"}:
-            raise UsageError(
-                f"accelerate launch {option}: weights are not cut into parts here, for they are a small share of the "
-                "memory; leave it away (DDP), and see train.saver and memorysam plan for what takes the rest"
-            )
-
-
-def _has_mps() -> bool:
-    return torch.backends.mps.is_available()
-
-
-# ``train.deterministic``: the same bits at every run on the same machine, or an end that says why not.
-
-
-CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
-_NONE = re.compile(r"(\S+) does not have a deterministic implementation")
-_CUBLAS_MISSING = "Deterministic behavior was enabled"
-"""How torch says that cuBLAS was started without its workspace."""
-
-
-def prepare(*, is_wanted: bool) -> None:
-    """Set what CUDA's libraries read when they start; to be called before anything runs there."""
-    if is_wanted:
-        os.environ.setdefault(CUBLAS, ":4096:8")
-
-
-@contextlib.contextmanager
-def enforced(*, is_wanted: bool) -> Iterator[None]:
-    """Allow deterministic kernels only, as long as the context is open; nothing changes where it is not wanted.
-
-    Raises:
-        EnvironmentFault: an operation has no deterministic form on this device; names it.
-    """
-    if not is_wanted:
-        yield
-        return
-    prepare(is_wanted=True)
-    cudnn = torch.backends.cudnn
-    before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
-    torch.use_deterministic_algorithms(True)
-    cudnn.deterministic, cudnn.benchmark = True, False
-    try:
-        yield
-    except RuntimeError as fault:
-        if advice := _advice_on(str(fault)):
-            raise EnvironmentFault(advice) from fault
-        raise
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        cudnn.deterministic, cudnn.benchmark = before[1:]
-
-
-def _advice_on(message: str) -> str | None:
-    """What of torch's message the user can use; none where it is about something else."""
-    if found := _NONE.search(message):
-        return (
-            f"train.deterministic: {found[1]} has no deterministic form on this device with PyTorch "
-            f"{torch.__version__}; train without --deterministic, or on the CPU"
-        )
-    if _CUBLAS_MISSING in message:
-        return f"train.deterministic: CUDA was started without {CUBLAS}=:4096:8; set it and run the same command again"
-    return None
-
-
-# Memory: how much there is, how much work takes, and running out of it in words.
-#
-# CUDA's allocator answers on a GPU; the process, the machine and its control groups elsewhere.
-
-
-LOOKING = "use a smaller --batch (1 is the least), fewer --modalities, no --tta, or a device with more memory"
-"""What helps ``predict`` and ``evaluate``."""
-
-_STATUS = Path("/proc/self/status")
-_UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
-_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
 
 
 def capacity(device: torch.device) -> Capacity:
@@ -289,6 +281,12 @@ def resident_peak(process: int) -> int:
         return 0
 
 
+def _kilobytes(table: Path, name: str) -> int:
+    """A number of one of Linux's ``name: number kB`` tables."""
+    line = next(line for line in table.read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1])
+
+
 def read_bytes(text: str, *, option: str) -> int:
     """The bytes of an amount such as ``24GB``, ``24 GiB`` or ``24000MB``.
 
@@ -299,11 +297,11 @@ def read_bytes(text: str, *, option: str) -> int:
     Raises:
         UsageError: anything else, or nothing at all.
     """
-    found = _AMOUNT.fullmatch(text.strip())
-    unit = _UNITS.get(found[2].upper()) if found else None
-    if found is None or unit is None or not float(found[1]):
+    amount = _AMOUNT.fullmatch(text.strip())
+    unit = _UNITS.get(amount[2].upper()) if amount else None
+    if amount is None or unit is None or not float(amount[1]):
         raise UsageError(f"{option} '{text}': must be an amount of memory above 0 with its unit, such as 24GB or 24GiB")
-    return round(float(found[1]) * unit)
+    return round(float(amount[1]) * unit)
 
 
 @contextlib.contextmanager
@@ -319,25 +317,19 @@ def explained(device: torch.device, *, levers: str | Callable[[], str]) -> Itera
     """
     try:
         yield
-    except Exception as fault:
-        if isinstance(fault, MemorySamError) or not is_out_of_memory(fault):
+    except Exception as error:
+        if isinstance(error, MemorySamError) or not is_out_of_memory(error):
             raise
         advice = levers if isinstance(levers, str) else levers()
         raise EnvironmentFault(
-            f"out of memory on {device} ({shortage(fault)}; {_numbers(device)}); {advice}"
-        ) from fault
+            f"out of memory on {device} ({shortage(error)}; {_memory_numbers(device)}); {advice}"
+        ) from error
 
 
-def _numbers(device: torch.device) -> str:
+def _memory_numbers(device: torch.device) -> str:
     """What was taken, what is left, what there is."""
     try:
         have, peak = capacity(device), peak_bytes(device)
     except RuntimeError:  # a CUDA context may be beyond asking
         return "the device says no more"
     return f"peak {size(peak)}, {size(have.free)} free of {size(have.total)}"
-
-
-def _kilobytes(table: Path, name: str) -> int:
-    """A number of one of Linux's ``name: number kB`` tables."""
-    line = next(line for line in table.read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1])

@@ -124,13 +124,16 @@ def error(text: str, *, code: int) -> None:
     _tell(line, level="error", prefix=f"memorysam: error [{code}]:", style="bold red")
 
 
-def progress(total: int, label: str, *, is_table: bool = False) -> contextlib.AbstractContextManager[Progress]:
+def progress(
+    total: int, label: str, *, is_table: bool = False, is_steady: bool = False
+) -> contextlib.AbstractContextManager[Progress]:
     """Show the progress of ``total`` things: a bar where a person watches, else a sober line now and then.
 
     Args:
         total: how many; 0 shows nothing.
         label: a word or two.
         is_table: its figures are shown as a live table where a bar would be drawn.
+        is_steady: these are scenes that all take about as long: a note where they become ten times slower.
 
     Returns:
         A context whose value has ``advance(n=1, status="", figures=None)``.
@@ -141,12 +144,12 @@ def progress(total: int, label: str, *, is_table: bool = False) -> contextlib.Ab
     def line(text: str) -> None:
         _tell(text, level="progress", shown=shown and not bar)
 
-    table = live.shown()
+    table = live.current_table()
     if bar and total and table is not None:
         return live.Inner(total, label, line=line, outer=table)
     if bar and total and is_table:
         return live.LiveTable(total, label, line=line, console=_rich(sys.stderr))
-    return Progress(total, label, line=line, bar=bar)
+    return Progress(total, label, line=line, bar=bar, note=note if is_steady and total else None)
 
 
 def width() -> int:
@@ -275,7 +278,7 @@ def _moves_cursor() -> bool:
 @contextlib.contextmanager
 def _beside_bars() -> Iterator[None]:
     """Lift the table or the bars while a line is written, so that neither tears the other."""
-    table, tqdm = live.shown(), sys.modules.get("tqdm")
+    table, tqdm = live.current_table(), sys.modules.get("tqdm")
     if table is not None:
         with table.lifted():
             yield

@@ -29,6 +29,13 @@ SHORTEST_SECONDS = 5.0
 LONGEST_SECONDS = 60.0
 """A line after this long, however little was done: silence looks like a hang."""
 
+STRETCH_S = 10.0
+"""A pace is taken over this long at least: one slow step is no slow machine."""
+SLOW_STRETCHES = 2
+"""Slow stretches in a row that make a note."""
+SLOW_SHARE = 0.1
+"""Of the best pace; below it something else takes the machine."""
+
 PAUSE_S = 0.1
 """Between two drawings, at least."""
 BAR_COLUMNS = 24
@@ -42,7 +49,7 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 ASCII = "_.-:=+*#"
 EMPTY = " "
 
-_shown: LiveTable | None = None
+_table: LiveTable | None = None
 """The table that is on the terminal now."""
 
 
@@ -73,16 +80,27 @@ class Progress:
         label: a word or two, such as ``train epoch 3``.
         line: receives each sober line.
         bar: draw a bar on stderr too (it vanishes at the end; the command says what came of it).
+        note: receives, once, that the work has become ten times slower (:class:`Slowdown`); for scenes that all take
+            about as long. None: that is not watched.
     """
 
-    def __init__(self, total: int, label: str, *, line: Callable[[str], None], bar: bool = False) -> None:
+    def __init__(
+        self,
+        total: int,
+        label: str,
+        *,
+        line: Callable[[str], None],
+        bar: bool = False,
+        note: Callable[[str], None] | None = None,
+    ) -> None:
         self.total, self.label, self.done = total, label, 0
-        self._line, self._draw = line, bar and total > 0
+        self._line, self._draw, self._note = line, bar and total > 0, note
+        self._slowdown = Slowdown()
         self._bar: tqdm[NoReturn] | None = None
         self._status = ""
 
     def __enter__(self) -> Self:
-        self._start = self._last_time = time.monotonic()
+        self._start = self._last_time = self._last_advance = time.monotonic()
         self._last_done = 0
         if self._draw:
             from tqdm import tqdm
@@ -92,7 +110,7 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, traceback: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._bar is not None:
             self._bar.close()
@@ -126,6 +144,9 @@ class Progress:
             self._bar.set_postfix_str(status, refresh=False)
             self._bar.update(n)
         now = time.monotonic()
+        if self._note is not None and (slow := self._slowdown.add(n, seconds=now - self._last_advance)):
+            self._note(slow)
+        self._last_advance = now
         silent = now - self._last_time
         stepped = self.done * LINES // self.total > self._last_done * LINES // self.total if self.total else False
         # The last line is __exit__'s, so that it is always said, and once.
@@ -147,9 +168,40 @@ class Progress:
         self._last_time, self._last_done = now, self.done
 
 
-def shown() -> LiveTable | None:
+class Slowdown:
+    """Notices that work has fallen below a tenth of its own best pace, as it does on a machine that others use too.
+
+    Slow first steps, a single long one, and whatever the caller does not clock (checkpoints, validations) raise no
+    alarm: paces are those of stretches of :data:`STRETCH_S`, and :data:`SLOW_STRETCHES` in a row must be slow.
+    """
+
+    def __init__(self) -> None:
+        self._scenes, self._seconds = 0, 0.0
+        self._best, self._slow_stretches = 0.0, 0
+        self._is_noted = False
+
+    def add(self, scenes: int, *, seconds: float) -> str | None:
+        """Count scenes and the seconds that they took; gives the note for the user, once."""
+        self._scenes += scenes
+        self._seconds += seconds
+        if self._is_noted or self._seconds < STRETCH_S:
+            return None
+        pace = self._scenes / self._seconds
+        self._scenes, self._seconds = 0, 0.0
+        self._best = max(self._best, pace)
+        self._slow_stretches = self._slow_stretches + 1 if pace < SLOW_SHARE * self._best else 0
+        if self._slow_stretches < SLOW_STRETCHES:
+            return None
+        self._is_noted = True
+        return (
+            f"{pace:.2g} scenes/s, less than a tenth of this run's best {self._best:.3g}: the machine is busy with "
+            "something else; memorysam doctor tells what"
+        )
+
+
+def current_table() -> LiveTable | None:
     """The table that is being drawn, if there is one: other progress goes into it, and lines are written around it."""
-    return _shown
+    return _table
 
 
 class LiveTable(Progress):
@@ -171,19 +223,19 @@ class LiveTable(Progress):
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
-        global _shown  # noqa: PLW0603  (a terminal has one)
+        global _table  # noqa: PLW0603  (a terminal has one)
         super().__enter__()
         self._begin()
-        _shown = self
+        _table = self
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, traceback: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        global _shown  # noqa: PLW0603
-        _shown = None
+        global _table  # noqa: PLW0603
+        _table = None
         self._end()
-        super().__exit__(kind, fault, traceback)
+        super().__exit__(kind, error, traceback)
 
     def advance(self, n: int = 1, status: str = "", figures: Mapping[str, str] | None = None) -> None:
         """Count ``n`` more and show the figures."""
@@ -246,10 +298,10 @@ class Inner(Progress):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, traceback: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._outer.nest(None)
-        super().__exit__(kind, fault, traceback)
+        super().__exit__(kind, error, traceback)
 
     def advance(self, n: int = 1, status: str = "", figures: Mapping[str, str] | None = None) -> None:
         """Count ``n`` more."""

@@ -131,16 +131,16 @@ def fill(base: str, name: str, size: int) -> int:
     (disk / "kept.txt").write_text(KEPT)
     if size != NO_LIMIT and not is_small:
         disks.limit_files(max(1, size // 4))
-    before = start.refuse_small
+    before = start.refuse_full_disk
     if size % 2:  # every other time the training is let begin without room, and meets the end of the disk on its way
-        start.refuse_small = _no_question
+        start.refuse_full_disk = _no_question
     seen: dict[str, Any] = {"first": app.run(command.line(place)), "mounted": is_small}
     # What is looked at is read before there is room again.
     seen["kept"] = (disk / "kept.txt").read_text() == KEPT
     seen["left"] = [str(path) for path in disk.rglob(".*.tmp-*")]
     seen["broken"] = command.refusals(disk)
     seen["claims"] = [str(path) for path in disk.rglob("_SUCCESS.json")]
-    start.refuse_small = before
+    start.refuse_full_disk = before
     disks.make_larger(disk, LARGE) if is_small else disks.lift_limit()
     again = seen["first"] != 0 or name == "train"
     print("-- again --", file=sys.stderr, flush=True)

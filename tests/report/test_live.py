@@ -30,7 +30,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     monkeypatch.setattr(live, "PAUSE_S", -1)
     console.setup()
     yield found
-    assert live.shown() is None
+    assert live.current_table() is None
 
 
 def drawn(width: int, figures: dict[str, str]) -> list[str]:
@@ -83,7 +83,7 @@ def test_it_goes_when_work_fails(terminal: Terminal, monkeypatch: pytest.MonkeyP
     with pytest.raises(KeyboardInterrupt), console.progress(2, "train", is_table=True) as shown:
         shown.advance(figures=FIGURES)
         raise KeyboardInterrupt
-    assert live.shown() is None
+    assert live.current_table() is None
 
 
 @pytest.mark.parametrize("name", ["CI", "TERM"])
@@ -106,3 +106,19 @@ def test_without_colour_the_table_is_still_drawn(terminal: Terminal, monkeypatch
         shown.advance(figures=FIGURES)
     text = terminal.getvalue()
     assert "50 % (1 of 2)" in text and "\x1b[1A" in text and "\x1b[3" not in text
+
+
+@pytest.mark.parametrize("is_steady", [True, False])
+def test_scenes_that_become_ten_times_slower_are_noted_once(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, is_steady: bool
+) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("CI", "true")
+    now = [100.0]
+    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
+    with console.progress(60, "evaluate", is_steady=is_steady) as shown:
+        for seconds in [60.0] + [0.5] * 40 + [16.0] * 10:  # the first one loads
+            now[0] += seconds
+            shown.advance()
+    note = "0.062 scenes/s, less than a tenth of this run's best 2: the machine is busy with something else"
+    assert terminal.getvalue().count(note) == is_steady

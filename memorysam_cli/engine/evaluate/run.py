@@ -236,7 +236,7 @@ def _begun(task: Task) -> Iterator[tuple[Accelerator, Segmenter, Inference, Call
         share = len(task.scenes[accelerator.process_index :: accelerator.num_processes])
         label = f"evaluate {task.split}"
         with (
-            console.progress(share if is_main else 0, label) as progress,
+            console.progress(share if is_main else 0, label, is_steady=True) as progress,
             runtime.explained(accelerator.device, levers=runtime.LOOKING),
             lost_ones_named(accelerator, advice=lambda: "nothing was written; run the same command again"),
         ):

@@ -1,4 +1,8 @@
-"""Checkpoints: the whole state of a run, written so that a kill or a full disk at any moment costs nothing."""
+"""Checkpoints: the whole state of a run, written so that a kill or a full disk at any moment costs nothing.
+
+What a checkpoint holds, then its way: the state is taken, written, found again, read, compared with the run that wants
+to continue, and put back.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +30,18 @@ from memorysam_cli.storage import atomic, documents, tensors
 
 MANIFEST = "MANIFEST.json"
 TENSORS = ("model", "optimizer", "rng")
+UPDATES = "updates"
+"""The optimizer's tensor that keeps its file from being empty before the first update."""
+MAY_CHANGE = {
+    "name", "about", "extensions", "data.max_bad", "data.workers", "model.init", "train.checkpoint_minutes",
+    "train.checkpoint_steps", "train.keep_checkpoints", "train.max_steps", "train.saver", "train.validate_every",
+}  # fmt: skip
+"""Recipe keys that say how the work is done and how long; what is computed may not change in a run. Of ``model.init``
+the content counts, not the path."""
+DEFAULTS_BEFORE = {"model.fusion": "mean"}
+"""The values of keys that older recipes did not have."""
 _FOLDER = re.compile(r"step-\d{8}(\.new)?")
 _NEW, _REMOVED = ".new", ".removed"
-
-
-class _SameError(Exception):
-    """What is to be saved is saved already."""
 
 
 @dataclass
@@ -47,7 +57,7 @@ class Position:
         validation: the last validation's :class:`~memorysam_cli.model.weights.Metric`, as JSON; its ``miou`` is none
             where that was no number.
         all_ignored: batches so far in which no pixel counted.
-        scenes: that were learnt from so far, in all processes, each as often as it came.
+        scenes: that were learned from so far, in all processes, each as often as it came.
         initial: tensors that were taken from the weights of ``model.init``.
         world: processes; a resumed run needs as many.
         scaler: the state of the fp16 gradient scaler, if there is one.
@@ -94,183 +104,29 @@ class CheckpointHeader:
     made_by: dict[str, Any]
 
 
-def path_of(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step is."""
-    return folder / f"step-{step:08d}"
+def identity_of(recipe: Recipe, *, dataset: str, base: str, initial: str | None) -> dict[str, Any]:
+    """What must not change between a run and its continuation, by dotted key.
 
-
-def write(folder: Path, state: State, *, keep: int) -> Path:
-    """Save a state as ``folder/step-…`` and then remove older ones, but never below ``keep`` valid ones.
-
-    A step that was saved before, without the validation that came since, is saved again; until that is verified and in
-    its place, what was there before stays.
-
-    Raises:
-        WeightsError: what was written cannot be read back.
-        EnvironmentFault: it cannot be written.
+    Args:
+        recipe: of the run.
+        dataset: the content hash of the data set.
+        base: the SHA-256 of the base weights.
+        initial: the SHA-256 of the weights that the run began from, if not from the base weights.
     """
-    target = path_of(folder, state.position.step)
-    again = target.with_name(target.name + _NEW)
-    for left in folder.glob(f"step-*{_NEW}"):  # a kill came between its saving and its moving
-        _promote(left) if is_valid(left) else set_aside(left, "corrupt")
-    if target.exists() and not is_valid(target):
-        set_aside(target, "corrupt")
-    place = again if target.exists() else target
-    try:
-        with atomic.new_folder(place) as temporary:
-            _fill(temporary, state)
-            if target.exists() and documents.read_json(temporary / MANIFEST) == documents.read_json(target / MANIFEST):
-                raise _SameError
-    except _SameError:
-        _prune(folder, keep=keep)  # a kill may have come before
-        return target
-    if not is_valid(place):
-        raise WeightsError(f"{place}: what was written cannot be read back unchanged; check the disk")
-    if place == again:
-        _promote(again)
-    _prune(folder, keep=keep)
-    return target
+    values = dict(comparing.leaves(recipe.model_dump(mode="json")))
+    kept = {key: value for key, value in values.items() if key not in MAY_CHANGE}
+    return {**kept, "data set": dataset, "base weights": base, "initial weights": initial}
 
 
-def _fill(folder: Path, state: State) -> None:
-    """Write the files of a checkpoint."""
-    for name in TENSORS:
-        tensors.write(folder / f"{name}.safetensors", getattr(state, name), {})
-    words = {"identity": state.identity, "made_by": state.made_by}
-    documents.write_json(folder / "trainer.json", asdict(state.position) | words)
-    documents.write_json(folder / MANIFEST, _sums(folder))
-
-
-def sweep(folder: Path) -> None:
-    """Finish removing what a kill left half removed; only for the one who holds the run's lock."""
-    for path in folder.glob(f"step-*{_REMOVED}"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def newest_valid(folder: Path) -> tuple[Path | None, list[Path]]:
-    """The newest checkpoint whose sums agree, and the newer ones that had to be passed over."""
-    damaged: list[Path] = []
-    for path in reversed(_all(folder)):
-        if is_valid(path):
-            return path, damaged
-        damaged.append(path)
-    return None, damaged
-
-
-def read(path: Path) -> State:
-    """Load a checkpoint.
-
-    Raises:
-        WeightsError: it is no checkpoint, or its sums do not agree.
-    """
-    if not is_valid(path):
-        raise WeightsError(f"{path}: is no valid checkpoint (its {MANIFEST} is missing or does not agree)")
-    stand = read_header(path)
-    parts = {name: tensors.read(path / f"{name}.safetensors")[0] for name in TENSORS}
-    return State(stand.position, identity=stand.identity, made_by=stand.made_by, **parts)
-
-
-def read_header(path: Path) -> CheckpointHeader:
-    """Where a valid checkpoint stands, without its tensors.
-
-    Raises:
-        WeightsError: a key is missing, unknown or of another type: it was written by another version.
-    """
-    where = path / "trainer.json"
-    content = documents.read_json(where)
-    known = {each.name for each in fields(Position)} | {"identity", "made_by"}
-    given = set(content) if isinstance(content, dict) else set()
-    if odd := [f"{name} is missing" for name in sorted(known - given)] + [
-        f"{name} is unknown" for name in sorted(given - known)
-    ]:
-        raise WeightsError(f"{where}: {'; '.join(odd)}; it was written by another version, which can go on with it")
-    identity, made_by = content.pop("identity"), content.pop("made_by")
-    try:
-        position = TypeAdapter(Position).validate_json(
-            documents.to_json(content), strict=True
-        )  # as JSON: lists are lists
-    except ValidationError as fault:
-        first = fault.errors()[0]
-        raise WeightsError(
-            f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}; take another checkpoint"
-        ) from None
-    return CheckpointHeader(position, identity, made_by)
-
-
-def is_valid(path: Path) -> bool:
-    """Whether every file that the manifest names is there with its size and SHA-256."""
-    try:
-        wanted = documents.read_json(path / MANIFEST)
-        return bool(wanted) and wanted == _sums(path)
-    except (MemorySamError, OSError, AttributeError):
-        return False
-
-
-def all_valid(folder: Path) -> list[Path]:
-    """The checkpoints whose sums agree, oldest first."""
-    return [path for path in _all(folder) if is_valid(path)]
-
-
-def newer_than(path: Path) -> list[Path]:
-    """The checkpoints beside ``path`` that were written after it, newest first."""
-    return [other for other in reversed(_all(path.parent)) if other.name > path.name]
-
-
-def set_aside(path: Path, suffix: Literal["corrupt", "abandoned"]) -> Path:
-    """Rename a checkpoint that is damaged, or not of the branch that goes on: out of the way, but not lost."""
-    target = path.with_name(f"{path.name}.{suffix}")
-    if target.exists():
-        shutil.rmtree(target)
-    return path.rename(target)
-
-
-def _sums(path: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(entry for entry in path.iterdir() if entry.name != MANIFEST)
-    if not files:
-        raise DataError(f"{path}: is empty")
-    return {entry.name: {"size": entry.stat().st_size, "sha256": tensors.sha256(entry)} for entry in files}
-
-
-def _all(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and _FOLDER.fullmatch(path.name))
-
-
-def _prune(folder: Path, *, keep: int) -> None:
-    """Remove what is older than the newest ``keep`` valid ones, and nothing where there are not so many."""
-    found = 0
-    for path in reversed(_all(folder)):
-        if found >= keep:
-            shutil.rmtree(_out_of_the_way(path))
-        else:
-            found += is_valid(path)
-
-
-def _promote(again: Path) -> None:
-    """Let a step that was saved again, and verified, take its place; at every moment one of both counts."""
-    target = again.with_name(again.name.removesuffix(_NEW))
-    before = _out_of_the_way(target) if target.exists() else None
-    with atomic.faults(target):
-        again.rename(target)
-    if before is not None:
-        shutil.rmtree(before)
-
-
-def _out_of_the_way(path: Path) -> Path:
-    """Rename a checkpoint that is to be removed: half removed it would look like a damaged one."""
-    target = path.with_name(path.name + _REMOVED)
-    with atomic.faults(path):
-        if target.exists():
-            shutil.rmtree(target)
-        return path.rename(target)
-
-
-# The whole state of a run, taken from what learns and put back into it.
-
-
-UPDATES = "updates"
-"""The optimiser's tensor that keeps its file from being empty before the first update."""
+def conditions(accelerator: Accelerator) -> dict[str, Any]:
+    """What else decides the last bits of a result; a run may go on under others, and says so."""
+    return {
+        "memorysam": __version__,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": accelerator.device.type,
+        "world": accelerator.num_processes,
+    }
 
 
 def take(learner: Learner, position: Position, *, identity: dict[str, Any], scenes_since: int) -> State:
@@ -279,7 +135,7 @@ def take(learner: Learner, position: Position, *, identity: dict[str, Any], scen
     Args:
         learner: what learns.
         position: where the run stands; its scenes are brought up to date.
-        identity: of :func:`memorysam_cli.engine.train.checkpoints.identity_of`.
+        identity: of :func:`identity_of`.
         scenes_since: scenes of this process since the last time.
 
     Raises:
@@ -306,76 +162,180 @@ def take(learner: Learner, position: Position, *, identity: dict[str, Any], scen
     )
 
 
-def put_back(state: State, learner: Learner, *, where: str) -> Position:
-    """Make everything as it was when a state was taken; returns where the run stood.
+def write(folder: Path, state: State, *, keep: int) -> Path:
+    """Save a state as ``folder/step-…`` and then remove older ones, but never below ``keep`` valid ones.
+
+    A step that was saved before, without the validation that came since, is saved again; until that is verified and in
+    its place, what was there before stays.
 
     Raises:
-        WeightsError: the tensors are not of this network, or there is no state of the random numbers.
+        WeightsError: what was written cannot be read back.
+        EnvironmentFault: it cannot be written.
     """
-    accelerator = learner.accelerator
-    random = _random(state, learner, where=where)
-    fill_own(learner.network, state.model, where=where)
-    _restore(state, learner, where=where)
-    if accelerator.scaler is not None and state.position.scaler:
-        accelerator.scaler.load_state_dict(state.position.scaler)
+    target = path_of(folder, state.position.step)
+    again = target.with_name(target.name + _NEW)
+    for left in folder.glob(f"step-*{_NEW}"):  # a kill came between its saving and its moving
+        _promote(left) if is_valid(left) else set_aside(left, "corrupt")
+    if target.exists() and not is_valid(target):
+        set_aside(target, "corrupt")
+    place = again if target.exists() else target
     try:
-        set_rng_state(random, accelerator.device)
-    except (RuntimeError, TypeError) as fault:
-        reason = str(fault).splitlines()[0]
-        raise WeightsError(f"{where}: its state of the random numbers is none ({reason}); take another") from fault
-    return state.position
+        with atomic.new_folder(place) as temporary:
+            _fill(temporary, state)
+            if target.exists() and documents.read_json(temporary / MANIFEST) == documents.read_json(target / MANIFEST):
+                raise _AlreadySavedError
+    except _AlreadySavedError:
+        _prune(folder, keep=keep)  # a kill may have come before
+        return target
+    if not is_valid(place):
+        raise WeightsError(f"{place}: what was written cannot be read back unchanged; check the disk")
+    if place == again:
+        _promote(again)
+    _prune(folder, keep=keep)
+    return target
 
 
-def _random(state: State, learner: Learner, *, where: str) -> dict[str, torch.Tensor]:
-    """The state of this process's random numbers. Without it, a run that goes on would be another one."""
-    accelerator = learner.accelerator
-    prefix = f"{accelerator.process_index}/"
-    own = {name.removeprefix(prefix): value for name, value in state.rng.items() if name.startswith(prefix)}
-    if missing := sorted(rng_state(accelerator.device).keys() - own.keys()):
+class _AlreadySavedError(Exception):
+    """What is to be saved is saved already."""
+
+
+def _fill(folder: Path, state: State) -> None:
+    """Write the files of a checkpoint."""
+    for name in TENSORS:
+        tensors.write(folder / f"{name}.safetensors", getattr(state, name), {})
+    words = {"identity": state.identity, "made_by": state.made_by}
+    documents.write_json(folder / "trainer.json", asdict(state.position) | words)
+    documents.write_json(folder / MANIFEST, _sums(folder))
+
+
+def _sums(path: Path) -> dict[str, dict[str, Any]]:
+    files = sorted(entry for entry in path.iterdir() if entry.name != MANIFEST)
+    if not files:
+        raise DataError(f"{path}: is empty")
+    return {entry.name: {"size": entry.stat().st_size, "sha256": tensors.sha256(entry)} for entry in files}
+
+
+def _promote(again: Path) -> None:
+    """Let a step that was saved again, and verified, take its place; at every moment one of both counts."""
+    target = again.with_name(again.name.removesuffix(_NEW))
+    before = _out_of_the_way(target) if target.exists() else None
+    with atomic.faults(target):
+        again.rename(target)
+    if before is not None:
+        shutil.rmtree(before)
+
+
+def _out_of_the_way(path: Path) -> Path:
+    """Rename a checkpoint that is to be removed: half removed it would look like a damaged one."""
+    target = path.with_name(path.name + _REMOVED)
+    with atomic.faults(path):
+        if target.exists():
+            shutil.rmtree(target)
+        return path.rename(target)
+
+
+def _prune(folder: Path, *, keep: int) -> None:
+    """Remove what is older than the newest ``keep`` valid ones, and nothing where there are not so many."""
+    valid = 0
+    for path in reversed(_folders(folder)):
+        if valid >= keep:
+            shutil.rmtree(_out_of_the_way(path))
+        else:
+            valid += is_valid(path)
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return folder / f"step-{step:08d}"
+
+
+def sweep(folder: Path) -> None:
+    """Finish removing what a kill left half removed; only for the one who holds the run's lock."""
+    for path in folder.glob(f"step-*{_REMOVED}"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def set_aside(path: Path, suffix: Literal["corrupt", "abandoned"]) -> Path:
+    """Rename a checkpoint that is damaged, or not of the branch that goes on: out of the way, but not lost."""
+    target = path.with_name(f"{path.name}.{suffix}")
+    if target.exists():
+        shutil.rmtree(target)
+    return path.rename(target)
+
+
+def is_valid(path: Path) -> bool:
+    """Whether every file that the manifest names is there with its size and SHA-256."""
+    try:
+        wanted = documents.read_json(path / MANIFEST)
+        return bool(wanted) and wanted == _sums(path)
+    except (MemorySamError, OSError, AttributeError):
+        return False
+
+
+def newest_valid(folder: Path) -> tuple[Path | None, list[Path]]:
+    """The newest checkpoint whose sums agree, and the newer ones that had to be passed over."""
+    damaged: list[Path] = []
+    for path in reversed(_folders(folder)):
+        if is_valid(path):
+            return path, damaged
+        damaged.append(path)
+    return None, damaged
+
+
+def all_valid(folder: Path) -> list[Path]:
+    """The checkpoints whose sums agree, oldest first."""
+    return [path for path in _folders(folder) if is_valid(path)]
+
+
+def newer_than(path: Path) -> list[Path]:
+    """The checkpoints beside ``path`` that were written after it, newest first."""
+    return [other for other in reversed(_folders(path.parent)) if other.name > path.name]
+
+
+def _folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and _FOLDER.fullmatch(path.name))
+
+
+def read_header(path: Path) -> CheckpointHeader:
+    """Where a valid checkpoint stands, without its tensors.
+
+    Raises:
+        WeightsError: a key is missing, unknown or of another type: it was written by another version.
+    """
+    where = path / "trainer.json"
+    content = documents.read_json(where)
+    known = {each.name for each in fields(Position)} | {"identity", "made_by"}
+    given = set(content) if isinstance(content, dict) else set()
+    if odd := [f"{name} is missing" for name in sorted(known - given)] + [
+        f"{name} is unknown" for name in sorted(given - known)
+    ]:
+        raise WeightsError(f"{where}: {'; '.join(odd)}; it was written by another version, which can go on with it")
+    identity, made_by = content.pop("identity"), content.pop("made_by")
+    try:
+        position = TypeAdapter(Position).validate_json(
+            documents.to_json(content), strict=True
+        )  # as JSON: lists are lists
+    except ValidationError as error:
+        first = error.errors()[0]
         raise WeightsError(
-            f"{where}: has no state of the random numbers of process {prefix[:-1]} ({', '.join(missing)}), so that the "
-            "run could not go on as it was; take another checkpoint, or the device that the run began on"
-        )
-    return own
+            f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}; take another checkpoint"
+        ) from None
+    return CheckpointHeader(position, identity, made_by)
 
 
-def _restore(state: State, learner: Learner, *, where: str) -> None:
-    """Put optimiser and losses back; all that the checkpoint has, and no more."""
-    saved = {name: value for name, value in state.optimizer.items() if name != UPDATES}
-    try:
-        learner.restore(saved)
-    except (KeyError, RuntimeError) as fault:
-        reason = str(fault).splitlines()[0][:200]
-        raise WeightsError(f"{where}: its optimiser is not of this network ({reason}); take another") from fault
-    if found := base_weights.difference(base_weights.shapes_of(saved), base_weights.shapes_of(learner.state())):
-        raise WeightsError(f"{where}: its optimiser is not of this network: {found}; take another checkpoint")
+def read(path: Path) -> State:
+    """Load a checkpoint.
 
-
-# What a run is, as far as its checkpoints must agree: what it computes, and what it is computed with.
-
-
-MAY_CHANGE = {
-    "name", "about", "extensions", "data.max_bad", "data.workers", "model.init", "train.checkpoint_minutes",
-    "train.checkpoint_steps", "train.keep_checkpoints", "train.max_steps", "train.saver", "train.validate_every",
-}  # fmt: skip
-"""Recipe keys that say how the work is done and how long; what is computed may not change in a run. Of ``model.init``
-the content counts, not the path."""
-ADDED = {"model.fusion": "mean"}
-"""What keys meant before recipes had them."""
-
-
-def identity_of(recipe: Recipe, *, dataset: str, base: str, initial: str | None) -> dict[str, Any]:
-    """What must not change between a run and its continuation, by dotted key.
-
-    Args:
-        recipe: of the run.
-        dataset: the content hash of the data set.
-        base: the SHA-256 of the base weights.
-        initial: the SHA-256 of the weights that the run began from, if not from the base weights.
+    Raises:
+        WeightsError: it is no checkpoint, or its sums do not agree.
     """
-    values = dict(comparing.leaves(recipe.model_dump(mode="json")))
-    kept = {key: value for key, value in values.items() if key not in MAY_CHANGE}
-    return {**kept, "data set": dataset, "base weights": base, "initial weights": initial}
+    if not is_valid(path):
+        raise WeightsError(f"{path}: is no valid checkpoint (its {MANIFEST} is missing or does not agree)")
+    header = read_header(path)
+    parts = {name: tensors.read(path / f"{name}.safetensors")[0] for name in TENSORS}
+    return State(header.position, identity=header.identity, made_by=header.made_by, **parts)
 
 
 def refuse_other(then: dict[str, Any], now: dict[str, Any], *, worlds: tuple[int, int], where: str) -> None:
@@ -390,7 +350,7 @@ def refuse_other(then: dict[str, Any], now: dict[str, Any], *, worlds: tuple[int
     Raises:
         UsageError: the run would compute something else, or has another number of processes.
     """
-    then = ADDED | {key: value for key, value in then.items() if not is_retired(key, value)}
+    then = DEFAULTS_BEFORE | {key: value for key, value in then.items() if not is_retired(key, value)}
     keys = [key for key in now | then if now.get(key) != then.get(key)]
     if keys:
         differing = "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys)
@@ -403,17 +363,46 @@ def refuse_other(then: dict[str, Any], now: dict[str, Any], *, worlds: tuple[int
         )
 
 
-def conditions(accelerator: Accelerator) -> dict[str, Any]:
-    """What else decides the last bits of a result; a run may go on under others, and says so."""
-    return {
-        "memorysam": __version__,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "device": accelerator.device.type,
-        "world": accelerator.num_processes,
-    }
+def put_back(state: State, learner: Learner, *, where: str) -> Position:
+    """Make everything as it was when a state was taken; returns where the run stood.
+
+    Raises:
+        WeightsError: the tensors are not of this network, or there is no state of the random numbers.
+    """
+    accelerator = learner.accelerator
+    random = _own_rng(state, learner, where=where)
+    fill_own(learner.network, state.model, where=where)
+    _restore_learner(state, learner, where=where)
+    if accelerator.scaler is not None and state.position.scaler:
+        accelerator.scaler.load_state_dict(state.position.scaler)
+    try:
+        set_rng_state(random, accelerator.device)
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsError(f"{where}: its state of the random numbers is none ({reason}); take another") from error
+    return state.position
 
 
-def changed(then: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:
-    """Which conditions are others: key → what it was, what it is."""
-    return {key: [then.get(key), now.get(key)] for key in now | then if then.get(key) != now.get(key)}
+def _own_rng(state: State, learner: Learner, *, where: str) -> dict[str, torch.Tensor]:
+    """The state of this process's random numbers. Without it, a run that goes on would be another one."""
+    accelerator = learner.accelerator
+    prefix = f"{accelerator.process_index}/"
+    own = {name.removeprefix(prefix): value for name, value in state.rng.items() if name.startswith(prefix)}
+    if missing := sorted(rng_state(accelerator.device).keys() - own.keys()):
+        raise WeightsError(
+            f"{where}: has no state of the random numbers of process {prefix[:-1]} ({', '.join(missing)}), so that the "
+            "run could not go on as it was; take another checkpoint, or the device that the run began on"
+        )
+    return own
+
+
+def _restore_learner(state: State, learner: Learner, *, where: str) -> None:
+    """Put optimizer and losses back; all that the checkpoint has, and no more."""
+    saved = {name: value for name, value in state.optimizer.items() if name != UPDATES}
+    try:
+        learner.restore(saved)
+    except (KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise WeightsError(f"{where}: its optimiser is not of this network ({reason}); take another") from error
+    if difference := base_weights.difference(base_weights.shapes_of(saved), base_weights.shapes_of(learner.state())):
+        raise WeightsError(f"{where}: its optimiser is not of this network: {difference}; take another checkpoint")

@@ -1,4 +1,7 @@
-"""How a run ends: what asks it to stop, and what it leaves behind when it is done, diverged or failed."""
+"""How a run ends: by a signal, by scenes that cannot be read, by an update that diverged, or because it is done.
+
+In that order; last, :class:`Ending` records any end for those whose launcher hides the exit code.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +48,11 @@ SIGNAL_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 14
 GRACE_S = 5.0
 """For how long a second signal may wait for the main thread to hear of it, and to tidy up."""
 _LAST_WORDS = "memorysam: error [{}]: ended at once by a second signal; --resume goes on from the last checkpoint\n"
+_INTERRUPTED, _TERMINATED, _BUG = 130, 143, 1
+_SHOWN_FILES = 4
+_SHOWN_SCENES = 10
+_signal_descriptors: set[int] = set()
+"""The descriptors that the kernel tells a parent of its signals by; its children have them, too."""
 
 
 class StopRequest:
@@ -94,46 +102,158 @@ def _last_resort() -> Iterator[None]:
     writing.setblocking(False)
     is_over = threading.Event()
     earlier = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
-    _counted.add(writing.fileno())
-    threading.Thread(target=_count, args=(reading, is_over), name="signals", daemon=True).start()
+    _signal_descriptors.add(writing.fileno())
+    threading.Thread(target=_count_signals, args=(reading, is_over), name="signals", daemon=True).start()
     try:
         yield
     finally:
         is_over.set()
         signal.set_wakeup_fd(earlier)
-        _counted.discard(writing.fileno())
+        _signal_descriptors.discard(writing.fileno())
         writing.close()  # the thread reads the end, and ends
 
 
-def _count(reading: socket.socket, is_over: threading.Event) -> None:
+def _count_signals(reading: socket.socket, is_over: threading.Event) -> None:
     """Wait for the second signal of a polite end, and then for the end."""
-    heard, codes = 0, {int(number): code for number, code in SIGNAL_EXIT_CODES.items()}
+    count, codes = 0, {int(number): code for number, code in SIGNAL_EXIT_CODES.items()}
     with reading:
         while number := reading.recv(1):
             code = codes.get(number[0])
-            heard += code is not None
-            if code is not None and heard > 1 and not is_over.wait(GRACE_S):
+            count += code is not None
+            if code is not None and count > 1 and not is_over.wait(GRACE_S):
                 with contextlib.suppress(OSError):
                     os.write(2, _LAST_WORDS.format(code).encode())
                 os._exit(code)
 
 
-_counted: set[int] = set()
-"""The descriptors that the kernel tells a parent of its signals by; its children have them, too."""
-
-
 def _forget_in_child() -> None:
     """A signal for a forked data worker is none for its parent."""
-    if _counted:
+    if _signal_descriptors:
         signal.set_wakeup_fd(-1)
-        _counted.clear()
+        _signal_descriptors.clear()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_in_child)
 
 
-# What a finished run came to, and the conservation laws that say that nothing was lost on its way.
+class Quarantine:
+    """The scenes that others stand in for (``data.max_bad``), over all processes and resumes of a run.
+
+    Args:
+        run: whose ``quarantine.jsonl`` lists them.
+        share: of the training scenes that may be listed.
+        scenes: of the training split.
+        accelerator: the processes; each reads scenes of its own.
+    """
+
+    def __init__(self, run: RunFolder, *, share: float, scenes: int, accelerator: Accelerator) -> None:
+        self.run, self.share, self.scenes, self.accelerator = run, share, scenes, accelerator
+        rows = documents.read_json_lines(run.quarantine) if run.quarantine.exists() else []
+        self.listed: dict[str, str] = {row["scene"]: row["why"] for row in rows}
+
+    def admit(self, batches: Sequence[Batch], *, step: int) -> None:
+        """List what these batches had to do without; every process must call this.
+
+        Args:
+            batches: of one update of this process.
+            step: the update, from 1.
+
+        Raises:
+            DataError: more scenes are listed than may be.
+        """
+        if not self.share:  # then the loader ends the run by itself
+            return
+        own = {left.scene: left.why for batch in batches for left in batch.left_out if left.scene not in self.listed}
+        if not agree(bool(own), self.accelerator):
+            return
+        lists = gather_object([own]) if self.accelerator.num_processes > 1 else [own]
+        for scene, why in sorted({scene: why for each in lists for scene, why in each.items()}.items()):
+            self.listed[scene] = why
+            if self.accelerator.is_main_process:
+                documents.append_json_line(self.run.quarantine, {"scene": scene, "why": why, "step": step}, fsync=True)
+                console.warn(f"scene {shown(scene)}: cannot be read and others stand in for it: {why}")
+        if len(self.listed) > self.share * self.scenes:
+            raise self._too_many()
+
+    def __len__(self) -> int:
+        return len(self.listed)
+
+    def _too_many(self) -> DataError:
+        some = few(list(self.listed.values()), _SHOWN_SCENES, separator="; ")
+        return DataError(
+            f"{len(self)} of {self.scenes} training scenes cannot be read, more than data.max_bad={self.share:g} "
+            f"allows: {some}; {self.run.quarantine} lists them: mend the files, or raise --max-bad"
+        )
+
+
+def describe_divergence(
+    result: StepResult, batches: Sequence[Batch], position: Position, *, rate: float, accelerator: Accelerator
+) -> dict[str, Any]:
+    """All that is known of the update, as JSON; every process must call this.
+
+    Args:
+        result: what it would have done.
+        batches: of this process.
+        position: before it.
+        rate: the learning rate.
+        accelerator: the processes, whose scenes are all listed.
+    """
+    own = [
+        {
+            "process": accelerator.process_index,
+            "batch": number,
+            "id": scene.id,
+            "files": [
+                *(path for paths in scene.files.values() for path in paths),
+                *([scene.label] * bool(scene.label)),
+            ],
+        }
+        for number, batch in enumerate(batches)
+        for scene in batch.scenes
+    ]
+    scenes = gather_object(own) if accelerator.num_processes > 1 else own
+    figures = {"loss": result.loss, **result.terms, "gradient_norm": result.gradient_norm}
+    finite = {name: value if math.isfinite(value) else str(value) for name, value in figures.items()}
+    return {"step": position.step + 1, "epoch": position.epoch, **finite, "lr": rate, "scenes": scenes}
+
+
+def end_diverged(record: dict[str, Any], run: RunFolder, *, save: Callable[[], object], is_main: bool) -> NoReturn:
+    """End a run with the weights of before the update; an error of the disk meanwhile does not hide why.
+
+    Args:
+        record: of :func:`describe_divergence`.
+        run: whose ``diverged.json`` keeps it.
+        save: saves the weights as they are.
+        is_main: whether this is the main process.
+
+    Raises:
+        DivergedError: always.
+    """
+    try:
+        raise DivergedError(_sentence(record))
+    except DivergedError as error:
+        if is_main:
+            documents.write_json(run.diverged, record)
+        save()
+        raise DivergedError(
+            f"{error}; the weights of step {record['step'] - 1} are in {run.last}, the batch in {run.diverged}; "
+            "try a lower optim.lr"
+        ) from None
+
+
+def _sentence(record: dict[str, Any]) -> str:
+    """The same in a line, with the first files."""
+    scenes = record["scenes"]
+    names = [shown(scene["files"][0] if scene["files"] else scene["id"]) for scene in scenes]
+    return (
+        f"step {record['step']}: loss {_figure(record['loss'])}, gradient norm {_figure(record['gradient_norm'])}, "
+        f"lr {record['lr']:.3g}, scenes {few(names, _SHOWN_FILES)}"
+    )
+
+
+def _figure(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.6g}"
 
 
 @dataclass(frozen=True)
@@ -152,7 +272,7 @@ class TrainingResult:
     seconds: float
     """Of this process."""
     scenes: int = 0
-    """That were learnt from, each as often as it came."""
+    """That were learned from, each as often as it came."""
     left_out: int = 0
     """Scenes that could not be read, for which others stood in."""
     resumed: bool = False
@@ -195,7 +315,7 @@ def finish(
     result = TrainingResult(
         run=run.path, best=run.best, last=run.last, miou=position.best_miou, best_step=position.best_step,
         steps=position.step, seconds=seconds, scenes=position.scenes, left_out=len(quarantine), resumed=resumed,
-        laws=_checked(learner, position, expected=position.step * scenes, last=run.last) if is_main else {},
+        laws=_check_laws(learner, position, expected=position.step * scenes, last=run.last) if is_main else {},
     )  # fmt: skip
     if is_main:
         documents.write_json(run.result, {"schema_version": 1, **result.to_json()})
@@ -203,12 +323,12 @@ def finish(
     return result
 
 
-def _checked(learner: Learner, position: Position, *, expected: int, last: Path) -> conservation.Report:
+def _check_laws(learner: Learner, position: Position, *, expected: int, last: Path) -> conservation.Report:
     """The laws, each of whose sides is counted by itself.
 
     Args:
         learner: what was trained.
-        position: has the scenes that were learnt from, counted as they came over all processes and resumes.
+        position: has the scenes that were learned from, counted as they came over all processes and resumes.
         expected: steps × batch × accumulate × processes.
         last: the newest weights, which are read back.
     """
@@ -220,7 +340,7 @@ def _checked(learner: Learner, position: Position, *, expected: int, last: Path)
     saved = len(tensors.read(last)[0])
     # LoRA cuts the base's fused projections into three: tensors do not stay as many, their values do.
     base = sum(math.prod(shape) for shape in base_shapes(network.card.base.backbone).values())
-    found = {
+    laws = {
         "scenes learnt from = steps × batch × accumulate × processes": (position.scenes, expected),
         "values of the base + values of new tensors = values of the model": (
             base + sum(state[name].numel() for name in new),
@@ -229,180 +349,43 @@ def _checked(learner: Learner, position: Position, *, expected: int, last: Path)
         "tensors trained + new ones that are not = tensors saved": (len(trained) + len(frozen), saved),
     }
     if position.initial:
-        found["tensors of the initial weights = tensors saved"] = (position.initial, saved)
-    return conservation.check(found)
-
-
-# What is kept of an update whose loss or gradient was not finite.
-
-
-_SHOWN = 4
-
-
-def describe(
-    result: StepResult, batches: Sequence[Batch], position: Position, *, rate: float, accelerator: Accelerator
-) -> dict[str, Any]:
-    """All that is known of the update, as JSON; every process must call this.
-
-    Args:
-        result: what it would have done.
-        batches: of this process.
-        position: before it.
-        rate: the learning rate.
-        accelerator: the processes, whose scenes are all listed.
-    """
-    own = [
-        {
-            "process": accelerator.process_index,
-            "batch": number,
-            "id": scene.id,
-            "files": [
-                *(path for paths in scene.files.values() for path in paths),
-                *([scene.label] * bool(scene.label)),
-            ],
-        }
-        for number, batch in enumerate(batches)
-        for scene in batch.scenes
-    ]
-    scenes = gather_object(own) if accelerator.num_processes > 1 else own
-    figures = {"loss": result.loss, **result.terms, "gradient_norm": result.gradient_norm}
-    finite = {name: value if math.isfinite(value) else str(value) for name, value in figures.items()}
-    return {"step": position.step + 1, "epoch": position.epoch, **finite, "lr": rate, "scenes": scenes}
-
-
-def sentence(record: dict[str, Any]) -> str:
-    """The same in a line, with the first files."""
-    scenes = record["scenes"]
-    names = [shown(scene["files"][0] if scene["files"] else scene["id"]) for scene in scenes]
-    return (
-        f"step {record['step']}: loss {_figure(record['loss'])}, gradient norm {_figure(record['gradient_norm'])}, "
-        f"lr {record['lr']:.3g}, scenes {few(names, _SHOWN)}"
-    )
-
-
-def end(record: dict[str, Any], run: RunFolder, *, save: Callable[[], object], is_main: bool) -> NoReturn:
-    """End a run with the weights of before the update; a fault of the disk meanwhile does not hide why.
-
-    Args:
-        record: of :func:`describe`.
-        run: whose ``diverged.json`` keeps it.
-        save: saves the weights as they are.
-        is_main: whether this is the main process.
-
-    Raises:
-        DivergedError: always.
-    """
-    try:
-        raise DivergedError(sentence(record))
-    except DivergedError as fault:
-        if is_main:
-            documents.write_json(run.diverged, record)
-        save()
-        raise DivergedError(
-            f"{fault}; the weights of step {record['step'] - 1} are in {run.last}, the batch in {run.diverged}; "
-            "try a lower optim.lr"
-        ) from None
-
-
-def _figure(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.6g}"
-
-
-# Training scenes that cannot be read: each told once, listed in the run's folder, and no more than were allowed.
-
-
-_SHOWN_SCENES = 10
-
-
-class Quarantine:
-    """The scenes that others stand in for (``data.max_bad``), over all processes and resumes of a run.
-
-    Args:
-        run: whose ``quarantine.jsonl`` lists them.
-        share: of the training scenes that may be listed.
-        scenes: of the training split.
-        accelerator: the processes; each reads scenes of its own.
-    """
-
-    def __init__(self, run: RunFolder, *, share: float, scenes: int, accelerator: Accelerator) -> None:
-        self.run, self.share, self.scenes, self.accelerator = run, share, scenes, accelerator
-        rows = documents.read_json_lines(run.quarantine) if run.quarantine.exists() else []
-        self.listed: dict[str, str] = {row["scene"]: row["why"] for row in rows}
-
-    def admit(self, batches: Sequence[Batch], *, step: int) -> None:
-        """List what these batches had to do without; every process must call this.
-
-        Args:
-            batches: of one update of this process.
-            step: the update, from 1.
-
-        Raises:
-            DataError: more scenes are listed than may be.
-        """
-        if not self.share:  # then the loader ends the run by itself
-            return
-        own = {left.scene: left.why for batch in batches for left in batch.left_out if left.scene not in self.listed}
-        if not agree(bool(own), self.accelerator):
-            return
-        found = gather_object([own]) if self.accelerator.num_processes > 1 else [own]
-        for scene, why in sorted({scene: why for each in found for scene, why in each.items()}.items()):
-            self.listed[scene] = why
-            if self.accelerator.is_main_process:
-                documents.append_json_line(self.run.quarantine, {"scene": scene, "why": why, "step": step}, fsync=True)
-                console.warn(f"scene {shown(scene)}: cannot be read and others stand in for it: {why}")
-        if len(self.listed) > self.share * self.scenes:
-            raise self._too_many()
-
-    def __len__(self) -> int:
-        return len(self.listed)
-
-    def _too_many(self) -> DataError:
-        some = few(list(self.listed.values()), _SHOWN_SCENES, separator="; ")
-        return DataError(
-            f"{len(self)} of {self.scenes} training scenes cannot be read, more than data.max_bad={self.share:g} "
-            f"allows: {some}; {self.run.quarantine} lists them: mend the files, or raise --max-bad"
-        )
-
-
-# How a training ended, for those whose launcher does not tell: torchrun itself always ends with 1.
-
-
-_INTERRUPTED, _TERMINATED, _BUG = 130, 143, 1
+        laws["tensors of the initial weights = tensors saved"] = (position.initial, saved)
+    return conservation.check(laws)
 
 
 class Ending:
-    """Tells it in ``exit.json`` of the run's folder, if a launcher started this process."""
+    """Records how a command ended in ``exit.json`` of the run's folder, if a launcher started this process."""
 
     def __init__(self) -> None:
         self._is_recorded = False
 
     @contextlib.contextmanager
     def of_command(self, out: Path | None) -> Iterator[None]:
-        """What ends before the run's folder is held is told where a run is there already; no folder is made for it.
+        """Record also an end before the run's folder is locked, where a run is there already; no folder is made for it.
 
         Args:
-            out: the folder that was asked for.
+            out: the requested folder.
         """
         try:
             yield
-        except BaseException as fault:
-            is_ours = out is not None and RunFolder(out).holds_run() and not isinstance(fault, FolderInUseError)
+        except BaseException as error:
+            is_ours = out is not None and RunFolder(out).holds_run() and not isinstance(error, FolderInUseError)
             if out is not None and is_ours and not self._is_recorded:
                 with contextlib.suppress(MemorySamError, OSError), lock.hold(out):  # another run may be at work there
-                    _record(RunFolder(out), fault)
+                    _record(RunFolder(out), error)
             raise
 
     @contextlib.contextmanager
     def of_run(self, run: RunFolder) -> Iterator[None]:
-        """However the block ends; to be opened while the folder is held."""
+        """Record however the block ends; to be opened while the folder is locked."""
         self._is_recorded = True
         if _is_launched():
             run.exit.unlink(missing_ok=True)  # where there is none, the process was killed
         try:
             yield
-        except BaseException as fault:
-            with contextlib.suppress(MemorySamError, OSError):  # the first fault is the one to tell
-                _record(run, fault)
+        except BaseException as error:
+            with contextlib.suppress(MemorySamError, OSError):  # the first error is the one to report
+                _record(run, error)
             raise
         _record(run, None)
 
@@ -411,20 +394,20 @@ def _is_launched() -> bool:
     return launcher.is_launched() and launcher.rank() == 0
 
 
-def _record(run: RunFolder, fault: BaseException | None) -> None:
+def _record(run: RunFolder, error: BaseException | None) -> None:
     if not _is_launched():
         return
-    code, message = (0, "") if fault is None else _code_and_reason(fault)
+    code, message = (0, "") if error is None else _code_and_reason(error)
     meaning = str(EXIT_CODES[code]) if code in EXIT_CODES else ""
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     documents.write_json(run.exit, {"code": code, "meaning": meaning, "message": message, "time": now})
 
 
-def _code_and_reason(fault: BaseException) -> tuple[int, str]:
+def _code_and_reason(error: BaseException) -> tuple[int, str]:
     """The exit code that the program will end with, and why."""
-    if isinstance(fault, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt):
         return _INTERRUPTED, "interrupted"
-    if isinstance(fault, SystemExit):
-        return (fault.code if isinstance(fault.code, int) else _TERMINATED), str(fault)
-    known = most_severe(fault) if isinstance(fault, MemorySamError) else environment_fault(fault)
-    return (_BUG, f"{type(fault).__name__}: {fault}") if known is None else (known.exit_code, str(known))
+    if isinstance(error, SystemExit):
+        return (error.code if isinstance(error.code, int) else _TERMINATED), str(error)
+    known = most_severe(error) if isinstance(error, MemorySamError) else environment_fault(error)
+    return (_BUG, f"{type(error).__name__}: {error}") if known is None else (known.exit_code, str(known))

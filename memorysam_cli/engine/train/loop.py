@@ -1,4 +1,8 @@
-"""The training loop: where a run stands, how long it is, how fast, and how it resumes."""
+"""The training loop.
+
+:class:`Trainer` is the whole of it, from the network to the finished run. Then come the parts that it uses, in that
+order: how long a run is, what a resumed run notes, and how fast it goes.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,6 @@ from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.train import checkpoints, endings, start
 from memorysam_cli.engine.train.checkpoints import Position, State
 from memorysam_cli.engine.train.endings import Quarantine, StopRequest, TrainingResult, catch_stop, finish
-from memorysam_cli.engine.train.start import introduction
 from memorysam_cli.engine.train.tracking import Tracking
 from memorysam_cli.engine.train.update import BatchGroups, Learner, StepResult, learning_rate
 from memorysam_cli.engine.train.validation import HEADLINE, Validation, draw_first_batch, metric_of
@@ -31,11 +34,9 @@ from memorysam_cli.errors import DataError, MemorySamError, Stopped
 from memorysam_cli.model.weights import build_for_training, read, save
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
-from memorysam_cli.report.live import Progress
+from memorysam_cli.report.live import Progress, Slowdown
 from memorysam_cli.storage import documents
 from memorysam_cli.text import duration, size
-
-__all__ = ["HEADLINE", "Trainer", "TrainingResult"]
 
 
 class Trainer:
@@ -62,7 +63,7 @@ class Trainer:
         self, recipe: Recipe, manifest: Manifest, *, accelerator: Accelerator, is_resumed: bool = False
     ) -> None:
         self.recipe, self.manifest, self.accelerator = recipe, manifest, accelerator
-        runtime.prepare(is_wanted=recipe.train.deterministic)
+        runtime.prepare_deterministic(is_wanted=recipe.train.deterministic)
         modalities_of(manifest.info, recipe.data.modalities)
         self.scenes = manifest.of_split(recipe.data.train_split)
         self.extent = extent_of(
@@ -73,8 +74,8 @@ class Trainer:
         self.position = Position(world=accelerator.num_processes)
         self.initial: str | None = None
         if recipe.model.init is not None and not is_resumed:
-            self.initial = start.sum_of(recipe)
-            self.position.initial = start.begin_from(self.network, recipe.model.init)
+            self.initial = start.initial_sha256(recipe)
+            self.position.initial = start.load_initial(self.network, recipe.model.init)
         self._refuse_differing()
         self.learner = Learner(self.network, recipe, accelerator=accelerator)
         self.validation = Validation(self.network, manifest, recipe, accelerator=accelerator)
@@ -89,6 +90,10 @@ class Trainer:
         lengths = {"updates": self.extent.last_step, "train.validate_every": self.recipe.train.validate_every}
         refuse_differing(self._identity() | lengths | {"version": __version__}, self.accelerator)
 
+    def _identity(self) -> dict[str, Any]:
+        base, dataset = self.network.card.base.sha256, self.manifest.info.content_hash
+        return checkpoints.identity_of(self.recipe, dataset=dataset, base=base, initial=self.initial)
+
     def refuse_other(self, checkpoint: Path) -> None:
         """Refuse a valid checkpoint that this training cannot continue; nothing is changed.
 
@@ -97,7 +102,7 @@ class Trainer:
             WeightsError: it was written by another version.
         """
         header = checkpoints.read_header(checkpoint)
-        self.initial = start.sum_of(self.recipe, header.identity.get("initial weights"))
+        self.initial = start.initial_sha256(self.recipe, header.identity.get("initial weights"))
         worlds = header.position.world, self.accelerator.num_processes
         checkpoints.refuse_other(header.identity, self._identity(), worlds=worlds, where=str(checkpoint))
 
@@ -118,12 +123,15 @@ class Trainer:
         self.run = run
         with (
             lost_ones_named(self.accelerator, advice=self._resume_advice),
-            runtime.enforced(is_wanted=self.recipe.train.deterministic),
+            runtime.deterministic(is_wanted=self.recipe.train.deterministic),
         ):
             return self._fit(resume)
 
+    def _resume_advice(self) -> str:
+        return f"this was after step {self.position.step}; continue with: memorysam train --resume {self.run.path}"
+
     def _fit(self, resume: Path | None) -> TrainingResult:
-        start = time.monotonic()
+        begun = time.monotonic()
         torch.manual_seed(self.recipe.train.seed + self.accelerator.process_index)
         self.quarantine = Quarantine(
             self.run, share=self.recipe.data.max_bad, scenes=len(self.scenes), accelerator=self.accelerator
@@ -134,14 +142,14 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.run.result.unlink(missing_ok=True)
             sizes = {"scenes": len(self.scenes), "steps_per_epoch": self.extent.steps_per_epoch}
-            for line in introduction(self.run, self.learner, self.position, **sizes):
+            for line in start.introduction(self.run, self.learner, self.position, **sizes):
                 console.note(line)
         recipe, step = self.recipe.to_yaml(), self.position.step
         with catch_stop() as stop, self.tracking.of_run(self.run.path, recipe=recipe, step=step):
             if resume is None:
                 self._checkpoint()  # a kill before the first interval must find something to resume from
             left = self.extent.last_step - self.position.step
-            with display(self.accelerator, left, "train", is_table=True) as progress:
+            with show_progress(self.accelerator, left, "train", is_table=True) as progress:
                 while not self._is_done():
                     self._epoch(stop, progress)
             if not self.position.is_validated or self._lacks_best:
@@ -149,8 +157,21 @@ class Trainer:
             self._checkpoint()
         return finish(
             self.run, self.learner, self.position, self.quarantine, scenes=self.extent.scenes_per_step,
-            seconds=time.monotonic() - start, resumed=resume is not None,
+            seconds=time.monotonic() - begun, resumed=resume is not None,
         )  # fmt: skip
+
+    def _restore(self, state: State) -> None:
+        """Put everything back as it was at a checkpoint."""
+        where = str(self.run.path)
+        self.position = checkpoints.put_back(state, self.learner, where=where)
+        self._lacks_best = forget_lost_best(self.run, self.position)
+        wait_for_all(self.accelerator)  # all have read what is written from here on
+        if self.accelerator.is_main_process:
+            record_resume(self.run, self.position, then=state.made_by, now=checkpoints.conditions(self.accelerator))
+            self.run.store_recipe(self.recipe)  # max_steps and its like may have changed
+
+    def _is_done(self) -> bool:
+        return self.position.step >= self.extent.last_step
 
     def _epoch(self, stop: StopRequest, progress: Progress) -> None:
         """One epoch from where the position stands, then a validation if it is due."""
@@ -159,7 +180,7 @@ class Trainer:
             self._updates(stop, progress)
         except DataError:
             if self.accelerator.num_processes == 1:  # of several, one alone may have met it
-                self._checkpoint()  # nothing is lost until the file is mended
+                self._checkpoint()  # nothing is lost until the file is fixed
             raise
         if self.accelerator.is_main_process:
             console.detail(f"epoch {epoch + 1}: {self.pace.epoch()}")
@@ -173,40 +194,57 @@ class Trainer:
     def _updates(self, stop: StopRequest, progress: Progress) -> None:
         """The updates of an epoch that are left."""
         settings = self.recipe.train
-        upcoming = BatchGroups(
+        groups = BatchGroups(
             self._batches(self.position.epoch), size=settings.accumulate, device=self.accelerator.device
         )
         self.pace.start_epoch()
-        for batches in upcoming:
-            result, figures = self._step(batches, upcoming)
+        for batches in groups:
+            result, figures = self._step(batches, groups)
             progress.advance(figures=table_figures(result, figures, self.position, epochs=settings.epochs))
             self._checkpoint_when_due(stop)
             if self._is_done():
                 break
 
-    def _step(self, batches: Sequence[Batch], upcoming: BatchGroups) -> tuple[StepResult, dict[str, float]]:
+    def _batches(self, epoch: int) -> Iterable[Batch]:
+        """What is left of an epoch, without the batches that would begin an update and not complete it."""
+        batches = training_batches(
+            self.manifest, scenes=self.scenes, recipe=self.recipe, epoch=epoch, start=self.position.batch,
+            rank=self.accelerator.process_index, world=self.accelerator.num_processes,
+        )  # fmt: skip
+        return islice(batches, self.extent.steps_per_epoch * self.recipe.train.accumulate - self.position.batch)
+
+    def _step(self, batches: Sequence[Batch], groups: BatchGroups) -> tuple[StepResult, dict[str, float]]:
         """Make one update and note what it did and what it took."""
         self.quarantine.admit(batches, step=self.position.step + 1)
         if self.position.step == 0 and self.accelerator.is_main_process:
             draw_first_batch(batches[0], self.manifest.info, self.network.card.modalities, self.run.samples)
         optim, length = self.recipe.optim, self.extent.steps_per_epoch
         rate = learning_rate(self.position.step, optim=optim, steps_per_epoch=length, epochs=self.recipe.train.epochs)
-        result = self.learner.learn(batches, rate=rate, meanwhile=upcoming.fetch)
+        result = self.learner.learn(batches, rate=rate, meanwhile=groups.fetch)
         if not result.is_finite:
-            record = endings.describe(result, batches, self.position, rate=rate, accelerator=self.accelerator)
-            endings.end(record, self.run, save=self._checkpoint, is_main=self.accelerator.is_main_process)
+            record = endings.describe_divergence(
+                result, batches, self.position, rate=rate, accelerator=self.accelerator
+            )
+            endings.end_diverged(record, self.run, save=self._checkpoint, is_main=self.accelerator.is_main_process)
         self.position.step += 1
         self.position.batch += len(batches)
         self.position.all_ignored += result.all_ignored
         self._scenes_since += sum(len(batch.scenes) for batch in batches)
-        figures = self.pace.update(self.extent.scenes_per_step, waited=upcoming.waited())
+        figures = self.pace.update(self.extent.scenes_per_step, waited=groups.waited())
         figures = {"lr": rate, "gradient_norm": result.gradient_norm, **figures}
         self._log({"loss": result.loss, **result.terms, **figures})
+        if self.pace.slow_note is not None and self.accelerator.is_main_process:
+            console.note(self.pace.slow_note)
         return result, figures
+
+    def _log(self, values: dict[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            self.run.log_metrics({"step": self.position.step, "epoch": self.position.epoch}, values)
+            self.tracking.log(self.position.step, values, group="validation" if "miou" in values else "train")
 
     def _validate(self) -> None:
         """Score the selection split with the code of ``memorysam evaluate``, keep the best, draw pictures."""
-        with display(self.accelerator, self.validation.share, "validate") as progress:
+        with show_progress(self.accelerator, self.validation.share, "validate") as progress:
             result = self.validation.score(progress.advance)
         scores, position = result.protocol(HEADLINE), self.position
         native = result.protocol("native").miou
@@ -255,42 +293,6 @@ class Trainer:
         self.pace.restart()
         return path
 
-    def _resume_advice(self) -> str:
-        return f"this was after step {self.position.step}; continue with: memorysam train --resume {self.run.path}"
-
-    def _restore(self, state: State) -> None:
-        """Put everything back as it was at a checkpoint."""
-        where = str(self.run.path)
-        self.position = checkpoints.put_back(state, self.learner, where=where)
-        self._lacks_best = forget_lost_best(self.run, self.position)
-        wait_for_all(self.accelerator)  # all have read what is written from here on
-        if self.accelerator.is_main_process:
-            record(self.run, self.position, then=state.made_by, now=checkpoints.conditions(self.accelerator))
-            self.run.store_recipe(self.recipe)  # max_steps and its like may have changed
-
-    def _identity(self) -> dict[str, Any]:
-        base, dataset = self.network.card.base.sha256, self.manifest.info.content_hash
-        return checkpoints.identity_of(self.recipe, dataset=dataset, base=base, initial=self.initial)
-
-    def _is_done(self) -> bool:
-        return self.position.step >= self.extent.last_step
-
-    def _batches(self, epoch: int) -> Iterable[Batch]:
-        """What is left of an epoch, without the batches that would begin an update and not complete it."""
-        batches = training_batches(
-            self.manifest, scenes=self.scenes, recipe=self.recipe, epoch=epoch, start=self.position.batch,
-            rank=self.accelerator.process_index, world=self.accelerator.num_processes,
-        )  # fmt: skip
-        return islice(batches, self.extent.steps_per_epoch * self.recipe.train.accumulate - self.position.batch)
-
-    def _log(self, values: dict[str, float]) -> None:
-        if self.accelerator.is_main_process:
-            self.run.log_metrics({"step": self.position.step, "epoch": self.position.epoch}, values)
-            self.tracking.log(self.position.step, values, group="validation" if "miou" in values else "train")
-
-
-# How long a training is: scenes of an update, updates of an epoch, updates in all.
-
 
 @dataclass(frozen=True)
 class Extent:
@@ -325,7 +327,56 @@ def extent_of(recipe: Recipe, *, scenes: int, processes: int, dataset: str) -> E
     return Extent(at_once, scenes // at_once, min(whole, settings.max_steps or whole))
 
 
-# How fast a training goes, and what it takes: the figures that its log holds beside the losses.
+def record_resume(run: RunFolder, position: Position, *, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Note in the run's folder that it goes on, warn where it does so under other conditions, and tidy its metrics.
+
+    Args:
+        run: the folder.
+        position: where it goes on.
+        then: the conditions of the checkpoint (:func:`memorysam_cli.engine.train.checkpoints.conditions`).
+        now: those of this process.
+    """
+    changed = {key: [then.get(key), now.get(key)] for key in now | then if then.get(key) != now.get(key)}
+    if changed:
+        differences = ", ".join(f"{key} was {was}, is {now}" for key, (was, now) in changed.items())
+        console.warn(
+            f"{run.path}: goes on under other conditions ({differences}): its last bits may differ from here on"
+        )
+    moment = datetime.now().astimezone().isoformat(timespec="seconds")
+    documents.append_json_line(
+        run.resumes, {"step": position.step, "time": moment, "conditions": now, "changed": changed}
+    )
+    run.forget_metrics_after(position.step, validated=position.is_validated)
+
+
+def forget_lost_best(run: RunFolder, position: Position) -> bool:
+    """Let the next validation be the best where the best weights so far are not on disk.
+
+    They are not where a later validation replaced them before the kill, or where the file was lost or damaged.
+
+    Returns:
+        Whether they were lost and not only replaced.
+    """
+    if position.best_step is None:
+        return False
+    try:
+        metric = read(run.best)[1].metric
+    except (MemorySamError, OSError) as error:
+        console.warn(
+            f"{run.best}: the best weights so far cannot be used ({error}); the next validation counts as best"
+        )
+        position.best_miou = position.best_step = None
+        return True
+    if metric is None or (metric.step, metric.miou) != (position.best_step, position.best_miou):
+        position.best_miou = position.best_step = None
+    return False
+
+
+def show_progress(
+    accelerator: Accelerator, total: int, label: str, *, is_table: bool = False
+) -> contextlib.AbstractContextManager[Progress]:
+    """A progress display in the main process, nothing in the others; as of :func:`console.progress`."""
+    return console.progress(total if accelerator.is_main_process else 0, label, is_table=is_table)
 
 
 class Pace:
@@ -335,8 +386,12 @@ class Pace:
         device: where training takes place.
     """
 
+    slow_note: str | None = None
+    """What the user should know of the newest update's pace: once in a run, that it fell below a tenth of the best."""
+
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._slowdown = Slowdown()
         self.start_epoch()
 
     def start_epoch(self) -> None:
@@ -364,6 +419,7 @@ class Pace:
         self._scenes += scenes
         self._seconds += seconds
         self._data += waited
+        self.slow_note = self._slowdown.add(scenes, seconds=seconds)
         self.restart()
         return {
             "scenes_per_second": scenes / seconds,
@@ -403,58 +459,3 @@ def table_figures(
         "memory": f"{figures['peak_memory_gb']:.1f} GB",
         "best mIoU": "–" if position.best_miou is None else f"{position.best_miou:.2f}",
     }
-
-
-def display(
-    accelerator: Accelerator, total: int, label: str, *, is_table: bool = False
-) -> contextlib.AbstractContextManager[Progress]:
-    """A progress display in the main process, nothing in the others; as of :func:`console.progress`."""
-    return console.progress(total if accelerator.is_main_process else 0, label, is_table=is_table)
-
-
-# What a run that goes on says of itself, and what it must not believe.
-
-
-def record(run: RunFolder, position: Position, *, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Note in the run's folder that it goes on, warn where it does so under other conditions, and tidy its metrics.
-
-    Args:
-        run: the folder.
-        position: where it goes on.
-        then: the conditions of the checkpoint (:func:`memorysam_cli.engine.train.checkpoints.conditions`).
-        now: those of this process.
-    """
-    changed = checkpoints.changed(then, now)
-    if changed:
-        differences = ", ".join(f"{key} was {was}, is {now}" for key, (was, now) in changed.items())
-        console.warn(
-            f"{run.path}: goes on under other conditions ({differences}): its last bits may differ from here on"
-        )
-    time = datetime.now().astimezone().isoformat(timespec="seconds")
-    documents.append_json_line(
-        run.resumes, {"step": position.step, "time": time, "conditions": now, "changed": changed}
-    )
-    run.forget_metrics_after(position.step, validated=position.is_validated)
-
-
-def forget_lost_best(run: RunFolder, position: Position) -> bool:
-    """Let the next validation be the best where the best weights so far are not on disk.
-
-    They are not where a later validation replaced them before the kill, or where the file was lost or damaged.
-
-    Returns:
-        Whether they were lost and not only replaced.
-    """
-    if position.best_step is None:
-        return False
-    try:
-        metric = read(run.best)[1].metric
-    except (MemorySamError, OSError) as fault:
-        console.warn(
-            f"{run.best}: the best weights so far cannot be used ({fault}); the next validation counts as best"
-        )
-        position.best_miou = position.best_step = None
-        return True
-    if metric is None or (metric.step, metric.miou) != (position.best_step, position.best_miou):
-        position.best_miou = position.best_step = None
-    return False

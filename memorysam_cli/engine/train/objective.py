@@ -66,16 +66,6 @@ class Objective:
             self.terms[name].loss.load_state_dict(part)
 
 
-def task_of(network: Segmenter, recipe: Recipe, device: torch.device) -> Task:
-    """What a network is trained for."""
-    return Task(
-        classes=tuple(network.card.dataset.classes),
-        modalities=recipe.data.modalities,
-        width=network.sam.sam_mask_decoder.conv_s0.out_channels,
-        device=device,
-    )
-
-
 def _terms(recipe: Recipe, task: Task) -> Iterator[tuple[str, Term]]:
     """The recipe's losses in order: the two that have a section of their own, then those below ``losses``."""
     yield "ohem", Term(LOSSES.get("ohem")(recipe.ohem, task), 1.0)
@@ -85,14 +75,14 @@ def _terms(recipe: Recipe, task: Task) -> Iterator[tuple[str, Term]]:
         yield name, Term(LOSSES.get(name)(settings, task), settings.weight)
 
 
-# The losses of an update and their gradients: exact for any number of batches, and of processes.
-
-
-class Leaf(NamedTuple):
-    """What the losses see of one batch, cut off from the network, so that gradients stop here."""
-
-    logits: Tensor
-    features: Tensor
+def task_of(network: Segmenter, recipe: Recipe, device: torch.device) -> Task:
+    """What a network is trained for."""
+    return Task(
+        classes=tuple(network.card.dataset.classes),
+        modalities=recipe.data.modalities,
+        width=network.sam.sam_mask_decoder.conv_s0.out_channels,
+        device=device,
+    )
 
 
 class Gradients:
@@ -131,7 +121,7 @@ class Gradients:
         for place, batch in enumerate(batches):
             states.append(rng_state(device))
             outputs.append(self._forward(batch, place=place) if place == last else self._outline(batch))
-        leaves = [Leaf(*(_cut(part) for part in (output.logits, output.features))) for output in outputs]
+        leaves = [_Leaf(*(_cut(part) for part in (output.logits, output.features))) for output in outputs]
         terms = self.objective(self._inputs(leaves, batches))
         end = rng_state(device)  # a loss may draw random numbers too
         self.accelerator.backward(terms.sum())
@@ -148,7 +138,7 @@ class Gradients:
     def rehearse(self, batch: Batch) -> None:
         """Forward and backward of a batch, with nothing sent to other processes.
 
-        The bare network: a fault in DDP's forward pass would leave it out of step with the other processes'.
+        The bare network: an error in DDP's forward pass would leave it out of step with the other processes'.
         """
         with self.accelerator.autocast():
             output = self.network(batch.to(self.accelerator.device).frames)
@@ -174,7 +164,7 @@ class Gradients:
         """Gradients travel between processes once, with the batch whose backward pass is the last: the first one."""
         return contextlib.nullcontext() if place == 0 else self.accelerator.no_sync(self.model)
 
-    def _inputs(self, leaves: Sequence[Leaf], batches: Sequence[Batch]) -> LossInputs:
+    def _inputs(self, leaves: Sequence[_Leaf], batches: Sequence[Batch]) -> LossInputs:
         """What the losses see."""
         task = self.objective.task
         return LossInputs(
@@ -187,10 +177,11 @@ class Gradients:
         )
 
 
-def label_of(batch: Batch) -> Tensor:
-    """(B, H, W); a batch to learn from has one."""
-    assert batch.label is not None
-    return batch.label
+class _Leaf(NamedTuple):
+    """What the losses see of one batch, cut off from the network, so that gradients stop here."""
+
+    logits: Tensor
+    features: Tensor
 
 
 def _cut(output: Tensor) -> Tensor:
@@ -198,9 +189,15 @@ def _cut(output: Tensor) -> Tensor:
     return output.detach().requires_grad_()
 
 
-def _hand_back(output: Output, leaf: Leaf) -> None:
+def _hand_back(output: Output, leaf: _Leaf) -> None:
     """Let the gradients that have come to a leaf go on into the network."""
     pairs = [(output.logits, leaf.logits.grad), (output.features, leaf.features.grad)]
-    # Without SPMM, say, nothing has come to the features.
+    # Nothing comes to the features where no loss reads them.
     tensors, gradients = zip(*[pair for pair in pairs if pair[1] is not None], strict=True)
     torch.autograd.backward(tensors, gradients)
+
+
+def label_of(batch: Batch) -> Tensor:
+    """(B, H, W); a batch to learn from has one."""
+    assert batch.label is not None
+    return batch.label

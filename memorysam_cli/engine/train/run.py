@@ -43,7 +43,7 @@ class Request:
     trackers: tuple[str, ...] = ()
     """Of :func:`memorysam_cli.engine.train.tracking.names`."""
     advise: Callable[[torch.device, Recipe], str | None] = lambda _device, _recipe: None
-    """What is said once to people before a training begins, if anything."""
+    """A note for people, once before training begins, if any."""
 
     @property
     def plans_batch(self) -> bool:
@@ -89,56 +89,56 @@ def train(request: Request) -> FinishedRun | None:
 
 def _train(request: Request, ending: Ending) -> FinishedRun | None:
     root = manifests.data_root(request.data)
-    requested = start.choose_recipe(
+    named = start.choose_recipe(
         request.recipe, overrides=list(request.overrides), resume=request.resume, out=request.out
     )
-    chosen = start.resolve(requested, root)
-    planned = start.plan(chosen, out=request.out, resume=request.resume)
-    scenes = manifests.read(root, chosen.data.dataset)
-    start.refuse_missing_splits(chosen, scenes)
-    runtime.prepare(is_wanted=chosen.train.deterministic)
+    recipe = start.resolve(named, root)
+    run_start = start.plan(recipe, out=request.out, resume=request.resume)
+    scenes = manifests.read(root, recipe.data.dataset)
+    start.refuse_missing_splits(recipe, scenes)
+    runtime.prepare_deterministic(is_wanted=recipe.train.deterministic)
     device = runtime.choose_device(request.device)
-    accelerator = runtime.make_accelerator(device, precision=chosen.train.precision)
-    if chosen != requested and accelerator.is_main_process:
-        console.note(f"recipe {chosen.name}: data set {chosen.data.dataset}, {', '.join(chosen.data.modalities)}")
+    accelerator = runtime.make_accelerator(device, precision=recipe.train.precision)
+    if recipe != named and accelerator.is_main_process:
+        console.note(f"recipe {recipe.name}: data set {recipe.data.dataset}, {', '.join(recipe.data.modalities)}")
     with contextlib.ExitStack() as stack:
         stack.enter_context(lost_ones_named(accelerator, advice=lambda: "nothing was trained yet; start again"))
         if request.choose_batch is not None:
-            planned = request.choose_batch(planned, scenes, accelerator)
-        advice = request.advise(accelerator.device, planned.recipe) if accelerator.is_main_process else None
+            run_start = request.choose_batch(run_start, scenes, accelerator)
+        advice = request.advise(accelerator.device, run_start.recipe) if accelerator.is_main_process else None
         if advice is not None:
             console.note(advice)
-        memory_advice = _MemoryAdvice(planned.recipe)
+        memory_advice = _MemoryAdvice(run_start.recipe)
         stack.enter_context(runtime.explained(accelerator.device, levers=memory_advice.levers))
         memory_advice.trainer = trainer = Trainer(
-            planned.recipe, scenes, accelerator=accelerator, is_resumed=planned.checkpoint is not None
+            run_start.recipe, scenes, accelerator=accelerator, is_resumed=run_start.checkpoint is not None
         )
-        if planned.checkpoint is not None:
-            trainer.refuse_other(planned.checkpoint)
+        if run_start.checkpoint is not None:
+            trainer.refuse_other(run_start.checkpoint)
         memory_advice.run = run = stack.enter_context(
-            start.begin(planned, accelerator, checkpoint_bytes=start.checkpoint_bytes(trainer.learner))
+            start.begin(run_start, accelerator, checkpoint_bytes=start.checkpoint_bytes(trainer.learner))
         )
         if accelerator.is_main_process:
             stack.enter_context(ending.of_run(run))
             stack.enter_context(console.log_to(run.log))
             documents.write_json(run.extent, dataclasses.asdict(trainer.extent))
             trainer.tracking = Tracking(request.trackers)
-        result = trainer.fit(run, resume=planned.checkpoint)
+        result = trainer.fit(run, resume=run_start.checkpoint)
     if not accelerator.is_main_process:
         return None
-    return FinishedRun(run, planned.recipe, result)
+    return FinishedRun(run, run_start.recipe, result)
 
 
 @dataclass
 class _MemoryAdvice:
-    """How far a training had come when memory did not suffice."""
+    """What to do about too little memory, by how far training had come."""
 
     recipe: Recipe
     trainer: Trainer | None = None
     run: RunFolder | None = None
 
     def levers(self) -> str:
-        """What it can do about that."""
+        """The options that need less memory."""
         train = self.recipe.train
         is_saving = train.saver == "on" if self.trainer is None else self.trainer.network.saver
         ways = ["--batch auto, which tries what fits and keeps the scenes per update"] if train.batch > 1 else []

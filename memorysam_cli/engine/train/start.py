@@ -1,4 +1,8 @@
-"""Which run a ``memorysam train`` begins or continues, and what must hold before its first update."""
+"""Which run a ``memorysam train`` begins or continues, and what must hold before its first update.
+
+In the order of a start: the recipe, its data set, the run's folder and checkpoint, the weights of ``--init``, the
+room on the disk, and what is printed before the first update.
+"""
 
 from __future__ import annotations
 
@@ -33,26 +37,9 @@ from memorysam_cli.storage import atomic, documents, lock, tensors
 from memorysam_cli.text import megabytes
 
 AUTO = "auto"
-
-
-@dataclass(frozen=True)
-class RunStart:
-    """What a ``memorysam train`` will do, decided before anything is written."""
-
-    recipe: Recipe
-    out: Path | None
-    run: RunFolder | None
-    """The run to continue; none for a new one."""
-    checkpoint: Path | None
-    """Where to continue from."""
-    damaged: tuple[Path, ...] = ()
-    """Newer checkpoints that cannot be used."""
-    abandoned: tuple[Path, ...] = ()
-    """Newer checkpoints that the user does not want to go on from."""
-    begins_again: bool = False
-    """There is a run in ``out`` that ended before its first checkpoint."""
-    notes: tuple[str, ...] = ()
-    """What is said when the run begins."""
+DISK_MARGIN = 1.05
+"""Folders, headers, logs and pictures, beside the checkpoints."""
+_OTHER_WEIGHTS = "give other weights, or begin without --init"
 
 
 def choose_recipe(name: str | None, *, overrides: list[str], resume: str | None, out: Path | None) -> Recipe:
@@ -95,18 +82,18 @@ def resolve(recipe: Recipe, root: Path) -> Recipe:
 
 def _only_dataset(root: Path) -> str:
     """The one data set that is prepared below a root."""
-    found = manifests.prepared(root)
-    if not found:
+    datasets = manifests.prepared(root)
+    if not datasets:
         raise DataError(
             f"{root}: no data set is prepared there; type memorysam prepare folder {root} --modality … (see memorysam "
             "prepare --help), or give --data ROOT"
         )
-    if len(found) > 1:
+    if len(datasets) > 1:
         raise UsageError(
-            f"{root}: {len(found)} data sets are prepared there ({', '.join(found)}); choose one with --set "
-            f"data.dataset={found[0]}, or with --recipe (see memorysam recipes list)"
+            f"{root}: {len(datasets)} data sets are prepared there ({', '.join(datasets)}); choose one with --set "
+            f"data.dataset={datasets[0]}, or with --recipe (see memorysam recipes list)"
         )
-    return found[0]
+    return datasets[0]
 
 
 def refuse_missing_splits(recipe: Recipe, manifest: Manifest) -> None:
@@ -130,6 +117,26 @@ def refuse_missing_splits(recipe: Recipe, manifest: Manifest) -> None:
             )
 
 
+@dataclass(frozen=True)
+class RunStart:
+    """What a ``memorysam train`` will do, decided before anything is written."""
+
+    recipe: Recipe
+    out: Path | None
+    run: RunFolder | None
+    """The run to continue; none for a new one."""
+    checkpoint: Path | None
+    """Where to continue from."""
+    damaged: tuple[Path, ...] = ()
+    """Newer checkpoints that cannot be used."""
+    abandoned: tuple[Path, ...] = ()
+    """Newer checkpoints that the user does not want to go on from."""
+    begins_again: bool = False
+    """There is a run in ``out`` that ended before its first checkpoint."""
+    notes: tuple[str, ...] = ()
+    """Printed when the run begins."""
+
+
 def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunStart:
     """Decide which run to begin or to continue, and from which checkpoint.
 
@@ -139,7 +146,7 @@ def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunStart:
     Raises:
         UsageError: ``out`` is taken by something else.
         FolderInUseError: a process of this machine is at work there.
-        WeightsError: there is a run, or one was asked for, but no valid checkpoint; never a silent fresh start.
+        WeightsError: there is a run, or one was requested, but no valid checkpoint; never a silent fresh start.
     """
     run = _existing(recipe, out=out, resume=resume)
     if (folder := out if run is None else run.path) is not None:
@@ -153,13 +160,11 @@ def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunStart:
     if resume == AUTO and run.is_unbegun():
         note = f"{run.path}: a run was started here and ended before its first checkpoint; starting it again at step 0"
         return RunStart(recipe, run.path, run=None, checkpoint=None, notes=(note,), begins_again=True)
-    requested = Path(resume) if resume is not None and resume != AUTO else run.path
-    if requested.resolve() != run.path.resolve():
-        if not checkpoints.is_valid(requested):
-            raise WeightsError(
-                f"--resume {requested}: is no valid checkpoint; --resume {run.path} takes the newest valid"
-            )
-        return RunStart(recipe, out, run, checkpoint=requested, abandoned=tuple(checkpoints.newer_than(requested)))
+    target = Path(resume) if resume is not None and resume != AUTO else run.path
+    if target.resolve() != run.path.resolve():
+        if not checkpoints.is_valid(target):
+            raise WeightsError(f"--resume {target}: is no valid checkpoint; --resume {run.path} takes the newest valid")
+        return RunStart(recipe, out, run, checkpoint=target, abandoned=tuple(checkpoints.newer_than(target)))
     newest, damaged = checkpoints.newest_valid(run.checkpoints)
     if newest is None:
         raise WeightsError(
@@ -171,79 +176,6 @@ def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunStart:
             )
         )
     return RunStart(recipe, out, run, checkpoint=newest, damaged=tuple(damaged))
-
-
-@contextlib.contextmanager
-def begin(planned: RunStart, accelerator: Accelerator, *, checkpoint_bytes: int = 0) -> Iterator[RunFolder]:
-    """Make the run's folder if it is new, and hold its lock; all processes of a run get the same folder.
-
-    Args:
-        planned: of :func:`plan`.
-        accelerator: the processes.
-        checkpoint_bytes: what a checkpoint takes, for which there must be room.
-
-    Raises:
-        EnvironmentFault: the disk has too little room.
-        UsageError: the folder was taken in the meantime.
-        FolderInUseError: another process is training there.
-    """
-    with contextlib.ExitStack() as stack:
-        answer: list[RunFolder | MemorySamError | None] = [None]
-        if accelerator.is_main_process:
-            try:
-                answer = [_begin(stack, planned, checkpoint_bytes)]
-            except MemorySamError as fault:
-                answer = [fault]
-        if accelerator.num_processes > 1:
-            broadcast_object_list(answer)
-        run = answer[0]
-        if isinstance(run, MemorySamError):
-            raise run
-        assert run is not None
-        yield run
-
-
-def _begin(stack: contextlib.ExitStack, planned: RunStart, checkpoint_bytes: int) -> RunFolder:
-    """As :func:`begin`, in the main process."""
-    is_new = planned.run is None
-    run = planned.run or RunFolder(planned.out or run_folder.name_for(planned.recipe))
-    if not run.path.is_symlink() or run.path.exists():
-        atomic.refuse_unwritable(run.path)
-    kept = 0 if is_new else len(checkpoints.all_valid(run.checkpoints))
-    keep = planned.recipe.train.keep_checkpoints
-    refuse_small(run.path, checkpoint=checkpoint_bytes, keep=keep, kept=kept)
-    if is_new and not planned.begins_again and not (run.path / lock.NAME).exists():
-        run_folder.refuse_taken(run.path)  # before the lock, which would leave its file in a user's own folder
-    stack.enter_context(lock.hold(run.path))
-    if is_new:
-        run_folder.create(planned.recipe, run.path, begins_again=planned.begins_again)
-    run.sweep()
-    checkpoints.sweep(run.checkpoints)
-    for line in planned.notes:
-        console.note(line)
-    for path in planned.damaged:
-        aside = checkpoints.set_aside(path, "corrupt")
-        console.warn(f"{path}: is damaged and set aside as {aside.name}; going on without it")
-    for path in planned.abandoned:
-        # Left in place, the next --resume auto would return to them.
-        console.note(f"{path}: is set aside as {checkpoints.set_aside(path, 'abandoned').name}")
-    run_folder.point_latest(run.path)
-    return run
-
-
-def _refuse_used(folder: Path) -> None:
-    """Tell of an owner that lives before the seconds that a start takes; the lock itself decides later.
-
-    Asking the lock would take it for a moment, in which another start could fail; so the owner's record is asked first.
-    """
-    try:
-        record = documents.read_json(folder / lock.NAME)
-        os.kill(int(record["pid"]), 0)
-    except (MemorySamError, OSError, KeyError, TypeError, ValueError, OverflowError):
-        return
-    if record.get("host") == socket.gethostname() and record["pid"] != os.getpid():
-        with lock.hold(folder):  # raises, or the number is now another process's
-            pass
 
 
 def _existing(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunFolder | None:
@@ -269,11 +201,128 @@ def _run_at(path: Path) -> RunFolder:
     raise WeightsError(f"--resume {path}: {what}; give a folder such as runs/latest, or --resume auto")
 
 
-# Whether a training finds room on its disk, before it begins.
+def _refuse_used(folder: Path) -> None:
+    """Report an owner that lives before the seconds that a start takes; the lock itself decides later.
+
+    Asking the lock would take it for a moment, in which another start could fail; so the owner's record is asked first.
+    """
+    try:
+        record = documents.read_json(folder / lock.NAME)
+        os.kill(int(record["pid"]), 0)
+    except (MemorySamError, OSError, KeyError, TypeError, ValueError, OverflowError):
+        return
+    if record.get("host") == socket.gethostname() and record["pid"] != os.getpid():
+        with lock.hold(folder):  # raises, or the number is now another process's
+            pass
 
 
-MARGIN = 1.05
-"""Folders, headers, logs and pictures, beside the checkpoints."""
+def initial_sha256(recipe: Recipe, then: str | None = None) -> str | None:
+    """The SHA-256 of the weights that a recipe begins from; none where it begins from none.
+
+    Args:
+        recipe: its ``model.init`` names the file.
+        then: the sum that a run began with. It needs the file no more, so a file that is gone counts as that one.
+
+    Raises:
+        WeightsError: the file is not there.
+    """
+    if recipe.model.init is None:
+        return None
+    path = Path(recipe.model.init).expanduser()
+    if not path.is_file():
+        if then is not None:
+            return then
+        raise WeightsError(f"--init {path}: is not a file; give weights of `memorysam train`")
+    return tensors.sha256(path)
+
+
+def load_initial(network: Segmenter, name: str) -> int:
+    """Fill a network that is ready to train with trained weights.
+
+    Args:
+        network: of :func:`memorysam_cli.model.weights.build_for_training`.
+        name: a file of ``memorysam train``, or of ``memorysam weights import``.
+
+    Returns:
+        The number of tensors that were taken.
+
+    Raises:
+        WeightsError: the file is damaged, or of another base, backbone, LoRA, classes or kind of input; says which.
+    """
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise WeightsError(f"--init {path}: is not a file; give weights of `memorysam train`")
+    state, card = read(path)
+    if reasons := list(_obstacles(card, network.card)):
+        raise WeightsError(f"--init {path}: does not fit this run: {'; '.join(reasons)}; {_OTHER_WEIGHTS}")
+    own = own_tensors(network)
+    if card.kind == "complete":
+        state = _without_base(state, network, own, where=path)
+    fill_own(network, state, where=f"--init {path}")
+    if card.modalities != network.card.modalities:
+        then, now = (", ".join(each.name for each in c.modalities) for c in (card, network.card))
+        console.note(f"--init {path}: was trained on {then}, goes on with {now}")
+    return len(own)
+
+
+def _obstacles(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
+    """Why weights cannot be what a run begins from."""
+    if initial.kind == "merged":
+        yield "its LoRA is merged into the base; give the run's own best.safetensors"
+        return
+    pairs = {
+        "model.backbone": (initial.recipe.model.backbone, ours.recipe.model.backbone),
+        "model.encoder": (initial.recipe.model.encoder, ours.recipe.model.encoder),
+        "model.object_gate": (initial.recipe.model.object_gate, ours.recipe.model.object_gate),
+        **_lora_settings(initial, ours),
+    }
+    yield from (f"{key} was {then}, is {now}" for key, (then, now) in pairs.items() if then != now)
+    if initial.kind == "trained" and initial.base.sha256 != ours.base.sha256:
+        yield (
+            f"its base weights are {initial.base.source} ({initial.base.sha256[:12]}…), this run's "
+            f"{ours.base.source} ({ours.base.sha256[:12]}…)"
+        )
+    classes = initial.dataset.classes, ours.dataset.classes
+    if initial.tokens != ours.tokens or len(classes[0]) != len(classes[1]):
+        yield f"it has {len(classes[0])} classes, this data set {len(classes[1])}: a head is not cut or filled up"
+    elif classes[0] != classes[1]:
+        then, now = next(pair for pair in zip(*classes, strict=True) if pair[0] != pair[1])
+        yield f"its classes are others ('{then}' where this data set has '{now}')"
+    alone = [len(card.modalities) == 1 for card in (initial, ours)]
+    if alone[0] != alone[1]:
+        yield (
+            f"it was trained on {len(initial.modalities)} modalities, this run has {len(ours.modalities)}: the memory "
+            "is trained only where there are several"
+        )
+
+
+def _lora_settings(initial: WeightsCard, ours: WeightsCard) -> dict[str, tuple[Any, Any]]:
+    """The settings of LoRA that decide what its tensors are and mean; none where it is not used."""
+    if ours.recipe.model.encoder != "lora":
+        return {}
+    then, now = initial.recipe.model.lora, ours.recipe.model.lora
+    settings: dict[str, tuple[Any, Any]] = {
+        "rank": (then.rank, now.rank),
+        "targets": (then.targets, now.targets),
+        "dora": (then.dora, now.dora),
+        "rslora": (then.rslora, now.rslora),
+        "alpha": (then.alpha or then.rank, now.alpha or now.rank),
+    }
+    return {f"model.lora.{key}": pair for key, pair in settings.items()}
+
+
+def _without_base(
+    state: dict[str, Tensor], network: Segmenter, own: dict[str, Tensor], *, where: Path
+) -> dict[str, Tensor]:
+    """The trained part of a complete file, whose base must be this run's."""
+    base = {name: tensor for name, tensor in network.state_dict().items() if name not in own}
+    others = [name for name, tensor in base.items() if name not in state or not equal(state[name], tensor)]
+    if others:
+        raise WeightsError(
+            f"--init {where}: its base weights are not this run's: {len(others)} of {len(base)} tensors differ "
+            f"({base_weights.few_names(others)}); {_OTHER_WEIGHTS}"
+        )
+    return {name: tensor for name, tensor in state.items() if name not in base}
 
 
 def checkpoint_bytes(learner: Learner) -> int:
@@ -281,20 +330,82 @@ def checkpoint_bytes(learner: Learner) -> int:
     return _bytes(own_tensors(learner.network)) + 2 * _bytes(learner.parameters) + _bytes(learner.objective.state())
 
 
-def refuse_small(folder: Path, *, checkpoint: int, keep: int, kept: int) -> None:
+def _bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+@contextlib.contextmanager
+def begin(run_start: RunStart, accelerator: Accelerator, *, checkpoint_bytes: int = 0) -> Iterator[RunFolder]:
+    """Make the run's folder if it is new, and hold its lock; all processes of a run get the same folder.
+
+    Args:
+        run_start: of :func:`plan`.
+        accelerator: the processes.
+        checkpoint_bytes: what a checkpoint takes, for which there must be room.
+
+    Raises:
+        EnvironmentFault: the disk has too little room.
+        UsageError: the folder was taken in the meantime.
+        FolderInUseError: another process is training there.
+    """
+    with contextlib.ExitStack() as stack:
+        answer: list[RunFolder | MemorySamError | None] = [None]
+        if accelerator.is_main_process:
+            try:
+                answer = [_begin(stack, run_start, checkpoint_bytes)]
+            except MemorySamError as error:
+                answer = [error]
+        if accelerator.num_processes > 1:
+            broadcast_object_list(answer)
+        run = answer[0]
+        if isinstance(run, MemorySamError):
+            raise run
+        assert run is not None
+        yield run
+
+
+def _begin(stack: contextlib.ExitStack, run_start: RunStart, checkpoint_bytes: int) -> RunFolder:
+    """As :func:`begin`, in the main process."""
+    is_new = run_start.run is None
+    run = run_start.run or RunFolder(run_start.out or run_folder.name_for(run_start.recipe))
+    if not run.path.is_symlink() or run.path.exists():
+        atomic.refuse_unwritable(run.path)
+    present = 0 if is_new else len(checkpoints.all_valid(run.checkpoints))
+    keep = run_start.recipe.train.keep_checkpoints
+    refuse_full_disk(run.path, checkpoint=checkpoint_bytes, keep=keep, present=present)
+    if is_new and not run_start.begins_again and not (run.path / lock.NAME).exists():
+        run_folder.refuse_taken(run.path)  # before the lock, which would leave its file in a user's own folder
+    stack.enter_context(lock.hold(run.path))
+    if is_new:
+        run_folder.create(run_start.recipe, run.path, begins_again=run_start.begins_again)
+    run.sweep()
+    checkpoints.sweep(run.checkpoints)
+    for line in run_start.notes:
+        console.note(line)
+    for path in run_start.damaged:
+        aside = checkpoints.set_aside(path, "corrupt")
+        console.warn(f"{path}: is damaged and set aside as {aside.name}; going on without it")
+    for path in run_start.abandoned:
+        # Left in place, the next --resume auto would return to them.
+        console.note(f"{path}: is set aside as {checkpoints.set_aside(path, 'abandoned').name}")
+    run_folder.point_latest(run.path)
+    return run
+
+
+def refuse_full_disk(folder: Path, *, checkpoint: int, keep: int, present: int) -> None:
     """Refuse to begin what the disk cannot hold: the checkpoints that are kept, and the next one beside them.
 
     Args:
         folder: of the run; need not be there.
         checkpoint: its size in bytes.
         keep: how many are kept.
-        kept: how many valid ones are there.
+        present: how many valid ones are there.
 
     Raises:
         EnvironmentFault: names needed and free space.
     """
-    count = max(1, keep + 1 - kept)
-    needed, free = int(count * checkpoint * MARGIN), _free(folder)
+    count = max(1, keep + 1 - present)
+    needed, free = int(count * checkpoint * DISK_MARGIN), _free(folder)
     if free is not None and free < needed:
         raise EnvironmentFault(
             f"{folder}: the disk is too full for this training: needs {megabytes(needed)} ({count} checkpoints of "
@@ -311,132 +422,6 @@ def _free(folder: Path) -> int | None:
     return None
 
 
-def _bytes(tensors: Mapping[str, Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors.values())
-
-
-# ``train --init``: a new run that begins from trained weights, all of them or none.
-
-
-_NEW_RUN = "give other weights, or begin without --init"
-
-
-def sum_of(recipe: Recipe, then: str | None = None) -> str | None:
-    """The SHA-256 of the weights that a recipe begins from; none where it begins from none.
-
-    Args:
-        recipe: its ``model.init`` names the file.
-        then: the sum that a run began with. It needs the file no more, so a file that is gone counts as that one.
-
-    Raises:
-        WeightsError: the file is not there.
-    """
-    if recipe.model.init is None:
-        return None
-    path = _path(recipe.model.init)
-    if not path.is_file():
-        if then is not None:
-            return then
-        raise WeightsError(f"--init {path}: is not a file; give weights of `memorysam train`")
-    return tensors.sha256(path)
-
-
-def begin_from(network: Segmenter, name: str) -> int:
-    """Fill a network that is ready to train with trained weights.
-
-    Args:
-        network: of :func:`memorysam_cli.model.weights.build_for_training`.
-        name: a file of ``memorysam train``, or of ``memorysam weights import``.
-
-    Returns:
-        The number of tensors that were taken.
-
-    Raises:
-        WeightsError: the file is damaged, or of another base, backbone, LoRA, classes or kind of input; says which.
-    """
-    path = _path(name)
-    if not path.is_file():
-        raise WeightsError(f"--init {path}: is not a file; give weights of `memorysam train`")
-    state, card = read(path)
-    if reasons := list(_obstacles(card, network.card)):
-        raise WeightsError(f"--init {path}: does not fit this run: {'; '.join(reasons)}; {_NEW_RUN}")
-    own = own_tensors(network)
-    if card.kind == "complete":
-        state = _without_base(state, network, own, where=path)
-    fill_own(network, state, where=f"--init {path}")
-    if card.modalities != network.card.modalities:
-        then, now = (", ".join(each.name for each in c.modalities) for c in (card, network.card))
-        console.note(f"--init {path}: was trained on {then}, goes on with {now}")
-    return len(own)
-
-
-def _obstacles(given: WeightsCard, wanted: WeightsCard) -> Iterator[str]:
-    """Why weights cannot be what a run begins from."""
-    if given.kind == "merged":
-        yield "its LoRA is merged into the base; give the run's own best.safetensors"
-        return
-    pairs = {
-        "model.backbone": (given.recipe.model.backbone, wanted.recipe.model.backbone),
-        "model.encoder": (given.recipe.model.encoder, wanted.recipe.model.encoder),
-        "model.object_gate": (given.recipe.model.object_gate, wanted.recipe.model.object_gate),
-        **_lora(given, wanted),
-    }
-    yield from (f"{key} was {then}, is {now}" for key, (then, now) in pairs.items() if then != now)
-    if given.kind == "trained" and given.base.sha256 != wanted.base.sha256:
-        yield (
-            f"its base weights are {given.base.source} ({given.base.sha256[:12]}…), this run's "
-            f"{wanted.base.source} ({wanted.base.sha256[:12]}…)"
-        )
-    classes = given.dataset.classes, wanted.dataset.classes
-    if given.tokens != wanted.tokens or len(classes[0]) != len(classes[1]):
-        yield f"it has {len(classes[0])} classes, this data set {len(classes[1])}: a head is not cut or filled up"
-    elif classes[0] != classes[1]:
-        then, now = next(pair for pair in zip(*classes, strict=True) if pair[0] != pair[1])
-        yield f"its classes are others ('{then}' where this data set has '{now}')"
-    alone = [len(card.modalities) == 1 for card in (given, wanted)]
-    if alone[0] != alone[1]:
-        yield (
-            f"it was trained on {len(given.modalities)} modalities, this run has {len(wanted.modalities)}: the memory "
-            "is trained only where there are several"
-        )
-
-
-def _lora(given: WeightsCard, wanted: WeightsCard) -> dict[str, tuple[Any, Any]]:
-    """The settings of LoRA that decide what its tensors are and mean; none where it is not used."""
-    if wanted.recipe.model.encoder != "lora":
-        return {}
-    then, now = given.recipe.model.lora, wanted.recipe.model.lora
-    found: dict[str, tuple[Any, Any]] = {
-        "rank": (then.rank, now.rank),
-        "targets": (then.targets, now.targets),
-        "dora": (then.dora, now.dora),
-        "rslora": (then.rslora, now.rslora),
-        "alpha": (then.alpha or then.rank, now.alpha or now.rank),
-    }
-    return {f"model.lora.{key}": pair for key, pair in found.items()}
-
-
-def _without_base(
-    state: dict[str, Tensor], network: Segmenter, own: dict[str, Tensor], *, where: Path
-) -> dict[str, Tensor]:
-    """The trained part of a complete file, whose base must be this run's."""
-    base = {name: tensor for name, tensor in network.state_dict().items() if name not in own}
-    others = [name for name, tensor in base.items() if name not in state or not equal(state[name], tensor)]
-    if others:
-        raise WeightsError(
-            f"--init {where}: its base weights are not this run's: {len(others)} of {len(base)} tensors differ "
-            f"({base_weights.few_names(others)}); {_NEW_RUN}"
-        )
-    return {name: tensor for name, tensor in state.items() if name not in base}
-
-
-def _path(name: str) -> Path:
-    return Path(name).expanduser()
-
-
-# What a training says before it begins.
-
-
 def introduction(
     run: RunFolder, learner: Learner, position: Position, *, scenes: int, steps_per_epoch: int
 ) -> Iterator[str]:
@@ -450,12 +435,14 @@ def introduction(
         steps_per_epoch: updates.
     """
     recipe, accelerator = learner.recipe, learner.accelerator
-    modalities = recipe.data.modalities
+    settings, processes, modalities = recipe.train, accelerator.num_processes, recipe.data.modalities
     yield f"run: {run.path}  device: {accelerator.device}  modalities: {', '.join(modalities)}"
-    trained, whole = count(learner.parameters.values()), count(learner.network.parameters())
+    trainable, whole = count(learner.parameters.values()), count(learner.network.parameters())
     yield (
-        f"{scenes} scenes, {steps_per_epoch} updates per epoch, {_at_once(recipe, accelerator)}; "
-        f"{trained:,} of {whole:,} parameters are trained"
+        f"{scenes} scenes, {steps_per_epoch} updates per epoch, "
+        f"{settings.batch * settings.accumulate * processes} scenes per update (batch {settings.batch}, "
+        f"{settings.accumulate} accumulated, {processes} process{'es' * (processes > 1)}); "
+        f"{trainable:,} of {whole:,} parameters are trained"
     )
     if recipe.losses:
         yield f"losses: {', '.join(recipe.terms)}"
@@ -463,12 +450,3 @@ def introduction(
         yield "one modality: memory attention and memory encoder get no gradient and are frozen"
     if position.step:
         yield f"resumed at step {position.step}, epoch {position.epoch + 1}"
-
-
-def _at_once(recipe: Recipe, accelerator: Accelerator) -> str:
-    """What an update is made of."""
-    settings, processes = recipe.train, accelerator.num_processes
-    return (
-        f"{settings.batch * settings.accumulate * processes} scenes per update (batch {settings.batch}, "
-        f"{settings.accumulate} accumulated, {processes} process{'es' * (processes > 1)})"
-    )

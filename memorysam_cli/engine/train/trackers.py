@@ -1,7 +1,10 @@
-"""TensorBoard, W&B, MLflow and Trackio through accelerate's classes: where each keeps a run, and how it goes on.
+"""The process of one tracker: TensorBoard, W&B, MLflow or Trackio through accelerate's classes.
 
-Imported in a tracker's own process only. All files lie in the run's ``trackers/``, unless the user's environment names
-another place.
+It reads what the training logs from its stdin, line by line, until that ends, and answers with lines of JSON: a
+``note`` for people, the first ``trouble`` with what it was given, or why all of it ``failed``. First the reading, then
+where each tracker keeps a run and how it continues one.
+
+All files lie in the run's ``trackers/``, unless the user's environment names another place.
 """
 
 from __future__ import annotations
@@ -25,19 +28,96 @@ from numpy.typing import NDArray
 from memorysam_cli.storage import atomic, children, documents, images
 
 PROJECT = "memorysam"
+LAST_S = 300
+"""Until a tracker that nobody waits for any more is ended by the system."""
 _UNUSUAL = re.compile(r"[^\w./ -]")
 """What MLflow refuses in a metric's name."""
-
-
 Counts = tuple[tuple[str, ...], Sequence[Sequence[int]]]
 """K classes and their confusion matrix: (K, K) pixels, rows the truth."""
+
+
+def main(arguments: list[str]) -> None:
+    """Track: the tracker's name."""
+    (name,) = arguments
+    # Ctrl-C and a scheduler's SIGTERM reach all processes; the training decides when this one ends.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    warnings.simplefilter("ignore")
+    with children.claim_stdout() as answers:
+        serve(name, sys.stdin.buffer, answers)
+
+
+def serve(name: str, lines: IO[bytes], answers: IO[bytes]) -> None:
+    """Track what comes until it ends.
+
+    Args:
+        name: of the tracker.
+        lines: JSON: first ``folder``, ``recipe`` and ``step``, then what :class:`Tracking` sends.
+        answers: where it answers.
+    """
+    try:
+        _track(name, (json.loads(line) for line in lines), answers)
+    except Exception as error:
+        # Whatever a tracker raises becomes one line for the training.
+        _say(answers, failed=_one_line(error))
+        for _ in lines:  # the training must not find a closed pipe
+            pass
+
+
+def _track(name: str, messages: Iterator[dict[str, Any]], answers: IO[bytes]) -> None:
+    """Begin the run's record, or continue it, and hand everything on."""
+    PartialState(cpu=True)  # accelerate's trackers ask it whether they are in the first process
+    begin = next(messages)
+    tracker = KINDS[name](Path(begin["folder"]), recipe=begin["recipe"], step=begin["step"])
+    _say(answers, note=tracker.where)
+    has_warned = False
+    for message in messages:
+        if "end" in message:  # not the end of the pipe: readers that the training forked may hold it open
+            break
+        try:
+            _hand_on(message, tracker)
+        except Exception as error:  # a server may be away for an hour of three days
+            if not has_warned:
+                _say(answers, trouble=f"step {message['step']}: {_one_line(error)}")
+            has_warned = True
+    if hasattr(signal, "alarm"):
+        signal.alarm(LAST_S)
+    tracker.finish()
+
+
+def _hand_on(message: dict[str, Any], tracker: Tracker) -> None:
+    """What the training logged, to the tracker."""
+    if "values" in message:
+        tracker.log(message["values"], message["step"])
+    else:
+        counts = (tuple(message["classes"]), message["confusion"])
+        tracker.show(_pictures(Path(message["picture"]), counts, tracker.own), counts, message["step"])
+
+
+def _pictures(samples: Path, counts: Counts, folder: Path) -> dict[str, Path]:
+    """The pictures of a validation by title; the confusions are drawn here, where the training waits for nobody."""
+    from memorysam_cli.report import figures  # only where a validation comes: it loads matplotlib
+
+    drawn = folder / "confusion.png"
+    atomic.write_bytes(drawn, figures.confusion_matrix(counts[1], classes=counts[0]), fsync=False)
+    pictures = {"validation/samples": samples, "validation/confusion": drawn}
+    return {title: path for title, path in pictures.items() if path.is_file()}
+
+
+def _say(answers: IO[bytes], **words: str) -> None:
+    answers.write(json.dumps(words).encode() + b"\n")
+    answers.flush()
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}".removesuffix(": ")
 
 
 class Tracker:
     """One of accelerate's trackers on one run.
 
     Args:
-        folder: the run's.
+        folder: the run's, absolute.
         recipe: as YAML.
         step: after which the training begins; earlier rows are there already.
     """
@@ -89,9 +169,9 @@ class Tracker:
 
     def remember(self) -> None:
         """Keep what a resumed run needs."""
-        found = self.ids()
-        if found and found != self.known:
-            documents.write_json(self.record, found)
+        ids = self.ids()
+        if ids and ids != self.known:
+            documents.write_json(self.record, ids)
 
 
 class TensorBoard(Tracker):
@@ -156,6 +236,17 @@ class Wandb(Tracker):
         super().show(pictures, counts, step)
         rows = [[name, *row] for name, row in zip(*counts, strict=True)]
         self.tracker.log_table("validation/counts", columns=["truth", *counts[0]], data=rows, step=step)
+
+
+def _is_logged_in() -> bool:
+    """Whether W&B would not have to ask for a key."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 class MLflow(Tracker):
@@ -254,19 +345,6 @@ class Trackio(Tracker):
 KINDS = {kind.name: kind for kind in (TensorBoard, Wandb, MLflow, Trackio)}
 
 
-def start(name: str, folder: Path, *, recipe: str, step: int) -> Tracker:
-    """Begin a run's record with a tracker, or go on with it.
-
-    Args:
-        name: of the tracker.
-        folder: the run's, absolute.
-        recipe: as YAML.
-        step: after which the training begins.
-    """
-    PartialState(cpu=True)  # accelerate's trackers ask it whether they are in the first process
-    return KINDS[name](folder, recipe=recipe, step=step)
-
-
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     """``{"train": {"batch": 2}}`` as ``{"train.batch": 2}``; lists and nothings as text."""
     if not isinstance(tree, dict):
@@ -282,102 +360,3 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 def _pixels(path: Path) -> NDArray[Any]:
     """(H, W, 3) uint8; a figure's alpha means nothing."""
     return images.read(path)[..., :3]
-
-
-def _is_logged_in() -> bool:
-    """Whether W&B would not have to ask for a key."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-# The process of one tracker: it reads what the training logs from its stdin, line by line, until that ends.
-#
-# It answers with lines of JSON: a ``note`` for people, the first ``trouble`` with what was handed on, or why all of it
-# ``failed``.
-
-
-LAST_S = 300
-"""Until a tracker that nobody waits for any more is ended by the system."""
-
-
-def main(arguments: list[str]) -> None:
-    """Track: the tracker's name."""
-    (name,) = arguments
-    # Ctrl-C and a scheduler's SIGTERM reach all processes; the training decides when this one ends.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    warnings.simplefilter("ignore")
-    with children.claim_stdout() as answers:
-        serve(name, sys.stdin.buffer, answers)
-
-
-def serve(name: str, lines: IO[bytes], answers: IO[bytes]) -> None:
-    """Track what comes until it ends.
-
-    Args:
-        name: of the tracker.
-        lines: JSON: first ``folder``, ``recipe`` and ``step``, then what :class:`Tracking` sends.
-        answers: where to tell it.
-    """
-    try:
-        _track(name, (json.loads(line) for line in lines), answers)
-    except Exception as fault:
-        # Whatever a tracker raises: the training is told in a line.
-        _say(answers, failed=_one_line(fault))
-        for _ in lines:  # the training must not find a closed pipe
-            pass
-
-
-def _track(name: str, messages: Iterator[dict[str, Any]], answers: IO[bytes]) -> None:
-    pass
-
-    begin = next(messages)
-    tracker = start(name, Path(begin["folder"]), recipe=begin["recipe"], step=begin["step"])
-    _say(answers, note=tracker.where)
-    has_warned = False
-    for message in messages:
-        if "end" in message:  # not the end of the pipe: readers that the training forked may hold it open
-            break
-        try:
-            _hand_on(message, tracker)
-        except Exception as fault:  # a server may be away for an hour of three days
-            if not has_warned:
-                _say(answers, trouble=f"step {message['step']}: {_one_line(fault)}")
-            has_warned = True
-    if hasattr(signal, "alarm"):
-        signal.alarm(LAST_S)
-    tracker.finish()
-
-
-def _hand_on(message: dict[str, Any], tracker: Tracker) -> None:
-    """What the training logged, to the tracker."""
-    if "values" in message:
-        tracker.log(message["values"], message["step"])
-    else:
-        counts = (tuple(message["classes"]), message["confusion"])
-        tracker.show(_pictures(Path(message["picture"]), counts, tracker.own), counts, message["step"])
-
-
-def _one_line(fault: Exception) -> str:
-    return f"{type(fault).__name__}: {' '.join(str(fault).split())[:300]}".removesuffix(": ")
-
-
-def _pictures(samples: Path, counts: Counts, folder: Path) -> dict[str, Path]:
-    """The pictures of a validation by title; the confusions are drawn here, where the training waits for nobody."""
-    from memorysam_cli.report import figures
-    from memorysam_cli.storage import atomic
-
-    drawn = folder / "confusion.png"
-    atomic.write_bytes(drawn, figures.confusion_matrix(counts[1], classes=counts[0]), fsync=False)
-    found = {"validation/samples": samples, "validation/confusion": drawn}
-    return {title: path for title, path in found.items() if path.is_file()}
-
-
-def _say(answers: IO[bytes], **words: str) -> None:
-    answers.write(json.dumps(words).encode() + b"\n")
-    answers.flush()

@@ -1,7 +1,7 @@
 """``--track``: what a training logs is handed to TensorBoard, W&B, MLflow or Trackio too.
 
 Each works in a process of its own, which is only ever written to and never waited for while the training runs: a
-tracker that fails, crashes or hangs is told of once and left, and no update is computed otherwise because of it.
+tracker that fails, crashes or hangs is reported once and left, and no update is computed otherwise because of it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from memorysam_cli.errors import EnvironmentFault, UsageError, did_you_mean
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, children
 
-if TYPE_CHECKING:  # names() is asked before the seconds that torch takes
+if TYPE_CHECKING:  # names() is called before the seconds that torch takes
     from torch import Tensor
 
     from memorysam_cli.engine.run_folder import RunFolder
@@ -39,7 +39,7 @@ OPT_OUT = {
     "DO_NOT_TRACK": "true",
 }
 """What keeps the trackers' own makers from hearing of a training."""
-SOON = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+GIVE_UP_SOON = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 """What lets a server that is away be given up before the training's end; the user's own values come first."""
 MOST_BYTES = 4_000_000
 """That wait for a tracker: some ten thousand updates. One that is further behind does nothing any more."""
@@ -49,20 +49,20 @@ PATIENCE_STOPPED_S = 10.0
 """At the end of one that was asked to stop, or failed."""
 
 
-def names(given: Iterable[str]) -> tuple[str, ...]:
+def names(values: Iterable[str]) -> tuple[str, ...]:
     """The trackers of ``--track a,b --track c``, each once.
 
     Raises:
         UsageError: an unknown one, or one that is not installed; says how to install it.
     """
-    found = tuple(dict.fromkeys(word.strip() for text in given for word in text.split(",")))
-    for name in found:
+    trackers = tuple(dict.fromkeys(word.strip() for text in values for word in text.split(",")))
+    for name in trackers:
         if name not in TRACKERS:
             raise UsageError(f"--track {name}: is no tracker{did_you_mean(name, TRACKERS)}")
         spec = importlib.util.find_spec(TRACKERS[name])
         if spec is None or spec.origin is None:  # a mere folder: W&B leaves a ./wandb where it works
             raise UsageError(f"--track {name}: needs what is not installed; pip install 'memorysam[{name}]'")
-    return found
+    return trackers
 
 
 class Tracking:
@@ -144,7 +144,10 @@ class _Tracker:
         self.name = name
         # It computes nothing: a GPU's memory is the training's.
         environment = (
-            SOON | launcher.environment_alone() | OPT_OUT | {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+            GIVE_UP_SOON
+            | launcher.environment_alone()
+            | OPT_OUT
+            | {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
         )
         self.process = children.start(MODULE, name, environment=environment)
         assert self.process.stdin is not None and self.process.stdout is not None
@@ -237,8 +240,8 @@ def _warned_of(name: str) -> Iterator[None]:
     """A tracker that cannot be started costs its own record, and no training."""
     try:
         yield
-    except EnvironmentFault as fault:
-        _warn(name, str(fault))
+    except EnvironmentFault as error:
+        _warn(name, str(error))
 
 
 def _warn(name: str, why: str, *, how: str = "without it") -> None:

@@ -1,4 +1,4 @@
-"""What learns: the network and its optimizer, one update at a time."""
+"""One update: the batches it is made of, its learning rate, and the :class:`Learner` that makes it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,67 @@ from memorysam_cli.recipe import Optim, Recipe
 from memorysam_cli.report import console
 
 OPTIMIZER = "adamw"
-"""What the optimiser's tensors are called by in a checkpoint, beside the losses' names."""
+"""What the optimizer's tensors are called by in a checkpoint, beside the losses' names."""
 MOST_OVERFLOWS = 20
 """Updates in a row that the fp16 gradient scaler may skip before a run counts as diverged."""
+
+
+class BatchGroups:
+    """Groups of batches, each for one update; iterate over it, and call :meth:`fetch` whenever there is time.
+
+    Args:
+        batches: of an epoch.
+        size: batches of a group; what is left over at the end is dropped.
+        device: where the first batch of a group is sent ahead; the others wait in pinned memory for their turn.
+    """
+
+    def __init__(self, batches: Iterable[Batch], *, size: int, device: torch.device) -> None:
+        self._batches, self._size, self._device = iter(batches), size, device
+        self._ready: list[Batch] | None = None
+        self._error: MemorySamError | None = None
+        self._waited = 0.0
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        while True:
+            self.fetch()
+            group, self._ready = self._ready, None
+            if self._error is not None:
+                raise self._error
+            if not group:
+                return
+            yield group
+
+    def fetch(self) -> None:
+        """Have the next group ready. A scene that cannot be read raises when its turn comes."""
+        if self._ready is not None or self._error is not None:
+            return
+        begun = time.monotonic()
+        try:
+            group = list(islice(self._batches, self._size))
+        except MemorySamError as error:
+            group, self._error = [], error
+        self._waited += time.monotonic() - begun
+        self._ready = [] if len(group) < self._size else [group[0].to(self._device), *group[1:]]
+
+    def waited(self) -> float:
+        """Seconds that fetching has taken since this was last asked."""
+        waited, self._waited = self._waited, 0.0
+        return waited
+
+
+def learning_rate(step: int, *, optim: Optim, steps_per_epoch: int, epochs: int) -> float:
+    """The learning rate of update number ``step`` (from 0).
+
+    Linear warm-up from ``warmup_ratio`` × lr, then (1 − α)^power with α = (step − warm) / (total − warm) and
+    total = (epochs + 1) × steps per epoch.
+
+    Source: METHOD §4.
+    """
+    warmup = optim.warmup_epochs * steps_per_epoch
+    if step < warmup:
+        return optim.lr * (optim.warmup_ratio + (1 - optim.warmup_ratio) * step / warmup)
+    total = (epochs + 1) * steps_per_epoch
+    return float(optim.lr * (1 - (step - warmup) / (total - warmup)) ** optim.power)
 
 
 @dataclass(frozen=True)
@@ -50,20 +108,12 @@ class StepResult:
         return sum(self.terms.values())
 
 
-@dataclass(frozen=True)
-class Restorable:
-    """What an update changes on its way, as it was before: random numbers and what the losses keep."""
-
-    random: dict[str, Tensor]
-    losses: dict[str, Tensor]
-
-
 class Learner:
     """A network in training.
 
     Args:
         network: from :func:`memorysam_cli.model.weights.build_for_training`.
-        recipe: its losses, optimiser, precision, memory saver and compilation.
+        recipe: its losses, optimizer, precision, memory saver and compilation.
         accelerator: device, processes and precision.
     """
 
@@ -102,7 +152,7 @@ class Learner:
         Raises:
             RuntimeError: out of memory, with the memory saver on, or with ``train.saver`` off.
         """
-        before = self._before()
+        before = self._snapshot()
         with tensor_cores(self.recipe.train.precision):
             if not self._is_rehearsed:
                 self._rehearse(batches[0], before)
@@ -117,53 +167,11 @@ class Learner:
                 self._undo(before)
         return result
 
-    def state(self) -> dict[str, Tensor]:
-        """Optimiser and losses as flat tensors, such as ``adamw/exp_avg/sam.…`` and ``spmm/prototypes``.
+    def _snapshot(self) -> Snapshot:
+        losses = {name: value.clone() for name, value in self.objective.state().items()}
+        return Snapshot(rng_state(self.accelerator.device), losses)
 
-        The optimiser's are empty before the first update.
-        """
-        names = {id(parameter): name for name, parameter in self.parameters.items()}
-        state = {
-            f"{OPTIMIZER}/{key}/{names[id(parameter)]}": value
-            for parameter, values in self.optimizer.optimizer.state.items()
-            for key, value in values.items()
-        }
-        return state | self.objective.state()
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Put back what :meth:`state` gave.
-
-        Raises:
-            KeyError: a parameter or a loss is not here.
-            RuntimeError: what a loss keeps does not fit.
-        """
-        losses = {}
-        for flat, value in state.items():
-            kind, _, rest = flat.partition("/")
-            if kind != OPTIMIZER:
-                losses[flat] = value
-                continue
-            key, _, name = rest.partition("/")
-            parameter = self.parameters[name]
-            # Adam keeps its step count on the CPU unless it is fused, as it is on CUDA.
-            where = "cpu" if key == "step" and parameter.device.type != "cuda" else parameter.device
-            self.optimizer.optimizer.state[parameter][key] = value.to(where, copy=True)
-        self.objective.restore(losses)
-
-    def _add_gradients(self, batches: Sequence[Batch], before: Restorable) -> Tensor:
-        """As :meth:`Gradients.add`; out of memory for the first time, once more with the memory saver on."""
-        try:
-            return self.gradients.add(batches)
-        except RuntimeError as fault:
-            # Where several processes are, the others wait in a sum, and this one cannot begin again.
-            if not is_out_of_memory(fault) or not self._may_save() or self._exchange is not None:
-                raise
-        # Not in the handler: the traceback keeps every activation alive.
-        self._undo(before)
-        self._start_saving()
-        return self.gradients.add(batches)
-
-    def _rehearse(self, batch: Batch, before: Restorable) -> None:
+    def _rehearse(self, batch: Batch, before: Snapshot) -> None:
         """Find out, before processes wait for each other, whether one of them needs the memory saver; all then use it.
 
         Every later update takes the same memory, for training crops have one size.
@@ -173,13 +181,26 @@ class Learner:
             return
         try:
             self.gradients.rehearse(batch)
-        except RuntimeError as fault:
-            if not is_out_of_memory(fault):
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
                 raise
             is_short = True
         self._undo(before)
         if agree(is_short, self.accelerator):
             self._start_saving()
+
+    def _add_gradients(self, batches: Sequence[Batch], before: Snapshot) -> Tensor:
+        """As :meth:`Gradients.add`; out of memory for the first time, once more with the memory saver on."""
+        try:
+            return self.gradients.add(batches)
+        except RuntimeError as error:
+            # Where several processes are, the others wait in a sum, and this one cannot begin again.
+            if not is_out_of_memory(error) or not self._may_save() or self._exchange is not None:
+                raise
+        # Not in the handler: the traceback keeps every activation alive.
+        self._undo(before)
+        self._start_saving()
+        return self.gradients.add(batches)
 
     def _may_save(self) -> bool:
         """Whether the memory saver is still to be had."""
@@ -219,32 +240,58 @@ class Learner:
         allowed = MOST_OVERFLOWS if self.accelerator.scaler is not None else 0
         return self._overflows <= allowed
 
-    def _before(self) -> Restorable:
-        losses = {name: value.clone() for name, value in self.objective.state().items()}
-        return Restorable(rng_state(self.accelerator.device), losses)
-
-    def _undo(self, before: Restorable) -> None:
-        """Back to where the update began."""
-        set_rng_state(before.random, self.accelerator.device)
-        self.objective.restore(before.losses)
-        self.optimizer.zero_grad(set_to_none=True)
-
     def _update(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def _undo(self, before: Snapshot) -> None:
+        """Back to where the update began."""
+        set_rng_state(before.random, self.accelerator.device)
+        self.objective.restore(before.losses)
+        self.optimizer.zero_grad(set_to_none=True)
 
-def starts_saving(recipe: Recipe, device: torch.device) -> bool:
-    """Whether the memory saver is on from the first update.
+    def state(self) -> dict[str, Tensor]:
+        """Optimizer and losses as flat tensors, such as ``adamw/exp_avg/sam.…`` and ``spmm/prototypes``.
 
-    ``auto`` is on where running out of memory cannot be caught (a CPU's process is killed), but for nano, which needs
-    little; on CUDA it is off until memory runs out.
-    """
-    if recipe.train.saver == "auto":
-        return device.type != "cuda" and recipe.model.backbone != "nano"
-    return recipe.train.saver == "on"
+        The optimizer's are empty before the first update.
+        """
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        state = {
+            f"{OPTIMIZER}/{key}/{names[id(parameter)]}": value
+            for parameter, values in self.optimizer.optimizer.state.items()
+            for key, value in values.items()
+        }
+        return state | self.objective.state()
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Put back what :meth:`state` gave.
+
+        Raises:
+            KeyError: a parameter or a loss is not here.
+            RuntimeError: what a loss keeps does not fit.
+        """
+        losses = {}
+        for flat, value in state.items():
+            kind, _, rest = flat.partition("/")
+            if kind != OPTIMIZER:
+                losses[flat] = value
+                continue
+            key, _, name = rest.partition("/")
+            parameter = self.parameters[name]
+            # Adam keeps its step count on the CPU unless it is fused, as it is on CUDA.
+            where = "cpu" if key == "step" and parameter.device.type != "cuda" else parameter.device
+            self.optimizer.optimizer.state[parameter][key] = value.to(where, copy=True)
+        self.objective.restore(losses)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What an update changes on its way, as it was before: random numbers and what the losses keep."""
+
+    random: dict[str, Tensor]
+    losses: dict[str, Tensor]
 
 
 def make_optimizer(parameters: list[nn.Parameter], settings: Optim) -> torch.optim.AdamW:
@@ -257,65 +304,12 @@ def make_optimizer(parameters: list[nn.Parameter], settings: Optim) -> torch.opt
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
 
 
-# The learning rate, per update.
+def starts_saving(recipe: Recipe, device: torch.device) -> bool:
+    """Whether the memory saver is on from the first update.
 
-
-def learning_rate(step: int, *, optim: Optim, steps_per_epoch: int, epochs: int) -> float:
-    """The learning rate of update number ``step`` (from 0).
-
-    Linear warm-up from ``warmup_ratio`` × lr, then (1 − α)^power with α = (step − warm) / (total − warm) and
-    total = (epochs + 1) × steps per epoch.
-
-    Source: METHOD §4.
+    ``auto`` is on where running out of memory cannot be caught (a CPU's process is killed), but for nano, which needs
+    little; on CUDA it is off until memory runs out.
     """
-    warmup = optim.warmup_epochs * steps_per_epoch
-    if step < warmup:
-        return optim.lr * (optim.warmup_ratio + (1 - optim.warmup_ratio) * step / warmup)
-    total = (epochs + 1) * steps_per_epoch
-    return float(optim.lr * (1 - (step - warmup) / (total - warmup)) ** optim.power)
-
-
-# The batches that come next, fetched while the device is busy with those before.
-
-
-class BatchGroups:
-    """Groups of batches, each for one update; iterate over it, and call :meth:`fetch` whenever there is time.
-
-    Args:
-        batches: of an epoch.
-        size: batches of a group; what is left over at the end is dropped.
-        device: where the first batch of a group is sent ahead; the others wait in pinned memory for their turn.
-    """
-
-    def __init__(self, batches: Iterable[Batch], *, size: int, device: torch.device) -> None:
-        self._batches, self._size, self._device = iter(batches), size, device
-        self._ready: list[Batch] | None = None
-        self._error: MemorySamError | None = None
-        self._waited = 0.0
-
-    def __iter__(self) -> Iterator[list[Batch]]:
-        while True:
-            self.fetch()
-            group, self._ready = self._ready, None
-            if self._error is not None:
-                raise self._error
-            if not group:
-                return
-            yield group
-
-    def fetch(self) -> None:
-        """Have the next group ready. A scene that cannot be read is told of when its turn has come."""
-        if self._ready is not None or self._error is not None:
-            return
-        begun = time.monotonic()
-        try:
-            group = list(islice(self._batches, self._size))
-        except MemorySamError as error:
-            group, self._error = [], error
-        self._waited += time.monotonic() - begun
-        self._ready = [] if len(group) < self._size else [group[0].to(self._device), *group[1:]]
-
-    def waited(self) -> float:
-        """Seconds that fetching has taken since this was last asked."""
-        waited, self._waited = self._waited, 0.0
-        return waited
+    if recipe.train.saver == "auto":
+        return device.type != "cuda" and recipe.model.backbone != "nano"
+    return recipe.train.saver == "on"

@@ -1,4 +1,4 @@
-"""Validation within a training run: its figures and its pictures."""
+"""What a training run shows of itself: its first batch, then each validation's scores, curves and pictures."""
 
 from __future__ import annotations
 
@@ -32,6 +32,44 @@ from memorysam_cli.storage import atomic, documents, images
 
 HEADLINE = "resized"
 """The protocol that decides which checkpoint is best: the one that the papers report."""
+SAMPLES = 4
+"""Scenes on a sheet; of a validation, spread evenly over the split."""
+FIRST = "first-batch.png"
+NEWEST, BEST, EARLIEST = "validation.png", "validation-best.png", "validation-first.png"
+
+
+def draw_first_batch(batch: Batch, info: DatasetInfo, modalities: Sequence[Modality], folder: Path) -> None:
+    """Write ``first-batch.png``: augmented scenes as the network sees them, so that a wrong mapping is seen at once.
+
+    Args:
+        batch: M × (B, 3, H, W), normalized; labels (B, H, W).
+        info: classes and palette.
+        modalities: of the frames.
+        folder: where to.
+    """
+    assert batch.label is not None  # a training's batches have one
+    labels = batch.label.cpu().numpy()
+    rows = []
+    for index, label in enumerate(labels[:SAMPLES]):
+        panels = [
+            Panel(modality.name, _seen(frames[index], modality))
+            for modality, frames in zip(modalities, batch.frames, strict=True)
+        ]
+        rows.append([*panels, Panel("label", pictures.colour(label, info.palette))])
+    entries = pictures.legend(list(labels[:SAMPLES]), classes=info.classes, palette=info.palette)
+    images.write_png(folder / FIRST, pictures.sheet(rows, entries))
+
+
+def _seen(frame: Tensor, modality: Modality) -> pictures.Picture:
+    """A normalized frame (3, H, W) as a picture: normalization is undone, colors are as they were."""
+    values = frame.float().cpu()
+    if modality.mean is not None and modality.std is not None:
+        values = values * torch.tensor(modality.std)[:, None, None] + torch.tensor(modality.mean)[:, None, None]
+    array = values.permute(1, 2, 0).numpy()  # (3, H, W) -> (H, W, 3)
+    if modality.kind == "rgb":
+        shown: pictures.Picture = np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
+        return shown
+    return pictures.as_picture(array)
 
 
 class Validation:
@@ -123,47 +161,10 @@ def metric_of(position: Position) -> Metric | None:
     return Metric(**last) if position.is_validated and last is not None and last["miou"] is not None else None
 
 
-# What a run shows of itself: its curves, and how it sees a few scenes.
-
-
-SAMPLES = 4
-"""Scenes on a sheet; of a validation, spread evenly over the split."""
-FIRST = "first-batch.png"
-NEWEST, BEST, EARLIEST = "validation.png", "validation-best.png", "validation-first.png"
-
-
-def draw_first_batch(batch: Batch, info: DatasetInfo, modalities: Sequence[Modality], folder: Path) -> None:
-    """Write ``first-batch.png``: augmented scenes as the network sees them, so that a wrong mapping is seen at once.
-
-    Args:
-        batch: M × (B, 3, H, W), normalised; labels (B, H, W).
-        info: classes and palette.
-        modalities: of the frames.
-        folder: where to.
-    """
-    assert batch.label is not None  # a training's batches have one
-    labels = batch.label.cpu().numpy()
-    rows = []
-    for index, label in enumerate(labels[:SAMPLES]):
-        panels = [
-            Panel(modality.name, _seen(frames[index], modality))
-            for modality, frames in zip(modalities, batch.frames, strict=True)
-        ]
-        rows.append([*panels, Panel("label", pictures.colour(label, info.palette))])
-    entries = pictures.legend(list(labels[:SAMPLES]), classes=info.classes, palette=info.palette)
-    images.write_png(folder / FIRST, pictures.sheet(rows, entries))
-
-
-def _seen(frame: Tensor, modality: Modality) -> pictures.Picture:
-    """A normalised frame (3, H, W) as a picture: what normalisation did is undone, colours are as they were."""
-    values = frame.float().cpu()
-    if modality.mean is not None and modality.std is not None:
-        values = values * torch.tensor(modality.std)[:, None, None] + torch.tensor(modality.mean)[:, None, None]
-    array = values.permute(1, 2, 0).numpy()  # (3, H, W) -> (H, W, 3)
-    if modality.kind == "rgb":
-        shown: pictures.Picture = np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
-        return shown
-    return pictures.as_picture(array)
+def draw_curves(run: RunFolder, terms: Sequence[str]) -> None:
+    """Write ``plots/curves.png`` from the metrics so far; ``terms`` are the names of the losses."""
+    rows = documents.read_json_lines(run.metrics)
+    atomic.write_bytes(run.plots / "curves.png", figures.curves(rows, terms=terms, title=run.path.name))
 
 
 def draw_confusion(run: RunFolder, matrix: Tensor, *, classes: Sequence[str], title: str) -> None:
@@ -173,18 +174,12 @@ def draw_confusion(run: RunFolder, matrix: Tensor, *, classes: Sequence[str], ti
     )
 
 
-def draw_curves(run: RunFolder, terms: Sequence[str]) -> None:
-    """Write ``plots/curves.png`` from the metrics so far; ``terms`` are the names of the losses."""
-    rows = documents.read_json_lines(run.metrics)
-    atomic.write_bytes(run.plots / "curves.png", figures.curves(rows, terms=terms, title=run.path.name))
-
-
 def draw_samples(
     network: Segmenter, manifest: Manifest, scenes: Sequence[Scene], folder: Path, *, is_best: bool
 ) -> None:
     """Write ``validation.png``: modalities, label, prediction and errors of a fixed few scenes.
 
-    The first validation's and the best one's are kept beside it, to see what was learnt.
+    The first validation's and the best one's are kept beside it, to see what was learned.
 
     Args:
         network: predicts them.
@@ -193,18 +188,20 @@ def draw_samples(
         folder: where to.
         is_best: the weights are the best so far.
     """
-    chosen = [scenes[index * len(scenes) // SAMPLES] for index in range(SAMPLES)] if len(scenes) > SAMPLES else scenes
+    shown_scenes = (
+        [scenes[index * len(scenes) // SAMPLES] for index in range(SAMPLES)] if len(scenes) > SAMPLES else scenes
+    )
     info = manifest.info
     rows, masks = [], []
-    for scene in chosen:
+    for scene in shown_scenes:
         sample, prediction = _predict(network, manifest, scene)
         assert sample.label is not None
         rows.append(pictures.comparison(sample.frames, prediction, palette=info.palette, label=sample.label))
         masks += [sample.label, prediction]
     entries = pictures.legend(masks, classes=info.classes, palette=info.palette)
     png = images.encode_png(pictures.sheet(rows, entries))
-    kept = [NEWEST] + [BEST] * is_best + [EARLIEST] * (not (folder / EARLIEST).exists())
-    for name in kept:
+    names = [NEWEST] + [BEST] * is_best + [EARLIEST] * (not (folder / EARLIEST).exists())
+    for name in names:
         atomic.write_bytes(folder / name, png)
 
 

@@ -38,7 +38,7 @@ def trained(small: Recipe, rendered: Manifest, tmp_path: Path) -> Path:
 
 def test_every_tensor_of_ours_is_taken(trained: Path, small: Recipe, rendered: Manifest) -> None:
     network, plain = network_of(small, rendered), network_of(small, rendered)
-    assert start.begin_from(network, str(trained)) == len(own_tensors(network))
+    assert start.load_initial(network, str(trained)) == len(own_tensors(network))
     wanted = own_tensors(plain)
     for name, tensor in own_tensors(network).items():
         torch.testing.assert_close(tensor, wanted[name] + 0.5, rtol=0, atol=0)
@@ -68,20 +68,20 @@ def test_weights_of_another_run_are_refused_with_the_reason(
     network = network_of(recipe, rendered)
     before = {name: tensor.clone() for name, tensor in own_tensors(network).items()}
     with pytest.raises(WeightsError, match=said) as fault:
-        start.begin_from(network, str(trained))
+        start.load_initial(network, str(trained))
     assert fault.value.exit_code == 5 and "--init" in str(fault.value) and "begin without" in str(fault.value)
     torch.testing.assert_close(own_tensors(network), before, rtol=0, atol=0)
 
 
 def test_another_number_of_classes_is_never_filled_up(trained: Path, small: Recipe, rendered: Manifest) -> None:
     with pytest.raises(WeightsError, match="it has 25 classes, this data set 24: a head is not cut or filled up"):
-        start.begin_from(network_of(small, rendered, drop_class=True), str(trained))
+        start.load_initial(network_of(small, rendered, drop_class=True), str(trained))
 
 
 def test_other_modalities_of_a_like_number_are_taken_and_told(
     trained: Path, small: Recipe, rendered: Manifest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start.begin_from(network_of(changed(small, "data", modalities=("img", "event")), rendered), str(trained))
+    start.load_initial(network_of(changed(small, "data", modalities=("img", "event")), rendered), str(trained))
     assert "was trained on img, depth, goes on with img, event" in capsys.readouterr().err
 
 
@@ -89,10 +89,10 @@ def test_a_complete_file_counts_where_its_base_is_this_run_s(small: Recipe, rend
     network = network_of(small, rendered)
     state = dict(network.state_dict())
     save_complete(network.card, state, tmp_path / "complete.safetensors")
-    assert start.begin_from(network_of(small, rendered), str(tmp_path / "complete.safetensors"))
+    assert start.load_initial(network_of(small, rendered), str(tmp_path / "complete.safetensors"))
     other = network_of(changed(small, "train", seed=6), rendered)
     with pytest.raises(WeightsError, match=r"its base weights are not this run's: \d+ of \d+ tensors differ"):
-        start.begin_from(other, str(tmp_path / "complete.safetensors"))
+        start.load_initial(other, str(tmp_path / "complete.safetensors"))
 
 
 def test_merged_weights_and_missing_ones_are_refused(small: Recipe, rendered: Manifest, tmp_path: Path) -> None:
@@ -100,12 +100,12 @@ def test_merged_weights_and_missing_ones_are_refused(small: Recipe, rendered: Ma
     merge_lora(network.sam.image_encoder.trunk)
     save_merged(network, tmp_path / "merged.safetensors")
     with pytest.raises(WeightsError, match="its LoRA is merged into the base"):
-        start.begin_from(network_of(small, rendered), str(tmp_path / "merged.safetensors"))
+        start.load_initial(network_of(small, rendered), str(tmp_path / "merged.safetensors"))
     with pytest.raises(WeightsError, match="is not a file"):
-        start.sum_of(changed(small, "model", init=str(tmp_path / "none")))
+        start.initial_sha256(changed(small, "model", init=str(tmp_path / "none")))
 
 
 def test_a_file_that_is_gone_counts_as_the_one_that_a_run_began_with(small: Recipe, tmp_path: Path) -> None:
     recipe = changed(small, "model", init=str(tmp_path / "none"))
-    assert start.sum_of(recipe, "abc") == "abc"
-    assert start.sum_of(small, "abc") is None
+    assert start.initial_sha256(recipe, "abc") == "abc"
+    assert start.initial_sha256(small, "abc") is None

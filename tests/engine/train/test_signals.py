@@ -15,10 +15,10 @@ from memorysam_cli.engine.train.endings import SIGNAL_EXIT_CODES, StopRequest, c
 
 STUCK = """
 import ctypes, sys
-from memorysam_cli.engine.train import endings as signals
-signals.GRACE_S = float(sys.argv[1])
+from memorysam_cli.engine.train import endings
+endings.GRACE_S = float(sys.argv[1])
 mutex, lock = ctypes.create_string_buffer(256), ctypes.CDLL(None).pthread_mutex_lock
-with signals.catch_stop():
+with endings.catch_stop():
     print("ready", flush=True)
     while True:
         lock(mutex)  # the second time it waits for ever, and no signal ends that
@@ -26,10 +26,10 @@ with signals.catch_stop():
 WORKING = """
 import sys, time
 from memorysam_cli import app
-from memorysam_cli.engine.train import endings as signals
+from memorysam_cli.engine.train import endings
 app._end_politely()
 try:
-    with signals.catch_stop() as stop:
+    with endings.catch_stop() as stop:
         print("ready", flush=True)
         while not stop:
             time.sleep(0.01)
@@ -68,7 +68,7 @@ def test_whatever_ends_the_block_nothing_stays(handled: object) -> None:
         with pytest.raises(ValueError, match="x"), catch_stop():
             raise ValueError("x")
     assert {each: signal.getsignal(each) for each in SIGNAL_EXIT_CODES} == handled
-    assert signal.set_wakeup_fd(-1) == -1 and endings._counted == set()
+    assert signal.set_wakeup_fd(-1) == -1 and endings._signal_descriptors == set()
     signal.set_wakeup_fd(wakeup)
     until = time.monotonic() + 5
     while threading.active_count() > threads:

@@ -168,7 +168,7 @@ def test_a_disk_with_too_little_room_is_refused_with_the_numbers_and_left_alone(
     with pytest.raises(EnvironmentFault, match=r"run: the disk is too full .* needs 315\.0 MB .* free 300\.0 MB"):
         begun(small, tmp_path / "run", alone, size=100_000_000)
     assert not (tmp_path / "run").exists()
-    start.refuse_small(tmp_path, checkpoint=100_000_000, keep=2, kept=2)  # what is kept is there already
+    start.refuse_full_disk(tmp_path, checkpoint=100_000_000, keep=2, present=2)  # what is kept is there already
 
 
 def test_a_link_that_leads_nowhere_is_called_so(tmp_path: Path, small: Recipe) -> None:

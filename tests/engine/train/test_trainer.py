@@ -26,6 +26,7 @@ from memorysam_cli.engine.infer.inference import Inference
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.train import checkpoints, loop
 from memorysam_cli.engine.train.checkpoints import Position
+from memorysam_cli.engine.train.endings import TrainingResult
 from memorysam_cli.engine.train.loop import Trainer
 from memorysam_cli.engine.train.validation import Validation, draw_samples, metric_of
 from memorysam_cli.errors import DataError, DivergedError, EnvironmentFault, Stopped, UsageError, WeightsError
@@ -41,7 +42,7 @@ def accelerator() -> Accelerator:
     return runtime.make_accelerator(torch.device("cpu"), precision="fp32")
 
 
-def start(recipe: Recipe, manifest: Manifest, path: Path, resume: Path | None = None) -> loop.TrainingResult:
+def start(recipe: Recipe, manifest: Manifest, path: Path, resume: Path | None = None) -> TrainingResult:
     run = RunFolder(path) if resume else run_folder.create(recipe, path)
     return Trainer(recipe, manifest, accelerator=accelerator()).fit(run, resume=resume)
 
@@ -64,11 +65,11 @@ def without_clock(run: RunFolder) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def finished(small: Recipe, rendered: Manifest, tmp_path: Path) -> loop.TrainingResult:
+def finished(small: Recipe, rendered: Manifest, tmp_path: Path) -> TrainingResult:
     return start(small, rendered, tmp_path / "whole")
 
 
-def test_a_run_leaves_weights_metrics_pictures_and_provenance(finished: loop.TrainingResult) -> None:
+def test_a_run_leaves_weights_metrics_pictures_and_provenance(finished: TrainingResult) -> None:
     run = RunFolder(finished.run)
     assert finished.steps == 4
     files = ["recipe.yaml", "environment.json", "command.txt", "plots/curves.png", "samples/validation.png"]
@@ -84,7 +85,7 @@ def test_a_run_leaves_weights_metrics_pictures_and_provenance(finished: loop.Tra
 
 
 def test_validation_in_training_is_what_evaluate_finds_in_the_file(
-    finished: loop.TrainingResult, rendered: Manifest
+    finished: TrainingResult, rendered: Manifest
 ) -> None:
     model = load(finished.best)
     found = evaluate(
@@ -110,7 +111,7 @@ def test_validation_computes_exactly_what_the_saved_file_computes(
 
 
 def test_weights_carry_the_metric_of_their_own_validation_or_none(
-    finished: loop.TrainingResult, small: Recipe, rendered: Manifest, tmp_path: Path
+    finished: TrainingResult, small: Recipe, rendered: Manifest, tmp_path: Path
 ) -> None:
     last = load(finished.last).card.metric
     assert last is not None and last.step == finished.steps
@@ -136,7 +137,7 @@ def test_low_resolution_events_are_drawn_whatever_comes_first(
 @pytest.mark.parametrize("step", [1, 2, 3])
 def test_a_run_stopped_by_sigterm_and_resumed_ends_bit_for_bit_the_same(
     step: int,
-    finished: loop.TrainingResult,
+    finished: TrainingResult,
     small: Recipe,
     rendered: Manifest,
     tmp_path: Path,
@@ -183,13 +184,13 @@ def test_every_process_that_is_stopped_names_the_checkpoint(
 
 
 def test_worker_processes_do_not_change_the_result(
-    finished: loop.TrainingResult, small: Recipe, rendered: Manifest, tmp_path: Path
+    finished: TrainingResult, small: Recipe, rendered: Manifest, tmp_path: Path
 ) -> None:
     start(changed(small, "data", workers=2), rendered, tmp_path / "workers")
     torch.testing.assert_close(state_of(tmp_path / "workers"), state_of(finished.run), rtol=0, atol=0)
 
 
-def test_a_recipe_that_changed_cannot_resume(finished: loop.TrainingResult, small: Recipe, rendered: Manifest) -> None:
+def test_a_recipe_that_changed_cannot_resume(finished: TrainingResult, small: Recipe, rendered: Manifest) -> None:
     path, _ = checkpoints.newest_valid(RunFolder(finished.run).checkpoints)
     with pytest.raises(UsageError, match=r"optim\.lr was 0\.001, is 0\.5"):
         start(changed(small, "optim", lr=0.5), rendered, finished.run, resume=path)
@@ -305,7 +306,7 @@ def test_the_log_says_how_fast_it_went_and_what_it_took(small: Recipe, rendered:
 
 
 def test_the_laws_of_a_run_hold_over_its_resumes_and_are_written_down(
-    finished: loop.TrainingResult, small: Recipe, rendered: Manifest, tmp_path: Path
+    finished: TrainingResult, small: Recipe, rendered: Manifest, tmp_path: Path
 ) -> None:
     assert finished.scenes == 4 * 5 and len(finished.laws) == 3
     written = documents.read_json(finished.run / "result.json")
@@ -393,7 +394,7 @@ def test_a_checkpoint_without_a_part_of_its_state_is_refused_with_5(
 
 @pytest.mark.parametrize("loss", ["gone", "flipped"])
 def test_best_weights_that_are_lost_are_found_again(
-    loss: str, finished: loop.TrainingResult, small: Recipe, rendered: Manifest, capsys: pytest.CaptureFixture[str]
+    loss: str, finished: TrainingResult, small: Recipe, rendered: Manifest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, _ = checkpoints.newest_valid(RunFolder(finished.run).checkpoints)
     content = bytearray(finished.best.read_bytes())
@@ -403,6 +404,19 @@ def test_best_weights_that_are_lost_are_found_again(
     assert "the best weights so far cannot be used" in capsys.readouterr().err
     metric = load(again.best).card.metric
     assert metric is not None and (metric.miou, metric.step) == (again.miou, again.best_step)
+
+
+def test_a_machine_that_became_slow_is_noted_beside_the_progress(
+    small: Recipe,
+    rendered: Manifest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    notes = iter(["0.9 scenes/s, less than a tenth of this run's best 13.1: …"])
+    monkeypatch.setattr(loop.Slowdown, "add", lambda _self, _scenes, *, seconds: next(notes, None) if seconds else None)
+    start(small, rendered, tmp_path / "run")
+    assert capsys.readouterr().err.count("0.9 scenes/s, less than a tenth of this run's best 13.1: …\n") == 1
 
 
 def test_an_operation_without_a_deterministic_form_ends_with_6_and_its_name(
@@ -424,14 +438,14 @@ def test_an_operation_without_a_deterministic_form_ends_with_6_and_its_name(
 
 
 def test_a_run_that_allows_deterministic_kernels_only_computes_the_same_on_a_cpu(
-    finished: loop.TrainingResult, small: Recipe, rendered: Manifest, tmp_path: Path
+    finished: TrainingResult, small: Recipe, rendered: Manifest, tmp_path: Path
 ) -> None:
     start(changed(small, "train", deterministic=True), rendered, tmp_path / "run")
     torch.testing.assert_close(state_of(tmp_path / "run"), state_of(finished.run), rtol=0, atol=0)
 
 
 def test_a_run_from_trained_weights_needs_their_file_no_more_once_it_has_begun(
-    finished: loop.TrainingResult, small: Recipe, rendered: Manifest, tmp_path: Path
+    finished: TrainingResult, small: Recipe, rendered: Manifest, tmp_path: Path
 ) -> None:
     weights = tmp_path / "begin.safetensors"
     shutil.copy(finished.best, weights)
