@@ -67,10 +67,10 @@ def verify(file: File, json: Json = False, verbose: Verbose = False, quiet: Quie
     begin(json=json, verbose=verbose, quiet=quiet)
     try:
         found = verify_weights(file)
-    except WeightsError as fault:
+    except WeightsError as error:
         if json:
-            console.answer({"schema_version": SCHEMA_VERSION, "file": str(file), "ok": False, "reason": str(fault)})
-        raise CheckFailedError(str(fault)) from None
+            console.answer({"schema_version": SCHEMA_VERSION, "file": str(file), "ok": False, "reason": str(error)})
+        raise CheckFailedError(str(error)) from None
     if json:
         console.answer({"schema_version": SCHEMA_VERSION, "file": str(file), "ok": True, **found})
     else:

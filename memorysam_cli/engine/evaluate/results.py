@@ -17,7 +17,7 @@ from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine.evaluate.counts import PROTOCOLS, Evaluation, SceneScore, scores
 from memorysam_cli.engine.evaluate.result_files import GALLERY, NAMES
 from memorysam_cli.engine.infer.decision import own_rows
-from memorysam_cli.engine.infer.inference import Inference, scoring
+from memorysam_cli.engine.infer.inference import Inference, inference_mode
 from memorysam_cli.engine.infer.views import Network
 from memorysam_cli.report import console, figures, pictures
 from memorysam_cli.report.pictures import Gallery, GalleryScene, Rank
@@ -205,7 +205,7 @@ def _predict(network: Network, seen: ScoredScene, inference: Inference) -> tuple
     height, width = label.shape[-2:]
     classes = torch.empty(height, width, dtype=torch.uint8)
     shares = torch.empty(height, width)
-    with scoring(network), inference.computing():
+    with inference_mode(network), inference.computing():
         shown = inference.shown(network, is_large=seen.is_large)
         logits = inference.logits(shown, [seen.whole.frames]).float()[0]
         for rows, some in own_rows(logits, height=height, width=width):

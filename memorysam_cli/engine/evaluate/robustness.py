@@ -26,7 +26,7 @@ from memorysam_cli.engine.evaluate import counts
 from memorysam_cli.engine.evaluate.counts import ProtocolName
 from memorysam_cli.engine.infer.corruption import NOISES, SHARES, Draw, Extremes, corrupt
 from memorysam_cli.engine.infer.decision import class_map
-from memorysam_cli.engine.infer.inference import Inference, batches, scoring
+from memorysam_cli.engine.infer.inference import Inference, batches, inference_mode
 from memorysam_cli.engine.infer.views import Missing
 from memorysam_cli.engine.processes import wait_for_all
 from memorysam_cli.errors import DataError, UsageError
@@ -135,7 +135,7 @@ def run(
     source = scored_scenes(
         manifest, scenes=share, modalities=inference.modalities, size=inference.image_size, workers=inference.workers
     )
-    with scoring(network), inference.computing():
+    with inference_mode(network), inference.computing():
         for together in batches(source, most=inference.batch, key=tally.shape):
             tally.add(together)
             if advance is not None:

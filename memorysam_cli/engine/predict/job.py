@@ -21,7 +21,7 @@ from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import Modality
 from memorysam_cli.engine import runtime
-from memorysam_cli.engine.infer import inference
+from memorysam_cli.engine.infer.inference import Inference, choose_modalities
 from memorysam_cli.engine.infer.views import View
 from memorysam_cli.engine.predict.files import SceneFiles, refuse_collisions
 from memorysam_cli.errors import DataError, UsageError, WeightsError, did_you_mean
@@ -54,11 +54,8 @@ class Job:
 
     @property
     def stride(self) -> int:
-        """So many consecutive scenes stay together, whoever segments them: other company could change a last bit.
-
-        Large frames at their own resolution come one at a time: their logits are gigabytes.
-        """
-        return 1 if self.view.tile else self.batch
+        """So many consecutive scenes stay together, whoever segments them: other company could change a last bit."""
+        return self.inference("cpu").stride
 
     @cached_property
     def marks(self) -> dict[str, Any]:
@@ -79,6 +76,13 @@ class Job:
     def sha256(self) -> str:
         """Of the marks."""
         return _digest([documents.to_json(self.marks)])
+
+    def inference(self, device: torch.device | str, *, workers: int = 0) -> Inference:
+        """How the network looks at the scenes, on a device and with so many workers that read ahead."""
+        return Inference(
+            self.modalities, self.card.image_size, device, known=self.card.modalities, view=self.view,
+            precision=self.precision, batch=self.batch, workers=workers,
+        )  # fmt: skip
 
     def files(self, out: Path) -> SceneFiles:
         """What writes the scenes' files into a folder."""
@@ -228,7 +232,7 @@ def plan(
         DataError: no scenes, an ambiguous tree, or scenes whose outputs would meet in one file.
     """
     card = read_card(weights)
-    chosen = inference.choose_modalities(card.modalities, modalities)
+    chosen = choose_modalities(card.modalities, modalities)
     names = [modality.name for modality in chosen]
     aliases = read_aliases(renames, names)
     where = scenes or manifests.prepared_root(data, dataset=card.dataset.name)

@@ -14,13 +14,11 @@ from memorysam_cli.engine.predict import ledger, segment
 from memorysam_cli.engine.predict.files import Line
 from memorysam_cli.engine.predict.job import WHOLE, Job, RunOptions, device_name
 from memorysam_cli.engine.predict.parts import Part, PredictionFolder, Wish
+from memorysam_cli.engine.predict.segment import Make
 from memorysam_cli.engine.processes import Peers
 from memorysam_cli.errors import UsageError
 from memorysam_cli.report import console
 from memorysam_cli.storage import documents
-
-Make = Callable[[Sequence[Scene], Callable[[Line], object], Callable[[str], object]], None]
-"""Segments scenes, tells their lines in order, and the name of each device before the first line that it made."""
 
 
 def run(job: Job, out: Path, options: RunOptions) -> dict[str, Any] | None:
@@ -81,9 +79,9 @@ def _prepare(job: Job, out: Path, options: RunOptions) -> Make:
         scenes: Sequence[Scene], tell: Callable[[Line], object], tell_device: Callable[[str], object]
     ) -> None:  # fmt: skip
         tell_device(device_name(device))
+        inference = job.inference(device, workers=options.workers)
         segment.segment_scenes(
-            job, network, out, scenes=scenes, device=device, tell=tell, workers=options.workers,
-            skip_bad=options.skip_bad,
+            network, job.files(out), scenes=scenes, inference=inference, tell=tell, skip_bad=options.skip_bad
         )  # fmt: skip
 
     return make
