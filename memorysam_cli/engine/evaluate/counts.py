@@ -1,4 +1,8 @@
-"""Confusion matrices and the scores that follow from them."""
+"""Counting pixels in both evaluation protocols (METHOD §5), and the scores of all scenes or of any part of them.
+
+A scene's pixels become a confusion matrix, a matrix becomes scores; a tally adds the scenes up, and an evaluation gives
+the scores of its whole and of its parts.
+"""
 
 from __future__ import annotations
 
@@ -17,34 +21,12 @@ from memorysam_cli.engine.processes import wait_for_all
 
 AT_ONCE = 2**22
 """Pixels that are counted at once: each takes some 40 bytes meanwhile."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """Per-class values and their means, all in percent and not rounded.
-
-    ``miou``, ``mf1`` and ``macc`` are means over all K classes, where an empty class counts 0.
-    Those with ``_present`` are means over the classes that have ground truth (0 if there is none).
-    """
-
-    iou: tuple[float, ...]
-    f1: tuple[float, ...]
-    accuracy: tuple[float, ...]
-    pixels: tuple[int, ...]
-    """Ground-truth pixels per class."""
-    miou: float
-    mf1: float
-    macc: float
-    miou_present: float
-    mf1_present: float
-    macc_present: float
-
-    def means(self) -> dict[str, float]:
-        """All means by name, as reports give them."""
-        return {
-            "miou": self.miou, "macc": self.macc, "mf1": self.mf1, "miou_present": self.miou_present,
-            "macc_present": self.macc_present, "mf1_present": self.mf1_present,
-        }  # fmt: skip
+ProtocolName = Literal["resized", "native"]
+PROTOCOLS: tuple[ProtocolName, ...] = ("resized", "native")
+NORMAL = "normal"
+"""What a scene without a sensor failure is called in results, and may be called in a manifest."""
+WORST = 10
+"""Scenes that a report names."""
 
 
 def confusion(prediction: Tensor, label: Tensor, classes: int) -> Tensor:
@@ -75,6 +57,34 @@ def confusion(prediction: Tensor, label: Tensor, classes: int) -> Tensor:
                 raise ValueError(f"{name}: values {int(values.min())}..{int(values.max())}, allowed 0..{classes - 1}")
         total += torch.bincount(truth * classes + guess, minlength=classes * classes)
     return total.reshape(classes, classes)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Per-class values and their means, all in percent and not rounded.
+
+    ``miou``, ``mf1`` and ``macc`` are means over all K classes, where an empty class counts 0.
+    Those with ``_present`` are means over the classes that have ground truth (0 if there is none).
+    """
+
+    iou: tuple[float, ...]
+    f1: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    pixels: tuple[int, ...]
+    """Ground-truth pixels per class."""
+    miou: float
+    mf1: float
+    macc: float
+    miou_present: float
+    mf1_present: float
+    macc_present: float
+
+    def means(self) -> dict[str, float]:
+        """All means by name, as reports give them."""
+        return {
+            "miou": self.miou, "macc": self.macc, "mf1": self.mf1, "miou_present": self.miou_present,
+            "macc_present": self.macc_present, "mf1_present": self.mf1_present,
+        }  # fmt: skip
 
 
 def scores(matrix: Tensor) -> Scores:
@@ -115,17 +125,6 @@ def scores(matrix: Tensor) -> Scores:
 def _percent(part: Tensor, whole: Tensor) -> Tensor:
     """100 · part / whole, 0 where the whole is empty."""
     return torch.where(whole > 0, 100 * part / whole.clamp(min=1), 0.0)
-
-
-# Counting pixels in both evaluation protocols (METHOD §5), and the scores of all scenes or of any part.
-
-
-ProtocolName = Literal["resized", "native"]
-PROTOCOLS: tuple[ProtocolName, ...] = ("resized", "native")
-NORMAL = "normal"
-"""What a scene without a sensor failure is called in results, and may be called in a manifest."""
-WORST = 10
-"""Scenes that a report names."""
 
 
 def protocol_index(protocol: str) -> int:
@@ -178,7 +177,7 @@ class Tally:
             scene: one of those that are scored.
             prediction: (H, W) class indices.
             label: (H, W).
-            pixels: how many there should be, as the label's file says; none: as many as the label has.
+            pixels: how many there should be, by the label's file; none: as many as the label has.
         """
         place = protocol_index(protocol)
         counted = confusion(prediction, label, self.classes).cpu()

@@ -1,4 +1,4 @@
-"""Our weights as files for others, and whether a weights file is whole."""
+"""Our weights in the layouts that other code reads, and the check that a weights file is what it claims to be."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from memorysam_cli.text import shown
 Format = Literal["reference", "peft", "merged"]
 UPSTREAM_TOKENS = 25
 ADAPTER_FILE = "adapter_model.safetensors"
+TEST_PX = 64
+"""Side of the images that weights are checked with."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ def export(path: Path, out: Path, *, form: Format) -> Exported:
         return _write_adapter(network, out)
     try:
         state = to_reference(network.state_dict(), scale=_scale(card, where=shown(path)))
-    except WeightsError as fault:
-        raise WeightsError(f"{shown(path)}: {fault}") from None
+    except WeightsError as error:
+        raise WeightsError(f"{shown(path)}: {error}") from None
     is_usual = card.tokens == UPSTREAM_TOKENS
     note = f"these weights have {card.tokens} class tokens; upstream's code builds {UPSTREAM_TOKENS}: change it there"
     return Exported(len(state), _write(out, state), notes=() if is_usual else (note,))
@@ -119,12 +121,6 @@ def _write_adapter(network: Segmenter, out: Path) -> Exported:
     return Exported(len(state), digest)
 
 
-# Are weights what they claim to be?
-
-
-SIZE_PX = 64
-
-
 def verify_weights(path: Path) -> dict[str, Any]:
     """Load weights with all their checks and run them once.
 
@@ -135,7 +131,7 @@ def verify_weights(path: Path) -> dict[str, Any]:
         WeightsError: any check fails, or the logits of a small test image are not finite.
     """
     network = load(path)
-    frames = [torch.zeros(1, 3, SIZE_PX, SIZE_PX) for _ in network.card.modalities]
+    frames = [torch.zeros(1, 3, TEST_PX, TEST_PX) for _ in network.card.modalities]
     with torch.inference_mode():
         logits = network.logits(frames)
     if not bool(torch.isfinite(logits).all()):
