@@ -29,7 +29,7 @@ from memorysam_cli.engine.measure import rates
 from memorysam_cli.engine.measure.bench import STILL, Prediction, Training, show_machine
 from memorysam_cli.engine.measure.rates import interleaved, synchronize
 from memorysam_cli.engine.measure.workload import Workload
-from memorysam_cli.engine.predict.files import Line, SceneFiles
+from memorysam_cli.engine.predict.files import LedgerLine, SceneFiles
 from memorysam_cli.engine.predict.segment import segment_scenes
 from memorysam_cli.engine.train.update import BatchGroups
 from memorysam_cli.errors import UsageError
@@ -185,7 +185,7 @@ def _seconds_per_batch(
     """Of the loop of ``memorysam predict``, from the beginning of its ``lead``-th batch to the last written file."""
     network, end = _Clocked(work.network), 0.0
 
-    def tell(_line: Line) -> None:
+    def tell(_line: LedgerLine) -> None:
         nonlocal end
         end = time.perf_counter()
 

@@ -1,4 +1,4 @@
-"""A prediction's job: all that decides a byte of its results, found from what the user typed; and who does it.
+"""A prediction's job: all that decides a byte of its results, taken from what the user typed; and who does it.
 
 Reads no pixel and loads no weights before :meth:`Job.load`.
 """
@@ -236,13 +236,13 @@ def plan(
     names = [modality.name for modality in chosen]
     aliases = read_aliases(renames, names)
     where = scenes or manifests.prepared_root(data, dataset=card.dataset.name)
-    found = inputs.discover(where, modalities=names, aliases=aliases, split=split, dataset=card.dataset.name)
-    wanted = found.scenes[:limit]
+    source = inputs.discover(where, modalities=names, aliases=aliases, split=split, dataset=card.dataset.name)
+    wanted = source.scenes[:limit]
     refuse_collisions(wanted)
-    for text in (*found.notes, *doubts(wanted, root=found.root, modalities=chosen)):
+    for text in (*source.notes, *doubts(wanted, root=source.root, modalities=chosen)):
         console.note(text)
     return Job(
-        weights, tensors.sha256(weights), card, wanted, found.root, str(where), chosen, tuple(extras), view or View(),
+        weights, tensors.sha256(weights), card, wanted, source.root, str(where), chosen, tuple(extras), view or View(),
         batch, precision, is_compiled,
     )  # fmt: skip
 
@@ -284,18 +284,18 @@ def doubts(scenes: Sequence[Scene], *, root: Path, modalities: Sequence[Modality
         root: what the scenes' paths are relative to.
         modalities: those that the model may be shown.
     """
-    found = []
+    notes = []
     for modality in modalities:
         path = next((scene.files[modality.name][0] for scene in scenes if modality.name in scene.files), None)
         if modality.kind != "hha" or path is None:
             continue
         with contextlib.suppress(DataError):  # reading the scene will say what is wrong with it
             if images.header(root / path).channels == 1:
-                found.append(
+                notes.append(
                     f"{path}: has one channel, and the weights' '{modality.name}' is depth encoded as HHA, which has "
                     "three; expect poor masks, or make HHA with memorysam prepare hha"
                 )
-    return found
+    return notes
 
 
 def _scene_lines(scenes: Sequence[Scene]) -> Iterator[str]:
@@ -306,7 +306,7 @@ def _scene_lines(scenes: Sequence[Scene]) -> Iterator[str]:
 
 def _digest(lines: Iterable[str]) -> str:
     """SHA-256 of lines of text."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for line in lines:
-        found.update(line.encode() + b"\n")
-    return found.hexdigest()
+        digest.update(line.encode() + b"\n")
+    return digest.hexdigest()

@@ -24,7 +24,7 @@ import torch
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.engine import runtime
 from memorysam_cli.engine.predict import segment
-from memorysam_cli.engine.predict.files import Line
+from memorysam_cli.engine.predict.files import LedgerLine
 from memorysam_cli.engine.predict.job import Job, RunOptions, device_name
 from memorysam_cli.engine.predict.segment import Make
 from memorysam_cli.errors import EXIT_CODES, EnvironmentFault, MemorySamError, Stopped, UsageError, environment_fault
@@ -67,7 +67,7 @@ def prepare(job: Job, out: Path, options: RunOptions) -> Make:
     job.load(torch.device("cpu"))
 
     def make(
-        scenes: Sequence[Scene], tell: Callable[[Line], object], tell_device: Callable[[str], object]
+        scenes: Sequence[Scene], tell: Callable[[LedgerLine], object], tell_device: Callable[[str], object]
     ) -> None:  # fmt: skip
         with _cluster(), contextlib.closing(_rows(job, out, options, scenes)) as rows:
             for row in rows:
@@ -185,7 +185,7 @@ class Actor:
     def __init__(self, job: Job, out: Path, options: RunOptions, device: str, threads: int, folder: str) -> None:
         self.job, self.out, self.options = job, out, options
         self.device = torch.device(device, 0) if device == "cuda" else torch.device(device)
-        self.error: Line | None = None
+        self.error: LedgerLine | None = None
         try:
             _enter(folder)
             torch.set_num_threads(threads)
@@ -197,7 +197,7 @@ class Actor:
 
     def __call__(self, groups: dict[str, Any]) -> dict[str, Any]:
         """Segment the scenes of a block; an error is the last of its lines, and not raised: Ray would try again."""
-        lines: list[Line] = []
+        lines: list[LedgerLine] = []
         if self.error is None:
             try:
                 segment.segment_scenes(
@@ -228,7 +228,7 @@ def _enter(folder: str) -> None:
         ) from error
 
 
-def _error_line(error: Exception) -> Line:
+def _error_line(error: Exception) -> LedgerLine:
     """An error of the user's or the machine's as a line for the driver; a bug is raised."""
     known = error if isinstance(error, MemorySamError) else environment_fault(error)
     if known is None:
@@ -236,7 +236,7 @@ def _error_line(error: Exception) -> Line:
     return {"code": known.exit_code, "message": str(known)}
 
 
-def _error_of(line: Line) -> MemorySamError:
+def _error_of(line: LedgerLine) -> MemorySamError:
     """What :func:`_error_line` wrote, as an exception of the same class."""
     for each in MemorySamError.__subclasses__():
         if each is not Stopped and each.exit_code == line["code"]:

@@ -23,13 +23,13 @@ from memorysam_cli.engine import runtime
 from memorysam_cli.engine.infer.decision import decide
 from memorysam_cli.engine.infer.inference import Inference, batches, inference_mode
 from memorysam_cli.engine.infer.views import Network
-from memorysam_cli.engine.predict.files import Line, SceneFiles, remove
+from memorysam_cli.engine.predict.files import LedgerLine, SceneFiles, remove
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import machine
 
 Result = TypeVar("Result")
 
-Make = Callable[[Sequence[Scene], Callable[[Line], object], Callable[[str], object]], None]
+Make = Callable[[Sequence[Scene], Callable[[LedgerLine], object], Callable[[str], object]], None]
 """Segments scenes, tells their lines in order, and the name of each device before the first line that it made."""
 
 MOST_BYTES = 2**29
@@ -46,7 +46,7 @@ def segment_scenes(
     *,
     scenes: Sequence[Scene],
     inference: Inference,
-    tell: Callable[[Line], object],
+    tell: Callable[[LedgerLine], object],
     skip_bad: bool = False,
     in_threads: bool = False,
 ) -> None:
@@ -115,7 +115,7 @@ def _frame_shapes(scene: UnlabelledScene | DataError) -> Hashable:
 
 
 @dataclass(frozen=True)
-class _Waiting(Generic[Result]):
+class _PendingWrite(Generic[Result]):
     future: Future[Result]
     needed_bytes: int
 
@@ -139,7 +139,7 @@ class WriteBehind(Generic[Result]):
     ) -> None:
         self._tell, self._undo = tell, undo
         self._pool = ThreadPoolExecutor(threads or default_threads(), thread_name_prefix="write")
-        self._waiting: deque[_Waiting[Result]] = deque()
+        self._waiting: deque[_PendingWrite[Result]] = deque()
         self._waiting_bytes = 0
 
     def add(self, work: Callable[[], Result], *, needed_bytes: int = 0) -> None:
@@ -158,7 +158,7 @@ class WriteBehind(Generic[Result]):
             or self._waiting[0].future.done()
         ):
             self._tell_first()
-        self._waiting.append(_Waiting(self._pool.submit(work), needed_bytes))
+        self._waiting.append(_PendingWrite(self._pool.submit(work), needed_bytes))
         self._waiting_bytes += needed_bytes
 
     def __enter__(self) -> Self:

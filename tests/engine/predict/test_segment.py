@@ -20,7 +20,7 @@ from memorysam_cli.engine.infer.inference import Inference
 from memorysam_cli.engine.infer.views import View
 from memorysam_cli.engine.predict import files as names
 from memorysam_cli.engine.predict import segment as segmenting
-from memorysam_cli.engine.predict.files import LEDGER, Line, SceneFiles
+from memorysam_cli.engine.predict.files import LEDGER, LedgerLine, SceneFiles
 from memorysam_cli.engine.predict.ledger import Trees, finish, totals_of
 from memorysam_cli.errors import DataError, EnvironmentFault
 from memorysam_cli.storage import documents, images
@@ -44,7 +44,7 @@ def segment(
     names.clear_earlier(out, data.info)
     (out / LEDGER).touch()
 
-    def tell(line: Line) -> None:
+    def tell(line: LedgerLine) -> None:
         documents.append_json_line(out / LEDGER, line)
         advance(1)
 
@@ -235,7 +235,7 @@ def test_memory_does_not_grow_with_the_scenes(data: Manifest, tmp_path: Path, mo
 
     told, counts = 0, {}
 
-    def watch(_line: Line) -> None:
+    def watch(_line: LedgerLine) -> None:
         nonlocal told
         told += 1
         if told in {18, 20, 22, 56, 58, 60}:  # seconds, if it were done each time
