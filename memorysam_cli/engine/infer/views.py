@@ -50,7 +50,7 @@ class View:
     """How scenes are shown to a network."""
 
     missing: Missing = "drop"
-    """Modalities that are left out are not fed at all, or as zeros after normalisation."""
+    """Modalities that are left out are not fed at all, or as zeros after normalization."""
     scales: tuple[float, ...] = ()
     """Of test-time augmentation, each also mirrored; none: no augmentation."""
     tile: bool = False
@@ -134,7 +134,7 @@ class WithZeros(Wrapper):
     Raises:
         ValueError: a given modality is not known, or the order is another.
 
-    Source: DATASETS §1.6: zero after normalisation, which is the mean colour for RGB and black for the others.
+    Source: DATASETS §1.6: zero after normalization, which is the mean color for RGB and black for the others.
     """
 
     def __init__(self, network: Network, *, modalities: Sequence[Modality], known: Sequence[Modality]) -> None:
@@ -238,10 +238,10 @@ class Tiled(Wrapper):
 
 
 def flipped(frame: Tensor, modality: Modality) -> Tensor:
-    """Mirror a normalised frame, as the modality says that its values behave.
+    """Mirror a normalized frame, as the modality says that its values behave.
 
     Args:
-        frame: (B, 3, H, W), normalised.
+        frame: (B, 3, H, W), normalized.
         modality: its ``flip`` may change the sign of a sine or cosine, its mean and deviation say where 0 is.
     """
     mirrored = frame.flip(-1)
@@ -284,7 +284,7 @@ def _ramp(length: int, *, starts: Sequence[int], like: Tensor) -> Tensor:
 
 
 def _log_of_mean(views: Iterable[Tensor]) -> Tensor:
-    """The logarithm of the mean probability over the logits of several views, which are held one at a time."""
+    """The logarithm of the mean probability over the logits of several views, one in memory at a time."""
     total, count = torch.zeros(()), 0
     for logits in views:
         probability = logits.float().softmax(1)

@@ -87,8 +87,8 @@ def segment_scenes(
                 continue
             given = [modalities[name] for name in together[0].modalities]
             with inference.computing():
-                view = inference.shown(network, modalities=given, is_large=together[0].is_large)
-                logits = inference.logits(view, [scene.frames for scene in together])
+                shown = inference.shown(network, modalities=given, is_large=together[0].is_large)
+                logits = inference.logits(shown, [scene.frames for scene in together])
             decisions = decide(
                 logits, [(scene.height, scene.width) for scene in together], classes=len(files.info.classes),
                 with_sureness="confidence" in files.extras,

@@ -17,7 +17,7 @@ from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.report import pages, pictures
 from memorysam_cli.storage import documents
 
-Kind = Literal["training", "evaluation", "prediction"]
+FolderKind = Literal["training", "evaluation", "prediction"]
 Facts = dict[str, Any]
 """What a page's template shows, or what a document of ours holds."""
 PICTURE_KINDS = {".png": "png", ".jpg": "jpeg"}
@@ -37,7 +37,7 @@ def latest() -> Path:
     return folder
 
 
-def kind(folder: Path) -> Kind:
+def kind(folder: Path) -> FolderKind:
     """What a folder holds, by its files.
 
     Raises:

@@ -30,7 +30,7 @@ _SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
 
 
 @dataclass(frozen=True)
-class Facts:
+class CardFacts:
     """What a card is made of."""
 
     file: Path
@@ -43,7 +43,7 @@ class Facts:
     """Reports of ``memorysam evaluate`` on these very weights with all their sensors."""
 
 
-def gather(path: Path) -> Facts:
+def gather(path: Path) -> CardFacts:
     """Everything that is known of weights.
 
     Args:
@@ -59,7 +59,7 @@ def gather(path: Path) -> Facts:
     places = [run / "evaluate"] if run is not None else []
     places.append(Path("evaluate") / f"{path.stem}-{digest[:8]}")
     evaluations = tuple(report for place in places for report in _reports(place) if _is_of(report, card, digest))
-    return Facts(path, digest, card, command, evaluations)
+    return CardFacts(path, digest, card, command, evaluations)
 
 
 def _reports(folder: Path) -> list[dict[str, Any]]:
@@ -99,7 +99,7 @@ def _public(text: str) -> str:
     return _ABSOLUTE.sub("…/", text.strip()) if _ABSOLUTE.match(text.strip()) else text
 
 
-def render(facts: Facts, *, license: str = LICENSE, repo: str | None = None) -> str:
+def render(facts: CardFacts, *, license: str = LICENSE, repo: str | None = None) -> str:
     """The card as Markdown, with the YAML that the Hub reads above it.
 
     Args:
@@ -128,7 +128,7 @@ def _title(card: WeightsCard) -> str:
     return f"MemorySAM {card.recipe.name} ({card.dataset.title}, {sensors})"
 
 
-def _front_matter(facts: Facts, *, license: str) -> str:
+def _front_matter(facts: CardFacts, *, license: str) -> str:
     """The YAML block, by the Hub's own client."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -153,7 +153,7 @@ def _front_matter(facts: Facts, *, license: str) -> str:
     return text.rstrip("\n") + "\n"
 
 
-def _headlines(facts: Facts) -> list[tuple[str, str, float]]:
+def _headlines(facts: CardFacts) -> list[tuple[str, str, float]]:
     """Split, protocol and mIoU in percent: of the evaluations, or of the validation that the weights carry."""
     scores: dict[tuple[str, str], float] = {}
     for report in facts.evaluations:
@@ -185,7 +185,7 @@ def _what(card: WeightsCard) -> str:
     )
 
 
-def _scores(facts: Facts) -> str:
+def _scores(facts: CardFacts) -> str:
     rows = [(split, protocol, f"{miou:.2f}") for split, protocol, miou in _headlines(facts)]
     if not rows:
         return "None are known: these weights were not validated."
@@ -228,7 +228,7 @@ def _classes(card: WeightsCard) -> str:
     return table(("id", "class", "colour"), rows)
 
 
-def _use(facts: Facts, *, repo: str | None) -> str:
+def _use(facts: CardFacts, *, repo: str | None) -> str:
     name = shlex.quote(facts.file.name)
     fetch = f"hf download {repo} {name} --local-dir .\n" if repo else ""
     sensors = ", ".join(repr(modality.name) for modality in facts.card.modalities)
@@ -246,7 +246,7 @@ def _use(facts: Facts, *, repo: str | None) -> str:
     return f"{fenced('console', shell)}\n\n{fenced('python', python)}"
 
 
-def _provenance(facts: Facts) -> str:
+def _provenance(facts: CardFacts) -> str:
     card = facts.card
     rows = [
         ("file", f"`{line(facts.file.name)}`"),
@@ -278,7 +278,7 @@ def public_recipe(card: WeightsCard) -> str:
     return re.sub(r"(?<=: )(['\"]?)(?:~|/)[^\n]*/([^/\n]*)$", r"\1…/\2", card.recipe.to_yaml(), flags=re.MULTILINE)
 
 
-def _limits(facts: Facts) -> str:
+def _limits(facts: CardFacts) -> str:
     card = facts.card
     lines = [
         f"It knows the {len(card.dataset.classes)} classes above and gives each pixel one of them, also where nothing "

@@ -18,7 +18,7 @@ from memorysam_cli.registry import ENCODERS
 from memorysam_cli.storage import atomic, documents, foreign, tensors
 from memorysam_cli.text import shown
 
-Format = Literal["reference", "peft", "merged"]
+WeightsFormat = Literal["reference", "peft", "merged"]
 UPSTREAM_TOKENS = 25
 ADAPTER_FILE = "adapter_model.safetensors"
 TEST_PX = 64
@@ -26,7 +26,7 @@ TEST_PX = 64
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedWeights:
     """What was written."""
 
     tensors: int
@@ -35,7 +35,7 @@ class Exported:
     notes: tuple[str, ...] = ()
 
 
-def export(path: Path, out: Path, *, form: Format) -> Exported:
+def export(path: Path, out: Path, *, form: WeightsFormat) -> ExportedWeights:
     """Write weights in another layout.
 
     Args:
@@ -51,7 +51,7 @@ def export(path: Path, out: Path, *, form: Format) -> Exported:
     card = read_card(path)
     if form == "merged":
         state = {name.removeprefix("sam."): tensor for name, tensor in load(path).state_dict().items()}
-        return Exported(len(state), _write(out, state))
+        return ExportedWeights(len(state), _write(out, state))
     _refuse_without_lora(card, form=form, where=shown(path))
     if form == "reference":
         _refuse_other_networks(card, where=shown(path))
@@ -64,10 +64,10 @@ def export(path: Path, out: Path, *, form: Format) -> Exported:
         raise WeightsError(f"{shown(path)}: {error}") from None
     is_usual = card.tokens == UPSTREAM_TOKENS
     note = f"these weights have {card.tokens} class tokens; upstream's code builds {UPSTREAM_TOKENS}: change it there"
-    return Exported(len(state), _write(out, state), notes=() if is_usual else (note,))
+    return ExportedWeights(len(state), _write(out, state), notes=() if is_usual else (note,))
 
 
-def _refuse_without_lora(card: WeightsCard, *, form: Format, where: str) -> None:
+def _refuse_without_lora(card: WeightsCard, *, form: WeightsFormat, where: str) -> None:
     encoder = card.recipe.model.encoder
     if card.kind == "merged" and encoder == "lora":
         raise WeightsError(
@@ -108,7 +108,7 @@ def _write(out: Path, state: dict[str, Tensor]) -> str:
     return foreign.write_torch(out, state)
 
 
-def _write_adapter(network: Segmenter, out: Path) -> Exported:
+def _write_adapter(network: Segmenter, out: Path) -> ExportedWeights:
     """An adapter folder as PEFT writes it: ``PeftModel.from_pretrained`` loads it onto a split trunk."""
     model = network.card.recipe.model
     published = ENCODERS.get(model.backbone).published
@@ -118,7 +118,7 @@ def _write_adapter(network: Segmenter, out: Path) -> Exported:
     with atomic.new_folder(out) as folder:
         digest = tensors.write(folder / ADAPTER_FILE, state, {"format": "pt"})
         documents.write_json(folder / "adapter_config.json", config)
-    return Exported(len(state), digest)
+    return ExportedWeights(len(state), digest)
 
 
 def verify_weights(path: Path) -> dict[str, Any]:

@@ -40,7 +40,7 @@ _DATASET = re.compile(rf"(?<![A-Za-z])({'|'.join(LETTERS)})(?![A-Za-z])", re.IGN
 
 
 @dataclass(frozen=True)
-class Imported:
+class ImportedWeights:
     """What was written."""
 
     card: weights.WeightsCard
@@ -54,7 +54,7 @@ class Imported:
 def import_reference(
     path: Path, out: Path, *, recipe: str | None = None, modalities: tuple[str, ...] | None = None,
     root: Path | None = None,
-) -> Imported:  # fmt: skip
+) -> ImportedWeights:  # fmt: skip
     """Write an upstream checkpoint as a weights file of ours.
 
     Args:
@@ -90,7 +90,7 @@ def import_reference(
     )  # fmt: skip
     own = {name: tensor.float() for name, tensor in from_reference(state).items()}
     digest = weights.save_complete(card, own, out)
-    return Imported(card=card, tensors=len(state), sha256=digest, notes=_notes(card, chosen, identity))
+    return ImportedWeights(card=card, tensors=len(state), sha256=digest, notes=_notes(card, chosen, identity))
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -104,7 +104,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class Name:
+class FileName:
     """What a file's name, or the folder's that it lies in, says; None where it says nothing."""
 
     dataset: str | None = None
@@ -134,7 +134,7 @@ class Name:
         return [dataset for dataset in LETTERS if self.modalities(dataset)] if self.sensors else []
 
 
-def read_name(path: Path) -> Name:
+def read_name(path: Path) -> FileName:
     """Read a file's name, and where it says no sensors, that of its folder."""
     result = _RESULT.search(path.stem)
     epoch, miou = (int(result["epoch"]), float(result["miou"])) if result else (None, None)
@@ -142,18 +142,18 @@ def read_name(path: Path) -> Name:
     if name.sensors is None and result:  # only then is the folder the training code's
         folder = path.absolute().parent.name
         if folder in recipes.shipped():
-            name = Name(recipe=folder)
+            name = FileName(recipe=folder)
         elif _DATASET.search(folder) and _words(folder).sensors:
             name = _words(folder)
     is_score = miou is not None and miou <= 100
     return dataclasses.replace(name, epoch=epoch, miou=miou if is_score else None)
 
 
-def _words(text: str) -> Name:
+def _words(text: str) -> FileName:
     """Data set and sensors, as far as they are words of a text."""
     dataset = _DATASET.search(text)
     sensors = _SENSORS.search(text) or (_SMALL.search(text) if dataset else None)
-    return Name(
+    return FileName(
         dataset=dataset[1].lower() if dataset else None,
         sensors=re.sub("[-_]", "", sensors[0]).upper() if sensors else None,
     )
@@ -182,7 +182,7 @@ def choose_recipe(path: Path, *, recipe: str | None, modalities: tuple[str, ...]
     return recipes.parse(content, where="--modalities")
 
 
-def _shipped(path: Path, name: Name, modalities: tuple[str, ...] | None) -> Recipe:
+def _shipped(path: Path, name: FileName, modalities: tuple[str, ...] | None) -> Recipe:
     """The shipped recipe of the data set and modalities that the name says."""
     possible = name.datasets()
     if not possible and modalities is not None:
@@ -209,7 +209,7 @@ def _not_stated(path: Path, what: str) -> str:
     )
 
 
-def _refuse_contradiction(path: Path, name: Name, *, dataset: str, chosen: tuple[str, ...]) -> None:
+def _refuse_contradiction(path: Path, name: FileName, *, dataset: str, chosen: tuple[str, ...]) -> None:
     """The name speaks only of the data sets that upstream has."""
     if dataset not in LETTERS:
         return
@@ -262,7 +262,7 @@ def _trained_by(recipe: Recipe, identity: Identity) -> Recipe:
     return recipes.parse(content, where=f"recipe {recipe.name}")
 
 
-def _metric(name: Name, recipe: Recipe) -> weights.Metric | None:
+def _metric(name: FileName, recipe: Recipe) -> weights.Metric | None:
     if name.miou is None or name.epoch is None:
         return None
     split = recipe.data.selection_split

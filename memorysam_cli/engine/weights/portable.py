@@ -36,7 +36,7 @@ from memorysam_cli.model.weights import WeightsCard, read_card
 from memorysam_cli.storage import atomic, documents, tensors
 from memorysam_cli.text import shown
 
-Format = Literal["torch-export", "onnx"]
+PortableFormat = Literal["torch-export", "onnx"]
 INPUT = "frames"
 OUTPUTS = ("logits", "classes", "confidence")
 TOLERANCE = 1e-3
@@ -53,7 +53,7 @@ Run = Callable[[NDArray[np.float32]], Sequence[NDArray[Any]]]
 """A written network: frames to :data:`OUTPUTS`."""
 
 
-class Shape(NamedTuple):
+class GraphShape(NamedTuple):
     """What the graph is made for."""
 
     batch: int
@@ -81,13 +81,13 @@ class Likeness(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Portable:
+class PortableFile:
     """What was written."""
 
     out: Path
     metadata: Path
     sha256: str
-    shape: Shape
+    shape: GraphShape
     likeness: Likeness
 
 
@@ -95,11 +95,11 @@ def export(
     path: Path,
     out: Path,
     *,
-    form: Format,
+    form: PortableFormat,
     modalities: Sequence[str] | None = None,
     size: tuple[int, int] | None = None,
     batch: int = 1,
-) -> Portable:
+) -> PortableFile:
     """Write a trained network, base and LoRA in one, for a fixed batch, sensors and size.
 
     Args:
@@ -122,7 +122,7 @@ def export(
     height, width = size or (card.image_size, card.image_size)
     if height % 32 or width % 32 or min(height, width) < 32:
         raise UsageError(f"--size {height}x{width}: height and width must be multiples of 32")
-    shape = Shape(batch, len(chosen), height, width)
+    shape = GraphShape(batch, len(chosen), height, width)
     digest = tensors.sha256(path)
     about = describe(card, [modality.name for modality in chosen], shape, form=form, digest=digest)
     with _quiet():
@@ -140,10 +140,10 @@ def export(
     metadata = out.with_suffix(".json")
     atomic.write_bytes(out, data)
     documents.write_json(metadata, about)
-    return Portable(out, metadata, tensors.sha256(out), shape, likeness)
+    return PortableFile(out, metadata, tensors.sha256(out), shape, likeness)
 
 
-def refuse_missing(form: Format) -> None:
+def refuse_missing(form: PortableFormat) -> None:
     """Refuse ONNX without its packages.
 
     Raises:
@@ -155,7 +155,7 @@ def refuse_missing(form: Format) -> None:
 
 
 def describe(
-    card: WeightsCard, modalities: Sequence[str], shape: Shape, *, form: Format, digest: str
+    card: WeightsCard, modalities: Sequence[str], shape: GraphShape, *, form: PortableFormat, digest: str
 ) -> dict[str, Any]:
     """All that somebody needs who has the file alone; docs/export.md explains the keys.
 
@@ -190,7 +190,7 @@ def describe(
     }
 
 
-def trace(network: Segmenter, shape: Shape) -> torch.export.ExportedProgram:
+def trace(network: Segmenter, shape: GraphShape) -> torch.export.ExportedProgram:
     """The graph of a network; see :class:`Traceable` for what goes in and comes out.
 
     Args:
@@ -278,7 +278,7 @@ def _plain_products() -> Iterator[None]:
         products.TYPES = before
 
 
-def _write(program: torch.export.ExportedProgram, about: dict[str, Any], *, form: Format) -> bytes:
+def _write(program: torch.export.ExportedProgram, about: dict[str, Any], *, form: PortableFormat) -> bytes:
     """The file's content."""
     text = documents.to_json(about)
     if form == "torch-export":
@@ -299,7 +299,7 @@ def _write(program: torch.export.ExportedProgram, about: dict[str, Any], *, form
     return data
 
 
-def _reader(data: bytes, *, form: Format) -> Run:
+def _reader(data: bytes, *, form: PortableFormat) -> Run:
     """What was written, read by the runtime that it is for."""
     if form == "torch-export":
         module = torch.export.load(io.BytesIO(data)).module()
@@ -316,7 +316,7 @@ def _reader(data: bytes, *, form: Format) -> Run:
     return lambda frames: session.run(list(OUTPUTS), {INPUT: frames})
 
 
-def compare(network: Segmenter, run: Run, shape: Shape) -> Likeness:
+def compare(network: Segmenter, run: Run, shape: GraphShape) -> Likeness:
     """Compute random scenes with a network as ``memorysam predict`` does, and with what was written."""
     trials = []
     for seed in range(TRIALS):
