@@ -149,7 +149,7 @@ def survey(
         for place, line in zip(failed, _read_again(job, out, [scenes[place] for place in failed]), strict=True):
             if line != failed[place]:
                 offsets[place] = _NOWHERE
-                doubts.mended += 1
+                doubts.retried += 1
     for start in range(0, len(scenes), job.stride):
         group = offsets[start : start + job.stride]
         if (group == _NOWHERE).any():
@@ -186,7 +186,7 @@ def put_in_order(ledger: Path, scenes: Sequence[Scene]) -> None:
 class _Doubts:
     foreign: int = 0
     stale: int = 0
-    mended: int = 0
+    retried: int = 0
 
     def words(self) -> tuple[str, ...]:
         """What a user should know of, one sentence for each kind."""
@@ -198,8 +198,8 @@ class _Doubts:
                 f"{self.stale:,} scenes whose inputs have changed, whose files are gone or whose lines were edited are "
                 "done again"
             )
-        if self.mended:
-            reasons.append(f"{self.mended:,} scenes that were left out are tried again")
+        if self.retried:
+            reasons.append(f"{self.retried:,} scenes that were left out are tried again")
         return tuple(reasons)
 
 

@@ -192,14 +192,14 @@ def _warnings(run: RunFolder) -> list[str]:
 def _pictures(run: RunFolder) -> list[Facts]:
     """The run's samples, as far as there is room: of others the page says where they lie (``src`` is empty)."""
     places = [(title, run.samples / name) for title, name in PICTURES.items()]
-    kept: list[Facts] = []
+    entries: list[Facts] = []
     for title, path in places:
         if path.is_file():
             smaller = pictures.shrunk(pictures.as_picture(images.read(path)), smooth=True, long_side=PICTURE_SIDE)
             src = pages.data_uri(images.encode_jpeg(smaller, quality=pictures.QUALITY), kind="jpeg")
-            has_room = sum(len(each["src"]) for each in kept) + len(src) <= PICTURE_ROOM
-            kept.append({"title": title, "src": src if has_room else "", "file": f"{run.samples.name}/{path.name}"})
-    return kept
+            has_room = sum(len(each["src"]) for each in entries) + len(src) <= PICTURE_ROOM
+            entries.append({"title": title, "src": src if has_room else "", "file": f"{run.samples.name}/{path.name}"})
+    return entries
 
 
 def _cell(value: Any) -> str:
