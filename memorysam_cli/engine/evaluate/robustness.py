@@ -248,9 +248,9 @@ class FailureTally:
         for number, output in self.network.outputs(frames, [[places[v] for v in variants] for variants in wanted]):
             variants = wanted[number]
             repeats = [repeat] if _is_random(variants) else range(len(self.draws))
-            counts = self._confusion(output, labels, size=size)
+            confusion = self._confusion(output, labels, size=size)
             for each in repeats:
-                self.confusions[each, self.cells[variants]] += counts
+                self.confusions[each, self.cells[variants]] += confusion
 
     def _confusion(self, output: Output, labels: Sequence[Tensor], *, size: tuple[int, int]) -> Tensor:
         """(K, K) counts of one figure over the batch's scenes."""

@@ -186,7 +186,7 @@ class Augmented(Wrapper):
 
     def _seen(self, frames: list[Tensor], *, scale: float, is_flipped: bool, height: int, width: int) -> Tensor:
         """The logits of one view, brought back: (B, K, H, W)."""
-        size = tuple(_up(side * scale) for side in (height, width))
+        size = tuple(_rounded_up(side * scale) for side in (height, width))
         pairs = list(zip(frames, self.modalities, strict=True))
         shown = [_resized(frame, size=size, how=modality.interpolation) for frame, modality in pairs]
         if is_flipped:
@@ -307,6 +307,6 @@ def _resized(values: Tensor, *, size: tuple[int, ...], how: str) -> Tensor:
     return F.interpolate(values, size=size, mode="bilinear", align_corners=False)
 
 
-def _up(side: float) -> int:
+def _rounded_up(side: float) -> int:
     """The next multiple of STRIDE."""
     return max(1, math.ceil(round(side, 6) / STRIDE)) * STRIDE
