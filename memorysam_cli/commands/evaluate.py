@@ -77,27 +77,27 @@ def evaluate(
     from memorysam_cli.storage import lock
 
     view = View(missing=missing, scales=scales, tile=tile, overlap=tile_overlap)
-    task = run.plan(
+    job = run.plan(
         path, data=data, split=split, modalities=names, view=view, out=out, device=device, batch=batch, workers=workers,
         precision=precision, is_compiled=compiled,
     )  # fmt: skip
     if robustness is not None:
         report = run.measure_robustness(
-            task, kind=robustness, seed=seed or 0, repeats=repeats or 1, noise_extremes=noise_extremes or "batch",
+            job, kind=robustness, seed=seed or 0, repeats=repeats or 1, noise_extremes=noise_extremes or "batch",
             protocol=protocol,
         )  # fmt: skip
     else:
-        report = run.score(task, protocol=protocol, pictured=gallery)
+        report = run.score(job, protocol=protocol, pictured=gallery)
     if report is None:  # only the first of several processes has the result
         return
     if json:
         console.answer(report)
     if min_miou is not None and not report["miou"] >= min_miou:
         error = CheckFailedError(
-            f"--min-miou {min_miou:g}: the mIoU is {report['miou']:.2f} on {task.split} ({protocol} protocol); lower "
-            f"the bar, or look at {task.folder} for the classes and scenes that fall short"
+            f"--min-miou {min_miou:g}: the mIoU is {report['miou']:.2f} on {job.split} ({protocol} protocol); lower "
+            f"the bar, or look at {job.folder} for the classes and scenes that fall short"
         )
-        lock.note(error, task.folder)
+        lock.note(error, job.folder)
         raise error
 
 

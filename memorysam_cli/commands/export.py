@@ -53,21 +53,21 @@ def export(
     from memorysam_cli.report import console
 
     made = portable.export(file, target, form=form, modalities=names(modalities), size=sides, batch=batch)
-    found, shape = made.likeness, "x".join(map(str, made.shape.frames))
+    likeness, shape = made.likeness, "x".join(map(str, made.shape.frames))
     if json:
         console.answer(
             {
                 "schema_version": SCHEMA_VERSION, "file": str(file), "out": str(made.out),
                 "metadata": str(made.metadata), "format": form, "input": list(made.shape.frames),
-                "sha256": made.sha256, "bytes": made.out.stat().st_size, "difference": found.difference,
-                "relative": found.relative, "agreement": found.agreement,
+                "sha256": made.sha256, "bytes": made.out.stat().st_size, "difference": likeness.difference,
+                "relative": likeness.relative, "agreement": likeness.agreement,
             }
         )  # fmt: skip
     console.say(f"{made.out} ({form}, {megabytes(made.out.stat().st_size)}, input {shape}, SHA-256 {made.sha256})")
     console.say(f"{made.metadata} (classes, colours, normalisation)")
     console.say(
-        f"against PyTorch: logits differ by {found.difference:.2g} at most ({found.relative:.1g} of their size), "
-        f"{found.agreement:.2f} % of the pixels get the same class"
+        f"against PyTorch: logits differ by {likeness.difference:.2g} at most ({likeness.relative:.1g} of their size), "
+        f"{likeness.agreement:.2f} % of the pixels get the same class"
     )
 
 
@@ -75,8 +75,8 @@ def _size(text: str | None) -> tuple[int, int] | None:
     """``512`` or ``384x640`` as height and width."""
     if text is None:
         return None
-    found = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.strip())
-    height, width = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.strip())
+    height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not height or not width or height % 32 or width % 32:
         raise UsageError(f"--size {text}: must be PX or HxW in multiples of 32, such as 512 or 384x640")
     return height, width

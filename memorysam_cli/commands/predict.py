@@ -92,6 +92,6 @@ def predict(
     if json:
         console.answer(report)
     if report["failed"]:
-        fault = PartialError(f"{report['failed']} of {report['scenes']} scenes were left out; see {report['ledger']}")
-        lock.note(fault, out)
-        raise fault
+        error = PartialError(f"{report['failed']} of {report['scenes']} scenes were left out; see {report['ledger']}")
+        lock.note(error, out)
+        raise error

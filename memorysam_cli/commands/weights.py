@@ -66,15 +66,15 @@ def verify(file: File, json: Json = False, verbose: Verbose = False, quiet: Quie
 
     begin(json=json, verbose=verbose, quiet=quiet)
     try:
-        found = verify_weights(file)
-    except WeightsError as fault:
+        facts = verify_weights(file)
+    except WeightsError as error:
         if json:
-            console.answer({"schema_version": SCHEMA_VERSION, "file": str(file), "ok": False, "reason": str(fault)})
-        raise CheckFailedError(str(fault)) from None
+            console.answer({"schema_version": SCHEMA_VERSION, "file": str(file), "ok": False, "reason": str(error)})
+        raise CheckFailedError(str(error)) from None
     if json:
-        console.answer({"schema_version": SCHEMA_VERSION, "file": str(file), "ok": True, **found})
+        console.answer({"schema_version": SCHEMA_VERSION, "file": str(file), "ok": True, **facts})
     else:
-        console.say(f"ok: {found['tensors']} tensors on base {found['base']}, SHA-256 {found['sha256']}")
+        console.say(f"ok: {facts['tensors']} tensors on base {facts['base']}, SHA-256 {facts['sha256']}")
 
 
 def merge(
@@ -133,9 +133,9 @@ def import_weights(
     from memorysam_cli.engine.weights.imports import import_reference
     from memorysam_cli.report import console
 
-    found = import_reference(file, out, recipe=recipe, modalities=names, root=data)
-    card, model = found.card, found.card.recipe.model
-    for line in found.notes:
+    summary = import_reference(file, out, recipe=recipe, modalities=names, root=data)
+    card, model = summary.card, summary.card.recipe.model
+    for line in summary.notes:
         console.note(line)
     if json:
         console.answer(
@@ -143,8 +143,8 @@ def import_weights(
                 "schema_version": SCHEMA_VERSION,
                 "file": str(file),
                 "out": str(out),
-                "sha256": found.sha256,
-                "tensors": found.tensors,
+                "sha256": summary.sha256,
+                "tensors": summary.tensors,
                 "recipe": card.recipe.name,
                 "dataset": card.dataset.name,
                 "classes": len(card.dataset.classes),
@@ -153,7 +153,7 @@ def import_weights(
                 "lora_rank": model.lora.rank,
                 "tokens": card.tokens,
                 "metric": card.metric.model_dump(mode="json") if card.metric else None,
-                "notes": list(found.notes),
+                "notes": list(summary.notes),
             }
         )
         return
@@ -163,7 +163,7 @@ def import_weights(
     console.say(
         f"{card.dataset.title} ({len(card.dataset.classes)} classes), {names_in_order}; {model.backbone}{result}"
     )
-    console.say(f"{out} ({megabytes(out.stat().st_size)}, all {found.tensors} tensors, SHA-256 {found.sha256})")
+    console.say(f"{out} ({megabytes(out.stat().st_size)}, all {summary.tensors} tensors, SHA-256 {summary.sha256})")
 
 
 def export(
@@ -190,14 +190,20 @@ def export(
     from memorysam_cli.engine.weights import exports
     from memorysam_cli.report import console
 
-    found = exports.export(file, out, form=form)
-    for line in found.notes:
+    summary = exports.export(file, out, form=form)
+    for line in summary.notes:
         console.note(line)
     if json:
-        facts = {"file": str(file), "out": str(out), "format": form, "tensors": found.tensors, "sha256": found.sha256}
+        facts = {
+            "file": str(file),
+            "out": str(out),
+            "format": form,
+            "tensors": summary.tensors,
+            "sha256": summary.sha256,
+        }
         console.answer({"schema_version": SCHEMA_VERSION, **facts})
     else:
-        console.say(f"{out} ({form}, {found.tensors} tensors, SHA-256 {found.sha256})")
+        console.say(f"{out} ({form}, {summary.tensors} tensors, SHA-256 {summary.sha256})")
 
 
 def _refuse_target(out: Path, *, source: Path, is_folder: bool, overwrite: bool) -> None:

@@ -1,8 +1,9 @@
-"""The memory of the machine, as far as this process may use it."""
+"""The cores and the memory of the machine, as far as this process may use them."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -13,6 +14,11 @@ _OF_V2 = ("memory.max", "memory.current", ("active_file", "inactive_file", "slab
 _OF_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file"))
 """A control group's limit, its use, and what of the use are files that were read (in ``memory.stat``): the kernel gives
 those up for whoever needs the memory."""
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

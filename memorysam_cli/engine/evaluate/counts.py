@@ -1,4 +1,8 @@
-"""Confusion matrices and the scores that follow from them."""
+"""Counting pixels in both evaluation protocols (METHOD §5), and the scores of all scenes or of any part of them.
+
+A scene's pixels become a confusion matrix, a matrix becomes scores; a tally adds the scenes up, and an evaluation gives
+the scores of its whole and of its parts.
+"""
 
 from __future__ import annotations
 
@@ -17,34 +21,12 @@ from memorysam_cli.engine.processes import wait_for_all
 
 AT_ONCE = 2**22
 """Pixels that are counted at once: each takes some 40 bytes meanwhile."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """Per-class values and their means, all in percent and not rounded.
-
-    ``miou``, ``mf1`` and ``macc`` are means over all K classes, where an empty class counts 0.
-    Those with ``_present`` are means over the classes that have ground truth (0 if there is none).
-    """
-
-    iou: tuple[float, ...]
-    f1: tuple[float, ...]
-    accuracy: tuple[float, ...]
-    pixels: tuple[int, ...]
-    """Ground-truth pixels per class."""
-    miou: float
-    mf1: float
-    macc: float
-    miou_present: float
-    mf1_present: float
-    macc_present: float
-
-    def means(self) -> dict[str, float]:
-        """All means by name, as reports give them."""
-        return {
-            "miou": self.miou, "macc": self.macc, "mf1": self.mf1, "miou_present": self.miou_present,
-            "macc_present": self.macc_present, "mf1_present": self.mf1_present,
-        }  # fmt: skip
+ProtocolName = Literal["resized", "native"]
+PROTOCOLS: tuple[ProtocolName, ...] = ("resized", "native")
+NORMAL = "normal"
+"""What a scene without a sensor failure is called in results, and may be called in a manifest."""
+WORST = 10
+"""Scenes that a report names."""
 
 
 def confusion(prediction: Tensor, label: Tensor, classes: int) -> Tensor:
@@ -75,6 +57,34 @@ def confusion(prediction: Tensor, label: Tensor, classes: int) -> Tensor:
                 raise ValueError(f"{name}: values {int(values.min())}..{int(values.max())}, allowed 0..{classes - 1}")
         total += torch.bincount(truth * classes + guess, minlength=classes * classes)
     return total.reshape(classes, classes)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Per-class values and their means, all in percent and not rounded.
+
+    ``miou``, ``mf1`` and ``macc`` are means over all K classes, where an empty class counts 0.
+    Those with ``_present`` are means over the classes that have ground truth (0 if there is none).
+    """
+
+    iou: tuple[float, ...]
+    f1: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    pixels: tuple[int, ...]
+    """Ground-truth pixels per class."""
+    miou: float
+    mf1: float
+    macc: float
+    miou_present: float
+    mf1_present: float
+    macc_present: float
+
+    def means(self) -> dict[str, float]:
+        """All means by name, as reports give them."""
+        return {
+            "miou": self.miou, "macc": self.macc, "mf1": self.mf1, "miou_present": self.miou_present,
+            "macc_present": self.macc_present, "mf1_present": self.mf1_present,
+        }  # fmt: skip
 
 
 def scores(matrix: Tensor) -> Scores:
@@ -115,17 +125,6 @@ def scores(matrix: Tensor) -> Scores:
 def _percent(part: Tensor, whole: Tensor) -> Tensor:
     """100 · part / whole, 0 where the whole is empty."""
     return torch.where(whole > 0, 100 * part / whole.clamp(min=1), 0.0)
-
-
-# Counting pixels in both evaluation protocols (METHOD §5), and the scores of all scenes or of any part.
-
-
-ProtocolName = Literal["resized", "native"]
-PROTOCOLS: tuple[ProtocolName, ...] = ("resized", "native")
-NORMAL = "normal"
-"""What a scene without a sensor failure is called in results, and may be called in a manifest."""
-WORST = 10
-"""Scenes that a report names."""
 
 
 def protocol_index(protocol: str) -> int:
@@ -178,7 +177,7 @@ class Tally:
             scene: one of those that are scored.
             prediction: (H, W) class indices.
             label: (H, W).
-            pixels: how many there should be, as the label's file says; none: as many as the label has.
+            pixels: how many there should be, by the label's file; none: as many as the label has.
         """
         place = protocol_index(protocol)
         counted = confusion(prediction, label, self.classes).cpu()
@@ -220,15 +219,15 @@ class Tally:
         return conservation.check(sums)
 
 
-class Part(NamedTuple):
-    """A part of the scenes: those that agree with every field that is not None; a case may be :data:`NORMAL`."""
+class Subset(NamedTuple):
+    """Some of the scenes: those that agree with every field that is not None; a case may be :data:`NORMAL`."""
 
     split: str | None = None
     condition: str | None = None
     case: str | None = None
 
     def holds(self, group: Group) -> bool:
-        """Whether a group of scenes belongs to this part."""
+        """Whether a group of scenes belongs to this subset."""
         return (
             self.split in (None, group.split)
             and self.condition in (None, group.condition)
@@ -276,8 +275,8 @@ class Evaluation:
         Raises:
             ValueError: there is no such protocol.
         """
-        part = Part(split, condition, case)
-        chosen = [index for index, group in enumerate(self.groups) if part.holds(group)]
+        subset = Subset(split, condition, case)
+        chosen = [index for index, group in enumerate(self.groups) if subset.holds(group)]
         return self.confusions[protocol_index(protocol), chosen].sum(0)
 
     def protocol(self, name: str) -> Scores:
@@ -321,24 +320,24 @@ class Evaluation:
             each.append(SceneScore(scene, int(scored[index]), accuracy, mean, values))
         return each
 
-    def parts(self) -> Iterator[Part]:
-        """Every part that a breakdown lists: the whole, each split, condition and case, and their products.
+    def subsets(self) -> Iterator[Subset]:
+        """Every subset that a breakdown lists: the whole, each split, condition and case, and their products.
 
-        A product that would repeat another part (of one split, or without conditions or cases) is left out.
+        A product that would repeat another subset (of one split, or without conditions or cases) is left out.
         """
         splits, conditions, cases = self._splits(), self._conditions(), self._cases()
-        yield Part()
-        yield from (Part(split=name) for name in splits)
-        yield from (Part(condition=name) for name in conditions)
-        yield from (Part(case=name) for name in cases)
+        yield Subset()
+        yield from (Subset(split=name) for name in splits)
+        yield from (Subset(condition=name) for name in conditions)
+        yield from (Subset(case=name) for name in cases)
         if conditions and cases:
-            yield from (part for part in self._products((None,)) if self.count(part))
+            yield from (each for each in self._products((None,)) if self.count(each))
         if len(splits) > 1 and (conditions or cases):
-            yield from (part for part in self._products(splits) if self.count(part))
+            yield from (each for each in self._products(splits) if self.count(each))
 
-    def count(self, part: Part) -> int:
-        """How many scenes a part has."""
-        return sum(part.holds(group_of(scene)) for scene in self.scenes)
+    def count(self, subset: Subset) -> int:
+        """How many scenes a subset has."""
+        return sum(subset.holds(group_of(scene)) for scene in self.scenes)
 
     def to_json(self) -> dict[str, Any]:
         """Both protocols with the keys that ``memorysam evaluate --json`` documents; all scores in percent."""
@@ -353,23 +352,23 @@ class Evaluation:
                 {"name": name, "iou": iou, "f1": f1, "accuracy": accuracy, "pixels": pixels}
                 for name, iou, f1, accuracy, pixels in each
             ],
-            "splits": {name: self._part_to_json(protocol, Part(split=name)) for name in self._splits()},
-            "conditions": {name: self._part_to_json(protocol, Part(condition=name)) for name in self._conditions()},
-            "cases": {name: self._part_to_json(protocol, Part(case=name)) for name in self._cases()},
+            "splits": {name: self._subset_to_json(protocol, Subset(split=name)) for name in self._splits()},
+            "conditions": {name: self._subset_to_json(protocol, Subset(condition=name)) for name in self._conditions()},
+            "cases": {name: self._subset_to_json(protocol, Subset(case=name)) for name in self._cases()},
             "condition_cases": self._product_to_json(protocol),
             "worst": self._worst_to_json(protocol),
             "pixels": {"scored": sum(whole.pixels), "ignored": int(self.ignored[protocol_index(protocol)])},
         }
 
-    def _part_to_json(self, protocol: ProtocolName, part: Part) -> dict[str, Any]:
-        return {"scenes": self.count(part), **scores(self.confusion(protocol, **part._asdict())).means()}
+    def _subset_to_json(self, protocol: ProtocolName, subset: Subset) -> dict[str, Any]:
+        return {"scenes": self.count(subset), **scores(self.confusion(protocol, **subset._asdict())).means()}
 
     def _product_to_json(self, protocol: ProtocolName) -> dict[str, dict[str, Any]]:
         """Condition → case → scores, where there are both."""
         cells: dict[str, dict[str, Any]] = {}
-        for part in self._products((None,)):
-            if part.condition is not None and part.case is not None and self.count(part):
-                cells.setdefault(part.condition, {})[part.case] = self._part_to_json(protocol, part)
+        for subset in self._products((None,)):
+            if subset.condition is not None and subset.case is not None and self.count(subset):
+                cells.setdefault(subset.condition, {})[subset.case] = self._subset_to_json(protocol, subset)
         return cells
 
     def _worst_to_json(self, protocol: ProtocolName) -> list[dict[str, Any]]:
@@ -387,11 +386,11 @@ class Evaluation:
             for each in sorted(counted, key=lambda one: one.miou_present)[:WORST]
         ]
 
-    def _products(self, splits: tuple[str | None, ...]) -> Iterator[Part]:
+    def _products(self, splits: tuple[str | None, ...]) -> Iterator[Subset]:
         """All combinations of the given splits with the conditions and cases; some may have no scene."""
         for split in splits:
             for condition in self._conditions() or (None,):
-                yield from (Part(split, condition, case) for case in self._cases() or (None,))
+                yield from (Subset(split, condition, case) for case in self._cases() or (None,))
 
     def _splits(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(scene.split for scene in self.scenes))

@@ -1,4 +1,4 @@
-"""What ``memorysam evaluate`` hands out: the report, its files, pictures of scenes, and tables on the terminal."""
+"""What ``memorysam evaluate`` gives: the report, its files, pictures of scenes, and tables on the terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine.evaluate.counts import PROTOCOLS, Evaluation, SceneScore, scores
 from memorysam_cli.engine.evaluate.result_files import GALLERY, NAMES
 from memorysam_cli.engine.infer.decision import own_rows
-from memorysam_cli.engine.infer.inference import Inference, scoring
+from memorysam_cli.engine.infer.inference import Inference, inference_mode
 from memorysam_cli.engine.infer.views import Network
 from memorysam_cli.report import console, figures, pictures
 from memorysam_cli.report.pictures import Gallery, GalleryScene, Rank
@@ -89,19 +89,19 @@ def _per_class_rows(report: dict[str, Any]) -> Iterable[Sequence[object]]:
 
 
 def _breakdown_rows(evaluation: Evaluation) -> Iterable[Sequence[object]]:
-    """The whole, then every part; an empty cell of split, condition or case means all; classes without union too."""
+    """The whole, then every subset; an empty cell of split, condition or case means all; classes without union too."""
     means = ("miou", "miou_present", "mf1", "mf1_present", "macc", "macc_present")
     classes = [f"IoU {name}" for name in evaluation.classes]
     yield "protocol", "split", "condition", "case", "scenes", "pixels", *means, *classes
     for protocol in PROTOCOLS:
-        for part in evaluation.parts():
-            matrix = evaluation.confusion(protocol, **part._asdict())
-            of_part = scores(matrix)
+        for subset in evaluation.subsets():
+            matrix = evaluation.confusion(protocol, **subset._asdict())
+            values = scores(matrix)
             is_empty = (matrix.sum(0) + matrix.sum(1) == 0).tolist()
-            iou = [None if empty else value for value, empty in zip(of_part.iou, is_empty, strict=True)]
-            by_name = of_part.means()
+            iou = [None if empty else value for value, empty in zip(values.iou, is_empty, strict=True)]
+            by_name = values.means()
             yield (
-                *(protocol, *part, evaluation.count(part), sum(of_part.pixels)),
+                *(protocol, *subset, evaluation.count(subset), sum(values.pixels)),
                 *(by_name[name] for name in means),
                 *iou,
             )
@@ -141,7 +141,7 @@ def write_pictures(
     network: Network,
     inference: Inference,
 ) -> None:
-    """Segment the worst and best scenes again, at their labels' own size, and store what was seen and predicted.
+    """Segment the worst and best scenes again, at their labels' own size, and store the frames and the predictions.
 
     Args:
         folder: of the results; a gallery that is there is replaced, or removed: it would show other weights.
@@ -205,7 +205,7 @@ def _predict(network: Network, seen: ScoredScene, inference: Inference) -> tuple
     height, width = label.shape[-2:]
     classes = torch.empty(height, width, dtype=torch.uint8)
     shares = torch.empty(height, width)
-    with scoring(network), inference.computing():
+    with inference_mode(network), inference.computing():
         shown = inference.shown(network, is_large=seen.is_large)
         logits = inference.logits(shown, [seen.whole.frames]).float()[0]
         for rows, some in own_rows(logits, height=height, width=width):
@@ -220,10 +220,10 @@ def show(report: dict[str, Any]) -> None:
         console.warn(line)
     scored = max(1, report["pixels"]["scored"])
     rows = [
-        [each["name"], *_two(each, "iou", "f1", "accuracy"), f"{100 * each['pixels'] / scored:.2f}"]
+        [each["name"], *_two_decimals(each, "iou", "f1", "accuracy"), f"{100 * each['pixels'] / scored:.2f}"]
         for each in report["classes"]
     ]
-    rows.append(["mean", *_two(report, "miou", "mf1", "macc"), "100.00"])
+    rows.append(["mean", *_two_decimals(report, "miou", "mf1", "macc"), "100.00"])
     title = f"{report['dataset']} {report['split']}: per cent, {report['protocol']} protocol"
     console.table(["class", "IoU", "F1", "accuracy", "pixels %"], rows, title=title)
     _show_parts(report)
@@ -253,7 +253,7 @@ def _show_parts(report: dict[str, Any]) -> None:
     for label in ("splits", "conditions", "cases"):
         if len(report[label]) > (label == "splits"):  # a single split is the whole
             parts = [
-                [name, part["scenes"], *_two(part, "miou", "miou_present", "mf1", "macc")]
+                [name, part["scenes"], *_two_decimals(part, "miou", "miou_present", "mf1", "macc")]
                 for name, part in report[label].items()
             ]
             console.table([label, "scenes", "mIoU", "mIoU of present", "mF1", "mAcc"], parts)
@@ -272,12 +272,12 @@ def _show_worst(report: dict[str, Any]) -> None:
             [
                 each["scene"],
                 *(each[key] or "–" for key in ("condition", "case")),
-                *_two(each, "miou_present", "accuracy"),
+                *_two_decimals(each, "miou_present", "accuracy"),
             ]
             for each in report["worst"][:SHOWN_SCENES]
         ]
         console.table(["worst scenes", "condition", "case", "mIoU of present", "accuracy"], rows)
 
 
-def _two(values: dict[str, Any], *keys: str) -> list[str]:
+def _two_decimals(values: dict[str, Any], *keys: str) -> list[str]:
     return [f"{values[key]:.2f}" for key in keys]

@@ -26,7 +26,7 @@ from memorysam_cli.engine.evaluate import counts
 from memorysam_cli.engine.evaluate.counts import ProtocolName
 from memorysam_cli.engine.infer.corruption import NOISES, SHARES, Draw, Extremes, corrupt
 from memorysam_cli.engine.infer.decision import class_map
-from memorysam_cli.engine.infer.inference import Inference, batches, scoring
+from memorysam_cli.engine.infer.inference import Inference, batches, inference_mode
 from memorysam_cli.engine.infer.views import Missing
 from memorysam_cli.engine.processes import wait_for_all
 from memorysam_cli.errors import DataError, UsageError
@@ -34,8 +34,8 @@ from memorysam_cli.model.fusion import Output
 from memorysam_cli.model.memory import EncodedFrame
 from memorysam_cli.model.network import MemorySAM
 
-Kind = Literal["any", "emm", "rmm", "nm"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+BenchmarkKind = Literal["any", "emm", "rmm", "nm"]
+KINDS: tuple[BenchmarkKind, ...] = get_args(BenchmarkKind)
 PROBABILITIES = (0.2, 0.1, 0.05)
 """Of one sensor's failing, in the expected values."""
 
@@ -59,7 +59,7 @@ def missing_sets(count: int) -> list[tuple[int, ...]]:
     return [places for size in range(count) for places in combinations(range(count), size)]
 
 
-def plan_of(kind: Kind, *, modalities: int, missing: Missing) -> dict[Cell, tuple[Variant, ...]]:
+def plan_of(kind: BenchmarkKind, *, modalities: int, missing: Missing) -> dict[Cell, tuple[Variant, ...]]:
     """The figures of a benchmark, and the frames that the memory sees for each."""
     everyone, sets = range(modalities), missing_sets(modalities)
     if kind == "any" and missing == "drop":
@@ -81,7 +81,7 @@ def run(
     *,
     scenes: Sequence[Scene],
     inference: Inference,
-    kind: Kind,
+    kind: BenchmarkKind,
     seed: int = 0,
     repeats: int = 1,
     noise_extremes: Extremes = "batch",
@@ -96,8 +96,8 @@ def run(
         manifest: the data set of the scenes.
         scenes: all scenes, in every process alike; each process scores its share.
         inference: how the network looks at them. Its view says what ``any`` makes of a missing sensor: the frame is
-            not fed, or 0 after normalisation; it neither augments nor tiles.
-        kind: ``any``, every non-empty set of sensors; ``emm``, entirely missing ones (0 after normalisation);
+            not fed, or 0 after normalization; it neither augments nor tiles.
+        kind: ``any``, every non-empty set of sensors; ``emm``, entirely missing ones (0 after normalization);
             ``rmm``, elements of the missing ones 0 at random, at three levels; ``nm``, noise on all, at three levels
             and without any.
         seed: of all draws.
@@ -135,7 +135,7 @@ def run(
     source = scored_scenes(
         manifest, scenes=share, modalities=inference.modalities, size=inference.image_size, workers=inference.workers
     )
-    with scoring(network), inference.computing():
+    with inference_mode(network), inference.computing():
         for together in batches(source, most=inference.batch, key=tally.shape):
             tally.add(together)
             if advance is not None:
@@ -248,9 +248,9 @@ class FailureTally:
         for number, output in self.network.outputs(frames, [[places[v] for v in variants] for variants in wanted]):
             variants = wanted[number]
             repeats = [repeat] if _is_random(variants) else range(len(self.draws))
-            counts = self._confusion(output, labels, size=size)
+            confusion = self._confusion(output, labels, size=size)
             for each in repeats:
-                self.confusions[each, self.cells[variants]] += counts
+                self.confusions[each, self.cells[variants]] += confusion
 
     def _confusion(self, output: Output, labels: Sequence[Tensor], *, size: tuple[int, int]) -> Tensor:
         """(K, K) counts of one figure over the batch's scenes."""
@@ -292,7 +292,7 @@ class Spread:
 class Robustness:
     """The counts of a benchmark, from which its figures follow."""
 
-    kind: Kind
+    kind: BenchmarkKind
     classes: tuple[str, ...]
     modalities: tuple[str, ...]
     missing: Missing

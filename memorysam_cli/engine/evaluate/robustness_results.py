@@ -1,4 +1,4 @@
-"""What ``memorysam evaluate --robustness`` hands out: the report, its files, and its table on the terminal."""
+"""What ``memorysam evaluate --robustness`` gives: the report, its files, and its table on the terminal."""
 
 from __future__ import annotations
 

@@ -17,10 +17,9 @@ from memorysam_cli import recipe
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.engine import run_folder, runtime
-from memorysam_cli.engine.evaluate import result_files as folders
-from memorysam_cli.engine.evaluate import results, robustness, robustness_results, scoring
+from memorysam_cli.engine.evaluate import result_files, results, robustness, robustness_results, scoring
 from memorysam_cli.engine.evaluate.counts import ProtocolName
-from memorysam_cli.engine.evaluate.robustness import Kind
+from memorysam_cli.engine.evaluate.robustness import BenchmarkKind
 from memorysam_cli.engine.infer.corruption import Extremes
 from memorysam_cli.engine.infer.inference import Inference, choose_modalities
 from memorysam_cli.engine.infer.views import View
@@ -35,7 +34,7 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class Task:
+class EvaluationJob:
     """Which weights are scored on which scenes, and how they look at them."""
 
     weights: Path
@@ -70,7 +69,7 @@ def plan(
     workers: int,
     precision: str = "fp32",
     is_compiled: bool = False,
-) -> Task:
+) -> EvaluationJob:
     """Find out what is to be scored; reads no image and loads no weights.
 
     Args:
@@ -98,19 +97,19 @@ def plan(
     scoring.check_classes(card.dataset, manifest.info, weights=str(weights))
     splits = labelled_splits(manifest, split)
     digest = tensors.sha256(weights)
-    folder = out or folders.folder_for(
+    folder = out or result_files.folder_for(
         weights, run=run_folder.run_of(weights), digest=digest, split="+".join(splits), card=card, modalities=chosen,
         view=view,
     )  # fmt: skip
     if out is None and precision != "fp32":
         folder /= precision  # beside the exact result, never in its place
-    folders.refuse_foreign(folder)
+    result_files.refuse_foreign(folder)
     scenes = tuple(scene for name in splits for scene in manifest.of_split(name))
     inference = Inference(
         chosen, card.image_size, device, known=card.modalities, view=view, precision=precision, batch=batch,
         workers=workers,
     )  # fmt: skip
-    return Task(weights, card, manifest, splits, scenes, inference, folder, digest, is_compiled)
+    return EvaluationJob(weights, card, manifest, splits, scenes, inference, folder, digest, is_compiled)
 
 
 def labelled_splits(manifest: Manifest, text: str) -> tuple[str, ...]:
@@ -149,12 +148,12 @@ def _without_label(scenes: Sequence[Scene]) -> int:
 
 
 def score(
-    task: Task, *, protocol: ProtocolName, pictured: int = results.PICTURED
+    job: EvaluationJob, *, protocol: ProtocolName, pictured: int = results.PICTURED
 ) -> dict[str, Any] | None:  # fmt: skip
     """Score, write the result's files, print its tables.
 
     Args:
-        task: of :func:`plan`.
+        job: of :func:`plan`.
         protocol: the one that heads the report.
         pictured: of how many of the worst scenes, and of the best, the gallery has pictures; 0: no gallery.
 
@@ -167,20 +166,20 @@ def score(
         EnvironmentFault: a device that is not there, a disk that is full.
         FolderInUseError: another process writes its results there.
     """
-    if task.inference.view.missing == "zero" and task.inference.modalities == task.card.modalities:
+    if job.inference.view.missing == "zero" and job.inference.modalities == job.card.modalities:
         console.note("--missing zero: means nothing here, for no modality is left out; choose some with --modalities")
-        view = dataclasses.replace(task.inference.view, missing="drop")
-        task = dataclasses.replace(task, inference=dataclasses.replace(task.inference, view=view))
-    with _begun(task) as (accelerator, network, inference, advance):
+        view = dataclasses.replace(job.inference.view, missing="drop")
+        job = dataclasses.replace(job, inference=dataclasses.replace(job.inference, view=view))
+    with _open(job) as (accelerator, network, inference, advance):
         evaluation = scoring.evaluate(
-            network, task.manifest, scenes=task.scenes, inference=inference, accelerator=accelerator, advance=advance
+            network, job.manifest, scenes=job.scenes, inference=inference, accelerator=accelerator, advance=advance
         )
         if not accelerator.is_main_process:
             return None
-        report = results.describe(evaluation, protocol=protocol, facts=facts(task, inference), folder=task.folder)
-        results.write(report, evaluation, task.folder)
+        report = results.describe(evaluation, protocol=protocol, facts=facts(job, inference), folder=job.folder)
+        results.write(report, evaluation, job.folder)
         results.write_pictures(
-            task.folder, evaluation, task.manifest, protocol=protocol, each=pictured, network=network,
+            job.folder, evaluation, job.manifest, protocol=protocol, each=pictured, network=network,
             inference=inference,
         )  # fmt: skip
     results.show(report)
@@ -188,12 +187,18 @@ def score(
 
 
 def measure_robustness(
-    task: Task, *, kind: Kind, seed: int, repeats: int, noise_extremes: Extremes, protocol: ProtocolName
+    job: EvaluationJob,
+    *,
+    kind: BenchmarkKind,
+    seed: int,
+    repeats: int,
+    noise_extremes: Extremes,
+    protocol: ProtocolName,
 ) -> dict[str, Any] | None:
     """Run a published sensor-failure benchmark, write its files, print its table.
 
     Args:
-        task: of :func:`plan`; its view neither tiles nor augments.
+        job: of :func:`plan`; its view neither tiles nor augments.
         kind: ``any``, ``emm``, ``rmm`` or ``nm``.
         seed: of what is random.
         repeats: how often what is random is drawn.
@@ -209,59 +214,59 @@ def measure_robustness(
         EnvironmentFault: a device that is not there, a disk that is full.
         FolderInUseError: another process writes its results there.
     """
-    with _begun(task) as (accelerator, network, inference, advance):
+    with _open(job) as (accelerator, network, inference, advance):
         counts = robustness.run(
-            network, task.manifest, scenes=task.scenes, inference=inference, kind=kind, seed=seed, repeats=repeats,
+            network, job.manifest, scenes=job.scenes, inference=inference, kind=kind, seed=seed, repeats=repeats,
             noise_extremes=noise_extremes, protocol=protocol, accelerator=accelerator, advance=advance,
         )  # fmt: skip
         if not accelerator.is_main_process:
             return None
-        report = robustness_results.describe(counts, facts=facts(task, inference), folder=task.folder)
-        robustness_results.write(report, task.folder)
+        report = robustness_results.describe(counts, facts=facts(job, inference), folder=job.folder)
+        robustness_results.write(report, job.folder)
     robustness_results.show(report)
     return report
 
 
 @contextlib.contextmanager
-def _begun(task: Task) -> Iterator[tuple[Accelerator, Segmenter, Inference, Callable[[int], object]]]:
-    """The processes, the loaded network, how it looks, and the progress of a task; its folder is locked meanwhile."""
-    device = runtime.choose_device(str(task.inference.device))
-    runtime.refuse_precision(task.inference.precision, device)
+def _open(job: EvaluationJob) -> Iterator[tuple[Accelerator, Segmenter, Inference, Callable[[int], object]]]:
+    """Lock the folder and load the network: gives processes, network, how it looks, and what advances the progress."""
+    device = runtime.choose_device(str(job.inference.device))
+    runtime.refuse_precision(job.inference.precision, device)
     accelerator = runtime.make_accelerator(device, precision="fp32")
     is_main = accelerator.is_main_process
-    with lock.hold(task.folder) if is_main else contextlib.nullcontext():
-        network = models.load(task.weights, device=accelerator.device)
-        if task.is_compiled:
+    with lock.hold(job.folder) if is_main else contextlib.nullcontext():
+        network = models.load(job.weights, device=accelerator.device)
+        if job.is_compiled:
             network.compile_blocks()
-        share = len(task.scenes[accelerator.process_index :: accelerator.num_processes])
-        label = f"evaluate {task.split}"
+        share = len(job.scenes[accelerator.process_index :: accelerator.num_processes])
+        label = f"evaluate {job.split}"
         with (
             console.progress(share if is_main else 0, label, is_steady=True) as progress,
             runtime.explained(accelerator.device, levers=runtime.LOOKING),
             lost_ones_named(accelerator, advice=lambda: "nothing was written; run the same command again"),
         ):
-            inference = dataclasses.replace(task.inference, device=accelerator.device)
+            inference = dataclasses.replace(job.inference, device=accelerator.device)
             yield accelerator, network, inference, progress.advance
 
 
-def facts(task: Task, inference: Inference) -> dict[str, Any]:
+def facts(job: EvaluationJob, inference: Inference) -> dict[str, Any]:
     """What was scored on what, and how: the part of a report that no pixel decides."""
-    by_split = {name: task.manifest.of_split(name) for name in task.splits}
+    by_split = {name: job.manifest.of_split(name) for name in job.splits}
     return {
-        "dataset": task.manifest.info.name,
-        "dataset_hash": task.manifest.info.content_hash,
-        "split": task.split,
+        "dataset": job.manifest.info.name,
+        "dataset_hash": job.manifest.info.content_hash,
+        "split": job.split,
         "split_sha256": {name: scenes_sha256(scenes) for name, scenes in by_split.items()},
-        "selection_split": task.card.recipe.data.selection_split,
-        "scenes": len(task.scenes),
+        "selection_split": job.card.recipe.data.selection_split,
+        "scenes": len(job.scenes),
         "modalities": [modality.name for modality in inference.modalities],
-        "palette": [list(colour) for colour in task.manifest.info.palette],
+        "palette": [list(colour) for colour in job.manifest.info.palette],
         **inference.view.to_json(size=inference.image_size),
         "image_size": inference.image_size,
-        "weights": str(task.weights),
-        "weights_sha256": task.weights_sha256,
+        "weights": str(job.weights),
+        "weights_sha256": job.weights_sha256,
         **runtime.describe(inference.device, inference.precision),
-        "warnings": flattery(task.manifest, task.card.recipe.data, splits=task.splits),
+        "warnings": flattery(job.manifest, job.card.recipe.data, splits=job.splits),
     }
 
 

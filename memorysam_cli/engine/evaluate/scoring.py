@@ -17,7 +17,7 @@ from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.engine.evaluate.counts import Evaluation, ProtocolName, Tally
 from memorysam_cli.engine.infer.decision import class_map
-from memorysam_cli.engine.infer.inference import Inference, batches, scoring
+from memorysam_cli.engine.infer.inference import Inference, batches, inference_mode
 from memorysam_cli.engine.infer.views import Network
 from memorysam_cli.errors import DataError, WeightsError
 from memorysam_cli.storage import images
@@ -76,7 +76,7 @@ def evaluate(
         manifest, scenes=share, modalities=inference.modalities, size=inference.image_size, workers=inference.workers,
         tile=inference.view.tile,
     )  # fmt: skip
-    with scoring(network), inference.computing():
+    with inference_mode(network), inference.computing():
         for together in batches(source, most=inference.stride, key=_frame_shapes):
             _score(together, network, inference, tally=tally, root=manifest.root)
             if advance is not None:

@@ -1,4 +1,4 @@
-"""Sensors that fail: elements that go missing, salt and pepper, Gaussian noise, all after normalisation.
+"""Sensors that fail: elements that go missing, salt and pepper, Gaussian noise, all after normalization.
 
 Every draw is a pure function of seed, repeat, scene, modality and level, so that neither the batch nor the number of
 processes changes it; but for the noise as published, whose extremes and places are those of a whole batch. Source:
@@ -59,7 +59,7 @@ def corrupt(frame: Tensor, modality: Modality, *, scenes: Sequence[str], level: 
     """Corrupt one modality of a batch.
 
     Args:
-        frame: (B, C, H, W) float32, normalised, on the CPU.
+        frame: (B, C, H, W) float32, normalized, on the CPU.
         modality: whose; events get no Gaussian noise.
         scenes: B ids.
         level: a key of :data:`SHARES` or of :data:`NOISES`.

@@ -92,8 +92,8 @@ def choose_modalities(known: Sequence[Modality], names: Sequence[str] | None) ->
 
 
 @contextmanager
-def scoring(network: Network) -> Iterator[None]:
-    """No gradients, no dropout; the network's mode comes back afterwards, also after an error."""
+def inference_mode(network: Network) -> Iterator[None]:
+    """No gradients, no dropout; the network's mode is restored afterwards, also after an error."""
     was_training = network.training
     network.eval()
     try:

@@ -50,7 +50,7 @@ class View:
     """How scenes are shown to a network."""
 
     missing: Missing = "drop"
-    """Modalities that are left out are not fed at all, or as zeros after normalisation."""
+    """Modalities that are left out are not fed at all, or as zeros after normalization."""
     scales: tuple[float, ...] = ()
     """Of test-time augmentation, each also mirrored; none: no augmentation."""
     tile: bool = False
@@ -134,7 +134,7 @@ class WithZeros(Wrapper):
     Raises:
         ValueError: a given modality is not known, or the order is another.
 
-    Source: DATASETS §1.6: zero after normalisation, which is the mean colour for RGB and black for the others.
+    Source: DATASETS §1.6: zero after normalization, which is the mean color for RGB and black for the others.
     """
 
     def __init__(self, network: Network, *, modalities: Sequence[Modality], known: Sequence[Modality]) -> None:
@@ -186,7 +186,7 @@ class Augmented(Wrapper):
 
     def _seen(self, frames: list[Tensor], *, scale: float, is_flipped: bool, height: int, width: int) -> Tensor:
         """The logits of one view, brought back: (B, K, H, W)."""
-        size = tuple(_up(side * scale) for side in (height, width))
+        size = tuple(_rounded_up(side * scale) for side in (height, width))
         pairs = list(zip(frames, self.modalities, strict=True))
         shown = [_resized(frame, size=size, how=modality.interpolation) for frame, modality in pairs]
         if is_flipped:
@@ -238,10 +238,10 @@ class Tiled(Wrapper):
 
 
 def flipped(frame: Tensor, modality: Modality) -> Tensor:
-    """Mirror a normalised frame, as the modality says that its values behave.
+    """Mirror a normalized frame, as the modality says that its values behave.
 
     Args:
-        frame: (B, 3, H, W), normalised.
+        frame: (B, 3, H, W), normalized.
         modality: its ``flip`` may change the sign of a sine or cosine, its mean and deviation say where 0 is.
     """
     mirrored = frame.flip(-1)
@@ -284,7 +284,7 @@ def _ramp(length: int, *, starts: Sequence[int], like: Tensor) -> Tensor:
 
 
 def _log_of_mean(views: Iterable[Tensor]) -> Tensor:
-    """The logarithm of the mean probability over the logits of several views, which are held one at a time."""
+    """The logarithm of the mean probability over the logits of several views, one in memory at a time."""
     total, count = torch.zeros(()), 0
     for logits in views:
         probability = logits.float().softmax(1)
@@ -307,6 +307,6 @@ def _resized(values: Tensor, *, size: tuple[int, ...], how: str) -> Tensor:
     return F.interpolate(values, size=size, mode="bilinear", align_corners=False)
 
 
-def _up(side: float) -> int:
+def _rounded_up(side: float) -> int:
     """The next multiple of STRIDE."""
     return max(1, math.ceil(round(side, 6) / STRIDE)) * STRIDE

@@ -32,7 +32,7 @@ from torch.utils._pytree import tree_leaves
 from memorysam_cli.data.loader import Batch
 from memorysam_cli.encoders import hiera
 from memorysam_cli.engine.infer.decision import class_map
-from memorysam_cli.engine.infer.inference import scoring
+from memorysam_cli.engine.infer.inference import inference_mode
 from memorysam_cli.engine.measure import rates
 from memorysam_cli.engine.measure.plain import Plain
 from memorysam_cli.engine.measure.trials import Frames
@@ -363,7 +363,7 @@ def _looking(recipe: Recipe, network: Segmenter, frames: Frames, *, kind: Kind, 
         network = _fresh(network)
         tracker.note([*network.parameters(), *network.buffers()])
         weights = tracker.live
-        with scoring(network), _autocast(precision):
+        with inference_mode(network), _autocast(precision):
             seen, inputs = [], 0
             for height, width in frames.inputs:
                 before = tracker.live

@@ -10,7 +10,6 @@ recomputed, and neither losses nor optimizer, which multiply no matrices.
 from __future__ import annotations
 
 import copy
-import os
 import platform
 import statistics
 import time
@@ -28,6 +27,7 @@ from memorysam_cli.engine import runtime
 from memorysam_cli.engine.measure.plain import Plain
 from memorysam_cli.model.network import MemorySAM
 from memorysam_cli.recipe import Recipe
+from memorysam_cli.storage import machine
 
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -304,7 +304,7 @@ def describe_machine(device: torch.device, *, precision: str) -> dict[str, Any]:
     return {
         **runtime.describe(device, precision),
         "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": machine.cores(),
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cuda": torch.version.cuda,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 import statistics
 import tempfile
 import time
@@ -25,17 +24,19 @@ from memorysam_cli.data.loader import Batch, training_batches
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.engine import runtime
+from memorysam_cli.engine.infer.inference import Inference
 from memorysam_cli.engine.measure import rates
 from memorysam_cli.engine.measure.bench import STILL, Prediction, Training, show_machine
 from memorysam_cli.engine.measure.rates import interleaved, synchronize
 from memorysam_cli.engine.measure.workload import Workload
-from memorysam_cli.engine.predict import segment
-from memorysam_cli.engine.predict.files import Line, SceneFiles
+from memorysam_cli.engine.predict.files import LedgerLine, SceneFiles
+from memorysam_cli.engine.predict.segment import segment_scenes
 from memorysam_cli.engine.train.update import BatchGroups
 from memorysam_cli.errors import UsageError
 from memorysam_cli.model.weights import Segmenter
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
+from memorysam_cli.storage import machine
 
 SCHEMA_VERSION = 1
 CLASSES = 25
@@ -72,7 +73,7 @@ def measure(workload: Workload, device: torch.device, *, repeats: int) -> dict[s
         raise UsageError(f"--classes {workload.classes}: --mode data renders scenes of {CLASSES} classes; leave it out")
     recipe = _with_workers(workload.recipe(), TRAINING)
     runtime.refuse_precision(workload.precision, device)
-    workers = [count for count in WORKERS if count <= _cores()]
+    workers = [count for count in WORKERS if count <= machine.cores()]
     longest = _lead(max(*workers, recipe.data.workers)) + 3 * max(repeats, AHEAD * max(workers))
     with (
         tempfile.TemporaryDirectory(prefix="memorysam-bench-") as folder,
@@ -184,15 +185,16 @@ def _seconds_per_batch(
     """Of the loop of ``memorysam predict``, from the beginning of its ``lead``-th batch to the last written file."""
     network, end = _Clocked(work.network), 0.0
 
-    def tell(_line: Line) -> None:
+    def tell(_line: LedgerLine) -> None:
         nonlocal end
         end = time.perf_counter()
 
-    segment.predict(
-        network, SceneFiles(out, manifest.root, manifest.info, manifest.info.modalities), scenes=scenes,
-        image_size=work.workload.size, device=device, tell=tell, batch=work.workload.batch, workers=PREDICTING,
-        precision=work.workload.precision,
+    workload, modalities = work.workload, manifest.info.modalities
+    inference = Inference(
+        modalities, workload.size, device, precision=workload.precision, batch=workload.batch, workers=PREDICTING
     )  # fmt: skip
+    files = SceneFiles(out, manifest.root, manifest.info, modalities)
+    segment_scenes(network, files, scenes=scenes, inference=inference, tell=tell)
     return (end - network.begun[lead]) / (len(network.begun) - lead)
 
 
@@ -240,10 +242,6 @@ def _with_workers(recipe: Recipe, workers: int) -> Recipe:
 def _lead(workers: int) -> int:
     """Batches before those that count: workers have started, and nothing is left of what they read meanwhile."""
     return 1 + AHEAD * workers
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def write_scenes(root: Path, *, names: tuple[str, ...], size: int, scenes: int) -> Manifest:

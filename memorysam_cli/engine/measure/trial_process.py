@@ -18,7 +18,7 @@ from torch import Tensor
 
 from memorysam_cli.engine import runtime
 from memorysam_cli.engine.infer.decision import class_map
-from memorysam_cli.engine.infer.inference import scoring
+from memorysam_cli.engine.infer.inference import inference_mode
 from memorysam_cli.engine.infer.views import Network
 from memorysam_cli.engine.measure.plain import Plain, PlainLearner
 from memorysam_cli.engine.measure.rates import synchronize
@@ -87,7 +87,7 @@ def _train(trial: Trial, device: torch.device, tell: Tell) -> None:
     tell(seconds=seconds, training_peak=peak, peak=peak)
     if trial.frames is not None:
         runtime.start_peak(device)
-        with scoring(network):
+        with inference_mode(network):
             _score(network, trial, trial.frames, device=device)
         validation_peak = runtime.peak_bytes(device)
         tell(validation_peak=validation_peak, peak=max(peak, validation_peak))
@@ -155,7 +155,7 @@ def _look(network: Network, trial: Trial, *, device: torch.device, tell: Tell, n
         return True
 
     runtime.start_peak(device)
-    with scoring(network):
+    with inference_mode(network):
         seconds = _timed(look, steps=trial.steps, device=device)
     peak = runtime.peak_bytes(device)
     tell(seconds=seconds, **{"peak": peak, name: peak})

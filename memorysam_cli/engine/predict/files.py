@@ -42,7 +42,7 @@ EXTRAS = ("color", "overlay", "confidence")
 PARTS = ".parts"
 """The folder of what shards have done; there only until the last of them is."""
 
-Line = dict[str, Any]
+LedgerLine = dict[str, Any]
 """Of the ledger: ``id``, ``status`` and more."""
 
 SHOWN_COLLISIONS = 10
@@ -91,7 +91,7 @@ class SceneFiles:
     extras: tuple[str, ...] = ()
     """Of :data:`EXTRAS`."""
 
-    def write(self, scene: Scene, decision: Decision, *, modalities: Sequence[str]) -> Line:
+    def write(self, scene: Scene, decision: Decision, *, modalities: Sequence[str]) -> LedgerLine:
         """Write a scene's files, each all or nothing; what was written goes away again if one of them fails.
 
         Args:
@@ -112,7 +112,7 @@ class SceneFiles:
             files["mask"] = self._save(MASKS, scene, mask)
             for extra in self.extras:
                 picture = sureness if extra == "confidence" else self._picture(extra, scene, modalities, mask=mask)
-                assert picture is not None  # whoever asks for a confidence has it decided
+                assert picture is not None  # a confidence that is wanted was decided
                 files[extra] = self._save(extra, scene, picture)
         except BaseException:
             remove(self.out, files)
@@ -129,12 +129,12 @@ class SceneFiles:
             "classes": {str(index): int(count) for index, count in enumerate(pixels) if count},
         }
 
-    def left_out(self, scene: Scene, fault: DataError) -> Line:
+    def left_out(self, scene: Scene, error: DataError) -> LedgerLine:
         """The line of a scene that cannot be read: ``missing`` where a file is not there any more, else ``failed``."""
         wanted = [path for each in self.modalities for path in scene.files.get(each.name, ())]
         status = "failed" if all((self.root / path).exists() for path in wanted) else "missing"
         inputs = {name: list(paths) for name, paths in scene.files.items()}
-        return {"id": scene.id, "status": status, "error": str(fault), "inputs": inputs}
+        return {"id": scene.id, "status": status, "error": str(error), "inputs": inputs}
 
     def paths(self, scene: Scene) -> dict[str, str]:
         """A scene's files in the output folder, as its line has them: by ``mask`` and the extras' names."""
@@ -145,13 +145,13 @@ class SceneFiles:
         """Those of a scene's files that are there: regular files that are not empty."""
         return [path for path in self.paths(scene).values() if _is_filled(self.out / path)]
 
-    def is_done(self, scene: Scene, line: Line) -> bool:
+    def is_done(self, scene: Scene, line: LedgerLine) -> bool:
         """Whether a line is what :meth:`write` would say of a scene, its files are there and its inputs unchanged."""
         stamp = self.stamp(scene, self._names(scene))
         is_current = bool(stamp) and line.get("stamp") == stamp
         return is_current and self.fits(scene, line) and len(self.present(scene)) == len(self.paths(scene))
 
-    def fits(self, scene: Scene, line: Line) -> bool:
+    def fits(self, scene: Scene, line: LedgerLine) -> bool:
         """Whether a line is one of this scene's; believes nothing of it that can be known without it."""
         names = self._names(scene)
         expected = {
@@ -167,14 +167,14 @@ class SceneFiles:
 
     def stamp(self, scene: Scene, modalities: Sequence[str]) -> str:
         """A word that is another one when the size or the time of an input is; empty where one is missing."""
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         try:
             for path in (self.root / path for name in modalities for path in scene.files[name]):
                 facts = path.stat()
-                found.update(f"{facts.st_size} {facts.st_mtime_ns}\n".encode())
+                digest.update(f"{facts.st_size} {facts.st_mtime_ns}\n".encode())
         except OSError:  # gone since it was read
             return ""
-        return found.hexdigest()[:16]
+        return digest.hexdigest()[:16]
 
     def _save(self, tree: str, scene: Scene, pixels: NDArray[Any]) -> str:
         """Write a PNG; returns its path in the output folder."""
@@ -199,7 +199,7 @@ class SceneFiles:
         return pictures.as_picture(resize_nearest(frame, height=mask.shape[0], width=mask.shape[1]))
 
 
-def is_left_out(line: Line) -> bool:
+def is_left_out(line: LedgerLine) -> bool:
     """Whether a line says why a scene could not be read."""
     return line.get("status") in {"failed", "missing"} and isinstance(line.get("error"), str)
 
@@ -228,7 +228,7 @@ def clear(ledger: Path, out: Path) -> int:
     return count
 
 
-def lines(ledger: Path) -> Iterator[Line]:
+def lines(ledger: Path) -> Iterator[LedgerLine]:
     """The lines of a ledger that are objects; what else somebody wrote there is passed over."""
     if not ledger.is_file():
         return
@@ -240,7 +240,7 @@ def lines(ledger: Path) -> Iterator[Line]:
                     yield line
 
 
-def remove(out: Path, line: Line) -> None:
+def remove(out: Path, line: LedgerLine) -> None:
     """Remove the files that a line of a ledger names; whatever else it says, nothing outside of the trees is touched.
 
     Args:

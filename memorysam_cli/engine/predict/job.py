@@ -1,4 +1,4 @@
-"""A prediction's job: all that decides a byte of its results, found from what the user typed; and who does it.
+"""A prediction's job: all that decides a byte of its results, taken from what the user typed; and who does it.
 
 Reads no pixel and loads no weights before :meth:`Job.load`.
 """
@@ -21,7 +21,7 @@ from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import Modality
 from memorysam_cli.engine import runtime
-from memorysam_cli.engine.infer import inference
+from memorysam_cli.engine.infer.inference import Inference, choose_modalities
 from memorysam_cli.engine.infer.views import View
 from memorysam_cli.engine.predict.files import SceneFiles, refuse_collisions
 from memorysam_cli.errors import DataError, UsageError, WeightsError, did_you_mean
@@ -54,11 +54,8 @@ class Job:
 
     @property
     def stride(self) -> int:
-        """So many consecutive scenes stay together, whoever segments them: other company could change a last bit.
-
-        Large frames at their own resolution come one at a time: their logits are gigabytes.
-        """
-        return 1 if self.view.tile else self.batch
+        """So many consecutive scenes stay together, whoever segments them: other company could change a last bit."""
+        return self.inference("cpu").stride
 
     @cached_property
     def marks(self) -> dict[str, Any]:
@@ -79,6 +76,13 @@ class Job:
     def sha256(self) -> str:
         """Of the marks."""
         return _digest([documents.to_json(self.marks)])
+
+    def inference(self, device: torch.device | str, *, workers: int = 0) -> Inference:
+        """How the network looks at the scenes, on a device and with so many workers that read ahead."""
+        return Inference(
+            self.modalities, self.card.image_size, device, known=self.card.modalities, view=self.view,
+            precision=self.precision, batch=self.batch, workers=workers,
+        )  # fmt: skip
 
     def files(self, out: Path) -> SceneFiles:
         """What writes the scenes' files into a folder."""
@@ -228,17 +232,17 @@ def plan(
         DataError: no scenes, an ambiguous tree, or scenes whose outputs would meet in one file.
     """
     card = read_card(weights)
-    chosen = inference.choose_modalities(card.modalities, modalities)
+    chosen = choose_modalities(card.modalities, modalities)
     names = [modality.name for modality in chosen]
     aliases = read_aliases(renames, names)
     where = scenes or manifests.prepared_root(data, dataset=card.dataset.name)
-    found = inputs.discover(where, modalities=names, aliases=aliases, split=split, dataset=card.dataset.name)
-    wanted = found.scenes[:limit]
+    source = inputs.discover(where, modalities=names, aliases=aliases, split=split, dataset=card.dataset.name)
+    wanted = source.scenes[:limit]
     refuse_collisions(wanted)
-    for text in (*found.notes, *doubts(wanted, root=found.root, modalities=chosen)):
+    for text in (*source.notes, *doubts(wanted, root=source.root, modalities=chosen)):
         console.note(text)
     return Job(
-        weights, tensors.sha256(weights), card, wanted, found.root, str(where), chosen, tuple(extras), view or View(),
+        weights, tensors.sha256(weights), card, wanted, source.root, str(where), chosen, tuple(extras), view or View(),
         batch, precision, is_compiled,
     )  # fmt: skip
 
@@ -280,18 +284,18 @@ def doubts(scenes: Sequence[Scene], *, root: Path, modalities: Sequence[Modality
         root: what the scenes' paths are relative to.
         modalities: those that the model may be shown.
     """
-    found = []
+    notes = []
     for modality in modalities:
         path = next((scene.files[modality.name][0] for scene in scenes if modality.name in scene.files), None)
         if modality.kind != "hha" or path is None:
             continue
         with contextlib.suppress(DataError):  # reading the scene will say what is wrong with it
             if images.header(root / path).channels == 1:
-                found.append(
+                notes.append(
                     f"{path}: has one channel, and the weights' '{modality.name}' is depth encoded as HHA, which has "
                     "three; expect poor masks, or make HHA with memorysam prepare hha"
                 )
-    return found
+    return notes
 
 
 def _scene_lines(scenes: Sequence[Scene]) -> Iterator[str]:
@@ -302,7 +306,7 @@ def _scene_lines(scenes: Sequence[Scene]) -> Iterator[str]:
 
 def _digest(lines: Iterable[str]) -> str:
     """SHA-256 of lines of text."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for line in lines:
-        found.update(line.encode() + b"\n")
-    return found.hexdigest()
+        digest.update(line.encode() + b"\n")
+    return digest.hexdigest()

@@ -26,7 +26,7 @@ from memorysam_cli.engine.predict.files import (
     LEDGER,
     MASKS,
     SUCCESS,
-    Line,
+    LedgerLine,
     SceneFiles,
     class_list,
     is_left_out,
@@ -43,7 +43,7 @@ SCHEMA_VERSION = 1
 SHOWN_FAILURES = 100
 """Left-out scenes that a report lists; the ledger has them all."""
 READ_AHEAD = 2**16
-"""Bytes of a part's ledger that are held while it is merged."""
+"""Bytes of a part's ledger that are in memory while it is merged."""
 _NOWHERE = -1
 
 
@@ -63,7 +63,7 @@ class Totals:
         self.area = 0
         """Pixels of all masks, from their sizes."""
 
-    def add(self, line: Line) -> None:
+    def add(self, line: LedgerLine) -> None:
         """Count one scene."""
         if line["status"] == "done":
             self.done += 1
@@ -91,16 +91,16 @@ def totals_of(ledgers: Iterable[Path], info: DatasetInfo) -> Totals:
         ledgers: the files.
         info: classes and palette.
     """
-    found = Totals(info)
+    totals = Totals(info)
     for ledger in ledgers:
         for line in lines(ledger):
-            found.add(line)
-    return found
+            totals.add(line)
+    return totals
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What need not be done again."""
+class Inventory:
+    """What need not be done again, and what is left to do."""
 
     count: int
     """Scenes whose lines stay."""
@@ -114,7 +114,7 @@ class Kept:
 
 def survey(
     ledger: Path, job: Job, out: Path, scenes: Sequence[Scene], *, skip_bad: bool
-) -> tuple[Kept, NDArray[np.int64]]:
+) -> tuple[Inventory, NDArray[np.int64]]:
     """See which lines of a ledger still hold; writes nothing.
 
     Args:
@@ -129,9 +129,9 @@ def survey(
     """
     files, offsets, doubts = job.files(out), np.full(len(scenes), _NOWHERE, np.int64), _Doubts()
     places = {scene.id: place for place, scene in enumerate(scenes)}
-    failed: dict[int, Line] = {}
+    failed: dict[int, LedgerLine] = {}
     for offset, text in _texts(ledger):
-        line = _read(text)
+        line = _parsed(text)
         place = places.get(str(line.get("id")), _NOWHERE)
         if place == _NOWHERE:
             doubts.foreign += 1
@@ -146,10 +146,10 @@ def survey(
     if not skip_bad:
         offsets[list(failed)] = _NOWHERE
     elif failed:
-        for place, line in zip(failed, _again(job, out, [scenes[place] for place in failed]), strict=True):
+        for place, line in zip(failed, _read_again(job, out, [scenes[place] for place in failed]), strict=True):
             if line != failed[place]:
                 offsets[place] = _NOWHERE
-                doubts.mended += 1
+                doubts.retried += 1
     for start in range(0, len(scenes), job.stride):
         group = offsets[start : start + job.stride]
         if (group == _NOWHERE).any():
@@ -157,20 +157,20 @@ def survey(
     kept = offsets != _NOWHERE
     left = scenes if not kept.any() else [scenes[place] for place in np.flatnonzero(~kept).tolist()]
     count = int(kept.sum())
-    return Kept(count, left, bool(kept[:count].all()), doubts.words()), offsets
+    return Inventory(count, left, bool(kept[:count].all()), doubts.words()), offsets
 
 
-def take_up(ledger: Path, job: Job, out: Path, scenes: Sequence[Scene], *, skip_bad: bool) -> Kept:
+def take_up(ledger: Path, job: Job, out: Path, scenes: Sequence[Scene], *, skip_bad: bool) -> Inventory:
     """Make a ledger hold the lines that :func:`survey` keeps, in order, and nothing else; says what is not kept.
 
     Raises:
         EnvironmentFault: it cannot be written.
     """
-    kept, offsets = survey(ledger, job, out, scenes, skip_bad=skip_bad)
-    for reason in kept.reasons:
+    inventory, offsets = survey(ledger, job, out, scenes, skip_bad=skip_bad)
+    for reason in inventory.reasons:
         console.warn(f"{ledger}: {reason}")
     _rewrite(ledger, offsets[offsets != _NOWHERE])
-    return kept
+    return inventory
 
 
 def put_in_order(ledger: Path, scenes: Sequence[Scene]) -> None:
@@ -178,7 +178,7 @@ def put_in_order(ledger: Path, scenes: Sequence[Scene]) -> None:
     places = {scene.id: place for place, scene in enumerate(scenes)}
     offsets = np.full(len(scenes), _NOWHERE, np.int64)
     for offset, text in _texts(ledger):
-        offsets[places[_read(text)["id"]]] = offset
+        offsets[places[_parsed(text)["id"]]] = offset
     _rewrite(ledger, offsets[offsets != _NOWHERE])
 
 
@@ -186,34 +186,34 @@ def put_in_order(ledger: Path, scenes: Sequence[Scene]) -> None:
 class _Doubts:
     foreign: int = 0
     stale: int = 0
-    mended: int = 0
+    retried: int = 0
 
     def words(self) -> tuple[str, ...]:
         """What a user should know of, one sentence for each kind."""
-        found = []
+        reasons = []
         if self.foreign:
-            found.append(f"{self.foreign:,} lines are none of this prediction's, and are dropped")
+            reasons.append(f"{self.foreign:,} lines are none of this prediction's, and are dropped")
         if self.stale:
-            found.append(
+            reasons.append(
                 f"{self.stale:,} scenes whose inputs have changed, whose files are gone or whose lines were edited are "
                 "done again"
             )
-        if self.mended:
-            found.append(f"{self.mended:,} scenes that were left out are tried again")
-        return tuple(found)
+        if self.retried:
+            reasons.append(f"{self.retried:,} scenes that were left out are tried again")
+        return tuple(reasons)
 
 
-def _again(job: Job, out: Path, scenes: Sequence[Scene]) -> Iterator[Line]:
+def _read_again(job: Job, out: Path, scenes: Sequence[Scene]) -> Iterator[LedgerLine]:
     """What their lines would say now of scenes that could not be read; of those that can be, nothing."""
     files = job.files(out)
     source = unlabelled_scenes(
         job.root, scenes=scenes, modalities=job.modalities, size=job.card.image_size, workers=0, tile=job.view.tile
     )  # fmt: skip
-    for scene, found in zip(scenes, source, strict=True):
-        yield files.left_out(scene, found) if isinstance(found, DataError) else {}
+    for scene, result in zip(scenes, source, strict=True):
+        yield files.left_out(scene, result) if isinstance(result, DataError) else {}
 
 
-def _read(text: bytes) -> Line:
+def _parsed(text: bytes) -> LedgerLine:
     """A line as we write them, else one that says nothing."""
     try:
         line = json.loads(text)
@@ -258,7 +258,7 @@ def _rewrite(ledger: Path, offsets: NDArray[np.int64]) -> None:
 class Trees:
     """What the trees hold of a job's files, counted at its end."""
 
-    found: int = 0
+    present: int = 0
     """Files that are there under names that the job's scenes have."""
     named: int = 0
     """Files that the ledger names."""
@@ -289,7 +289,7 @@ def finish(
     checked = conservation.check(
         {
             "scenes = done + failed": (scenes, totals.done + totals.failed),
-            "files in the trees = files named by the ledger": (trees.found, trees.named),
+            "files in the trees = files named by the ledger": (trees.present, trees.named),
         }
     )
     if not totals.done:
@@ -368,14 +368,14 @@ def _merged_lines(out: Path, job: Job, ledgers: Sequence[Path], totals: Totals, 
                 if path not in present:
                     raise EnvironmentFault(f"{out / path}: is gone since it was written; {again}")
             trees.named += len(named)
-            trees.found += len(present)
+            trees.present += len(present)
             yield text
 
 
-def _line_of(scene: Scene, text: bytes, scene_files: SceneFiles) -> Line | None:
+def _line_of(scene: Scene, text: bytes, scene_files: SceneFiles) -> LedgerLine | None:
     """A scene's line, if the text is one."""
     with contextlib.suppress(ValueError, RecursionError):
-        line: Line = json.loads(text)
+        line: LedgerLine = json.loads(text)
         is_of_scene = isinstance(line, dict) and line.get("id") == scene.id
         if is_of_scene and (is_left_out(line) or scene_files.fits(scene, line)):
             return line

@@ -32,9 +32,6 @@ PATIENCE_S, SHORT_PATIENCE_S = 3600.0, 5.0
 """How long to wait for the folder's lock: other shards hold it for moments, a run without shards until it ends."""
 
 
-# What a folder holds.
-
-
 @dataclass(frozen=True)
 class Empty:
     """Nothing, or no more than what a killed run of ours left before it noted its job."""
@@ -69,10 +66,7 @@ class Complete:
     """It is the one that is wanted."""
 
 
-State = Empty | Foreign | Begun | Complete
-
-
-# What is wanted, and what follows.
+FolderState = Empty | Foreign | Begun | Complete
 
 
 @dataclass(frozen=True)
@@ -90,7 +84,7 @@ class Wish:
     """Of all processes of this run, which one of them reports on."""
 
 
-class Step(Enum):
+class Action(Enum):
     """What is done with a folder."""
 
     BEGIN = "remove what other predictions left there, and begin"
@@ -103,8 +97,8 @@ class Step(Enum):
 
 Row = Literal["empty", "foreign", "begun", "begun, another", "begun, another, nothing done", "complete",
               "complete, another"]  # fmt: skip
-_B, _R, _S, _O, _A, _X = Step.BEGIN, Step.RESUME, Step.RESTART, Step.REOPEN, Step.ANSWER, Step.REFUSE
-TABLE: dict[Row, tuple[Step, ...]] = {
+_B, _R, _S, _O, _A, _X = Action.BEGIN, Action.RESUME, Action.RESTART, Action.REOPEN, Action.ANSWER, Action.REFUSE
+TABLE: dict[Row, tuple[Action, ...]] = {
     # A run without shards      a shard
     # plain  resume  overwrite  plain  resume  overwrite
     "empty": (_B, _B, _B, _B, _B, _B),
@@ -118,20 +112,20 @@ TABLE: dict[Row, tuple[Step, ...]] = {
 """What is done, by what the folder holds and what is wanted; docs/many-scenes.md has it in words."""
 
 
-def decide(out: Path, state: State, wish: Wish) -> Step:
+def decide(out: Path, state: FolderState, wish: Wish) -> Action:
     """What is done with a folder that holds ``state``.
 
     Raises:
         UsageError: nothing; says what is there, and what can be done.
     """
     column = (0 if wish.is_alone else 3) + (2 if wish.overwrite else 1 if wish.resume else 0)
-    step = TABLE[_row(state)][column]
-    if step is Step.REFUSE:
+    action = TABLE[_row(state)][column]
+    if action is Action.REFUSE:
         raise UsageError(_refusal(out, state, wish))
-    return step
+    return action
 
 
-def _row(state: State) -> Row:
+def _row(state: FolderState) -> Row:
     match state:
         case Empty():
             return "empty"
@@ -146,7 +140,7 @@ def _row(state: State) -> Row:
     return "begun, another"
 
 
-def _refusal(out: Path, state: State, wish: Wish) -> str:
+def _refusal(out: Path, state: FolderState, wish: Wish) -> str:
     """Why nothing is done."""
     match state:
         case Begun(parts=parts, parts_done=done) if wish.is_alone and parts != 1:
@@ -173,7 +167,7 @@ def _refusal(out: Path, state: State, wish: Wish) -> str:
     return f"--out {out}: is not empty and holds no predictions; give another folder, or --overwrite"
 
 
-def look(out: Path, job: Job, *, parts: int) -> State:
+def look(out: Path, job: Job, *, parts: int) -> FolderState:
     """See what a folder holds, for one who wants a job in so many parts; writes nothing.
 
     Raises:
@@ -185,7 +179,7 @@ def look(out: Path, job: Job, *, parts: int) -> State:
     report = _report(out)
     if report is not None and (out / LEDGER).is_file():
         return Complete(report, is_wanted=report.get("job") == job.sha256)
-    note = _noted(out)
+    note = _read_note(out)
     if note is not None:
         return _begun(out, job, note, parts=parts)
     # One look: what another shard makes meanwhile is not taken for somebody else's. Weights that are refused leave no
@@ -200,25 +194,25 @@ def _report(out: Path) -> dict[str, Any] | None:
     """The content of ``_SUCCESS.json``; of one that is missing or damaged nothing."""
     if (out / SUCCESS).is_file():
         with contextlib.suppress(DataError):
-            found = documents.read_json(out / SUCCESS)
-            return found if isinstance(found, dict) else None
+            report = documents.read_json(out / SUCCESS)
+            return report if isinstance(report, dict) else None
     return None
 
 
-def _noted(out: Path) -> dict[str, Any] | None:
-    """What the first part noted: ``parts``, ``marks``, and ``ready`` once the folder is cleared for them."""
+def _read_note(out: Path) -> dict[str, Any] | None:
+    """What the first part wrote down: ``parts``, ``marks``, and ``ready`` once the folder is cleared for them."""
     path = out / PARTS / JOB
     if not path.is_file():
         return None
     try:
-        found = documents.read_json(path)
+        note = documents.read_json(path)
     except DataError:
         if not path.is_file():  # merged in this very moment
             return None
         raise
-    if not isinstance(found, dict) or not {"parts", "marks", "ready"} <= found.keys():
+    if not isinstance(note, dict) or not {"parts", "marks", "ready"} <= note.keys():
         raise DataError(f"{path}: is none of ours; remove {out / PARTS}")
-    return found
+    return note
 
 
 def _begun(out: Path, job: Job, note: dict[str, Any], *, parts: int) -> Begun:
@@ -233,9 +227,6 @@ def _begun(out: Path, job: Job, note: dict[str, Any], *, parts: int) -> Begun:
         parts_done=sum(1 for _ in (out / PARTS).glob(f"*/{DONE}")) if number else 0,
         scenes_done=sum(line.get("status") == "done" for line in files.lines(ledger)) if is_by_one else 0,
     )
-
-
-# Acting on it.
 
 
 @dataclass(frozen=True)
@@ -267,13 +258,13 @@ class Part:
     def devices(self) -> list[str]:
         """What :meth:`note_devices` noted."""
         with contextlib.suppress(DataError):
-            found = documents.read_json(self.folder / DEVICES)
-            return [str(each) for each in found] if isinstance(found, list) else []
+            names = documents.read_json(self.folder / DEVICES)
+            return [str(name) for name in names] if isinstance(names, list) else []
         return []
 
 
 class PredictionFolder:
-    """An output folder, and what is wanted of it: entered before any work, asked for its part, and for the end.
+    """An output folder, and what is wanted of it: entered before any work, then begun and finished.
 
     A context manager, which refuses what :data:`TABLE` refuses before anything is written; a run without shards then
     holds the folder's lock until its end. Whoever finds another shard in the folder's lock waits for its turn.
@@ -291,21 +282,21 @@ class PredictionFolder:
     def __init__(self, out: Path, job: Job, wish: Wish) -> None:
         self.out, self.job, self.wish = out, job, wish
         self.part = Part(out, wish.shard)
-        self._held = contextlib.ExitStack()
+        self._locks = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         state = self._look()
-        # Where a run without shards is at work, another one is told so, and not how far it is.
+        # Where a run without shards is at work, another one learns that, and not how far it is.
         if not self.wish.is_alone or isinstance(state, Foreign) or (isinstance(state, Begun) and state.parts != 1):
             decide(self.out, state, self.wish)
         if self.wish.is_alone:
-            self._held.enter_context(lock.hold(self.out))
+            self._locks.enter_context(lock.hold(self.out))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._held.__exit__(kind, error, traceback)
+        self._locks.__exit__(kind, error, traceback)
 
     def is_answered(self) -> bool:
         """Whether all is complete already, and nothing of it has changed: then there is nothing to do but to report.
@@ -314,14 +305,14 @@ class PredictionFolder:
             UsageError: another run was quicker, see :func:`decide`.
         """
         with self._turn():
-            step = decide(self.out, self._look(), self.wish)
-            if step is Step.REOPEN:
-                kept, _ = survey(
+            action = decide(self.out, self._look(), self.wish)
+            if action is Action.REOPEN:
+                inventory, _ = survey(
                     self.out / LEDGER, self.job, self.out, self.job.scenes, skip_bad=self.wish.skip_bad
                 )  # fmt: skip
-                is_answered = not kept.left and not kept.reasons and kept.is_a_beginning
+                is_answered = not inventory.left and not inventory.reasons and inventory.is_a_beginning
             else:
-                is_answered = step is Step.ANSWER
+                is_answered = action is Action.ANSWER
             if is_answered:
                 _remove_parts(self.out)  # of a merge that was killed at its very end
                 self._say_complete()
@@ -342,15 +333,15 @@ class PredictionFolder:
             UsageError: parts of another job, or of another number, have begun there.
             FolderInUseError: a run without shards, or this very part, is at work there.
         """
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as locks:
             with self._turn():
-                step = decide(self.out, self._look(), self.wish)
-                if step is Step.ANSWER:
+                action = decide(self.out, self._look(), self.wish)
+                if action is Action.ANSWER:
                     self._say_complete()
                 else:
-                    self._act(step, held)
-            yield self.part if step is not Step.ANSWER else None
-            if step is not Step.ANSWER:
+                    self._act(action, locks)
+            yield self.part if action is not Action.ANSWER else None
+            if action is not Action.ANSWER:
                 if self.part.ledger.is_file():
                     atomic.sync(self.part.ledger)
                 documents.write_json(self.part.folder / DONE, {"schema_version": 1})
@@ -402,7 +393,7 @@ class PredictionFolder:
             "success": None,
         }
 
-    def _look(self) -> State:
+    def _look(self) -> FolderState:
         return look(self.out, self.job, parts=self.wish.shard.count)
 
     def _parts(self) -> list[Part]:
@@ -422,33 +413,33 @@ class PredictionFolder:
             again = f"remove the folder to make it again{left_out}"
         console.note(f"{self.out}: this very prediction is complete already; {again}")
 
-    def _act(self, step: Step, held: contextlib.ExitStack) -> None:
+    def _act(self, action: Action, locks: contextlib.ExitStack) -> None:
         """Make the folder one in which the part can be worked on, and hold the part's lock."""
-        if step is Step.BEGIN:
+        if action is Action.BEGIN:
             _drop(self.out)
-        if step is Step.REOPEN:
+        if action is Action.REOPEN:
             _reopen(self.out, self.job)
-        held.enter_context(lock.hold(self.part.folder))
-        if not (_noted(self.out) or {}).get("ready"):
-            _note(self.out, self.job, self.wish.shard.count, is_ready=False)
+        locks.enter_context(lock.hold(self.part.folder))
+        if not (_read_note(self.out) or {}).get("ready"):
+            _write_note(self.out, self.job, self.wish.shard.count, is_ready=False)
             files.clear_earlier(self.out, self.job.card.dataset)
-            _note(self.out, self.job, self.wish.shard.count, is_ready=True)
+            _write_note(self.out, self.job, self.wish.shard.count, is_ready=True)
         (self.out / SUCCESS).unlink(missing_ok=True)  # of this job when it was complete, and is taken up again
         (self.part.folder / DONE).unlink(missing_ok=True)
-        if step is Step.RESTART:
+        if action is Action.RESTART:
             files.clear(self.part.ledger, self.out)
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
         """Hold the folder's lock for a moment, after waiting for it; a run without shards holds it all the time."""
         start = time.monotonic()
-        with contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as locks:
             while not self.wish.is_alone:
                 try:
-                    stack.enter_context(lock.hold(self.out))
+                    locks.enter_context(lock.hold(self.out))
                     break
                 except FolderInUseError:
-                    note = _noted(self.out)
+                    note = _read_note(self.out)
                     patience = PATIENCE_S if note is not None and note["parts"] != 1 else SHORT_PATIENCE_S
                     if time.monotonic() - start > patience:
                         raise
@@ -462,11 +453,11 @@ def _drop(out: Path) -> None:
     Raises:
         FolderInUseError: a shard is at work.
     """
-    found = [path for path in (out / PARTS).glob("*-of-*") if path.is_dir()]
-    for path in found:
+    folders = [path for path in (out / PARTS).glob("*-of-*") if path.is_dir()]
+    for path in folders:
         with lock.hold(path):
             pass
-    for path in found:
+    for path in folders:
         (path / DONE).unlink(missing_ok=True)
         files.clear(path / LEDGER, out)
     for name in _names(out):
@@ -493,12 +484,12 @@ def _reopen(out: Path, job: Job) -> None:
     atomic.make_folder(part.folder)
     devices = documents.read_json(out / SUCCESS).get("device")
     part.note_devices(devices.split(" + ") if isinstance(devices, str) else [])
-    _note(out, job, 1, is_ready=True)
+    _write_note(out, job, 1, is_ready=True)
     (out / LEDGER).replace(part.ledger)
     (out / SUCCESS).unlink(missing_ok=True)
 
 
-def _note(out: Path, job: Job, count: int, *, is_ready: bool) -> None:
+def _write_note(out: Path, job: Job, count: int, *, is_ready: bool) -> None:
     """Note what is begun and, before its first file is there, the names that its files may have."""
     begun = {"schema_version": 1, "parts": count, "marks": job.marks, "ready": is_ready}
     if is_ready:

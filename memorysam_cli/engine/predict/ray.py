@@ -24,10 +24,11 @@ import torch
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.engine import runtime
 from memorysam_cli.engine.predict import segment
-from memorysam_cli.engine.predict.files import Line
+from memorysam_cli.engine.predict.files import LedgerLine
 from memorysam_cli.engine.predict.job import Job, RunOptions, device_name
+from memorysam_cli.engine.predict.segment import Make
 from memorysam_cli.errors import EXIT_CODES, EnvironmentFault, MemorySamError, Stopped, UsageError, environment_fault
-from memorysam_cli.storage import documents
+from memorysam_cli.storage import documents, machine
 
 AT_ONCE = {"cpu": 16, "cuda": 256}
 """Scenes that an actor gets at once, at most: what is done again when it is lost."""
@@ -57,9 +58,7 @@ def refuse(options: RunOptions) -> None:
         )
 
 
-def prepare(
-    job: Job, out: Path, options: RunOptions
-) -> Callable[[Sequence[Scene], Callable[[Line], object], Callable[[str], object]], None]:
+def prepare(job: Job, out: Path, options: RunOptions) -> Make:
     """See that the weights can be loaded; what is returned segments scenes on Ray.
 
     Raises:
@@ -68,15 +67,15 @@ def prepare(
     job.load(torch.device("cpu"))
 
     def make(
-        scenes: Sequence[Scene], tell: Callable[[Line], object], tell_device: Callable[[str], object]
+        scenes: Sequence[Scene], tell: Callable[[LedgerLine], object], tell_device: Callable[[str], object]
     ) -> None:  # fmt: skip
         with _cluster(), contextlib.closing(_rows(job, out, options, scenes)) as rows:
             for row in rows:
-                found = json.loads(row["line"])
-                if "code" in found:
-                    raise _raised(found)
+                line = json.loads(row["line"])
+                if "code" in line:
+                    raise _error_of(line)
                 tell_device(row["device"])
-                tell(found)
+                tell(line)
 
     return make
 
@@ -98,7 +97,7 @@ def _cluster() -> Iterator[None]:
     if ray.is_initialized():  # the caller's own
         yield
         return
-    local = {"num_cpus": _cores(), "object_store_memory": STORE_BYTES, "_node_ip_address": "127.0.0.1"}
+    local = {"num_cpus": machine.cores(), "object_store_memory": STORE_BYTES, "_node_ip_address": "127.0.0.1"}
     is_local = not os.environ.get("RAY_ADDRESS")
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -123,7 +122,7 @@ def _rows(job: Job, out: Path, options: RunOptions, scenes: Sequence[Scene]) -> 
     """A line for each scene, in order, and the device that made it.
 
     Raises:
-        EnvironmentFault: there is no GPU though one was asked for, or actors were lost too often.
+        EnvironmentFault: there is no GPU though one was requested, or actors were lost too often.
     """
     ray = _quiet_import()
     from ray.data.exceptions import ExecutionTimeoutError
@@ -186,29 +185,30 @@ class Actor:
     def __init__(self, job: Job, out: Path, options: RunOptions, device: str, threads: int, folder: str) -> None:
         self.job, self.out, self.options = job, out, options
         self.device = torch.device(device, 0) if device == "cuda" else torch.device(device)
-        self.fault: Line | None = None
+        self.error: LedgerLine | None = None
         try:
             _enter(folder)
             torch.set_num_threads(threads)
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
             self.network = job.load(self.device)
-        except Exception as fault:
-            self.fault = _told(fault)
+        except Exception as error:
+            self.error = _error_line(error)
 
     def __call__(self, groups: dict[str, Any]) -> dict[str, Any]:
-        """Segment the scenes of a block; a fault is the last of its lines, and not raised: Ray would try again."""
-        lines: list[Line] = []
-        if self.fault is None:
+        """Segment the scenes of a block; an error is the last of its lines, and not raised: Ray would try again."""
+        lines: list[LedgerLine] = []
+        if self.error is None:
             try:
                 segment.segment_scenes(
-                    self.job, self.network, self.out, scenes=_scenes(groups["scenes"]), device=self.device,
-                    tell=lines.append, workers=self.options.workers, skip_bad=self.options.skip_bad, in_threads=True,
+                    self.network, self.job.files(self.out), scenes=_scenes(groups["scenes"]), tell=lines.append,
+                    inference=self.job.inference(self.device, workers=self.options.workers),
+                    skip_bad=self.options.skip_bad, in_threads=True,
                 )  # fmt: skip
-            except Exception as fault:
-                lines.append(_told(fault))
+            except Exception as error:
+                lines.append(_error_line(error))
         else:
-            lines.append(self.fault)
+            lines.append(self.error)
         text = [documents.to_json(line) for line in lines]
         return {"line": np.array(text, object), "device": np.array([device_name(self.device)] * len(text), object)}
 
@@ -228,20 +228,20 @@ def _enter(folder: str) -> None:
         ) from error
 
 
-def _told(fault: Exception) -> Line:
-    """A fault of the user or the machine as a line for the driver; a bug is raised."""
-    known = fault if isinstance(fault, MemorySamError) else environment_fault(fault)
+def _error_line(error: Exception) -> LedgerLine:
+    """An error of the user's or the machine's as a line for the driver; a bug is raised."""
+    known = error if isinstance(error, MemorySamError) else environment_fault(error)
     if known is None:
-        raise fault
+        raise error
     return {"code": known.exit_code, "message": str(known)}
 
 
-def _raised(told: Line) -> MemorySamError:
-    """What :func:`_told` told, as an exception of the same class."""
+def _error_of(line: LedgerLine) -> MemorySamError:
+    """What :func:`_error_line` wrote, as an exception of the same class."""
     for each in MemorySamError.__subclasses__():
-        if each is not Stopped and each.exit_code == told["code"]:
-            return each(told["message"])
-    raise AssertionError(f"no exception for {EXIT_CODES.get(told['code'], told['code'])}")
+        if each is not Stopped and each.exit_code == line["code"]:
+            return each(line["message"])
+    raise AssertionError(f"no exception for {EXIT_CODES.get(line['code'], line['code'])}")
 
 
 def _text(scenes: Sequence[Scene]) -> str:
@@ -260,10 +260,5 @@ def _scenes(texts: Sequence[str]) -> list[Scene]:
 
 def _threads() -> int:
     """Of the computing of an actor on a CPU; OpenMP's variable may also be a list, of which the first is meant."""
-    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return int(asked) if asked.isascii() and asked.isdigit() and int(asked) else CPUS
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(text) if text.isascii() and text.isdigit() and int(text) else CPUS

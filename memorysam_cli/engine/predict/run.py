@@ -11,16 +11,14 @@ import torch
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.engine import launcher, processes, runtime
 from memorysam_cli.engine.predict import ledger, segment
-from memorysam_cli.engine.predict.files import Line
+from memorysam_cli.engine.predict.files import LedgerLine
 from memorysam_cli.engine.predict.job import WHOLE, Job, RunOptions, device_name
 from memorysam_cli.engine.predict.parts import Part, PredictionFolder, Wish
+from memorysam_cli.engine.predict.segment import Make
 from memorysam_cli.engine.processes import Peers
 from memorysam_cli.errors import UsageError
 from memorysam_cli.report import console
 from memorysam_cli.storage import documents
-
-Make = Callable[[Sequence[Scene], Callable[[Line], object], Callable[[str], object]], None]
-"""Segments scenes, tells their lines in order, and the name of each device before the first line that it made."""
 
 
 def run(job: Job, out: Path, options: RunOptions) -> dict[str, Any] | None:
@@ -78,12 +76,12 @@ def _prepare(job: Job, out: Path, options: RunOptions) -> Make:
     network = job.load(device)
 
     def make(
-        scenes: Sequence[Scene], tell: Callable[[Line], object], tell_device: Callable[[str], object]
+        scenes: Sequence[Scene], tell: Callable[[LedgerLine], object], tell_device: Callable[[str], object]
     ) -> None:  # fmt: skip
         tell_device(device_name(device))
+        inference = job.inference(device, workers=options.workers)
         segment.segment_scenes(
-            job, network, out, scenes=scenes, device=device, tell=tell, workers=options.workers,
-            skip_bad=options.skip_bad,
+            network, job.files(out), scenes=scenes, inference=inference, tell=tell, skip_bad=options.skip_bad
         )  # fmt: skip
 
     return make
@@ -107,15 +105,15 @@ def _do(job: Job, part: Part, make: Make, *, skip_bad: bool, notice: Callable[[]
         notice: called for every scene; may raise what another process died of.
     """
     scenes = part.shard.of(job.scenes, stride=job.stride)
-    kept = ledger.take_up(part.ledger, job, part.out, scenes, skip_bad=skip_bad)
-    devices = dict.fromkeys(part.devices() if kept.count else ())
-    if kept.count:
-        console.note(f"{part.out}: goes on: {kept.count:,} of {len(scenes):,} scenes are done")
+    inventory = ledger.take_up(part.ledger, job, part.out, scenes, skip_bad=skip_bad)
+    devices = dict.fromkeys(part.devices() if inventory.count else ())
+    if inventory.count:
+        console.note(f"{part.out}: goes on: {inventory.count:,} of {len(scenes):,} scenes are done")
     label = "predict" if part.shard.count == 1 else f"predict {part.shard.index}/{part.shard.count}"
     with console.progress(len(scenes), label) as progress:
-        progress.advance(kept.count)
+        progress.advance(inventory.count)
 
-        def tell(line: Line) -> None:
+        def tell(line: LedgerLine) -> None:
             notice()  # first: what it raises undoes the scene's files
             documents.append_json_line(part.ledger, line)
             progress.advance(1)
@@ -125,7 +123,7 @@ def _do(job: Job, part: Part, make: Make, *, skip_bad: bool, notice: Callable[[]
                 devices[name] = None
                 part.note_devices(devices)
 
-        if kept.left:
-            make(kept.left, tell, tell_device)
-    if not kept.is_a_beginning:
+        if inventory.left:
+            make(inventory.left, tell, tell_device)
+    if not inventory.is_a_beginning:
         ledger.put_in_order(part.ledger, scenes)

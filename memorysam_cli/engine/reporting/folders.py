@@ -17,7 +17,7 @@ from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.report import pages, pictures
 from memorysam_cli.storage import documents
 
-Kind = Literal["training", "evaluation", "prediction"]
+FolderKind = Literal["training", "evaluation", "prediction"]
 Facts = dict[str, Any]
 """What a page's template shows, or what a document of ours holds."""
 PICTURE_KINDS = {".png": "png", ".jpg": "jpeg"}
@@ -37,7 +37,7 @@ def latest() -> Path:
     return folder
 
 
-def kind(folder: Path) -> Kind:
+def kind(folder: Path) -> FolderKind:
     """What a folder holds, by its files.
 
     Raises:
@@ -97,11 +97,6 @@ def understood(path: Path) -> Iterator[None]:
         ) from error
 
 
-def picture(path: Path) -> str:
-    """A picture's file as an address that holds it."""
-    return pages.data_uri(path.read_bytes(), kind=PICTURE_KINDS[path.suffix])
-
-
 def gallery_scenes(folder: Path) -> tuple[list[Facts], str]:
     """The scenes of a stored gallery, and a note for the reader.
 
@@ -116,7 +111,7 @@ def gallery_scenes(folder: Path) -> tuple[list[Facts], str]:
         words = [each.rank, each.condition, each.case]
         words += [f"mIoU {each.miou_present:.1f}"] if each.miou_present is not None else []
         with understood(folder / pictures.GALLERY_FILE):
-            layers = [layer(kept.key, kept.title, folder / kept.file) for kept in each.layers]
+            layers = [layer(stored.key, stored.title, folder / stored.file) for stored in each.layers]
         scenes.append(scene(each.scene, words, layers))
     return fitting(scenes)
 
@@ -128,7 +123,7 @@ def scene(name: str, words: Iterable[str | None], layers: Sequence[Mapping[str, 
 
 def layer(key: str, title: str, path: Path) -> dict[str, str]:
     """A layer whose picture is a file."""
-    return {"key": key, "title": title, "src": picture(path)}
+    return {"key": key, "title": title, "src": pages.data_uri(path.read_bytes(), kind=PICTURE_KINDS[path.suffix])}
 
 
 def fitting(scenes: list[Facts], *, room: int = ROOM) -> tuple[list[Facts], str]:
@@ -136,12 +131,12 @@ def fitting(scenes: list[Facts], *, room: int = ROOM) -> tuple[list[Facts], str]
 
     A picture stands twice in the page: for the viewer, and the first one for the list.
     """
-    kept, size = [], 0
+    first, size = [], 0
     for each in scenes:
         size += sum(len(layer["src"]) for layer in each["layers"]) + len(each["layers"][0]["src"])
         if size > room:
             break
-        kept.append(each)
-    if len(kept) == len(scenes):
-        return kept, ""
-    return kept, f"{len(scenes) - len(kept)} of {len(scenes)} scenes are left out, so that this file stays small."
+        first.append(each)
+    if len(first) == len(scenes):
+        return first, ""
+    return first, f"{len(scenes) - len(first)} of {len(scenes)} scenes are left out, so that this file stays small."

@@ -87,9 +87,9 @@ def gather_comparison(first: Path, second: Path) -> Facts:
     rows = [] if note else _rows(a, b)
     charts = []
     if len(runs) == 2:
-        told = [("A", run_page.metrics(runs[0])), ("B", run_page.metrics(runs[1]))]
+        rows_of_runs = [("A", run_page.metrics(runs[0])), ("B", run_page.metrics(runs[1]))]
         terms = [name for run in runs for name in recipes.load(run.path / RECIPE, is_stored=True).terms]
-        charts = run_page.draw_all(told, tuple(dict.fromkeys(terms)))
+        charts = run_page.draw_all(rows_of_runs, tuple(dict.fromkeys(terms)))
     sections = [("headline", "Headline"), ("classes", "Classes")] + [("curves", "Curves")] * bool(charts)
     return {
         "kind": "comparison",
@@ -148,10 +148,10 @@ def _headline(a: Facts, b: Facts, runs: list[RunFolder], *, compared: bool) -> l
         words = [", ".join(each["modalities"]) for each in (a, b)]
         rows.append({"name": "Modalities", "a": words[0], "b": words[1], "delta": None})
     if len(runs) == 2:
-        found = [run_page.best(run_page.metrics(run)) for run in runs]
-        told = ["–" if each is None else f"{each['miou']:.2f} (step {each['step']:,})" for each in found]
-        delta = found[1]["miou"] - found[0]["miou"] if found[0] and found[1] else None
-        rows.append({"name": "Best validation mIoU", "a": told[0], "b": told[1], "delta": delta})
+        best = [run_page.best(run_page.metrics(run)) for run in runs]
+        cells = ["–" if each is None else f"{each['miou']:.2f} (step {each['step']:,})" for each in best]
+        delta = best[1]["miou"] - best[0]["miou"] if best[0] and best[1] else None
+        rows.append({"name": "Best validation mIoU", "a": cells[0], "b": cells[1], "delta": delta})
     return rows
 
 

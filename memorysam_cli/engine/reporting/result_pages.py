@@ -24,7 +24,7 @@ BENCHMARKS = {
     "rmm": "Randomly missing elements",
     "nm": "Noisy sensors",
 }
-GREY = [128, 128, 128]
+GRAY = [128, 128, 128]
 SHOWN_SCENES = 12
 """Of the gallery, spread evenly over the prediction."""
 SHOWN_FAILURES = 200
@@ -132,12 +132,12 @@ def tiles(report: Facts) -> list[tuple[str, str, str]]:
 
 
 def class_rows(report: Facts) -> list[Facts]:
-    """The classes with their colours and shares of the pixels; percent."""
+    """The classes with their colors and shares of the pixels; percent."""
     scored = max(1, report["pixels"]["scored"])
-    colours = report.get("palette") or [GREY] * len(report["classes"])
+    colors = report.get("palette") or [GRAY] * len(report["classes"])
     return [
-        {**each, "color": list(map(int, colour)), "share": 100 * each["pixels"] / scored}
-        for each, colour in zip(report["classes"], colours, strict=True)
+        {**each, "color": list(map(int, color)), "share": 100 * each["pixels"] / scored}
+        for each, color in zip(report["classes"], colors, strict=True)
     ]
 
 

@@ -30,7 +30,7 @@ CHARTS: tuple[ChartPlan, ...] = (
     ("memory", "Peak memory", "GB", ("peak_memory_gb",)),
 )
 """The charts beside those of the losses."""
-SAID = {"miou": "mIoU", "miou_native": "mIoU, native", "mf1": "mF1", "macc": "mAcc", "lr": "learning rate"}
+VALUE_NAMES = {"miou": "mIoU", "miou_native": "mIoU, native", "mf1": "mF1", "macc": "mAcc", "lr": "learning rate"}
 """Values by other names than their keys."""
 FROM_ZERO = {"throughput", "memory", "miou"}
 PICTURE_SIDE = 1600
@@ -111,7 +111,7 @@ def draw(what: ChartPlan, runs: Sequence[tuple[str, Sequence[Facts]]]) -> Chart 
     name, title, unit, keys = what
     keys = keys if len(runs) == 1 else keys[:1]
     series = [
-        Series(label or SAID.get(key, key.replace("_", " ")), points, is_main=index == 0 or len(runs) > 1)
+        Series(label or VALUE_NAMES.get(key, key.replace("_", " ")), points, is_main=index == 0 or len(runs) > 1)
         for label, rows in runs
         for index, key in enumerate(keys)
         if (points := [(row["step"], row[key]) for row in rows if key in row])
@@ -130,8 +130,8 @@ def against_parent(trained: Recipe) -> tuple[str, list[tuple[str, str, str]]]:
     else:
         parent = min(map(recipes.load, recipes.shipped()), key=lambda each: len(comparing.differences(each, trained)))
         words = f"the shipped recipe '{parent.name}', the nearest one"
-    found = comparing.differences(parent, trained)
-    return words, [(each.key, _cell(each.a), _cell(each.b)) for each in found]
+    changes = comparing.differences(parent, trained)
+    return words, [(each.key, _cell(each.a), _cell(each.b)) for each in changes]
 
 
 def differences(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -142,8 +142,8 @@ def differences(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str
 
 def environment(run: RunFolder) -> list[tuple[str, str]]:
     """Where and with what a run was made."""
-    told = dict(comparing.leaves(folders.read(run.path / "environment.json")))
-    rows = [(key, _cell(value)) for key, value in told.items() if value not in (None, [], "")]
+    facts = dict(comparing.leaves(folders.read(run.path / "environment.json")))
+    rows = [(key, _cell(value)) for key, value in facts.items() if value not in (None, [], "")]
     command = run.path / "command.txt"
     return rows + ([("command", command.read_text(encoding="utf-8").strip())] if command.is_file() else [])
 
@@ -155,12 +155,10 @@ def best(rows: Iterable[Facts]) -> Facts | None:
 
 
 def _tiles(run: RunFolder, rows: Sequence[Facts], trained: Recipe) -> list[tuple[str, str, str]]:
-    found, steps = best(rows), [row for row in rows if "loss" in row]
+    top, steps = best(rows), [row for row in rows if "loss" in row]
     result = folders.read(run.result)
     tiles = (
-        [("Best mIoU", f"{found['miou']:.2f}", f"step {found['step']:,}, on {trained.data.selection_split}")]
-        if found
-        else []
+        [("Best mIoU", f"{top['miou']:.2f}", f"step {top['step']:,}, on {trained.data.selection_split}")] if top else []
     )
     if steps:
         last = steps[-1]
@@ -194,14 +192,14 @@ def _warnings(run: RunFolder) -> list[str]:
 def _pictures(run: RunFolder) -> list[Facts]:
     """The run's samples, as far as there is room: of others the page says where they lie (``src`` is empty)."""
     places = [(title, run.samples / name) for title, name in PICTURES.items()]
-    kept: list[Facts] = []
+    entries: list[Facts] = []
     for title, path in places:
         if path.is_file():
             smaller = pictures.shrunk(pictures.as_picture(images.read(path)), smooth=True, long_side=PICTURE_SIDE)
             src = pages.data_uri(images.encode_jpeg(smaller, quality=pictures.QUALITY), kind="jpeg")
-            has_room = sum(len(each["src"]) for each in kept) + len(src) <= PICTURE_ROOM
-            kept.append({"title": title, "src": src if has_room else "", "file": f"{run.samples.name}/{path.name}"})
-    return kept
+            has_room = sum(len(each["src"]) for each in entries) + len(src) <= PICTURE_ROOM
+            entries.append({"title": title, "src": src if has_room else "", "file": f"{run.samples.name}/{path.name}"})
+    return entries
 
 
 def _cell(value: Any) -> str:

@@ -20,7 +20,7 @@ from memorysam_cli.engine import runtime
 from memorysam_cli.engine.evaluate.counts import Evaluation
 from memorysam_cli.engine.evaluate.scoring import evaluate
 from memorysam_cli.engine.infer.decision import own_size
-from memorysam_cli.engine.infer.inference import Inference, scoring
+from memorysam_cli.engine.infer.inference import Inference, inference_mode
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.train.checkpoints import Position
 from memorysam_cli.model import Segmenter
@@ -218,6 +218,6 @@ def _predict(network: Segmenter, manifest: Manifest, scene: Scene) -> tuple[Samp
     )
     seen = for_prediction(sample, modalities=modalities, size=network.image_size)
     frames = [to_tensor(seen.frames[m.name], m).unsqueeze(0).to(network.device) for m in modalities]
-    with scoring(network):
+    with inference_mode(network):
         logits = own_size(network.logits(frames)[0], height=sample.size[0], width=sample.size[1])
     return sample, logits.argmax(dim=0).cpu().numpy()

@@ -1,4 +1,8 @@
-"""The model card of trained weights, and how weights go to the Hugging Face Hub with it."""
+"""The model card of trained weights, and what goes to the Hugging Face Hub with them.
+
+What is known of weights is gathered, the card is rendered from it section by section, and both are planned as an
+upload. At the end the Markdown, in which other people's words stay words, whatever they look like.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +22,15 @@ from memorysam_cli.storage.hub import CARD, Upload
 
 LICENSE = "apache-2.0"
 """SAM 2's, of which all weights are made, and ours."""
-HOME = "memorysam"
+LIBRARY = "memorysam"
+RECIPE = "recipe.yaml"
 _PLAIN = re.compile(r"[^A-Za-z0-9._-]+")
 _ABSOLUTE = re.compile(r"^(?:~|/|[A-Za-z]:[\\/]).*[\\/]")
+_SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
 
 
 @dataclass(frozen=True)
-class Facts:
+class CardFacts:
     """What a card is made of."""
 
     file: Path
@@ -37,7 +43,7 @@ class Facts:
     """Reports of ``memorysam evaluate`` on these very weights with all their sensors."""
 
 
-def gather(path: Path) -> Facts:
+def gather(path: Path) -> CardFacts:
     """Everything that is known of weights.
 
     Args:
@@ -52,11 +58,48 @@ def gather(path: Path) -> Facts:
         command = public_command((run / "command.txt").read_text(encoding="utf-8", errors="replace")) or None
     places = [run / "evaluate"] if run is not None else []
     places.append(Path("evaluate") / f"{path.stem}-{digest[:8]}")
-    found = [report for place in places for report in _reports(place) if _is_of(report, card, digest)]
-    return Facts(path, digest, card, command, tuple(found))
+    evaluations = tuple(report for place in places for report in _reports(place) if _is_of(report, card, digest))
+    return CardFacts(path, digest, card, command, evaluations)
 
 
-def render(facts: Facts, *, license: str = LICENSE, repo: str | None = None) -> str:
+def _reports(folder: Path) -> list[dict[str, Any]]:
+    """The evaluations below a folder, in the order of their names; what cannot be read is none."""
+    reports = []
+    for path in sorted(folder.rglob("metrics.json")) if folder.is_dir() else ():
+        try:
+            report = documents.read_json(path)
+        except MemorySamError:
+            continue
+        if isinstance(report, dict) and report.get("schema_version") == 1 and "protocols" in report:
+            reports.append(report)
+    return reports
+
+
+def _is_of(report: dict[str, Any], card: WeightsCard, digest: str) -> bool:
+    """Whether a report is of these weights as they are meant to be used: all sensors, one look."""
+    is_whole = report.get("modalities") == [modality.name for modality in card.modalities]
+    return report.get("weights_sha256") == digest and is_whole and not report.get("tta") and not report.get("tile")
+
+
+def public_command(text: str) -> str:
+    """A command line without the folders of the machine that it was typed on; nothing of one that is cut off."""
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        return ""
+    parts = [word.partition("=") for word in words]
+    shown = ["".join((key, equals, _public(value))) if equals else _public(key) for key, equals, value in parts]
+    if shown:
+        shown[0] = PurePath(shown[0]).name
+    return shlex.join(shown)
+
+
+def _public(text: str) -> str:
+    """The last part of an absolute path; other text as it is."""
+    return _ABSOLUTE.sub("…/", text.strip()) if _ABSOLUTE.match(text.strip()) else text
+
+
+def render(facts: CardFacts, *, license: str = LICENSE, repo: str | None = None) -> str:
     """The card as Markdown, with the YAML that the Hub reads above it.
 
     Args:
@@ -80,25 +123,12 @@ def render(facts: Facts, *, license: str = LICENSE, repo: str | None = None) -> 
     return "\n\n".join(sections) + "\n"
 
 
-def public_command(text: str) -> str:
-    """A command line without the folders of the machine that it was typed on; nothing of one that is cut off."""
-    try:
-        words = shlex.split(text)
-    except ValueError:
-        return ""
-    parts = [word.partition("=") for word in words]
-    shown = ["".join((key, equals, _public(value))) if equals else _public(key) for key, equals, value in parts]
-    if shown:
-        shown[0] = PurePath(shown[0]).name
-    return shlex.join(shown)
+def _title(card: WeightsCard) -> str:
+    sensors = "+".join(modality.name for modality in card.modalities)
+    return f"MemorySAM {card.recipe.name} ({card.dataset.title}, {sensors})"
 
 
-def _public(text: str) -> str:
-    """The last part of an absolute path; other text as it is."""
-    return _ABSOLUTE.sub("…/", text.strip()) if _ABSOLUTE.match(text.strip()) else text
-
-
-def _front_matter(facts: Facts, *, license: str) -> str:
+def _front_matter(facts: CardFacts, *, license: str) -> str:
     """The YAML block, by the Hub's own client."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -113,7 +143,7 @@ def _front_matter(facts: Facts, *, license: str) -> str:
     ]  # fmt: skip
     tags = ["semantic-segmentation", "multi-modal", "sam2", "memorysam", *(_slug(m.name) for m in card.modalities)]
     data = ModelCardData(
-        license=license, library_name=HOME, pipeline_tag="image-segmentation", tags=list(dict.fromkeys(tags)),
+        license=license, library_name=LIBRARY, pipeline_tag="image-segmentation", tags=list(dict.fromkeys(tags)),
         base_model=_base_model(card), datasets=[_slug(info.name)], metrics=["mean_iou"],
         model_name=line(_title(card)), eval_results=results or None,
     )  # fmt: skip
@@ -121,6 +151,28 @@ def _front_matter(facts: Facts, *, license: str) -> str:
         del data.model_name  # a model index without results is none
     text: str = data.to_yaml()
     return text.rstrip("\n") + "\n"
+
+
+def _headlines(facts: CardFacts) -> list[tuple[str, str, float]]:
+    """Split, protocol and mIoU in percent: of the evaluations, or of the validation that the weights carry."""
+    scores: dict[tuple[str, str], float] = {}
+    for report in facts.evaluations:
+        for protocol, part in report["protocols"].items():
+            scores.setdefault((report["split"], protocol), float(part["miou"]))
+    metric = facts.card.metric
+    if metric is not None:
+        scores.setdefault((metric.split, metric.protocol), metric.miou)
+    return [(split, protocol, miou) for (split, protocol), miou in scores.items()]
+
+
+def _base_model(card: WeightsCard) -> str | None:
+    kind, _, rest = card.base.source.partition(":")
+    return rest.rpartition("/")[0] or None if kind == "hub" else None
+
+
+def _slug(text: str) -> str:
+    """What the Hub takes for a name or a tag."""
+    return _PLAIN.sub("-", text).strip("-.") or "unnamed"
 
 
 def _what(card: WeightsCard) -> str:
@@ -133,7 +185,7 @@ def _what(card: WeightsCard) -> str:
     )
 
 
-def _scores(facts: Facts) -> str:
+def _scores(facts: CardFacts) -> str:
     rows = [(split, protocol, f"{miou:.2f}") for split, protocol, miou in _headlines(facts)]
     if not rows:
         return "None are known: these weights were not validated."
@@ -163,6 +215,10 @@ def _sensors(card: WeightsCard) -> str:
     return table(("sensor", "kind", "values", "mean / std"), rows) + f"\n\n{note}"
 
 
+def _numbers(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
 def _classes(card: WeightsCard) -> str:
     both = zip(card.dataset.classes, card.dataset.palette, strict=True)
     rows = [
@@ -172,7 +228,7 @@ def _classes(card: WeightsCard) -> str:
     return table(("id", "class", "colour"), rows)
 
 
-def _use(facts: Facts, *, repo: str | None) -> str:
+def _use(facts: CardFacts, *, repo: str | None) -> str:
     name = shlex.quote(facts.file.name)
     fetch = f"hf download {repo} {name} --local-dir .\n" if repo else ""
     sensors = ", ".join(repr(modality.name) for modality in facts.card.modalities)
@@ -190,7 +246,7 @@ def _use(facts: Facts, *, repo: str | None) -> str:
     return f"{fenced('console', shell)}\n\n{fenced('python', python)}"
 
 
-def _provenance(facts: Facts) -> str:
+def _provenance(facts: CardFacts) -> str:
     card = facts.card
     rows = [
         ("file", f"`{line(facts.file.name)}`"),
@@ -209,7 +265,20 @@ def _provenance(facts: Facts) -> str:
     return text if facts.command is None else f"{text}\n\nTrained by:\n\n{fenced('console', facts.command)}"
 
 
-def _limits(facts: Facts) -> str:
+def _base_source(card: WeightsCard) -> str:
+    kind, _, rest = card.base.source.partition(":")
+    return f"file:…/{PurePath(rest).name}" if kind == "file" else card.base.source
+
+
+def public_recipe(card: WeightsCard) -> str:
+    """The recipe as YAML, without anybody's paths."""
+    if card.recipe.extensions:
+        names = tuple(f"…/{PurePath(file).name}" for file in card.recipe.extensions)
+        card = card.model_copy(update={"recipe": card.recipe.model_copy(update={"extensions": names})})
+    return re.sub(r"(?<=: )(['\"]?)(?:~|/)[^\n]*/([^/\n]*)$", r"\1…/\2", card.recipe.to_yaml(), flags=re.MULTILINE)
+
+
+def _limits(facts: CardFacts) -> str:
     card = facts.card
     lines = [
         f"It knows the {len(card.dataset.classes)} classes above and gives each pixel one of them, also where nothing "
@@ -221,75 +290,6 @@ def _limits(facts: Facts) -> str:
         "It is not made for decisions on which safety depends.",
     ]
     return "\n".join(f"- {line}" for line in lines)
-
-
-def public_recipe(card: WeightsCard) -> str:
-    """The recipe as YAML, without anybody's paths."""
-    if card.recipe.extensions:
-        names = tuple(f"…/{PurePath(file).name}" for file in card.recipe.extensions)
-        card = card.model_copy(update={"recipe": card.recipe.model_copy(update={"extensions": names})})
-    return re.sub(r"(?<=: )(['\"]?)(?:~|/)[^\n]*/([^/\n]*)$", r"\1…/\2", card.recipe.to_yaml(), flags=re.MULTILINE)
-
-
-def _headlines(facts: Facts) -> list[tuple[str, str, float]]:
-    """Split, protocol and mIoU in percent: of the evaluations, or of the validation that the weights carry."""
-    found: dict[tuple[str, str], float] = {}
-    for report in facts.evaluations:
-        for protocol, part in report["protocols"].items():
-            found.setdefault((report["split"], protocol), float(part["miou"]))
-    metric = facts.card.metric
-    if metric is not None:
-        found.setdefault((metric.split, metric.protocol), metric.miou)
-    return [(split, protocol, miou) for (split, protocol), miou in found.items()]
-
-
-def _reports(folder: Path) -> list[dict[str, Any]]:
-    """The evaluations below a folder, in the order of their names; what cannot be read is none."""
-    found = []
-    for path in sorted(folder.rglob("metrics.json")) if folder.is_dir() else ():
-        try:
-            report = documents.read_json(path)
-        except MemorySamError:
-            continue
-        if isinstance(report, dict) and report.get("schema_version") == 1 and "protocols" in report:
-            found.append(report)
-    return found
-
-
-def _is_of(report: dict[str, Any], card: WeightsCard, digest: str) -> bool:
-    """Whether a report is of these weights as they are meant to be used: all sensors, one look."""
-    is_whole = report.get("modalities") == [modality.name for modality in card.modalities]
-    return report.get("weights_sha256") == digest and is_whole and not report.get("tta") and not report.get("tile")
-
-
-def _title(card: WeightsCard) -> str:
-    sensors = "+".join(modality.name for modality in card.modalities)
-    return f"MemorySAM {card.recipe.name} ({card.dataset.title}, {sensors})"
-
-
-def _base_source(card: WeightsCard) -> str:
-    kind, _, rest = card.base.source.partition(":")
-    return f"file:…/{PurePath(rest).name}" if kind == "file" else card.base.source
-
-
-def _base_model(card: WeightsCard) -> str | None:
-    kind, _, rest = card.base.source.partition(":")
-    return rest.rpartition("/")[0] or None if kind == "hub" else None
-
-
-def _slug(text: str) -> str:
-    """What the Hub takes for a name or a tag."""
-    return _PLAIN.sub("-", text).strip("-.") or "unnamed"
-
-
-def _numbers(values: Iterable[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
-
-
-# What goes to the Hugging Face Hub with weights: their card and their recipe.
-
-
-RECIPE = "recipe.yaml"
 
 
 def plan(repo: str, path: Path, *, license: str, with_card: bool, private: bool, replaces_card: bool) -> Upload:
@@ -324,12 +324,6 @@ def sizes(upload: Upload) -> dict[str, int]:
         name: len(content) if isinstance(content, bytes) else content.stat().st_size
         for name, content in upload.files.items()
     }
-
-
-# Text for Markdown: other people's words stay words, whatever they look like.
-
-
-_SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
 
 
 def line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Our weights as files for others, and whether a weights file is whole."""
+"""Our weights in the layouts that other code reads, and the check that a weights file is what it claims to be."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from memorysam_cli.registry import ENCODERS
 from memorysam_cli.storage import atomic, documents, foreign, tensors
 from memorysam_cli.text import shown
 
-Format = Literal["reference", "peft", "merged"]
+WeightsFormat = Literal["reference", "peft", "merged"]
 UPSTREAM_TOKENS = 25
 ADAPTER_FILE = "adapter_model.safetensors"
+TEST_PX = 64
+"""Side of the images that weights are checked with."""
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedWeights:
     """What was written."""
 
     tensors: int
@@ -33,7 +35,7 @@ class Exported:
     notes: tuple[str, ...] = ()
 
 
-def export(path: Path, out: Path, *, form: Format) -> Exported:
+def export(path: Path, out: Path, *, form: WeightsFormat) -> ExportedWeights:
     """Write weights in another layout.
 
     Args:
@@ -49,7 +51,7 @@ def export(path: Path, out: Path, *, form: Format) -> Exported:
     card = read_card(path)
     if form == "merged":
         state = {name.removeprefix("sam."): tensor for name, tensor in load(path).state_dict().items()}
-        return Exported(len(state), _write(out, state))
+        return ExportedWeights(len(state), _write(out, state))
     _refuse_without_lora(card, form=form, where=shown(path))
     if form == "reference":
         _refuse_other_networks(card, where=shown(path))
@@ -58,14 +60,14 @@ def export(path: Path, out: Path, *, form: Format) -> Exported:
         return _write_adapter(network, out)
     try:
         state = to_reference(network.state_dict(), scale=_scale(card, where=shown(path)))
-    except WeightsError as fault:
-        raise WeightsError(f"{shown(path)}: {fault}") from None
+    except WeightsError as error:
+        raise WeightsError(f"{shown(path)}: {error}") from None
     is_usual = card.tokens == UPSTREAM_TOKENS
     note = f"these weights have {card.tokens} class tokens; upstream's code builds {UPSTREAM_TOKENS}: change it there"
-    return Exported(len(state), _write(out, state), notes=() if is_usual else (note,))
+    return ExportedWeights(len(state), _write(out, state), notes=() if is_usual else (note,))
 
 
-def _refuse_without_lora(card: WeightsCard, *, form: Format, where: str) -> None:
+def _refuse_without_lora(card: WeightsCard, *, form: WeightsFormat, where: str) -> None:
     encoder = card.recipe.model.encoder
     if card.kind == "merged" and encoder == "lora":
         raise WeightsError(
@@ -106,7 +108,7 @@ def _write(out: Path, state: dict[str, Tensor]) -> str:
     return foreign.write_torch(out, state)
 
 
-def _write_adapter(network: Segmenter, out: Path) -> Exported:
+def _write_adapter(network: Segmenter, out: Path) -> ExportedWeights:
     """An adapter folder as PEFT writes it: ``PeftModel.from_pretrained`` loads it onto a split trunk."""
     model = network.card.recipe.model
     published = ENCODERS.get(model.backbone).published
@@ -116,13 +118,7 @@ def _write_adapter(network: Segmenter, out: Path) -> Exported:
     with atomic.new_folder(out) as folder:
         digest = tensors.write(folder / ADAPTER_FILE, state, {"format": "pt"})
         documents.write_json(folder / "adapter_config.json", config)
-    return Exported(len(state), digest)
-
-
-# Are weights what they claim to be?
-
-
-SIZE_PX = 64
+    return ExportedWeights(len(state), digest)
 
 
 def verify_weights(path: Path) -> dict[str, Any]:
@@ -135,7 +131,7 @@ def verify_weights(path: Path) -> dict[str, Any]:
         WeightsError: any check fails, or the logits of a small test image are not finite.
     """
     network = load(path)
-    frames = [torch.zeros(1, 3, SIZE_PX, SIZE_PX) for _ in network.card.modalities]
+    frames = [torch.zeros(1, 3, TEST_PX, TEST_PX) for _ in network.card.modalities]
     with torch.inference_mode():
         logits = network.logits(frames)
     if not bool(torch.isfinite(logits).all()):

@@ -1,7 +1,11 @@
-"""The authors' released weights as files of ours."""
+"""The authors' released weights, made into a file of ours: complete, with a card, and nothing left out.
+
+First the whole of it; then what the file's name says, the recipe that follows from it, the data set, and the card.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +14,7 @@ from torch import Tensor
 
 from memorysam_cli import data as datasets
 from memorysam_cli import recipe as recipes
-from memorysam_cli.data import manifest
+from memorysam_cli.data import manifest as manifests
 from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.engine.train.start import resolve
 from memorysam_cli.errors import UsageError, WeightsError, did_you_mean
@@ -26,6 +30,8 @@ LETTERS = {
     "mcubes": {"RGB": "image", "I": "image", "A": "aolp", "D": "dolp", "N": "nir"},
 }
 """Data set → letter → modality."""
+SELECTED_ON_TEST = ("mcubes",)
+"""Data sets whose upstream "val" list is the test list, so that the published weights were chosen on it (METHOD §5)."""
 _RESULT = re.compile(r"epoch[_-]?(?P<epoch>\d+)_(?P<miou>\d{1,3}(?:\.\d+)?)(?![\d.]*\d)")
 # RGB in either case; I alone only in capitals, for "in" and "id" are words.
 _SENSORS = re.compile(r"(?<![A-Za-z])(?:(?i:RGB)|I(?=[-_]?[ADELN]))(?:[-_]?(?i:[ADELN]))*(?![A-Za-z])")
@@ -34,7 +40,71 @@ _DATASET = re.compile(rf"(?<![A-Za-z])({'|'.join(LETTERS)})(?![A-Za-z])", re.IGN
 
 
 @dataclass(frozen=True)
-class Name:
+class ImportedWeights:
+    """What was written."""
+
+    card: weights.WeightsCard
+    tensors: int
+    """How many the file had; all are in what was written."""
+    sha256: str
+    notes: tuple[str, ...]
+    """What was taken from where, and what is worth knowing."""
+
+
+def import_reference(
+    path: Path, out: Path, *, recipe: str | None = None, modalities: tuple[str, ...] | None = None,
+    root: Path | None = None,
+) -> ImportedWeights:  # fmt: skip
+    """Write an upstream checkpoint as a weights file of ours.
+
+    Args:
+        path: a .pth (a state dict, or one under ``model_state_dict``) or a .safetensors of the same names.
+        out: the file to write.
+        recipe: a shipped recipe's name or a .yaml file; None: as the file's name says. ``auto`` and ``all`` in it
+            are what is prepared in ``root``.
+        modalities: in the order of training; None: as the file's name or the recipe says.
+        root: a data root where the data set is prepared; None: the default root if it is prepared there, else the
+            data set as published.
+
+    Raises:
+        UsageError: the name and the options contradict each other, or do not say enough.
+        WeightsError: it is unsafe, damaged, incomplete or no MemorySAM checkpoint.
+        DataError: ``root`` does not have the data set.
+    """
+    if recipe is not None:
+        recipes.load(recipe, with_extensions=True)  # a wrong recipe is refused before a large file is read
+    state = _read(path)
+    identity = identify(state, where=shown(path))
+    chosen = resolve(choose_recipe(path, recipe=recipe, modalities=modalities), manifests.data_root(root))
+    dataset = _dataset(chosen, root=root)
+    if identity.tokens < len(dataset.classes):
+        raise WeightsError(
+            f"{shown(path)}: has {identity.tokens} class tokens, but {dataset.title} has {len(dataset.classes)} "
+            "classes; give the --recipe of the data set that it was trained on"
+        )
+    trained = _trained_by(chosen, identity)
+    card = weights.WeightsCard(
+        recipe=trained, dataset=dataset, tokens=identity.tokens, image_size=trained.data.image_size,
+        base=Base(backbone=identity.backbone, source=f"import:{shown(path.name)}", sha256=tensors.sha256(path)),
+        versions=weights.versions(), metric=_metric(read_name(path), trained),
+    )  # fmt: skip
+    own = {name: tensor.float() for name, tensor in from_reference(state).items()}
+    digest = weights.save_complete(card, own, out)
+    return ImportedWeights(card=card, tensors=len(state), sha256=digest, notes=_notes(card, chosen, identity))
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of either container, without the wrappers of training."""
+    if path.suffix != ".safetensors":
+        return unwrapped(foreign.read_torch(path))
+    state, metadata = tensors.read(path)
+    if weights.CARD in metadata:
+        raise WeightsError(f"{shown(path)}: is a memorysam weights file already; use it as it is")
+    return unwrapped(state)
+
+
+@dataclass(frozen=True)
+class FileName:
     """What a file's name, or the folder's that it lies in, says; None where it says nothing."""
 
     dataset: str | None = None
@@ -64,19 +134,29 @@ class Name:
         return [dataset for dataset in LETTERS if self.modalities(dataset)] if self.sensors else []
 
 
-def read_name(path: Path) -> Name:
+def read_name(path: Path) -> FileName:
     """Read a file's name, and where it says no sensors, that of its folder."""
     result = _RESULT.search(path.stem)
     epoch, miou = (int(result["epoch"]), float(result["miou"])) if result else (None, None)
-    said = _words(path.stem)
-    if said.sensors is None and result:  # only then is the folder the training code's
+    name = _words(path.stem)
+    if name.sensors is None and result:  # only then is the folder the training code's
         folder = path.absolute().parent.name
         if folder in recipes.shipped():
-            said = Name(recipe=folder)
+            name = FileName(recipe=folder)
         elif _DATASET.search(folder) and _words(folder).sensors:
-            said = _words(folder)
+            name = _words(folder)
     is_score = miou is not None and miou <= 100
-    return Name(said.dataset, said.sensors, epoch, miou if is_score else None, said.recipe)
+    return dataclasses.replace(name, epoch=epoch, miou=miou if is_score else None)
+
+
+def _words(text: str) -> FileName:
+    """Data set and sensors, as far as they are words of a text."""
+    dataset = _DATASET.search(text)
+    sensors = _SENSORS.search(text) or (_SMALL.search(text) if dataset else None)
+    return FileName(
+        dataset=dataset[1].lower() if dataset else None,
+        sensors=re.sub("[-_]", "", sensors[0]).upper() if sensors else None,
+    )
 
 
 def choose_recipe(path: Path, *, recipe: str | None, modalities: tuple[str, ...] | None) -> Recipe:
@@ -90,46 +170,38 @@ def choose_recipe(path: Path, *, recipe: str | None, modalities: tuple[str, ...]
     Raises:
         UsageError: the name and the options contradict each other, or do not say enough.
     """
-    said = read_name(path)
-    if recipe is None and said.recipe is not None:
-        recipe = said.recipe
-    base = recipes.load(recipe, with_extensions=True) if recipe is not None else _shipped(path, said, modalities)
+    name = read_name(path)
+    if recipe is None and name.recipe is not None:
+        recipe = name.recipe
+    base = recipes.load(recipe, with_extensions=True) if recipe is not None else _shipped(path, name, modalities)
     dataset = base.data.dataset
-    chosen = modalities or (said.modalities(dataset) if recipe is None else None) or base.data.modalities
-    _refuse_contradiction(path, said, dataset=dataset, chosen=chosen)
+    chosen = modalities or (name.modalities(dataset) if recipe is None else None) or base.data.modalities
+    _refuse_contradiction(path, name, dataset=dataset, chosen=chosen)
     content = base.model_dump(mode="json")
     content["data"]["modalities"] = list(chosen)
     return recipes.parse(content, where="--modalities")
 
 
-def _words(text: str) -> Name:
-    dataset = _DATASET.search(text)
-    found = _SENSORS.search(text) or (_SMALL.search(text) if dataset else None)
-    return Name(
-        dataset=dataset[1].lower() if dataset else None,
-        sensors=re.sub("[-_]", "", found[0]).upper() if found else None,
-    )
-
-
-def _shipped(path: Path, said: Name, modalities: tuple[str, ...] | None) -> Recipe:
+def _shipped(path: Path, name: FileName, modalities: tuple[str, ...] | None) -> Recipe:
     """The shipped recipe of the data set and modalities that the name says."""
-    possible = said.datasets()
+    possible = name.datasets()
     if not possible and modalities is not None:
-        possible = [name for name, letters in LETTERS.items() if set(letters.values()) >= set(modalities)]
+        possible = [dataset for dataset, letters in LETTERS.items() if set(letters.values()) >= set(modalities)]
     # RGB-D is DELIVER's: of MCubeS, only I-A, I-A-D and I-A-D-N were ever published. RGB alone could be either.
-    if len(possible) > 1 and said.sensors in {"RGBD", "ID"}:
+    if len(possible) > 1 and name.sensors in {"RGBD", "ID"}:
         possible = ["deliver"]
     if len(possible) != 1:
-        raise UsageError(_ask(path, "which data set and modalities they were trained with"))
-    chosen = modalities or said.modalities(possible[0])
+        raise UsageError(_not_stated(path, "which data set and modalities they were trained with"))
+    chosen = modalities or name.modalities(possible[0])
     if chosen is None:
-        raise UsageError(_ask(path, f"which modalities of {possible[0]} they were trained with"))
+        raise UsageError(_not_stated(path, f"which modalities of {possible[0]} they were trained with"))
     of_dataset = [each for each in map(recipes.load, recipes.shipped()) if each.data.dataset == possible[0]]
     exact = [each for each in of_dataset if each.data.modalities == chosen]
     return (exact or of_dataset)[0]
 
 
-def _ask(path: Path, what: str) -> str:
+def _not_stated(path: Path, what: str) -> str:
+    """The message of a file that leaves open by which recipe it was trained."""
     known = ", ".join(name for name in recipes.shipped() if recipes.load(name).data.dataset in LETTERS)
     return (
         f"{shown(path)}: neither the tensors nor the file's name say {what}; "
@@ -137,14 +209,14 @@ def _ask(path: Path, what: str) -> str:
     )
 
 
-def _refuse_contradiction(path: Path, said: Name, *, dataset: str, chosen: tuple[str, ...]) -> None:
+def _refuse_contradiction(path: Path, name: FileName, *, dataset: str, chosen: tuple[str, ...]) -> None:
     """The name speaks only of the data sets that upstream has."""
     if dataset not in LETTERS:
         return
-    named = said.modalities(dataset)
-    is_other = said.sensors is not None and named != chosen
-    if is_other or said.dataset not in {None, dataset}:
-        words = " ".join(filter(None, (said.dataset, said.sensors)))
+    named = name.modalities(dataset)
+    is_other = name.sensors is not None and named != chosen
+    if is_other or name.dataset not in {None, dataset}:
+        words = " ".join(filter(None, (name.dataset, name.sensors)))
         meaning = f" ({', '.join(named)})" if named else ""
         raise UsageError(
             f"{shown(path)}: its name says {words}{meaning}, "
@@ -153,88 +225,16 @@ def _refuse_contradiction(path: Path, said: Name, *, dataset: str, chosen: tuple
         )
 
 
-# The authors' weights, made into a file of ours: complete, with a card, and nothing left out.
-
-
-SELECTED_ON_TEST = ("mcubes",)
-"""Data sets whose upstream "val" list is the test list, so that the published weights were chosen on it (METHOD §5)."""
-
-
-@dataclass(frozen=True)
-class Imported:
-    """What was written."""
-
-    card: weights.WeightsCard
-    tensors: int
-    """How many the file had; all are in what was written."""
-    sha256: str
-    notes: tuple[str, ...]
-    """What was taken from where, and what is worth knowing."""
-
-
-def import_reference(
-    path: Path, out: Path, *, recipe: str | None = None, modalities: tuple[str, ...] | None = None,
-    root: Path | None = None,
-) -> Imported:  # fmt: skip
-    """Write an upstream checkpoint as a weights file of ours.
-
-    Args:
-        path: a .pth (a state dict, or one under ``model_state_dict``) or a .safetensors of the same names.
-        out: the file to write.
-        recipe: a shipped recipe's name or a .yaml file; None: as the file's name says. ``auto`` and ``all`` in it
-            are what is prepared in ``root``.
-        modalities: in the order of training; None: as the file's name or the recipe says.
-        root: a data root where the data set is prepared; None: the default root if it is prepared there, else the
-            data set as published.
-
-    Raises:
-        UsageError: the name and the options contradict each other, or do not say enough.
-        WeightsError: it is unsafe, damaged, incomplete or no MemorySAM checkpoint.
-        DataError: ``root`` does not have the data set.
-    """
-    if recipe is not None:
-        recipes.load(recipe, with_extensions=True)  # a wrong recipe is told before a large file is read
-    state = _read(path)
-    identity = identify(state, where=shown(path))
-    asked = resolve(choose_recipe(path, recipe=recipe, modalities=modalities), manifest.data_root(root))
-    dataset = _dataset(asked, root=root)
-    if identity.tokens < len(dataset.classes):
-        raise WeightsError(
-            f"{shown(path)}: has {identity.tokens} class tokens, but {dataset.title} has {len(dataset.classes)} "
-            "classes; give the --recipe of the data set that it was trained on"
-        )
-    said = read_name(path)
-    resolved = _resolved(asked, identity)
-    card = weights.WeightsCard(
-        recipe=resolved, dataset=dataset, tokens=identity.tokens, image_size=resolved.data.image_size,
-        base=Base(backbone=identity.backbone, source=f"import:{shown(path.name)}", sha256=tensors.sha256(path)),
-        versions=weights.versions(), metric=_metric(said, resolved),
-    )  # fmt: skip
-    own = {name: tensor.float() for name, tensor in from_reference(state).items()}
-    digest = weights.save_complete(card, own, out)
-    return Imported(card=card, tensors=len(state), sha256=digest, notes=_notes(card, asked, identity))
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of either container, without the wrappers of training."""
-    if path.suffix != ".safetensors":
-        return unwrapped(foreign.read_torch(path))
-    state, metadata = tensors.read(path)
-    if weights.CARD in metadata:
-        raise WeightsError(f"{shown(path)}: is a memorysam weights file already; use it as it is")
-    return unwrapped(state)
-
-
 def _dataset(recipe: Recipe, *, root: Path | None) -> DatasetInfo:
     """The data set as prepared, else as published; with all modalities of the recipe."""
     name, wanted = recipe.data.dataset, set(recipe.data.modalities)
-    place = manifest.data_root(root)
+    place = manifests.data_root(root)
     is_published = name in datasets.DATASETS
-    if root is not None or name in manifest.prepared(place):
-        found = manifest.read_info(place, name)
-        # A copy prepared without some sensors must not stand in the way, unless it was asked for.
-        if root is not None or not is_published or wanted <= {modality.name for modality in found.modalities}:
-            return _with_modalities(found, recipe, where=str(manifest.folder(place, name) / manifest.INFO))
+    if root is not None or name in manifests.prepared(place):
+        info = manifests.read_info(place, name)
+        # A copy prepared without some sensors must not stand in the way, unless --data names it.
+        if root is not None or not is_published or wanted <= {modality.name for modality in info.modalities}:
+            return _with_modalities(info, recipe, where=str(manifests.folder(place, name) / manifests.INFO))
     if not is_published:
         raise UsageError(
             f"recipe {recipe.name}: its data set '{name}' is none of the published ones and not prepared in {place}; "
@@ -243,44 +243,46 @@ def _dataset(recipe: Recipe, *, root: Path | None) -> DatasetInfo:
     return _with_modalities(datasets.published_info(name), recipe, where=name)
 
 
-def _with_modalities(found: DatasetInfo, recipe: Recipe, *, where: str) -> DatasetInfo:
-    known = [modality.name for modality in found.modalities]
+def _with_modalities(info: DatasetInfo, recipe: Recipe, *, where: str) -> DatasetInfo:
+    """The data set, if it has all modalities of the recipe."""
+    known = [modality.name for modality in info.modalities]
     for name in recipe.data.modalities:
         if name not in known:
             raise UsageError(f"{where}: has no modality '{name}'{did_you_mean(name, known)}")
-    return found
+    return info
 
 
-def _resolved(asked: Recipe, identity: Identity) -> Recipe:
+def _trained_by(recipe: Recipe, identity: Identity) -> Recipe:
     """The recipe with what the tensors say and with what upstream's training code does."""
-    content = asked.model_dump(mode="json")
+    content = recipe.model_dump(mode="json")
     content["model"] |= {"backbone": identity.backbone, "encoder": "lora", "object_gate": True}
     content["model"] |= {"base_weights": "published", "lora": {"rank": identity.rank}}
-    if asked.data.dataset in SELECTED_ON_TEST:
+    if recipe.data.dataset in SELECTED_ON_TEST:
         content["data"]["selection_split"] = "test"
-    return recipes.parse(content, where=f"recipe {asked.name}")
+    return recipes.parse(content, where=f"recipe {recipe.name}")
 
 
-def _metric(said: Name, recipe: Recipe) -> weights.Metric | None:
-    if said.miou is None or said.epoch is None:
+def _metric(name: FileName, recipe: Recipe) -> weights.Metric | None:
+    if name.miou is None or name.epoch is None:
         return None
     split = recipe.data.selection_split
-    return weights.Metric(miou=said.miou, protocol="resized", split=split, epoch=said.epoch, step=None)
+    return weights.Metric(miou=name.miou, protocol="resized", split=split, epoch=name.epoch, step=None)
 
 
-def _notes(card: weights.WeightsCard, asked: Recipe, identity: Identity) -> tuple[str, ...]:
-    found = []
-    if asked.model.backbone != identity.backbone:
-        found.append(f"the tensors are of {identity.backbone}; recipe {asked.name} says {asked.model.backbone}")
-    if asked.model.lora.rank != identity.rank:
-        found.append(f"LoRA has rank {identity.rank}; recipe {asked.name} says {asked.model.lora.rank}")
+def _notes(card: weights.WeightsCard, chosen: Recipe, identity: Identity) -> tuple[str, ...]:
+    """Where tensors, recipe and name differ, and what is worth knowing of the result."""
+    notes = []
+    if chosen.model.backbone != identity.backbone:
+        notes.append(f"the tensors are of {identity.backbone}; recipe {chosen.name} says {chosen.model.backbone}")
+    if chosen.model.lora.rank != identity.rank:
+        notes.append(f"LoRA has rank {identity.rank}; recipe {chosen.name} says {chosen.model.lora.rank}")
     classes = len(card.dataset.classes)
     if identity.tokens > classes:
-        found.append(f"{identity.tokens} class tokens; the {classes} of {card.dataset.title} compete in the argmax")
-    if card.recipe.data.selection_split != asked.data.selection_split:
-        found.append(
+        notes.append(f"{identity.tokens} class tokens; the {classes} of {card.dataset.title} compete in the argmax")
+    if card.recipe.data.selection_split != chosen.data.selection_split:
+        notes.append(
             f"upstream chose these weights on the {card.recipe.data.selection_split} list: no independent test"
         )
     if card.metric is None:
-        found.append("the file's name does not say epoch and mIoU; the card has no result")
-    return tuple(found)
+        notes.append("the file's name does not say epoch and mIoU; the card has no result")
+    return tuple(notes)

@@ -1,4 +1,9 @@
-"""The whole network in one file for other programs: torch-export and ONNX."""
+"""The whole network in one file for other programs: torch-export and ONNX.
+
+The network is traced as one graph of plain operators for a fixed batch, sensors and size, written, read back, and
+compared with PyTorch. Our own network takes forks that depend on the processor, works in place and multiplies complex
+numbers; the graph has none of that, and computes the same.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +36,9 @@ from memorysam_cli.model.weights import WeightsCard, read_card
 from memorysam_cli.storage import atomic, documents, tensors
 from memorysam_cli.text import shown
 
-Format = Literal["torch-export", "onnx"]
+PortableFormat = Literal["torch-export", "onnx"]
+INPUT = "frames"
+OUTPUTS = ("logits", "classes", "confidence")
 TOLERANCE = 1e-3
 """Of the logits' largest size: more than float32 sums in another order make, less than a wrong operator does."""
 TRIALS = 3
@@ -42,9 +49,22 @@ METADATA = "memorysam"
 """The key of the description in an ONNX file's metadata; ``memorysam.json`` among a .pt2's extra files."""
 MOST_BYTES = 2_000_000_000
 """What one ONNX file may hold."""
-
 Run = Callable[[NDArray[np.float32]], Sequence[NDArray[Any]]]
-"""A written network: frames to :data:`~memorysam_cli.engine.weights.portable.OUTPUTS`."""
+"""A written network: frames to :data:`OUTPUTS`."""
+
+
+class GraphShape(NamedTuple):
+    """What the graph is made for."""
+
+    batch: int
+    modalities: int
+    height: int
+    width: int
+
+    @property
+    def frames(self) -> tuple[int, int, int, int, int]:
+        """Of the one input: (B, M, 3, H, W)."""
+        return (self.batch, self.modalities, 3, self.height, self.width)
 
 
 class Likeness(NamedTuple):
@@ -55,19 +75,19 @@ class Likeness(NamedTuple):
     difference: float
     """The largest of the logits' absolute differences."""
     agreement: float
-    """Per cent of the pixels that get the same class."""
+    """Percentage of the pixels that get the same class."""
     is_silent: bool
     """Whether the object gate closed every frame: nothing was compared."""
 
 
 @dataclass(frozen=True)
-class Portable:
+class PortableFile:
     """What was written."""
 
     out: Path
     metadata: Path
     sha256: str
-    shape: Shape
+    shape: GraphShape
     likeness: Likeness
 
 
@@ -75,11 +95,11 @@ def export(
     path: Path,
     out: Path,
     *,
-    form: Format,
+    form: PortableFormat,
     modalities: Sequence[str] | None = None,
     size: tuple[int, int] | None = None,
     batch: int = 1,
-) -> Portable:
+) -> PortableFile:
     """Write a trained network, base and LoRA in one, for a fixed batch, sensors and size.
 
     Args:
@@ -102,27 +122,28 @@ def export(
     height, width = size or (card.image_size, card.image_size)
     if height % 32 or width % 32 or min(height, width) < 32:
         raise UsageError(f"--size {height}x{width}: height and width must be multiples of 32")
-    shape = Shape(batch, len(chosen), height, width)
+    shape = GraphShape(batch, len(chosen), height, width)
     digest = tensors.sha256(path)
     about = describe(card, [modality.name for modality in chosen], shape, form=form, digest=digest)
     with _quiet():
         data = _write(trace(load(path), shape), about, form=form)
-        found = compare(load(path), _reader(data, form=form), shape)
-        if found.is_silent:  # as a rule noise shows a network nothing: the same graph, but for its gate
-            found = compare(_open(load(path)), _reader(_write_open(path, shape, about, form=form), form=form), shape)
-    if not found.relative <= TOLERANCE:
+        likeness = compare(load(path), _reader(data, form=form), shape)
+        if likeness.is_silent:  # as a rule noise shows a network nothing: the same graph, but for its gate
+            opened = _write(trace(_open(load(path)), shape), about, form=form)
+            likeness = compare(_open(load(path)), _reader(opened, form=form), shape)
+    if not likeness.relative <= TOLERANCE:
         raise CheckFailedError(
-            f"{shown(out)}: the written network differs from PyTorch by {found.difference:.3g} ({found.relative:.2g} "
-            f"of the logits' size, allowed {TOLERANCE:g}); it was not kept; try --format torch-export, or another "
-            "PyTorch or onnxruntime"
+            f"{shown(out)}: the written network differs from PyTorch by {likeness.difference:.3g} "
+            f"({likeness.relative:.2g} of the logits' size, allowed {TOLERANCE:g}); it was not kept; "
+            "try --format torch-export, or another PyTorch or onnxruntime"
         )
     metadata = out.with_suffix(".json")
     atomic.write_bytes(out, data)
     documents.write_json(metadata, about)
-    return Portable(out, metadata, tensors.sha256(out), shape, found)
+    return PortableFile(out, metadata, tensors.sha256(out), shape, likeness)
 
 
-def refuse_missing(form: Format) -> None:
+def refuse_missing(form: PortableFormat) -> None:
     """Refuse ONNX without its packages.
 
     Raises:
@@ -134,7 +155,7 @@ def refuse_missing(form: Format) -> None:
 
 
 def describe(
-    card: WeightsCard, modalities: Sequence[str], shape: Shape, *, form: Format, digest: str
+    card: WeightsCard, modalities: Sequence[str], shape: GraphShape, *, form: PortableFormat, digest: str
 ) -> dict[str, Any]:
     """All that somebody needs who has the file alone; docs/export.md explains the keys.
 
@@ -159,7 +180,7 @@ def describe(
         "outputs": [{"name": name, "shape": shapes[name][0], "dtype": shapes[name][1]} for name in OUTPUTS],
         "modalities": [{key: sensor[key] for key in keys} for sensor in sensors],
         "classes": list(card.dataset.classes),
-        "palette": [list(colour) for colour in card.dataset.palette],
+        "palette": [list(color) for color in card.dataset.palette],
         "dataset": card.dataset.name,
         "recipe": card.recipe.name,
         "backbone": card.recipe.model.backbone,
@@ -169,110 +190,23 @@ def describe(
     }
 
 
-def compare(network: Segmenter, run: Run, shape: Shape) -> Likeness:
-    """Compute random scenes with a network as ``memorysam predict`` does, and with what was written."""
-    found = []
-    for seed in range(TRIALS):
-        frames = torch.randn(shape.frames, generator=torch.Generator().manual_seed(seed))
-        with torch.inference_mode():
-            output = network(list(frames.unbind(1)))
-            expected = output.logits[:, : network.classes]
-            classes = network.upsample(output, size=(shape.height, shape.width)).argmax(dim=1)
-        logits, mask, _ = run(frames.numpy())
-        difference = float(np.abs(logits - expected.numpy()).max())
-        size, same = float(expected.abs().max()), 100 * float((mask == classes.numpy()).mean())
-        found.append(Likeness(difference / max(size, 1e-6), difference, same, is_silent=size == 0))
-    # What is silent agrees with everything, and says nothing.
-    heard = sorted(one for one in found if not one.is_silent) or found
-    return heard[len(heard) // 2]
+def trace(network: Segmenter, shape: GraphShape) -> torch.export.ExportedProgram:
+    """The graph of a network; see :class:`Traceable` for what goes in and comes out.
 
-
-def _open(network: Segmenter) -> Segmenter:
-    """A network whose object gate lets every frame speak."""
-    network.object_gate = False
-    return network
-
-
-def _write_open(path: Path, shape: Shape, about: dict[str, Any], *, form: Format) -> bytes:
-    return _write(trace(_open(load(path)), shape), about, form=form)
-
-
-def _write(program: torch.export.ExportedProgram, about: dict[str, Any], *, form: Format) -> bytes:
-    """The file's content."""
-    text = documents.to_json(about)
-    if form == "torch-export":
-        stream = io.BytesIO()
-        torch.export.save(program, stream, extra_files={f"{METADATA}.json": text})
-        return stream.getvalue()
-    converted = torch.onnx.export(
-        program, (), input_names=[INPUT], output_names=list(OUTPUTS), opset_version=OPSET, dynamo=True, verbose=False
-    )
-    assert converted is not None
-    proto = converted.model_proto
-    entry = proto.metadata_props.add()
-    entry.key, entry.value = METADATA, text
-    size = proto.ByteSize()
-    if size > MOST_BYTES:
-        raise UsageError(f"--format onnx: {size} bytes are more than a file may hold; use --format torch-export")
-    data: bytes = proto.SerializeToString()
-    return data
-
-
-def _reader(data: bytes, *, form: Format) -> Run:
-    """What was written, read by the runtime that it is for."""
-    if form == "torch-export":
-        module = torch.export.load(io.BytesIO(data)).module()
-
-        def run(frames: NDArray[np.float32]) -> Sequence[NDArray[Any]]:
-            with torch.inference_mode():
-                return [part.numpy() for part in module(torch.from_numpy(frames))]
-
-        return run
-    onnxruntime: Any = importlib.import_module("onnxruntime")  # has no types
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    return lambda frames: session.run(list(OUTPUTS), {INPUT: frames})
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporters' talk of their own inner life from stdout and stderr."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
-
-
-# The network as one graph of plain operators, which other runtimes can hold: a fixed batch, sensors and size.
-#
-# Our own network takes forks that depend on the processor, works in place and multiplies complex numbers. What is
-# traced here has none of that, and computes the same.
-
-
-INPUT = "frames"
-OUTPUTS = ("logits", "classes", "confidence")
-
-
-class Shape(NamedTuple):
-    """What the graph is made for."""
-
-    batch: int
-    modalities: int
-    height: int
-    width: int
-
-    @property
-    def frames(self) -> tuple[int, int, int, int, int]:
-        """Of the one input: (B, M, 3, H, W)."""
-        return (self.batch, self.modalities, 3, self.height, self.width)
+    Args:
+        network: loaded for use; changed, and of no other use afterwards.
+        shape: of the graph; height and width divisible by 32.
+    """
+    traceable, example = Traceable(network).eval(), torch.zeros(shape.frames)
+    with _plain_products():
+        # The first run makes the tables of this size, the second one SAM2's position encodings, which the making of
+        # the tables forgets; the graph then has both as constants.
+        for _ in range(2):
+            traceable(example)
+        program = torch.export.export(traceable, (example,), strict=False)
+        # Without what switches autocast and gradients, which mean nothing in a graph that only runs forwards.
+        plain: torch.export.ExportedProgram = program.run_decompositions({})
+        return plain
 
 
 class Traceable(nn.Module):
@@ -294,7 +228,7 @@ class Traceable(nn.Module):
         """Segment.
 
         Args:
-            frames: (B, M, 3, H, W) float32, normalised.
+            frames: (B, M, 3, H, W) float32, normalized.
 
         Returns:
             ``logits`` (B, K, H/4, W/4) float32; ``classes`` (B, H, W) uint8, or int32 where there are more than 255
@@ -323,33 +257,14 @@ def rotate_in_real_numbers(
     table = torch.view_as_real(freqs_cis)  # (L', d/2, 2); a constant of the graph
     cosine, sine = table[..., 0].contiguous(), table[..., 1].contiguous()
     turns = key.shape[2] // query.shape[2] if repeat_freqs_k else 1
-    return _turned(query, cosine, sine), _turned(key, cosine.repeat(turns, 1), sine.repeat(turns, 1))
+    return _rotate(query, cosine, sine), _rotate(key, cosine.repeat(turns, 1), sine.repeat(turns, 1))
 
 
-def _turned(values: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+def _rotate(values: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Rotate pairs of channels: (B, heads, L, d) by (L, d/2)."""
     real, imaginary = values.reshape(*values.shape[:-1], -1, 2).unbind(dim=-1)
-    turned = torch.stack([real * cosine - imaginary * sine, real * sine + imaginary * cosine], dim=-1)
-    return turned.flatten(-2)
-
-
-def trace(network: Segmenter, shape: Shape) -> torch.export.ExportedProgram:
-    """The graph of a network; see :class:`Traceable` for what goes in and comes out.
-
-    Args:
-        network: loaded for use; changed, and of no other use afterwards.
-        shape: of the graph; height and width divisible by 32.
-    """
-    traceable, example = Traceable(network).eval(), torch.zeros(shape.frames)
-    with _plain_products():
-        # The first run makes the tables of this size, the second one SAM2's position encodings, which the making of
-        # the tables forgets; the graph then has both as constants.
-        for _ in range(2):
-            traceable(example)
-        program = torch.export.export(traceable, (example,), strict=False)
-        # Without what switches autocast and gradients, which mean nothing in a graph that only runs forwards.
-        plain: torch.export.ExportedProgram = program.run_decompositions({})
-        return plain
+    rotated = torch.stack([real * cosine - imaginary * sine, real * sine + imaginary * cosine], dim=-1)
+    return rotated.flatten(-2)
 
 
 @contextlib.contextmanager
@@ -361,3 +276,81 @@ def _plain_products() -> Iterator[None]:
             yield
     finally:
         products.TYPES = before
+
+
+def _write(program: torch.export.ExportedProgram, about: dict[str, Any], *, form: PortableFormat) -> bytes:
+    """The file's content."""
+    text = documents.to_json(about)
+    if form == "torch-export":
+        stream = io.BytesIO()
+        torch.export.save(program, stream, extra_files={f"{METADATA}.json": text})
+        return stream.getvalue()
+    converted = torch.onnx.export(
+        program, (), input_names=[INPUT], output_names=list(OUTPUTS), opset_version=OPSET, dynamo=True, verbose=False
+    )
+    assert converted is not None
+    proto = converted.model_proto
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = METADATA, text
+    size = proto.ByteSize()
+    if size > MOST_BYTES:
+        raise UsageError(f"--format onnx: {size} bytes are more than a file may hold; use --format torch-export")
+    data: bytes = proto.SerializeToString()
+    return data
+
+
+def _reader(data: bytes, *, form: PortableFormat) -> Run:
+    """What was written, read by the runtime that it is for."""
+    if form == "torch-export":
+        module = torch.export.load(io.BytesIO(data)).module()
+
+        def run(frames: NDArray[np.float32]) -> Sequence[NDArray[Any]]:
+            with torch.inference_mode():
+                return [part.numpy() for part in module(torch.from_numpy(frames))]
+
+        return run
+    onnxruntime: Any = importlib.import_module("onnxruntime")  # has no types
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return lambda frames: session.run(list(OUTPUTS), {INPUT: frames})
+
+
+def compare(network: Segmenter, run: Run, shape: GraphShape) -> Likeness:
+    """Compute random scenes with a network as ``memorysam predict`` does, and with what was written."""
+    trials = []
+    for seed in range(TRIALS):
+        frames = torch.randn(shape.frames, generator=torch.Generator().manual_seed(seed))
+        with torch.inference_mode():
+            output = network(list(frames.unbind(1)))
+            expected = output.logits[:, : network.classes]
+            classes = network.upsample(output, size=(shape.height, shape.width)).argmax(dim=1)
+        logits, mask, _ = run(frames.numpy())
+        difference = float(np.abs(logits - expected.numpy()).max())
+        size, same = float(expected.abs().max()), 100 * float((mask == classes.numpy()).mean())
+        trials.append(Likeness(difference / max(size, 1e-6), difference, same, is_silent=size == 0))
+    # What is silent agrees with everything, and says nothing.
+    compared = sorted(one for one in trials if not one.is_silent) or trials
+    return compared[len(compared) // 2]
+
+
+def _open(network: Segmenter) -> Segmenter:
+    """A network whose object gate lets every frame speak."""
+    network.object_gate = False
+    return network
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' talk of their own inner life from stdout and stderr."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

@@ -6,7 +6,7 @@ import torch
 from memorysam_cli.conservation import LawBroken
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.engine.evaluate import scoring
-from memorysam_cli.engine.evaluate.counts import PROTOCOLS, Evaluation, Part, Tally, confusion, scores
+from memorysam_cli.engine.evaluate.counts import PROTOCOLS, Evaluation, Subset, Tally, confusion, scores
 from memorysam_cli.engine.infer.inference import Inference
 
 from ..stand_ins import MODALITIES, Brightness, write_data
@@ -82,11 +82,11 @@ def test_scenes_add_up_to_the_whole(found: Evaluation, protocol: str) -> None:
 def test_every_breakdown_adds_up_to_the_whole(found: Evaluation, protocol: str) -> None:
     splits, conditions, cases = ("train", "val"), ("fog", "rain"), ("normal", "lidarjitter", "motionblur")
     for parts in (
-        [Part(split=name) for name in splits],
-        [Part(condition=name) for name in conditions],
-        [Part(case=name) for name in cases],
-        [Part(None, condition, case) for condition in conditions for case in cases],
-        [Part(split, condition, case) for split in splits for condition in conditions for case in cases],
+        [Subset(split=name) for name in splits],
+        [Subset(condition=name) for name in conditions],
+        [Subset(case=name) for name in cases],
+        [Subset(None, condition, case) for condition in conditions for case in cases],
+        [Subset(split, condition, case) for split in splits for condition in conditions for case in cases],
     ):
         total = torch.stack([found.confusion(protocol, **part._asdict()) for part in parts]).sum(0)
         torch.testing.assert_close(total, found.confusion(protocol), rtol=0, atol=0)
@@ -117,12 +117,12 @@ def test_the_report_tells_splits_conditions_cases_and_their_product(found: Evalu
 
 def test_parts_that_would_repeat_others_are_left_out() -> None:
     plain = counted(("val", None, None, [0], [0]))
-    assert list(plain.parts()) == [Part(), Part(split="val")]
+    assert list(plain.subsets()) == [Subset(), Subset(split="val")]
     weather = counted(("val", "fog", None, [0], [0]), ("val", "sun", None, [0], [0]))
-    assert list(weather.parts())[2:] == [Part(condition="fog"), Part(condition="sun")]
+    assert list(weather.subsets())[2:] == [Subset(condition="fog"), Subset(condition="sun")]
     assert weather.to_json()["native"]["condition_cases"] == {}
     two = counted(("val", "fog", None, [0], [0]), ("test", "sun", None, [0], [0]))
-    assert list(two.parts())[-2:] == [Part("val", "fog"), Part("test", "sun")]
+    assert list(two.subsets())[-2:] == [Subset("val", "fog"), Subset("test", "sun")]
 
 
 def test_a_condition_named_as_a_split_or_case_is_no_other(data: Manifest) -> None:
@@ -184,7 +184,7 @@ def test_a_case_called_normal_and_empty_names_are_no_parts_of_their_own() -> Non
         ("val", "fog", "normal", [0], [0]), ("val", "fog", None, [0], [1]), ("val", "", "", [1], [1]),
         ("val", "fog", "blur", [1], [0]),
     )  # fmt: skip
-    parts = list(result.parts())
+    parts = list(result.subsets())
     assert len(set(parts)) == len(parts)
     report = result.to_json()["native"]
     assert {name: part["scenes"] for name, part in report["cases"].items()} == {"normal": 3, "blur": 1}

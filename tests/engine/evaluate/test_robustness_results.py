@@ -11,7 +11,7 @@ import torch
 from memorysam_cli.conservation import LawBroken
 from memorysam_cli.engine.evaluate import robustness_results as results
 from memorysam_cli.engine.evaluate.counts import ProtocolName
-from memorysam_cli.engine.evaluate.robustness import Kind, Missing, Robustness, plan_of
+from memorysam_cli.engine.evaluate.robustness import BenchmarkKind, Missing, Robustness, plan_of
 from memorysam_cli.engine.infer.corruption import Extremes
 from memorysam_cli.report import console
 from memorysam_cli.storage import images
@@ -23,7 +23,7 @@ FACTS = {
 
 
 def benchmark(
-    kind: Kind,
+    kind: BenchmarkKind,
     *,
     repeats: int = 1,
     missing: Missing = "drop",
@@ -41,7 +41,7 @@ def benchmark(
     )  # fmt: skip
 
 
-def report(kind: Kind, **options: Any) -> dict[str, Any]:
+def report(kind: BenchmarkKind, **options: Any) -> dict[str, Any]:
     return results.describe(benchmark(kind, **options), facts=FACTS, folder=Path("there"))
 
 
@@ -79,7 +79,7 @@ def test_a_set_of_sensors_that_scored_other_pixels_is_a_broken_law() -> None:
     ],
 )
 def test_a_report_says_what_its_figures_depend_on_and_nothing_else(
-    kind: Kind, options: dict[str, Any], wanted: dict[str, Any]
+    kind: BenchmarkKind, options: dict[str, Any], wanted: dict[str, Any]
 ) -> None:
     found = report(kind, **options)
     assert {key: found[key] for key in wanted} == wanted
@@ -94,7 +94,7 @@ def test_repeats_have_a_deviation() -> None:
 
 
 @pytest.mark.parametrize("kind", ["any", "emm", "rmm", "nm"])
-def test_the_files_say_what_the_report_says(kind: Kind, tmp_path: Path) -> None:
+def test_the_files_say_what_the_report_says(kind: BenchmarkKind, tmp_path: Path) -> None:
     found = report(kind)
     results.write(found, tmp_path)
     assert json.loads((tmp_path / f"robustness-{kind}.json").read_text()) == found
@@ -132,7 +132,7 @@ def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_people_get_a_table(
-    kind: Kind, options: dict[str, Any], lines: list[list[str]], capsys: pytest.CaptureFixture[str]
+    kind: BenchmarkKind, options: dict[str, Any], lines: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     console.setup()
     results.show(report(kind, **options))
@@ -152,7 +152,7 @@ def test_people_get_a_table(
     ],
 )
 def test_the_table_says_how_it_came_about(
-    kind: Kind, options: dict[str, Any], says: str, capsys: pytest.CaptureFixture[str]
+    kind: BenchmarkKind, options: dict[str, Any], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     console.setup()
     results.show(report(kind, **options))
@@ -162,7 +162,9 @@ def test_the_table_says_how_it_came_about(
 
 
 @pytest.mark.parametrize(("kind", "letters"), [("any", "p"), ("emm", "p"), ("rmm", "rp"), ("nm", "")])
-def test_the_letters_of_the_table_are_explained(kind: Kind, letters: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_letters_of_the_table_are_explained(
+    kind: BenchmarkKind, letters: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     console.setup()
     results.show(report(kind))
     said = capsys.readouterr().out.splitlines()

@@ -14,7 +14,7 @@ from torch import Tensor
 from memorysam_cli import recipe as recipes
 from memorysam_cli.dataset import DatasetInfo, Modality
 from memorysam_cli.engine.infer import views
-from memorysam_cli.engine.infer.inference import scoring
+from memorysam_cli.engine.infer.inference import inference_mode
 from memorysam_cli.engine.infer.views import Augmented, Tiled, View, WithZeros
 from memorysam_cli.model import weights
 
@@ -296,7 +296,7 @@ def test_a_view_has_the_mode_of_its_network_and_gives_it_back(training: bool) ->
     network = Brightness().train(training)
     view = View(missing="zero", scales=(1,), tile=True)
     shown = views.show(network, view, modalities=SENSORS[:1], known=SENSORS, size=64)
-    with scoring(shown):
+    with inference_mode(shown):
         shown.logits(random_frames(size=(64, 128)))
         assert shown.training is network.training is False
     assert (network.training, network.was_training, network.grad_was_enabled) == (training, False, False)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.engine.infer.decision import decide
-from memorysam_cli.engine.predict.files import EXTRAS, Line, SceneFiles
+from memorysam_cli.engine.predict.files import EXTRAS, LedgerLine, SceneFiles
 from memorysam_cli.errors import DataError, EnvironmentFault
 from memorysam_cli.report import pictures
 from memorysam_cli.storage import images
@@ -32,7 +32,7 @@ def logits_of(seed: int = 0) -> Tensor:
 def write(
     data: Manifest, out: Path, scene: Scene, logits: Tensor, *, modalities: tuple[str, ...] = ("img", "depth"),
     extras: tuple[str, ...] = (), info: Any = None,
-) -> Line:  # fmt: skip
+) -> LedgerLine:  # fmt: skip
     info = info or data.info
     (decision,) = decide(logits[None], [SIZE], classes=len(info.classes), with_sureness="confidence" in extras)
     files = SceneFiles(out, data.root, info, MODALITIES, extras)

@@ -46,5 +46,5 @@ def test_threads_of_an_actor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, te
 def test_a_machine_that_does_not_see_the_working_folder_is_named(tmp_path: Path) -> None:
     job = job_of(write_data(tmp_path / "data"))
     actor = ray.Actor(job, tmp_path / "out", RunOptions("cpu"), "cpu", 1, str(tmp_path / "elsewhere"))
-    assert actor.fault is not None and actor.fault["code"] == 6
-    assert "elsewhere: cannot be entered on" in actor.fault["message"]
+    assert actor.error is not None and actor.error["code"] == 6
+    assert "elsewhere: cannot be entered on" in actor.error["message"]

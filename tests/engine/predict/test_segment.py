@@ -20,7 +20,7 @@ from memorysam_cli.engine.infer.inference import Inference
 from memorysam_cli.engine.infer.views import View
 from memorysam_cli.engine.predict import files as names
 from memorysam_cli.engine.predict import segment as segmenting
-from memorysam_cli.engine.predict.files import LEDGER, Line, SceneFiles
+from memorysam_cli.engine.predict.files import LEDGER, LedgerLine, SceneFiles
 from memorysam_cli.engine.predict.ledger import Trees, finish, totals_of
 from memorysam_cli.errors import DataError, EnvironmentFault
 from memorysam_cli.storage import documents, images
@@ -39,15 +39,20 @@ def segment(
     chosen = data.scenes if scenes is None else scenes
     settings: dict[str, Any] = {"image_size": 64, "device": "cpu", "workers": 0} | options
     extras, advance = settings.pop("extras", ()), settings.pop("advance", lambda _count: None)
-    files = SceneFiles(out, data.root, data.info, settings.pop("modalities", MODALITIES), extras)
+    modalities, skip_bad = settings.pop("modalities", MODALITIES), settings.pop("skip_bad", False)
+    files = SceneFiles(out, data.root, data.info, modalities, extras)
     names.clear_earlier(out, data.info)
     (out / LEDGER).touch()
 
-    def tell(line: Line) -> None:
+    def tell(line: LedgerLine) -> None:
         documents.append_json_line(out / LEDGER, line)
         advance(1)
 
-    segmenting.predict(model or Brightness(), files, scenes=chosen, tell=tell, **settings)
+    in_threads, inference = settings.pop("in_threads", False), Inference(modalities, **settings)
+    segmenting.segment_scenes(
+        model or Brightness(), files, scenes=chosen, inference=inference, tell=tell, skip_bad=skip_bad,
+        in_threads=in_threads,
+    )  # fmt: skip
     return finish(out, totals_of([out / LEDGER], data.info), Trees(), {}, scenes=len(chosen), extras=extras)
 
 
@@ -171,7 +176,7 @@ def test_no_more_scenes_than_the_bound_wait_to_be_written(
             return super().logits(frames)
 
     seen: list[int] = []
-    monkeypatch.setattr(segment, "MOST_WAITING", 2)
+    monkeypatch.setattr(segmenting, "MOST_WAITING", 2)
     segment(data, tmp_path / "out", model=Watching(), batch=1)
     assert len(seen) == 6
     assert all(done >= place - 2 for place, done in enumerate(seen))
@@ -230,17 +235,18 @@ def test_memory_does_not_grow_with_the_scenes(data: Manifest, tmp_path: Path, mo
 
     told, counts = 0, {}
 
-    def watch(_line: Line) -> None:
+    def watch(_line: LedgerLine) -> None:
         nonlocal told
         told += 1
         if told in {18, 20, 22, 56, 58, 60}:  # seconds, if it were done each time
             counts[told] = alive()
 
     # How many scenes wait for a slow disk is nobody's business here: one at most, and none while another is told.
-    monkeypatch.setattr(segment, "MOST_WAITING", 1)
+    monkeypatch.setattr(segmenting, "MOST_WAITING", 1)
     many = [replace(data.scenes[3], id=f"{number:03}") for number in range(60)]
     files = SceneFiles(tmp_path / "out", data.root, data.info, MODALITIES)
-    segmenting.predict(Brightness(), files, scenes=many, image_size=64, device="cpu", workers=0, batch=2, tell=watch)
+    inference = Inference(MODALITIES, 64, "cpu", workers=0, batch=2)
+    segmenting.segment_scenes(Brightness(), files, scenes=many, inference=inference, tell=watch)
     assert told == 60
     assert min(counts[56], counts[58], counts[60]) - min(counts[18], counts[20], counts[22]) < 20, counts
 

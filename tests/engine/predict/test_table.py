@@ -12,7 +12,7 @@ from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine.predict import parts
 from memorysam_cli.engine.predict.files import LEDGER, PARTS, SUCCESS
 from memorysam_cli.engine.predict.job import Job, RunOptions, Shard
-from memorysam_cli.engine.predict.parts import Begun, Complete, Empty, Foreign, State, Step, Wish, decide, look
+from memorysam_cli.engine.predict.parts import Action, Begun, Complete, Empty, FolderState, Foreign, Wish, decide, look
 from memorysam_cli.engine.predict.run import run
 from memorysam_cli.errors import MemorySamError, UsageError
 from memorysam_cli.storage import documents
@@ -22,7 +22,7 @@ from .jobs import job_of, tree
 OUT = Path("out")
 OTHER = ("other weights",)
 HOWS: dict[str, dict[str, Any]] = {"plain": {}, "resume": {"resume": True}, "overwrite": {"overwrite": True}}
-STATES: dict[str, State] = {
+STATES: dict[str, FolderState] = {
     "empty": Empty(),
     "foreign": Foreign(),
     "begun": Begun(3),
@@ -34,27 +34,27 @@ STATES: dict[str, State] = {
     "complete, another": Complete({}, is_wanted=False),
 }
 # plain, --resume, --overwrite; a word in quotes is of the refusal
-ALONE: dict[str, tuple[Step | str, Step | str, Step | str]] = {
-    "empty": (Step.BEGIN, Step.BEGIN, Step.BEGIN),
-    "foreign": ("holds no predictions", "holds no predictions", Step.BEGIN),
-    "begun": (Step.RESUME, Step.RESUME, Step.BEGIN),
-    "begun, another": ("0 of 3 parts", "0 of 3 parts", Step.BEGIN),
-    "another number": ("2 of 4 parts", "2 of 4 parts", Step.BEGIN),
-    "another of one, some done": ("7 scenes of another", "7 scenes of another", Step.BEGIN),
-    "another of one, nothing done": (Step.BEGIN, Step.BEGIN, Step.BEGIN),
-    "complete": (Step.REOPEN, Step.REOPEN, Step.BEGIN),
-    "complete, another": (Step.BEGIN, "finished prediction of another job", Step.BEGIN),
+ALONE: dict[str, tuple[Action | str, Action | str, Action | str]] = {
+    "empty": (Action.BEGIN, Action.BEGIN, Action.BEGIN),
+    "foreign": ("holds no predictions", "holds no predictions", Action.BEGIN),
+    "begun": (Action.RESUME, Action.RESUME, Action.BEGIN),
+    "begun, another": ("0 of 3 parts", "0 of 3 parts", Action.BEGIN),
+    "another number": ("2 of 4 parts", "2 of 4 parts", Action.BEGIN),
+    "another of one, some done": ("7 scenes of another", "7 scenes of another", Action.BEGIN),
+    "another of one, nothing done": (Action.BEGIN, Action.BEGIN, Action.BEGIN),
+    "complete": (Action.REOPEN, Action.REOPEN, Action.BEGIN),
+    "complete, another": (Action.BEGIN, "finished prediction of another job", Action.BEGIN),
 }
-SHARD: dict[str, tuple[Step | str, Step | str, Step | str]] = {
-    "empty": (Step.BEGIN, Step.BEGIN, Step.BEGIN),
-    "foreign": ("holds no predictions", "holds no predictions", Step.BEGIN),
-    "begun": (Step.RESUME, Step.RESUME, Step.RESTART),
-    "begun, another": ("other weights", "other weights", Step.BEGIN),
-    "another number": ("4 parts, not 3", "4 parts, not 3", Step.BEGIN),
-    "another of one, some done": ("other weights", "other weights", Step.BEGIN),
-    "another of one, nothing done": ("other weights", "other weights", Step.BEGIN),
-    "complete": (Step.ANSWER, Step.ANSWER, Step.ANSWER),
-    "complete, another": (Step.BEGIN, "finished prediction of another job", Step.BEGIN),
+SHARD: dict[str, tuple[Action | str, Action | str, Action | str]] = {
+    "empty": (Action.BEGIN, Action.BEGIN, Action.BEGIN),
+    "foreign": ("holds no predictions", "holds no predictions", Action.BEGIN),
+    "begun": (Action.RESUME, Action.RESUME, Action.RESTART),
+    "begun, another": ("other weights", "other weights", Action.BEGIN),
+    "another number": ("4 parts, not 3", "4 parts, not 3", Action.BEGIN),
+    "another of one, some done": ("other weights", "other weights", Action.BEGIN),
+    "another of one, nothing done": ("other weights", "other weights", Action.BEGIN),
+    "complete": (Action.ANSWER, Action.ANSWER, Action.ANSWER),
+    "complete, another": (Action.BEGIN, "finished prediction of another job", Action.BEGIN),
 }
 
 
@@ -63,7 +63,7 @@ SHARD: dict[str, tuple[Step | str, Step | str, Step | str]] = {
 def test_every_state_and_wish_has_its_step(state: str, is_alone: bool) -> None:
     for expected, options in zip((ALONE if is_alone else SHARD)[state], HOWS.values(), strict=True):
         wish = Wish(Shard(0, 1) if is_alone else Shard(0, 3), is_alone=is_alone, **options)
-        if isinstance(expected, Step):
+        if isinstance(expected, Action):
             assert decide(OUT, STATES[state], wish) is expected
         else:
             with pytest.raises(UsageError, match=expected):
@@ -72,8 +72,8 @@ def test_every_state_and_wish_has_its_step(state: str, is_alone: bool) -> None:
 
 def test_the_table_has_a_step_for_each_of_six_wishes_and_overwriting_is_never_refused() -> None:
     for row in parts.TABLE.values():
-        assert len(row) == 6 and Step.REFUSE not in {row[2], row[5]}
-    assert {*itertools.chain(*parts.TABLE.values())} == {*Step}, "a step that nothing leads to"
+        assert len(row) == 6 and Action.REFUSE not in {row[2], row[5]}
+    assert {*itertools.chain(*parts.TABLE.values())} == {*Action}, "a step that nothing leads to"
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import torch
 from memorysam_cli.dataset import DatasetInfo, Modality
 from memorysam_cli.encoders import products
 from memorysam_cli.engine.weights import portable
-from memorysam_cli.engine.weights.portable import Shape
+from memorysam_cli.engine.weights.portable import GraphShape
 from memorysam_cli.errors import CheckFailedError, UsageError
 from memorysam_cli.model import load
 from memorysam_cli.model import weights as weights_module
@@ -114,7 +114,7 @@ def test_what_computes_something_else_is_refused_and_not_kept(
 
 
 def test_what_is_not_a_number_is_refused(weights: Path) -> None:
-    shape = Shape(1, 1, 32, 32)
+    shape = GraphShape(1, 1, 32, 32)
     nan = np.full((1, 3, 8, 8), np.nan, np.float32)
     zeros = np.zeros((1, 32, 32), np.uint8)
     assert not portable.compare(load(weights), lambda frames: [nan, zeros, zeros], shape).relative <= portable.TOLERANCE
@@ -149,7 +149,7 @@ def test_where_the_gate_silences_noise_the_open_graph_is_compared_and_the_gated_
     monkeypatch.setattr(portable, "trace", lambda network, _: network)
     monkeypatch.setattr(portable, "_write", lambda network, *_, form: b"gated" if network.object_gate else b"open")
     monkeypatch.setattr(portable, "_reader", read)
-    silent = portable.compare(shut(weights), read(b"gated", form="onnx"), Shape(1, 1, 32, 32))
+    silent = portable.compare(shut(weights), read(b"gated", form="onnx"), GraphShape(1, 1, 32, 32))
     assert silent.is_silent and silent.relative == 0, "noise alone would let anything pass"
     made = portable.export(weights, tmp_path / "m.pt2", form="torch-export", modalities=["img"], size=(32, 32))
     assert made.likeness.relative == pytest.approx(1e-4, rel=0.01) and not made.likeness.is_silent
@@ -178,7 +178,7 @@ def test_more_than_255_classes_are_int32_in_the_description(weights: Path) -> No
     card = load(weights).card
     many = INFO.model_copy(update={"classes": tuple(map(str, range(300))), "palette": ((0, 0, 0),) * 300})
     about = portable.describe(
-        card.model_copy(update={"dataset": many}), ["img"], Shape(1, 1, 32, 32), form="onnx", digest=""
+        card.model_copy(update={"dataset": many}), ["img"], GraphShape(1, 1, 32, 32), form="onnx", digest=""
     )  # fmt: skip
     assert about["outputs"][1]["dtype"] == "int32"
 
@@ -186,7 +186,8 @@ def test_more_than_255_classes_are_int32_in_the_description(weights: Path) -> No
 def test_rotation_in_real_numbers_is_that_in_complex_ones() -> None:
     values = torch.randn(2, 1, 6, 8, generator=torch.Generator().manual_seed(0))
     angles = torch.rand(6, 4, generator=torch.Generator().manual_seed(1))
-    turned = portable._turned(values, angles.cos(), angles.sin())
     table = torch.polar(torch.ones_like(angles), angles)
+    turned, again = portable.rotate_in_real_numbers(values, values, table)
     expected = torch.view_as_real(torch.view_as_complex(values.reshape(2, 1, 6, 4, 2)) * table).flatten(3)
     torch.testing.assert_close(turned, expected)
+    torch.testing.assert_close(again, expected)
