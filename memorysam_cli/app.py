@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -20,11 +20,12 @@ from typer.exceptions import TyperException
 from typer.main import get_command
 
 from memorysam_cli import __version__, extensions
-from memorysam_cli.commands import examples
 from memorysam_cli.errors import MemorySamError, environment_fault, most_severe
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic
 
+Examples = Sequence[tuple[str, str]]
+"""Command lines without the program's name, and what each is good for."""
 COMMANDS = {
     "prepare": "memorysam_cli.commands.prepare:app",
     "check": "memorysam_cli.commands.check:check",
@@ -42,7 +43,15 @@ COMMANDS = {
     "bench": "memorysam_cli.commands.bench:bench",
     "doctor": "memorysam_cli.commands.doctor:doctor",
 }
-"""Name to ``module:object``: a group of commands, or one function; ``commands.examples`` ends their help."""
+"""Name to ``module:object``: a group of commands, or one function.
+
+The module's ``EXAMPLES`` end the help; those of a group are lists by command, its own under ``""``.
+"""
+EXAMPLES = [
+    ("demo", "everything in some minutes, on a CPU"),
+    ("prepare synthetic ./data", "scenes to try things on"),
+    ("train --recipe demo", "then evaluate, predict, report"),
+]
 
 USAGE, INTERRUPTED, BROKEN_PIPE, TERMINATED, BUG = 2, 130, 141, 143, 1
 
@@ -70,7 +79,7 @@ def build() -> typer.Typer:
     app = typer.Typer(
         name="memorysam",
         help="Multi-modal semantic segmentation: SAM2's memory run across the modalities of one scene.",
-        epilog=examples.epilog(""),
+        epilog=_epilog(EXAMPLES),
         cls=InCatalogueOrder,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
@@ -83,19 +92,25 @@ def build() -> typer.Typer:
         module = importlib.import_module(module_name)
         command = getattr(module, attribute)
         if isinstance(command, typer.Typer):
-            _add_examples(command, name)
+            _add_examples(command, module.EXAMPLES)
             app.add_typer(command, name=name)
         else:
-            app.command(name, epilog=examples.epilog(name))(command)
+            app.command(name, epilog=_epilog(module.EXAMPLES))(command)
     return app
 
 
-def _add_examples(group: typer.Typer, name: str) -> None:
+def _add_examples(group: typer.Typer, examples: Mapping[str, Examples]) -> None:
     """End the help of a group, and of each command in it, with examples."""
-    group.info.epilog = examples.epilog(name)
+    group.info.epilog = _epilog(examples[""])
     for each in group.registered_commands:
         own = each.name or (each.callback.__name__ if each.callback else "")
-        each.epilog = examples.epilog(f"{name} {own}")
+        each.epilog = _epilog(examples[own])
+
+
+def _epilog(examples: Examples) -> str:
+    """The end of a command's help; ``\\b``: lines stay as they are, so that they can be copied."""
+    lines = [f"  memorysam {line}\n      {remark}" for line, remark in examples]
+    return "\n".join(["\b", "Examples:", *lines])
 
 
 def main() -> None:

@@ -20,7 +20,6 @@ import typer
 from typer.main import get_command
 
 from memorysam_cli import __version__, app, errors
-from memorysam_cli.commands import examples
 
 HEAVY = ("torch", "cv2", "peft", "numpy", "sam2", "accelerate", "transformers", "matplotlib")
 
@@ -44,6 +43,11 @@ def commands() -> Iterator[tuple[str, Any]]:
 ALL = dict(commands())
 
 
+def examples(path: str) -> list[str]:
+    """The command lines that end a help, without the program's name."""
+    return [line.removeprefix("  memorysam ") for line in ALL[path].epilog.splitlines()[2::2]]
+
+
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
     """Puts one command, ``fail``, in place of all others; it raises what it is given."""
@@ -54,7 +58,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
             raise fault
 
         module = types.ModuleType("failing_command")
-        module.__dict__.update(fail=fail)
+        module.__dict__.update(fail=fail, EXAMPLES=[])
         monkeypatch.setitem(sys.modules, "failing_command", module)
         monkeypatch.setattr(app, "COMMANDS", {"fail": "failing_command:fail", "recipes": app.COMMANDS["recipes"]})
 
@@ -94,12 +98,7 @@ def test_every_help_ends_with_examples(path: str, flag: str, capsys: pytest.Capt
     assert all(remark.startswith(" " * 8) and remark.strip() for remark in remarks)
 
 
-WORKED = [
-    (path, line)
-    for path in ALL
-    if not hasattr(ALL[path], "commands")
-    for line, _ in examples.of(path.removeprefix("memorysam").strip())
-]
+WORKED = [(path, line) for path in ALL if not hasattr(ALL[path], "commands") for line in examples(path)]
 
 
 @pytest.mark.parametrize(("path", "line"), WORKED)
@@ -113,9 +112,7 @@ def test_every_example_is_a_command_line_of_its_command(path: str, line: str) ->
 def test_groups_show_examples_of_their_own_commands() -> None:
     for group in [path for path in ALL if hasattr(ALL[path], "commands")]:
         name = group.removeprefix("memorysam").strip()
-        assert all(
-            f"{line} ".startswith(name) and len(line.split()) > len(name.split()) for line, _ in examples.of(name)
-        )
+        assert all(f"{line} ".startswith(name) and len(line.split()) > len(name.split()) for line in examples(group))
 
 
 @pytest.mark.parametrize("path", ALL)
@@ -373,7 +370,7 @@ def test_a_signal_ends_with_its_code_one_line_and_no_temporary(
         "        print('ready', flush=True)\n"
         "        time.sleep(60)\n"
         "module = sys.modules['waiting'] = types.ModuleType('waiting')\n"
-        "module.wait = wait\n"
+        "module.wait, module.EXAMPLES = wait, []\n"
         "app.COMMANDS = {'wait': 'waiting:wait', 'recipes': app.COMMANDS['recipes']}\n"
         "sys.argv = ['memorysam', 'wait']; app.main()"
     )
