@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 from typer.main import get_command
 
-from memorysam_cli import __version__, extensions
+from memorysam_cli import __version__, registry
 from memorysam_cli.errors import MemorySamError, environment_fault, most_severe
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic
@@ -251,4 +251,4 @@ def _options(
     ] = False,
 ) -> None:
     context.ensure_object(Frame).debug |= debug
-    extensions.add(extend or (), where="--extend")
+    registry.add_files(extend or (), where="--extend")

@@ -14,10 +14,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from memorysam_cli import extensions
 from memorysam_cli.errors import UsageError, did_you_mean
 from memorysam_cli.recipe.schema import UNKNOWN_NAME, LossSettings, Name, Recipe, Section, without_retired
-from memorysam_cli.registry import LOSSES
+from memorysam_cli.registry import LOSSES, add_files
 from memorysam_cli.storage.documents import parse_yaml, read_yaml
 from memorysam_cli.validation import first_fault, kind_of, line_of
 
@@ -188,7 +187,7 @@ def load_extensions(source: Source) -> None:
     if source.path in shipped().values() or not isinstance(listed, list) or not all(isinstance(f, str) for f in listed):
         return  # what is no list of names the schema refuses
     paths = [(source.path.parent / file).absolute() for file in listed]
-    extensions.add(paths, where=f"{source.path}:{source.line_of([EXTENSIONS])}: extensions:")
+    add_files(paths, where=f"{source.path}:{source.line_of([EXTENSIONS])}: extensions:")
     source.content[EXTENSIONS] = [str(path) for path in paths]
 
 
