@@ -350,11 +350,6 @@ class DatasetLayout:
         words = [f"{name} {there[name]} of {number}" for name, number in published.items() if there[name] != number]
         return f" ({', '.join(words)})" if words else ""
 
-    def path(self, name: str, **fields: str) -> str:
-        """The path of one file in its usual place: of a modality, or ``label``."""
-        places = {each.modality.name: each.places[0] for each in self.sensors} | {"label": self.labels[0]}
-        return places[name].templates[0].fill(fields)
-
     def _info(self, chosen: _Chosen) -> DatasetInfo:
         modalities = [Modality.model_validate({**dict(each), **here.reading}) for each, here in chosen.sensors]
         return DatasetInfo(
