@@ -181,11 +181,11 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = get_command(build()).main(list(arguments), prog_name="memorysam", standalone_mode=False, obj=frame)
         sys.stdout.flush()
-    except BaseException as fault:
-        code, message = _explain(fault)
+    except BaseException as error:
+        code, message = _explain(error)
         with contextlib.suppress(OSError):  # nobody reads stderr: the code has to do
             if code == BUG or (frame.debug and message):
-                traceback.print_exception(fault)
+                traceback.print_exception(error)
             if message:
                 console.error(message, code=code)
         return code
@@ -199,32 +199,32 @@ def _outcome(value: object) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _explain(fault: BaseException) -> tuple[int, str]:
+def _explain(error: BaseException) -> tuple[int, str]:
     """Exit code and message of an exception; an empty message means that all is said or nobody listens."""
     # Typer and rich turn a broken pipe into SystemExit(1); the context still knows.
-    if isinstance(fault, BrokenPipeError) or isinstance(fault.__context__, BrokenPipeError):
+    if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
         return BROKEN_PIPE, ""
-    if isinstance(fault, Terminated):
-        return TERMINATED, str(fault)
-    if isinstance(fault, SystemExit):
-        return fault.code if isinstance(fault.code, int) else 0, ""
-    if isinstance(fault, KeyboardInterrupt | typer.Abort):
+    if isinstance(error, Terminated):
+        return TERMINATED, str(error)
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 0, ""
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
         return INTERRUPTED, "interrupted"
-    if isinstance(fault, TyperException):
-        return USAGE, _usage(fault)
-    known = most_severe(fault) if isinstance(fault, MemorySamError) else environment_fault(fault)
+    if isinstance(error, TyperException):
+        return USAGE, _usage(error)
+    known = most_severe(error) if isinstance(error, MemorySamError) else environment_fault(error)
     if known is not None:
         return known.exit_code, str(known)
     return BUG, "this is a bug in memorysam; please report it with the traceback above and the command line"
 
 
-def _usage(fault: TyperException) -> str:
+def _usage(error: TyperException) -> str:
     """One line for a wrong command line; a group without a command gets its help instead."""
-    message = fault.format_message().replace("Value error, ", "")  # pydantic's, before a reason that needs no label
+    message = error.format_message().replace("Value error, ", "")  # pydantic's, before a reason that needs no label
     if message.startswith("Usage:"):
         print(message, file=sys.stderr)
         return ""
-    context = getattr(fault, "ctx", None)
+    context = getattr(error, "ctx", None)
     hint = f"; see {context.command_path} --help" if context is not None else ""
     return " ".join(message.split()).rstrip(".") + hint
 

@@ -72,8 +72,8 @@ def check(
                 advance()
     finally:
         reader.save(is_complete=len(findings) == len(manifest.scenes))
-    for index, fault in _between_scenes(manifest.scenes):
-        findings[index].faults.append(fault)
+    for index, error in _between_scenes(manifest.scenes):
+        findings[index].faults.append(error)
     faulty = [index for index, finding in enumerate(findings) if finding.faults]
     left_out = set(faulty) if drop_incomplete else set()
     kept = [index for index in range(len(findings)) if index not in left_out]
@@ -180,8 +180,8 @@ def _frame(
     except FileNotFoundError:
         absent.append(path)
         return None
-    except DataError as fault:
-        finding.faults.append(("unreadable", str(fault)))
+    except DataError as error:
+        finding.faults.append(("unreadable", str(error)))
         return None
     reason = _misfit(facts, modality, files=files)
     if reason:
@@ -240,8 +240,8 @@ def _label(scene: Scene, reader: Reader, finding: _SceneFindings) -> FileFacts |
     except FileNotFoundError:
         why = "its split is not called unlabelled" if scene.label is None else f"looked for {shown(scene.label)}"
         finding.faults.append(("missing label", f"{shown(scene.id)}: has no label ({why})"))
-    except DataError as fault:
-        finding.faults.append(("label", str(fault)))
+    except DataError as error:
+        finding.faults.append(("label", str(error)))
     return None
 
 

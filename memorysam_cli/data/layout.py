@@ -66,8 +66,8 @@ class Lists:
         """The fields of every line that is not empty."""
         try:
             lines = path.read_text(encoding="utf-8-sig").split("\n")
-        except (OSError, UnicodeDecodeError) as fault:
-            raise DataError(f"{path}: cannot be read as a list of names ({fault}); unpack it again") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: cannot be read as a list of names ({error}); unpack it again") from None
         forms = [compiled(text) for text in self.lines]
         for number, line in enumerate(lines, start=1):
             entry = line.strip()

@@ -151,8 +151,8 @@ def read(root: Path, dataset: str) -> Manifest:
     path = folder(root, dataset) / SCENES
     try:
         content = path.read_bytes()
-    except OSError as fault:
-        raise DataError(f"{path}: {fault.strerror}; prepare it again: {prepare_line(root, dataset)}") from None
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; prepare it again: {prepare_line(root, dataset)}") from None
     if hashlib.sha256(content).hexdigest() != info.content_hash:
         raise DataError(
             f"{path}: was changed since it was prepared, or is torn; if you edited it, type: "
@@ -174,8 +174,8 @@ def read_unsigned(root: Path, dataset: str) -> Manifest:
     for number, value in enumerate(documents.read_json_lines(path), 1):
         try:
             line = _Line.model_validate(value)
-        except ValidationError as fault:
-            raise DataError(f"{path}:{number}: {_first_fault(fault)}; mend the line or remove it") from None
+        except ValidationError as error:
+            raise DataError(f"{path}:{number}: {_first_fault(error)}; mend the line or remove it") from None
         missing, unknown = sorted(wanted - set(line.files)), sorted(set(line.files) - wanted)
         if missing or unknown:
             what = f"has no '{missing[0]}'" if missing else f"has '{unknown[0]}', which {INFO} does not know"
@@ -196,8 +196,8 @@ def read_info(root: Path, dataset: str) -> DatasetInfo:
         raise DataError(f"{root}: data set '{dataset}' is not prepared (prepared there: {here}); type: {line}")
     try:
         return DatasetInfo.model_validate(documents.read_json(path))
-    except ValidationError as fault:
-        raise DataError(f"{path}: {_first_fault(fault)}; mend it or prepare it again: {line}") from None
+    except ValidationError as error:
+        raise DataError(f"{path}: {_first_fault(error)}; mend it or prepare it again: {line}") from None
 
 
 def count_splits(scenes: Iterable[Scene]) -> dict[str, int]:
@@ -270,9 +270,9 @@ def is_inside(path: str) -> bool:
     return not ({"", ".", ".."} & set(parts) or "\\" in path or "\0" in path or PureWindowsPath(path).drive)
 
 
-def _first_fault(fault: ValidationError) -> str:
+def _first_fault(error: ValidationError) -> str:
     """The first thing that pydantic refuses: ``key: reason``."""
-    first = fault.errors()[0]
+    first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     return f"{key}{': ' if key else ''}{first['msg'].removeprefix('Value error, ')}"
 
@@ -283,8 +283,8 @@ def _line(root: Path, scene: Scene) -> dict[str, Any]:
     paths += [scene.label] if scene.label else []
     try:
         sizes = [(root / path).stat().st_size for path in paths]
-    except OSError as fault:
-        raise DataError(f"{fault.filename}: {fault.strerror}, though it was there a moment ago; try again") from None
+    except OSError as error:
+        raise DataError(f"{error.filename}: {error.strerror}, though it was there a moment ago; try again") from None
     return {**asdict(scene), "bytes": sizes}
 
 

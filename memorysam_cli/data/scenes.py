@@ -139,7 +139,7 @@ class BatchRequest:
 
 @dataclass(frozen=True)
 class TrainingBatches(Source[Batch]):
-    """Augmented batches; an index is an :class:`Asked`, or the number of a scene to be read alone."""
+    """Augmented batches; an index is a :class:`BatchRequest`, or the number of a scene to be read alone."""
 
     manifest: Manifest
     scenes: Sequence[Scene]
@@ -169,13 +169,13 @@ class TrainingBatches(Source[Batch]):
                     samples.append(self._sample(number))
                     scenes.append(self.scenes[number])
                     break
-                except DataError as fault:
+                except DataError as error:
                     if not self._may_leave_out():
                         raise
-                    left_out.append(LeftOut(self.scenes[number].id, str(fault)))
+                    left_out.append(LeftOut(self.scenes[number].id, str(error)))
                     number = next(others, None)
                     if number is None or len(left_out) > self._may_leave_out() + len(index.numbers):
-                        raise self._too_many(left_out) from fault
+                        raise self._too_many(left_out) from error
         return replace(_batch(samples, self.modalities, tuple(scenes)), left_out=tuple(left_out))
 
     def name(self, index: BatchRequest | int) -> str:
@@ -194,8 +194,8 @@ class TrainingBatches(Source[Batch]):
     def instead(self, index: BatchRequest, lost: Sequence[LostPart]) -> BatchRequest:
         """The same batch without the scenes that kill, if some may be left out."""
         if not self._may_leave_out():
-            raise lost[0].fault
-        return replace(index, killers=(*index.killers, *((each.part, str(each.fault)) for each in lost)))
+            raise lost[0].error
+        return replace(index, killers=(*index.killers, *((each.part, str(each.error)) for each in lost)))
 
     def _may_leave_out(self) -> int:
         """How many scenes may be left out, at least one where any may."""
@@ -276,8 +276,8 @@ class UnlabelledScenes(Source["UnlabelledScene | DataError"]):
             return index
         try:
             return self._read(self.scenes[index])
-        except DataError as fault:
-            return fault
+        except DataError as error:
+            return error
 
     def name(self, index: int | DataError) -> str:
         """The scene's id."""
@@ -285,7 +285,7 @@ class UnlabelledScenes(Source["UnlabelledScene | DataError"]):
 
     def instead(self, index: int, lost: Sequence[LostPart]) -> DataError:  # noqa: ARG002  (the fault names its scene)
         """The fault itself: the next scenes follow."""
-        return lost[0].fault
+        return lost[0].error
 
     def _read(self, scene: Scene) -> UnlabelledScene:
         present = tuple(modality for modality in self.modalities if modality.name in scene.files)
@@ -323,11 +323,11 @@ def _labelled(manifest: Manifest, scene: Scene, modalities: Sequence[Modality]) 
             classes=len(info.classes),
             palette=info.palette,
         )
-    except DataError as fault:
+    except DataError as error:
         if scene.label is None or any(modality.name not in scene.files for modality in modalities):
             raise
         line = f"{sign_line(manifest.root, info.name)} --drop-incomplete"
-        raise DataError(f"{fault}; mend the file, or leave all such scenes out: {line}") from fault
+        raise DataError(f"{error}; mend the file, or leave all such scenes out: {line}") from error
 
 
 def _whole(sample: Sample, modalities: Sequence[Modality], *, size: int, tile: bool) -> Sample:

@@ -169,8 +169,8 @@ def read_source(path: Path) -> Source:
         )
     try:
         claims = Claims.model_validate_json(json.dumps(beside), strict=True)
-    except ValidationError as fault:
-        keys, reason = first_fault(fault, Claims)
+    except ValidationError as error:
+        keys, reason = first_fault(error, Claims)
         raise UsageError(f"{path}:{line_of(text, keys)}: {reason}") from None
     return Source(path, _filled(content, Recipe) if line else content, extends, line, claims)
 
@@ -368,9 +368,9 @@ def _validated(content: dict[str, Any], schema: type[Recipe]) -> Recipe:
     try:
         # As JSON: then pydantic's strict mode takes a list for a tuple and an integer for a float, and no more.
         return Recipe.model_validate_json(json.dumps(without_retired(content)), strict=True)
-    except ValidationError as fault:
-        is_unknown_name = any(each["type"] == UNKNOWN_NAME for each in fault.errors())
-        raise _RefusedError(*first_fault(fault, schema), is_unknown_name) from None
+    except ValidationError as error:
+        is_unknown_name = any(each["type"] == UNKNOWN_NAME for each in error.errors())
+        raise _RefusedError(*first_fault(error, schema), is_unknown_name) from None
 
 
 def _with_settings(recipe: Recipe) -> Recipe:
@@ -393,8 +393,8 @@ def _settings(recipe: Recipe, name: str) -> dict[str, Any]:
         raise _RefusedError(("losses", name), f"losses: unknown loss '{name}'{hint}", is_unknown_name=True)
     try:
         return loss_settings(recipe, name).model_dump(mode="json")
-    except ValidationError as fault:
-        keys, reason = first_fault(fault, LOSSES.get(name).Settings)
+    except ValidationError as error:
+        keys, reason = first_fault(error, LOSSES.get(name).Settings)
         reason = f": {reason.removeprefix(_TOP)}" if reason.startswith(_TOP) else f".{reason}"
         raise _RefusedError(("losses", name, *keys), f"losses.{name}{reason}") from None
 

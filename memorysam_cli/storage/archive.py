@@ -109,8 +109,8 @@ def unpack_beside(
     )
     try:
         _unpack(path, target, source, budget=budget, allow_case=allow_case, advance=advance)
-    except Refused as fault:
-        raise DataError(f"{shown(path)}: {fault}") from fault
+    except Refused as error:
+        raise DataError(f"{shown(path)}: {error}") from error
     return target, True
 
 

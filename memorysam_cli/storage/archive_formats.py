@@ -167,10 +167,10 @@ class _TarReader:
         """At most ``count`` bytes of the tar."""
         try:
             data = self._tar.read(count)
-        except (zlib.error, lzma.LZMAError, EOFError, OSError, ValueError) as fault:
-            if isinstance(fault, OSError) and fault.errno is not None:
+        except (zlib.error, lzma.LZMAError, EOFError, OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
                 raise
-            raise Refused(f"truncated or damaged after entry '{shown(self._last)}' ({fault}); {_AGAIN}") from fault
+            raise Refused(f"truncated or damaged after entry '{shown(self._last)}' ({error}); {_AGAIN}") from error
         self._spend(len(data))
         return data
 
@@ -319,9 +319,9 @@ def _zip_faults(what: str) -> Iterator[None]:
         yield
     except (
         zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error
-    ) as fault:  # fmt: skip
-        raise Refused(f"{what} is damaged ({fault}); {_AGAIN}") from fault
-    except OSError as fault:
-        if fault.errno is not None:  # the disk's; bzip2 says its own without a number
+    ) as error:  # fmt: skip
+        raise Refused(f"{what} is damaged ({error}); {_AGAIN}") from error
+    except OSError as error:
+        if error.errno is not None:  # the disk's; bzip2 says its own without a number
             raise
-        raise Refused(f"{what} is damaged ({fault}); {_AGAIN}") from fault
+        raise Refused(f"{what} is damaged ({error}); {_AGAIN}") from error
