@@ -199,7 +199,7 @@ class TrainingBatches(Source[Batch]):
 
     def _may_leave_out(self) -> int:
         """How many scenes may be left out, at least one where any may."""
-        share = max_bad(self.recipe)
+        share = self.recipe.data.max_bad
         return max(1, int(share * len(self.scenes))) if share > 0 else 0
 
     def _others(self, index: BatchRequest) -> Iterator[int]:
@@ -209,7 +209,7 @@ class TrainingBatches(Source[Batch]):
         yield from (number for number in (*order[after:], *order[:after]) if number not in index.numbers)
 
     def _too_many(self, left_out: Sequence[LeftOut]) -> DataError:
-        limit = f"data.max_bad={max_bad(self.recipe):g} of {len(self.scenes)} scenes"
+        limit = f"data.max_bad={self.recipe.data.max_bad:g} of {len(self.scenes)} scenes"
         return DataError(
             f"{len(left_out)} scenes for a single batch cannot be read, more than {limit}; the first: {left_out[0].why}"
         )
@@ -298,11 +298,6 @@ class UnlabelledScenes(Source["UnlabelledScene | DataError"]):
         batch = _batch([seen], present, (scene,))
         is_large = self.tile and _is_large(sample, self.size)
         return UnlabelledScene(scene, batch.frames, tuple(seen.frames), height, width, is_large)
-
-
-def max_bad(recipe: Recipe) -> float:
-    """The share of the training scenes that may be left out, from 0 to 1."""
-    return recipe.data.max_bad
 
 
 def _named(scenes: Iterable[Scene]) -> str:
