@@ -153,7 +153,7 @@ _MACHINE = {
 _MAX_NAME = 400
 _NO_MEMORY = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED", "Insufficient memory")
 """How torch on the CPU, torch on other devices, CUDA's libraries, and OpenCV say it."""
-_ASKED = re.compile(r"ried to allocate [\d.]+ \w+")
+_REQUEST = re.compile(r"ried to allocate [\d.]+ \w+")
 """How far torch's message is short; behind it come the advice and the inner life of its allocator."""
 
 
@@ -185,8 +185,8 @@ def shortage(error: BaseException) -> str:
     """What an exception for want of memory says of it: its first sentences, up to what it asked for."""
     lines = str(error).strip().splitlines()
     first = lines[0] if lines else type(error).__name__
-    asked = _ASKED.search(first)
-    return first[: asked.end()] if asked else first
+    request = _REQUEST.search(first)
+    return first[: request.end()] if request else first
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

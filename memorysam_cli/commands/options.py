@@ -1,4 +1,9 @@
-"""Options and completion that several commands share."""
+"""The options that commands share: one word, one letter and one meaning each; what completes them, and what reads them.
+
+Each is the annotation of a parameter. A parameter without a default is required::
+
+    def predict(scenes: Path, out: Out, weights: Weights = None, json: Json = False) -> None:
+"""
 
 from __future__ import annotations
 
@@ -64,13 +69,6 @@ def _files(incomplete: str, endings: tuple[str, ...]) -> list[str]:
         for entry in found
         if entry.is_dir() or entry.suffix in endings
     ]
-
-
-# The options that commands share: one word, one letter and one meaning each.
-#
-# Each is the annotation of a parameter. A parameter without a default is required::
-#
-#     def predict(scenes: Path, out: Out, weights: Weights = None, json: Json = False) -> None:
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]

@@ -259,7 +259,7 @@ def folder(
         max_pixels=max_pixels,
         measure=measuring(max_pixels=max_pixels, normalise=True) if measure else None,
         notes=found.notes,
-        held=found.laws,
+        laws=found.laws,
     )
 
 

@@ -168,7 +168,7 @@ def copy_recipe(
     from memorysam_cli.storage import atomic, documents
 
     begin(json=json, verbose=verbose, quiet=quiet)
-    copy = comparing.copied(name, out, overrides=overrides or (), has_schema=schema)
+    copy = comparing.make_copy(name, out, overrides=overrides or (), has_schema=schema)
     beside = out.parent / comparing.SCHEMA_FILE
     if out.exists():
         if out.samefile(reading.find(name)):

@@ -262,7 +262,7 @@ def _between_scenes(scenes: Sequence[Scene]) -> Iterator[tuple[int, SceneFault]]
             yield second, ("two splits", message)
     owners: dict[str, int] = {}
     for index, scene in enumerate(scenes):
-        for path in _paths(scene):
+        for path in scene.paths:
             owner = scenes[owners.setdefault(path, index)]
             if owner.split != scene.split and owner.id != scene.id:
                 message = (
@@ -281,14 +281,9 @@ def _problems(findings: Sequence[_SceneFindings]) -> Iterator[Problem]:
     return (Problem.of(kind, messages) for kind, messages in sorted(faults.items()))
 
 
-def _paths(scene: Scene) -> list[str]:
-    """All files of a scene."""
-    return [*(path for paths in scene.files.values() for path in paths), *([scene.label] if scene.label else [])]
-
-
 def _written_names(scene: Scene) -> list[str]:
     """All that must be written down of a scene."""
-    return [scene.id, *_paths(scene)]
+    return [scene.id, *scene.paths]
 
 
 def draw(manifest: Manifest, report: CheckReport, folder: Path) -> list[Path]:

@@ -44,6 +44,11 @@ class Scene:
     """Modality name → its files (MCubeS's ``aolp`` has two: sine, cosine)."""
     label: str | None
 
+    @property
+    def paths(self) -> list[str]:
+        """All its files, those of the modalities in their order, the label last."""
+        return [*(path for group in self.files.values() for path in group), *([self.label] if self.label else [])]
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -214,7 +219,7 @@ def refuse_shared_ids(scenes: Sequence[Scene]) -> None:
         DataError: two ids are equal, or differ in case or Unicode form alone; or a name is not valid UTF-8.
     """
     for scene in scenes:
-        for name in (scene.id, *(path for paths in scene.files.values() for path in paths), scene.label or ""):
+        for name in (scene.id, *scene.paths):
             if not is_text(name):
                 raise DataError(f"{name!r}: is not valid UTF-8; rename it")
     for first, second in shared_ids(scenes):
@@ -279,10 +284,8 @@ def _first_fault(error: ValidationError) -> str:
 
 def _line(root: Path, scene: Scene) -> dict[str, Any]:
     """A scene as its line: its fields, and the sizes of its files, so that the content hash covers them."""
-    paths = [path for group in scene.files.values() for path in group]
-    paths += [scene.label] if scene.label else []
     try:
-        sizes = [(root / path).stat().st_size for path in paths]
+        sizes = [(root / path).stat().st_size for path in scene.paths]
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}, though it was there a moment ago; try again") from None
     return {**asdict(scene), "bytes": sizes}

@@ -486,6 +486,6 @@ def _answer_once(source: Source[Any], connection: Connection) -> None:
     except (EOFError, ConnectionError):
         raise
     except Exception as error:  # a bug of ours, or memory: for the parent to raise
-        told = error if type(error).__module__ == "builtins" else RuntimeError(f"{type(error).__name__}: {error}")
-        told.add_note(traceback.format_exc())
-        connection.send(ItemError(told))
+        answer = error if type(error).__module__ == "builtins" else RuntimeError(f"{type(error).__name__}: {error}")
+        answer.add_note(traceback.format_exc())
+        connection.send(ItemError(answer))

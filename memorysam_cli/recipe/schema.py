@@ -1,4 +1,7 @@
-"""The one schema of a recipe, and how a person would write one as YAML."""
+"""The one schema of a recipe, section by section, and how a person would write one as YAML.
+
+A key is a field with a docstring; the pages and the JSON Schema for editors are made of both.
+"""
 
 from __future__ import annotations
 

@@ -103,9 +103,9 @@ def _downloaded(repo: str, filename: str, *, folder: Path, show_progress: bool, 
         children.end(process, gently_s=_CLEAN_UP_S)
 
 
-def _answer(said: bytes, what: str, *, code: int) -> Path:
+def _answer(line: bytes, what: str, *, code: int) -> Path:
     try:
-        answer = json.loads(said)
+        answer = json.loads(line)
     except ValueError:
         end = children.signal_name(code) if code < 0 else f"exit code {code}"
         raise EnvironmentFault(

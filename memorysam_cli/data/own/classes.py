@@ -64,8 +64,8 @@ def read_classes(path: Path, *, is_safe: bool = False) -> ClassList:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UsageError(f"--classes {path}: {reason}; give a text file with one class per line") from None
-    said = [(number, line.strip()) for number, line in enumerate(lines, 1)]
-    rows = [_row(line, where=f"{path}:{number}") for number, line in said if line and not line.startswith("#")]
+    entries = [(number, line.strip()) for number, line in enumerate(lines, 1)]
+    rows = [_row(line, where=f"{path}:{number}") for number, line in entries if line and not line.startswith("#")]
     if not 0 < len(rows) <= IGNORE:
         raise UsageError(f"{path}: {len(rows)} classes; from 1 to {IGNORE} are possible, one per line")
     values, names, colours = zip(*rows, strict=True)
