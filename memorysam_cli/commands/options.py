@@ -109,10 +109,6 @@ Device = Annotated[
         autocompletion=devices,
     ),
 ]
-Split = Annotated[
-    str,
-    typer.Option("--split", metavar="NAME", help="train, val or test.", autocompletion=splits),
-]
 OptionalSplit = Annotated[
     str | None,
     typer.Option("--split", metavar="NAME", help="Only this split's scenes.", autocompletion=splits),

@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from memorysam_cli.data.listing import relative, sample_names, subfolders, walk
-from memorysam_cli.data.manifest import Scene
+from memorysam_cli.data.manifest import SPLITS, Scene
 from memorysam_cli.data.templates import Fields, Template, Tree, compiled
 from memorysam_cli.dataset import Colour, Crop, DatasetInfo, LabelRule, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.text import shown
 
-SPLITS = ("train", "val", "test")
 MARKER = "memorysam-synthetic.json"
 """Lies in a folder that ``prepare synthetic`` rendered; holds the arguments it was rendered with."""
 DEPTH = 3
