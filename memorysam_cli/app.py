@@ -92,25 +92,25 @@ def build() -> typer.Typer:
         module = importlib.import_module(module_name)
         command = getattr(module, attribute)
         if isinstance(command, typer.Typer):
-            _add_examples(command, module.EXAMPLES)
+            _add_examples(command, getattr(module, "EXAMPLES", {}))
             app.add_typer(command, name=name)
         else:
-            app.command(name, epilog=_epilog(module.EXAMPLES))(command)
+            app.command(name, epilog=_epilog(getattr(module, "EXAMPLES", ())))(command)
     return app
 
 
 def _add_examples(group: typer.Typer, examples: Mapping[str, Examples]) -> None:
     """End the help of a group, and of each command in it, with examples."""
-    group.info.epilog = _epilog(examples[""])
+    group.info.epilog = _epilog(examples.get("", ()))
     for each in group.registered_commands:
         own = each.name or (each.callback.__name__ if each.callback else "")
-        each.epilog = _epilog(examples[own])
+        each.epilog = _epilog(examples.get(own, ()))
 
 
-def _epilog(examples: Examples) -> str:
+def _epilog(examples: Examples) -> str | None:
     """The end of a command's help; ``\\b``: lines stay as they are, so that they can be copied."""
     lines = [f"  memorysam {line}\n      {remark}" for line, remark in examples]
-    return "\n".join(["\b", "Examples:", *lines])
+    return "\n".join(["\b", "Examples:", *lines]) if lines else None
 
 
 def main() -> None:

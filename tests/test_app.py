@@ -58,7 +58,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
             raise fault
 
         module = types.ModuleType("failing_command")
-        module.__dict__.update(fail=fail, EXAMPLES=[])
+        module.__dict__.update(fail=fail)
         monkeypatch.setitem(sys.modules, "failing_command", module)
         monkeypatch.setattr(app, "COMMANDS", {"fail": "failing_command:fail", "recipes": app.COMMANDS["recipes"]})
 
@@ -370,7 +370,7 @@ def test_a_signal_ends_with_its_code_one_line_and_no_temporary(
         "        print('ready', flush=True)\n"
         "        time.sleep(60)\n"
         "module = sys.modules['waiting'] = types.ModuleType('waiting')\n"
-        "module.wait, module.EXAMPLES = wait, []\n"
+        "module.wait = wait\n"
         "app.COMMANDS = {'wait': 'waiting:wait', 'recipes': app.COMMANDS['recipes']}\n"
         "sys.argv = ['memorysam', 'wait']; app.main()"
     )

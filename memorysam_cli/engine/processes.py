@@ -1,8 +1,4 @@
-"""The processes of one run: what they add up, agree on and wait for, and how the loss of one is reported.
-
-Those that train or score together do so in a group of ``torch.distributed``; those that predict work side by side,
-each on its own scenes, and hear of each other by a :class:`~memorysam_cli.engine.lost_processes.PeerWatch` alone.
-"""
+"""The processes of one run: what launched them, what they agree on, and what they add up."""
 
 from __future__ import annotations
 
@@ -27,6 +23,12 @@ from memorysam_cli.errors import EnvironmentFault, Stopped, UsageError, is_out_o
 from memorysam_cli.losses.loss import Exchange
 from memorysam_cli.report import console
 from memorysam_cli.text import shown
+
+# Several processes of one run: what they add up, agree on and wait for, and how the loss of one is told.
+#
+# Those that train or score together do so in a group of ``torch.distributed``; those that predict work side by side,
+# each on its own scenes, and hear of each other by a :class:`~memorysam_cli.engine.lost_processes.PeerWatch` alone.
+
 
 PATIENCE = timedelta(seconds=120)
 """For how long a process waits for the others' part of a sum: by then one of them is lost."""
