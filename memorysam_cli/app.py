@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,12 +19,13 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 from typer.main import get_command
 
-from memorysam_cli import __version__, extensions
-from memorysam_cli.commands import examples
+from memorysam_cli import __version__, registry
 from memorysam_cli.errors import MemorySamError, environment_fault, most_severe
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic
 
+Examples = Sequence[tuple[str, str]]
+"""Command lines without the program's name, and what each is good for."""
 COMMANDS = {
     "prepare": "memorysam_cli.commands.prepare:app",
     "check": "memorysam_cli.commands.check:check",
@@ -42,7 +43,15 @@ COMMANDS = {
     "bench": "memorysam_cli.commands.bench:bench",
     "doctor": "memorysam_cli.commands.doctor:doctor",
 }
-"""Name to ``module:object``: a group of commands, or one function; ``commands.examples`` ends their help."""
+"""Name to ``module:object``: a group of commands, or one function.
+
+The module's ``EXAMPLES`` end the help; those of a group are lists by command, its own under ``""``.
+"""
+EXAMPLES = [
+    ("demo", "everything in some minutes, on a CPU"),
+    ("prepare synthetic ./data", "scenes to try things on"),
+    ("train --recipe demo", "then evaluate, predict, report"),
+]
 
 USAGE, INTERRUPTED, BROKEN_PIPE, TERMINATED, BUG = 2, 130, 141, 143, 1
 
@@ -70,7 +79,7 @@ def build() -> typer.Typer:
     app = typer.Typer(
         name="memorysam",
         help="Multi-modal semantic segmentation: SAM2's memory run across the modalities of one scene.",
-        epilog=examples.epilog(""),
+        epilog=_epilog(EXAMPLES),
         cls=InCatalogueOrder,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
@@ -83,19 +92,25 @@ def build() -> typer.Typer:
         module = importlib.import_module(module_name)
         command = getattr(module, attribute)
         if isinstance(command, typer.Typer):
-            _add_examples(command, name)
+            _add_examples(command, getattr(module, "EXAMPLES", {}))
             app.add_typer(command, name=name)
         else:
-            app.command(name, epilog=examples.epilog(name))(command)
+            app.command(name, epilog=_epilog(getattr(module, "EXAMPLES", ())))(command)
     return app
 
 
-def _add_examples(group: typer.Typer, name: str) -> None:
+def _add_examples(group: typer.Typer, examples: Mapping[str, Examples]) -> None:
     """End the help of a group, and of each command in it, with examples."""
-    group.info.epilog = examples.epilog(name)
+    group.info.epilog = _epilog(examples.get("", ()))
     for each in group.registered_commands:
         own = each.name or (each.callback.__name__ if each.callback else "")
-        each.epilog = examples.epilog(f"{name} {own}")
+        each.epilog = _epilog(examples.get(own, ()))
+
+
+def _epilog(examples: Examples) -> str | None:
+    """The end of a command's help; ``\\b``: lines stay as they are, so that they can be copied."""
+    lines = [f"  memorysam {line}\n      {remark}" for line, remark in examples]
+    return "\n".join(["\b", "Examples:", *lines]) if lines else None
 
 
 def main() -> None:
@@ -166,11 +181,11 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = get_command(build()).main(list(arguments), prog_name="memorysam", standalone_mode=False, obj=frame)
         sys.stdout.flush()
-    except BaseException as fault:
-        code, message = _explain(fault)
+    except BaseException as error:
+        code, message = _explain(error)
         with contextlib.suppress(OSError):  # nobody reads stderr: the code has to do
             if code == BUG or (frame.debug and message):
-                traceback.print_exception(fault)
+                traceback.print_exception(error)
             if message:
                 console.error(message, code=code)
         return code
@@ -184,32 +199,32 @@ def _outcome(value: object) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _explain(fault: BaseException) -> tuple[int, str]:
+def _explain(error: BaseException) -> tuple[int, str]:
     """Exit code and message of an exception; an empty message means that all is said or nobody listens."""
     # Typer and rich turn a broken pipe into SystemExit(1); the context still knows.
-    if isinstance(fault, BrokenPipeError) or isinstance(fault.__context__, BrokenPipeError):
+    if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
         return BROKEN_PIPE, ""
-    if isinstance(fault, Terminated):
-        return TERMINATED, str(fault)
-    if isinstance(fault, SystemExit):
-        return fault.code if isinstance(fault.code, int) else 0, ""
-    if isinstance(fault, KeyboardInterrupt | typer.Abort):
+    if isinstance(error, Terminated):
+        return TERMINATED, str(error)
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 0, ""
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
         return INTERRUPTED, "interrupted"
-    if isinstance(fault, TyperException):
-        return USAGE, _usage(fault)
-    known = most_severe(fault) if isinstance(fault, MemorySamError) else environment_fault(fault)
+    if isinstance(error, TyperException):
+        return USAGE, _usage(error)
+    known = most_severe(error) if isinstance(error, MemorySamError) else environment_fault(error)
     if known is not None:
         return known.exit_code, str(known)
     return BUG, "this is a bug in memorysam; please report it with the traceback above and the command line"
 
 
-def _usage(fault: TyperException) -> str:
+def _usage(error: TyperException) -> str:
     """One line for a wrong command line; a group without a command gets its help instead."""
-    message = fault.format_message().replace("Value error, ", "")  # pydantic's, before a reason that needs no label
+    message = error.format_message().replace("Value error, ", "")  # pydantic's, before a reason that needs no label
     if message.startswith("Usage:"):
         print(message, file=sys.stderr)
         return ""
-    context = getattr(fault, "ctx", None)
+    context = getattr(error, "ctx", None)
     hint = f"; see {context.command_path} --help" if context is not None else ""
     return " ".join(message.split()).rstrip(".") + hint
 
@@ -236,4 +251,4 @@ def _options(
     ] = False,
 ) -> None:
     context.ensure_object(Frame).debug |= debug
-    extensions.add(extend or (), where="--extend")
+    registry.add_files(extend or (), where="--extend")

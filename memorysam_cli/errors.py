@@ -120,7 +120,7 @@ class Stopped(MemorySamError):
         self.exit_code = exit_code
 
 
-def most_severe(fault: MemorySamError) -> MemorySamError:
+def most_severe(error: MemorySamError) -> MemorySamError:
     """The worst of a fault and of those that it came up in, as :data:`SEVERITY` orders them.
 
     A full disk under the checkpoint that a divergence leaves must not hide the divergence; and it is told, too. A
@@ -129,17 +129,17 @@ def most_severe(fault: MemorySamError) -> MemorySamError:
     Returns:
         The fault itself, or one of the worst one's kind whose message tells the others too.
     """
-    found = [each for each in _together(fault) if each.exit_code in SEVERITY]
-    if fault not in found or len(found) == 1:
-        return fault
+    found = [each for each in _together(error) if each.exit_code in SEVERITY]
+    if error not in found or len(found) == 1:
+        return error
     worst = min(found, key=lambda each: SEVERITY.index(each.exit_code))  # of equals the last one
     others = dict.fromkeys(str(each) for each in found if str(each) not in str(worst))
     return type(worst)("; besides: ".join([str(worst), *others]))
 
 
-def _together(fault: BaseException) -> Iterator[MemorySamError]:
+def _together(error: BaseException) -> Iterator[MemorySamError]:
     """A fault, and those that were being handled when it came up; the last one first."""
-    before: BaseException | None = fault
+    before: BaseException | None = error
     while before is not None:
         if isinstance(before, MemorySamError) and not isinstance(before, Stopped):
             yield before
@@ -153,18 +153,18 @@ _MACHINE = {
 _MAX_NAME = 400
 _NO_MEMORY = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED", "Insufficient memory")
 """How torch on the CPU, torch on other devices, CUDA's libraries, and OpenCV say it."""
-_ASKED = re.compile(r"ried to allocate [\d.]+ \w+")
+_REQUEST = re.compile(r"ried to allocate [\d.]+ \w+")
 """How far torch's message is short; behind it come the advice and the inner life of its allocator."""
 
 
-def environment_fault(fault: BaseException) -> EnvironmentFault | None:
+def environment_fault(error: BaseException) -> EnvironmentFault | None:
     """The machine's fault behind a foreign exception, or None: then it is a bug of ours."""
-    if isinstance(fault, OSError) and fault.errno in _MACHINE:
-        where = f"{_shortened(str(fault.filename))}: " if fault.filename else ""
-        return EnvironmentFault(f"{where}{fault.strerror}; mend that and run the same command again")
-    if is_out_of_memory(fault):
+    if isinstance(error, OSError) and error.errno in _MACHINE:
+        where = f"{_shortened(str(error.filename))}: " if error.filename else ""
+        return EnvironmentFault(f"{where}{error.strerror}; mend that and run the same command again")
+    if is_out_of_memory(error):
         return EnvironmentFault(
-            f"out of memory ({shortage(fault)}); use a smaller batch or data.image_size, fewer workers, or a device "
+            f"out of memory ({shortage(error)}); use a smaller batch or data.image_size, fewer workers, or a device "
             "with more memory"
         )
     return None
@@ -176,17 +176,17 @@ def _shortened(name: str) -> str:
     return name if len(name) <= _MAX_NAME else f"{name[:half]}…{name[-half:]} ({len(name):,} characters)"
 
 
-def is_out_of_memory(fault: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether a foreign exception says that memory did not suffice, on whatever device."""
-    return isinstance(fault, MemoryError) or any(words in str(fault) for words in _NO_MEMORY)
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
-def shortage(fault: BaseException) -> str:
+def shortage(error: BaseException) -> str:
     """What an exception for want of memory says of it: its first sentences, up to what it asked for."""
-    lines = str(fault).strip().splitlines()
-    first = lines[0] if lines else type(fault).__name__
-    asked = _ASKED.search(first)
-    return first[: asked.end()] if asked else first
+    lines = str(error).strip().splitlines()
+    first = lines[0] if lines else type(error).__name__
+    request = _REQUEST.search(first)
+    return first[: request.end()] if request else first
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -29,7 +29,7 @@ def first_fault(error: ValidationError, schema: type[BaseModel]) -> tuple[tuple[
         The keys that lead to the value, and one line on it; further faults are counted.
     """
     # Unknown keys first: a mistyped one leaves another one missing, and names the cause.
-    first, *others = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+    first, *others = sorted(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     keys = tuple(str(part) for part in first["loc"])
     more = f" (and {len(others)} more)" if others else ""
     return keys, _explain(first, keys, dict(_sections(schema))) + more
@@ -52,25 +52,25 @@ def line_of(text: str, keys: Sequence[str]) -> int:
     return line
 
 
-def _explain(fault: ErrorDetails, keys: tuple[str, ...], sections: dict[str, list[str]]) -> str:
-    """One fault as what is wrong and what is allowed."""
+def _explain(error: ErrorDetails, keys: tuple[str, ...], sections: dict[str, list[str]]) -> str:
+    """One error as what is wrong and what is allowed."""
     path = ".".join(keys)
-    if fault["type"] == "missing":
+    if error["type"] == "missing":
         return f"{path}: is required and missing; write it out"
-    if fault["type"] == "extra_forbidden":
+    if error["type"] == "extra_forbidden":
         section, key = ".".join(keys[:-1]), keys[-1]
         elsewhere = [f"{name}.{key}" for name, known in sections.items() if name and key in known]
         hint = f"; did you mean '{elsewhere[0]}'?" if elsewhere else did_you_mean(key, sections[section])
         return f"{section or 'top level'}: unknown key '{key}'{hint}"
-    if fault["type"] == "model_type":
-        return f"{path}: must be a section with the keys {', '.join(sections[path])}, not {kind_of(fault['input'])}"
-    message = re.sub("^(Input|Tuple) should", "must", fault["msg"].removeprefix("Value error, "))
+    if error["type"] == "model_type":
+        return f"{path}: must be a section with the keys {', '.join(sections[path])}, not {kind_of(error['input'])}"
+    message = re.sub("^(Input|Tuple) should", "must", error["msg"].removeprefix("Value error, "))
     message = (
         message.replace("a valid array", "a list, such as [a, b]")
         .replace("an object", "a section")
         .replace(" after validation", "")
     )
-    got = "" if isinstance(fault["input"], dict) else f" (got {json.dumps(fault['input'], ensure_ascii=False)})"
+    got = "" if isinstance(error["input"], dict) else f" (got {json.dumps(error['input'], ensure_ascii=False)})"
     return f"{path}: {message}{got}" if path else message
 
 

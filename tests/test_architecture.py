@@ -20,7 +20,6 @@ LAYERS = [
     {"recipe"},
     {"storage"},
     {"validation", "dataset", "conservation", "registry"},
-    {"extensions"},
     {"errors", "text"},
 ]
 """From top to bottom; a module imports from its own layer's package or from lower layers."""

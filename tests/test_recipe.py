@@ -188,7 +188,7 @@ WRONG = [
     (EPOCHS, "  epochs: true", "13: train.epochs: must be a valid integer (got true)"),
     (EPOCHS, '  epochs: "1"', '13: train.epochs: must be a valid integer (got "1")'),
     (EPOCHS, "  epochs: 1.5", "13: train.epochs: must be a valid integer (got 1.5)"),
-    (EPOCHS, "  epochs: 1\ngpus: 99", "14: top level: unknown key 'gpus' (known: name, about, extensions, data"),
+    (EPOCHS, "  epochs: 1\ngpus: 99", "14: top level: unknown key 'gpus' (known: name, about, data"),
     (EPOCHS, "  epochs: 1\nbatch: 9", "14: top level: unknown key 'batch'; did you mean 'train.batch'?"),
     (NANO, f"{NANO}\n  lora:\n    rnak: 4", "8: model.lora: unknown key 'rnak'; did you mean 'rank'?"),
     (NANO, f"{NANO}\n  lora: 4", "7: model.lora: must be a section with the keys rank, alpha"),

@@ -64,5 +64,5 @@ def test_an_unknown_key_is_told_before_what_it_leaves_missing() -> None:
         Recipe.model_validate({"modle": {}})
     keys, text = first_fault(caught.value, Recipe)
     assert keys == ("modle",)
-    assert text.startswith("top level: unknown key 'modle'; did you mean 'model'? (known: name, about, extensions,")
+    assert text.startswith("top level: unknown key 'modle'; did you mean 'model'? (known: name, about, data,")
     assert text.endswith(" more)")

@@ -9,6 +9,11 @@ import typer
 from memorysam_cli.commands import options
 from memorysam_cli.errors import UsageError
 
+EXAMPLES = [
+    ("bench --backbone nano --size 128 --batch 1 --against plain", "against the reference's way"),
+    ("bench --backbone base+ --device cuda --precision bf16", "on a GPU"),
+]
+
 
 def bench(
     mode: Annotated[

@@ -14,6 +14,10 @@ SCHEMA_VERSION = 1
 License = Annotated[
     str, typer.Option("--license", metavar="ID", help="As the Hub names it, such as apache-2.0 or cc-by-nc-4.0.")
 ]
+EXAMPLES = [
+    ("card runs/latest/checkpoints/best.safetensors", "read it"),
+    ("card runs/latest/checkpoints/best.safetensors --out README.md", "for the Hub"),
+]
 
 
 def card(

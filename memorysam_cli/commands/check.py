@@ -12,6 +12,11 @@ from memorysam_cli.commands.prepare_options import HeadersOnly, MaxPixels
 from memorysam_cli.errors import DataError
 
 SCHEMA_VERSION = 1
+EXAMPLES = [
+    ("check ./data", "all files of what is prepared there, and a sheet of scenes"),
+    ("check ./DELIVER --dataset deliver", "before it is prepared"),
+    ("check ./data --headers-only --json", "in seconds, for a script"),
+]
 
 
 def check(

@@ -9,6 +9,11 @@ import typer
 
 from memorysam_cli.commands import options
 
+EXAMPLES = [
+    ("demo", "into ./demo"),
+    ("demo --out /tmp/demo --scenes 60", "quicker"),
+]
+
 
 def demo(
     out: options.OptionalOut = None,

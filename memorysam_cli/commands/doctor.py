@@ -6,6 +6,10 @@ from memorysam_cli.commands import options
 from memorysam_cli.errors import EnvironmentFault
 
 SCHEMA_VERSION = 1
+EXAMPLES = [
+    ("doctor", "ok, warning or problem, and what to do"),
+    ("doctor --json", "for a bug report"),
+]
 
 
 def doctor(json: options.Json = False, verbose: options.Verbose = False, quiet: options.Quiet = False) -> None:

@@ -9,6 +9,13 @@ import typer
 from memorysam_cli.commands import options
 from memorysam_cli.errors import CheckFailedError, UsageError
 
+EXAMPLES = [
+    ("evaluate", "the best weights of the newest run, on val"),
+    ("evaluate --weights runs/latest/checkpoints/best.safetensors --split test --json", "for a script"),
+    ("evaluate --modalities img,depth --tta", "fewer sensors, more views"),
+    ("evaluate --robustness any", "all subsets of the sensors"),
+]
+
 
 def evaluate(
     weights: options.Weights = None,

@@ -14,6 +14,10 @@ from memorysam_cli.text import megabytes
 
 SCHEMA_VERSION = 1
 SUFFIXES = {"torch-export": ".pt2", "onnx": ".onnx"}
+EXAMPLES = [
+    ("export runs/latest/checkpoints/best.safetensors --format onnx --out model.onnx", "for onnxruntime"),
+    ("export best.safetensors --format torch-export --size 384x640 --modalities img,depth", "for torch, two sensors"),
+]
 
 
 def export(

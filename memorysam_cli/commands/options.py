@@ -1,4 +1,9 @@
-"""Options and completion that several commands share."""
+"""The options that commands share: one word, one letter and one meaning each; what completes them, and what reads them.
+
+Each is the annotation of a parameter. A parameter without a default is required::
+
+    def predict(scenes: Path, out: Out, weights: Weights = None, json: Json = False) -> None:
+"""
 
 from __future__ import annotations
 
@@ -66,13 +71,6 @@ def _files(incomplete: str, endings: tuple[str, ...]) -> list[str]:
     ]
 
 
-# The options that commands share: one word, one letter and one meaning each.
-#
-# Each is the annotation of a parameter. A parameter without a default is required::
-#
-#     def predict(scenes: Path, out: Out, weights: Weights = None, json: Json = False) -> None:
-
-
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings and errors on stderr.")]
@@ -110,10 +108,6 @@ Device = Annotated[
         help="auto, cpu, cuda, cuda:1 or mps; one that is absent is an error.",
         autocompletion=devices,
     ),
-]
-Split = Annotated[
-    str,
-    typer.Option("--split", metavar="NAME", help="train, val or test.", autocompletion=splits),
 ]
 OptionalSplit = Annotated[
     str | None,

@@ -8,6 +8,12 @@ import typer
 
 from memorysam_cli.commands import options
 
+EXAMPLES = [
+    ("plan --recipe deliver", "what fits here"),
+    ("plan --recipe deliver --gpu-memory 24GB", "what would fit into less"),
+    ("plan --recipe mine.yaml --classes 9 --modalities 3", "before there are data"),
+]
+
 
 def plan(
     recipe: options.Recipe = "default",

@@ -13,6 +13,11 @@ from memorysam_cli.errors import PartialError, UsageError
 SCENES = (
     "A prepared data set, a folder per modality, a folder per scene, or one scene; else what is prepared below --data."
 )
+EXAMPLES = [
+    ("predict ./photos --out ./masks --map img=rgb --color --overlay", "folders img/ and depth/ of one's own"),
+    ("predict ./data --out ./masks --split test --confidence", "a prepared data set"),
+    ("predict ./data --out ./masks --shard 0/4 --on-error skip", "one of four parts; list what is unreadable"),
+]
 
 
 def predict(

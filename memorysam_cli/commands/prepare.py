@@ -39,6 +39,45 @@ app = typer.Typer(
     help="Render or check a data set and write its manifest. All other commands read that, and look for no files.",
     no_args_is_help=True,
 )
+EXAMPLES = {
+    "": [
+        ("prepare synthetic ./data", "render scenes"),
+        ("prepare deliver ./data", "a published data set, unpacked or an archive"),
+        ("prepare folder ./data --modality 'rgb=images/*.png' --modality 'depth=depth/*.png'", "sensors of your own"),
+    ],
+    "synthetic": [
+        ("prepare synthetic ./data", "240 scenes in DELIVER's layout"),
+        ("prepare synthetic ./data --scenes 60 --size 128", "fewer and smaller ones"),
+        ("prepare synthetic ./data --layout mcubes --seed 7", "other worlds, in MCubeS's layout"),
+    ],
+    "folder": [
+        (
+            "prepare folder ./data --modality 'rgb=images/*.png' --modality 'depth=depth/*.png' "
+            "--labels 'masks/*.png' --classes classes.txt",
+            "pairs by name; splits are drawn",
+        ),
+        (
+            "prepare folder ./data --modality 'nir=nir/*.tif' --labels 'masks/*.png' --classes classes.txt "
+            "--name field --drop-incomplete",
+            "leave out what is incomplete",
+        ),
+    ],
+    "manifest": [
+        ("prepare manifest ./data sensors", "accept a manifest that was edited by hand"),
+        ("prepare manifest ./data sensors --headers-only", "the same in seconds"),
+    ],
+    "hha": [
+        ("prepare hha ./data --depth 'depth/*.png' --camera 525,525,319.5,239.5", "from 16-bit millimetres"),
+        ("prepare hha ./data --depth 'd/*.npy' --camera 525,525,319.5,239.5 --height 1.4", "from metres; height known"),
+    ],
+} | {
+    name: [
+        (f"prepare {name} ./data", "unpacked in or below ./data"),
+        (f"prepare {name} ./{name}.zip", "the archive is unpacked beside it"),
+        (f"prepare {name} ./data --drop-incomplete", "leave out scenes with problems, and list them"),
+    ]
+    for name in DATASETS
+}
 
 
 def synthetic(
@@ -220,7 +259,7 @@ def folder(
         max_pixels=max_pixels,
         measure=measuring(max_pixels=max_pixels, normalise=True) if measure else None,
         notes=found.notes,
-        held=found.laws,
+        laws=found.laws,
     )
 
 

@@ -91,8 +91,8 @@ def dataset_name(name: str | None, root: Path) -> str:
     if is_word(chosen) and not taken:
         return chosen
     why = "is the name of another data set" if taken else "must be letters, digits, '.', '_' and '-'"
-    said = f"--name {chosen}: {why}" if name is not None else f"{root}: '{chosen}' cannot name the data set: {why}"
-    raise UsageError(f"{said}; give --name NAME")
+    refusal = f"--name {chosen}: {why}" if name is not None else f"{root}: '{chosen}' cannot name the data set: {why}"
+    raise UsageError(f"{refusal}; give --name NAME")
 
 
 def existing(path: Path, root: Path) -> Path:

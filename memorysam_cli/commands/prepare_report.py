@@ -23,7 +23,7 @@ def check_and_write(
     max_pixels: int | None = None,
     measure: Callable[[Manifest], DatasetInfo] | None = None,
     notes: Sequence[str] = (),
-    held: Laws | None = None,
+    laws: Laws | None = None,
     accepts_edits: bool = False,
 ) -> None:
     """Check, write, and say what was found; problems end with exit code 3, or 4 if their scenes are left out.
@@ -34,7 +34,7 @@ def check_and_write(
         drop_incomplete, headers_only, max_pixels: as the options.
         measure: gets the data set as it will be written and returns what its ``dataset.json`` shall say.
         notes: what was assumed in listing it; said here.
-        held: conservation laws that its listing kept.
+        laws: conservation laws that its listing kept.
         accepts_edits: it was read from the files that are now replaced.
     """
     from memorysam_cli.data import preparation
@@ -50,7 +50,7 @@ def check_and_write(
             max_pixels=max_pixels,
             measure=measure,
             notes=notes,
-            held=held,
+            laws=laws,
             accepts_edits=accepts_edits,
             advance=bar.advance,
         )

@@ -17,6 +17,36 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 
 app = typer.Typer(help="List, show, copy, check and compare recipes.", no_args_is_help=True)
+EXAMPLES = {
+    "": [
+        ("recipes list", "those that come with memorysam"),
+        ("recipes copy deliver mine.yaml", "one of your own"),
+    ],
+    "list": [
+        ("recipes list", "with what they reached"),
+        ("recipes list --json", "for a script"),
+    ],
+    "show": [
+        ("recipes show deliver", "every value"),
+        ("recipes show deliver --set train.epochs=50", "with a change"),
+    ],
+    "copy": [
+        ("recipes copy deliver mine.yaml", "extends deliver, with each key explained"),
+        ("recipes copy deliver mine.yaml --set train.epochs=50", "with a change"),
+    ],
+    "check": [
+        ("recipes check mine.yaml", "ok, or what is wrong"),
+        ("recipes check mine.yaml --set optim.lr=1e-4", "with a change"),
+    ],
+    "diff": [
+        ("recipes diff deliver deliver-rgbd", "two that come with memorysam"),
+        ("recipes diff deliver runs/latest/recipe.yaml", "what a run changed"),
+    ],
+    "schema": [
+        ("recipes schema", "JSON Schema, for editors"),
+        ("recipes schema > recipe.schema.json", "as a file"),
+    ],
+}
 
 NameOrFile = Annotated[
     str,
@@ -138,7 +168,7 @@ def copy_recipe(
     from memorysam_cli.storage import atomic, documents
 
     begin(json=json, verbose=verbose, quiet=quiet)
-    copy = comparing.copied(name, out, overrides=overrides or (), has_schema=schema)
+    copy = comparing.make_copy(name, out, overrides=overrides or (), has_schema=schema)
     beside = out.parent / comparing.SCHEMA_FILE
     if out.exists():
         if out.samefile(reading.find(name)):

@@ -10,6 +10,12 @@ import typer
 from memorysam_cli.commands import options
 
 SCHEMA_VERSION = 1
+EXAMPLES = [
+    ("report --open", "the newest run, in the browser"),
+    ("report runs/latest/evaluate/val --out val.html", "an evaluation, as an artefact"),
+    ("report runs/a runs/b", "two runs, class by class"),
+    ("report ./masks", "a prediction"),
+]
 
 
 def report(

@@ -53,6 +53,12 @@ KEYS = {
     "max_bad": "data.max_bad",
 }  # fmt: skip
 """What each option is short for."""
+EXAMPLES = [
+    ("train --recipe demo --set train.epochs=4 --out runs/trial", "a first try"),
+    ("train --recipe deliver --batch auto", "what fits, with the recipe's scenes per update"),
+    ("train --recipe deliver --resume auto", "go on after a kill; for queues that start again"),
+    ("train --recipe deliver --track tensorboard", "with a dashboard"),
+]
 
 
 def as_overrides(given: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:

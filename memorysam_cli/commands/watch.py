@@ -21,6 +21,11 @@ NAMES = {
     "peak_memory_gb": ("memory in GB", ".2f"), "miou": ("mIoU", ".2f"),
 }  # fmt: skip
 """Series → what it is called, and how its numbers are written; a loss that is not here is called by its own name."""
+EXAMPLES = [
+    ("watch", "the newest run, until it ends"),
+    ("watch runs/deliver-20261101-120000-ab12 --once", "one look at another"),
+    ("watch --json", "for a script"),
+]
 
 
 def watch(

@@ -19,6 +19,40 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors file 
 SUFFIXES = (".safetensors", ".pth", ".pt")
 """Of the containers that are written."""
 app = typer.Typer(help="Show, verify, merge, import, export, fetch and push weights.", no_args_is_help=True)
+EXAMPLES = {
+    "": [
+        ("weights info runs/latest/checkpoints/best.safetensors", "what a file is"),
+        ("weights fetch --all", "SAM 2's weights, ahead of time"),
+    ],
+    "info": [
+        ("weights info runs/latest/checkpoints/best.safetensors", "classes, sensors, recipe, result"),
+        ("weights info best.safetensors --json", "for a script"),
+    ],
+    "verify": [
+        ("weights verify best.safetensors", "whole, and what its seal says"),
+        ("weights verify best.safetensors || echo 'do not use'", "exit code 10 if not"),
+    ],
+    "merge": [
+        ("weights merge best.safetensors --out full.safetensors", "needs no base any more"),
+        ("weights merge runs/latest/checkpoints/best.safetensors --out full.safetensors --overwrite", "anew"),
+    ],
+    "import": [
+        ("weights import RGBDEL_epoch95_65.38.pth --out rgbdel.safetensors", "the authors' file"),
+        ("weights import RGBD_epoch1_2.0.pth --out rgbd.safetensors --json", "for a script"),
+    ],
+    "export": [
+        ("weights export rgbdel.safetensors --format reference --out rgbdel.pth", "for the authors' code"),
+        ("weights export best.safetensors --format merged --out merged.pth", "for sam2 as it is"),
+    ],
+    "fetch": [
+        ("weights fetch sam2-hiera-base-plus", "one, verified"),
+        ("weights fetch --all", "all, before the network is gone"),
+    ],
+    "push": [
+        ("weights push alice/memorysam-demo best.safetensors", "what would be sent"),
+        ("weights push alice/memorysam-demo best.safetensors --private --yes", "send it"),
+    ],
+}
 
 
 def info(file: File, json: Json = False, verbose: Verbose = False, quiet: Quiet = False) -> None:

@@ -72,8 +72,8 @@ def check(
                 advance()
     finally:
         reader.save(is_complete=len(findings) == len(manifest.scenes))
-    for index, fault in _between_scenes(manifest.scenes):
-        findings[index].faults.append(fault)
+    for index, error in _between_scenes(manifest.scenes):
+        findings[index].faults.append(error)
     faulty = [index for index, finding in enumerate(findings) if finding.faults]
     left_out = set(faulty) if drop_incomplete else set()
     kept = [index for index in range(len(findings)) if index not in left_out]
@@ -180,8 +180,8 @@ def _frame(
     except FileNotFoundError:
         absent.append(path)
         return None
-    except DataError as fault:
-        finding.faults.append(("unreadable", str(fault)))
+    except DataError as error:
+        finding.faults.append(("unreadable", str(error)))
         return None
     reason = _misfit(facts, modality, files=files)
     if reason:
@@ -240,8 +240,8 @@ def _label(scene: Scene, reader: Reader, finding: _SceneFindings) -> FileFacts |
     except FileNotFoundError:
         why = "its split is not called unlabelled" if scene.label is None else f"looked for {shown(scene.label)}"
         finding.faults.append(("missing label", f"{shown(scene.id)}: has no label ({why})"))
-    except DataError as fault:
-        finding.faults.append(("label", str(fault)))
+    except DataError as error:
+        finding.faults.append(("label", str(error)))
     return None
 
 
@@ -262,7 +262,7 @@ def _between_scenes(scenes: Sequence[Scene]) -> Iterator[tuple[int, SceneFault]]
             yield second, ("two splits", message)
     owners: dict[str, int] = {}
     for index, scene in enumerate(scenes):
-        for path in _paths(scene):
+        for path in scene.paths:
             owner = scenes[owners.setdefault(path, index)]
             if owner.split != scene.split and owner.id != scene.id:
                 message = (
@@ -281,14 +281,9 @@ def _problems(findings: Sequence[_SceneFindings]) -> Iterator[Problem]:
     return (Problem.of(kind, messages) for kind, messages in sorted(faults.items()))
 
 
-def _paths(scene: Scene) -> list[str]:
-    """All files of a scene."""
-    return [*(path for paths in scene.files.values() for path in paths), *([scene.label] if scene.label else [])]
-
-
 def _written_names(scene: Scene) -> list[str]:
     """All that must be written down of a scene."""
-    return [scene.id, *_paths(scene)]
+    return [scene.id, *scene.paths]
 
 
 def draw(manifest: Manifest, report: CheckReport, folder: Path) -> list[Path]:

@@ -1,177 +1,25 @@
-"""Files into arrays: how a sensor's and a label's values are to be read, and their reading."""
+"""Files into arrays: the frames of a scene, its label as classes.
+
+First one modality's files, then a label, in numbers or in colours, then a whole scene of one size. Nothing is scaled or
+normalised here: frames keep the dtype of their files, so that the augmentation acts on the same values as the
+reference's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from memorysam_cli.data.listing import pair, walk
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.data.transforms import Array, Sample, resize_nearest
 from memorysam_cli.dataset import IGNORE, RAW_VALUES, Colour, LabelRule, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
-from memorysam_cli.storage.images import SUFFIXES
-
-PARTS = ("_sin", "_cos")
-"""Endings of the two files of an angle, in their order."""
-
-Files = dict[str, tuple[str, ...]]
-"""Modality → paths."""
-Role = tuple[str, str]
-"""A modality, and the part of it: one of PARTS, or "" for all of it."""
-Tree = Mapping[str, list[str]]
-"""Folder → the names of its image files; paths relative to the top, which is ""."""
-Key = TypeVar("Key")
-Value = TypeVar("Value")
-
-
-@dataclass(frozen=True)
-class Reading:
-    """One way to understand a tree."""
-
-    what: str
-    """For the message on an ambiguous tree."""
-    scenes: dict[str, Files]
-    """Scene id → its files, modalities in the wanted order."""
-    unknown: tuple[str, ...]
-    """Names beside the known ones that stand for no modality."""
-
-
-def readings(path: Path, wanted: Mapping[str, str]) -> list[Reading]:
-    """All ways to read a folder as scenes.
-
-    Args:
-        path: the folder.
-        wanted: modality → the name that its files or its folder have here, in the order of the memory.
-
-    Raises:
-        DataError: two files stand for the same thing, half of an angle is missing, or folders do not pair.
-    """
-    everything = dict(walk(path))
-    _refuse_folders(path, everything, wanted)
-    tree = {inside: [name for name in names if _is_image(name)] for inside, names in everything.items()}
-    return [*_per_modality(tree, wanted), *_per_scene(tree, wanted, own_name=path.resolve().name)]
-
-
-def _refuse_folders(path: Path, folders: Iterable[str], wanted: Mapping[str, str]) -> None:
-    """Refuse a folder that has the name of a modality's image: the scene would seem to lack that modality."""
-    for inside in folders:
-        name = PurePosixPath(inside).name
-        if _is_image(name) and _role(_stem(name), wanted) is not None:
-            raise DataError(f"{path / inside}: is a folder named as an image; rename it, or put the image in its place")
-
-
-def _per_modality(tree: Tree, wanted: Mapping[str, str]) -> Iterator[Reading]:
-    """A sub-folder per modality; a scene is called as the file of its first modality."""
-    sources: dict[str, dict[str, str]] = {}
-    unknown: dict[str, None] = {}
-    for inside, names in tree.items():
-        top, _, below = inside.partition("/")
-        if not top or not names:
-            continue
-        if _role(top, wanted) is None:
-            unknown[f"{top}/"] = None
-            continue
-        for name in names:
-            _put(sources.setdefault(top, {}), str(PurePosixPath(below, _stem(name))), f"{inside}/{name}")
-    if not sources:
-        return
-    scenes: dict[str, Files] = {}
-    for row in pair(sources):
-        files = _files({top: sources[top][key] for top, key in row.items()}, wanted)
-        first = PurePosixPath(next(iter(files.values()))[0])
-        _put(scenes, str(PurePosixPath(*first.parts[1:]).with_suffix("")), files)
-    folders = ", ".join(f"{top}/" for top in sources)
-    what = f"one folder per modality ({folders}; {len(scenes)} scenes, such as {next(iter(scenes))})"
-    yield Reading(what, scenes, tuple(unknown))
-
-
-def _per_scene(tree: Tree, wanted: Mapping[str, str], *, own_name: str) -> Iterator[Reading]:
-    """The folder itself is a scene; and, another reading, folders below it are."""
-    scenes: dict[str, Files] = {}
-    unknown: dict[str, dict[str, None]] = {}
-    for inside, names in tree.items():
-        known = [name for name in names if _role(_stem(name), wanted) is not None]
-        if known:
-            stems: dict[str, str] = {}
-            for name in known:
-                _put(stems, _stem(name), str(PurePosixPath(inside, name)))
-            scenes[inside] = _files(stems, wanted)
-            unknown[inside] = {_stem(name): None for name in names if name not in known}
-    if "" in scenes:
-        files = scenes.pop("")
-        listed = ", ".join(path for paths in files.values() for path in paths)
-        yield Reading(f"one scene ({listed})", {own_name: files}, tuple(unknown.pop("")))
-    if scenes:
-        what = f"one folder per scene ({len(scenes)} scenes, such as {next(iter(scenes))}/)"
-        yield Reading(what, scenes, tuple({name: None for names in unknown.values() for name in names}))
-
-
-def _role(text: str, wanted: Mapping[str, str]) -> Role | None:
-    """What a folder's or file's name stands for; case does not matter."""
-    for modality, name in wanted.items():
-        for part in ("", *PARTS):
-            if text.casefold() == f"{name}{part}".casefold():
-                return modality, part
-    return None
-
-
-def _files(named: Mapping[str, str], wanted: Mapping[str, str]) -> Files:
-    """Name → path becomes modality → paths, in the wanted order, an angle's two parts together."""
-    found: dict[Role, str] = {}
-    for text, path in named.items():
-        role = _role(text, wanted)
-        assert role is not None  # the callers have sorted out the others
-        _put(found, role, path)
-    files: Files = {}
-    for modality, name in wanted.items():
-        whole = [found[modality, ""]] if (modality, "") in found else []
-        parts = [found[modality, part] for part in PARTS if (modality, part) in found]
-        if len(parts) == 1 or (parts and whole):
-            both = " and ".join(f"{name}{part}" for part in PARTS)
-            raise DataError(f"{', '.join((*parts, *whole))}: '{modality}' needs {both}, or {name} alone")
-        if parts or whole:
-            files[modality] = tuple(parts or whole)
-    return files
-
-
-def _put(into: dict[Key, Value], key: Key, value: Value) -> None:
-    """Add an entry; two for one key are refused."""
-    if key in into:
-        raise DataError(
-            f"{_first_path(into[key])} and {_first_path(value)}: stand for the same thing; keep one of them"
-        )
-    into[key] = value
-
-
-def _first_path(value: object) -> str:
-    """A path, or the first of a scene's."""
-    return str(next(iter(value.values()))[0]) if isinstance(value, dict) else str(value)
-
-
-def _stem(name: str) -> str:
-    """A file's name without its suffix."""
-    return PurePosixPath(name).stem
-
-
-def _is_image(name: str) -> bool:
-    """Whether a file can be read as an image, by its name."""
-    return PurePosixPath(name).suffix.lower() in SUFFIXES
-
-
-# Files → arrays: one frame per modality, and the label.
-#
-# Nothing is scaled or normalised here: frames keep the dtype of their files, so that the augmentation acts on the same
-# values as the reference's.
-
 
 LARGEST = float(np.finfo(np.float32).max)
 """Of stored values, with either sign."""
@@ -224,6 +72,46 @@ def read_modality(paths: Sequence[Path], modality: Modality, *, max_pixels: int 
     return cv2.merge([array] * 3)  # (H, W) -> (H, W, 3)
 
 
+def _read(path: Path, max_pixels: int | None) -> Array:
+    """(H, W) or (H, W, C) with C > 1; uint8, uint16 or float32."""
+    array = images.read(path, max_pixels=max_pixels)
+    array = array[:, :, 0] if array.ndim > len("HW") and array.shape[2] == 1 else array
+    if array.dtype in (np.float16, np.float64):
+        if array.dtype == np.float64 and max(-array.min(), array.max()) > LARGEST:
+            raise DataError(f"{path}: holds values beyond {LARGEST:.2g}, too large for the network; rescale them")
+        array = array.astype(np.float32)
+    if array.dtype not in (np.uint8, np.uint16, np.float32):
+        raise DataError(f"{path}: holds {array.dtype}; allowed are uint8, uint16 and floating point")
+    return np.ascontiguousarray(array)
+
+
+def _plane(path: Path, max_pixels: int | None) -> Array:
+    """A file with one channel: (H, W)."""
+    array = _read(path, max_pixels)
+    if array.ndim != len("HW"):
+        raise DataError(f"{path}: has {array.shape[2]} channels; the sine or cosine of an angle has one")
+    return array
+
+
+def _take(array: Array, modality: Modality, *, channels: tuple[int, int, int], count: int, path: Path) -> Array:
+    """The three declared channels: (H, W) or (H, W, C) -> (H, W, 3)."""
+    if not 0 <= min(channels) <= max(channels) < count:
+        raise DataError(
+            f"{path}: has {count} channel(s), but '{modality.name}' takes {', '.join(map(str, channels))} (from 0); "
+            "mend 'channels' in dataset.json"
+        )
+    if count == 1:
+        return cv2.merge([array] * 3)
+    if channels == (0, 1, 2) and count == len(channels):
+        return array
+    return cv2.merge([cv2.extractChannel(array, channel) for channel in channels])
+
+
+def _size(frame: Array) -> str:
+    """Height × width for a message."""
+    return f"{frame.shape[0]}×{frame.shape[1]}"
+
+
 def read_label(
     path: Path,
     rule: LabelRule,
@@ -266,101 +154,6 @@ def read_label(
     return label
 
 
-def read_sample(
-    root: Path,
-    scene: Scene,
-    *,
-    modalities: Sequence[Modality],
-    rule: LabelRule | None = None,
-    classes: int = 0,
-    palette: Sequence[Colour] = (),
-) -> Sample:
-    """Read a scene's frames, and its label where a rule is given, all of one size.
-
-    Args:
-        root: the data root.
-        scene: which files; modalities that it lacks are refused.
-        modalities: which frames, in this order.
-        rule: the label's rule; none leaves the label out.
-        classes: K, with ``rule``.
-        palette: K colours, for labels that are pictures in colours.
-
-    Returns:
-        Frames of one size; low-resolution events are enlarged by nearest.
-
-    Raises:
-        DataError: a file is unusable, a modality or the label is missing, or sizes differ (scene and sizes).
-    """
-    frames: dict[str, Array] = {}
-    for modality in modalities:
-        if modality.name not in scene.files:
-            have = ", ".join(scene.files)
-            raise DataError(f"scene {scene.id}: has no '{modality.name}' (it has: {have}); choose with --modalities")
-        frames[modality.name] = read_modality([root / path for path in scene.files[modality.name]], modality)
-    label = None
-    if rule is not None:
-        if scene.label is None:
-            raise DataError(f"scene {scene.id}: has no label; only 'predict' works without labels")
-        label = read_label(root / scene.label, rule, classes, palette=palette)
-    return Sample(frames=_of_one_size(frames, label, scene=scene, modalities=modalities), label=label)
-
-
-def fits(height: int, width: int, *, kind: str, frame: tuple[int, int]) -> bool:
-    """Whether a modality of this size belongs to a frame (H, W): events alone may be smaller (``eventlowres``)."""
-    return (height, width) == frame or (kind == "event" and height <= frame[0] and width <= frame[1])
-
-
-def _of_one_size(
-    frames: dict[str, Array], label: Array | None, *, scene: Scene, modalities: Sequence[Modality]
-) -> dict[str, Array]:
-    """Enlarge low-resolution events; refuse every other difference in size."""
-    sizes = {name: frame.shape[:2] for name, frame in frames.items()}
-    if label is not None:
-        sizes["label"] = label.shape
-    kinds: Mapping[str, str] = {modality.name: modality.kind for modality in modalities}
-    sharp = [size for name, size in sizes.items() if kinds.get(name) != "event"]
-    height, width = sharp[0] if sharp else max(sizes.values())
-    if not all(fits(*size, kind=kinds.get(name, ""), frame=(height, width)) for name, size in sizes.items()):
-        listed = ", ".join(f"{name} {rows}×{columns}" for name, (rows, columns) in sizes.items())
-        raise DataError(f"scene {scene.id}: sizes differ ({listed}); all must be equal, events alone may be smaller")
-    return {name: resize_nearest(frame, height=height, width=width) for name, frame in frames.items()}
-
-
-def _read(path: Path, max_pixels: int | None) -> Array:
-    """(H, W) or (H, W, C) with C > 1; uint8, uint16 or float32."""
-    array = images.read(path, max_pixels=max_pixels)
-    array = array[:, :, 0] if array.ndim > len("HW") and array.shape[2] == 1 else array
-    if array.dtype in (np.float16, np.float64):
-        if array.dtype == np.float64 and max(-array.min(), array.max()) > LARGEST:
-            raise DataError(f"{path}: holds values beyond {LARGEST:.2g}, too large for the network; rescale them")
-        array = array.astype(np.float32)
-    if array.dtype not in (np.uint8, np.uint16, np.float32):
-        raise DataError(f"{path}: holds {array.dtype}; allowed are uint8, uint16 and floating point")
-    return np.ascontiguousarray(array)
-
-
-def _take(array: Array, modality: Modality, *, channels: tuple[int, int, int], count: int, path: Path) -> Array:
-    """The three declared channels: (H, W) or (H, W, C) -> (H, W, 3)."""
-    if not 0 <= min(channels) <= max(channels) < count:
-        raise DataError(
-            f"{path}: has {count} channel(s), but '{modality.name}' takes {', '.join(map(str, channels))} (from 0); "
-            "mend 'channels' in dataset.json"
-        )
-    if count == 1:
-        return cv2.merge([array] * 3)
-    if channels == (0, 1, 2) and count == len(channels):
-        return array
-    return cv2.merge([cv2.extractChannel(array, channel) for channel in channels])
-
-
-def _plane(path: Path, max_pixels: int | None) -> Array:
-    """A file with one channel: (H, W)."""
-    array = _read(path, max_pixels)
-    if array.ndim != len("HW"):
-        raise DataError(f"{path}: has {array.shape[2]} channels; the sine or cosine of an angle has one")
-    return array
-
-
 def _raw_label(path: Path, max_pixels: int | None) -> Array:
     """(H, W) integers as stored."""
     header = images.header(path)
@@ -371,32 +164,6 @@ def _raw_label(path: Path, max_pixels: int | None) -> Array:
     if array.dtype.kind not in "iu":
         raise DataError(f"{path}: holds {array.dtype}; labels must be whole numbers")
     return array if array.ndim == len("HW") else array[:, :, 0]
-
-
-def _of_colours(path: Path, palette: tuple[Colour, ...], max_pixels: int | None) -> npt.NDArray[np.uint8]:
-    """(H, W) classes of a picture in the palette's colours; other colours become 255."""
-    header = images.header(path)
-    if header.format == "jpeg":
-        raise DataError(f"{path}: is a JPEG; labels in colours must be lossless (PNG), or no colour is exact")
-    array = images.read(path, max_pixels=max_pixels)
-    if array.ndim == len("HW") or array.shape[2] not in (3, 4) or array.dtype != np.uint8:
-        raise DataError(f"{path}: is no 8-bit RGB picture, but labels of this data set are (label.colours)")
-    packed = array[:, :, 0].astype(np.int32) << 8  # (H, W, 3) -> (H, W)
-    packed |= array[:, :, 1]
-    packed <<= 8
-    packed |= array[:, :, 2]
-    return _colour_table(palette).take(packed)
-
-
-@lru_cache(maxsize=1)
-def _colour_table(palette: tuple[Colour, ...]) -> npt.NDArray[np.uint8]:
-    """Colour as one number of 24 bits → class, or 255; 16 MB."""
-    if not palette or len(set(palette)) != len(palette):
-        raise DataError(f"labels in colours need a different colour for every class; the palette is {palette}")
-    table = np.full(1 << 24, IGNORE, np.uint8)
-    for index, (red, green, blue) in enumerate(palette):
-        table[red << 16 | green << 8 | blue] = index
-    return table
 
 
 @lru_cache(maxsize=8)
@@ -448,6 +215,87 @@ def _few(values: Sequence[int]) -> str:
     return ", ".join(str(value) for value in values[:LISTED]) + more
 
 
-def _size(frame: Array) -> str:
-    """Height × width for a message."""
-    return f"{frame.shape[0]}×{frame.shape[1]}"
+def _of_colours(path: Path, palette: tuple[Colour, ...], max_pixels: int | None) -> npt.NDArray[np.uint8]:
+    """(H, W) classes of a picture in the palette's colours; other colours become 255."""
+    header = images.header(path)
+    if header.format == "jpeg":
+        raise DataError(f"{path}: is a JPEG; labels in colours must be lossless (PNG), or no colour is exact")
+    array = images.read(path, max_pixels=max_pixels)
+    if array.ndim == len("HW") or array.shape[2] not in (3, 4) or array.dtype != np.uint8:
+        raise DataError(f"{path}: is no 8-bit RGB picture, but labels of this data set are (label.colours)")
+    packed = array[:, :, 0].astype(np.int32) << 8  # (H, W, 3) -> (H, W)
+    packed |= array[:, :, 1]
+    packed <<= 8
+    packed |= array[:, :, 2]
+    return _colour_table(palette).take(packed)
+
+
+@lru_cache(maxsize=1)
+def _colour_table(palette: tuple[Colour, ...]) -> npt.NDArray[np.uint8]:
+    """Colour as one number of 24 bits → class, or 255; 16 MB."""
+    if not palette or len(set(palette)) != len(palette):
+        raise DataError(f"labels in colours need a different colour for every class; the palette is {palette}")
+    table = np.full(1 << 24, IGNORE, np.uint8)
+    for index, (red, green, blue) in enumerate(palette):
+        table[red << 16 | green << 8 | blue] = index
+    return table
+
+
+def read_sample(
+    root: Path,
+    scene: Scene,
+    *,
+    modalities: Sequence[Modality],
+    rule: LabelRule | None = None,
+    classes: int = 0,
+    palette: Sequence[Colour] = (),
+) -> Sample:
+    """Read a scene's frames, and its label where a rule is given, all of one size.
+
+    Args:
+        root: the data root.
+        scene: which files; modalities that it lacks are refused.
+        modalities: which frames, in this order.
+        rule: the label's rule; none leaves the label out.
+        classes: K, with ``rule``.
+        palette: K colours, for labels that are pictures in colours.
+
+    Returns:
+        Frames of one size; low-resolution events are enlarged by nearest.
+
+    Raises:
+        DataError: a file is unusable, a modality or the label is missing, or sizes differ (scene and sizes).
+    """
+    frames: dict[str, Array] = {}
+    for modality in modalities:
+        if modality.name not in scene.files:
+            have = ", ".join(scene.files)
+            raise DataError(f"scene {scene.id}: has no '{modality.name}' (it has: {have}); choose with --modalities")
+        frames[modality.name] = read_modality([root / path for path in scene.files[modality.name]], modality)
+    label = None
+    if rule is not None:
+        if scene.label is None:
+            raise DataError(f"scene {scene.id}: has no label; only 'predict' works without labels")
+        label = read_label(root / scene.label, rule, classes, palette=palette)
+    return Sample(frames=_of_one_size(frames, label, scene=scene, modalities=modalities), label=label)
+
+
+def _of_one_size(
+    frames: dict[str, Array], label: Array | None, *, scene: Scene, modalities: Sequence[Modality]
+) -> dict[str, Array]:
+    """Enlarge low-resolution events; refuse every other difference in size."""
+    sizes = {name: frame.shape[:2] for name, frame in frames.items()}
+    if label is not None:
+        sizes["label"] = label.shape
+    kinds: Mapping[str, str] = {modality.name: modality.kind for modality in modalities}
+    sharp = [size for name, size in sizes.items() if kinds.get(name) != "event"]
+    height, width = sharp[0] if sharp else max(sizes.values())
+    if not all(fits(*size, kind=kinds.get(name, ""), frame=(height, width)) for name, size in sizes.items()):
+        listed = ", ".join(f"{name} {rows}×{columns}" for name, (rows, columns) in sizes.items())
+        raise DataError(f"scene {scene.id}: sizes differ ({listed}); all must be equal, events alone may be smaller")
+    return {name: resize_nearest(frame, height=height, width=width) for name, frame in frames.items()}
+
+
+def fits(height: int, width: int, *, kind: str, frame: tuple[int, int]) -> bool:
+    """Whether a modality of this size belongs to a frame (H, W): events alone may be smaller (``eventlowres``)."""
+    return (height, width) == frame or (kind == "event" and height <= frame[0] and width <= frame[1])

@@ -134,8 +134,8 @@ class Reader:
         if line is None or (is_whole and not line.is_whole):
             try:
                 facts = self._read(self.root / path, how, modality)
-            except DataError as fault:
-                raise DataError(f"{shown(path)}: {str(fault).removeprefix(f'{shown(self.root / path)}: ')}") from fault
+            except DataError as error:
+                raise DataError(f"{shown(path)}: {str(error).removeprefix(f'{shown(self.root / path)}: ')}") from error
             line = _CacheLine(
                 path=path, size=status.st_size, mtime_ns=status.st_mtime_ns, role=role, is_whole=is_whole, facts=facts
             )

@@ -10,19 +10,32 @@ A tree that can be read in two ways is refused, and both are shown.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from memorysam_cli.data import DATASETS, layout_of
 from memorysam_cli.data import manifest as manifests
-from memorysam_cli.data.decode import Reading, readings
-from memorysam_cli.data.listing import sample_names
+from memorysam_cli.data.listing import pair, sample_names, walk
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.errors import DataError, UsageError, did_you_mean
+from memorysam_cli.storage.images import SUFFIXES
+from memorysam_cli.text import few
 
 NAMED = 6
 """Unknown names that a message lists."""
+PARTS = ("_sin", "_cos")
+"""Endings of the two files of an angle, in their order."""
+
+Files = dict[str, tuple[str, ...]]
+"""Modality → paths."""
+Role = tuple[str, str]
+"""A modality, and the part of it: one of PARTS, or "" for all of it."""
+Tree = Mapping[str, list[str]]
+"""Folder → the names of its image files; paths relative to the top, which is ""."""
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,18 @@ class PredictionInputs:
     """Each has at least one modality; ids are unique, and name the outputs."""
     notes: tuple[str, ...]
     """What must be said once, such as a modality that is missing."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to understand a tree."""
+
+    what: str
+    """For the message on an ambiguous tree."""
+    scenes: dict[str, Files]
+    """Scene id → its files, modalities in the wanted order."""
+    unknown: tuple[str, ...]
+    """Names beside the known ones that stand for no modality."""
 
 
 def discover(
@@ -82,7 +107,7 @@ def discover(
     )
     _refuse_unknown(path, reading, wanted)
     manifests.refuse_shared_ids(scenes)
-    unknown = [f"not used: {_listed(reading.unknown)}"] if reading.unknown else []
+    unknown = [f"not used: {few(reading.unknown, NAMED)}"] if reading.unknown else []
     return PredictionInputs(path, scenes, (*_missing_notes(scenes, modalities), *unknown))
 
 
@@ -142,7 +167,7 @@ def _refuse_unprepared(path: Path) -> None:
 
 def _only_reading(path: Path, wanted: Mapping[str, str]) -> Reading:
     """The one way in which the tree can be read."""
-    found = readings(path, wanted)
+    found = _readings(path, wanted)
     if len(found) > 1:
         ways = " or as ".join(reading.what for reading in found)
         raise DataError(f"{path}: can be read as {ways}; give one of them, or rename what is not meant")
@@ -156,6 +181,120 @@ def _only_reading(path: Path, wanted: Mapping[str, str]) -> Reading:
     return found[0]
 
 
+def _readings(path: Path, wanted: Mapping[str, str]) -> list[Reading]:
+    """All ways to read a folder as scenes; refuses two files for one thing, half an angle, folders that do not pair."""
+    everything = dict(walk(path))
+    _refuse_folders(path, everything, wanted)
+    tree = {inside: [name for name in names if _is_image(name)] for inside, names in everything.items()}
+    return [*_per_modality(tree, wanted), *_per_scene(tree, wanted, own_name=path.resolve().name)]
+
+
+def _refuse_folders(path: Path, folders: Iterable[str], wanted: Mapping[str, str]) -> None:
+    """Refuse a folder that has the name of a modality's image: the scene would seem to lack that modality."""
+    for inside in folders:
+        name = PurePosixPath(inside).name
+        if _is_image(name) and _role(_stem(name), wanted) is not None:
+            raise DataError(f"{path / inside}: is a folder named as an image; rename it, or put the image in its place")
+
+
+def _per_modality(tree: Tree, wanted: Mapping[str, str]) -> Iterator[Reading]:
+    """A sub-folder per modality; a scene is called as the file of its first modality."""
+    sources: dict[str, dict[str, str]] = {}
+    unknown: dict[str, None] = {}
+    for inside, names in tree.items():
+        top, _, below = inside.partition("/")
+        if not top or not names:
+            continue
+        if _role(top, wanted) is None:
+            unknown[f"{top}/"] = None
+            continue
+        for name in names:
+            _put(sources.setdefault(top, {}), str(PurePosixPath(below, _stem(name))), f"{inside}/{name}")
+    if not sources:
+        return
+    scenes: dict[str, Files] = {}
+    for row in pair(sources):
+        files = _files({top: sources[top][key] for top, key in row.items()}, wanted)
+        first = PurePosixPath(next(iter(files.values()))[0])
+        _put(scenes, str(PurePosixPath(*first.parts[1:]).with_suffix("")), files)
+    folders = ", ".join(f"{top}/" for top in sources)
+    what = f"one folder per modality ({folders}; {len(scenes)} scenes, such as {next(iter(scenes))})"
+    yield Reading(what, scenes, tuple(unknown))
+
+
+def _per_scene(tree: Tree, wanted: Mapping[str, str], *, own_name: str) -> Iterator[Reading]:
+    """The folder itself is a scene; and, another reading, folders below it are."""
+    scenes: dict[str, Files] = {}
+    unknown: dict[str, dict[str, None]] = {}
+    for inside, names in tree.items():
+        known = [name for name in names if _role(_stem(name), wanted) is not None]
+        if known:
+            stems: dict[str, str] = {}
+            for name in known:
+                _put(stems, _stem(name), str(PurePosixPath(inside, name)))
+            scenes[inside] = _files(stems, wanted)
+            unknown[inside] = {_stem(name): None for name in names if name not in known}
+    if "" in scenes:
+        files = scenes.pop("")
+        listed = ", ".join(path for paths in files.values() for path in paths)
+        yield Reading(f"one scene ({listed})", {own_name: files}, tuple(unknown.pop("")))
+    if scenes:
+        what = f"one folder per scene ({len(scenes)} scenes, such as {next(iter(scenes))}/)"
+        yield Reading(what, scenes, tuple({name: None for names in unknown.values() for name in names}))
+
+
+def _role(text: str, wanted: Mapping[str, str]) -> Role | None:
+    """What a folder's or file's name stands for; case does not matter."""
+    for modality, name in wanted.items():
+        for part in ("", *PARTS):
+            if text.casefold() == f"{name}{part}".casefold():
+                return modality, part
+    return None
+
+
+def _files(named: Mapping[str, str], wanted: Mapping[str, str]) -> Files:
+    """Name → path becomes modality → paths, in the wanted order, an angle's two parts together."""
+    found: dict[Role, str] = {}
+    for text, path in named.items():
+        role = _role(text, wanted)
+        assert role is not None  # the callers have sorted out the others
+        _put(found, role, path)
+    files: Files = {}
+    for modality, name in wanted.items():
+        whole = [found[modality, ""]] if (modality, "") in found else []
+        parts = [found[modality, part] for part in PARTS if (modality, part) in found]
+        if len(parts) == 1 or (parts and whole):
+            both = " and ".join(f"{name}{part}" for part in PARTS)
+            raise DataError(f"{', '.join((*parts, *whole))}: '{modality}' needs {both}, or {name} alone")
+        if parts or whole:
+            files[modality] = tuple(parts or whole)
+    return files
+
+
+def _put(into: dict[Key, Value], key: Key, value: Value) -> None:
+    """Add an entry; two for one key are refused."""
+    if key in into:
+        raise DataError(
+            f"{_first_path(into[key])} and {_first_path(value)}: stand for the same thing; keep one of them"
+        )
+    into[key] = value
+
+
+def _first_path(value: object) -> str:
+    """A path, or the first of a scene's."""
+    return str(next(iter(value.values()))[0]) if isinstance(value, dict) else str(value)
+
+
+def _stem(name: str) -> str:
+    """A file's name without its suffix."""
+    return PurePosixPath(name).stem
+
+
+def _is_image(name: str) -> bool:
+    """Whether a file can be read as an image, by its name."""
+    return PurePosixPath(name).suffix.lower() in SUFFIXES
+
+
 def _refuse_unknown(path: Path, reading: Reading, wanted: Mapping[str, str]) -> None:
     """Refuse unknown names where a modality is missing everywhere: one may be the other."""
     found = {name for files in reading.scenes.values() for name in files}
@@ -163,7 +302,7 @@ def _refuse_unknown(path: Path, reading: Reading, wanted: Mapping[str, str]) -> 
     if missing and reading.unknown:
         have = ",".join(name for name in wanted if name in found)
         raise DataError(
-            f"{path}: no {_listed(missing)}, but there is {_listed(reading.unknown)}; say what is what, such as "
+            f"{path}: no {few(missing, NAMED)}, but there is {few(reading.unknown, NAMED)}; say what is what, such as "
             f"--map {missing[0]}={reading.unknown[0].rstrip('/')}, or take what is there with --modalities {have}"
         )
 
@@ -177,9 +316,3 @@ def _missing_notes(scenes: Sequence[Scene], modalities: Sequence[str]) -> list[s
             where = "no scene has" if count == len(scenes) else f"{count} of {len(scenes)} scenes lack"
             notes.append(f"{where} '{name}'; predicting with the modalities that are there")
     return notes
-
-
-def _listed(names: Sequence[str]) -> str:
-    """The first few of some names."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more

@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from memorysam_cli.data.listing import relative, sample_names, subfolders, walk
-from memorysam_cli.data.manifest import Scene
+from memorysam_cli.data.manifest import SPLITS, Scene
 from memorysam_cli.data.templates import Fields, Template, Tree, compiled
 from memorysam_cli.dataset import Colour, Crop, DatasetInfo, LabelRule, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.text import shown
 
-SPLITS = ("train", "val", "test")
 MARKER = "memorysam-synthetic.json"
 """Lies in a folder that ``prepare synthetic`` rendered; holds the arguments it was rendered with."""
 DEPTH = 3
@@ -66,8 +65,8 @@ class Lists:
         """The fields of every line that is not empty."""
         try:
             lines = path.read_text(encoding="utf-8-sig").split("\n")
-        except (OSError, UnicodeDecodeError) as fault:
-            raise DataError(f"{path}: cannot be read as a list of names ({fault}); unpack it again") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: cannot be read as a list of names ({error}); unpack it again") from None
         forms = [compiled(text) for text in self.lines]
         for number, line in enumerate(lines, start=1):
             entry = line.strip()
@@ -349,11 +348,6 @@ class DatasetLayout:
         published = self.published_groups.get(split, {})
         words = [f"{name} {there[name]} of {number}" for name, number in published.items() if there[name] != number]
         return f" ({', '.join(words)})" if words else ""
-
-    def path(self, name: str, **fields: str) -> str:
-        """The path of one file in its usual place: of a modality, or ``label``."""
-        places = {each.modality.name: each.places[0] for each in self.sensors} | {"label": self.labels[0]}
-        return places[name].templates[0].fill(fields)
 
     def _info(self, chosen: _Chosen) -> DatasetInfo:
         modalities = [Modality.model_validate({**dict(each), **here.reading}) for each, here in chosen.sensors]

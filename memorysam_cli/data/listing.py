@@ -42,8 +42,8 @@ def _names(folder: Path, is_wanted: Callable[[os.DirEntry[str]], bool]) -> list[
             return sorted(entry.name for entry in entries if not entry.name.startswith(".") and is_wanted(entry))
     except (FileNotFoundError, NotADirectoryError):
         return []
-    except OSError as fault:  # a sensor that cannot be seen is not one that is not there
-        raise EnvironmentFault(f"{folder}: cannot be listed ({fault.strerror}); allow reading there") from fault
+    except OSError as error:  # a sensor that cannot be seen is not one that is not there
+        raise EnvironmentFault(f"{folder}: cannot be listed ({error.strerror}); allow reading there") from error
 
 
 def relative(folder: Path, root: Path) -> PurePosixPath:

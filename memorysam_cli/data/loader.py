@@ -1,37 +1,108 @@
-"""Scenes → batches of tensors, in an order that is a pure function of seed and epoch.
+"""Scenes → batches of tensors: for training, for both evaluation protocols, and for prediction.
 
-Nothing here keeps state: batch ``n`` of an epoch is the same whoever asks, with any number of worker processes, and
-after a resume.
+First what is given, tensors of one or several scenes, and the three ways to ask for it; then the order of an epoch and
+the random numbers of its scenes, pure functions of seed, epoch and scene; then how each way reads. Nothing here keeps
+state: batch ``n`` of an epoch is the same whoever asks, with any number of worker processes, and after a resume.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from memorysam_cli.data.manifest import Manifest, Scene
-from memorysam_cli.data.scenes import (
-    Batch,
-    BatchRequest,
-    LeftOut,
-    ScoredScene,
-    ScoredScenes,
-    TrainingBatches,
-    UnlabelledScene,
-    UnlabelledScenes,
-    batches_of,
-    batches_per_epoch,
-    epoch_order,
-)
-from memorysam_cli.data.workers import load, load_in_threads
+import numpy as np
+import torch
+from torch import Tensor
+
+from memorysam_cli.data import decode, transforms
+from memorysam_cli.data.manifest import Manifest, Scene, sign_line
+from memorysam_cli.data.transforms import Sample
+from memorysam_cli.data.workers import LostPart, Source, load, load_in_threads
 from memorysam_cli.dataset import DatasetInfo, Modality
 from memorysam_cli.errors import DataError, did_you_mean
 from memorysam_cli.recipe import Recipe
+from memorysam_cli.text import shown
 
-__all__ = [
-    "Batch", "LeftOut", "ScoredScene", "UnlabelledScene", "batches_per_epoch", "epoch_order", "modalities_of",
-    "scored_scenes", "training_batches", "unlabelled_scenes",
-]  # fmt: skip
+ORDER = 1
+"""Spawn key of the random numbers that order an epoch, apart from those of its samples."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A scene that cannot be read."""
+
+    scene: str
+    """Its id."""
+    why: str
+    """The message of its fault, one line."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Scenes of one size."""
+
+    frames: list[Tensor]
+    """M × (B, 3, H, W) float32, normalised, in the asked order."""
+    label: Tensor | None
+    """(B, H, W) int64, 255 counts nowhere."""
+    scenes: tuple[Scene, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    """Scenes that should stand here and cannot be read; others stand in their place (``data.max_bad``)."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        label = None if self.label is None else self.label.to(device, non_blocking=True)
+        frames = [frame.to(device, non_blocking=True) for frame in self.frames]
+        return replace(self, frames=frames, label=label)
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, from which it travels to a device while that computes."""
+        label = None if self.label is None else self.label.pin_memory()
+        return replace(self, frames=[frame.pin_memory() for frame in self.frames], label=label)
+
+
+@dataclass(frozen=True)
+class ScoredScene:
+    """One scene in both evaluation protocols (METHOD §5), each a batch of one."""
+
+    scene: Scene
+    resized: Batch
+    """Frames and label at the published protocol's size."""
+    whole: Batch
+    """The whole frame at the network's size, with the label at its own size."""
+    shares_frames: bool
+    """Both have the same frames, so that one forward pass serves both."""
+    is_large: bool = False
+    """The whole frame keeps its own resolution, to be seen through windows."""
+
+    def pin_memory(self) -> ScoredScene:
+        """The same in page-locked memory."""
+        resized, whole = self.resized.pin_memory(), self.whole
+        if whole.frames is self.resized.frames:  # one copy serves both
+            label = None if whole.label is None else whole.label.pin_memory()
+            return replace(self, resized=resized, whole=Batch(resized.frames, label, whole.scenes))
+        return replace(self, resized=resized, whole=whole.pin_memory())
+
+
+@dataclass(frozen=True)
+class UnlabelledScene:
+    """One scene to be predicted."""
+
+    scene: Scene
+    frames: list[Tensor]
+    """One (1, 3, H, W) float32 for each of ``modalities``."""
+    modalities: tuple[str, ...]
+    """Those of the asked modalities that the scene has, in the asked order."""
+    height: int
+    """Of the scene's own frame, in pixels."""
+    width: int
+    is_large: bool = False
+    """The frames keep their own resolution, to be seen through windows."""
+
+    def pin_memory(self) -> UnlabelledScene:
+        """The same in page-locked memory."""
+        return replace(self, frames=[frame.pin_memory() for frame in self.frames])
 
 
 def training_batches(
@@ -141,3 +212,245 @@ def modalities_of(info: DatasetInfo, names: Iterable[str]) -> tuple[Modality, ..
         if name not in known:
             raise DataError(f"{info.name}: has no modality '{name}'{did_you_mean(name, known)}")
     return tuple(known[name] for name in names)
+
+
+def batches_per_epoch(count: int, *, batch: int, world: int = 1) -> int:
+    """How many batches each of ``world`` processes gets of ``count`` scenes; what is left over is dropped."""
+    return count // batch // world
+
+
+def epoch_order(count: int, *, seed: int, epoch: int) -> list[int]:
+    """The order of an epoch's scenes: a permutation of 0..count-1, the same on every machine."""
+    rng = generator(seed, epoch, spawn_key=(ORDER,))
+    return [int(index) for index in np.argsort(rng.random(count), kind="stable")]
+
+
+def batches_of(order: list[int], *, batch: int, rank: int = 0, world: int = 1) -> list[tuple[int, ...]]:
+    """The batches of an order that one of ``world`` processes gets: rank, rank + world, …; all get equally many."""
+    count = batches_per_epoch(len(order), batch=batch, world=world) * world
+    return [tuple(order[place * batch : (place + 1) * batch]) for place in range(rank, count, world)]
+
+
+def generator(*entropy: int, spawn_key: tuple[int, ...] = ()) -> np.random.Generator:
+    """A generator that is a pure function of its arguments."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy, spawn_key=spawn_key)))
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """One batch of training."""
+
+    numbers: tuple[int, ...]
+    """Of its scenes, in the order of the training split."""
+    killers: tuple[tuple[int, str], ...] = ()
+    """Scenes that nobody may read, and why."""
+
+
+@dataclass(frozen=True)
+class TrainingBatches(Source[Batch]):
+    """Augmented batches; an index is a :class:`BatchRequest`, or the number of a scene to be read alone."""
+
+    manifest: Manifest
+    scenes: Sequence[Scene]
+    recipe: Recipe
+    epoch: int
+    modalities: tuple[Modality, ...]
+
+    def item(self, index: BatchRequest | int) -> Batch:
+        """A batch; with ``data.max_bad`` others stand for the scenes that cannot be read.
+
+        They are the next readable ones of the epoch's order after the batch's own, and none twice in it: the batch is
+        a pure function of seed, epoch, its numbers and the files.
+
+        Raises:
+            DataError: a scene cannot be read and none may be left out, or too many cannot.
+        """
+        if isinstance(index, int):
+            return _batch([self._sample(index)], self.modalities, (self.scenes[index],))
+        samples, scenes, left_out = [], [], []
+        killers, others = dict(index.killers), self._others(index)
+        for wanted in index.numbers:
+            number: int | None = wanted
+            while number is not None:
+                try:
+                    if number in killers:
+                        raise DataError(killers[number])
+                    samples.append(self._sample(number))
+                    scenes.append(self.scenes[number])
+                    break
+                except DataError as error:
+                    if not self._may_leave_out():
+                        raise
+                    left_out.append(LeftOut(self.scenes[number].id, str(error)))
+                    number = next(others, None)
+                    if number is None or len(left_out) > self._may_leave_out() + len(index.numbers):
+                        raise self._too_many(left_out) from error
+        return replace(_batch(samples, self.modalities, tuple(scenes)), left_out=tuple(left_out))
+
+    def name(self, index: BatchRequest | int) -> str:
+        """The scenes' ids."""
+        return _named(self.scenes[number] for number in ([index] if isinstance(index, int) else index.numbers))
+
+    def parts(self, index: BatchRequest | int) -> Sequence[int]:
+        """Its scenes, and as many of those that may stand for them."""
+        if isinstance(index, int):
+            return (index,)
+        others = self._others(index) if self._may_leave_out() else iter(())
+        known = {number for number, _ in index.killers}
+        more = [number for number, _ in zip(others, index.numbers, strict=False)]
+        return [number for number in (*index.numbers, *more) if number not in known]
+
+    def instead(self, index: BatchRequest, lost: Sequence[LostPart]) -> BatchRequest:
+        """The same batch without the scenes that kill, if some may be left out."""
+        if not self._may_leave_out():
+            raise lost[0].error
+        return replace(index, killers=(*index.killers, *((each.part, str(each.error)) for each in lost)))
+
+    def _may_leave_out(self) -> int:
+        """How many scenes may be left out, at least one where any may."""
+        share = self.recipe.data.max_bad
+        return max(1, int(share * len(self.scenes))) if share > 0 else 0
+
+    def _others(self, index: BatchRequest) -> Iterator[int]:
+        """The scenes that follow a batch in the epoch's order and are not in it, each once."""
+        order = epoch_order(len(self.scenes), seed=self.recipe.train.seed, epoch=self.epoch)
+        after = order.index(index.numbers[-1]) + 1
+        yield from (number for number in (*order[after:], *order[:after]) if number not in index.numbers)
+
+    def _too_many(self, left_out: Sequence[LeftOut]) -> DataError:
+        limit = f"data.max_bad={self.recipe.data.max_bad:g} of {len(self.scenes)} scenes"
+        return DataError(
+            f"{len(left_out)} scenes for a single batch cannot be read, more than {limit}; the first: {left_out[0].why}"
+        )
+
+    def _sample(self, number: int) -> Sample:
+        info = self.manifest.info
+        sample = _labelled(self.manifest, self.scenes[number], self.modalities)
+        return transforms.augment(
+            transforms.without_left(sample, info.crop),
+            modalities=self.modalities,
+            augment=self.recipe.augment,
+            size=self.recipe.data.image_size,
+            rng=generator(self.recipe.train.seed, self.epoch, number),
+        )
+
+
+@dataclass(frozen=True)
+class ScoredScenes(Source[ScoredScene]):
+    """Scenes with labels, in both protocols; an index is a scene's number."""
+
+    manifest: Manifest
+    scenes: Sequence[Scene]
+    modalities: tuple[Modality, ...]
+    size: int
+    tile: bool
+
+    def item(self, index: int) -> ScoredScene:
+        """A scene in both protocols."""
+        scene, crop = self.scenes[index], self.manifest.info.crop
+        sample = _labelled(self.manifest, scene, self.modalities)
+        assert sample.label is not None
+        scored = transforms.for_scoring(sample, modalities=self.modalities, size=self.size, crop=crop)
+        native = torch.from_numpy(sample.label.astype(np.int64))[None]  # (H, W) -> (1, H, W)
+        resized = _batch([scored], self.modalities, (scene,))
+        is_large = self.tile and _is_large(sample, self.size)
+        if crop is None and not is_large:
+            return ScoredScene(scene, resized, Batch(resized.frames, native, (scene,)), shares_frames=True)
+        frames = _whole(Sample(sample.frames, None), self.modalities, size=self.size, tile=self.tile)
+        whole = _batch([frames], self.modalities, (scene,)).frames
+        if crop is None:
+            resized = Batch(whole, resized.label, (scene,))
+        return ScoredScene(
+            scene, resized, Batch(whole, native, (scene,)), shares_frames=crop is None, is_large=is_large
+        )
+
+    def name(self, index: int) -> str:
+        """The scene's id."""
+        return _named([self.scenes[index]])
+
+
+@dataclass(frozen=True)
+class UnlabelledScenes(Source["UnlabelledScene | DataError"]):
+    """Scenes for prediction; an index is a scene's number, or the fault that stands in its place."""
+
+    root: Path
+    scenes: Sequence[Scene]
+    modalities: tuple[Modality, ...]
+    size: int
+    tile: bool
+
+    def item(self, index: int | DataError) -> UnlabelledScene | DataError:
+        """A scene, or why it cannot be read."""
+        if isinstance(index, DataError):
+            return index
+        try:
+            return self._read(self.scenes[index])
+        except DataError as error:
+            return error
+
+    def name(self, index: int | DataError) -> str:
+        """The scene's id."""
+        return "no scene" if isinstance(index, DataError) else _named([self.scenes[index]])
+
+    def instead(self, index: int, lost: Sequence[LostPart]) -> DataError:  # noqa: ARG002  (the fault names its scene)
+        """The fault itself: the next scenes follow."""
+        return lost[0].error
+
+    def _read(self, scene: Scene) -> UnlabelledScene:
+        present = tuple(modality for modality in self.modalities if modality.name in scene.files)
+        if not present:
+            wanted = ", ".join(modality.name for modality in self.modalities)
+            raise DataError(f"scene {scene.id}: has none of the modalities {wanted} (it has: {', '.join(scene.files)})")
+        sample = decode.read_sample(self.root, scene, modalities=present)
+        height, width = sample.size
+        seen = _whole(sample, present, size=self.size, tile=self.tile)
+        batch = _batch([seen], present, (scene,))
+        is_large = self.tile and _is_large(sample, self.size)
+        return UnlabelledScene(scene, batch.frames, tuple(seen.frames), height, width, is_large)
+
+
+def _named(scenes: Iterable[Scene]) -> str:
+    """One scene, or several, in words."""
+    ids = [shown(scene.id) for scene in scenes]
+    return f"scene {ids[0]}" if len(ids) == 1 else f"scenes {', '.join(ids)}"
+
+
+def _labelled(manifest: Manifest, scene: Scene, modalities: Sequence[Modality]) -> Sample:
+    """A scene's frames and label."""
+    info = manifest.info
+    try:
+        return decode.read_sample(
+            manifest.root,
+            scene,
+            modalities=modalities,
+            rule=info.label,
+            classes=len(info.classes),
+            palette=info.palette,
+        )
+    except DataError as error:
+        if scene.label is None or any(modality.name not in scene.files for modality in modalities):
+            raise
+        line = f"{sign_line(manifest.root, info.name)} --drop-incomplete"
+        raise DataError(f"{error}; mend the file, or leave all such scenes out: {line}") from error
+
+
+def _whole(sample: Sample, modalities: Sequence[Modality], *, size: int, tile: bool) -> Sample:
+    """Whole frames as the network sees them: at its size, or for windows at their own where that is larger."""
+    if tile and _is_large(sample, size):
+        return sample
+    return transforms.for_prediction(sample, modalities=modalities, size=size)
+
+
+def _is_large(sample: Sample, size: int) -> bool:
+    """Whether windows of the network's size fit into a frame as it is."""
+    return min(sample.size) >= size
+
+
+def _batch(samples: Sequence[Sample], modalities: Sequence[Modality], scenes: tuple[Scene, ...]) -> Batch:
+    """Stack samples of one size."""
+    frames = [
+        torch.stack([transforms.to_tensor(sample.frames[modality.name], modality) for sample in samples])
+        for modality in modalities
+    ]
+    labels = [torch.from_numpy(sample.label.astype(np.int64)) for sample in samples if sample.label is not None]
+    return Batch(frames, torch.stack(labels) if labels else None, scenes)

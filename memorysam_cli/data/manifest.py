@@ -44,6 +44,11 @@ class Scene:
     """Modality name → its files (MCubeS's ``aolp`` has two: sine, cosine)."""
     label: str | None
 
+    @property
+    def paths(self) -> list[str]:
+        """All its files, those of the modalities in their order, the label last."""
+        return [*(path for group in self.files.values() for path in group), *([self.label] if self.label else [])]
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -151,8 +156,8 @@ def read(root: Path, dataset: str) -> Manifest:
     path = folder(root, dataset) / SCENES
     try:
         content = path.read_bytes()
-    except OSError as fault:
-        raise DataError(f"{path}: {fault.strerror}; prepare it again: {prepare_line(root, dataset)}") from None
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; prepare it again: {prepare_line(root, dataset)}") from None
     if hashlib.sha256(content).hexdigest() != info.content_hash:
         raise DataError(
             f"{path}: was changed since it was prepared, or is torn; if you edited it, type: "
@@ -174,8 +179,8 @@ def read_unsigned(root: Path, dataset: str) -> Manifest:
     for number, value in enumerate(documents.read_json_lines(path), 1):
         try:
             line = _Line.model_validate(value)
-        except ValidationError as fault:
-            raise DataError(f"{path}:{number}: {_first_fault(fault)}; mend the line or remove it") from None
+        except ValidationError as error:
+            raise DataError(f"{path}:{number}: {_first_fault(error)}; mend the line or remove it") from None
         missing, unknown = sorted(wanted - set(line.files)), sorted(set(line.files) - wanted)
         if missing or unknown:
             what = f"has no '{missing[0]}'" if missing else f"has '{unknown[0]}', which {INFO} does not know"
@@ -196,8 +201,8 @@ def read_info(root: Path, dataset: str) -> DatasetInfo:
         raise DataError(f"{root}: data set '{dataset}' is not prepared (prepared there: {here}); type: {line}")
     try:
         return DatasetInfo.model_validate(documents.read_json(path))
-    except ValidationError as fault:
-        raise DataError(f"{path}: {_first_fault(fault)}; mend it or prepare it again: {line}") from None
+    except ValidationError as error:
+        raise DataError(f"{path}: {_first_fault(error)}; mend it or prepare it again: {line}") from None
 
 
 def count_splits(scenes: Iterable[Scene]) -> dict[str, int]:
@@ -214,7 +219,7 @@ def refuse_shared_ids(scenes: Sequence[Scene]) -> None:
         DataError: two ids are equal, or differ in case or Unicode form alone; or a name is not valid UTF-8.
     """
     for scene in scenes:
-        for name in (scene.id, *(path for paths in scene.files.values() for path in paths), scene.label or ""):
+        for name in (scene.id, *scene.paths):
             if not is_text(name):
                 raise DataError(f"{name!r}: is not valid UTF-8; rename it")
     for first, second in shared_ids(scenes):
@@ -270,21 +275,19 @@ def is_inside(path: str) -> bool:
     return not ({"", ".", ".."} & set(parts) or "\\" in path or "\0" in path or PureWindowsPath(path).drive)
 
 
-def _first_fault(fault: ValidationError) -> str:
+def _first_fault(error: ValidationError) -> str:
     """The first thing that pydantic refuses: ``key: reason``."""
-    first = fault.errors()[0]
+    first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     return f"{key}{': ' if key else ''}{first['msg'].removeprefix('Value error, ')}"
 
 
 def _line(root: Path, scene: Scene) -> dict[str, Any]:
     """A scene as its line: its fields, and the sizes of its files, so that the content hash covers them."""
-    paths = [path for group in scene.files.values() for path in group]
-    paths += [scene.label] if scene.label else []
     try:
-        sizes = [(root / path).stat().st_size for path in paths]
-    except OSError as fault:
-        raise DataError(f"{fault.filename}: {fault.strerror}, though it was there a moment ago; try again") from None
+        sizes = [(root / path).stat().st_size for path in scene.paths]
+    except OSError as error:
+        raise DataError(f"{error.filename}: {error.strerror}, though it was there a moment ago; try again") from None
     return {**asdict(scene), "bytes": sizes}
 
 

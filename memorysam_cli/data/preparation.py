@@ -249,7 +249,7 @@ def check_and_write(
     max_pixels: int | None = None,
     measure: Callable[[Manifest], DatasetInfo] | None = None,
     notes: Sequence[str] = (),
-    held: conservation.Report | None = None,
+    laws: conservation.Report | None = None,
     accepts_edits: bool = False,
     advance: Callable[[], object] | None = None,
 ) -> Prepared:
@@ -262,7 +262,7 @@ def check_and_write(
         max_pixels: larger pictures are refused.
         measure: gets the data set as it will be written and returns what its ``dataset.json`` shall say.
         notes: what was assumed in listing it, for the report.
-        held: conservation laws that its listing kept, for the report.
+        laws: conservation laws that its listing kept, for the report.
         accepts_edits: the manifest was read from the files that are now replaced.
         advance: called after each scene.
 
@@ -275,7 +275,7 @@ def check_and_write(
         manifest, drop_incomplete=drop_incomplete, headers_only=headers_only, max_pixels=max_pixels, advance=advance
     )
     report = replace(report, notes=tuple(notes))
-    report = replace(report, laws=(held or {}) | report.laws)
+    report = replace(report, laws=(laws or {}) | report.laws)
     if (report.problems and not report.dropped) or not report.scenes:
         return Prepared(report, manifest=None)
     info = manifest.info.model_copy(update={"counts": report.splits})
@@ -321,7 +321,7 @@ def _with_layout(report: CheckReport, manifest: Manifest) -> CheckReport:
     about = [f"{folder}: these are rendered scenes, not {layout.title}"] if is_rendered(folder) else []
     seen = layout.files(folder)
     prefix = "" if manifest.info.root == "." else f"{manifest.info.root}/"
-    used = {path.removeprefix(prefix) for scene in manifest.scenes for path in _paths(scene)} & seen
+    used = {path.removeprefix(prefix) for scene in manifest.scenes for path in scene.paths} & seen
     # By its name a file may be a scene's which the scene does not take: told as well, or it would go unseen.
     ignored = sorted({*layout.strays(folder, manifest.scenes), *(seen - used)})
     strays = Problem.of("stray", ignored)
@@ -335,13 +335,6 @@ def _with_layout(report: CheckReport, manifest: Manifest) -> CheckReport:
         laws=report.laws
         | conservation.check({"files seen = of scenes + strays": (len(seen), len(used) + len(ignored))}),
     )
-
-
-def _paths(scene: Scene) -> Iterator[str]:
-    """All files of a scene."""
-    yield from (path for group in scene.files.values() for path in group)
-    if scene.label is not None:
-        yield scene.label
 
 
 def _list_dropped(path: Path, dropped: Sequence[Dropped]) -> None:
@@ -368,12 +361,12 @@ def keep_superseded(root: Path, info: DatasetInfo, scenes: Sequence[Scene]) -> l
         EnvironmentFault: the copy cannot be written.
     """
     place = manifests.folder(root, info.name)
-    said = []
+    notes = []
     for path, difference in ((place / INFO, _of_info(place, info)), (place / SCENES, _of_scenes(place, scenes))):
         if difference:
             again = f"to use it, put it back and type: {manifests.sign_line(root, info.name)}"
-            said.append(f"{shown(path)}: {difference}; the earlier one is kept as {_copied(path)} ({again})")
-    return said
+            notes.append(f"{shown(path)}: {difference}; the earlier one is kept as {_copied(path)} ({again})")
+    return notes
 
 
 def _of_info(place: Path, info: DatasetInfo) -> str | None:

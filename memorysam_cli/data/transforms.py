@@ -1,5 +1,6 @@
 """Samples → samples: training augmentation, the evaluation protocols' sizes, and the last step to tensors.
 
+First the steps of augmentation in their order, then evaluation and prediction, what all share, and the step to tensors.
 Frames keep their dtype throughout, and normalisation comes last, so that padding becomes (0 - mean) / std as in the
 reference. 8-bit and 16-bit values are rounded, never truncated, and clamped to their own range: clamping 8-bit values
 to [0, 1] is a classic of this field. Source: DATASETS §0, §1.3, METHOD §5.
@@ -15,7 +16,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from memorysam_cli import recipe
 from memorysam_cli.dataset import IGNORE, Crop, Flip, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.recipe import Augment
@@ -83,7 +83,7 @@ def augment(
     sample: Sample,
     *,
     modalities: Sequence[Modality],
-    augment: recipe.Augment,
+    augment: Augment,
     size: int,
     rng: np.random.Generator,
 ) -> Sample:
@@ -115,6 +115,168 @@ def augment(
         frames[name] = soften(flipped, known[name], augment=augment, draw=draw)
     label = np.ascontiguousarray(sample.label[:, ::-1]) if sample.label is not None and flips else sample.label
     return _resized_crop(Sample(frames, label), modalities=modalities, scale=augment.scale, size=size, draw=draw)
+
+
+def change_colours(frame: Array, modality: Modality, *, augment: Augment, draw: Draw) -> Array:
+    """Jitter the colours, where the modality asks for it and the draw hits."""
+    if "jitter" not in modality.photometric or draw.jitter >= augment.jitter:
+        return frame
+    return jitter_colours(
+        frame,
+        brightness=between(*JITTER, draw.brightness),
+        contrast=between(*JITTER, draw.contrast),
+        saturation=between(*JITTER, draw.saturation),
+        full=full_scale(frame) if modality.scale is None or modality.offset else 1 / modality.scale,
+    )
+
+
+def jitter_colours(
+    frame: Array, *, brightness: float, contrast: float, saturation: float, full: float | None = None
+) -> Array:
+    """Change brightness (times the factor), contrast (away from the mean grey), saturation (away from grey).
+
+    Args:
+        frame: (H, W, 3) RGB of any dtype.
+        brightness: factor; 1 changes nothing.
+        contrast: factor; 1 changes nothing.
+        saturation: factor; 1 changes nothing.
+        full: the value that counts as 1, such as 4095 for 12 bits in uint16; None: the dtype's highest.
+
+    Returns:
+        (H, W, 3) of the same dtype; each step is clamped to [0, full] unless the frame goes beyond it, integers are
+        rounded once at the end, and never wrap.
+    """
+    full = full_scale(frame) if full is None else full
+    values = frame.astype(np.float32) / np.float32(full)
+    is_bounded = values.min() >= 0 and values.max() <= 1
+
+    def blend(other: Any, factor: float) -> Array:
+        mixed = np.float32(factor) * values + np.float32(1 - factor) * other
+        bounded: Array = np.clip(mixed, 0, 1) if is_bounded else mixed
+        return bounded
+
+    values = blend(np.float32(0), brightness)
+    values = blend(np.float32(_grey(values).mean(dtype=np.float64)), contrast)
+    values = blend(_grey(values)[:, :, None], saturation)
+    if frame.dtype.kind == "u":
+        values = np.rint(values * np.float32(full)).clip(0, np.iinfo(frame.dtype).max)
+    return values.astype(frame.dtype)
+
+
+def _grey(values: Array) -> Array:
+    """(H, W, 3) -> (H, W). No matrix product: its sums may depend on the number of threads."""
+    red, green, blue = (np.float32(weight) * values[:, :, index] for index, weight in enumerate(LUMA))
+    grey: Array = red + green + blue
+    return grey
+
+
+def mirror(frame: Array, modality: Modality) -> Array:
+    """Flip a frame as its modality says.
+
+    Args:
+        frame: (H, W, 3) uint8, uint16 or float32, as stored.
+        modality: ``flip`` says what happens beside mirroring, ``scale`` and ``offset`` where 0 lies.
+
+    Returns:
+        (H, W, 3) of the same dtype; flipped twice it is what it was, but for integers that stand for just beyond -1.
+
+    Raises:
+        DataError: the sign of integers is to change whose range is not symmetric about 0.
+    """
+    mirrored = cv2.flip(np.ascontiguousarray(frame), 1)
+    if modality.flip == "mirror":
+        return mirrored
+    reason = flip_refusal(frame.dtype, modality)
+    if reason:
+        raise DataError(f"modality '{modality.name}': {reason}")
+    total = _total(frame.dtype, modality)
+    result = mirrored.copy()
+    for channel in NEGATED[modality.flip]:
+        if frame.dtype.kind == "u":
+            highest = np.iinfo(frame.dtype).max
+            result[:, :, channel] = np.clip(round(total) - mirrored[:, :, channel].astype(np.int64), 0, highest)
+        else:
+            result[:, :, channel] = np.float32(total) - mirrored[:, :, channel]
+    return result
+
+
+def flip_refusal(dtype: np.dtype[Any], modality: Modality) -> str | None:
+    """Why frames of this dtype cannot be flipped as the modality says, if they cannot."""
+    if modality.flip == "mirror" or dtype.kind != "u":
+        return None
+    highest = np.iinfo(dtype).max
+    # One step more: (s - 128) / 128 has no +1; its -1 becomes 127 / 128.
+    if abs(_total(dtype, modality) - highest) <= 1:
+        return None
+    return (
+        f"flip {modality.flip} needs {dtype} values whose range is symmetric about 0; give scale and offset, such as "
+        f"2/{highest} and -1, or flip: mirror"
+    )
+
+
+def _total(dtype: np.dtype[Any], modality: Modality) -> float:
+    """What a stored value and the one of the other sign add up to: -(s·scale + offset) = s'·scale + offset."""
+    full = int(np.iinfo(dtype).max) if dtype.kind == "u" else 1
+    return -2 * modality.offset * (full if modality.scale is None else 1 / modality.scale)
+
+
+def soften(frame: Array, modality: Modality, *, augment: Augment, draw: Draw) -> Array:
+    """Blur, where the modality asks for it and the draw hits."""
+    if "blur" not in modality.photometric or draw.blur >= augment.blur:
+        return frame
+    return blur(frame, sigma=None if augment.blur_sigma is None else between(*augment.blur_sigma, draw.sigma))
+
+
+def blur(frame: Array, *, sigma: float | None) -> Array:
+    """Gaussian blur, mirrored at the borders.
+
+    Args:
+        frame: (H, W, 3) uint8, uint16 or float32.
+        sigma: in pixels, with a kernel reaching 3 sigma; None: 3×3 with sigma 0.8.
+
+    Returns:
+        (H, W, 3) of the same dtype.
+    """
+    if sigma is None:
+        kernel, sigma = 3, SIGMA_OF_3
+    else:
+        kernel = 2 * int(np.ceil(3 * sigma)) + 1
+    if kernel == 1:
+        return frame
+    return cv2.GaussianBlur(np.ascontiguousarray(frame), (kernel, kernel), sigma)
+
+
+def _resized_crop(
+    sample: Sample, *, modalities: Sequence[Modality], scale: tuple[float, float], size: int, draw: Draw
+) -> Sample:
+    """Scale so that the short side is r·size, cut a random square, pad at the right and bottom."""
+    short_px = max(1, round(between(*scale, draw.scale) * size))
+    height, width = _short_side(*sample.size, short_px)
+    sample = _resize(sample, modalities=modalities, height=height, width=width)
+    top, left = int(draw.top * (max(height - size, 0) + 1)), int(draw.left * (max(width - size, 0) + 1))
+    cut = _each(sample, lambda array: array[top : top + size, left : left + size])
+    known = {modality.name: modality for modality in modalities}
+    return Sample(
+        {name: _pad(frame, size=size, value=_zero(frame, known[name])) for name, frame in cut.frames.items()},
+        None if cut.label is None else _pad(cut.label, size=size, value=IGNORE),
+    )
+
+
+def between(low: float, high: float, share: float) -> float:
+    """``low`` at 0, ``high`` at 1."""
+    return low + (high - low) * share
+
+
+def _zero(frame: Array, modality: Modality) -> float:
+    """The stored value that means 0: 0 itself, unless the modality has an offset (MUSES' 16-bit pictures)."""
+    stored = -modality.offset * full_scale(frame) if modality.scale is None else -modality.offset / modality.scale
+    return stored if frame.dtype.kind == "f" else min(max(round(stored), 0), int(np.iinfo(frame.dtype).max))
+
+
+def _pad(array: Array, *, size: int, value: float) -> Array:
+    """Fill up to (size, size) at the right and bottom."""
+    missing = [(0, size - array.shape[0]), (0, size - array.shape[1]), (0, 0)][: array.ndim]
+    return np.ascontiguousarray(np.pad(array, missing, constant_values=value) if np.any(missing) else array)
 
 
 def for_scoring(sample: Sample, *, modalities: Sequence[Modality], size: int, crop: Crop | None) -> Sample:
@@ -168,50 +330,6 @@ def without_left(sample: Sample, crop: Crop | None) -> Sample:
     return _each(sample, lambda array: array[:, columns:])
 
 
-def to_tensor(frame: Array, modality: Modality) -> torch.Tensor:
-    """Stored values → what the modality says they mean, then normalised.
-
-    Args:
-        frame: (H, W, 3) uint8, uint16 or float32.
-        modality: gives ``scale`` (none: uint8 / 255, uint16 / 65535, floating point as stored) and ``offset``, mean and
-            standard deviation, if any.
-
-    Returns:
-        (3, H, W) float32, contiguous.
-    """
-    import torch  # here alone: preparing a data set waits for no torch
-
-    # Planes of their own: ten times as fast as arithmetic between triples.
-    values = np.empty((frame.shape[2], *frame.shape[:2]), np.float32)
-    values[:] = frame.transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
-    if modality.scale is None:
-        values /= full_scale(frame)
-    else:
-        values *= np.float32(modality.scale)
-    if modality.offset:
-        values += np.float32(modality.offset)
-    if modality.mean is not None and modality.std is not None:
-        values -= np.array(modality.mean, dtype=np.float32)[:, None, None]
-        values /= np.array(modality.std, dtype=np.float32)[:, None, None]
-    return torch.from_numpy(values)
-
-
-def _resized_crop(
-    sample: Sample, *, modalities: Sequence[Modality], scale: tuple[float, float], size: int, draw: Draw
-) -> Sample:
-    """Scale so that the short side is r·size, cut a random square, pad at the right and bottom."""
-    short_px = max(1, round(between(*scale, draw.scale) * size))
-    height, width = _short_side(*sample.size, short_px)
-    sample = _resize(sample, modalities=modalities, height=height, width=width)
-    top, left = int(draw.top * (max(height - size, 0) + 1)), int(draw.left * (max(width - size, 0) + 1))
-    cut = _each(sample, lambda array: array[top : top + size, left : left + size])
-    known = {modality.name: modality for modality in modalities}
-    return Sample(
-        {name: _pad(frame, size=size, value=_zero(frame, known[name])) for name, frame in cut.frames.items()},
-        None if cut.label is None else _pad(cut.label, size=size, value=IGNORE),
-    )
-
-
 def _resize(sample: Sample, *, modalities: Sequence[Modality], height: int, width: int) -> Sample:
     """Frames as their modality says, the label floor-nearest."""
     how = {modality.name: modality.interpolation for modality in modalities}
@@ -222,175 +340,6 @@ def _resize(sample: Sample, *, modalities: Sequence[Modality], height: int, widt
         },
         None if sample.label is None else resize_nearest(sample.label, height=height, width=width),
     )
-
-
-def _each(sample: Sample, change: Callable[[Array], Array]) -> Sample:
-    """The same change to every frame and to the label."""
-    frames = {name: change(frame) for name, frame in sample.frames.items()}
-    return Sample(frames, None if sample.label is None else change(sample.label))
-
-
-def _short_side(height: int, width: int, short_px: int) -> tuple[int, int]:
-    """Height and width, the short side being ``short_px``; see LONGEST."""
-    shorter = min(height, width)
-    rows, columns = (min(round(side * short_px / shorter), LONGEST * short_px) for side in (height, width))
-    return rows, columns
-
-
-def _up(side: int) -> int:
-    """The next multiple of STRIDE."""
-    return -(-side // STRIDE) * STRIDE
-
-
-def _zero(frame: Array, modality: Modality) -> float:
-    """The stored value that means 0: 0 itself, unless the modality has an offset (MUSES' 16-bit pictures)."""
-    stored = -modality.offset * full_scale(frame) if modality.scale is None else -modality.offset / modality.scale
-    return stored if frame.dtype.kind == "f" else min(max(round(stored), 0), int(np.iinfo(frame.dtype).max))
-
-
-def _pad(array: Array, *, size: int, value: float) -> Array:
-    """Fill up to (size, size) at the right and bottom."""
-    missing = [(0, size - array.shape[0]), (0, size - array.shape[1]), (0, 0)][: array.ndim]
-    return np.ascontiguousarray(np.pad(array, missing, constant_values=value) if np.any(missing) else array)
-
-
-def mirror(frame: Array, modality: Modality) -> Array:
-    """Flip a frame as its modality says.
-
-    Args:
-        frame: (H, W, 3) uint8, uint16 or float32, as stored.
-        modality: ``flip`` says what happens beside mirroring, ``scale`` and ``offset`` where 0 lies.
-
-    Returns:
-        (H, W, 3) of the same dtype; flipped twice it is what it was, but for integers that stand for just beyond -1.
-
-    Raises:
-        DataError: the sign of integers is to change whose range is not symmetric about 0.
-    """
-    mirrored = cv2.flip(np.ascontiguousarray(frame), 1)
-    if modality.flip == "mirror":
-        return mirrored
-    reason = flip_refusal(frame.dtype, modality)
-    if reason:
-        raise DataError(f"modality '{modality.name}': {reason}")
-    total = _total(frame.dtype, modality)
-    result = mirrored.copy()
-    for channel in NEGATED[modality.flip]:
-        if frame.dtype.kind == "u":
-            highest = np.iinfo(frame.dtype).max
-            result[:, :, channel] = np.clip(round(total) - mirrored[:, :, channel].astype(np.int64), 0, highest)
-        else:
-            result[:, :, channel] = np.float32(total) - mirrored[:, :, channel]
-    return result
-
-
-def flip_refusal(dtype: np.dtype[Any], modality: Modality) -> str | None:
-    """Why frames of this dtype cannot be flipped as the modality says, if they cannot."""
-    if modality.flip == "mirror" or dtype.kind != "u":
-        return None
-    highest = np.iinfo(dtype).max
-    # One step more: (s - 128) / 128 has no +1; its -1 becomes 127 / 128.
-    if abs(_total(dtype, modality) - highest) <= 1:
-        return None
-    return (
-        f"flip {modality.flip} needs {dtype} values whose range is symmetric about 0; give scale and offset, such as "
-        f"2/{highest} and -1, or flip: mirror"
-    )
-
-
-def _total(dtype: np.dtype[Any], modality: Modality) -> float:
-    """What a stored value and the one of the other sign add up to: -(s·scale + offset) = s'·scale + offset."""
-    full = int(np.iinfo(dtype).max) if dtype.kind == "u" else 1
-    return -2 * modality.offset * (full if modality.scale is None else 1 / modality.scale)
-
-
-def change_colours(frame: Array, modality: Modality, *, augment: Augment, draw: Draw) -> Array:
-    """Jitter the colours, where the modality asks for it and the draw hits."""
-    if "jitter" not in modality.photometric or draw.jitter >= augment.jitter:
-        return frame
-    return jitter_colours(
-        frame,
-        brightness=between(*JITTER, draw.brightness),
-        contrast=between(*JITTER, draw.contrast),
-        saturation=between(*JITTER, draw.saturation),
-        full=full_scale(frame) if modality.scale is None or modality.offset else 1 / modality.scale,
-    )
-
-
-def soften(frame: Array, modality: Modality, *, augment: Augment, draw: Draw) -> Array:
-    """Blur, where the modality asks for it and the draw hits."""
-    if "blur" not in modality.photometric or draw.blur >= augment.blur:
-        return frame
-    return blur(frame, sigma=None if augment.blur_sigma is None else between(*augment.blur_sigma, draw.sigma))
-
-
-def jitter_colours(
-    frame: Array, *, brightness: float, contrast: float, saturation: float, full: float | None = None
-) -> Array:
-    """Change brightness (times the factor), contrast (away from the mean grey), saturation (away from grey).
-
-    Args:
-        frame: (H, W, 3) RGB of any dtype.
-        brightness: factor; 1 changes nothing.
-        contrast: factor; 1 changes nothing.
-        saturation: factor; 1 changes nothing.
-        full: the value that counts as 1, such as 4095 for 12 bits in uint16; None: the dtype's highest.
-
-    Returns:
-        (H, W, 3) of the same dtype; each step is clamped to [0, full] unless the frame goes beyond it, integers are
-        rounded once at the end, and never wrap.
-    """
-    full = full_scale(frame) if full is None else full
-    values = frame.astype(np.float32) / np.float32(full)
-    is_bounded = values.min() >= 0 and values.max() <= 1
-
-    def blend(other: Any, factor: float) -> Array:
-        mixed = np.float32(factor) * values + np.float32(1 - factor) * other
-        bounded: Array = np.clip(mixed, 0, 1) if is_bounded else mixed
-        return bounded
-
-    values = blend(np.float32(0), brightness)
-    values = blend(np.float32(_grey(values).mean(dtype=np.float64)), contrast)
-    values = blend(_grey(values)[:, :, None], saturation)
-    if frame.dtype.kind == "u":
-        values = np.rint(values * np.float32(full)).clip(0, np.iinfo(frame.dtype).max)
-    return values.astype(frame.dtype)
-
-
-def blur(frame: Array, *, sigma: float | None) -> Array:
-    """Gaussian blur, mirrored at the borders.
-
-    Args:
-        frame: (H, W, 3) uint8, uint16 or float32.
-        sigma: in pixels, with a kernel reaching 3 sigma; None: 3×3 with sigma 0.8.
-
-    Returns:
-        (H, W, 3) of the same dtype.
-    """
-    if sigma is None:
-        kernel, sigma = 3, SIGMA_OF_3
-    else:
-        kernel = 2 * int(np.ceil(3 * sigma)) + 1
-    if kernel == 1:
-        return frame
-    return cv2.GaussianBlur(np.ascontiguousarray(frame), (kernel, kernel), sigma)
-
-
-def _grey(values: Array) -> Array:
-    """(H, W, 3) -> (H, W). No matrix product: its sums may depend on the number of threads."""
-    red, green, blue = (np.float32(weight) * values[:, :, index] for index, weight in enumerate(LUMA))
-    grey: Array = red + green + blue
-    return grey
-
-
-def between(low: float, high: float, share: float) -> float:
-    """``low`` at 0, ``high`` at 1."""
-    return low + (high - low) * share
-
-
-def full_scale(frame: Array) -> int:
-    """The value that counts as 1."""
-    return int(np.iinfo(frame.dtype).max) if frame.dtype.kind == "u" else 1
 
 
 def resize_nearest(array: Array, *, height: int, width: int) -> Array:
@@ -429,3 +378,54 @@ def resize_bilinear(array: Array, *, height: int, width: int) -> Array:
     if array.shape[:2] == (height, width):
         return array
     return cv2.resize(np.ascontiguousarray(array), (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def _each(sample: Sample, change: Callable[[Array], Array]) -> Sample:
+    """The same change to every frame and to the label."""
+    frames = {name: change(frame) for name, frame in sample.frames.items()}
+    return Sample(frames, None if sample.label is None else change(sample.label))
+
+
+def _short_side(height: int, width: int, short_px: int) -> tuple[int, int]:
+    """Height and width, the short side being ``short_px``; see LONGEST."""
+    shorter = min(height, width)
+    rows, columns = (min(round(side * short_px / shorter), LONGEST * short_px) for side in (height, width))
+    return rows, columns
+
+
+def _up(side: int) -> int:
+    """The next multiple of STRIDE."""
+    return -(-side // STRIDE) * STRIDE
+
+
+def full_scale(frame: Array) -> int:
+    """The value that counts as 1."""
+    return int(np.iinfo(frame.dtype).max) if frame.dtype.kind == "u" else 1
+
+
+def to_tensor(frame: Array, modality: Modality) -> torch.Tensor:
+    """Stored values → what the modality says they mean, then normalised.
+
+    Args:
+        frame: (H, W, 3) uint8, uint16 or float32.
+        modality: gives ``scale`` (none: uint8 / 255, uint16 / 65535, floating point as stored) and ``offset``, mean and
+            standard deviation, if any.
+
+    Returns:
+        (3, H, W) float32, contiguous.
+    """
+    import torch  # here alone: preparing a data set waits for no torch
+
+    # Planes of their own: ten times as fast as arithmetic between triples.
+    values = np.empty((frame.shape[2], *frame.shape[:2]), np.float32)
+    values[:] = frame.transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
+    if modality.scale is None:
+        values /= full_scale(frame)
+    else:
+        values *= np.float32(modality.scale)
+    if modality.offset:
+        values += np.float32(modality.offset)
+    if modality.mean is not None and modality.std is not None:
+        values -= np.array(modality.mean, dtype=np.float32)[:, None, None]
+        values /= np.array(modality.std, dtype=np.float32)[:, None, None]
+    return torch.from_numpy(values)

@@ -61,7 +61,7 @@ class LostPart:
 
     part: Any
     """One of :meth:`Source.parts`."""
-    fault: DataError
+    error: DataError
 
 
 @runtime_checkable
@@ -93,7 +93,7 @@ class Source(Generic[Item]):
         Raises:
             DataError: there is none.
         """
-        raise lost[0].fault
+        raise lost[0].error
 
     def answer(self, index: Any) -> Item | ItemError:
         """The item, or the user's fault in its place."""
@@ -281,11 +281,11 @@ class Pool(Generic[Item]):
         process = context.Process(target=work, args=(self._source, theirs, os.getpid()), daemon=True)
         try:
             process.start()
-        except OSError as fault:
+        except OSError as error:
             ours.close()
             raise EnvironmentFault(
-                f"cannot start a data worker ({fault.strerror}); free memory, or set data.workers=0"
-            ) from fault
+                f"cannot start a data worker ({error.strerror}); free memory, or set data.workers=0"
+            ) from error
         finally:
             theirs.close()
         return _Worker(process, ours)
@@ -336,8 +336,8 @@ class Pool(Generic[Item]):
     def _read(self, worker: _Worker) -> None:
         try:
             answer: Item | ItemError = worker.connection.recv()
-        except (EOFError, OSError) as fault:  # of the message, or of the memory that it names
-            if isinstance(fault, OSError) and fault.errno in _TOO_FEW:
+        except (EOFError, OSError) as error:  # of the message, or of the memory that it names
+            if isinstance(error, OSError) and error.errno in _TOO_FEW:
                 raise
             self._bury(worker)
             return
@@ -392,9 +392,9 @@ class Pool(Generic[Item]):
                 for part in guilty
             ]  # fmt: skip
             task.index = self._source.instead(task.index, found)
-        except MemorySamError as fault:  # in its place in the order: what comes before it is still read
+        except MemorySamError as error:  # in its place in the order: what comes before it is still read
             self._again.remove(task)
-            self._done[task.number] = ItemError(fault)
+            self._done[task.number] = ItemError(error)
 
     def _kills(self, index: Any) -> bool:
         """Whether an item kills a worker of its own."""
@@ -485,7 +485,7 @@ def _answer_once(source: Source[Any], connection: Connection) -> None:
         connection.send(source.answer(index))
     except (EOFError, ConnectionError):
         raise
-    except Exception as fault:  # a bug of ours, or memory: for the parent to raise
-        told = fault if type(fault).__module__ == "builtins" else RuntimeError(f"{type(fault).__name__}: {fault}")
-        told.add_note(traceback.format_exc())
-        connection.send(ItemError(told))
+    except Exception as error:  # a bug of ours, or memory: for the parent to raise
+        answer = error if type(error).__module__ == "builtins" else RuntimeError(f"{type(error).__name__}: {error}")
+        answer.add_note(traceback.format_exc())
+        connection.send(ItemError(answer))

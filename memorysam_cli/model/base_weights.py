@@ -58,10 +58,10 @@ def load_base(network: MemorySAM, backbone: str, *, source: str, seed: int) -> B
                 f"model.base_weights: 'random' is not allowed for {backbone}, whose weights are published"
             )
         return Base(backbone=backbone, source=f"random:{seed}", sha256=_digest(network))
-    path, said = _find(backbone, source)
+    path, label = _find(backbone, source)
     state = tensors.read(path)[0] if path.suffix == ".safetensors" else foreign.read_torch(path)
     fill(network, {f"sam.{name}": tensor for name, tensor in state.items()}, where=str(path), backbone=backbone)
-    return Base(backbone=backbone, source=said, sha256=tensors.sha256(path))
+    return Base(backbone=backbone, source=label, sha256=tensors.sha256(path))
 
 
 def reload_base(network: MemorySAM, base: Base, *, where: str) -> None:

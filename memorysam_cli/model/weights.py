@@ -280,8 +280,8 @@ def _parse_card(metadata: dict[str, str], *, where: Path) -> WeightsCard:
         raise WeightsError(f"{where}: its card is not the one that was written (its SHA-256 differs); copy it again")
     try:
         return WeightsCard.model_validate_json(metadata[CARD])
-    except ValidationError as fault:
-        first = fault.errors()[0]
+    except ValidationError as error:
+        first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         if first["type"] == UNKNOWN_NAME:
             raise WeightsError(

@@ -1,4 +1,7 @@
-"""What is asked: recipes, their schema, and the one way to read them."""
+"""Recipes: their schema and the one way to read them.
+
+``comparing`` says what two of them differ in and what every key means, and makes copies to edit.
+"""
 
 from memorysam_cli.recipe.reading import (
     Document,

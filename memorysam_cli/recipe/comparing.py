@@ -297,7 +297,7 @@ class Copy:
     changes: int
 
 
-def copied(name_or_file: str, out: Path, *, overrides: Sequence[str] = (), has_schema: bool = False) -> Copy:
+def make_copy(name_or_file: str, out: Path, *, overrides: Sequence[str] = (), has_schema: bool = False) -> Copy:
     """The text of a file that extends a recipe: all keys are there, commented out where they say the same.
 
     Args:
@@ -314,19 +314,19 @@ def copied(name_or_file: str, out: Path, *, overrides: Sequence[str] = (), has_s
         raise UsageError(
             f"{out}: is no name for a recipe; give letters, digits, '.', '_' and '-', and then .yaml, such as mine.yaml"
         )
-    asked = read(name_or_file, overrides)
-    parent = asked.parent or (name_or_file if name_or_file in shipped() else os.fspath(asked.path))
+    original = read(name_or_file, overrides)
+    parent = original.parent or (name_or_file if name_or_file in shipped() else os.fspath(original.path))
     before = load(parent)
     # Resolved: a path through a linked folder has another parent than it seems.
     extends = parent if parent in shipped() else os.path.relpath(Path(parent).resolve(), out.parent.resolve())
     head = {override.partition("=")[0] for override in overrides} & {"name", "about"}
-    changed = {each.key for each in differences(before, asked.recipe)} | head
-    lines = [*_introduction(out.name, has_schema=has_schema), *_head(extends, out.stem, asked.recipe, changed)]
-    values = dict(leaves(asked.recipe.model_dump(mode="json")))
+    changed = {each.key for each in differences(before, original.recipe)} | head
+    lines = [*_introduction(out.name, has_schema=has_schema), *_head(extends, out.stem, original.recipe, changed)]
+    values = dict(leaves(original.recipe.model_dump(mode="json")))
     # Not inherited, and relative to the file that names them.
-    values[EXTENSIONS] = [str((asked.path.parent / file).absolute()) for file in asked.recipe.extensions]
+    values[EXTENSIONS] = [str((original.path.parent / file).absolute()) for file in original.recipe.extensions]
     changed |= {EXTENSIONS} if values[EXTENSIONS] else set()
-    losses = asked.recipe.losses
+    losses = original.recipe.losses
     values["losses"] = {**dict.fromkeys(before.losses), **losses}  # null: what was inherited is taken back
     changed |= {"losses"} if losses != before.losses else set()
     for key in keys():

@@ -14,10 +14,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from memorysam_cli import extensions
 from memorysam_cli.errors import UsageError, did_you_mean
 from memorysam_cli.recipe.schema import UNKNOWN_NAME, LossSettings, Name, Recipe, Section, without_retired
-from memorysam_cli.registry import LOSSES
+from memorysam_cli.registry import LOSSES, add_files
 from memorysam_cli.storage.documents import parse_yaml, read_yaml
 from memorysam_cli.validation import first_fault, kind_of, line_of
 
@@ -170,10 +169,10 @@ def read_source(path: Path) -> Source:
         )
     try:
         claims = Claims.model_validate_json(json.dumps(beside), strict=True)
-    except ValidationError as fault:
-        keys, reason = first_fault(fault, Claims)
+    except ValidationError as error:
+        keys, reason = first_fault(error, Claims)
         raise UsageError(f"{path}:{line_of(text, keys)}: {reason}") from None
-    return Source(path, _filled(content, Recipe) if line else content, extends, line, claims)
+    return Source(path, _drop_empty(content, Recipe) if line else content, extends, line, claims)
 
 
 def load_extensions(source: Source) -> None:
@@ -188,7 +187,7 @@ def load_extensions(source: Source) -> None:
     if source.path in shipped().values() or not isinstance(listed, list) or not all(isinstance(f, str) for f in listed):
         return  # what is no list of names the schema refuses
     paths = [(source.path.parent / file).absolute() for file in listed]
-    extensions.add(paths, where=f"{source.path}:{source.line_of([EXTENSIONS])}: extensions:")
+    add_files(paths, where=f"{source.path}:{source.line_of([EXTENSIONS])}: extensions:")
     source.content[EXTENSIONS] = [str(path) for path in paths]
 
 
@@ -213,21 +212,21 @@ def read_parent(source: Source) -> Source | None:
     return parent
 
 
-def extended(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
+def extend(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
     """The content of a recipe with another one's changes: sections key by key, all else as a whole."""
     both = {key: value for key, value in parent.items() if key not in OF_ITS_OWN}
-    return _merged(both, child)
+    return _merge(both, child)
 
 
-def _merged(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
+def _merge(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
     both = dict(parent)
     for key, value in child.items():
         before = both.get(key)
-        both[key] = _merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+        both[key] = _merge(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
     return both
 
 
-def _filled(content: dict[str, Any], schema: type[Section]) -> dict[str, Any]:
+def _drop_empty(content: dict[str, Any], schema: type[Section]) -> dict[str, Any]:
     """The content without sections that hold nothing: all of whose keys are commented out."""
     found = {}
     for key, value in content.items():
@@ -235,7 +234,7 @@ def _filled(content: dict[str, Any], schema: type[Section]) -> dict[str, Any]:
         if section is None:
             found[key] = value
         elif value is not None:
-            found[key] = _filled(value, section) if isinstance(value, dict) else value
+            found[key] = _drop_empty(value, section) if isinstance(value, dict) else value
     return found
 
 
@@ -326,26 +325,26 @@ def read(
     if with_extensions:
         load_extensions(own)
     parent = read_parent(own)
-    content = own.content if parent is None else extended(parent.content, own.content)
+    content = own.content if parent is None else extend(parent.content, own.content)
     content.setdefault("name", own.path.stem)
     for override in overrides:
         _apply(content, override)
     try:
-        recipe = _validated(content, RecipeFile)
-        recipe = recipe if is_stored else _with_settings(recipe)
+        recipe = _validate(content, RecipeFile)
+        recipe = recipe if is_stored else _complete_losses(recipe)
     except _RefusedError as refused:
         reason = refused.reason
         if refused.is_unknown_name and not with_extensions:
             reason += _not_loaded(own)
         raise UsageError(f"{_origin(own, parent, refused.keys, overrides)}: {reason}") from None
     claims = Claims() if overrides else own.claims
-    return Document(recipe, own.path, _named(own, parent), claims.reported, claims.measured)
+    return Document(recipe, own.path, _parent_name(own, parent), claims.reported, claims.measured)
 
 
 def parse(content: dict[str, Any], *, where: str) -> Recipe:
     """Check a recipe's content; ``where`` begins the message of the ``UsageError`` that a fault raises."""
     try:
-        return _with_settings(_validated(content, Recipe))
+        return _complete_losses(_validate(content, Recipe))
     except _RefusedError as refused:
         raise UsageError(f"{where}: {refused.reason}") from None
 
@@ -361,7 +360,7 @@ def loss_settings(recipe: Recipe, name: str) -> LossSettings:
     return kind.model_validate_json(json.dumps(recipe.losses[name]), strict=True)
 
 
-def _validated(content: dict[str, Any], schema: type[Recipe]) -> Recipe:
+def _validate(content: dict[str, Any], schema: type[Recipe]) -> Recipe:
     """The recipe of plain values; ``"1"`` and ``true`` are no numbers, ``1.0`` is no count.
 
     ``schema`` has the keys that a message may name.
@@ -369,12 +368,12 @@ def _validated(content: dict[str, Any], schema: type[Recipe]) -> Recipe:
     try:
         # As JSON: then pydantic's strict mode takes a list for a tuple and an integer for a float, and no more.
         return Recipe.model_validate_json(json.dumps(without_retired(content)), strict=True)
-    except ValidationError as fault:
-        is_unknown_name = any(each["type"] == UNKNOWN_NAME for each in fault.errors())
-        raise _RefusedError(*first_fault(fault, schema), is_unknown_name) from None
+    except ValidationError as error:
+        is_unknown_name = any(each["type"] == UNKNOWN_NAME for each in error.errors())
+        raise _RefusedError(*first_fault(error, schema), is_unknown_name) from None
 
 
-def _with_settings(recipe: Recipe) -> Recipe:
+def _complete_losses(recipe: Recipe) -> Recipe:
     """The recipe with every setting of its further losses written out."""
     return recipe.model_copy(update={"losses": {name: _settings(recipe, name) for name in recipe.losses}})
 
@@ -394,8 +393,8 @@ def _settings(recipe: Recipe, name: str) -> dict[str, Any]:
         raise _RefusedError(("losses", name), f"losses: unknown loss '{name}'{hint}", is_unknown_name=True)
     try:
         return loss_settings(recipe, name).model_dump(mode="json")
-    except ValidationError as fault:
-        keys, reason = first_fault(fault, LOSSES.get(name).Settings)
+    except ValidationError as error:
+        keys, reason = first_fault(error, LOSSES.get(name).Settings)
         reason = f": {reason.removeprefix(_TOP)}" if reason.startswith(_TOP) else f".{reason}"
         raise _RefusedError(("losses", name, *keys), f"losses.{name}{reason}") from None
 
@@ -435,7 +434,7 @@ def _origin(own: Source, parent: Source | None, keys: tuple[str, ...], overrides
     return f"{source.path}:{source.line_of(keys)}"
 
 
-def _named(own: Source, parent: Source | None) -> str | None:
+def _parent_name(own: Source, parent: Source | None) -> str | None:
     """What the recipe that is extended is called from the current folder."""
     if parent is None:
         return None

@@ -1,4 +1,7 @@
-"""The one schema of a recipe, and how a person would write one as YAML."""
+"""The one schema of a recipe, section by section, and how a person would write one as YAML.
+
+A key is a field with a docstring; the pages and the JSON Schema for editors are made of both.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,17 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from memorysam_cli.dataset import Strict
 from memorysam_cli.errors import UsageError
-from memorysam_cli.extensions import HINT
-from memorysam_cli.registry import ENCODERS, FUSIONS, Registry
+from memorysam_cli.registry import ENCODERS, FUSIONS, HINT, Registry
 from memorysam_cli.storage.documents import parse_yaml
 
 BACKBONES = ENCODERS.built_in
@@ -30,7 +34,7 @@ BACKBONES = ENCODERS.built_in
 UNKNOWN_NAME = "unknown_name"
 """The type of pydantic's error for a name that a registry does not have."""
 LORA_TARGETS = ("q", "k", "v", "proj")
-"""Of SAM 2's encoders; others have names of their own."""
+"""Of the encoders that come with memorysam; others have names of their own."""
 
 DEFAULT = "default"
 """The recipe of a training that names none."""
@@ -96,14 +100,6 @@ def _registered(registry: Registry) -> Callable[[Any], Any]:
     return check
 
 
-def _lora_target(value: Any) -> Any:
-    """Refuse what no encoder can mean; what the recipe's own encoder has is asked when it is built."""
-    is_known = value in LORA_TARGETS or (isinstance(value, str) and set(ENCODERS) != set(BACKBONES))
-    if not is_known:
-        raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": _expected(LORA_TARGETS)})
-    return value
-
-
 def _choices(names: Sequence[str]) -> Any:
     """What the JSON Schema says of a name: those that come with memorysam."""
     return Field(json_schema_extra={"enum": list(names)})
@@ -111,7 +107,7 @@ def _choices(names: Sequence[str]) -> Any:
 
 EncoderName = Annotated[str, BeforeValidator(_registered(ENCODERS)), _choices(BACKBONES)]
 FusionName = Annotated[str, BeforeValidator(_registered(FUSIONS)), _choices(FUSIONS.built_in)]
-LoraTarget = Annotated[str, BeforeValidator(_lora_target), _choices(LORA_TARGETS)]
+LoraTarget = Annotated[str, _choices(LORA_TARGETS)]
 Name = Annotated[str, AfterValidator(_word), Field(json_schema_extra={"pattern": f"^{WORD}$"})]
 """A word that can name a folder."""
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -215,6 +211,20 @@ class Model(Section):
     """SAM 2's own gate: where its object score is not above 0, a sensor says nothing of the scene."""
     fusion: FusionName = "mean"
     """How the sensors' results become one: ``mean`` is the paper's. Others: extending.md."""
+
+    @field_validator("lora")
+    @classmethod
+    def _has_known_targets(cls, value: Lora, info: ValidationInfo) -> Lora:
+        """Those of the encoders that come with memorysam; another one is asked for its own when it is built."""
+        unknown = [place for place, target in enumerate(value.targets) if target not in LORA_TARGETS]
+        if unknown and info.data.get("backbone") in BACKBONES:
+            expected = {"expected": _expected(LORA_TARGETS)}
+            error = PydanticCustomError("literal_error", "Input should be {expected}", expected)
+            raise ValidationError.from_exception_data(
+                "Lora",
+                [InitErrorDetails(type=error, loc=("targets", place), input=value.targets[place]) for place in unknown],
+            )
+        return value
 
     @model_validator(mode="after")
     def _random_is_for_nano(self) -> Model:

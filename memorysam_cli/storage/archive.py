@@ -109,8 +109,8 @@ def unpack_beside(
     )
     try:
         _unpack(path, target, source, budget=budget, allow_case=allow_case, advance=advance)
-    except Refused as fault:
-        raise DataError(f"{shown(path)}: {fault}") from fault
+    except Refused as error:
+        raise DataError(f"{shown(path)}: {error}") from error
     return target, True
 
 
@@ -332,16 +332,16 @@ def safe_parts(name: str) -> tuple[str, ...]:
     Raises:
         Refused: it leads out of the archive, or no disk or terminal could bear it.
     """
-    said = f"entry '{shown(name)}'"
+    entry = f"entry '{shown(name)}'"
     if any("\ud800" <= letter <= "\udfff" for letter in name):
-        raise Refused(f"{said} is not valid UTF-8; unpack it yourself")
+        raise Refused(f"{entry} is not valid UTF-8; unpack it yourself")
     if any(unicodedata.category(letter) == "Cc" for letter in name):
-        raise Refused(f"{said} has a control character in its name; unpack it yourself")
+        raise Refused(f"{entry} has a control character in its name; unpack it yourself")
     spelled = name.replace("\\", "/")
     if spelled.startswith("/") or PureWindowsPath(name).drive or ".." in spelled.split("/"):
-        raise Refused(f"{said} leaves the archive root; refused, get the archive from its publisher")
+        raise Refused(f"{entry} leaves the archive root; refused, get the archive from its publisher")
     if "\\" in name:
-        raise Refused(f"{said} has a backslash in its name; unpack it yourself")
+        raise Refused(f"{entry} has a backslash in its name; unpack it yourself")
     parts = tuple(part for part in name.split("/") if part not in ("", "."))
     if len(name.encode()) > _NAME_BYTES or any(len(part.encode()) > _PART_BYTES for part in parts):
         raise Refused(f"entry '{shown(name[:60])}'… has a name too long for a disk; unpack it yourself")

@@ -115,16 +115,16 @@ class _TarReader:
     def _entry(self, header: bytes, kind: bytes, size: int, extra: dict[str, str]) -> Entry:
         """A file or folder, by its header and what was said before it."""
         name = extra.get("path", _name(header))
-        said = f"entry '{shown(name)}'"
+        entry = f"entry '{shown(name)}'"
         if kind in _LINKS:
-            raise Refused(f"{said} is {_LINKS[kind]}; never followed; {_YOURSELF}")
+            raise Refused(f"{entry} is {_LINKS[kind]}; never followed; {_YOURSELF}")
         if kind not in {_FOLDER, *_FILES}:
-            raise Refused(f"{said} is a device or another special file (type {kind!r}); {_YOURSELF}")
+            raise Refused(f"{entry} is a device or another special file (type {kind!r}); {_YOURSELF}")
         if any(key.startswith("GNU.sparse") for key in extra):
-            raise Refused(f"{said} is a file with holes; {_YOURSELF}")
+            raise Refused(f"{entry} is a file with holes; {_YOURSELF}")
         if "size" in extra:
             if not (extra["size"].isascii() and extra["size"].isdigit() and len(extra["size"]) <= _MAX_DIGITS):
-                raise Refused(f"{said} has no size that makes sense; {_AGAIN}")
+                raise Refused(f"{entry} has no size that makes sense; {_AGAIN}")
             size = int(extra["size"])
         is_folder = kind == _FOLDER or name.endswith("/")
         self._left, self._padding, self._last = size, -size % _BLOCK, name
@@ -167,10 +167,10 @@ class _TarReader:
         """At most ``count`` bytes of the tar."""
         try:
             data = self._tar.read(count)
-        except (zlib.error, lzma.LZMAError, EOFError, OSError, ValueError) as fault:
-            if isinstance(fault, OSError) and fault.errno is not None:
+        except (zlib.error, lzma.LZMAError, EOFError, OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
                 raise
-            raise Refused(f"truncated or damaged after entry '{shown(self._last)}' ({fault}); {_AGAIN}") from fault
+            raise Refused(f"truncated or damaged after entry '{shown(self._last)}' ({error}); {_AGAIN}") from error
         self._spend(len(data))
         return data
 
@@ -256,21 +256,21 @@ def _zip_reader(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[in
 
 def _refuse_odd_entry(info: zipfile.ZipInfo) -> None:
     """Refuse what is neither a plain file nor a folder."""
-    said = f"entry '{shown(info.filename)}'"
+    entry = f"entry '{shown(info.filename)}'"
     if not info.filename:
         raise Refused(f"an entry has no name; {_YOURSELF}")
     if "\0" in info.orig_filename:
-        raise Refused(f"{said} has a control character in its name; {_YOURSELF}")
+        raise Refused(f"{entry} has a control character in its name; {_YOURSELF}")
     if info.flag_bits & _ENCRYPTED:
-        raise Refused(f"{said} is encrypted; {_YOURSELF}")
+        raise Refused(f"{entry} is encrypted; {_YOURSELF}")
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind not in {0, stat.S_IFREG, stat.S_IFDIR}:
         what = "a symbolic link" if kind == stat.S_IFLNK else "a device or another special file"
-        raise Refused(f"{said} is {what}; never followed; {_YOURSELF}")
+        raise Refused(f"{entry} is {what}; never followed; {_YOURSELF}")
     if info.compress_type not in _METHODS:
-        raise Refused(f"{said} is compressed by method {info.compress_type}, which we do not read; {_YOURSELF}")
+        raise Refused(f"{entry} is compressed by method {info.compress_type}, which we do not read; {_YOURSELF}")
     if info.is_dir() and info.file_size:
-        raise Refused(f"{said} is a folder with content of its own; {_AGAIN}")
+        raise Refused(f"{entry} is a folder with content of its own; {_AGAIN}")
 
 
 def _refuse_overlap(stream: BinaryIO, infos: list[zipfile.ZipInfo], *, end: int) -> None:
@@ -319,9 +319,9 @@ def _zip_faults(what: str) -> Iterator[None]:
         yield
     except (
         zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error
-    ) as fault:  # fmt: skip
-        raise Refused(f"{what} is damaged ({fault}); {_AGAIN}") from fault
-    except OSError as fault:
-        if fault.errno is not None:  # the disk's; bzip2 says its own without a number
+    ) as error:  # fmt: skip
+        raise Refused(f"{what} is damaged ({error}); {_AGAIN}") from error
+    except OSError as error:
+        if error.errno is not None:  # the disk's; bzip2 says its own without a number
             raise
-        raise Refused(f"{what} is damaged ({fault}); {_AGAIN}") from fault
+        raise Refused(f"{what} is damaged ({error}); {_AGAIN}") from error

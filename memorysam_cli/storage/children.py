@@ -58,10 +58,10 @@ def start(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=dict(environment),
             start_new_session=own_session,
         )  # fmt: skip
-    except OSError as fault:
+    except OSError as error:
         raise EnvironmentFault(
-            f"{sys.executable}: cannot start a process: {fault.strerror}; free some memory, or allow more processes"
-        ) from fault
+            f"{sys.executable}: cannot start a process: {error.strerror}; free some memory, or allow more processes"
+        ) from error
     _widen(process.stdout)
     return process
 

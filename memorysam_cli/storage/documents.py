@@ -177,19 +177,17 @@ def _too_large(size: int, limit: int) -> str:
     return f"{megabytes(size)} is more than the {allowed} allowed; check that this is the file you mean"
 
 
-def _read(path: Path, fault: type[MemorySamError], *, limit: int | None = None) -> bytes:
-    """All bytes of a regular file, or ``fault``."""
+def _read(path: Path, kind: type[MemorySamError], *, limit: int | None = None) -> bytes:
+    """All bytes of a regular file, or ``kind``."""
     try:
         if not path.is_file():
-            raise fault(f"{shown(path)}: {'not a file' if path.exists() else 'no such file'}; check the path")
+            raise kind(f"{shown(path)}: {'not a file' if path.exists() else 'no such file'}; check the path")
         size = path.stat().st_size
         if limit is not None and size > limit:
-            raise fault(f"{shown(path)}: {_too_large(size, limit)}")
+            raise kind(f"{shown(path)}: {_too_large(size, limit)}")
         return path.read_bytes()
     except OSError as error:
-        raise fault(
-            f"{shown(path)}: cannot read: {error.strerror}; mend that and run the same command again"
-        ) from error
+        raise kind(f"{shown(path)}: cannot read: {error.strerror}; mend that and run the same command again") from error
 
 
 def read_json(path: Path) -> Any:

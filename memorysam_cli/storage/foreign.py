@@ -262,8 +262,8 @@ def _save(state: dict[str, torch.Tensor], path: Path) -> None:
         try:
             torch.save(state, watched)  # type: ignore[arg-type]
         except RuntimeError:  # how torch tells of a full disk
-            if watched.fault is not None:
-                raise watched.fault from None
+            if watched.error is not None:
+                raise watched.error from None
             raise
 
 
@@ -272,7 +272,7 @@ class _Watched:
 
     def __init__(self, stream: FileIO) -> None:
         self.stream = stream
-        self.fault: OSError | None = None
+        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         """Write all of ``data``."""
@@ -280,8 +280,8 @@ class _Watched:
         try:
             while left.nbytes:
                 left = left[self.stream.write(left) :]
-        except OSError as fault:
-            self.fault = fault
+        except OSError as error:
+            self.error = error
             raise
         return memoryview(data).nbytes
 

@@ -30,7 +30,7 @@ MAX_BYTES = 4_000_000_000
 """More than four times the largest file that we ask for."""
 _POLL_S = 0.1
 _CLEAN_UP_S = 5.0
-_KINDS = {fault.exit_code: fault for fault in (NetworkError, EnvironmentFault)}
+_KINDS = {kind.exit_code: kind for kind in (NetworkError, EnvironmentFault)}
 
 CARD = "README.md"
 _NAME = re.compile(r"\w(?:[\w.-]*\w)?", re.ASCII)
@@ -103,9 +103,9 @@ def _downloaded(repo: str, filename: str, *, folder: Path, show_progress: bool, 
         children.end(process, gently_s=_CLEAN_UP_S)
 
 
-def _answer(said: bytes, what: str, *, code: int) -> Path:
+def _answer(line: bytes, what: str, *, code: int) -> Path:
     try:
-        answer = json.loads(said)
+        answer = json.loads(line)
     except ValueError:
         end = children.signal_name(code) if code < 0 else f"exit code {code}"
         raise EnvironmentFault(

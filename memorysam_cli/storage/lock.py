@@ -113,9 +113,9 @@ def hold(folder: Path) -> Iterator[None]:
         yield
     except Stopped:
         raise
-    except MemorySamError as fault:
+    except MemorySamError as error:
         with contextlib.suppress(MemorySamError, OSError):  # a full disk must not hide the first fault
-            note(fault, folder)
+            note(error, folder)
         raise
     finally:
         _release(descriptor, path, claim)
@@ -147,9 +147,9 @@ def owner(folder: Path) -> Owner | None:
     return replace(found, lives=lives)
 
 
-def note(fault: MemorySamError, folder: Path) -> None:
+def note(error: MemorySamError, folder: Path) -> None:
     """Leave a fault's line in the folder that it happened in, for whoever finds it later."""
-    line = {"code": fault.exit_code, "message": str(fault), "time": _now(), "command": shlex.join(sys.argv)}
+    line = {"code": error.exit_code, "message": str(error), "time": _now(), "command": shlex.join(sys.argv)}
     with atomic.open_log(folder / FAULTS) as log:
         log.write(json.dumps(line) + "\n")
 
@@ -188,8 +188,8 @@ def _acquire(path: Path) -> tuple[int, bool]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BaseException as fault:
-            if isinstance(fault, OSError) and fault.errno in _NO_LOCKS:
+        except BaseException as error:
+            if isinstance(error, OSError) and error.errno in _NO_LOCKS:
                 return descriptor, False
             os.close(descriptor)
             raise

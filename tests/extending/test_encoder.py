@@ -151,6 +151,13 @@ def test_targets_that_it_has_not_are_refused(run: Run) -> None:
     assert ended.code == 2 and "encoder ConvNet has no target 'q' (known: expand, reduce)" in ended.err
 
 
+def test_where_it_is_registered_the_built_in_encoders_take_their_own_targets_alone(run: Run) -> None:
+    alone = ["recipes", "check", "demo", "--set", "model.lora.targets=[q, expand]"]
+    beside, without = run([["--extend", "my_encoder.py", *alone], alone])
+    said = "model.lora.targets.1: must be 'q', 'k', 'v' or 'proj' (got \"expand\")"
+    assert beside == without and beside.code == 2 and said in beside.err
+
+
 class Bad(Encoder):
     channels = (4, 8, 16, 32)
 

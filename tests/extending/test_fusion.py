@@ -57,13 +57,13 @@ print(json.dumps(found))
 
 MASKS = """
 import cv2, torch
-from memorysam_cli import extensions
+from memorysam_cli.registry import add_files
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.loader import scored_scenes
 from memorysam_cli.engine.infer.decision import class_map
 from memorysam_cli.model import load
 
-extensions.add(["my_fusion.py"], where="test")
+add_files(["my_fusion.py"], where="test")
 network = load("later/checkpoints/best.safetensors")
 data = manifests.read(manifests.data_root(None), "deliver")
 same = total = 0

@@ -30,11 +30,7 @@ WRONG: dict[str, PART] = {
     "tab": (LR, "\tlr: 1\n", (":11: ", "a tab in the indentation", "use spaces")),
     "3,000 lists": (LR, f"  lr: {'[' * 3000}{']' * 3000}\n", (":11: ", "deeper than 20 levels", "flatter")),
     "batch 0": (EPOCHS, "  epochs: 1\n  batch: 0\n", (":14: train.batch: must be greater than 0 (got 0)",)),
-    "99 gpus": (
-        EPOCHS,
-        "  epochs: 1\ngpus: 99\n",
-        (":14: ", "unknown key 'gpus'", "known: name, about, extensions"),
-    ),
+    "99 gpus": (EPOCHS, "  epochs: 1\ngpus: 99\n", (":14: ", "unknown key 'gpus'", "known: name, about, data")),
     "2 MB": (EPOCHS, EPOCHS + "# \n" * 700_000, ("2.1 MB is more than the 1 MB allowed", "check")),
     "aliases": (LR, "  lr: &x 1\n  eps: *x\n", (":11: anchors and aliases", "repeat the value")),
 }

@@ -18,9 +18,15 @@ from torch import Tensor
 
 from memorysam_cli import recipe as recipes
 from memorysam_cli.data import decode
-from memorysam_cli.data.loader import scored_scenes, training_batches, unlabelled_scenes
+from memorysam_cli.data.loader import (
+    Batch,
+    ScoredScene,
+    UnlabelledScene,
+    scored_scenes,
+    training_batches,
+    unlabelled_scenes,
+)
 from memorysam_cli.data.manifest import Manifest
-from memorysam_cli.data.scenes import Batch, ScoredScene, UnlabelledScene
 from memorysam_cli.errors import DataError
 from memorysam_cli.recipe import Recipe
 from tests.engine.stand_ins import MODALITIES, write_data

@@ -15,7 +15,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from memorysam_cli.data import scenes, workers
+from memorysam_cli.data import loader, workers
 from memorysam_cli.data.loader import training_batches
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.errors import DataError
@@ -165,7 +165,7 @@ def test_a_scene_that_raises_is_told_in_its_place_with_and_without_workers(
 def test_a_naive_reader_loses_or_doubles_scenes_under_the_same_harness(
     naive: Any, manifest: Manifest, whole: dict[str, list[Seen]], evil: Evil, rng: random.Random
 ) -> None:
-    source = scenes.UnlabelledScenes(manifest.root, manifest.scenes, killers.MODALITIES, 32, tile=False)
+    source = loader.UnlabelledScenes(manifest.root, manifest.scenes, killers.MODALITIES, 32, tile=False)
     # Not among the first: what is given before a death is given again by the one that begins again.
     victim = rng.choice(manifest.scenes[8:]).id
     how = "raise" if naive is reading.skipping else "SIGKILL"
@@ -200,7 +200,7 @@ def check_epoch(parts: list[list[list[int]]], again: list[list[list[int]]], *, c
 def test_an_epoch_is_the_same_whatever_stops_it(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch, figures: Figures
 ) -> None:
-    monkeypatch.setattr(scenes.TrainingBatches, "item", lambda _, index: list(index.numbers))
+    monkeypatch.setattr(loader.TrainingBatches, "item", lambda _, index: list(index.numbers))
     cases = 0
 
     @hypothesis.seed(int(os.environ["MEMORYSAM_FAULT_SEED"]))

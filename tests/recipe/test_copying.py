@@ -10,13 +10,13 @@ import pytest
 from memorysam_cli import recipe
 from memorysam_cli.errors import UsageError
 from memorysam_cli.recipe import comparing
-from memorysam_cli.recipe.comparing import SCHEMA_FILE, copied, keys
+from memorysam_cli.recipe.comparing import SCHEMA_FILE, keys, make_copy
 from memorysam_cli.recipe.schema import Recipe
 
 
 def written(folder: Path, name: str, overrides: list[str] | None = None, out: str = "mine.yaml") -> Path:
     path = folder / out
-    path.write_text(copied(name, path, overrides=overrides or []).text, encoding="utf-8")
+    path.write_text(make_copy(name, path, overrides=overrides or []).text, encoding="utf-8")
     return path
 
 
@@ -75,23 +75,23 @@ def test_a_copy_in_a_linked_folder_finds_what_it_extends(tmp_path: Path) -> None
 def test_a_copy_of_what_extends_a_recipe_extends_that_one_and_has_its_changes(tmp_path: Path) -> None:
     first = written(tmp_path, "deliver", ["train.epochs=50"], "first.yaml")
     second = written(tmp_path, str(first), ["optim.lr=1e-5"], "second.yaml")
-    assert copied(str(first), second).extends == "deliver"
+    assert make_copy(str(first), second).extends == "deliver"
     wanted = recipe.load("deliver", ["train.epochs=50", "optim.lr=1e-5"])
     assert comparing.differences(recipe.load(second), wanted) == []
 
 
 def test_editors_are_told_of_the_schema_where_there_is_one(tmp_path: Path) -> None:
-    assert "$schema" not in copied("demo", tmp_path / "mine.yaml").text
-    first = copied("demo", tmp_path / "mine.yaml", has_schema=True).text.partition("\n")[0]
+    assert "$schema" not in make_copy("demo", tmp_path / "mine.yaml").text
+    first = make_copy("demo", tmp_path / "mine.yaml", has_schema=True).text.partition("\n")[0]
     assert first == f"# yaml-language-server: $schema={SCHEMA_FILE}"
 
 
 @pytest.mark.parametrize("out", ["mine", "mine.json", "my recipe.yaml", "-x.yaml", ".yaml", "a\nb.yaml", "ü.yaml"])
 def test_a_name_that_no_recipe_can_have_is_refused(out: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is no name for a recipe; give letters"):
-        copied("demo", tmp_path / out)
+        make_copy("demo", tmp_path / out)
 
 
 def test_what_is_not_there_cannot_be_copied(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="did you mean 'demo'"):
-        copied("dmo", tmp_path / "mine.yaml")
+        make_copy("dmo", tmp_path / "mine.yaml")

@@ -96,7 +96,7 @@ def test_editors_accept_every_shipped_recipe_and_its_copy(name: str, tmp_path: P
     assert accepts(read_yaml(recipe.shipped()[name]))
     assert accepts(recipe.load(name).model_dump(mode="json"))
     path = tmp_path / "mine.yaml"
-    path.write_text(comparing.copied(name, path, overrides=["optim.lr=1e-3"]).text)
+    path.write_text(comparing.make_copy(name, path, overrides=["optim.lr=1e-3"]).text)
     assert accepts(read_yaml(path))
 
 

@@ -170,8 +170,8 @@ def leaves(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def test_every_value_comes_from_the_child_or_unchanged_from_the_parent(
     parent: dict[str, Any], child: dict[str, Any]
 ) -> None:
-    both = leaves(reading.extended(parent, child))
+    both = leaves(reading.extend(parent, child))
     ours, theirs = leaves(child), leaves(parent)
     assert all(ours.get(path, theirs.get(path, {})) == value for path, value in both.items())
     assert all(both[path] == value for path, value in ours.items() if value != {})
-    assert reading.extended(parent, {}) == parent and reading.extended({}, child) == child
+    assert reading.extend(parent, {}) == parent and reading.extend({}, child) == child

@@ -1,1 +1,21 @@
-"""One small declaration per published data set; the engine is :mod:`memorysam_cli.data.layout`."""
+"""The published data sets, a declaration each (``memorysam_cli.data.DATASETS`` lists them); here what several share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memorysam_cli.dataset import IMAGENET, Colour
+
+CAMERA: dict[str, Any] = {"kind": "rgb", "photometric": ("jitter", "blur"), **IMAGENET}
+"""A colour camera: it alone is jittered and blurred in training."""
+
+# fmt: off
+CITYSCAPES: dict[str, Colour] = {
+    "road": (128, 64, 128), "sidewalk": (244, 35, 232), "building": (70, 70, 70), "wall": (102, 102, 156),
+    "fence": (190, 153, 153), "pole": (153, 153, 153), "traffic light": (250, 170, 30), "traffic sign": (220, 220, 0),
+    "vegetation": (107, 142, 35), "terrain": (152, 251, 152), "sky": (70, 130, 180), "person": (220, 20, 60),
+    "rider": (255, 0, 0), "car": (0, 0, 142), "truck": (0, 0, 70), "bus": (0, 60, 100), "train": (0, 80, 100),
+    "motorcycle": (0, 0, 230), "bicycle": (119, 11, 32),
+}
+"""The 19 classes of Cityscapes in their order, which other street scenes took over."""
+# fmt: on

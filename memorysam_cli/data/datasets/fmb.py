@@ -5,7 +5,7 @@ Source: DATASETS §2. Published as train and test; MM SAM-adapter takes a ``val`
 
 from __future__ import annotations
 
-from memorysam_cli.data.datasets.common import CAMERA
+from memorysam_cli.data.datasets import CAMERA
 from memorysam_cli.data.layout import DatasetLayout, place, sensor
 from memorysam_cli.dataset import LabelRule, Modality
 

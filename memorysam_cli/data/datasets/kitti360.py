@@ -7,7 +7,7 @@ Unconfirmed [G]: the number of scenes per split.
 
 from __future__ import annotations
 
-from memorysam_cli.data.datasets.common import CAMERA, CITYSCAPES
+from memorysam_cli.data.datasets import CAMERA, CITYSCAPES
 from memorysam_cli.data.layout import DatasetLayout, Lists, place, sensor
 from memorysam_cli.dataset import LabelRule, Modality
 

@@ -6,9 +6,8 @@ published protocol drops the first 192 of 1224 columns. ``NIR_warped_mask``, ``S
 
 from __future__ import annotations
 
-from memorysam_cli.data.datasets.common import IMAGENET
 from memorysam_cli.data.layout import DatasetLayout, Lists, place, sensor
-from memorysam_cli.dataset import Crop, Modality
+from memorysam_cli.dataset import IMAGENET, Crop, Modality
 
 # fmt: off
 CLASSES = {

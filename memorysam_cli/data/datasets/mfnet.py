@@ -7,7 +7,7 @@ hold RGB and thermal in four channels. Unconfirmed [G]: the original layout, the
 
 from __future__ import annotations
 
-from memorysam_cli.data.datasets.common import CAMERA
+from memorysam_cli.data.datasets import CAMERA
 from memorysam_cli.data.layout import DatasetLayout, Lists, place, sensor
 from memorysam_cli.dataset import Modality
 

@@ -7,7 +7,7 @@ deviation are CAFuser's. The labels of ``test`` are not published: its scenes ca
 
 from __future__ import annotations
 
-from memorysam_cli.data.datasets.common import CAMERA, CITYSCAPES
+from memorysam_cli.data.datasets import CAMERA, CITYSCAPES
 from memorysam_cli.data.layout import DatasetLayout, Place, place, sensor
 from memorysam_cli.dataset import Modality
 

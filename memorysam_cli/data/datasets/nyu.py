@@ -7,7 +7,7 @@ channel), TokenFusion's (lower case, lists with three columns). ``depth`` is the
 
 from __future__ import annotations
 
-from memorysam_cli.data.datasets.common import CAMERA
+from memorysam_cli.data.datasets import CAMERA
 from memorysam_cli.data.layout import DatasetLayout, Lists, place, sensor
 from memorysam_cli.dataset import LabelRule, Modality
 

@@ -6,7 +6,7 @@ used. ``Background`` is a counted class.
 
 from __future__ import annotations
 
-from memorysam_cli.data.datasets.common import CAMERA
+from memorysam_cli.data.datasets import CAMERA
 from memorysam_cli.data.layout import DatasetLayout, place, sensor
 from memorysam_cli.dataset import Modality
 

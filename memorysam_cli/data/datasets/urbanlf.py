@@ -7,7 +7,7 @@ tells which, never the name of a folder above. Unconfirmed [G]: the number of sc
 
 from __future__ import annotations
 
-from memorysam_cli.data.datasets.common import CAMERA
+from memorysam_cli.data.datasets import CAMERA
 from memorysam_cli.data.layout import DatasetLayout, place, sensor
 from memorysam_cli.dataset import LabelRule, Modality
 

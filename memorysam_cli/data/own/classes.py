@@ -61,11 +61,11 @@ def read_classes(path: Path, *, is_safe: bool = False) -> ClassList:
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as fault:
-        reason = fault.strerror if isinstance(fault, OSError) else "not UTF-8 text"
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UsageError(f"--classes {path}: {reason}; give a text file with one class per line") from None
-    said = [(number, line.strip()) for number, line in enumerate(lines, 1)]
-    rows = [_row(line, where=f"{path}:{number}") for number, line in said if line and not line.startswith("#")]
+    entries = [(number, line.strip()) for number, line in enumerate(lines, 1)]
+    rows = [_row(line, where=f"{path}:{number}") for number, line in entries if line and not line.startswith("#")]
     if not 0 < len(rows) <= IGNORE:
         raise UsageError(f"{path}: {len(rows)} classes; from 1 to {IGNORE} are possible, one per line")
     values, names, colours = zip(*rows, strict=True)

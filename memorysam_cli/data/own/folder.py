@@ -19,7 +19,7 @@ from memorysam_cli.data.listing import pair
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.data.own.classes import ClassList
 from memorysam_cli.data.own.patterns import Match, Pattern, Shares, split_by_lists, split_by_shares, splits_in_order
-from memorysam_cli.dataset import IGNORE, DatasetInfo, Flip, Interpolation, Kind, LabelRule, Modality
+from memorysam_cli.dataset import IGNORE, IMAGENET, DatasetInfo, Flip, Interpolation, Kind, LabelRule, Modality
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import images
 
@@ -33,8 +33,6 @@ SHARES: Shares = (0.8, 0.1, 0.1)
 Role = str
 """A modality, or ``aolp+1`` for an angle's second file, or LABEL."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""What SAM 2 was trained with. Source: METHOD §5, DATASETS §0."""
 LOOKED_AT = 3
 """Files of each sensor, and labels."""
 FAR = 8.0
@@ -109,8 +107,8 @@ def survey(root: Path, request: FolderRequest) -> FolderSurvey:
     _refuse_labels_as_frames(matches)
     rows = _rows(matches)
     matched = sum(len(found) for found in matches.values())
-    held = conservation.check({"files matched = files of scenes": (matched, sum(len(row) for row in rows))})
-    scenes, unlabelled, said = _divided(
+    laws = conservation.check({"files matched = files of scenes": (matched, sum(len(row) for row in rows))})
+    scenes, unlabelled, split_notes = _divided(
         [_scene(row, request=request) for row in rows],
         labelled={_id(row, request) for row in rows if LABEL in row},
         request=request,
@@ -128,8 +126,13 @@ def survey(root: Path, request: FolderRequest) -> FolderSurvey:
     manifest = Manifest(root=root, info=info, scenes=tuple(scenes))
     return FolderSurvey(
         manifest,
-        (*notes, *said, *notes_on_values(manifest, will_measure=request.will_measure), *notes_on_labels(manifest)),
-        held,
+        (
+            *notes,
+            *split_notes,
+            *notes_on_values(manifest, will_measure=request.will_measure),
+            *notes_on_labels(manifest),
+        ),
+        laws,
     )
 
 
@@ -352,8 +355,8 @@ def guess_kind(name: str) -> Kind:
     Raises:
         UsageError: no word of the name is known, or two speak for different kinds.
     """
-    said = {word.rstrip("0123456789") for word in re.split(r"[^a-z0-9]+", name.lower())}
-    found = [kind for kind, words in WORDS.items() if said & set(words.split())]
+    words_of_name = {word.rstrip("0123456789") for word in re.split(r"[^a-z0-9]+", name.lower())}
+    found = [kind for kind, words in WORDS.items() if words_of_name & set(words.split())]
     if len(found) != 1:
         why = "tells no kind" if not found else f"tells {' and '.join(found)}"
         raise UsageError(f"--modality {name}: its name {why}; say --kind {name}=KIND, one of {', '.join(KINDS)}")
@@ -378,8 +381,8 @@ def make_modality(
     return Modality(
         name=name,
         kind=kind,
-        mean=IMAGENET_MEAN if is_photo else None,
-        std=IMAGENET_STD if is_photo else None,
+        mean=IMAGENET["mean"] if is_photo else None,
+        std=IMAGENET["std"] if is_photo else None,
         interpolation=defaults.interpolation,
         photometric=("jitter", "blur") if is_photo else (),
         channels=(chosen[0], chosen[1], chosen[2]) if chosen else None,

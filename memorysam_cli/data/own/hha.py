@@ -139,8 +139,8 @@ def surface_normals(depth: Map, across: Map, down: Map) -> Map:
     def misfit(shift: tuple[int, int]) -> tuple[Map, Map]:
         """The planes of the windows that are shifted so, and how badly they suit each pixel."""
         shifted, rms = _moved(planes, shift), _moved(spread, shift)
-        told = shifted[..., 0] * across + shifted[..., 1] * down + shifted[..., 2]
-        worse = np.abs(told - inverse) + rms
+        predicted = shifted[..., 0] * across + shifted[..., 1] * down + shifted[..., 2]
+        worse = np.abs(predicted - inverse) + rms
         worse[np.isnan(worse)] = np.inf
         return shifted, worse
 

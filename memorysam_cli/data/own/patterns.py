@@ -270,8 +270,8 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     """The lines that say something, and their numbers."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as fault:
-        reason = fault.strerror if isinstance(fault, OSError) else "not UTF-8 text"
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UsageError(f"--split {path}: {reason}; give a text file with one scene per line") from None
     stripped = [(number, line.strip()) for number, line in enumerate(lines, 1)]
     return [(number, line) for number, line in stripped if line and not line.startswith("#")]

@@ -15,8 +15,8 @@ from torch import Tensor
 from memorysam_cli.conservation import LawBroken
 from memorysam_cli.data import decode, transforms
 from memorysam_cli.data import manifest as manifests
+from memorysam_cli.data.loader import ScoredScene
 from memorysam_cli.data.manifest import Manifest, Scene
-from memorysam_cli.data.scenes import ScoredScene
 from memorysam_cli.dataset import Crop, DatasetInfo
 from memorysam_cli.engine.evaluate import counts, scoring
 from memorysam_cli.engine.evaluate.counts import PROTOCOLS, Evaluation, confusion, scores

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from memorysam_cli.data import decode
+from memorysam_cli.data.loader import Batch, LeftOut
 from memorysam_cli.data.manifest import Manifest
-from memorysam_cli.data.scenes import Batch, LeftOut
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.train import checkpoints, loop
 from memorysam_cli.engine.train.endings import Quarantine
