@@ -181,7 +181,7 @@ def test_a_recipe_s_key_is_a_field_and_its_pages_write_themselves(copy: Copy, tm
     shutil.copy(ROOT / "scripts" / "recipe_pages.py", copy.folder / "scripts")
     copy.run("scripts/recipe_pages.py")
     page = (copy.folder / "docs" / "recipe-keys.md").read_text()
-    assert "| `augment.sharpen` | number | ≥ 0 | `0.0` | How much a picture is sharpened" in page
+    assert "| `augment.sharpen` | number | ≥ 0 | `0` | How much a picture is sharpened" in page
     assert "sharpened before all else" in (copy.folder / "docs" / "recipe.schema.json").read_text()
     (tmp_path / "mine.yaml").write_text("extends: demo\naugment: {sharpen: 0.5}\n")
     assert "sharpen: 0.5" in copy.memorysam("recipes", "show", tmp_path / "mine.yaml")

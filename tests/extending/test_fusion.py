@@ -133,7 +133,7 @@ def test_the_page_s_other_plan_shows_the_first_image_to_all(run: Run) -> None:
     (block,) = (each for each in blocks("python") if "class FirstIsSeen" in each)
     begin, end = "import sys; sys.path.insert(0, '')\nfrom my_fusion import LaterCountsMore\n", "print({})"
     (ended,) = run(
-        [["-c", begin + block + end.format("[(look.place, look.sees) for look in FirstIsSeen().plan([0, 2, 3])]")]]
+        [["-c", begin + block + end.format("[(look.frame, look.sees) for look in FirstIsSeen().plan([0, 2, 3])]")]]
     )
     assert ended == (0, "[(0, ()), (2, (0,)), (3, (0,))]\n", "")
 
