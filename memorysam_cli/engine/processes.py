@@ -17,61 +17,12 @@ from torch import Tensor
 from torch.distributed import distributed_c10d
 from torch.distributed.rendezvous import rendezvous
 
-from memorysam_cli.engine import lost_processes
+from memorysam_cli.engine import launcher, lost_processes
 from memorysam_cli.engine.lost_processes import Invitation, LostProcess, PeerWatch
 from memorysam_cli.errors import EnvironmentFault, Stopped, UsageError, is_out_of_memory
 from memorysam_cli.losses.loss import Exchange
 from memorysam_cli.report import console
 from memorysam_cli.text import shown
-
-VARIABLES = (
-    *("RANK", "WORLD_", "LOCAL_", "MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_"),
-    *("PMI_", "OMPI_", "MV2_", "CCL_WORKER_COUNT"),
-)
-"""Beginnings of the names of all variables that make a process one of several."""
-_LAUNCHED = ("WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
-
-
-def launched_world() -> int:
-    """How many processes this run has."""
-    return _number("WORLD_SIZE", 1)
-
-
-def launched_rank() -> int:
-    """Which of them this is, from 0."""
-    return _number("RANK", 0)
-
-
-def local_rank() -> int:
-    """Which one of those on this machine."""
-    return _number("LOCAL_RANK", 0)
-
-
-def local_world(default: int) -> int:
-    """How many there are on this machine; ``default`` where the launcher does not say."""
-    return _number("LOCAL_WORLD_SIZE", default)
-
-
-def host() -> str:
-    """The machine of the first process, by the name that the others reach it by."""
-    return os.environ.get("MASTER_ADDR", "localhost")
-
-
-def is_launched() -> bool:
-    """Whether a launcher started this process, even as the only one."""
-    return any(name in os.environ for name in _LAUNCHED)
-
-
-def environment_alone() -> dict[str, str]:
-    """The environment of a child process that must not take itself for one of several."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(VARIABLES)}
-
-
-def _number(name: str, default: int) -> int:
-    """A whole number of the environment."""
-    text = os.environ.get(name, "")
-    return int(text) if text.isascii() and text.isdigit() else default
-
 
 # Several processes of one run: what they add up, agree on and wait for, and how the loss of one is told.
 #
@@ -224,7 +175,7 @@ def _watch(store: Any, rank: int, world: int, *, on_stuck: Callable[[LostProcess
         return lost_processes.join(Invitation.from_text(text), rank=rank, on_stuck=on_stuck)
     text = ""
     try:
-        listener, invitation = lost_processes.invite(host(), is_one_host=local_world(0) == world)
+        listener, invitation = lost_processes.invite(launcher.host(), is_one_host=launcher.local_world(0) == world)
         text = invitation.to_text()
     finally:
         store.set(_INVITATION, text)
@@ -328,7 +279,7 @@ def side_by_side() -> Iterator[Peers]:
     Raises:
         EnvironmentFault: they cannot be reached, or do not come.
     """
-    world = launched_world()
+    world = launcher.world()
     if world <= 1:
         yield Peers(0, 1, None)
         return
@@ -367,13 +318,13 @@ def own_device(device: torch.device) -> torch.device:
         UsageError: one GPU was named for several processes.
         EnvironmentFault: there are fewer GPUs than processes.
     """
-    if device.type == "cuda" and launched_world() > 1:
+    if device.type == "cuda" and launcher.world() > 1:
         if device.index is not None:
             raise UsageError(f"--device {device}: each of several processes gets its own device; use --device cuda")
-        device = torch.device("cuda", local_rank())
+        device = torch.device("cuda", launcher.local_rank())
         if device.index >= torch.cuda.device_count():
             raise EnvironmentFault(
-                f"process {launched_rank()}: no GPU is left for it, there are {torch.cuda.device_count()}; start as "
+                f"process {launcher.rank()}: no GPU is left for it, there are {torch.cuda.device_count()}; start as "
                 "many processes as there are GPUs"
             )
     if device.index is not None:

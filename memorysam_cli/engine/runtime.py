@@ -20,7 +20,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import Tensor
 
 from memorysam_cli import __version__
-from memorysam_cli.engine import processes
+from memorysam_cli.engine import launcher, processes
 from memorysam_cli.errors import EnvironmentFault, MemorySamError, UsageError, is_out_of_memory, shortage
 from memorysam_cli.storage import children, machine
 from memorysam_cli.storage.machine import Capacity
@@ -67,7 +67,7 @@ def make_accelerator(device: torch.device, *, precision: str) -> Accelerator:
     """
     refuse_precision(precision, device)
     _refuse_engine()
-    is_alone = processes.launched_world() == 1
+    is_alone = launcher.world() == 1
     if device.index is not None:
         if not is_alone:
             raise UsageError(f"--device {device}: each of several processes gets its own device; use --device cuda")
@@ -90,7 +90,7 @@ def make_accelerator(device: torch.device, *, precision: str) -> Accelerator:
         processes.connect(accelerator)
     except dist.DistError as fault:
         raise EnvironmentFault(
-            f"not all {processes.launched_world()} processes came together ({str(fault).splitlines()[0]}); the "
+            f"not all {launcher.world()} processes came together ({str(fault).splitlines()[0]}); the "
             "output of the others may explain it"
         ) from fault
     # The learner accumulates, whatever ACCELERATE_GRADIENT_ACCUMULATION_STEPS says.

@@ -25,7 +25,7 @@ import cv2, numpy as np, torch
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.loader import scored_scenes
 from memorysam_cli.engine.evaluate.counts import confusion, scores
-from memorysam_cli.engine.evaluate.scoring import decide
+from memorysam_cli.engine.infer.decision import class_map
 from memorysam_cli.model import load
 from memorysam_cli.model.fusion import Mean
 
@@ -42,7 +42,7 @@ for name, places in (("all", (0, 1)), ("img", (0,)), ("depth", (1,))):
         with torch.inference_mode():
             logits = network.logits([seen.frames[place] for place in places])[0]
         label = seen.label[0]
-        total += confusion(decide(logits, height=label.shape[0], width=label.shape[1]), label, network.classes)
+        total += confusion(class_map(logits, height=label.shape[0], width=label.shape[1]), label, network.classes)
     found[name] = scores(total).miou
 frames = [torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(place)) for place in range(2)]
 with torch.inference_mode():
@@ -60,7 +60,7 @@ import cv2, torch
 from memorysam_cli import extensions
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.loader import scored_scenes
-from memorysam_cli.engine.evaluate.scoring import decide
+from memorysam_cli.engine.infer.decision import class_map
 from memorysam_cli.model import load
 
 extensions.add(["my_fusion.py"], where="test")
@@ -72,7 +72,7 @@ for scored in scored_scenes(data, scenes=scenes, modalities=modalities, size=64,
     label = scored.resized.label[0]
     with torch.inference_mode():
         logits = network.logits(scored.resized.frames)[0]
-    found = decide(logits, height=72, width=72).numpy()
+    found = class_map(logits, height=72, width=72).numpy()
     mask = cv2.imread(f"masks/masks/{scored.scene.id}.png", cv2.IMREAD_UNCHANGED)
     same, total = same + (mask == found).sum(), total + mask.size
 print(same / total)

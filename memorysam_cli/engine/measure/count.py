@@ -211,12 +211,14 @@ def training(recipe: Recipe, *, classes: int, kind: Kind = "cuda") -> Count:
     """
     recipe, network = _counted(recipe), skeleton(recipe, classes=classes)
     with _counting(kind, recipe.train.precision) as (tracker, accelerator):
-        learner = Learner(_fresh(network), recipe, accelerator=accelerator)
-        tracker.note([*learner.network.parameters(), *learner.network.buffers()])
+        network = _fresh(network)
+        tracker.note([*network.parameters(), *network.buffers()])
         weights = tracker.live
+        learner = Learner(network, recipe, accelerator=accelerator)
+        before = tracker.live  # prototypes count as activations: they are a few kilobytes
         batches = [_batch(recipe, is_here=place == 0) for place in range(recipe.train.accumulate)]
         tracker.note([*batches[0].frames, batches[0].label])
-        inputs = tracker.live - weights
+        inputs = tracker.live - before
         phases = _Phases(tracker, learner, accelerator)
         learner.learn(batches, rate=0.0)
     moments, base = phases.moments, weights + phases.moments + inputs

@@ -21,7 +21,7 @@ from typing import IO, Any, Literal
 import torch
 
 from memorysam_cli import recipe as recipes
-from memorysam_cli.engine import processes, runtime
+from memorysam_cli.engine import launcher, runtime
 from memorysam_cli.errors import UsageError
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.storage import children, machine
@@ -230,7 +230,7 @@ def _over(limit: int) -> str:
 
 def _alone() -> dict[str, str]:
     """The environment without what makes a process one of several."""
-    return processes.environment_alone()
+    return launcher.environment_alone()
 
 
 def _told(process: subprocess.Popen[bytes]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memorysam_cli.engine import processes
+from memorysam_cli.engine import launcher
 from memorysam_cli.errors import EnvironmentFault, UsageError, did_you_mean
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, children
@@ -144,7 +144,7 @@ class _Tracker:
         self.name = name
         # It computes nothing: a GPU's memory is the training's.
         environment = (
-            SOON | processes.environment_alone() | OPT_OUT | {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+            SOON | launcher.environment_alone() | OPT_OUT | {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
         )
         self.process = children.start(MODULE, name, environment=environment)
         assert self.process.stdin is not None and self.process.stdout is not None

@@ -15,7 +15,7 @@ from memorysam_cli.engine.train.endings import SIGNAL_EXIT_CODES, StopRequest, c
 
 STUCK = """
 import ctypes, sys
-from memorysam_cli.engine import signals
+from memorysam_cli.engine.train import endings as signals
 signals.GRACE_S = float(sys.argv[1])
 mutex, lock = ctypes.create_string_buffer(256), ctypes.CDLL(None).pthread_mutex_lock
 with signals.catch_stop():
@@ -26,7 +26,7 @@ with signals.catch_stop():
 WORKING = """
 import sys, time
 from memorysam_cli import app
-from memorysam_cli.engine import signals
+from memorysam_cli.engine.train import endings as signals
 app._end_politely()
 try:
     with signals.catch_stop() as stop:
