@@ -91,6 +91,8 @@ HELLO = '''\
 
 from memorysam_cli.commands import options
 
+EXAMPLES = [("hello", "be polite")]
+
 
 def hello(json: options.Json = False, verbose: options.Verbose = False, quiet: options.Quiet = False) -> None:
     """Say hello to the one who typed it."""
@@ -106,6 +108,8 @@ def test_a_command_is_a_file_and_a_line(copy: Copy) -> None:
     copy.add_line("memorysam_cli/app.py", '"hello": "memorysam_cli.commands.hello:hello",', below="COMMANDS = {")
     assert copy.memorysam("hello") == "hello\n"
     assert re.search(r"^\W*hello +Say hello to the one who typed it\.", copy.memorysam("--help"), re.MULTILINE)
+    if not (copy.folder / PACKAGE / "commands" / "examples.py").exists():  # a command's examples stand beside it
+        assert "be polite" in copy.memorysam("hello", "--help")
     assert copy.touched() == ["memorysam_cli/app.py", "memorysam_cli/commands/hello.py"]
     assert len(copy.touched()) == cost("a command")
 
