@@ -10,7 +10,7 @@ import argparse
 import ast
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -18,6 +18,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "memorysam_cli"
 SMALL_LINES = 110
 """A module with fewer lines and one importer is a room for one thought: it may belong to its importer."""
+Graph = dict[str, set[str]]
+"""A node and those that an edge leads to."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class House:
         closure_train: modules that ``memorysam train`` can reach by imports, at any depth, inside functions too.
         closure_predict: the same of ``memorysam predict``.
         small_single_importer: modules of fewer than ``SMALL_LINES`` lines that one module imports.
-        cycles: pairs of packages that import each other, neither inside the other.
+        cycles: groups of neighbours (modules and packages in one package, with all that is in them) that reach each
+            other by imports, inside functions too.
         shared_names: file names that occur in more than one package.
     """
 
@@ -39,7 +42,7 @@ class House:
     closure_train: int
     closure_predict: int
     small_single_importer: tuple[str, ...]
-    cycles: tuple[tuple[str, str], ...]
+    cycles: tuple[tuple[str, ...], ...]
     shared_names: tuple[str, ...]
 
     def to_json(self) -> dict[str, int]:
@@ -61,7 +64,9 @@ class Sources:
         self.paths = {_dotted(path.relative_to(root)): path for path in paths}
         texts = {module: path.read_text() for module, path in self.paths.items()}
         self.lines = {module: text.count("\n") for module, text in texts.items()}
-        self.imports = {module: set(self._imported(module, ast.parse(text))) for module, text in texts.items()}
+        trees = {module: ast.parse(text) for module, text in texts.items()}
+        self.imports = {module: set(self._imported(module, ast.walk(tree))) for module, tree in trees.items()}
+        self.imports_at_top = {module: set(self._imported(module, tree.body)) for module, tree in trees.items()}
 
     def importers(self) -> dict[str, set[str]]:
         """Module -> the modules that import it."""
@@ -73,30 +78,32 @@ class Sources:
 
     def closure(self, start: str) -> set[str]:
         """All modules that a module reaches by imports, itself and packages included."""
-        reached, waiting = set(), [start]
-        while waiting:
-            module = waiting.pop()
-            if module not in reached:
-                reached.add(module)
-                waiting += self.imports[module]
-        return reached
+        return {start} | _reached(self.imports, start)
 
     def package_of(self, module: str) -> str:
         """The package that a module belongs to: itself if it is one."""
         return module if self.paths[module].name == "__init__.py" else module.rpartition(".")[0]
 
-    def cycles(self) -> set[tuple[str, str]]:
-        """Pairs of packages, at any depth, that import each other; a package and its own parts are not two."""
-        edges = defaultdict(set)
+    def cycles(self) -> set[tuple[str, ...]]:
+        """Neighbours, at any depth, that reach each other by imports.
+
+        An import from ``a.b.c.d`` to ``a.x.y`` is one from ``a.b`` to its neighbour ``a.x``; a package and what is
+        inside it are not two.
+        """
+        edges: Graph = defaultdict(set)
         for module, others in self.imports.items():
             for other in others:
-                edges[self.package_of(module)].add(self.package_of(other))
-        pairs = {(a, b) for a, others in edges.items() for b in others if a < b and a in edges[b]}
-        return {(a, b) for a, b in pairs if not _is_inside(a, b) and not _is_inside(b, a)}
+                if pair := _neighbours(module, other):
+                    edges[pair[0]].add(pair[1])
+        return _circles(edges)
 
-    def _imported(self, module: str, tree: ast.AST) -> Iterator[str]:
-        """The package's modules that a module imports."""
-        for node in ast.walk(tree):
+    def module_cycles(self) -> set[tuple[str, ...]]:
+        """Modules that import each other when they are loaded: not inside functions, not for type checks alone."""
+        return _circles(self.imports_at_top)
+
+    def _imported(self, module: str, nodes: Iterable[ast.AST]) -> Iterator[str]:
+        """The package's modules that a module imports by some of its statements."""
+        for node in nodes:
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -135,8 +142,32 @@ def _dotted(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def _is_inside(package: str, other: str) -> bool:
-    return package.startswith(f"{other}.")
+def _neighbours(module: str, other: str) -> tuple[str, str] | None:
+    """The two parts of one package that two modules belong to; None if one is the other's package."""
+    ours, theirs = module.split("."), other.split(".")
+    for depth, (own, its) in enumerate(zip(ours, theirs, strict=False), start=1):
+        if own != its:
+            return ".".join(ours[:depth]), ".".join(theirs[:depth])
+    return None
+
+
+def _circles(edges: Graph) -> set[tuple[str, ...]]:
+    """The groups of two and more that reach each other (strongly connected components)."""
+    reached = {start: _reached(edges, start) for start in edges}
+    groups = {tuple(sorted(other for other in reached[a] if a in reached.get(other, ()))) for a in reached}
+    return {group for group in groups if len(group) > 1}
+
+
+def _reached(edges: Graph, start: str) -> set[str]:
+    """All that can be reached from a node; itself only if an edge leads back."""
+    reached: set[str] = set()
+    waiting = list(edges[start])
+    while waiting:
+        node = waiting.pop()
+        if node not in reached:
+            reached.add(node)
+            waiting += edges.get(node, ())
+    return reached
 
 
 def main() -> None:

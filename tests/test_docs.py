@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -81,6 +82,26 @@ def test_the_api_pages_hold_what_the_code_says(site: Path) -> None:
     assert "class maps" in text or "logits" in text
     assert "memorysam_cli.model.load" in text
     assert "train.checkpoint_minutes" in (site / "recipe-keys.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "api").glob("*.md")), ids=lambda page: page.stem)
+def test_what_an_api_page_names_exists(page: Path) -> None:
+    names = re.findall(r"^::: (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert names and not [name for name in names if not exists(name)]
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name is a module, or an attribute of one."""
+    module, _, attribute = name.rpartition(".")
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        return hasattr(importlib.import_module(module), attribute)
+    return True
+
+
+def test_the_map_is_one_screen() -> None:
+    assert len((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").splitlines()) <= 60
 
 
 def test_links_between_pages_work_on_github_too() -> None:

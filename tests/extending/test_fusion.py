@@ -16,7 +16,7 @@ from memorysam_cli.model.fusion import Fusion, Mean, Output, weighted_sum
 from memorysam_cli.model.memory import Look, Step, in_turn
 from memorysam_cli.model.network import MemorySAM
 
-from .conftest import Ended, Run, tiny
+from .conftest import Ended, Run, blocks, tiny
 
 ALIKE = """
 import json
@@ -127,6 +127,15 @@ def test_a_predicted_mask_is_the_network_s_own(story: dict[str, Ended], run: Run
 def test_a_written_network_has_it(story: dict[str, Ended]) -> None:
     by_hand = json.loads(story["by hand"].out)
     assert by_hand["export"] < 1e-4 < 1e-2 < by_hand["mean"]
+
+
+def test_the_page_s_other_plan_shows_the_first_image_to_all(run: Run) -> None:
+    (block,) = (each for each in blocks("python") if "class FirstIsSeen" in each)
+    begin, end = "import sys; sys.path.insert(0, '')\nfrom my_fusion import LaterCountsMore\n", "print({})"
+    (ended,) = run(
+        [["-c", begin + block + end.format("[(look.frame, look.sees) for look in FirstIsSeen().plan([0, 2, 3])]")]]
+    )
+    assert ended == (0, "[(0, ()), (2, (0,)), (3, (0,))]\n", "")
 
 
 def test_the_recipe_and_the_card_name_it(story: dict[str, Ended], place: Path) -> None:

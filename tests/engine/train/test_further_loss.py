@@ -1,4 +1,4 @@
-"""docs/extending-loss.md: losses that a file registers are trained by, saved and shown; the package stays as it is."""
+"""docs/extending.md: losses that a file registers are trained by, saved and shown; the package stays as it is."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ from memorysam_cli.storage import documents
 from .test_learner import batch_of, gradients_of, learner_of, nan, part
 from .test_trainer import accelerator, changed, start, state_of, without_clock
 
-PAGE = (Path(__file__).parents[3] / "docs" / "extending-loss.md").read_text(encoding="utf-8")
+WHOLE = (Path(__file__).parents[3] / "docs" / "extending.md").read_text(encoding="utf-8")
+PAGE = WHOLE.partition("\n## A loss\n")[2].partition("\n## ")[0]
 PYTHON = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
-exec(compile(PYTHON, "docs/extending-loss.md", "exec"), {"__name__": "my_loss"})  # registers z_loss and drift
+exec(compile(PYTHON, "docs/extending.md", "exec"), {"__name__": "my_loss"})  # registers z_loss and drift
 
 
 @pytest.fixture
