@@ -173,7 +173,7 @@ def test_trackio_has_the_values_in_the_runs_folder(tmp_path: Path, monkeypatch: 
 
 
 def test_a_tracker_that_cannot_start_says_why_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trackers, "start", lambda *_, **__: (_ for _ in ()).throw(OSError("no\nserver")))
+    monkeypatch.setitem(trackers.KINDS, "mlflow", lambda *_, **__: (_ for _ in ()).throw(OSError("no\nserver")))
     assert serve("mlflow", tmp_path / "run", row(1, 3.0)) == [{"failed": "OSError: no server"}]
 
 
@@ -193,7 +193,7 @@ def test_a_passing_trouble_is_told_once_and_the_rest_is_handed_on(
         def finish(self) -> None:
             logged.append(-1)
 
-    monkeypatch.setattr(trackers, "start", lambda *_, **__: Away())
+    monkeypatch.setitem(trackers.KINDS, "mlflow", lambda *_, **__: Away())
     said = serve("mlflow", tmp_path / "run", *(row(step, 1.0) for step in range(1, 5)))
     assert said == [{"note": "there"}, {"trouble": "step 1: ConnectionError: away"}]
     assert logged == [3, 4, -1]
