@@ -76,7 +76,7 @@ def test_paths_are_offered_as_they_are_typed(tmp_path: Path, monkeypatch: pytest
 
 def test_nothing_heavy_is_imported_for_it() -> None:
     program = (
-        "import sys; from memorysam_cli import app; from memorysam_cli.commands import completion as c; app.build()\n"
+        "import sys; from memorysam_cli import app; from memorysam_cli.commands import options as c; app.build()\n"
         f"c.recipe_names(''); c.devices(''); c.data_sets(''); c.runs('')\n"
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )
