@@ -141,7 +141,7 @@ def test_weights_without_a_run_and_a_result_have_a_card_too(here: Path, memorysa
     text = memorysam("card", target).out
     assert "Trained by" not in text and "| val | resized | 12.50 |" in text
     facts = cards.gather(target)
-    bare = cards.Facts(facts.file, facts.digest, facts.card.model_copy(update={"metric": None}), None, ())
+    bare = cards.CardFacts(facts.file, facts.digest, facts.card.model_copy(update={"metric": None}), None, ())
     rendered = cards.render(bare, repo="alice/x")
     assert "were not validated" in rendered and ModelCard(rendered).data.eval_results is None
     assert "hf download alice/x alone.safetensors" in rendered

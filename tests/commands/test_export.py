@@ -69,11 +69,11 @@ def test_the_answer_for_people_says_how_near_it_comes(
 ) -> None:
     from memorysam_cli.engine.weights import portable
 
-    def made(path: Path, out: Path, **asked: object) -> portable.Portable:
+    def made(path: Path, out: Path, **asked: object) -> portable.PortableFile:
         assert asked == {"form": "torch-export", "modalities": ("img",), "size": (96, 96), "batch": 2}
         out.write_bytes(b"x")
         near = portable.Likeness(relative=3e-7, difference=4e-6, agreement=100.0, is_silent=False)
-        return portable.Portable(out, out.with_suffix(".json"), "ab", portable.Shape(2, 1, 96, 96), near)
+        return portable.PortableFile(out, out.with_suffix(".json"), "ab", portable.GraphShape(2, 1, 96, 96), near)
 
     monkeypatch.setattr(portable, "export", made)
     ended = memorysam(

@@ -39,13 +39,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def traced(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> portable.Portable:
+def traced(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> portable.PortableFile:
     out = tmp_path_factory.mktemp("traced") / "model.pt2"
     return portable.export(weights, out, form="torch-export", size=(32, 64), batch=2)
 
 
 def test_a_graph_gives_logits_classes_and_confidence_of_the_network(
-    weights: Path, traced: portable.Portable, capfd: pytest.CaptureFixture[str]
+    weights: Path, traced: portable.PortableFile, capfd: pytest.CaptureFixture[str]
 ) -> None:
     extra = {"memorysam.json": ""}
     program = torch.export.load(traced.out, extra_files=extra)
@@ -63,14 +63,14 @@ def test_a_graph_gives_logits_classes_and_confidence_of_the_network(
     assert capfd.readouterr().out == ""
 
 
-def test_a_graph_has_operators_of_pytorch_only(traced: portable.Portable) -> None:
+def test_a_graph_has_operators_of_pytorch_only(traced: portable.PortableFile) -> None:
     nodes = torch.export.load(traced.out).graph.nodes
     operators = {str(node.target) for node in nodes if node.op == "call_function"}
     foreign = [name for name in operators if not name.startswith("aten.") and "getitem" not in name]
     assert len(operators) > 20 and not foreign
 
 
-def test_the_description_says_all_that_a_consumer_needs(weights: Path, traced: portable.Portable) -> None:
+def test_the_description_says_all_that_a_consumer_needs(weights: Path, traced: portable.PortableFile) -> None:
     about = json.loads(traced.metadata.read_text())
     assert about["input"] == {"name": "frames", "shape": [2, 2, 3, 32, 64], "dtype": "float32"}
     assert [(one["name"], one["shape"]) for one in about["outputs"]] == [
@@ -83,12 +83,12 @@ def test_the_description_says_all_that_a_consumer_needs(weights: Path, traced: p
     assert about["metric"]["miou"] == 12.5 and len(about["weights_sha256"]) == 64
 
 
-def test_the_difference_is_that_of_float32_sums(traced: portable.Portable) -> None:
+def test_the_difference_is_that_of_float32_sums(traced: portable.PortableFile) -> None:
     found = traced.likeness
     assert 0 < found.relative < 1e-5 and found.agreement == 100 and not found.is_silent
 
 
-def test_the_fast_products_come_back_after_tracing(traced: portable.Portable) -> None:
+def test_the_fast_products_come_back_after_tracing(traced: portable.PortableFile) -> None:
     assert products._onednn_types() == products.TYPES
 
 
