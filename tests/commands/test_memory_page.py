@@ -65,7 +65,7 @@ def test_the_page_says_what_the_code_does() -> None:
     assert MARGIN == 0.1 and "**a tenth stays free**" in PAGE
     assert trials.TIMEOUT == 60 * 60 and "(60 minutes)" in PAGE
     low, high = test_count.TOLERANCE
-    assert f"allow {low} to {high}" in PAGE
+    assert f"allows {low} to {high}" in PAGE
     told = {int(code) for code in re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE)}
     assert told == {0, 2, 3, 6} and told <= set(EXIT_CODES)
 
