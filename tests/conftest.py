@@ -13,6 +13,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 for name in ("CI", "GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS", "TQDM_DISABLE", "MEMORYSAM_DATA", "MEMORYSAM_DEBUG"):
@@ -28,6 +29,10 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
 }
+
+# The first call of some of PyTorch's engines takes half a second, whichever test it falls into.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # The first process draws it, the workers of pytest-xdist inherit it.
 FAULT_SEED = os.environ.setdefault("MEMORYSAM_FAULT_SEED", str(secrets.randbelow(2**31)))
