@@ -20,6 +20,7 @@ from memorysam_cli.data.transforms import Array, Sample, resize_nearest
 from memorysam_cli.dataset import IGNORE, RAW_VALUES, Colour, LabelRule, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
+from memorysam_cli.storage.headers import Header
 
 LARGEST = float(np.finfo(np.float32).max)
 """Of stored values, with either sign."""
@@ -174,7 +175,7 @@ def _raw_label(path: Path, max_pixels: int | None) -> Array:
     return array if array.ndim == len("HW") else array[:, :, 0]
 
 
-def lossy(header: images.Header) -> str:
+def lossy(header: Header) -> str:
     """What a picture is whose compression changes its values."""
     return {"jpeg": "a JPEG", "webp": "a lossy WebP"}.get(header.format, f"a {header.format.upper()} of JPEG pixels")
 
