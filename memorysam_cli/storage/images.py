@@ -286,7 +286,7 @@ def _load_values(stream: BinaryIO, *, length: int) -> npt.NDArray[Any]:
     if length < start + needed:
         raise Refused(f"truncated array: {length:,} of {start + needed:,} bytes; {_AGAIN}")
     values = np.empty(math.prod(shape), dtype)
-    left = memoryview(values.view(np.uint8))
+    left = values.view(np.uint8).data
     while left:
         data = stream.read(min(_CHUNK, len(left)))  # at once, an archive's would be in memory twice
         if not data:
