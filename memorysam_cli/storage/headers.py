@@ -207,9 +207,18 @@ def _check_jpeg(data: bytes) -> None:
 _FIELD_SIZES = {1: 1, 3: 2, 4: 4, 16: 8}
 _FIELD_CODES = {1: "B", 3: "H", 4: "I", 16: "Q"}
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES = 256, 257, 258, 259, 262, 274, 277
-_PLANAR, _SAMPLE_FORMAT = 284, 339
+_PLANAR, _SAMPLE_FORMAT, _TILE_WIDTH, _TILE_HEIGHT = 284, 339, 322, 323
+_LARGEST_TILE = 4096
+"""Pixels of a tile's side that is longer than the picture's."""
 _SEGMENTS = {273: 279, 324: 325}
 """Offsets of strips or tiles -> their byte counts."""
+_TABLES = {*_SEGMENTS, *_SEGMENTS.values()}
+_TIFF_FIELDS = {
+    *_TABLES, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANAR, _SAMPLE_FORMAT,
+    _TILE_WIDTH, _TILE_HEIGHT,
+}  # fmt: skip
+_MAX_VALUES = 1024
+"""Of a field that is no table of pixel data."""
 _DTYPES = {(_SHORT_BITS, 1): "uint8", (_WORD_BITS, 1): "uint16", (_FLOAT_BITS, 3): "float32"}
 _COLORS = {1: "grey", 2: "RGB", 6: "YCbCr"}
 _JPEG_IN_TIFF = 7
@@ -234,6 +243,7 @@ def _parse_tiff(stream: BinaryIO) -> Header:
         formats = fields.get(_SAMPLE_FORMAT, (1,))
     except (KeyError, ValueError):
         raise Refused(f"damaged TIFF: its size fields are missing or wrong; {_AGAIN}") from None
+    tiles = {_TILE_WIDTH: width, _TILE_HEIGHT: height}
     dtype = _DTYPES.get((bits[0], formats[0]))
     if dtype is None or len(set(bits)) != 1 or len(set(formats)) != 1:
         raise Refused(f"a TIFF of {bits[0]} bits (sample format {formats[0]}); {_CONVERT} or a float32 TIFF")
@@ -248,6 +258,8 @@ def _parse_tiff(stream: BinaryIO) -> Header:
         raise Refused(f"a TIFF of colour kind {color}, not grey or RGB; {_CONVERT}")
     if planar != 1 and channels != 1:
         raise Refused(f"a TIFF with one plane per channel; save it interleaved by pixel, or {_as_array(channels)}")
+    if any(fields.get(tag, (1,))[0] > max(_LARGEST_TILE, 2 * side) for tag, side in tiles.items()):
+        raise Refused(f"damaged TIFF: its tiles are larger than the picture; {_AGAIN}")
     if fields.get(_ORIENTATION, (1,)) != (1,):
         raise Refused("a TIFF with a rotation mark; save it upright")
     return Header("tiff", height, width, channels, dtype, is_lossy=compression == _JPEG_IN_TIFF)
@@ -288,11 +300,14 @@ _LAST_POSITION = (1 << 63) - 1
 
 
 def _tiff_values(stream: BinaryIO, entries: bytes, *, order: str, place: str) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """The fields that we look at; a file may have 65,535 others, all of which name the same many bytes."""
     inside = struct.calcsize(place)
     for tag, kind, length, value in struct.iter_unpack(f"{order}HH{place}{inside}s", entries):
         size = _FIELD_SIZES.get(kind, 0) * length
-        if size == 0:
+        if size == 0 or tag not in _TIFF_FIELDS:
             continue
+        if tag not in _TABLES and length > _MAX_VALUES:
+            raise Refused(f"damaged TIFF: {length} values in field {tag}; {_AGAIN}")
         if size > inside:
             (position,) = struct.unpack(f"{order}{place}", value)
             stream.seek(min(position, _LAST_POSITION))

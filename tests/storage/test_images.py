@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import resource
 import signal
 import struct
@@ -9,7 +10,10 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
+import zipfile
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -425,6 +429,96 @@ def test_a_failed_write_keeps_the_old_image(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(EnvironmentFault, match="No space left"):
         images.write_png(tmp_path / "x.png", COLOR)
     np.testing.assert_array_equal(images.read(tmp_path / "x.png"), GREY)
+
+
+def zipped_npy(header: str, data: bytes, *, version: int = 1) -> bytes:
+    """An ``.npz`` whose array has this header, whatever bytes follow it."""
+    text = header.encode()
+    length = struct.pack("<H" if version == 1 else "<I", len(text))
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", b"\x93NUMPY" + bytes([version, 0]) + length + text + data)
+    return stream.getvalue()
+
+
+def described(shape: str, dtype: str = "<f8") -> str:
+    return f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}}}\n"
+
+
+def tiff_of_fields(count: int, *, tag: int) -> bytes:
+    """A TIFF of 20 MB with so many fields, each of which claims 12 MB of the same bytes."""
+    entries = b"".join(struct.pack("<HHII", tag + index, 1, 12_000_000, 8) for index in range(count))
+    body = bytes(20_000_000)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(body)) + body + struct.pack("<H", count) + entries + bytes(4)
+
+
+SWOLLEN: dict[str, tuple[Callable[[], bytes], str]] = {
+    # 8 · 64 · 10⁸ bytes: the pixels alone would pass the limit of 100 Mpx.
+    "wide channels.npz": (
+        lambda: zipped_npy(described("(10000, 10000, 64)"), bytes(2000)),
+        "are 51.2 GB, more than the 1.2 GB",
+    ),
+    "longer than it says.npz": (
+        lambda: zipped_npy(described("(2, 2)"), bytes(50_000_000)),
+        "more bytes than its array has",
+    ),
+    "long header.npz": (
+        lambda: zipped_npy(described("(2, 2)") + " " * 50_000_000, b"", version=2),
+        "a header of 50,000,0",
+    ),
+    "wide channels.npy": (
+        lambda: numpy_file(np.zeros((1, 1))).replace(b"(1, 1), }", b"(99999999, 1, 64), }"),
+        "allowed",
+    ),
+    "unknown fields.tif": (lambda: tiff_of_fields(500, tag=40000), "size fields are missing"),
+    "long field.tif": (lambda: tiff_of_fields(1, tag=256), "12000000 values in field 256"),
+}
+
+
+@pytest.mark.parametrize("name", SWOLLEN)
+def test_a_small_file_never_needs_much_memory(name: str, tmp_path: Path) -> None:
+    make, reason = SWOLLEN[name]
+    path = tmp_path / name
+    path.write_bytes(make())
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=re.escape(reason)):
+            images.read(path)
+        assert tracemalloc.get_traced_memory()[1] < 35e6  # 20 MB of which are the TIFF
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_far_larger_than_its_pixels_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(pillow(noise(4, 5), "PNG"))
+    with path.open("r+b") as stream:
+        stream.truncate(3_000_000_000)  # a hole, which takes no disk
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"a file of 3\.0 GB for pixels of 0 MB"):
+            images.read(path)
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("shape", ["(True, True)", "(2, True)", "(2.0, 2)", "('2', 2)", "(-2, 2)", "2", "()"])
+def test_a_shape_is_of_whole_numbers(shape: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    path.write_bytes(zipped_npy(described(shape), bytes(32)))
+    with pytest.raises(DataError, match=r"an array of shape|damaged NumPy file"):
+        images.read(path)
+
+
+def test_arrays_larger_than_a_piece_are_read_whole_in_either_order(tmp_path: Path) -> None:
+    values = np.arange(3 * 100_000, dtype=">u4").reshape(3, 100_000)  # 1.2 MB
+    for name, array in {"c": values, "fortran": np.asfortranarray(values)}.items():
+        np.save(tmp_path / f"{name}.npy", array)
+        np.savez_compressed(tmp_path / f"{name}.npz", array)
+        for suffix in (".npy", ".npz"):
+            found = images.read(tmp_path / f"{name}{suffix}")
+            assert found.dtype == np.uint32 and found.flags.writeable and np.array_equal(found, values)
 
 
 def test_opencv_stays_silent(tmp_path: Path) -> None:
