@@ -64,7 +64,7 @@ class Trainer:
     ) -> None:
         self.recipe, self.manifest, self.accelerator = recipe, manifest, accelerator
         runtime.prepare_deterministic(is_wanted=recipe.train.deterministic)
-        modalities_of(manifest.info, recipe)
+        modalities_of(manifest.info, recipe.data.modalities)
         self.scenes = manifest.of_split(recipe.data.train_split)
         self.extent = extent_of(
             recipe, scenes=len(self.scenes), processes=accelerator.num_processes, dataset=manifest.info.name
