@@ -26,6 +26,7 @@ LARGEST = float(np.finfo(np.float32).max)
 """Of stored values, with either sign."""
 LISTED = 12
 """Legal values that a message lists one by one."""
+_NUMBERS = "labels must be class numbers in one channel, lossless (PNG)"
 
 
 def read_modality(paths: Sequence[Path], modality: Modality, *, max_pixels: int | None = None) -> Array:
@@ -132,7 +133,8 @@ def read_label(
     """Read a label and turn its raw values into classes.
 
     Args:
-        path: one channel, or four of which the first counts (DELIVER); 8 or 16 bits; lossless. With ``rule.colours``
+        path: one channel of whole numbers, or the indices of a palette, or four channels that are a number (see
+            :func:`is_number`), or of which the first counts (``rule.first_channel``); lossless. With ``rule.colours``
             an RGB picture, alpha dropped.
         rule: how raw values map to classes.
         classes: K, at most 255.
@@ -148,7 +150,7 @@ def read_label(
     """
     if rule.colours:
         return _of_colours(path, tuple(palette)[:classes], max_pixels)
-    raw = _raw_label(path, max_pixels)
+    raw = raw_label(path, rule, max_pixels=max_pixels)
     table, is_illegal = _class_table(rule, classes)
     inside = raw if raw.dtype in (np.uint8, np.uint16) else np.clip(raw, 0, RAW_VALUES - 1)
     label = table.take(inside)
@@ -163,16 +165,36 @@ def read_label(
     return label
 
 
-def _raw_label(path: Path, max_pixels: int | None) -> Array:
-    """(H, W) integers as stored."""
+def raw_label(path: Path, rule: LabelRule, *, max_pixels: int | None = None) -> Array:
+    """A label's numbers as stored, before the rule makes classes of them: (H, W) integers; of a palette, the indices.
+
+    Raises:
+        DataError: the file is unusable, or holds no such numbers.
+    """
     header = images.header(path)
-    if header.is_lossy or header.has_palette or header.channels not in (1, 4):
-        what = lossy(header) if header.is_lossy else "a palette picture" if header.has_palette else "in colour"
-        raise DataError(f"{path}: is {what}; labels must be class numbers in one channel, lossless (PNG)")
-    array = images.read(path, max_pixels=max_pixels)
+    if header.is_lossy:
+        raise DataError(f"{path}: is {lossy(header)}; {_NUMBERS}")
+    array = images.read(path, max_pixels=max_pixels, as_numbers=True)
     if array.dtype.kind not in "iu":
         raise DataError(f"{path}: holds {array.dtype}; labels must be whole numbers")
+    is_first = rule.first_channel and array.ndim > len("HW") and array.shape[2] == len("RGBA")
+    if not is_first and not is_number(array):
+        raise DataError(f"{path}: is in colour; {_NUMBERS}, or colours that the class list gives")
     return array if array.ndim == len("HW") else array[:, :, 0]
+
+
+def is_number(array: Array) -> bool:
+    """Whether pixels are one number each: one channel, or four of which R = G = B or G = B = 0 in all pixels.
+
+    Args:
+        array: (H, W) or (H, W, C) as read.
+    """
+    if array.ndim == len("HW") or array.shape[2] == 1:
+        return True
+    if array.shape[2] != len("RGBA"):
+        return False
+    red, green, blue = (array[:, :, channel] for channel in range(3))
+    return bool((green == blue).all() and ((green == red).all() or not green.any()))
 
 
 def lossy(header: Header) -> str:
