@@ -27,6 +27,8 @@ SCHEMA_VERSION = 1
 SHOWN_SCENES = 5
 PICTURED = 4
 """Scenes from either end that the gallery has pictures of."""
+FORMULA_LETTERS = ("=", "+", "-", "@", "\t", "\r")
+"""What a spreadsheet takes for the beginning of something to compute."""
 
 
 def describe(evaluation: Evaluation, *, protocol: str, facts: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -125,10 +127,15 @@ def _confusion_rows(confusion: Tensor, names: Sequence[str]) -> Iterable[Sequenc
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """Rows as CSV; None is an empty cell."""
+    """Rows as CSV; None is an empty cell, and no name is a formula to a spreadsheet."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows([_no_formula(cell) for cell in row] for row in rows)
     return text.getvalue()
+
+
+def _no_formula(cell: object) -> object:
+    """A cell; words that a spreadsheet would compute get an apostrophe before them, as it has them itself."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA_LETTERS) else cell
 
 
 def write_pictures(
