@@ -84,6 +84,9 @@ class Modality(Strict):
     mean: tuple[Number, Number, Number] | None = None
     std: tuple[Number, Number, Number] | None = None
     interpolation: Interpolation = "bilinear"
+    antialias: bool = False
+    """Where a bilinear image shrinks, average over all pixels that become one (a triangle filter as wide as the
+    shrinking factor) instead of reading two of them. The recipe's ``data.antialias`` overrides it."""
     photometric: tuple[Literal["jitter", "blur"], ...] = ()
     """Which photometric augmentations act on this modality (geometry always acts on all)."""
     channels: tuple[Channel, Channel, Channel] | None = None
@@ -211,3 +214,13 @@ class DatasetInfo(Strict):
     def modality(self, name: str) -> Modality:
         """The modality called ``name``; ``KeyError`` if there is none."""
         return {m.name: m for m in self.modalities}[name]
+
+    def chosen(self, names: Iterable[str], *, antialias: bool | None = None) -> tuple[Modality, ...]:
+        """The modalities of these names, in this order, as a recipe wants them.
+
+        Args:
+            names: of the modalities; ``KeyError`` if there is none of a name.
+            antialias: the recipe's ``data.antialias``; None: as each modality says.
+        """
+        update = {} if antialias is None else {"antialias": antialias}
+        return tuple(self.modality(name).model_copy(update=update) for name in names)

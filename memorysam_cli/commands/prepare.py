@@ -225,8 +225,8 @@ def folder(
 ) -> None:
     """Prepare files of your own sensors, any number of them.
 
-    PNG, JPEG, TIFF, NPY or NPZ. Files of one scene pair by what the wildcards stand for; {split} in a pattern is the
-    scene's split. An angle has two patterns, sine and cosine: 'aolp=sin/*.npy+cos/*.npy'.
+    PNG, JPEG, TIFF, BMP, WebP, NPY or NPZ. Files of one scene pair by what the wildcards stand for; {split} in a
+    pattern is the scene's split. An angle has two patterns, sine and cosine: 'aolp=sin/*.npy+cos/*.npy'.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.data.own.classes import read_classes

@@ -187,6 +187,8 @@ class DatasetLayout:
     """A field, and the pattern of it whose group ``case`` is the failure case."""
     cases: tuple[str, ...] = ()
     crop: Crop | None = None
+    antialias: bool = False
+    """Whether the published code antialiases where images shrink."""
     notes: tuple[str, ...] = ()
     """Lines below the expected tree."""
 
@@ -348,7 +350,10 @@ class DatasetLayout:
         return f" ({', '.join(words)})" if words else ""
 
     def _info(self, chosen: _Chosen) -> DatasetInfo:
-        modalities = [Modality.model_validate({**dict(each), **here.reading}) for each, here in chosen.sensors]
+        modalities = [
+            Modality.model_validate({**dict(each), "antialias": self.antialias, **here.reading})
+            for each, here in chosen.sensors
+        ]
         return DatasetInfo(
             name=self.name,
             title=self.title,

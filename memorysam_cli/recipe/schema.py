@@ -118,6 +118,9 @@ class Data(Section):
     max_bad: float = Field(default=0.0, ge=0, lt=1)
     """Share of the training scenes that may turn out to be unreadable; others then stand in for them. 0: the first one
     ends the run."""
+    antialias: bool | None = None
+    """Average over all pixels that become one where bilinear images shrink, in training and evaluation; null: as
+    ``dataset.json`` says of each modality. DELIVER's published code does, MCubeS's does not."""
 
     @field_validator("modalities")
     @classmethod
@@ -140,6 +143,8 @@ class Augment(Section):
     """Probability of a Gaussian blur: 3×3, or as wide as ``blur_sigma`` asks; for what is marked as photometric."""
     blur_sigma: tuple[float, float] | None = None
     """Range of sigma in pixels; none: 0.8, what a 3×3 kernel means."""
+    blur_after_crop: bool = False
+    """Blur what the crop has left instead of the whole image before it (as the reference does it on MCubeS)."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Range of the short side relative to ``data.image_size``."""
 

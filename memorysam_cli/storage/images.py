@@ -32,9 +32,12 @@ from memorysam_cli.storage import atomic, headers
 from memorysam_cli.storage.headers import Header, Refused
 from memorysam_cli.text import shown, size
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".npz")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy", ".npz")
+"""Of files that are looked for, in lower case; any case is taken."""
 MAX_PIXELS = 100_000_000
 """Unless ``$MEMORYSAM_MAX_PIXELS`` says otherwise."""
+_OPENCV_SIDE, _OPENCV_PIXELS = 1 << 20, 1 << 30
+"""What ``cv2.imdecode`` refuses to pass, with an exception for a file that is sound."""
 _NPY, _ZIP = b"\x93NUMPY", b"PK\x03\x04"
 _MAX_CHANNELS = 64
 _PIXEL_BYTES = 12
@@ -105,7 +108,8 @@ def read(path: Path, *, max_pixels: int | None = None) -> npt.NDArray[Any]:
 
     Args:
         path: PNG (8 or 16 bit; grey, RGB, palette, with or without alpha), JPEG (grey, RGB), TIFF (uint8,
-            uint16, float32; grey, RGB), ``.npy`` or ``.npz`` with one array. The content decides, not the suffix.
+            uint16, float32; grey, RGB), BMP, WebP, ``.npy`` or ``.npz`` with one array. The content decides, not the
+            suffix.
         max_pixels: H·W above this is refused from the header, before anything is decoded; None:
             :func:`pixel_limit`.
 
@@ -148,11 +152,16 @@ def _check_file(path: Path) -> None:
 
 
 def _check_size(found: Header, *, max_pixels: int) -> None:
-    if found.height * found.width > max_pixels:
-        frame = f"{found.height} x {found.width} = {_megapixels(found.height * found.width)} Mpx"
+    longest, count = max(found.height, found.width), found.height * found.width
+    frame = f"{found.height} x {found.width} = {_megapixels(count)} Mpx is more than"
+    allowed = f"the {_megapixels(max_pixels)} Mpx allowed"
+    if found.format not in {"npy", "npz"} and (longest > _OPENCV_SIDE or count > _OPENCV_PIXELS):
+        decodable = f"OpenCV decodes ({_OPENCV_SIDE:,} pixels a side, {_OPENCV_PIXELS:,} in all)"
+        limits = f"{allowed}, and than {decodable}" if count > max_pixels else decodable
+        raise Refused(f"{frame} {limits}; cut it into smaller ones")
+    if count > max_pixels:
         raise Refused(
-            f"{frame} is more than the {_megapixels(max_pixels)} Mpx allowed; make it smaller, or allow more with "
-            "MEMORYSAM_MAX_PIXELS=… (in prepare: --max-pixels)"
+            f"{frame} {allowed}; make it smaller, or allow more with MEMORYSAM_MAX_PIXELS=… (in prepare: --max-pixels)"
         )
     most = max(max_pixels, MAX_PIXELS) * _PIXEL_BYTES
     if _bytes(found) > most:  # few pixels of many wide channels
@@ -188,8 +197,7 @@ def _parse(stream: BinaryIO) -> Header:
     found = headers.parse_image(stream) or _parse_array(stream)
     if found is None:
         stream.seek(0)
-        start = stream.read(16)
-        raise Refused(f"not PNG, JPEG, TIFF or NumPy (starts with {start!r}); convert it or get the file again")
+        raise headers.other_format(stream.read(16))
     return found
 
 
@@ -199,14 +207,17 @@ def _refuse(path: Path, error: Exception) -> NoReturn:
 
 
 def _decode(data: bytes, found: Header) -> npt.NDArray[Any]:
-    """PNG, JPEG, TIFF -> (H, W) or (H, W, 3|4) RGB(A)."""
+    """A picture's bytes -> (H, W) or (H, W, 3|4) RGB(A)."""
     headers.check_complete(data, found)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         image = None
     if image is None:
-        raise Refused(f"damaged {found.format.upper()}: its pixels cannot be decoded; get the file again")
+        raise Refused(
+            f"{found.format.upper()} whose pixels OpenCV cannot decode: damaged, or of a kind that it lacks; {_AGAIN}, "
+            "or save it as 8-bit or 16-bit PNG"
+        )
     channels = 1 if image.ndim == 2 else image.shape[2]
     decoded = f"{image.shape[0]} x {image.shape[1]} x {channels} {image.dtype}"
     promised = f"{found.height} x {found.width} x {found.channels} {found.dtype}"
@@ -322,8 +333,20 @@ def _array_header(shape: tuple[int, ...], _is_fortran: bool, dtype: np.dtype[Any
         raise Refused(f"an array of {dtype}; save integers or floats")
     is_whole = all(type(length) is int for length in shape)  # NumPy takes True for 1
     if not is_whole or len(shape) not in {2, 3} or min(shape) <= 0 or (*shape, 1)[2] > _MAX_CHANNELS:
-        raise Refused(f"an array of shape {shape}; save (H, W) or (H, W, C) with C up to {_MAX_CHANNELS}")
+        raise Refused(f"an array of shape {shape}; save (H, W) or (H, W, C) with C up to {_MAX_CHANNELS}{axes(shape)}")
     return Header(kind, shape[0], shape[1], (*shape, 1)[2], dtype.newbyteorder("=").name)
+
+
+def axes(shape: tuple[int, ...]) -> str:
+    """A clause for an array whose first axis looks like its channels; empty for others.
+
+    Args:
+        shape: as stored; three axes are read as (H, W, C).
+    """
+    if len(shape) != len("HWC") or not 0 < shape[0] < min(shape[1:]) or shape[0] > _MAX_CHANNELS:
+        return ""
+    read = f"height {shape[0]}, width {shape[1]}, {shape[2]} channels"
+    return f"; {shape} is read as (H, W, C): {read}; if it is (C, H, W), save np.moveaxis(array, 0, -1)"
 
 
 def _only_entry(archive: zipfile.ZipFile) -> str:

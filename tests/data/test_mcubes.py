@@ -48,6 +48,7 @@ def test_the_published_crop_and_classes() -> None:
     assert info.crop is not None
     assert (info.crop.left, info.crop.of_height, info.crop.square) == (192, 1024, True)
     assert (info.label.shift, info.label.ignore) == (0, (255,))
+    assert not any(modality.antialias for modality in info.modalities)
 
 
 @pytest.mark.parametrize("name", ["../a", "x/y", ".."])
