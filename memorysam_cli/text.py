@@ -55,7 +55,7 @@ def _as_bytes(letter: str) -> str:
 
 def is_text(name: str) -> bool:
     """False for names that the file system holds as bytes that are no UTF-8."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def few(names: Sequence[str], most: int, *, separator: str = ", ", is_counted: bool = True) -> str:

@@ -154,6 +154,7 @@ def test_rendered_scenes_are_prepared_by_the_same_code(
     manifest = manifests.read(tmp_path, name)
     assert len(manifest.scenes) == 3
     assert manifest.info.title.startswith("mini-")
+    assert not any(modality.antialias for modality in manifest.info.modalities)  # the demo's figures are without
     assert manifest.info.classes == survey(layout, tmp_path).info.classes
 
 
