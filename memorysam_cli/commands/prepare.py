@@ -18,7 +18,7 @@ from memorysam_cli.commands.options import Json, Quiet, Verbose, begin
 from memorysam_cli.commands.prepare_options import DropIncomplete, HeadersOnly, MaxPixels, Root
 from memorysam_cli.commands.prepare_report import check_and_write, measuring
 from memorysam_cli.data import DATASETS
-from memorysam_cli.errors import DataError, UsageError
+from memorysam_cli.errors import UsageError
 
 Where = Annotated[
     Path,
@@ -284,11 +284,6 @@ def manifest(
     from memorysam_cli.data import manifest as manifests
 
     found = manifests.read_unsigned(root, name)
-    if found.info.name != name:
-        path = manifests.folder(root, name) / manifests.INFO
-        raise DataError(
-            f"{path}: name: is '{found.info.name}', but its folder is '{name}'; write the folder's name there"
-        )
     check_and_write(
         found,
         json=json,

@@ -55,7 +55,7 @@ def survey(name: str, root: Path, *, inside: Path | None = None) -> Manifest:
 def survey_synthetic(root: Path, *, layout: SyntheticLayout) -> Manifest:
     """List the scenes that :func:`render_synthetic` made, as the data set ``synthetic`` or ``synthetic-mcubes``."""
     name = "synthetic" if layout == "deliver" else f"synthetic-{layout}"
-    real = layout_of(layout)
+    real = replace(layout_of(layout), antialias=False)  # of no published code; the demo's figures are without
     manifest = _listed(real, folder=real.find(synthetic_folder(root, layout=layout)), root=root)
     info = manifest.info.model_copy(update={"name": name, "title": f"mini-{real.title}"})
     return replace(manifest, info=info)

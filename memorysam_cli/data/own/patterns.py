@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from memorysam_cli.data.listing import by_suffix, sample_names, subfolders, walk
 from memorysam_cli.data.manifest import SPLITS
 from memorysam_cli.errors import DataError, UsageError, did_you_mean
+from memorysam_cli.storage import documents
 from memorysam_cli.storage.images import SUFFIXES
 from memorysam_cli.text import shown
 
@@ -386,10 +387,7 @@ def _bare(name: str) -> str:
 
 def _lines(path: Path) -> list[tuple[int, str]]:
     """The lines that say something, and their numbers."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UsageError(f"--split {path}: {reason}; give a text file with one scene per line") from None
+    limit = documents.MAX_JSON_BYTES  # a list of millions of scenes
+    lines = documents.read_text(path, kind=UsageError, limit=limit, option="--split").splitlines()
     stripped = [(number, line.strip()) for number, line in enumerate(lines, 1)]
     return [(number, line) for number, line in stripped if line and not line.startswith("#")]
