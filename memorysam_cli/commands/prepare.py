@@ -354,6 +354,8 @@ def hha(
         encoding=Encoding(nearest, tallest, camera_height, gravity=None if gravity is None else (x, y, z)),
     )
     work = plan_conversion(root, Pattern(depth), root / out, settings=settings)
+    for line in work.notes:
+        console.note(line)
     with console.progress(len(work.jobs), "hha") as bar:
         convert(work, advance=bar.advance)
     console.say(f"HHA images  {len(work.jobs)} made, {work.done} kept")
