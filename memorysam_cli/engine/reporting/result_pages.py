@@ -256,7 +256,7 @@ def gather_prediction(folder: Path) -> Facts:
         shares = _shares(classes)
         legend = [{"name": each["name"], "color": each["color"]} for each in classes]
         palette = [tuple(each["color"]) for each in classes]
-        with folders.understood(ledger):
+        with documents.understood(ledger):
             shown = [_prediction_scene(folder, line, report, palette=palette) for line in chosen]
         scenes, note = folders.fitting(shown)
         return {
