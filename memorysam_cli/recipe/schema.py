@@ -5,13 +5,11 @@ A key is a field with a docstring; the pages and the JSON Schema for editors are
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -24,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from memorysam_cli.dataset import Strict
+from memorysam_cli.dataset import WORD, Name, Strict
 from memorysam_cli.errors import UsageError
 from memorysam_cli.registry import ENCODERS, FUSIONS, HINT, Registry
 from memorysam_cli.storage.documents import parse_yaml
@@ -42,21 +40,6 @@ AUTO = "auto"
 """As ``data.dataset``: the one that is prepared below the data root."""
 ALL = "all"
 """As the only one of ``data.modalities``: all that the data set has."""
-
-
-WORD = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-"""The pattern of what can name a folder, a data set, a modality."""
-
-
-def is_word(text: str) -> bool:
-    """Whether a text can name a folder, a data set, a modality."""
-    return re.fullmatch(WORD, text) is not None
-
-
-def _word(text: str) -> str:
-    if not is_word(text):
-        raise ValueError("must be a word of letters, digits, '.', '_' and '-', beginning with a letter or a digit")
-    return text
 
 
 RETIRED = {"augment.aolp_flip": "reference"}
@@ -108,8 +91,6 @@ def _choices(names: Sequence[str]) -> Any:
 EncoderName = Annotated[str, BeforeValidator(_registered(ENCODERS)), _choices(BACKBONES)]
 FusionName = Annotated[str, BeforeValidator(_registered(FUSIONS)), _choices(FUSIONS.built_in)]
 LoraTarget = Annotated[str, _choices(LORA_TARGETS)]
-Name = Annotated[str, AfterValidator(_word), Field(json_schema_extra={"pattern": f"^{WORD}$"})]
-"""A word that can name a folder."""
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
