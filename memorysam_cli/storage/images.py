@@ -212,9 +212,9 @@ def _decode(data: bytes, found: Header, as_numbers: bool) -> npt.NDArray[Any]:
     headers.check_complete(data, found)
     if as_numbers and found.has_palette:
         numbered = headers.with_numbers(data, found)
-        promised = headers.parse_image(io.BytesIO(numbered))
-        assert promised is not None
-        array = _decode(numbered, promised, as_numbers=False)
+        numbered_header = headers.parse_image(io.BytesIO(numbered))
+        assert numbered_header is not None
+        array = _decode(numbered, numbered_header, as_numbers=False)
         return array if array.ndim == len("HW") else np.ascontiguousarray(array[:, :, 0])
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
