@@ -42,6 +42,8 @@ class Header:
     """The stored values are indices; reading gives their colours."""
     is_turned: bool = False
     """An EXIF mark asks viewers to turn the picture; we never do."""
+    nodata: float | None = None
+    """The value that GDAL's tag of a TIFF declares to be no measurement; may be NaN."""
 
 
 def take(stream: BinaryIO, count: int) -> bytes:
@@ -198,8 +200,9 @@ def _check_jpeg(data: bytes) -> None:
 
 
 _FIELD_SIZES = {1: 1, 3: 2, 4: 4}
+_TEXT = 2
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES = 256, 257, 258, 262, 274, 277
-_PLANAR, _SAMPLE_FORMAT = 284, 339
+_PLANAR, _SAMPLE_FORMAT, _NODATA = 284, 339, 42113
 _SEGMENTS = {273: 279, 324: 325}
 """Offsets of strips or tiles -> their byte counts."""
 _DTYPES = {(_SHORT_BITS, 1): "uint8", (_WORD_BITS, 1): "uint16", (_FLOAT_BITS, 3): "float32"}
@@ -226,7 +229,21 @@ def _parse_tiff(stream: BinaryIO) -> Header:
         raise Refused(f"a TIFF with one plane per channel; {_CONVERT}")
     if fields.get(_ORIENTATION, (1,)) != (1,):
         raise Refused("a TIFF with a rotation mark; save it upright")
-    return Header("tiff", height, width, channels, dtype)
+    return Header("tiff", height, width, channels, dtype, nodata=_nodata(fields.get(_NODATA)))
+
+
+def _nodata(text: tuple[int, ...] | None) -> float | None:
+    """The number that GDAL writes as text, such as ``-9999`` or ``nan``."""
+    if text is None:
+        return None
+    written = bytes(text).split(b"\0")[0].decode("latin-1").strip()
+    try:
+        return float(written)
+    except ValueError:
+        raise Refused(
+            f"a TIFF whose nodata tag (42113) says {written[:40]!r}, which is no number; set it anew, "
+            "such as with gdal_edit.py -a_nodata -9999"
+        ) from None
 
 
 def _tiff_fields(stream: BinaryIO) -> dict[int, tuple[int, ...]]:
@@ -244,13 +261,13 @@ def _tiff_fields(stream: BinaryIO) -> dict[int, tuple[int, ...]]:
 
 def _tiff_values(stream: BinaryIO, entries: bytes, *, order: str) -> Iterator[tuple[int, tuple[int, ...]]]:
     for tag, kind, length, value in struct.iter_unpack(f"{order}HHI4s", entries):
-        size = _FIELD_SIZES.get(kind, 0) * length
+        size = length if (tag, kind) == (_NODATA, _TEXT) else _FIELD_SIZES.get(kind, 0) * length
         if size == 0:
             continue
         if size > len(value):
             stream.seek(struct.unpack(f"{order}I", value)[0])
         raw = value[:size] if size <= len(value) else take(stream, size)
-        yield tag, struct.unpack(f"{order}{length}{'?B?HI'[kind]}", raw)
+        yield tag, struct.unpack(f"{order}{length}{'?BBHI'[kind]}", raw)
 
 
 def _check_tiff(data: bytes) -> None:

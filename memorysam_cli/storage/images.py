@@ -95,7 +95,18 @@ def refuse_size(path: Path, found: Header, *, max_pixels: int) -> None:
 
 
 def read(path: Path, *, max_pixels: int | None = None) -> npt.NDArray[Any]:
-    """Read an image or array whole, or not at all.
+    """Read an image or array whole, or not at all, and refuse it if a value is not finite; else as :func:`load`."""
+    array = load(path, max_pixels=max_pixels)[1]
+    if array.dtype.kind == "f":
+        try:
+            _check_finite(array)
+        except Refused as error:
+            _refuse(path, error)
+    return array
+
+
+def load(path: Path, *, max_pixels: int | None = None) -> tuple[Header, npt.NDArray[Any]]:
+    """Read an image or array whole, or not at all, with what its header says; NaN and infinity stay as they are.
 
     Args:
         path: PNG (8 or 16 bit; grey, RGB, palette, with or without alpha), JPEG (grey, RGB), TIFF (uint8,
@@ -104,11 +115,11 @@ def read(path: Path, *, max_pixels: int | None = None) -> npt.NDArray[Any]:
             :func:`pixel_limit`.
 
     Returns:
-        (H, W), (H, W, 3) RGB or (H, W, 4) RGBA, uint8, uint16 or float32 as stored. Grey with alpha and
-        palettes come expanded to colours. Arrays as stored in dtype and shape, native byte order.
+        The header, and (H, W), (H, W, 3) RGB or (H, W, 4) RGBA, uint8, uint16 or float32 as stored. Grey with alpha
+        and palettes come expanded to colours. Arrays as stored in dtype and shape, native byte order.
 
     Raises:
-        DataError: missing, empty, a folder, truncated, damaged, too large, not finite, or no such format.
+        DataError: missing, empty, a folder, truncated, damaged, too large, or no such format.
     """
     _check_file(path)
     try:
@@ -117,10 +128,7 @@ def read(path: Path, *, max_pixels: int | None = None) -> npt.NDArray[Any]:
             _check_size(found, max_pixels=max_pixels or pixel_limit())
             stream.seek(0)
             data = stream.read()
-        array = _load_array(data, found) if found.format in {"npy", "npz"} else _decode(data, found)
-        if array.dtype.kind == "f":
-            _check_finite(array)
-        return array
+        return found, _load_array(data, found) if found.format in {"npy", "npz"} else _decode(data, found)
     except (Refused, OSError, MemoryError) as error:
         _refuse(path, error)
 
