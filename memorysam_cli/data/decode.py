@@ -16,17 +16,23 @@ import numpy as np
 import numpy.typing as npt
 
 from memorysam_cli.data.manifest import Scene
-from memorysam_cli.data.transforms import Array, Mask, Sample, resize_nearest
+from memorysam_cli.data.transforms import Array, Mask, Sample, is_exact, on_grid
 from memorysam_cli.dataset import IGNORE, RAW_VALUES, Colour, LabelRule, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
+from memorysam_cli.storage.headers import Header
 
 LARGEST = float(np.finfo(np.float32).max)
 """Of stored values, with either sign."""
 PHOTOS = ("rgb", "gray")
 """Kinds whose channels are the colours of one pixel."""
+Size = tuple[int, int]
+"""Height and width."""
+CROPPED = 2
+"""Pixels by which both sides of a frame may be cut: that is no other resolution."""
 LISTED = 12
 """Legal values that a message lists one by one."""
+_NUMBERS = "labels must be class numbers in one channel, lossless (PNG)"
 
 
 def read_modality(paths: Sequence[Path], modality: Modality, *, max_pixels: int | None = None) -> Array:
@@ -86,13 +92,21 @@ def _three_channels(array: Array, modality: Modality, *, path: Path) -> Array:
     if count == len("RGBA"):
         return cv2.cvtColor(array, cv2.COLOR_RGBA2RGB)  # (H, W, 4) -> (H, W, 3)
     if count != 1:
-        raise DataError(
-            f"{path}: has {count} channels, and which three make up '{modality.name}' is not declared; say it with "
-            f"--channels {modality.name}=0,1,{min(2, count - 1)} in 'prepare folder', or as 'channels' in dataset.json"
-        )
+        raise DataError(f"{path}: {undeclared(array.shape, modality)}")
     if modality.kind == "angle":
         raise DataError(f"{path}: one plane is no angle; '{modality.name}' needs its sine and its cosine")
     return cv2.merge([array] * 3)  # (H, W) -> (H, W, 3)
+
+
+def undeclared(shape: tuple[int, ...], modality: Modality) -> str:
+    """Why a file of (H, W, C) cannot be a modality that has no ``channels``, and what to do."""
+    if axes := images.axes(shape):
+        return axes.removeprefix("; ")
+    count = shape[2]
+    return (
+        f"has {count} channels, and which three make up '{modality.name}' is not declared; say it with --channels "
+        f"{modality.name}=0,1,{min(2, count - 1)} in 'prepare folder', or as 'channels' in dataset.json"
+    )
 
 
 def find_invalid(array: Array, modality: Modality, *, tag: float | None) -> Mask | None:
@@ -115,7 +129,7 @@ def find_invalid(array: Array, modality: Modality, *, tag: float | None) -> Mask
     for value in (*modality.nodata, *(() if tag is None else (tag,))):
         same = _equal(array, value)
         if same is not None and array.ndim > len("HW") and modality.kind in PHOTOS:
-            colours = slice(0, 3) if modality.channels is None else sorted(set(modality.channels))
+            colours = [index for index in modality.channels or range(3) if index < array.shape[2]]
             same = same & same[:, :, colours].all(axis=2, keepdims=True)
         if same is not None:
             invalid = same if invalid is None else invalid | same
@@ -164,7 +178,7 @@ def _take(array: Array, modality: Modality, *, channels: tuple[int, int, int], c
     if not 0 <= min(channels) <= max(channels) < count:
         raise DataError(
             f"{path}: has {count} channel(s), but '{modality.name}' takes {', '.join(map(str, channels))} (from 0); "
-            "mend 'channels' in dataset.json"
+            f"mend --channels, or 'channels' in dataset.json{images.axes(array.shape)}"
         )
     if count == 1:
         return cv2.merge([array] * 3)
@@ -189,7 +203,8 @@ def read_label(
     """Read a label and turn its raw values into classes.
 
     Args:
-        path: one channel, or four of which the first counts (DELIVER); 8 or 16 bits; lossless. With ``rule.colours``
+        path: one channel of whole numbers, or the indices of a palette, or four channels that are a number (see
+            :func:`is_number`), or of which the first counts (``rule.first_channel``); lossless. With ``rule.colours``
             an RGB picture, alpha dropped.
         rule: how raw values map to classes.
         classes: K, at most 255.
@@ -205,7 +220,7 @@ def read_label(
     """
     if rule.colours:
         return _of_colours(path, tuple(palette)[:classes], max_pixels)
-    raw = _raw_label(path, max_pixels)
+    raw = raw_label(path, rule, max_pixels=max_pixels)
     table, is_illegal = _class_table(rule, classes)
     inside = raw if raw.dtype in (np.uint8, np.uint16) else np.clip(raw, 0, RAW_VALUES - 1)
     label = table.take(inside)
@@ -220,16 +235,41 @@ def read_label(
     return label
 
 
-def _raw_label(path: Path, max_pixels: int | None) -> Array:
-    """(H, W) integers as stored."""
+def raw_label(path: Path, rule: LabelRule, *, max_pixels: int | None = None) -> Array:
+    """A label's numbers as stored, before the rule makes classes of them: (H, W) integers; of a palette, the indices.
+
+    Raises:
+        DataError: the file is unusable, or holds no such numbers.
+    """
     header = images.header(path)
-    if header.format == "jpeg" or header.has_palette or header.channels not in (1, 4):
-        what = "a JPEG" if header.format == "jpeg" else "a palette picture" if header.has_palette else "in colour"
-        raise DataError(f"{path}: is {what}; labels must be class numbers in one channel, lossless (PNG)")
-    array = images.read(path, max_pixels=max_pixels)
+    if header.is_lossy:
+        raise DataError(f"{path}: is {lossy(header)}; {_NUMBERS}")
+    array = images.read(path, max_pixels=max_pixels, as_numbers=True)
     if array.dtype.kind not in "iu":
         raise DataError(f"{path}: holds {array.dtype}; labels must be whole numbers")
+    is_first = rule.first_channel and array.ndim > len("HW") and array.shape[2] == len("RGBA")
+    if not is_first and not is_number(array):
+        raise DataError(f"{path}: is in colour; {_NUMBERS}, or colours that the class list gives")
     return array if array.ndim == len("HW") else array[:, :, 0]
+
+
+def is_number(array: Array) -> bool:
+    """Whether pixels are one number each: one channel, or four of which R = G = B or G = B = 0 in all pixels.
+
+    Args:
+        array: (H, W) or (H, W, C) as read.
+    """
+    if array.ndim == len("HW") or array.shape[2] == 1:
+        return True
+    if array.shape[2] != len("RGBA"):
+        return False
+    red, green, blue = (array[:, :, channel] for channel in range(3))
+    return bool((green == blue).all() and ((green == red).all() or not green.any()))
+
+
+def lossy(header: Header) -> str:
+    """What a picture is whose compression changes its values."""
+    return {"jpeg": "a JPEG", "webp": "a lossy WebP"}.get(header.format, f"a {header.format.upper()} of JPEG pixels")
 
 
 @lru_cache(maxsize=8)
@@ -284,8 +324,8 @@ def _few(values: Sequence[int]) -> str:
 def _of_colours(path: Path, palette: tuple[Colour, ...], max_pixels: int | None) -> npt.NDArray[np.uint8]:
     """(H, W) classes of a picture in the palette's colours; other colours become 255."""
     header = images.header(path)
-    if header.format == "jpeg":
-        raise DataError(f"{path}: is a JPEG; labels in colours must be lossless (PNG), or no colour is exact")
+    if header.is_lossy:
+        raise DataError(f"{path}: is {lossy(header)}; labels in colours must be lossless (PNG), or no colour is exact")
     array = images.read(path, max_pixels=max_pixels)
     if array.ndim == len("HW") or array.shape[2] not in (3, 4) or array.dtype != np.uint8:
         raise DataError(f"{path}: is no 8-bit RGB picture, but labels of this data set are (label.colours)")
@@ -327,7 +367,8 @@ def read_sample(
         palette: K colours, for labels that are pictures in colours.
 
     Returns:
-        Frames of one size; low-resolution events are enlarged by nearest. Where they are invalid goes along.
+        Frames of one size, see :func:`frame_size`; sensors of another one are resampled, see
+        :func:`~memorysam_cli.data.transforms.on_grid`. Where they are invalid goes along.
 
     Raises:
         DataError: a file is unusable, a modality or the label is missing, or sizes differ (scene and sizes).
@@ -347,30 +388,54 @@ def read_sample(
         if scene.label is None:
             raise DataError(f"scene {scene.id}: has no label; only 'predict' works without labels")
         label = read_label(root / scene.label, rule, classes, palette=palette)
-    frames = _of_one_size(frames, label, scene=scene, modalities=modalities)
-    sizes = {name: frame.shape[:2] for name, frame in frames.items()}
-    gaps_of_size = {
-        name: resize_nearest(gaps, height=sizes[name][0], width=sizes[name][1]) for name, gaps in invalid.items()
-    }
-    return Sample(frames=frames, label=label, invalid=gaps_of_size)
+    sizes = {name: (int(frame.shape[0]), int(frame.shape[1])) for name, frame in frames.items()}
+    own = None if label is None else (int(label.shape[0]), int(label.shape[1]))
+    size = frame_size(sizes, kinds={modality.name: modality.kind for modality in modalities}, label=own)
+    if size is None:
+        raise DataError(f"scene {scene.id}: {sizes_differ(sizes, label=own)}")
+    return on_grid(Sample(frames, label, invalid), modalities=modalities, height=size[0], width=size[1])
 
 
-def _of_one_size(
-    frames: dict[str, Array], label: Array | None, *, scene: Scene, modalities: Sequence[Modality]
-) -> dict[str, Array]:
-    """Enlarge low-resolution events; refuse every other difference in size."""
-    sizes = {name: frame.shape[:2] for name, frame in frames.items()}
-    if label is not None:
-        sizes["label"] = label.shape
-    kinds: Mapping[str, str] = {modality.name: modality.kind for modality in modalities}
-    sharp = [size for name, size in sizes.items() if kinds.get(name) != "event"]
-    height, width = sharp[0] if sharp else max(sizes.values())
-    if not all(fits(*size, kind=kinds.get(name, ""), frame=(height, width)) for name, size in sizes.items()):
-        listed = ", ".join(f"{name} {rows}×{columns}" for name, (rows, columns) in sizes.items())
-        raise DataError(f"scene {scene.id}: sizes differ ({listed}); all must be equal, events alone may be smaller")
-    return {name: resize_nearest(frame, height=height, width=width) for name, frame in frames.items()}
+def frame_size(sizes: Mapping[str, Size], *, kinds: Mapping[str, str], label: Size | None) -> Size | None:
+    """The grid of a scene, onto which its sensors are resampled: the label's, else that of the sensor with most pixels.
+
+    Sensors are registered: they see the same, at any resolution, so that height and width are in one proportion. Events
+    alone may be smaller in another one (``eventlowres``).
+
+    Args:
+        sizes: modality → height and width of its file, in the memory's order.
+        kinds: modality → kind.
+        label: height and width of the label, if there is one.
+
+    Returns:
+        Height and width; None where a sensor sees something else.
+    """
+    sharp = [size for name, size in sizes.items() if kinds[name] != "event"] or list(sizes.values())
+    frame = label or max(sharp, key=lambda size: size[0] * size[1])
+    is_one = all(
+        _is_registered(size, frame) or (kinds[name] == "event" and size[0] <= frame[0] and size[1] <= frame[1])
+        for name, size in sizes.items()
+    )
+    return frame if is_one else None
 
 
-def fits(height: int, width: int, *, kind: str, frame: tuple[int, int]) -> bool:
-    """Whether a modality of this size belongs to a frame (H, W): events alone may be smaller (``eventlowres``)."""
-    return (height, width) == frame or (kind == "event" and height <= frame[0] and width <= frame[1])
+def _is_registered(size: Size, frame: Size) -> bool:
+    """Whether two sizes are one view at two resolutions, as like as whole pixels allow; a pixel or two are a crop."""
+    apart = [abs(side - other) for side, other in zip(size, frame, strict=True)]
+    if size == frame or min(apart) == 0 or max(apart) <= CROPPED:
+        return size == frame
+    return 2 * abs(size[0] * frame[1] - size[1] * frame[0]) <= max(*size, *frame)
+
+
+def sizes_differ(sizes: Mapping[str, Size], *, label: Size | None) -> str:
+    """What is wrong with sizes that are no one scene's, and what is allowed."""
+    everything = {**sizes, **({} if label is None else {"label": label})}
+    listed = ", ".join(f"{name} {height}×{width}" for name, (height, width) in everything.items())
+    allowed = "one view, at any resolution, the label at that of a sensor"
+    return f"sizes differ ({listed}); sensors must be registered: {allowed}"
+
+
+def resampling(modality: Modality, own: Size, frame: Size) -> str:
+    """What is done to a sensor of another resolution than the frame's, in words."""
+    how = "nearest" if is_exact(modality) else "bilinear"
+    return f"'{modality.name}' is {own[0]}×{own[1]} and the frame {frame[0]}×{frame[1]}: resampled ({how})"

@@ -29,6 +29,8 @@ STRIDE = 32
 """Sides that the network takes are multiples of this."""
 LONGEST = 8
 """A frame longer than 8 times its short side is squeezed to that; else 1×5000 pixels would become 1024×5120000."""
+EXACT = ("depth", "event", "lidar")
+"""Kinds whose values are never blended when a sensor is brought to the resolution of another one."""
 NEGATED: dict[Flip, tuple[int, ...]] = {"mirror": (), "negate_sine": (0, 2), "negate_cosine": (1,)}
 """Channels of [sine, cosine, sine] whose sign a flip changes."""
 JITTER = (0.5, 1.5)
@@ -93,7 +95,7 @@ def augment(
     size: int,
     rng: np.random.Generator,
 ) -> Sample:
-    """Colour jitter, flip, blur, then one random resized crop of all frames and the label.
+    """Colour jitter, flip, blur, then one random resized crop of all frames and the label; the blur may come last.
 
     Args:
         sample: of any size.
@@ -114,15 +116,23 @@ def augment(
     draw = Draw.by(rng)
     flips = draw.flip < augment.flip
     known = {modality.name: modality for modality in modalities}
+
+    def softened(some: Sample) -> Sample:
+        soft = {
+            name: soften(frame, known[name], augment=augment, draw=draw, invalid=some.invalid.get(name))
+            for name, frame in some.frames.items()
+        }
+        return replace(some, frames=soft)
+
     frames, invalid = {}, {name: gaps[:, ::-1] if flips else gaps for name, gaps in sample.invalid.items()}
     for name, frame in sample.frames.items():
         jittered = change_colours(frame, known[name], augment=augment, draw=draw, invalid=sample.invalid.get(name))
-        flipped = mirror(jittered, known[name]) if flips else jittered
-        frames[name] = soften(flipped, known[name], augment=augment, draw=draw, invalid=invalid.get(name))
+        frames[name] = mirror(jittered, known[name]) if flips else jittered
     label = np.ascontiguousarray(sample.label[:, ::-1]) if sample.label is not None and flips else sample.label
-    return _resized_crop(
-        Sample(frames, label, invalid), modalities=modalities, scale=augment.scale, size=size, draw=draw
-    )
+    whole = Sample(frames, label, invalid)
+    whole = whole if augment.blur_after_crop else softened(whole)
+    cut = _resized_crop(whole, modalities=modalities, scale=augment.scale, size=size, draw=draw)
+    return softened(cut) if augment.blur_after_crop else cut
 
 
 def change_colours(
@@ -393,11 +403,10 @@ def without_left(sample: Sample, crop: Crop | None) -> Sample:
 
 def _resize(sample: Sample, *, modalities: Sequence[Modality], height: int, width: int) -> Sample:
     """Frames as their modality says, the label floor-nearest."""
-    how = {modality.name: modality.interpolation for modality in modalities}
+    known = {modality.name: modality for modality in modalities}
     frames, invalid = {}, {}
     for name, frame in sample.frames.items():
-        resize = resize_nearest if how[name] == "nearest" else resize_bilinear
-        frames[name], gaps = _resized(frame, sample.invalid.get(name), resize, height=height, width=width)
+        frames[name], gaps = _resized(frame, known[name], sample.invalid.get(name), height=height, width=width)
         if gaps is not None:
             invalid[name] = gaps
     label = None if sample.label is None else resize_nearest(sample.label, height=height, width=width)
@@ -405,17 +414,44 @@ def _resize(sample: Sample, *, modalities: Sequence[Modality], height: int, widt
 
 
 def _resized(
-    frame: Array, invalid: Mask | None, resize: Callable[..., Array], *, height: int, width: int
+    frame: Array, modality: Modality, invalid: Mask | None, *, height: int, width: int
 ) -> tuple[Array, Mask | None]:
     """A frame and where it is invalid, at another size: of means, where valid values weigh less than half."""
+    if modality.interpolation == "nearest":
+        gaps = None if invalid is None else resize_nearest(invalid, height=height, width=width)
+        return resize_nearest(frame, height=height, width=width), gaps
+
+    def resize(array: Array) -> Array:
+        return resize_bilinear(array, height=height, width=width, antialias=modality.antialias)
+
     if invalid is None or frame.shape[:2] == (height, width):
-        return resize(frame, height=height, width=width), invalid
-    if resize is resize_nearest:
-        return resize(frame, height=height, width=width), resize(invalid, height=height, width=width)
-    values, weight = mean_of_valid(frame, invalid, lambda array: resize(array, height=height, width=width))
+        return resize(frame), invalid
+    values, weight = mean_of_valid(frame, invalid, resize)
     gaps = weight < HALF
     values[gaps] = 0
     return values, gaps
+
+
+def on_grid(sample: Sample, *, modalities: Sequence[Modality], height: int, width: int) -> Sample:
+    """Registered sensors of another resolution, resampled: nearest of distances and of sparse sensors, others bilinear.
+
+    Args:
+        sample: its frames may have different sizes; its label, if any, has the wanted one.
+        modalities: of the sample's frames.
+        height: of the result, in pixels.
+        width: of the result, in pixels.
+    """
+    exact = [
+        modality.model_copy(update={"interpolation": "nearest"}) if is_exact(modality) else modality
+        for modality in modalities
+    ]
+    frames = _resize(replace(sample, label=None), modalities=exact, height=height, width=width)
+    return replace(frames, label=sample.label)
+
+
+def is_exact(modality: Modality) -> bool:
+    """Whether values between two of a sensor's mean nothing: between a wall and what stands before it there is none."""
+    return modality.interpolation == "nearest" or modality.kind in EXACT
 
 
 def resize_nearest(array: Array, *, height: int, width: int) -> Array:
@@ -440,20 +476,46 @@ def resize_nearest(array: Array, *, height: int, width: int) -> Array:
     return result
 
 
-def resize_bilinear(array: Array, *, height: int, width: int) -> Array:
-    """Bilinear between pixel centres, without antialiasing, at every scale.
+def resize_bilinear(array: Array, *, height: int, width: int, antialias: bool = False) -> Array:
+    """Bilinear between pixel centres, computed in float32.
 
     Args:
         array: (H, W, 3) uint8, uint16 or float32.
         height: of the result, in pixels.
         width: of the result, in pixels.
+        antialias: where a side shrinks, average over all pixels that become one: a triangle filter as wide as the
+            shrinking factor. Without, two pixels of each side count at every scale.
 
     Returns:
         (height, width, 3) of the same dtype, rounded to the nearest integer; the array itself where its size is right.
+
+    Source: METHOD §5, "How the reference resizes".
     """
-    if array.shape[:2] == (height, width):
+    rows, columns = array.shape[:2]
+    if (rows, columns) == (height, width):
         return array
-    return cv2.resize(np.ascontiguousarray(array), (width, height), interpolation=cv2.INTER_LINEAR)
+    if antialias and (height < rows or width < columns):
+        return cv2.merge([_antialiased(plane, height=height, width=width) for plane in cv2.split(array)])
+    # OpenCV's arithmetic on 8-bit values is one level low in an eighth of the results; on others it is in float32.
+    values = np.ascontiguousarray(array, np.float32 if array.dtype == np.uint8 else array.dtype)
+    return _rounded(cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR), array.dtype)
+
+
+def _antialiased(plane: Array, *, height: int, width: int) -> Array:
+    """One channel through PyTorch's triangle filter, the very one of the reference: (H, W) -> (height, width)."""
+    import torch  # here alone, as in to_tensor
+
+    values = torch.from_numpy(np.ascontiguousarray(plane, np.float32))[None, None]  # (H, W) -> (1, 1, H, W)
+    result = torch.nn.functional.interpolate(values, size=(height, width), mode="bilinear", antialias=True)
+    return _rounded(result[0, 0].numpy(), plane.dtype)
+
+
+def _rounded(values: Array, dtype: np.dtype[Any]) -> Array:
+    """float32 in the range of a dtype as that dtype, integers rounded to the nearest, halves to even."""
+    if values.dtype == dtype:
+        return values
+    # OpenCV rounds 8 bits and casts at once, five times as fast.
+    return cv2.convertScaleAbs(values) if dtype == np.uint8 else np.rint(values).astype(dtype)
 
 
 def _each(sample: Sample, change: Callable[[Array], Array]) -> Sample:

@@ -54,6 +54,41 @@ def test_a_confusion_matrix_of_25_long_names_leaves_each_a_line() -> None:
     assert max(height, width) < 4000
 
 
+def test_a_confusion_matrix_of_many_classes_is_a_picture_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """255 classes took 7.4 GB and a minute; the same with smaller bounds."""
+    assert figures.WIDEST_MATRIX * 120 <= 4000, "pixels"
+    monkeypatch.setattr(figures, "WIDEST_MATRIX", 6.0)
+    monkeypatch.setattr(figures, "MOST_WITH_TEXT", 5)
+    names = [str(index) for index in range(30)]
+    bare = decoded(figures.confusion_matrix(np.eye(30) * 9, classes=names))
+    assert max(bare.shape) <= (6 + 0.8 + 0.5) * 120  # its color bar, and the margins
+    monkeypatch.setattr(figures, "MOST_WITH_TEXT", 30)
+    assert count(decoded(figures.confusion_matrix(np.eye(30) * 9, classes=names)), "#ffffff") > count(bare, "#ffffff")
+
+
+def test_no_figure_is_too_tall_for_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert figures.TALLEST * 120 < 2**16
+    monkeypatch.setattr(figures, "TALLEST", 3.0)
+    shares = {str(split): [50.0, 50.0] for split in range(20)}  # 1.8 + 2 · 20 · 0.17 inches otherwise
+    assert decoded(figures.class_histogram(shares, classes=["a", "b"])).shape[0] <= (3.0 + 0.5) * 120
+
+
+@pytest.mark.slow
+def test_the_figure_of_255_classes_stays_below_a_gigabyte_and_20_seconds() -> None:
+    script = (
+        "import resource, numpy, matplotlib.figure, matplotlib.backends.backend_agg\n"
+        "from memorysam_cli.report import figures\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
+        "counts = numpy.random.default_rng(0).integers(0, 10**6, (255, 255))\n"
+        "figures.confusion_matrix(counts, classes=[f'a rather long class name {i}' for i in range(255)])\n"
+        "print(peak() - before, resource.getrusage(resource.RUSAGE_SELF).ru_utime)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    kilobytes, seconds = map(float, done.stdout.split())
+    assert kilobytes < 1e6 and seconds < 20
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_confusion_matrix_of_few_very_long_names_is_still_seen(count: int) -> None:
     names = [f"a class with an extraordinarily long name, number {index}" for index in range(count)]
@@ -109,6 +144,20 @@ def test_the_same_figure_has_the_same_bytes() -> None:
 
 def test_names_are_text_and_not_mathematics() -> None:
     assert decoded(figures.confusion_matrix([[1]], classes=["$x_{$"], title="$")).size
+
+
+def test_names_that_are_no_text_are_drawn_escaped() -> None:
+    """Matplotlib takes no lone surrogates: a figure of escaped names and one of their escapes are the same picture."""
+    odd, escaped = "a\x1b\udcff", "a\\x1b\\udcff"
+    rows = [{"step": 1, "loss": 1.0}]
+    assert figures.curves(rows, title=odd) == figures.curves(rows, title=escaped)
+    bars = [
+        figures.per_class_bars([1.0, 2.0], classes=[name, "b"], pixels=[1, 1], mean=1.5, title=name)
+        for name in (odd, escaped)
+    ]
+    assert bars[0] == bars[1]
+    level = [figures.failure_bars({name: [(1.0, None)]}, labels=[name], what="missing") for name in (odd, escaped)]
+    assert level[0] == level[1]
 
 
 def test_matplotlib_is_not_loaded_before_a_figure_is_drawn_and_pyplot_never() -> None:

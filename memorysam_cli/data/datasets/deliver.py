@@ -53,13 +53,14 @@ DELIVER = DatasetLayout(
         sensor(Modality(name="depth_raw", kind="depth"), f"depth/{INSIDE}_depth_front.png", is_optional=True),
     ),
     labels=(place(f"semantic/{INSIDE}_semantic_front.png"),),
-    rule=LabelRule(shift=-1, ignore=(0, 255)),
+    rule=LabelRule(shift=-1, ignore=(0, 255), first_channel=True),
     classes=CLASSES,
     id=INSIDE,
     condition="{condition}",
     conditions=CONDITIONS,
     case=("sequence", SEQUENCE),
     cases=CASES,
+    antialias=True,  # torchvision 0.18.1, which the published code asks for, does by default
     notes=(
         f"condition: {', '.join(CONDITIONS)}; split: train, val, test; sequence: MAP_<m>_point<n>[_<failure>]",
         "depth_raw is optional",

@@ -15,14 +15,24 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from memorysam_cli import conservation
-from memorysam_cli.data.listing import pair
+from memorysam_cli.data import decode
+from memorysam_cli.data.listing import pair, unpaired
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.data.own.classes import ClassList
-from memorysam_cli.data.own.patterns import Match, Pattern, Shares, split_by_lists, split_by_shares, splits_in_order
+from memorysam_cli.data.own.patterns import (
+    Match,
+    Pattern,
+    Shares,
+    notes_on_others,
+    split_by_lists,
+    split_by_shares,
+    splits_in_order,
+)
 from memorysam_cli.data.statistics import range_text, value_range
 from memorysam_cli.dataset import (
     IGNORE,
     IMAGENET,
+    Colour,
     DatasetInfo,
     Flip,
     Interpolation,
@@ -33,6 +43,7 @@ from memorysam_cli.dataset import (
 )
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import images
+from memorysam_cli.text import shown
 
 LABEL = "--labels"
 NO_LABELS = "test"
@@ -124,7 +135,7 @@ def survey(root: Path, request: FolderRequest) -> FolderSurvey:
     modalities, notes = _modalities(request)
     matches = {role: pattern.find(root) for role, pattern in patterns.items()}
     _refuse_labels_as_frames(matches)
-    rows = _rows(matches)
+    rows, pairing_notes = _rows(matches, request)
     matched = sum(len(found) for found in matches.values())
     laws = conservation.check({"files matched = files of scenes": (matched, sum(len(row) for row in rows))})
     scenes, unlabelled, split_notes = _divided(
@@ -147,6 +158,10 @@ def survey(root: Path, request: FolderRequest) -> FolderSurvey:
         manifest,
         (
             *notes,
+            *notes_on_others(
+                root, list(patterns.values()), {match.path for found in matches.values() for match in found}
+            ),
+            *pairing_notes,
             *split_notes,
             *notes_on_values(manifest, measured=names_to_measure(modalities, request.measured)),
             *notes_on_labels(manifest),
@@ -202,28 +217,49 @@ def _refuse_labels_as_frames(matches: Mapping[Role, Sequence[Match]]) -> None:
             )
 
 
-def _rows(matches: Mapping[Role, Sequence[Match]]) -> list[dict[Role, Match]]:
-    """One row per scene: what matched for each role that the scene has."""
+def _rows(matches: Mapping[Role, Sequence[Match]], request: FolderRequest) -> tuple[list[dict[Role, Match]], list[str]]:
+    """One row per scene: what matched for each role that the scene has; and how they were paired, if not by name."""
     sources = {role: {_name(match): match for match in found} for role, found in matches.items()}
     try:
-        rows = pair({role: dict.fromkeys(found, "") for role, found in sources.items()})
+        pairing = pair({role: dict.fromkeys(found, "") for role, found in sources.items()})
     except DataError:
-        raise DataError(_unpaired(sources)) from None
-    return [{role: sources[role][name] for role, name in row.items()} for row in rows]
+        raise DataError(_unpaired(sources, request)) from None
+    rows = [{role: sources[role][name] for role, name in row.items()} for row in pairing.rows]
+    first = ", ".join(shown(match.path) for match in rows[0].values())
+    return rows, [f"files pair by their numbers, which are the same in all folders: {first}"] * pairing.is_by_number
 
 
-def _unpaired(sources: Mapping[Role, Mapping[str, Match]]) -> str:
-    """Why nothing pairs, and what to do."""
-    for role, found in sources.items():
-        for other, more in sources.items():
-            if role != other and found.keys().isdisjoint(more):
-                one, two = min(found), min(more)
-                return (
-                    f"'{role}' and '{other}': none of their files pair; {found[one].path} goes by the name '{one}', "
-                    f"{more[two].path} by '{two}' (what the wildcards stand for); write what differs into "
-                    "the patterns, such as depth/*_depth.png"
-                )
-    return "the files do not pair by their names"
+def _unpaired(sources: Mapping[Role, Mapping[str, Match]], request: FolderRequest) -> str:
+    """Which files pair with no others, and what to type."""
+    lonely = unpaired({role: {name: name for name in found} for role, found in sources.items()})
+    assert lonely is not None  # else they pair
+    other = next(role for role in sources if role != lonely)
+    one, two = (min(sources[role]) for role in (lonely, other))
+    names = (
+        f"'{lonely}' pairs with nothing: {shown(sources[lonely][one].path)} goes by the name '{shown(one)}', and "
+        f"{shown(sources[other][two].path)} of '{other}' by '{shown(two)}' (what the wildcards stand for)"
+    )
+    typed = _patterns_that_pair(sources, request)
+    rename = (
+        "give the files of one scene the same name in every folder, or write what differs into the patterns, such as"
+    )
+    return f"{names}; {f'type: {typed}' if typed else f'{rename} depth/*_depth.png'}"
+
+
+def _patterns_that_pair(sources: Mapping[Role, Mapping[str, Match]], request: FolderRequest) -> str:
+    """The options whose patterns write out what a folder's names share, if the files pair by what is left."""
+    patterns = request.patterns()
+    narrow = {role: patterns[role].narrowed(found.values()) or patterns[role] for role, found in sources.items()}
+    again = {role: [narrow[role].match(match.path) for match in found.values()] for role, found in sources.items()}
+    keys = {role: {_name(match): _name(match) for match in found if match} for role, found in again.items()}
+    if unpaired(keys) is not None:
+        return ""
+    options = {
+        name: f"--modality '{name}={'+'.join(narrow[_role(name, part)].text for part, _ in enumerate(group))}'"
+        for name, group in request.modalities.items()
+    }
+    labels = [f"--labels '{narrow[LABEL].text}'"] if LABEL in narrow else []
+    return " ".join([*options.values(), *labels])
 
 
 def _name(match: Match) -> str:
@@ -296,14 +332,11 @@ def _rule(root: Path, labels: Sequence[Match], request: FolderRequest) -> LabelR
     """
     if request.classes is None or not labels:
         return LabelRule(shift=request.label_shift, ignore=request.ignore)
-    try:
-        is_colour = _is_colour(root / labels[0].path, request.classes)
-    except DataError:
-        is_colour = False
-    mapping = request.classes.mapping
+    in_colour = _first_in_colour(root, [label.path for label in labels[:LOOKED_AT]], request.classes)
+    is_colour, mapping = in_colour is not None, request.classes.mapping
     if is_colour and not request.classes.has_colours:
         raise UsageError(
-            f"{labels[0].path}: is in colour; give each class its colour in the class list, such as "
+            f"{in_colour}: is in colour; give each class its colour in the class list, such as "
             f"'{request.classes.names[0]} 128 64 128', or make labels of class numbers"
         )
     if mapping and request.label_shift:
@@ -316,19 +349,32 @@ def _rule(root: Path, labels: Sequence[Match], request: FolderRequest) -> LabelR
     return LabelRule(shift=request.label_shift, ignore=ignore, mapping=() if is_colour else mapping, colours=is_colour)
 
 
-def _is_colour(path: Path, classes: ClassList) -> bool:
-    """Whether a label is a picture in colours.
+def _first_in_colour(root: Path, paths: Sequence[str], classes: ClassList) -> str | None:
+    """The first label that is a picture in colours; None if the labels hold class numbers.
 
-    Four channels may be colours and alpha, or a class number in the first (DELIVER): most colours are then classes'.
-
-    Raises:
-        DataError: the file cannot be read.
+    A palette's picture and one of four channels may be either. Where the class list has colours, they are colours if
+    most of those found are the classes'; where it has none, they are numbers if they can be.
     """
-    header = images.header(path)
-    if header.channels != len("RGBA") or not classes.has_colours:
-        return header.channels == len("RGB") or header.has_palette
-    found = {tuple(colour) for colour in np.unique(images.read(path)[..., :3].reshape(-1, 3), axis=0).tolist()}
-    return 2 * len(found & set(classes.palette)) > len(found)
+    seen: dict[str, set[Colour]] = {}
+    for path in paths:
+        try:
+            header = images.header(root / path)
+            if header.channels == len("RGB") and not header.has_palette:
+                return path
+            if classes.has_colours and (header.channels == len("RGBA") or header.has_palette):
+                seen[path] = _colours(images.read(root / path))
+            elif not decode.is_number(images.read(root / path, as_numbers=True)):
+                return path
+        except DataError:  # the check will tell
+            continue
+    found: set[Colour] = set().union(*seen.values())
+    return next(iter(seen)) if 2 * len(found & set(classes.palette)) > len(found) else None
+
+
+def _colours(picture: Any) -> set[Colour]:
+    """All colours of an (H, W), (H, W, 3) or (H, W, 4) picture."""
+    channels = np.stack([picture] * 3, axis=-1) if picture.ndim == len("HW") else picture[..., :3]
+    return {(red, green, blue) for red, green, blue in np.unique(channels.reshape(-1, 3), axis=0).tolist()}
 
 
 @dataclass(frozen=True)
@@ -498,11 +544,14 @@ def _treatment(modality: Modality, found: ValueRange | None) -> str:
 def notes_on_labels(manifest: Manifest) -> list[str]:
     """A word on labels that count from 1, and on masks of one class and 'ignored' only, as 0 and 255 often are."""
     rule = manifest.info.label
-    paths = [scene.label for scene in manifest.scenes if scene.label][:LOOKED_AT]
-    found = {int(value) for label in _readable(manifest.root, paths) for value in np.unique(label)}
-    given, ignored = found - set(rule.ignore), min(found & set(rule.ignore), default=None)
     if rule.mapping or rule.colours:
         return []
+    paths = [scene.label for scene in manifest.scenes if scene.label][:LOOKED_AT]
+    try:
+        found = {int(value) for path in paths for value in np.unique(decode.raw_label(manifest.root / path, rule))}
+    except DataError:  # the check will tell
+        return []
+    given, ignored = found - set(rule.ignore), min(found & set(rule.ignore), default=None)
     if given and rule.shift == 0 and (min(given), max(given)) == (1, len(manifest.info.classes)):
         return [f"the first labels hold 1 to {max(given)}; classes are counted from 0: --label-shift -1 moves them"]
     if len(manifest.info.classes) < 2 or ignored is None or len(given) > 1:
