@@ -532,6 +532,12 @@ def _short_side(height: int, width: int, short_px: int) -> tuple[int, int]:
     return rows, columns
 
 
+def seen_size(height: int, width: int, *, size: int) -> tuple[int, int]:
+    """Height and width at which a whole frame is shown to the network, as of :func:`for_prediction`."""
+    rows, columns = _short_side(height, width, size)
+    return _up(rows), _up(columns)
+
+
 def _up(side: int) -> int:
     """The next multiple of STRIDE."""
     return -(-side // STRIDE) * STRIDE

@@ -21,7 +21,13 @@ from memorysam_cli.engine.evaluate import result_files, results, robustness, rob
 from memorysam_cli.engine.evaluate.counts import ProtocolName
 from memorysam_cli.engine.evaluate.robustness import BenchmarkKind
 from memorysam_cli.engine.infer.corruption import Extremes
-from memorysam_cli.engine.infer.inference import Inference, choose_modalities, unlike_training
+from memorysam_cli.engine.infer.inference import (
+    Inference,
+    choose_modalities,
+    frame_sizes,
+    notes_on_sizes,
+    unlike_training,
+)
 from memorysam_cli.engine.infer.views import View
 from memorysam_cli.engine.processes import lost_ones_named
 from memorysam_cli.errors import DataError, UsageError
@@ -109,6 +115,9 @@ def plan(
         folder /= precision  # beside the exact result, never in its place
     result_files.refuse_foreign(folder)
     scenes = tuple(scene for name in splits for scene in manifest.of_split(name))
+    sizes = frame_sizes(scenes, root=manifest.root, modalities=chosen)
+    for note in notes_on_sizes(sizes, size=card.image_size, tile=view.tile):
+        console.note(note)
     inference = Inference(
         chosen, card.image_size, device, known=card.modalities, view=view, precision=precision, batch=batch,
         workers=workers,

@@ -21,7 +21,13 @@ from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import Modality
 from memorysam_cli.engine import launcher, runtime
-from memorysam_cli.engine.infer.inference import Inference, choose_modalities, unlike_training
+from memorysam_cli.engine.infer.inference import (
+    Inference,
+    choose_modalities,
+    frame_sizes,
+    notes_on_sizes,
+    unlike_training,
+)
 from memorysam_cli.engine.infer.views import View
 from memorysam_cli.engine.predict.files import SceneFiles, refuse_collisions
 from memorysam_cli.errors import DataError, UsageError, WeightsError, did_you_mean
@@ -242,13 +248,19 @@ def plan(
     source = inputs.discover(where, modalities=names, aliases=aliases, split=split, dataset=card.dataset.name)
     wanted = source.scenes[:limit]
     refuse_collisions(wanted)
-    for text in (*source.notes, *doubts(wanted, root=source.root, modalities=chosen)):
+    view = view or View()
+    sizes = frame_sizes(wanted, root=source.root, modalities=chosen)
+    for text in (
+        *source.notes,
+        *doubts(wanted, root=source.root, modalities=chosen),
+        *notes_on_sizes(sizes, size=card.image_size, tile=view.tile),
+    ):
         console.note(text)
     for text in unlike_training(card.dataset, source.root, wanted, chosen, strict=strict):
         if launcher.rank() == 0:
             console.warn(text)
     return Job(
-        weights, tensors.sha256(weights), card, wanted, source.root, str(where), chosen, tuple(extras), view or View(),
+        weights, tensors.sha256(weights), card, wanted, source.root, str(where), chosen, tuple(extras), view,
         batch, precision, is_compiled,
     )  # fmt: skip
 
