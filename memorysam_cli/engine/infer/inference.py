@@ -15,8 +15,9 @@ from torch import Tensor
 
 from memorysam_cli.data import decode
 from memorysam_cli.data.manifest import Scene
+from memorysam_cli.data.statistics import strangers, value_ranges
 from memorysam_cli.data.transforms import LONGEST, seen_size
-from memorysam_cli.dataset import Modality
+from memorysam_cli.dataset import DatasetInfo, Modality, ValueRange
 from memorysam_cli.engine import runtime
 from memorysam_cli.engine.infer.views import Network, View, show
 from memorysam_cli.errors import DataError, UsageError, did_you_mean
@@ -28,6 +29,8 @@ MUCH_LARGER, FAR_FROM_SQUARE = 3, 3
 """Times the size that the weights were trained at, and times the short side: beyond, a word is said."""
 LOOKED_AT = 200
 """Scenes whose headers are read for their sizes."""
+COMPARED = 8
+"""Scenes whose values are compared with those that the weights were trained on."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,34 @@ def choose_modalities(known: Sequence[Modality], names: Sequence[str] | None) ->
             hint = did_you_mean(name, known_names)
             raise UsageError(f"--modalities {name}: the weights know no such modality{hint}")
     return tuple(modality for modality in known if names is None or modality.name in names)
+
+
+def unlike_training(
+    known: DatasetInfo, root: Path, scenes: Sequence[Scene], modalities: Sequence[Modality], *, strict: bool
+) -> list[str]:
+    """Which sensors of scenes hold other values than the weights were trained on; looks into a few scenes.
+
+    Args:
+        known: the data set of the weights' card; one of an earlier version has no ranges, and nothing is read.
+        root: what the scenes' paths are relative to.
+        scenes: what the network will be shown.
+        modalities: of the weights.
+        strict: refuse instead.
+
+    Raises:
+        DataError: there are such sensors, and ``strict``.
+    """
+    judged = [modality for modality in modalities if modality.name in known.ranges]
+    return compared(known, value_ranges(root, scenes, judged, most=COMPARED), strict=strict)
+
+
+def compared(known: DatasetInfo, found: Mapping[str, ValueRange], *, strict: bool) -> list[str]:
+    """As :func:`unlike_training`, of ranges that are known already."""
+    lines = strangers(known.ranges, found)
+    if lines and strict:
+        more = f" (and {len(lines) - 1} more sensors)" if len(lines) > 1 else ""
+        raise DataError(f"{lines[0]}{more}; --strict refuses that")
+    return lines
 
 
 @contextmanager
