@@ -6,11 +6,12 @@ training, evaluation and prediction alike.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 IGNORE = 255
 """The label value of a pixel that counts nowhere."""
@@ -30,15 +31,45 @@ IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224,
 """Of RGB in [0, 1], as SAM 2 was trained; every other modality is only scaled. Source: METHOD §5, DATASETS §0."""
 
 
+WORD = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+"""The pattern of what can name a folder, a data set, a modality."""
+
+
+def is_word(text: str) -> bool:
+    """Whether a text can name a folder, a data set, a modality."""
+    return re.fullmatch(WORD, text) is not None
+
+
+def _word(text: str) -> str:
+    if not is_word(text):
+        raise ValueError("must be a word of letters, digits, '.', '_' and '-', beginning with a letter or a digit")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_word), Field(json_schema_extra={"pattern": f"^{WORD}$"})]
+"""A word that can name a folder."""
+
+
+_LEADS_OUT = re.compile(r"(?:^|/)\.{0,2}(?:/|\Z)|[\\\0]|^[A-Za-z]:")
+"""An empty part, ``.`` or ``..``; a backslash or NUL anywhere; a drive of Windows."""
+
+
+def is_inside(path: str) -> bool:
+    """Whether a path leads below its root: relative, forward slashes, no ``..``, ``.`` or empty part, no NUL."""
+    # A few looks for single letters take a tenth of the pattern's time, and a manifest has millions of paths.
+    is_plain = not ("\\" in path or "\0" in path or ":" in path[1:2] or "//" in f"/{path}/" or "/." in f"/{path}")
+    return is_plain or _LEADS_OUT.search(path) is None
+
+
 def _twice(values: Iterable[object]) -> list[object]:
     """Those that are there more than once."""
     return [value for value, count in Counter(values).items() if count > 1]
 
 
 class Strict(BaseModel):
-    """Base of all our schemas: unknown keys are errors, values do not change."""
+    """Base of all our schemas: unknown keys are errors, numbers are finite, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Modality(Strict):
@@ -48,11 +79,14 @@ class Modality(Strict):
     ``(x - mean) / std`` where both are given. Source: the reference's pre-processing for DELIVER and MCubeS.
     """
 
-    name: str
+    name: Name
     kind: Kind
     mean: tuple[Number, Number, Number] | None = None
     std: tuple[Number, Number, Number] | None = None
     interpolation: Interpolation = "bilinear"
+    antialias: bool = False
+    """Where a bilinear image shrinks, average over all pixels that become one (a triangle filter as wide as the
+    shrinking factor) instead of reading two of them. The recipe's ``data.antialias`` overrides it."""
     photometric: tuple[Literal["jitter", "blur"], ...] = ()
     """Which photometric augmentations act on this modality (geometry always acts on all)."""
     channels: tuple[Channel, Channel, Channel] | None = None
@@ -115,7 +149,7 @@ class Statistics(Strict):
     """The values of one modality over a split, after ``scale`` and ``offset``, before normalisation."""
 
     split: str
-    scenes: int
+    scenes: Annotated[int, Field(ge=0)]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     low: float
@@ -126,9 +160,9 @@ class DatasetInfo(Strict):
     """The content of ``dataset.json``."""
 
     schema_version: Literal[1] = 1
-    name: str
+    name: Name
     title: str
-    classes: tuple[str, ...]
+    classes: tuple[Annotated[str, Field(min_length=1)], ...]
     palette: tuple[Colour, ...]
     modalities: tuple[Modality, ...]
     """All that the data set has, in its own order."""
@@ -141,10 +175,24 @@ class DatasetInfo(Strict):
     """Only for data sets whose published protocol scores a part of the frame."""
     root: str = "."
     """The data set's folder, relative to the data root; scene paths already contain it."""
-    counts: dict[str, int] = Field(default_factory=dict)
+    counts: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
     """Scenes per split."""
     content_hash: str = ""
     """SHA-256 over ``scenes.jsonl`` and the sizes of all files that it names."""
+
+    @field_validator("root")
+    @classmethod
+    def _stays_inside(cls, root: str) -> str:
+        if root != "." and not is_inside(root):
+            raise ValueError(f"{root!r} is no folder below the data root, with single forward slashes and without '..'")
+        return root
+
+    @model_validator(mode="after")
+    def _labels_are_classes(self) -> DatasetInfo:
+        wrong = [index for _, index in self.label.mapping if not 0 <= index < len(self.classes)]
+        if wrong:
+            raise ValueError(f"label: mapping leads to class {wrong[0]}; there are 0 to {len(self.classes) - 1}")
+        return self
 
     @model_validator(mode="after")
     def _one_colour_per_class(self) -> DatasetInfo:
@@ -166,3 +214,13 @@ class DatasetInfo(Strict):
     def modality(self, name: str) -> Modality:
         """The modality called ``name``; ``KeyError`` if there is none."""
         return {m.name: m for m in self.modalities}[name]
+
+    def chosen(self, names: Iterable[str], *, antialias: bool | None = None) -> tuple[Modality, ...]:
+        """The modalities of these names, in this order, as a recipe wants them.
+
+        Args:
+            names: of the modalities; ``KeyError`` if there is none of a name.
+            antialias: the recipe's ``data.antialias``; None: as each modality says.
+        """
+        update = {} if antialias is None else {"antialias": antialias}
+        return tuple(self.modality(name).model_copy(update=update) for name in names)

@@ -189,6 +189,18 @@ def shortage(error: BaseException) -> str:
     return first[: request.end()] if request else first
 
 
+def closest(word: str, known: Iterable[str], *, likeness: float = 0.5) -> list[str]:
+    """The nearest of some names, in any case, if one is near; alone in a list.
+
+    Args:
+        word: as typed.
+        known: the names.
+        likeness: 1 is equal, 0 has nothing in common.
+    """
+    names = {name.casefold(): name for name in known}
+    return [names[name] for name in difflib.get_close_matches(word.casefold(), names, n=1, cutoff=likeness)]
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A clause that helps with a mistyped word.
 
@@ -196,6 +208,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         ``"; did you mean 'rank'? (known: rank, alpha)"``, without the question if nothing is near.
     """
     names = list(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    near = closest(word, names)
     question = f"; did you mean '{near[0]}'?" if near else ";"
     return f"{question} (known: {', '.join(names)})" if near else f" (known: {', '.join(names)})"

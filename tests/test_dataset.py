@@ -67,3 +67,16 @@ def test_extreme_but_possible_values_are_kept() -> None:
     assert (made.scale, made.offset) == (-1e-30, 1e30)
     assert Crop(left=0).left == 0
     assert LabelRule(mapping=((1, 0), (2, 0))).mapping == ((1, 0), (2, 0)), "two values may be one class"
+
+
+@pytest.mark.parametrize(
+    ("card", "recipe", "wanted"),
+    [(None, None, False), (True, None, True), (None, True, True), (True, False, False), (False, True, True)],
+)
+def test_antialiasing_is_the_card_s_unless_the_recipe_says_otherwise(
+    card: bool | None, recipe: bool | None, wanted: bool
+) -> None:
+    depth = DEPTH if card is None else {**DEPTH, "antialias": card}  # cards of earlier versions have no such key
+    info = DatasetInfo.model_validate({**INFO, "modalities": [{**DEPTH, "name": "img"}, depth]})
+    (modality,) = info.chosen(["depth"], antialias=recipe)
+    assert (modality.name, modality.antialias) == ("depth", wanted)

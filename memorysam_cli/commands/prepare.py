@@ -18,7 +18,7 @@ from memorysam_cli.commands.options import Json, Quiet, Verbose, begin
 from memorysam_cli.commands.prepare_options import DropIncomplete, HeadersOnly, MaxPixels, Root
 from memorysam_cli.commands.prepare_report import check_and_write, measuring
 from memorysam_cli.data import DATASETS
-from memorysam_cli.errors import DataError, UsageError
+from memorysam_cli.errors import UsageError
 
 Where = Annotated[
     Path,
@@ -225,8 +225,8 @@ def folder(
 ) -> None:
     """Prepare files of your own sensors, any number of them.
 
-    PNG, JPEG, TIFF, NPY or NPZ. Files of one scene pair by what the wildcards stand for; {split} in a pattern is the
-    scene's split. An angle has two patterns, sine and cosine: 'aolp=sin/*.npy+cos/*.npy'.
+    PNG, JPEG, TIFF, BMP, WebP, NPY or NPZ. Files of one scene pair by what the wildcards stand for; {split} in a
+    pattern is the scene's split. An angle has two patterns, sine and cosine: 'aolp=sin/*.npy+cos/*.npy'.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.data.own.classes import read_classes
@@ -284,11 +284,6 @@ def manifest(
     from memorysam_cli.data import manifest as manifests
 
     found = manifests.read_unsigned(root, name)
-    if found.info.name != name:
-        path = manifests.folder(root, name) / manifests.INFO
-        raise DataError(
-            f"{path}: name: is '{found.info.name}', but its folder is '{name}'; write the folder's name there"
-        )
     check_and_write(
         found,
         json=json,
@@ -358,6 +353,8 @@ def hha(
         encoding=Encoding(nearest, tallest, camera_height, gravity=None if gravity is None else (x, y, z)),
     )
     work = plan_conversion(root, Pattern(depth), root / out, settings=settings)
+    for line in work.notes:
+        console.note(line)
     with console.progress(len(work.jobs), "hha") as bar:
         convert(work, advance=bar.advance)
     console.say(f"HHA images  {len(work.jobs)} made, {work.done} kept")

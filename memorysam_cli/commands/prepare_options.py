@@ -40,7 +40,7 @@ def pairs(option: str, texts: Iterable[str] | None, *, known: Iterable[str] | No
     Raises:
         UsageError: another form, an unknown name, a name twice.
     """
-    from memorysam_cli.recipe import is_word
+    from memorysam_cli.dataset import is_word
 
     names = None if known is None else list(known)
     found: dict[str, str] = {}
@@ -84,7 +84,8 @@ def dataset_name(name: str | None, root: Path) -> str:
         UsageError: it is no word, or another data set's.
     """
     from memorysam_cli.data import DATASETS
-    from memorysam_cli.recipe import AUTO, is_word
+    from memorysam_cli.dataset import is_word
+    from memorysam_cli.recipe import AUTO
 
     chosen = root.resolve().name if name is None else name
     taken = chosen == AUTO or chosen in DATASETS or chosen.startswith("synthetic")

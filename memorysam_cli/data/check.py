@@ -207,10 +207,7 @@ def _misfit(facts: FileFacts, modality: Modality, *, files: int) -> str | None:
     if modality.channels is not None:
         return None if max(modality.channels) < facts.channels else f"{holds}; channels {modality.channels} are wanted"
     if facts.channels not in (1, 3, 4):
-        return (
-            f"{holds}; one, three or four are understood; others need --channels {modality.name}=A,B,C in "
-            "'prepare folder', or 'channels' in dataset.json"
-        )
+        return decode.undeclared((facts.height, facts.width, facts.channels), modality)
     if modality.kind == "angle" and facts.channels == 1:
         return "one plane is no angle; its sine and its cosine are needed"
     return None

@@ -20,6 +20,7 @@ from memorysam_cli.data.transforms import Array, Sample, resize_nearest
 from memorysam_cli.dataset import IGNORE, RAW_VALUES, Colour, LabelRule, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
+from memorysam_cli.storage.headers import Header
 
 LARGEST = float(np.finfo(np.float32).max)
 """Of stored values, with either sign."""
@@ -63,13 +64,21 @@ def read_modality(paths: Sequence[Path], modality: Modality, *, max_pixels: int 
     if count == len("RGBA"):
         return cv2.cvtColor(array, cv2.COLOR_RGBA2RGB)  # (H, W, 4) -> (H, W, 3)
     if count != 1:
-        raise DataError(
-            f"{paths[0]}: has {count} channels, and which three make up '{modality.name}' is not declared; say it with "
-            f"--channels {modality.name}=0,1,{min(2, count - 1)} in 'prepare folder', or as 'channels' in dataset.json"
-        )
+        raise DataError(f"{paths[0]}: {undeclared(array.shape, modality)}")
     if modality.kind == "angle":
         raise DataError(f"{paths[0]}: one plane is no angle; '{modality.name}' needs its sine and its cosine")
     return cv2.merge([array] * 3)  # (H, W) -> (H, W, 3)
+
+
+def undeclared(shape: tuple[int, ...], modality: Modality) -> str:
+    """Why a file of (H, W, C) cannot be a modality that has no ``channels``, and what to do."""
+    if axes := images.axes(shape):
+        return axes.removeprefix("; ")
+    count = shape[2]
+    return (
+        f"has {count} channels, and which three make up '{modality.name}' is not declared; say it with --channels "
+        f"{modality.name}=0,1,{min(2, count - 1)} in 'prepare folder', or as 'channels' in dataset.json"
+    )
 
 
 def _read(path: Path, max_pixels: int | None) -> Array:
@@ -98,7 +107,7 @@ def _take(array: Array, modality: Modality, *, channels: tuple[int, int, int], c
     if not 0 <= min(channels) <= max(channels) < count:
         raise DataError(
             f"{path}: has {count} channel(s), but '{modality.name}' takes {', '.join(map(str, channels))} (from 0); "
-            "mend 'channels' in dataset.json"
+            f"mend --channels, or 'channels' in dataset.json{images.axes(array.shape)}"
         )
     if count == 1:
         return cv2.merge([array] * 3)
@@ -157,13 +166,18 @@ def read_label(
 def _raw_label(path: Path, max_pixels: int | None) -> Array:
     """(H, W) integers as stored."""
     header = images.header(path)
-    if header.format == "jpeg" or header.has_palette or header.channels not in (1, 4):
-        what = "a JPEG" if header.format == "jpeg" else "a palette picture" if header.has_palette else "in colour"
+    if header.is_lossy or header.has_palette or header.channels not in (1, 4):
+        what = lossy(header) if header.is_lossy else "a palette picture" if header.has_palette else "in colour"
         raise DataError(f"{path}: is {what}; labels must be class numbers in one channel, lossless (PNG)")
     array = images.read(path, max_pixels=max_pixels)
     if array.dtype.kind not in "iu":
         raise DataError(f"{path}: holds {array.dtype}; labels must be whole numbers")
     return array if array.ndim == len("HW") else array[:, :, 0]
+
+
+def lossy(header: Header) -> str:
+    """What a picture is whose compression changes its values."""
+    return {"jpeg": "a JPEG", "webp": "a lossy WebP"}.get(header.format, f"a {header.format.upper()} of JPEG pixels")
 
 
 @lru_cache(maxsize=8)
@@ -218,8 +232,8 @@ def _few(values: Sequence[int]) -> str:
 def _of_colours(path: Path, palette: tuple[Colour, ...], max_pixels: int | None) -> npt.NDArray[np.uint8]:
     """(H, W) classes of a picture in the palette's colours; other colours become 255."""
     header = images.header(path)
-    if header.format == "jpeg":
-        raise DataError(f"{path}: is a JPEG; labels in colours must be lossless (PNG), or no colour is exact")
+    if header.is_lossy:
+        raise DataError(f"{path}: is {lossy(header)}; labels in colours must be lossless (PNG), or no colour is exact")
     array = images.read(path, max_pixels=max_pixels)
     if array.ndim == len("HW") or array.shape[2] not in (3, 4) or array.dtype != np.uint8:
         raise DataError(f"{path}: is no 8-bit RGB picture, but labels of this data set are (label.colours)")

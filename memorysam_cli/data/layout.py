@@ -21,6 +21,7 @@ from memorysam_cli.data.manifest import SPLITS, Scene
 from memorysam_cli.data.templates import Fields, Template, Tree, compiled
 from memorysam_cli.dataset import Colour, Crop, DatasetInfo, LabelRule, Modality
 from memorysam_cli.errors import DataError
+from memorysam_cli.storage import documents
 from memorysam_cli.text import shown
 
 MARKER = "memorysam-synthetic.json"
@@ -63,10 +64,7 @@ class Lists:
 
     def _entries(self, path: Path) -> Iterator[Fields]:
         """The fields of every line that is not empty."""
-        try:
-            lines = path.read_text(encoding="utf-8-sig").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: cannot be read as a list of names ({error}); unpack it again") from None
+        lines = documents.read_text(path, limit=documents.MAX_JSON_BYTES).split("\n")
         forms = [compiled(text) for text in self.lines]
         for number, line in enumerate(lines, start=1):
             entry = line.strip()
@@ -189,6 +187,8 @@ class DatasetLayout:
     """A field, and the pattern of it whose group ``case`` is the failure case."""
     cases: tuple[str, ...] = ()
     crop: Crop | None = None
+    antialias: bool = False
+    """Whether the published code antialiases where images shrink."""
     notes: tuple[str, ...] = ()
     """Lines below the expected tree."""
 
@@ -350,7 +350,10 @@ class DatasetLayout:
         return f" ({', '.join(words)})" if words else ""
 
     def _info(self, chosen: _Chosen) -> DatasetInfo:
-        modalities = [Modality.model_validate({**dict(each), **here.reading}) for each, here in chosen.sensors]
+        modalities = [
+            Modality.model_validate({**dict(each), "antialias": self.antialias, **here.reading})
+            for each, here in chosen.sensors
+        ]
         return DatasetInfo(
             name=self.name,
             title=self.title,

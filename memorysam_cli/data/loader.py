@@ -142,7 +142,8 @@ def training_batches(
         )
     order = epoch_order(len(scenes), seed=recipe.train.seed, epoch=epoch)
     mine = [BatchRequest(numbers) for numbers in batches_of(order, batch=recipe.train.batch, rank=rank, world=world)]
-    source = TrainingBatches(manifest, scenes, recipe, epoch, modalities_of(manifest.info, recipe.data.modalities))
+    chosen = modalities_of(manifest.info, recipe.data.modalities, antialias=recipe.data.antialias)
+    source = TrainingBatches(manifest, scenes, recipe, epoch, chosen)
     return load(source, mine[start:], workers=recipe.data.workers)
 
 
@@ -201,17 +202,17 @@ def unlabelled_scenes(
     return (load_in_threads if in_threads else load)(source, range(len(scenes)), workers=workers)
 
 
-def modalities_of(info: DatasetInfo, names: Iterable[str]) -> tuple[Modality, ...]:
-    """The modalities of these names, in this order.
+def modalities_of(info: DatasetInfo, names: Sequence[str], *, antialias: bool | None = None) -> tuple[Modality, ...]:
+    """The modalities of these names, in this order, as of :meth:`DatasetInfo.chosen`.
 
     Raises:
         DataError: the data set has no such modality.
     """
-    known = {modality.name: modality for modality in info.modalities}
+    known = [modality.name for modality in info.modalities]
     for name in names:
         if name not in known:
             raise DataError(f"{info.name}: has no modality '{name}'{did_you_mean(name, known)}")
-    return tuple(known[name] for name in names)
+    return info.chosen(names, antialias=antialias)
 
 
 def batches_per_epoch(count: int, *, batch: int, world: int = 1) -> int:

@@ -7,19 +7,19 @@ set is. ``memorysam prepare`` writes both; every other command reads them and lo
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 
 from memorysam_cli.data import DATASETS
-from memorysam_cli.dataset import DatasetInfo, Strict
+from memorysam_cli.dataset import DatasetInfo, Strict, is_inside
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import atomic, documents
 
@@ -154,39 +154,54 @@ def read(root: Path, dataset: str) -> Manifest:
     """
     info = read_info(root, dataset)
     path = folder(root, dataset) / SCENES
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; prepare it again: {prepare_line(root, dataset)}") from None
-    if hashlib.sha256(content).hexdigest() != info.content_hash:
+    if hashlib.sha256(_content(path, again=prepare_line(root, dataset))).hexdigest() != info.content_hash:
         raise DataError(
             f"{path}: was changed since it was prepared, or is torn; if you edited it, type: "
             f"{sign_line(root, dataset)}; else prepare it again: {prepare_line(root, dataset)}"
         )
-    return Manifest(root=root, info=info, scenes=tuple(_scene(line) for line in content.splitlines()))
+    found = _read_scenes(root, info)
+    refuse_shared_ids(found.scenes, where=f"{path}: ")
+    return found
 
 
 def read_unsigned(root: Path, dataset: str) -> Manifest:
-    """Read a manifest that may have been edited by hand: nothing is taken on trust, its hash is not compared.
+    """Read a manifest that may have been edited by hand: its hash is not compared, and scenes may share ids.
 
     Raises:
-        DataError: as :func:`read`; or a line is no scene (names ``file:line`` and the key).
+        DataError: otherwise as :func:`read`.
     """
-    info = read_info(root, dataset)
-    path = folder(root, dataset) / SCENES
+    return _read_scenes(root, read_info(root, dataset))
+
+
+def _content(path: Path, *, again: str) -> bytes:
+    """All bytes of a list of scenes, of any length."""
+    try:
+        return documents.read_bytes(path, limit=sys.maxsize)
+    except DataError as error:
+        raise DataError(f"{error}; or prepare it again: {again}") from None
+
+
+def _read_scenes(root: Path, info: DatasetInfo) -> Manifest:
+    """The one reader of ``scenes.jsonl``, for all commands: nothing is taken on trust.
+
+    Raises:
+        DataError: a line is no scene of this data set; names ``file:line`` and the key.
+    """
+    path = folder(root, info.name) / SCENES
     wanted = {modality.name for modality in info.modalities}
     scenes = []
-    for number, value in enumerate(documents.read_json_lines(path), 1):
+    for number, value in enumerate(documents.each_json_line(path, may_be_torn=False), 1):
         try:
             line = _Line.model_validate(value)
         except ValidationError as error:
             raise DataError(f"{path}:{number}: {_first_fault(error)}; mend the line or remove it") from None
-        missing, unknown = sorted(wanted - set(line.files)), sorted(set(line.files) - wanted)
-        if missing or unknown:
+        if line.files.keys() != wanted:
+            missing, unknown = sorted(wanted - set(line.files)), sorted(set(line.files) - wanted)
             what = f"has no '{missing[0]}'" if missing else f"has '{unknown[0]}', which {INFO} does not know"
             raise DataError(f"{path}:{number}: scene {line.id} {what}; every scene has all modalities of {INFO}")
-        scenes.append(Scene(**line.model_dump(exclude={"bytes"})))
-    return Manifest(root=root, info=info, scenes=tuple(scenes))
+        scenes.append(Scene(line.id, line.split, line.condition, line.case, line.files, line.label))
+    # As the lines say: what dataset.json counts covers no hash.
+    return Manifest(root, info.model_copy(update={"counts": count_splits(scenes)}), tuple(scenes))
 
 
 def read_info(root: Path, dataset: str) -> DatasetInfo:
@@ -200,9 +215,12 @@ def read_info(root: Path, dataset: str) -> DatasetInfo:
         here = ", ".join(prepared(root)) or "nothing"
         raise DataError(f"{root}: data set '{dataset}' is not prepared (prepared there: {here}); type: {line}")
     try:
-        return DatasetInfo.model_validate(documents.read_json(path))
+        info = DatasetInfo.model_validate_json(documents.to_json(documents.read_json(path)), strict=True)
     except ValidationError as error:
         raise DataError(f"{path}: {_first_fault(error)}; mend it or prepare it again: {line}") from None
+    if info.name != dataset:
+        raise DataError(f"{path}: name: is '{info.name}', but its folder is '{dataset}'; write the folder's name there")
+    return info
 
 
 def count_splits(scenes: Iterable[Scene]) -> dict[str, int]:
@@ -212,8 +230,8 @@ def count_splits(scenes: Iterable[Scene]) -> dict[str, int]:
     return {name: counts[name] for name in order}
 
 
-def refuse_shared_ids(scenes: Sequence[Scene]) -> None:
-    """Refuse scenes whose outputs would meet in one file, on any file system.
+def refuse_shared_ids(scenes: Sequence[Scene], *, where: str = "") -> None:
+    """Refuse scenes whose outputs would meet in one file, on any file system; ``where`` begins the message.
 
     Raises:
         DataError: two ids are equal, or differ in case or Unicode form alone; or a name is not valid UTF-8.
@@ -221,11 +239,11 @@ def refuse_shared_ids(scenes: Sequence[Scene]) -> None:
     for scene in scenes:
         for name in (scene.id, *scene.paths):
             if not is_text(name):
-                raise DataError(f"{name!r}: is not valid UTF-8; rename it")
+                raise DataError(f"{where}{name!r}: is not valid UTF-8; rename it")
     for first, second in shared_ids(scenes):
         raise DataError(
-            f"scenes {scenes[first].id!r} and {scenes[second].id!r} would share one output file; rename one (case and "
-            "file suffix alone do not tell two scenes apart)"
+            f"{where}scenes {scenes[first].id!r} and {scenes[second].id!r} would share one output file; rename one "
+            "(case and file suffix alone do not tell two scenes apart)"
         )
 
 
@@ -240,7 +258,7 @@ def shared_ids(scenes: Sequence[Scene]) -> Iterator[tuple[int, int]]:
 
 def is_text(name: str) -> bool:
     """False for names that the file system holds as bytes that are no UTF-8."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 class _Line(Strict):
@@ -252,7 +270,8 @@ class _Line(Strict):
     case: str | None = None
     files: dict[str, Annotated[tuple[str, ...], Field(min_length=1)]]
     label: str | None = None
-    bytes: tuple[int, ...] = ()
+    bytes: Any = None
+    """The files' sizes, which the hash covers; nobody reads them."""
 
     @field_validator("id", "split", "label")
     @classmethod
@@ -269,12 +288,6 @@ class _Line(Strict):
         return files
 
 
-def is_inside(path: str) -> bool:
-    """Whether a path leads below its root: relative, forward slashes, no ``..``, ``.`` or empty part, no NUL."""
-    parts = path.split("/")
-    return not ({"", ".", ".."} & set(parts) or "\\" in path or "\0" in path or PureWindowsPath(path).drive)
-
-
 def _first_fault(error: ValidationError) -> str:
     """The first thing that pydantic refuses: ``key: reason``."""
     first = error.errors()[0]
@@ -289,11 +302,3 @@ def _line(root: Path, scene: Scene) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}, though it was there a moment ago; try again") from None
     return {**asdict(scene), "bytes": sizes}
-
-
-def _scene(line: bytes) -> Scene:
-    """A scene from its line."""
-    content = json.loads(line)
-    del content["bytes"]
-    files = {name: tuple(paths) for name, paths in content.pop("files").items()}
-    return Scene(**content, files=files)

@@ -19,7 +19,7 @@ from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.check import check
 from memorysam_cli.data.findings import CheckReport, Dropped, Problem
 from memorysam_cli.data.layout import MARKER, DataAmbiguous, DataNotFound, DatasetLayout, is_rendered
-from memorysam_cli.data.listing import relative, walk
+from memorysam_cli.data.listing import by_suffix, relative, walk
 from memorysam_cli.data.manifest import INFO, SCENES, Manifest, Scene
 from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.errors import DataError, PartialError, UsageError, did_you_mean
@@ -55,7 +55,7 @@ def survey(name: str, root: Path, *, inside: Path | None = None) -> Manifest:
 def survey_synthetic(root: Path, *, layout: SyntheticLayout) -> Manifest:
     """List the scenes that :func:`render_synthetic` made, as the data set ``synthetic`` or ``synthetic-mcubes``."""
     name = "synthetic" if layout == "deliver" else f"synthetic-{layout}"
-    real = layout_of(layout)
+    real = replace(layout_of(layout), antialias=False)  # of no published code; the demo's figures are without
     manifest = _listed(real, folder=real.find(synthetic_folder(root, layout=layout)), root=root)
     info = manifest.info.model_copy(update={"name": name, "title": f"mini-{real.title}"})
     return replace(manifest, info=info)
@@ -326,7 +326,8 @@ def _with_layout(report: CheckReport, manifest: Manifest) -> CheckReport:
     ignored = sorted({*layout.strays(folder, manifest.scenes), *(seen - used)})
     strays = Problem.of("stray", ignored)
     if strays.count:
-        about.append(f"{strays.count} files belong to no scene, such as {shown(strays.first[0])}")
+        files = "1 file belongs" if strays.count == 1 else f"{strays.count} files belong"
+        about.append(f"{files} to no scene ({by_suffix(ignored)}), such as {shown(strays.first[0])}")
     return replace(
         report,
         warnings=(*report.warnings, *about, *layout.remarks(report.scenes)),

@@ -87,7 +87,7 @@ def augment(
     size: int,
     rng: np.random.Generator,
 ) -> Sample:
-    """Colour jitter, flip, blur, then one random resized crop of all frames and the label.
+    """Colour jitter, flip, blur, then one random resized crop of all frames and the label; the blur may come last.
 
     Args:
         sample: of any size.
@@ -108,13 +108,18 @@ def augment(
     draw = Draw.by(rng)
     flips = draw.flip < augment.flip
     known = {modality.name: modality for modality in modalities}
+
+    def softened(frames: dict[str, Array]) -> dict[str, Array]:
+        return {name: soften(frame, known[name], augment=augment, draw=draw) for name, frame in frames.items()}
+
     frames = {}
     for name, frame in sample.frames.items():
         jittered = change_colours(frame, known[name], augment=augment, draw=draw)
-        flipped = mirror(jittered, known[name]) if flips else jittered
-        frames[name] = soften(flipped, known[name], augment=augment, draw=draw)
+        frames[name] = mirror(jittered, known[name]) if flips else jittered
     label = np.ascontiguousarray(sample.label[:, ::-1]) if sample.label is not None and flips else sample.label
-    return _resized_crop(Sample(frames, label), modalities=modalities, scale=augment.scale, size=size, draw=draw)
+    whole = Sample(frames if augment.blur_after_crop else softened(frames), label)
+    cut = _resized_crop(whole, modalities=modalities, scale=augment.scale, size=size, draw=draw)
+    return Sample(softened(cut.frames), cut.label) if augment.blur_after_crop else cut
 
 
 def change_colours(frame: Array, modality: Modality, *, augment: Augment, draw: Draw) -> Array:
@@ -332,12 +337,15 @@ def without_left(sample: Sample, crop: Crop | None) -> Sample:
 
 def _resize(sample: Sample, *, modalities: Sequence[Modality], height: int, width: int) -> Sample:
     """Frames as their modality says, the label floor-nearest."""
-    how = {modality.name: modality.interpolation for modality in modalities}
+    known = {modality.name: modality for modality in modalities}
+
+    def resized(name: str, frame: Array) -> Array:
+        if known[name].interpolation == "nearest":
+            return resize_nearest(frame, height=height, width=width)
+        return resize_bilinear(frame, height=height, width=width, antialias=known[name].antialias)
+
     return Sample(
-        {
-            name: (resize_nearest if how[name] == "nearest" else resize_bilinear)(frame, height=height, width=width)
-            for name, frame in sample.frames.items()
-        },
+        {name: resized(name, frame) for name, frame in sample.frames.items()},
         None if sample.label is None else resize_nearest(sample.label, height=height, width=width),
     )
 
@@ -364,20 +372,46 @@ def resize_nearest(array: Array, *, height: int, width: int) -> Array:
     return result
 
 
-def resize_bilinear(array: Array, *, height: int, width: int) -> Array:
-    """Bilinear between pixel centres, without antialiasing, at every scale.
+def resize_bilinear(array: Array, *, height: int, width: int, antialias: bool = False) -> Array:
+    """Bilinear between pixel centres, computed in float32.
 
     Args:
         array: (H, W, 3) uint8, uint16 or float32.
         height: of the result, in pixels.
         width: of the result, in pixels.
+        antialias: where a side shrinks, average over all pixels that become one: a triangle filter as wide as the
+            shrinking factor. Without, two pixels of each side count at every scale.
 
     Returns:
         (height, width, 3) of the same dtype, rounded to the nearest integer; the array itself where its size is right.
+
+    Source: METHOD §5, "How the reference resizes".
     """
-    if array.shape[:2] == (height, width):
+    rows, columns = array.shape[:2]
+    if (rows, columns) == (height, width):
         return array
-    return cv2.resize(np.ascontiguousarray(array), (width, height), interpolation=cv2.INTER_LINEAR)
+    if antialias and (height < rows or width < columns):
+        return cv2.merge([_antialiased(plane, height=height, width=width) for plane in cv2.split(array)])
+    # OpenCV's arithmetic on 8-bit values is one level low in an eighth of the results; on others it is in float32.
+    values = np.ascontiguousarray(array, np.float32 if array.dtype == np.uint8 else array.dtype)
+    return _rounded(cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR), array.dtype)
+
+
+def _antialiased(plane: Array, *, height: int, width: int) -> Array:
+    """One channel through PyTorch's triangle filter, the very one of the reference: (H, W) -> (height, width)."""
+    import torch  # here alone, as in to_tensor
+
+    values = torch.from_numpy(np.ascontiguousarray(plane, np.float32))[None, None]  # (H, W) -> (1, 1, H, W)
+    result = torch.nn.functional.interpolate(values, size=(height, width), mode="bilinear", antialias=True)
+    return _rounded(result[0, 0].numpy(), plane.dtype)
+
+
+def _rounded(values: Array, dtype: np.dtype[Any]) -> Array:
+    """float32 in the range of a dtype as that dtype, integers rounded to the nearest, halves to even."""
+    if values.dtype == dtype:
+        return values
+    # OpenCV rounds 8 bits and casts at once, five times as fast.
+    return cv2.convertScaleAbs(values) if dtype == np.uint8 else np.rint(values).astype(dtype)
 
 
 def _each(sample: Sample, change: Callable[[Array], Array]) -> Sample:

@@ -7,9 +7,11 @@ side by side (:func:`side_by_side`), each on its own scenes, and hear of each ot
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -42,6 +44,8 @@ _SHOWN = 60
 _patient: dict[dist.ProcessGroup | None, dist.ProcessGroup] = {}
 """The group of what is agreed on the CPU, whatever the device is, by the group of all processes that it was made in."""
 _watches: dict[dist.ProcessGroup | None, PeerWatch] = {}
+_has_failed = threading.Event()
+"""Work that all take part in ended by an error: some of it may still be waited for."""
 
 
 def own_device(device: torch.device) -> torch.device:
@@ -79,6 +83,21 @@ def connect(accelerator: Accelerator) -> None:
             watch = _watch(store, rank, accelerator.num_processes, on_stuck=_exit_stuck)
             watch.start()
             _watches[dist.group.WORLD] = watch
+        # Whoever refuses its work next may end before another is connected, and would seem to be lost.
+        with lost_ones_named(accelerator, advice=lambda: "start it again"):
+            _patient_group().barrier().wait()
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    """End the engine's threads while Python still runs: one that lets go of a tensor after that aborts the process.
+
+    Not after an error, when they may wait for another process that is lost.
+    """
+    if not _has_failed.is_set() and dist.is_initialized():
+        _patient.clear()
+        _watches.clear()
+        dist.destroy_process_group()
 
 
 def _meet(store: Any, rank: int, world: int, *, patience: timedelta) -> None:
@@ -147,7 +166,10 @@ def lost_ones_named(accelerator: Accelerator, *, advice: Callable[[], str]) -> I
     with contextlib.nullcontext() if watch is None else watch.at_work(advice):
         try:
             yield
-        except RuntimeError as error:
+        except BaseException as error:
+            _has_failed.set()
+            if not isinstance(error, RuntimeError):
+                raise
             is_theirs = isinstance(error, dist.DistError) or any(words in str(error) for words in _LOST)
             is_theirs &= not is_out_of_memory(error)  # NCCL passes CUDA's words on
             if accelerator.num_processes == 1 or not is_theirs:

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from memorysam_cli.losses.loss import Exchange, Loss, LossInputs, Task
 from memorysam_cli.recipe import Spmm
 
+REFERENCE_CLASSES = 25
+"""Over so many classes the reference takes its mean, whatever the data set has: it is written into its code."""
+
 
 class SpmmLoss(Loss):
     """The prototypical adaptation loss of an update; its settings are the recipe's ``spmm``, its state the prototypes.
@@ -26,8 +29,9 @@ class SpmmLoss(Loss):
         self.memory: PrototypeMemory | None = None
         if settings.variant != "off":
             self.memory = PrototypeMemory(
-                len(task.classes), width=task.width, variant=settings.variant, momentum=settings.momentum
-            ).to(task.device)
+                len(task.classes), width=task.width, variant=settings.variant, momentum=settings.momentum,
+                mean_over=REFERENCE_CLASSES,
+            ).to(task.device)  # fmt: skip
 
     def __call__(self, inputs: LossInputs) -> Tensor:
         if self.memory is None:
@@ -69,6 +73,7 @@ class PrototypeMemory(nn.Module):
         variant: ``reference`` with the public code's quirks (absent classes pull G to 0, means are divided by the
             pixel count twice, G is updated before the loss), or ``paper``.
         momentum: the share of the old G that an update keeps.
+        mean_over: the number of classes that the ``reference`` variant's mean counts, be there fewer or more; None: C.
 
     Source: METHOD §3.
     """
@@ -77,11 +82,13 @@ class PrototypeMemory(nn.Module):
     seen: Tensor
 
     def __init__(
-        self, classes: int, *, width: int, variant: Literal["reference", "paper"], momentum: float = 0.8
-    ) -> None:
+        self, classes: int, *, width: int, variant: Literal["reference", "paper"], momentum: float = 0.8,
+        mean_over: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.variant = variant
         self.momentum = momentum
+        self.mean_over = mean_over or classes
         self.register_buffer("prototypes", torch.zeros(classes, width))
         self.register_buffer("seen", torch.zeros(classes, dtype=torch.bool))
 
@@ -109,7 +116,7 @@ class PrototypeMemory(nn.Module):
         with torch.no_grad():
             self._blend(local, torch.ones_like(self.seen))
             self.seen |= counts > 0
-        return (local - self.prototypes).square().mean()
+        return (local - self.prototypes).square().sum() / (self.mean_over * local.shape[1])
 
     def _paper(self, means: Tensor, counts: Tensor) -> Tensor:
         present = counts > 0

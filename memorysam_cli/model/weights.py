@@ -74,7 +74,7 @@ class WeightsCard(Strict):
     @property
     def modalities(self) -> tuple[Modality, ...]:
         """The sensors, in the order in which the memory sees them."""
-        return tuple(self.dataset.modality(name) for name in self.recipe.data.modalities)
+        return self.dataset.chosen(self.recipe.data.modalities, antialias=self.recipe.data.antialias)
 
 
 class Segmenter(MemorySAM):

@@ -31,7 +31,6 @@ from memorysam_cli.recipe.schema import (
     Section,
     Spmm,
     Train,
-    is_word,
 )
 
 __all__ = [
@@ -54,7 +53,6 @@ __all__ = [
     "Section",
     "Spmm",
     "Train",
-    "is_word",
     "load",
     "loss_settings",
     "parse",

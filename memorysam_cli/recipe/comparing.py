@@ -18,6 +18,7 @@ from typing import Any, get_args
 
 import yaml
 
+from memorysam_cli.dataset import is_word
 from memorysam_cli.errors import UsageError
 from memorysam_cli.recipe.reading import (
     EXTENDS,
@@ -31,7 +32,7 @@ from memorysam_cli.recipe.reading import (
     section_of,
     shipped,
 )
-from memorysam_cli.recipe.schema import Dumper, Recipe, Section, is_word
+from memorysam_cli.recipe.schema import Dumper, Recipe, Section
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
 """The one that editors know best."""

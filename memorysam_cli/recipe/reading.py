@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from memorysam_cli.dataset import Name
 from memorysam_cli.errors import UsageError, did_you_mean
-from memorysam_cli.recipe.schema import UNKNOWN_NAME, LossSettings, Name, Recipe, Section, without_retired
+from memorysam_cli.recipe.schema import UNKNOWN_NAME, LossSettings, Recipe, Section, without_retired
 from memorysam_cli.registry import LOSSES, add_files
 from memorysam_cli.storage.documents import parse_yaml, read_yaml
 from memorysam_cli.validation import first_fault, kind_of, line_of

@@ -5,13 +5,11 @@ A key is a field with a docstring; the pages and the JSON Schema for editors are
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -24,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from memorysam_cli.dataset import Strict
+from memorysam_cli.dataset import WORD, Name, Strict
 from memorysam_cli.errors import UsageError
 from memorysam_cli.registry import ENCODERS, FUSIONS, HINT, Registry
 from memorysam_cli.storage.documents import parse_yaml
@@ -42,21 +40,6 @@ AUTO = "auto"
 """As ``data.dataset``: the one that is prepared below the data root."""
 ALL = "all"
 """As the only one of ``data.modalities``: all that the data set has."""
-
-
-WORD = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-"""The pattern of what can name a folder, a data set, a modality."""
-
-
-def is_word(text: str) -> bool:
-    """Whether a text can name a folder, a data set, a modality."""
-    return re.fullmatch(WORD, text) is not None
-
-
-def _word(text: str) -> str:
-    if not is_word(text):
-        raise ValueError("must be a word of letters, digits, '.', '_' and '-', beginning with a letter or a digit")
-    return text
 
 
 RETIRED = {"augment.aolp_flip": "reference"}
@@ -108,8 +91,6 @@ def _choices(names: Sequence[str]) -> Any:
 EncoderName = Annotated[str, BeforeValidator(_registered(ENCODERS)), _choices(BACKBONES)]
 FusionName = Annotated[str, BeforeValidator(_registered(FUSIONS)), _choices(FUSIONS.built_in)]
 LoraTarget = Annotated[str, _choices(LORA_TARGETS)]
-Name = Annotated[str, AfterValidator(_word), Field(json_schema_extra={"pattern": f"^{WORD}$"})]
-"""A word that can name a folder."""
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -137,6 +118,9 @@ class Data(Section):
     max_bad: float = Field(default=0.0, ge=0, lt=1)
     """Share of the training scenes that may turn out to be unreadable; others then stand in for them. 0: the first one
     ends the run."""
+    antialias: bool | None = None
+    """Average over all pixels that become one where bilinear images shrink, in training and evaluation; null: as
+    ``dataset.json`` says of each modality. DELIVER's published code does, MCubeS's does not."""
 
     @field_validator("modalities")
     @classmethod
@@ -159,6 +143,8 @@ class Augment(Section):
     """Probability of a Gaussian blur: 3×3, or as wide as ``blur_sigma`` asks; for what is marked as photometric."""
     blur_sigma: tuple[float, float] | None = None
     """Range of sigma in pixels; none: 0.8, what a 3×3 kernel means."""
+    blur_after_crop: bool = False
+    """Blur what the crop has left instead of the whole image before it (as the reference does it on MCubeS)."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Range of the short side relative to ``data.image_size``."""
 

@@ -27,6 +27,12 @@ SKEWED = 50
 """How much commoner the commonest class must be than the rarest one for a logarithmic axis."""
 FEW = 30
 """Points below which each one is marked."""
+MOST_WITH_TEXT = 40
+"""Classes up to which the cells of a confusion matrix carry their percentage."""
+WIDEST_MATRIX = 28.0
+"""Inches: 3,360 pixels. 255 classes at the size of 40 would take gigabytes."""
+TALLEST = 240.0
+"""Inches of any figure: 28,800 pixels; Matplotlib refuses 65,536."""
 
 TERM_COLOURS = (ORANGE, PURPLE, VERMILION, GREEN, GREY)
 """Of the losses that make up the whole one, in their order; beyond these they come again."""
@@ -46,21 +52,25 @@ def confusion_matrix(matrix: ArrayLike, *, classes: Sequence[str], title: str = 
         title: the line above.
 
     Returns:
-        A PNG. Cells from 1 % on carry their percentage; a class without ground truth is grey.
+        A PNG of bounded size. Cells from 1 % on carry their percentage, of up to :data:`MOST_WITH_TEXT` classes; a
+        class without ground truth is grey.
     """
     counts = np.asarray(matrix, dtype=np.float64)
     truth = counts.sum(1, keepdims=True)
     percent = np.divide(100 * counts, truth, out=np.full_like(counts, np.nan), where=truth > 0)
     names = [_short(name) for name in classes]
-    side = max(4.5, 0.42 * len(names) + 2.2 + 0.07 * max(map(len, names), default=0))
+    margin = 2.2 + 0.07 * max(map(len, names), default=0)
+    side = min(WIDEST_MATRIX, max(4.5, 0.42 * len(names) + margin))
+    points = min(9.0, 0.8 * 72 * (side - margin) / max(1, len(names)))  # of a name, which has a row's height
     with drawing(width=side + 0.8, height=side) as (figure, png):
         axes = figure.add_subplot()
         axes.set_facecolor("#dddddd")
         heat = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-        _write_cells(axes, percent)
+        if len(names) <= MOST_WITH_TEXT:
+            _write_cells(axes, percent)
         ticks = range(len(names))
-        axes.set_xticks(ticks, names, rotation=90)
-        axes.set_yticks(ticks, names)
+        axes.set_xticks(ticks, names, rotation=90, fontsize=points)
+        axes.set_yticks(ticks, names, fontsize=points)
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
         figure.suptitle(title, wrap=True)
@@ -274,7 +284,7 @@ def drawing(*, width: float, height: float) -> Iterator[tuple[Figure, io.BytesIO
 
     buffer = io.BytesIO()
     with matplotlib.rc_context({"text.parse_math": False, "font.size": 9}):
-        figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+        figure = Figure(figsize=(width, min(height, TALLEST)), dpi=120, layout="constrained")
         yield figure, buffer
         # Tight: the layout forgets the axis label of a square heat map with long tick names.
         figure.savefig(buffer, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.15)

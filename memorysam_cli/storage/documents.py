@@ -7,6 +7,7 @@ and aliases do not exist. Whoever means text writes quotes.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -25,6 +26,9 @@ from memorysam_cli.text import megabytes, shown
 
 MAX_DEPTH = 20
 MAX_BYTES = 1_000_000
+"""Of a text that people write."""
+MAX_JSON_BYTES = 100_000_000
+"""Of a JSON document, and of a line of JSON."""
 
 _WORDS: dict[str, Any] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
@@ -37,6 +41,7 @@ _LEADING_ZERO = re.compile(r"[-+]?0[0-9]")
 _NOT_FINITE = re.compile(r"[-+]?\.?(inf|infinity|nan)", re.IGNORECASE)
 _MAX_DIGITS = 18
 _TAIL_BYTES = 4096
+_WORDS_SHOWN = 200
 
 
 class _Refused(Exception):
@@ -162,14 +167,27 @@ def read_yaml(path: Path) -> Any:
     Raises:
         UsageError: missing, not a file, larger than 1 MB, not UTF-8, or refused by :func:`parse_yaml`.
     """
-    name = shown(path)
-    data = _read(path, UsageError, limit=MAX_BYTES)
+    return parse_yaml(read_text(path, kind=UsageError), where=shown(path))
+
+
+def read_text(path: Path, *, kind: type[MemorySamError] = DataError, limit: int = MAX_BYTES, option: str = "") -> str:
+    """Read a file of UTF-8 text; a byte order mark is passed over.
+
+    Args:
+        path: the file.
+        kind: as for :func:`read_bytes`.
+        limit: likewise.
+        option: that named the file, for messages, such as ``--classes``.
+
+    Raises:
+        MemorySamError: as :func:`read_bytes`; or it is not UTF-8, with the line.
+    """
+    data = read_bytes(path, kind=kind, limit=limit, option=option)
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise UsageError(f"{name}:{line}: not UTF-8 text; save the file as UTF-8") from error
-    return parse_yaml(text, where=name)
+        raise kind(f"{_named(path, option)}:{line}: not UTF-8 text; save the file as UTF-8") from error
 
 
 def _too_large(size: int, limit: int) -> str:
@@ -177,34 +195,95 @@ def _too_large(size: int, limit: int) -> str:
     return f"{megabytes(size)} is more than the {allowed} allowed; check that this is the file you mean"
 
 
-def _read(path: Path, kind: type[MemorySamError], *, limit: int | None = None) -> bytes:
-    """All bytes of a regular file, or ``kind``."""
+def _named(path: Path, option: str) -> str:
+    return f"{option} {shown(path)}".lstrip()
+
+
+def read_bytes(
+    path: Path, *, kind: type[MemorySamError] = DataError, limit: int = MAX_JSON_BYTES, option: str = ""
+) -> bytes:
+    """All bytes of a regular file: a device, a FIFO or a socket would never end, or never begin.
+
+    Args:
+        path: the file.
+        kind: what is raised.
+        limit: bytes that are allowed.
+        option: that named the file, for messages.
+
+    Raises:
+        MemorySamError: of that kind: missing, no regular file, too large, or it cannot be read.
+    """
+    name = _named(path, option)
     try:
         if not path.is_file():
-            raise kind(f"{shown(path)}: {'not a file' if path.exists() else 'no such file'}; check the path")
+            raise kind(f"{name}: {'not a file' if path.exists() else 'no such file'}; check the path")
         size = path.stat().st_size
-        if limit is not None and size > limit:
-            raise kind(f"{shown(path)}: {_too_large(size, limit)}")
+        if size > limit:
+            raise kind(f"{name}: {_too_large(size, limit)}")
         return path.read_bytes()
     except OSError as error:
-        raise kind(f"{shown(path)}: cannot read: {error.strerror}; mend that and run the same command again") from error
+        raise kind(f"{name}: cannot read: {error.strerror}; mend that and run the same command again") from error
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        DataError: missing, not UTF-8, not JSON, NaN or Infinity, a key given twice.
+        DataError: missing, too large, not UTF-8, not JSON, a number that is not finite, a key given twice.
     """
-    return _parse_json(_read(path, DataError), where=shown(path))
+    return parse_json(read_bytes(path), where=shown(path))
 
 
-def _parse_json(data: bytes, *, where: str) -> Any:
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object of ours.
+
+    Raises:
+        DataError: as :func:`read_json`, or it holds something else.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise DataError(f"{shown(path)}: holds no JSON object; run the command that wrote it again")
+    return found
+
+
+@contextlib.contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """Says of a file whose content is not as expected that it is so, rather than how Python stumbled over it.
+
+    For what only we write, and only somebody's hand or a damaged disk makes other than we wrote it: a mistake of ours
+    in the block would be blamed on the file, so that the block should only take the content apart.
+
+    Raises:
+        DataError: in the place of what the block stumbled over.
+    """
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_distinct)
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise DataError(
+            f"{shown(path)}: is not as this version of memorysam writes it ({type(error).__name__}: "
+            f"{shown(' '.join(str(error).split()), most=_WORDS_SHOWN)}); run the command that wrote it again"
+        ) from error
+
+
+def parse_json(data: bytes, *, where: str) -> Any:
+    """Read JSON from bytes; ``where`` begins the message.
+
+    Raises:
+        DataError: not UTF-8, not JSON, a number that is not finite, a key given twice.
+    """
+    try:
+        return _DECODER.decode(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         reason = " ".join(str(error).split()) if isinstance(error, ValueError) else "nested too deeply"
-        raise DataError(f"{where}: not valid JSON ({reason}); restore or remake the file") from error
+        raise DataError(f"{where}: not valid JSON ({shown(reason)}); restore or remake the file") from error
+
+
+def _finite(word: str) -> float:
+    """A number of JSON; ``1e999`` is one by its grammar, and no number to us."""
+    value = float(word)
+    if not math.isfinite(value):
+        raise ValueError(f"{word[:40]} is too large a number")
+    return value
 
 
 def _no_constant(word: str) -> Any:
@@ -216,6 +295,9 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) != len(pairs):
         raise ValueError(f"a key is given twice among {', '.join(key for key, _ in pairs)[:200]}")
     return values
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_distinct)
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
@@ -287,7 +369,7 @@ def _end_last_line(stream: FileIO) -> None:
 def _is_torn(line: bytes) -> bool:
     """Whether a last line without its newline is not a whole value: a cut number could pass for a shorter one."""
     try:
-        return not isinstance(_parse_json(line, where=""), dict | list)
+        return not isinstance(parse_json(line, where=""), dict | list)
     except DataError:
         return True
 
@@ -301,16 +383,26 @@ def read_json_lines(path: Path) -> list[Any]:
     return list(each_json_line(path))
 
 
-def each_json_line(path: Path) -> Iterator[Any]:
-    """As :func:`read_json_lines`, one line at a time: a file of any length needs the memory of a line."""
+def each_json_line(path: Path, *, may_be_torn: bool = True) -> Iterator[Any]:
+    """As :func:`read_json_lines`, one line at a time: a file of any length needs the memory of a line.
+
+    Args:
+        path: the file.
+        may_be_torn: it grows in place, so that a torn last line is left out; of others it is refused.
+
+    Raises:
+        DataError: missing, or ``file:line`` is not JSON.
+    """
     name = shown(path)
     if not path.is_file():
         raise DataError(f"{name}: {'not a file' if path.exists() else 'no such file'}; check the path")
     try:
         with path.open("rb") as stream:
-            for number, line in enumerate(stream, 1):
+            for number, line in enumerate(iter(lambda: stream.readline(MAX_JSON_BYTES + 1), b""), 1):
+                if len(line) > MAX_JSON_BYTES:
+                    raise DataError(f"{name}:{number}: a line of more than {megabytes(MAX_JSON_BYTES, decimals=0)}")
                 is_last = not line.endswith(b"\n")  # only the last line can lack it
-                if line.strip() and not (is_last and _is_torn(line)):
-                    yield _parse_json(line, where=f"{name}:{number}")
+                if line.strip() and not (may_be_torn and is_last and _is_torn(line)):
+                    yield parse_json(line, where=f"{name}:{number}")
     except OSError as error:
         raise DataError(f"{name}: cannot read: {error.strerror}; mend that and run the same command again") from error

@@ -1,4 +1,4 @@
-"""What PNG, JPEG and TIFF files say about themselves, read by hand: no decoding, no memory.
+"""What PNG, JPEG, TIFF, BMP and WebP files say about themselves, read by hand: no decoding, no memory.
 
 Also whether a file is all there: OpenCV may return an image for one that was cut.
 """
@@ -11,10 +11,13 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import BinaryIO
 
 _AGAIN = "get the file again"
-_CONVERT = "convert it to 8-bit or 16-bit PNG"
+_CONVERT = "save it as 8-bit or 16-bit PNG"
+READ = "PNG, JPEG, TIFF, BMP, WebP or NumPy"
+"""The formats that are read, in words."""
 _MAX_FIELD_BYTES = 16_000_000
 _SHORT_BITS, _WORD_BITS, _FLOAT_BITS = 8, 16, 32
 
@@ -32,7 +35,7 @@ class Header:
     """What a file promises, in the terms of the array that ``images.read`` returns."""
 
     format: str
-    """``png``, ``jpeg``, ``tiff``, ``npy`` or ``npz``: the content's, whatever the suffix."""
+    """``png``, ``jpeg``, ``tiff``, ``bmp``, ``webp``, ``npy`` or ``npz``: the content's, whatever the suffix."""
     height: int
     width: int
     channels: int
@@ -42,6 +45,8 @@ class Header:
     """The stored values are indices; reading gives their colours."""
     is_turned: bool = False
     """An EXIF mark asks viewers to turn the picture; we never do."""
+    is_lossy: bool = False
+    """Its compression changes values: no class number and no colour of a label is exact in it."""
 
 
 def take(stream: BinaryIO, count: int) -> bytes:
@@ -61,7 +66,7 @@ def take(stream: BinaryIO, count: int) -> bytes:
 
 
 def parse_image(stream: BinaryIO) -> Header | None:
-    """Header of a PNG, JPEG or TIFF; None for other content.
+    """Header of a picture; None for other content.
 
     Args:
         stream: at its start, seekable.
@@ -69,10 +74,10 @@ def parse_image(stream: BinaryIO) -> Header | None:
     Raises:
         Refused: truncated, damaged, or a kind that we do not read.
     """
-    start = stream.read(4)
+    start = stream.read(12)
     stream.seek(0)
     for signature, parse in _PARSERS.items():
-        if start.startswith(signature):
+        if signature.match(start):
             found = parse(stream)
             if found.height == 0 or found.width == 0:
                 raise Refused(f"has no pixels ({found.height} x {found.width}); {_AGAIN}")
@@ -90,7 +95,9 @@ def check_complete(data: bytes, found: Header) -> None:
     Raises:
         Refused: truncated; PNG also: damaged, by its own checksums.
     """
-    {"png": _check_png, "jpeg": _check_jpeg, "tiff": _check_tiff}[found.format](data)
+    {"png": _check_png, "jpeg": _check_jpeg, "tiff": _check_tiff, "bmp": _check_bmp, "webp": _check_webp}[found.format](
+        data
+    )
 
 
 def _truncated(kind: str, data: bytes, reason: str) -> Truncated:
@@ -150,7 +157,7 @@ def _parse_jpeg(stream: BinaryIO) -> Header:
             if bits != _SHORT_BITS or channels not in {1, 3}:
                 kind = "CMYK" if channels == 4 else f"{channels}-channel {bits}-bit"
                 raise Refused(f"a {kind} JPEG; convert it to RGB or grey with 8 bits")
-            return Header("jpeg", height, width, channels, "uint8", is_turned=is_turned)
+            return Header("jpeg", height, width, channels, "uint8", is_turned=is_turned, is_lossy=True)
         if marker == _EXIF:
             is_turned |= _is_turned(take(stream, max(0, length - 2)))
         else:
@@ -158,10 +165,10 @@ def _parse_jpeg(stream: BinaryIO) -> Header:
 
 
 def _is_turned(exif: bytes) -> bool:
-    """Whether a JPEG's EXIF data have an orientation other than upright."""
+    """Whether EXIF data have an orientation other than upright."""
     tiff = exif.removeprefix(b"Exif\0\0")
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    if tiff == exif or order is None:
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None:  # such as XMP, which JPEG has under the same mark
         return False
     try:
         (position,) = struct.unpack_from(f"{order}I", tiff, 4)
@@ -197,13 +204,31 @@ def _check_jpeg(data: bytes) -> None:
         raise _truncated("JPEG", data, "before its end marker") from error
 
 
-_FIELD_SIZES = {1: 1, 3: 2, 4: 4}
-_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES = 256, 257, 258, 262, 274, 277
-_PLANAR, _SAMPLE_FORMAT = 284, 339
+_FIELD_SIZES = {1: 1, 3: 2, 4: 4, 16: 8}
+_FIELD_CODES = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES = 256, 257, 258, 259, 262, 274, 277
+_PLANAR, _SAMPLE_FORMAT, _TILE_WIDTH, _TILE_HEIGHT = 284, 339, 322, 323
+_LARGEST_TILE = 4096
+"""Pixels of a tile's side that is longer than the picture's."""
 _SEGMENTS = {273: 279, 324: 325}
 """Offsets of strips or tiles -> their byte counts."""
+_TABLES = {*_SEGMENTS, *_SEGMENTS.values()}
+_TIFF_FIELDS = {
+    *_TABLES, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANAR, _SAMPLE_FORMAT,
+    _TILE_WIDTH, _TILE_HEIGHT,
+}  # fmt: skip
+_MAX_VALUES = 1024
+"""Of a field that is no table of pixel data."""
 _DTYPES = {(_SHORT_BITS, 1): "uint8", (_WORD_BITS, 1): "uint16", (_FLOAT_BITS, 3): "float32"}
 _COLORS = {1: "grey", 2: "RGB", 6: "YCbCr"}
+_JPEG_IN_TIFF = 7
+_COMPRESSIONS = {1, 5, _JPEG_IN_TIFF, 8, 32773, 32946}
+"""None, LZW, JPEG, deflate, PackBits, deflate: what OpenCV's libtiff is built with. For some others (JPEG XL) it gives
+wrong pixels instead of none."""
+_OTHER_COMPRESSIONS = {
+    **{2: "CCITT", 3: "CCITT", 4: "CCITT", 6: "old JPEG", 34712: "JPEG 2000", 34887: "LERC", 34925: "LZMA"},
+    **{50000: "ZSTD", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL"},
+}
 
 
 def _parse_tiff(stream: BinaryIO) -> Header:
@@ -211,46 +236,83 @@ def _parse_tiff(stream: BinaryIO) -> Header:
     try:
         (height,), (width,) = fields[_HEIGHT], fields[_WIDTH]
         bits = fields.get(_BITS, (1,))
+        (compression,) = fields.get(_COMPRESSION, (1,))
         (color,) = fields.get(_PHOTOMETRIC, (-1,))
         (channels,) = fields.get(_SAMPLES, (1,))
         (planar,) = fields.get(_PLANAR, (1,))
         formats = fields.get(_SAMPLE_FORMAT, (1,))
     except (KeyError, ValueError):
         raise Refused(f"damaged TIFF: its size fields are missing or wrong; {_AGAIN}") from None
+    tiles = {_TILE_WIDTH: width, _TILE_HEIGHT: height}
     dtype = _DTYPES.get((bits[0], formats[0]))
     if dtype is None or len(set(bits)) != 1 or len(set(formats)) != 1:
         raise Refused(f"a TIFF of {bits[0]} bits (sample format {formats[0]}); {_CONVERT} or a float32 TIFF")
-    if color not in _COLORS or channels not in {1, 3}:  # OpenCV multiplies the colours by alpha
-        raise Refused(f"a TIFF with {channels} channels of colour kind {color}, not grey or RGB; {_CONVERT}")
+    if compression not in _COMPRESSIONS:
+        name = _OTHER_COMPRESSIONS.get(compression, f"method {compression}")
+        raise Refused(
+            f"a TIFF compressed with {name}, which OpenCV's decoder lacks; save it with deflate, LZW or no compression"
+        )
+    if channels not in {1, 3} or (channels == 3 and color == 1 and dtype != "float32"):
+        raise Refused(_many_bands(channels))
+    if color not in _COLORS:
+        raise Refused(f"a TIFF of colour kind {color}, not grey or RGB; {_CONVERT}")
     if planar != 1 and channels != 1:
-        raise Refused(f"a TIFF with one plane per channel; {_CONVERT}")
+        raise Refused(f"a TIFF with one plane per channel; save it interleaved by pixel, or {_as_array(channels)}")
+    if any(fields.get(tag, (1,))[0] > max(_LARGEST_TILE, 2 * side) for tag, side in tiles.items()):
+        raise Refused(f"damaged TIFF: its tiles are larger than the picture; {_AGAIN}")
     if fields.get(_ORIENTATION, (1,)) != (1,):
         raise Refused("a TIFF with a rotation mark; save it upright")
-    return Header("tiff", height, width, channels, dtype)
+    return Header("tiff", height, width, channels, dtype, is_lossy=compression == _JPEG_IN_TIFF)
+
+
+def _many_bands(count: int) -> str:
+    """Why a TIFF of other than one or three bands is refused: OpenCV drops bands, or multiplies by the fourth."""
+    return f"a TIFF of {count} bands, but OpenCV reads grey and RGB alone; {_as_array(count)}"
+
+
+def _as_array(count: int) -> str:
+    """What to do with bands that no decoder gives."""
+    numbers = ",".join(str(min(number, count - 1)) for number in range(3))
+    return f"save its array (H, W, {count}) as .npy, and name three bands, such as --channels NAME={numbers}"
 
 
 def _tiff_fields(stream: BinaryIO) -> dict[int, tuple[int, ...]]:
-    """The first page's integer fields by tag."""
+    """The first page's integer fields by tag; of a BigTIFF too, whose offsets have 64 bits."""
     start = take(stream, 8)
     order = "<" if start[:2] == b"II" else ">"
-    _, position = struct.unpack(f"{order}2xHI", start)
+    is_big = struct.unpack(f"{order}2xH4x", start)[0] == _BIG
+    # Codes of a position and of the number of fields, bytes of a field.
+    place, number, size = ("Q", "Q", 20) if is_big else ("I", "H", 12)
+    (position,) = struct.unpack(f"{order}Q", take(stream, 8)) if is_big else struct.unpack(f"{order}4xI", start)
+    if position > _LAST_POSITION:
+        raise Refused(f"damaged TIFF: its fields lie at byte {position:,}; {_AGAIN}")
     stream.seek(position)
-    (count,) = struct.unpack(f"{order}H", take(stream, 2))
-    entries = take(stream, 12 * count)
-    if struct.unpack(f"{order}I", take(stream, 4))[0]:
+    (count,) = struct.unpack(f"{order}{number}", take(stream, struct.calcsize(number)))
+    entries = take(stream, size * count)
+    if struct.unpack(f"{order}{place}", take(stream, struct.calcsize(place)))[0]:
         raise Refused("a TIFF with several pages; save one")
-    return dict(_tiff_values(stream, entries, order=order))
+    return dict(_tiff_values(stream, entries, order=order, place=place))
 
 
-def _tiff_values(stream: BinaryIO, entries: bytes, *, order: str) -> Iterator[tuple[int, tuple[int, ...]]]:
-    for tag, kind, length, value in struct.iter_unpack(f"{order}HHI4s", entries):
+_BIG = 43
+_LAST_POSITION = (1 << 63) - 1
+"""That a file can have."""
+
+
+def _tiff_values(stream: BinaryIO, entries: bytes, *, order: str, place: str) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """The fields that we look at; a file may have 65,535 others, all of which name the same many bytes."""
+    inside = struct.calcsize(place)
+    for tag, kind, length, value in struct.iter_unpack(f"{order}HH{place}{inside}s", entries):
         size = _FIELD_SIZES.get(kind, 0) * length
-        if size == 0:
+        if size == 0 or tag not in _TIFF_FIELDS:
             continue
-        if size > len(value):
-            stream.seek(struct.unpack(f"{order}I", value)[0])
-        raw = value[:size] if size <= len(value) else take(stream, size)
-        yield tag, struct.unpack(f"{order}{length}{'?B?HI'[kind]}", raw)
+        if tag not in _TABLES and length > _MAX_VALUES:
+            raise Refused(f"damaged TIFF: {length} values in field {tag}; {_AGAIN}")
+        if size > inside:
+            (position,) = struct.unpack(f"{order}{place}", value)
+            stream.seek(min(position, _LAST_POSITION))
+        raw = value[:size] if size <= inside else take(stream, size)
+        yield tag, struct.unpack(f"{order}{length}{_FIELD_CODES[kind]}", raw)
 
 
 def _check_tiff(data: bytes) -> None:
@@ -266,9 +328,126 @@ def _check_tiff(data: bytes) -> None:
     raise Refused(f"damaged TIFF: it names no pixel data; {_AGAIN}")
 
 
-_PARSERS: dict[bytes, Callable[[BinaryIO], Header]] = {
-    b"\x89PNG": _parse_png,
-    b"\xff\xd8\xff": _parse_jpeg,
-    b"II*\x00": _parse_tiff,
-    b"MM\x00*": _parse_tiff,
+_BMP_HEADERS = {40, 52, 56, 64, 108, 124}
+_BMP_BITS = {1, 4, 8, 24, 32}
+_PLAIN, _BITFIELDS = 0, 3
+_MASKS, _ALPHA_MASK = (0xFF0000, 0xFF00, 0xFF), 0xFF000000
+_WITH_ALPHA_MASK = 56
+"""Bytes of the header from which it has a mask for alpha."""
+
+
+def _parse_bmp(stream: BinaryIO) -> Header:
+    _, size, width, height, bits, compression, used = _bmp_fields(stream)
+    if size not in _BMP_HEADERS or width <= 0:
+        raise Refused(f"damaged BMP, or one of a rare form: its header makes no sense; {_AGAIN}, or {_CONVERT}")
+    if bits not in _BMP_BITS or compression not in ({_PLAIN, _BITFIELDS} if bits == _FLOAT_BITS else {_PLAIN}):
+        raise Refused(f"a BMP of {bits} bits (compression {compression}); {_CONVERT}")
+    if bits > _SHORT_BITS:
+        *colors, alpha = struct.unpack("<4I", take(stream, 16)) if compression == _BITFIELDS else (*_MASKS, 0)
+        alpha = alpha if size >= _WITH_ALPHA_MASK else 0
+        if tuple(colors) != _MASKS or alpha not in {0, _ALPHA_MASK}:
+            raise Refused(f"a BMP whose colours are stored in a rare order; {_CONVERT}")
+        return Header("bmp", abs(height), width, 4 if alpha else 3, "uint8")
+    stream.seek(14 + size)
+    table = take(stream, 4 * min(used or 1 << bits, 1 << bits))
+    # As OpenCV: the stored numbers become their colours, and grey where all colours are grey.
+    is_grey = all(table[at] == table[at + 1] == table[at + 2] for at in range(0, len(table), 4))
+    is_number = is_grey and list(table[::4]) == list(range(len(table) // 4))
+    return Header("bmp", abs(height), width, 1 if is_grey else 3, "uint8", has_palette=not is_number)
+
+
+def _bmp_fields(stream: BinaryIO) -> tuple[int, ...]:
+    """Offset of the pixels, size of the header, width, height (negative: from the top), bits, compression, colours."""
+    return struct.unpack("<10xIIii2xHI12xI4x", take(stream, 54))
+
+
+def _check_bmp(data: bytes) -> None:
+    offset, _, width, height, bits, *_ = _bmp_fields(io.BytesIO(data))
+    end = offset + (width * bits + 31) // 32 * 4 * abs(height)  # rows end at multiples of four bytes
+    if end > len(data):
+        raise _truncated("BMP", data, f"{end - len(data):,} too early for its pixels")
+
+
+_WEBP_ALPHA, _WEBP_ANIMATED, _WEBP_CHUNKS = 0x10, 0x02, 100
+
+
+def _parse_webp(stream: BinaryIO) -> Header:
+    take(stream, 12)
+    extended, picture, is_turned = b"", (b"", b""), False
+    for kind, length in islice(_webp_chunks(stream), _WEBP_CHUNKS):
+        content = take(stream, min(length, 10 if kind != b"EXIF" else length))
+        if kind == b"VP8X":
+            extended = content
+        elif kind in {b"VP8 ", b"VP8L"}:
+            picture = picture if picture[0] else (kind, content)
+        elif kind == b"EXIF":
+            is_turned = _is_turned(content)
+    kind, content = picture
+    if extended and extended[0] & _WEBP_ANIMATED:
+        raise Refused("an animated WebP; save one frame")
+    is_marked = content[3:6] == b"\x9d\x01\x2a" if kind == b"VP8 " else content[:1] == b"\x2f"
+    if len(content) < 10 or not is_marked:
+        raise Refused(f"damaged WebP: its header makes no sense; {_AGAIN}")
+    if kind == b"VP8L":
+        (packed,) = struct.unpack_from("<I", content, 1)
+        width, height, has_alpha = (packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1, bool(packed >> 28 & 1)
+    else:
+        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", content, 6))
+        has_alpha = bool(extended and extended[0] & _WEBP_ALPHA)
+    channels = 4 if has_alpha else 3
+    return Header("webp", height, width, channels, "uint8", is_turned=is_turned, is_lossy=kind == b"VP8 ")
+
+
+def _webp_chunks(stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Kind and length of each chunk, with the stream at its content; ends where the file does."""
+    while len(start := stream.read(8)) == 8:
+        position = stream.tell()
+        kind, length = struct.unpack("<4sI", start)
+        yield kind, length
+        stream.seek(position + length + length % 2)
+
+
+def _check_webp(data: bytes) -> None:
+    end = struct.unpack_from("<I", data, 4)[0] + 8
+    if end > len(data):
+        raise _truncated("WebP", data, f"{end - len(data):,} too early")
+
+
+_PARSERS: dict[re.Pattern[bytes], Callable[[BinaryIO], Header]] = {
+    re.compile(signature, re.DOTALL): parse
+    for signature, parse in {
+        rb"\x89PNG": _parse_png,
+        rb"\xff\xd8\xff": _parse_jpeg,
+        rb"II[*+]\x00|MM\x00[*+]": _parse_tiff,
+        rb"BM": _parse_bmp,
+        rb"RIFF....WEBP": _parse_webp,
+    }.items()
 }
+
+_OTHERS = {
+    re.compile(signature, re.DOTALL): name
+    for signature, name in {
+        rb"GIF8": "a GIF",
+        rb"\x00\x00\x00\x0cjP|\xff\x4f\xff\x51": "a JPEG 2000",
+        rb"\x00\x00\x00\x0cJXL|\xff\x0a": "a JPEG XL",
+        rb"....ftyp": "a HEIC or AVIF picture, or a video",
+        rb"\x76\x2f\x31\x01": "an OpenEXR picture",
+        rb"P[1-7]\s|P[fF]\n": "a PNM or PFM picture",
+        rb"#\?RAD": "a Radiance picture",
+        rb"\x89HDF|MATLAB": "an HDF5 or MATLAB file",
+        rb"SIMPLE": "a FITS file",
+        rb"\x1f\x8b": "a gzip file",
+        rb"%PDF": "a PDF",
+    }.items()
+}
+_LFS = b"version http"
+
+
+def other_format(start: bytes) -> Refused:
+    """The refusal of a file of none of our formats, by its first 16 bytes: what it is, and what to do."""
+    if start.startswith(_LFS):
+        return Refused("a pointer of Git LFS, not the file itself; fetch it with: git lfs pull")
+    name = next((name for signature, name in _OTHERS.items() if signature.match(start)), None)
+    what = f"is {name}, not" if name else "not"
+    seen = "" if name else f" (starts with {start!r})"
+    return Refused(f"{what} {READ}{seen}; convert it{' to PNG' if name else ' or get the file again'}")

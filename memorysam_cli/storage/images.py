@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, cast
 
 import cv2
 import numpy as np
@@ -30,13 +30,22 @@ import numpy.typing as npt
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import atomic, headers
 from memorysam_cli.storage.headers import Header, Refused
-from memorysam_cli.text import shown
+from memorysam_cli.text import shown, size
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".npz")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy", ".npz")
+"""Of files that are looked for, in lower case; any case is taken."""
 MAX_PIXELS = 100_000_000
 """Unless ``$MEMORYSAM_MAX_PIXELS`` says otherwise."""
+_OPENCV_SIDE, _OPENCV_PIXELS = 1 << 20, 1 << 30
+"""What ``cv2.imdecode`` refuses to pass, with an exception for a file that is sound."""
 _NPY, _ZIP = b"\x93NUMPY", b"PK\x03\x04"
 _MAX_CHANNELS = 64
+_PIXEL_BYTES = 12
+"""What a pixel may take, over all of an image's pixels allowed: three values of float32."""
+_REMARKS = 100_000_000
+"""Bytes of a picture's file beyond those of its pixels: profiles, remarks, previews."""
+_MAX_HEADER, _CHUNK = 10_000, 1_000_000
+"""Bytes of an array's header, as NumPy allows; and those that are read at once."""
 _AGAIN = "get the file again"
 
 # Its complaints about broken files would stand beside our own message.
@@ -99,7 +108,8 @@ def read(path: Path, *, max_pixels: int | None = None) -> npt.NDArray[Any]:
 
     Args:
         path: PNG (8 or 16 bit; grey, RGB, palette, with or without alpha), JPEG (grey, RGB), TIFF (uint8,
-            uint16, float32; grey, RGB), ``.npy`` or ``.npz`` with one array. The content decides, not the suffix.
+            uint16, float32; grey, RGB), BMP, WebP, ``.npy`` or ``.npz`` with one array. The content decides, not the
+            suffix.
         max_pixels: H·W above this is refused from the header, before anything is decoded; None:
             :func:`pixel_limit`.
 
@@ -116,8 +126,8 @@ def read(path: Path, *, max_pixels: int | None = None) -> npt.NDArray[Any]:
             found = _parse(stream)
             _check_size(found, max_pixels=max_pixels or pixel_limit())
             stream.seek(0)
-            data = stream.read()
-        array = _load_array(data, found) if found.format in {"npy", "npz"} else _decode(data, found)
+            is_array = found.format in {"npy", "npz"}
+            array = _load_array(stream, found) if is_array else _decode(_whole(stream, found), found)
         if array.dtype.kind == "f":
             _check_finite(array)
         return array
@@ -142,12 +152,39 @@ def _check_file(path: Path) -> None:
 
 
 def _check_size(found: Header, *, max_pixels: int) -> None:
-    if found.height * found.width > max_pixels:
-        size = f"{found.height} x {found.width} = {_megapixels(found.height * found.width)} Mpx"
+    longest, count = max(found.height, found.width), found.height * found.width
+    frame = f"{found.height} x {found.width} = {_megapixels(count)} Mpx is more than"
+    allowed = f"the {_megapixels(max_pixels)} Mpx allowed"
+    if found.format not in {"npy", "npz"} and (longest > _OPENCV_SIDE or count > _OPENCV_PIXELS):
+        decodable = f"OpenCV decodes ({_OPENCV_SIDE:,} pixels a side, {_OPENCV_PIXELS:,} in all)"
+        limits = f"{allowed}, and than {decodable}" if count > max_pixels else decodable
+        raise Refused(f"{frame} {limits}; cut it into smaller ones")
+    if count > max_pixels:
         raise Refused(
-            f"{size} is more than the {_megapixels(max_pixels)} Mpx allowed; make it smaller, or allow more with "
-            "MEMORYSAM_MAX_PIXELS=… (in prepare: --max-pixels)"
+            f"{frame} {allowed}; make it smaller, or allow more with MEMORYSAM_MAX_PIXELS=… (in prepare: --max-pixels)"
         )
+    most = max(max_pixels, MAX_PIXELS) * _PIXEL_BYTES
+    if _bytes(found) > most:  # few pixels of many wide channels
+        raise Refused(
+            f"{found.channels} channels of {found.dtype} at {found.height} x {found.width} are {size(_bytes(found))}, "
+            f"more than the {size(most)} allowed; save fewer channels or a smaller type, or allow "
+            "more with MEMORYSAM_MAX_PIXELS=… (in prepare: --max-pixels)"
+        )
+
+
+def _bytes(found: Header) -> int:
+    """What the pixels take in memory."""
+    return found.height * found.width * found.channels * np.dtype(found.dtype).itemsize
+
+
+def _whole(stream: BinaryIO, found: Header) -> bytes:
+    """All bytes of a picture's file, if they are about as many as its pixels can need."""
+    most = 2 * _bytes(found) + _REMARKS
+    length = stream.seek(0, io.SEEK_END)
+    if length > most:
+        raise Refused(f"a file of {size(length)} for pixels of {size(_bytes(found))}; save the image again")
+    stream.seek(0)
+    return stream.read()
 
 
 def _megapixels(count: int) -> str:
@@ -160,8 +197,7 @@ def _parse(stream: BinaryIO) -> Header:
     found = headers.parse_image(stream) or _parse_array(stream)
     if found is None:
         stream.seek(0)
-        start = stream.read(16)
-        raise Refused(f"not PNG, JPEG, TIFF or NumPy (starts with {start!r}); convert it or get the file again")
+        raise headers.other_format(stream.read(16))
     return found
 
 
@@ -171,14 +207,17 @@ def _refuse(path: Path, error: Exception) -> NoReturn:
 
 
 def _decode(data: bytes, found: Header) -> npt.NDArray[Any]:
-    """PNG, JPEG, TIFF -> (H, W) or (H, W, 3|4) RGB(A)."""
+    """A picture's bytes -> (H, W) or (H, W, 3|4) RGB(A)."""
     headers.check_complete(data, found)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         image = None
     if image is None:
-        raise Refused(f"damaged {found.format.upper()}: its pixels cannot be decoded; get the file again")
+        raise Refused(
+            f"{found.format.upper()} whose pixels OpenCV cannot decode: damaged, or of a kind that it lacks; {_AGAIN}, "
+            "or save it as 8-bit or 16-bit PNG"
+        )
     channels = 1 if image.ndim == 2 else image.shape[2]
     decoded = f"{image.shape[0]} x {image.shape[1]} x {channels} {image.dtype}"
     promised = f"{found.height} x {found.width} x {found.channels} {found.dtype}"
@@ -230,37 +269,59 @@ def _parse_array(stream: BinaryIO) -> Header | None:
     return None
 
 
-def _load_array(data: bytes, found: Header) -> npt.NDArray[Any]:
-    """The array of a whole file, in native byte order.
+def _load_array(stream: BinaryIO, found: Header) -> npt.NDArray[Any]:
+    """The array of a file, in native byte order; no byte is read that its header does not promise.
 
     Args:
-        data: the file.
-        found: its header, from :func:`_parse_array`.
+        stream: the file, at its start.
+        found: its header, from :func:`_parse_array`, whose size was checked.
 
     Raises:
         Refused: truncated or damaged.
     """
-    if found.format == "npz":
-        with _zip_faults(), zipfile.ZipFile(io.BytesIO(data)) as archive:
-            data = archive.read(_only_entry(archive))  # checks the CRC
-    stream = io.BytesIO(data)
+    if found.format == "npy":
+        return _load_values(stream, length=os.fstat(stream.fileno()).st_size)
+    with _zip_faults(), zipfile.ZipFile(stream) as archive:
+        name = _only_entry(archive)
+        with archive.open(name) as entry:
+            array = _load_values(cast("BinaryIO", entry), length=archive.getinfo(name).file_size)
+            if entry.read(1):  # the end of the entry: what was read has its CRC
+                raise Refused(f"damaged NumPy archive: more bytes than its array has; {_AGAIN}")
+    return array
+
+
+def _load_values(stream: BinaryIO, *, length: int) -> npt.NDArray[Any]:
+    """The array of an ``.npy`` of so many bytes."""
     shape, is_fortran, dtype = _parse_npy(stream)
-    needed = stream.tell() + math.prod(shape) * dtype.itemsize
-    if len(data) < needed:
-        raise Refused(f"truncated array: {len(data):,} of {needed:,} bytes; {_AGAIN}")
-    values = np.frombuffer(data, dtype, count=math.prod(shape), offset=stream.tell())
+    start, needed = stream.tell(), math.prod(shape) * dtype.itemsize
+    if length < start + needed:
+        raise Refused(f"truncated array: {length:,} of {start + needed:,} bytes; {_AGAIN}")
+    values = np.empty(math.prod(shape), dtype)
+    left = values.view(np.uint8).data
+    while left:
+        data = stream.read(min(_CHUNK, len(left)))  # at once, an archive's would be in memory twice
+        if not data:
+            raise Refused(f"truncated array: {start + needed - len(left):,} of {start + needed:,} bytes; {_AGAIN}")
+        left[: len(data)] = data
+        left = left[len(data) :]
     array = values.reshape(shape, order="F" if is_fortran else "C")
-    return np.array(array, dtype=dtype.newbyteorder("="), order="C")
+    return np.asarray(array, dtype=dtype.newbyteorder("="), order="C")
 
 
 def _parse_npy(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, Fortran order and dtype; leaves ``stream`` at the first value."""
+    start = stream.read(len(_NPY) + 4)  # the version, and the header's length in 2 bytes, or in 4
+    start += stream.read(2) if start[len(_NPY) : len(_NPY) + 1] > b"\x01" else b""
+    length = int.from_bytes(start[len(_NPY) + 2 :], "little")
+    if length > _MAX_HEADER:  # NumPy would read it before it looks
+        raise Refused(f"damaged NumPy file: a header of {length:,} bytes; {_AGAIN}")
+    header = io.BytesIO(start + stream.read(length))
     try:
         with _one_at_a_time, warnings.catch_warnings():  # files of Python 2 are read, with a warning of no use here
             warnings.simplefilter("ignore")
-            if np.lib.format.read_magic(stream) == (1, 0):
-                return np.lib.format.read_array_header_1_0(stream)
-            return np.lib.format.read_array_header_2_0(stream)
+            if np.lib.format.read_magic(header) == (1, 0):
+                return np.lib.format.read_array_header_1_0(header)
+            return np.lib.format.read_array_header_2_0(header)
     except Exception as error:  # NumPy evaluates and even tokenizes headers: a damaged one fails in many ways
         raise Refused(f"damaged NumPy file: {' '.join(str(error).split())[:120]}; {_AGAIN}") from error
 
@@ -270,9 +331,22 @@ def _array_header(shape: tuple[int, ...], _is_fortran: bool, dtype: np.dtype[Any
         raise Refused("contains Python objects, which could run code; refused. Save a plain array of numbers")
     if dtype.kind not in "biuf":
         raise Refused(f"an array of {dtype}; save integers or floats")
-    if len(shape) not in {2, 3} or min(shape) <= 0 or (*shape, 1)[2] > _MAX_CHANNELS:
-        raise Refused(f"an array of shape {shape}; save (H, W) or (H, W, C) with C up to {_MAX_CHANNELS}")
+    is_whole = all(type(length) is int for length in shape)  # NumPy takes True for 1
+    if not is_whole or len(shape) not in {2, 3} or min(shape) <= 0 or (*shape, 1)[2] > _MAX_CHANNELS:
+        raise Refused(f"an array of shape {shape}; save (H, W) or (H, W, C) with C up to {_MAX_CHANNELS}{axes(shape)}")
     return Header(kind, shape[0], shape[1], (*shape, 1)[2], dtype.newbyteorder("=").name)
+
+
+def axes(shape: tuple[int, ...]) -> str:
+    """A clause for an array whose first axis looks like its channels; empty for others.
+
+    Args:
+        shape: as stored; three axes are read as (H, W, C).
+    """
+    if len(shape) != len("HWC") or not 0 < shape[0] < min(shape[1:]) or shape[0] > _MAX_CHANNELS:
+        return ""
+    read = f"height {shape[0]}, width {shape[1]}, {shape[2]} channels"
+    return f"; {shape} is read as (H, W, C): {read}; if it is (C, H, W), save np.moveaxis(array, 0, -1)"
 
 
 def _only_entry(archive: zipfile.ZipFile) -> str:

@@ -108,7 +108,7 @@ def test_scenes_and_files_are_shown_in_tables(tmp_path: Path, capsys: pytest.Cap
     assert ["train", "3", "302"] in rows and ["test", "2", "102"] in rows
     assert ["split", "scenes", "published"] in rows, "a column of zeros: nothing was left out"
     assert next(row[:4] for row in rows if row[:2] == ["nir", "uint16"]) == ["nir", "uint16", "1", "7"]
-    assert "1 files belong to no scene, such as polL_dolp/extra.npy" in err
+    assert "1 file belongs to no scene (1 .npy), such as polL_dolp/extra.npy" in err
     assert "belongs to no scene: polL_dolp/extra.npy" in err
 
 

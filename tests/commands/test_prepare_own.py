@@ -120,7 +120,7 @@ REFUSALS = {
     ),
     "nothing that matches": (["--modality", "rgb=images/*.png"], 3, "no file matches 'images/*.png' (saw in images/: "),
     "labels without classes": ([*sensors("rgb"), "--labels", "masks/**/*.png"], 2, "give both, or neither"),
-    "no class list": ([*sensors("rgb"), *LABELS[:3], "no.txt"], 2, "--classes no.txt: No such file"),
+    "no class list": ([*sensors("rgb"), *LABELS[:3], "no.txt"], 2, "--classes no.txt: no such file"),
     "odd shares": ([*sensors("rgb"), *LABELS, "--split", "0.5/0.1"], 2, "such as 0.8/0.1/0.1"),
     "shares twice": ([*sensors("rgb"), *LABELS, "--split", "0.5/0.5", "--split", "0.9/0.1"], 2, "given once"),
     "two channels": ([*sensors("rgb"), "--channels", "rgb=0,1"], 2, "give one or three channels"),

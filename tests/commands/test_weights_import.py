@@ -104,6 +104,7 @@ def test_every_container_gives_the_same_tensors(nano: dict[str, Tensor], run: Pr
         metric = card.metric
         assert (metric.miou, metric.epoch, metric.step, metric.split) == (65.38, 95, None, "val")
         assert [modality.name for modality in card.modalities] == ["img", "depth", "event", "lidar"]
+        assert all(modality.antialias for modality in card.modalities)  # METHOD §5
     assert len({card.base.sha256 for card in cards}) == 3 and cards[0].base.source == "import:RGBDEL_epoch95_65.38.pth"
 
 
@@ -132,6 +133,7 @@ def test_mcubes_has_twenty_classes_of_25_tokens_and_was_chosen_on_test(
     network = load("w.safetensors")
     assert network.card.recipe.data.selection_split == "test"
     assert network.card.metric is not None and network.card.metric.split == "test"
+    assert not any(modality.antialias for modality in network.card.modalities)
     frames = [torch.zeros(1, 3, 64, 64) for _ in range(3)]
     with torch.no_grad():
         assert network.logits(frames).shape == (1, 20, 64, 64)

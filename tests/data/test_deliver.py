@@ -92,6 +92,7 @@ def test_the_classes_are_the_published_ones() -> None:
     assert info.palette[info.classes.index("Sky")] == (70, 130, 180) == CLASSES["Sky"]
     assert len(set(info.palette)) == 25
     assert (info.label.shift, info.label.ignore, info.crop) == (-1, (0, 255), None)
+    assert all(modality.antialias for modality in info.modalities)
 
 
 def test_the_folder_is_found_up_to_three_levels_below(tmp_path: Path) -> None:

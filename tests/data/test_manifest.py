@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -72,6 +73,14 @@ def edit(prepared: Manifest, **changes: object) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+def sign(prepared: Manifest) -> None:
+    """Give ``dataset.json`` the hash of the scenes as they are."""
+    place = manifests.folder(prepared.root, "deliver")
+    about = json.loads((place / "dataset.json").read_text())
+    about["content_hash"] = hashlib.sha256((place / "scenes.jsonl").read_bytes()).hexdigest()
+    (place / "dataset.json").write_text(json.dumps(about))
+
+
 def test_an_edited_manifest_can_be_read_unsigned_and_signed_anew(prepared: Manifest) -> None:
     edit(prepared, split="val", bytes="-", condition=None)
     found = manifests.read_unsigned(prepared.root, "deliver")
@@ -100,9 +109,34 @@ def test_an_edited_line_that_is_no_scene_is_refused_with_its_number(
     prepared: Manifest, changes: dict[str, object], reason: str
 ) -> None:
     edit(prepared, **changes)
-    with pytest.raises(DataError, match=r"scenes\.jsonl:2: ") as caught:
-        manifests.read_unsigned(prepared.root, "deliver")
-    assert reason in str(caught.value)
+    sign(prepared)  # the hash is no proof of who wrote the line: what every command reads obeys the same rules
+    for read in (manifests.read_unsigned, manifests.read):
+        with pytest.raises(DataError, match=r"scenes\.jsonl:2: ") as caught:
+            read(prepared.root, "deliver")
+        assert reason in str(caught.value)
+
+
+def test_a_broken_last_line_is_refused_though_it_is_signed(prepared: Manifest) -> None:
+    path = manifests.folder(prepared.root, "deliver") / "scenes.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"id": "a')
+    sign(prepared)
+    for read in (manifests.read_unsigned, manifests.read):
+        with pytest.raises(DataError, match=r"scenes\.jsonl:10: not valid JSON"):
+            read(prepared.root, "deliver")
+
+
+def test_a_scene_that_is_listed_twice_is_refused_though_it_is_signed(prepared: Manifest) -> None:
+    edit(prepared, id=prepared.scenes[0].id)
+    sign(prepared)
+    with pytest.raises(DataError, match=r"scenes\.jsonl: scenes .* would share one output file"):
+        manifests.read(prepared.root, "deliver")
+    assert len(manifests.read_unsigned(prepared.root, "deliver").scenes) == 9, "the check lists all of them"
+
+
+def test_splits_are_counted_in_the_lines(prepared: Manifest) -> None:
+    path = manifests.folder(prepared.root, "deliver") / "dataset.json"
+    path.write_text(path.read_text().replace('"val": 2', '"vall": 7'))
+    assert manifests.read(prepared.root, "deliver").info.counts == {"train": 7, "val": 2}
 
 
 def test_a_dataset_json_of_another_version_is_refused(prepared: Manifest) -> None:

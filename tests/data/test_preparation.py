@@ -126,7 +126,9 @@ def test_files_that_belong_to_no_scene_are_counted(tmp_path: Path) -> None:
     report = check_and_write(survey("deliver", tmp_path)).report
     assert report.strays is not None
     assert (report.strays.count, report.strays.first) == (1, ("img/sun/val/MAP_3_point2_motionblur/notes.txt",))
-    assert "1 files belong to no scene, such as img/sun/val/MAP_3_point2_motionblur/notes.txt" in report.warnings
+    assert (
+        "1 file belongs to no scene (1 .txt), such as img/sun/val/MAP_3_point2_motionblur/notes.txt" in report.warnings
+    )
 
 
 def test_a_part_of_the_published_scenes_is_allowed_and_said(tmp_path: Path) -> None:
@@ -154,6 +156,7 @@ def test_rendered_scenes_are_prepared_by_the_same_code(
     manifest = manifests.read(tmp_path, name)
     assert len(manifest.scenes) == 3
     assert manifest.info.title.startswith("mini-")
+    assert not any(modality.antialias for modality in manifest.info.modalities)  # the demo's figures are without
     assert manifest.info.classes == survey(layout, tmp_path).info.classes
 
 

@@ -71,6 +71,40 @@ def test_padding_is_0_and_255_at_the_right_and_bottom() -> None:
     )
 
 
+def test_images_shrink_with_antialiasing_where_their_modality_says_so() -> None:
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, 1::4] = 240  # one column in four; at half the size, without antialiasing, (0 + 240) / 2 or nothing
+    # With: the triangle weighs 1/8, 3/8, 3/8, 1/8; column 1 is an inner pixel of one result, an outer one of the next.
+    seen = {False: {120, 0}, True: {90, 30}}
+    half = Augment(flip=0, jitter=0, blur=0, scale=(0.5, 0.5))
+    for antialias, wanted in seen.items():
+        modality = DEPTH.model_copy(update={"antialias": antialias})
+        sample = Sample({"depth": stripes}, np.zeros((64, 64), np.uint8))
+        results = {
+            "training": augment(sample, modalities=[modality], augment=half, size=64, rng=rng()),
+            "evaluation": for_scoring(sample, modalities=[modality], size=32, crop=None),
+            "prediction": for_prediction(sample, modalities=[modality], size=32),
+        }
+        for what, result in results.items():
+            assert set(result.frames["depth"][:32, 1:31, 0].ravel().tolist()) == wanted, what
+
+
+def test_the_blur_may_come_after_the_crop() -> None:
+    # All of the image is kept, as 16 × 16 pixels, and padded: a blur that comes last sees the padding's edge.
+    frame = np.full((20, 20, 3), 200, np.uint8)
+    wide = {"flip": 0, "jitter": 0, "blur": 1, "blur_sigma": (1, 1), "scale": (0.5, 0.5)}
+    before, after = (
+        augment(
+            Sample({"img": frame}, None), modalities=[RGB], augment=Augment(**wide, blur_after_crop=last), size=32,
+            rng=rng(),
+        ).frames["img"][8, 12:20, 0].tolist()
+        for last in (False, True)
+    )  # fmt: skip
+    assert before == [200] * 4 + [0] * 4
+    # A kernel of 7 with sigma 1 reaches 3 pixels, the outermost with a weight of 0.0044: 200 · 0.9956 is 199.
+    assert after[:2] == [200, 199] and after[3] + after[4] == 200 and after == sorted(after, reverse=True)
+
+
 def test_adding_a_modality_or_a_photometric_step_changes_no_geometry() -> None:
     frame, label = coordinates(40, 40), rng().integers(0, 25, (40, 40), dtype=np.uint8)
     alone = augment(Sample({"depth": frame}, label), modalities=[DEPTH], augment=GEOMETRY_ALONE, size=32, rng=rng(8))

@@ -119,7 +119,7 @@ NOISE = np.random.Generator(np.random.PCG64(5)).integers(0, 256, (41, 57, 3), dt
 JPEG = encoded(".jpg", NOISE)
 CUT = JPEG[: len(JPEG) * 6 // 10]
 TRUNCATED = ("truncated JPEG", f"{len(CUT):,} bytes")
-HUGE = ("3,600 Mpx", "100 Mpx", "--max-pixels")
+HUGE = ("3,600 Mpx", "100 Mpx", "cut it")
 NAN = saved(np.where(np.arange(41 * 57).reshape(41, 57) == 60, np.nan, 1.0).astype(np.float32))
 
 
@@ -178,7 +178,7 @@ CASES = [
     trained(14, "cut PNG", put(f"data/tiny/img/{TRAINED}.png", CUT_PNG), TRAINED, "truncated PNG"),
     prepared(15, "empty", put(RGB, b""), RGB, "empty (0 bytes)"),
     prepared(15, "a folder", folder_for_picture, RGB),
-    *predicted(15, "text", photo("rgb.png", b"no image"), "not PNG, JPEG, TIFF or NumPy", where="kitchen/a/rgb.png"),
+    *predicted(15, "text", photo("rgb.png", b"no image"), "not PNG, JPEG, TIFF, BMP", where="kitchen/a/rgb.png"),
     prepared(16, "huge", put(RGB, png(60000, 60000)), RGB, *HUGE[:2]),
     *predicted(16, "huge", photo("rgb.png", png(60000, 60000)), *HUGE, where="kitchen/a/rgb.png"),
     prepared(17, "no pixels", put(RGB, png(0, 10)), RGB, "has no pixels"),

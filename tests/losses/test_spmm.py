@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from memorysam_cli.losses.loss import Exchange
-from memorysam_cli.losses.spmm import PrototypeMemory, class_sums, resize_label
+from memorysam_cli.losses.loss import Exchange, LossInputs, Task
+from memorysam_cli.losses.spmm import PrototypeMemory, SpmmLoss, class_sums, resize_label
+from memorysam_cli.recipe import Spmm
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -42,6 +43,16 @@ def test_reference_divides_twice_and_pulls_absent_classes_to_zero() -> None:
     torch.testing.assert_close(loss, torch.tensor(((0.8 * local) ** 2 + 0) / 2))
     memory(*batch([[1, 1]], [[1.0, 1.0]]))
     torch.testing.assert_close(memory.prototypes[0], torch.tensor([0.8 * 0.2 * local]))
+
+
+@pytest.mark.parametrize("classes", [2, 20, 25, 30])
+def test_the_reference_divides_by_25_classes_on_every_data_set(classes: int) -> None:
+    task = Task(tuple(f"c{number}" for number in range(classes)), ("img",), width=2, device=torch.device("cpu"))
+    loss = SpmmLoss(Spmm(variant="reference", weight=1), task)
+    features = torch.tensor([[[[3.0]], [[1.0]]]])  # one pixel of class 1, so that dividing twice changes nothing
+    inputs = LossInputs([torch.zeros(1, classes, 1, 1)], [features], [torch.tensor([[[1]]])], [], task)
+    # G = 0.2·p, so that p − G = 0.8·p: (2.4² + 0.8²) over 25 classes × 2 channels; the other classes give 0
+    assert float(loss(inputs)) == pytest.approx(6.4 / (25 * 2))
 
 
 def test_paper_compares_with_the_prototypes_of_before_and_leaves_absent_classes_alone() -> None:

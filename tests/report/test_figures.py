@@ -54,6 +54,41 @@ def test_a_confusion_matrix_of_25_long_names_leaves_each_a_line() -> None:
     assert max(height, width) < 4000
 
 
+def test_a_confusion_matrix_of_many_classes_is_a_picture_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """255 classes took 7.4 GB and a minute; the same with smaller bounds."""
+    assert figures.WIDEST_MATRIX * 120 <= 4000, "pixels"
+    monkeypatch.setattr(figures, "WIDEST_MATRIX", 6.0)
+    monkeypatch.setattr(figures, "MOST_WITH_TEXT", 5)
+    names = [str(index) for index in range(30)]
+    bare = decoded(figures.confusion_matrix(np.eye(30) * 9, classes=names))
+    assert max(bare.shape) <= (6 + 0.8 + 0.5) * 120  # its color bar, and the margins
+    monkeypatch.setattr(figures, "MOST_WITH_TEXT", 30)
+    assert count(decoded(figures.confusion_matrix(np.eye(30) * 9, classes=names)), "#ffffff") > count(bare, "#ffffff")
+
+
+def test_no_figure_is_too_tall_for_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert figures.TALLEST * 120 < 2**16
+    monkeypatch.setattr(figures, "TALLEST", 3.0)
+    shares = {str(split): [50.0, 50.0] for split in range(20)}  # 1.8 + 2 · 20 · 0.17 inches otherwise
+    assert decoded(figures.class_histogram(shares, classes=["a", "b"])).shape[0] <= (3.0 + 0.5) * 120
+
+
+@pytest.mark.slow
+def test_the_figure_of_255_classes_stays_below_a_gigabyte_and_20_seconds() -> None:
+    script = (
+        "import resource, numpy, matplotlib.figure, matplotlib.backends.backend_agg\n"
+        "from memorysam_cli.report import figures\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
+        "counts = numpy.random.default_rng(0).integers(0, 10**6, (255, 255))\n"
+        "figures.confusion_matrix(counts, classes=[f'a rather long class name {i}' for i in range(255)])\n"
+        "print(peak() - before, resource.getrusage(resource.RUSAGE_SELF).ru_utime)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    kilobytes, seconds = map(float, done.stdout.split())
+    assert kilobytes < 1e6 and seconds < 20
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_confusion_matrix_of_few_very_long_names_is_still_seen(count: int) -> None:
     names = [f"a class with an extraordinarily long name, number {index}" for index in range(count)]

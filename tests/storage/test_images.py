@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import resource
 import signal
 import struct
@@ -9,7 +10,10 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
+import zipfile
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -62,6 +66,36 @@ def numpy_archive(*arrays: Array) -> bytes:
     return stream.getvalue()
 
 
+def tiff(array: Array, *, is_big: bool = False, order: str = "<", compression: int = 1) -> bytes:
+    """A TIFF of one strip, written by hand: (H, W) or (H, W, C), grey whatever C is; the bytes are never compressed."""
+    height, width, channels = (*array.shape, 1)[:3]
+    data = array.astype(array.dtype.newbyteorder(order)).tobytes()
+    start = 16 if is_big else 8
+    code, number, head = ("Q", "Q", "HHQ") if is_big else ("I", "H", "HHI")
+    bits = {"u": 1, "i": 2, "f": 3}
+    table = start + len(data)
+    fields = {
+        256: width, 257: height, 258: [array.itemsize * 8] * channels, 259: compression, 262: 1, 273: start,
+        277: channels, 278: height, 279: len(data), 339: [bits[array.dtype.kind]] * channels,
+    }  # fmt: skip
+    size = struct.calcsize(f"<{head}{code}")
+    after = table + struct.calcsize(number) + size * len(fields) + struct.calcsize(code)
+    entries, extra = b"", b""
+    for tag, value in fields.items():
+        values = value if isinstance(value, list) else [value]
+        packed = struct.pack(f"{order}{len(values)}{'H' if isinstance(value, list) else 'I'}", *values)
+        inside = struct.calcsize(code)
+        if len(packed) > inside:
+            packed, extra = struct.pack(f"{order}{code}", after + len(extra)), extra + packed
+        entries += struct.pack(f"{order}{head}", tag, 3 if isinstance(value, list) else 4, len(values))
+        entries += packed.ljust(inside, b"\0")
+    begin = b"II" if order == "<" else b"MM"
+    begin += struct.pack(f"{order}HHHQ", 43, 8, 0, table) if is_big else struct.pack(f"{order}HI", 42, table)
+    return (
+        begin + data + struct.pack(f"{order}{number}", len(fields)) + entries + struct.pack(f"{order}{code}", 0) + extra
+    )
+
+
 GREY, COLOR, ALPHA = noise(HEIGHT, WIDTH), noise(HEIGHT, WIDTH, 3), noise(HEIGHT, WIDTH, 4)
 GREY16, COLOR16 = noise(HEIGHT, WIDTH, dtype=np.uint16), noise(HEIGHT, WIDTH, 3, dtype=np.uint16)
 FLOAT = (GREY16 / 7).astype(np.float32)
@@ -72,6 +106,13 @@ LOSSLESS: dict[str, tuple[bytes, Array]] = {
     "png rgba": (pillow(ALPHA, "PNG"), ALPHA),
     "png grey 16": (pillow(GREY16, "PNG"), GREY16),
     "png rgb 16": (opencv(COLOR16[..., ::-1], ".png"), COLOR16),
+    "bmp grey": (pillow(GREY, "BMP"), GREY),
+    "bmp rgb": (pillow(COLOR, "BMP"), COLOR),
+    "bmp rgba": (opencv(cv2.cvtColor(ALPHA, cv2.COLOR_RGBA2BGRA), ".bmp"), ALPHA),
+    "webp rgb": (pillow(COLOR, "WEBP", lossless=True), COLOR),
+    "webp rgba": (pillow(ALPHA, "WEBP", lossless=True, exact=True), ALPHA),
+    "bigtiff grey 16": (tiff(GREY16, is_big=True), GREY16),
+    "bigtiff float": (tiff(FLOAT, is_big=True, order=">"), FLOAT),
     "tiff grey": (pillow(GREY, "TIFF"), GREY),
     "tiff rgb lzw": (pillow(COLOR, "TIFF", compression="tiff_lzw"), COLOR),
     "tiff rgb deflate": (pillow(COLOR, "TIFF", compression="tiff_adobe_deflate"), COLOR),
@@ -221,15 +262,62 @@ def png_header(width: int, height: int) -> bytes:
 
 def test_a_huge_image_is_refused_from_its_header(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
-    path.write_bytes(png_header(60_000, 60_000))
+    path.write_bytes(png_header(30_000, 30_000))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(DataError, match="3,600 Mpx is more than the 100 Mpx"):
+    with pytest.raises(DataError, match=r"900 Mpx is more than the 100 Mpx allowed; .*MEMORYSAM_MAX_PIXELS"):
         images.read(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
     path.write_bytes(pillow(GREY, "PNG"))
     with pytest.raises(DataError, match="Mpx"):
         images.read(path, max_pixels=HEIGHT * WIDTH - 1)
     assert images.read(path, max_pixels=HEIGHT * WIDTH).shape == (HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("size", [(60_000, 60_000), (1 << 16, (1 << 14) + 1), (1, (1 << 20) + 1)])
+def test_what_opencv_never_decodes_is_not_to_be_allowed_but_cut(size: tuple[int, int], tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(png_header(*size))
+    with pytest.raises(DataError, match=r"more than OpenCV decodes .*; cut it") as caught:
+        images.read(tmp_path / "x.png", max_pixels=1 << 40)
+    assert "damaged" not in str(caught.value)
+
+
+@pytest.mark.parametrize("compression", [2, 6, 34712, 34887, 34925, 50000, 50001, 50002, 50013])
+def test_a_sound_tiff_that_the_decoder_lacks_is_called_so_and_its_advice_works(
+    compression: int, tmp_path: Path
+) -> None:
+    (tmp_path / "x.tif").write_bytes(tiff(GREY, compression=compression))
+    with pytest.raises(
+        DataError, match="which OpenCV's decoder lacks; save it with deflate, LZW or no compr"
+    ) as caught:
+        images.header(tmp_path / "x.tif")
+    assert "damaged" not in str(caught.value)
+    for name in ("tiff_adobe_deflate", "tiff_lzw", None):
+        (tmp_path / "x.tif").write_bytes(pillow(GREY, "TIFF", compression=name))
+        np.testing.assert_array_equal(images.read(tmp_path / "x.tif"), GREY)
+
+
+def test_what_opencv_fails_at_is_not_simply_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.tif").write_bytes(pillow(GREY, "TIFF"))
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: None)
+    with pytest.raises(DataError, match=r"OpenCV cannot decode: damaged, or of a kind that it lacks; .* PNG"):
+        images.read(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize("kind", ["BMP", "WEBP"])
+def test_palettes_losses_and_turns_of_the_rarer_formats_are_told(kind: str, tmp_path: Path) -> None:
+    if kind == "BMP":
+        image = Image.fromarray(COLOR).quantize(16)
+        (tmp_path / "x").write_bytes(pillow(image, "BMP"))
+        np.testing.assert_array_equal(images.read(tmp_path / "x"), np.asarray(image.convert("RGB")))
+        assert images.header(tmp_path / "x").has_palette
+        assert not images.header(tmp_path / "x").is_lossy
+        return
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "x").write_bytes(pillow(COLOR, "WEBP", exif=exif))
+    found = images.header(tmp_path / "x")
+    assert (found.is_lossy, found.is_turned, found.height, found.width) == (True, True, HEIGHT, WIDTH)
+    assert images.read(tmp_path / "x").shape == (HEIGHT, WIDTH, 3)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5000), (5000, 1)])
@@ -249,9 +337,17 @@ np.save(OBJECTS, np.array([[{}]], dtype=object), allow_pickle=True)
 
 REFUSED: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "empty"),
-    "text": (b"hello, this is no image", "not PNG, JPEG, TIFF or NumPy"),
+    "text": (b"hello, this is no image", "not PNG, JPEG, TIFF, BMP, WebP or NumPy"),
     "html": (b"<!doctype html><html></html>", "starts with b'<!doctype"),
-    "gif": (pillow(GREY, "GIF"), "not PNG"),
+    "gif": (pillow(GREY, "GIF"), "is a GIF, not PNG"),
+    "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+    "animated webp": (
+        pillow(Image.fromarray(COLOR), "WEBP", save_all=True, append_images=[Image.fromarray(COLOR[::-1])]),
+        "animated WebP",
+    ),
+    "channels first": (numpy_file(noise(3, 480, 640)), r"height 3, width 480, 640 channels; .*np\.moveaxis"),
+    "many bands": (tiff(noise(HEIGHT, WIDTH, 12)), "12 bands"),
+    "grey bands": (tiff(COLOR), "3 bands"),
     "zero rows": (png_header(10, 0), "no pixels"),
     "1-bit": (pillow(Image.fromarray(GREY > 100), "PNG"), "1-bit grey PNG"),
     "animated": (
@@ -259,8 +355,8 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         "animated",
     ),
     "cmyk jpeg": (pillow(Image.fromarray(COLOR).convert("CMYK"), "JPEG"), "CMYK"),
-    "cmyk tiff": (pillow(Image.fromarray(COLOR).convert("CMYK"), "TIFF"), "colour kind 5"),
-    "rgba tiff": (pillow(ALPHA, "TIFF"), "4 channels"),
+    "cmyk tiff": (pillow(Image.fromarray(COLOR).convert("CMYK"), "TIFF"), "4 bands"),
+    "rgba tiff": (pillow(ALPHA, "TIFF"), "4 bands"),
     "palette tiff": (pillow(Image.fromarray(COLOR).quantize(8), "TIFF"), "colour kind 3"),
     "int tiff": (pillow(GREY.astype(np.int32), "TIFF"), "sample format 2"),
     "double tiff": (opencv(GREY.astype(np.float64), ".tiff"), "64 bits"),
@@ -333,6 +429,96 @@ def test_a_failed_write_keeps_the_old_image(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(EnvironmentFault, match="No space left"):
         images.write_png(tmp_path / "x.png", COLOR)
     np.testing.assert_array_equal(images.read(tmp_path / "x.png"), GREY)
+
+
+def zipped_npy(header: str, data: bytes, *, version: int = 1) -> bytes:
+    """An ``.npz`` whose array has this header, whatever bytes follow it."""
+    text = header.encode()
+    length = struct.pack("<H" if version == 1 else "<I", len(text))
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.npy", b"\x93NUMPY" + bytes([version, 0]) + length + text + data)
+    return stream.getvalue()
+
+
+def described(shape: str, dtype: str = "<f8") -> str:
+    return f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}}}\n"
+
+
+def tiff_of_fields(count: int, *, tag: int) -> bytes:
+    """A TIFF of 20 MB with so many fields, each of which claims 12 MB of the same bytes."""
+    entries = b"".join(struct.pack("<HHII", tag + index, 1, 12_000_000, 8) for index in range(count))
+    body = bytes(20_000_000)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(body)) + body + struct.pack("<H", count) + entries + bytes(4)
+
+
+SWOLLEN: dict[str, tuple[Callable[[], bytes], str]] = {
+    # 8 · 64 · 10⁸ bytes: the pixels alone would pass the limit of 100 Mpx.
+    "wide channels.npz": (
+        lambda: zipped_npy(described("(10000, 10000, 64)"), bytes(2000)),
+        "are 51.2 GB, more than the 1.2 GB",
+    ),
+    "longer than it says.npz": (
+        lambda: zipped_npy(described("(2, 2)"), bytes(50_000_000)),
+        "more bytes than its array has",
+    ),
+    "long header.npz": (
+        lambda: zipped_npy(described("(2, 2)") + " " * 50_000_000, b"", version=2),
+        "a header of 50,000,0",
+    ),
+    "wide channels.npy": (
+        lambda: numpy_file(np.zeros((1, 1))).replace(b"(1, 1), }", b"(99999999, 1, 64), }"),
+        "allowed",
+    ),
+    "unknown fields.tif": (lambda: tiff_of_fields(500, tag=40000), "size fields are missing"),
+    "long field.tif": (lambda: tiff_of_fields(1, tag=256), "12000000 values in field 256"),
+}
+
+
+@pytest.mark.parametrize("name", SWOLLEN)
+def test_a_small_file_never_needs_much_memory(name: str, tmp_path: Path) -> None:
+    make, reason = SWOLLEN[name]
+    path = tmp_path / name
+    path.write_bytes(make())
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=re.escape(reason)):
+            images.read(path)
+        assert tracemalloc.get_traced_memory()[1] < 35e6  # 20 MB of which are the TIFF
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_far_larger_than_its_pixels_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(pillow(noise(4, 5), "PNG"))
+    with path.open("r+b") as stream:
+        stream.truncate(3_000_000_000)  # a hole, which takes no disk
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"a file of 3\.0 GB for pixels of 0 MB"):
+            images.read(path)
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("shape", ["(True, True)", "(2, True)", "(2.0, 2)", "('2', 2)", "(-2, 2)", "2", "()"])
+def test_a_shape_is_of_whole_numbers(shape: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    path.write_bytes(zipped_npy(described(shape), bytes(32)))
+    with pytest.raises(DataError, match=r"an array of shape|damaged NumPy file"):
+        images.read(path)
+
+
+def test_arrays_larger_than_a_piece_are_read_whole_in_either_order(tmp_path: Path) -> None:
+    values = np.arange(3 * 100_000, dtype=">u4").reshape(3, 100_000)  # 1.2 MB
+    for name, array in {"c": values, "fortran": np.asfortranarray(values)}.items():
+        np.save(tmp_path / f"{name}.npy", array)
+        np.savez_compressed(tmp_path / f"{name}.npz", array)
+        for suffix in (".npy", ".npz"):
+            found = images.read(tmp_path / f"{name}{suffix}")
+            assert found.dtype == np.uint32 and found.flags.writeable and np.array_equal(found, values)
 
 
 def test_opencv_stays_silent(tmp_path: Path) -> None:

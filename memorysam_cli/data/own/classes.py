@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from memorysam_cli.dataset import IGNORE, Colour
 from memorysam_cli.errors import UsageError
+from memorysam_cli.storage import documents
 
 _LEVELS = 9
 """Steps of red, green and blue among which colours are chosen."""
@@ -59,11 +60,7 @@ def read_classes(path: Path, *, is_safe: bool = False) -> ClassList:
     Raises:
         UsageError: ``file:line`` and what is wrong; or no class, more than 255, a name, colour or value twice.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UsageError(f"--classes {path}: {reason}; give a text file with one class per line") from None
+    lines = documents.read_text(path, kind=UsageError, option="--classes").splitlines()
     entries = [(number, line.strip()) for number, line in enumerate(lines, 1)]
     rows = [_row(line, where=f"{path}:{number}") for number, line in entries if line and not line.startswith("#")]
     if not 0 < len(rows) <= IGNORE:

@@ -15,13 +15,22 @@ from typing import Any, get_args
 import numpy as np
 
 from memorysam_cli import conservation
-from memorysam_cli.data.listing import pair
+from memorysam_cli.data.listing import pair, unpaired
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.data.own.classes import ClassList
-from memorysam_cli.data.own.patterns import Match, Pattern, Shares, split_by_lists, split_by_shares, splits_in_order
+from memorysam_cli.data.own.patterns import (
+    Match,
+    Pattern,
+    Shares,
+    notes_on_others,
+    split_by_lists,
+    split_by_shares,
+    splits_in_order,
+)
 from memorysam_cli.dataset import IGNORE, IMAGENET, DatasetInfo, Flip, Interpolation, Kind, LabelRule, Modality
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import images
+from memorysam_cli.text import shown
 
 LABEL = "--labels"
 NO_LABELS = "test"
@@ -105,7 +114,7 @@ def survey(root: Path, request: FolderRequest) -> FolderSurvey:
     modalities, notes = _modalities(request)
     matches = {role: pattern.find(root) for role, pattern in patterns.items()}
     _refuse_labels_as_frames(matches)
-    rows = _rows(matches)
+    rows, pairing_notes = _rows(matches, request)
     matched = sum(len(found) for found in matches.values())
     laws = conservation.check({"files matched = files of scenes": (matched, sum(len(row) for row in rows))})
     scenes, unlabelled, split_notes = _divided(
@@ -128,6 +137,10 @@ def survey(root: Path, request: FolderRequest) -> FolderSurvey:
         manifest,
         (
             *notes,
+            *notes_on_others(
+                root, list(patterns.values()), {match.path for found in matches.values() for match in found}
+            ),
+            *pairing_notes,
             *split_notes,
             *notes_on_values(manifest, will_measure=request.will_measure),
             *notes_on_labels(manifest),
@@ -182,28 +195,49 @@ def _refuse_labels_as_frames(matches: Mapping[Role, Sequence[Match]]) -> None:
             )
 
 
-def _rows(matches: Mapping[Role, Sequence[Match]]) -> list[dict[Role, Match]]:
-    """One row per scene: what matched for each role that the scene has."""
+def _rows(matches: Mapping[Role, Sequence[Match]], request: FolderRequest) -> tuple[list[dict[Role, Match]], list[str]]:
+    """One row per scene: what matched for each role that the scene has; and how they were paired, if not by name."""
     sources = {role: {_name(match): match for match in found} for role, found in matches.items()}
     try:
-        rows = pair({role: dict.fromkeys(found, "") for role, found in sources.items()})
+        pairing = pair({role: dict.fromkeys(found, "") for role, found in sources.items()})
     except DataError:
-        raise DataError(_unpaired(sources)) from None
-    return [{role: sources[role][name] for role, name in row.items()} for row in rows]
+        raise DataError(_unpaired(sources, request)) from None
+    rows = [{role: sources[role][name] for role, name in row.items()} for row in pairing.rows]
+    first = ", ".join(shown(match.path) for match in rows[0].values())
+    return rows, [f"files pair by their numbers, which are the same in all folders: {first}"] * pairing.is_by_number
 
 
-def _unpaired(sources: Mapping[Role, Mapping[str, Match]]) -> str:
-    """Why nothing pairs, and what to do."""
-    for role, found in sources.items():
-        for other, more in sources.items():
-            if role != other and found.keys().isdisjoint(more):
-                one, two = min(found), min(more)
-                return (
-                    f"'{role}' and '{other}': none of their files pair; {found[one].path} goes by the name '{one}', "
-                    f"{more[two].path} by '{two}' (what the wildcards stand for); write what differs into "
-                    "the patterns, such as depth/*_depth.png"
-                )
-    return "the files do not pair by their names"
+def _unpaired(sources: Mapping[Role, Mapping[str, Match]], request: FolderRequest) -> str:
+    """Which files pair with no others, and what to type."""
+    lonely = unpaired({role: {name: name for name in found} for role, found in sources.items()})
+    assert lonely is not None  # else they pair
+    other = next(role for role in sources if role != lonely)
+    one, two = (min(sources[role]) for role in (lonely, other))
+    names = (
+        f"'{lonely}' pairs with nothing: {shown(sources[lonely][one].path)} goes by the name '{shown(one)}', and "
+        f"{shown(sources[other][two].path)} of '{other}' by '{shown(two)}' (what the wildcards stand for)"
+    )
+    typed = _patterns_that_pair(sources, request)
+    rename = (
+        "give the files of one scene the same name in every folder, or write what differs into the patterns, such as"
+    )
+    return f"{names}; {f'type: {typed}' if typed else f'{rename} depth/*_depth.png'}"
+
+
+def _patterns_that_pair(sources: Mapping[Role, Mapping[str, Match]], request: FolderRequest) -> str:
+    """The options whose patterns write out what a folder's names share, if the files pair by what is left."""
+    patterns = request.patterns()
+    narrow = {role: patterns[role].narrowed(found.values()) or patterns[role] for role, found in sources.items()}
+    again = {role: [narrow[role].match(match.path) for match in found.values()] for role, found in sources.items()}
+    keys = {role: {_name(match): _name(match) for match in found if match} for role, found in again.items()}
+    if unpaired(keys) is not None:
+        return ""
+    options = {
+        name: f"--modality '{name}={'+'.join(narrow[_role(name, part)].text for part, _ in enumerate(group))}'"
+        for name, group in request.modalities.items()
+    }
+    labels = [f"--labels '{narrow[LABEL].text}'"] if LABEL in narrow else []
+    return " ".join([*options.values(), *labels])
 
 
 def _name(match: Match) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memorysam_cli.data.listing import sample_names
-from memorysam_cli.data.own.patterns import Pattern
+from memorysam_cli.data.own.patterns import Pattern, notes_on_others
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import documents, images
 
@@ -285,6 +285,8 @@ class Conversion:
     """HHA images that are newer than their depth image."""
     out: Path
     settings: HhaSettings
+    notes: tuple[str, ...] = ()
+    """What lies beside the depth images and is none, by suffix and count."""
 
 
 def plan_conversion(root: Path, pattern: Pattern, out: Path, *, settings: HhaSettings) -> Conversion:
@@ -302,13 +304,16 @@ def plan_conversion(root: Path, pattern: Pattern, out: Path, *, settings: HhaSet
     """
     _refuse_foreign(out, settings)
     targets: dict[Path, Path] = {}
-    for match in pattern.find(root):
+    matches = pattern.find(root)
+    for match in matches:
         inside = PurePosixPath(match.path).relative_to(pattern.folder).with_suffix(".png")
         other = targets.setdefault(out / inside, root / match.path)
         if other != root / match.path:
             raise DataError(f"{other} and {root / match.path} would both become {out / inside}; choose by the pattern")
     jobs = tuple((depth, target) for target, depth in targets.items() if not _is_done(depth, target))
-    return Conversion(jobs, done=len(targets) - len(jobs), out=out, settings=settings)
+    # A pattern without a folder of its own meets all sensors, and what is written here.
+    notes = notes_on_others(root, [pattern], {match.path for match in matches}) if pattern.folder else []
+    return Conversion(jobs, done=len(targets) - len(jobs), out=out, settings=settings, notes=tuple(notes))
 
 
 def convert(work: Conversion, *, advance: Callable[[], object] | None = None) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from memorysam_cli.data.loader import Batch
 from memorysam_cli.dataset import IGNORE
 from memorysam_cli.engine import runtime
-from memorysam_cli.losses.spmm import resize_label
+from memorysam_cli.losses.spmm import REFERENCE_CLASSES, resize_label
 from memorysam_cli.model.backbone import STRIDE, build_sam2
 from memorysam_cli.model.network import MemorySAM
 from memorysam_cli.recipe import Ohem, Recipe, Spmm
@@ -311,7 +311,7 @@ class PlainPrototypes:
         """Absent classes count as zeros; G moves first."""
         means = torch.stack([torch.zeros_like(self.known[0]) if mean is None else mean for mean in local])
         self.known = self._blend(self.known, means.detach())
-        return (means - self.known).square().mean()
+        return (means - self.known).square().sum() / (REFERENCE_CLASSES * means.shape[1])
 
     def _paper(self, local: list[Tensor | None]) -> Tensor:
         """Only classes that are present; G as it was before."""

@@ -98,7 +98,7 @@ def of_manifest(recipe: Recipe, manifest: Manifest, *, classes: int | None = Non
     Raises:
         DataError: as :func:`find`.
     """
-    modalities = modalities_of(manifest.info, recipe.data.modalities)
+    modalities = modalities_of(manifest.info, recipe.data.modalities, antialias=recipe.data.antialias)
     split = recipe.data.selection_split
     scenes = manifest.of_split(split)
     some = scenes[:: -(-len(scenes) // LOOKED_AT)]

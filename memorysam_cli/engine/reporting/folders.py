@@ -5,15 +5,14 @@ A damaged file is named, and nothing is guessed.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from memorysam_cli.engine.evaluate.result_files import NAMES
 from memorysam_cli.engine.predict import files as predictions
 from memorysam_cli.engine.run_folder import LATEST, RECIPE, RUNS, RunFolder
-from memorysam_cli.errors import DataError, UsageError
+from memorysam_cli.errors import UsageError
 from memorysam_cli.report import pages, pictures
 from memorysam_cli.storage import documents
 
@@ -73,28 +72,7 @@ def read(path: Path) -> Facts:
     Raises:
         DataError: it is damaged, or of another version.
     """
-    if not path.is_file():
-        return {}
-    document = documents.read_json(path)
-    if not isinstance(document, dict):
-        raise DataError(f"{path}: holds no JSON object; run the command that wrote it again")
-    return document
-
-
-@contextlib.contextmanager
-def understood(path: Path) -> Iterator[None]:
-    """Says of a file whose content is not as expected that it is so, rather than how Python stumbled over it.
-
-    Raises:
-        DataError: in the place of what the block stumbled over.
-    """
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise DataError(
-            f"{path}: is not as this version of memorysam writes it ({type(error).__name__}: {error}); "
-            "run the command that wrote it again"
-        ) from error
+    return documents.read_object(path) if path.exists() else {}
 
 
 def gallery_scenes(folder: Path) -> tuple[list[Facts], str]:
@@ -110,7 +88,7 @@ def gallery_scenes(folder: Path) -> tuple[list[Facts], str]:
     for each in gallery.scenes:
         words = [each.rank, each.condition, each.case]
         words += [f"mIoU {each.miou_present:.1f}"] if each.miou_present is not None else []
-        with understood(folder / pictures.GALLERY_FILE):
+        with documents.understood(folder / pictures.GALLERY_FILE):
             layers = [layer(stored.key, stored.title, folder / stored.file) for stored in each.layers]
         scenes.append(scene(each.scene, words, layers))
     return fitting(scenes)

@@ -46,7 +46,7 @@ def gather_evaluation(folder: Path) -> Facts:
     report = folders.read(path)
     if not report:
         return _of_robustness(folder)
-    with folders.understood(path):
+    with documents.understood(path):
         shown = section(folder, report)
         return {
             "kind": "evaluation",
@@ -64,7 +64,7 @@ def _of_robustness(folder: Path) -> Facts:
     """A folder that holds benchmarks alone."""
     path = min(folder.glob("robustness-*.json"))
     report = folders.read(path)
-    with folders.understood(path):
+    with documents.understood(path):
         return {
             "kind": "robustness",
             "title": f"{report['dataset']} · {report['split']}",
@@ -145,7 +145,7 @@ def _matrix(folder: Path, report: Facts) -> Any:
     path = folder / NAMES[f"confusion_{report['protocol']}"]
     if not path.is_file():
         return None
-    with folders.understood(path), path.open(encoding="utf-8", newline="") as stream:
+    with documents.understood(path), path.open(encoding="utf-8", newline="") as stream:
         counts = [[int(value) for value in row[1:]] for row in list(csv.reader(stream))[1:]]
         names = [each["name"] for each in report["classes"]]
         if [len(row) for row in counts] != [len(names)] * len(names):
@@ -195,7 +195,7 @@ def _benchmarks(folder: Path, *, digest: str | None) -> list[Facts]:
     groups = []
     for path in sorted(folder.glob("robustness-*.json")):
         benchmark = folders.read(path)
-        with folders.understood(path):
+        with documents.understood(path):
             if digest not in (None, benchmark["weights_sha256"]):
                 continue
             for level in benchmark["levels"]:
@@ -248,9 +248,9 @@ def gather_prediction(folder: Path) -> Facts:
     path = folder / predictions.SUCCESS
     report = folders.read(path)
     ledger = folder / predictions.LEDGER
-    with folders.understood(ledger):
+    with documents.understood(ledger):
         done, failed, failures, chosen = _ledger(ledger)
-    with folders.understood(path if report else folder / predictions.CLASSES):
+    with documents.understood(path if report else folder / predictions.CLASSES):
         classes = report.get("classes") or documents.read_json(folder / predictions.CLASSES)
         shares = _shares(classes)
         legend = [{"name": each["name"], "color": each["color"]} for each in classes]

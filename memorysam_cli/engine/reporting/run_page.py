@@ -81,7 +81,7 @@ def gather(folder: Path) -> Facts:
 def metrics(run: RunFolder) -> list[Facts]:
     """The rows of ``metrics.jsonl``; none before the first step."""
     rows = files.read_json_lines(run.metrics) if run.metrics.is_file() else []
-    with folders.understood(run.metrics):
+    with files.understood(run.metrics):
         return [row for row in rows if row["step"] >= 0]
 
 
@@ -145,7 +145,7 @@ def environment(run: RunFolder) -> list[tuple[str, str]]:
     facts = dict(comparing.leaves(folders.read(run.path / "environment.json")))
     rows = [(key, _cell(value)) for key, value in facts.items() if value not in (None, [], "")]
     command = run.path / "command.txt"
-    return rows + ([("command", command.read_text(encoding="utf-8").strip())] if command.is_file() else [])
+    return rows + ([("command", files.read_text(command).strip())] if command.exists() else [])
 
 
 def best(rows: Iterable[Facts]) -> Facts | None:

@@ -30,6 +30,8 @@ LETTERS = {
     "mcubes": {"RGB": "image", "I": "image", "A": "aolp", "D": "dolp", "N": "nir"},
 }
 """Data set → letter → modality."""
+ANTIALIASED = {"deliver": True, "mcubes": False}
+"""Data set → whether upstream's code antialiases where images shrink (METHOD §5)."""
 SELECTED_ON_TEST = ("mcubes",)
 """Data sets whose upstream "val" list is the test list, so that the published weights were chosen on it (METHOD §5)."""
 _RESULT = re.compile(r"epoch[_-]?(?P<epoch>\d+)_(?P<miou>\d{1,3}(?:\.\d+)?)(?![\d.]*\d)")
@@ -257,6 +259,7 @@ def _trained_by(recipe: Recipe, identity: Identity) -> Recipe:
     content = recipe.model_dump(mode="json")
     content["model"] |= {"backbone": identity.backbone, "encoder": "lora", "object_gate": True}
     content["model"] |= {"base_weights": "published", "lora": {"rank": identity.rank}}
+    content["data"]["antialias"] = ANTIALIASED.get(recipe.data.dataset, recipe.data.antialias)
     if recipe.data.dataset in SELECTED_ON_TEST:
         content["data"]["selection_split"] = "test"
     return recipes.parse(content, where=f"recipe {recipe.name}")

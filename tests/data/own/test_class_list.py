@@ -52,7 +52,7 @@ def test_a_wrong_list_is_refused(tmp_path: Path, text: str, why: str) -> None:
 
 
 def test_a_missing_or_binary_list_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--classes .*nothing.txt: No such file"):
+    with pytest.raises(UsageError, match=r"--classes .*nothing.txt: no such file"):
         classes.read_classes(tmp_path / "nothing.txt")
     (tmp_path / "classes.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="not UTF-8 text"):

@@ -65,9 +65,99 @@ def test_files_that_do_not_pair_are_refused_with_the_remedy(root: Path) -> None:
     strange = {"rgb": (Pattern("images/**/*.jpg"),), "depth": (Pattern("depth/cam0/*.png"),)}
     images.write_png(root / "depth/cam0/x_y_z.png", np.zeros((4, 4), np.uint16))
     with pytest.raises(
-        DataError, match=r"none of their files pair; .* goes by the name 'cam0/0000', .* by '0000_depth'"
+        DataError, match=r"'depth' pairs with nothing: .* goes by the name '0000_depth', and .* of 'rgb' by 'cam0/0000'"
     ):
         survey(root, plan(root, modalities=strange))
+
+
+def pictures(root: Path, *paths: str) -> None:
+    for path in paths:
+        images.write_png(root / path, np.zeros((4, 4), np.uint8), fsync=False)
+
+
+def request(**patterns: str) -> FolderRequest:
+    labels = patterns.pop("labels", None)
+    return FolderRequest(
+        "own",
+        {name: (Pattern(text),) for name, text in patterns.items()},
+        labels=None if labels is None else Pattern(labels),
+        classes=None
+        if labels is None
+        else ClassList(("a", "b"), ((0, 0, 0), (1, 1, 1)), has_colours=False, mapping=()),
+    )
+
+
+STEMS = {"rgb": "rgb/*.png", "depth": "depth/*.png", "ir": "ir/*.png", "labels": "labels/*.png"}
+
+
+def test_names_that_differ_pair_by_their_numbers_if_these_are_the_same_in_all_folders(tmp_path: Path) -> None:
+    for number in range(12):
+        pictures(
+            tmp_path, f"rgb/rgb_{number:04}.png", f"depth/d-{number:04}.png", f"ir/cam2 frame{number}.png",
+            f"labels/{number:04}_label.png",
+        )  # fmt: skip
+    found = survey(tmp_path, request(**STEMS))
+    assert len(found.manifest.scenes) == 12
+    for scene in found.manifest.scenes:
+        number = int(scene.id.removeprefix("rgb_"))
+        assert scene.files == {
+            "rgb": (f"rgb/rgb_{number:04}.png",),
+            "depth": (f"depth/d-{number:04}.png",),
+            "ir": (f"ir/cam2 frame{number}.png",),
+        }
+        assert scene.label == f"labels/{number:04}_label.png"
+    said = "rgb/rgb_0000.png, depth/d-0000.png, ir/cam2 frame0.png, labels/0000_label.png"
+    assert f"files pair by their numbers, which are the same in all folders: {said}" in found.notes
+
+
+@pytest.mark.parametrize(
+    "ir",
+    [
+        range(1, 13),  # counted from 1: each would be a scene off
+        range(11),  # one is missing: nobody knows which
+    ],
+)
+def test_numbers_that_are_not_one_to_one_pair_nothing_and_the_patterns_to_type_are_printed(
+    tmp_path: Path, ir: range
+) -> None:
+    for number in range(12):
+        pictures(tmp_path, f"rgb/rgb_{number:04}.png", f"labels/{number:04}_label.png")
+    pictures(tmp_path, *(f"ir/frame{number:04}.png" for number in ir))
+    asked = {name: text for name, text in STEMS.items() if name != "depth"}
+    with pytest.raises(DataError) as caught:
+        survey(tmp_path, request(**asked))
+    typed = str(caught.value).partition("type: ")[2]
+    assert typed == "--modality 'rgb=rgb/rgb_*.png' --modality 'ir=ir/frame*.png' --labels 'labels/*_label.png'"
+    # What was printed works as typed.
+    again = survey(tmp_path, request(rgb="rgb/rgb_*.png", ir="ir/frame*.png", labels="labels/*_label.png"))
+    whole = [scene for scene in again.manifest.scenes if all((tmp_path / path).is_file() for path in scene.paths)]
+    assert len(whole) == 11
+
+
+def test_the_folder_that_pairs_with_none_is_named(tmp_path: Path) -> None:
+    # rgb pairs with depth, depth with ir, and the labels with none.
+    pictures(tmp_path, "rgb/1.png", "rgb/2.png", "depth/2.png", "depth/3.png", "ir/3.png", "labels/a.png")
+    with pytest.raises(DataError, match=r"'--labels' pairs with nothing: labels/a.png .* rgb/1.png of 'rgb'.*; give"):
+        survey(tmp_path, request(**STEMS))
+
+
+def test_what_lies_beside_is_said_by_suffix_and_count_and_suffixes_match_in_any_case(tmp_path: Path) -> None:
+    pictures(tmp_path, *(f"{place}/{number}.png" for place in ("rgb", "depth", "labels") for number in range(3)))
+    for place in ("rgb", "depth", "labels"):
+        (tmp_path / place / "2.png").rename(tmp_path / place / "2.PNG")
+    pictures(tmp_path, "rgb/IMG_7.png")
+    for name in ("a.gif", "b.gif", "Thumbs.db", "README"):
+        (tmp_path / "rgb" / name).write_bytes(b"x")
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    found = survey(tmp_path, request(rgb="rgb/?.png", depth="depth/*.png", labels="labels/*.png"))
+    assert len(found.manifest.scenes) == 3
+    assert found.notes[0] == (
+        "rgb/: 5 files are not taken (2 .gif, 1 .db, 1 .png, 1 without suffix), such as rgb/IMG_7.png"
+    )
+    pictures(tmp_path, "ir/IMG_0.png", "ir/IMG_1.png", "ir/img_2.png")
+    found = survey(tmp_path, request(rgb="rgb/?.png", ir="ir/img_*.png"))
+    said = "ir/: 2 files are not taken (2 .png); 2 would match but for upper and lower case, such as ir/IMG_0.png"
+    assert said in found.notes
 
 
 def test_shares_are_drawn_by_the_seed_and_every_split_has_a_scene(root: Path) -> None:
@@ -253,6 +343,6 @@ def test_no_matched_file_is_passed_over_in_silence(tmp_path: Path, monkeypatch: 
         "files matched = files of scenes": {"left": 6, "right": 6, "holds": True},
     }
     rows = folder._rows
-    monkeypatch.setattr(folder, "_rows", lambda matches: rows(matches)[1:])
+    monkeypatch.setattr(folder, "_rows", lambda *given: (rows(*given)[0][1:], []))
     with pytest.raises(LawBroken, match="'files matched = files of scenes': 6 ≠ 4"):
         folder.survey(tmp_path, plan)

@@ -90,7 +90,7 @@ def test_two_depths_of_one_name_are_refused(root: Path) -> None:
     with pytest.raises(DataError, match=r"depth/a/1\.\w+ and .*depth/a/1\.\w+"):
         plan_conversion(root, Pattern("depth/**/*"), root / "hha", settings=SETTINGS)
     with pytest.raises(DataError, match=r"would both become .*hha/a/1.png"):
-        plan_conversion(root, Pattern("depth/*/1.?*"), root / "hha", settings=SETTINGS)
+        plan_conversion(root, Pattern("depth/*/1*"), root / "hha", settings=SETTINGS)
 
 
 def test_a_damaged_depth_is_named_and_the_others_stay(root: Path) -> None:

@@ -98,7 +98,7 @@ def test_a_line_that_is_wrong_is_refused(tmp_path: Path, texts: dict[str, str], 
 
 
 def test_a_missing_list_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--split .*x.txt: No such file"):
+    with pytest.raises(UsageError, match=r"--split .*x.txt: no such file"):
         split_by_lists(KNOWN, {"train": tmp_path / "x.txt"})
 
 

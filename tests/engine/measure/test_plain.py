@@ -174,8 +174,8 @@ def test_prototypes_by_hand(variant: Literal["reference", "paper"]) -> None:
     features = torch.tensor([[[[1.0, 3.0], [8.0, 9.0]]]])  # one channel; class 0 has 1 and 3, class 1 none, 8 ignored
     label = torch.tensor([[[0, 0], [255, 255]]])
     prototypes = PlainPrototypes(2, width=1, settings=Spmm(variant=variant, weight=1), device=torch.device("cpu"))
-    # reference: p = (1 + 3)/2/2 = 1, G = 0.2, (1 − 0.2)² / 2 = 0.32 of both classes; paper: first seen, so 0
-    assert float(prototypes(features, label)) == pytest.approx(0.32 if variant == "reference" else 0.0)
+    # reference: p = (1 + 3)/2/2 = 1, G = 0.2, (1 − 0.2)² over its 25 classes; paper: first seen, so 0
+    assert float(prototypes(features, label)) == pytest.approx(0.64 / 25 if variant == "reference" else 0.0)
     second = float(prototypes(2 * features, label))
-    # reference: p = 2, G = 0.8·0.2 + 0.4 = 0.56, (2 − 0.56)² / 2; paper: (4 − 2)²
-    assert second == pytest.approx(1.0368 if variant == "reference" else 4.0)
+    # reference: p = 2, G = 0.8·0.2 + 0.4 = 0.56, (2 − 0.56)² / 25; paper: (4 − 2)²
+    assert second == pytest.approx(2.0736 / 25 if variant == "reference" else 4.0)
