@@ -71,6 +71,29 @@ def become_nobody() -> None:
         os.setuid(65534)
 
 
+def fence(folder: Path) -> bool:
+    """Let this process write below a folder and nowhere else, and see a /dev/shm of its own; False if it may not.
+
+    What is tried as root must not be able to harm the machine.
+    """
+    if not may_mount() or _mount(str(folder), str(folder), None, BIND | REC) != 0:
+        return False
+    if _set_read_only("/", recursive=True) != 0:
+        return False
+    assert _set_read_only(str(folder), recursive=False, clear=True) == 0, os.strerror(ctypes.get_errno())
+    return _mount("tmpfs", "/dev/shm", "tmpfs", 0, "size=67108864") == 0
+
+
+def _set_read_only(folder: str, *, recursive: bool, clear: bool = False) -> int:
+    """``mount_setattr(2)``: for a mount, or for it and all below."""
+    bits = (ctypes.c_uint64 * 4)(0 if clear else 1, 1 if clear else 0, 0, 0)
+    flags = ctypes.c_uint(0x8000 if recursive else 0)
+    result: int = _libc.syscall(
+        ctypes.c_long(442), ctypes.c_int(-100), folder.encode(), flags, bits, ctypes.c_size_t(ctypes.sizeof(bits))
+    )
+    return result
+
+
 def lose_rights() -> None:
     """Lose root's right to read and write everything, but not what belongs to root; also in programs started later."""
     if os.getuid() == 0:

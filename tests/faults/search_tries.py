@@ -13,6 +13,7 @@ from pathlib import Path
 from memorysam_cli.errors import EXIT_CODES
 from tests.faults.bad_inputs import CACHES, tree
 from tests.faults.forks import Ended, Forks
+from tests.faults.jobs_search import LEFT_OUT
 from tests.faults.search_lines import HERE, LINES, Line, Spot, spots
 from tests.faults.search_worlds import THINGS, WORLDS
 
@@ -116,6 +117,8 @@ def attempt(one: Try, place: Path, template: Path, forks: Forks, *, is_naive: bo
         ended = forks.run(str(place), ["naive"] * is_naive + words, one.worlds, one.is_fresh, loses_rights)
     except TimeoutError as error:
         return ["it hangs", str(error)[-300:], repr(one)]
+    if ended.code == LEFT_OUT:
+        return []
     out = (place / "stdout").read_text(errors="replace") if (place / "stdout").exists() else ""
     found = [*wrong_end(one, ended, out), *wrong_files(one, before, tree(place))]
     return [
@@ -193,8 +196,11 @@ def wrong_files(one: Try, before: Mapping[str, str], after: Mapping[str, str]) -
     """What was lost or changed, and what was left behind."""
     outputs = ["stdout", *(f"here/{name}" for name in one.typed.outputs)]
     spot = one.where
-    is_anywhere = spot is not None and spot.is_output  # an odd name, below which anything may be new
+    # Below an odd name anything may be new.
+    is_anywhere = spot is not None and (spot.is_output or THINGS[one.thing].is_good)
     lost = [name for name in before if before[name] != after.get(name) and not _is_of_the_world(one, name)]
+    if is_anywhere:  # a link is replaced, what it leads to is not; a report replaces the one before
+        lost = [name for name in lost if not before[name].startswith("link") and one.typed.command != "report"]
     new = [name for name in after if name not in before and not _is_below(name, outputs) and not _is_cache(name)]
     new = [name for name in new if not (is_anywhere and name.startswith("here/"))]
     temporary = [name for name in after if ".tmp-" in name or (name.startswith("tmp/") and not _is_cache(name))]
