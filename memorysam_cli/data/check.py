@@ -20,14 +20,14 @@ from memorysam_cli import conservation
 from memorysam_cli.data import decode
 from memorysam_cli.data.decode import read_sample
 from memorysam_cli.data.findings import CheckReport, Dropped, FileFacts, Oddities, Problem, Reader
-from memorysam_cli.data.manifest import Manifest, Scene, count_splits, is_text, shared_ids
+from memorysam_cli.data.manifest import Manifest, Scene, count_splits, shared_ids
 from memorysam_cli.data.transforms import Sample, flip_refusal
 from memorysam_cli.dataset import IGNORE, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.report import figures, pictures
 from memorysam_cli.report.pictures import Panel
 from memorysam_cli.storage import atomic, images
-from memorysam_cli.text import shown
+from memorysam_cli.text import is_text, shown
 
 THREADS = 16
 """At most; decoding leaves Python's lock."""

@@ -110,6 +110,7 @@ class Job:
         return {
             "job": self.sha256,
             "inputs": self.source,
+            "inputs_root": str(self.root.absolute()),
             "dataset": self.card.dataset.name,
             "modalities": [m.name for m in self.modalities if any(m.name in scene.files for scene in self.scenes)],
             **self.view.to_json(size=self.card.image_size),
