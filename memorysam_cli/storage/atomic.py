@@ -222,8 +222,8 @@ def new_file(path: Path, *, fsync: bool = True, needed_bytes: int | None = None)
         EnvironmentFault: writing failed, or ``path`` is no place for a file; it is as it was and the temporary is gone.
     """
     with faults(path, needed_bytes=needed_bytes):
-        refuse_special(path)
         _make_folder(path.parent)
+        refuse_special(path)
         temporary = _temporary(path)
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         # The kernel applied the umask: asking for it would change it for other threads.

@@ -146,7 +146,7 @@ WORLDS: dict[str, World] = {
     "stderr full": World(enter=led_to("/dev/full", 2, os.O_WRONLY), hides=frozenset({"err"})),
     "stdout unread": World(loud=frozenset({141}), enter=unread(1), hides=frozenset({"out"})),
     "stderr unread": World(enter=unread(2), hides=frozenset({"err"})),
-    "stdout read-only": World(loud=MACHINE, enter=led_to("/dev/null", 1, os.O_RDONLY), hides=frozenset({"out"})),
+    "stdout read-only": World(enter=led_to("/dev/null", 1, os.O_RDONLY), hides=frozenset({"out"})),
     "tiny shm": World(codes=MACHINE, enter=small_shared_memory),
     "8 descriptors": World(codes=MACHINE, enter=limited(resource.RLIMIT_NOFILE, 8)),
     "24 descriptors": World(codes=MACHINE, enter=limited(resource.RLIMIT_NOFILE, 24)),
