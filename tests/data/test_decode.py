@@ -9,7 +9,7 @@ import pytest
 
 from memorysam_cli.data import decode
 from memorysam_cli.data.manifest import Manifest
-from memorysam_cli.dataset import LabelRule, Modality
+from memorysam_cli.dataset import Kind, LabelRule, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
 
@@ -261,13 +261,68 @@ def test_low_resolution_events_are_enlarged_by_nearest(prepared: Manifest) -> No
     np.testing.assert_array_equal(event, small.repeat(3, axis=0).repeat(4, axis=1))
 
 
-@pytest.mark.parametrize(("name", "shape"), [("depth", (3, 4, 3)), ("event", (12, 16, 3)), ("event", (3, 16, 3))])
+def resampled(prepared: Manifest, kind: Kind, stored: np.ndarray) -> np.ndarray:
+    """What becomes of a sensor's file of this kind beside an image and a label of 6×8."""
+    images.write_png(prepared.root / prepared.scenes[0].files["lidar"][0], stored)
+    made = [prepared.info.modality("img"), Modality(name="lidar", kind=kind)]
+    sample = decode.read_sample(
+        prepared.root, prepared.scenes[0], modalities=made, rule=prepared.info.label, classes=25
+    )
+    return sample.frames["lidar"]
+
+
+@pytest.mark.parametrize("kind", ["depth", "lidar", "event"])
+def test_registered_distances_of_another_resolution_are_those_of_the_nearest_pixel(
+    prepared: Manifest, kind: Kind
+) -> None:
+    small = np.arange(3 * 4 * 3, dtype=np.uint8).reshape(3, 4, 3)
+    np.testing.assert_array_equal(resampled(prepared, kind, small), small.repeat(2, axis=0).repeat(2, axis=1))
+    # Finer than the frame: of 12×16 every second row and column is taken.
+    fine = np.arange(12 * 16 * 3).astype(np.uint8).reshape(12, 16, 3)
+    np.testing.assert_array_equal(resampled(prepared, kind, fine), fine[::2, ::2])
+
+
+@pytest.mark.parametrize("kind", ["thermal", "rgb", "gray", "hha"])
+def test_registered_sensors_that_are_no_distances_are_blended(prepared: Manifest, kind: Kind) -> None:
+    small = np.zeros((3, 4, 3), np.uint8)
+    small[:, 2:] = 100
+    # Between the centers of pixels: a quarter and three quarters of the way from 0 to 100.
+    np.testing.assert_array_equal(resampled(prepared, kind, small)[0, :, 0], [0, 0, 0, 25, 75, 100, 100, 100])
+
+
+SIZES = {  # sensors (kind, size), label, the frame's size
+    "equal": ([("rgb", (6, 8)), ("depth", (6, 8))], (6, 8), (6, 8)),
+    "half": ([("rgb", (64, 64)), ("depth", (32, 32))], (64, 64), (64, 64)),
+    "half, the label on the coarse one": ([("rgb", (64, 64)), ("depth", (32, 32))], (32, 32), (32, 32)),
+    "the finest without a label": ([("depth", (32, 32)), ("rgb", (64, 64)), ("hha", (64, 64))], None, (64, 64)),
+    "rounded": ([("rgb", (375, 1242)), ("thermal", (188, 621))], None, (375, 1242)),
+    "rounded down": ([("rgb", (375, 1242)), ("thermal", (187, 621))], None, (375, 1242)),
+    "a third": ([("rgb", (480, 640)), ("thermal", (160, 213))], (480, 640), (480, 640)),
+    "small events of another shape": ([("rgb", (6, 8)), ("event", (2, 2))], (6, 8), (6, 8)),
+    "events alone": ([("event", (2, 2))], (6, 8), (6, 8)),
+    "another proportion": ([("rgb", (64, 64)), ("depth", (32, 48))], (64, 64), None),
+    "one row less": ([("rgb", (64, 64)), ("depth", (63, 64))], None, None),
+    "one row and column less": ([("rgb", (64, 48)), ("depth", (63, 47))], None, None),
+    "large events of another shape": ([("rgb", (6, 8)), ("event", (3, 16))], None, None),
+    "a label of another shape": ([("rgb", (6, 8))], (6, 9), None),
+}
+
+
+@pytest.mark.parametrize("what", SIZES)
+def test_sizes_are_of_one_scene_if_they_are_one_view(what: str) -> None:
+    sensors, label, expected = SIZES[what]
+    sizes = {f"s{number}": size for number, (_, size) in enumerate(sensors)}
+    kinds = {f"s{number}": kind for number, (kind, _) in enumerate(sensors)}
+    assert decode.frame_size(sizes, kinds=kinds, label=label) == expected
+
+
+@pytest.mark.parametrize(("name", "shape"), [("depth", (3, 5, 3)), ("event", (3, 16, 3)), ("lidar", (6, 7, 3))])
 def test_any_other_difference_in_size_is_refused(prepared: Manifest, name: str, shape: tuple[int, ...]) -> None:
     images.write_png(prepared.root / prepared.scenes[0].files[name][0], np.zeros(shape, np.uint8))
     with pytest.raises(
         DataError, match=rf"scene {prepared.scenes[0].id}: sizes differ \(.*{name} {shape[0]}×{shape[1]}"
     ):
-        read(prepared, names=("img", "depth", "event"))
+        read(prepared, names=("img", "depth", "event", "lidar"))
 
 
 def test_a_label_of_another_size_is_refused(prepared: Manifest) -> None:
