@@ -214,7 +214,7 @@ def wrong_files(one: Try, before: Mapping[str, str], after: Mapping[str, str]) -
 def _is_of_the_world(one: Try, name: str) -> bool:
     """What a world itself changes, and what the resumed run writes."""
     return (name == "tmp" and "tmp read-only" in one.worlds) or (
-        one.typed.words[:2] == ("train", "--resume") and name.startswith("here/runs/")
+        one.typed.words[:2] == ("train", "--resume") and name.startswith("here/") and not name.startswith("here/data/")
     )
 
 

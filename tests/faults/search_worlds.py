@@ -303,7 +303,7 @@ THINGS: dict[str, Thing] = {
     "/dev/stdin": Thing(device("/dev/stdin")),
     "/proc/self/mem": Thing(device("/proc/self/mem")),
     "/dev/fd/99": Thing(device("/dev/fd/99")),
-    "nothing": Thing(device("")),
+    "nothing": Thing(device(""), is_good=True),  # the working folder
     "dangling link": Thing(_dangling),
     "link loop": Thing(_loop),
     "name too long": Thing(device("n" * 300)),
