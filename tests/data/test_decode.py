@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from memorysam_cli.data import decode
 from memorysam_cli.data.manifest import Manifest
@@ -15,7 +18,7 @@ from memorysam_cli.storage import images
 
 RGB = Modality(name="img", kind="rgb")
 ANGLE = Modality(name="aolp", kind="angle")
-DELIVER_RULE = LabelRule(shift=-1, ignore=(0, 255))
+DELIVER_RULE = LabelRule(shift=-1, ignore=(0, 255), first_channel=True)
 
 
 def test_an_8_bit_colour_image_comes_as_stored(tmp_path: Path) -> None:
@@ -157,6 +160,85 @@ def test_no_integer_wraps_into_a_class(tmp_path: Path, value: int) -> None:
 def test_every_integer_dtype_reads_alike(tmp_path: Path, dtype: type) -> None:
     np.save(tmp_path / "l.npy", np.array([[0, 24, 255]], dtype))
     np.testing.assert_array_equal(decode.read_label(tmp_path / "l.npy", LabelRule(), 25), [[0, 24, 255]])
+
+
+@pytest.mark.parametrize("others", ["the same", "nothing"])
+def test_four_channels_that_are_a_number(tmp_path: Path, others: str) -> None:
+    label = np.array([[0, 24, 255], [1, 2, 3]], np.uint8)
+    rest = label if others == "the same" else np.zeros_like(label)
+    images.write_png(tmp_path / "l.png", np.stack([label, rest, rest, np.full_like(label, 9)], axis=-1))
+    np.testing.assert_array_equal(decode.read_label(tmp_path / "l.png", LabelRule(), 25), label)
+
+
+@pytest.mark.parametrize("colour", [(1, 2, 0), (1, 0, 1), (0, 1, 1), (2, 1, 1)])
+def test_four_channels_in_colour_are_no_number(tmp_path: Path, colour: tuple[int, int, int]) -> None:
+    picture = np.full((2, 3, 4), 255, np.uint8)
+    picture[..., :3] = 0
+    picture[1, 2, :3] = colour
+    images.write_png(tmp_path / "l.png", picture)
+    with pytest.raises(DataError, match="is in colour; labels must be class numbers"):
+        decode.read_label(tmp_path / "l.png", LabelRule(), 25)
+
+
+def palette_png(indices: np.ndarray, bits: int, colours: bytes) -> bytes:
+    """An indexed PNG, written by hand."""
+    lines = b"".join(
+        b"\0" + np.packbits(np.unpackbits(row[:, None], axis=1)[:, 8 - bits :].ravel()).tobytes() for row in indices
+    )
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", indices.shape[1], indices.shape[0], bits, 3, 0, 0, 0)
+    parts = {b"IHDR": header, b"PLTE": colours, b"tRNS": b"\0", b"IDAT": zlib.compress(lines), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, data) for kind, data in parts.items())
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_indexed_pngs_give_their_indices(tmp_path: Path, bits: int) -> None:
+    label = (np.arange(77).reshape(7, 11) % min(1 << bits, 25)).astype(np.uint8)
+    colours = np.random.Generator(np.random.PCG64(7)).integers(0, 256, 3 << bits, np.uint8).tobytes()
+    (tmp_path / "l.png").write_bytes(palette_png(label, bits, colours))
+    np.testing.assert_array_equal(decode.read_label(tmp_path / "l.png", LabelRule(), 25), label)
+    assert images.read(tmp_path / "l.png").shape == (7, 11, 4)  # anywhere else their colours, with alpha
+
+
+def test_an_index_without_a_colour_is_an_index_too(tmp_path: Path) -> None:
+    label = np.array([[0, 1, 2, 255]], np.uint8)
+    (tmp_path / "l.png").write_bytes(palette_png(label, 8, bytes([0, 0, 0, 128, 0, 0, 0, 128, 0])))
+    np.testing.assert_array_equal(decode.read_label(tmp_path / "l.png", LabelRule(), 3), label)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "BMP"])
+def test_other_files_with_a_color_table_give_their_indices(tmp_path: Path, kind: str) -> None:
+    label = (np.arange(77).reshape(7, 11) % 25).astype(np.uint8)
+    picture = Image.fromarray(label, "L")
+    picture.putpalette(bytes(range(255, -1, -1)) * 3)
+    picture.save(tmp_path / "l", kind)
+    assert images.header(tmp_path / "l").has_palette
+    np.testing.assert_array_equal(decode.read_label(tmp_path / "l", LabelRule(), 25), label)
+
+
+def gray_tiff(values: np.ndarray) -> bytes:
+    """A TIFF of one strip of integers, written by hand."""
+    signed = 2 if values.dtype.kind == "i" else 1
+    height, width = values.shape
+    fields = {256: width, 257: height, 258: 8 * values.itemsize, 259: 1, 262: 1, 273: 200, 277: 1, 278: height}
+    fields |= {279: values.nbytes, 339: signed}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields.items())
+    head = b"II*\0" + struct.pack("<IH", 8, len(fields)) + entries + struct.pack("<I", 0)
+    return head.ljust(200, b"\0") + values.tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32])
+def test_tiffs_of_every_integer_type_are_labels(tmp_path: Path, dtype: type) -> None:
+    ignored = -1 if np.dtype(dtype).kind == "i" else 100
+    rule = LabelRule(ignore=(ignored,))
+    (tmp_path / "l.tif").write_bytes(gray_tiff(np.array([[0, 24, ignored]], dtype)))
+    np.testing.assert_array_equal(decode.read_label(tmp_path / "l.tif", rule, 25), [[0, 24, 255]])
+    (tmp_path / "l.tif").write_bytes(gray_tiff(np.array([[0, 24, 25]], dtype)))
+    with pytest.raises(DataError, match="label value 25 in 1 pixels"):
+        decode.read_label(tmp_path / "l.tif", rule, 25)
 
 
 def test_a_label_in_colours_or_as_jpeg_or_with_fractions_is_refused(tmp_path: Path) -> None:
