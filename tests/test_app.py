@@ -392,6 +392,35 @@ def raised(*faults: BaseException) -> BaseException:
     return faults[-1]
 
 
+def _machines_faults() -> list[tuple[BaseException, str]]:
+    """What Python says where a machine is short of something, and what of it the line tells."""
+    loop = RuntimeError("Symlink loop from '/data/a'")
+    library = f"libx.so.1: cannot open shared object file: {os.strerror(errno.EMFILE)}"
+    return [
+        (RuntimeError("can't start new thread"), "no more processes or threads may be started"),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "Resource temporarily unavailable"),
+        (OSError(errno.ELOOP, "Too many levels of symbolic links", "a"), "a: Too many levels"),
+        (loop, "/data/a: the link leads to itself"),
+        (ImportError(library), library),
+    ]
+
+
+@pytest.mark.parametrize(("fault", "words"), _machines_faults(), ids=lambda value: type(value).__name__)
+def test_a_shortage_of_the_machine_is_told_as_such(
+    fault: BaseException, words: str, failing: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(fault)
+    assert app.run(["fail"]) == 6
+    err = capsys.readouterr().err
+    assert err.startswith(f"memorysam: error [6]: {words}") and err.count("\n") == 1
+
+
+def test_other_faults_of_the_same_classes_are_bugs_of_ours() -> None:
+    for fault in (RuntimeError("a thread"), ImportError("No module named 'x'"), OSError(errno.EBADF, "odd")):
+        assert errors.environment_fault(fault) is None
+        errors.raise_shortage(fault)
+
+
 DIVERGED, FULL = errors.DivergedError("step 7: loss nan"), errors.EnvironmentFault("run: the disk is full")
 BAD_SCENE, NO_HUB = errors.DataError("a.png: empty"), errors.NetworkError("hub: HTTP 500")
 BAD_WEIGHTS, PARTLY = errors.WeightsError("w: truncated"), errors.PartialError("1 of 2 scenes were left out")
@@ -529,7 +558,10 @@ def test_an_ignored_signal_stays_ignored() -> None:
     assert (done.returncode, done.stdout) == (0, f"mine\nmemorysam {__version__}\n")
 
 
-@pytest.mark.parametrize(("closed", "code"), [(">&-", 0), ("2>&-", 2), (">&- 2>&-", 2), ("<&- >&- 2>&-", 0)])
+@pytest.mark.parametrize(
+    ("closed", "code"),
+    [(">&-", 0), ("2>&-", 2), (">&- 2>&-", 2), ("<&- >&- 2>&-", 0), ("1</dev/null", 0), ("1</dev/null 2</dev/null", 2)],
+)
 def test_a_closed_stream_is_no_crash(closed: str, code: int) -> None:
     name = "demo" if code == 0 else "nonsense"
     line = f"exec {shlex.quote(sys.executable)} -m memorysam_cli recipes show {name} {closed}"

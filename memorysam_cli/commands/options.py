@@ -210,6 +210,10 @@ Compile = Annotated[
 OnError = Annotated[
     Literal["stop", "skip"], typer.Option(help="At a scene that cannot be read: stop, or list it and go on.")
 ]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="Refuse sensors of another type or range than in training: exit 3, no warning."),
+]
 Shard = Annotated[
     str | None,
     typer.Option(metavar="I/N", help="Only part I of N, counted from 0; the last one that is done merges all."),

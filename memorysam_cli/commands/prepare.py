@@ -207,6 +207,14 @@ def folder(
             "--scale", metavar="NAME=X", help="Stored values times X, as depth=0.001 for mm to m (repeatable)."
         ),
     ] = None,
+    nodata: Annotated[
+        Named,
+        typer.Option(
+            "--nodata",
+            metavar="NAME=VALUE",
+            help="Stored values that are no measurement, as depth=65535 (repeatable); NaN and TIFF tags always are.",
+        ),
+    ] = None,
     ignore: Annotated[
         list[int] | None, typer.Option(metavar="VALUE", help="Label value that counts nowhere, else 255 (repeatable).")
     ] = None,
@@ -215,7 +223,13 @@ def folder(
     ] = 0,
     seed: Annotated[int, typer.Option(min=0, metavar="S", help="Another seed, another division into splits.")] = 0,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Normalise each sensor by its own mean and deviation over train.")
+        bool,
+        typer.Option(
+            "--measure", help="Normalize photos (rgb, gray) by their own mean and deviation, too, over train."
+        ),
+    ] = False,
+    stored: Annotated[
+        bool, typer.Option("--stored", help="Measure no sensor: keep the stored ranges, 8 and 16 bits as 0..1.")
     ] = False,
     drop_incomplete: DropIncomplete = False,
     headers_only: HeadersOnly = False,
@@ -231,12 +245,14 @@ def folder(
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.data.own.classes import read_classes
-    from memorysam_cli.data.own.folder import FolderRequest, survey
+    from memorysam_cli.data.own.folder import FolderRequest, names_to_measure, survey
     from memorysam_cli.data.own.patterns import Pattern
 
     class_file = None if classes is None else words.existing("--classes ", classes, root)
     divided = words.split(split or [], root)
     patterns = words.patterns(modality)
+    if measure and stored:
+        raise UsageError("--measure and --stored exclude each other; give one, or neither to measure what is no photo")
     if (labels is None) != (classes is None):
         raise UsageError("--labels and --classes: give both, or neither for scenes that are only predicted")
     request = FolderRequest(
@@ -251,18 +267,21 @@ def folder(
         ignore=tuple(ignore or (255,)),
         label_shift=label_shift,
         seed=seed,
-        will_measure=measure,
+        nodata=words.nodata(nodata, known=patterns),
+        measured="all" if measure else "none" if stored else "others",
     )
     found = survey(root, request)
+    measured = names_to_measure(found.manifest.info.modalities, request.measured)
     check_and_write(
         found.manifest,
         json=json,
         drop_incomplete=drop_incomplete,
         headers_only=headers_only,
         max_pixels=max_pixels,
-        measure=measuring(max_pixels=max_pixels, normalise=True) if measure else None,
+        measure=measuring(max_pixels=max_pixels, normalise=True, names=measured) if measured else None,
         notes=found.notes,
         laws=found.laws,
+        shows_choices=True,
     )
 
 

@@ -177,6 +177,25 @@ def scales(words: Mapping[str, str]) -> dict[str, float]:
     return {name: number(f"--scale {name}={word}", word) for name, word in words.items()}
 
 
+def nodata(texts: Iterable[str] | None, *, known: Iterable[str]) -> dict[str, tuple[float, ...]]:
+    """Modality → its values that are no measurement; NaN and infinity always are, and need not be stored.
+
+    Raises:
+        UsageError: another form, an unknown name, or no number.
+    """
+    names = list(known)
+    found: dict[str, tuple[float, ...]] = {}
+    for text in texts or ():
+        ((name, word),) = pairs("--nodata", [text], known=names).items()
+        try:
+            value = float(word)
+        except ValueError:
+            raise UsageError(f"--nodata {text}: '{word}' must be a number such as 65535, nan or inf") from None
+        if math.isfinite(value) and value not in found.get(name, ()):
+            found[name] = (*found.get(name, ()), value)
+    return found
+
+
 def number(option: str, word: str) -> float:
     """A number that float32 holds and that is not 0.
 

@@ -147,6 +147,7 @@ def train(
     seed: Seed = None,
     deterministic: Deterministic = None,
     init: Init = None,
+    strict: options.Strict = False,
     max_bad: MaxBad = None,
     resume: Annotated[
         str | None,
@@ -200,6 +201,7 @@ def train(
             choose_batch=plan.settle if batch == AUTO else None,
             trackers=trackers,
             advise=rates.bf16_advice,
+            strict=strict,
         )
     )
     if finished_run is not None:  # only the first of several processes answers

@@ -237,7 +237,7 @@ def _misfit(facts: FileFacts, modality: Modality, *, files: int) -> str | None:
 
 def _combine(scene: Scene, modality: Modality, facts: Sequence[FileFacts], finding: _SceneFindings) -> None:
     """Keep the facts of a modality's files as one."""
-    first = facts[0]
+    first = max(facts, key=lambda each: each.invalid)
     if len({each.dtype for each in facts}) > 1:
         listed = " and ".join(each.dtype for each in facts)
         finding.faults.append(("dtype", f"{shown(scene.id)}: '{modality.name}' is stored as {listed}; make them alike"))

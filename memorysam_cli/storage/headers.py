@@ -45,6 +45,8 @@ class Header:
     """The stored values are indices; reading gives their colours, unless the numbers are asked for."""
     is_turned: bool = False
     """An EXIF mark asks viewers to turn the picture; we never do."""
+    nodata: float | None = None
+    """The value that GDAL's tag of a TIFF declares to be no measurement; may be NaN."""
     is_lossy: bool = False
     """Its compression changes values: no class number and no colour of a label is exact in it."""
 
@@ -230,9 +232,10 @@ def _check_jpeg(data: bytes) -> None:
 
 
 _FIELD_SIZES = {1: 1, 3: 2, 4: 4, 16: 8}
-_FIELD_CODES = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_FIELD_CODES = {1: "B", 2: "B", 3: "H", 4: "I", 16: "Q"}
+_TEXT = 2
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES = 256, 257, 258, 259, 262, 274, 277
-_PLANAR, _SAMPLE_FORMAT, _TILE_WIDTH, _TILE_HEIGHT = 284, 339, 322, 323
+_PLANAR, _SAMPLE_FORMAT, _TILE_WIDTH, _TILE_HEIGHT, _NODATA = 284, 339, 322, 323, 42113
 _LARGEST_TILE = 4096
 """Pixels of a tile's side that is longer than the picture's."""
 _SEGMENTS = {273: 279, 324: 325}
@@ -240,7 +243,7 @@ _SEGMENTS = {273: 279, 324: 325}
 _TABLES = {*_SEGMENTS, *_SEGMENTS.values()}
 _TIFF_FIELDS = {
     *_TABLES, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANAR, _SAMPLE_FORMAT,
-    _TILE_WIDTH, _TILE_HEIGHT,
+    _TILE_WIDTH, _TILE_HEIGHT, _NODATA,
 }  # fmt: skip
 _MAX_VALUES = 1024
 """Of a field that is no table of pixel data."""
@@ -295,7 +298,24 @@ def _parse_tiff(stream: BinaryIO) -> Header:
     if fields.get(_ORIENTATION, (1,)) != (1,):
         raise Refused("a TIFF with a rotation mark; save it upright")
     channels = 3 if has_palette else channels
-    return Header("tiff", height, width, channels, dtype, has_palette, is_lossy=compression == _JPEG_IN_TIFF)
+    return Header(
+        "tiff", height, width, channels, dtype, has_palette, is_lossy=compression == _JPEG_IN_TIFF,
+        nodata=_nodata(fields.get(_NODATA)),
+    )  # fmt: skip
+
+
+def _nodata(text: tuple[int, ...] | None) -> float | None:
+    """The number that GDAL writes as text, such as ``-9999`` or ``nan``."""
+    if text is None:
+        return None
+    written = bytes(text).split(b"\0")[0].decode("latin-1").strip()
+    try:
+        return float(written)
+    except ValueError:
+        raise Refused(
+            f"a TIFF whose nodata tag (42113) says {written[:40]!r}, which is no number; set it anew, "
+            "such as with gdal_edit.py -a_nodata -9999"
+        ) from None
 
 
 def _many_bands(count: int) -> str:
@@ -352,7 +372,7 @@ def _tiff_values(stream: BinaryIO, entries: bytes, *, order: str, place: str) ->
     """The fields that we look at; a file may have 65,535 others, all of which name the same many bytes."""
     inside = struct.calcsize(place)
     for tag, kind, length, value in struct.iter_unpack(f"{order}HH{place}{inside}s", entries):
-        size = _FIELD_SIZES.get(kind, 0) * length
+        size = length if (tag, kind) == (_NODATA, _TEXT) else _FIELD_SIZES.get(kind, 0) * length
         if size == 0 or tag not in _TIFF_FIELDS:
             continue
         if tag not in _TABLES and length > _MAX_VALUES:

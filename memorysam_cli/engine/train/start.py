@@ -25,6 +25,7 @@ from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.dataset import IGNORE
 from memorysam_cli.engine import run_folder
+from memorysam_cli.engine.infer.inference import compared, unlike_training
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.train import checkpoints
 from memorysam_cli.engine.train.checkpoints import Position
@@ -32,7 +33,7 @@ from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.errors import DataError, EnvironmentFault, MemorySamError, UsageError, WeightsError
 from memorysam_cli.model import Segmenter, base_weights
 from memorysam_cli.model.network import count
-from memorysam_cli.model.weights import WeightsCard, fill_own, own_tensors, read
+from memorysam_cli.model.weights import WeightsCard, fill_own, own_tensors, read, read_card
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents, lock, tensors
@@ -273,6 +274,29 @@ def initial_sha256(recipe: Recipe, then: str | None = None) -> str | None:
             return then
         raise WeightsError(f"--init {path}: {_why_none(path)}; give weights of `memorysam train`")
     return tensors.sha256(path)
+
+
+def doubts(recipe: Recipe, manifest: Manifest, *, strict: bool) -> list[str]:
+    """Which sensors hold other values than the weights of ``--init`` were trained on.
+
+    Args:
+        recipe: its ``model.init`` names the file; a file that is not there is refused elsewhere.
+        manifest: what is trained on.
+        strict: refuse instead.
+
+    Raises:
+        DataError: there are such sensors, and ``strict``.
+        WeightsError: the file is none of ours.
+    """
+    path = None if recipe.model.init is None else Path(recipe.model.init).expanduser()
+    if path is None or not path.is_file():
+        return []
+    known, info = read_card(path).dataset, manifest.info
+    shared = [modality for modality in info.modalities if modality.name in recipe.data.modalities]
+    found = {each.name: info.ranges[each.name] for each in shared if each.name in info.ranges}
+    if info.ranges:
+        return compared(known, found, strict=strict)
+    return unlike_training(known, manifest.root, manifest.of_split(recipe.data.train_split), shared, strict=strict)
 
 
 def load_initial(network: Segmenter, name: str) -> int:
