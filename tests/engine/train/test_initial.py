@@ -109,7 +109,7 @@ def test_merged_weights_and_missing_ones_are_refused(small: Recipe, rendered: Ma
     save_merged(network, tmp_path / "merged.safetensors")
     with pytest.raises(WeightsError, match="its LoRA is merged into the base"):
         start.load_initial(network_of(small, rendered), str(tmp_path / "merged.safetensors"))
-    with pytest.raises(WeightsError, match="is not a file"):
+    with pytest.raises(WeightsError, match="does not exist"):
         start.initial_sha256(changed(small, "model", init=str(tmp_path / "none")))
 
 
