@@ -156,12 +156,12 @@ def _read(path: Path, modality: Modality, max_pixels: int | None) -> tuple[Array
     invalid = find_invalid(array, modality, tag=header.nodata)
     if invalid is not None:
         array[invalid] = 0
-    if array.dtype in (np.float16, np.float64):
+    if array.dtype in (np.int16, np.float16, np.float64):
         if array.dtype == np.float64 and max(-array.min(), array.max()) > LARGEST:
             raise DataError(f"{path}: holds values beyond {LARGEST:.2g}, too large for the network; rescale them")
         array = array.astype(np.float32)
     if array.dtype not in (np.uint8, np.uint16, np.float32):
-        raise DataError(f"{path}: holds {array.dtype}; allowed are uint8, uint16 and floating point")
+        raise DataError(f"{path}: holds {array.dtype}; allowed are uint8, uint16, int16 and floating point")
     return np.ascontiguousarray(array), invalid
 
 

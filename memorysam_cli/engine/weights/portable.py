@@ -167,7 +167,7 @@ def describe(
         digest: SHA-256 of the weights file.
     """
     batch, _, height, width = shape
-    keys = ("name", "kind", "channels", "scale", "offset", "mean", "std", "interpolation")
+    keys = ("name", "kind", "channels", "scale", "offset", "mean", "std", "nodata", "interpolation")
     sensors = [card.dataset.modality(name).model_dump(mode="json") for name in modalities]
     small = [batch, len(card.dataset.classes), height // 4, width // 4]
     kind = "uint8" if len(card.dataset.classes) <= ONE_BYTE else "int32"
