@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from memorysam_cli.commands import options
-from memorysam_cli.errors import PartialError, UsageError
+from memorysam_cli.errors import DataError, PartialError, UsageError
 
 SCENES = (
     "A prepared data set, a folder per modality, a folder per scene, or one scene; else what is prepared below --data."
@@ -21,7 +21,10 @@ EXAMPLES = [
 
 
 def predict(
-    scenes: Annotated[Path | None, typer.Argument(metavar="[SCENES]", help=SCENES, show_default=False)] = None,
+    scenes: Annotated[
+        Path | None,
+        typer.Argument(metavar="[SCENES]", help=SCENES, show_default=False, callback=options.must_exist(DataError)),
+    ] = None,
     out: options.Out = Path("masks"),
     weights: options.Weights = None,
     data: options.Data = None,

@@ -14,11 +14,11 @@ from typing import Annotated, Literal
 import typer
 
 from memorysam_cli.commands import prepare_options as words
-from memorysam_cli.commands.options import Json, Quiet, Verbose, begin
-from memorysam_cli.commands.prepare_options import DropIncomplete, HeadersOnly, MaxPixels, Root
+from memorysam_cli.commands.options import Json, Quiet, Verbose, begin, must_exist
+from memorysam_cli.commands.prepare_options import DropIncomplete, ExistingRoot, HeadersOnly, MaxPixels, Root
 from memorysam_cli.commands.prepare_report import check_and_write, measuring
 from memorysam_cli.data import DATASETS
-from memorysam_cli.errors import UsageError
+from memorysam_cli.errors import DataError, UsageError
 
 Where = Annotated[
     Path,
@@ -165,7 +165,7 @@ def _unpacked(path: Path, *, max_expand: float | None, allow_case: bool) -> Path
 
 
 def folder(
-    root: Root,
+    root: ExistingRoot,
     modality: Annotated[
         list[str],
         typer.Option(
@@ -249,6 +249,8 @@ def folder(
     from memorysam_cli.data.own.patterns import Pattern
     from memorysam_cli.data.own.sensors import names_to_measure
 
+    class_file = None if classes is None else words.existing("--classes ", classes, root)
+    divided = words.split(split or [], root)
     patterns = words.patterns(modality)
     if measure and stored:
         raise UsageError("--measure and --stored exclude each other; give one, or neither to measure what is no photo")
@@ -258,8 +260,8 @@ def folder(
         name=words.dataset_name(name, root),
         modalities=patterns,
         labels=None if labels is None else Pattern(labels),
-        classes=None if classes is None else read_classes(words.existing(classes, root), is_safe=palette == "safe"),
-        split=words.split(split or [], root),
+        classes=None if class_file is None else read_classes(class_file, is_safe=palette == "safe"),
+        split=divided,
         kinds=words.kinds(words.pairs("--kind", kind, known=patterns)),
         channels=words.channels(words.pairs("--channels", channels, known=patterns)),
         scale=words.scales(words.pairs("--scale", scale, known=patterns)),
@@ -285,7 +287,7 @@ def folder(
 
 
 def manifest(
-    root: Root,
+    root: ExistingRoot,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Of the data set: a folder in ROOT/memorysam/.")],
     measure: Annotated[
         bool, typer.Option("--measure", help="Store each sensor's mean, deviation and range over train.")
@@ -317,7 +319,9 @@ def manifest(
 
 
 def hha(
-    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder of the data set.")],
+    root: Annotated[
+        Path, typer.Argument(metavar="ROOT", help="Folder of the data set.", callback=must_exist(DataError))
+    ],
     depth: Annotated[str, typer.Option("--depth", metavar="PATTERN", help="The depth images below ROOT.")],
     camera: Annotated[str, typer.Option("--camera", metavar="FX,FY,CX,CY", help="In pixels of the depth images.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="Where to, below ROOT.")] = Path("hha"),

@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from memorysam_cli.errors import DataError, UsageError
+from memorysam_cli.errors import DataError, UsageError, raise_shortage
 from memorysam_cli.storage import atomic, headers
 from memorysam_cli.storage.headers import Header, Refused
 from memorysam_cli.text import shown, size
@@ -212,6 +212,7 @@ def _parse(stream: BinaryIO) -> Header:
 
 
 def _refuse(path: Path, error: Exception) -> NoReturn:
+    raise_shortage(error)
     reason = error.strerror if isinstance(error, OSError) else str(error)
     raise DataError(f"{shown(path)}: {reason or 'not enough memory to read it'}") from error
 

@@ -233,7 +233,7 @@ def _run_at(path: Path) -> RunFolder:
     for folder in (path, path.parent.parent):
         if RunFolder(folder).holds_run():
             return RunFolder(folder)
-    what = "is not there" if not path.exists() else "is no run folder and no checkpoint of one"
+    what = "does not exist" if not path.exists() else "is no run folder and no checkpoint of one"
     raise WeightsError(f"--resume {path}: {what}; give a folder such as runs/latest, or --resume auto")
 
 
@@ -252,6 +252,10 @@ def _refuse_used(folder: Path) -> None:
             pass
 
 
+def _why_none(path: Path) -> str:
+    return "is not a file" if path.exists() else "does not exist"
+
+
 def initial_sha256(recipe: Recipe, then: str | None = None) -> str | None:
     """The SHA-256 of the weights that a recipe begins from; none where it begins from none.
 
@@ -268,7 +272,7 @@ def initial_sha256(recipe: Recipe, then: str | None = None) -> str | None:
     if not path.is_file():
         if then is not None:
             return then
-        raise WeightsError(f"--init {path}: is not a file; give weights of `memorysam train`")
+        raise WeightsError(f"--init {path}: {_why_none(path)}; give weights of `memorysam train`")
     return tensors.sha256(path)
 
 
@@ -310,7 +314,7 @@ def load_initial(network: Segmenter, name: str) -> int:
     """
     path = Path(name).expanduser()
     if not path.is_file():
-        raise WeightsError(f"--init {path}: is not a file; give weights of `memorysam train`")
+        raise WeightsError(f"--init {path}: {_why_none(path)}; give weights of `memorysam train`")
     state, card = read(path)
     if reasons := list(_obstacles(card, network.card)):
         raise WeightsError(f"--init {path}: does not fit this run: {'; '.join(reasons)}; {_OTHER_WEIGHTS}")
@@ -320,8 +324,20 @@ def load_initial(network: Segmenter, name: str) -> int:
     fill_own(network, state, where=f"--init {path}")
     if card.modalities != network.card.modalities:
         then, now = (", ".join(each.name for each in c.modalities) for c in (card, network.card))
-        console.note(f"--init {path}: was trained on {then}, goes on with {now}")
+        changed = f"{then}, goes on with {now}"
+        if then == now:
+            changed = f"other settings of sensors: {', '.join(_changed_settings(card, network.card))}"
+        console.note(f"--init {path}: was trained on {changed}")
     return len(own)
+
+
+def _changed_settings(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
+    """What is not done to the same sensors as before, such as antialiasing."""
+    for then, now in zip(initial.modalities, ours.modalities, strict=True):
+        for key in type(then).model_fields:
+            before, after = getattr(then, key), getattr(now, key)
+            if before != after:
+                yield f"'{then.name}' {key} was {before}, is {after}"
 
 
 def _obstacles(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
