@@ -166,7 +166,8 @@ WORLDS: dict[str, World] = {
     "ascii": World(variables={"PYTHONIOENCODING": "ascii"}),
     "ascii strict": World(variables={"PYTHONIOENCODING": "ascii:strict"}),
     "optimized": World(variables={"PYTHONOPTIMIZE": "2"}, is_start=True),
-    "threads abc": World(codes=REFUSED, variables={"OMP_NUM_THREADS": "abc"}, is_start=True),
+    # GNU's OpenMP says so itself, before any program of ours runs.
+    "threads abc": World(codes=REFUSED, variables={"OMP_NUM_THREADS": "abc"}, is_start=True, hides=frozenset({"err"})),
     "world size abc": World(codes=REFUSED, variables={"WORLD_SIZE": "abc"}),
     "world size 0": World(codes=REFUSED, variables={"WORLD_SIZE": "0", "RANK": "0"}),
     "rank -1": World(codes=REFUSED, variables={"WORLD_SIZE": "1", "RANK": "-1", "LOCAL_RANK": "x"}),
