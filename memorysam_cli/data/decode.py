@@ -30,6 +30,8 @@ Size = tuple[int, int]
 """Height and width."""
 CROPPED = 2
 """Pixels by which both sides of a frame may be cut: that is no other resolution."""
+ALLOWED = "allowed are uint8, uint16 and floating point; save it as float32, in TIFF or .npy"
+"""Types of a sensor's values."""
 LISTED = 12
 """Legal values that a message lists one by one."""
 _NUMBERS = "labels must be class numbers in one channel, lossless (PNG)"
@@ -161,7 +163,7 @@ def _read(path: Path, modality: Modality, max_pixels: int | None) -> tuple[Array
             raise DataError(f"{path}: holds values beyond {LARGEST:.2g}, too large for the network; rescale them")
         array = array.astype(np.float32)
     if array.dtype not in (np.uint8, np.uint16, np.float32):
-        raise DataError(f"{path}: holds {array.dtype}; allowed are uint8, uint16 and floating point")
+        raise DataError(f"{path}: holds {array.dtype}; {ALLOWED}")
     return np.ascontiguousarray(array), invalid
 
 

@@ -324,8 +324,20 @@ def load_initial(network: Segmenter, name: str) -> int:
     fill_own(network, state, where=f"--init {path}")
     if card.modalities != network.card.modalities:
         then, now = (", ".join(each.name for each in c.modalities) for c in (card, network.card))
-        console.note(f"--init {path}: was trained on {then}, goes on with {now}")
+        changed = f"{then}, goes on with {now}"
+        if then == now:
+            changed = f"other settings of sensors: {', '.join(_changed_settings(card, network.card))}"
+        console.note(f"--init {path}: was trained on {changed}")
     return len(own)
+
+
+def _changed_settings(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
+    """What is not done to the same sensors as before, such as antialiasing."""
+    for then, now in zip(initial.modalities, ours.modalities, strict=True):
+        for key in type(then).model_fields:
+            before, after = getattr(then, key), getattr(now, key)
+            if before != after:
+                yield f"'{then.name}' {key} was {before}, is {after}"
 
 
 def _obstacles(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
