@@ -222,10 +222,11 @@ def value_range(
     dtypes = Counter(str(values.dtype) for _, values in seen)
     low, middle, high = np.percentile(np.concatenate([values.astype(np.float64) for _, values in seen]), (1, 50, 99))
     tags = {tag for tag, _ in seen if tag is not None and math.isfinite(tag)}
-    return ValueRange(
-        scenes=len(seen), dtypes=tuple(name for name, _ in dtypes.most_common()), low=float(low), middle=float(middle),
-        high=float(high), nodata=tuple(sorted({*modality.nodata, *tags})),
-    )  # fmt: skip
+    found = {
+        "scenes": len(seen), "dtypes": [name for name, _ in dtypes.most_common()], "low": low, "middle": middle,
+        "high": high, "nodata": sorted({*modality.nodata, *tags}),
+    }  # fmt: skip
+    return ValueRange.model_validate(found)
 
 
 def _drawn(paths: Sequence[Path], modality: Modality, max_pixels: int | None) -> tuple[float | None, Values] | None:

@@ -153,6 +153,8 @@ def _check_png(data: bytes) -> None:
 
 def _number_png(data: bytes) -> bytes:
     """With a palette of as many grays as its bits can count."""
+    if data[24] > _SHORT_BITS:
+        raise Refused(f"damaged PNG: indices of {data[24]} bits; {_AGAIN}")
     chunk = b"PLTE" + bytes(number for number in range(1 << data[24]) for _ in "RGB")
     palette = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
     position, kind = 8, b""
@@ -357,10 +359,12 @@ def _tiff_directory(stream: BinaryIO) -> tuple[str, str, int, bytes]:
 def _number_tiff(data: bytes) -> bytes:
     """With gray in the place of the color table."""
     order, place, position, entries = _tiff_directory(io.BytesIO(data))
-    size = 4 + 2 * struct.calcsize(place)
-    tags = [struct.unpack_from(f"{order}H", entries, start)[0] for start in range(0, len(entries), size)]
-    value = position + size * tags.index(_PHOTOMETRIC) + 4 + struct.calcsize(place)
-    return data[:value] + struct.pack(f"{order}H", _GREY) + data[value + 2 :]
+    numbered, inside = bytearray(data), struct.calcsize(place)
+    for start in range(0, len(entries), 4 + 2 * inside):
+        tag, kind = struct.unpack_from(f"{order}HH", entries, start)
+        if tag == _PHOTOMETRIC and kind in _FIELD_CODES:
+            struct.pack_into(f"{order}{_FIELD_CODES[kind]}", numbered, position + start + 4 + inside, _GREY)
+    return bytes(numbered)
 
 
 _BIG = 43

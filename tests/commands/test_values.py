@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from memorysam_cli.data import manifest as manifests
-from memorysam_cli.data.own.folder import choices
+from memorysam_cli.data.own.sensors import choices
 from memorysam_cli.model.weights import read_card
 from memorysam_cli.storage import images
 
@@ -112,6 +112,22 @@ def test_saturated_values_are_pointed_at_with_the_option_to_type(memorysam: Prog
     again = prepare(memorysam, root, "--nodata", "depth=65535", depth="depth/*.png")
     assert "far from all others" not in again.err and "are no measurement (nodata 65535, NaN, infinity)" in again.err
     assert manifests.read(root, "own").info.statistics["depth"].high <= 4029 / 65535
+
+
+@pytest.mark.parametrize(
+    ("tag", "ignored", "is_noted"), [("0", (), True), ("0", ("--ignore", 0), False), ("7", (), False)]
+)
+def test_a_label_s_tag_that_names_a_class_is_noted(
+    tag: str, ignored: tuple[object, ...], is_noted: bool, memorysam: Program, tmp_path: Path
+) -> None:
+    """GIS programs write 0 there unasked, where it may be background or nothing."""
+    root = write(tmp_path / "own")
+    for name in NAMES:
+        (root / f"masks/{name}.tif").write_bytes(tiff(LABEL, nodata=tag))
+        (root / f"masks/{name}.png").unlink()
+    ended = prepare(memorysam, root, "--labels", "masks/*.tif", *ignored)
+    assert ended.code == 0, ended.err
+    assert ("the first labels' own tag calls 0 nodata, but it is the number of a class" in ended.err) == is_noted
 
 
 @pytest.mark.parametrize(

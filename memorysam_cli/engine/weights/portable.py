@@ -167,7 +167,7 @@ def describe(
         digest: SHA-256 of the weights file.
     """
     batch, _, height, width = shape
-    keys = ("name", "kind", "channels", "scale", "offset", "mean", "std", "interpolation", "antialias")
+    keys = ("name", "kind", "channels", "scale", "offset", "mean", "std", "nodata", "interpolation", "antialias")
     known = {modality.name: modality for modality in card.modalities}
     sensors = [known[name].model_dump(mode="json") for name in modalities]
     small = [batch, len(card.dataset.classes), height // 4, width // 4]
