@@ -204,7 +204,7 @@ def test_each_kind_of_fault_has_a_code_of_its_own() -> None:
     ]
     assert set(kinds) == {*USERS_FAULTS, errors.MemorySamError, errors.Stopped}
     assert [kind.exit_code for kind in USERS_FAULTS] == list(range(2, 11))
-    assert set(errors.EXIT_CODES) == {0, 1, *range(2, 11), 130, 141, 143}
+    assert set(errors.EXIT_CODES) == {0, 1, *range(2, 11), 141, *errors.SIGNAL_EXIT_CODES.values()}
 
 
 class OutOfMemoryError(RuntimeError):
@@ -357,6 +357,8 @@ def test_a_full_disk_behind_stdout_ends_with_6() -> None:
         (signal.SIGINT, 130, "interrupted"),
         (signal.SIGTERM, 143, "terminated (SIGTERM)"),
         (signal.SIGUSR1, 143, "terminated (SIGUSR1)"),
+        (signal.SIGHUP, 129, "terminated (SIGHUP)"),
+        (signal.SIGXCPU, 152, "terminated (SIGXCPU)"),
     ],
 )
 def test_a_signal_ends_with_its_code_one_line_and_no_temporary(

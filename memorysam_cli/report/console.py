@@ -7,6 +7,7 @@ only where colour or a table is drawn.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import time
@@ -49,6 +50,30 @@ def setup(*, verbosity: int = NORMAL, color: bool | None = None, json: bool = Fa
         json: stdout is reserved for ``answer``; ``say`` and ``table`` fall silent.
     """
     _state.verbosity, _state.color, _state.json, _state.after_table = verbosity, color, json, False
+
+
+class _Patient(io.FileIO):
+    """Takes everything, also what nobody reads any more."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def outlive_readers() -> None:
+    """Let nothing that becomes of stderr end the program: its reader or terminal may go away, its disk may fill up.
+
+    Days of work are worth more than words that nobody reads; a run's log file gets them all the same.
+    """
+    try:
+        raw = _Patient(sys.stderr.fileno(), "w", closefd=False)
+    except (OSError, ValueError):  # it is no file
+        return
+    sys.stderr = io.TextIOWrapper(
+        io.BufferedWriter(raw), encoding=sys.stderr.encoding, errors=sys.stderr.errors, line_buffering=True
+    )
 
 
 def answer(value: Any) -> None:
