@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,15 @@ from typer.exceptions import TyperException
 from typer.main import get_command
 
 from memorysam_cli import __version__, registry
-from memorysam_cli.errors import SIGNAL_EXIT_CODES, MemorySamError, Terminated, environment_fault, most_severe, unwind
+from memorysam_cli.errors import (
+    EXIT_CODES,
+    SIGNAL_EXIT_CODES,
+    MemorySamError,
+    Terminated,
+    environment_fault,
+    most_severe,
+    unwind,
+)
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic
 
@@ -167,27 +175,42 @@ def _leave_signals_to_the_system() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line, say on stderr what went wrong, and return the exit code."""
+    """Run one command line, say on stderr what went wrong, and return the exit code.
+
+    Under ``--json`` stdout gets one object, whatever the end: the answer, with ``error`` where the code is not 0.
+    """
     frame = Frame(debug=os.environ.get("MEMORYSAM_DEBUG", "0") not in {"", "0", "false"})
+    console.setup()  # what an earlier command chose is over, also for a line that no command takes
+    message = ""
     try:
-        code = get_command(build()).main(list(arguments), prog_name="memorysam", standalone_mode=False, obj=frame)
+        value = get_command(build()).main(list(arguments), prog_name="memorysam", standalone_mode=False, obj=frame)
+        code = value if isinstance(value, int) else 0
+        if code == INTERRUPTED:  # Typer makes an exit of Ctrl-C
+            message = "interrupted"
+        if not code:
+            console.finish()
         sys.stdout.flush()
     except BaseException as error:
         code, message = _explain(error)
         with contextlib.suppress(OSError):  # nobody reads stderr: the code has to do
             if code == BUG or (frame.debug and message):
-                traceback.print_exception(error)
+                console.show_traceback(error)
+    if code:
+        with contextlib.suppress(OSError):
             if message:
                 console.error(message, code=code)
-        return code
-    return _outcome(code)
+        with contextlib.suppress(OSError):  # nobody reads stdout
+            if _wants_json(arguments):
+                console.finish(code=code, message=message or str(EXIT_CODES.get(code, "")))
+    return code
 
 
-def _outcome(value: object) -> int:
-    """The exit code of a command that returned: its ``typer.Exit``, or 0."""
-    if value == INTERRUPTED:  # Typer makes an exit of Ctrl-C
-        console.error("interrupted", code=INTERRUPTED)
-    return value if isinstance(value, int) else 0
+def _wants_json(arguments: Sequence[str]) -> bool:
+    """Whether a command line asks for JSON, also one that is wrong; of several processes only the first answers."""
+    from memorysam_cli.engine import launcher
+
+    options = itertools.takewhile(lambda word: word != "--", arguments)
+    return "--json" in options and (launcher.world() == 1 or launcher.rank() == 0)
 
 
 def _explain(error: BaseException) -> tuple[int, str]:

@@ -125,6 +125,9 @@ class LabelRule(Strict):
     """(raw, class) pairs; where there are any, all raw values must be listed here or in ``ignore``."""
     colours: bool = False
     """The files are RGB pictures in the palette's colours; other colours become 255, and the check counts them."""
+    first_channel: bool = False
+    """Of four channels the first is the number, whatever the others hold (DELIVER). Without, four channels are a number
+    only where R = G = B or G = B = 0: anything else is a picture in colours."""
 
     @model_validator(mode="after")
     def _one_meaning_per_value(self) -> LabelRule:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import os
 import re
 import shlex
@@ -20,6 +21,8 @@ import typer
 from typer.main import get_command
 
 from memorysam_cli import __version__, app, errors
+from memorysam_cli.commands import options
+from memorysam_cli.report import console
 
 HEAVY = ("torch", "cv2", "peft", "numpy", "sam2", "accelerate", "transformers", "matplotlib")
 
@@ -164,6 +167,29 @@ def test_a_wrong_command_line_ends_with_2_and_one_line(
     assert capsys.readouterr() == ("", f"memorysam: error [2]: {message}\n")
 
 
+LEAVES = [path for path in ALL if not hasattr(ALL[path], "commands")]
+
+
+@pytest.mark.parametrize("path", LEAVES)
+@pytest.mark.parametrize("wrong", [("--no-such-option",), ("-v", "-q")], ids=["typer", "ours"])
+def test_every_command_fails_with_one_json_object(
+    path: str, wrong: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.run([*shlex.split(examples(path)[0]), "--json", *wrong]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("memorysam: error [2]: ") and out.count("\n") == 1
+    message = err.removeprefix("memorysam: error [2]: ").rstrip("\n")
+    assert json.loads(out) == {"schema_version": 1, "error": {"code": 2, "message": message}}
+
+
+def test_a_wrong_line_above_the_commands_is_json_too(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["trian", "--json"], ["recipes", "--json"], ["--extend", "nosuch.py", "doctor", "--json"]):
+        assert app.run(arguments) == 2
+        assert json.loads(capsys.readouterr().out)["error"]["code"] == 2
+    assert app.run(["recipes", "show", "nosuch", "--", "--json"]) == 2  # behind -- it is a name
+    assert capsys.readouterr().out == ""
+
+
 def test_a_group_without_a_command_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     for group in ([], ["recipes"]):
         assert app.run(group) == 2
@@ -251,6 +277,42 @@ def test_anything_else_is_our_bug_with_its_traceback(
     assert "Traceback (most recent call last)" in err
     assert type(fault).__name__ in err
     assert err.splitlines()[-1].startswith("memorysam: error [1]: this is a bug in memorysam")
+
+
+ENDS = [
+    *((kind("a.png: empty"), kind.exit_code, "a.png: empty") for kind in USERS_FAULTS),
+    (errors.Stopped("step 3 is saved", exit_code=143), 143, "step 3 is saved"),
+    (KeyboardInterrupt(), 130, "interrupted"),
+    (app.Terminated("terminated (SIGTERM)"), 143, "terminated (SIGTERM)"),
+    (OSError(errno.ENOSPC, "No space left", "x"), 6, "x: No space left; mend that and run the same command again"),
+    (KeyError("x"), 1, "this is a bug in memorysam; please report it with the traceback above and the command line"),
+    (typer.Exit(4), 4, "finished, but some scenes were left out; the list is written"),
+]
+
+
+@pytest.mark.parametrize(("fault", "code", "message"), ENDS, ids=[type(fault).__name__ for fault, *_ in ENDS])
+@pytest.mark.parametrize("answered", [{}, {"done": 7}], ids=["alone", "beside the answer"])
+def test_under_json_every_end_is_one_object(
+    fault: BaseException,
+    code: int,
+    message: str,
+    answered: dict[str, int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(json: options.Json = False) -> None:
+        options.begin(json=json)
+        if answered:
+            console.answer({"schema_version": 1, **answered})
+        raise fault
+
+    module = types.ModuleType("failing_command")
+    module.__dict__.update(fail=fail)
+    monkeypatch.setitem(sys.modules, "failing_command", module)
+    monkeypatch.setattr(app, "COMMANDS", {"fail": "failing_command:fail", "recipes": app.COMMANDS["recipes"]})
+    assert app.run(["fail", "--json"]) == code
+    expected = {"schema_version": 1, **answered, "error": {"code": code, "message": message}}
+    assert json.loads(capsys.readouterr().out) == expected
 
 
 def raised(*faults: BaseException) -> BaseException:

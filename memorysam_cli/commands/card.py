@@ -53,4 +53,7 @@ def card(
                 "sha256": facts.digest, "evaluations": len(facts.evaluations), "card": text,
             }
         )  # fmt: skip
-    console.say(text.rstrip("\n") if out is None else f"{out} ({len(text.splitlines())} lines)")
+    if out is None:
+        console.show_document(text.rstrip("\n"))
+    else:
+        console.say(f"{out} ({len(text.splitlines())} lines)")

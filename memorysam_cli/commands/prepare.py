@@ -135,7 +135,8 @@ def command_of(name: str) -> Callable[..., None]:
         try:
             found = preparation.survey(name, root, inside=inside)
         except DataNotFound as fault:
-            console.note(f"expected below {inside or root}:\n{fault.expected_tree}")
+            for line in (f"expected below {inside or root}:", *fault.expected_tree.splitlines()):
+                console.note(line)
             raise
         check_and_write(
             found,

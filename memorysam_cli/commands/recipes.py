@@ -130,7 +130,7 @@ def show_recipe(
             value = found.recipe.model_dump(mode="json")
             console.answer({"schema_version": SCHEMA_VERSION, "recipe": value, "extends": found.parent})
         else:
-            console.say(found.recipe.to_yaml().rstrip("\n"))
+            console.show_document(found.recipe.to_yaml().rstrip("\n"))
         return
     parent = found.parent or name
     before = recipes.load(parent)
@@ -142,7 +142,7 @@ def show_recipe(
         return
     if not differing:
         console.note(f"nothing differs from {parent}")
-    console.say(comparing.changes_yaml(parent, before, found.recipe).rstrip("\n"))
+    console.show_document(comparing.changes_yaml(parent, before, found.recipe).rstrip("\n"))
 
 
 @app.command("copy")
@@ -262,4 +262,4 @@ def print_schema(json: Json = False, verbose: Verbose = False, quiet: Quiet = Fa
     if json:
         console.answer({"schema_version": SCHEMA_VERSION, "schema": comparing.json_schema()})
     else:
-        console.say(documents.to_json(comparing.json_schema(), indent=2))
+        console.show_document(documents.to_json(comparing.json_schema(), indent=2))

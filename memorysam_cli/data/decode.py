@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memorysam_cli.data.manifest import Scene
-from memorysam_cli.data.transforms import Array, Sample, resize_nearest
+from memorysam_cli.data.transforms import Array, Sample, is_exact, on_grid
 from memorysam_cli.dataset import IGNORE, RAW_VALUES, Colour, LabelRule, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
@@ -24,8 +24,13 @@ from memorysam_cli.storage.headers import Header
 
 LARGEST = float(np.finfo(np.float32).max)
 """Of stored values, with either sign."""
+Size = tuple[int, int]
+"""Height and width."""
+CROPPED = 2
+"""Pixels by which both sides of a frame may be cut: that is no other resolution."""
 LISTED = 12
 """Legal values that a message lists one by one."""
+_NUMBERS = "labels must be class numbers in one channel, lossless (PNG)"
 
 
 def read_modality(paths: Sequence[Path], modality: Modality, *, max_pixels: int | None = None) -> Array:
@@ -132,7 +137,8 @@ def read_label(
     """Read a label and turn its raw values into classes.
 
     Args:
-        path: one channel, or four of which the first counts (DELIVER); 8 or 16 bits; lossless. With ``rule.colours``
+        path: one channel of whole numbers, or the indices of a palette, or four channels that are a number (see
+            :func:`is_number`), or of which the first counts (``rule.first_channel``); lossless. With ``rule.colours``
             an RGB picture, alpha dropped.
         rule: how raw values map to classes.
         classes: K, at most 255.
@@ -148,7 +154,7 @@ def read_label(
     """
     if rule.colours:
         return _of_colours(path, tuple(palette)[:classes], max_pixels)
-    raw = _raw_label(path, max_pixels)
+    raw = raw_label(path, rule, max_pixels=max_pixels)
     table, is_illegal = _class_table(rule, classes)
     inside = raw if raw.dtype in (np.uint8, np.uint16) else np.clip(raw, 0, RAW_VALUES - 1)
     label = table.take(inside)
@@ -163,16 +169,36 @@ def read_label(
     return label
 
 
-def _raw_label(path: Path, max_pixels: int | None) -> Array:
-    """(H, W) integers as stored."""
+def raw_label(path: Path, rule: LabelRule, *, max_pixels: int | None = None) -> Array:
+    """A label's numbers as stored, before the rule makes classes of them: (H, W) integers; of a palette, the indices.
+
+    Raises:
+        DataError: the file is unusable, or holds no such numbers.
+    """
     header = images.header(path)
-    if header.is_lossy or header.has_palette or header.channels not in (1, 4):
-        what = lossy(header) if header.is_lossy else "a palette picture" if header.has_palette else "in colour"
-        raise DataError(f"{path}: is {what}; labels must be class numbers in one channel, lossless (PNG)")
-    array = images.read(path, max_pixels=max_pixels)
+    if header.is_lossy:
+        raise DataError(f"{path}: is {lossy(header)}; {_NUMBERS}")
+    array = images.read(path, max_pixels=max_pixels, as_numbers=True)
     if array.dtype.kind not in "iu":
         raise DataError(f"{path}: holds {array.dtype}; labels must be whole numbers")
+    is_first = rule.first_channel and array.ndim > len("HW") and array.shape[2] == len("RGBA")
+    if not is_first and not is_number(array):
+        raise DataError(f"{path}: is in colour; {_NUMBERS}, or colours that the class list gives")
     return array if array.ndim == len("HW") else array[:, :, 0]
+
+
+def is_number(array: Array) -> bool:
+    """Whether pixels are one number each: one channel, or four of which R = G = B or G = B = 0 in all pixels.
+
+    Args:
+        array: (H, W) or (H, W, C) as read.
+    """
+    if array.ndim == len("HW") or array.shape[2] == 1:
+        return True
+    if array.shape[2] != len("RGBA"):
+        return False
+    red, green, blue = (array[:, :, channel] for channel in range(3))
+    return bool((green == blue).all() and ((green == red).all() or not green.any()))
 
 
 def lossy(header: Header) -> str:
@@ -275,7 +301,8 @@ def read_sample(
         palette: K colours, for labels that are pictures in colours.
 
     Returns:
-        Frames of one size; low-resolution events are enlarged by nearest.
+        Frames of one size, see :func:`frame_size`; sensors of another one are resampled, see
+        :func:`~memorysam_cli.data.transforms.on_grid`.
 
     Raises:
         DataError: a file is unusable, a modality or the label is missing, or sizes differ (scene and sizes).
@@ -291,25 +318,54 @@ def read_sample(
         if scene.label is None:
             raise DataError(f"scene {scene.id}: has no label; only 'predict' works without labels")
         label = read_label(root / scene.label, rule, classes, palette=palette)
-    return Sample(frames=_of_one_size(frames, label, scene=scene, modalities=modalities), label=label)
+    sizes = {name: (int(frame.shape[0]), int(frame.shape[1])) for name, frame in frames.items()}
+    own = None if label is None else (int(label.shape[0]), int(label.shape[1]))
+    size = frame_size(sizes, kinds={modality.name: modality.kind for modality in modalities}, label=own)
+    if size is None:
+        raise DataError(f"scene {scene.id}: {sizes_differ(sizes, label=own)}")
+    return on_grid(Sample(frames=frames, label=label), modalities=modalities, height=size[0], width=size[1])
 
 
-def _of_one_size(
-    frames: dict[str, Array], label: Array | None, *, scene: Scene, modalities: Sequence[Modality]
-) -> dict[str, Array]:
-    """Enlarge low-resolution events; refuse every other difference in size."""
-    sizes = {name: frame.shape[:2] for name, frame in frames.items()}
-    if label is not None:
-        sizes["label"] = label.shape
-    kinds: Mapping[str, str] = {modality.name: modality.kind for modality in modalities}
-    sharp = [size for name, size in sizes.items() if kinds.get(name) != "event"]
-    height, width = sharp[0] if sharp else max(sizes.values())
-    if not all(fits(*size, kind=kinds.get(name, ""), frame=(height, width)) for name, size in sizes.items()):
-        listed = ", ".join(f"{name} {rows}×{columns}" for name, (rows, columns) in sizes.items())
-        raise DataError(f"scene {scene.id}: sizes differ ({listed}); all must be equal, events alone may be smaller")
-    return {name: resize_nearest(frame, height=height, width=width) for name, frame in frames.items()}
+def frame_size(sizes: Mapping[str, Size], *, kinds: Mapping[str, str], label: Size | None) -> Size | None:
+    """The grid of a scene, onto which its sensors are resampled: the label's, else that of the sensor with most pixels.
+
+    Sensors are registered: they see the same, at any resolution, so that height and width are in one proportion. Events
+    alone may be smaller in another one (``eventlowres``).
+
+    Args:
+        sizes: modality → height and width of its file, in the memory's order.
+        kinds: modality → kind.
+        label: height and width of the label, if there is one.
+
+    Returns:
+        Height and width; None where a sensor sees something else.
+    """
+    sharp = [size for name, size in sizes.items() if kinds[name] != "event"] or list(sizes.values())
+    frame = label or max(sharp, key=lambda size: size[0] * size[1])
+    is_one = all(
+        _is_registered(size, frame) or (kinds[name] == "event" and size[0] <= frame[0] and size[1] <= frame[1])
+        for name, size in sizes.items()
+    )
+    return frame if is_one else None
 
 
-def fits(height: int, width: int, *, kind: str, frame: tuple[int, int]) -> bool:
-    """Whether a modality of this size belongs to a frame (H, W): events alone may be smaller (``eventlowres``)."""
-    return (height, width) == frame or (kind == "event" and height <= frame[0] and width <= frame[1])
+def _is_registered(size: Size, frame: Size) -> bool:
+    """Whether two sizes are one view at two resolutions, as like as whole pixels allow; a pixel or two are a crop."""
+    apart = [abs(side - other) for side, other in zip(size, frame, strict=True)]
+    if size == frame or min(apart) == 0 or max(apart) <= CROPPED:
+        return size == frame
+    return 2 * abs(size[0] * frame[1] - size[1] * frame[0]) <= max(*size, *frame)
+
+
+def sizes_differ(sizes: Mapping[str, Size], *, label: Size | None) -> str:
+    """What is wrong with sizes that are no one scene's, and what is allowed."""
+    everything = {**sizes, **({} if label is None else {"label": label})}
+    listed = ", ".join(f"{name} {height}×{width}" for name, (height, width) in everything.items())
+    allowed = "one view, at any resolution, the label at that of a sensor"
+    return f"sizes differ ({listed}); sensors must be registered: {allowed}"
+
+
+def resampling(modality: Modality, own: Size, frame: Size) -> str:
+    """What is done to a sensor of another resolution than the frame's, in words."""
+    how = "nearest" if is_exact(modality) else "bilinear"
+    return f"'{modality.name}' is {own[0]}×{own[1]} and the frame {frame[0]}×{frame[1]}: resampled ({how})"

@@ -32,7 +32,7 @@ SHOWN = 10
 """Offenders of each kind that are named; the others are counted."""
 CACHE = "checked.jsonl"
 """Beside the manifest."""
-VERSION = 1
+VERSION = 2
 """Of what is read off a file; another number, and all files are read again."""
 BYTE = 255
 
@@ -163,9 +163,8 @@ class Reader:
             )
             counts = class_histogram(label)
             if not self.info.label.colours:
-                raw = images.read(path, max_pixels=self.max_pixels)
-                plane = raw if raw.ndim == len("HW") else raw[:, :, 0]
-                refuse_changed(path, raw_histogram(plane, self.info.label), counts)
+                raw = decode.raw_label(path, self.info.label, max_pixels=self.max_pixels)
+                refuse_changed(path, raw_histogram(raw, self.info.label), counts)
             return form.model_copy(update={"pixels": counts})
         if how == "header" or modality is None:
             return form

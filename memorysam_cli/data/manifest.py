@@ -22,6 +22,7 @@ from memorysam_cli.data import DATASETS
 from memorysam_cli.dataset import DatasetInfo, Strict, is_inside
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import atomic, documents
+from memorysam_cli.text import is_text
 
 INFO = "dataset.json"
 SCENES = "scenes.jsonl"
@@ -254,11 +255,6 @@ def shared_ids(scenes: Sequence[Scene]) -> Iterator[tuple[int, int]]:
         first = seen.setdefault(unicodedata.normalize("NFC", scene.id).casefold(), index)
         if first != index:
             yield first, index
-
-
-def is_text(name: str) -> bool:
-    """False for names that the file system holds as bytes that are no UTF-8."""
-    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 class _Line(Strict):

@@ -9,7 +9,7 @@ to [0, 1] is a classic of this field. Source: DATASETS §0, §1.3, METHOD §5.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -28,6 +28,8 @@ STRIDE = 32
 """Sides that the network takes are multiples of this."""
 LONGEST = 8
 """A frame longer than 8 times its short side is squeezed to that; else 1×5000 pixels would become 1024×5120000."""
+EXACT = ("depth", "event", "lidar")
+"""Kinds whose values are never blended when a sensor is brought to the resolution of another one."""
 NEGATED: dict[Flip, tuple[int, ...]] = {"mirror": (), "negate_sine": (0, 2), "negate_cosine": (1,)}
 """Channels of [sine, cosine, sine] whose sign a flip changes."""
 JITTER = (0.5, 1.5)
@@ -348,6 +350,28 @@ def _resize(sample: Sample, *, modalities: Sequence[Modality], height: int, widt
         {name: resized(name, frame) for name, frame in sample.frames.items()},
         None if sample.label is None else resize_nearest(sample.label, height=height, width=width),
     )
+
+
+def on_grid(sample: Sample, *, modalities: Sequence[Modality], height: int, width: int) -> Sample:
+    """Registered sensors of another resolution, resampled: nearest of distances and of sparse sensors, others bilinear.
+
+    Args:
+        sample: its frames may have different sizes; its label, if any, has the wanted one.
+        modalities: of the sample's frames.
+        height: of the result, in pixels.
+        width: of the result, in pixels.
+    """
+    exact = [
+        modality.model_copy(update={"interpolation": "nearest"}) if is_exact(modality) else modality
+        for modality in modalities
+    ]
+    frames = _resize(replace(sample, label=None), modalities=exact, height=height, width=width)
+    return replace(frames, label=sample.label)
+
+
+def is_exact(modality: Modality) -> bool:
+    """Whether values between two of a sensor's mean nothing: between a wall and what stands before it there is none."""
+    return modality.interpolation == "nearest" or modality.kind in EXACT
 
 
 def resize_nearest(array: Array, *, height: int, width: int) -> Array:

@@ -11,7 +11,6 @@ import os
 import platform
 import re
 import secrets
-import shlex
 import shutil
 import sys
 import time
@@ -25,6 +24,7 @@ from memorysam_cli.errors import MemorySamError, UsageError, WeightsError
 from memorysam_cli.recipe import Recipe, load
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents, lock
+from memorysam_cli.text import typed
 
 RUNS = Path("runs")
 RECIPE = "recipe.yaml"
@@ -176,7 +176,7 @@ def create(recipe: Recipe, out: Path | None, *, begins_again: bool = False) -> R
         refuse_taken(run.path)
     run.store_recipe(recipe)
     documents.write_json(run.path / "environment.json", environment())
-    atomic.write_text(run.path / "command.txt", shlex.join(sys.argv) + "\n")
+    atomic.write_text(run.path / "command.txt", " ".join(map(typed, sys.argv)) + "\n")
     return run
 
 

@@ -259,8 +259,11 @@ def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
 
 
 def write_text(path: Path, text: str, *, fsync: bool = True) -> None:
-    """Write ``text`` as UTF-8 with its newlines as they are; otherwise as :func:`write_bytes`."""
-    write_bytes(path, text.encode(), fsync=fsync)
+    """Write ``text`` as UTF-8 with its newlines as they are; otherwise as :func:`write_bytes`.
+
+    What UTF-8 cannot hold, such as a path of bytes that are no text, is escaped: ``\\udcff``.
+    """
+    write_bytes(path, text.encode(errors="backslashreplace"), fsync=fsync)
 
 
 def open_log(path: Path) -> TextIO:

@@ -15,6 +15,7 @@ from typing import Any, get_args
 import numpy as np
 
 from memorysam_cli import conservation
+from memorysam_cli.data import decode
 from memorysam_cli.data.listing import pair, unpaired
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.data.own.classes import ClassList
@@ -27,7 +28,7 @@ from memorysam_cli.data.own.patterns import (
     split_by_shares,
     splits_in_order,
 )
-from memorysam_cli.dataset import IGNORE, IMAGENET, DatasetInfo, Flip, Interpolation, Kind, LabelRule, Modality
+from memorysam_cli.dataset import IGNORE, IMAGENET, Colour, DatasetInfo, Flip, Interpolation, Kind, LabelRule, Modality
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import images
 from memorysam_cli.text import shown
@@ -310,14 +311,11 @@ def _rule(root: Path, labels: Sequence[Match], request: FolderRequest) -> LabelR
     """
     if request.classes is None or not labels:
         return LabelRule(shift=request.label_shift, ignore=request.ignore)
-    try:
-        is_colour = _is_colour(root / labels[0].path, request.classes)
-    except DataError:
-        is_colour = False
-    mapping = request.classes.mapping
+    in_colour = _first_in_colour(root, [label.path for label in labels[:LOOKED_AT]], request.classes)
+    is_colour, mapping = in_colour is not None, request.classes.mapping
     if is_colour and not request.classes.has_colours:
         raise UsageError(
-            f"{labels[0].path}: is in colour; give each class its colour in the class list, such as "
+            f"{in_colour}: is in colour; give each class its colour in the class list, such as "
             f"'{request.classes.names[0]} 128 64 128', or make labels of class numbers"
         )
     if mapping and request.label_shift:
@@ -330,19 +328,32 @@ def _rule(root: Path, labels: Sequence[Match], request: FolderRequest) -> LabelR
     return LabelRule(shift=request.label_shift, ignore=ignore, mapping=() if is_colour else mapping, colours=is_colour)
 
 
-def _is_colour(path: Path, classes: ClassList) -> bool:
-    """Whether a label is a picture in colours.
+def _first_in_colour(root: Path, paths: Sequence[str], classes: ClassList) -> str | None:
+    """The first label that is a picture in colours; None if the labels hold class numbers.
 
-    Four channels may be colours and alpha, or a class number in the first (DELIVER): most colours are then classes'.
-
-    Raises:
-        DataError: the file cannot be read.
+    A palette's picture and one of four channels may be either. Where the class list has colours, they are colours if
+    most of those found are the classes'; where it has none, they are numbers if they can be.
     """
-    header = images.header(path)
-    if header.channels != len("RGBA") or not classes.has_colours:
-        return header.channels == len("RGB") or header.has_palette
-    found = {tuple(colour) for colour in np.unique(images.read(path)[..., :3].reshape(-1, 3), axis=0).tolist()}
-    return 2 * len(found & set(classes.palette)) > len(found)
+    seen: dict[str, set[Colour]] = {}
+    for path in paths:
+        try:
+            header = images.header(root / path)
+            if header.channels == len("RGB") and not header.has_palette:
+                return path
+            if classes.has_colours and (header.channels == len("RGBA") or header.has_palette):
+                seen[path] = _colours(images.read(root / path))
+            elif not decode.is_number(images.read(root / path, as_numbers=True)):
+                return path
+        except DataError:  # the check will tell
+            continue
+    found: set[Colour] = set().union(*seen.values())
+    return next(iter(seen)) if 2 * len(found & set(classes.palette)) > len(found) else None
+
+
+def _colours(picture: Any) -> set[Colour]:
+    """All colours of an (H, W), (H, W, 3) or (H, W, 4) picture."""
+    channels = np.stack([picture] * 3, axis=-1) if picture.ndim == len("HW") else picture[..., :3]
+    return {(red, green, blue) for red, green, blue in np.unique(channels.reshape(-1, 3), axis=0).tolist()}
 
 
 @dataclass(frozen=True)
@@ -458,11 +469,14 @@ def notes_on_values(manifest: Manifest, *, will_measure: bool) -> list[str]:
 def notes_on_labels(manifest: Manifest) -> list[str]:
     """A word on labels that count from 1, and on masks of one class and 'ignored' only, as 0 and 255 often are."""
     rule = manifest.info.label
-    paths = [scene.label for scene in manifest.scenes if scene.label][:LOOKED_AT]
-    found = {int(value) for label in _readable(manifest.root, paths) for value in np.unique(label)}
-    given, ignored = found - set(rule.ignore), min(found & set(rule.ignore), default=None)
     if rule.mapping or rule.colours:
         return []
+    paths = [scene.label for scene in manifest.scenes if scene.label][:LOOKED_AT]
+    try:
+        found = {int(value) for path in paths for value in np.unique(decode.raw_label(manifest.root / path, rule))}
+    except DataError:  # the check will tell
+        return []
+    given, ignored = found - set(rule.ignore), min(found & set(rule.ignore), default=None)
     if given and rule.shift == 0 and (min(given), max(given)) == (1, len(manifest.info.classes)):
         return [f"the first labels hold 1 to {max(given)}; classes are counted from 0: --label-shift -1 moves them"]
     if len(manifest.info.classes) < 2 or ignored is None or len(given) > 1:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 
 from memorysam_cli import model as models
-from memorysam_cli.data import inputs
+from memorysam_cli.data import decode, inputs
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import Modality
@@ -110,6 +110,7 @@ class Job:
         return {
             "job": self.sha256,
             "inputs": self.source,
+            "inputs_root": str(self.root.absolute()),
             "dataset": self.card.dataset.name,
             "modalities": [m.name for m in self.modalities if any(m.name in scene.files for scene in self.scenes)],
             **self.view.to_json(size=self.card.image_size),
@@ -285,6 +286,9 @@ def doubts(scenes: Sequence[Scene], *, root: Path, modalities: Sequence[Modality
         modalities: those that the model may be shown.
     """
     notes = []
+    first = next((scene for scene in scenes if all(each.name in scene.files for each in modalities)), None)
+    if first is not None:
+        notes += _resampling(first, root=root, modalities=modalities)
     for modality in modalities:
         path = next((scene.files[modality.name][0] for scene in scenes if modality.name in scene.files), None)
         if modality.kind != "hha" or path is None:
@@ -296,6 +300,18 @@ def doubts(scenes: Sequence[Scene], *, root: Path, modalities: Sequence[Modality
                     "three; expect poor masks, or make HHA with memorysam prepare hha"
                 )
     return notes
+
+
+def _resampling(scene: Scene, *, root: Path, modalities: Sequence[Modality]) -> list[str]:
+    """A line on each sensor of a scene whose resolution is not the mask's."""
+    with contextlib.suppress(DataError):  # reading the scene will say what is wrong with it
+        sizes = {each.name: images.shape(root / scene.files[each.name][0])[:2] for each in modalities}
+        frame = decode.frame_size(sizes, kinds={each.name: each.kind for each in modalities}, label=None)
+        if frame is not None:
+            return [
+                decode.resampling(each, sizes[each.name], frame) for each in modalities if sizes[each.name] != frame
+            ]
+    return []
 
 
 def _scene_lines(scenes: Sequence[Scene]) -> Iterator[str]:

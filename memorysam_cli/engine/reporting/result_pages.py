@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from memorysam_cli.dataset import is_inside
 from memorysam_cli.engine.evaluate.result_files import GALLERY, NAMES
 from memorysam_cli.engine.predict import files as predictions
 from memorysam_cli.engine.reporting import folders
@@ -255,7 +256,9 @@ def gather_prediction(folder: Path) -> Facts:
         shares = _shares(classes)
         legend = [{"name": each["name"], "color": each["color"]} for each in classes]
         palette = [tuple(each["color"]) for each in classes]
-        scenes, note = folders.fitting([_prediction_scene(folder, line, report, palette=palette) for line in chosen])
+        with documents.understood(ledger):
+            shown = [_prediction_scene(folder, line, report, palette=palette) for line in chosen]
+        scenes, note = folders.fitting(shown)
         return {
             "kind": "prediction",
             "title": str(report.get("dataset") or folder.resolve().name),
@@ -306,18 +309,34 @@ def _shares(classes: Sequence[Facts]) -> list[Facts]:
 
 def _prediction_scene(folder: Path, line: Facts, report: Facts, *, palette: Sequence[pictures.Colour]) -> Facts:
     """A scene's sensors as far as their files are still there, its mask, and its confidence if that was kept."""
-    layers = []
+    layers, root = [], _inputs_root(report)
     for name, paths in line["inputs"].items():
-        shown = _frame(Path(report.get("inputs", ".")) / paths[0])
+        shown = _frame(root / _inside(paths[0]))
         layers += [] if shown is None else [_layer(name, name, shown, kind="jpeg")]
-    mask = images.read(folder / line["mask"])
+    mask = images.read(folder / _inside(line["mask"]))
     layers.append(_layer("prediction", "Prediction", pictures.colour(pictures.shrunk(mask), palette), kind="png"))
     if "confidence" in line:
-        sure = pictures.shrunk(images.read(folder / line["confidence"]))
+        sure = pictures.shrunk(images.read(folder / _inside(line["confidence"])))
         layers.append(_layer("confidence", "Confidence", pictures.heat((sure / 255).astype(np.float32)), kind="png"))
     missing = [] if len(layers) > 1 else ["its sensors' files are not there any more"]
     size = f"{line['size'][1]} × {line['size'][0]}"
     return folders.scene(line["id"], [size, *missing], layers)
+
+
+def _inputs_root(report: Facts) -> Path:
+    """Where the scenes lay; a report of an earlier version has only the path that was typed."""
+    return Path(report.get("inputs_root") or report.get("inputs", "."))
+
+
+def _inside(path: str) -> str:
+    """A path of a ledger, if it stays inside its folder: a page must not carry other files away.
+
+    Raises:
+        ValueError: it is absolute, or leads out.
+    """
+    if not is_inside(path):
+        raise ValueError(f"{path!r} leads out of its folder")
+    return path
 
 
 def _frame(path: Path) -> pictures.Picture | None:

@@ -96,6 +96,7 @@ def _train(request: Request, ending: Ending) -> FinishedRun | None:
     run_start = start.plan(recipe, out=request.out, resume=request.resume)
     scenes = manifests.read(root, recipe.data.dataset)
     start.refuse_missing_splits(recipe, scenes)
+    start.refuse_unlabelled(recipe, scenes)
     runtime.prepare_deterministic(is_wanted=recipe.train.deterministic)
     device = runtime.choose_device(request.device)
     accelerator = runtime.make_accelerator(device, precision=recipe.train.precision)

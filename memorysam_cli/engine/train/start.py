@@ -20,8 +20,10 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, equal
 
 from memorysam_cli import recipe as recipes
+from memorysam_cli.data import decode
 from memorysam_cli.data import manifest as manifests
-from memorysam_cli.data.manifest import Manifest
+from memorysam_cli.data.manifest import Manifest, Scene
+from memorysam_cli.dataset import IGNORE
 from memorysam_cli.engine import run_folder
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.train import checkpoints
@@ -115,6 +117,39 @@ def refuse_missing_splits(recipe: Recipe, manifest: Manifest) -> None:
                 f"{info.name}: split '{split}', which is {use}, {why} (known: {known}); prepare the data set with such "
                 f"a split, or name another with --set {key}=NAME"
             )
+
+
+def refuse_unlabelled(recipe: Recipe, manifest: Manifest) -> None:
+    """Refuse labels of which no pixel counts; mostly the first one that is looked at has some.
+
+    Raises:
+        DataError: there is nothing to learn, or nothing to choose the best weights by.
+    """
+    info = manifest.info
+    uses = {
+        recipe.data.train_split: ("data.train_split", "nothing to learn"),
+        recipe.data.selection_split: ("data.selection_split", "nothing to choose the best weights by"),
+    }
+    for split, (key, use) in uses.items():
+        scenes = manifest.of_split(split)
+        if not any(_may_have_class(scene, manifest) for scene in scenes):
+            raise DataError(
+                f"{info.name}: no labeled pixel in '{split}': all {len(scenes)} labels hold nothing but what counts as "
+                f"'ignored', so that there is {use}; prepare the data set again with the right --classes and --ignore, "
+                f"or name another split with --set {key}=NAME"
+            )
+
+
+def _may_have_class(scene: Scene, manifest: Manifest) -> bool:
+    """Whether any pixel of a scene's label counts; a label that cannot be read is for training to name."""
+    info = manifest.info
+    if scene.label is None:
+        return False
+    try:
+        label = decode.read_label(manifest.root / scene.label, info.label, len(info.classes), palette=info.palette)
+    except DataError:
+        return True
+    return bool((label != IGNORE).any())
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from memorysam_cli.conservation import LawBroken
 from memorysam_cli.data import decode
@@ -292,6 +293,33 @@ def test_labels_in_colour_need_the_colours(root: Path) -> None:
     coloured = plan(root, classes=classes(root, "a 10 20 30\nb #ff0000\n"))
     found = survey(root, coloured).manifest.info
     assert found.label.colours and found.palette == ((10, 20, 30), (255, 0, 0))
+
+
+def with_alpha(picture: np.ndarray) -> np.ndarray:
+    return np.concatenate([picture, np.full((*picture.shape[:2], 1), 255, np.uint8)], axis=-1)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_labels_in_colour_are_refused_whichever_file_shows_it(root: Path, channels: int) -> None:
+    first, *others = sorted((root / "masks").rglob("*.png"))
+    images.write_png(first, with_alpha(np.zeros((40, 56, 3), np.uint8)))  # black is a color, and may be class 0
+    for path in others:
+        picture = np.full((40, 56, 3), (0, 200, 0), np.uint8)
+        images.write_png(path, with_alpha(picture) if channels == 4 else picture)
+    with pytest.raises(UsageError, match="is in colour; give each class its colour in the class list"):
+        survey(root, plan(root))
+
+
+def test_indexed_labels_are_numbers_unless_their_colours_are_the_classes(root: Path) -> None:
+    for path in (root / "masks").rglob("*.png"):
+        picture = Image.fromarray(images.read(path), "L")
+        picture.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])  # as PASCAL VOC
+        picture.save(path)
+    assert survey(root, plan(root)).manifest.info.label == LabelRule()
+    other = plan(root, classes=classes(root, "a 1 1 1\nb 2 2 2\nc 3 3 3\n"))
+    assert survey(root, other).manifest.info.label == LabelRule()
+    same = plan(root, classes=classes(root, "a 0 0 0\nb 128 0 0\nc 0 128 0\n"))
+    assert survey(root, same).manifest.info.label.colours
 
 
 def test_masks_of_0_and_255_get_a_hint(root: Path) -> None:
