@@ -27,12 +27,18 @@ _REMEDIES = {
     errno.EACCES: "allow writing there or choose another folder",
     errno.EPERM: "allow writing there or choose another folder",
     errno.EROFS: "choose a folder that can be written",
+    errno.ENOENT: "it was removed or renamed; run the same command again",
     errno.ENOTDIR: "a part of the path is not a folder; choose another path",
     errno.EEXIST: "it exists already; choose another name",
     errno.ENOTEMPTY: "it exists already; choose another name",
     errno.EISDIR: "it is a folder; choose another name",
     errno.ENAMETOOLONG: "choose a shorter path",
 }
+
+
+held: set[Path] = set()
+"""Folders, absolute, that a run owns (:mod:`~memorysam_cli.storage.lock`). Where one of them is gone, somebody removed
+it with all that the run had written, and a new one in its place would pass for the whole."""
 
 
 @contextlib.contextmanager
@@ -150,6 +156,8 @@ def refuse_unwritable(folder: Path) -> None:
 def _make_folder(path: Path) -> None:
     if path.is_dir():
         return
+    if path.absolute() in held:
+        raise FileNotFoundError(errno.ENOENT, "the folder is gone, with what was written there")
     _make_folder(path.parent)
     try:
         path.mkdir(exist_ok=True)  # another thread may have made it by now
