@@ -30,6 +30,7 @@ from memorysam_cli.errors import (
 )
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic
+from memorysam_cli.text import docstring
 
 Examples = Sequence[tuple[str, str]]
 """Command lines without the program's name, and what each is good for."""
@@ -95,19 +96,21 @@ def build() -> typer.Typer:
         module = importlib.import_module(module_name)
         command = getattr(module, attribute)
         if isinstance(command, typer.Typer):
-            _add_examples(command, getattr(module, "EXAMPLES", {}))
+            _add_texts(command, getattr(module, "EXAMPLES", {}))
             app.add_typer(command, name=name)
         else:
-            app.command(name, epilog=_epilog(getattr(module, "EXAMPLES", ())))(command)
+            epilog = _epilog(getattr(module, "EXAMPLES", ()))
+            app.command(name, epilog=epilog, help=docstring(command))(command)
     return app
 
 
-def _add_examples(group: typer.Typer, examples: Mapping[str, Examples]) -> None:
-    """End the help of a group, and of each command in it, with examples."""
+def _add_texts(group: typer.Typer, examples: Mapping[str, Examples]) -> None:
+    """End the help of a group, and of each command in it, with examples; give each command its docstring."""
     group.info.epilog = _epilog(examples.get("", ()))
     for each in group.registered_commands:
         own = each.name or (each.callback.__name__ if each.callback else "")
         each.epilog = _epilog(examples.get(own, ()))
+        each.help = each.help or (docstring(each.callback) if each.callback else None)
 
 
 def _epilog(examples: Examples) -> str | None:

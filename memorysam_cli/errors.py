@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import re
 import signal
 from collections.abc import Iterable, Iterator
@@ -202,11 +203,29 @@ _REQUEST = re.compile(r"ried to allocate [\d.]+ \w+")
 """How far torch's message is short; behind it come the advice and the inner life of its allocator."""
 
 
+def refuse_gone_folder() -> None:
+    """Refuse to work where the working folder was removed: no path of the user's means anything there.
+
+    Raises:
+        EnvironmentFault: it was.
+    """
+    try:
+        os.getcwd()  # noqa: PTH109  (the same, and pathlib need not be loaded)
+    except FileNotFoundError:
+        raise EnvironmentFault("the folder that this was started in was removed; cd to one that is there") from None
+
+
 def environment_fault(error: BaseException) -> EnvironmentFault | None:
     """The machine's fault behind a foreign exception, or None: then it is a bug of ours."""
+    if isinstance(error, FileNotFoundError):
+        try:
+            refuse_gone_folder()
+        except EnvironmentFault as gone:
+            return gone
     if isinstance(error, OSError) and error.errno in _MACHINE:
         where = f"{_shortened(str(error.filename))}: " if error.filename else ""
-        return EnvironmentFault(f"{where}{error.strerror}; mend that and run the same command again")
+        remedy = "allow more open files (ulimit -n 4096)" if error.errno == errno.EMFILE else "mend that"
+        return EnvironmentFault(f"{where}{error.strerror}; {remedy} and run the same command again")
     if is_out_of_memory(error):
         return EnvironmentFault(
             f"out of memory ({shortage(error)}); use a smaller batch or data.image_size, fewer workers, or a device "

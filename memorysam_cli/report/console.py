@@ -76,8 +76,9 @@ def outlive_readers() -> None:
     Days of work are worth more than words that nobody reads; a run's log file gets them all the same.
     """
     try:
-        raw = _Patient(sys.stderr.fileno(), "w", closefd=False)
-    except (OSError, ValueError):  # it is no file
+        # By a descriptor of its own: what C libraries write to 2 is put aside now and then (storage.images).
+        raw = _Patient(os.dup(sys.stderr.fileno()), "w")
+    except (OSError, ValueError):  # it is no file, or there is no descriptor left
         return
     sys.stderr = io.TextIOWrapper(
         io.BufferedWriter(raw), encoding=sys.stderr.encoding, errors=sys.stderr.errors, line_buffering=True

@@ -132,13 +132,18 @@ def make_folder(path: Path) -> None:
         _make_folder(path)
 
 
-def refuse_unwritable(folder: Path) -> None:
+def refuse_unwritable(folder: Path, *, needed_bytes: int = 1) -> None:
     """See, before long work begins, that files can be written to a folder that may not exist yet; writes nothing.
 
+    Args:
+        folder: what files will be written to.
+        needed_bytes: for which there must be room.
+
     Raises:
-        EnvironmentFault: it, or the nearest folder above it that exists, is no folder or must not be written.
+        EnvironmentFault: it, or the nearest folder above it that exists, is no folder, must not be written, or is on a
+            disk without so much room.
     """
-    with faults(folder):
+    with faults(folder, needed_bytes=needed_bytes):
         nearest = folder.absolute()
         while not nearest.exists():
             nearest = nearest.parent
@@ -151,6 +156,8 @@ def refuse_unwritable(folder: Path) -> None:
                 if is_read_only
                 else PermissionError(errno.EACCES, "permission denied")
             )
+        if shutil.disk_usage(nearest).free < needed_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _make_folder(path: Path) -> None:
@@ -215,6 +222,8 @@ def new_file(path: Path, *, fsync: bool = True, needed_bytes: int | None = None)
     """
     with faults(path, needed_bytes=needed_bytes):
         _make_folder(path.parent)
+        if fsync:  # not among masses of small outputs, whose owner looks after what a kill left
+            sweep(path)
         temporary = _temporary(path)
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         # The kernel applied the umask: asking for it would change it for other threads.
@@ -309,6 +318,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise FileExistsError(errno.EEXIST, "it is there already")
         _make_folder(path.parent)
+        sweep(path)
         temporary = _temporary(path)
         temporary.mkdir()
         try:
