@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memorysam_cli.commands import options
+from memorysam_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from memorysam_cli.engine.run_folder import Look
@@ -31,7 +32,12 @@ EXAMPLES = [
 def watch(
     run: Annotated[
         Path | None,
-        typer.Argument(metavar="[RUN]", help="The run's folder (else runs/latest).", autocompletion=options.runs),
+        typer.Argument(
+            metavar="[RUN]",
+            help="The run's folder (else runs/latest).",
+            autocompletion=options.runs,
+            callback=options.must_exist(UsageError),
+        ),
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
     every: Annotated[float, typer.Option("--every", min=0.1, metavar="SECONDS", help="Between two looks.")] = 1.0,

@@ -215,8 +215,8 @@ def _frame(
 def _misfit(facts: FileFacts, modality: Modality, *, files: int) -> str | None:
     """Why a file of this form cannot become the modality's frame, if it cannot; as ``decode.read_modality``."""
     holds = f"holds {facts.channels} channel(s) of {facts.dtype}"
-    if facts.dtype not in ("uint8", "uint16", "float16", "float32", "float64"):
-        return f"{holds}; allowed are uint8, uint16 and floating point"
+    if facts.dtype not in ("uint8", "uint16", "int16", "float16", "float32", "float64"):
+        return f"{holds}; {decode.ALLOWED}"
     if facts.low is not None and facts.high is not None and max(-facts.low, facts.high) > decode.LARGEST:
         return f"holds values from {facts.low:.2g} to {facts.high:.2g}, too large for the network; rescale them"
     if files > (2 if modality.kind == "angle" else 1):
@@ -237,7 +237,7 @@ def _misfit(facts: FileFacts, modality: Modality, *, files: int) -> str | None:
 
 def _combine(scene: Scene, modality: Modality, facts: Sequence[FileFacts], finding: _SceneFindings) -> None:
     """Keep the facts of a modality's files as one."""
-    first = facts[0]
+    first = max(facts, key=lambda each: each.invalid)
     if len({each.dtype for each in facts}) > 1:
         listed = " and ".join(each.dtype for each in facts)
         finding.faults.append(("dtype", f"{shown(scene.id)}: '{modality.name}' is stored as {listed}; make them alike"))

@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
@@ -33,6 +34,8 @@ _REMEDIES = {
     errno.ENOTEMPTY: "it exists already; choose another name",
     errno.EISDIR: "it is a folder; choose another name",
     errno.ENAMETOOLONG: "choose a shorter path",
+    errno.ENXIO: "choose the path of a file",
+    errno.ELOOP: "the link leads to itself; choose another path",
 }
 
 
@@ -160,6 +163,19 @@ def refuse_unwritable(folder: Path, *, needed_bytes: int = 1) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def refuse_special(path: Path) -> None:
+    """Never put a file in the place of a device, FIFO or socket: root's rename would take ``/dev/null`` from everybody.
+
+    Raises:
+        OSError: there is one, or a link to one; or the folder is the one of the devices.
+    """
+    with contextlib.suppress(FileNotFoundError):  # a link to nothing may be replaced
+        if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
+            raise OSError(errno.ENXIO, "it is a device, FIFO or socket")
+    if path.absolute().parent == Path(os.devnull).parent:
+        raise OSError(errno.ENXIO, "it lies among the devices")
+
+
 def _make_folder(path: Path) -> None:
     if path.is_dir():
         return
@@ -218,10 +234,11 @@ def new_file(path: Path, *, fsync: bool = True, needed_bytes: int | None = None)
         An empty file beside ``path``, to be written or replaced; it gets mode ``0o666 & ~umask``.
 
     Raises:
-        EnvironmentFault: writing failed; ``path`` is as it was and the temporary is gone.
+        EnvironmentFault: writing failed, or ``path`` is no place for a file; it is as it was and the temporary is gone.
     """
     with faults(path, needed_bytes=needed_bytes):
         _make_folder(path.parent)
+        refuse_special(path)
         if fsync:  # not among masses of small outputs, whose owner looks after what a kill left
             sweep(path)
         temporary = _temporary(path)

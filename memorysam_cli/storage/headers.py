@@ -45,6 +45,8 @@ class Header:
     """The stored values are indices; reading gives their colours, unless the numbers are asked for."""
     is_turned: bool = False
     """An EXIF mark asks viewers to turn the picture; we never do."""
+    nodata: float | None = None
+    """The value that GDAL's tag of a TIFF declares to be no measurement; may be NaN."""
     is_lossy: bool = False
     """Its compression changes values: no class number and no colour of a label is exact in it."""
 
@@ -151,6 +153,8 @@ def _check_png(data: bytes) -> None:
 
 def _number_png(data: bytes) -> bytes:
     """With a palette of as many grays as its bits can count."""
+    if data[24] > _SHORT_BITS:
+        raise Refused(f"damaged PNG: indices of {data[24]} bits; {_AGAIN}")
     chunk = b"PLTE" + bytes(number for number in range(1 << data[24]) for _ in "RGB")
     palette = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
     position, kind = 8, b""
@@ -230,9 +234,10 @@ def _check_jpeg(data: bytes) -> None:
 
 
 _FIELD_SIZES = {1: 1, 3: 2, 4: 4, 16: 8}
-_FIELD_CODES = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_FIELD_CODES = {1: "B", 2: "B", 3: "H", 4: "I", 16: "Q"}
+_TEXT = 2
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES = 256, 257, 258, 259, 262, 274, 277
-_PLANAR, _SAMPLE_FORMAT, _TILE_WIDTH, _TILE_HEIGHT = 284, 339, 322, 323
+_PLANAR, _SAMPLE_FORMAT, _TILE_WIDTH, _TILE_HEIGHT, _NODATA = 284, 339, 322, 323, 42113
 _LARGEST_TILE = 4096
 """Pixels of a tile's side that is longer than the picture's."""
 _SEGMENTS = {273: 279, 324: 325}
@@ -240,7 +245,7 @@ _SEGMENTS = {273: 279, 324: 325}
 _TABLES = {*_SEGMENTS, *_SEGMENTS.values()}
 _TIFF_FIELDS = {
     *_TABLES, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANAR, _SAMPLE_FORMAT,
-    _TILE_WIDTH, _TILE_HEIGHT,
+    _TILE_WIDTH, _TILE_HEIGHT, _NODATA,
 }  # fmt: skip
 _MAX_VALUES = 1024
 """Of a field that is no table of pixel data."""
@@ -295,7 +300,24 @@ def _parse_tiff(stream: BinaryIO) -> Header:
     if fields.get(_ORIENTATION, (1,)) != (1,):
         raise Refused("a TIFF with a rotation mark; save it upright")
     channels = 3 if has_palette else channels
-    return Header("tiff", height, width, channels, dtype, has_palette, is_lossy=compression == _JPEG_IN_TIFF)
+    return Header(
+        "tiff", height, width, channels, dtype, has_palette, is_lossy=compression == _JPEG_IN_TIFF,
+        nodata=_nodata(fields.get(_NODATA)),
+    )  # fmt: skip
+
+
+def _nodata(text: tuple[int, ...] | None) -> float | None:
+    """The number that GDAL writes as text, such as ``-9999`` or ``nan``."""
+    if text is None:
+        return None
+    written = bytes(text).split(b"\0")[0].decode("latin-1").strip()
+    try:
+        return float(written)
+    except ValueError:
+        raise Refused(
+            f"a TIFF whose nodata tag (42113) says {written[:40]!r}, which is no number; set it anew, "
+            "such as with gdal_edit.py -a_nodata -9999"
+        ) from None
 
 
 def _many_bands(count: int) -> str:
@@ -337,10 +359,12 @@ def _tiff_directory(stream: BinaryIO) -> tuple[str, str, int, bytes]:
 def _number_tiff(data: bytes) -> bytes:
     """With gray in the place of the color table."""
     order, place, position, entries = _tiff_directory(io.BytesIO(data))
-    size = 4 + 2 * struct.calcsize(place)
-    tags = [struct.unpack_from(f"{order}H", entries, start)[0] for start in range(0, len(entries), size)]
-    value = position + size * tags.index(_PHOTOMETRIC) + 4 + struct.calcsize(place)
-    return data[:value] + struct.pack(f"{order}H", _GREY) + data[value + 2 :]
+    numbered, inside = bytearray(data), struct.calcsize(place)
+    for start in range(0, len(entries), 4 + 2 * inside):
+        tag, kind = struct.unpack_from(f"{order}HH", entries, start)
+        if tag == _PHOTOMETRIC and kind in _FIELD_CODES:
+            struct.pack_into(f"{order}{_FIELD_CODES[kind]}", numbered, position + start + 4 + inside, _GREY)
+    return bytes(numbered)
 
 
 _BIG = 43
@@ -352,7 +376,7 @@ def _tiff_values(stream: BinaryIO, entries: bytes, *, order: str, place: str) ->
     """The fields that we look at; a file may have 65,535 others, all of which name the same many bytes."""
     inside = struct.calcsize(place)
     for tag, kind, length, value in struct.iter_unpack(f"{order}HH{place}{inside}s", entries):
-        size = _FIELD_SIZES.get(kind, 0) * length
+        size = length if (tag, kind) == (_NODATA, _TEXT) else _FIELD_SIZES.get(kind, 0) * length
         if size == 0 or tag not in _TIFF_FIELDS:
             continue
         if tag not in _TABLES and length > _MAX_VALUES:

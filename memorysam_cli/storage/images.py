@@ -29,7 +29,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from memorysam_cli.errors import DataError, UsageError
+from memorysam_cli.errors import DataError, UsageError, raise_shortage
 from memorysam_cli.storage import atomic, headers
 from memorysam_cli.storage.headers import Header, Refused
 from memorysam_cli.text import shown, size
@@ -158,7 +158,18 @@ def refuse_size(path: Path, found: Header, *, max_pixels: int) -> None:
 
 
 def read(path: Path, *, max_pixels: int | None = None, as_numbers: bool = False) -> npt.NDArray[Any]:
-    """Read an image or array whole, or not at all.
+    """Read an image or array whole, or not at all, and refuse it if a value is not finite; else as :func:`load`."""
+    array = load(path, max_pixels=max_pixels, as_numbers=as_numbers)[1]
+    if array.dtype.kind == "f":
+        try:
+            _check_finite(array)
+        except Refused as error:
+            _refuse(path, error)
+    return array
+
+
+def load(path: Path, *, max_pixels: int | None = None, as_numbers: bool = False) -> tuple[Header, npt.NDArray[Any]]:
+    """Read an image or array whole, or not at all, with what its header says; NaN and infinity stay as they are.
 
     Args:
         path: PNG (8 or 16 bit; grey, RGB, palette, with or without alpha), JPEG (grey, RGB), TIFF (integers of up to
@@ -169,11 +180,11 @@ def read(path: Path, *, max_pixels: int | None = None, as_numbers: bool = False)
         as_numbers: palettes give their indices, (H, W) uint8, instead of colours.
 
     Returns:
-        (H, W), (H, W, 3) RGB or (H, W, 4) RGBA, with the dtype that is stored. Grey with alpha and
+        The header, and (H, W), (H, W, 3) RGB or (H, W, 4) RGBA, with the dtype that is stored. Grey with alpha and
         palettes come expanded to colours. Arrays as stored in dtype and shape, native byte order.
 
     Raises:
-        DataError: missing, empty, a folder, truncated, damaged, too large, not finite, or no such format.
+        DataError: missing, empty, a folder, truncated, damaged, too large, or no such format.
     """
     _check_file(path)
     try:
@@ -183,9 +194,7 @@ def read(path: Path, *, max_pixels: int | None = None, as_numbers: bool = False)
             stream.seek(0)
             is_array = found.format in {"npy", "npz"}
             array = _load_array(stream, found) if is_array else _decode(_whole(stream, found), found, as_numbers)
-        if array.dtype.kind == "f":
-            _check_finite(array)
-        return array
+        return found, array
     except (Refused, OSError, MemoryError) as error:
         _refuse(path, error)
 
@@ -257,6 +266,7 @@ def _parse(stream: BinaryIO) -> Header:
 
 
 def _refuse(path: Path, error: Exception) -> NoReturn:
+    raise_shortage(error)
     reason = error.strerror if isinstance(error, OSError) else str(error)
     raise DataError(f"{shown(path)}: {reason or 'not enough memory to read it'}") from error
 

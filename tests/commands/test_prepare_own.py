@@ -157,7 +157,7 @@ REFUSALS = {
     ),
     "nothing that matches": (["--modality", "rgb=images/*.png"], 3, "no file matches 'images/*.png' (saw in images/: "),
     "labels without classes": ([*sensors("rgb"), "--labels", "masks/**/*.png"], 2, "give both, or neither"),
-    "no class list": ([*sensors("rgb"), *LABELS[:3], "no.txt"], 2, "--classes no.txt: no such file"),
+    "no class list": ([*sensors("rgb"), *LABELS[:3], "no.txt"], 2, "--classes no.txt: does not exist"),
     "odd shares": ([*sensors("rgb"), *LABELS, "--split", "0.5/0.1"], 2, "such as 0.8/0.1/0.1"),
     "shares twice": ([*sensors("rgb"), *LABELS, "--split", "0.5/0.5", "--split", "0.9/0.1"], 2, "given once"),
     "two channels": ([*sensors("rgb"), "--channels", "rgb=0,1"], 2, "give one or three channels"),
@@ -223,10 +223,12 @@ def test_a_name_edited_by_hand_leads_nowhere_else(memorysam: Program, own: Path)
     assert not (own.parent / "out").exists()
 
 
-@pytest.mark.parametrize("root", ["nothing", "own/classes.txt"])
-def test_the_root_must_be_a_folder(memorysam: Program, own: Path, root: str) -> None:
+@pytest.mark.parametrize(
+    ("root", "said"), [("nothing", "does not exist"), ("own/classes.txt", "ROOT must be a folder")]
+)
+def test_the_root_must_be_a_folder(memorysam: Program, own: Path, root: str, said: str) -> None:
     ended = memorysam("prepare", "folder", root, *sensors("rgb"))
-    assert ended.code == 3 and "ROOT must be a folder" in ended.err
+    assert ended.code == 3 and said in ended.err
 
 
 def test_a_data_set_that_is_not_prepared_cannot_be_accepted(memorysam: Program, own: Path) -> None:

@@ -203,6 +203,12 @@ def test_indexed_pngs_give_their_indices(tmp_path: Path, bits: int) -> None:
     assert images.read(tmp_path / "l.png").shape == (7, 11, 4)  # anywhere else their colours, with alpha
 
 
+def test_indices_that_no_png_has_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "l.png").write_bytes(palette_png(np.zeros((1, 8), np.uint8), 16, b"\0" * 3))
+    with pytest.raises(DataError, match="damaged PNG: indices of 16 bits"):
+        decode.read_label(tmp_path / "l.png", LabelRule(), 3)
+
+
 def test_an_index_without_a_colour_is_an_index_too(tmp_path: Path) -> None:
     label = np.array([[0, 1, 2, 255]], np.uint8)
     (tmp_path / "l.png").write_bytes(palette_png(label, 8, bytes([0, 0, 0, 128, 0, 0, 0, 128, 0])))

@@ -279,3 +279,21 @@ def test_a_disk_without_room_is_refused_ahead(tmp_path: Path) -> None:
     atomic.refuse_unwritable(tmp_path / "new")
     with pytest.raises(EnvironmentFault, match=r"new: cannot write: No space left on device \(needs [\d.]+ MB, free"):
         atomic.refuse_unwritable(tmp_path / "new", needed_bytes=100 * free)
+
+
+def test_a_file_never_takes_the_place_of_what_is_none(tmp_path: Path) -> None:
+    """As root, ``report --out /dev/null`` would take it from every program of the machine."""
+    os.mkfifo(tmp_path / "fifo")
+    bound = socket.socket(socket.AF_UNIX)
+    bound.bind(os.path.relpath(tmp_path / "socket"))
+    bound.close()
+    (tmp_path / "to a fifo").symlink_to("fifo")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("fifo", "socket", "to a fifo", "loop"):
+        before = (tmp_path / name).lstat()
+        with pytest.raises(EnvironmentFault, match=f"{name}: cannot write: "):
+            atomic.write_bytes(tmp_path / name, b"x")
+        assert (tmp_path / name).lstat() == before
+    with pytest.raises(EnvironmentFault, match="it lies among the devices"), atomic.new_file(Path("/dev/nul")):
+        raise AssertionError("a place was given")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "loop", "socket", "to a fifo"]

@@ -6,11 +6,11 @@ unless told otherwise, and what the first few files give reason to say is said b
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +28,15 @@ from memorysam_cli.data.own.patterns import (
     split_by_shares,
     splits_in_order,
 )
-from memorysam_cli.dataset import IGNORE, IMAGENET, Colour, DatasetInfo, Flip, Interpolation, Kind, LabelRule, Modality
+from memorysam_cli.data.own.sensors import (
+    LOOKED_AT,
+    Measured,
+    guess_kind,
+    make_modality,
+    names_to_measure,
+    notes_on_values,
+)
+from memorysam_cli.dataset import IGNORE, Colour, DatasetInfo, Kind, LabelRule, Modality
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import images
 from memorysam_cli.text import shown
@@ -42,13 +50,6 @@ SHARES: Shares = (0.8, 0.1, 0.1)
 
 Role = str
 """A modality, or ``aolp+1`` for an angle's second file, or LABEL."""
-KINDS: tuple[Kind, ...] = get_args(Kind)
-LOOKED_AT = 3
-"""Files of each sensor, and labels."""
-FAR = 8.0
-"""Values beyond this many times the range [-1, 1] would swamp the network."""
-NARROW = 1 / 16
-"""Values that reach no further would hardly be seen by it."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,10 @@ class FolderRequest:
     ignore: tuple[int, ...] = (IGNORE,)
     label_shift: int = 0
     seed: int = 0
-    will_measure: bool = False
-    """Normalisation follows from the data; nothing need be said about ranges."""
+    nodata: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Stored values that are no measurement."""
+    measured: Measured = "others"
+    """Whose normalisation follows from the data, so that nothing need be said about their ranges."""
 
     def patterns(self) -> dict[Role, Pattern]:
         """All patterns by what they stand for."""
@@ -143,7 +146,7 @@ def survey(root: Path, request: FolderRequest) -> FolderSurvey:
             ),
             *pairing_notes,
             *split_notes,
-            *notes_on_values(manifest, will_measure=request.will_measure),
+            *notes_on_values(manifest, measured=names_to_measure(modalities, request.measured)),
             *notes_on_labels(manifest),
         ),
         laws,
@@ -181,7 +184,8 @@ def _modalities(request: FolderRequest) -> tuple[tuple[Modality, ...], list[str]
                 f"--modality {name}: an angle has two patterns, of its sine and of its cosine, joined by '+', or "
                 f"--channels {name}=0,1,0 of one file; nothing else has two (here: {len(group)} for kind '{kind}')"
             )
-        made.append(make_modality(name, kind, scale=request.scale.get(name), channels=request.channels.get(name)))
+        found = make_modality(name, kind, scale=request.scale.get(name), channels=request.channels.get(name))
+        made.append(found.model_copy(update={"nodata": tuple(request.nodata.get(name, ()))}))
     return tuple(made), notes
 
 
@@ -356,118 +360,29 @@ def _colours(picture: Any) -> set[Colour]:
     return {(red, green, blue) for red, green, blue in np.unique(channels.reshape(-1, 3), axis=0).tolist()}
 
 
-@dataclass(frozen=True)
-class Defaults:
-    """How the frames of a kind are treated."""
-
-    looks_like_a_photo: bool = False
-    """Normalised as ImageNet's photos and changed in colour and sharpness during training; others: neither, as the
-    reference does it."""
-    interpolation: Interpolation = "bilinear"
-    flip: Flip = "mirror"
-
-
-DEFAULTS: dict[Kind, Defaults] = {
-    "rgb": Defaults(looks_like_a_photo=True),
-    "gray": Defaults(looks_like_a_photo=True),
-    # Between a wall and what stands before it there is nothing in the middle: distances are not blended.
-    "depth": Defaults(interpolation="nearest"),
-    "hha": Defaults(),
-    # Sparse: most pixels say "nothing", which must not bleed into those that say something.
-    "event": Defaults(interpolation="nearest"),
-    "lidar": Defaults(interpolation="nearest"),
-    "thermal": Defaults(),
-    # Which of sine and cosine a mirror turns round depends on how the sensor counts its angle: dataset.json can say.
-    "angle": Defaults(),
-}
-
-WORDS: dict[Kind, str] = {
-    "rgb": "rgb img image images color colour camera cam visible vis photo ms multispectral hyperspectral",
-    "gray": "gray grey mono pan panchromatic nir swir dolp",
-    "depth": "depth disparity disp distance range dsm dem",
-    "hha": "hha",
-    "event": "event events dvs",
-    "lidar": "lidar radar velodyne points sar",
-    "thermal": "thermal ther ir lwir mwir infrared flir heat",
-    "angle": "angle aolp aop orientation azimuth",
-}
-"""The words in a modality's name by which its kind is guessed."""
-
-
-def guess_kind(name: str) -> Kind:
-    """The kind that a modality's name tells, such as depth for ``depth_left`` and thermal for ``IR2``.
-
-    Raises:
-        UsageError: no word of the name is known, or two speak for different kinds.
-    """
-    words_of_name = {word.rstrip("0123456789") for word in re.split(r"[^a-z0-9]+", name.lower())}
-    found = [kind for kind, words in WORDS.items() if words_of_name & set(words.split())]
-    if len(found) != 1:
-        why = "tells no kind" if not found else f"tells {' and '.join(found)}"
-        raise UsageError(f"--modality {name}: its name {why}; say --kind {name}=KIND, one of {', '.join(KINDS)}")
-    return found[0]
-
-
-def make_modality(
-    name: str, kind: Kind, *, scale: float | None = None, channels: Sequence[int] | None = None
-) -> Modality:
-    """A modality with the defaults of its kind.
-
-    Args:
-        name: of the modality.
-        kind: decides normalisation, interpolation, photometric augmentation and flip.
-        scale: of stored values; None: by dtype.
-        channels: which three stored channels to take, from 0; one is taken three times.
-    """
-    defaults = DEFAULTS[kind]
-    is_photo = defaults.looks_like_a_photo
-    chosen = tuple(channels or ())
-    chosen = chosen * 3 if len(chosen) == 1 else chosen
-    return Modality(
-        name=name,
-        kind=kind,
-        mean=IMAGENET["mean"] if is_photo else None,
-        std=IMAGENET["std"] if is_photo else None,
-        interpolation=defaults.interpolation,
-        photometric=("jitter", "blur") if is_photo else (),
-        channels=(chosen[0], chosen[1], chosen[2]) if chosen else None,
-        scale=scale,
-        flip=defaults.flip,
-    )
-
-
-def notes_on_values(manifest: Manifest, *, will_measure: bool) -> list[str]:
-    """What the values of the first few files of each sensor give reason to say."""
-    notes = []
-    for modality in manifest.info.modalities:
-        paths = [path for scene in manifest.scenes[:LOOKED_AT] for path in scene.files[modality.name]]
-        frames = _readable(manifest.root, paths)
-        if not frames:
-            continue
-        top = max(
-            float(abs(frame.astype("float64") * _scale(frame, modality) + modality.offset).max()) for frame in frames
-        )
-        if frames[0].ndim == 3 and frames[0].shape[2] == 4 and modality.channels is None:
-            notes.append(
-                f"'{modality.name}': the fourth channel is taken for alpha and dropped (--channels says otherwise)"
-            )
-        if will_measure:
-            continue
-        if top > FAR:
-            notes.append(
-                f"'{modality.name}': values up to {top:.4g}, the network is used to about 1; normalise with --measure, "
-                f"or give --scale {modality.name}={1 / top:.1g}"
-            )
-        elif modality.scale is None and 0 < top < NARROW:
-            notes.append(
-                f"'{modality.name}': the first files use only {100 * top:.2g} % of the range; normalise with "
-                f"--measure, or give --scale {modality.name}={_scale(frames[0], modality) / top:.1g}"
-            )
-    return notes
-
-
 def notes_on_labels(manifest: Manifest) -> list[str]:
-    """A word on labels that count from 1, and on masks of one class and 'ignored' only, as 0 and 255 often are."""
+    """A word on labels that count from 1, on masks of one class and 'ignored' only, as 0 and 255 often are, and on a
+    class whose number the files' own tag calls nodata."""
+    return [*_notes_on_numbers(manifest), *_notes_on_tags(manifest)]
+
+
+def _notes_on_tags(manifest: Manifest) -> list[str]:
+    """GIS programs write 0 there unasked: it may be a class or not, so that it is kept and said."""
+    rule, tags = manifest.info.label, set()
+    for path in [scene.label for scene in manifest.scenes if scene.label][:LOOKED_AT]:
+        with suppress(DataError):  # the check will tell
+            tags.add(images.header(manifest.root / path).nodata)
+    counted = {raw for raw, _ in rule.mapping} or {index - rule.shift for index in range(len(manifest.info.classes))}
+    kept = sorted(int(tag) for tag in tags if tag is not None and tag in counted - set(rule.ignore))
+    return [
+        f"the first labels' own tag calls {value} nodata, but it is the number of a class; if these pixels shall count "
+        f"nowhere: --ignore {value}"
+        for value in kept
+    ]
+
+
+def _notes_on_numbers(manifest: Manifest) -> list[str]:
+    """What the first labels' values give reason to say."""
     rule = manifest.info.label
     if rule.mapping or rule.colours:
         return []
@@ -486,18 +401,3 @@ def notes_on_labels(manifest: Manifest) -> list[str]:
         f"the first labels hold {' and '.join(map(str, sorted(found)))} only, and {ignored} counts as 'ignored'; if "
         f"it is a class, give values in the class list, such as '0: {one}' and '{ignored}: {two}'"
     ]
-
-
-def _readable(root: Path, paths: Sequence[str]) -> list[Any]:
-    """The files' values; none if one cannot be read: the check will tell, with all that is wrong."""
-    try:
-        return [images.read(root / path) for path in paths]
-    except DataError:
-        return []
-
-
-def _scale(frame: Any, modality: Modality) -> float:
-    """What stored values are multiplied by."""
-    if modality.scale is not None:
-        return modality.scale
-    return {"uint8": 1 / 255, "uint16": 1 / 65535}.get(frame.dtype.name, 1.0)

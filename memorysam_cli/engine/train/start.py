@@ -25,6 +25,7 @@ from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.dataset import IGNORE
 from memorysam_cli.engine import run_folder
+from memorysam_cli.engine.infer.inference import compared, unlike_training
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.train import checkpoints
 from memorysam_cli.engine.train.checkpoints import Position
@@ -32,7 +33,7 @@ from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.errors import DataError, EnvironmentFault, MemorySamError, UsageError, WeightsError
 from memorysam_cli.model import Segmenter, base_weights
 from memorysam_cli.model.network import count
-from memorysam_cli.model.weights import WeightsCard, fill_own, own_tensors, read
+from memorysam_cli.model.weights import WeightsCard, fill_own, own_tensors, read, read_card
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents, lock, tensors
@@ -232,7 +233,7 @@ def _run_at(path: Path) -> RunFolder:
     for folder in (path, path.parent.parent):
         if RunFolder(folder).holds_run():
             return RunFolder(folder)
-    what = "is not there" if not path.exists() else "is no run folder and no checkpoint of one"
+    what = "does not exist" if not path.exists() else "is no run folder and no checkpoint of one"
     raise WeightsError(f"--resume {path}: {what}; give a folder such as runs/latest, or --resume auto")
 
 
@@ -251,6 +252,10 @@ def _refuse_used(folder: Path) -> None:
             pass
 
 
+def _why_none(path: Path) -> str:
+    return "is not a file" if path.exists() else "does not exist"
+
+
 def initial_sha256(recipe: Recipe, then: str | None = None) -> str | None:
     """The SHA-256 of the weights that a recipe begins from; none where it begins from none.
 
@@ -267,8 +272,31 @@ def initial_sha256(recipe: Recipe, then: str | None = None) -> str | None:
     if not path.is_file():
         if then is not None:
             return then
-        raise WeightsError(f"--init {path}: is not a file; give weights of `memorysam train`")
+        raise WeightsError(f"--init {path}: {_why_none(path)}; give weights of `memorysam train`")
     return tensors.sha256(path)
+
+
+def doubts(recipe: Recipe, manifest: Manifest, *, strict: bool) -> list[str]:
+    """Which sensors hold other values than the weights of ``--init`` were trained on.
+
+    Args:
+        recipe: its ``model.init`` names the file; a file that is not there is refused elsewhere.
+        manifest: what is trained on.
+        strict: refuse instead.
+
+    Raises:
+        DataError: there are such sensors, and ``strict``.
+        WeightsError: the file is none of ours.
+    """
+    path = None if recipe.model.init is None else Path(recipe.model.init).expanduser()
+    if path is None or not path.is_file():
+        return []
+    known, info = read_card(path).dataset, manifest.info
+    shared = [modality for modality in info.modalities if modality.name in recipe.data.modalities]
+    found = {each.name: info.ranges[each.name] for each in shared if each.name in info.ranges}
+    if info.ranges:
+        return compared(known, found, strict=strict)
+    return unlike_training(known, manifest.root, manifest.of_split(recipe.data.train_split), shared, strict=strict)
 
 
 def load_initial(network: Segmenter, name: str) -> int:
@@ -286,7 +314,7 @@ def load_initial(network: Segmenter, name: str) -> int:
     """
     path = Path(name).expanduser()
     if not path.is_file():
-        raise WeightsError(f"--init {path}: is not a file; give weights of `memorysam train`")
+        raise WeightsError(f"--init {path}: {_why_none(path)}; give weights of `memorysam train`")
     state, card = read(path)
     if reasons := list(_obstacles(card, network.card)):
         raise WeightsError(f"--init {path}: does not fit this run: {'; '.join(reasons)}; {_OTHER_WEIGHTS}")
@@ -296,8 +324,20 @@ def load_initial(network: Segmenter, name: str) -> int:
     fill_own(network, state, where=f"--init {path}")
     if card.modalities != network.card.modalities:
         then, now = (", ".join(each.name for each in c.modalities) for c in (card, network.card))
-        console.note(f"--init {path}: was trained on {then}, goes on with {now}")
+        changed = f"{then}, goes on with {now}"
+        if then == now:
+            changed = f"other settings of sensors: {', '.join(_changed_settings(card, network.card))}"
+        console.note(f"--init {path}: was trained on {changed}")
     return len(own)
+
+
+def _changed_settings(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
+    """What is not done to the same sensors as before, such as antialiasing."""
+    for then, now in zip(initial.modalities, ours.modalities, strict=True):
+        for key in type(then).model_fields:
+            before, after = getattr(then, key), getattr(now, key)
+            if before != after:
+                yield f"'{then.name}' {key} was {before}, is {after}"
 
 
 def _obstacles(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:

@@ -249,10 +249,14 @@ def test_odd_ranges_are_said_with_a_remedy(root: Path) -> None:
     def said(**changes: object) -> str:
         return "\n".join(survey(root, plan(root, **changes)).notes)
 
-    assert "'depth': the first files use only 4.3 % of the range" in said()
-    assert "--scale depth=0.0004" in said()
-    assert "'depth'" not in said(scale={"depth": 0.0004}) and "'depth'" not in said(will_measure=True)
-    assert "'depth': values up to 2800, the network is used to about 1" in said(scale={"depth": 1.0})
+    # 1000, 1900 or 2800 mm; 2800 / 65535 = 4.3 %; 0.0004 · 2800 = 1.1
+    stored = said(measured="none")
+    assert "'depth': uint16 1000 to 2800 (1–99 %) in the first files use only 4.3 % of the range" in stored
+    assert "--scale depth=0.0004" in stored
+    assert "'depth'" not in said(scale={"depth": 0.0004}, measured="none")
+    assert "'depth'" not in said() and "'depth'" not in said(measured="all")
+    far = said(scale={"depth": 1.0}, measured="none")
+    assert "become values up to 2800, the network is used to about 1" in far
 
 
 def test_photos_of_another_range_are_said_too(root: Path) -> None:
@@ -262,7 +266,7 @@ def test_photos_of_another_range_are_said_too(root: Path) -> None:
         np.save(root / f"float/{number}.npy", np.full((4, 4, 3), 255.0, np.float32))
     raw, floating = {"rgb": (Pattern("raw/*.png"),)}, {"rgb": (Pattern("float/*.npy"),)}
     assert "--scale rgb=0.0002" in survey(root, FolderRequest("own", raw)).notes[0]
-    assert "values up to 255" in survey(root, FolderRequest("own", floating)).notes[0]
+    assert "become values up to 255" in survey(root, FolderRequest("own", floating)).notes[0]
 
 
 def test_a_fourth_channel_is_said_to_be_dropped(root: Path) -> None:
