@@ -61,6 +61,7 @@ def info(file: File, json: Json = False, verbose: Verbose = False, quiet: Quiet 
 
     Classes, modalities, base, recipe and result.
     """
+    from memorysam_cli.data.own.sensors import choices
     from memorysam_cli.model.weights import read_card
     from memorysam_cli.report import console
 
@@ -88,6 +89,8 @@ def info(file: File, json: Json = False, verbose: Verbose = False, quiet: Quiet 
     }
     for name, value in rows.items():
         console.say(f"{name:<10}  {value}")
+    for sensor in choices(card.dataset, names=[modality.name for modality in card.modalities]):
+        console.say(f"sensor      {sensor}")
 
 
 def verify(

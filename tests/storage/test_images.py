@@ -27,6 +27,8 @@ from PIL import Image
 from memorysam_cli.errors import DataError, EnvironmentFault
 from memorysam_cli.storage import images
 
+from .tiffs import tiff
+
 Array = npt.NDArray[Any]
 HEIGHT, WIDTH = 40, 61
 
@@ -64,36 +66,6 @@ def numpy_archive(*arrays: Array) -> bytes:
     stream = io.BytesIO()
     np.savez_compressed(stream, *arrays)
     return stream.getvalue()
-
-
-def tiff(array: Array, *, is_big: bool = False, order: str = "<", compression: int = 1) -> bytes:
-    """A TIFF of one strip, written by hand: (H, W) or (H, W, C), grey whatever C is; the bytes are never compressed."""
-    height, width, channels = (*array.shape, 1)[:3]
-    data = array.astype(array.dtype.newbyteorder(order)).tobytes()
-    start = 16 if is_big else 8
-    code, number, head = ("Q", "Q", "HHQ") if is_big else ("I", "H", "HHI")
-    bits = {"u": 1, "i": 2, "f": 3}
-    table = start + len(data)
-    fields = {
-        256: width, 257: height, 258: [array.itemsize * 8] * channels, 259: compression, 262: 1, 273: start,
-        277: channels, 278: height, 279: len(data), 339: [bits[array.dtype.kind]] * channels,
-    }  # fmt: skip
-    size = struct.calcsize(f"<{head}{code}")
-    after = table + struct.calcsize(number) + size * len(fields) + struct.calcsize(code)
-    entries, extra = b"", b""
-    for tag, value in fields.items():
-        values = value if isinstance(value, list) else [value]
-        packed = struct.pack(f"{order}{len(values)}{'H' if isinstance(value, list) else 'I'}", *values)
-        inside = struct.calcsize(code)
-        if len(packed) > inside:
-            packed, extra = struct.pack(f"{order}{code}", after + len(extra)), extra + packed
-        entries += struct.pack(f"{order}{head}", tag, 3 if isinstance(value, list) else 4, len(values))
-        entries += packed.ljust(inside, b"\0")
-    begin = b"II" if order == "<" else b"MM"
-    begin += struct.pack(f"{order}HHHQ", 43, 8, 0, table) if is_big else struct.pack(f"{order}HI", 42, table)
-    return (
-        begin + data + struct.pack(f"{order}{number}", len(fields)) + entries + struct.pack(f"{order}{code}", 0) + extra
-    )
 
 
 GREY, COLOR, ALPHA = noise(HEIGHT, WIDTH), noise(HEIGHT, WIDTH, 3), noise(HEIGHT, WIDTH, 4)
