@@ -222,9 +222,11 @@ def shared_far_out(values: npt.NDArray[Any], modality: Modality) -> dict[float, 
         return {}
     shares = {float(end): int(np.count_nonzero(values == end)) for end in (values.min(), values.max())}
     many = {end: count for end, count in shares.items() if count >= SHARED * values.size}
+    if not many:
+        return {}
     # Without both: a sensor may say "too near" by 0 and "too far" by 65535.
     others = values[~np.isin(values, list(many))].ravel()
-    if not many or others.size < FEWEST:
+    if others.size < FEWEST:
         return {}
     others = others[:: max(1, others.size // SAMPLED)].astype(np.float64)
     low, high = np.percentile(others, (1, 99))

@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,14 @@ def with_statistics(info: DatasetInfo, found: Mapping[str, Statistics], *, norma
         for modality in info.modalities
     )
     return info.model_copy(update={"modalities": modalities})
+
+
+def with_ranges(manifest: Manifest) -> Manifest:
+    """A manifest whose sensors' ranges are known; for one of an earlier version, a few scenes are looked at."""
+    if manifest.info.ranges:
+        return manifest
+    found = value_ranges(manifest.root, measured_scenes(manifest), manifest.info.modalities)
+    return replace(manifest, info=manifest.info.model_copy(update={"ranges": found}))
 
 
 def value_ranges(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.own.sensors import choices
+from memorysam_cli.data.statistics import with_ranges
 from memorysam_cli.model.weights import read_card
 from memorysam_cli.storage import images
 
@@ -278,6 +280,13 @@ def test_a_card_of_before_cannot_warn_and_loads(memorysam: Program, place: Path)
     assert ended.code == 0 and "trained on" not in ended.err
 
 
+def test_a_data_set_of_before_gets_its_ranges_when_it_is_trained_on(place: Path) -> None:
+    manifest = manifests.read(place / "own", "own")
+    before = replace(manifest, info=manifest.info.model_copy(update={"ranges": {}}))
+    assert with_ranges(before).info == manifest.info
+    assert with_ranges(manifest) is manifest
+
+
 def test_the_model_card_says_type_range_and_nodata(memorysam: Program, tmp_path: Path) -> None:
     root = write(tmp_path / "own", depth=(".png", lambda number: gap(depth(number), 65535)))
     assert prepare(memorysam, root, "--nodata", "depth=65535", depth="depth/*.png").code == 0
@@ -285,3 +294,5 @@ def test_the_model_card_says_type_range_and_nodata(memorysam: Program, tmp_path:
     assert memorysam("card", weights, "--out", tmp_path / "README.md").code == 0
     (row,) = [line for line in (tmp_path / "README.md").read_text().splitlines() if line.startswith("| depth |")]
     assert row.startswith("| depth | depth | uint16 80") and "(1–99 %) | 65535 | by type |" in row
+    said = memorysam("weights", "info", weights).out
+    assert "sensor      depth (depth): uint16 80" in said and ", nodata 65535; ÷ 65535, normalized by its own" in said

@@ -162,16 +162,17 @@ def _channels(path: Path) -> int:
         return 0
 
 
-def choices(info: DatasetInfo) -> list[str]:
+def choices(info: DatasetInfo, *, names: Sequence[str] | None = None) -> list[str]:
     """How each sensor's values are understood, a line each.
 
     Args:
-        info: as it was written, with the sensors' ranges.
+        info: as it was written, with the sensors' ranges; one of an earlier version has none.
+        names: of the sensors, in their order; None: all.
     """
     lines = []
-    for modality in info.modalities:
+    for modality in info.modalities if names is None else map(info.modality, names):
         found = info.ranges.get(modality.name)
-        held = "no valid value" if found is None else range_text(found)
+        held = range_text(found) if found else "no valid value" if info.ranges else "range not known"
         gone = f", nodata {', '.join(f'{value:.7g}' for value in found.nodata)}" if found and found.nodata else ""
         lines.append(f"{modality.name} ({modality.kind}): {held}{gone}; {_treatment(modality, found)}")
     return lines
