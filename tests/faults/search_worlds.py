@@ -165,7 +165,7 @@ WORLDS: dict[str, World] = {
     "plain C": World(variables={"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, is_start=True),
     "ascii": World(variables={"PYTHONIOENCODING": "ascii"}),
     "ascii strict": World(variables={"PYTHONIOENCODING": "ascii:strict"}),
-    "optimized": World(variables={"PYTHONOPTIMIZE": "2"}, is_start=True),
+    "optimized": World(codes=MACHINE, variables={"PYTHONOPTIMIZE": "2"}, is_start=True),
     # GNU's OpenMP says so itself, before any program of ours runs.
     "threads abc": World(codes=REFUSED, variables={"OMP_NUM_THREADS": "abc"}, is_start=True, hides=frozenset({"err"})),
     "world size abc": World(codes=REFUSED, variables={"WORLD_SIZE": "abc"}),

@@ -54,7 +54,6 @@ def drawn(part: int, rng: random.Random) -> list[Try]:
     return [one for each in found for one in each]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(seconds(240))
 @pytest.mark.parametrize("part", range(PARTS))
 def test_no_command_in_no_environment_ends_with_1(
