@@ -23,7 +23,7 @@ from memorysam_cli.data.loader import Batch, modalities_of, training_batches
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import runtime
 from memorysam_cli.engine.processes import agree, lost_ones_named, refuse_differing, wait_for_all
-from memorysam_cli.engine.run_folder import RunFolder
+from memorysam_cli.engine.run_folder import RunFolder, resume_command
 from memorysam_cli.engine.train import checkpoints, endings, start
 from memorysam_cli.engine.train.checkpoints import Position, State
 from memorysam_cli.engine.train.endings import Quarantine, StopRequest, TrainingResult, catch_stop, finish
@@ -128,7 +128,7 @@ class Trainer:
             return self._fit(resume)
 
     def _resume_advice(self) -> str:
-        return f"this was after step {self.position.step}; continue with: memorysam train --resume {self.run.path}"
+        return f"this was after step {self.position.step}; continue with: {resume_command(self.run.path)}"
 
     def _fit(self, resume: Path | None) -> TrainingResult:
         begun = time.monotonic()
@@ -269,7 +269,7 @@ class Trainer:
             path = self._checkpoint()
             raise Stopped(
                 f"{stop.name or 'another process'}: checkpoint of step {self.position.step} saved as {path}; "
-                f"continue with: memorysam train --resume {self.run.path}",
+                f"continue with: {resume_command(self.run.path)}",
                 exit_code=stop.exit_code or 143,
             )
         # Not after the last step: the checkpoint that ends the run has its number, and the validation besides.
