@@ -84,6 +84,8 @@ class Trainer:
         self._scenes_since = 0
         """Scenes of this process since the last checkpoint."""
         self._lacks_best = False
+        self._figures: dict[str, str] = {}
+        """What people saw of the last update."""
 
     def _refuse_differing(self) -> None:
         """Refuse processes that would not make the same updates: the first to be through would be waited for."""
@@ -189,6 +191,7 @@ class Trainer:
         self.position.epoch, self.position.batch = epoch + 1, 0
         if self.position.epoch % settings.validate_every == 0 or self._is_done():
             self._validate()
+            progress.show(self._figures | best_figure(self.position))
             self._checkpoint_when_due(stop)
 
     def _updates(self, stop: StopRequest, progress: Progress) -> None:
@@ -200,7 +203,8 @@ class Trainer:
         self.pace.start_epoch()
         for batches in groups:
             result, figures = self._step(batches, groups)
-            progress.advance(figures=table_figures(result, figures, self.position, epochs=settings.epochs))
+            self._figures = table_figures(result, figures, self.position, epochs=settings.epochs)
+            progress.advance(figures=self._figures)
             self._checkpoint_when_due(stop)
             if self._is_done():
                 break
@@ -457,5 +461,10 @@ def table_figures(
         "lr": f"{figures['lr']:.2e}",
         "scenes/s": f"{figures['scenes_per_second']:.3g}",
         "memory": f"{figures['peak_memory_gb']:.1f} GB",
-        "best mIoU": "–" if position.best_miou is None else f"{position.best_miou:.2f}",
+        **best_figure(position),
     }
+
+
+def best_figure(position: Position) -> dict[str, str]:
+    """The best validation so far, as people see it."""
+    return {"best mIoU": "–" if position.best_miou is None else f"{position.best_miou:.2f}"}
