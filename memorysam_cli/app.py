@@ -138,10 +138,22 @@ def main() -> None:
 
 
 def _open_closed_streams() -> None:
-    """A stream that the caller closed (``>&-``) leads nowhere: no crash, and no file of ours gets its number."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
+    """A stream that the caller closed (``>&-``) leads nowhere: no crash, and no file of ours gets its number.
+
+    The same for one that was opened for reading only (``1< FILE``).
+    """
+    for number, name in enumerate(("stdout", "stderr"), start=1):
+        if getattr(sys, name) is None or not _takes_writing(number):
             setattr(sys, name, atomic.open_nowhere())
+
+
+def _takes_writing(descriptor: int) -> bool:
+    try:
+        import fcntl
+
+        return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+    except (ImportError, OSError):  # Windows, or a stream that somebody put there has another number
+        return True
 
 
 def _wait_asleep() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -146,13 +147,19 @@ def _together(error: BaseException) -> Iterator[MemorySamError]:
         before = None if before.__suppress_context__ else before.__context__
 
 
+_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS}
+"""Too few descriptors, no memory, no more processes: whatever file was just being opened is not to blame."""
 _MACHINE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ESTALE),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.ESTALE),
+    *_SHORTAGES,
 }
 _MAX_NAME = 400
 _NO_MEMORY = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED", "Insufficient memory")
 """How torch on the CPU, torch on other devices, CUDA's libraries, and OpenCV say it."""
+_NO_THREAD = "can't start new thread"
+_LOOP = "Symlink loop from"
+"""How Python 3.11 and 3.12 say it in ``Path.resolve``."""
 _REQUEST = re.compile(r"ried to allocate [\d.]+ \w+")
 """How far torch's message is short; behind it come the advice and the inner life of its allocator."""
 
@@ -162,12 +169,32 @@ def environment_fault(error: BaseException) -> EnvironmentFault | None:
     if isinstance(error, OSError) and error.errno in _MACHINE:
         where = f"{_shortened(str(error.filename))}: " if error.filename else ""
         return EnvironmentFault(f"{where}{error.strerror}; mend that and run the same command again")
+    if isinstance(error, RuntimeError) and str(error).startswith(_NO_THREAD):
+        return EnvironmentFault(
+            "no more processes or threads may be started; raise the limit (ulimit -u) or close some"
+        )
+    if isinstance(error, RuntimeError) and str(error).startswith(_LOOP):
+        where = _shortened(str(error).removeprefix(_LOOP).strip(" '"))
+        return EnvironmentFault(f"{where}: the link leads to itself; mend that and run the same command again")
+    if isinstance(error, ImportError) and any(os.strerror(each) in str(error) for each in _SHORTAGES):
+        return EnvironmentFault(f"{error}; mend that (see ulimit -a) and run the same command again")
     if is_out_of_memory(error):
         return EnvironmentFault(
             f"out of memory ({shortage(error)}); use a smaller batch or data.image_size, fewer workers, or a device "
             "with more memory"
         )
     return None
+
+
+def raise_shortage(error: BaseException) -> None:
+    """To be called before a file is blamed that could not be read.
+
+    Raises:
+        EnvironmentFault: the machine was short of descriptors, memory or processes, whatever the file is like.
+    """
+    known = environment_fault(error) if isinstance(error, OSError) and error.errno in _SHORTAGES else None
+    if known is not None:
+        raise known from error
 
 
 def _shortened(name: str) -> str:

@@ -124,7 +124,8 @@ def add_files(files: Iterable[str | os.PathLike[str]], *, where: str) -> None:
     for file in files:
         path = Path(file).expanduser().absolute()
         if not path.is_file():
-            raise UsageError(f"{where} {file}: is not a file; give a Python file that registers something")
+            what = "is not a file" if path.exists() else "does not exist"
+            raise UsageError(f"{where} {file}: {what}; give a Python file that registers something")
         if os.pathsep in str(path):
             raise UsageError(f"{where} {file}: its path may not contain '{os.pathsep}'")
         if path not in known:

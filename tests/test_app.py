@@ -22,6 +22,7 @@ from typer.main import get_command
 
 from memorysam_cli import __version__, app, errors
 from memorysam_cli.commands import options
+from memorysam_cli.data import DATASETS
 from memorysam_cli.report import console
 
 HEAVY = ("torch", "cv2", "peft", "numpy", "sam2", "accelerate", "transformers", "matplotlib")
@@ -105,11 +106,80 @@ WORKED = [(path, line) for path in ALL if not hasattr(ALL[path], "commands") for
 
 
 @pytest.mark.parametrize(("path", "line"), WORKED)
-def test_every_example_is_a_command_line_of_its_command(path: str, line: str) -> None:
+def test_every_example_is_a_command_line_of_its_command(path: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "is_missing", lambda _: False)
     name = path.removeprefix("memorysam ")
     words = shlex.split(re.split(r" (?:\|\||>|\|) ", line)[0])
     assert words[: len(name.split())] == name.split(), "the example shows another command"
     ALL[path].make_context(name, words[len(name.split()) :])  # an unknown option, or one too few, raises
+
+
+DATA, WEIGHTS, OTHER, CHECK = 3, 5, 2, 10
+"""Exit codes of data, weights, a recipe or a run, and a check."""
+NOWHERE = [
+    # Each has a second fault, which is never told instead.
+    ("prepare folder nosuch --modality rgb=x --labels y", DATA),
+    ("prepare folder . --modality rgb=x --labels y --classes nosuch", OTHER),
+    ("prepare folder . --modality rgb=x --split train=nosuch", OTHER),
+    ("prepare manifest nosuch ..", DATA),
+    ("prepare hha nosuch --depth x --camera 0", DATA),
+    *((f"prepare {name} nosuch", DATA) for name in ("deliver", "mcubes", "fmb")),
+    ("check nosuch --dataset x", DATA),
+    ("plan --recipe x --data nosuch", DATA),
+    ("plan --recipe nosuch.yaml --modalities x", OTHER),
+    ("train --data nosuch --batch x", DATA),
+    ("train --recipe nosuch.yaml --batch x", OTHER),
+    ("train --resume nosuch --recipe x", WEIGHTS),
+    ("train --init nosuch --recipe x", WEIGHTS),
+    ("watch nosuch --verbose --quiet", OTHER),
+    ("evaluate --data nosuch --tta-scales x", DATA),
+    ("evaluate --weights nosuch --tta-scales x", WEIGHTS),
+    ("predict nosuch --resume --overwrite", DATA),
+    ("predict --data nosuch --shard x", DATA),
+    ("predict . --weights nosuch --modalities ,", WEIGHTS),
+    ("report . nosuch", OTHER),
+    ("report nosuch . --verbose --quiet", OTHER),
+    ("recipes show nosuch.yaml", OTHER),
+    ("recipes diff x nosuch.yaml", OTHER),
+    ("recipes copy nosuch.yaml x", OTHER),
+    ("weights info nosuch", WEIGHTS),
+    ("weights verify nosuch", CHECK),
+    ("weights merge nosuch --out .", WEIGHTS),
+    ("weights import nosuch --out x", WEIGHTS),
+    ("weights import . --recipe nosuch.yaml --out x", OTHER),
+    ("weights import . --data nosuch --out x", DATA),
+    ("weights export nosuch --out x", WEIGHTS),
+    ("weights push x nosuch", WEIGHTS),
+    ("export nosuch --format onnx --out x", WEIGHTS),
+    ("card nosuch --out .", WEIGHTS),
+    ("--extend nosuch recipes show x", OTHER),
+]
+
+
+@pytest.mark.parametrize(("line", "code"), NOWHERE)
+def test_a_path_that_is_not_there_is_told_before_anything_else(
+    line: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert app.run(line.split()) == code
+    out, err = capsys.readouterr()
+    last = err.splitlines()[-1]
+    assert re.search(r"nosuch(\.yaml)?: does not exist", last) and last.startswith(f"memorysam: error [{code}]")
+    assert out == "" and not list(tmp_path.iterdir())
+
+
+OWN_WORDS = {"root of prepare synthetic", "out of recipes copy", "classes of prepare folder"}
+"""Paths that are made, or may lie in another folder as well."""
+
+
+def test_every_path_that_is_read_is_looked_at_first() -> None:
+    for path, command in ALL.items():
+        for parameter in getattr(command, "params", ()) if not hasattr(command, "commands") else ():
+            is_path = "Path" in str(parameter.type_descriptor.annotation) or "FILE" in str(parameter.metavar)
+            name = f"{parameter.name} of {path.removeprefix('memorysam ')}"
+            is_published = path.removeprefix("memorysam prepare ") in DATASETS  # their layouts say where to get them
+            if is_path and parameter.name not in ("out", "split") and name not in OWN_WORDS and not is_published:
+                assert parameter.callback is not None, f"{name}: has no must_exist"
 
 
 def test_groups_show_examples_of_their_own_commands() -> None:
@@ -322,6 +392,35 @@ def raised(*faults: BaseException) -> BaseException:
     return faults[-1]
 
 
+def _machines_faults() -> list[tuple[BaseException, str]]:
+    """What Python says where a machine is short of something, and what of it the line tells."""
+    loop = RuntimeError("Symlink loop from '/data/a'")
+    library = f"libx.so.1: cannot open shared object file: {os.strerror(errno.EMFILE)}"
+    return [
+        (RuntimeError("can't start new thread"), "no more processes or threads may be started"),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "Resource temporarily unavailable"),
+        (OSError(errno.ELOOP, "Too many levels of symbolic links", "a"), "a: Too many levels"),
+        (loop, "/data/a: the link leads to itself"),
+        (ImportError(library), library),
+    ]
+
+
+@pytest.mark.parametrize(("fault", "words"), _machines_faults(), ids=lambda value: type(value).__name__)
+def test_a_shortage_of_the_machine_is_told_as_such(
+    fault: BaseException, words: str, failing: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(fault)
+    assert app.run(["fail"]) == 6
+    err = capsys.readouterr().err
+    assert err.startswith(f"memorysam: error [6]: {words}") and err.count("\n") == 1
+
+
+def test_other_faults_of_the_same_classes_are_bugs_of_ours() -> None:
+    for fault in (RuntimeError("a thread"), ImportError("No module named 'x'"), OSError(errno.EBADF, "odd")):
+        assert errors.environment_fault(fault) is None
+        errors.raise_shortage(fault)
+
+
 DIVERGED, FULL = errors.DivergedError("step 7: loss nan"), errors.EnvironmentFault("run: the disk is full")
 BAD_SCENE, NO_HUB = errors.DataError("a.png: empty"), errors.NetworkError("hub: HTTP 500")
 BAD_WEIGHTS, PARTLY = errors.WeightsError("w: truncated"), errors.PartialError("1 of 2 scenes were left out")
@@ -459,7 +558,10 @@ def test_an_ignored_signal_stays_ignored() -> None:
     assert (done.returncode, done.stdout) == (0, f"mine\nmemorysam {__version__}\n")
 
 
-@pytest.mark.parametrize(("closed", "code"), [(">&-", 0), ("2>&-", 2), (">&- 2>&-", 2), ("<&- >&- 2>&-", 0)])
+@pytest.mark.parametrize(
+    ("closed", "code"),
+    [(">&-", 0), ("2>&-", 2), (">&- 2>&-", 2), ("<&- >&- 2>&-", 0), ("1</dev/null", 0), ("1</dev/null 2</dev/null", 2)],
+)
 def test_a_closed_stream_is_no_crash(closed: str, code: int) -> None:
     name = "demo" if code == 0 else "nonsense"
     line = f"exec {shlex.quote(sys.executable)} -m memorysam_cli recipes show {name} {closed}"
@@ -486,6 +588,7 @@ def test_missing_weights_are_told_before_torch_is_imported(arguments: list[str],
         f"import sys; from memorysam_cli import app; code = app.run({arguments})\n"
         "sys.exit(str({'torch', 'cv2', 'accelerate'} & set(sys.modules) or code))"
     )
+    (tmp_path / "scenes").mkdir()
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1] == "5"
 

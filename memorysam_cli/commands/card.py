@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from memorysam_cli.commands.options import Json, OptionalOut, Quiet, Verbose, begin, refuse_taken
+from memorysam_cli.commands.options import Json, OptionalOut, Quiet, Verbose, WeightsFile, begin, refuse_taken
 
 SCHEMA_VERSION = 1
 
@@ -21,7 +20,7 @@ EXAMPLES = [
 
 
 def card(
-    file: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A .safetensors file written by memorysam.")],
+    file: WeightsFile,
     out: OptionalOut = None,
     license: License = "apache-2.0",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it exists.")] = False,

@@ -52,7 +52,10 @@ EXAMPLES = {
 NameOrFile = Annotated[
     str,
     typer.Argument(
-        metavar="NAME|FILE", help="A shipped recipe's name, or a .yaml file.", autocompletion=options.recipe_names
+        metavar="NAME|FILE",
+        help="A shipped recipe's name, or a .yaml file.",
+        autocompletion=options.recipe_names,
+        callback=options.recipe_must_exist,
     ),
 ]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memorysam_cli.commands import options
+from memorysam_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from memorysam_cli.engine.run_folder import Look
@@ -33,8 +34,14 @@ def watch(
         Path | None,
         typer.Argument(
             metavar="[RUN]",
+<<<<<<< HEAD
             help="The run's folder (else the one at work, or runs/latest).",
             autocompletion=options.runs,
+=======
+            help="The run's folder (else runs/latest).",
+            autocompletion=options.runs,
+            callback=options.must_exist(UsageError),
+>>>>>>> main
         ),
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from memorysam_cli.errors import DataError, EnvironmentFault
+from memorysam_cli.errors import DataError, EnvironmentFault, raise_shortage
 
 LEFTOVERS = "__MACOSX"
 """Beside the content of archives that macOS made: a second tree of the same names, of remarks on its files."""
@@ -56,6 +56,7 @@ def _names(folder: Path, is_wanted: Callable[[os.DirEntry[str]], bool]) -> list[
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:  # a sensor that cannot be seen is not one that is not there
+        raise_shortage(error)
         raise EnvironmentFault(f"{folder}: cannot be listed ({error.strerror}); allow reading there") from error
 
 
@@ -79,7 +80,9 @@ def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
         visited.add(real)
         try:
             names, below = files_in(folder / inside), subfolders(folder / inside)
-        except EnvironmentFault:
+        except EnvironmentFault as error:
+            if isinstance(error.__cause__, OSError):
+                raise_shortage(error.__cause__)  # what lies there counts: none may be missed for want of descriptors
             continue
         yield inside, names
         waiting += [f"{inside}/{name}" if inside else name for name in below]

@@ -21,7 +21,8 @@ from memorysam_cli.data.findings import CheckReport, Dropped, Problem
 from memorysam_cli.data.layout import MARKER, DataAmbiguous, DataNotFound, DatasetLayout, is_rendered
 from memorysam_cli.data.listing import by_suffix, relative, walk
 from memorysam_cli.data.manifest import INFO, SCENES, Manifest, Scene
-from memorysam_cli.dataset import DatasetInfo
+from memorysam_cli.data.statistics import measured_scenes, value_ranges
+from memorysam_cli.dataset import DatasetInfo, Modality
 from memorysam_cli.errors import DataError, PartialError, UsageError, did_you_mean
 from memorysam_cli.storage import atomic, documents
 from memorysam_cli.text import few, shown
@@ -30,7 +31,7 @@ SyntheticLayout = Literal["deliver", "mcubes"]
 SCHEMA_VERSION = 1
 DROPPED = "dropped.jsonl"
 """Beside the manifest: the scenes that ``--drop-incomplete`` left out, and why."""
-FOUND_KEYS = frozenset({"counts", "content_hash", "statistics"})
+FOUND_KEYS = frozenset({"counts", "content_hash", "statistics", "ranges"})
 """Keys of ``dataset.json`` that say what was found, not what is to be done."""
 NAMED = 5
 """Keys that a message names."""
@@ -213,13 +214,33 @@ class Prepared:
     report: CheckReport
     manifest: Path | None
     """The folder of the manifest; none if the check found problems, and no manifest was written."""
+    info: DatasetInfo | None = None
+    """As it was written."""
 
     def to_json(self) -> dict[str, Any]:
         """The one object of ``memorysam prepare --json``."""
         found = self.report.to_json()
         place = None if self.manifest is None else str(self.manifest.absolute())
         first = {"schema_version": SCHEMA_VERSION, "dataset": found.pop("dataset"), "root": found.pop("root")}
-        return {**first, "manifest": place, **found}
+        sensors = (
+            {} if self.info is None else {each.name: self._sensor(each, self.info) for each in self.info.modalities}
+        )
+        return {**first, "manifest": place, **found, "sensors": sensors}
+
+    def _sensor(self, modality: Modality, info: DatasetInfo) -> dict[str, Any]:
+        """How a sensor's values are stored and normalised."""
+        values = info.ranges.get(modality.name)
+        return {
+            "kind": modality.kind,
+            "dtypes": [] if values is None else list(values.dtypes),
+            "low": None if values is None else values.low,
+            "high": None if values is None else values.high,
+            "nodata": list(modality.nodata if values is None else values.nodata),
+            "scale": modality.scale,
+            "offset": modality.offset,
+            "mean": modality.mean,
+            "std": modality.std,
+        }
 
     def fault(self) -> DataError | PartialError | None:
         """The error that the problems amount to, if there are any."""
@@ -281,12 +302,16 @@ def check_and_write(
     info = manifest.info.model_copy(update={"counts": report.splits})
     if measure is not None:
         info = measure(replace(manifest, info=info, scenes=report.scenes))
+    ranges = value_ranges(
+        manifest.root, measured_scenes(replace(manifest, scenes=report.scenes)), info.modalities, max_pixels=max_pixels
+    )
+    info = info.model_copy(update={"ranges": ranges})
     if not accepts_edits:
         kept = keep_superseded(manifest.root, info, report.scenes)
         report = replace(report, warnings=(*report.warnings, *kept))
     _list_dropped(place / DROPPED, report.dropped)
     manifests.write(manifest.root, info, report.scenes)
-    return Prepared(report, manifest=place)
+    return Prepared(report, manifest=place, info=info)
 
 
 def examine(

@@ -147,7 +147,8 @@ def find(name_or_file: str | os.PathLike[str], *, beside: Path | None = None, wh
     is_yaml = path.suffix in SUFFIXES
     if is_yaml and path.is_file():
         return path
-    why = "is not a file" if is_yaml else "is no shipped recipe and no .yaml file"
+    is_there = path.exists()
+    why = "is no shipped recipe and no .yaml file" if not is_yaml else "is not a file" if is_there else "does not exist"
     raise UsageError(f"{where or 'recipe '}{text}: {why}{did_you_mean(text, known)}")
 
 

@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
@@ -32,6 +33,8 @@ _REMEDIES = {
     errno.ENOTEMPTY: "it exists already; choose another name",
     errno.EISDIR: "it is a folder; choose another name",
     errno.ENAMETOOLONG: "choose a shorter path",
+    errno.ENXIO: "choose the path of a file",
+    errno.ELOOP: "the link leads to itself; choose another path",
 }
 
 
@@ -147,6 +150,19 @@ def refuse_unwritable(folder: Path) -> None:
             )
 
 
+def refuse_special(path: Path) -> None:
+    """Never put a file in the place of a device, FIFO or socket: root's rename would take ``/dev/null`` from everybody.
+
+    Raises:
+        OSError: there is one, or a link to one; or the folder is the one of the devices.
+    """
+    with contextlib.suppress(FileNotFoundError):  # a link to nothing may be replaced
+        if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
+            raise OSError(errno.ENXIO, "it is a device, FIFO or socket")
+    if path.absolute().parent == Path(os.devnull).parent:
+        raise OSError(errno.ENXIO, "it lies among the devices")
+
+
 def _make_folder(path: Path) -> None:
     if path.is_dir():
         return
@@ -203,10 +219,11 @@ def new_file(path: Path, *, fsync: bool = True, needed_bytes: int | None = None)
         An empty file beside ``path``, to be written or replaced; it gets mode ``0o666 & ~umask``.
 
     Raises:
-        EnvironmentFault: writing failed; ``path`` is as it was and the temporary is gone.
+        EnvironmentFault: writing failed, or ``path`` is no place for a file; it is as it was and the temporary is gone.
     """
     with faults(path, needed_bytes=needed_bytes):
         _make_folder(path.parent)
+        refuse_special(path)
         temporary = _temporary(path)
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         # The kernel applied the umask: asking for it would change it for other threads.

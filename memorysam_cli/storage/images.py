@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from memorysam_cli.errors import DataError, UsageError
+from memorysam_cli.errors import DataError, UsageError, raise_shortage
 from memorysam_cli.storage import atomic, headers
 from memorysam_cli.storage.headers import Header, Refused
 from memorysam_cli.text import shown, size
@@ -103,22 +103,34 @@ def refuse_size(path: Path, found: Header, *, max_pixels: int) -> None:
         _refuse(path, error)
 
 
-def read(path: Path, *, max_pixels: int | None = None) -> npt.NDArray[Any]:
-    """Read an image or array whole, or not at all.
+def read(path: Path, *, max_pixels: int | None = None, as_numbers: bool = False) -> npt.NDArray[Any]:
+    """Read an image or array whole, or not at all, and refuse it if a value is not finite; else as :func:`load`."""
+    array = load(path, max_pixels=max_pixels, as_numbers=as_numbers)[1]
+    if array.dtype.kind == "f":
+        try:
+            _check_finite(array)
+        except Refused as error:
+            _refuse(path, error)
+    return array
+
+
+def load(path: Path, *, max_pixels: int | None = None, as_numbers: bool = False) -> tuple[Header, npt.NDArray[Any]]:
+    """Read an image or array whole, or not at all, with what its header says; NaN and infinity stay as they are.
 
     Args:
-        path: PNG (8 or 16 bit; grey, RGB, palette, with or without alpha), JPEG (grey, RGB), TIFF (uint8,
-            uint16, float32; grey, RGB), BMP, WebP, ``.npy`` or ``.npz`` with one array. The content decides, not the
-            suffix.
+        path: PNG (8 or 16 bit; grey, RGB, palette, with or without alpha), JPEG (grey, RGB), TIFF (integers of up to
+            32 bits, float32; grey, RGB, 8-bit color table), BMP, WebP, ``.npy`` or ``.npz`` with one array. The
+            content decides, not the suffix.
         max_pixels: H·W above this is refused from the header, before anything is decoded; None:
             :func:`pixel_limit`.
+        as_numbers: palettes give their indices, (H, W) uint8, instead of colours.
 
     Returns:
-        (H, W), (H, W, 3) RGB or (H, W, 4) RGBA, uint8, uint16 or float32 as stored. Grey with alpha and
+        The header, and (H, W), (H, W, 3) RGB or (H, W, 4) RGBA, with the dtype that is stored. Grey with alpha and
         palettes come expanded to colours. Arrays as stored in dtype and shape, native byte order.
 
     Raises:
-        DataError: missing, empty, a folder, truncated, damaged, too large, not finite, or no such format.
+        DataError: missing, empty, a folder, truncated, damaged, too large, or no such format.
     """
     _check_file(path)
     try:
@@ -127,10 +139,8 @@ def read(path: Path, *, max_pixels: int | None = None) -> npt.NDArray[Any]:
             _check_size(found, max_pixels=max_pixels or pixel_limit())
             stream.seek(0)
             is_array = found.format in {"npy", "npz"}
-            array = _load_array(stream, found) if is_array else _decode(_whole(stream, found), found)
-        if array.dtype.kind == "f":
-            _check_finite(array)
-        return array
+            array = _load_array(stream, found) if is_array else _decode(_whole(stream, found), found, as_numbers)
+        return found, array
     except (Refused, OSError, MemoryError) as error:
         _refuse(path, error)
 
@@ -202,13 +212,20 @@ def _parse(stream: BinaryIO) -> Header:
 
 
 def _refuse(path: Path, error: Exception) -> NoReturn:
+    raise_shortage(error)
     reason = error.strerror if isinstance(error, OSError) else str(error)
     raise DataError(f"{shown(path)}: {reason or 'not enough memory to read it'}") from error
 
 
-def _decode(data: bytes, found: Header) -> npt.NDArray[Any]:
+def _decode(data: bytes, found: Header, as_numbers: bool) -> npt.NDArray[Any]:
     """A picture's bytes -> (H, W) or (H, W, 3|4) RGB(A)."""
     headers.check_complete(data, found)
+    if as_numbers and found.has_palette:
+        numbered = headers.with_numbers(data, found)
+        numbered_header = headers.parse_image(io.BytesIO(numbered))
+        assert numbered_header is not None
+        array = _decode(numbered, numbered_header, as_numbers=False)
+        return array if array.ndim == len("HW") else np.ascontiguousarray(array[:, :, 0])
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.storage import documents, images
@@ -60,6 +61,42 @@ def test_six_sensors_in_five_formats_are_prepared_trained_evaluated_and_predicte
     predicted = memorysam("predict", own, "--out", "masks", "--workers", 0, "--json")
     assert predicted.code == 0 and predicted.answer["done"] == 10, predicted.err
     assert images.read(Path("masks/masks/cam1/0003.png")).shape == (40, 56)
+
+
+LABEL = np.repeat([[0, 1, 1, 2]], 4, axis=0).astype(np.uint8).repeat(8, axis=0).repeat(8, axis=1)  # 32 × 32
+COLOURS = np.array([(0, 0, 0, 255), (0, 200, 0, 255), (0, 0, 200, 255)], np.uint8)
+CLASSES = {"plain": "left\nmiddle\nright\n", "camvid": "name,r,g,b\nleft,0,0,0\nmiddle,0,200,0\nright,0,0,200\n"}
+LABEL_FORMS = {
+    "rgba": (COLOURS[LABEL], "plain", "is in colour; give each class its colour in the class list"),
+    "rgba with CamVid's list": (COLOURS[LABEL], "camvid", None),
+    "indexed": (LABEL, "plain", None),
+    "void": (np.full_like(LABEL, 255), "plain", "no labeled pixel in 'train'"),
+}
+
+
+@pytest.mark.parametrize("form", LABEL_FORMS)
+def test_labels_mean_what_they_say_or_are_refused(form: str, memorysam: Program, tmp_path: Path) -> None:
+    stored, classes, refusal = LABEL_FORMS[form]
+    for number in range(4):
+        images.write_png(tmp_path / f"own/images/{number}.png", COLOURS[LABEL][..., :3])
+        images.write_png(tmp_path / f"own/masks/{number}.png", stored)
+        if form == "indexed":
+            picture = Image.fromarray(stored, "L")
+            picture.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+            picture.save(tmp_path / f"own/masks/{number}.png")
+    (tmp_path / "own/classes.txt").write_text(CLASSES[classes])
+    given = ("--modality", "rgb=images/*.png", "--labels", "masks/*.png", "--classes", "classes.txt")
+    prepared = memorysam("prepare", "folder", "own", *given, "--split", "0.5/0.5", "--json")
+    if form == "rgba":
+        assert prepared.code == 2 and str(refusal) in prepared.err
+        return
+    assert prepared.code == 0, prepared.err
+    if form == "void":
+        ended = memorysam("train", "--data", "own", *(word for change in TINY for word in ("--set", change)))
+        assert ended.code == 3 and str(refusal) in ended.err
+        return
+    # Four scenes of 1,024 pixels, a quarter of class 0, a half of class 1, a quarter of class 2, none ignored.
+    assert np.sum(list(prepared.answer["pixels"].values()), axis=0).tolist() == [1024, 2048, 1024, 0]
 
 
 def test_measured_values_normalise_every_sensor(memorysam: Program, own: Path) -> None:
@@ -120,7 +157,7 @@ REFUSALS = {
     ),
     "nothing that matches": (["--modality", "rgb=images/*.png"], 3, "no file matches 'images/*.png' (saw in images/: "),
     "labels without classes": ([*sensors("rgb"), "--labels", "masks/**/*.png"], 2, "give both, or neither"),
-    "no class list": ([*sensors("rgb"), *LABELS[:3], "no.txt"], 2, "--classes no.txt: no such file"),
+    "no class list": ([*sensors("rgb"), *LABELS[:3], "no.txt"], 2, "--classes no.txt: does not exist"),
     "odd shares": ([*sensors("rgb"), *LABELS, "--split", "0.5/0.1"], 2, "such as 0.8/0.1/0.1"),
     "shares twice": ([*sensors("rgb"), *LABELS, "--split", "0.5/0.5", "--split", "0.9/0.1"], 2, "given once"),
     "two channels": ([*sensors("rgb"), "--channels", "rgb=0,1"], 2, "give one or three channels"),
@@ -186,10 +223,12 @@ def test_a_name_edited_by_hand_leads_nowhere_else(memorysam: Program, own: Path)
     assert not (own.parent / "out").exists()
 
 
-@pytest.mark.parametrize("root", ["nothing", "own/classes.txt"])
-def test_the_root_must_be_a_folder(memorysam: Program, own: Path, root: str) -> None:
+@pytest.mark.parametrize(
+    ("root", "said"), [("nothing", "does not exist"), ("own/classes.txt", "ROOT must be a folder")]
+)
+def test_the_root_must_be_a_folder(memorysam: Program, own: Path, root: str, said: str) -> None:
     ended = memorysam("prepare", "folder", root, *sensors("rgb"))
-    assert ended.code == 3 and "ROOT must be a folder" in ended.err
+    assert ended.code == 3 and said in ended.err
 
 
 def test_a_data_set_that_is_not_prepared_cannot_be_accepted(memorysam: Program, own: Path) -> None:

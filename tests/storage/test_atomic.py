@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -250,3 +251,21 @@ def test_a_folder_that_another_thread_makes_meanwhile_is_no_fault(
     monkeypatch.setattr(Path, "is_dir", late)
     atomic.write_text(tmp_path / "a" / "b.txt", "whole")
     assert asked and (tmp_path / "a" / "b.txt").read_text() == "whole"
+
+
+def test_a_file_never_takes_the_place_of_what_is_none(tmp_path: Path) -> None:
+    """As root, ``report --out /dev/null`` would take it from every program of the machine."""
+    os.mkfifo(tmp_path / "fifo")
+    bound = socket.socket(socket.AF_UNIX)
+    bound.bind(os.path.relpath(tmp_path / "socket"))
+    bound.close()
+    (tmp_path / "to a fifo").symlink_to("fifo")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("fifo", "socket", "to a fifo", "loop"):
+        before = (tmp_path / name).lstat()
+        with pytest.raises(EnvironmentFault, match=f"{name}: cannot write: "):
+            atomic.write_bytes(tmp_path / name, b"x")
+        assert (tmp_path / name).lstat() == before
+    with pytest.raises(EnvironmentFault, match="it lies among the devices"), atomic.new_file(Path("/dev/nul")):
+        raise AssertionError("a place was given")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "loop", "socket", "to a fifo"]

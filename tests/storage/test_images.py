@@ -357,8 +357,6 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "cmyk jpeg": (pillow(Image.fromarray(COLOR).convert("CMYK"), "JPEG"), "CMYK"),
     "cmyk tiff": (pillow(Image.fromarray(COLOR).convert("CMYK"), "TIFF"), "4 bands"),
     "rgba tiff": (pillow(ALPHA, "TIFF"), "4 bands"),
-    "palette tiff": (pillow(Image.fromarray(COLOR).quantize(8), "TIFF"), "colour kind 3"),
-    "int tiff": (pillow(GREY.astype(np.int32), "TIFF"), "sample format 2"),
     "double tiff": (opencv(GREY.astype(np.float64), ".tiff"), "64 bits"),
     "pages": (
         pillow(Image.fromarray(COLOR), "TIFF", save_all=True, append_images=[Image.fromarray(COLOR)]),

@@ -10,11 +10,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from memorysam_cli import conservation
+from memorysam_cli.data import decode
 from memorysam_cli.data.listing import pair, unpaired
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.data.own.classes import ClassList
@@ -27,7 +28,19 @@ from memorysam_cli.data.own.patterns import (
     split_by_shares,
     splits_in_order,
 )
-from memorysam_cli.dataset import IGNORE, IMAGENET, DatasetInfo, Flip, Interpolation, Kind, LabelRule, Modality
+from memorysam_cli.data.statistics import range_text, value_range
+from memorysam_cli.dataset import (
+    IGNORE,
+    IMAGENET,
+    Colour,
+    DatasetInfo,
+    Flip,
+    Interpolation,
+    Kind,
+    LabelRule,
+    Modality,
+    ValueRange,
+)
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import images
 from memorysam_cli.text import shown
@@ -39,6 +52,8 @@ NO_CLASSES = ClassList(("unknown",), ((128, 128, 128),), has_colours=False, mapp
 """Of a data set that can only be predicted: the weights' classes count there."""
 SHARES: Shares = (0.8, 0.1, 0.1)
 
+Measured = Literal["all", "others", "none"]
+"""Which sensors are normalised by their own mean and deviation: others are those that are no photos."""
 Role = str
 """A modality, or ``aolp+1`` for an angle's second file, or LABEL."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -46,8 +61,12 @@ LOOKED_AT = 3
 """Files of each sensor, and labels."""
 FAR = 8.0
 """Values beyond this many times the range [-1, 1] would swamp the network."""
-NARROW = 1 / 16
-"""Values that reach no further would hardly be seen by it."""
+SMALL = 0.3
+"""Values that reach no further fill too little of the range: 14 bits in 16 reach 0.25."""
+NARROW = 1 / 8
+"""So do those that lie within less than this."""
+FULL = {"uint8": 255, "uint16": 65535}
+"""Stored values that become 1; floating point stays as it is."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +88,10 @@ class FolderRequest:
     ignore: tuple[int, ...] = (IGNORE,)
     label_shift: int = 0
     seed: int = 0
-    will_measure: bool = False
-    """Normalisation follows from the data; nothing need be said about ranges."""
+    nodata: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Stored values that are no measurement."""
+    measured: Measured = "others"
+    """Whose normalisation follows from the data, so that nothing need be said about their ranges."""
 
     def patterns(self) -> dict[Role, Pattern]:
         """All patterns by what they stand for."""
@@ -142,7 +163,7 @@ def survey(root: Path, request: FolderRequest) -> FolderSurvey:
             ),
             *pairing_notes,
             *split_notes,
-            *notes_on_values(manifest, will_measure=request.will_measure),
+            *notes_on_values(manifest, measured=names_to_measure(modalities, request.measured)),
             *notes_on_labels(manifest),
         ),
         laws,
@@ -180,7 +201,8 @@ def _modalities(request: FolderRequest) -> tuple[tuple[Modality, ...], list[str]
                 f"--modality {name}: an angle has two patterns, of its sine and of its cosine, joined by '+', or "
                 f"--channels {name}=0,1,0 of one file; nothing else has two (here: {len(group)} for kind '{kind}')"
             )
-        made.append(make_modality(name, kind, scale=request.scale.get(name), channels=request.channels.get(name)))
+        found = make_modality(name, kind, scale=request.scale.get(name), channels=request.channels.get(name))
+        made.append(found.model_copy(update={"nodata": tuple(request.nodata.get(name, ()))}))
     return tuple(made), notes
 
 
@@ -310,14 +332,11 @@ def _rule(root: Path, labels: Sequence[Match], request: FolderRequest) -> LabelR
     """
     if request.classes is None or not labels:
         return LabelRule(shift=request.label_shift, ignore=request.ignore)
-    try:
-        is_colour = _is_colour(root / labels[0].path, request.classes)
-    except DataError:
-        is_colour = False
-    mapping = request.classes.mapping
+    in_colour = _first_in_colour(root, [label.path for label in labels[:LOOKED_AT]], request.classes)
+    is_colour, mapping = in_colour is not None, request.classes.mapping
     if is_colour and not request.classes.has_colours:
         raise UsageError(
-            f"{labels[0].path}: is in colour; give each class its colour in the class list, such as "
+            f"{in_colour}: is in colour; give each class its colour in the class list, such as "
             f"'{request.classes.names[0]} 128 64 128', or make labels of class numbers"
         )
     if mapping and request.label_shift:
@@ -330,19 +349,32 @@ def _rule(root: Path, labels: Sequence[Match], request: FolderRequest) -> LabelR
     return LabelRule(shift=request.label_shift, ignore=ignore, mapping=() if is_colour else mapping, colours=is_colour)
 
 
-def _is_colour(path: Path, classes: ClassList) -> bool:
-    """Whether a label is a picture in colours.
+def _first_in_colour(root: Path, paths: Sequence[str], classes: ClassList) -> str | None:
+    """The first label that is a picture in colours; None if the labels hold class numbers.
 
-    Four channels may be colours and alpha, or a class number in the first (DELIVER): most colours are then classes'.
-
-    Raises:
-        DataError: the file cannot be read.
+    A palette's picture and one of four channels may be either. Where the class list has colours, they are colours if
+    most of those found are the classes'; where it has none, they are numbers if they can be.
     """
-    header = images.header(path)
-    if header.channels != len("RGBA") or not classes.has_colours:
-        return header.channels == len("RGB") or header.has_palette
-    found = {tuple(colour) for colour in np.unique(images.read(path)[..., :3].reshape(-1, 3), axis=0).tolist()}
-    return 2 * len(found & set(classes.palette)) > len(found)
+    seen: dict[str, set[Colour]] = {}
+    for path in paths:
+        try:
+            header = images.header(root / path)
+            if header.channels == len("RGB") and not header.has_palette:
+                return path
+            if classes.has_colours and (header.channels == len("RGBA") or header.has_palette):
+                seen[path] = _colours(images.read(root / path))
+            elif not decode.is_number(images.read(root / path, as_numbers=True)):
+                return path
+        except DataError:  # the check will tell
+            continue
+    found: set[Colour] = set().union(*seen.values())
+    return next(iter(seen)) if 2 * len(found & set(classes.palette)) > len(found) else None
+
+
+def _colours(picture: Any) -> set[Colour]:
+    """All colours of an (H, W), (H, W, 3) or (H, W, 4) picture."""
+    channels = np.stack([picture] * 3, axis=-1) if picture.ndim == len("HW") else picture[..., :3]
+    return {(red, green, blue) for red, green, blue in np.unique(channels.reshape(-1, 3), axis=0).tolist()}
 
 
 @dataclass(frozen=True)
@@ -425,44 +457,101 @@ def make_modality(
     )
 
 
-def notes_on_values(manifest: Manifest, *, will_measure: bool) -> list[str]:
-    """What the values of the first few files of each sensor give reason to say."""
+def names_to_measure(modalities: Sequence[Modality], measured: Measured) -> tuple[str, ...]:
+    """The sensors that are normalised by their own mean and deviation."""
+    if measured == "none":
+        return ()
+    return tuple(each.name for each in modalities if measured == "all" or not DEFAULTS[each.kind].looks_like_a_photo)
+
+
+def notes_on_values(manifest: Manifest, *, measured: Sequence[str]) -> list[str]:
+    """What the values of the first few files of each sensor give reason to say.
+
+    Args:
+        manifest: not written yet.
+        measured: sensors that are normalised by what they hold, whatever that is.
+    """
     notes = []
     for modality in manifest.info.modalities:
-        paths = [path for scene in manifest.scenes[:LOOKED_AT] for path in scene.files[modality.name]]
-        frames = _readable(manifest.root, paths)
-        if not frames:
-            continue
-        top = max(
-            float(abs(frame.astype("float64") * _scale(frame, modality) + modality.offset).max()) for frame in frames
-        )
-        if frames[0].ndim == 3 and frames[0].shape[2] == 4 and modality.channels is None:
-            notes.append(
-                f"'{modality.name}': the fourth channel is taken for alpha and dropped (--channels says otherwise)"
-            )
-        if will_measure:
-            continue
-        if top > FAR:
-            notes.append(
-                f"'{modality.name}': values up to {top:.4g}, the network is used to about 1; normalise with --measure, "
-                f"or give --scale {modality.name}={1 / top:.1g}"
-            )
-        elif modality.scale is None and 0 < top < NARROW:
-            notes.append(
-                f"'{modality.name}': the first files use only {100 * top:.2g} % of the range; normalise with "
-                f"--measure, or give --scale {modality.name}={_scale(frames[0], modality) / top:.1g}"
-            )
+        name = modality.name
+        scenes = [[manifest.root / path for path in scene.files[name]] for scene in manifest.scenes[:LOOKED_AT]]
+        if modality.channels is None and any(_channels(paths[0]) == len("RGBA") for paths in scenes):
+            notes.append(f"'{name}': the fourth channel is taken for alpha and dropped (--channels says otherwise)")
+        found = None if name in measured else value_range(scenes, modality)
+        note = None if found is None else _note_on_range(found, modality)
+        if note is not None:
+            notes.append(f"'{name}': {note}")
     return notes
+
+
+def _note_on_range(found: ValueRange, modality: Modality) -> str | None:
+    """What is odd about the range that the network would be shown, of whatever type."""
+    factor = _factor(found.dtypes[0], modality)
+    low, high = sorted(end * factor + modality.offset for end in (found.low, found.high))
+    top, stored = max(abs(low), abs(high)), f"{range_text(found)} in the first files"
+    remedy = f"normalize with --measure, or give --scale {modality.name}={{:.1g}}"
+    if top > FAR:
+        return f"{stored} become values up to {top:.4g}, the network is used to about 1; {remedy.format(factor / top)}"
+    if modality.scale is not None or top == 0:
+        return None
+    if top < SMALL:
+        return f"{stored} use only {100 * top:.2g} % of the range; {remedy.format(factor / top)}"
+    # Most of a sparse sensor's pixels say "nothing", which is one value.
+    if high - low < NARROW and modality.kind not in ("event", "lidar"):
+        return f"{stored} use a span of only {100 * (high - low):.2g} % of the range; normalize with --measure"
+    return None
+
+
+def _channels(path: Path) -> int:
+    """Of a file, by its header; 0 if that cannot be read: the check will tell."""
+    try:
+        return images.header(path).channels
+    except DataError:
+        return 0
+
+
+def choices(info: DatasetInfo) -> list[str]:
+    """How each sensor's values are understood, a line each.
+
+    Args:
+        info: as it was written, with the sensors' ranges.
+    """
+    lines = []
+    for modality in info.modalities:
+        found = info.ranges.get(modality.name)
+        held = "no valid value" if found is None else range_text(found)
+        gone = f", nodata {', '.join(f'{value:.7g}' for value in found.nodata)}" if found and found.nodata else ""
+        lines.append(f"{modality.name} ({modality.kind}): {held}{gone}; {_treatment(modality, found)}")
+    return lines
+
+
+def _treatment(modality: Modality, found: ValueRange | None) -> str:
+    """What is done to stored values."""
+    full = None if found is None or modality.scale is not None else FULL.get(found.dtypes[0])
+    scaled = "as stored" if full is None else f"÷ {full}"
+    scaled = scaled if modality.scale is None else f"× {modality.scale:g}"
+    scaled = f"{scaled} + {modality.offset:g}" if modality.offset else scaled
+    if modality.mean is None or modality.std is None:
+        return f"{scaled}, not normalized"
+    if (modality.mean, modality.std) == (IMAGENET["mean"], IMAGENET["std"]):
+        return f"{scaled}, normalized by ImageNet's mean and deviation"
+    mean, std = (
+        ", ".join(dict.fromkeys(f"{value:.6g}" for value in triple)) for triple in (modality.mean, modality.std)
+    )
+    return f"{scaled}, normalized by its own mean {mean} and deviation {std}"
 
 
 def notes_on_labels(manifest: Manifest) -> list[str]:
     """A word on labels that count from 1, and on masks of one class and 'ignored' only, as 0 and 255 often are."""
     rule = manifest.info.label
-    paths = [scene.label for scene in manifest.scenes if scene.label][:LOOKED_AT]
-    found = {int(value) for label in _readable(manifest.root, paths) for value in np.unique(label)}
-    given, ignored = found - set(rule.ignore), min(found & set(rule.ignore), default=None)
     if rule.mapping or rule.colours:
         return []
+    paths = [scene.label for scene in manifest.scenes if scene.label][:LOOKED_AT]
+    try:
+        found = {int(value) for path in paths for value in np.unique(decode.raw_label(manifest.root / path, rule))}
+    except DataError:  # the check will tell
+        return []
+    given, ignored = found - set(rule.ignore), min(found & set(rule.ignore), default=None)
     if given and rule.shift == 0 and (min(given), max(given)) == (1, len(manifest.info.classes)):
         return [f"the first labels hold 1 to {max(given)}; classes are counted from 0: --label-shift -1 moves them"]
     if len(manifest.info.classes) < 2 or ignored is None or len(given) > 1:
@@ -482,8 +571,6 @@ def _readable(root: Path, paths: Sequence[str]) -> list[Any]:
         return []
 
 
-def _scale(frame: Any, modality: Modality) -> float:
+def _factor(dtype: str, modality: Modality) -> float:
     """What stored values are multiplied by."""
-    if modality.scale is not None:
-        return modality.scale
-    return {"uint8": 1 / 255, "uint16": 1 / 65535}.get(frame.dtype.name, 1.0)
+    return modality.scale if modality.scale is not None else 1 / FULL.get(dtype, 1)

@@ -20,8 +20,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from memorysam_cli.data.decode import find_invalid
 from memorysam_cli.data.listing import sample_names
 from memorysam_cli.data.own.patterns import Pattern, notes_on_others
+from memorysam_cli.dataset import Modality
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import documents, images
 
@@ -45,6 +47,8 @@ LEAST_POINTS = 8
 MARKER = "hha.json"
 """In the output folder: how its images were made."""
 MILLIMETRES = 0.001
+"""In metres."""
+DEPTH = Modality(name="depth", kind="depth")
 THREADS = 8
 """At most; each needs some 200 bytes per pixel."""
 
@@ -243,7 +247,9 @@ class Depths:
     """Metres; what is farther counts as not measured."""
 
     def read(self, path: Path) -> Map:
-        """A depth image in metres, 0 where nothing was measured: 0 itself, less, or the largest whole number there is.
+        """A depth image in metres, 0 where nothing was measured.
+
+        That is 0 itself, less, the largest whole number there is, NaN, infinity, and what a TIFF's own tag says.
 
         Returns:
             (H, W) float64.
@@ -251,7 +257,10 @@ class Depths:
         Raises:
             DataError: the file is unusable, or has several channels that differ.
         """
-        stored = images.read(path)
+        header, stored = images.load(path)
+        invalid = find_invalid(stored, DEPTH, tag=header.nodata)
+        if invalid is not None:
+            stored[invalid] = 0
         if stored.ndim == 3:
             if (stored[..., 1:3] != stored[..., :1]).any():
                 raise DataError(

@@ -44,6 +44,8 @@ class Request:
     """Of :func:`memorysam_cli.engine.train.tracking.names`."""
     advise: Callable[[torch.device, Recipe], str | None] = lambda _device, _recipe: None
     """A note for people, once before training begins, if any."""
+    strict: bool = False
+    """Refuse sensors that hold other values than the weights of ``--init`` were trained on."""
 
     @property
     def plans_batch(self) -> bool:
@@ -97,11 +99,16 @@ def _train(request: Request, ending: Ending) -> FinishedRun | None:
     run_start = start.plan(recipe, out=request.out, resume=request.resume)
     scenes = manifests.read(root, recipe.data.dataset)
     start.refuse_missing_splits(recipe, scenes)
+    start.refuse_unlabelled(recipe, scenes)
     runtime.prepare_deterministic(is_wanted=recipe.train.deterministic)
     device = runtime.choose_device(request.device)
     accelerator = runtime.make_accelerator(device, precision=recipe.train.precision)
     if recipe != named and accelerator.is_main_process:
         console.note(f"recipe {recipe.name}: data set {recipe.data.dataset}, {', '.join(recipe.data.modalities)}")
+    if run_start.checkpoint is None:
+        for line in start.doubts(recipe, scenes, strict=request.strict):
+            if accelerator.is_main_process:
+                console.warn(line)
     with contextlib.ExitStack() as stack:
         stack.enter_context(lost_ones_named(accelerator, advice=lambda: "nothing was trained yet; start again"))
         if request.choose_batch is not None:

@@ -20,9 +20,12 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, equal
 
 from memorysam_cli import recipe as recipes
+from memorysam_cli.data import decode
 from memorysam_cli.data import manifest as manifests
-from memorysam_cli.data.manifest import Manifest
+from memorysam_cli.data.manifest import Manifest, Scene
+from memorysam_cli.dataset import IGNORE
 from memorysam_cli.engine import run_folder
+from memorysam_cli.engine.infer.inference import compared, unlike_training
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.train import checkpoints
 from memorysam_cli.engine.train.checkpoints import Position
@@ -30,7 +33,7 @@ from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.errors import DataError, EnvironmentFault, MemorySamError, UsageError, WeightsError
 from memorysam_cli.model import Segmenter, base_weights
 from memorysam_cli.model.network import count
-from memorysam_cli.model.weights import WeightsCard, fill_own, own_tensors, read
+from memorysam_cli.model.weights import WeightsCard, fill_own, own_tensors, read, read_card
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents, lock, tensors
@@ -109,6 +112,39 @@ def refuse_missing_splits(recipe: Recipe, manifest: Manifest) -> None:
                 f"{info.name}: split '{split}', which is {use}, {why} (known: {known}); prepare the data set with such "
                 f"a split, or name another with --set {key}=NAME"
             )
+
+
+def refuse_unlabelled(recipe: Recipe, manifest: Manifest) -> None:
+    """Refuse labels of which no pixel counts; mostly the first one that is looked at has some.
+
+    Raises:
+        DataError: there is nothing to learn, or nothing to choose the best weights by.
+    """
+    info = manifest.info
+    uses = {
+        recipe.data.train_split: ("data.train_split", "nothing to learn"),
+        recipe.data.selection_split: ("data.selection_split", "nothing to choose the best weights by"),
+    }
+    for split, (key, use) in uses.items():
+        scenes = manifest.of_split(split)
+        if not any(_may_have_class(scene, manifest) for scene in scenes):
+            raise DataError(
+                f"{info.name}: no labeled pixel in '{split}': all {len(scenes)} labels hold nothing but what counts as "
+                f"'ignored', so that there is {use}; prepare the data set again with the right --classes and --ignore, "
+                f"or name another split with --set {key}=NAME"
+            )
+
+
+def _may_have_class(scene: Scene, manifest: Manifest) -> bool:
+    """Whether any pixel of a scene's label counts; a label that cannot be read is for training to name."""
+    info = manifest.info
+    if scene.label is None:
+        return False
+    try:
+        label = decode.read_label(manifest.root / scene.label, info.label, len(info.classes), palette=info.palette)
+    except DataError:
+        return True
+    return bool((label != IGNORE).any())
 
 
 @dataclass(frozen=True)
@@ -203,7 +239,7 @@ def _run_at(path: Path) -> RunFolder:
     for folder in (path, path.parent.parent):
         if RunFolder(folder).holds_run():
             return RunFolder(run_folder.by_its_name(folder))
-    what = "is not there" if not path.exists() else "is no run folder and no checkpoint of one"
+    what = "does not exist" if not path.exists() else "is no run folder and no checkpoint of one"
     raise WeightsError(f"--resume {path}: {what}; give a folder such as runs/latest, or --resume auto")
 
 
@@ -222,6 +258,10 @@ def _refuse_used(folder: Path) -> None:
             pass
 
 
+def _why_none(path: Path) -> str:
+    return "is not a file" if path.exists() else "does not exist"
+
+
 def initial_sha256(recipe: Recipe, then: str | None = None) -> str | None:
     """The SHA-256 of the weights that a recipe begins from; none where it begins from none.
 
@@ -238,8 +278,31 @@ def initial_sha256(recipe: Recipe, then: str | None = None) -> str | None:
     if not path.is_file():
         if then is not None:
             return then
-        raise WeightsError(f"--init {path}: is not a file; give weights of `memorysam train`")
+        raise WeightsError(f"--init {path}: {_why_none(path)}; give weights of `memorysam train`")
     return tensors.sha256(path)
+
+
+def doubts(recipe: Recipe, manifest: Manifest, *, strict: bool) -> list[str]:
+    """Which sensors hold other values than the weights of ``--init`` were trained on.
+
+    Args:
+        recipe: its ``model.init`` names the file; a file that is not there is refused elsewhere.
+        manifest: what is trained on.
+        strict: refuse instead.
+
+    Raises:
+        DataError: there are such sensors, and ``strict``.
+        WeightsError: the file is none of ours.
+    """
+    path = None if recipe.model.init is None else Path(recipe.model.init).expanduser()
+    if path is None or not path.is_file():
+        return []
+    known, info = read_card(path).dataset, manifest.info
+    shared = [modality for modality in info.modalities if modality.name in recipe.data.modalities]
+    found = {each.name: info.ranges[each.name] for each in shared if each.name in info.ranges}
+    if info.ranges:
+        return compared(known, found, strict=strict)
+    return unlike_training(known, manifest.root, manifest.of_split(recipe.data.train_split), shared, strict=strict)
 
 
 def load_initial(network: Segmenter, name: str) -> int:
@@ -257,7 +320,7 @@ def load_initial(network: Segmenter, name: str) -> int:
     """
     path = Path(name).expanduser()
     if not path.is_file():
-        raise WeightsError(f"--init {path}: is not a file; give weights of `memorysam train`")
+        raise WeightsError(f"--init {path}: {_why_none(path)}; give weights of `memorysam train`")
     state, card = read(path)
     if reasons := list(_obstacles(card, network.card)):
         raise WeightsError(f"--init {path}: does not fit this run: {'; '.join(reasons)}; {_OTHER_WEIGHTS}")
@@ -267,8 +330,20 @@ def load_initial(network: Segmenter, name: str) -> int:
     fill_own(network, state, where=f"--init {path}")
     if card.modalities != network.card.modalities:
         then, now = (", ".join(each.name for each in c.modalities) for c in (card, network.card))
-        console.note(f"--init {path}: was trained on {then}, goes on with {now}")
+        changed = f"{then}, goes on with {now}"
+        if then == now:
+            changed = f"other settings of sensors: {', '.join(_changed_settings(card, network.card))}"
+        console.note(f"--init {path}: was trained on {changed}")
     return len(own)
+
+
+def _changed_settings(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
+    """What is not done to the same sensors as before, such as antialiasing."""
+    for then, now in zip(initial.modalities, ours.modalities, strict=True):
+        for key in type(then).model_fields:
+            before, after = getattr(then, key), getattr(now, key)
+            if before != after:
+                yield f"'{then.name}' {key} was {before}, is {after}"
 
 
 def _obstacles(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:

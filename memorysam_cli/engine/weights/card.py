@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from memorysam_cli.data.statistics import range_text
 from memorysam_cli.engine import run_folder
 from memorysam_cli.errors import MemorySamError
 from memorysam_cli.model.weights import WeightsCard, load_unmerged, read_card
@@ -211,9 +212,14 @@ def _sensors(card: WeightsCard) -> str:
         normal = "–"
         if modality.mean is not None and modality.std is not None:
             normal = f"{_numbers(modality.mean)} / {_numbers(modality.std)}"
-        rows.append((plain(modality.name), plain(modality.kind), scaled, normal))
+        stored, gone = "–", modality.nodata
+        if (values := card.dataset.ranges.get(modality.name)) is not None:
+            stored, gone = range_text(values), values.nodata
+        nodata = ", ".join(f"{value:.7g}" for value in gone) or "–"
+        rows.append((plain(modality.name), plain(modality.kind), plain(stored), nodata, scaled, normal))
     note = f"Images are seen at {card.image_size} px (short side). All sensors of a scene must show the same view."
-    return table(("sensor", "kind", "values", "mean / std"), rows) + f"\n\n{note}"
+    gaps = "NaN, infinity and nodata become 0 after normalization."
+    return table(("sensor", "kind", "stored as", "nodata", "values", "mean / std"), rows) + f"\n\n{note} {gaps}"
 
 
 def _numbers(values: Iterable[float]) -> str:

@@ -167,8 +167,9 @@ def describe(
         digest: SHA-256 of the weights file.
     """
     batch, _, height, width = shape
-    keys = ("name", "kind", "channels", "scale", "offset", "mean", "std", "interpolation")
-    sensors = [card.dataset.modality(name).model_dump(mode="json") for name in modalities]
+    keys = ("name", "kind", "channels", "scale", "offset", "mean", "std", "interpolation", "antialias")
+    known = {modality.name: modality for modality in card.modalities}
+    sensors = [known[name].model_dump(mode="json") for name in modalities]
     small = [batch, len(card.dataset.classes), height // 4, width // 4]
     kind = "uint8" if len(card.dataset.classes) <= ONE_BYTE else "int32"
     shapes = {"logits": (small, "float32"), "classes": ([batch, height, width], kind),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from memorysam_cli.conservation import LawBroken
 from memorysam_cli.data import decode
@@ -248,10 +249,14 @@ def test_odd_ranges_are_said_with_a_remedy(root: Path) -> None:
     def said(**changes: object) -> str:
         return "\n".join(survey(root, plan(root, **changes)).notes)
 
-    assert "'depth': the first files use only 4.3 % of the range" in said()
-    assert "--scale depth=0.0004" in said()
-    assert "'depth'" not in said(scale={"depth": 0.0004}) and "'depth'" not in said(will_measure=True)
-    assert "'depth': values up to 2800, the network is used to about 1" in said(scale={"depth": 1.0})
+    # 1000, 1900 or 2800 mm; 2800 / 65535 = 4.3 %; 0.0004 · 2800 = 1.1
+    stored = said(measured="none")
+    assert "'depth': uint16 1000 to 2800 (1–99 %) in the first files use only 4.3 % of the range" in stored
+    assert "--scale depth=0.0004" in stored
+    assert "'depth'" not in said(scale={"depth": 0.0004}, measured="none")
+    assert "'depth'" not in said() and "'depth'" not in said(measured="all")
+    far = said(scale={"depth": 1.0}, measured="none")
+    assert "become values up to 2800, the network is used to about 1" in far
 
 
 def test_photos_of_another_range_are_said_too(root: Path) -> None:
@@ -261,7 +266,7 @@ def test_photos_of_another_range_are_said_too(root: Path) -> None:
         np.save(root / f"float/{number}.npy", np.full((4, 4, 3), 255.0, np.float32))
     raw, floating = {"rgb": (Pattern("raw/*.png"),)}, {"rgb": (Pattern("float/*.npy"),)}
     assert "--scale rgb=0.0002" in survey(root, FolderRequest("own", raw)).notes[0]
-    assert "values up to 255" in survey(root, FolderRequest("own", floating)).notes[0]
+    assert "become values up to 255" in survey(root, FolderRequest("own", floating)).notes[0]
 
 
 def test_a_fourth_channel_is_said_to_be_dropped(root: Path) -> None:
@@ -292,6 +297,33 @@ def test_labels_in_colour_need_the_colours(root: Path) -> None:
     coloured = plan(root, classes=classes(root, "a 10 20 30\nb #ff0000\n"))
     found = survey(root, coloured).manifest.info
     assert found.label.colours and found.palette == ((10, 20, 30), (255, 0, 0))
+
+
+def with_alpha(picture: np.ndarray) -> np.ndarray:
+    return np.concatenate([picture, np.full((*picture.shape[:2], 1), 255, np.uint8)], axis=-1)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_labels_in_colour_are_refused_whichever_file_shows_it(root: Path, channels: int) -> None:
+    first, *others = sorted((root / "masks").rglob("*.png"))
+    images.write_png(first, with_alpha(np.zeros((40, 56, 3), np.uint8)))  # black is a color, and may be class 0
+    for path in others:
+        picture = np.full((40, 56, 3), (0, 200, 0), np.uint8)
+        images.write_png(path, with_alpha(picture) if channels == 4 else picture)
+    with pytest.raises(UsageError, match="is in colour; give each class its colour in the class list"):
+        survey(root, plan(root))
+
+
+def test_indexed_labels_are_numbers_unless_their_colours_are_the_classes(root: Path) -> None:
+    for path in (root / "masks").rglob("*.png"):
+        picture = Image.fromarray(images.read(path), "L")
+        picture.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])  # as PASCAL VOC
+        picture.save(path)
+    assert survey(root, plan(root)).manifest.info.label == LabelRule()
+    other = plan(root, classes=classes(root, "a 1 1 1\nb 2 2 2\nc 3 3 3\n"))
+    assert survey(root, other).manifest.info.label == LabelRule()
+    same = plan(root, classes=classes(root, "a 0 0 0\nb 128 0 0\nc 0 128 0\n"))
+    assert survey(root, same).manifest.info.label.colours
 
 
 def test_masks_of_0_and_255_get_a_hint(root: Path) -> None:
