@@ -24,6 +24,14 @@ WHOLE = re.compile(rf"memorysam ((?:{'|'.join(ALL['memorysam'].commands)})\b[^;(
 """A command within a sentence, up to what ends it there."""
 
 
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where what the lines name is there: a path that does not exist is refused by the parser already."""
+    monkeypatch.chdir(tmp_path)
+    for path in (ODD, Path("SCENES")):
+        path.mkdir(parents=True)
+
+
 def sources() -> Iterator[tuple[str, ast.Module]]:
     for path in sorted(PACKAGE.rglob("*.py")):
         yield str(path.relative_to(PACKAGE)), ast.parse(path.read_text(encoding="utf-8"))

@@ -34,14 +34,9 @@ def watch(
         Path | None,
         typer.Argument(
             metavar="[RUN]",
-<<<<<<< HEAD
             help="The run's folder (else the one at work, or runs/latest).",
             autocompletion=options.runs,
-=======
-            help="The run's folder (else runs/latest).",
-            autocompletion=options.runs,
             callback=options.must_exist(UsageError),
->>>>>>> main
         ),
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,

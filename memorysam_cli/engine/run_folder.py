@@ -300,21 +300,26 @@ def _point(name: str, path: Path) -> None:
 
 
 def default_weights() -> Path:
-    """The best weights of the run that ``runs/latest`` names; says which run that is.
+    """The best weights of the run that ``runs/latest`` names.
 
     Raises:
         WeightsError: there is no such file; says how to get one.
     """
     latest = RunFolder(by_its_name(RUNS / LATEST))
     if latest.best.is_file():
-        state = "finished" if latest.is_finished() else "has not finished: these are its best weights so far"
-        console.note(f"weights of {latest.path}, which {state}; --weights FILE takes others")
         return latest.best
     why = f"holds no {latest.best.name} yet" if latest.path.is_dir() else "does not exist"
     first = command("prepare", "synthetic", manifests.data_root(None))
     raise WeightsError(
         f"{latest.path}: {why}; give --weights FILE, or train first: {first} && {command('train', '--recipe', 'demo')}"
     )
+
+
+def tell_default(weights: Path) -> None:
+    """Say which run :func:`default_weights` are of."""
+    run = RunFolder(weights.parent.parent)
+    state = "finished" if run.is_finished() else "has not finished: these are its best weights so far"
+    console.note(f"weights of {run.path}, which {state}; --weights FILE takes others")
 
 
 def by_its_name(folder: Path) -> Path:

@@ -73,10 +73,12 @@ def test_latest_is_unfinished_only_until_a_run_has_finished() -> None:
 def test_the_weights_that_are_taken_are_told_with_their_run(capsys: pytest.CaptureFixture[str]) -> None:
     run_folder.note_begun(made("runs/a").path)
     assert run_folder.default_weights() == Path("runs/a/checkpoints/best.safetensors")
+    run_folder.tell_default(run_folder.default_weights())
     assert "weights of runs/a, which has not finished" in capsys.readouterr().err
     made("elsewhere", finished=True)
     run_folder.point_latest(Path("elsewhere"))
     assert run_folder.default_weights() == Path("elsewhere/checkpoints/best.safetensors")
+    run_folder.tell_default(run_folder.default_weights())
     assert "weights of elsewhere, which finished" in capsys.readouterr().err
 
 

@@ -154,7 +154,7 @@ def labelled_splits(manifest: Manifest, text: str) -> tuple[str, ...]:
             raise DataError(
                 f"{manifest.info.name}: {bare_count} of {len(scenes)} scenes in split '{split}' have no label to "
                 f"score against; score another split, or segment it with: "
-                + command("predict", "--data", manifest.root, "--split", split)
+                + command("predict", "--split", split, "--data", manifest.root)
             )
     return names
 

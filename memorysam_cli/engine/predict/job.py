@@ -20,11 +20,7 @@ from memorysam_cli.data import decode, inputs
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import Modality
-<<<<<<< HEAD
-from memorysam_cli.engine import run_folder, runtime
-from memorysam_cli.engine.infer.inference import Inference, choose_modalities
-=======
-from memorysam_cli.engine import launcher, runtime
+from memorysam_cli.engine import launcher, run_folder, runtime
 from memorysam_cli.engine.infer.inference import (
     Inference,
     choose_modalities,
@@ -32,7 +28,6 @@ from memorysam_cli.engine.infer.inference import (
     notes_on_sizes,
     unlike_training,
 )
->>>>>>> main
 from memorysam_cli.engine.infer.views import View
 from memorysam_cli.engine.predict.files import SceneFiles, refuse_collisions
 from memorysam_cli.errors import DataError, UsageError, WeightsError, did_you_mean
