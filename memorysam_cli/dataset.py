@@ -25,6 +25,7 @@ Channel = Annotated[int, Field(ge=0)]
 LARGEST, SMALLEST = 3.4e38, 1.2e-38
 """Of float32, in which values are computed."""
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 RAW_VALUES = 65536
 """Label files hold at most 16 bits."""
 IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -96,7 +97,7 @@ class Modality(Strict):
     """Of stored values. None: by dtype, uint8 / 255, uint16 / 65535, floating point as stored."""
     offset: Number = 0.0
     """Added to scaled values."""
-    nodata: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = ()
+    nodata: tuple[Finite, ...] = ()
     """Stored values that are no measurement, beside those that a TIFF's own tag declares, NaN and infinity."""
     flip: Flip = "mirror"
     """What a horizontal flip does beside mirroring the pixels. An angle given as [sine, cosine, sine] may have to
@@ -166,17 +167,17 @@ class Statistics(Strict):
 class ValueRange(Strict):
     """How one modality's files are stored, as they are read, before ``scale`` and ``offset``."""
 
-    scenes: int
+    scenes: Annotated[int, Field(gt=0)]
     """Evenly taken ones that were looked at."""
-    dtypes: tuple[str, ...]
-    """uint8, uint16 or float32; the commonest first."""
-    low: float
+    dtypes: Annotated[tuple[Literal["uint8", "uint16", "float32"], ...], Field(min_length=1)]
+    """The commonest first."""
+    low: Finite
     """The 1st percentile of the valid values."""
-    middle: float
+    middle: Finite
     """The median."""
-    high: float
+    high: Finite
     """The 99th percentile."""
-    nodata: tuple[float, ...] = ()
+    nodata: tuple[Finite, ...] = ()
     """Declared by ``Modality.nodata`` or by the files' own tags."""
 
 

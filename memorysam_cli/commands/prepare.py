@@ -245,8 +245,9 @@ def folder(
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.data.own.classes import read_classes
-    from memorysam_cli.data.own.folder import FolderRequest, names_to_measure, survey
+    from memorysam_cli.data.own.folder import FolderRequest, survey
     from memorysam_cli.data.own.patterns import Pattern
+    from memorysam_cli.data.own.sensors import names_to_measure
 
     class_file = None if classes is None else words.existing("--classes ", classes, root)
     divided = words.split(split or [], root)

@@ -145,7 +145,7 @@ def kinds(words: Mapping[str, str]) -> dict[str, Kind]:
     Raises:
         UsageError: no such kind.
     """
-    from memorysam_cli.data.own.folder import KINDS
+    from memorysam_cli.data.own.sensors import KINDS
 
     for name, word in words.items():
         if word not in KINDS:

@@ -59,7 +59,7 @@ def check_and_write(
         )
     show(prepared.report)
     if shows_choices and prepared.info is not None:
-        from memorysam_cli.data.own.folder import choices
+        from memorysam_cli.data.own.sensors import choices
 
         for line in choices(prepared.info):
             console.say(f"sensor      {line}")

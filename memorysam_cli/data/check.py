@@ -215,7 +215,7 @@ def _frame(
 def _misfit(facts: FileFacts, modality: Modality, *, files: int) -> str | None:
     """Why a file of this form cannot become the modality's frame, if it cannot; as ``decode.read_modality``."""
     holds = f"holds {facts.channels} channel(s) of {facts.dtype}"
-    if facts.dtype not in ("uint8", "uint16", "float16", "float32", "float64"):
+    if facts.dtype not in ("uint8", "uint16", "int16", "float16", "float32", "float64"):
         return f"{holds}; {decode.ALLOWED}"
     if facts.low is not None and facts.high is not None and max(-facts.low, facts.high) > decode.LARGEST:
         return f"holds values from {facts.low:.2g} to {facts.high:.2g}, too large for the network; rescale them"

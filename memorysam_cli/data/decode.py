@@ -30,7 +30,7 @@ Size = tuple[int, int]
 """Height and width."""
 CROPPED = 2
 """Pixels by which both sides of a frame may be cut: that is no other resolution."""
-ALLOWED = "allowed are uint8, uint16 and floating point; save it as float32, in TIFF or .npy"
+ALLOWED = "allowed are uint8, uint16, int16 and floating point; save it as float32, in TIFF or .npy"
 """Types of a sensor's values."""
 LISTED = 12
 """Legal values that a message lists one by one."""
@@ -158,7 +158,7 @@ def _read(path: Path, modality: Modality, max_pixels: int | None) -> tuple[Array
     invalid = find_invalid(array, modality, tag=header.nodata)
     if invalid is not None:
         array[invalid] = 0
-    if array.dtype in (np.float16, np.float64):
+    if array.dtype in (np.int16, np.float16, np.float64):
         if array.dtype == np.float64 and max(-array.min(), array.max()) > LARGEST:
             raise DataError(f"{path}: holds values beyond {LARGEST:.2g}, too large for the network; rescale them")
         array = array.astype(np.float32)

@@ -220,19 +220,18 @@ def shared_far_out(values: npt.NDArray[Any], modality: Modality) -> dict[float, 
     """
     if modality.kind not in DENSE:
         return {}
-    found = {}
-    for extreme in (values.min(), values.max()):
-        same = values == extreme
-        count = int(np.count_nonzero(same))
-        if not SHARED * values.size <= count < values.size:
-            continue
-        others = values[~same].ravel()
-        others = others[:: max(1, others.size // SAMPLED)].astype(np.float64)
-        low, high = np.percentile(others, (1, 99))
-        distance = max(low - float(extreme), float(extreme) - high)
-        if distance > FAR * (high - low) and len(np.unique(others)) >= FEWEST:
-            found[float(extreme)] = count
-    return found
+    shares = {float(end): int(np.count_nonzero(values == end)) for end in (values.min(), values.max())}
+    many = {end: count for end, count in shares.items() if count >= SHARED * values.size}
+    if not many:
+        return {}
+    # Without both: a sensor may say "too near" by 0 and "too far" by 65535.
+    others = values[~np.isin(values, list(many))].ravel()
+    if others.size < FEWEST:
+        return {}
+    others = others[:: max(1, others.size // SAMPLED)].astype(np.float64)
+    low, high = np.percentile(others, (1, 99))
+    is_mask = len(np.unique(others)) < FEWEST
+    return {} if is_mask else {end: n for end, n in many.items() if max(low - end, end - high) > FAR * (high - low)}
 
 
 def _taken(array: npt.NDArray[Any], modality: Modality) -> npt.NDArray[Any]:

@@ -212,7 +212,7 @@ def _why_none(path: Path, wanted: Mapping[str, str]) -> str:
 
 def _readings(path: Path, wanted: Mapping[str, str]) -> list[Reading]:
     """All ways to read a folder as scenes; refuses two files for one thing, half an angle, folders that do not pair."""
-    everything = dict(walk(path))
+    everything = dict(walk(path, must_see=lambda inside: _role(inside.partition("/")[0], wanted) is not None))
     _refuse_folders(path, everything, wanted)
     return [*_per_modality(everything, wanted), *_per_scene(everything, wanted, own_name=path.resolve().name)]
 

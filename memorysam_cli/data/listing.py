@@ -15,8 +15,9 @@ from pathlib import Path, PurePosixPath
 
 from memorysam_cli.errors import DataError, EnvironmentFault, raise_shortage
 
-LEFTOVERS = "__MACOSX"
-"""Beside the content of archives that macOS made: a second tree of the same names, of remarks on its files."""
+LEFTOVERS = {"__MACOSX", "lost+found"}
+"""Beside the content of archives that macOS made, a second tree of the same names, of remarks on its files; and what
+repairs of a disk leave at its root, for its owner's eyes alone."""
 Keys = dict[str, str]
 """A file's own name (relative path without suffix) → the name that it pairs by."""
 
@@ -40,7 +41,7 @@ def subfolders(folder: Path) -> list[str]:
     Raises:
         EnvironmentFault: it is there and cannot be looked into.
     """
-    return _names(folder, lambda entry: entry.is_dir() and entry.name != LEFTOVERS)
+    return _names(folder, lambda entry: entry.is_dir() and entry.name not in LEFTOVERS)
 
 
 def files_in(folder: Path) -> list[str]:
@@ -65,10 +66,17 @@ def relative(folder: Path, root: Path) -> PurePosixPath:
     return PurePosixPath(folder.relative_to(root).as_posix())
 
 
-def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+def walk(folder: Path, *, must_see: Callable[[str], bool] = lambda _: False) -> Iterator[tuple[str, list[str]]]:
     """Every folder below ``folder`` and itself, as a relative path ("" for itself), with its files' names.
 
     Links to folders are followed, each folder is visited once; those that cannot be read are passed over.
+
+    Args:
+        folder: where to begin.
+        must_see: tells of a relative path whether what lies there is asked for: it is never passed over.
+
+    Raises:
+        EnvironmentFault: a folder that must be seen cannot be looked into.
     """
     visited: set[Path] = set()
     waiting = [""]
@@ -83,6 +91,8 @@ def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
         except EnvironmentFault as error:
             if isinstance(error.__cause__, OSError):
                 raise_shortage(error.__cause__)  # what lies there counts: none may be missed for want of descriptors
+            if must_see(inside):
+                raise
             continue
         yield inside, names
         waiting += [f"{inside}/{name}" if inside else name for name in below]

@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +175,14 @@ def with_statistics(info: DatasetInfo, found: Mapping[str, Statistics], *, norma
     return info.model_copy(update={"modalities": modalities})
 
 
+def with_ranges(manifest: Manifest) -> Manifest:
+    """A manifest whose sensors' ranges are known; for one of an earlier version, a few scenes are looked at."""
+    if manifest.info.ranges:
+        return manifest
+    found = value_ranges(manifest.root, measured_scenes(manifest), manifest.info.modalities)
+    return replace(manifest, info=manifest.info.model_copy(update={"ranges": found}))
+
+
 def value_ranges(
     root: Path,
     scenes: Sequence[Scene],
@@ -222,10 +230,11 @@ def value_range(
     dtypes = Counter(str(values.dtype) for _, values in seen)
     low, middle, high = np.percentile(np.concatenate([values.astype(np.float64) for _, values in seen]), (1, 50, 99))
     tags = {tag for tag, _ in seen if tag is not None and math.isfinite(tag)}
-    return ValueRange(
-        scenes=len(seen), dtypes=tuple(name for name, _ in dtypes.most_common()), low=float(low), middle=float(middle),
-        high=float(high), nodata=tuple(sorted({*modality.nodata, *tags})),
-    )  # fmt: skip
+    found = {
+        "scenes": len(seen), "dtypes": [name for name, _ in dtypes.most_common()], "low": low, "middle": middle,
+        "high": high, "nodata": sorted({*modality.nodata, *tags}),
+    }  # fmt: skip
+    return ValueRange.model_validate(found)
 
 
 def _drawn(paths: Sequence[Path], modality: Modality, max_pixels: int | None) -> tuple[float | None, Values] | None:

@@ -6,7 +6,6 @@ a copy, in which nothing has changed yet.
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 import textwrap
@@ -33,7 +32,7 @@ from memorysam_cli.recipe.reading import (
     shipped,
 )
 from memorysam_cli.recipe.schema import Dumper, Recipe, Section
-from memorysam_cli.text import command
+from memorysam_cli.text import command, docstring
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
 """The one that editors know best."""
@@ -159,7 +158,7 @@ def meanings(schema: type[Section]) -> dict[str, str]:
     for key in schema.model_fields:
         section = _any_section(schema, key)
         if section is not None:
-            found.setdefault(key, _plain(inspect.getdoc(section) or ""))
+            found.setdefault(key, _plain(docstring(section)))
     return found
 
 
@@ -173,7 +172,7 @@ def json_schema() -> dict[str, Any]:
     definitions = {RecipeFile.__name__: schema, **schema.pop("$defs")}
     for each in _sections(RecipeFile):
         described, definition = meanings(each), definitions[each.__name__]
-        definition["description"] = _plain(inspect.getdoc(each) or "")
+        definition["description"] = _plain(docstring(each))
         properties = definition["properties"]
         definition["properties"] = {
             key: _simple(properties[key]) | {"description": described[key]} for key in described

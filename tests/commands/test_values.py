@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from memorysam_cli.data import manifest as manifests
-from memorysam_cli.data.own.folder import choices
+from memorysam_cli.data.own.sensors import choices
+from memorysam_cli.data.statistics import with_ranges
 from memorysam_cli.model.weights import read_card
 from memorysam_cli.storage import images
 
@@ -112,6 +114,22 @@ def test_saturated_values_are_pointed_at_with_the_option_to_type(memorysam: Prog
     again = prepare(memorysam, root, "--nodata", "depth=65535", depth="depth/*.png")
     assert "far from all others" not in again.err and "are no measurement (nodata 65535, NaN, infinity)" in again.err
     assert manifests.read(root, "own").info.statistics["depth"].high <= 4029 / 65535
+
+
+@pytest.mark.parametrize(
+    ("tag", "ignored", "is_noted"), [("0", (), True), ("0", ("--ignore", 0), False), ("7", (), False)]
+)
+def test_a_label_s_tag_that_names_a_class_is_noted(
+    tag: str, ignored: tuple[object, ...], is_noted: bool, memorysam: Program, tmp_path: Path
+) -> None:
+    """GIS programs write 0 there unasked, where it may be background or nothing."""
+    root = write(tmp_path / "own")
+    for name in NAMES:
+        (root / f"masks/{name}.tif").write_bytes(tiff(LABEL, nodata=tag))
+        (root / f"masks/{name}.png").unlink()
+    ended = prepare(memorysam, root, "--labels", "masks/*.tif", *ignored)
+    assert ended.code == 0, ended.err
+    assert ("the first labels' own tag calls 0 nodata, but it is the number of a class" in ended.err) == is_noted
 
 
 @pytest.mark.parametrize(
@@ -262,6 +280,13 @@ def test_a_card_of_before_cannot_warn_and_loads(memorysam: Program, place: Path)
     assert ended.code == 0 and "trained on" not in ended.err
 
 
+def test_a_data_set_of_before_gets_its_ranges_when_it_is_trained_on(place: Path) -> None:
+    manifest = manifests.read(place / "own", "own")
+    before = replace(manifest, info=manifest.info.model_copy(update={"ranges": {}}))
+    assert with_ranges(before).info == manifest.info
+    assert with_ranges(manifest) is manifest
+
+
 def test_the_model_card_says_type_range_and_nodata(memorysam: Program, tmp_path: Path) -> None:
     root = write(tmp_path / "own", depth=(".png", lambda number: gap(depth(number), 65535)))
     assert prepare(memorysam, root, "--nodata", "depth=65535", depth="depth/*.png").code == 0
@@ -269,3 +294,5 @@ def test_the_model_card_says_type_range_and_nodata(memorysam: Program, tmp_path:
     assert memorysam("card", weights, "--out", tmp_path / "README.md").code == 0
     (row,) = [line for line in (tmp_path / "README.md").read_text().splitlines() if line.startswith("| depth |")]
     assert row.startswith("| depth | depth | uint16 80") and "(1–99 %) | 65535 | by type |" in row
+    said = memorysam("weights", "info", weights).out
+    assert "sensor      depth (depth): uint16 80" in said and ", nodata 65535; ÷ 65535, normalized by its own" in said

@@ -45,6 +45,7 @@ SAID = {
     "a tag of few letters": (tiff(with_gap(0), nodata="0"), ()),
     "a tag rounded to 15 digits": (tiff(with_gap(LOWEST), nodata="-3.40282346638529e+38"), ()),
     "a tag of whole numbers": (tiff(with_gap(65535, np.uint16), nodata="65535"), ()),
+    "a tag of signed whole numbers": (tiff(with_gap(-9999, np.int16), nodata="-9999"), ()),
     "a tag of NaN": (tiff(with_gap(np.nan), nodata="nan"), ()),
     "declared": (tiff(with_gap(77)), (77.0,)),
     "declared of several": (tiff(with_gap(77)), (0.0, 77.0)),
@@ -216,6 +217,8 @@ DEPTH = RNG.integers(800, 4000, (100, 100)).astype(np.uint16)
         # near the others: 4000 + 500 is closer than half of 3200
         (lambda array: np.where(gap_of(100, 100), 4500, array), {}),
         (lambda array: np.where(gap_of(100, 100), 0, array + 5000), {0.0: 5000}),
+        # both ends, of which each alone would be within half of what is between the other and the rest
+        (lambda array: np.where(gap_of(100, 100), [0, 65535] * 50, array + 20000), {0.0: 2500, 65535.0: 2500}),
         (lambda array: np.where(gap_of(100, 100), 0, 255), {}),  # a mask
     ],
 )

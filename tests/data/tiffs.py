@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 
-_KINDS = {"u": 1, "f": 3}
+_KINDS = {"u": 1, "i": 2, "f": 3}
 """Of sample formats."""
 
 

@@ -6,11 +6,11 @@ unless told otherwise, and what the first few files give reason to say is said b
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
@@ -28,19 +28,15 @@ from memorysam_cli.data.own.patterns import (
     split_by_shares,
     splits_in_order,
 )
-from memorysam_cli.data.statistics import range_text, value_range
-from memorysam_cli.dataset import (
-    IGNORE,
-    IMAGENET,
-    Colour,
-    DatasetInfo,
-    Flip,
-    Interpolation,
-    Kind,
-    LabelRule,
-    Modality,
-    ValueRange,
+from memorysam_cli.data.own.sensors import (
+    LOOKED_AT,
+    Measured,
+    guess_kind,
+    make_modality,
+    names_to_measure,
+    notes_on_values,
 )
+from memorysam_cli.dataset import IGNORE, Colour, DatasetInfo, Kind, LabelRule, Modality
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import images
 from memorysam_cli.text import shown
@@ -52,21 +48,8 @@ NO_CLASSES = ClassList(("unknown",), ((128, 128, 128),), has_colours=False, mapp
 """Of a data set that can only be predicted: the weights' classes count there."""
 SHARES: Shares = (0.8, 0.1, 0.1)
 
-Measured = Literal["all", "others", "none"]
-"""Which sensors are normalised by their own mean and deviation: others are those that are no photos."""
 Role = str
 """A modality, or ``aolp+1`` for an angle's second file, or LABEL."""
-KINDS: tuple[Kind, ...] = get_args(Kind)
-LOOKED_AT = 3
-"""Files of each sensor, and labels."""
-FAR = 8.0
-"""Values beyond this many times the range [-1, 1] would swamp the network."""
-SMALL = 0.3
-"""Values that reach no further fill too little of the range: 14 bits in 16 reach 0.25."""
-NARROW = 1 / 8
-"""So do those that lie within less than this."""
-FULL = {"uint8": 255, "uint16": 65535}
-"""Stored values that become 1; floating point stays as it is."""
 
 
 @dataclass(frozen=True)
@@ -377,172 +360,29 @@ def _colours(picture: Any) -> set[Colour]:
     return {(red, green, blue) for red, green, blue in np.unique(channels.reshape(-1, 3), axis=0).tolist()}
 
 
-@dataclass(frozen=True)
-class Defaults:
-    """How the frames of a kind are treated."""
-
-    looks_like_a_photo: bool = False
-    """Normalised as ImageNet's photos and changed in colour and sharpness during training; others: neither, as the
-    reference does it."""
-    interpolation: Interpolation = "bilinear"
-    flip: Flip = "mirror"
-
-
-DEFAULTS: dict[Kind, Defaults] = {
-    "rgb": Defaults(looks_like_a_photo=True),
-    "gray": Defaults(looks_like_a_photo=True),
-    # Between a wall and what stands before it there is nothing in the middle: distances are not blended.
-    "depth": Defaults(interpolation="nearest"),
-    "hha": Defaults(),
-    # Sparse: most pixels say "nothing", which must not bleed into those that say something.
-    "event": Defaults(interpolation="nearest"),
-    "lidar": Defaults(interpolation="nearest"),
-    "thermal": Defaults(),
-    # Which of sine and cosine a mirror turns round depends on how the sensor counts its angle: dataset.json can say.
-    "angle": Defaults(),
-}
-
-WORDS: dict[Kind, str] = {
-    "rgb": "rgb img image images color colour camera cam visible vis photo ms multispectral hyperspectral",
-    "gray": "gray grey mono pan panchromatic nir swir dolp",
-    "depth": "depth disparity disp distance range dsm dem",
-    "hha": "hha",
-    "event": "event events dvs",
-    "lidar": "lidar radar velodyne points sar",
-    "thermal": "thermal ther ir lwir mwir infrared flir heat",
-    "angle": "angle aolp aop orientation azimuth",
-}
-"""The words in a modality's name by which its kind is guessed."""
-
-
-def guess_kind(name: str) -> Kind:
-    """The kind that a modality's name tells, such as depth for ``depth_left`` and thermal for ``IR2``.
-
-    Raises:
-        UsageError: no word of the name is known, or two speak for different kinds.
-    """
-    words_of_name = {word.rstrip("0123456789") for word in re.split(r"[^a-z0-9]+", name.lower())}
-    found = [kind for kind, words in WORDS.items() if words_of_name & set(words.split())]
-    if len(found) != 1:
-        why = "tells no kind" if not found else f"tells {' and '.join(found)}"
-        raise UsageError(f"--modality {name}: its name {why}; say --kind {name}=KIND, one of {', '.join(KINDS)}")
-    return found[0]
-
-
-def make_modality(
-    name: str, kind: Kind, *, scale: float | None = None, channels: Sequence[int] | None = None
-) -> Modality:
-    """A modality with the defaults of its kind.
-
-    Args:
-        name: of the modality.
-        kind: decides normalisation, interpolation, photometric augmentation and flip.
-        scale: of stored values; None: by dtype.
-        channels: which three stored channels to take, from 0; one is taken three times.
-    """
-    defaults = DEFAULTS[kind]
-    is_photo = defaults.looks_like_a_photo
-    chosen = tuple(channels or ())
-    chosen = chosen * 3 if len(chosen) == 1 else chosen
-    return Modality(
-        name=name,
-        kind=kind,
-        mean=IMAGENET["mean"] if is_photo else None,
-        std=IMAGENET["std"] if is_photo else None,
-        interpolation=defaults.interpolation,
-        photometric=("jitter", "blur") if is_photo else (),
-        channels=(chosen[0], chosen[1], chosen[2]) if chosen else None,
-        scale=scale,
-        flip=defaults.flip,
-    )
-
-
-def names_to_measure(modalities: Sequence[Modality], measured: Measured) -> tuple[str, ...]:
-    """The sensors that are normalised by their own mean and deviation."""
-    if measured == "none":
-        return ()
-    return tuple(each.name for each in modalities if measured == "all" or not DEFAULTS[each.kind].looks_like_a_photo)
-
-
-def notes_on_values(manifest: Manifest, *, measured: Sequence[str]) -> list[str]:
-    """What the values of the first few files of each sensor give reason to say.
-
-    Args:
-        manifest: not written yet.
-        measured: sensors that are normalised by what they hold, whatever that is.
-    """
-    notes = []
-    for modality in manifest.info.modalities:
-        name = modality.name
-        scenes = [[manifest.root / path for path in scene.files[name]] for scene in manifest.scenes[:LOOKED_AT]]
-        if modality.channels is None and any(_channels(paths[0]) == len("RGBA") for paths in scenes):
-            notes.append(f"'{name}': the fourth channel is taken for alpha and dropped (--channels says otherwise)")
-        found = None if name in measured else value_range(scenes, modality)
-        note = None if found is None else _note_on_range(found, modality)
-        if note is not None:
-            notes.append(f"'{name}': {note}")
-    return notes
-
-
-def _note_on_range(found: ValueRange, modality: Modality) -> str | None:
-    """What is odd about the range that the network would be shown, of whatever type."""
-    factor = _factor(found.dtypes[0], modality)
-    low, high = sorted(end * factor + modality.offset for end in (found.low, found.high))
-    top, stored = max(abs(low), abs(high)), f"{range_text(found)} in the first files"
-    remedy = f"normalize with --measure, or give --scale {modality.name}={{:.1g}}"
-    if top > FAR:
-        return f"{stored} become values up to {top:.4g}, the network is used to about 1; {remedy.format(factor / top)}"
-    if modality.scale is not None or top == 0:
-        return None
-    if top < SMALL:
-        return f"{stored} use only {100 * top:.2g} % of the range; {remedy.format(factor / top)}"
-    # Most of a sparse sensor's pixels say "nothing", which is one value.
-    if high - low < NARROW and modality.kind not in ("event", "lidar"):
-        return f"{stored} use a span of only {100 * (high - low):.2g} % of the range; normalize with --measure"
-    return None
-
-
-def _channels(path: Path) -> int:
-    """Of a file, by its header; 0 if that cannot be read: the check will tell."""
-    try:
-        return images.header(path).channels
-    except DataError:
-        return 0
-
-
-def choices(info: DatasetInfo) -> list[str]:
-    """How each sensor's values are understood, a line each.
-
-    Args:
-        info: as it was written, with the sensors' ranges.
-    """
-    lines = []
-    for modality in info.modalities:
-        found = info.ranges.get(modality.name)
-        held = "no valid value" if found is None else range_text(found)
-        gone = f", nodata {', '.join(f'{value:.7g}' for value in found.nodata)}" if found and found.nodata else ""
-        lines.append(f"{modality.name} ({modality.kind}): {held}{gone}; {_treatment(modality, found)}")
-    return lines
-
-
-def _treatment(modality: Modality, found: ValueRange | None) -> str:
-    """What is done to stored values."""
-    full = None if found is None or modality.scale is not None else FULL.get(found.dtypes[0])
-    scaled = "as stored" if full is None else f"÷ {full}"
-    scaled = scaled if modality.scale is None else f"× {modality.scale:g}"
-    scaled = f"{scaled} + {modality.offset:g}" if modality.offset else scaled
-    if modality.mean is None or modality.std is None:
-        return f"{scaled}, not normalized"
-    if (modality.mean, modality.std) == (IMAGENET["mean"], IMAGENET["std"]):
-        return f"{scaled}, normalized by ImageNet's mean and deviation"
-    mean, std = (
-        ", ".join(dict.fromkeys(f"{value:.6g}" for value in triple)) for triple in (modality.mean, modality.std)
-    )
-    return f"{scaled}, normalized by its own mean {mean} and deviation {std}"
-
-
 def notes_on_labels(manifest: Manifest) -> list[str]:
-    """A word on labels that count from 1, and on masks of one class and 'ignored' only, as 0 and 255 often are."""
+    """A word on labels that count from 1, on masks of one class and 'ignored' only, as 0 and 255 often are, and on a
+    class whose number the files' own tag calls nodata."""
+    return [*_notes_on_numbers(manifest), *_notes_on_tags(manifest)]
+
+
+def _notes_on_tags(manifest: Manifest) -> list[str]:
+    """GIS programs write 0 there unasked: it may be a class or not, so that it is kept and said."""
+    rule, tags = manifest.info.label, set()
+    for path in [scene.label for scene in manifest.scenes if scene.label][:LOOKED_AT]:
+        with suppress(DataError):  # the check will tell
+            tags.add(images.header(manifest.root / path).nodata)
+    counted = {raw for raw, _ in rule.mapping} or {index - rule.shift for index in range(len(manifest.info.classes))}
+    kept = sorted(int(tag) for tag in tags if tag is not None and tag in counted - set(rule.ignore))
+    return [
+        f"the first labels' own tag calls {value} nodata, but it is the number of a class; if these pixels shall count "
+        f"nowhere: --ignore {value}"
+        for value in kept
+    ]
+
+
+def _notes_on_numbers(manifest: Manifest) -> list[str]:
+    """What the first labels' values give reason to say."""
     rule = manifest.info.label
     if rule.mapping or rule.colours:
         return []
@@ -561,16 +401,3 @@ def notes_on_labels(manifest: Manifest) -> list[str]:
         f"the first labels hold {' and '.join(map(str, sorted(found)))} only, and {ignored} counts as 'ignored'; if "
         f"it is a class, give values in the class list, such as '0: {one}' and '{ignored}: {two}'"
     ]
-
-
-def _readable(root: Path, paths: Sequence[str]) -> list[Any]:
-    """The files' values; none if one cannot be read: the check will tell, with all that is wrong."""
-    try:
-        return [images.read(root / path) for path in paths]
-    except DataError:
-        return []
-
-
-def _factor(dtype: str, modality: Modality) -> float:
-    """What stored values are multiplied by."""
-    return modality.scale if modality.scale is not None else 1 / FULL.get(dtype, 1)

@@ -7,6 +7,7 @@ the files of several sensors pair. Splits are made by shares, or by lists.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -95,9 +96,11 @@ class Pattern:
         for match in found:
             other = first.setdefault((match.split, match.key), match.path)
             if other != match.path:
+                suffixes = {PurePosixPath(path).suffix.lower() for path in (other, match.path)}
+                remedy = "write the suffix into the pattern, or move one" if len(suffixes) > 1 else "move one"
                 raise DataError(
                     f"{shown(root)}: '{self.text}' matches {shown(other)} and {shown(match.path)}, which would be one "
-                    f"scene '{shown(match.key)}'; write the suffix into the pattern, or move one"
+                    f"scene '{shown(match.key)}'; {remedy}"
                 )
         return found
 
@@ -182,7 +185,12 @@ class Pattern:
     def files(self, root: Path) -> Iterator[tuple[str, str]]:
         """The folder and the path of every file below the fixed folder, relative to the root."""
         top = self.folder
-        for inside, names in walk(root / top):
+        deepest = math.inf if "**" in self.text else self.text.count("/")
+
+        def may_match(inside: str) -> bool:
+            return len(PurePosixPath(top, inside).parts) <= deepest
+
+        for inside, names in walk(root / top, must_see=may_match):
             place = "/".join(part for part in (top, inside) if part)
             if place.split("/")[0] != OURS:
                 yield from ((place, f"{place}/{name}" if place else name) for name in names)

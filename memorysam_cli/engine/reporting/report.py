@@ -56,10 +56,11 @@ def write(folder: Sequence[Path], *, out: Path | None = None) -> WrittenReport:
     """
     if len(folder) > 2:
         raise UsageError(f"report: compares two folders at most, not {len(folder)}; give one or two")
-    facts = GATHER[folders.kind(folder[0])](folder[0]) if len(folder) == 1 else gather_comparison(*folder)
     path = out or (folder[0] / NAME if len(folder) == 1 else Path(NAME))
     if path.is_dir():
         raise UsageError(f"--out {path}: is a folder; give a file, such as {path / NAME}")
+    atomic.refuse_unwritable(path.parent)
+    facts = GATHER[folders.kind(folder[0])](folder[0]) if len(folder) == 1 else gather_comparison(*folder)
     if facts["kind"] == "comparison":
         for line in facts["warnings"]:
             console.warn(line)

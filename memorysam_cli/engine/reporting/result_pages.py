@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from memorysam_cli.dataset import is_inside
+from memorysam_cli.data.decode import find_invalid
+from memorysam_cli.dataset import Modality, is_inside
 from memorysam_cli.engine.evaluate.result_files import GALLERY, NAMES
 from memorysam_cli.engine.predict import files as predictions
 from memorysam_cli.engine.reporting import folders
@@ -25,6 +26,8 @@ BENCHMARKS = {
     "rmm": "Randomly missing elements",
     "nm": "Noisy sensors",
 }
+ANY = Modality(name="any", kind="depth")
+"""Of a file whose meaning is not known any more: only what it says itself is no measurement."""
 GRAY = [128, 128, 128]
 SHOWN_SCENES = 12
 """Of the gallery, spread evenly over the prediction."""
@@ -357,7 +360,11 @@ def _inside(path: str) -> str:
 def _frame(path: Path) -> pictures.Picture | None:
     """A sensor's file as a small picture; None where it is gone, or cannot be read any more."""
     try:
-        return pictures.shrunk(pictures.as_picture(images.read(path)), smooth=True)
+        header, frame = images.load(path)
+        invalid = find_invalid(frame, ANY, tag=header.nodata)
+        if invalid is not None:
+            frame[invalid] = 0
+        return pictures.shrunk(pictures.as_picture(frame), smooth=True)
     except (MemorySamError, OSError):
         return None
 

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest
+from memorysam_cli.data.statistics import with_ranges
 from memorysam_cli.engine import run_folder, runtime
 from memorysam_cli.engine.processes import lost_ones_named
 from memorysam_cli.engine.run_folder import RunFolder
@@ -99,6 +100,7 @@ def _train(request: Request, ending: Ending) -> FinishedRun | None:
     run_start = start.plan(recipe, out=request.out, resume=request.resume)
     scenes = manifests.read(root, recipe.data.dataset)
     start.refuse_missing_splits(recipe, scenes)
+    scenes = with_ranges(scenes)  # for the weights' card
     start.refuse_unlabelled(recipe, scenes)
     runtime.prepare_deterministic(is_wanted=recipe.train.deterministic)
     device = runtime.choose_device(request.device)

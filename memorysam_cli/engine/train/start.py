@@ -25,7 +25,7 @@ from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.dataset import IGNORE
 from memorysam_cli.engine import run_folder
-from memorysam_cli.engine.infer.inference import compared, unlike_training
+from memorysam_cli.engine.infer.inference import compared
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.train import checkpoints
 from memorysam_cli.engine.train.checkpoints import Position
@@ -287,7 +287,7 @@ def doubts(recipe: Recipe, manifest: Manifest, *, strict: bool) -> list[str]:
 
     Args:
         recipe: its ``model.init`` names the file; a file that is not there is refused elsewhere.
-        manifest: what is trained on.
+        manifest: what is trained on, with its ranges.
         strict: refuse instead.
 
     Raises:
@@ -297,12 +297,8 @@ def doubts(recipe: Recipe, manifest: Manifest, *, strict: bool) -> list[str]:
     path = None if recipe.model.init is None else Path(recipe.model.init).expanduser()
     if path is None or not path.is_file():
         return []
-    known, info = read_card(path).dataset, manifest.info
-    shared = [modality for modality in info.modalities if modality.name in recipe.data.modalities]
-    found = {each.name: info.ranges[each.name] for each in shared if each.name in info.ranges}
-    if info.ranges:
-        return compared(known, found, strict=strict)
-    return unlike_training(known, manifest.root, manifest.of_split(recipe.data.train_split), shared, strict=strict)
+    found = {name: manifest.info.ranges[name] for name in recipe.data.modalities if name in manifest.info.ranges}
+    return compared(read_card(path).dataset, found, strict=strict)
 
 
 def load_initial(network: Segmenter, name: str) -> int:

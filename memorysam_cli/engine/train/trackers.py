@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from accelerate import PartialState, tracking
 from numpy.typing import NDArray
 
+from memorysam_cli.errors import SIGNAL_EXIT_CODES
 from memorysam_cli.storage import atomic, children, documents, images
 from memorysam_cli.text import typed
 
@@ -41,8 +42,9 @@ def main(arguments: list[str]) -> None:
     """Track: the tracker's name."""
     (name,) = arguments
     # Ctrl-C and a scheduler's SIGTERM reach all processes; the training decides when this one ends.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    for number in SIGNAL_EXIT_CODES:
+        if number.name != "SIGALRM":  # its own
+            signal.signal(number, signal.SIG_IGN)
     warnings.simplefilter("ignore")
     with children.claim_stdout() as answers:
         serve(name, sys.stdin.buffer, answers)

@@ -143,6 +143,10 @@ def test_two_files_of_one_key_are_refused(tmp_path: Path) -> None:
     plant(tmp_path, "rgb/a.png", "rgb/a.jpg")
     with pytest.raises(DataError, match=r"matches rgb/a.jpg and rgb/a.png, which would be one scene 'a'"):
         Pattern("rgb/*").find(tmp_path)
+    assert keys(tmp_path, "rgb/*.png") == {"rgb/a.png": "a"}  # as the message says
+    plant(tmp_path, "d/a.png", "d/a.PNG")
+    with pytest.raises(DataError, match=r"would be one scene 'a'; move one$"):
+        Pattern("d/*.png").find(tmp_path)
 
 
 def test_neighbouring_wildcards_stand_for_one_text(tmp_path: Path) -> None:
