@@ -38,11 +38,12 @@ def command(*words: object) -> str:
         words: after the program's name. A path with spaces is quoted; one with control characters or undecodable bytes
             is written as the shells read it in ``$'…'``, so that the line stays one line and still names the file.
     """
-    return " ".join(["memorysam", *map(typed, map(str, words))])
+    return " ".join(["memorysam", *map(typed, words)])
 
 
-def typed(word: str) -> str:
+def typed(value: object) -> str:
     """One word for a shell, as :func:`command` writes it."""
+    word = str(value)
     if word.isprintable():
         return shlex.quote(word)
     letters = (c if c.isprintable() and c not in "'\\" else _as_bytes(c) for c in word)

@@ -89,7 +89,7 @@ def data_sets(incomplete: str) -> list[str]:
 
 def runs(incomplete: str) -> list[str]:
     """The runs below ``runs/``, and folders."""
-    found = (path.parent for path in Path("runs").glob("*/recipe.yaml"))
+    found = (path.parent for path in Path("runs").glob("[!.]*/recipe.yaml"))
     return list(dict.fromkeys([*_beginning(sorted(map(str, found)), incomplete), *_files(incomplete, ())]))
 
 
