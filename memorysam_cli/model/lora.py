@@ -46,8 +46,8 @@ def peft() -> Any:
         if sys.flags.optimize < 2:
             raise
         raise EnvironmentFault(
-            f"PEFT cannot be imported without docstrings ({str(error).splitlines()[0][:80]}…); unset $PYTHONOPTIMIZE, or "
-            "set it to 1, and run the same command again"
+            f"PEFT cannot be imported without docstrings ({str(error).splitlines()[0][:80]}…); "
+            "unset $PYTHONOPTIMIZE, or set it to 1, and run the same command again"
         ) from error
 
 

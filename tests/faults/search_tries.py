@@ -133,8 +133,8 @@ def fitting(one: Try) -> frozenset[int]:
     worlds, spot, usual = [WORLDS[name] for name in one.worlds], one.where, frozenset({one.typed.code})
     odd = frozenset[int]().union(*(world.codes for world in worlds))
     loud = frozenset[int]().union(*(world.loud for world in worlds))
-    # A command that fails anyhow may not get as far as to write on stdout.
-    calm = loud | odd if loud and not one.typed.code else usual | loud | odd
+    # A command that fails anyhow may not get as far as to write on stdout; nor where it leads elsewhere after all.
+    calm = loud | odd if loud and not one.typed.code and len(worlds) == 1 else usual | loud | odd
     if spot is None:
         return calm
     if spot.is_output:
