@@ -11,7 +11,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -20,9 +19,18 @@ from typer.exceptions import TyperException
 from typer.main import get_command
 
 from memorysam_cli import __version__, registry
-from memorysam_cli.errors import EXIT_CODES, MemorySamError, environment_fault, most_severe
+from memorysam_cli.errors import (
+    EXIT_CODES,
+    SIGNAL_EXIT_CODES,
+    MemorySamError,
+    Terminated,
+    environment_fault,
+    most_severe,
+    unwind,
+)
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic
+from memorysam_cli.text import docstring
 
 Examples = Sequence[tuple[str, str]]
 """Command lines without the program's name, and what each is good for."""
@@ -53,11 +61,7 @@ EXAMPLES = [
     ("train --recipe demo", "then evaluate, predict, report"),
 ]
 
-USAGE, INTERRUPTED, BROKEN_PIPE, TERMINATED, BUG = 2, 130, 141, 143, 1
-
-
-class Terminated(SystemExit):
-    """A signal asks the program to end; no ``Exception``, so that nothing on the way up takes it for a fault."""
+USAGE, INTERRUPTED, BROKEN_PIPE, BUG = 2, 130, 141, 1
 
 
 class InCatalogueOrder(TyperGroup):
@@ -92,19 +96,21 @@ def build() -> typer.Typer:
         module = importlib.import_module(module_name)
         command = getattr(module, attribute)
         if isinstance(command, typer.Typer):
-            _add_examples(command, getattr(module, "EXAMPLES", {}))
+            _add_texts(command, getattr(module, "EXAMPLES", {}))
             app.add_typer(command, name=name)
         else:
-            app.command(name, epilog=_epilog(getattr(module, "EXAMPLES", ())))(command)
+            epilog = _epilog(getattr(module, "EXAMPLES", ()))
+            app.command(name, epilog=epilog, help=docstring(command))(command)
     return app
 
 
-def _add_examples(group: typer.Typer, examples: Mapping[str, Examples]) -> None:
-    """End the help of a group, and of each command in it, with examples."""
+def _add_texts(group: typer.Typer, examples: Mapping[str, Examples]) -> None:
+    """End the help of a group, and of each command in it, with examples; give each command its docstring."""
     group.info.epilog = _epilog(examples.get("", ()))
     for each in group.registered_commands:
         own = each.name or (each.callback.__name__ if each.callback else "")
         each.epilog = _epilog(examples.get(own, ()))
+        each.help = each.help or (docstring(each.callback) if each.callback else None)
 
 
 def _epilog(examples: Examples) -> str | None:
@@ -118,6 +124,7 @@ def main() -> None:
     try:
         try:
             _open_closed_streams()
+            console.outlive_readers()
             _wait_asleep()
             _end_politely()
             code = run(sys.argv[1:])
@@ -169,20 +176,15 @@ def _wait_asleep() -> None:
 
 
 def _end_politely() -> None:
-    """On SIGTERM and SIGUSR1 unwind as on Ctrl-C, so that no temporary stays; what the caller ignores stays ignored."""
-
-    def end(number: int, _frame: FrameType | None) -> None:
-        raise Terminated(f"terminated ({signal.Signals(number).name})")
-
-    for name in ("SIGTERM", "SIGUSR1"):
-        number = getattr(signal, name, None)  # Windows has no SIGUSR1
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, end)
+    """On SIGTERM and the like unwind as on Ctrl-C, so that no temporary stays; what the caller ignores stays so."""
+    for number in SIGNAL_EXIT_CODES:
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, unwind)
 
 
 def _leave_signals_to_the_system() -> None:
     """The code is known and nothing is left to tidy up: no signal may change that into a traceback."""
-    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)):
+    for number in SIGNAL_EXIT_CODES:
         if signal.getsignal(number) not in {signal.SIG_IGN, None}:
             signal.signal(number, signal.SIG_DFL)
 
@@ -232,7 +234,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
         return BROKEN_PIPE, ""
     if isinstance(error, Terminated):
-        return TERMINATED, str(error)
+        return error.exit_code, str(error)
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 0, ""
     if isinstance(error, KeyboardInterrupt | typer.Abort):

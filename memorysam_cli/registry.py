@@ -31,6 +31,8 @@ HINT = "one of your own comes with its file: memorysam --extend FILE …"
 
 _registered: list[str] = []
 """The names that were added to any registry, in their order."""
+_given: list[Path] = []
+"""The files that this command line or its recipe named: the next command line must name them, too."""
 _errors: dict[Path, UsageError | None] = {}
 """The files that were run, and why one could not be."""
 _lock = threading.RLock()
@@ -128,8 +130,15 @@ def add_files(files: Iterable[str | os.PathLike[str]], *, where: str) -> None:
             raise UsageError(f"{where} {file}: its path may not contain '{os.pathsep}'")
         if path not in known:
             known.append(path)
+            _given.append(path)
     if known:
         os.environ[VARIABLE] = os.pathsep.join(map(str, known))
+
+
+def options() -> list[object]:
+    """What a command to type needs before its name, so that it knows what this one knows: ``--extend FILE``."""
+    known = _named()
+    return [word for path in dict.fromkeys(_given) if path in known for word in ("--extend", path)]
 
 
 def _run_files() -> None:

@@ -7,7 +7,9 @@ standard library, and little of it: all modules may import this one.
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 
 def shown(value: object, *, most: int | None = None, keep: str = "") -> str:
@@ -36,11 +38,12 @@ def command(*words: object) -> str:
         words: after the program's name. A path with spaces is quoted; one with control characters or undecodable bytes
             is written as the shells read it in ``$'…'``, so that the line stays one line and still names the file.
     """
-    return " ".join(["memorysam", *map(typed, map(str, words))])
+    return " ".join(["memorysam", *map(typed, words)])
 
 
-def typed(word: str) -> str:
+def typed(value: object) -> str:
     """One word for a shell, as :func:`command` writes it."""
+    word = str(value)
     if word.isprintable():
         return shlex.quote(word)
     letters = (c if c.isprintable() and c not in "'\\" else _as_bytes(c) for c in word)
@@ -51,6 +54,22 @@ def _as_bytes(letter: str) -> str:
     """A letter as a shell's escapes; one that stands for a byte that is no UTF-8 becomes that byte again."""
     errors = "surrogateescape" if "\udc80" <= letter <= "\udcff" else "replace"
     return "".join(f"\\x{byte:02x}" for byte in letter.encode("utf-8", errors))
+
+
+def docstring(thing: Any) -> str:
+    """The docstring of a class or function; where Python has dropped it (``PYTHONOPTIMIZE=2``), that of its source."""
+    import inspect
+
+    if thing.__doc__ or not sys.flags.optimize > 1:
+        return inspect.getdoc(thing) or ""
+    import ast
+    import textwrap
+
+    try:
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(thing))).body
+    except (OSError, SyntaxError, ValueError):  # there is no source: an installation without it
+        return ""
+    return (ast.get_docstring(definition) or "") if isinstance(definition, ast.FunctionDef | ast.ClassDef) else ""
 
 
 def is_text(name: str) -> bool:

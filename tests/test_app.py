@@ -300,7 +300,7 @@ def test_each_kind_of_fault_has_a_code_of_its_own() -> None:
     ]
     assert set(kinds) == {*USERS_FAULTS, errors.MemorySamError, errors.Stopped}
     assert [kind.exit_code for kind in USERS_FAULTS] == list(range(2, 11))
-    assert set(errors.EXIT_CODES) == {0, 1, *range(2, 11), 130, 141, 143}
+    assert set(errors.EXIT_CODES) == {0, 1, *range(2, 11), 141, *errors.SIGNAL_EXIT_CODES.values()}
 
 
 class OutOfMemoryError(RuntimeError):
@@ -353,7 +353,7 @@ ENDS = [
     *((kind("a.png: empty"), kind.exit_code, "a.png: empty") for kind in USERS_FAULTS),
     (errors.Stopped("step 3 is saved", exit_code=143), 143, "step 3 is saved"),
     (KeyboardInterrupt(), 130, "interrupted"),
-    (app.Terminated("terminated (SIGTERM)"), 143, "terminated (SIGTERM)"),
+    (app.Terminated(signal.SIGTERM), 143, "terminated (SIGTERM)"),
     (OSError(errno.ENOSPC, "No space left", "x"), 6, "x: No space left; mend that and run the same command again"),
     (KeyError("x"), 1, "this is a bug in memorysam; please report it with the traceback above and the command line"),
     (typer.Exit(4), 4, "finished, but some scenes were left out; the list is written"),
@@ -518,6 +518,8 @@ def test_a_full_disk_behind_stdout_ends_with_6() -> None:
         (signal.SIGINT, 130, "interrupted"),
         (signal.SIGTERM, 143, "terminated (SIGTERM)"),
         (signal.SIGUSR1, 143, "terminated (SIGUSR1)"),
+        (signal.SIGHUP, 129, "terminated (SIGHUP)"),
+        (signal.SIGXCPU, 152, "terminated (SIGXCPU)"),
     ],
 )
 def test_a_signal_ends_with_its_code_one_line_and_no_temporary(
@@ -616,3 +618,50 @@ def test_waiting_threads_give_way_to_other_programs_unless_the_user_says_how_the
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment | own
     )
     assert result.stdout.splitlines()[-1] == expected
+
+
+def test_helps_and_recipe_keys_are_the_same_where_python_drops_docstrings() -> None:
+    """``PYTHONOPTIMIZE=2``, as some images set it."""
+    script = (
+        "import typer.main, json; from memorysam_cli import app\n"
+        "from memorysam_cli.recipe import comparing\n"
+        "def show(name, command):\n"
+        "    print(command.get_help(command.make_context(name, [], resilient_parsing=True)))\n"
+        "    for child, below in getattr(command, 'commands', {}).items(): show(f'{name} {child}', below)\n"
+        "show('memorysam', typer.main.get_command(app.build()))\n"
+        "print(json.dumps(comparing.json_schema(), sort_keys=True))"
+    )
+    said = [
+        subprocess.run(
+            [sys.executable, *flags, "-c", script], capture_output=True, text=True, check=True,
+            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+        ).stdout
+        for flags in ((), ("-OO",))
+    ]  # fmt: skip
+    assert "Train a model by a recipe." in said[0] and said[0] == said[1]
+
+
+@pytest.mark.parametrize(("words", "code"), [(["recipes", "list"], 6), (["train"], 6), (["--version"], 0)])
+def test_a_working_folder_that_is_gone_is_told_in_one_line(words: list[str], code: int, tmp_path: Path) -> None:
+    line = f'mkdir gone && cd gone && rmdir ../gone && exec {shlex.quote(sys.executable)} -m memorysam_cli "$@"'
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        ["sh", "-c", line, "sh", *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code
+    if code:
+        assert done.stderr == (
+            "memorysam: error [6]: the folder that this was started in was removed; cd to one that is there\n"
+        )
+
+
+def test_a_working_folder_that_goes_away_later_explains_what_fails_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = FileNotFoundError(errno.ENOENT, "No such file or directory")
+    assert errors.environment_fault(fault) is None  # the folder is there: a bug of ours
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert "was removed" in str(errors.environment_fault(fault))

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from memorysam_cli.errors import DataError, MemorySamError, UsageError, WeightsError
+from memorysam_cli.errors import DataError, MemorySamError, UsageError, WeightsError, refuse_gone_folder
 from memorysam_cli.text import shown
 
 
@@ -33,6 +33,7 @@ def must_exist(fault: type[MemorySamError], where: str = "", *, but: str = "") -
     def look(value: Any) -> Any:
         for path in value if isinstance(value, list | tuple) else [value]:
             if path is not None and str(path) != but and is_missing(path):
+                refuse_gone_folder()
                 raise fault(f"{where}{shown(path)}: does not exist; check the path")
         return value
 
@@ -88,7 +89,7 @@ def data_sets(incomplete: str) -> list[str]:
 
 def runs(incomplete: str) -> list[str]:
     """The runs below ``runs/``, and folders."""
-    found = (path.parent for path in Path("runs").glob("*/recipe.yaml"))
+    found = (path.parent for path in Path("runs").glob("[!.]*/recipe.yaml"))
     return list(dict.fromkeys([*_beginning(sorted(map(str, found)), incomplete), *_files(incomplete, ())]))
 
 
@@ -229,7 +230,9 @@ def begin(*, json: bool = False, verbose: bool = False, quiet: bool = False) -> 
 
     Raises:
         UsageError: both ``-v`` and ``-q``.
+        EnvironmentFault: the folder that the program was started in is gone.
     """
+    refuse_gone_folder()
     from memorysam_cli.engine import launcher
     from memorysam_cli.report import console
 
@@ -278,15 +281,19 @@ def scales(text: str | None, *, tta: bool) -> tuple[float, ...]:
 
 
 def refuse_taken(out: Path, *, source: Path, overwrite: bool) -> None:
-    """Refuse an ``--out`` that would replace a file unasked, or the very file that is read.
+    """Refuse an ``--out`` that would replace a file unasked, or the very file that is read, or that cannot be written.
 
     Raises:
-        UsageError: either.
+        UsageError: either of the first two.
+        EnvironmentFault: its folder is read-only or no folder, or the disk has no room for as much as was read.
     """
+    from memorysam_cli.storage import atomic
+
     if out.exists() and not overwrite:
         raise UsageError(f"--out {out}: exists already; give another name or --overwrite")
     if out.exists() and source.exists() and out.samefile(source):
         raise UsageError(f"--out {out}: is the file that is read; give another name")
+    atomic.refuse_unwritable(out.parent, needed_bytes=source.stat().st_size if source.is_file() else 1)
 
 
 def refuse_several(command: str) -> None:

@@ -268,11 +268,14 @@ def export(
 
 def _refuse_target(out: Path, *, source: Path, is_folder: bool, overwrite: bool) -> None:
     """Refuse a target before anything is read."""
+    from memorysam_cli.storage import atomic
+
     if is_folder:
         if out.suffix in SUFFIXES:
             raise UsageError(f"--out {out}: a PEFT adapter is a folder; give a name without {out.suffix}")
         if out.is_file() or (out.is_dir() and any(out.iterdir())):
             raise UsageError(f"--out {out}: exists already; give another folder")
+        atomic.refuse_unwritable(out.parent)
         return
     if out.suffix not in SUFFIXES:
         raise UsageError(f"--out {out}: must end in {', '.join(SUFFIXES)}, which says how it is written")

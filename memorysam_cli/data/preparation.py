@@ -24,7 +24,7 @@ from memorysam_cli.data.manifest import INFO, SCENES, Manifest, Scene
 from memorysam_cli.data.statistics import measured_scenes, value_ranges
 from memorysam_cli.dataset import DatasetInfo, Modality
 from memorysam_cli.errors import DataError, PartialError, UsageError, did_you_mean
-from memorysam_cli.storage import atomic, documents
+from memorysam_cli.storage import atomic, documents, lock
 from memorysam_cli.text import few, shown
 
 SyntheticLayout = Literal["deliver", "mcubes"]
@@ -53,9 +53,14 @@ def survey(name: str, root: Path, *, inside: Path | None = None) -> Manifest:
     return _listed(layout, folder=layout.find(inside or root), root=root)
 
 
+def synthetic_name(layout: SyntheticLayout) -> str:
+    """The name of the data set of rendered scenes."""
+    return "synthetic" if layout == "deliver" else f"synthetic-{layout}"
+
+
 def survey_synthetic(root: Path, *, layout: SyntheticLayout) -> Manifest:
     """List the scenes that :func:`render_synthetic` made, as the data set ``synthetic`` or ``synthetic-mcubes``."""
-    name = "synthetic" if layout == "deliver" else f"synthetic-{layout}"
+    name = synthetic_name(layout)
     real = replace(layout_of(layout), antialias=False)  # of no published code; the demo's figures are without
     manifest = _listed(real, folder=real.find(synthetic_folder(root, layout=layout)), root=root)
     info = manifest.info.model_copy(update={"name": name, "title": f"mini-{real.title}"})
@@ -106,7 +111,7 @@ def find_target(root: Path, *, dataset: str | None = None) -> Manifest:
         raise DataError(f"{root}: looks like {' and like '.join(found)}; name one with --dataset")
     raise DataError(
         f"{root}: holds no prepared data set and none that is known (known: {', '.join(DATASETS)}); for sensors "
-        f"of your own type: memorysam prepare folder {root} --modality NAME=PATTERN …"
+        f"of your own type: {manifests.own_line(root)}"
     )
 
 
@@ -151,24 +156,32 @@ def render_synthetic(
 
     Raises:
         UsageError: the folder is not ours, or holds scenes of other arguments; it is left untouched.
+        FolderInUseError: somebody else is rendering them.
         EnvironmentFault: the disk is full or read-only.
     """
     from memorysam_cli.streetworld.scenes import render
 
     folder = synthetic_folder(root, layout=layout)
     arguments = {"layout": layout, "scenes": scenes, "size": size, "seed": seed}
-    if not folder.exists():
-        with atomic.new_folder(folder) as unfinished:
-            render(unfinished, layout=layout, scenes=scenes, size=size, seed=seed, advance=advance)
-            _mark(unfinished, arguments)
-        return True
-    marker = _marker_of_the_same(folder, arguments)
-    if marker == _marker(folder, arguments):
+    if _is_rendered_whole(folder, arguments):
         return False
-    # The same scenes, but files are missing or another version rendered them: replaced one by one.
-    render(folder, layout=layout, scenes=scenes, size=size, seed=seed, advance=advance)
-    _mark(folder, arguments)
+    with lock.hold(manifests.folder(root, synthetic_name(layout))):
+        if _is_rendered_whole(folder, arguments):  # another one was quicker
+            return False
+        if folder.exists():
+            # The same scenes, but files are missing or another version rendered them: replaced one by one.
+            render(folder, layout=layout, scenes=scenes, size=size, seed=seed, advance=advance)
+            _mark(folder, arguments)
+        else:
+            with atomic.new_folder(folder) as unfinished:
+                render(unfinished, layout=layout, scenes=scenes, size=size, seed=seed, advance=advance)
+                _mark(unfinished, arguments)
     return True
+
+
+def _is_rendered_whole(folder: Path, arguments: dict[str, Any]) -> bool:
+    """Whether scenes of the same arguments are there, and nothing is missing."""
+    return folder.exists() and _marker_of_the_same(folder, arguments) == _marker(folder, arguments)
 
 
 def _marker_of_the_same(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ import cv2
 import torch
 
 from memorysam_cli.data import handover
-from memorysam_cli.errors import DataError, EnvironmentFault, MemorySamError
+from memorysam_cli.errors import SIGNAL_EXIT_CODES, DataError, EnvironmentFault, MemorySamError
 from memorysam_cli.report import console
 
 Item = TypeVar("Item")
@@ -455,9 +455,11 @@ def work(source: Source[Any], connection: Connection, parent: int) -> None:
     """
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    for name in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(name, signal.SIG_IGN)
-    # A scheduler may send SIGTERM to all: the parent still has a step to finish and a checkpoint to write.
+    # A terminal or a scheduler may send them to all: the parent still has a step to finish and a checkpoint to write.
+    for number in SIGNAL_EXIT_CODES:
+        # An alarm is this one's own; processor time is counted for each process, and a new worker has all of it.
+        is_own = number.name in {"SIGALRM", "SIGXCPU"}
+        signal.signal(number, signal.SIG_DFL if is_own else signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
     try:
         while True:

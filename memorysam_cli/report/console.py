@@ -10,6 +10,7 @@ only where colour or a table is drawn.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import time
@@ -57,6 +58,31 @@ def setup(*, verbosity: int = NORMAL, color: bool | None = None, json: bool = Fa
     """
     _state.verbosity, _state.color, _state.json, _state.after_table = verbosity, color, json, False
     _state.answer = None
+
+
+class _Patient(io.FileIO):
+    """Takes everything, also what nobody reads any more."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def outlive_readers() -> None:
+    """Let nothing that becomes of stderr end the program: its reader or terminal may go away, its disk may fill up.
+
+    Days of work are worth more than words that nobody reads; a run's log file gets them all the same.
+    """
+    try:
+        # By a descriptor of its own: what C libraries write to 2 is put aside now and then (storage.images).
+        raw = _Patient(os.dup(sys.stderr.fileno()), "w")
+    except (OSError, ValueError):  # it is no file, or there is no descriptor left
+        return
+    sys.stderr = io.TextIOWrapper(
+        io.BufferedWriter(raw), encoding=sys.stderr.encoding, errors=sys.stderr.errors, line_buffering=True
+    )
 
 
 def answer(value: dict[str, Any]) -> None:

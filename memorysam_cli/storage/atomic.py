@@ -28,6 +28,7 @@ _REMEDIES = {
     errno.EACCES: "allow writing there or choose another folder",
     errno.EPERM: "allow writing there or choose another folder",
     errno.EROFS: "choose a folder that can be written",
+    errno.ENOENT: "it was removed or renamed; run the same command again",
     errno.ENOTDIR: "a part of the path is not a folder; choose another path",
     errno.EEXIST: "it exists already; choose another name",
     errno.ENOTEMPTY: "it exists already; choose another name",
@@ -36,6 +37,11 @@ _REMEDIES = {
     errno.ENXIO: "choose the path of a file",
     errno.ELOOP: "the link leads to itself; choose another path",
 }
+
+
+held: set[Path] = set()
+"""Folders, absolute, that a run owns (:mod:`~memorysam_cli.storage.lock`). Where one of them is gone, somebody removed
+it with all that the run had written, and a new one in its place would pass for the whole."""
 
 
 @contextlib.contextmanager
@@ -129,13 +135,18 @@ def make_folder(path: Path) -> None:
         _make_folder(path)
 
 
-def refuse_unwritable(folder: Path) -> None:
+def refuse_unwritable(folder: Path, *, needed_bytes: int = 1) -> None:
     """See, before long work begins, that files can be written to a folder that may not exist yet; writes nothing.
 
+    Args:
+        folder: what files will be written to.
+        needed_bytes: for which there must be room.
+
     Raises:
-        EnvironmentFault: it, or the nearest folder above it that exists, is no folder or must not be written.
+        EnvironmentFault: it, or the nearest folder above it that exists, is no folder, must not be written, or is on a
+            disk without so much room.
     """
-    with faults(folder):
+    with faults(folder, needed_bytes=needed_bytes):
         nearest = folder.absolute()
         while not nearest.exists():
             nearest = nearest.parent
@@ -148,6 +159,8 @@ def refuse_unwritable(folder: Path) -> None:
                 if is_read_only
                 else PermissionError(errno.EACCES, "permission denied")
             )
+        if shutil.disk_usage(nearest).free < needed_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def refuse_special(path: Path) -> None:
@@ -166,6 +179,8 @@ def refuse_special(path: Path) -> None:
 def _make_folder(path: Path) -> None:
     if path.is_dir():
         return
+    if path.absolute() in held:
+        raise FileNotFoundError(errno.ENOENT, "the folder is gone, with what was written there")
     _make_folder(path.parent)
     try:
         path.mkdir(exist_ok=True)  # another thread may have made it by now
@@ -224,6 +239,8 @@ def new_file(path: Path, *, fsync: bool = True, needed_bytes: int | None = None)
     with faults(path, needed_bytes=needed_bytes):
         _make_folder(path.parent)
         refuse_special(path)
+        if fsync:  # not among masses of small outputs, whose owner looks after what a kill left
+            sweep(path)
         temporary = _temporary(path)
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         # The kernel applied the umask: asking for it would change it for other threads.
@@ -318,6 +335,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise FileExistsError(errno.EEXIST, "it is there already")
         _make_folder(path.parent)
+        sweep(path)
         temporary = _temporary(path)
         temporary.mkdir()
         try:

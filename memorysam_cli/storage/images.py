@@ -9,9 +9,11 @@ NumPy's own files (``.npy``, ``.npz`` with one array) are read without pickle an
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
+import re
 import stat
 import struct
 import threading
@@ -50,6 +52,58 @@ _AGAIN = "get the file again"
 
 # Its complaints about broken files would stand beside our own message.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+class _LibrariesHushed:
+    """While any thread is within, what libpng and libjpeg have to say of a file does not reach the terminal.
+
+    They write to descriptor 2 themselves: once a picture where a color profile is odd, and of a broken one beside our
+    own message. All else that was written there meanwhile, by whomever, follows at the end.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._within = 0
+        self._stderr = self._said = -1
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._within == 0:
+                self._divert()
+            self._within += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._within -= 1
+            if self._within == 0 and self._said >= 0:
+                self._restore()
+
+    def _divert(self) -> None:
+        self._said = self._stderr = -1
+        with contextlib.suppress(OSError, AttributeError):  # without descriptors, or another system: they may speak
+            self._said = os.memfd_create("said")
+            self._stderr = os.dup(2)
+            os.dup2(self._said, 2)
+        if self._stderr < 0 <= self._said:
+            os.close(self._said)
+            self._said = -1
+
+    def _restore(self) -> None:
+        os.dup2(self._stderr, 2)
+        size = os.lseek(self._said, 0, os.SEEK_CUR)
+        text = os.pread(self._said, size, 0) if size else b""
+        os.close(self._said)
+        os.close(self._stderr)
+        others = b"".join(line for line in text.splitlines(keepends=True) if not _LIBRARIES.match(line))
+        with contextlib.suppress(OSError):
+            if others:
+                os.write(2, others)
+
+
+_LIBRARIES = re.compile(
+    rb"libpng (warning|error): |Corrupt JPEG data|Premature end of JPEG file|Invalid SOS parameters"
+)
+_hushed = _LibrariesHushed()
 
 
 def header(path: Path) -> Header:
@@ -227,7 +281,8 @@ def _decode(data: bytes, found: Header, as_numbers: bool) -> npt.NDArray[Any]:
         array = _decode(numbered, numbered_header, as_numbers=False)
         return array if array.ndim == len("HW") else np.ascontiguousarray(array[:, :, 0])
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        with _hushed:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         image = None
     if image is None:

@@ -547,3 +547,28 @@ def test_a_fork_while_a_thread_reads_an_array_can_read_arrays(tmp_path: Path) ->
         finally:
             is_over.set()
         reading.result()
+
+
+def with_chunk(png: bytes, kind: bytes, data: bytes) -> bytes:
+    """A PNG with one more chunk behind its header."""
+    chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return png[:33] + chunk + png[33:]
+
+
+def test_what_c_libraries_say_of_a_file_stays_off_the_terminal_and_everything_else_is_kept(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plain = images.encode_png(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
+    (tmp_path / "odd.png").write_bytes(with_chunk(plain, b"iCCP", b"odd\0\0xxxx"))  # a warning of libpng's
+    (tmp_path / "bad.png").write_bytes(with_chunk(plain, b"ABCD", b"1"))  # an error of libpng's
+    np.testing.assert_array_equal(images.read(tmp_path / "odd.png"), np.arange(48).reshape(4, 4, 3))
+    with pytest.raises(DataError, match=r"bad\.png"):
+        images.read(tmp_path / "bad.png")
+    assert capfd.readouterr().err == ""
+    with images._hushed:
+        os.write(2, b"malloc(): corrupted\nlibpng warning: sBIT: invalid\n")
+        with images._hushed:
+            os.write(2, b"terminate called\n")
+    assert capfd.readouterr().err == "malloc(): corrupted\nterminate called\n"
+    os.write(2, b"and after\n")
+    assert capfd.readouterr().err == "and after\n"

@@ -109,10 +109,20 @@ def sections(shown: Facts) -> list[tuple[str, str]]:
 def headline(report: Facts) -> str:
     """What the figures are of, in a line."""
     words = [f"{report['protocol']} protocol", f"{report['scenes']:,} scenes", ", ".join(report["modalities"])]
-    words += ["test-time augmentation"] if report["tta"] else []
+    return " · ".join([*words, *way_of_looking(report, "missing modalities as zeros")])
+
+
+def way_of_looking(report: Facts, zeros: str) -> list[str]:
+    """What makes an evaluation's figures others than those of a plain look; none for a plain one.
+
+    Args:
+        report: of an evaluation.
+        zeros: how missing modalities that are fed as zeros are called.
+    """
+    words = ["test-time augmentation"] if report["tta"] else []
     words += ["tiled"] if report["tile"] else []
-    words += ["missing modalities as zeros"] if report["missing"] == "zero" else []
-    return " · ".join(words)
+    words += [zeros] if report["missing"] == "zero" else []
+    return words + ([report["precision"]] if report.get("precision", "fp32") != "fp32" else [])
 
 
 def tiles(report: Facts) -> list[tuple[str, str, str]]:
@@ -183,15 +193,20 @@ def _heat_cell(part: Mapping[str, Any] | None) -> Facts | None:
 
 def _sensors(folder: Path, report: Facts) -> list[Facts]:
     """Bars of the mIoU with parts of the sensors: evaluations of such parts inside the folder, and the benchmarks."""
-    rows = [{"name": "+".join(report["modalities"]), "value": report["miou"]}]
+    rows = [{"name": _look_name(report), "value": report["miou"]}]
     for path in sorted(folder.glob(f"*/{NAMES['metrics']}")):
         part = folders.read(path)
-        # A result of other weights that stayed in the folder compares with nothing here.
-        if part["weights_sha256"] == report["weights_sha256"] and part["protocol"] == report["protocol"]:
-            zeros = " (others as zeros)" if part["missing"] == "zero" else ""
-            rows.append({"name": "+".join(part["modalities"]) + zeros, "value": part["miou"]})
-    groups = [{"title": "Parts of the modalities", "note": "", "rows": _descending(rows)}] if len(rows) > 1 else []
+        # A result of other weights or scenes that stayed in the folder compares with nothing here.
+        if all(part.get(key) == report.get(key) for key in ("weights_sha256", "split_sha256", "protocol")):
+            rows.append({"name": _look_name(part), "value": part["miou"]})
+    groups = [{"title": "Sensors and ways of looking", "note": "", "rows": _descending(rows)}] if len(rows) > 1 else []
     return groups + _benchmarks(folder, digest=report["weights_sha256"])
+
+
+def _look_name(report: Facts) -> str:
+    """The sensors of an evaluation, and how they were looked at where that is not the plain way."""
+    words = way_of_looking(report, "others as zeros")
+    return "+".join(report["modalities"]) + (f" ({', '.join(words)})" if words else "")
 
 
 def _benchmarks(folder: Path, *, digest: str | None) -> list[Facts]:

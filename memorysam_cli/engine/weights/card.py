@@ -217,7 +217,12 @@ def _sensors(card: WeightsCard) -> str:
             stored, gone = range_text(values), values.nodata
         nodata = ", ".join(f"{value:.7g}" for value in gone) or "–"
         rows.append((plain(modality.name), plain(modality.kind), plain(stored), nodata, scaled, normal))
-    note = f"Images are seen at {card.image_size} px (short side). All sensors of a scene must show the same view."
+    smooth = [plain(modality.name) for modality in card.modalities if modality.antialias]
+    antialiased = f" Where they shrink, {', '.join(smooth)} are antialiased." if smooth else ""
+    note = (
+        f"Images are seen at {card.image_size} px (short side).{antialiased} "
+        "All sensors of a scene must show the same view."
+    )
     gaps = "NaN, infinity and nodata become 0 after normalization."
     return table(("sensor", "kind", "stored as", "nodata", "values", "mean / std"), rows) + f"\n\n{note} {gaps}"
 
