@@ -177,12 +177,15 @@ def test_a_manifest_that_is_wrong_is_not_accepted(edit: object, said: str, memor
     assert path.read_bytes() == before
 
 
-def test_a_name_edited_by_hand_leads_nowhere_else(memorysam: Program, own: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "said"), [("../../out", "name: must be a word"), ("out", "is 'out', but its folder is 'own'")]
+)
+def test_a_name_edited_by_hand_leads_nowhere_else(memorysam: Program, own: Path, name: str, said: str) -> None:
     assert memorysam("prepare", "folder", own, *sensors("rgb"), *LABELS).code == 0
     path = own / "memorysam/own/dataset.json"
-    path.write_text(path.read_text().replace('"name": "own"', '"name": "../../out"', 1))
+    path.write_text(path.read_text().replace('"name": "own"', f'"name": "{name}"', 1))
     ended = memorysam("prepare", "manifest", own, "own")
-    assert ended.code == 3 and "is '../../out', but its folder is 'own'" in ended.err
+    assert ended.code == 3 and said in ended.err
     assert not (own.parent / "out").exists()
 
 
