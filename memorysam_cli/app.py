@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -20,6 +21,7 @@ from typer.exceptions import TyperException
 from typer.main import get_command
 
 from memorysam_cli import __version__, registry
+from memorysam_cli.commands import options
 from memorysam_cli.errors import MemorySamError, environment_fault, most_severe
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic
@@ -95,7 +97,7 @@ def build() -> typer.Typer:
             _add_examples(command, getattr(module, "EXAMPLES", {}))
             app.add_typer(command, name=name)
         else:
-            app.command(name, epilog=_epilog(getattr(module, "EXAMPLES", ())))(command)
+            app.command(name, epilog=_epilog(getattr(module, "EXAMPLES", ())))(_taking_files(command))
     return app
 
 
@@ -105,6 +107,21 @@ def _add_examples(group: typer.Typer, examples: Mapping[str, Examples]) -> None:
     for each in group.registered_commands:
         own = each.name or (each.callback.__name__ if each.callback else "")
         each.epilog = _epilog(examples.get(own, ()))
+        if each.callback is not None:
+            each.callback = _taking_files(each.callback)
+
+
+def _taking_files(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command whose paths are looked at before it runs: none of them may be a device, a FIFO or a socket."""
+    if hasattr(command, "__wrapped__"):  # the groups are modules': another call of build has done it
+        return command
+
+    @functools.wraps(command)
+    def run_with_files(*arguments: Any, **values: Any) -> Any:
+        options.refuse_special((*arguments, *values.values()))
+        return command(*arguments, **values)
+
+    return run_with_files
 
 
 def _epilog(examples: Examples) -> str | None:

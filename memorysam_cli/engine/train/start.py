@@ -34,7 +34,7 @@ from memorysam_cli.model.weights import WeightsCard, fill_own, own_tensors, read
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents, lock, tensors
-from memorysam_cli.text import megabytes
+from memorysam_cli.text import megabytes, typed_path
 
 AUTO = "auto"
 DISK_MARGIN = 1.05
@@ -228,7 +228,7 @@ def initial_sha256(recipe: Recipe, then: str | None = None) -> str | None:
     """
     if recipe.model.init is None:
         return None
-    path = Path(recipe.model.init).expanduser()
+    path = typed_path(recipe.model.init)
     if not path.is_file():
         if then is not None:
             return then
@@ -249,7 +249,7 @@ def load_initial(network: Segmenter, name: str) -> int:
     Raises:
         WeightsError: the file is damaged, or of another base, backbone, LoRA, classes or kind of input; says which.
     """
-    path = Path(name).expanduser()
+    path = typed_path(name)
     if not path.is_file():
         raise WeightsError(f"--init {path}: is not a file; give weights of `memorysam train`")
     state, card = read(path)
