@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import itertools
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -22,9 +21,18 @@ from typer.main import get_command
 
 from memorysam_cli import __version__, registry
 from memorysam_cli.commands import options
-from memorysam_cli.errors import MemorySamError, environment_fault, most_severe
+from memorysam_cli.errors import (
+    EXIT_CODES,
+    SIGNAL_EXIT_CODES,
+    MemorySamError,
+    Terminated,
+    environment_fault,
+    most_severe,
+    unwind,
+)
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic
+from memorysam_cli.text import docstring
 
 Examples = Sequence[tuple[str, str]]
 """Command lines without the program's name, and what each is good for."""
@@ -55,11 +63,7 @@ EXAMPLES = [
     ("train --recipe demo", "then evaluate, predict, report"),
 ]
 
-USAGE, INTERRUPTED, BROKEN_PIPE, TERMINATED, BUG = 2, 130, 141, 143, 1
-
-
-class Terminated(SystemExit):
-    """A signal asks the program to end; no ``Exception``, so that nothing on the way up takes it for a fault."""
+USAGE, INTERRUPTED, BROKEN_PIPE, BUG = 2, 130, 141, 1
 
 
 class InCatalogueOrder(TyperGroup):
@@ -94,19 +98,21 @@ def build() -> typer.Typer:
         module = importlib.import_module(module_name)
         command = getattr(module, attribute)
         if isinstance(command, typer.Typer):
-            _add_examples(command, getattr(module, "EXAMPLES", {}))
+            _add_texts(command, getattr(module, "EXAMPLES", {}))
             app.add_typer(command, name=name)
         else:
-            app.command(name, epilog=_epilog(getattr(module, "EXAMPLES", ())))(_taking_files(command))
+            epilog = _epilog(getattr(module, "EXAMPLES", ()))
+            app.command(name, epilog=epilog, help=docstring(command))(_taking_files(command))
     return app
 
 
-def _add_examples(group: typer.Typer, examples: Mapping[str, Examples]) -> None:
-    """End the help of a group, and of each command in it, with examples."""
+def _add_texts(group: typer.Typer, examples: Mapping[str, Examples]) -> None:
+    """End the help of a group, and of each command in it, with examples; give each command its docstring."""
     group.info.epilog = _epilog(examples.get("", ()))
     for each in group.registered_commands:
         own = each.name or (each.callback.__name__ if each.callback else "")
         each.epilog = _epilog(examples.get(own, ()))
+        each.help = each.help or (docstring(each.callback) if each.callback else None)
         if each.callback is not None:
             each.callback = _taking_files(each.callback)
 
@@ -135,6 +141,7 @@ def main() -> None:
     try:
         try:
             _open_closed_streams()
+            console.outlive_readers()
             _wait_asleep()
             _end_politely()
             code = run(sys.argv[1:])
@@ -155,10 +162,22 @@ def main() -> None:
 
 
 def _open_closed_streams() -> None:
-    """A stream that the caller closed (``>&-``) leads nowhere: no crash, and no file of ours gets its number."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
+    """A stream that the caller closed (``>&-``) leads nowhere: no crash, and no file of ours gets its number.
+
+    The same for one that was opened for reading only (``1< FILE``).
+    """
+    for number, name in enumerate(("stdout", "stderr"), start=1):
+        if getattr(sys, name) is None or not _takes_writing(number):
             setattr(sys, name, atomic.open_nowhere())
+
+
+def _takes_writing(descriptor: int) -> bool:
+    try:
+        import fcntl
+
+        return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+    except (ImportError, OSError):  # Windows, or a stream that somebody put there has another number
+        return True
 
 
 def _wait_asleep() -> None:
@@ -174,46 +193,56 @@ def _wait_asleep() -> None:
 
 
 def _end_politely() -> None:
-    """On SIGTERM and SIGUSR1 unwind as on Ctrl-C, so that no temporary stays; what the caller ignores stays ignored."""
-
-    def end(number: int, _frame: FrameType | None) -> None:
-        raise Terminated(f"terminated ({signal.Signals(number).name})")
-
-    for name in ("SIGTERM", "SIGUSR1"):
-        number = getattr(signal, name, None)  # Windows has no SIGUSR1
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, end)
+    """On SIGTERM and the like unwind as on Ctrl-C, so that no temporary stays; what the caller ignores stays so."""
+    for number in SIGNAL_EXIT_CODES:
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, unwind)
 
 
 def _leave_signals_to_the_system() -> None:
     """The code is known and nothing is left to tidy up: no signal may change that into a traceback."""
-    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGTERM)):
+    for number in SIGNAL_EXIT_CODES:
         if signal.getsignal(number) not in {signal.SIG_IGN, None}:
             signal.signal(number, signal.SIG_DFL)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line, say on stderr what went wrong, and return the exit code."""
+    """Run one command line, say on stderr what went wrong, and return the exit code.
+
+    Under ``--json`` stdout gets one object, whatever the end: the answer, with ``error`` where the code is not 0.
+    """
     frame = Frame(debug=os.environ.get("MEMORYSAM_DEBUG", "0") not in {"", "0", "false"})
+    console.setup()  # what an earlier command chose is over, also for a line that no command takes
+    message = ""
     try:
-        code = get_command(build()).main(list(arguments), prog_name="memorysam", standalone_mode=False, obj=frame)
+        value = get_command(build()).main(list(arguments), prog_name="memorysam", standalone_mode=False, obj=frame)
+        code = value if isinstance(value, int) else 0
+        if code == INTERRUPTED:  # Typer makes an exit of Ctrl-C
+            message = "interrupted"
+        if not code:
+            console.finish()
         sys.stdout.flush()
     except BaseException as error:
         code, message = _explain(error)
         with contextlib.suppress(OSError):  # nobody reads stderr: the code has to do
             if code == BUG or (frame.debug and message):
-                traceback.print_exception(error)
+                console.show_traceback(error)
+    if code:
+        with contextlib.suppress(OSError):
             if message:
                 console.error(message, code=code)
-        return code
-    return _outcome(code)
+        with contextlib.suppress(OSError):  # nobody reads stdout
+            if _wants_json(arguments):
+                console.finish(code=code, message=message or str(EXIT_CODES.get(code, "")))
+    return code
 
 
-def _outcome(value: object) -> int:
-    """The exit code of a command that returned: its ``typer.Exit``, or 0."""
-    if value == INTERRUPTED:  # Typer makes an exit of Ctrl-C
-        console.error("interrupted", code=INTERRUPTED)
-    return value if isinstance(value, int) else 0
+def _wants_json(arguments: Sequence[str]) -> bool:
+    """Whether a command line asks for JSON, also one that is wrong; of several processes only the first answers."""
+    from memorysam_cli.engine import launcher
+
+    options = itertools.takewhile(lambda word: word != "--", arguments)
+    return "--json" in options and (launcher.world() == 1 or launcher.rank() == 0)
 
 
 def _explain(error: BaseException) -> tuple[int, str]:
@@ -222,7 +251,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
         return BROKEN_PIPE, ""
     if isinstance(error, Terminated):
-        return TERMINATED, str(error)
+        return error.exit_code, str(error)
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 0, ""
     if isinstance(error, KeyboardInterrupt | typer.Abort):

@@ -25,6 +25,7 @@ Channel = Annotated[int, Field(ge=0)]
 LARGEST, SMALLEST = 3.4e38, 1.2e-38
 """Of float32, in which values are computed."""
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 RAW_VALUES = 65536
 """Label files hold at most 16 bits."""
 IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -96,6 +97,8 @@ class Modality(Strict):
     """Of stored values. None: by dtype, uint8 / 255, uint16 / 65535, floating point as stored."""
     offset: Number = 0.0
     """Added to scaled values."""
+    nodata: tuple[Finite, ...] = ()
+    """Stored values that are no measurement, beside those that a TIFF's own tag declares, NaN and infinity."""
     flip: Flip = "mirror"
     """What a horizontal flip does beside mirroring the pixels. An angle given as [sine, cosine, sine] may have to
     change the sign of one, by its convention; ``mirror`` is what the reference does. The others need a range of values
@@ -125,6 +128,9 @@ class LabelRule(Strict):
     """(raw, class) pairs; where there are any, all raw values must be listed here or in ``ignore``."""
     colours: bool = False
     """The files are RGB pictures in the palette's colours; other colours become 255, and the check counts them."""
+    first_channel: bool = False
+    """Of four channels the first is the number, whatever the others hold (DELIVER). Without, four channels are a number
+    only where R = G = B or G = B = 0: anything else is a picture in colours."""
 
     @model_validator(mode="after")
     def _one_meaning_per_value(self) -> LabelRule:
@@ -154,6 +160,25 @@ class Statistics(Strict):
     std: tuple[float, float, float]
     low: float
     high: float
+    invalid: int = 0
+    """Pixels that were left out: NaN, infinity, nodata."""
+
+
+class ValueRange(Strict):
+    """How one modality's files are stored, as they are read, before ``scale`` and ``offset``."""
+
+    scenes: Annotated[int, Field(gt=0)]
+    """Evenly taken ones that were looked at."""
+    dtypes: Annotated[tuple[Literal["uint8", "uint16", "float32"], ...], Field(min_length=1)]
+    """The commonest first."""
+    low: Finite
+    """The 1st percentile of the valid values."""
+    middle: Finite
+    """The median."""
+    high: Finite
+    """The 99th percentile."""
+    nodata: tuple[Finite, ...] = ()
+    """Declared by ``Modality.nodata`` or by the files' own tags."""
 
 
 class DatasetInfo(Strict):
@@ -171,6 +196,9 @@ class DatasetInfo(Strict):
     """Splits whose labels are not published; their scenes can be predicted, not scored."""
     statistics: dict[str, Statistics] = Field(default_factory=dict)
     """Modality → what ``prepare --measure`` found; for information, ``mean`` and ``std`` of the modality decide."""
+    ranges: dict[str, ValueRange] = Field(default_factory=dict)
+    """Modality → what its files hold; for information, and to notice scenes of another unit later. Those of an earlier
+    version have none."""
     crop: Crop | None = None
     """Only for data sets whose published protocol scores a part of the frame."""
     root: str = "."

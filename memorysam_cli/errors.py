@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import re
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from types import FrameType
+from typing import NoReturn
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,20 @@ EXIT_CODES: dict[int, ExitCode] = {
     8: ExitCode("training diverged; the last good checkpoint is kept"),
     9: ExitCode("the output folder is in use by another run", "later"),
     10: ExitCode("a check that was asked for failed (weights verify, evaluate --min-miou)"),
+    129: ExitCode("the terminal went away (SIGHUP) after a clean checkpoint", "yes: resume"),
     130: ExitCode("interrupted (SIGINT) after a clean checkpoint", "yes: resume"),
+    131: ExitCode("asked to quit (SIGQUIT) after a clean checkpoint", "yes: resume"),
+    140: ExitCode("terminated (SIGUSR2) after a clean checkpoint", "yes: resume"),
     141: ExitCode("the reader of our output went away (SIGPIPE)", "yes"),
+    142: ExitCode("an alarm rang (SIGALRM) after a clean checkpoint", "yes: resume"),
     143: ExitCode("terminated (SIGTERM, SIGUSR1) after a clean checkpoint", "yes: resume"),
+    152: ExitCode("the processor time is used up (SIGXCPU) after a clean checkpoint", "yes: resume"),
 }
+_STOPPING = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 143, "SIGUSR2": 140, "SIGHUP": 129, "SIGQUIT": 131,
+             "SIGALRM": 142, "SIGXCPU": 152}  # fmt: skip
+SIGNAL_EXIT_CODES = {signal.Signals[name]: code for name, code in _STOPPING.items() if hasattr(signal, name)}
+"""The signals that ask the program to end, and the exit codes of programs that did: 128 + the signal's number, but for
+SIGUSR1, which batch systems send as a SIGTERM ahead of time."""
 SEVERITY = (1, 8, 6, 5, 3, 7, 4)
 """Which code a run ends with that has several faults: the first of these. The others never come with company."""
 
@@ -120,6 +134,38 @@ class Stopped(MemorySamError):
         self.exit_code = exit_code
 
 
+class Terminated(SystemExit):
+    """A signal asks the program to end; no ``Exception``, so that nothing on the way up takes it for a fault."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"terminated ({signal.Signals(number).name})")
+        self.exit_code = SIGNAL_EXIT_CODES[signal.Signals(number)]
+
+
+def unwind(number: int, _frame: FrameType | None) -> NoReturn:
+    """The handler of a signal that ends a program as Ctrl-C does, so that no temporary stays.
+
+    Raises:
+        Terminated: always.
+    """
+    take_once(number)
+    raise Terminated(number)
+
+
+def take_once(number: int) -> None:
+    """Take no more note of a signal that the kernel repeats each second: its second one is nobody's wish."""
+    if number == getattr(signal, "SIGXCPU", None):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def signal_exit_code(error: BaseException) -> int:
+    """The exit code of what is no ``Exception``: Ctrl-C, another signal, or ``sys.exit``."""
+    if isinstance(error, KeyboardInterrupt):
+        return SIGNAL_EXIT_CODES[signal.SIGINT]
+    code = error.exit_code if isinstance(error, Terminated) else getattr(error, "code", None)
+    return code if isinstance(code, int) else SIGNAL_EXIT_CODES[signal.SIGTERM]
+
+
 def most_severe(error: MemorySamError) -> MemorySamError:
     """The worst of a fault and of those that it came up in, as :data:`SEVERITY` orders them.
 
@@ -146,28 +192,72 @@ def _together(error: BaseException) -> Iterator[MemorySamError]:
         before = None if before.__suppress_context__ else before.__context__
 
 
+_SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS}
+"""Too few descriptors, no memory, no more processes: whatever file was just being opened is not to blame."""
 _MACHINE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ESTALE),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.ESTALE),
+    *_SHORTAGES,
 }
 _MAX_NAME = 400
 _NO_MEMORY = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED", "Insufficient memory")
 """How torch on the CPU, torch on other devices, CUDA's libraries, and OpenCV say it."""
+_NO_THREAD = "can't start new thread"
+_LOOP = "Symlink loop from"
+"""How Python 3.11 and 3.12 say it in ``Path.resolve``."""
 _REQUEST = re.compile(r"ried to allocate [\d.]+ \w+")
 """How far torch's message is short; behind it come the advice and the inner life of its allocator."""
 
 
+def refuse_gone_folder() -> None:
+    """Refuse to work where the working folder was removed: no path of the user's means anything there.
+
+    Raises:
+        EnvironmentFault: it was.
+    """
+    try:
+        os.getcwd()  # noqa: PTH109  (the same, and pathlib need not be loaded)
+    except FileNotFoundError:
+        raise EnvironmentFault("the folder that this was started in was removed; cd to one that is there") from None
+
+
 def environment_fault(error: BaseException) -> EnvironmentFault | None:
     """The machine's fault behind a foreign exception, or None: then it is a bug of ours."""
+    if isinstance(error, FileNotFoundError):
+        try:
+            refuse_gone_folder()
+        except EnvironmentFault as gone:
+            return gone
     if isinstance(error, OSError) and error.errno in _MACHINE:
         where = f"{_shortened(str(error.filename))}: " if error.filename else ""
-        return EnvironmentFault(f"{where}{error.strerror}; mend that and run the same command again")
+        remedy = "allow more open files (ulimit -n 4096)" if error.errno == errno.EMFILE else "mend that"
+        return EnvironmentFault(f"{where}{error.strerror}; {remedy} and run the same command again")
+    if isinstance(error, RuntimeError) and str(error).startswith(_NO_THREAD):
+        return EnvironmentFault(
+            "no more processes or threads may be started; raise the limit (ulimit -u) or close some"
+        )
+    if isinstance(error, RuntimeError) and str(error).startswith(_LOOP):
+        where = _shortened(str(error).removeprefix(_LOOP).strip(" '"))
+        return EnvironmentFault(f"{where}: the link leads to itself; mend that and run the same command again")
+    if isinstance(error, ImportError) and any(os.strerror(each) in str(error) for each in _SHORTAGES):
+        return EnvironmentFault(f"{error}; mend that (see ulimit -a) and run the same command again")
     if is_out_of_memory(error):
         return EnvironmentFault(
             f"out of memory ({shortage(error)}); use a smaller batch or data.image_size, fewer workers, or a device "
             "with more memory"
         )
     return None
+
+
+def raise_shortage(error: BaseException) -> None:
+    """To be called before a file is blamed that could not be read.
+
+    Raises:
+        EnvironmentFault: the machine was short of descriptors, memory or processes, whatever the file is like.
+    """
+    known = environment_fault(error) if isinstance(error, OSError) and error.errno in _SHORTAGES else None
+    if known is not None:
+        raise known from error
 
 
 def _shortened(name: str) -> str:
@@ -189,6 +279,18 @@ def shortage(error: BaseException) -> str:
     return first[: request.end()] if request else first
 
 
+def closest(word: str, known: Iterable[str], *, likeness: float = 0.5) -> list[str]:
+    """The nearest of some names, in any case, if one is near; alone in a list.
+
+    Args:
+        word: as typed.
+        known: the names.
+        likeness: 1 is equal, 0 has nothing in common.
+    """
+    names = {name.casefold(): name for name in known}
+    return [names[name] for name in difflib.get_close_matches(word.casefold(), names, n=1, cutoff=likeness)]
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A clause that helps with a mistyped word.
 
@@ -196,6 +298,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         ``"; did you mean 'rank'? (known: rank, alpha)"``, without the question if nothing is near.
     """
     names = list(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    near = closest(word, names)
     question = f"; did you mean '{near[0]}'?" if near else ";"
     return f"{question} (known: {', '.join(names)})" if near else f" (known: {', '.join(names)})"

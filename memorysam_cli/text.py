@@ -7,21 +7,76 @@ standard library, and little of it: all modules may import this one.
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
-def shown(value: object, *, most: int | None = None) -> str:
+def shown(value: object, *, most: int | None = None, keep: str = "") -> str:
     """A value for a one-line message: control characters and undecodable bytes are escaped.
 
     Args:
         value: a path, a name, or anything whose text may come from a file.
         most: letters of the value at most, before an ellipsis; None: all.
+        keep: control characters that stay, such as the newlines of a document.
     """
     text = str(value)
     head = text if most is None else text[:most]
-    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in head)
-    return escaped if len(head) == len(text) else f"{escaped}…"
+    if not head.isprintable():
+        head = "".join(c if c.isprintable() or c in keep else _escaped(c) for c in head)
+    return head if most is None or len(text) <= most else f"{head}…"
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape", "backslashreplace").decode()
+
+
+def command(*words: object) -> str:
+    """A command of this program, ready to be typed as it stands: ``memorysam train --resume 'runs/a b'``.
+
+    Args:
+        words: after the program's name. A path with spaces is quoted; one with control characters or undecodable bytes
+            is written as the shells read it in ``$'…'``, so that the line stays one line and still names the file.
+    """
+    return " ".join(["memorysam", *map(typed, words)])
+
+
+def typed(value: object) -> str:
+    """One word for a shell, as :func:`command` writes it."""
+    word = str(value)
+    if word.isprintable():
+        return shlex.quote(word)
+    letters = (c if c.isprintable() and c not in "'\\" else _as_bytes(c) for c in word)
+    return f"$'{''.join(letters)}'"
+
+
+def _as_bytes(letter: str) -> str:
+    """A letter as a shell's escapes; one that stands for a byte that is no UTF-8 becomes that byte again."""
+    errors = "surrogateescape" if "\udc80" <= letter <= "\udcff" else "replace"
+    return "".join(f"\\x{byte:02x}" for byte in letter.encode("utf-8", errors))
+
+
+def docstring(thing: Any) -> str:
+    """The docstring of a class or function; where Python has dropped it (``PYTHONOPTIMIZE=2``), that of its source."""
+    import inspect
+
+    if thing.__doc__ or not sys.flags.optimize > 1:
+        return inspect.getdoc(thing) or ""
+    import ast
+    import textwrap
+
+    try:
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(thing))).body
+    except (OSError, SyntaxError, ValueError):  # there is no source: an installation without it
+        return ""
+    return (ast.get_docstring(definition) or "") if isinstance(definition, ast.FunctionDef | ast.ClassDef) else ""
+
+
+def is_text(name: str) -> bool:
+    """False for names that the file system holds as bytes that are no UTF-8."""
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def few(names: Sequence[str], most: int, *, separator: str = ", ", is_counted: bool = True) -> str:

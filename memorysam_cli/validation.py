@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, get_args
 import yaml
 from pydantic import BaseModel
 
-from memorysam_cli.errors import did_you_mean
+from memorysam_cli.errors import closest, did_you_mean
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
     from pydantic_core import ErrorDetails
+
+
+NEAR = 0.6
+"""How like a key of its own section an unknown one must be to come before the very key of another section."""
 
 
 def first_fault(error: ValidationError, schema: type[BaseModel]) -> tuple[tuple[str, ...], str]:
@@ -60,7 +64,9 @@ def _explain(error: ErrorDetails, keys: tuple[str, ...], sections: dict[str, lis
     if error["type"] == "extra_forbidden":
         section, key = ".".join(keys[:-1]), keys[-1]
         elsewhere = [f"{name}.{key}" for name, known in sections.items() if name and key in known]
-        hint = f"; did you mean '{elsewhere[0]}'?" if elsewhere else did_you_mean(key, sections[section])
+        here = closest(key, sections[section], likeness=NEAR) if elsewhere else []
+        either = "', or '".join([*here, *elsewhere[:1]])
+        hint = f"; did you mean '{either}'?" if elsewhere else did_you_mean(key, sections[section])
         return f"{section or 'top level'}: unknown key '{key}'{hint}"
     if error["type"] == "model_type":
         return f"{path}: must be a section with the keys {', '.join(sections[path])}, not {kind_of(error['input'])}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import os
 import re
 import shlex
@@ -21,6 +22,9 @@ import typer
 from typer.main import get_command
 
 from memorysam_cli import __version__, app, errors
+from memorysam_cli.commands import options
+from memorysam_cli.data import DATASETS
+from memorysam_cli.report import console
 
 HEAVY = ("torch", "cv2", "peft", "numpy", "sam2", "accelerate", "transformers", "matplotlib")
 
@@ -103,11 +107,80 @@ WORKED = [(path, line) for path in ALL if not hasattr(ALL[path], "commands") for
 
 
 @pytest.mark.parametrize(("path", "line"), WORKED)
-def test_every_example_is_a_command_line_of_its_command(path: str, line: str) -> None:
+def test_every_example_is_a_command_line_of_its_command(path: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "is_missing", lambda _: False)
     name = path.removeprefix("memorysam ")
     words = shlex.split(re.split(r" (?:\|\||>|\|) ", line)[0])
     assert words[: len(name.split())] == name.split(), "the example shows another command"
     ALL[path].make_context(name, words[len(name.split()) :])  # an unknown option, or one too few, raises
+
+
+DATA, WEIGHTS, OTHER, CHECK = 3, 5, 2, 10
+"""Exit codes of data, weights, a recipe or a run, and a check."""
+NOWHERE = [
+    # Each has a second fault, which is never told instead.
+    ("prepare folder nosuch --modality rgb=x --labels y", DATA),
+    ("prepare folder . --modality rgb=x --labels y --classes nosuch", OTHER),
+    ("prepare folder . --modality rgb=x --split train=nosuch", OTHER),
+    ("prepare manifest nosuch ..", DATA),
+    ("prepare hha nosuch --depth x --camera 0", DATA),
+    *((f"prepare {name} nosuch", DATA) for name in ("deliver", "mcubes", "fmb")),
+    ("check nosuch --dataset x", DATA),
+    ("plan --recipe x --data nosuch", DATA),
+    ("plan --recipe nosuch.yaml --modalities x", OTHER),
+    ("train --data nosuch --batch x", DATA),
+    ("train --recipe nosuch.yaml --batch x", OTHER),
+    ("train --resume nosuch --recipe x", WEIGHTS),
+    ("train --init nosuch --recipe x", WEIGHTS),
+    ("watch nosuch --verbose --quiet", OTHER),
+    ("evaluate --data nosuch --tta-scales x", DATA),
+    ("evaluate --weights nosuch --tta-scales x", WEIGHTS),
+    ("predict nosuch --resume --overwrite", DATA),
+    ("predict --data nosuch --shard x", DATA),
+    ("predict . --weights nosuch --modalities ,", WEIGHTS),
+    ("report . nosuch", OTHER),
+    ("report nosuch . --verbose --quiet", OTHER),
+    ("recipes show nosuch.yaml", OTHER),
+    ("recipes diff x nosuch.yaml", OTHER),
+    ("recipes copy nosuch.yaml x", OTHER),
+    ("weights info nosuch", WEIGHTS),
+    ("weights verify nosuch", CHECK),
+    ("weights merge nosuch --out .", WEIGHTS),
+    ("weights import nosuch --out x", WEIGHTS),
+    ("weights import . --recipe nosuch.yaml --out x", OTHER),
+    ("weights import . --data nosuch --out x", DATA),
+    ("weights export nosuch --out x", WEIGHTS),
+    ("weights push x nosuch", WEIGHTS),
+    ("export nosuch --format onnx --out x", WEIGHTS),
+    ("card nosuch --out .", WEIGHTS),
+    ("--extend nosuch recipes show x", OTHER),
+]
+
+
+@pytest.mark.parametrize(("line", "code"), NOWHERE)
+def test_a_path_that_is_not_there_is_told_before_anything_else(
+    line: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert app.run(line.split()) == code
+    out, err = capsys.readouterr()
+    last = err.splitlines()[-1]
+    assert re.search(r"nosuch(\.yaml)?: does not exist", last) and last.startswith(f"memorysam: error [{code}]")
+    assert out == "" and not list(tmp_path.iterdir())
+
+
+OWN_WORDS = {"root of prepare synthetic", "out of recipes copy", "classes of prepare folder"}
+"""Paths that are made, or may lie in another folder as well."""
+
+
+def test_every_path_that_is_read_is_looked_at_first() -> None:
+    for path, command in ALL.items():
+        for parameter in getattr(command, "params", ()) if not hasattr(command, "commands") else ():
+            is_path = "Path" in str(parameter.type_descriptor.annotation) or "FILE" in str(parameter.metavar)
+            name = f"{parameter.name} of {path.removeprefix('memorysam ')}"
+            is_published = path.removeprefix("memorysam prepare ") in DATASETS  # their layouts say where to get them
+            if is_path and parameter.name not in ("out", "split") and name not in OWN_WORDS and not is_published:
+                assert parameter.callback is not None, f"{name}: has no must_exist"
 
 
 def test_groups_show_examples_of_their_own_commands() -> None:
@@ -165,6 +238,29 @@ def test_a_wrong_command_line_ends_with_2_and_one_line(
     assert capsys.readouterr() == ("", f"memorysam: error [2]: {message}\n")
 
 
+LEAVES = [path for path in ALL if not hasattr(ALL[path], "commands")]
+
+
+@pytest.mark.parametrize("path", LEAVES)
+@pytest.mark.parametrize("wrong", [("--no-such-option",), ("-v", "-q")], ids=["typer", "ours"])
+def test_every_command_fails_with_one_json_object(
+    path: str, wrong: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.run([*shlex.split(examples(path)[0]), "--json", *wrong]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("memorysam: error [2]: ") and out.count("\n") == 1
+    message = err.removeprefix("memorysam: error [2]: ").rstrip("\n")
+    assert json.loads(out) == {"schema_version": 1, "error": {"code": 2, "message": message}}
+
+
+def test_a_wrong_line_above_the_commands_is_json_too(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["trian", "--json"], ["recipes", "--json"], ["--extend", "nosuch.py", "doctor", "--json"]):
+        assert app.run(arguments) == 2
+        assert json.loads(capsys.readouterr().out)["error"]["code"] == 2
+    assert app.run(["recipes", "show", "nosuch", "--", "--json"]) == 2  # behind -- it is a name
+    assert capsys.readouterr().out == ""
+
+
 def test_a_group_without_a_command_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     for group in ([], ["recipes"]):
         assert app.run(group) == 2
@@ -205,7 +301,7 @@ def test_each_kind_of_fault_has_a_code_of_its_own() -> None:
     ]
     assert set(kinds) == {*USERS_FAULTS, errors.MemorySamError, errors.Stopped}
     assert [kind.exit_code for kind in USERS_FAULTS] == list(range(2, 11))
-    assert set(errors.EXIT_CODES) == {0, 1, *range(2, 11), 130, 141, 143}
+    assert set(errors.EXIT_CODES) == {0, 1, *range(2, 11), 141, *errors.SIGNAL_EXIT_CODES.values()}
 
 
 class OutOfMemoryError(RuntimeError):
@@ -254,11 +350,76 @@ def test_anything_else_is_our_bug_with_its_traceback(
     assert err.splitlines()[-1].startswith("memorysam: error [1]: this is a bug in memorysam")
 
 
+ENDS = [
+    *((kind("a.png: empty"), kind.exit_code, "a.png: empty") for kind in USERS_FAULTS),
+    (errors.Stopped("step 3 is saved", exit_code=143), 143, "step 3 is saved"),
+    (KeyboardInterrupt(), 130, "interrupted"),
+    (app.Terminated(signal.SIGTERM), 143, "terminated (SIGTERM)"),
+    (OSError(errno.ENOSPC, "No space left", "x"), 6, "x: No space left; mend that and run the same command again"),
+    (KeyError("x"), 1, "this is a bug in memorysam; please report it with the traceback above and the command line"),
+    (typer.Exit(4), 4, "finished, but some scenes were left out; the list is written"),
+]
+
+
+@pytest.mark.parametrize(("fault", "code", "message"), ENDS, ids=[type(fault).__name__ for fault, *_ in ENDS])
+@pytest.mark.parametrize("answered", [{}, {"done": 7}], ids=["alone", "beside the answer"])
+def test_under_json_every_end_is_one_object(
+    fault: BaseException,
+    code: int,
+    message: str,
+    answered: dict[str, int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(json: options.Json = False) -> None:
+        options.begin(json=json)
+        if answered:
+            console.answer({"schema_version": 1, **answered})
+        raise fault
+
+    module = types.ModuleType("failing_command")
+    module.__dict__.update(fail=fail)
+    monkeypatch.setitem(sys.modules, "failing_command", module)
+    monkeypatch.setattr(app, "COMMANDS", {"fail": "failing_command:fail", "recipes": app.COMMANDS["recipes"]})
+    assert app.run(["fail", "--json"]) == code
+    expected = {"schema_version": 1, **answered, "error": {"code": code, "message": message}}
+    assert json.loads(capsys.readouterr().out) == expected
+
+
 def raised(*faults: BaseException) -> BaseException:
     """The last of faults of which each came up while the one before was being handled."""
     for before, fault in itertools.pairwise((None, *faults)):
         fault.__context__ = before
     return faults[-1]
+
+
+def _machines_faults() -> list[tuple[BaseException, str]]:
+    """What Python says where a machine is short of something, and what of it the line tells."""
+    loop = RuntimeError("Symlink loop from '/data/a'")
+    library = f"libx.so.1: cannot open shared object file: {os.strerror(errno.EMFILE)}"
+    return [
+        (RuntimeError("can't start new thread"), "no more processes or threads may be started"),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "Resource temporarily unavailable"),
+        (OSError(errno.ELOOP, "Too many levels of symbolic links", "a"), "a: Too many levels"),
+        (loop, "/data/a: the link leads to itself"),
+        (ImportError(library), library),
+    ]
+
+
+@pytest.mark.parametrize(("fault", "words"), _machines_faults(), ids=lambda value: type(value).__name__)
+def test_a_shortage_of_the_machine_is_told_as_such(
+    fault: BaseException, words: str, failing: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(fault)
+    assert app.run(["fail"]) == 6
+    err = capsys.readouterr().err
+    assert err.startswith(f"memorysam: error [6]: {words}") and err.count("\n") == 1
+
+
+def test_other_faults_of_the_same_classes_are_bugs_of_ours() -> None:
+    for fault in (RuntimeError("a thread"), ImportError("No module named 'x'"), OSError(errno.EBADF, "odd")):
+        assert errors.environment_fault(fault) is None
+        errors.raise_shortage(fault)
 
 
 DIVERGED, FULL = errors.DivergedError("step 7: loss nan"), errors.EnvironmentFault("run: the disk is full")
@@ -358,6 +519,8 @@ def test_a_full_disk_behind_stdout_ends_with_6() -> None:
         (signal.SIGINT, 130, "interrupted"),
         (signal.SIGTERM, 143, "terminated (SIGTERM)"),
         (signal.SIGUSR1, 143, "terminated (SIGUSR1)"),
+        (signal.SIGHUP, 129, "terminated (SIGHUP)"),
+        (signal.SIGXCPU, 152, "terminated (SIGXCPU)"),
     ],
 )
 def test_a_signal_ends_with_its_code_one_line_and_no_temporary(
@@ -398,7 +561,10 @@ def test_an_ignored_signal_stays_ignored() -> None:
     assert (done.returncode, done.stdout) == (0, f"mine\nmemorysam {__version__}\n")
 
 
-@pytest.mark.parametrize(("closed", "code"), [(">&-", 0), ("2>&-", 2), (">&- 2>&-", 2), ("<&- >&- 2>&-", 0)])
+@pytest.mark.parametrize(
+    ("closed", "code"),
+    [(">&-", 0), ("2>&-", 2), (">&- 2>&-", 2), ("<&- >&- 2>&-", 0), ("1</dev/null", 0), ("1</dev/null 2</dev/null", 2)],
+)
 def test_a_closed_stream_is_no_crash(closed: str, code: int) -> None:
     name = "demo" if code == 0 else "nonsense"
     line = f"exec {shlex.quote(sys.executable)} -m memorysam_cli recipes show {name} {closed}"
@@ -425,6 +591,7 @@ def test_missing_weights_are_told_before_torch_is_imported(arguments: list[str],
         f"import sys; from memorysam_cli import app; code = app.run({arguments})\n"
         "sys.exit(str({'torch', 'cv2', 'accelerate'} & set(sys.modules) or code))"
     )
+    (tmp_path / "scenes").mkdir()
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1] == "5"
 
@@ -457,9 +624,9 @@ def test_waiting_threads_give_way_to_other_programs_unless_the_user_says_how_the
 @pytest.mark.parametrize(
     "line",
     [
-        "prepare folder . -m rgb=a --labels b --classes {}", "watch {} --once", "weights info {}", "report {}", "report -o {}",
-        "card {}", "predict . -o out -w {}", "evaluate -w {}", "train --init {}", "check {}", "prepare deliver {}",
-        "weights merge a -o {}", "recipes copy demo {}", "--extend {} doctor", "train -r {}", "train --resume {}",
+        "prepare folder . -m rgb=a --labels b --classes {}", "watch {} --once", "weights info {}", "report {}",
+        "report -o {}", "card {}", "predict . -o out -w {}", "evaluate -w {}", "train --init {}", "check {}",
+        "prepare deliver {}", "weights merge a -o {}", "recipes copy demo {}", "--extend {} doctor", "train -r {}", "train --resume {}",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["fifo", "device", "socket"])
@@ -480,3 +647,50 @@ def test_a_path_that_is_no_file_is_refused_and_never_opened(
         err = capsys.readouterr().err
         assert err.startswith("memorysam: error") and err.count("\n") == 1
         assert [(path, path.lstat().st_mode) for path in tmp_path.iterdir()] == before
+
+
+def test_helps_and_recipe_keys_are_the_same_where_python_drops_docstrings() -> None:
+    """``PYTHONOPTIMIZE=2``, as some images set it."""
+    script = (
+        "import typer.main, json; from memorysam_cli import app\n"
+        "from memorysam_cli.recipe import comparing\n"
+        "def show(name, command):\n"
+        "    print(command.get_help(command.make_context(name, [], resilient_parsing=True)))\n"
+        "    for child, below in getattr(command, 'commands', {}).items(): show(f'{name} {child}', below)\n"
+        "show('memorysam', typer.main.get_command(app.build()))\n"
+        "print(json.dumps(comparing.json_schema(), sort_keys=True))"
+    )
+    said = [
+        subprocess.run(
+            [sys.executable, *flags, "-c", script], capture_output=True, text=True, check=True,
+            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+        ).stdout
+        for flags in ((), ("-OO",))
+    ]  # fmt: skip
+    assert "Train a model by a recipe." in said[0] and said[0] == said[1]
+
+
+@pytest.mark.parametrize(("words", "code"), [(["recipes", "list"], 6), (["train"], 6), (["--version"], 0)])
+def test_a_working_folder_that_is_gone_is_told_in_one_line(words: list[str], code: int, tmp_path: Path) -> None:
+    line = f'mkdir gone && cd gone && rmdir ../gone && exec {shlex.quote(sys.executable)} -m memorysam_cli "$@"'
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        ["sh", "-c", line, "sh", *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code
+    if code:
+        assert done.stderr == (
+            "memorysam: error [6]: the folder that this was started in was removed; cd to one that is there\n"
+        )
+
+
+def test_a_working_folder_that_goes_away_later_explains_what_fails_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = FileNotFoundError(errno.ENOENT, "No such file or directory")
+    assert errors.environment_fault(fault) is None  # the folder is there: a bug of ours
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert "was removed" in str(errors.environment_fault(fault))

@@ -19,6 +19,16 @@ def test_what_comes_from_a_file_stays_on_one_line() -> None:
     assert shown("a" * 9, most=4) == "aaaa…" and shown("aaaa", most=4) == "aaaa"
 
 
+@pytest.mark.parametrize(
+    "word", ["a b", "plain/x.png", "it's", "$(x) `y`", "-q", "a\nb\x1b[2J'\\ é", "é\udcff\xa0.png"]
+)
+def test_a_command_is_one_printable_line_that_a_shell_reads_back(word: str) -> None:
+    line = text.command("train", "--resume", word)
+    assert line.isprintable() and line.startswith("memorysam train --resume ")
+    shell = ["bash", "-c", f'memorysam() {{ printf "%s\\0" "$@"; }}; {line}']
+    assert subprocess.run(shell, capture_output=True, check=True).stdout == os.fsencode(f"train\0--resume\0{word}\0")
+
+
 def test_the_first_of_many_are_named_and_the_others_counted() -> None:
     assert few([], 2) == "" and few(["a", "b"], 2) == "a, b"
     assert few(["a", "b", "c"], 2) == "a, b and 1 more"

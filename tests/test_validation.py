@@ -66,3 +66,22 @@ def test_an_unknown_key_is_told_before_what_it_leaves_missing() -> None:
     assert keys == ("modle",)
     assert text.startswith("top level: unknown key 'modle'; did you mean 'model'? (known: name, about, data,")
     assert text.endswith(" more)")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "text"),
+    [
+        ("data", "selection", "data: unknown key 'selection'; did you mean 'selection_split', or 'ohem.selection'?"),
+        ("optim", "weight", "optim: unknown key 'weight'; did you mean 'weight_decay', or 'spmm.weight'?"),
+        ("train", "momentum", "train: unknown key 'momentum'; did you mean 'spmm.momentum'?"),
+        ("train", "Bacth", "train: unknown key 'Bacth'; did you mean 'batch'?"),
+    ],
+)
+def test_what_is_near_in_the_same_section_comes_before_the_very_word_of_another(
+    section: str, key: str, text: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Recipe.model_validate({section: {key: 1}})
+    faults = [error for error in caught.value.errors() if error["type"] == "extra_forbidden"]
+    assert len(faults) == 1
+    assert first_fault(caught.value, Recipe)[1].startswith(text)

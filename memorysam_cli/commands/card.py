@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from memorysam_cli.commands.options import Json, OptionalOut, Quiet, Verbose, begin, refuse_taken
+from memorysam_cli.commands.options import Json, OptionalOut, Quiet, Verbose, WeightsFile, begin, refuse_taken
 
 SCHEMA_VERSION = 1
 
@@ -21,7 +20,7 @@ EXAMPLES = [
 
 
 def card(
-    file: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A .safetensors file written by memorysam.")],
+    file: WeightsFile,
     out: OptionalOut = None,
     license: License = "apache-2.0",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it exists.")] = False,
@@ -53,4 +52,7 @@ def card(
                 "sha256": facts.digest, "evaluations": len(facts.evaluations), "card": text,
             }
         )  # fmt: skip
-    console.say(text.rstrip("\n") if out is None else f"{out} ({len(text.splitlines())} lines)")
+    if out is None:
+        console.show_document(text.rstrip("\n"))
+    else:
+        console.say(f"{out} ({len(text.splitlines())} lines)")

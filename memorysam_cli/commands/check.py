@@ -20,7 +20,14 @@ EXAMPLES = [
 
 
 def check(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="A data root, or a published data set's folder.")],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA",
+            help="A data root, or a published data set's folder.",
+            callback=options.must_exist(DataError),
+        ),
+    ],
     dataset: Annotated[
         str | None,
         typer.Option(

@@ -55,6 +55,7 @@ def evaluate(
     gallery: Annotated[
         int, typer.Option(min=0, max=100, metavar="N", help="Pictures of the N worst and N best scenes; 0: none.")
     ] = 4,
+    strict: options.Strict = False,
     out: options.OptionalOut = None,
     device: options.Device = "auto",
     precision: options.Precision = "fp32",
@@ -86,8 +87,10 @@ def evaluate(
     view = View(missing=missing, scales=scales, tile=tile, overlap=tile_overlap)
     job = run.plan(
         path, data=data, split=split, modalities=names, view=view, out=out, device=device, batch=batch, workers=workers,
-        precision=precision, is_compiled=compiled,
+        precision=precision, is_compiled=compiled, strict=strict,
     )  # fmt: skip
+    if weights is None:
+        run_folder.tell_default(path)
     if robustness is not None:
         report = run.measure_robustness(
             job, kind=robustness, seed=seed or 0, repeats=repeats or 1, noise_extremes=noise_extremes or "batch",

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from memorysam_cli.commands.options import Json, Modalities, OptionalOut, Quiet, Verbose, begin, names, refuse_taken
+from memorysam_cli.commands.options import (
+    Json,
+    Modalities,
+    OptionalOut,
+    Quiet,
+    Verbose,
+    WeightsFile,
+    begin,
+    names,
+    refuse_taken,
+)
 from memorysam_cli.errors import UsageError
 from memorysam_cli.text import megabytes
 
@@ -21,7 +30,7 @@ EXAMPLES = [
 
 
 def export(
-    file: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A .safetensors file written by memorysam.")],
+    file: WeightsFile,
     form: Annotated[
         Literal["torch-export", "onnx"],
         typer.Option("--format", help="For torch.export.load, or for onnxruntime (needs memorysam[onnx])."),

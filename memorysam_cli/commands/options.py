@@ -9,14 +9,56 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from memorysam_cli.errors import UsageError
+from memorysam_cli.errors import DataError, MemorySamError, UsageError, WeightsError, refuse_gone_folder
 from memorysam_cli.text import shown
+
+
+def must_exist(fault: type[MemorySamError], where: str = "", *, but: str = "") -> Callable[[Any], Any]:
+    """What looks at a parameter's paths before anything else is done: ``nosuch: does not exist`` is the first to say.
+
+    Args:
+        fault: decides the exit code.
+        where: the option, before the path.
+        but: a word that is no path.
+
+    Returns:
+        To be the ``callback`` of a parameter that is read; one that is written has none.
+    """
+
+    def look(value: Any) -> Any:
+        for path in value if isinstance(value, list | tuple) else [value]:
+            if path is not None and str(path) != but and is_missing(path):
+                refuse_gone_folder()
+                raise fault(f"{where}{shown(path)}: does not exist; check the path")
+        return value
+
+    return look
+
+
+def is_missing(path: str | Path) -> bool:
+    """Whether nothing is at a path, ``~`` expanded or not; what cannot be looked at is left to those who read it."""
+    try:
+        os.stat(os.path.expanduser(path))  # noqa: PTH111, PTH116  (Path.exists says no for what may well be there)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
+
+
+def recipe_must_exist(text: str | None) -> str | None:
+    """The callback of parameters that take a shipped recipe's name or a file."""
+    if text is not None and text.endswith((".yaml", ".yml")) and is_missing(text):
+        raise UsageError(
+            f"recipe {shown(text)}: does not exist; check the path, or give a name of: memorysam recipes list"
+        )
+    return text
 
 
 def recipe_names(incomplete: str) -> list[str]:
@@ -48,7 +90,7 @@ def data_sets(incomplete: str) -> list[str]:
 
 def runs(incomplete: str) -> list[str]:
     """The runs below ``runs/``, and folders."""
-    found = (path.parent for path in Path("runs").glob("*/recipe.yaml"))
+    found = (path.parent for path in Path("runs").glob("[!.]*/recipe.yaml"))
     return list(dict.fromkeys([*_beginning(sorted(map(str, found)), incomplete), *_files(incomplete, ())]))
 
 
@@ -79,14 +121,32 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings an
 
 Data = Annotated[
     Path | None,
-    typer.Option("--data", "-d", metavar="ROOT", help="Folder of the data sets (else $MEMORYSAM_DATA, else ./data)."),
+    typer.Option(
+        "--data",
+        "-d",
+        metavar="ROOT",
+        help="Folder of the data sets (else $MEMORYSAM_DATA, else ./data).",
+        callback=must_exist(DataError, "--data "),
+    ),
 ]
 _OUT = typer.Option("--out", "-o", metavar="PATH", help="Where the results go.")
 Out = Annotated[Path, _OUT]
 OptionalOut = Annotated[Path | None, _OUT]
 Weights = Annotated[
     Path | None,
-    typer.Option("--weights", "-w", metavar="FILE", help="A .safetensors file (else the best of runs/latest)."),
+    typer.Option(
+        "--weights",
+        "-w",
+        metavar="FILE",
+        help="A .safetensors file (else the best of runs/latest).",
+        callback=must_exist(WeightsError, "--weights "),
+    ),
+]
+WeightsFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="WEIGHTS", help="A .safetensors file written by memorysam.", callback=must_exist(WeightsError)
+    ),
 ]
 Recipe = Annotated[
     str,
@@ -96,6 +156,7 @@ Recipe = Annotated[
         metavar="NAME|FILE",
         help="A shipped recipe's name, or a .yaml file.",
         autocompletion=recipe_names,
+        callback=recipe_must_exist,
     ),
 ]
 Set = Annotated[
@@ -151,6 +212,10 @@ Compile = Annotated[
 OnError = Annotated[
     Literal["stop", "skip"], typer.Option(help="At a scene that cannot be read: stop, or list it and go on.")
 ]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="Refuse sensors of another type or range than in training: exit 3, no warning."),
+]
 Shard = Annotated[
     str | None,
     typer.Option(metavar="I/N", help="Only part I of N, counted from 0; the last one that is done merges all."),
@@ -166,7 +231,9 @@ def begin(*, json: bool = False, verbose: bool = False, quiet: bool = False) -> 
 
     Raises:
         UsageError: both ``-v`` and ``-q``.
+        EnvironmentFault: the folder that the program was started in is gone.
     """
+    refuse_gone_folder()
     from memorysam_cli.engine import launcher
     from memorysam_cli.report import console
 
@@ -237,15 +304,19 @@ def refuse_special(values: Iterable[object]) -> None:
 
 
 def refuse_taken(out: Path, *, source: Path, overwrite: bool) -> None:
-    """Refuse an ``--out`` that would replace a file unasked, or the very file that is read.
+    """Refuse an ``--out`` that would replace a file unasked, or the very file that is read, or that cannot be written.
 
     Raises:
-        UsageError: either.
+        UsageError: either of the first two.
+        EnvironmentFault: its folder is read-only or no folder, or the disk has no room for as much as was read.
     """
+    from memorysam_cli.storage import atomic
+
     if out.exists() and not overwrite:
         raise UsageError(f"--out {out}: exists already; give another name or --overwrite")
     if out.exists() and source.exists() and out.samefile(source):
         raise UsageError(f"--out {out}: is the file that is read; give another name")
+    atomic.refuse_unwritable(out.parent, needed_bytes=source.stat().st_size if source.is_file() else 1)
 
 
 def refuse_several(command: str) -> None:

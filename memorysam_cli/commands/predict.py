@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from memorysam_cli.commands import options
-from memorysam_cli.errors import PartialError, UsageError
+from memorysam_cli.errors import DataError, PartialError, UsageError
 
 SCENES = (
     "A prepared data set, a folder per modality, a folder per scene, or one scene; else what is prepared below --data."
@@ -21,7 +21,10 @@ EXAMPLES = [
 
 
 def predict(
-    scenes: Annotated[Path | None, typer.Argument(metavar="[SCENES]", help=SCENES, show_default=False)] = None,
+    scenes: Annotated[
+        Path | None,
+        typer.Argument(metavar="[SCENES]", help=SCENES, show_default=False, callback=options.must_exist(DataError)),
+    ] = None,
     out: options.Out = Path("masks"),
     weights: options.Weights = None,
     data: options.Data = None,
@@ -42,6 +45,7 @@ def predict(
     confidence: Annotated[bool, typer.Option("--confidence", help="Also write each pixel's probability.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first so many scenes.")] = None,
     on_error: options.OnError = "stop",
+    strict: options.Strict = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on or begin; never replace another prediction, even a finished one.")
     ] = False,
@@ -86,8 +90,10 @@ def predict(
     job = plan(
         path, scenes=scenes, data=data, split=split, modalities=chosen, renames=renames, limit=limit,
         view=View(missing, scales, tile, tile_overlap), extras=extras, batch=batch, precision=precision,
-        is_compiled=compiled,
+        is_compiled=compiled, strict=strict,
     )  # fmt: skip
+    if weights is None:
+        run_folder.tell_default(path)
     report = run(job, out, run_options)
     if report is None:  # only the first of several processes has the result
         return

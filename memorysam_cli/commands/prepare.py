@@ -14,11 +14,11 @@ from typing import Annotated, Literal
 import typer
 
 from memorysam_cli.commands import prepare_options as words
-from memorysam_cli.commands.options import Json, Quiet, Verbose, begin
-from memorysam_cli.commands.prepare_options import DropIncomplete, HeadersOnly, MaxPixels, Root
+from memorysam_cli.commands.options import Json, Quiet, Verbose, begin, must_exist
+from memorysam_cli.commands.prepare_options import DropIncomplete, ExistingRoot, HeadersOnly, MaxPixels, Root
 from memorysam_cli.commands.prepare_report import check_and_write, measuring
 from memorysam_cli.data import DATASETS
-from memorysam_cli.errors import UsageError
+from memorysam_cli.errors import DataError, UsageError
 
 Where = Annotated[
     Path,
@@ -135,7 +135,8 @@ def command_of(name: str) -> Callable[..., None]:
         try:
             found = preparation.survey(name, root, inside=inside)
         except DataNotFound as fault:
-            console.note(f"expected below {inside or root}:\n{fault.expected_tree}")
+            for line in (f"expected below {inside or root}:", *fault.expected_tree.splitlines()):
+                console.note(line)
             raise
         check_and_write(
             found,
@@ -164,7 +165,7 @@ def _unpacked(path: Path, *, max_expand: float | None, allow_case: bool) -> Path
 
 
 def folder(
-    root: Root,
+    root: ExistingRoot,
     modality: Annotated[
         list[str],
         typer.Option(
@@ -206,6 +207,14 @@ def folder(
             "--scale", metavar="NAME=X", help="Stored values times X, as depth=0.001 for mm to m (repeatable)."
         ),
     ] = None,
+    nodata: Annotated[
+        Named,
+        typer.Option(
+            "--nodata",
+            metavar="NAME=VALUE",
+            help="Stored values that are no measurement, as depth=65535 (repeatable); NaN and TIFF tags always are.",
+        ),
+    ] = None,
     ignore: Annotated[
         list[int] | None, typer.Option(metavar="VALUE", help="Label value that counts nowhere, else 255 (repeatable).")
     ] = None,
@@ -214,7 +223,13 @@ def folder(
     ] = 0,
     seed: Annotated[int, typer.Option(min=0, metavar="S", help="Another seed, another division into splits.")] = 0,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Normalise each sensor by its own mean and deviation over train.")
+        bool,
+        typer.Option(
+            "--measure", help="Normalize photos (rgb, gray) by their own mean and deviation, too, over train."
+        ),
+    ] = False,
+    stored: Annotated[
+        bool, typer.Option("--stored", help="Measure no sensor: keep the stored ranges, 8 and 16 bits as 0..1.")
     ] = False,
     drop_incomplete: DropIncomplete = False,
     headers_only: HeadersOnly = False,
@@ -232,39 +247,47 @@ def folder(
     from memorysam_cli.data.own.classes import read_classes
     from memorysam_cli.data.own.folder import FolderRequest, survey
     from memorysam_cli.data.own.patterns import Pattern
+    from memorysam_cli.data.own.sensors import names_to_measure
 
+    class_file = None if classes is None else words.existing("--classes ", classes, root)
+    divided = words.split(split or [], root)
     patterns = words.patterns(modality)
+    if measure and stored:
+        raise UsageError("--measure and --stored exclude each other; give one, or neither to measure what is no photo")
     if (labels is None) != (classes is None):
         raise UsageError("--labels and --classes: give both, or neither for scenes that are only predicted")
     request = FolderRequest(
         name=words.dataset_name(name, root),
         modalities=patterns,
         labels=None if labels is None else Pattern(labels),
-        classes=None if classes is None else read_classes(words.existing(classes, root), is_safe=palette == "safe"),
-        split=words.split(split or [], root),
+        classes=None if class_file is None else read_classes(class_file, is_safe=palette == "safe"),
+        split=divided,
         kinds=words.kinds(words.pairs("--kind", kind, known=patterns)),
         channels=words.channels(words.pairs("--channels", channels, known=patterns)),
         scale=words.scales(words.pairs("--scale", scale, known=patterns)),
         ignore=tuple(ignore or (255,)),
         label_shift=label_shift,
         seed=seed,
-        will_measure=measure,
+        nodata=words.nodata(nodata, known=patterns),
+        measured="all" if measure else "none" if stored else "others",
     )
     found = survey(root, request)
+    measured = names_to_measure(found.manifest.info.modalities, request.measured)
     check_and_write(
         found.manifest,
         json=json,
         drop_incomplete=drop_incomplete,
         headers_only=headers_only,
         max_pixels=max_pixels,
-        measure=measuring(max_pixels=max_pixels, normalise=True) if measure else None,
+        measure=measuring(max_pixels=max_pixels, normalise=True, names=measured) if measured else None,
         notes=found.notes,
         laws=found.laws,
+        shows_choices=True,
     )
 
 
 def manifest(
-    root: Root,
+    root: ExistingRoot,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Of the data set: a folder in ROOT/memorysam/.")],
     measure: Annotated[
         bool, typer.Option("--measure", help="Store each sensor's mean, deviation and range over train.")
@@ -296,7 +319,9 @@ def manifest(
 
 
 def hha(
-    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder of the data set.")],
+    root: Annotated[
+        Path, typer.Argument(metavar="ROOT", help="Folder of the data set.", callback=must_exist(DataError))
+    ],
     depth: Annotated[str, typer.Option("--depth", metavar="PATTERN", help="The depth images below ROOT.")],
     camera: Annotated[str, typer.Option("--camera", metavar="FX,FY,CX,CY", help="In pixels of the depth images.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="Where to, below ROOT.")] = Path("hha"),
@@ -353,6 +378,8 @@ def hha(
         encoding=Encoding(nearest, tallest, camera_height, gravity=None if gravity is None else (x, y, z)),
     )
     work = plan_conversion(root, Pattern(depth), root / out, settings=settings)
+    for line in work.notes:
+        console.note(line)
     with console.progress(len(work.jobs), "hha") as bar:
         convert(work, advance=bar.advance)
     console.say(f"HHA images  {len(work.jobs)} made, {work.done} kept")

@@ -9,10 +9,20 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from memorysam_cli.errors import UsageError, did_you_mean
+from memorysam_cli.commands.options import is_missing, must_exist
+from memorysam_cli.errors import DataError, UsageError, did_you_mean
+from memorysam_cli.text import shown
 
 Root = Annotated[
     Path, typer.Argument(metavar="ROOT", help="Folder of the data sets; the manifest goes to ROOT/memorysam/.")
+]
+ExistingRoot = Annotated[
+    Path,
+    typer.Argument(
+        metavar="ROOT",
+        help="Folder of the data; the manifest goes to ROOT/memorysam/.",
+        callback=must_exist(DataError),
+    ),
 ]
 DropIncomplete = Annotated[
     bool, typer.Option("--drop-incomplete", help="Leave out scenes with problems, list them, and end with exit code 4.")
@@ -96,9 +106,21 @@ def dataset_name(name: str | None, root: Path) -> str:
     raise UsageError(f"{refusal}; give --name NAME")
 
 
-def existing(path: Path, root: Path) -> Path:
-    """A file as typed, or else below the root."""
-    return path if path.exists() or not (root / path).exists() else root / path
+def existing(option: str, path: Path, root: Path) -> Path:
+    """A file as typed, or else below the root.
+
+    Args:
+        option: what stands before it on the command line.
+        path: as typed.
+        root: the data root.
+
+    Raises:
+        UsageError: neither is there.
+    """
+    found = root / path if is_missing(path) else path
+    if is_missing(found):
+        raise UsageError(f"{option}{shown(path)}: does not exist, neither here nor in {shown(root)}; check the path")
+    return found
 
 
 def split(texts: Sequence[str], root: Path) -> Shares | dict[str, Path] | None:
@@ -110,7 +132,8 @@ def split(texts: Sequence[str], root: Path) -> Shares | dict[str, Path] | None:
     from memorysam_cli.data.own.patterns import read_shares
 
     if any("=" in text for text in texts):
-        return {name: existing(Path(file), root) for name, file in pairs("--split", texts, known=None).items()}
+        files = pairs("--split", texts, known=None)
+        return {name: existing(f"--split {name}=", Path(file), root) for name, file in files.items()}
     if len(texts) > 1:
         raise UsageError(f"--split {texts[1]}: shares are given once, such as --split 0.8/0.1/0.1")
     return read_shares(texts[0]) if texts else None
@@ -122,7 +145,7 @@ def kinds(words: Mapping[str, str]) -> dict[str, Kind]:
     Raises:
         UsageError: no such kind.
     """
-    from memorysam_cli.data.own.folder import KINDS
+    from memorysam_cli.data.own.sensors import KINDS
 
     for name, word in words.items():
         if word not in KINDS:
@@ -152,6 +175,25 @@ def scales(words: Mapping[str, str]) -> dict[str, float]:
         UsageError: no number, 0, or not finite.
     """
     return {name: number(f"--scale {name}={word}", word) for name, word in words.items()}
+
+
+def nodata(texts: Iterable[str] | None, *, known: Iterable[str]) -> dict[str, tuple[float, ...]]:
+    """Modality → its values that are no measurement; NaN and infinity always are, and need not be stored.
+
+    Raises:
+        UsageError: another form, an unknown name, or no number.
+    """
+    names = list(known)
+    found: dict[str, tuple[float, ...]] = {}
+    for text in texts or ():
+        ((name, word),) = pairs("--nodata", [text], known=names).items()
+        try:
+            value = float(word)
+        except ValueError:
+            raise UsageError(f"--nodata {text}: '{word}' must be a number such as 65535, nan or inf") from None
+        if math.isfinite(value) and value not in found.get(name, ()):
+            found[name] = (*found.get(name, ()), value)
+    return found
 
 
 def number(option: str, word: str) -> float:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from memorysam_cli.text import typed
 
 if TYPE_CHECKING:
     from memorysam_cli.conservation import Report as Laws
@@ -25,6 +26,7 @@ def check_and_write(
     notes: Sequence[str] = (),
     laws: Laws | None = None,
     accepts_edits: bool = False,
+    shows_choices: bool = False,
 ) -> None:
     """Check, write, and say what was found; problems end with exit code 3, or 4 if their scenes are left out.
 
@@ -36,6 +38,7 @@ def check_and_write(
         notes: what was assumed in listing it; said here.
         laws: conservation laws that its listing kept.
         accepts_edits: it was read from the files that are now replaced.
+        shows_choices: print how each sensor's values are understood.
     """
     from memorysam_cli.data import preparation
     from memorysam_cli.report import console
@@ -55,6 +58,11 @@ def check_and_write(
             advance=bar.advance,
         )
     show(prepared.report)
+    if shows_choices and prepared.info is not None:
+        from memorysam_cli.data.own.sensors import choices
+
+        for line in choices(prepared.info):
+            console.say(f"sensor      {line}")
     if prepared.manifest is not None:
         console.say(f"manifest    {prepared.manifest}")
         _show_root(prepared.manifest.parent.parent)
@@ -65,11 +73,14 @@ def check_and_write(
         raise fault
 
 
-def measuring(*, max_pixels: int | None, normalise: bool) -> Callable[[Manifest], DatasetInfo]:
+def measuring(
+    *, max_pixels: int | None, normalise: bool, names: Sequence[str] | None = None
+) -> Callable[[Manifest], DatasetInfo]:
     """What ``--measure`` does with a data set: its training split's statistics go into what it is.
 
     Args:
         max_pixels: as the option.
+        names: of the sensors that are measured; None: all.
         normalise: whether its sensors are normalised by them, too; published data sets keep the papers' way.
     """
 
@@ -78,7 +89,7 @@ def measuring(*, max_pixels: int | None, normalise: bool) -> Callable[[Manifest]
         from memorysam_cli.report import console
 
         with console.progress(len(statistics.measured_scenes(found)), "measure") as bar:
-            values = statistics.measure(found, max_pixels=max_pixels, advance=bar.advance)
+            values = statistics.measure(found, names=names, max_pixels=max_pixels, advance=bar.advance)
         return statistics.with_statistics(found.info, values, normalise=normalise)
 
     return measure
@@ -111,7 +122,7 @@ def _show_root(root: Path) -> None:
     from memorysam_cli.report import console
 
     if root.absolute() != data_root(None).absolute():
-        console.note(f"train and evaluate find it with --data {shlex.quote(str(root))}, or MEMORYSAM_DATA set to that")
+        console.note(f"train and evaluate find it with --data {typed(root)}, or MEMORYSAM_DATA set to that")
 
 
 def _show_scenes(report: CheckReport) -> None:
@@ -134,7 +145,7 @@ def _show_files(report: CheckReport) -> None:
     from memorysam_cli.report import console
 
     console.table(
-        ["modality", "stored as", "channels", "scenes", "low", "high"],
+        ["modality", "stored as", "channels", "scenes", "low", "high", "invalid %"],
         [[name, *_form(form)] for name, forms in report.stored.items() for form in forms],
         title=f"{report.dataset}: files",
     )
@@ -143,7 +154,8 @@ def _show_files(report: CheckReport) -> None:
 def _form(form: StoredForm) -> list[str]:
     """The cells of one form of files."""
     ends = ["-" if end is None else f"{end:.6g}" for end in (form.low, form.high)]
-    return [form.dtype, str(form.channels), str(form.scenes), *ends]
+    invalid = f"{100 * form.invalid / form.pixels:.2f}" if form.invalid else "-"
+    return [form.dtype, str(form.channels), str(form.scenes), *ends, invalid]
 
 
 def _show_classes(report: CheckReport) -> None:

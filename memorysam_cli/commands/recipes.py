@@ -10,6 +10,7 @@ import typer
 from memorysam_cli.commands import options
 from memorysam_cli.commands.options import Json, Quiet, Set, Verbose, begin
 from memorysam_cli.errors import UsageError
+from memorysam_cli.text import command
 
 if TYPE_CHECKING:
     from memorysam_cli import recipe as recipes
@@ -51,7 +52,10 @@ EXAMPLES = {
 NameOrFile = Annotated[
     str,
     typer.Argument(
-        metavar="NAME|FILE", help="A shipped recipe's name, or a .yaml file.", autocompletion=options.recipe_names
+        metavar="NAME|FILE",
+        help="A shipped recipe's name, or a .yaml file.",
+        autocompletion=options.recipe_names,
+        callback=options.recipe_must_exist,
     ),
 ]
 
@@ -130,7 +134,7 @@ def show_recipe(
             value = found.recipe.model_dump(mode="json")
             console.answer({"schema_version": SCHEMA_VERSION, "recipe": value, "extends": found.parent})
         else:
-            console.say(found.recipe.to_yaml().rstrip("\n"))
+            console.show_document(found.recipe.to_yaml().rstrip("\n"))
         return
     parent = found.parent or name
     before = recipes.load(parent)
@@ -142,7 +146,7 @@ def show_recipe(
         return
     if not differing:
         console.note(f"nothing differs from {parent}")
-    console.say(comparing.changes_yaml(parent, before, found.recipe).rstrip("\n"))
+    console.show_document(comparing.changes_yaml(parent, before, found.recipe).rstrip("\n"))
 
 
 @app.command("copy")
@@ -194,7 +198,7 @@ def copy_recipe(
         return
     console.say(str(out))
     console.note(
-        f"extends {copy.extends}, {copy.changes} value(s) changed; edit it, then: memorysam recipes check {out}"
+        f"extends {copy.extends}, {copy.changes} value(s) changed; edit it, then: {command('recipes', 'check', out)}"
     )
 
 
@@ -262,4 +266,4 @@ def print_schema(json: Json = False, verbose: Verbose = False, quiet: Quiet = Fa
     if json:
         console.answer({"schema_version": SCHEMA_VERSION, "schema": comparing.json_schema()})
     else:
-        console.say(documents.to_json(comparing.json_schema(), indent=2))
+        console.show_document(documents.to_json(comparing.json_schema(), indent=2))

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from memorysam_cli.commands import options
+from memorysam_cli.errors import UsageError
 
 SCHEMA_VERSION = 1
 EXAMPLES = [
@@ -25,6 +26,7 @@ def report(
             metavar="[FOLDER [FOLDER]]",
             help="Of a run, an evaluation or a prediction; two: compared.",
             autocompletion=options.runs,
+            callback=options.must_exist(UsageError),
         ),
     ] = None,
     out: options.OptionalOut = None,

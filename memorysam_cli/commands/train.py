@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from memorysam_cli.commands import options
-from memorysam_cli.errors import UsageError
+from memorysam_cli.errors import UsageError, WeightsError
 
 AUTO = "auto"
 
@@ -34,7 +34,12 @@ Deterministic = Annotated[
 ]
 Init = Annotated[
     str | None,
-    typer.Option("--init", metavar="FILE", help="Begin from trained weights of the same classes and shapes."),
+    typer.Option(
+        "--init",
+        metavar="FILE",
+        help="Begin from trained weights of the same classes and shapes.",
+        callback=options.must_exist(WeightsError, "--init "),
+    ),
 ]
 MaxBad = Annotated[
     str | None,
@@ -128,6 +133,7 @@ def train(
             metavar="NAME|FILE",
             help="A shipped recipe's name, or a .yaml file; else default.",
             autocompletion=options.recipe_names,
+            callback=options.recipe_must_exist,
         ),
     ] = None,
     data: options.Data = None,
@@ -141,12 +147,14 @@ def train(
     seed: Seed = None,
     deterministic: Deterministic = None,
     init: Init = None,
+    strict: options.Strict = False,
     max_bad: MaxBad = None,
     resume: Annotated[
         str | None,
         typer.Option(
             "--resume",
             metavar="auto|PATH",
+            callback=options.must_exist(WeightsError, "--resume ", but="auto"),
             help="Continue a run: PATH is its folder or a checkpoint; auto takes --out's "
             "(or the recipe's newest) run, or starts one.",
         ),
@@ -193,6 +201,7 @@ def train(
             choose_batch=plan.settle if batch == AUTO else None,
             trackers=trackers,
             advise=rates.bf16_advice,
+            strict=strict,
         )
     )
     if finished_run is not None:  # only the first of several processes answers

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memorysam_cli.commands import options
+from memorysam_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from memorysam_cli.engine.run_folder import Look
@@ -31,7 +32,12 @@ EXAMPLES = [
 def watch(
     run: Annotated[
         Path | None,
-        typer.Argument(metavar="[RUN]", help="The run's folder (else runs/latest).", autocompletion=options.runs),
+        typer.Argument(
+            metavar="[RUN]",
+            help="The run's folder (else the one at work, or runs/latest).",
+            autocompletion=options.runs,
+            callback=options.must_exist(UsageError),
+        ),
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
     every: Annotated[float, typer.Option("--every", min=0.1, metavar="SECONDS", help="Between two looks.")] = 1.0,
@@ -50,7 +56,7 @@ def watch(
     from memorysam_cli.engine.run_folder import Watch
     from memorysam_cli.report import console
 
-    watched = Watch(run or run_folder.RUNS / run_folder.LATEST)
+    watched = Watch(run or run_folder.watched_by_default())
     look = watched.look()
     if json:
         console.answer({"schema_version": SCHEMA_VERSION, **look.to_json()})

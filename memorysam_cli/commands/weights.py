@@ -9,13 +9,14 @@ import typer
 
 from memorysam_cli.commands import options
 from memorysam_cli.commands.card import License
-from memorysam_cli.commands.options import Json, Quiet, Verbose, begin, refuse_taken
-from memorysam_cli.errors import UsageError, did_you_mean
+from memorysam_cli.commands.options import Json, Quiet, Verbose, begin, must_exist, refuse_taken
+from memorysam_cli.errors import CheckFailedError, DataError, UsageError, WeightsError, did_you_mean
 from memorysam_cli.text import megabytes
 
 SCHEMA_VERSION = 1
 
-File = Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors file written by memorysam.")]
+FILE = "A .safetensors file written by memorysam."
+File = Annotated[Path, typer.Argument(metavar="FILE", help=FILE, callback=must_exist(WeightsError))]
 SUFFIXES = (".safetensors", ".pth", ".pt")
 """Of the containers that are written."""
 app = typer.Typer(help="Show, verify, merge, import, export, fetch and push weights.", no_args_is_help=True)
@@ -60,6 +61,7 @@ def info(file: File, json: Json = False, verbose: Verbose = False, quiet: Quiet 
 
     Classes, modalities, base, recipe and result.
     """
+    from memorysam_cli.data.own.sensors import choices
     from memorysam_cli.model.weights import read_card
     from memorysam_cli.report import console
 
@@ -87,9 +89,16 @@ def info(file: File, json: Json = False, verbose: Verbose = False, quiet: Quiet 
     }
     for name, value in rows.items():
         console.say(f"{name:<10}  {value}")
+    for sensor in choices(card.dataset, names=[modality.name for modality in card.modalities]):
+        console.say(f"sensor      {sensor}")
 
 
-def verify(file: File, json: Json = False, verbose: Verbose = False, quiet: Quiet = False) -> None:
+def verify(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=FILE, callback=must_exist(CheckFailedError))],
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
     """Check that weights are whole, finite and fit their base.
 
     Computes one scene with them, too. Exit code 10 if anything is wrong.
@@ -134,12 +143,23 @@ def merge(
 
 def import_weights(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A .pth of the upstream MemorySAM code, or its .safetensors.")
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="A .pth of the upstream MemorySAM code, or its .safetensors.",
+            callback=must_exist(WeightsError),
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The .safetensors file to write.")],
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", "-r", metavar="NAME|FILE", help="How they were trained (else by the file's name)."),
+        typer.Option(
+            "--recipe",
+            "-r",
+            metavar="NAME|FILE",
+            help="How they were trained (else by the file's name).",
+            callback=options.recipe_must_exist,
+        ),
     ] = None,
     modalities: Annotated[
         str | None,
@@ -147,7 +167,13 @@ def import_weights(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option("--data", "-d", metavar="ROOT", help="Take classes and sensors as prepared there."),
+        typer.Option(
+            "--data",
+            "-d",
+            metavar="ROOT",
+            help="Take classes and sensors as prepared there.",
+            callback=must_exist(DataError, "--data "),
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it exists.")] = False,
     json: options.Json = False,
@@ -201,7 +227,7 @@ def import_weights(
 
 
 def export(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors file written by memorysam.")],
+    file: File,
     form: Annotated[
         Literal["reference", "peft", "merged"],
         typer.Option("--format", help="The upstream code's layout, the LoRA alone, or plain sam2's names."),
@@ -242,11 +268,14 @@ def export(
 
 def _refuse_target(out: Path, *, source: Path, is_folder: bool, overwrite: bool) -> None:
     """Refuse a target before anything is read."""
+    from memorysam_cli.storage import atomic
+
     if is_folder:
         if out.suffix in SUFFIXES:
             raise UsageError(f"--out {out}: a PEFT adapter is a folder; give a name without {out.suffix}")
         if out.is_file() or (out.is_dir() and any(out.iterdir())):
             raise UsageError(f"--out {out}: exists already; give another folder")
+        atomic.refuse_unwritable(out.parent)
         return
     if out.suffix not in SUFFIXES:
         raise UsageError(f"--out {out}: must end in {', '.join(SUFFIXES)}, which says how it is written")
@@ -294,7 +323,7 @@ def fetch(
 
 def push(
     repo: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the Hub; made if it is not there.")],
-    file: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="A .safetensors file written by memorysam.")],
+    file: options.WeightsFile,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Send it; without it, only say what would be sent.")] = False,
     private: Annotated[bool, typer.Option("--private", help="A repository that is made is private.")] = False,
     license: License = "apache-2.0",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,14 +20,14 @@ from memorysam_cli import conservation
 from memorysam_cli.data import decode
 from memorysam_cli.data.decode import read_sample
 from memorysam_cli.data.findings import CheckReport, Dropped, FileFacts, Oddities, Problem, Reader
-from memorysam_cli.data.manifest import Manifest, Scene, count_splits, is_text, shared_ids
+from memorysam_cli.data.manifest import Manifest, Scene, count_splits, shared_ids
 from memorysam_cli.data.transforms import Sample, flip_refusal
-from memorysam_cli.dataset import IGNORE, Modality
+from memorysam_cli.dataset import IGNORE, DatasetInfo, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.report import figures, pictures
 from memorysam_cli.report.pictures import Panel
 from memorysam_cli.storage import atomic, images
-from memorysam_cli.text import shown
+from memorysam_cli.text import is_text, shown
 
 THREADS = 16
 """At most; decoding leaves Python's lock."""
@@ -94,7 +94,7 @@ def check(
         modalities=tuple(modality.name for modality in info.modalities),
         classes=info.classes,
         problems=tuple(_problems(findings)),
-        warnings=tuple(odd.lines()),
+        warnings=(*odd.lines(), *_resampling(info, [findings[index].resampled for index in kept])),
         pixels={split: tuple(int(count) for count in counts) for split, counts in pixels.items()},
         stored=odd.stored(),
         dropped=dropped,
@@ -118,6 +118,8 @@ class _SceneFindings:
     frames: dict[str, FileFacts] = field(default_factory=dict)
     """Of each modality, its first file's, and the range over all its files."""
     label: FileFacts | None = None
+    resampled: dict[str, tuple[decode.Size, decode.Size]] = field(default_factory=dict)
+    """Modality → its size and the frame's, where they differ."""
 
     @property
     def label_pixels(self) -> int:
@@ -148,7 +150,7 @@ def _look(scene: Scene, reader: Reader) -> _SceneFindings:
     if odd_names:
         finding.faults.append(("name", f"{shown(scene.id)}: '{shown(odd_names[0])}' is not valid UTF-8; rename it"))
         return finding
-    sizes: list[tuple[str, str, tuple[int, int]]] = []  # what, kind, (height, width)
+    sizes: dict[str, tuple[int, int]] = {}
     for modality in reader.info.modalities:
         paths = scene.files.get(modality.name, ())
         absent: list[str] = []
@@ -158,17 +160,37 @@ def _look(scene: Scene, reader: Reader) -> _SceneFindings:
             what = looked if paths else f"names no '{modality.name}'"
             finding.faults.append((f"missing {modality.name}", f"{shown(scene.id)}: {what}"))
         facts = [each for each in found if each is not None]
-        sizes += [(modality.name, modality.kind, (each.height, each.width)) for each in facts]
+        if facts:
+            sizes[modality.name] = facts[0].height, facts[0].width
         if facts and len(facts) == len(found):
             _combine(scene, modality, facts, finding)
     finding.label = _label(scene, reader, finding)
-    if finding.label is not None:
-        sizes.append(("label", "label", (finding.label.height, finding.label.width)))
-    sharp = [size for _, kind, size in sizes if kind != "event"]
-    if sharp and not all(decode.fits(*size, kind=kind, frame=sharp[0]) for _, kind, size in sizes):
-        listed = ", ".join(f"{name} {height}×{width}" for name, _, (height, width) in sizes)
-        finding.faults.append(("size", f"{shown(scene.id)}: sizes differ ({listed})"))
+    _check_sizes(scene, sizes, reader.info, finding)
     return finding
+
+
+def _check_sizes(
+    scene: Scene, sizes: Mapping[str, tuple[int, int]], info: DatasetInfo, finding: _SceneFindings
+) -> None:
+    """See that the sensors are registered, and the label drawn on one of them; note which will be resampled."""
+    label = None if finding.label is None else (finding.label.height, finding.label.width)
+    kinds = {modality.name: modality.kind for modality in info.modalities}
+    if not sizes:
+        return
+    frame = decode.frame_size(sizes, kinds=kinds, label=label)
+    sharp = [size for name, size in sizes.items() if kinds[name] != "event"]
+    if frame is None or (label is not None and sharp and label not in sharp):
+        finding.faults.append(("size", f"{shown(scene.id)}: {decode.sizes_differ(sizes, label=label)}"))
+    else:
+        finding.resampled = {name: (size, frame) for name, size in sizes.items() if size != frame}
+
+
+def _resampling(info: DatasetInfo, scenes: Sequence[Mapping[str, tuple[decode.Size, decode.Size]]]) -> Iterator[str]:
+    """A line on each sensor of another resolution than the frame's."""
+    for modality in info.modalities:
+        found = [sizes[modality.name] for sizes in scenes if modality.name in sizes]
+        if found:
+            yield f"{decode.resampling(modality, *found[0])}, in {len(found)} of {len(scenes)} scenes"
 
 
 def _frame(
@@ -193,8 +215,8 @@ def _frame(
 def _misfit(facts: FileFacts, modality: Modality, *, files: int) -> str | None:
     """Why a file of this form cannot become the modality's frame, if it cannot; as ``decode.read_modality``."""
     holds = f"holds {facts.channels} channel(s) of {facts.dtype}"
-    if facts.dtype not in ("uint8", "uint16", "float16", "float32", "float64"):
-        return f"{holds}; allowed are uint8, uint16 and floating point"
+    if facts.dtype not in ("uint8", "uint16", "int16", "float16", "float32", "float64"):
+        return f"{holds}; {decode.ALLOWED}"
     if facts.low is not None and facts.high is not None and max(-facts.low, facts.high) > decode.LARGEST:
         return f"holds values from {facts.low:.2g} to {facts.high:.2g}, too large for the network; rescale them"
     if files > (2 if modality.kind == "angle" else 1):
@@ -215,10 +237,14 @@ def _misfit(facts: FileFacts, modality: Modality, *, files: int) -> str | None:
 
 def _combine(scene: Scene, modality: Modality, facts: Sequence[FileFacts], finding: _SceneFindings) -> None:
     """Keep the facts of a modality's files as one."""
-    first = facts[0]
+    first = max(facts, key=lambda each: each.invalid)
     if len({each.dtype for each in facts}) > 1:
         listed = " and ".join(each.dtype for each in facts)
         finding.faults.append(("dtype", f"{shown(scene.id)}: '{modality.name}' is stored as {listed}; make them alike"))
+        return
+    if len({(each.height, each.width) for each in facts}) > 1:
+        listed = " and ".join(f"{each.height}×{each.width}" for each in facts)
+        finding.faults.append(("size", f"{shown(scene.id)}: '{modality.name}' is {listed}; make them alike"))
         return
     lows = [each.low for each in facts if each.low is not None]
     highs = [each.high for each in facts if each.high is not None]

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memorysam_cli.data.manifest import Scene
-from memorysam_cli.data.transforms import Array, Sample, resize_nearest
+from memorysam_cli.data.transforms import Array, Mask, Sample, is_exact, on_grid
 from memorysam_cli.dataset import IGNORE, RAW_VALUES, Colour, LabelRule, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
@@ -24,21 +24,38 @@ from memorysam_cli.storage.headers import Header
 
 LARGEST = float(np.finfo(np.float32).max)
 """Of stored values, with either sign."""
+PHOTOS = ("rgb", "gray")
+"""Kinds whose channels are the colours of one pixel."""
+Size = tuple[int, int]
+"""Height and width."""
+CROPPED = 2
+"""Pixels by which both sides of a frame may be cut: that is no other resolution."""
+ALLOWED = "allowed are uint8, uint16, int16 and floating point; save it as float32, in TIFF or .npy"
+"""Types of a sensor's values."""
 LISTED = 12
 """Legal values that a message lists one by one."""
+_NUMBERS = "labels must be class numbers in one channel, lossless (PNG)"
 
 
 def read_modality(paths: Sequence[Path], modality: Modality, *, max_pixels: int | None = None) -> Array:
-    """Read one modality of one scene.
+    """The values of :func:`read_frame` alone."""
+    return read_frame(paths, modality, max_pixels=max_pixels)[0]
+
+
+def read_frame(
+    paths: Sequence[Path], modality: Modality, *, max_pixels: int | None = None
+) -> tuple[Array, Mask | None]:
+    """Read one modality of one scene, and where it measured nothing.
 
     Args:
         paths: one file, or for an angle two: its sine and its cosine, stacked as [sin, cos, sin].
-        modality: what the files are.
+        modality: what the files are, and which of their values are no measurement.
         max_pixels: larger pictures are refused; None: as everywhere.
 
     Returns:
         (H, W, 3) uint8, uint16 or float32, as stored: the modality's three ``channels``; where it has none declared,
-        grey is repeated and alpha is dropped.
+        grey is repeated and alpha is dropped. And (H, W, 3) bool, True where the value is invalid and stands as 0 (see
+        :func:`find_invalid`); None where all are valid.
 
     Raises:
         DataError: a file is missing, damaged, or of another kind, or lacks a channel; names the file.
@@ -46,27 +63,40 @@ def read_modality(paths: Sequence[Path], modality: Modality, *, max_pixels: int 
     Source: DATASETS §0 and §1.5 (MCubeS's angles).
     """
     if modality.kind == "angle" and len(paths) == 2:
-        sine, cosine = (_plane(path, max_pixels) for path in paths)
+        (sine, no_sine), (cosine, no_cosine) = (_plane(path, modality, max_pixels) for path in paths)
         if (sine.shape, sine.dtype) != (cosine.shape, cosine.dtype):
             raise DataError(
                 f"{paths[0]}: sine is {_size(sine)} {sine.dtype}, but cosine ({paths[1].name}) is {_size(cosine)} "
                 f"{cosine.dtype}; they must be alike"
             )
-        return np.stack([sine, cosine, sine], axis=-1)  # 2 × (H, W) -> (H, W, 3)
+        frame = np.stack([sine, cosine, sine], axis=-1)  # 2 × (H, W) -> (H, W, 3)
+        if no_sine is None and no_cosine is None:
+            return frame, None
+        one, two = (np.zeros(sine.shape, bool) if gaps is None else gaps for gaps in (no_sine, no_cosine))
+        return frame, np.stack([one, two, one], axis=-1)
     if len(paths) != 1:
         raise DataError(f"{paths[0]}: modality '{modality.name}' takes one file, not {len(paths)}")
-    array = _read(paths[0], max_pixels)
+    array, invalid = _read(paths[0], modality, max_pixels)
+    frame = _three_channels(array, modality, path=paths[0])
+    if invalid is None:
+        return frame, None
+    taken = _three_channels(invalid.astype(np.uint8), modality, path=paths[0]).astype(np.bool_)
+    return frame, taken if taken.any() else None
+
+
+def _three_channels(array: Array, modality: Modality, *, path: Path) -> Array:
+    """Those that make up the modality: (H, W) or (H, W, C) -> (H, W, 3)."""
     count = 1 if array.ndim == len("HW") else array.shape[2]
     if modality.channels is not None:
-        return _take(array, modality, channels=modality.channels, count=count, path=paths[0])
+        return _take(array, modality, channels=modality.channels, count=count, path=path)
     if count == len("RGB"):
         return array
     if count == len("RGBA"):
         return cv2.cvtColor(array, cv2.COLOR_RGBA2RGB)  # (H, W, 4) -> (H, W, 3)
     if count != 1:
-        raise DataError(f"{paths[0]}: {undeclared(array.shape, modality)}")
+        raise DataError(f"{path}: {undeclared(array.shape, modality)}")
     if modality.kind == "angle":
-        raise DataError(f"{paths[0]}: one plane is no angle; '{modality.name}' needs its sine and its cosine")
+        raise DataError(f"{path}: one plane is no angle; '{modality.name}' needs its sine and its cosine")
     return cv2.merge([array] * 3)  # (H, W) -> (H, W, 3)
 
 
@@ -81,25 +111,68 @@ def undeclared(shape: tuple[int, ...], modality: Modality) -> str:
     )
 
 
-def _read(path: Path, max_pixels: int | None) -> Array:
-    """(H, W) or (H, W, C) with C > 1; uint8, uint16 or float32."""
-    array = images.read(path, max_pixels=max_pixels)
+def find_invalid(array: Array, modality: Modality, *, tag: float | None) -> Mask | None:
+    """Where a file holds no measurement: NaN, infinity, a value of ``modality.nodata`` or of the file's own tag.
+
+    Black is a color: a photo's pixel is invalid where all its channels hold such a value. Of any other sensor, each
+    value counts for itself, as bands may fail one by one.
+
+    Args:
+        array: (H, W) or (H, W, C), as stored, of any type of numbers.
+        modality: what the file is.
+        tag: of the file, as ``Header.nodata``.
+
+    Returns:
+        Bool of the array's shape; None where all values are valid.
+
+    Source: GDAL's masks of bands, and rasterio's ``dataset_mask`` (valid where one band is) for photos.
+    """
+    invalid = ~np.isfinite(array) if array.dtype.kind == "f" else None
+    for value in (*modality.nodata, *(() if tag is None else (tag,))):
+        same = _equal(array, value)
+        if same is not None and array.ndim > len("HW") and modality.kind in PHOTOS:
+            colours = [index for index in modality.channels or range(3) if index < array.shape[2]]
+            same = same & same[:, :, colours].all(axis=2, keepdims=True)
+        if same is not None:
+            invalid = same if invalid is None else invalid | same
+    return invalid if invalid is not None and invalid.any() else None
+
+
+def _equal(array: Array, value: float) -> Mask | None:
+    """Where the array holds a value, rounded as the array's own type would; None where that type cannot hold it."""
+    if array.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            stored = array.dtype.type(value)
+    elif value.is_integer() and np.iinfo(array.dtype).min <= value <= np.iinfo(array.dtype).max:
+        stored = array.dtype.type(int(value))
+    else:
+        return None
+    same: Mask = array == stored
+    return same
+
+
+def _read(path: Path, modality: Modality, max_pixels: int | None) -> tuple[Array, Mask | None]:
+    """(H, W) or (H, W, C) with C > 1; uint8, uint16 or float32; and where it is invalid, which is 0 then."""
+    header, array = images.load(path, max_pixels=max_pixels)
     array = array[:, :, 0] if array.ndim > len("HW") and array.shape[2] == 1 else array
-    if array.dtype in (np.float16, np.float64):
+    invalid = find_invalid(array, modality, tag=header.nodata)
+    if invalid is not None:
+        array[invalid] = 0
+    if array.dtype in (np.int16, np.float16, np.float64):
         if array.dtype == np.float64 and max(-array.min(), array.max()) > LARGEST:
             raise DataError(f"{path}: holds values beyond {LARGEST:.2g}, too large for the network; rescale them")
         array = array.astype(np.float32)
     if array.dtype not in (np.uint8, np.uint16, np.float32):
-        raise DataError(f"{path}: holds {array.dtype}; allowed are uint8, uint16 and floating point")
-    return np.ascontiguousarray(array)
+        raise DataError(f"{path}: holds {array.dtype}; {ALLOWED}")
+    return np.ascontiguousarray(array), invalid
 
 
-def _plane(path: Path, max_pixels: int | None) -> Array:
-    """A file with one channel: (H, W)."""
-    array = _read(path, max_pixels)
+def _plane(path: Path, modality: Modality, max_pixels: int | None) -> tuple[Array, Mask | None]:
+    """A file with one channel: (H, W), as of :func:`_read`."""
+    array, invalid = _read(path, modality, max_pixels)
     if array.ndim != len("HW"):
         raise DataError(f"{path}: has {array.shape[2]} channels; the sine or cosine of an angle has one")
-    return array
+    return array, invalid
 
 
 def _take(array: Array, modality: Modality, *, channels: tuple[int, int, int], count: int, path: Path) -> Array:
@@ -132,7 +205,8 @@ def read_label(
     """Read a label and turn its raw values into classes.
 
     Args:
-        path: one channel, or four of which the first counts (DELIVER); 8 or 16 bits; lossless. With ``rule.colours``
+        path: one channel of whole numbers, or the indices of a palette, or four channels that are a number (see
+            :func:`is_number`), or of which the first counts (``rule.first_channel``); lossless. With ``rule.colours``
             an RGB picture, alpha dropped.
         rule: how raw values map to classes.
         classes: K, at most 255.
@@ -148,7 +222,7 @@ def read_label(
     """
     if rule.colours:
         return _of_colours(path, tuple(palette)[:classes], max_pixels)
-    raw = _raw_label(path, max_pixels)
+    raw = raw_label(path, rule, max_pixels=max_pixels)
     table, is_illegal = _class_table(rule, classes)
     inside = raw if raw.dtype in (np.uint8, np.uint16) else np.clip(raw, 0, RAW_VALUES - 1)
     label = table.take(inside)
@@ -163,16 +237,36 @@ def read_label(
     return label
 
 
-def _raw_label(path: Path, max_pixels: int | None) -> Array:
-    """(H, W) integers as stored."""
+def raw_label(path: Path, rule: LabelRule, *, max_pixels: int | None = None) -> Array:
+    """A label's numbers as stored, before the rule makes classes of them: (H, W) integers; of a palette, the indices.
+
+    Raises:
+        DataError: the file is unusable, or holds no such numbers.
+    """
     header = images.header(path)
-    if header.is_lossy or header.has_palette or header.channels not in (1, 4):
-        what = lossy(header) if header.is_lossy else "a palette picture" if header.has_palette else "in colour"
-        raise DataError(f"{path}: is {what}; labels must be class numbers in one channel, lossless (PNG)")
-    array = images.read(path, max_pixels=max_pixels)
+    if header.is_lossy:
+        raise DataError(f"{path}: is {lossy(header)}; {_NUMBERS}")
+    array = images.read(path, max_pixels=max_pixels, as_numbers=True)
     if array.dtype.kind not in "iu":
         raise DataError(f"{path}: holds {array.dtype}; labels must be whole numbers")
+    is_first = rule.first_channel and array.ndim > len("HW") and array.shape[2] == len("RGBA")
+    if not is_first and not is_number(array):
+        raise DataError(f"{path}: is in colour; {_NUMBERS}, or colours that the class list gives")
     return array if array.ndim == len("HW") else array[:, :, 0]
+
+
+def is_number(array: Array) -> bool:
+    """Whether pixels are one number each: one channel, or four of which R = G = B or G = B = 0 in all pixels.
+
+    Args:
+        array: (H, W) or (H, W, C) as read.
+    """
+    if array.ndim == len("HW") or array.shape[2] == 1:
+        return True
+    if array.shape[2] != len("RGBA"):
+        return False
+    red, green, blue = (array[:, :, channel] for channel in range(3))
+    return bool((green == blue).all() and ((green == red).all() or not green.any()))
 
 
 def lossy(header: Header) -> str:
@@ -275,41 +369,75 @@ def read_sample(
         palette: K colours, for labels that are pictures in colours.
 
     Returns:
-        Frames of one size; low-resolution events are enlarged by nearest.
+        Frames of one size, see :func:`frame_size`; sensors of another one are resampled, see
+        :func:`~memorysam_cli.data.transforms.on_grid`. Where they are invalid goes along.
 
     Raises:
         DataError: a file is unusable, a modality or the label is missing, or sizes differ (scene and sizes).
     """
     frames: dict[str, Array] = {}
+    invalid: dict[str, Mask] = {}
     for modality in modalities:
         if modality.name not in scene.files:
             have = ", ".join(scene.files)
             raise DataError(f"scene {scene.id}: has no '{modality.name}' (it has: {have}); choose with --modalities")
-        frames[modality.name] = read_modality([root / path for path in scene.files[modality.name]], modality)
+        frame, gaps = read_frame([root / path for path in scene.files[modality.name]], modality)
+        frames[modality.name] = frame
+        if gaps is not None:
+            invalid[modality.name] = gaps
     label = None
     if rule is not None:
         if scene.label is None:
             raise DataError(f"scene {scene.id}: has no label; only 'predict' works without labels")
         label = read_label(root / scene.label, rule, classes, palette=palette)
-    return Sample(frames=_of_one_size(frames, label, scene=scene, modalities=modalities), label=label)
+    sizes = {name: (int(frame.shape[0]), int(frame.shape[1])) for name, frame in frames.items()}
+    own = None if label is None else (int(label.shape[0]), int(label.shape[1]))
+    size = frame_size(sizes, kinds={modality.name: modality.kind for modality in modalities}, label=own)
+    if size is None:
+        raise DataError(f"scene {scene.id}: {sizes_differ(sizes, label=own)}")
+    return on_grid(Sample(frames, label, invalid), modalities=modalities, height=size[0], width=size[1])
 
 
-def _of_one_size(
-    frames: dict[str, Array], label: Array | None, *, scene: Scene, modalities: Sequence[Modality]
-) -> dict[str, Array]:
-    """Enlarge low-resolution events; refuse every other difference in size."""
-    sizes = {name: frame.shape[:2] for name, frame in frames.items()}
-    if label is not None:
-        sizes["label"] = label.shape
-    kinds: Mapping[str, str] = {modality.name: modality.kind for modality in modalities}
-    sharp = [size for name, size in sizes.items() if kinds.get(name) != "event"]
-    height, width = sharp[0] if sharp else max(sizes.values())
-    if not all(fits(*size, kind=kinds.get(name, ""), frame=(height, width)) for name, size in sizes.items()):
-        listed = ", ".join(f"{name} {rows}×{columns}" for name, (rows, columns) in sizes.items())
-        raise DataError(f"scene {scene.id}: sizes differ ({listed}); all must be equal, events alone may be smaller")
-    return {name: resize_nearest(frame, height=height, width=width) for name, frame in frames.items()}
+def frame_size(sizes: Mapping[str, Size], *, kinds: Mapping[str, str], label: Size | None) -> Size | None:
+    """The grid of a scene, onto which its sensors are resampled: the label's, else that of the sensor with most pixels.
+
+    Sensors are registered: they see the same, at any resolution, so that height and width are in one proportion. Events
+    alone may be smaller in another one (``eventlowres``).
+
+    Args:
+        sizes: modality → height and width of its file, in the memory's order.
+        kinds: modality → kind.
+        label: height and width of the label, if there is one.
+
+    Returns:
+        Height and width; None where a sensor sees something else.
+    """
+    sharp = [size for name, size in sizes.items() if kinds[name] != "event"] or list(sizes.values())
+    frame = label or max(sharp, key=lambda size: size[0] * size[1])
+    is_one = all(
+        _is_registered(size, frame) or (kinds[name] == "event" and size[0] <= frame[0] and size[1] <= frame[1])
+        for name, size in sizes.items()
+    )
+    return frame if is_one else None
 
 
-def fits(height: int, width: int, *, kind: str, frame: tuple[int, int]) -> bool:
-    """Whether a modality of this size belongs to a frame (H, W): events alone may be smaller (``eventlowres``)."""
-    return (height, width) == frame or (kind == "event" and height <= frame[0] and width <= frame[1])
+def _is_registered(size: Size, frame: Size) -> bool:
+    """Whether two sizes are one view at two resolutions, as like as whole pixels allow; a pixel or two are a crop."""
+    apart = [abs(side - other) for side, other in zip(size, frame, strict=True)]
+    if size == frame or min(apart) == 0 or max(apart) <= CROPPED:
+        return size == frame
+    return 2 * abs(size[0] * frame[1] - size[1] * frame[0]) <= max(*size, *frame)
+
+
+def sizes_differ(sizes: Mapping[str, Size], *, label: Size | None) -> str:
+    """What is wrong with sizes that are no one scene's, and what is allowed."""
+    everything = {**sizes, **({} if label is None else {"label": label})}
+    listed = ", ".join(f"{name} {height}×{width}" for name, (height, width) in everything.items())
+    allowed = "one view, at any resolution, the label at that of a sensor"
+    return f"sizes differ ({listed}); sensors must be registered: {allowed}"
+
+
+def resampling(modality: Modality, own: Size, frame: Size) -> str:
+    """What is done to a sensor of another resolution than the frame's, in words."""
+    how = "nearest" if is_exact(modality) else "bilinear"
+    return f"'{modality.name}' is {own[0]}×{own[1]} and the frame {frame[0]}×{frame[1]}: resampled ({how})"

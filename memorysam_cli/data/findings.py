@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 
 from memorysam_cli import conservation
 from memorysam_cli.conservation import LawBroken
-from memorysam_cli.data import decode
+from memorysam_cli.data import DATASETS, decode
 from memorysam_cli.data.manifest import Scene, count_splits, folder
 from memorysam_cli.dataset import IGNORE, RAW_VALUES, DatasetInfo, LabelRule, Modality, Strict
 from memorysam_cli.errors import DataError, EnvironmentFault
@@ -32,9 +32,19 @@ SHOWN = 10
 """Offenders of each kind that are named; the others are counted."""
 CACHE = "checked.jsonl"
 """Beside the manifest."""
-VERSION = 1
+VERSION = 2
 """Of what is read off a file; another number, and all files are read again."""
 BYTE = 255
+SHARED = 0.001
+"""Share of a file's valid pixels that have its least or greatest value, from which on that may mean something else."""
+FAR = 0.5
+"""Times the range of 1 to 99 % of the others: how far outside it such a value lies."""
+FEWEST = 16
+"""Values that the others must have: two or three are a mask."""
+SAMPLED = 65536
+"""Of a file's values, for its percentiles."""
+DENSE = ("depth", "thermal", "angle")
+"""Kinds in which one far value is no light, and no background."""
 
 
 class FileFacts(Strict):
@@ -45,8 +55,14 @@ class FileFacts(Strict):
     channels: int
     dtype: str
     low: float | None = None
-    """The least stored value; None where the header alone was read, and for labels."""
+    """The least valid stored value; None where the header alone was read, for labels, and where no pixel is valid."""
     high: float | None = None
+    invalid: int = 0
+    """Pixels of which a value is no measurement: NaN, infinity, nodata."""
+    nodata: float | None = None
+    """What the file's own tag says."""
+    shared: dict[float, int] = Field(default_factory=dict)
+    """The least or greatest value → pixels, where many share it and the others are far from it."""
     digest: str = ""
     """Of the pixels of the first modality, so that one picture under two names is noticed."""
     is_turned: bool = False
@@ -98,7 +114,8 @@ class Reader:
             DataError: it cannot be used; the message starts with ``path``.
         """
         is_first = modality.name == self.info.modalities[0].name
-        role = f"{'first ' if is_first else ''}frame {VERSION} {modality.channels or ''}"
+        kind = "photo" if modality.kind in decode.PHOTOS else "dense" if modality.kind in DENSE else "sparse"
+        role = f"{'first ' if is_first else ''}frame {VERSION} {kind} {modality.channels or ''} {modality.nodata or ''}"
         return self._facts(path, role, "header" if self.headers_only else "frame", modality)
 
     def label(self, path: str) -> FileFacts:
@@ -152,6 +169,7 @@ class Reader:
             channels=header.channels,
             dtype=header.dtype,
             is_turned=header.is_turned,
+            nodata=header.nodata if header.nodata is not None and np.isfinite(header.nodata) else None,
         )
         if how == "label":
             label = decode.read_label(
@@ -163,18 +181,57 @@ class Reader:
             )
             counts = class_histogram(label)
             if not self.info.label.colours:
-                raw = images.read(path, max_pixels=self.max_pixels)
-                plane = raw if raw.ndim == len("HW") else raw[:, :, 0]
-                refuse_changed(path, raw_histogram(plane, self.info.label), counts)
+                raw = decode.raw_label(path, self.info.label, max_pixels=self.max_pixels)
+                refuse_changed(path, raw_histogram(raw, self.info.label), counts)
             return form.model_copy(update={"pixels": counts})
         if how == "header" or modality is None:
             return form
-        array = images.read(path, max_pixels=self.max_pixels)
-        taken = _taken(array, modality)
-        found: dict[str, object] = {"low": float(taken.min()), "high": float(taken.max())}
+        array = images.load(path, max_pixels=self.max_pixels)[1]
+        found = _values(array, modality, tag=header.nodata)
         if modality.name == self.info.modalities[0].name:
             found["digest"] = hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=12).hexdigest()
         return form.model_copy(update=found)
+
+
+def _values(array: npt.NDArray[Any], modality: Modality, *, tag: float | None) -> dict[str, object]:
+    """What the valid values of a frame amount to, as fields of :class:`FileFacts`."""
+    invalid = decode.find_invalid(array, modality, tag=tag)
+    taken = _taken(array, modality)
+    if invalid is None:
+        return {"low": float(taken.min()), "high": float(taken.max()), "shared": shared_far_out(taken, modality)}
+    gaps = _taken(invalid, modality)
+    gone = int(np.count_nonzero(gaps if gaps.ndim == len("HW") else gaps.any(axis=2)))
+    valid = taken[~gaps]
+    if not valid.size:
+        return {"invalid": gone}
+    ends = {"low": float(valid.min()), "high": float(valid.max())}
+    return {**ends, "shared": shared_far_out(valid, modality), "invalid": gone}
+
+
+def shared_far_out(values: npt.NDArray[Any], modality: Modality) -> dict[float, int]:
+    """The least or the greatest value, if many pixels share it and all others lie far from it; how many.
+
+    Saturated sensors give such values, and those that say "nothing" by 0 or 65535. Light, and the background of sparse
+    sensors, look the same and are meant: only dense measurements are looked at.
+
+    Args:
+        values: of a frame, valid ones, of any shape.
+        modality: whose.
+    """
+    if modality.kind not in DENSE:
+        return {}
+    shares = {float(end): int(np.count_nonzero(values == end)) for end in (values.min(), values.max())}
+    many = {end: count for end, count in shares.items() if count >= SHARED * values.size}
+    if not many:
+        return {}
+    # Without both: a sensor may say "too near" by 0 and "too far" by 65535.
+    others = values[~np.isin(values, list(many))].ravel()
+    if others.size < FEWEST:
+        return {}
+    others = others[:: max(1, others.size // SAMPLED)].astype(np.float64)
+    low, high = np.percentile(others, (1, 99))
+    is_mask = len(np.unique(others)) < FEWEST
+    return {} if is_mask else {end: n for end, n in many.items() if max(low - end, end - high) > FAR * (high - low)}
 
 
 def _taken(array: npt.NDArray[Any], modality: Modality) -> npt.NDArray[Any]:
@@ -276,8 +333,12 @@ class StoredForm:
     channels: int
     scenes: int
     low: float | None
-    """The least and the greatest value in all files; None where headers alone were read."""
+    """The least and the greatest valid value in all files; None where headers alone were read."""
     high: float | None
+    pixels: int = 0
+    """In all files."""
+    invalid: int = 0
+    """Pixels that are no measurement: NaN, infinity, nodata."""
 
     def to_json(self) -> dict[str, Any]:
         """As ``--json`` shows it."""
@@ -287,6 +348,7 @@ class StoredForm:
             "scenes": self.scenes,
             "low": self.low,
             "high": self.high,
+            "invalid": self.invalid,
         }
 
 
@@ -315,6 +377,9 @@ class Oddities:
         self._forms: dict[str, dict[tuple[str, int], StoredForm]] = defaultdict(dict)
         self._pictures: dict[str, list[Scene]] = defaultdict(list)
         self._empty: list[str] = []
+        self._blank: list[str] = []
+        self._tags: dict[str, set[float]] = defaultdict(set)
+        self._shared: dict[str, Counter[float]] = defaultdict(Counter)
         self._turned: list[str] = []
         self._large: dict[str, int] = {}
         self._strangers: Counter[str] = Counter()
@@ -324,6 +389,11 @@ class Oddities:
         for name, facts in frames.items():
             self._add_form(name, facts)
             self._add_size(scene.files[name][0], facts)
+            self._shared[name].update(facts.shared)
+            if facts.nodata is not None:
+                self._tags[name].add(facts.nodata)
+            if facts.invalid == facts.height * facts.width:
+                self._blank.append(scene.files[name][0])
             if facts.is_turned:
                 self._turned.append(scene.files[name][0])
             if facts.digest:
@@ -345,11 +415,15 @@ class Oddities:
     def lines(self) -> Iterator[str]:
         """All that is odd, a line each."""
         for modality in self.info.modalities:
-            yield from _of_modality(modality, self.stored()[modality.name])
+            forms = self.stored()[modality.name]
+            yield from _of_modality(modality, forms)
+            yield from self._of_validity(modality, forms)
         if self._turned:
             yield f"{_some(self._turned)} an EXIF rotation, which is ignored: labels are drawn on the stored pixels"
         if self._empty:
             yield f"{_some(self._empty)} no class at all: every pixel of these labels is ignored"
+        if self._blank:
+            yield f"{_some(self._blank)} no valid pixel at all: every one is nodata or not finite"
         if self._strangers:
             pixels = sum(self._strangers.values())
             yield f"{_some(list(self._strangers))} colours of no class ({pixels} pixels in all), which are ignored"
@@ -360,6 +434,26 @@ class Oddities:
             )
         yield from self._twins()
 
+    def _of_validity(self, modality: Modality, forms: Sequence[StoredForm]) -> Iterator[str]:
+        """What is no measurement, and what may be none."""
+        name = modality.name
+        gone, pixels = sum(form.invalid for form in forms), sum(form.pixels for form in forms)
+        if gone:
+            values = sorted({*self._tags[name], *modality.nodata})
+            which = (
+                f"nodata {', '.join(f'{value:.7g}' for value in values)}, NaN, infinity" if values else "NaN, infinity"
+            )
+            yield (
+                f"'{name}': {gone} of {pixels} pixels ({100 * gone / pixels:.2g} %) are no measurement ({which}): they "
+                "have no part in range, mean and deviation, and are 0 after normalization"
+            )
+        is_own = self.info.name not in DATASETS and not self.info.name.startswith("synthetic")
+        for value, count in sorted(self._shared[name].items()) if is_own else ():
+            yield (
+                f"'{name}': {count} of {pixels} pixels ({100 * count / pixels:.2g} %) hold {value:.7g}, far from all "
+                f"others; if that is no measurement, prepare with --nodata {name}={value:.7g}"
+            )
+
     def _add_size(self, path: str, facts: FileFacts) -> None:
         """Note a picture that was read because ``--max-pixels`` allows it here."""
         if facts.height * facts.width > self.max_pixels:
@@ -368,11 +462,16 @@ class Oddities:
     def _add_form(self, name: str, facts: FileFacts) -> None:
         """Count a file's form and widen its range."""
         key = (facts.dtype, facts.channels)
-        old = self._forms[name].get(key, StoredForm(*key, scenes=0, low=facts.low, high=facts.high))
+        old = self._forms[name].get(key, StoredForm(*key, scenes=0, low=None, high=None))
         lows = [end for end in (old.low, facts.low) if end is not None]
         highs = [end for end in (old.high, facts.high) if end is not None]
         self._forms[name][key] = StoredForm(
-            *key, scenes=old.scenes + 1, low=min(lows, default=None), high=max(highs, default=None)
+            *key,
+            scenes=old.scenes + 1,
+            low=min(lows, default=None),
+            high=max(highs, default=None),
+            pixels=old.pixels + facts.height * facts.width,
+            invalid=old.invalid + facts.invalid,
         )
 
     def _twins(self) -> Iterator[str]:

@@ -10,6 +10,7 @@ A tree that can be read in two ways is refused, and both are shown.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -17,16 +18,26 @@ from typing import TypeVar
 
 from memorysam_cli.data import DATASETS, layout_of
 from memorysam_cli.data import manifest as manifests
-from memorysam_cli.data.listing import pair, sample_names, walk
+from memorysam_cli.data.listing import Pairing, by_suffix, pair, sample_names, walk
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.errors import DataError, UsageError, did_you_mean
 from memorysam_cli.storage.images import SUFFIXES
-from memorysam_cli.text import few
+from memorysam_cli.text import few, shown
 
 NAMED = 6
 """Unknown names that a message lists."""
 PARTS = ("_sin", "_cos")
 """Endings of the two files of an angle, in their order."""
+BESIDE = {
+    ".txt", ".csv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".log", ".html", ".pdf", ".py", ".ipynb", ".ini",
+    ".db", ".tfw", ".pgw", ".jgw", ".wld", ".prj", ".aux", ".cpg", ".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".7z",
+    ".rar", ".mp4", ".avi", ".bag",
+}  # fmt: skip
+"""Suffixes of what lies beside pictures; any other file that is named as a sensor's is one, readable or not."""
+LABELS = re.compile(
+    r"label|mask|annot|semantic|segm|groundtruth|gt(?:$|[0-9]|fine|coarse)|(?:truth|targets?|seg|anno?)$"
+)
+"""How names of labels begin; they are no sensor's."""
 
 Files = dict[str, tuple[str, ...]]
 """Modality → paths."""
@@ -60,6 +71,10 @@ class Reading:
     """Scene id → its files, modalities in the wanted order."""
     unknown: tuple[str, ...]
     """Names beside the known ones that stand for no modality."""
+    others: tuple[str, ...] = ()
+    """Paths of files in the scenes' folders that are no picture, or stand for one that is there."""
+    is_by_number: bool = False
+    """The files of a scene have the same number, not the same name."""
 
 
 def discover(
@@ -107,8 +122,7 @@ def discover(
     )
     _refuse_unknown(path, reading, wanted)
     manifests.refuse_shared_ids(scenes)
-    unknown = [f"not used: {few(reading.unknown, NAMED)}"] if reading.unknown else []
-    return PredictionInputs(path, scenes, (*_missing_notes(scenes, modalities), *unknown))
+    return PredictionInputs(path, scenes, (*_missing_notes(scenes, modalities), *_reading_notes(reading)))
 
 
 def _prepared(path: Path, *, dataset: str | None) -> Manifest | None:
@@ -172,21 +186,35 @@ def _only_reading(path: Path, wanted: Mapping[str, str]) -> Reading:
         ways = " or as ".join(reading.what for reading in found)
         raise DataError(f"{path}: can be read as {ways}; give one of them, or rename what is not meant")
     if not found:
-        seen = ", ".join(sample_names(path)) or "no file at all"
-        names = ", ".join(wanted.values())
-        raise DataError(
-            f"{path}: no scene found: looked for folders or image files named {names} (saw {seen}); name them with "
-            f"--map {next(iter(wanted))}=NAME"
-        )
+        raise DataError(f"{path}: no scene found: {_why_none(path, wanted)}")
     return found[0]
+
+
+def _why_none(path: Path, wanted: Mapping[str, str]) -> str:
+    """What was looked for in a tree without a scene, what is there, and what to do."""
+    unread = [
+        f"{inside}/{name}" if inside else name
+        for inside, names in walk(path)
+        for name in names
+        if _role(inside.partition("/")[0], wanted) is not None or _role(_stem(name), wanted) is not None
+    ]
+    if unread:
+        return (
+            f"none of the {by_suffix(unread)} can be read, such as {shown(unread[0])}; save them as PNG (read are "
+            f"{', '.join(SUFFIXES)})"
+        )
+    seen = ", ".join(map(shown, sample_names(path))) or "no file at all"
+    names = ", ".join(wanted.values())
+    return (
+        f"looked for folders or image files named {names} (saw {seen}); name them with --map {next(iter(wanted))}=NAME"
+    )
 
 
 def _readings(path: Path, wanted: Mapping[str, str]) -> list[Reading]:
     """All ways to read a folder as scenes; refuses two files for one thing, half an angle, folders that do not pair."""
-    everything = dict(walk(path))
+    everything = dict(walk(path, must_see=lambda inside: _role(inside.partition("/")[0], wanted) is not None))
     _refuse_folders(path, everything, wanted)
-    tree = {inside: [name for name in names if _is_image(name)] for inside, names in everything.items()}
-    return [*_per_modality(tree, wanted), *_per_scene(tree, wanted, own_name=path.resolve().name)]
+    return [*_per_modality(everything, wanted), *_per_scene(everything, wanted, own_name=path.resolve().name)]
 
 
 def _refuse_folders(path: Path, folders: Iterable[str], wanted: Mapping[str, str]) -> None:
@@ -200,47 +228,83 @@ def _refuse_folders(path: Path, folders: Iterable[str], wanted: Mapping[str, str
 def _per_modality(tree: Tree, wanted: Mapping[str, str]) -> Iterator[Reading]:
     """A sub-folder per modality; a scene is called as the file of its first modality."""
     sources: dict[str, dict[str, str]] = {}
+    unreadable: dict[str, dict[str, str]] = {}
     unknown: dict[str, None] = {}
+    everything: list[str] = []
     for inside, names in tree.items():
         top, _, below = inside.partition("/")
         if not top or not names:
             continue
         if _role(top, wanted) is None:
-            unknown[f"{top}/"] = None
+            unknown |= {f"{top}/": None} if any(map(_is_image, names)) else {}
             continue
         for name in names:
-            _put(sources.setdefault(top, {}), str(PurePosixPath(below, _stem(name))), f"{inside}/{name}")
+            everything.append(f"{inside}/{name}")
+            key = str(PurePosixPath(below, _stem(name)))
+            if _is_image(name):
+                _put(sources.setdefault(top, {}), key, f"{inside}/{name}")
+            elif _may_be_image(name):
+                unreadable.setdefault(top, {}).setdefault(key, f"{inside}/{name}")
     if not sources:
         return
+    sources, pairing = _with_unreadable(sources, unreadable)
     scenes: dict[str, Files] = {}
-    for row in pair(sources):
+    for row in pairing.rows:
         files = _files({top: sources[top][key] for top, key in row.items()}, wanted)
         first = PurePosixPath(next(iter(files.values()))[0])
         _put(scenes, str(PurePosixPath(*first.parts[1:]).with_suffix("")), files)
     folders = ", ".join(f"{top}/" for top in sources)
     what = f"one folder per modality ({folders}; {len(scenes)} scenes, such as {next(iter(scenes))})"
-    yield Reading(what, scenes, tuple(unknown))
+    yield Reading(what, scenes, tuple(unknown), _others(everything, scenes), pairing.is_by_number)
+
+
+def _with_unreadable(
+    sources: dict[str, dict[str, str]], unreadable: Mapping[str, Mapping[str, str]]
+) -> tuple[dict[str, dict[str, str]], Pairing]:
+    """Pair the files; those that cannot be read are a scene's, too, where they pair: it does not lack that sensor."""
+    tops = [*sources, *(top for top in unreadable if top not in sources)]
+    both = {top: {**unreadable.get(top, {}), **sources.get(top, {})} for top in tops}
+    try:
+        pairing = pair(both)
+    except DataError:  # among them is something else
+        return sources, pair(sources)
+    rows = [row for row in pairing.rows if any(key in sources.get(top, {}) for top, key in row.items())]
+    return both, Pairing(rows, pairing.is_by_number)
 
 
 def _per_scene(tree: Tree, wanted: Mapping[str, str], *, own_name: str) -> Iterator[Reading]:
     """The folder itself is a scene; and, another reading, folders below it are."""
     scenes: dict[str, Files] = {}
     unknown: dict[str, dict[str, None]] = {}
+    everything: dict[str, list[str]] = {}
     for inside, names in tree.items():
-        known = [name for name in names if _role(_stem(name), wanted) is not None]
+        pictures = {name: _stem(name) for name in names if _is_image(name)}
+        known = {name: stem for name, stem in pictures.items() if _role(stem, wanted) is not None}
         if known:
             stems: dict[str, str] = {}
-            for name in known:
-                _put(stems, _stem(name), str(PurePosixPath(inside, name)))
+            for name, stem in known.items():
+                _put(stems, stem, str(PurePosixPath(inside, name)))
+            for name in names:
+                if name not in pictures and _may_be_image(name) and _role(_stem(name), wanted) is not None:
+                    stems.setdefault(_stem(name), str(PurePosixPath(inside, name)))
             scenes[inside] = _files(stems, wanted)
-            unknown[inside] = {_stem(name): None for name in names if name not in known}
+            unknown[inside] = {stem: None for name, stem in pictures.items() if name not in known}
+            everything[inside] = [str(PurePosixPath(inside, name)) for name in names if not _is_image(name)]
     if "" in scenes:
         files = scenes.pop("")
         listed = ", ".join(path for paths in files.values() for path in paths)
-        yield Reading(f"one scene ({listed})", {own_name: files}, tuple(unknown.pop("")))
+        here = {own_name: files}
+        yield Reading(f"one scene ({listed})", here, tuple(unknown.pop("")), _others(everything.pop(""), here))
     if scenes:
         what = f"one folder per scene ({len(scenes)} scenes, such as {next(iter(scenes))}/)"
-        yield Reading(what, scenes, tuple({name: None for names in unknown.values() for name in names}))
+        others = _others([path for paths in everything.values() for path in paths], scenes)
+        yield Reading(what, scenes, tuple({name: None for names in unknown.values() for name in names}), others)
+
+
+def _others(paths: Iterable[str], scenes: Mapping[str, Files]) -> tuple[str, ...]:
+    """The paths that belong to no scene."""
+    taken = {path for files in scenes.values() for group in files.values() for path in group}
+    return tuple(path for path in paths if path not in taken)
 
 
 def _role(text: str, wanted: Mapping[str, str]) -> Role | None:
@@ -295,16 +359,48 @@ def _is_image(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
+def _may_be_image(name: str) -> bool:
+    """Whether a file may be a picture in a form that is not read, by its name."""
+    return PurePosixPath(name).suffix.lower() not in BESIDE
+
+
+def may_be_labels(name: str) -> bool:
+    """Whether a folder's or file's name is that of labels: ``gt``, ``masks/``, ``labelIds``, ``ground_truth``."""
+    words = re.findall(r"[a-z0-9]+", name.casefold())
+    return any(LABELS.match(word) for word in (*words, "".join(words)))
+
+
 def _refuse_unknown(path: Path, reading: Reading, wanted: Mapping[str, str]) -> None:
     """Refuse unknown names where a modality is missing everywhere: one may be the other."""
     found = {name for files in reading.scenes.values() for name in files}
     missing = [name for name in wanted if name not in found]
-    if missing and reading.unknown:
+    sensors = [name for name in reading.unknown if not may_be_labels(name)]
+    if missing and sensors:
         have = ",".join(name for name in wanted if name in found)
         raise DataError(
-            f"{path}: no {few(missing, NAMED)}, but there is {few(reading.unknown, NAMED)}; say what is what, such as "
-            f"--map {missing[0]}={reading.unknown[0].rstrip('/')}, or take what is there with --modalities {have}"
+            f"{path}: no {few(missing, NAMED)}, but there is {few(sensors, NAMED)}; say what is what, such as "
+            f"--map {missing[0]}={_base(sensors[0], sensors)}, or take what is there with --modalities {have}"
         )
+
+
+def _base(name: str, others: Sequence[str]) -> str:
+    """An unknown name as ``--map`` takes it: of both parts of an angle, what they share."""
+    plain = [other.rstrip("/") for other in others]
+    bases = [name.rstrip("/").removesuffix(part) for part in PARTS]
+    return next((base for base in bases if all(f"{base}{part}" in plain for part in PARTS)), name.rstrip("/"))
+
+
+def _reading_notes(reading: Reading) -> list[str]:
+    """What must be said of a tree: what was not used, by suffix and count, and scenes that pair by number alone."""
+    notes = [f"not used: {few(reading.unknown, NAMED)}"] if reading.unknown else []
+    if reading.others:
+        files = "1 file is" if len(reading.others) == 1 else f"{len(reading.others)} files are"
+        notes.append(f"{files} not taken ({by_suffix(reading.others)}), such as {shown(reading.others[0])}")
+    if reading.is_by_number:
+        first = next(iter(reading.scenes.values()))
+        names = ", ".join(shown(path) for paths in first.values() for path in paths)
+        notes.append(f"files pair by their numbers, which are the same in all folders: {names}")
+    return notes
 
 
 def _missing_notes(scenes: Sequence[Scene], modalities: Sequence[str]) -> list[str]:

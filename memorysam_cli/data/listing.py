@@ -7,18 +7,32 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from memorysam_cli.errors import DataError, EnvironmentFault
+from memorysam_cli.errors import DataError, EnvironmentFault, raise_shortage
 
-LEFTOVERS = "__MACOSX"
-"""Beside the content of archives that macOS made: a second tree of the same names, of remarks on its files."""
+LEFTOVERS = {"__MACOSX", "lost+found"}
+"""Beside the content of archives that macOS made, a second tree of the same names, of remarks on its files; and what
+repairs of a disk leave at its root, for its owner's eyes alone."""
 Keys = dict[str, str]
 """A file's own name (relative path without suffix) → the name that it pairs by."""
 
 SEPARATORS = re.compile(r"[_\-. ]")
+NUMBER = re.compile(r"[0-9]+")
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which files of several folders show the same scene."""
+
+    rows: list[dict[str, str]]
+    """One per scene, sorted: folder → relative path without suffix. A folder may lack files of some scenes."""
+    is_by_number: bool = False
+    """The names alone did not pair, but their numbers do, one to one: worth saying."""
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -27,7 +41,7 @@ def subfolders(folder: Path) -> list[str]:
     Raises:
         EnvironmentFault: it is there and cannot be looked into.
     """
-    return _names(folder, lambda entry: entry.is_dir() and entry.name != LEFTOVERS)
+    return _names(folder, lambda entry: entry.is_dir() and entry.name not in LEFTOVERS)
 
 
 def files_in(folder: Path) -> list[str]:
@@ -43,6 +57,7 @@ def _names(folder: Path, is_wanted: Callable[[os.DirEntry[str]], bool]) -> list[
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:  # a sensor that cannot be seen is not one that is not there
+        raise_shortage(error)
         raise EnvironmentFault(f"{folder}: cannot be listed ({error.strerror}); allow reading there") from error
 
 
@@ -51,10 +66,17 @@ def relative(folder: Path, root: Path) -> PurePosixPath:
     return PurePosixPath(folder.relative_to(root).as_posix())
 
 
-def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+def walk(folder: Path, *, must_see: Callable[[str], bool] = lambda _: False) -> Iterator[tuple[str, list[str]]]:
     """Every folder below ``folder`` and itself, as a relative path ("" for itself), with its files' names.
 
     Links to folders are followed, each folder is visited once; those that cannot be read are passed over.
+
+    Args:
+        folder: where to begin.
+        must_see: tells of a relative path whether what lies there is asked for: it is never passed over.
+
+    Raises:
+        EnvironmentFault: a folder that must be seen cannot be looked into.
     """
     visited: set[Path] = set()
     waiting = [""]
@@ -66,7 +88,11 @@ def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
         visited.add(real)
         try:
             names, below = files_in(folder / inside), subfolders(folder / inside)
-        except EnvironmentFault:
+        except EnvironmentFault as error:
+            if isinstance(error.__cause__, OSError):
+                raise_shortage(error.__cause__)  # what lies there counts: none may be missed for want of descriptors
+            if must_see(inside):
+                raise
             continue
         yield inside, names
         waiting += [f"{inside}/{name}" if inside else name for name in below]
@@ -78,31 +104,37 @@ def sample_names(folder: Path, *, count: int = 2) -> list[str]:
     return list(islice(found, count))
 
 
-def pair(sources: Mapping[str, Mapping[str, str]]) -> list[dict[str, str]]:
+def by_suffix(names: Iterable[str]) -> str:
+    """Files by suffix and count, the most first: ``2 .bmp, 1 .txt, 1 without suffix``; as spelled, in any case."""
+    counts = Counter(PurePosixPath(name).suffix or "without suffix" for name in names)
+    return ", ".join(
+        f"{count} {suffix}" for suffix, count in sorted(counts.items(), key=lambda each: (-each[1], each[0]))
+    )
+
+
+def pair(sources: Mapping[str, Mapping[str, str]]) -> Pairing:
     """Pair the files of several folders, by their relative paths without suffix.
 
     Where no two folders share a path, the names may carry the sensor's: ``000050_rgb_front`` and
     ``000050_depth_front`` pair if cutting names at ``_ - .`` and blanks leaves exactly one part that is the same
-    throughout each folder and differs between folders, and that is no number.
+    throughout each folder and differs between folders, and that is no number. Else ``rgb_0001`` and ``frame1`` pair by
+    their numbers, if each folder's names differ in numbers alone and all folders have the very same ones: what begins
+    at 0 here and at 1 there would be a scene off.
 
     Args:
         sources: folder → file's relative path without suffix → anything.
 
-    Returns:
-        One row per scene, sorted: folder → relative path without suffix. A folder may lack files of some scenes.
-
     Raises:
         DataError: a folder has files, none of which pairs with any other folder's.
     """
-    exact = {folder: {name: name for name in files} for folder, files in sources.items()}
-    for keys in (exact, _without_sensor(sources)):
-        if keys and _unpaired(keys) is None:
+    for is_by_number, keys in _ways(sources):
+        if keys and unpaired(keys) is None:
             rows: dict[str, dict[str, str]] = {}
             for folder, names in keys.items():
                 for name, key in names.items():
                     rows.setdefault(key, {})[folder] = name
-            return [rows[key] for key in sorted(rows)]
-    lonely = _unpaired(exact)
+            return Pairing([rows[key] for key in sorted(rows)], is_by_number)
+    lonely = unpaired(_exact(sources))
     assert lonely is not None  # else the exact names pair
     other = next(folder for folder in sources if folder != lonely)
     raise DataError(
@@ -111,8 +143,24 @@ def pair(sources: Mapping[str, Mapping[str, str]]) -> list[dict[str, str]]:
     )
 
 
-def _unpaired(keys: Mapping[str, Keys]) -> str | None:
-    """A folder that shares nothing with any other, if there are several."""
+def _ways(sources: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[bool, dict[str, Keys]]]:
+    """The names that files may pair by, and whether these are numbers; the safest first."""
+    yield False, _exact(sources)
+    yield False, _without_sensor(sources)
+    yield True, _by_number(sources)
+
+
+def _exact(sources: Mapping[str, Mapping[str, str]]) -> dict[str, Keys]:
+    """Each file by its own name."""
+    return {folder: {name: name for name in files} for folder, files in sources.items()}
+
+
+def unpaired(keys: Mapping[str, Mapping[str, str]]) -> str | None:
+    """A folder that shares nothing with any other, if there are several.
+
+    Args:
+        keys: folder → file's own name → the name that it pairs by.
+    """
     for folder, names in keys.items():
         others = {key for other, more in keys.items() if other != folder for key in more.values()}
         if len(keys) > 1 and others.isdisjoint(names.values()):
@@ -143,6 +191,29 @@ def _without_sensor(sources: Mapping[str, Mapping[str, str]]) -> dict[str, Keys]
     }
     is_injective = all(len(set(names.values())) == len(names) for names in keys.values())
     return keys if is_injective else {}
+
+
+def _by_number(sources: Mapping[str, Mapping[str, str]]) -> dict[str, Keys]:
+    """Names by the numbers that tell a folder's files apart; empty unless these are one to one between all folders."""
+    keys = {folder: _numbered(files) for folder, files in sources.items()}
+    found = [set(names.values()) for names in keys.values()]
+    is_injective = all(names and len(set(names.values())) == len(names) for names in keys.values())
+    return keys if is_injective and all(each == found[0] for each in found) else {}
+
+
+def _numbered(names: Iterable[str]) -> Keys:
+    """Each name's folder and numbers, without those that are the same throughout; empty if more than numbers differ."""
+    places = {name: name.rpartition("/") for name in names}
+    if len({NUMBER.sub("#", last) for _, _, last in places.values()}) != 1:
+        return {}
+    numbers = {name: [int(digits) for digits in NUMBER.findall(last)] for name, (_, _, last) in places.items()}
+    columns = list(zip(*numbers.values(), strict=True))
+    telling = [index for index, column in enumerate(columns) if len(set(column)) > 1]
+    if not telling:
+        return {}
+    return {
+        name: "/".join((places[name][0], *(f"{numbers[name][index]:020}" for index in telling))) for name in numbers
+    }
 
 
 def _parts(name: str) -> tuple[str, list[str]]:

@@ -357,7 +357,7 @@ class ScoredScenes(Source[ScoredScene]):
         is_large = self.tile and _is_large(sample, self.size)
         if crop is None and not is_large:
             return ScoredScene(scene, resized, Batch(resized.frames, native, (scene,)), shares_frames=True)
-        frames = _whole(Sample(sample.frames, None), self.modalities, size=self.size, tile=self.tile)
+        frames = _whole(replace(sample, label=None), self.modalities, size=self.size, tile=self.tile)
         whole = _batch([frames], self.modalities, (scene,)).frames
         if crop is None:
             resized = Batch(whole, resized.label, (scene,))
@@ -450,7 +450,12 @@ def _is_large(sample: Sample, size: int) -> bool:
 def _batch(samples: Sequence[Sample], modalities: Sequence[Modality], scenes: tuple[Scene, ...]) -> Batch:
     """Stack samples of one size."""
     frames = [
-        torch.stack([transforms.to_tensor(sample.frames[modality.name], modality) for sample in samples])
+        torch.stack(
+            [
+                transforms.to_tensor(sample.frames[modality.name], modality, invalid=sample.invalid.get(modality.name))
+                for sample in samples
+            ]
+        )
         for modality in modalities
     ]
     labels = [torch.from_numpy(sample.label.astype(np.int64)) for sample in samples if sample.label is not None]

@@ -19,18 +19,19 @@ from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.check import check
 from memorysam_cli.data.findings import CheckReport, Dropped, Problem
 from memorysam_cli.data.layout import MARKER, DataAmbiguous, DataNotFound, DatasetLayout, is_rendered
-from memorysam_cli.data.listing import relative, walk
+from memorysam_cli.data.listing import by_suffix, relative, walk
 from memorysam_cli.data.manifest import INFO, SCENES, Manifest, Scene
-from memorysam_cli.dataset import DatasetInfo
+from memorysam_cli.data.statistics import measured_scenes, value_ranges
+from memorysam_cli.dataset import DatasetInfo, Modality
 from memorysam_cli.errors import DataError, PartialError, UsageError, did_you_mean
-from memorysam_cli.storage import atomic, documents
+from memorysam_cli.storage import atomic, documents, lock
 from memorysam_cli.text import few, shown
 
 SyntheticLayout = Literal["deliver", "mcubes"]
 SCHEMA_VERSION = 1
 DROPPED = "dropped.jsonl"
 """Beside the manifest: the scenes that ``--drop-incomplete`` left out, and why."""
-FOUND_KEYS = frozenset({"counts", "content_hash", "statistics"})
+FOUND_KEYS = frozenset({"counts", "content_hash", "statistics", "ranges"})
 """Keys of ``dataset.json`` that say what was found, not what is to be done."""
 NAMED = 5
 """Keys that a message names."""
@@ -52,9 +53,14 @@ def survey(name: str, root: Path, *, inside: Path | None = None) -> Manifest:
     return _listed(layout, folder=layout.find(inside or root), root=root)
 
 
+def synthetic_name(layout: SyntheticLayout) -> str:
+    """The name of the data set of rendered scenes."""
+    return "synthetic" if layout == "deliver" else f"synthetic-{layout}"
+
+
 def survey_synthetic(root: Path, *, layout: SyntheticLayout) -> Manifest:
     """List the scenes that :func:`render_synthetic` made, as the data set ``synthetic`` or ``synthetic-mcubes``."""
-    name = "synthetic" if layout == "deliver" else f"synthetic-{layout}"
+    name = synthetic_name(layout)
     real = replace(layout_of(layout), antialias=False)  # of no published code; the demo's figures are without
     manifest = _listed(real, folder=real.find(synthetic_folder(root, layout=layout)), root=root)
     info = manifest.info.model_copy(update={"name": name, "title": f"mini-{real.title}"})
@@ -105,7 +111,7 @@ def find_target(root: Path, *, dataset: str | None = None) -> Manifest:
         raise DataError(f"{root}: looks like {' and like '.join(found)}; name one with --dataset")
     raise DataError(
         f"{root}: holds no prepared data set and none that is known (known: {', '.join(DATASETS)}); for sensors "
-        f"of your own type: memorysam prepare folder {root} --modality NAME=PATTERN …"
+        f"of your own type: {manifests.own_line(root)}"
     )
 
 
@@ -150,24 +156,32 @@ def render_synthetic(
 
     Raises:
         UsageError: the folder is not ours, or holds scenes of other arguments; it is left untouched.
+        FolderInUseError: somebody else is rendering them.
         EnvironmentFault: the disk is full or read-only.
     """
     from memorysam_cli.streetworld.scenes import render
 
     folder = synthetic_folder(root, layout=layout)
     arguments = {"layout": layout, "scenes": scenes, "size": size, "seed": seed}
-    if not folder.exists():
-        with atomic.new_folder(folder) as unfinished:
-            render(unfinished, layout=layout, scenes=scenes, size=size, seed=seed, advance=advance)
-            _mark(unfinished, arguments)
-        return True
-    marker = _marker_of_the_same(folder, arguments)
-    if marker == _marker(folder, arguments):
+    if _is_rendered_whole(folder, arguments):
         return False
-    # The same scenes, but files are missing or another version rendered them: replaced one by one.
-    render(folder, layout=layout, scenes=scenes, size=size, seed=seed, advance=advance)
-    _mark(folder, arguments)
+    with lock.hold(manifests.folder(root, synthetic_name(layout))):
+        if _is_rendered_whole(folder, arguments):  # another one was quicker
+            return False
+        if folder.exists():
+            # The same scenes, but files are missing or another version rendered them: replaced one by one.
+            render(folder, layout=layout, scenes=scenes, size=size, seed=seed, advance=advance)
+            _mark(folder, arguments)
+        else:
+            with atomic.new_folder(folder) as unfinished:
+                render(unfinished, layout=layout, scenes=scenes, size=size, seed=seed, advance=advance)
+                _mark(unfinished, arguments)
     return True
+
+
+def _is_rendered_whole(folder: Path, arguments: dict[str, Any]) -> bool:
+    """Whether scenes of the same arguments are there, and nothing is missing."""
+    return folder.exists() and _marker_of_the_same(folder, arguments) == _marker(folder, arguments)
 
 
 def _marker_of_the_same(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -213,13 +227,33 @@ class Prepared:
     report: CheckReport
     manifest: Path | None
     """The folder of the manifest; none if the check found problems, and no manifest was written."""
+    info: DatasetInfo | None = None
+    """As it was written."""
 
     def to_json(self) -> dict[str, Any]:
         """The one object of ``memorysam prepare --json``."""
         found = self.report.to_json()
         place = None if self.manifest is None else str(self.manifest.absolute())
         first = {"schema_version": SCHEMA_VERSION, "dataset": found.pop("dataset"), "root": found.pop("root")}
-        return {**first, "manifest": place, **found}
+        sensors = (
+            {} if self.info is None else {each.name: self._sensor(each, self.info) for each in self.info.modalities}
+        )
+        return {**first, "manifest": place, **found, "sensors": sensors}
+
+    def _sensor(self, modality: Modality, info: DatasetInfo) -> dict[str, Any]:
+        """How a sensor's values are stored and normalised."""
+        values = info.ranges.get(modality.name)
+        return {
+            "kind": modality.kind,
+            "dtypes": [] if values is None else list(values.dtypes),
+            "low": None if values is None else values.low,
+            "high": None if values is None else values.high,
+            "nodata": list(modality.nodata if values is None else values.nodata),
+            "scale": modality.scale,
+            "offset": modality.offset,
+            "mean": modality.mean,
+            "std": modality.std,
+        }
 
     def fault(self) -> DataError | PartialError | None:
         """The error that the problems amount to, if there are any."""
@@ -281,12 +315,16 @@ def check_and_write(
     info = manifest.info.model_copy(update={"counts": report.splits})
     if measure is not None:
         info = measure(replace(manifest, info=info, scenes=report.scenes))
+    ranges = value_ranges(
+        manifest.root, measured_scenes(replace(manifest, scenes=report.scenes)), info.modalities, max_pixels=max_pixels
+    )
+    info = info.model_copy(update={"ranges": ranges})
     if not accepts_edits:
         kept = keep_superseded(manifest.root, info, report.scenes)
         report = replace(report, warnings=(*report.warnings, *kept))
     _list_dropped(place / DROPPED, report.dropped)
     manifests.write(manifest.root, info, report.scenes)
-    return Prepared(report, manifest=place)
+    return Prepared(report, manifest=place, info=info)
 
 
 def examine(
@@ -326,7 +364,8 @@ def _with_layout(report: CheckReport, manifest: Manifest) -> CheckReport:
     ignored = sorted({*layout.strays(folder, manifest.scenes), *(seen - used)})
     strays = Problem.of("stray", ignored)
     if strays.count:
-        about.append(f"{strays.count} files belong to no scene, such as {shown(strays.first[0])}")
+        files = "1 file belongs" if strays.count == 1 else f"{strays.count} files belong"
+        about.append(f"{files} to no scene ({by_suffix(ignored)}), such as {shown(strays.first[0])}")
     return replace(
         report,
         warnings=(*report.warnings, *about, *layout.remarks(report.scenes)),

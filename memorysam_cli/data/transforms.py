@@ -9,14 +9,14 @@ to [0, 1] is a classic of this field. Source: DATASETS §0, §1.3, METHOD §5.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from memorysam_cli.dataset import IGNORE, Crop, Flip, Modality
+from memorysam_cli.dataset import IGNORE, IMAGENET, Crop, Flip, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.recipe import Augment
 
@@ -24,16 +24,21 @@ if TYPE_CHECKING:
     import torch
 
 Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
 STRIDE = 32
 """Sides that the network takes are multiples of this."""
 LONGEST = 8
 """A frame longer than 8 times its short side is squeezed to that; else 1×5000 pixels would become 1024×5120000."""
+EXACT = ("depth", "event", "lidar")
+"""Kinds whose values are never blended when a sensor is brought to the resolution of another one."""
 NEGATED: dict[Flip, tuple[int, ...]] = {"mirror": (), "negate_sine": (0, 2), "negate_cosine": (1,)}
 """Channels of [sine, cosine, sine] whose sign a flip changes."""
 JITTER = (0.5, 1.5)
 """Range of the brightness, contrast and saturation factors."""
 LUMA = (0.2989, 0.587, 0.114)
 """Weights of red, green and blue in grey (ITU-R 601, as image libraries round them)."""
+HALF = 0.5
+"""Weight of the valid values in a mean of neighbours; with less, it is no measurement."""
 SIGMA_OF_3 = 0.8
 """Pixels: 0.3·((k - 1)/2 - 1) + 0.8 for a kernel of k = 3."""
 
@@ -46,6 +51,9 @@ class Sample:
     """Modality → (H, W, 3) uint8, uint16 or float32, in the recipe's order."""
     label: Array | None
     """(H, W) uint8, 255 counts nowhere."""
+    invalid: dict[str, Mask] = field(default_factory=dict)
+    """Modality → (H, W, 3), True where nothing was measured, which is 0 after normalisation; only of frames with such
+    values, which stand as 0 in the frame and have no part in any mean of neighbours."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -109,20 +117,27 @@ def augment(
     flips = draw.flip < augment.flip
     known = {modality.name: modality for modality in modalities}
 
-    def softened(frames: dict[str, Array]) -> dict[str, Array]:
-        return {name: soften(frame, known[name], augment=augment, draw=draw) for name, frame in frames.items()}
+    def softened(some: Sample) -> Sample:
+        soft = {
+            name: soften(frame, known[name], augment=augment, draw=draw, invalid=some.invalid.get(name))
+            for name, frame in some.frames.items()
+        }
+        return replace(some, frames=soft)
 
-    frames = {}
+    frames, invalid = {}, {name: gaps[:, ::-1] if flips else gaps for name, gaps in sample.invalid.items()}
     for name, frame in sample.frames.items():
-        jittered = change_colours(frame, known[name], augment=augment, draw=draw)
+        jittered = change_colours(frame, known[name], augment=augment, draw=draw, invalid=sample.invalid.get(name))
         frames[name] = mirror(jittered, known[name]) if flips else jittered
     label = np.ascontiguousarray(sample.label[:, ::-1]) if sample.label is not None and flips else sample.label
-    whole = Sample(frames if augment.blur_after_crop else softened(frames), label)
+    whole = Sample(frames, label, invalid)
+    whole = whole if augment.blur_after_crop else softened(whole)
     cut = _resized_crop(whole, modalities=modalities, scale=augment.scale, size=size, draw=draw)
-    return Sample(softened(cut.frames), cut.label) if augment.blur_after_crop else cut
+    return softened(cut) if augment.blur_after_crop else cut
 
 
-def change_colours(frame: Array, modality: Modality, *, augment: Augment, draw: Draw) -> Array:
+def change_colours(
+    frame: Array, modality: Modality, *, augment: Augment, draw: Draw, invalid: Mask | None = None
+) -> Array:
     """Jitter the colours, where the modality asks for it and the draw hits."""
     if "jitter" not in modality.photometric or draw.jitter >= augment.jitter:
         return frame
@@ -132,11 +147,18 @@ def change_colours(frame: Array, modality: Modality, *, augment: Augment, draw: 
         contrast=between(*JITTER, draw.contrast),
         saturation=between(*JITTER, draw.saturation),
         full=full_scale(frame) if modality.scale is None or modality.offset else 1 / modality.scale,
+        invalid=invalid,
     )
 
 
 def jitter_colours(
-    frame: Array, *, brightness: float, contrast: float, saturation: float, full: float | None = None
+    frame: Array,
+    *,
+    brightness: float,
+    contrast: float,
+    saturation: float,
+    full: float | None = None,
+    invalid: Mask | None = None,
 ) -> Array:
     """Change brightness (times the factor), contrast (away from the mean grey), saturation (away from grey).
 
@@ -146,6 +168,7 @@ def jitter_colours(
         contrast: factor; 1 changes nothing.
         saturation: factor; 1 changes nothing.
         full: the value that counts as 1, such as 4095 for 12 bits in uint16; None: the dtype's highest.
+        invalid: (H, W, 3), pixels that have no part in the mean grey where one of their channels is True.
 
     Returns:
         (H, W, 3) of the same dtype; each step is clamped to [0, full] unless the frame goes beyond it, integers are
@@ -161,7 +184,8 @@ def jitter_colours(
         return bounded
 
     values = blend(np.float32(0), brightness)
-    values = blend(np.float32(_grey(values).mean(dtype=np.float64)), contrast)
+    grey = _grey(values) if invalid is None else _grey(values)[~invalid.any(axis=2)]
+    values = blend(np.float32(grey.mean(dtype=np.float64) if grey.size else 0), contrast)
     values = blend(_grey(values)[:, :, None], saturation)
     if frame.dtype.kind == "u":
         values = np.rint(values * np.float32(full)).clip(0, np.iinfo(frame.dtype).max)
@@ -225,11 +249,38 @@ def _total(dtype: np.dtype[Any], modality: Modality) -> float:
     return -2 * modality.offset * (full if modality.scale is None else 1 / modality.scale)
 
 
-def soften(frame: Array, modality: Modality, *, augment: Augment, draw: Draw) -> Array:
-    """Blur, where the modality asks for it and the draw hits."""
+def soften(frame: Array, modality: Modality, *, augment: Augment, draw: Draw, invalid: Mask | None = None) -> Array:
+    """Blur, where the modality asks for it and the draw hits; what is invalid stays so, and is 0."""
     if "blur" not in modality.photometric or draw.blur >= augment.blur:
         return frame
-    return blur(frame, sigma=None if augment.blur_sigma is None else between(*augment.blur_sigma, draw.sigma))
+    sigma = None if augment.blur_sigma is None else between(*augment.blur_sigma, draw.sigma)
+    if invalid is None:
+        return blur(frame, sigma=sigma)
+    values, _ = mean_of_valid(frame, invalid, lambda array: blur(array, sigma=sigma))
+    values[invalid] = 0
+    return values
+
+
+def mean_of_valid(frame: Array, invalid: Mask, average: Callable[[Array], Array]) -> tuple[Array, Array]:
+    """A filter that averages neighbours, in which invalid values have no part.
+
+    Args:
+        frame: (H, W, 3) uint8, uint16 or float32.
+        invalid: (H, W, 3).
+        average: the filter, of float32 frames; may change their size.
+
+    Returns:
+        The frame that it makes, of the same dtype, integers rounded; and float32 of its shape: the weight that valid
+        values had in each mean, 0 to 1. A mean of none is 0.
+
+    Source: normalized convolution (Knutsson and Westin, 1993).
+    """
+    weight = average((~invalid).astype(np.float32))
+    total = average(np.where(invalid, 0, frame).astype(np.float32))
+    values = np.divide(total, weight, out=np.zeros_like(total), where=weight > np.finfo(np.float32).eps)
+    if frame.dtype.kind == "u":
+        values = np.rint(values).clip(0, np.iinfo(frame.dtype).max)
+    return values.astype(frame.dtype), weight
 
 
 def blur(frame: Array, *, sigma: float | None) -> Array:
@@ -261,15 +312,30 @@ def _resized_crop(
     top, left = int(draw.top * (max(height - size, 0) + 1)), int(draw.left * (max(width - size, 0) + 1))
     cut = _each(sample, lambda array: array[top : top + size, left : left + size])
     known = {modality.name: modality for modality in modalities}
+    invalid = dict(cut.invalid)
+    if cut.size != (size, size):
+        bare = {name: frame for name, frame in cut.frames.items() if _has_own_mean(known[name])}
+        invalid = {**{name: np.zeros(frame.shape, bool) for name, frame in bare.items()}, **invalid}
     return Sample(
         {name: _pad(frame, size=size, value=_zero(frame, known[name])) for name, frame in cut.frames.items()},
         None if cut.label is None else _pad(cut.label, size=size, value=IGNORE),
+        {name: _pad(gaps, size=size, value=_has_own_mean(known[name])) for name, gaps in invalid.items()},
     )
 
 
 def between(low: float, high: float, share: float) -> float:
     """``low`` at 0, ``high`` at 1."""
     return low + (high - low) * share
+
+
+def _has_own_mean(modality: Modality) -> bool:
+    """Whether padding is no measurement rather than the value 0.
+
+    The reference pads photos with black. A sensor that is normalised by its own mean may never see 0: raw thermal
+    values of 300 K would be padded with -65 deviations. Sparse sensors do: there 0 is "nothing", as where they measure.
+    """
+    is_own = modality.mean is not None and tuple(modality.mean) != IMAGENET["mean"]
+    return is_own and modality.kind not in ("event", "lidar")
 
 
 def _zero(frame: Array, modality: Modality) -> float:
@@ -319,9 +385,9 @@ def for_prediction(sample: Sample, *, modalities: Sequence[Modality], size: int)
         size: short side in pixels; then each side goes up to a multiple of 32.
     """
     height, width = _short_side(*sample.size, size)
-    frames = _resize(Sample(sample.frames, None), modalities=modalities, height=height, width=width)
+    frames = _resize(replace(sample, label=None), modalities=modalities, height=height, width=width)
     aligned = _resize(frames, modalities=modalities, height=_up(height), width=_up(width))
-    return Sample(aligned.frames, sample.label)
+    return replace(aligned, label=sample.label)
 
 
 def without_left(sample: Sample, crop: Crop | None) -> Sample:
@@ -338,16 +404,54 @@ def without_left(sample: Sample, crop: Crop | None) -> Sample:
 def _resize(sample: Sample, *, modalities: Sequence[Modality], height: int, width: int) -> Sample:
     """Frames as their modality says, the label floor-nearest."""
     known = {modality.name: modality for modality in modalities}
+    frames, invalid = {}, {}
+    for name, frame in sample.frames.items():
+        frames[name], gaps = _resized(frame, known[name], sample.invalid.get(name), height=height, width=width)
+        if gaps is not None:
+            invalid[name] = gaps
+    label = None if sample.label is None else resize_nearest(sample.label, height=height, width=width)
+    return Sample(frames, label, invalid)
 
-    def resized(name: str, frame: Array) -> Array:
-        if known[name].interpolation == "nearest":
-            return resize_nearest(frame, height=height, width=width)
-        return resize_bilinear(frame, height=height, width=width, antialias=known[name].antialias)
 
-    return Sample(
-        {name: resized(name, frame) for name, frame in sample.frames.items()},
-        None if sample.label is None else resize_nearest(sample.label, height=height, width=width),
-    )
+def _resized(
+    frame: Array, modality: Modality, invalid: Mask | None, *, height: int, width: int
+) -> tuple[Array, Mask | None]:
+    """A frame and where it is invalid, at another size: of means, where valid values weigh less than half."""
+    if modality.interpolation == "nearest":
+        gaps = None if invalid is None else resize_nearest(invalid, height=height, width=width)
+        return resize_nearest(frame, height=height, width=width), gaps
+
+    def resize(array: Array) -> Array:
+        return resize_bilinear(array, height=height, width=width, antialias=modality.antialias)
+
+    if invalid is None or frame.shape[:2] == (height, width):
+        return resize(frame), invalid
+    values, weight = mean_of_valid(frame, invalid, resize)
+    gaps = weight < HALF
+    values[gaps] = 0
+    return values, gaps
+
+
+def on_grid(sample: Sample, *, modalities: Sequence[Modality], height: int, width: int) -> Sample:
+    """Registered sensors of another resolution, resampled: nearest of distances and of sparse sensors, others bilinear.
+
+    Args:
+        sample: its frames may have different sizes; its label, if any, has the wanted one.
+        modalities: of the sample's frames.
+        height: of the result, in pixels.
+        width: of the result, in pixels.
+    """
+    exact = [
+        modality.model_copy(update={"interpolation": "nearest"}) if is_exact(modality) else modality
+        for modality in modalities
+    ]
+    frames = _resize(replace(sample, label=None), modalities=exact, height=height, width=width)
+    return replace(frames, label=sample.label)
+
+
+def is_exact(modality: Modality) -> bool:
+    """Whether values between two of a sensor's mean nothing: between a wall and what stands before it there is none."""
+    return modality.interpolation == "nearest" or modality.kind in EXACT
 
 
 def resize_nearest(array: Array, *, height: int, width: int) -> Array:
@@ -415,9 +519,10 @@ def _rounded(values: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def _each(sample: Sample, change: Callable[[Array], Array]) -> Sample:
-    """The same change to every frame and to the label."""
+    """The same change to every frame, to where it is invalid, and to the label."""
     frames = {name: change(frame) for name, frame in sample.frames.items()}
-    return Sample(frames, None if sample.label is None else change(sample.label))
+    invalid = {name: change(gaps) for name, gaps in sample.invalid.items()}
+    return Sample(frames, None if sample.label is None else change(sample.label), invalid)
 
 
 def _short_side(height: int, width: int, short_px: int) -> tuple[int, int]:
@@ -425,6 +530,12 @@ def _short_side(height: int, width: int, short_px: int) -> tuple[int, int]:
     shorter = min(height, width)
     rows, columns = (min(round(side * short_px / shorter), LONGEST * short_px) for side in (height, width))
     return rows, columns
+
+
+def seen_size(height: int, width: int, *, size: int) -> tuple[int, int]:
+    """Height and width at which a whole frame is shown to the network, as of :func:`for_prediction`."""
+    rows, columns = _short_side(height, width, size)
+    return _up(rows), _up(columns)
 
 
 def _up(side: int) -> int:
@@ -437,13 +548,14 @@ def full_scale(frame: Array) -> int:
     return int(np.iinfo(frame.dtype).max) if frame.dtype.kind == "u" else 1
 
 
-def to_tensor(frame: Array, modality: Modality) -> torch.Tensor:
-    """Stored values → what the modality says they mean, then normalised.
+def to_tensor(frame: Array, modality: Modality, *, invalid: Mask | None = None) -> torch.Tensor:
+    """Stored values → what the modality says they mean, then normalised; 0 where nothing was measured.
 
     Args:
         frame: (H, W, 3) uint8, uint16 or float32.
         modality: gives ``scale`` (none: uint8 / 255, uint16 / 65535, floating point as stored) and ``offset``, mean and
             standard deviation, if any.
+        invalid: (H, W, 3), True where nothing was measured.
 
     Returns:
         (3, H, W) float32, contiguous.
@@ -462,4 +574,6 @@ def to_tensor(frame: Array, modality: Modality) -> torch.Tensor:
     if modality.mean is not None and modality.std is not None:
         values -= np.array(modality.mean, dtype=np.float32)[:, None, None]
         values /= np.array(modality.std, dtype=np.float32)[:, None, None]
+    if invalid is not None:
+        values[invalid.transpose(2, 0, 1)] = 0  # (H, W, 3) -> (3, H, W)
     return torch.from_numpy(values)

@@ -9,6 +9,7 @@ once who died over what, and no torn message can block the others.
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import signal
 import time
@@ -24,9 +25,9 @@ from typing import Any, Generic, Protocol, Self, TypeVar, runtime_checkable
 
 import cv2
 import torch
-from torch import multiprocessing
 
-from memorysam_cli.errors import DataError, EnvironmentFault, MemorySamError
+from memorysam_cli.data import handover
+from memorysam_cli.errors import SIGNAL_EXIT_CODES, DataError, EnvironmentFault, MemorySamError
 from memorysam_cli.report import console
 
 Item = TypeVar("Item")
@@ -42,6 +43,10 @@ END_S = 5
 """How long we wait for the end of a process that is ending."""
 
 _TOO_FEW = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_MORE = (
+    "free memory, allow more open files and processes (ulimit -n 4096, ulimit -u), or read without workers (--workers "
+    "0; in training --set data.workers=0); memorysam doctor shows the limits"
+)
 GRACE_S = 60
 """A worker outlives SIGTERM by this long."""
 POLL_S = 0.5
@@ -276,18 +281,18 @@ class Pool(Generic[Item]):
         self._end()
 
     def _start(self) -> _Worker:
-        context = multiprocessing.get_context()
-        ours, theirs = context.Pipe()
-        process = context.Process(target=work, args=(self._source, theirs, os.getpid()), daemon=True)
         try:
-            process.start()
+            ours, theirs = multiprocessing.Pipe()
+            process = multiprocessing.Process(target=work, args=(self._source, theirs, os.getpid()), daemon=True)
+            try:
+                process.start()
+            except BaseException:
+                ours.close()
+                raise
+            finally:
+                theirs.close()
         except OSError as error:
-            ours.close()
-            raise EnvironmentFault(
-                f"cannot start a data worker ({error.strerror}); free memory, or set data.workers=0"
-            ) from error
-        finally:
-            theirs.close()
+            raise EnvironmentFault(f"cannot start a data worker ({error.strerror}); {_MORE}") from error
         return _Worker(process, ours)
 
     def _hand_out(self, *, before: int) -> None:
@@ -335,10 +340,12 @@ class Pool(Generic[Item]):
 
     def _read(self, worker: _Worker) -> None:
         try:
-            answer: Item | ItemError = worker.connection.recv()
-        except (EOFError, OSError) as error:  # of the message, or of the memory that it names
+            answer: Item | ItemError = handover.receive(worker.connection)
+        except (EOFError, OSError) as error:
             if isinstance(error, OSError) and error.errno in _TOO_FEW:
-                raise
+                raise EnvironmentFault(
+                    f"cannot take over what a data worker read ({error.strerror}); {_MORE}"
+                ) from error
             self._bury(worker)
             return
         task = worker.tasks.popleft()
@@ -364,16 +371,11 @@ class Pool(Generic[Item]):
                 self._give_up(first, how)
         self._workers[self._workers.index(worker)] = self._start()
 
-    def _give_up(self, task: _Task, how: _Ending) -> None:
+    def _give_up(self, task: _Task, how: str) -> None:
         """Find out what of an item kills its readers, and let the source say what takes its place."""
         self._given_up += 1
         task.deaths, task.is_second_choice = 0, True
         try:
-            if how.signal == signal.SIGBUS:
-                raise EnvironmentFault(
-                    f"{self._source.name(task.index)}: its reader {how} {DEATHS} times, which means that shared memory "
-                    "(/dev/shm) is full; enlarge it, or set data.workers=0"
-                )
             if self._given_up > IN_A_ROW:
                 raise EnvironmentFault(
                     f"{self._source.name(task.index)}: killed its reader {DEATHS} times (it {how}), as did all the "
@@ -403,7 +405,7 @@ class Pool(Generic[Item]):
         try:
             worker.connection.send(index)
             if worker.connection.poll(self._timeout_s):
-                worker.connection.recv()
+                handover.receive(worker.connection)
                 return False
         except (EOFError, OSError):
             return True
@@ -417,30 +419,18 @@ def _load(worker: _Worker) -> int:
     return len(worker.tasks)
 
 
-@dataclass(frozen=True)
-class _Ending:
-    """How a worker ended."""
-
-    words: str
-    signal: int | None = None
-    """What killed it, if a signal did that was not ours."""
-
-    def __str__(self) -> str:
-        return self.words
-
-
-def _ending(process: BaseProcess, *, after_s: float | None) -> _Ending:
+def _ending(process: BaseProcess, *, after_s: float | None) -> str:
     """How a process ended; one that hangs is ended first."""
     if after_s is None:
         process.join(END_S)
     if process.exitcode is None:
         process.kill()
         process.join(END_S)
-        return _Ending(f"gave nothing for {after_s:g} s" if after_s is not None else "lost its connection")
+        return f"gave nothing for {after_s:g} s" if after_s is not None else "lost its connection"
     code = process.exitcode
     if code < 0:
-        return _Ending(f"was killed by {signal.Signals(-code).name}", signal=-code)
-    return _Ending(f"ended with exit code {code}")
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"
 
 
 def _end(workers: list[_Worker], owner: int) -> None:
@@ -465,9 +455,11 @@ def work(source: Source[Any], connection: Connection, parent: int) -> None:
     """
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    for name in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(name, signal.SIG_IGN)
-    # A scheduler may send SIGTERM to all: the parent still has a step to finish and a checkpoint to write.
+    # A terminal or a scheduler may send them to all: the parent still has a step to finish and a checkpoint to write.
+    for number in SIGNAL_EXIT_CODES:
+        # An alarm is this one's own; processor time is counted for each process, and a new worker has all of it.
+        is_own = number.name in {"SIGALRM", "SIGXCPU"}
+        signal.signal(number, signal.SIG_DFL if is_own else signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
     try:
         while True:
@@ -482,10 +474,10 @@ def work(source: Source[Any], connection: Connection, parent: int) -> None:
 def _answer_once(source: Source[Any], connection: Connection) -> None:
     index = connection.recv()
     try:
-        connection.send(source.answer(index))
+        handover.send(connection, source.answer(index))
     except (EOFError, ConnectionError):
         raise
     except Exception as error:  # a bug of ours, or memory: for the parent to raise
         answer = error if type(error).__module__ == "builtins" else RuntimeError(f"{type(error).__name__}: {error}")
         answer.add_note(traceback.format_exc())
-        connection.send(ItemError(answer))
+        handover.send(connection, ItemError(answer))

@@ -265,15 +265,20 @@ def hub_cache() -> Path:
 
 
 def shared_memory() -> Iterator[Finding]:
-    """What data workers hand images over in; containers often have 64 MB."""
+    """What processes with a GPU each (NCCL) and Ray meet in; data workers need none. Containers often have 64 MB."""
     if not SHARED.is_dir():
         return
+    import torch as library
+
     free = shutil.disk_usage(SHARED).free / 1e9
-    if free < LITTLE_SHARED_GB:
-        remedy = "start the container with --shm-size=8g (or --ipc=host), or train with --set data.workers=0"
-        yield warning("shared memory", f"{free:.2f} GB free in {SHARED}", remedy)
-    else:
+    found = f"{free:.2f} GB free in {SHARED}"
+    if free >= LITTLE_SHARED_GB:
         yield ok("shared memory", f"{free:.1f} GB free")
+    elif library.cuda.device_count() > 1:
+        remedy = "start the container with --shm-size=1g (or --ipc=host): several GPUs train through it"
+        yield warning("shared memory", found, remedy)
+    else:
+        yield ok("shared memory", f"{found} (enough: data workers do without it)")
 
 
 def limits() -> Iterator[Finding]:

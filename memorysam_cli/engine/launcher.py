@@ -7,12 +7,45 @@ from __future__ import annotations
 
 import os
 
+from memorysam_cli.errors import UsageError
+from memorysam_cli.text import shown
+
 VARIABLES = (
     *("RANK", "WORLD_", "LOCAL_", "MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_"),
     *("PMI_", "OMPI_", "MV2_", "CCL_WORKER_COUNT"),
 )
 """Beginnings of the names of all variables that make a process one of several."""
 _LAUNCHED = ("WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
+
+
+_NUMBERS = {"WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0, "MASTER_PORT": 0}
+"""Variables that torch reads as whole numbers, and the least that each may be."""
+_MOST_PORT = 65535
+_ADVICE = "start all processes with torchrun or accelerate launch, or unset it"
+
+
+def refuse_malformed() -> None:
+    """Refuse what torch and accelerate would stumble over: every command that works with others asks before.
+
+    Raises:
+        UsageError: a variable is no whole number, or this process is none of those that there are.
+    """
+    for name, least in _NUMBERS.items():
+        text = os.environ.get(name, str(least))
+        number = int(text) if text.isascii() and text.isdigit() else -1
+        if number < least or (name == "MASTER_PORT" and number > _MOST_PORT):
+            most = f" to {_MOST_PORT}" if name == "MASTER_PORT" else ""
+            raise UsageError(f"${name} is '{shown(text)}'; it must be a whole number from {least}{most}: {_ADVICE}")
+    for name, whole in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        if whole in os.environ and _number(name, 0) >= _number(whole, 1):
+            raise UsageError(
+                f"${name} is {_number(name, 0)}, but ${whole} {_number(whole, 1)}, and they count from 0: {_ADVICE}"
+            )
+
+
+def foreign_variables() -> list[str]:
+    """The variables that a launcher may have set and this process has, as ``$NAME=value``."""
+    return [f"${name}={shown(text)}" for name, text in sorted(os.environ.items()) if name.startswith(VARIABLES)]
 
 
 def world() -> int:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
-from memorysam_cli.errors import MemorySamError, environment_fault
+from memorysam_cli.errors import MemorySamError, environment_fault, signal_exit_code
 
 GRACE_S = 20.0
 """For how long a process may go on after another was lost: the sum that it waits in should fail by then."""
@@ -35,7 +35,6 @@ _MESSAGE = struct.Struct("!cIBH")
 """Kind, rank, exit code, and the length of the words that follow."""
 _AT_WORK, _DONE, _FAILED, _LOST = b"w", b"d", b"f", b"l"
 _WORDS_BYTES = 4000
-_INTERRUPTED, _TERMINATED = 130, 143
 
 
 class LostProcess(NamedTuple):
@@ -302,11 +301,8 @@ class _Peer:
 
 def _explained(error: BaseException) -> tuple[int, str]:
     """The exit code that this process will end with, and why."""
-    if isinstance(error, KeyboardInterrupt):
-        return _INTERRUPTED, "interrupted"
-    if not isinstance(error, Exception):  # a signal that unwinds, or sys.exit
-        code = error.code if isinstance(error, SystemExit) else _TERMINATED
-        return (code if isinstance(code, int) else _TERMINATED), str(error)
+    if not isinstance(error, Exception):
+        return signal_exit_code(error), "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
     known = error if isinstance(error, MemorySamError) else environment_fault(error)
     return (1, repr(error)) if known is None else (known.exit_code, str(known))
 

@@ -276,6 +276,7 @@ def side_by_side() -> Iterator[Peers]:
     Raises:
         EnvironmentFault: they cannot be reached, or do not come.
     """
+    launcher.refuse_malformed()
     world = launcher.world()
     if world <= 1:
         yield Peers(0, 1, None)

@@ -10,7 +10,6 @@ import os
 import platform
 import re
 import secrets
-import shlex
 import shutil
 import sys
 import time
@@ -20,15 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from memorysam_cli import registry
+from memorysam_cli.data import manifest as manifests
+from memorysam_cli.data.manifest import Manifest
+from memorysam_cli.engine import launcher
 from memorysam_cli.errors import DataError, MemorySamError, UsageError, WeightsError
 from memorysam_cli.recipe import Recipe, load
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents, lock
-from memorysam_cli.text import shown
+from memorysam_cli.text import command, shown, typed
 
 RUNS = Path("runs")
 RECIPE = "recipe.yaml"
-LATEST = "latest"
+LATEST, BEGUN = "latest", ".begun"
+"""Links below :data:`RUNS`: to the run that finished last (where none has, that began last), and that began last."""
 SERIES = ("lr", "gradient_norm", "scenes_per_second", "peak_memory_gb", "miou")
 """Values that are followed beside the losses."""
 MOST_VALUES = 4000
@@ -40,7 +44,8 @@ _TEMPORARY = re.compile(r"\.(?P<name>.+)\.tmp-.+-\d+-[0-9a-f]{8}")
 _COMMAND_FILES = {lock.NAME, lock.FAULTS, "exit.json"}
 """What a command leaves that ended before its run began."""
 _START_FILES = {
-    *_COMMAND_FILES, RECIPE, "environment.json", "command.txt", "train.log", "extent.json", "checkpoints", "trackers",
+    *_COMMAND_FILES, RECIPE, "environment.json", "command.txt", "train.log", "extent.json", "data.json", "checkpoints",
+    "trackers",
 }  # fmt: skip
 """What a run has before its first checkpoint."""
 _OLD_S = 3600
@@ -85,6 +90,11 @@ class RunFolder:
         return self.path / "extent.json"
 
     @property
+    def data(self) -> Path:
+        """Where the data set lay when the run last began or went on, as an absolute path, and which it is."""
+        return self.path / "data.json"
+
+    @property
     def resumes(self) -> Path:
         """One JSON line each time the run went on, with what had changed around it."""
         return self.path / "resumes.jsonl"
@@ -122,6 +132,27 @@ class RunFolder:
     def store_recipe(self, recipe: Recipe) -> None:
         """Write the resolved recipe of the run; its presence is what makes the folder a run."""
         atomic.write_text(self.path / RECIPE, recipe.to_yaml())
+
+    def store_data(self, manifest: Manifest) -> None:
+        """Write down where the data lie, so that commands on this run find them from anywhere."""
+        facts = {"root": str(manifest.root.absolute()), "dataset": manifest.info.name}
+        documents.write_json(self.data, {**facts, "content_hash": manifest.info.content_hash})
+
+    def stored_data(self) -> dict[str, str]:
+        """``root``, ``dataset`` and ``content_hash``; none for a run of a version that did not store them.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        if not self.data.is_file():
+            return {}
+        with documents.understood(self.data):
+            found = documents.read_json(self.data)
+            return {key: _word(found[key]) for key in ("root", "dataset", "content_hash")}
+
+    def is_finished(self) -> bool:
+        """Whether it was trained to its end, and its weights are there."""
+        return self.result.is_file() and self.best.is_file()
 
     def log_metrics(self, place: Mapping[str, int], values: Mapping[str, float]) -> None:
         """Append a row to the metrics; a value that is not finite becomes null, as JSON knows no NaN."""
@@ -204,7 +235,7 @@ def create(recipe: Recipe, out: Path | None, *, begins_again: bool = False) -> R
         refuse_taken(run.path)
     run.store_recipe(recipe)
     documents.write_json(run.path / "environment.json", environment())
-    atomic.write_text(run.path / "command.txt", shlex.join(sys.argv) + "\n")
+    atomic.write_text(run.path / "command.txt", " ".join(map(typed, sys.argv)) + "\n")
     return run
 
 
@@ -231,6 +262,12 @@ def _own(folder: Path) -> Iterator[Path]:
 def _is_left(name: str) -> bool:
     match = _TEMPORARY.fullmatch(name)
     return match is not None and (match["name"] in _START_FILES or match["name"].startswith("step-"))
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError(f"{value!r} is no text")
+    return value
 
 
 def environment() -> dict[str, Any]:
@@ -261,8 +298,19 @@ def newest(recipe: str) -> RunFolder | None:
     return RunFolder(max(runs, key=lambda path: (path / RECIPE).stat().st_mtime_ns)) if runs else None
 
 
+def note_begun(path: Path) -> None:
+    """Let other commands find a run that begins or goes on: ``watch`` at once, the others where none has finished."""
+    _point(BEGUN, path)
+    if not RunFolder(RUNS / LATEST).is_finished():
+        point_latest(path)
+
+
 def point_latest(path: Path) -> None:
     """Let ``runs/latest`` name a run, by a symbolic link that is replaced in one step; a warning where that fails."""
+    _point(LATEST, path)
+
+
+def _point(name: str, path: Path) -> None:
     link = RUNS / f".{LATEST}-{os.getpid()}"
     try:
         atomic.make_folder(RUNS)
@@ -272,26 +320,90 @@ def point_latest(path: Path) -> None:
                 left.unlink(missing_ok=True)
         link.unlink(missing_ok=True)
         link.symlink_to(target, target_is_directory=True)
-        link.replace(RUNS / LATEST)
+        link.replace(RUNS / name)
     except (OSError, MemorySamError) as error:
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-        console.warn(f"{RUNS / LATEST}: cannot be made to name this run ({reason}); name it with --weights")
+        console.warn(f"{RUNS / name}: cannot be made to name this run ({reason}); name it with --weights")
 
 
 def default_weights() -> Path:
-    """The best weights of ``runs/latest``.
+    """The best weights of the run that ``runs/latest`` names.
 
     Raises:
         WeightsError: there is no such file; says how to get one.
     """
-    latest = RunFolder(RUNS / LATEST)
+    latest = RunFolder(by_its_name(RUNS / LATEST))
     if latest.best.is_file():
         return latest.best
-    why = "holds no best.safetensors yet" if latest.path.is_dir() else "does not exist"
+    why = f"holds no {latest.best.name} yet" if latest.path.is_dir() else "does not exist"
+    first = command("prepare", "synthetic", manifests.data_root(None))
     raise WeightsError(
-        f"{latest.path}: {why}; give --weights FILE, or train first: "
-        "memorysam prepare synthetic ./data && memorysam train --recipe demo"
+        f"{latest.path}: {why}; give --weights FILE, or train first: {first} && {command('train', '--recipe', 'demo')}"
     )
+
+
+def tell_default(weights: Path) -> None:
+    """Say which run :func:`default_weights` are of."""
+    run = RunFolder(weights.parent.parent)
+    state = "finished" if run.is_finished() else "has not finished: these are its best weights so far"
+    console.note(f"weights of {run.path}, which {state}; --weights FILE takes others")
+
+
+def by_its_name(folder: Path) -> Path:
+    """A run by the name of its folder, where a link such as ``runs/latest`` leads to it now and elsewhere later."""
+    return Path(os.path.relpath(folder.resolve())) if folder.is_symlink() and folder.exists() else folder
+
+
+def watched_by_default() -> Path:
+    """The run that began last if it is still at work, else ``runs/latest``."""
+    begun = RUNS / BEGUN
+    owner = lock.owner(begun) if begun.is_dir() else None
+    is_at_work = owner is not None and owner.lives is not False
+    return by_its_name(begun if is_at_work else RUNS / LATEST)
+
+
+def data_root(run: Path | None, option: Path | None) -> Path:
+    """Where the data of a run lie: ``--data``, else where they lay when it was trained, else as for every command.
+
+    Args:
+        run: its folder; none for what belongs to no run.
+        option: ``--data``.
+
+    Raises:
+        DataError: the data set is not there any more, nor where every command looks; names both places.
+    """
+    elsewhere = manifests.data_root(option)
+    stored = RunFolder(run).stored_data() if run is not None and option is None else {}
+    if not stored:
+        return elsewhere
+    root, dataset = Path(stored["root"]), stored["dataset"]
+    if elsewhere.absolute() == root:
+        return elsewhere
+    if manifests.is_prepared(root, dataset):
+        return root
+    if manifests.is_prepared(elsewhere, dataset):
+        console.note(f"{run}: data set '{dataset}' is not below {root} any more; taking that below {elsewhere}")
+        return elsewhere
+    raise DataError(
+        f"{run}: was trained on data set '{dataset}' below {root}, which is not there any more (nor below "
+        f"{elsewhere}); say where it is with --data ROOT"
+    )
+
+
+def resume_command(run: Path, *options: object) -> str:
+    """The line that continues a run, as it is to be typed in the folder that this process runs in.
+
+    Args:
+        run: its folder.
+        options: further words.
+    """
+    line = command(*registry.options(), "train", "--resume", run, *options)
+    world = launcher.world()
+    if world == 1:
+        return line
+    if launcher.local_world(world) == world:
+        return f"torchrun --nproc-per-node {world} -m memorysam_cli {line.removeprefix('memorysam ')}"
+    return f"{line} (by {world} processes, with the same launcher)"
 
 
 def run_of(weights: Path) -> Path | None:

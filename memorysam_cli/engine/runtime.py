@@ -28,8 +28,9 @@ from memorysam_cli.engine import launcher, processes
 from memorysam_cli.errors import EnvironmentFault, MemorySamError, UsageError, is_out_of_memory, shortage
 from memorysam_cli.storage import children, machine
 from memorysam_cli.storage.machine import Capacity
-from memorysam_cli.text import size
+from memorysam_cli.text import few, size
 
+_SHOWN_VARIABLES = 8
 DEVICES = "auto, cpu, cuda, cuda:N, mps"
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 LOOKING = "use a smaller --batch (1 is the least), fewer --modalities, no --tta, or a device with more memory"
@@ -82,6 +83,7 @@ def make_accelerator(device: torch.device, *, precision: str) -> Accelerator:
         EnvironmentFault: another process did not come.
     """
     refuse_precision(precision, device)
+    launcher.refuse_malformed()
     _refuse_engine()
     is_alone = launcher.world() == 1
     if device.index is not None:
@@ -108,6 +110,13 @@ def make_accelerator(device: torch.device, *, precision: str) -> Accelerator:
         raise EnvironmentFault(
             f"not all {launcher.world()} processes came together ({str(error).splitlines()[0]}); the "
             "output of the others may explain it"
+        ) from error
+    except ValueError as error:
+        if not (variables := launcher.foreign_variables()):
+            raise
+        raise UsageError(
+            f"accelerate cannot read what a launcher has set ({str(error).splitlines()[0]}); unset or correct it, one "
+            f"of {few(variables, _SHOWN_VARIABLES)}"
         ) from error
     # The learner accumulates, whatever ACCELERATE_GRADIENT_ACCUMULATION_STEPS says.
     accelerator.gradient_accumulation_steps = 1

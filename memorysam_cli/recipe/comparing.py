@@ -6,7 +6,6 @@ a copy, in which nothing has changed yet.
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 import textwrap
@@ -33,6 +32,7 @@ from memorysam_cli.recipe.reading import (
     shipped,
 )
 from memorysam_cli.recipe.schema import Dumper, Recipe, Section
+from memorysam_cli.text import command, docstring
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
 """The one that editors know best."""
@@ -158,7 +158,7 @@ def meanings(schema: type[Section]) -> dict[str, str]:
     for key in schema.model_fields:
         section = _any_section(schema, key)
         if section is not None:
-            found.setdefault(key, _plain(inspect.getdoc(section) or ""))
+            found.setdefault(key, _plain(docstring(section)))
     return found
 
 
@@ -172,7 +172,7 @@ def json_schema() -> dict[str, Any]:
     definitions = {RecipeFile.__name__: schema, **schema.pop("$defs")}
     for each in _sections(RecipeFile):
         described, definition = meanings(each), definitions[each.__name__]
-        definition["description"] = _plain(inspect.getdoc(each) or "")
+        definition["description"] = _plain(docstring(each))
         properties = definition["properties"]
         definition["properties"] = {
             key: _simple(properties[key]) | {"description": described[key]} for key in described
@@ -343,9 +343,8 @@ def _introduction(name: str, *, has_schema: bool) -> Iterator[str]:
         f"{name}: a recipe that extends another one. What is commented out is as it is there (a later memorysam's, if "
         "that one changes); take the # away from what you change. Then:"
     )
-    yield f"#   memorysam recipes check {name}"
-    yield f"#   memorysam recipes show {name} --changes"
-    yield f"#   memorysam train --recipe {name}"
+    for words in (("recipes", "check", name), ("recipes", "show", name, "--changes"), ("train", "--recipe", name)):
+        yield f"#   {command(*words)}"
 
 
 def _head(extends: str, stem: str, recipe: Recipe, changed: set[str]) -> Iterator[str]:

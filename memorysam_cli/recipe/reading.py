@@ -19,6 +19,7 @@ from memorysam_cli.errors import DataError, UsageError, did_you_mean
 from memorysam_cli.recipe.schema import UNKNOWN_NAME, LossSettings, Recipe, Section, without_retired
 from memorysam_cli.registry import LOSSES, add_files
 from memorysam_cli.storage.documents import parse_yaml, read_yaml
+from memorysam_cli.text import is_text, shown
 from memorysam_cli.validation import first_fault, kind_of, line_of
 
 PACKAGE = Path(__file__).parent.parent
@@ -146,7 +147,8 @@ def find(name_or_file: str | os.PathLike[str], *, beside: Path | None = None, wh
     is_yaml = path.suffix in SUFFIXES
     if is_yaml and path.is_file():
         return path
-    why = "is not a file" if is_yaml else "is no shipped recipe and no .yaml file"
+    is_there = path.exists()
+    why = "is no shipped recipe and no .yaml file" if not is_yaml else "is not a file" if is_there else "does not exist"
     raise UsageError(f"{where or 'recipe '}{text}: {why}{did_you_mean(text, known)}")
 
 
@@ -372,12 +374,24 @@ def _validate(content: dict[str, Any], schema: type[Recipe]) -> Recipe:
 
     ``schema`` has the keys that a message may name.
     """
+    _refuse_bytes(content, ())
     try:
         # As JSON: then pydantic's strict mode takes a list for a tuple and an integer for a float, and no more.
         return Recipe.model_validate_json(json.dumps(without_retired(content)), strict=True)
     except ValidationError as error:
         is_unknown_name = any(each["type"] == UNKNOWN_NAME for each in error.errors())
         raise _RefusedError(*first_fault(error, schema), is_unknown_name) from None
+
+
+def _refuse_bytes(value: Any, keys: tuple[str, ...]) -> None:
+    """Refuse what stands for bytes that are no UTF-8, which a recipe could not be stored with."""
+    if isinstance(value, dict | list):
+        for key, each in value.items() if isinstance(value, dict) else enumerate(value):
+            _refuse_bytes(key, keys)
+            _refuse_bytes(each, (*keys, str(key)))
+    elif isinstance(value, str) and not is_text(value):
+        where = f"{'.'.join(keys)}: " if keys else ""
+        raise _RefusedError(keys, f"{where}{shown(value)!r} holds bytes that are no UTF-8 text; give another name")
 
 
 def _complete_losses(recipe: Recipe) -> Recipe:

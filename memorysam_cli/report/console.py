@@ -1,5 +1,8 @@
 """The terminal: the answer on stdout; notes, warnings, errors and progress on stderr.
 
+What is printed may hold names from files. Therefore everything passes one place, :func:`_write` or what draws tables,
+bars and screens, where control characters and undecodable bytes are escaped: no file drives a terminal.
+
 Colour follows ``NO_COLOR``, ``FORCE_COLOR`` (colour only, never a bar) and ``TERM=dumb``. rich is imported
 only where colour or a table is drawn.
 """
@@ -7,9 +10,11 @@ only where colour or a table is drawn.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from memorysam_cli.report import live
 from memorysam_cli.report.live import Progress, draws_bars, in_ci
+from memorysam_cli.text import shown as escaped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,6 +39,8 @@ class _State:
     verbosity: int = NORMAL
     color: bool | None = None
     json: bool = False
+    answer: dict[str, Any] | None = None
+    """What ``--json`` will print when the command ends."""
     logs: list[TextIO] = field(default_factory=list)
     after_table: bool = False
 
@@ -49,21 +57,65 @@ def setup(*, verbosity: int = NORMAL, color: bool | None = None, json: bool = Fa
         json: stdout is reserved for ``answer``; ``say`` and ``table`` fall silent.
     """
     _state.verbosity, _state.color, _state.json, _state.after_table = verbosity, color, json, False
+    _state.answer = None
 
 
-def answer(value: Any) -> None:
-    """Print the one JSON object of ``--json`` on stdout.
+class _Patient(io.FileIO):
+    """Takes everything, also what nobody reads any more."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def outlive_readers() -> None:
+    """Let nothing that becomes of stderr end the program: its reader or terminal may go away, its disk may fill up.
+
+    Days of work are worth more than words that nobody reads; a run's log file gets them all the same.
+    """
+    try:
+        # By a descriptor of its own: what C libraries write to 2 is put aside now and then (storage.images).
+        raw = _Patient(os.dup(sys.stderr.fileno()), "w")
+    except (OSError, ValueError):  # it is no file, or there is no descriptor left
+        return
+    sys.stderr = io.TextIOWrapper(
+        io.BufferedWriter(raw), encoding=sys.stderr.encoding, errors=sys.stderr.errors, line_buffering=True
+    )
+
+
+def answer(value: dict[str, Any]) -> None:
+    """Keep the one JSON object of ``--json``; :func:`finish` prints it when the command ends.
 
     Raises:
         ValueError: NaN or infinity in ``value``.
     """
     from memorysam_cli.storage.documents import to_json
 
-    text = to_json(value)
-    if not _fits(sys.stdout, text):
+    to_json(value)
+    _state.answer = value
+
+
+def finish(*, code: int = 0, message: str = "") -> None:
+    """Print the one JSON object of ``--json`` on stdout: the answer if there is one, and what ended the command.
+
+    Args:
+        code: the exit code; other than 0, the object has ``error``, beside what the command found out before it failed.
+        message: why, as stderr has it.
+    """
+    from memorysam_cli.storage.documents import to_json
+
+    found, _state.answer = _state.answer, None
+    if code:
+        found = {**(found or {"schema_version": 1}), "error": {"code": code, "message": message}}
+    if found is None:
+        return
+    text = to_json(found)
+    if not text.isprintable() or not _fits(sys.stdout, text):  # JSON itself allows letters that drive terminals
         from json import dumps
 
-        text = dumps(value, allow_nan=False)  # escapes all that is not ASCII
+        text = dumps(found, allow_nan=False)  # escapes all that is not ASCII
     _write(sys.stdout, text)
 
 
@@ -71,7 +123,14 @@ def say(text: str) -> None:
     """Print a line of the answer for people on stdout (nothing under ``--json``)."""
     if not _state.json:
         _leave_table()
-        _write(sys.stdout, text)
+        _write(sys.stdout, escaped(text))
+
+
+def show_document(text: str) -> None:
+    """Print a text of several lines on stdout, such as YAML (nothing under ``--json``)."""
+    if not _state.json:
+        _leave_table()
+        _write(sys.stdout, escaped(text, keep="\n\t"))
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
@@ -86,17 +145,17 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
     from rich.table import Table
     from rich.text import Text
 
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[escaped(cell) for cell in row] for row in rows]
     drawn = Table(box=SIMPLE, show_edge=False, pad_edge=False)
     for index, column in enumerate(columns):
         numeric = bool(cells) and all(_is_number(row[index]) for row in cells)
-        drawn.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
+        drawn.add_column(Text(escaped(column)), justify="right" if numeric else "left", overflow="fold")
     for row in cells:
         drawn.add_row(*map(Text, row))
     rich = _rich(sys.stdout)
     with rich.capture() as text:
         if title:
-            rich.print(Text(title, "bold"))
+            rich.print(Text(escaped(title), "bold"))
         rich.print(drawn)
     for line in text.get().splitlines():
         _write(sys.stdout, line.rstrip())
@@ -120,8 +179,12 @@ def warn(text: str) -> None:
 
 def error(text: str, *, code: int) -> None:
     """Say on one line of stderr why the command ends with exit code ``code``."""
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    _tell(line, level="error", prefix=f"memorysam: error [{code}]:", style="bold red")
+    _tell(text, level="error", prefix=f"memorysam: error [{code}]:", style="bold red")
+
+
+def show_traceback(error: BaseException) -> None:
+    """Print on stderr where an exception came from."""
+    _write(sys.stderr, escaped("".join(traceback.format_exception(error)), keep="\n\t").rstrip("\n"))
 
 
 def progress(
@@ -138,7 +201,7 @@ def progress(
     Returns:
         A context whose value has ``advance(n=1, status="", figures=None)``.
     """
-    shown = _state.verbosity >= NORMAL
+    shown, label = _state.verbosity >= NORMAL, escaped(label)
     bar = shown and draws_bars()
 
     def line(text: str) -> None:
@@ -180,7 +243,7 @@ def screen() -> Iterator[Callable[[Sequence[str]], None]]:
     ) as live_lines:
 
         def show(lines: Sequence[str]) -> None:
-            live_lines.update(Text("\n".join(lines), no_wrap=True, overflow="crop"), refresh=True)
+            live_lines.update(Text("\n".join(map(escaped, lines)), no_wrap=True, overflow="crop"), refresh=True)
 
         yield show
 
@@ -198,13 +261,14 @@ def log_to(path: Path) -> Iterator[None]:
         try:
             yield
         except BaseException as fault:
-            _log(f"{type(fault).__name__}: {fault}", level="error")
+            _log(escaped(f"{type(fault).__name__}: {fault}"), level="error")
             raise
         finally:
             _state.logs.remove(log)
 
 
 def _tell(text: str, *, level: str, prefix: str = "", style: str = "", shown: bool = True) -> None:
+    text = escaped(text)
     _log(text, level=level)
     if shown:
         _write(sys.stderr, text, prefix=prefix, style=style)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from memorysam_cli.text import shown
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -148,7 +150,7 @@ def failure_bars(
             shade = VERMILION if len(bars) == 1 else shades[index % len(shades)]
             text = None if level else f"average {mean:.2f}"
             axes.axvline(mean, color=shade, linestyle="--", linewidth=1.2, label=text)
-        axes.set_yticks(range(len(labels)), labels, fontsize=8)
+        axes.set_yticks(range(len(labels)), list(map(shown, labels)), fontsize=8)
         axes.set_ylim(len(labels) - 0.4, -0.6)  # the first failure on top
         axes.set_ylabel(what)
         axes.set_xlim(0, 108)
@@ -281,18 +283,22 @@ def drawing(*, width: float, height: float) -> Iterator[tuple[Figure, io.BytesIO
     """A figure of so many inches, and the buffer that holds its PNG when the block ends."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
     buffer = io.BytesIO()
     with matplotlib.rc_context({"text.parse_math": False, "font.size": 9}):
         figure = Figure(figsize=(width, min(height, TALLEST)), dpi=120, layout="constrained")
         yield figure, buffer
+        for text in figure.findobj(Text):  # names come from files; the ticks' are escaped where they are set
+            assert isinstance(text, Text)
+            text.set_text(shown(text.get_text(), keep="\n"))
         # Tight: the layout forgets the axis label of a square heat map with long tick names.
         figure.savefig(buffer, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.15)
 
 
 def _short(name: str) -> str:
     """A name for an axis: a long one keeps its two ends, where names differ."""
-    half = LONGEST_NAME // 2
+    half, name = LONGEST_NAME // 2, shown(name)
     return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[1 - half :]}"
 
 

@@ -20,7 +20,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from memorysam_cli import __version__
-from memorysam_cli.text import number
+from memorysam_cli.text import number, shown
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_BYTES = 10_000_000
@@ -324,6 +324,7 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_escaped,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -334,9 +335,14 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
+def _escaped(value: Any) -> Any:
+    """What a page shows, without control characters and bytes that are no text; Jinja2 then escapes it as HTML."""
+    return shown(value, keep="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def _breakable(name: str) -> Markup:
     """A path that may go on in the next line after each of its parts."""
-    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[/_+])", name))
+    return Markup("<wbr>").join(escape(shown(part)) for part in re.split(r"(?<=[/_+])", name))
 
 
 def _layers(scenes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

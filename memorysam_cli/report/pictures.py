@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from memorysam_cli.dataset import IGNORE
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import atomic, documents, images
+from memorysam_cli.text import shown
 
 Picture = NDArray[np.uint8]
 """(H, W, 3) RGB."""
@@ -262,11 +263,11 @@ def _fitting(text: str, width: int, text_size: float) -> str:
 def _write(canvas: Picture, text: str, *, x: int, y: int, text_size: float) -> None:
     """Write one line of text whose line box begins at (x, y)."""
     base = y + round(_line_px(text_size) * 0.72)
-    cv2.putText(canvas, text, (x, base), FONT, text_size, INK, 1, cv2.LINE_AA)
+    cv2.putText(canvas, shown(text), (x, base), FONT, text_size, INK, 1, cv2.LINE_AA)
 
 
 def _text_px(text: str, text_size: float) -> int:
-    return int(cv2.getTextSize(text, FONT, text_size, 1)[0][0])
+    return int(cv2.getTextSize(shown(text), FONT, text_size, 1)[0][0])
 
 
 def _line_px(text_size: float) -> int:

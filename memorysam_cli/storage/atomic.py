@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
@@ -27,12 +28,20 @@ _REMEDIES = {
     errno.EACCES: "allow writing there or choose another folder",
     errno.EPERM: "allow writing there or choose another folder",
     errno.EROFS: "choose a folder that can be written",
+    errno.ENOENT: "it was removed or renamed; run the same command again",
     errno.ENOTDIR: "a part of the path is not a folder; choose another path",
     errno.EEXIST: "it exists already; choose another name",
     errno.ENOTEMPTY: "it exists already; choose another name",
     errno.EISDIR: "it is a folder; choose another name",
     errno.ENAMETOOLONG: "choose a shorter path",
+    errno.ENXIO: "choose the path of a file",
+    errno.ELOOP: "the link leads to itself; choose another path",
 }
+
+
+held: set[Path] = set()
+"""Folders, absolute, that a run owns (:mod:`~memorysam_cli.storage.lock`). Where one of them is gone, somebody removed
+it with all that the run had written, and a new one in its place would pass for the whole."""
 
 
 @contextlib.contextmanager
@@ -126,13 +135,18 @@ def make_folder(path: Path) -> None:
         _make_folder(path)
 
 
-def refuse_unwritable(folder: Path) -> None:
+def refuse_unwritable(folder: Path, *, needed_bytes: int = 1) -> None:
     """See, before long work begins, that files can be written to a folder that may not exist yet; writes nothing.
 
+    Args:
+        folder: what files will be written to.
+        needed_bytes: for which there must be room.
+
     Raises:
-        EnvironmentFault: it, or the nearest folder above it that exists, is no folder or must not be written.
+        EnvironmentFault: it, or the nearest folder above it that exists, is no folder, must not be written, or is on a
+            disk without so much room.
     """
-    with faults(folder):
+    with faults(folder, needed_bytes=needed_bytes):
         nearest = folder.absolute()
         while not nearest.exists():
             nearest = nearest.parent
@@ -145,11 +159,28 @@ def refuse_unwritable(folder: Path) -> None:
                 if is_read_only
                 else PermissionError(errno.EACCES, "permission denied")
             )
+        if shutil.disk_usage(nearest).free < needed_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def refuse_special(path: Path) -> None:
+    """Never put a file in the place of a device, FIFO or socket: root's rename would take ``/dev/null`` from everybody.
+
+    Raises:
+        OSError: there is one, or a link to one; or the folder is the one of the devices.
+    """
+    with contextlib.suppress(FileNotFoundError):  # a link to nothing may be replaced
+        if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
+            raise OSError(errno.ENXIO, "it is a device, FIFO or socket")
+    if path.absolute().parent == Path(os.devnull).parent:
+        raise OSError(errno.ENXIO, "it lies among the devices")
 
 
 def _make_folder(path: Path) -> None:
     if path.is_dir():
         return
+    if path.absolute() in held:
+        raise FileNotFoundError(errno.ENOENT, "the folder is gone, with what was written there")
     _make_folder(path.parent)
     try:
         path.mkdir(exist_ok=True)  # another thread may have made it by now
@@ -203,10 +234,13 @@ def new_file(path: Path, *, fsync: bool = True, needed_bytes: int | None = None)
         An empty file beside ``path``, to be written or replaced; it gets mode ``0o666 & ~umask``.
 
     Raises:
-        EnvironmentFault: writing failed; ``path`` is as it was and the temporary is gone.
+        EnvironmentFault: writing failed, or ``path`` is no place for a file; it is as it was and the temporary is gone.
     """
     with faults(path, needed_bytes=needed_bytes):
         _make_folder(path.parent)
+        refuse_special(path)
+        if fsync:  # not among masses of small outputs, whose owner looks after what a kill left
+            sweep(path)
         temporary = _temporary(path)
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         # The kernel applied the umask: asking for it would change it for other threads.
@@ -259,8 +293,11 @@ def write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
 
 
 def write_text(path: Path, text: str, *, fsync: bool = True) -> None:
-    """Write ``text`` as UTF-8 with its newlines as they are; otherwise as :func:`write_bytes`."""
-    write_bytes(path, text.encode(), fsync=fsync)
+    """Write ``text`` as UTF-8 with its newlines as they are; otherwise as :func:`write_bytes`.
+
+    What UTF-8 cannot hold, such as a path of bytes that are no text, is escaped: ``\\udcff``.
+    """
+    write_bytes(path, text.encode(errors="backslashreplace"), fsync=fsync)
 
 
 def open_log(path: Path) -> TextIO:
@@ -298,6 +335,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise FileExistsError(errno.EEXIST, "it is there already")
         _make_folder(path.parent)
+        sweep(path)
         temporary = _temporary(path)
         temporary.mkdir()
         try:

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from memorysam_cli.errors import DataError, MemorySamError, UsageError
+from memorysam_cli.errors import DataError, MemorySamError, UsageError, raise_shortage
 from memorysam_cli.storage import atomic
 from memorysam_cli.text import megabytes, shown
 
@@ -227,6 +227,7 @@ def read_bytes(
             raise kind(f"{name}: {_too_large(size, limit)}")
         return path.read_bytes()
     except OSError as error:
+        raise_shortage(error)
         raise kind(f"{name}: cannot read: {error.strerror}; mend that and run the same command again") from error
 
 
@@ -410,4 +411,5 @@ def each_json_line(path: Path, *, may_be_torn: bool = True) -> Iterator[Any]:
                 if line.strip() and not (may_be_torn and is_last and _is_torn(line)):
                     yield parse_json(line, where=f"{name}:{number}")
     except OSError as error:
+        raise_shortage(error)
         raise DataError(f"{name}: cannot read: {error.strerror}; mend that and run the same command again") from error

@@ -28,7 +28,7 @@ from memorysam_cli.errors import EnvironmentFault, WeightsError, is_out_of_memor
 from memorysam_cli.storage import atomic, children
 from memorysam_cli.storage.tensors import DTYPES, MAX_TENSORS, Malformed, check_file, check_finite, receive, sha256
 from memorysam_cli.storage.torch_format import AGAIN, EXPORT, Attempt, Refused, check_archive, culprit, most_bytes
-from memorysam_cli.text import shown
+from memorysam_cli.text import is_text, shown
 
 _CHILD = "memorysam_cli.storage.torch_child"
 """Named, not imported: it imports this module, and it is the one that is confined."""
@@ -152,7 +152,11 @@ def parse(path: Path, *, is_zip: bool) -> dict[str, torch.Tensor]:
         Refused: damaged, code or other objects inside, values that are not tensors; names the culprit.
     """
     with _load_faults(path), torch.serialization.safe_globals(_HARMLESS):
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        if is_text(str(path)):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        else:  # torch maps files by name, and knows only names that are text
+            with path.open("rb") as stream:
+                content = torch.load(stream, map_location="cpu", weights_only=True)
     return _state_dict(content)
 
 

@@ -42,9 +42,11 @@ class Header:
     """1 is (H, W); 3 is RGB; 4 is RGBA; arrays have any number."""
     dtype: str
     has_palette: bool = False
-    """The stored values are indices; reading gives their colours."""
+    """The stored values are indices; reading gives their colours, unless the numbers are asked for."""
     is_turned: bool = False
     """An EXIF mark asks viewers to turn the picture; we never do."""
+    nodata: float | None = None
+    """The value that GDAL's tag of a TIFF declares to be no measurement; may be NaN."""
     is_lossy: bool = False
     """Its compression changes values: no class number and no colour of a label is exact in it."""
 
@@ -100,6 +102,18 @@ def check_complete(data: bytes, found: Header) -> None:
     )
 
 
+def with_numbers(data: bytes, found: Header) -> bytes:
+    """The same picture with each index of its palette in the place of that index's color.
+
+    So decoders give indices, also those that the palette has no color for.
+
+    Args:
+        data: the whole file.
+        found: its header, from :func:`parse_image`, with a palette.
+    """
+    return {"png": _number_png, "tiff": _number_tiff, "bmp": _number_bmp}[found.format](data)
+
+
 def _truncated(kind: str, data: bytes, reason: str) -> Truncated:
     return Truncated(f"truncated {kind}: it ends after {len(data):,} bytes, {reason}; {_AGAIN}")
 
@@ -135,6 +149,21 @@ def _check_png(data: bytes) -> None:
         if zlib.crc32(memoryview(data)[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
             raise Refused(f"damaged PNG: the checksum near byte {position:,} does not hold; {_AGAIN}")
         position = end + 4
+
+
+def _number_png(data: bytes) -> bytes:
+    """With a palette of as many grays as its bits can count."""
+    if data[24] > _SHORT_BITS:
+        raise Refused(f"damaged PNG: indices of {data[24]} bits; {_AGAIN}")
+    chunk = b"PLTE" + bytes(number for number in range(1 << data[24]) for _ in "RGB")
+    palette = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    position, kind = 8, b""
+    while kind != b"IDAT":
+        length, kind = struct.unpack_from(">I4s", data, position)
+        if kind == b"PLTE":
+            return data[:position] + palette + data[position + 12 + length :]
+        position += 12 + length
+    raise Refused(f"damaged PNG: it has indices, but no palette; {_AGAIN}")
 
 
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
@@ -205,9 +234,10 @@ def _check_jpeg(data: bytes) -> None:
 
 
 _FIELD_SIZES = {1: 1, 3: 2, 4: 4, 16: 8}
-_FIELD_CODES = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_FIELD_CODES = {1: "B", 2: "B", 3: "H", 4: "I", 16: "Q"}
+_TEXT = 2
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES = 256, 257, 258, 259, 262, 274, 277
-_PLANAR, _SAMPLE_FORMAT, _TILE_WIDTH, _TILE_HEIGHT = 284, 339, 322, 323
+_PLANAR, _SAMPLE_FORMAT, _TILE_WIDTH, _TILE_HEIGHT, _NODATA = 284, 339, 322, 323, 42113
 _LARGEST_TILE = 4096
 """Pixels of a tile's side that is longer than the picture's."""
 _SEGMENTS = {273: 279, 324: 325}
@@ -215,12 +245,18 @@ _SEGMENTS = {273: 279, 324: 325}
 _TABLES = {*_SEGMENTS, *_SEGMENTS.values()}
 _TIFF_FIELDS = {
     *_TABLES, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANAR, _SAMPLE_FORMAT,
-    _TILE_WIDTH, _TILE_HEIGHT,
+    _TILE_WIDTH, _TILE_HEIGHT, _NODATA,
 }  # fmt: skip
 _MAX_VALUES = 1024
 """Of a field that is no table of pixel data."""
-_DTYPES = {(_SHORT_BITS, 1): "uint8", (_WORD_BITS, 1): "uint16", (_FLOAT_BITS, 3): "float32"}
-_COLORS = {1: "grey", 2: "RGB", 6: "YCbCr"}
+_UNSIGNED, _SIGNED, _FLOATING = 1, 2, 3
+_DTYPES = {
+    **{(bits, _UNSIGNED): f"uint{bits}" for bits in (_SHORT_BITS, _WORD_BITS, _FLOAT_BITS)},
+    **{(bits, _SIGNED): f"int{bits}" for bits in (_SHORT_BITS, _WORD_BITS, _FLOAT_BITS)},
+    (_FLOAT_BITS, _FLOATING): "float32",
+}
+_COLORS = {1: "grey", 2: "RGB", 3: "a color table", 6: "YCbCr"}
+_GREY, _COLOR_TABLE = 1, 3
 _JPEG_IN_TIFF = 7
 _COMPRESSIONS = {1, 5, _JPEG_IN_TIFF, 8, 32773, 32946}
 """None, LZW, JPEG, deflate, PackBits, deflate: what OpenCV's libtiff is built with. For some others (JPEG XL) it gives
@@ -254,15 +290,34 @@ def _parse_tiff(stream: BinaryIO) -> Header:
         )
     if channels not in {1, 3} or (channels == 3 and color == 1 and dtype != "float32"):
         raise Refused(_many_bands(channels))
-    if color not in _COLORS:
-        raise Refused(f"a TIFF of colour kind {color}, not grey or RGB; {_CONVERT}")
+    has_palette = color == _COLOR_TABLE
+    if color not in _COLORS or (has_palette and (channels, dtype) != (1, "uint8")):
+        raise Refused(f"a TIFF of colour kind {color} ({channels} x {dtype}), not grey or RGB; {_CONVERT}")
     if planar != 1 and channels != 1:
         raise Refused(f"a TIFF with one plane per channel; save it interleaved by pixel, or {_as_array(channels)}")
     if any(fields.get(tag, (1,))[0] > max(_LARGEST_TILE, 2 * side) for tag, side in tiles.items()):
         raise Refused(f"damaged TIFF: its tiles are larger than the picture; {_AGAIN}")
     if fields.get(_ORIENTATION, (1,)) != (1,):
         raise Refused("a TIFF with a rotation mark; save it upright")
-    return Header("tiff", height, width, channels, dtype, is_lossy=compression == _JPEG_IN_TIFF)
+    channels = 3 if has_palette else channels
+    return Header(
+        "tiff", height, width, channels, dtype, has_palette, is_lossy=compression == _JPEG_IN_TIFF,
+        nodata=_nodata(fields.get(_NODATA)),
+    )  # fmt: skip
+
+
+def _nodata(text: tuple[int, ...] | None) -> float | None:
+    """The number that GDAL writes as text, such as ``-9999`` or ``nan``."""
+    if text is None:
+        return None
+    written = bytes(text).split(b"\0")[0].decode("latin-1").strip()
+    try:
+        return float(written)
+    except ValueError:
+        raise Refused(
+            f"a TIFF whose nodata tag (42113) says {written[:40]!r}, which is no number; set it anew, "
+            "such as with gdal_edit.py -a_nodata -9999"
+        ) from None
 
 
 def _many_bands(count: int) -> str:
@@ -277,7 +332,14 @@ def _as_array(count: int) -> str:
 
 
 def _tiff_fields(stream: BinaryIO) -> dict[int, tuple[int, ...]]:
-    """The first page's integer fields by tag; of a BigTIFF too, whose offsets have 64 bits."""
+    """The first page's integer fields by tag."""
+    order, place, _, entries = _tiff_directory(stream)
+    return dict(_tiff_values(stream, entries, order=order, place=place))
+
+
+def _tiff_directory(stream: BinaryIO) -> tuple[str, str, int, bytes]:
+    """Byte order, code of a position, where the first page's fields begin, and the fields; of a BigTIFF too, whose
+    positions have 64 bits."""
     start = take(stream, 8)
     order = "<" if start[:2] == b"II" else ">"
     is_big = struct.unpack(f"{order}2xH4x", start)[0] == _BIG
@@ -291,7 +353,18 @@ def _tiff_fields(stream: BinaryIO) -> dict[int, tuple[int, ...]]:
     entries = take(stream, size * count)
     if struct.unpack(f"{order}{place}", take(stream, struct.calcsize(place)))[0]:
         raise Refused("a TIFF with several pages; save one")
-    return dict(_tiff_values(stream, entries, order=order, place=place))
+    return order, place, position + struct.calcsize(number), entries
+
+
+def _number_tiff(data: bytes) -> bytes:
+    """With gray in the place of the color table."""
+    order, place, position, entries = _tiff_directory(io.BytesIO(data))
+    numbered, inside = bytearray(data), struct.calcsize(place)
+    for start in range(0, len(entries), 4 + 2 * inside):
+        tag, kind = struct.unpack_from(f"{order}HH", entries, start)
+        if tag == _PHOTOMETRIC and kind in _FIELD_CODES:
+            struct.pack_into(f"{order}{_FIELD_CODES[kind]}", numbered, position + start + 4 + inside, _GREY)
+    return bytes(numbered)
 
 
 _BIG = 43
@@ -303,7 +376,7 @@ def _tiff_values(stream: BinaryIO, entries: bytes, *, order: str, place: str) ->
     """The fields that we look at; a file may have 65,535 others, all of which name the same many bytes."""
     inside = struct.calcsize(place)
     for tag, kind, length, value in struct.iter_unpack(f"{order}HH{place}{inside}s", entries):
-        size = _FIELD_SIZES.get(kind, 0) * length
+        size = length if (tag, kind) == (_NODATA, _TEXT) else _FIELD_SIZES.get(kind, 0) * length
         if size == 0 or tag not in _TIFF_FIELDS:
             continue
         if tag not in _TABLES and length > _MAX_VALUES:
@@ -359,6 +432,15 @@ def _parse_bmp(stream: BinaryIO) -> Header:
 def _bmp_fields(stream: BinaryIO) -> tuple[int, ...]:
     """Offset of the pixels, size of the header, width, height (negative: from the top), bits, compression, colours."""
     return struct.unpack("<10xIIii2xHI12xI4x", take(stream, 54))
+
+
+def _number_bmp(data: bytes) -> bytes:
+    """With a palette of as many grays as its bits can count."""
+    offset, size, _, _, bits, *_ = _bmp_fields(io.BytesIO(data))
+    table = b"".join(bytes((number, number, number, 0)) for number in range(1 << bits))
+    start = 14 + size
+    header = data[:10] + struct.pack("<I", start + len(table)) + data[14:46] + struct.pack("<I", 0) + data[50:start]
+    return header + table + data[offset:]
 
 
 def _check_bmp(data: bytes) -> None:

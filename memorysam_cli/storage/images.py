@@ -9,9 +9,11 @@ NumPy's own files (``.npy``, ``.npz`` with one array) are read without pickle an
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
+import re
 import stat
 import struct
 import threading
@@ -27,7 +29,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from memorysam_cli.errors import DataError, UsageError
+from memorysam_cli.errors import DataError, UsageError, raise_shortage
 from memorysam_cli.storage import atomic, headers
 from memorysam_cli.storage.headers import Header, Refused
 from memorysam_cli.text import shown, size
@@ -50,6 +52,58 @@ _AGAIN = "get the file again"
 
 # Its complaints about broken files would stand beside our own message.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+class _LibrariesHushed:
+    """While any thread is within, what libpng and libjpeg have to say of a file does not reach the terminal.
+
+    They write to descriptor 2 themselves: once a picture where a color profile is odd, and of a broken one beside our
+    own message. All else that was written there meanwhile, by whomever, follows at the end.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._within = 0
+        self._stderr = self._said = -1
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._within == 0:
+                self._divert()
+            self._within += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._within -= 1
+            if self._within == 0 and self._said >= 0:
+                self._restore()
+
+    def _divert(self) -> None:
+        self._said = self._stderr = -1
+        with contextlib.suppress(OSError, AttributeError):  # without descriptors, or another system: they may speak
+            self._said = os.memfd_create("said")
+            self._stderr = os.dup(2)
+            os.dup2(self._said, 2)
+        if self._stderr < 0 <= self._said:
+            os.close(self._said)
+            self._said = -1
+
+    def _restore(self) -> None:
+        os.dup2(self._stderr, 2)
+        size = os.lseek(self._said, 0, os.SEEK_CUR)
+        text = os.pread(self._said, size, 0) if size else b""
+        os.close(self._said)
+        os.close(self._stderr)
+        others = b"".join(line for line in text.splitlines(keepends=True) if not _LIBRARIES.match(line))
+        with contextlib.suppress(OSError):
+            if others:
+                os.write(2, others)
+
+
+_LIBRARIES = re.compile(
+    rb"libpng (warning|error): |Corrupt JPEG data|Premature end of JPEG file|Invalid SOS parameters"
+)
+_hushed = _LibrariesHushed()
 
 
 def header(path: Path) -> Header:
@@ -103,22 +157,34 @@ def refuse_size(path: Path, found: Header, *, max_pixels: int) -> None:
         _refuse(path, error)
 
 
-def read(path: Path, *, max_pixels: int | None = None) -> npt.NDArray[Any]:
-    """Read an image or array whole, or not at all.
+def read(path: Path, *, max_pixels: int | None = None, as_numbers: bool = False) -> npt.NDArray[Any]:
+    """Read an image or array whole, or not at all, and refuse it if a value is not finite; else as :func:`load`."""
+    array = load(path, max_pixels=max_pixels, as_numbers=as_numbers)[1]
+    if array.dtype.kind == "f":
+        try:
+            _check_finite(array)
+        except Refused as error:
+            _refuse(path, error)
+    return array
+
+
+def load(path: Path, *, max_pixels: int | None = None, as_numbers: bool = False) -> tuple[Header, npt.NDArray[Any]]:
+    """Read an image or array whole, or not at all, with what its header says; NaN and infinity stay as they are.
 
     Args:
-        path: PNG (8 or 16 bit; grey, RGB, palette, with or without alpha), JPEG (grey, RGB), TIFF (uint8,
-            uint16, float32; grey, RGB), BMP, WebP, ``.npy`` or ``.npz`` with one array. The content decides, not the
-            suffix.
+        path: PNG (8 or 16 bit; grey, RGB, palette, with or without alpha), JPEG (grey, RGB), TIFF (integers of up to
+            32 bits, float32; grey, RGB, 8-bit color table), BMP, WebP, ``.npy`` or ``.npz`` with one array. The
+            content decides, not the suffix.
         max_pixels: H·W above this is refused from the header, before anything is decoded; None:
             :func:`pixel_limit`.
+        as_numbers: palettes give their indices, (H, W) uint8, instead of colours.
 
     Returns:
-        (H, W), (H, W, 3) RGB or (H, W, 4) RGBA, uint8, uint16 or float32 as stored. Grey with alpha and
+        The header, and (H, W), (H, W, 3) RGB or (H, W, 4) RGBA, with the dtype that is stored. Grey with alpha and
         palettes come expanded to colours. Arrays as stored in dtype and shape, native byte order.
 
     Raises:
-        DataError: missing, empty, a folder, truncated, damaged, too large, not finite, or no such format.
+        DataError: missing, empty, a folder, truncated, damaged, too large, or no such format.
     """
     _check_file(path)
     try:
@@ -127,10 +193,8 @@ def read(path: Path, *, max_pixels: int | None = None) -> npt.NDArray[Any]:
             _check_size(found, max_pixels=max_pixels or pixel_limit())
             stream.seek(0)
             is_array = found.format in {"npy", "npz"}
-            array = _load_array(stream, found) if is_array else _decode(_whole(stream, found), found)
-        if array.dtype.kind == "f":
-            _check_finite(array)
-        return array
+            array = _load_array(stream, found) if is_array else _decode(_whole(stream, found), found, as_numbers)
+        return found, array
     except (Refused, OSError, MemoryError) as error:
         _refuse(path, error)
 
@@ -202,15 +266,23 @@ def _parse(stream: BinaryIO) -> Header:
 
 
 def _refuse(path: Path, error: Exception) -> NoReturn:
+    raise_shortage(error)
     reason = error.strerror if isinstance(error, OSError) else str(error)
     raise DataError(f"{shown(path)}: {reason or 'not enough memory to read it'}") from error
 
 
-def _decode(data: bytes, found: Header) -> npt.NDArray[Any]:
+def _decode(data: bytes, found: Header, as_numbers: bool) -> npt.NDArray[Any]:
     """A picture's bytes -> (H, W) or (H, W, 3|4) RGB(A)."""
     headers.check_complete(data, found)
+    if as_numbers and found.has_palette:
+        numbered = headers.with_numbers(data, found)
+        numbered_header = headers.parse_image(io.BytesIO(numbered))
+        assert numbered_header is not None
+        array = _decode(numbered, numbered_header, as_numbers=False)
+        return array if array.ndim == len("HW") else np.ascontiguousarray(array[:, :, 0])
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        with _hushed:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         image = None
     if image is None:

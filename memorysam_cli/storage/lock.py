@@ -25,7 +25,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from memorysam_cli.errors import DataError, FolderInUseError, MemorySamError, Stopped
+from memorysam_cli.errors import DataError, EnvironmentFault, FolderInUseError, MemorySamError, Stopped
 from memorysam_cli.storage import atomic, documents
 from memorysam_cli.text import shown
 
@@ -106,11 +106,14 @@ def hold(folder: Path) -> Iterator[None]:
         os.close(descriptor)  # what stands in the file is the owner's
         raise
     _held.add(descriptor)
+    place = folder.absolute()
+    atomic.held.add(place)
     try:
         with atomic.faults(path):
             os.ftruncate(descriptor, 0)
             os.write(descriptor, record)
-        yield
+        with _gone_is_told(descriptor, path):
+            yield
     except Stopped:
         raise
     except MemorySamError as error:
@@ -118,7 +121,43 @@ def hold(folder: Path) -> Iterator[None]:
             note(error, folder)
         raise
     finally:
+        atomic.held.discard(place)
         _release(descriptor, path, claim)
+
+
+@contextlib.contextmanager
+def _gone_is_told(descriptor: int, path: Path) -> Iterator[None]:
+    """Let no block end well, or with a fault that only follows from it, whose folder was removed or exchanged.
+
+    Raises:
+        EnvironmentFault: the lock's file is not the one that was opened.
+    """
+    try:
+        yield
+        if _is_gone(descriptor, path):
+            raise _gone(path)
+    except Exception as error:
+        if isinstance(error, Stopped | EnvironmentFault):
+            raise
+        if _is_gone(descriptor, path):
+            raise _gone(path) from error
+        raise
+
+
+def _is_gone(descriptor: int, path: Path) -> bool:
+    if fcntl is None or descriptor not in _held:  # Windows keeps what is open; a forked child owns nothing
+        return False
+    try:
+        return not os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return True
+
+
+def _gone(path: Path) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"{shown(path.parent)}: was removed, or exchanged for another folder, while this command wrote there; run the "
+        "same command again"
+    )
 
 
 @dataclass(frozen=True)

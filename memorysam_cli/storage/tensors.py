@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import torch
 
-from memorysam_cli.errors import WeightsError
+from memorysam_cli.errors import WeightsError, raise_shortage
 from memorysam_cli.storage import atomic
 from memorysam_cli.text import few, shown
 
@@ -86,6 +86,12 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _refused(path: Path, error: Exception) -> WeightsError:
+    if isinstance(error, OSError):
+        try:  # safetensors says "no such file" whatever kept it from opening one
+            path.open("rb").close()
+        except OSError as real:
+            raise_shortage(real)
+            error = real
     reason = " ".join(str(error).split()) or type(error).__name__
     return WeightsError(f"{shown(path)}: not usable as safetensors: {shown(reason)}; get or write it again")
 
@@ -284,6 +290,7 @@ def sha256(path: Path) -> str:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
+        raise_shortage(error)
         raise WeightsError(f"{shown(path)}: cannot read: {error.strerror}; check the path") from error
 
 
@@ -301,6 +308,7 @@ def check_file(path: Path) -> None:
         with path.open("rb") as stream:
             start = stream.read(64).lstrip()
     except OSError as error:
+        raise_shortage(error)
         raise WeightsError(f"{shown(path)}: cannot read: {error.strerror}; check the path") from error
     if size == 0:
         raise WeightsError(f"{shown(path)}: empty (0 bytes); get the file again")

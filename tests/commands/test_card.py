@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,10 @@ def test_weights_without_a_run_and_a_result_have_a_card_too(here: Path, memorysa
     facts = cards.gather(target)
     bare = cards.CardFacts(facts.file, facts.digest, facts.card.model_copy(update={"metric": None}), None, ())
     rendered = cards.render(bare, repo="alice/x")
+    data = facts.card.recipe.data.model_copy(update={"antialias": True})
+    smooth = facts.card.model_copy(update={"recipe": facts.card.recipe.model_copy(update={"data": data})})
+    said = "Where they shrink, img, depth are antialiased."
+    assert said not in rendered and said in cards.render(replace(bare, card=smooth))
     assert "were not validated" in rendered and ModelCard(rendered).data.eval_results is None
     assert "hf download alice/x alone.safetensors" in rendered
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.storage import documents, images
 
 from ..data.own_sensors import write_sensors
+from ..storage.tiffs import tiff
 from .trained import Program
 
 SENSORS = {
@@ -60,6 +64,42 @@ def test_six_sensors_in_five_formats_are_prepared_trained_evaluated_and_predicte
     predicted = memorysam("predict", own, "--out", "masks", "--workers", 0, "--json")
     assert predicted.code == 0 and predicted.answer["done"] == 10, predicted.err
     assert images.read(Path("masks/masks/cam1/0003.png")).shape == (40, 56)
+
+
+LABEL = np.repeat([[0, 1, 1, 2]], 4, axis=0).astype(np.uint8).repeat(8, axis=0).repeat(8, axis=1)  # 32 × 32
+COLOURS = np.array([(0, 0, 0, 255), (0, 200, 0, 255), (0, 0, 200, 255)], np.uint8)
+CLASSES = {"plain": "left\nmiddle\nright\n", "camvid": "name,r,g,b\nleft,0,0,0\nmiddle,0,200,0\nright,0,0,200\n"}
+LABEL_FORMS = {
+    "rgba": (COLOURS[LABEL], "plain", "is in colour; give each class its colour in the class list"),
+    "rgba with CamVid's list": (COLOURS[LABEL], "camvid", None),
+    "indexed": (LABEL, "plain", None),
+    "void": (np.full_like(LABEL, 255), "plain", "no labeled pixel in 'train'"),
+}
+
+
+@pytest.mark.parametrize("form", LABEL_FORMS)
+def test_labels_mean_what_they_say_or_are_refused(form: str, memorysam: Program, tmp_path: Path) -> None:
+    stored, classes, refusal = LABEL_FORMS[form]
+    for number in range(4):
+        images.write_png(tmp_path / f"own/images/{number}.png", COLOURS[LABEL][..., :3])
+        images.write_png(tmp_path / f"own/masks/{number}.png", stored)
+        if form == "indexed":
+            picture = Image.fromarray(stored, "L")
+            picture.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+            picture.save(tmp_path / f"own/masks/{number}.png")
+    (tmp_path / "own/classes.txt").write_text(CLASSES[classes])
+    given = ("--modality", "rgb=images/*.png", "--labels", "masks/*.png", "--classes", "classes.txt")
+    prepared = memorysam("prepare", "folder", "own", *given, "--split", "0.5/0.5", "--json")
+    if form == "rgba":
+        assert prepared.code == 2 and str(refusal) in prepared.err
+        return
+    assert prepared.code == 0, prepared.err
+    if form == "void":
+        ended = memorysam("train", "--data", "own", *(word for change in TINY for word in ("--set", change)))
+        assert ended.code == 3 and str(refusal) in ended.err
+        return
+    # Four scenes of 1,024 pixels, a quarter of class 0, a half of class 1, a quarter of class 2, none ignored.
+    assert np.sum(list(prepared.answer["pixels"].values()), axis=0).tolist() == [1024, 2048, 1024, 0]
 
 
 def test_measured_values_normalise_every_sensor(memorysam: Program, own: Path) -> None:
@@ -120,7 +160,7 @@ REFUSALS = {
     ),
     "nothing that matches": (["--modality", "rgb=images/*.png"], 3, "no file matches 'images/*.png' (saw in images/: "),
     "labels without classes": ([*sensors("rgb"), "--labels", "masks/**/*.png"], 2, "give both, or neither"),
-    "no class list": ([*sensors("rgb"), *LABELS[:3], "no.txt"], 2, "--classes no.txt: no such file"),
+    "no class list": ([*sensors("rgb"), *LABELS[:3], "no.txt"], 2, "--classes no.txt: does not exist"),
     "odd shares": ([*sensors("rgb"), *LABELS, "--split", "0.5/0.1"], 2, "such as 0.8/0.1/0.1"),
     "shares twice": ([*sensors("rgb"), *LABELS, "--split", "0.5/0.5", "--split", "0.9/0.1"], 2, "given once"),
     "two channels": ([*sensors("rgb"), "--channels", "rgb=0,1"], 2, "give one or three channels"),
@@ -178,7 +218,7 @@ def test_a_manifest_that_is_wrong_is_not_accepted(edit: object, said: str, memor
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("../../out", "name: must be a word"), ("out", "is 'out', but its folder is 'own'")]
+    ("name", "said"), [("../../out", "name: must be a word"), ("other", "name: is 'other', but its folder is 'own'")]
 )
 def test_a_name_edited_by_hand_leads_nowhere_else(memorysam: Program, own: Path, name: str, said: str) -> None:
     assert memorysam("prepare", "folder", own, *sensors("rgb"), *LABELS).code == 0
@@ -189,10 +229,12 @@ def test_a_name_edited_by_hand_leads_nowhere_else(memorysam: Program, own: Path,
     assert not (own.parent / "out").exists()
 
 
-@pytest.mark.parametrize("root", ["nothing", "own/classes.txt"])
-def test_the_root_must_be_a_folder(memorysam: Program, own: Path, root: str) -> None:
+@pytest.mark.parametrize(
+    ("root", "said"), [("nothing", "does not exist"), ("own/classes.txt", "ROOT must be a folder")]
+)
+def test_the_root_must_be_a_folder(memorysam: Program, own: Path, root: str, said: str) -> None:
     ended = memorysam("prepare", "folder", root, *sensors("rgb"))
-    assert ended.code == 3 and "ROOT must be a folder" in ended.err
+    assert ended.code == 3 and said in ended.err
 
 
 def test_a_data_set_that_is_not_prepared_cannot_be_accepted(memorysam: Program, own: Path) -> None:
@@ -255,3 +297,86 @@ def test_what_was_assumed_is_in_the_answer_too(memorysam: Program, own: Path) ->
 def test_a_number_that_cannot_be_meant_ends_with_2(memorysam: Program, own: Path, option: str, word: str) -> None:
     ended = memorysam("prepare", "folder", own, *sensors("rgb"), *LABELS, option, word)
     assert ended.code == 2, ended.err
+
+
+SIDE = 16
+
+
+def put(folder: Path, arrays: dict[str, np.ndarray], *, suffix: str) -> str:
+    """Files of one sensor, hand-made where the suffix is .tif; gives their pattern."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, array in arrays.items():
+        path = folder / f"{name}{suffix}"
+        if suffix == ".npy":
+            np.save(path, array)
+        elif suffix == ".tif":
+            path.write_bytes(tiff(array))
+        else:
+            images.write_png(path, array)
+    return f"{folder.name}/*{suffix}"
+
+
+def bands(count: int, dtype: type[np.generic] = np.uint8) -> dict[str, np.ndarray]:
+    values = np.arange(SIDE * SIDE * count).reshape(SIDE, SIDE, count)
+    return {str(number): (values + number).astype(dtype) for number in range(3)}
+
+
+# What is stored, what is made of it as the message says, and its suffix; and what the message must have said of it.
+ADVICE = {
+    "2 bands": (bands(2), ".tif", lambda array: array, ".npy", "save its array (H, W, 2) as .npy"),
+    "4 bands": (bands(4), ".tif", lambda array: array, ".npy", "save its array (H, W, 4) as .npy"),
+    "12 bands": (bands(12), ".tif", lambda array: array, ".npy", "save its array (H, W, 12) as .npy"),
+    "channels first": (
+        {name: np.moveaxis(array, -1, 0) for name, array in bands(12).items()}, ".npy",
+        lambda array: np.moveaxis(array, 0, -1), ".npy", "if it is (C, H, W), save np.moveaxis(array, 0, -1)",
+    ),
+    "int32": (
+        bands(1, np.int32), ".tif", lambda array: array.astype(np.float32), ".tif",
+        "save it as float32, in TIFF or .npy",
+    ),
+    "float64": (
+        bands(1, np.float64), ".tif", lambda array: array.astype(np.float32), ".tif",
+        "save it as 8-bit or 16-bit PNG or a float32 TIFF",
+    ),
+    "float64 as PNG": (
+        bands(1, np.float64), ".tif", lambda array: array[..., 0].astype(np.uint16), ".png",
+        "save it as 8-bit or 16-bit PNG or a float32 TIFF",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ADVICE)
+def test_what_a_refusal_tells_to_do_is_accepted(what: str, memorysam: Program, tmp_path: Path) -> None:
+    arrays, suffix, change, new_suffix, said = ADVICE[what]
+    root = tmp_path / "data"
+    root.mkdir()
+    command = ["prepare", "folder", root, "--kind", "ms=rgb"]
+    refused = memorysam(*command, "--modality", f"ms={put(root / 'ms', arrays, suffix=suffix)}")
+    assert refused.code == 3 and said in refused.err, refused.err
+    assert "damaged" not in refused.err
+    changed = {name: change(array) for name, array in arrays.items()}
+    command += ["--modality", f"ms={put(root / 'ms', changed, suffix=new_suffix)}"]
+    channels = re.search("--channels (?:NAME|ms)=([0-9,]+)", refused.err)
+    ended = memorysam(*command, *(["--channels", f"ms={channels[1]}"] if channels else []))
+    if ended.code == 3:  # of 12 channels in the right order, three must still be named
+        channels = re.search("--channels ms=([0-9,]+)", ended.err)
+        assert channels and "H, W" not in ended.err, ended.err
+        ended = memorysam(*command, "--channels", f"ms={channels[1]}")
+    assert ended.code == 0, ended.err
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.uint32, np.int64])
+def test_labels_of_any_whole_numbers_are_read(dtype: type[np.generic], memorysam: Program, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "classes.txt").write_text("a\nb\n")
+    labels = {name: (array[..., 0] % 2).astype(dtype) for name, array in bands(1).items()}
+    pattern = put(root / "masks", labels, suffix=".npy" if dtype == np.int64 else ".tif")
+    photos = put(root / "rgb", bands(3), suffix=".png")
+    ended = memorysam(
+        "prepare", "folder", root, "--modality", f"rgb={photos}", "--labels", pattern, "--classes", "classes.txt",
+        "--json",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert sum(sum(counts[:2]) for counts in ended.answer["pixels"].values()) == 3 * SIDE * SIDE

@@ -188,7 +188,9 @@ SHORT = {
 
 
 @pytest.mark.parametrize("words", SHORT)
-def test_short_options_are_the_same_as_set(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_options_are_the_same_as_set(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a:b#c.safetensors").touch()
     seen = []
     monkeypatch.setattr(run, "train", seen.append)
     key, value = SHORT[words]
@@ -287,8 +289,12 @@ REFUSALS = {
     "an absent device": (["train", "-r", "demo", "--device", "cuda:7"], 6, "--device cuda:7"),
     "no device at all": (["train", "-r", "demo", "--device", "tpu"], 2, "is no device"),
     "a link that leads nowhere": (["train", "-r", "demo", "--out", "link"], 2, "is a link to nowhere, which is not"),
-    "no weights to begin from": (["train", "-r", "demo", "--init", "x.safetensors"], 5, "--init x.safetensors: is not"),
-    "a run that is not there": (["train", "--resume", "runs/nothing"], 5, "is not there"),
+    "no weights to begin from": (
+        ["train", "-r", "demo", "--init", "x.safetensors"],
+        5,
+        "--init x.safetensors: does not",
+    ),
+    "a run that is not there": (["train", "--resume", "runs/nothing"], 5, "does not exist"),
     "an unknown split": (["train", "-r", "demo", "--set", "data.selection_split=vall"], 3, "known: "),
     "a base that is not there": (["train", "-r", "demo", "--set", "model.base_weights=x.pt"], 5, "is not a file"),
 }

@@ -77,14 +77,34 @@ def test_ten_of_each_kind_are_named_and_all_are_counted(tmp_path: Path) -> None:
     assert problem.first[0].startswith(scenes[0])
 
 
-def test_sizes_that_differ_are_listed_but_events_may_be_smaller(listed: Manifest) -> None:
-    images.write_png(listed.root / listed.scenes[1].files["event"][0], np.zeros((3, 4, 3), np.uint8))
-    assert check(listed).problems == ()
-    images.write_png(listed.root / listed.scenes[1].files["lidar"][0], np.zeros((3, 4, 3), np.uint8))
+def test_sizes_that_differ_are_listed_and_registered_sensors_may_be_of_another_resolution(listed: Manifest) -> None:
+    for name in ("event", "lidar"):
+        images.write_png(listed.root / listed.scenes[1].files[name][0], np.zeros((3, 4, 3), np.uint8))
+    report = check(listed)
+    assert report.problems == ()
+    of = f"1 of {len(listed.scenes)} scenes"
+    assert [line for line in report.warnings if "resampled" in line] == [
+        f"'event' is 3×4 and the frame 6×8: resampled (nearest), in {of}",
+        f"'lidar' is 3×4 and the frame 6×8: resampled (nearest), in {of}",
+    ]
+    images.write_png(listed.root / listed.scenes[1].files["lidar"][0], np.zeros((3, 5, 3), np.uint8))
     assert only_problem(check(listed)) == (
         "size", 1,
-        f"{listed.scenes[1].id}: sizes differ (img 6×8, depth 6×8, event 3×4, lidar 3×4, label 6×8)",
+        f"{listed.scenes[1].id}: sizes differ (img 6×8, depth 6×8, event 3×4, lidar 3×5, label 6×8); sensors must be "
+        "registered: one view, at any resolution, the label at that of a sensor",
     )  # fmt: skip
+
+
+def test_a_label_lies_on_the_pixels_of_a_sensor(listed: Manifest) -> None:
+    scene = listed.scenes[1]
+    assert scene.label is not None
+    images.write_png(listed.root / scene.label, np.ones((3, 4), np.uint8))
+    (problem,) = check(listed).problems
+    assert problem.kind == "size" and "label 3×4" in problem.first[0]
+    images.write_png(listed.root / scene.files["lidar"][0], np.zeros((3, 4, 3), np.uint8))
+    report = check(listed)
+    assert report.problems == ()
+    assert "'img' is 6×8 and the frame 3×4: resampled (bilinear), in 1 of" in "\n".join(report.warnings)
 
 
 def test_an_illegal_label_value_is_a_problem_with_its_place(listed: Manifest) -> None:

@@ -1,21 +1,24 @@
 from __future__ import annotations
 
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from memorysam_cli.data import decode
 from memorysam_cli.data.manifest import Manifest
-from memorysam_cli.dataset import LabelRule, Modality
+from memorysam_cli.dataset import Kind, LabelRule, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
 
 RGB = Modality(name="img", kind="rgb")
 ANGLE = Modality(name="aolp", kind="angle")
-DELIVER_RULE = LabelRule(shift=-1, ignore=(0, 255))
+DELIVER_RULE = LabelRule(shift=-1, ignore=(0, 255), first_channel=True)
 
 
 def test_an_8_bit_colour_image_comes_as_stored(tmp_path: Path) -> None:
@@ -159,6 +162,91 @@ def test_every_integer_dtype_reads_alike(tmp_path: Path, dtype: type) -> None:
     np.testing.assert_array_equal(decode.read_label(tmp_path / "l.npy", LabelRule(), 25), [[0, 24, 255]])
 
 
+@pytest.mark.parametrize("others", ["the same", "nothing"])
+def test_four_channels_that_are_a_number(tmp_path: Path, others: str) -> None:
+    label = np.array([[0, 24, 255], [1, 2, 3]], np.uint8)
+    rest = label if others == "the same" else np.zeros_like(label)
+    images.write_png(tmp_path / "l.png", np.stack([label, rest, rest, np.full_like(label, 9)], axis=-1))
+    np.testing.assert_array_equal(decode.read_label(tmp_path / "l.png", LabelRule(), 25), label)
+
+
+@pytest.mark.parametrize("colour", [(1, 2, 0), (1, 0, 1), (0, 1, 1), (2, 1, 1)])
+def test_four_channels_in_colour_are_no_number(tmp_path: Path, colour: tuple[int, int, int]) -> None:
+    picture = np.full((2, 3, 4), 255, np.uint8)
+    picture[..., :3] = 0
+    picture[1, 2, :3] = colour
+    images.write_png(tmp_path / "l.png", picture)
+    with pytest.raises(DataError, match="is in colour; labels must be class numbers"):
+        decode.read_label(tmp_path / "l.png", LabelRule(), 25)
+
+
+def palette_png(indices: np.ndarray, bits: int, colours: bytes) -> bytes:
+    """An indexed PNG, written by hand."""
+    lines = b"".join(
+        b"\0" + np.packbits(np.unpackbits(row[:, None], axis=1)[:, 8 - bits :].ravel()).tobytes() for row in indices
+    )
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", indices.shape[1], indices.shape[0], bits, 3, 0, 0, 0)
+    parts = {b"IHDR": header, b"PLTE": colours, b"tRNS": b"\0", b"IDAT": zlib.compress(lines), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, data) for kind, data in parts.items())
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_indexed_pngs_give_their_indices(tmp_path: Path, bits: int) -> None:
+    label = (np.arange(77).reshape(7, 11) % min(1 << bits, 25)).astype(np.uint8)
+    colours = np.random.Generator(np.random.PCG64(7)).integers(0, 256, 3 << bits, np.uint8).tobytes()
+    (tmp_path / "l.png").write_bytes(palette_png(label, bits, colours))
+    np.testing.assert_array_equal(decode.read_label(tmp_path / "l.png", LabelRule(), 25), label)
+    assert images.read(tmp_path / "l.png").shape == (7, 11, 4)  # anywhere else their colours, with alpha
+
+
+def test_indices_that_no_png_has_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "l.png").write_bytes(palette_png(np.zeros((1, 8), np.uint8), 16, b"\0" * 3))
+    with pytest.raises(DataError, match="damaged PNG: indices of 16 bits"):
+        decode.read_label(tmp_path / "l.png", LabelRule(), 3)
+
+
+def test_an_index_without_a_colour_is_an_index_too(tmp_path: Path) -> None:
+    label = np.array([[0, 1, 2, 255]], np.uint8)
+    (tmp_path / "l.png").write_bytes(palette_png(label, 8, bytes([0, 0, 0, 128, 0, 0, 0, 128, 0])))
+    np.testing.assert_array_equal(decode.read_label(tmp_path / "l.png", LabelRule(), 3), label)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "BMP"])
+def test_other_files_with_a_color_table_give_their_indices(tmp_path: Path, kind: str) -> None:
+    label = (np.arange(77).reshape(7, 11) % 25).astype(np.uint8)
+    picture = Image.fromarray(label, "L")
+    picture.putpalette(bytes(range(255, -1, -1)) * 3)
+    picture.save(tmp_path / "l", kind)
+    assert images.header(tmp_path / "l").has_palette
+    np.testing.assert_array_equal(decode.read_label(tmp_path / "l", LabelRule(), 25), label)
+
+
+def gray_tiff(values: np.ndarray) -> bytes:
+    """A TIFF of one strip of integers, written by hand."""
+    signed = 2 if values.dtype.kind == "i" else 1
+    height, width = values.shape
+    fields = {256: width, 257: height, 258: 8 * values.itemsize, 259: 1, 262: 1, 273: 200, 277: 1, 278: height}
+    fields |= {279: values.nbytes, 339: signed}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields.items())
+    head = b"II*\0" + struct.pack("<IH", 8, len(fields)) + entries + struct.pack("<I", 0)
+    return head.ljust(200, b"\0") + values.tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32])
+def test_tiffs_of_every_integer_type_are_labels(tmp_path: Path, dtype: type) -> None:
+    ignored = -1 if np.dtype(dtype).kind == "i" else 100
+    rule = LabelRule(ignore=(ignored,))
+    (tmp_path / "l.tif").write_bytes(gray_tiff(np.array([[0, 24, ignored]], dtype)))
+    np.testing.assert_array_equal(decode.read_label(tmp_path / "l.tif", rule, 25), [[0, 24, 255]])
+    (tmp_path / "l.tif").write_bytes(gray_tiff(np.array([[0, 24, 25]], dtype)))
+    with pytest.raises(DataError, match="label value 25 in 1 pixels"):
+        decode.read_label(tmp_path / "l.tif", rule, 25)
+
+
 def test_a_label_in_colours_or_as_jpeg_or_with_fractions_is_refused(tmp_path: Path) -> None:
     images.write_png(tmp_path / "colour.png", np.zeros((2, 2, 3), np.uint8))
     jpeg = cv2.imencode(".jpg", np.zeros((8, 8), np.uint8))[1].tobytes()
@@ -261,13 +349,68 @@ def test_low_resolution_events_are_enlarged_by_nearest(prepared: Manifest) -> No
     np.testing.assert_array_equal(event, small.repeat(3, axis=0).repeat(4, axis=1))
 
 
-@pytest.mark.parametrize(("name", "shape"), [("depth", (3, 4, 3)), ("event", (12, 16, 3)), ("event", (3, 16, 3))])
+def resampled(prepared: Manifest, kind: Kind, stored: np.ndarray) -> np.ndarray:
+    """What becomes of a sensor's file of this kind beside an image and a label of 6×8."""
+    images.write_png(prepared.root / prepared.scenes[0].files["lidar"][0], stored)
+    made = [prepared.info.modality("img"), Modality(name="lidar", kind=kind)]
+    sample = decode.read_sample(
+        prepared.root, prepared.scenes[0], modalities=made, rule=prepared.info.label, classes=25
+    )
+    return sample.frames["lidar"]
+
+
+@pytest.mark.parametrize("kind", ["depth", "lidar", "event"])
+def test_registered_distances_of_another_resolution_are_those_of_the_nearest_pixel(
+    prepared: Manifest, kind: Kind
+) -> None:
+    small = np.arange(3 * 4 * 3, dtype=np.uint8).reshape(3, 4, 3)
+    np.testing.assert_array_equal(resampled(prepared, kind, small), small.repeat(2, axis=0).repeat(2, axis=1))
+    # Finer than the frame: of 12×16 every second row and column is taken.
+    fine = np.arange(12 * 16 * 3).astype(np.uint8).reshape(12, 16, 3)
+    np.testing.assert_array_equal(resampled(prepared, kind, fine), fine[::2, ::2])
+
+
+@pytest.mark.parametrize("kind", ["thermal", "rgb", "gray", "hha"])
+def test_registered_sensors_that_are_no_distances_are_blended(prepared: Manifest, kind: Kind) -> None:
+    small = np.zeros((3, 4, 3), np.uint8)
+    small[:, 2:] = 100
+    # Between the centers of pixels: a quarter and three quarters of the way from 0 to 100.
+    np.testing.assert_array_equal(resampled(prepared, kind, small)[0, :, 0], [0, 0, 0, 25, 75, 100, 100, 100])
+
+
+SIZES = {  # sensors (kind, size), label, the frame's size
+    "equal": ([("rgb", (6, 8)), ("depth", (6, 8))], (6, 8), (6, 8)),
+    "half": ([("rgb", (64, 64)), ("depth", (32, 32))], (64, 64), (64, 64)),
+    "half, the label on the coarse one": ([("rgb", (64, 64)), ("depth", (32, 32))], (32, 32), (32, 32)),
+    "the finest without a label": ([("depth", (32, 32)), ("rgb", (64, 64)), ("hha", (64, 64))], None, (64, 64)),
+    "rounded": ([("rgb", (375, 1242)), ("thermal", (188, 621))], None, (375, 1242)),
+    "rounded down": ([("rgb", (375, 1242)), ("thermal", (187, 621))], None, (375, 1242)),
+    "a third": ([("rgb", (480, 640)), ("thermal", (160, 213))], (480, 640), (480, 640)),
+    "small events of another shape": ([("rgb", (6, 8)), ("event", (2, 2))], (6, 8), (6, 8)),
+    "events alone": ([("event", (2, 2))], (6, 8), (6, 8)),
+    "another proportion": ([("rgb", (64, 64)), ("depth", (32, 48))], (64, 64), None),
+    "one row less": ([("rgb", (64, 64)), ("depth", (63, 64))], None, None),
+    "one row and column less": ([("rgb", (64, 48)), ("depth", (63, 47))], None, None),
+    "large events of another shape": ([("rgb", (6, 8)), ("event", (3, 16))], None, None),
+    "a label of another shape": ([("rgb", (6, 8))], (6, 9), None),
+}
+
+
+@pytest.mark.parametrize("what", SIZES)
+def test_sizes_are_of_one_scene_if_they_are_one_view(what: str) -> None:
+    sensors, label, expected = SIZES[what]
+    sizes = {f"s{number}": size for number, (_, size) in enumerate(sensors)}
+    kinds = {f"s{number}": kind for number, (kind, _) in enumerate(sensors)}
+    assert decode.frame_size(sizes, kinds=kinds, label=label) == expected
+
+
+@pytest.mark.parametrize(("name", "shape"), [("depth", (3, 5, 3)), ("event", (3, 16, 3)), ("lidar", (6, 7, 3))])
 def test_any_other_difference_in_size_is_refused(prepared: Manifest, name: str, shape: tuple[int, ...]) -> None:
     images.write_png(prepared.root / prepared.scenes[0].files[name][0], np.zeros(shape, np.uint8))
     with pytest.raises(
         DataError, match=rf"scene {prepared.scenes[0].id}: sizes differ \(.*{name} {shape[0]}×{shape[1]}"
     ):
-        read(prepared, names=("img", "depth", "event"))
+        read(prepared, names=("img", "depth", "event", "lidar"))
 
 
 def test_a_label_of_another_size_is_refused(prepared: Manifest) -> None:

@@ -104,7 +104,93 @@ def test_unknown_names_beside_a_missing_modality_are_refused_with_the_remedy(tmp
 def test_unknown_names_beside_complete_scenes_are_said_once(tmp_path: Path) -> None:
     put(tmp_path, "a/img.png", "a/label.png", "b/img.png", "b/label.png")
     (tmp_path / "a" / "notes.txt").write_text("no image")
-    assert discover(tmp_path, modalities=("img",)).notes == ("not used: label",)
+    assert discover(tmp_path, modalities=("img",)).notes == (
+        "not used: label",
+        "1 file is not taken (1 .txt), such as a/notes.txt",
+    )
+
+
+def spoil(root: Path, *paths: str) -> None:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"GIF89a, or whatever nobody here can read")
+
+
+def test_a_file_that_is_there_and_cannot_be_read_is_its_scenes_and_never_a_missing_sensor(tmp_path: Path) -> None:
+    folders, scenes = tmp_path / "folders", tmp_path / "scenes"
+    put(folders, "img/0.png", "img/2.png", "depth/0.png", "depth/1.png", "depth/2.png")
+    spoil(folders, "img/1.gif", "img/2.gif", "img/0.txt", "img/3.txt", "img/Thumbs.db")
+    found = discover(folders, modalities=("img", "depth"))
+    assert [scene.files["img"] for scene in found.scenes] == [("img/0.png",), ("img/1.gif",), ("img/2.png",)]
+    assert found.notes == ("4 files are not taken (2 .txt, 1 .db, 1 .gif), such as img/0.txt",)
+    put(scenes, "a/img.png", "a/depth.png", "b/depth.png")
+    spoil(scenes, "b/img.heic", "a/img.json", "a/depth.tiff.gz")
+    found = discover(scenes, modalities=("img", "depth"))
+    assert [scene.files["img"] for scene in found.scenes] == [("a/img.png",), ("b/img.heic",)]
+    assert found.notes == ("2 files are not taken (1 .gz, 1 .json), such as a/depth.tiff.gz",)
+
+
+def test_a_sensor_of_nothing_but_unreadable_files_lacks_in_no_scene(tmp_path: Path) -> None:
+    put(tmp_path, "depth/a_0.png", "depth/a_1.png")
+    spoil(tmp_path, "img/b_0.jp2", "img/b_1.jp2")
+    found = discover(tmp_path, modalities=("img", "depth"))
+    assert [scene.files["img"] for scene in found.scenes] == [("img/b_0.jp2",), ("img/b_1.jp2",)]
+    spoil(tmp_path / "alone", "img/0.jp2", "img/1.jp2")
+    with pytest.raises(
+        DataError, match=r"none of the 2 .jp2 can be read, such as img/0.jp2; save them as PNG \(read are"
+    ):
+        discover(tmp_path / "alone", modalities=("img",))
+
+
+def test_archives_and_texts_beside_the_folders_are_no_scene(tmp_path: Path) -> None:
+    put(tmp_path, "img/1.png", "depth/1.png")
+    spoil(tmp_path, "img.zip", "depth.tar.gz", "img.txt")
+    found = discover(tmp_path, modalities=("img", "depth"))
+    assert (ids(found), found.notes) == (["1"], ())
+
+
+LABEL_NAMES = (
+    "gt", "GT", "gtFine", "label", "labels", "labelIds", "train_labels", "mask", "masks", "annotations", "seg",
+    "segmentation", "SegmentationClass", "semantic", "ground_truth", "GroundTruth", "anno", "targets", "truth",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LABEL_NAMES)
+@pytest.mark.parametrize("form", ["{name}/1.png", "s1/{name}.png"])
+def test_labels_are_never_proposed_as_a_sensor(tmp_path: Path, name: str, form: str) -> None:
+    put(tmp_path, form.format(name="rgb"), form.format(name=name))
+    found = discover(tmp_path, modalities=("rgb", "ir"))
+    assert found.notes[0] == "no scene has 'ir'; predicting with the modalities that are there"
+    assert name in found.notes[1]
+    put(tmp_path, form.format(name="warm"))
+    with pytest.raises(DataError, match=r"no ir, but there is warm/?; .*--map ir=warm, ") as caught:
+        discover(tmp_path, modalities=("rgb", "ir"))
+    assert f"={name}" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["thermal", "gtx", "segway", "lidar", "grey", "annapurna", "image"])
+def test_names_that_only_begin_alike_are_sensors(tmp_path: Path, name: str) -> None:
+    put(tmp_path, "rgb/1.png", f"{name}/1.png")
+    with pytest.raises(DataError, match=f"--map ir={name}, "):
+        discover(tmp_path, modalities=("rgb", "ir"))
+
+
+def test_what_is_proposed_is_accepted(tmp_path: Path) -> None:
+    put(tmp_path, "rgb/1.png", "pol_sin/1.png", "pol_cos/1.png", "gt/1.png")
+    with pytest.raises(DataError, match="--map aolp=pol, ") as caught:
+        discover(tmp_path, modalities=("rgb", "aolp"))
+    assert str(caught.value).endswith("--modalities rgb")
+    found = discover(tmp_path, modalities=("rgb", "aolp"), aliases={"aolp": "pol"})
+    assert found.scenes[0].files["aolp"] == ("pol_sin/1.png", "pol_cos/1.png")
+    assert discover(tmp_path, modalities=("rgb",)).notes == ("not used: gt/, pol_cos/, pol_sin/",)
+
+
+def test_scenes_that_pair_by_number_are_said(tmp_path: Path) -> None:
+    put(tmp_path, "img/rgb_09.png", "img/rgb_10.png", "depth/f9.png", "depth/f10.png")
+    found = discover(tmp_path, modalities=("img", "depth"))
+    assert [scene.files["depth"] for scene in found.scenes] == [("depth/f9.png",), ("depth/f10.png",)]
+    said = "img/rgb_09.png, depth/f9.png"
+    assert found.notes == (f"files pair by their numbers, which are the same in all folders: {said}",)
 
 
 @pytest.mark.parametrize(

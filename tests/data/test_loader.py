@@ -71,6 +71,24 @@ def test_an_epoch_repeats_itself_exactly_and_the_next_one_differs(prepared: Mani
     assert (first[0].frames[0] != second[0].frames[0]).any()
 
 
+def test_training_antialiases_as_the_recipe_says_and_else_as_the_card(prepared: Manifest, small_recipe: Recipe) -> None:
+    def epoch(*, card: bool, recipe: bool | None) -> list[Batch]:
+        modalities = tuple(each.model_copy(update={"antialias": card}) for each in prepared.info.modalities)
+        info = prepared.info.model_copy(update={"modalities": modalities})
+        # Crops that shrink: frames are larger than an eighth of 32 px.
+        tiny = small_recipe.augment.model_copy(update={"scale": (0.125, 0.125)})
+        data = small_recipe.data.model_copy(update={"antialias": recipe})
+        return batches(replace(prepared, info=info), small_recipe.model_copy(update={"augment": tiny, "data": data}))
+
+    rng = np.random.Generator(np.random.PCG64(1))
+    for path in (prepared.root / "DELIVER/img").rglob("*.png"):
+        images.write_png(path, rng.integers(0, 256, images.read(path).shape, np.uint8))
+    smooth, sharp = epoch(card=True, recipe=None), epoch(card=False, recipe=None)
+    assert_same(epoch(card=False, recipe=True), smooth)
+    assert_same(epoch(card=True, recipe=False), sharp)
+    assert all((one.frames[0] != other.frames[0]).any() for one, other in zip(smooth, sharp, strict=True))
+
+
 def test_starting_at_a_batch_gives_the_tail_of_the_epoch(prepared: Manifest, small_recipe: Recipe) -> None:
     whole = batches(prepared, small_recipe)
     for start in range(4):

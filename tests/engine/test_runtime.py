@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from memorysam_cli.engine import runtime
+from memorysam_cli.engine import processes, runtime
 from memorysam_cli.errors import EnvironmentFault, UsageError
 
 CPU = torch.device("cpu")
@@ -37,6 +37,37 @@ def test_engines_that_cut_weights_are_refused(variable: str, option: str, monkey
         runtime.make_accelerator(CPU, precision="fp32")
     monkeypatch.setenv(f"ACCELERATE_USE_{variable}", "false")
     assert runtime.make_accelerator(CPU, precision="fp32").num_processes == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        *(
+            ({name: text}, f"${name} is '{text}'")
+            for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK")
+            for text in ("a", "-1")
+        ),
+        ({"WORLD_SIZE": "0"}, "a whole number from 1"),
+        ({"LOCAL_WORLD_SIZE": "two"}, "$LOCAL_WORLD_SIZE is 'two'"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "$RANK is 2, but $WORLD_SIZE 2"),
+        ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "3"}, "$LOCAL_RANK is 3, but $LOCAL_WORLD_SIZE 2"),
+        ({"MASTER_PORT": "65536"}, "from 0 to 65535"),
+        ({"ACCELERATE_USE_CPU": "maybe"}, "one of $ACCELERATE_USE_CPU=maybe"),
+        ({"PMI_SIZE": "x"}, "one of $PMI_SIZE=x"),
+    ],
+    ids=str,
+)
+def test_variables_that_no_launcher_sets_so_are_a_users_fault(
+    variables: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in variables.items():
+        monkeypatch.setenv(name, text)
+    with pytest.raises(UsageError) as caught:
+        runtime.make_accelerator(CPU, precision="fp32")
+    assert words in str(caught.value)
+    if not {"ACCELERATE_USE_CPU", "PMI_SIZE"} & set(variables):  # those are accelerate's alone
+        with pytest.raises(UsageError), processes.side_by_side():
+            pass
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])

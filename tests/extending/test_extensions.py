@@ -33,14 +33,14 @@ def test_a_wrong_file_ends_with_2_and_one_line(name: str, run: Run, place: Path)
 
 def test_a_missing_file_is_told_before_anything_runs(run: Run) -> None:
     missing, listed = run([["--extend", "none.py", "train"], ["recipes", "list"]])
-    assert missing.code == 2 and "--extend none.py: is not a file" in missing.err and missing.err.count("\n") == 1
+    assert missing.code == 2 and "--extend none.py: does not exist" in missing.err and missing.err.count("\n") == 1
     assert listed.code == 0
 
 
 def test_a_recipe_that_names_a_missing_file_says_its_line(run: Run, place: Path) -> None:
     (place / "lost.yaml").write_text("extends: demo\nextensions: [none.py]\n")
     (ended,) = run([["train", "--recipe", "lost.yaml"]])
-    assert ended.code == 2 and "lost.yaml:2: extensions: " in ended.err and "none.py: is not a file" in ended.err
+    assert ended.code == 2 and "lost.yaml:2: extensions: " in ended.err and "none.py: does not exist" in ended.err
 
 
 def test_only_what_is_given_to_recipe_is_run(run: Run, place: Path) -> None:
@@ -52,6 +52,7 @@ def test_only_what_is_given_to_recipe_is_run(run: Run, place: Path) -> None:
         )
     )
     (place / "child.yaml").write_text("extends: parent.yaml\n")
+    (place / "nowhere").mkdir()
     ended = run(
         [
             ["recipes", "check", "parent.yaml"],

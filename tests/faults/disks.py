@@ -16,6 +16,10 @@ from pathlib import Path
 NEWNS, NEWUSER = 0x00020000, 0x10000000
 REMOUNT, RDONLY, BIND, REC, PRIVATE = 32, 1, 4096, 16384, 1 << 18
 
+SECUREBITS, NOROOT, NO_FIXUP, AMBIENT, AMBIENT_RAISE = 28, 0b11, 0b100, 47, 2
+FILE_RIGHTS = 0b11111
+"""To own, read, search, write and rename what belongs to others."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -65,6 +69,56 @@ def become_nobody() -> None:
         os.setgroups([])
         os.setgid(65534)
         os.setuid(65534)
+
+
+def fence(folder: Path) -> bool:
+    """Let this process write below a folder and nowhere else, and see a /dev/shm of its own; False if it may not.
+
+    What is tried as root must not be able to harm the machine.
+    """
+    if not may_mount() or _mount(str(folder), str(folder), None, BIND | REC) != 0:
+        return False
+    if _set_read_only("/", recursive=True) != 0:
+        return False
+    assert _set_read_only(str(folder), recursive=False, clear=True) == 0, os.strerror(ctypes.get_errno())
+    return _mount("tmpfs", "/dev/shm", "tmpfs", 0, "size=67108864") == 0
+
+
+def _set_read_only(folder: str, *, recursive: bool, clear: bool = False) -> int:
+    """``mount_setattr(2)``: for a mount, or for it and all below."""
+    bits = (ctypes.c_uint64 * 4)(0 if clear else 1, 1 if clear else 0, 0, 0)
+    flags = ctypes.c_uint(0x8000 if recursive else 0)
+    result: int = _libc.syscall(
+        ctypes.c_long(442), ctypes.c_int(-100), folder.encode(), flags, bits, ctypes.c_size_t(ctypes.sizeof(bits))
+    )
+    return result
+
+
+def lose_rights() -> None:
+    """Lose root's right to read and write everything, but not what belongs to root; also in programs started later."""
+    if os.getuid() == 0:
+        _libc.prctl(SECUREBITS, NOROOT, 0, 0, 0)
+        _keep_rights(0)
+
+
+def become(user: int) -> None:
+    """Take a user's number, but keep the right to read and write everything."""
+    if os.getuid() == 0:
+        _libc.prctl(SECUREBITS, NOROOT | NO_FIXUP, 0, 0, 0)
+        os.setgroups([])
+        os.setgid(user)
+        os.setuid(user)
+        _keep_rights(FILE_RIGHTS)
+        for number in range(FILE_RIGHTS.bit_length()):
+            if FILE_RIGHTS >> number & 1:
+                _libc.prctl(AMBIENT, AMBIENT_RAISE, number, 0, 0)
+
+
+def _keep_rights(kept: int) -> None:
+    """Of root's rights (``capabilities(7)``) keep these, given as bits."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    bits = (ctypes.c_uint32 * 6)(kept, kept, kept, 0, 0, 0)
+    assert _libc.capset(header, bits) == 0, os.strerror(ctypes.get_errno())
 
 
 def _mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> int:

@@ -20,12 +20,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from memorysam_cli.errors import SIGNAL_EXIT_CODES
+
 ROOT = Path(__file__).parents[2]
 LIMIT_S = float(os.environ.get("MEMORYSAM_FORK_LIMIT", "60"))
 """A child that lives for longer hangs."""
 POLL_S = 0.0005
 PRODUCT = f"{os.sep}memorysam_cli{os.sep}"
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOPPING = tuple(SIGNAL_EXIT_CODES)
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def signalled(words: list[str], signals: list[tuple[float, int]], way: str) -> N
 
 def _send(signals: Sequence[tuple[float, int]]) -> None:
     for number, (seconds, which) in enumerate(signals):
-        while number and signal.getsignal(which).__qualname__.startswith("catch_stop"):  # type: ignore[union-attr]
+        while number and getattr(signal.getsignal(which), "__qualname__", "").startswith("catch_stop"):
             time.sleep(0.0005)  # the first is still on its way
         time.sleep(seconds)
         os.kill(os.getpid(), which)
@@ -124,6 +124,14 @@ def unread(words: list[str]) -> None:
     os.close(reading)
     os.dup2(writing, 1)
     sys.stdout = os.fdopen(writing, "w")
+    typed(words)
+
+
+def unheard(words: list[str]) -> None:
+    """The program, whose notes nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    os.dup2(writing, 2)
     typed(words)
 
 

@@ -41,6 +41,9 @@ ELSEWHERE = {
     10: "tests/commands/test_evaluate.py::test_a_miou_below_the_asked_one_ends_with_10_after_everything_is_written",
     130: "tests/faults/test_company.py::test_a_training_that_is_interrupted_says_how_to_go_on",
     141: "tests/test_app.py::test_a_reader_that_goes_away_ends_it_quietly_with_141",
+    **dict.fromkeys(
+        (129, 131, 140, 142, 152), "tests/engine/train/test_signals.py::test_each_signal_has_the_code_that_is_published"
+    ),
     143: "tests/faults/test_company.py::test_a_reader_of_scenes_that_is_killed_is_replaced_until_the_end",
 }
 """Exit codes that no input alone brings about, and the test that does."""

@@ -16,7 +16,7 @@ import pytest
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.engine import lost_processes
 from memorysam_cli.engine.train import checkpoints
-from memorysam_cli.engine.train.endings import SIGNAL_EXIT_CODES
+from memorysam_cli.errors import SIGNAL_EXIT_CODES
 from memorysam_cli.storage import documents, lock, tensors
 from tests.faults import jobs_running
 from tests.faults.conftest import Figures
@@ -28,7 +28,7 @@ from tests.faults.scale import amount
 FORKS = "tests.faults.jobs_ranks:run"
 
 LOST = re.compile(
-    r"error \[6\]: rank (\d+) was lost, .+; this was after step (\d+); continue with: memorysam train --resume (\S+)"
+    r"error \[6\]: rank (\d+) was lost, .+; this was after step (\d+); continue with: torchrun .+ train --resume (\S+)"
 )
 WORLDS = (1, 2, 3)
 
@@ -111,7 +111,7 @@ def test_two_processes_that_are_killed_again_and_again_learn_the_same_bits(
     assert kills
 
 
-@pytest.mark.parametrize("number", SIGNAL_EXIT_CODES, ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_to_one_process_stops_all_after_the_same_update(
     number: signal.Signals, base: Path, forks: Forks, rng: random.Random, figures: Figures
 ) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from memorysam_cli.engine.train import checkpoints
-from memorysam_cli.engine.train.endings import SIGNAL_EXIT_CODES
+from memorysam_cli.errors import SIGNAL_EXIT_CODES
 from memorysam_cli.storage import tensors
 from tests.faults.conftest import Figures
 from tests.faults.forks import Ended, Forks
@@ -134,6 +134,17 @@ def test_an_answer_that_nobody_reads_ends_quietly_with_141_and_all_is_saved(
     assert left(run) == (2, 0, 0)
     found = {path.name for path in (run / "checkpoints").glob("*.safetensors")}
     assert found == {"best.safetensors", "last.safetensors"}
+
+
+def test_notes_that_nobody_reads_cost_nothing(base: Path, forks: Forks, figures: Figures) -> None:
+    run = base / "unheard"
+    words = [word for word in line(base, run, "train.max_steps=2") if word != "-q"]
+    assert forks.run("unheard", words).code == 0
+    assert left(run) == (2, 0, 0)
+    said = (run / "train.log").read_text()
+    assert "validate: 100 %" in said and "step 2: val mIoU" in said
+    assert forks.run("unheard", ["train", "-r", "no such recipe"]).code == 2
+    figures("N", broken_pipes=2)
 
 
 def test_a_signal_at_the_very_start_or_end_of_a_command_is_no_fault(

@@ -55,3 +55,12 @@ def test_a_checkpoint_of_before_is_of_the_same_run() -> None:
     checkpoints.refuse_other(then, now, worlds=(1, 1), where="step-00000001")
     with pytest.raises(UsageError, match=r"augment\.aolp_flip was physical, is None"):
         checkpoints.refuse_other(then | {"augment.aolp_flip": "physical"}, now, worlds=(1, 1), where="step-00000001")
+
+
+@pytest.mark.parametrize("key", checkpoints.DEFAULTS_BEFORE)
+def test_a_checkpoint_from_before_a_key_is_of_the_same_run_where_the_key_changes_nothing(key: str) -> None:
+    now = checkpoints.identity_of(recipes.load("demo"), dataset="a", base="b", initial=None)
+    then = {name: value for name, value in now.items() if name != key}
+    checkpoints.refuse_other(then, now, worlds=(1, 1), where="step-00000001")
+    with pytest.raises(UsageError, match=f"{key} was {now[key]}, is another"):
+        checkpoints.refuse_other(then, now | {key: "another"}, worlds=(1, 1), where="step-00000001")

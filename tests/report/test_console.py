@@ -55,6 +55,8 @@ def test_answer_is_exactly_one_json_object_on_stdout(capsys: pytest.CaptureFixtu
     console.say("for people")
     console.table(["a"], [["b"]])
     console.answer({"schema_version": 1, "name": "Müller"})
+    console.finish()
+    console.finish()  # once is enough
     out, err = capsys.readouterr()
     assert out == '{"schema_version": 1, "name": "Müller"}\n'
     assert err == "reading\n"
@@ -63,7 +65,51 @@ def test_answer_is_exactly_one_json_object_on_stdout(capsys: pytest.CaptureFixtu
 def test_answer_refuses_nan(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         console.answer({"miou": float("nan")})
+    console.finish()
     assert capsys.readouterr().out == ""
+
+
+def test_a_failure_is_the_one_object_or_stands_beside_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    console.setup(json=True)
+    console.finish(code=3, message="a.png: empty")
+    error = {"code": 3, "message": "a.png: empty"}
+    assert json.loads(capsys.readouterr().out) == {"schema_version": 1, "error": error}
+    console.answer({"schema_version": 1, "done": 2})
+    console.finish(code=3, message="a.png: empty")
+    assert json.loads(capsys.readouterr().out) == {"schema_version": 1, "done": 2, "error": error}
+
+
+HOSTILE = "a\x1b[2Jb\x9b1mc\rd\u202ee\x07\x7f\udcff"
+ESCAPED = "a\\x1b[2Jb\\x9b1mc\\rd\\u202ee\\x07\\x7f\\udcff"
+"""The same by hand: ESC, the CSI of C1, CR, a letter that turns what follows around, BEL, DEL, a stray byte."""
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_no_name_drives_a_terminal_whatever_prints_it(
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    streams = [Terminal() if is_terminal else io.StringIO() for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    console.setup(verbosity=console.VERBOSE, color=False)
+    with console.log_to(tmp_path / "log"):
+        for say in (console.say, console.detail, console.note, console.warn):
+            say(f"{HOSTILE}\nnew line")
+        console.error(HOSTILE, code=3)
+        console.show_document(f"{HOSTILE}\n\tindented")
+        console.table([HOSTILE], [[HOSTILE]], title=HOSTILE)
+        console.show_traceback(ValueError(HOSTILE))
+    with console.progress(1, HOSTILE) as shown:
+        shown.advance()
+    console.answer({"name": HOSTILE})
+    console.finish()
+    out, err = (stream.getvalue() for stream in streams)
+    log = (tmp_path / "log").read_text(encoding="utf-8")
+    for text, count in ((out, 5), (err, 6), (log, 4)):
+        assert text.replace("\n", "").replace("\t", "").isprintable()
+        assert text.count(ESCAPED) == count
+    assert f"{ESCAPED}\\nnew line\n" in out and f"{ESCAPED}\n\tindented\n" in out
+    assert json.loads(out.splitlines()[-1]) == {"name": HOSTILE}
 
 
 @pytest.mark.parametrize("name", ["Müller", "odd\udcff", "日本"])
@@ -71,6 +117,7 @@ def test_answer_reads_back_where_stdout_is_ascii(name: str, monkeypatch: pytest.
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
     console.answer({"name": name})
+    console.finish()
     assert json.loads(raw.getvalue().decode("ascii")) == {"name": name}
 
 

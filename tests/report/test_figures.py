@@ -146,6 +146,20 @@ def test_names_are_text_and_not_mathematics() -> None:
     assert decoded(figures.confusion_matrix([[1]], classes=["$x_{$"], title="$")).size
 
 
+def test_names_that_are_no_text_are_drawn_escaped() -> None:
+    """Matplotlib takes no lone surrogates: a figure of escaped names and one of their escapes are the same picture."""
+    odd, escaped = "a\x1b\udcff", "a\\x1b\\udcff"
+    rows = [{"step": 1, "loss": 1.0}]
+    assert figures.curves(rows, title=odd) == figures.curves(rows, title=escaped)
+    bars = [
+        figures.per_class_bars([1.0, 2.0], classes=[name, "b"], pixels=[1, 1], mean=1.5, title=name)
+        for name in (odd, escaped)
+    ]
+    assert bars[0] == bars[1]
+    level = [figures.failure_bars({name: [(1.0, None)]}, labels=[name], what="missing") for name in (odd, escaped)]
+    assert level[0] == level[1]
+
+
 def test_matplotlib_is_not_loaded_before_a_figure_is_drawn_and_pyplot_never() -> None:
     script = (
         "import sys; from memorysam_cli.report import figures; assert 'matplotlib' not in sys.modules;"

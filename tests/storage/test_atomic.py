@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -250,3 +252,48 @@ def test_a_folder_that_another_thread_makes_meanwhile_is_no_fault(
     monkeypatch.setattr(Path, "is_dir", late)
     atomic.write_text(tmp_path / "a" / "b.txt", "whole")
     assert asked and (tmp_path / "a" / "b.txt").read_text() == "whole"
+
+
+def test_a_write_sweeps_what_killed_writers_of_the_same_file_left_and_nothing_else(tmp_path: Path) -> None:
+    def left(name: str, *, pid: int, host: str | None = None) -> str:
+        found = atomic._temporary(tmp_path / name).name.replace(f"-{os.getpid()}-", f"-{pid}-")
+        found = found if host is None else found.replace(socket.gethostname().replace("/", "_")[:32], host)
+        (tmp_path / found).write_text("half")
+        return found
+
+    dead = 2**22 + 1  # above the kernel's largest
+    left("a", pid=dead)
+    others = {left("b", pid=dead), left("a", pid=os.getpid()), left("a", pid=dead, host="elsewhere")}
+    atomic.write_text(tmp_path / "a", "1", fsync=False)  # one of masses: its owner sweeps
+    assert len(list(tmp_path.iterdir())) == 5
+    atomic.write_text(tmp_path / "a", "2")
+    assert {path.name for path in tmp_path.iterdir()} == {"a", *others}
+    left("c", pid=dead)
+    with atomic.new_folder(tmp_path / "c"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "c", *others}
+
+
+def test_a_disk_without_room_is_refused_ahead(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    atomic.refuse_unwritable(tmp_path / "new")
+    with pytest.raises(EnvironmentFault, match=r"new: cannot write: No space left on device \(needs [\d.]+ MB, free"):
+        atomic.refuse_unwritable(tmp_path / "new", needed_bytes=100 * free)
+
+
+def test_a_file_never_takes_the_place_of_what_is_none(tmp_path: Path) -> None:
+    """As root, ``report --out /dev/null`` would take it from every program of the machine."""
+    os.mkfifo(tmp_path / "fifo")
+    bound = socket.socket(socket.AF_UNIX)
+    bound.bind(os.path.relpath(tmp_path / "socket"))
+    bound.close()
+    (tmp_path / "to a fifo").symlink_to("fifo")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("fifo", "socket", "to a fifo", "loop"):
+        before = (tmp_path / name).lstat()
+        with pytest.raises(EnvironmentFault, match=f"{name}: cannot write: "):
+            atomic.write_bytes(tmp_path / name, b"x")
+        assert (tmp_path / name).lstat() == before
+    with pytest.raises(EnvironmentFault, match="it lies among the devices"), atomic.new_file(Path("/dev/nul")):
+        raise AssertionError("a place was given")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "loop", "socket", "to a fifo"]

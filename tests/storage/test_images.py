@@ -27,6 +27,8 @@ from PIL import Image
 from memorysam_cli.errors import DataError, EnvironmentFault
 from memorysam_cli.storage import images
 
+from .tiffs import tiff
+
 Array = npt.NDArray[Any]
 HEIGHT, WIDTH = 40, 61
 
@@ -64,36 +66,6 @@ def numpy_archive(*arrays: Array) -> bytes:
     stream = io.BytesIO()
     np.savez_compressed(stream, *arrays)
     return stream.getvalue()
-
-
-def tiff(array: Array, *, is_big: bool = False, order: str = "<", compression: int = 1) -> bytes:
-    """A TIFF of one strip, written by hand: (H, W) or (H, W, C), grey whatever C is; the bytes are never compressed."""
-    height, width, channels = (*array.shape, 1)[:3]
-    data = array.astype(array.dtype.newbyteorder(order)).tobytes()
-    start = 16 if is_big else 8
-    code, number, head = ("Q", "Q", "HHQ") if is_big else ("I", "H", "HHI")
-    bits = {"u": 1, "i": 2, "f": 3}
-    table = start + len(data)
-    fields = {
-        256: width, 257: height, 258: [array.itemsize * 8] * channels, 259: compression, 262: 1, 273: start,
-        277: channels, 278: height, 279: len(data), 339: [bits[array.dtype.kind]] * channels,
-    }  # fmt: skip
-    size = struct.calcsize(f"<{head}{code}")
-    after = table + struct.calcsize(number) + size * len(fields) + struct.calcsize(code)
-    entries, extra = b"", b""
-    for tag, value in fields.items():
-        values = value if isinstance(value, list) else [value]
-        packed = struct.pack(f"{order}{len(values)}{'H' if isinstance(value, list) else 'I'}", *values)
-        inside = struct.calcsize(code)
-        if len(packed) > inside:
-            packed, extra = struct.pack(f"{order}{code}", after + len(extra)), extra + packed
-        entries += struct.pack(f"{order}{head}", tag, 3 if isinstance(value, list) else 4, len(values))
-        entries += packed.ljust(inside, b"\0")
-    begin = b"II" if order == "<" else b"MM"
-    begin += struct.pack(f"{order}HHHQ", 43, 8, 0, table) if is_big else struct.pack(f"{order}HI", 42, table)
-    return (
-        begin + data + struct.pack(f"{order}{number}", len(fields)) + entries + struct.pack(f"{order}{code}", 0) + extra
-    )
 
 
 GREY, COLOR, ALPHA = noise(HEIGHT, WIDTH), noise(HEIGHT, WIDTH, 3), noise(HEIGHT, WIDTH, 4)
@@ -357,8 +329,6 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "cmyk jpeg": (pillow(Image.fromarray(COLOR).convert("CMYK"), "JPEG"), "CMYK"),
     "cmyk tiff": (pillow(Image.fromarray(COLOR).convert("CMYK"), "TIFF"), "4 bands"),
     "rgba tiff": (pillow(ALPHA, "TIFF"), "4 bands"),
-    "palette tiff": (pillow(Image.fromarray(COLOR).quantize(8), "TIFF"), "colour kind 3"),
-    "int tiff": (pillow(GREY.astype(np.int32), "TIFF"), "sample format 2"),
     "double tiff": (opencv(GREY.astype(np.float64), ".tiff"), "64 bits"),
     "pages": (
         pillow(Image.fromarray(COLOR), "TIFF", save_all=True, append_images=[Image.fromarray(COLOR)]),
@@ -577,3 +547,28 @@ def test_a_fork_while_a_thread_reads_an_array_can_read_arrays(tmp_path: Path) ->
         finally:
             is_over.set()
         reading.result()
+
+
+def with_chunk(png: bytes, kind: bytes, data: bytes) -> bytes:
+    """A PNG with one more chunk behind its header."""
+    chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return png[:33] + chunk + png[33:]
+
+
+def test_what_c_libraries_say_of_a_file_stays_off_the_terminal_and_everything_else_is_kept(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plain = images.encode_png(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
+    (tmp_path / "odd.png").write_bytes(with_chunk(plain, b"iCCP", b"odd\0\0xxxx"))  # a warning of libpng's
+    (tmp_path / "bad.png").write_bytes(with_chunk(plain, b"ABCD", b"1"))  # an error of libpng's
+    np.testing.assert_array_equal(images.read(tmp_path / "odd.png"), np.arange(48).reshape(4, 4, 3))
+    with pytest.raises(DataError, match=r"bad\.png"):
+        images.read(tmp_path / "bad.png")
+    assert capfd.readouterr().err == ""
+    with images._hushed:
+        os.write(2, b"malloc(): corrupted\nlibpng warning: sBIT: invalid\n")
+        with images._hushed:
+            os.write(2, b"terminate called\n")
+    assert capfd.readouterr().err == "malloc(): corrupted\nterminate called\n"
+    os.write(2, b"and after\n")
+    assert capfd.readouterr().err == "and after\n"

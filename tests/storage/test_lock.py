@@ -3,6 +3,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from memorysam_cli.errors import DataError, EnvironmentFault, FolderInUseError, Stopped
-from memorysam_cli.storage import lock
+from memorysam_cli.storage import atomic, lock
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
 from memorysam_cli.errors import FolderInUseError
-from memorysam_cli.storage import lock
+from memorysam_cli.storage import atomic, lock
 try:
     with lock.hold(Path(sys.argv[1])):
         if "fork" in sys.argv:  # a data worker that outlives its parent
@@ -142,3 +143,30 @@ def test_a_clean_stop_and_a_bug_leave_none(tmp_path: Path, end: BaseException) -
     with pytest.raises(type(end)), lock.hold(tmp_path):
         raise end
     assert not (tmp_path / lock.FAULTS).exists()
+
+
+@pytest.mark.parametrize("is_made_again", [False, True], ids=["removed", "exchanged"])
+@pytest.mark.parametrize("fault", [None, ValueError("its file is gone")], ids=["ends well", "fails of it"])
+def test_a_folder_that_is_removed_meanwhile_is_told_however_the_work_ends(
+    is_made_again: bool, fault: Exception | None, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(EnvironmentFault, match="was removed, or exchanged for another folder"), lock.hold(folder):
+        shutil.rmtree(folder)
+        if is_made_again:
+            folder.mkdir()
+        if fault is not None:
+            raise fault
+    assert folder.exists() == is_made_again
+    with lock.hold(folder):  # the next run has nothing to do with it
+        atomic.write_text(folder / "a", "1")
+
+
+def test_nothing_is_written_anew_where_the_folder_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("run")
+    with pytest.raises(EnvironmentFault, match="the folder is gone"), lock.hold(folder):
+        atomic.write_text(folder / "below" / "a", "1")
+        shutil.rmtree(folder)
+        atomic.write_text(folder / "below" / "b", "2")
+    assert not folder.exists()

@@ -53,7 +53,7 @@ DELIVER = DatasetLayout(
         sensor(Modality(name="depth_raw", kind="depth"), f"depth/{INSIDE}_depth_front.png", is_optional=True),
     ),
     labels=(place(f"semantic/{INSIDE}_semantic_front.png"),),
-    rule=LabelRule(shift=-1, ignore=(0, 255)),
+    rule=LabelRule(shift=-1, ignore=(0, 255), first_channel=True),
     classes=CLASSES,
     id=INSIDE,
     condition="{condition}",

@@ -1,4 +1,4 @@
-"""``classes.txt``: a name per line, with a colour and a label value where they matter.
+"""Class lists: a name per line, with a colour and a label value where they matter; also CamVid's and CVAT's files.
 
 Colours for classes that have none: told apart by everybody, those who see no red or no green too.
 """
@@ -33,6 +33,20 @@ VISIONS: dict[str, NDArray[np.float64]] = {
 _VALUE = re.compile(r"(\d{1,5})\s*:\s*")
 _HEX = re.compile(r"(?:^|[\s,;]+)#([0-9a-fA-F]{6})$")
 _RGB = re.compile(r"[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})$")
+_CVAT = re.compile(r"(.+?)\s*:\s*(\d{1,3}),\s*(\d{1,3}),\s*(\d{1,3})\s*:[^:]*:[^:]*")
+"""``label:color_rgb:parts:actions``, a line of CVAT's and Datumaro's ``labelmap.txt``."""
+_WORDS = {
+    "name": "name names class classes class_name label labels label_name category",
+    "value": "id idx index value class_id label_id class_index",
+    "red": "r red", "green": "g green", "blue": "b blue",
+    "colour": "color colour hex rgb color_rgb",
+}  # fmt: skip
+"""What the words of a header line mean, such as CamVid's ``name,r,g,b``."""
+_MEANINGS = {word: meaning for meaning, words in _WORDS.items() for word in words.split()}
+_DELIMITERS = ",;\t"
+
+Row = tuple[int | None, str, Colour | None]
+"""Value, name and colour of a class."""
 
 
 @dataclass(frozen=True)
@@ -48,21 +62,27 @@ class ClassList:
 
 
 def read_classes(path: Path, *, is_safe: bool = False) -> ClassList:
-    """Read ``classes.txt``.
+    """Read a class list.
 
     Args:
         path: of the file.
         is_safe: take colours that the colour-blind tell apart in the place of the file's own.
 
     Each line is ``name``, ``name r g b`` or ``name #rrggbb``, with ``value:`` before it where the label files do not
-    hold 0, 1, 2, …; empty lines and lines that begin with ``#`` count for nothing.
+    hold 0, 1, 2, …; empty lines and lines that begin with ``#`` count for nothing. A first line such as ``name,r,g,b``
+    (CamVid's ``class_dict.csv``) names the columns of the others, and lines of CVAT's ``labelmap.txt`` are understood.
 
     Raises:
         UsageError: ``file:line`` and what is wrong; or no class, more than 255, a name, colour or value twice.
     """
     lines = documents.read_text(path, kind=UsageError, option="--classes").splitlines()
-    entries = [(number, line.strip()) for number, line in enumerate(lines, 1)]
-    rows = [_row(line, where=f"{path}:{number}") for number, line in entries if line and not line.startswith("#")]
+    entries = [(f"{path}:{number}", line.strip()) for number, line in enumerate(lines, 1)]
+    entries = [(where, line) for where, line in entries if line and not line.startswith("#")]
+    columns = _columns(entries[0][1]) if entries else []
+    rows = [
+        _row_of_columns(line, columns, where=where) if columns else _row(line, where=where)
+        for where, line in entries[bool(columns) :]
+    ]
     if not 0 < len(rows) <= IGNORE:
         raise UsageError(f"{path}: {len(rows)} classes; from 1 to {IGNORE} are possible, one per line")
     values, names, colours = zip(*rows, strict=True)
@@ -82,8 +102,41 @@ def read_classes(path: Path, *, is_safe: bool = False) -> ClassList:
     )
 
 
-def _row(line: str, *, where: str) -> tuple[int | None, str, Colour | None]:
+def _columns(line: str) -> list[str]:
+    """What the columns of a header line mean, "" for a word that is not known; empty if it is no header."""
+    words = [cell.lower().replace(" ", "_").replace("-", "_") for cell in _cells(line)]
+    found = [_MEANINGS.get(word, "") for word in words]
+    known = [meaning for meaning in found if meaning]
+    is_header = "name" in known and len(set(known)) == len(known) and (len(known) > 1 or len(words) == 1)
+    return found if is_header else []
+
+
+def _cells(line: str) -> list[str]:
+    """The cells of a line: between commas, semicolons or tabs, else between blanks."""
+    delimiter = max(_DELIMITERS, key=line.count)
+    return [cell.strip(' "') for cell in line.split(delimiter if delimiter in line else None)]
+
+
+def _row_of_columns(line: str, columns: Sequence[str], *, where: str) -> Row:
+    """As :func:`_row`, of a line below a header; a name may hold blanks or delimiters of its own."""
+    cells, place = _cells(line), columns.index("name")
+    more = len(cells) - len(columns)
+    if more < 0:
+        raise UsageError(f"{where}: {len(cells)} cells, but the header line has {len(columns)}; give each line as many")
+    cells[place : place + more + 1] = [" ".join(cells[place : place + more + 1])]
+    row = dict(zip(columns, cells, strict=True))
+    value = row.get("value")
+    if value is not None and not re.fullmatch(r"[0-9]{1,5}", value):
+        raise UsageError(f"{where}: a class's value is a whole number from 0 to 65535, not '{value}'")
+    parts = [row[part] for part in ("red", "green", "blue") if part in row]
+    colour = f" {row.get('colour', '')}" if not parts else " " + " ".join(parts)
+    return _row(f"{'' if value is None else f'{value}: '}{row['name']}{colour.rstrip()}", where=where)
+
+
+def _row(line: str, *, where: str) -> Row:
     """Value, name and colour of a line."""
+    if cvat := _CVAT.fullmatch(line):
+        line = f"{cvat[1]} {cvat[2]} {cvat[3]} {cvat[4]}"
     value = _VALUE.match(line)
     rest = line[value.end() :] if value else line
     colour: Sequence[int] | None = None

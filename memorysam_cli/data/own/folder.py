@@ -6,22 +6,40 @@ unless told otherwise, and what the first few files give reason to say is said b
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from memorysam_cli import conservation
-from memorysam_cli.data.listing import pair
+from memorysam_cli.data import decode
+from memorysam_cli.data.listing import pair, unpaired
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.data.own.classes import ClassList
-from memorysam_cli.data.own.patterns import Match, Pattern, Shares, split_by_lists, split_by_shares, splits_in_order
-from memorysam_cli.dataset import IGNORE, IMAGENET, DatasetInfo, Flip, Interpolation, Kind, LabelRule, Modality
+from memorysam_cli.data.own.patterns import (
+    Match,
+    Pattern,
+    Shares,
+    notes_on_others,
+    split_by_lists,
+    split_by_shares,
+    splits_in_order,
+)
+from memorysam_cli.data.own.sensors import (
+    LOOKED_AT,
+    Measured,
+    guess_kind,
+    make_modality,
+    names_to_measure,
+    notes_on_values,
+)
+from memorysam_cli.dataset import IGNORE, Colour, DatasetInfo, Kind, LabelRule, Modality
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import images
+from memorysam_cli.text import shown
 
 LABEL = "--labels"
 NO_LABELS = "test"
@@ -32,13 +50,6 @@ SHARES: Shares = (0.8, 0.1, 0.1)
 
 Role = str
 """A modality, or ``aolp+1`` for an angle's second file, or LABEL."""
-KINDS: tuple[Kind, ...] = get_args(Kind)
-LOOKED_AT = 3
-"""Files of each sensor, and labels."""
-FAR = 8.0
-"""Values beyond this many times the range [-1, 1] would swamp the network."""
-NARROW = 1 / 16
-"""Values that reach no further would hardly be seen by it."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +71,10 @@ class FolderRequest:
     ignore: tuple[int, ...] = (IGNORE,)
     label_shift: int = 0
     seed: int = 0
-    will_measure: bool = False
-    """Normalisation follows from the data; nothing need be said about ranges."""
+    nodata: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Stored values that are no measurement."""
+    measured: Measured = "others"
+    """Whose normalisation follows from the data, so that nothing need be said about their ranges."""
 
     def patterns(self) -> dict[Role, Pattern]:
         """All patterns by what they stand for."""
@@ -105,7 +118,7 @@ def survey(root: Path, request: FolderRequest) -> FolderSurvey:
     modalities, notes = _modalities(request)
     matches = {role: pattern.find(root) for role, pattern in patterns.items()}
     _refuse_labels_as_frames(matches)
-    rows = _rows(matches)
+    rows, pairing_notes = _rows(matches, request)
     matched = sum(len(found) for found in matches.values())
     laws = conservation.check({"files matched = files of scenes": (matched, sum(len(row) for row in rows))})
     scenes, unlabelled, split_notes = _divided(
@@ -128,8 +141,12 @@ def survey(root: Path, request: FolderRequest) -> FolderSurvey:
         manifest,
         (
             *notes,
+            *notes_on_others(
+                root, list(patterns.values()), {match.path for found in matches.values() for match in found}
+            ),
+            *pairing_notes,
             *split_notes,
-            *notes_on_values(manifest, will_measure=request.will_measure),
+            *notes_on_values(manifest, measured=names_to_measure(modalities, request.measured)),
             *notes_on_labels(manifest),
         ),
         laws,
@@ -167,7 +184,8 @@ def _modalities(request: FolderRequest) -> tuple[tuple[Modality, ...], list[str]
                 f"--modality {name}: an angle has two patterns, of its sine and of its cosine, joined by '+', or "
                 f"--channels {name}=0,1,0 of one file; nothing else has two (here: {len(group)} for kind '{kind}')"
             )
-        made.append(make_modality(name, kind, scale=request.scale.get(name), channels=request.channels.get(name)))
+        found = make_modality(name, kind, scale=request.scale.get(name), channels=request.channels.get(name))
+        made.append(found.model_copy(update={"nodata": tuple(request.nodata.get(name, ()))}))
     return tuple(made), notes
 
 
@@ -182,28 +200,49 @@ def _refuse_labels_as_frames(matches: Mapping[Role, Sequence[Match]]) -> None:
             )
 
 
-def _rows(matches: Mapping[Role, Sequence[Match]]) -> list[dict[Role, Match]]:
-    """One row per scene: what matched for each role that the scene has."""
+def _rows(matches: Mapping[Role, Sequence[Match]], request: FolderRequest) -> tuple[list[dict[Role, Match]], list[str]]:
+    """One row per scene: what matched for each role that the scene has; and how they were paired, if not by name."""
     sources = {role: {_name(match): match for match in found} for role, found in matches.items()}
     try:
-        rows = pair({role: dict.fromkeys(found, "") for role, found in sources.items()})
+        pairing = pair({role: dict.fromkeys(found, "") for role, found in sources.items()})
     except DataError:
-        raise DataError(_unpaired(sources)) from None
-    return [{role: sources[role][name] for role, name in row.items()} for row in rows]
+        raise DataError(_unpaired(sources, request)) from None
+    rows = [{role: sources[role][name] for role, name in row.items()} for row in pairing.rows]
+    first = ", ".join(shown(match.path) for match in rows[0].values())
+    return rows, [f"files pair by their numbers, which are the same in all folders: {first}"] * pairing.is_by_number
 
 
-def _unpaired(sources: Mapping[Role, Mapping[str, Match]]) -> str:
-    """Why nothing pairs, and what to do."""
-    for role, found in sources.items():
-        for other, more in sources.items():
-            if role != other and found.keys().isdisjoint(more):
-                one, two = min(found), min(more)
-                return (
-                    f"'{role}' and '{other}': none of their files pair; {found[one].path} goes by the name '{one}', "
-                    f"{more[two].path} by '{two}' (what the wildcards stand for); write what differs into "
-                    "the patterns, such as depth/*_depth.png"
-                )
-    return "the files do not pair by their names"
+def _unpaired(sources: Mapping[Role, Mapping[str, Match]], request: FolderRequest) -> str:
+    """Which files pair with no others, and what to type."""
+    lonely = unpaired({role: {name: name for name in found} for role, found in sources.items()})
+    assert lonely is not None  # else they pair
+    other = next(role for role in sources if role != lonely)
+    one, two = (min(sources[role]) for role in (lonely, other))
+    names = (
+        f"'{lonely}' pairs with nothing: {shown(sources[lonely][one].path)} goes by the name '{shown(one)}', and "
+        f"{shown(sources[other][two].path)} of '{other}' by '{shown(two)}' (what the wildcards stand for)"
+    )
+    typed = _patterns_that_pair(sources, request)
+    rename = (
+        "give the files of one scene the same name in every folder, or write what differs into the patterns, such as"
+    )
+    return f"{names}; {f'type: {typed}' if typed else f'{rename} depth/*_depth.png'}"
+
+
+def _patterns_that_pair(sources: Mapping[Role, Mapping[str, Match]], request: FolderRequest) -> str:
+    """The options whose patterns write out what a folder's names share, if the files pair by what is left."""
+    patterns = request.patterns()
+    narrow = {role: patterns[role].narrowed(found.values()) or patterns[role] for role, found in sources.items()}
+    again = {role: [narrow[role].match(match.path) for match in found.values()] for role, found in sources.items()}
+    keys = {role: {_name(match): _name(match) for match in found if match} for role, found in again.items()}
+    if unpaired(keys) is not None:
+        return ""
+    options = {
+        name: f"--modality '{name}={'+'.join(narrow[_role(name, part)].text for part, _ in enumerate(group))}'"
+        for name, group in request.modalities.items()
+    }
+    labels = [f"--labels '{narrow[LABEL].text}'"] if LABEL in narrow else []
+    return " ".join([*options.values(), *labels])
 
 
 def _name(match: Match) -> str:
@@ -276,14 +315,11 @@ def _rule(root: Path, labels: Sequence[Match], request: FolderRequest) -> LabelR
     """
     if request.classes is None or not labels:
         return LabelRule(shift=request.label_shift, ignore=request.ignore)
-    try:
-        is_colour = _is_colour(root / labels[0].path, request.classes)
-    except DataError:
-        is_colour = False
-    mapping = request.classes.mapping
+    in_colour = _first_in_colour(root, [label.path for label in labels[:LOOKED_AT]], request.classes)
+    is_colour, mapping = in_colour is not None, request.classes.mapping
     if is_colour and not request.classes.has_colours:
         raise UsageError(
-            f"{labels[0].path}: is in colour; give each class its colour in the class list, such as "
+            f"{in_colour}: is in colour; give each class its colour in the class list, such as "
             f"'{request.classes.names[0]} 128 64 128', or make labels of class numbers"
         )
     if mapping and request.label_shift:
@@ -296,139 +332,66 @@ def _rule(root: Path, labels: Sequence[Match], request: FolderRequest) -> LabelR
     return LabelRule(shift=request.label_shift, ignore=ignore, mapping=() if is_colour else mapping, colours=is_colour)
 
 
-def _is_colour(path: Path, classes: ClassList) -> bool:
-    """Whether a label is a picture in colours.
+def _first_in_colour(root: Path, paths: Sequence[str], classes: ClassList) -> str | None:
+    """The first label that is a picture in colours; None if the labels hold class numbers.
 
-    Four channels may be colours and alpha, or a class number in the first (DELIVER): most colours are then classes'.
-
-    Raises:
-        DataError: the file cannot be read.
+    A palette's picture and one of four channels may be either. Where the class list has colours, they are colours if
+    most of those found are the classes'; where it has none, they are numbers if they can be.
     """
-    header = images.header(path)
-    if header.channels != len("RGBA") or not classes.has_colours:
-        return header.channels == len("RGB") or header.has_palette
-    found = {tuple(colour) for colour in np.unique(images.read(path)[..., :3].reshape(-1, 3), axis=0).tolist()}
-    return 2 * len(found & set(classes.palette)) > len(found)
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """How the frames of a kind are treated."""
-
-    looks_like_a_photo: bool = False
-    """Normalised as ImageNet's photos and changed in colour and sharpness during training; others: neither, as the
-    reference does it."""
-    interpolation: Interpolation = "bilinear"
-    flip: Flip = "mirror"
-
-
-DEFAULTS: dict[Kind, Defaults] = {
-    "rgb": Defaults(looks_like_a_photo=True),
-    "gray": Defaults(looks_like_a_photo=True),
-    # Between a wall and what stands before it there is nothing in the middle: distances are not blended.
-    "depth": Defaults(interpolation="nearest"),
-    "hha": Defaults(),
-    # Sparse: most pixels say "nothing", which must not bleed into those that say something.
-    "event": Defaults(interpolation="nearest"),
-    "lidar": Defaults(interpolation="nearest"),
-    "thermal": Defaults(),
-    # Which of sine and cosine a mirror turns round depends on how the sensor counts its angle: dataset.json can say.
-    "angle": Defaults(),
-}
-
-WORDS: dict[Kind, str] = {
-    "rgb": "rgb img image images color colour camera cam visible vis photo ms multispectral hyperspectral",
-    "gray": "gray grey mono pan panchromatic nir swir dolp",
-    "depth": "depth disparity disp distance range dsm dem",
-    "hha": "hha",
-    "event": "event events dvs",
-    "lidar": "lidar radar velodyne points sar",
-    "thermal": "thermal ther ir lwir mwir infrared flir heat",
-    "angle": "angle aolp aop orientation azimuth",
-}
-"""The words in a modality's name by which its kind is guessed."""
-
-
-def guess_kind(name: str) -> Kind:
-    """The kind that a modality's name tells, such as depth for ``depth_left`` and thermal for ``IR2``.
-
-    Raises:
-        UsageError: no word of the name is known, or two speak for different kinds.
-    """
-    words_of_name = {word.rstrip("0123456789") for word in re.split(r"[^a-z0-9]+", name.lower())}
-    found = [kind for kind, words in WORDS.items() if words_of_name & set(words.split())]
-    if len(found) != 1:
-        why = "tells no kind" if not found else f"tells {' and '.join(found)}"
-        raise UsageError(f"--modality {name}: its name {why}; say --kind {name}=KIND, one of {', '.join(KINDS)}")
-    return found[0]
-
-
-def make_modality(
-    name: str, kind: Kind, *, scale: float | None = None, channels: Sequence[int] | None = None
-) -> Modality:
-    """A modality with the defaults of its kind.
-
-    Args:
-        name: of the modality.
-        kind: decides normalisation, interpolation, photometric augmentation and flip.
-        scale: of stored values; None: by dtype.
-        channels: which three stored channels to take, from 0; one is taken three times.
-    """
-    defaults = DEFAULTS[kind]
-    is_photo = defaults.looks_like_a_photo
-    chosen = tuple(channels or ())
-    chosen = chosen * 3 if len(chosen) == 1 else chosen
-    return Modality(
-        name=name,
-        kind=kind,
-        mean=IMAGENET["mean"] if is_photo else None,
-        std=IMAGENET["std"] if is_photo else None,
-        interpolation=defaults.interpolation,
-        photometric=("jitter", "blur") if is_photo else (),
-        channels=(chosen[0], chosen[1], chosen[2]) if chosen else None,
-        scale=scale,
-        flip=defaults.flip,
-    )
-
-
-def notes_on_values(manifest: Manifest, *, will_measure: bool) -> list[str]:
-    """What the values of the first few files of each sensor give reason to say."""
-    notes = []
-    for modality in manifest.info.modalities:
-        paths = [path for scene in manifest.scenes[:LOOKED_AT] for path in scene.files[modality.name]]
-        frames = _readable(manifest.root, paths)
-        if not frames:
+    seen: dict[str, set[Colour]] = {}
+    for path in paths:
+        try:
+            header = images.header(root / path)
+            if header.channels == len("RGB") and not header.has_palette:
+                return path
+            if classes.has_colours and (header.channels == len("RGBA") or header.has_palette):
+                seen[path] = _colours(images.read(root / path))
+            elif not decode.is_number(images.read(root / path, as_numbers=True)):
+                return path
+        except DataError:  # the check will tell
             continue
-        top = max(
-            float(abs(frame.astype("float64") * _scale(frame, modality) + modality.offset).max()) for frame in frames
-        )
-        if frames[0].ndim == 3 and frames[0].shape[2] == 4 and modality.channels is None:
-            notes.append(
-                f"'{modality.name}': the fourth channel is taken for alpha and dropped (--channels says otherwise)"
-            )
-        if will_measure:
-            continue
-        if top > FAR:
-            notes.append(
-                f"'{modality.name}': values up to {top:.4g}, the network is used to about 1; normalise with --measure, "
-                f"or give --scale {modality.name}={1 / top:.1g}"
-            )
-        elif modality.scale is None and 0 < top < NARROW:
-            notes.append(
-                f"'{modality.name}': the first files use only {100 * top:.2g} % of the range; normalise with "
-                f"--measure, or give --scale {modality.name}={_scale(frames[0], modality) / top:.1g}"
-            )
-    return notes
+    found: set[Colour] = set().union(*seen.values())
+    return next(iter(seen)) if 2 * len(found & set(classes.palette)) > len(found) else None
+
+
+def _colours(picture: Any) -> set[Colour]:
+    """All colours of an (H, W), (H, W, 3) or (H, W, 4) picture."""
+    channels = np.stack([picture] * 3, axis=-1) if picture.ndim == len("HW") else picture[..., :3]
+    return {(red, green, blue) for red, green, blue in np.unique(channels.reshape(-1, 3), axis=0).tolist()}
 
 
 def notes_on_labels(manifest: Manifest) -> list[str]:
-    """A word on labels that count from 1, and on masks of one class and 'ignored' only, as 0 and 255 often are."""
+    """A word on labels that count from 1, on masks of one class and 'ignored' only, as 0 and 255 often are, and on a
+    class whose number the files' own tag calls nodata."""
+    return [*_notes_on_numbers(manifest), *_notes_on_tags(manifest)]
+
+
+def _notes_on_tags(manifest: Manifest) -> list[str]:
+    """GIS programs write 0 there unasked: it may be a class or not, so that it is kept and said."""
+    rule, tags = manifest.info.label, set()
+    for path in [scene.label for scene in manifest.scenes if scene.label][:LOOKED_AT]:
+        with suppress(DataError):  # the check will tell
+            tags.add(images.header(manifest.root / path).nodata)
+    counted = {raw for raw, _ in rule.mapping} or {index - rule.shift for index in range(len(manifest.info.classes))}
+    kept = sorted(int(tag) for tag in tags if tag is not None and tag in counted - set(rule.ignore))
+    return [
+        f"the first labels' own tag calls {value} nodata, but it is the number of a class; if these pixels shall count "
+        f"nowhere: --ignore {value}"
+        for value in kept
+    ]
+
+
+def _notes_on_numbers(manifest: Manifest) -> list[str]:
+    """What the first labels' values give reason to say."""
     rule = manifest.info.label
-    paths = [scene.label for scene in manifest.scenes if scene.label][:LOOKED_AT]
-    found = {int(value) for label in _readable(manifest.root, paths) for value in np.unique(label)}
-    given, ignored = found - set(rule.ignore), min(found & set(rule.ignore), default=None)
     if rule.mapping or rule.colours:
         return []
+    paths = [scene.label for scene in manifest.scenes if scene.label][:LOOKED_AT]
+    try:
+        found = {int(value) for path in paths for value in np.unique(decode.raw_label(manifest.root / path, rule))}
+    except DataError:  # the check will tell
+        return []
+    given, ignored = found - set(rule.ignore), min(found & set(rule.ignore), default=None)
     if given and rule.shift == 0 and (min(given), max(given)) == (1, len(manifest.info.classes)):
         return [f"the first labels hold 1 to {max(given)}; classes are counted from 0: --label-shift -1 moves them"]
     if len(manifest.info.classes) < 2 or ignored is None or len(given) > 1:
@@ -438,18 +401,3 @@ def notes_on_labels(manifest: Manifest) -> list[str]:
         f"the first labels hold {' and '.join(map(str, sorted(found)))} only, and {ignored} counts as 'ignored'; if "
         f"it is a class, give values in the class list, such as '0: {one}' and '{ignored}: {two}'"
     ]
-
-
-def _readable(root: Path, paths: Sequence[str]) -> list[Any]:
-    """The files' values; none if one cannot be read: the check will tell, with all that is wrong."""
-    try:
-        return [images.read(root / path) for path in paths]
-    except DataError:
-        return []
-
-
-def _scale(frame: Any, modality: Modality) -> float:
-    """What stored values are multiplied by."""
-    if modality.scale is not None:
-        return modality.scale
-    return {"uint8": 1 / 255, "uint16": 1 / 65535}.get(frame.dtype.name, 1.0)

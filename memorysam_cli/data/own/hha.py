@@ -20,8 +20,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from memorysam_cli.data.decode import find_invalid
 from memorysam_cli.data.listing import sample_names
-from memorysam_cli.data.own.patterns import Pattern
+from memorysam_cli.data.own.patterns import Pattern, notes_on_others
+from memorysam_cli.dataset import Modality
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import documents, images
 
@@ -45,6 +47,8 @@ LEAST_POINTS = 8
 MARKER = "hha.json"
 """In the output folder: how its images were made."""
 MILLIMETRES = 0.001
+"""In metres."""
+DEPTH = Modality(name="depth", kind="depth")
 THREADS = 8
 """At most; each needs some 200 bytes per pixel."""
 
@@ -243,7 +247,9 @@ class Depths:
     """Metres; what is farther counts as not measured."""
 
     def read(self, path: Path) -> Map:
-        """A depth image in metres, 0 where nothing was measured: 0 itself, less, or the largest whole number there is.
+        """A depth image in metres, 0 where nothing was measured.
+
+        That is 0 itself, less, the largest whole number there is, NaN, infinity, and what a TIFF's own tag says.
 
         Returns:
             (H, W) float64.
@@ -251,7 +257,10 @@ class Depths:
         Raises:
             DataError: the file is unusable, or has several channels that differ.
         """
-        stored = images.read(path)
+        header, stored = images.load(path)
+        invalid = find_invalid(stored, DEPTH, tag=header.nodata)
+        if invalid is not None:
+            stored[invalid] = 0
         if stored.ndim == 3:
             if (stored[..., 1:3] != stored[..., :1]).any():
                 raise DataError(
@@ -285,6 +294,8 @@ class Conversion:
     """HHA images that are newer than their depth image."""
     out: Path
     settings: HhaSettings
+    notes: tuple[str, ...] = ()
+    """What lies beside the depth images and is none, by suffix and count."""
 
 
 def plan_conversion(root: Path, pattern: Pattern, out: Path, *, settings: HhaSettings) -> Conversion:
@@ -302,13 +313,16 @@ def plan_conversion(root: Path, pattern: Pattern, out: Path, *, settings: HhaSet
     """
     _refuse_foreign(out, settings)
     targets: dict[Path, Path] = {}
-    for match in pattern.find(root):
+    matches = pattern.find(root)
+    for match in matches:
         inside = PurePosixPath(match.path).relative_to(pattern.folder).with_suffix(".png")
         other = targets.setdefault(out / inside, root / match.path)
         if other != root / match.path:
             raise DataError(f"{other} and {root / match.path} would both become {out / inside}; choose by the pattern")
     jobs = tuple((depth, target) for target, depth in targets.items() if not _is_done(depth, target))
-    return Conversion(jobs, done=len(targets) - len(jobs), out=out, settings=settings)
+    # A pattern without a folder of its own meets all sensors, and what is written here.
+    notes = notes_on_others(root, [pattern], {match.path for match in matches}) if pattern.folder else []
+    return Conversion(jobs, done=len(targets) - len(jobs), out=out, settings=settings, notes=tuple(notes))
 
 
 def convert(work: Conversion, *, advance: Callable[[], object] | None = None) -> None:

@@ -7,22 +7,26 @@ the files of several sensors pair. Splits are made by shares, or by lists.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from memorysam_cli.data.listing import sample_names, walk
+from memorysam_cli.data.listing import by_suffix, sample_names, subfolders, walk
 from memorysam_cli.data.manifest import SPLITS
-from memorysam_cli.errors import DataError, UsageError
+from memorysam_cli.errors import DataError, UsageError, did_you_mean
 from memorysam_cli.storage import documents
 from memorysam_cli.storage.images import SUFFIXES
+from memorysam_cli.text import shown
 
 SPLIT = "{split}"
 OURS = "memorysam"
 """The folder of the manifests below a data root; never data."""
+TEXTS = {".txt", ".csv", ".json", ".jsonl", ".yaml", ".yml", ".md"}
+"""Suffixes of what describes data: class lists, split lists, remarks; expected in the data root itself."""
 _WILD = re.compile(r"\*\*/|[*?]+|\{split\}")
 Shares = tuple[float, float, float]
 """Of train, val and test; they sum to 1."""
@@ -47,7 +51,8 @@ class Pattern:
     """A pattern relative to the data root.
 
     ``*`` stands for any part of one name, ``?`` for one letter, ``**/`` for any folders or none, ``{split}`` for a
-    name that is the scene's split. Hidden files, and the folder of the manifests, are never matched.
+    name that is the scene's split. A suffix matches in any case. Hidden files, and the folder of the manifests, are
+    never matched.
 
     Raises:
         UsageError: it leads out of the root, or has no wildcard.
@@ -86,18 +91,28 @@ class Pattern:
         """
         found = sorted(self._matches(root), key=lambda match: match.path)
         if not found:
-            place = root / self.folder
-            seen = ", ".join(sample_names(place)) or ("no file" if place.is_dir() else "no such folder")
-            raise DataError(f"{root}: no file matches '{self.text}' (saw in {self.folder or '.'}/: {seen})")
+            raise DataError(f"{shown(root)}: no file matches '{self.text}' ({self._why_none(root)})")
         first: dict[tuple[str | None, str], str] = {}
         for match in found:
             other = first.setdefault((match.split, match.key), match.path)
             if other != match.path:
+                suffixes = {PurePosixPath(path).suffix.lower() for path in (other, match.path)}
+                remedy = "write the suffix into the pattern, or move one" if len(suffixes) > 1 else "move one"
                 raise DataError(
-                    f"{root}: '{self.text}' matches {other} and {match.path}, which would be one scene '{match.key}'; "
-                    "write the suffix into the pattern, or move one"
+                    f"{shown(root)}: '{self.text}' matches {shown(other)} and {shown(match.path)}, which would be one "
+                    f"scene '{shown(match.key)}'; {remedy}"
                 )
         return found
+
+    def match(self, path: str) -> Match | None:
+        """What the wildcards stand for in a path below the root, if it is of this form."""
+        match = self._regex.fullmatch(path)
+        if match is None:
+            return None
+        split_at = self._regex.groupindex.get("split")
+        groups = [(index, part or "") for index, part in enumerate(match.groups(), 1)]
+        parts = tuple(part for index, part in groups if index != split_at)
+        return Match(path, self._key(parts), match["split"] if split_at else None, parts)
 
     def filled(self, parts: tuple[str, ...], split: str | None) -> str:
         """The path that another pattern's match lets expect; the pattern itself where that cannot be told."""
@@ -106,41 +121,152 @@ class Pattern:
             return self.text
         return _WILD.sub(lambda wild: str(split) if wild[0] == SPLIT else next(rest), self.text)
 
+    def narrowed(self, found: Iterable[Match]) -> Pattern | None:
+        """The same files with what all their names share written out: ``rgb/*.png`` as ``rgb/rgb_*.png``.
+
+        Args:
+            found: matches of this pattern.
+
+        Returns:
+            None where nothing is shared, or where the last name is not one ``*`` and a suffix.
+        """
+        folder, slash, last = self.text.rpartition("/")
+        if len(_WILD.findall(last)) != 1 or last.endswith(("*", "?")):
+            return None
+        parts = [match.parts[-1] for match in found]
+        # Digits that all begin or end with tell frames apart in another folder.
+        before = _beginning(parts).rstrip("0123456789")
+        after = _beginning([part[len(before) :][::-1] for part in parts])[::-1].lstrip("0123456789")
+        if not before + after or set("*?{}") & set(before + after) or any(part == before + after for part in parts):
+            return None
+        return Pattern(folder + slash + _WILD.sub(lambda wild: before + wild[0] + after, last))
+
+    def covers(self, place: str) -> bool:
+        """Whether files of a folder could match, by the folder alone; relative to the root."""
+        folder, slash, _ = self.text.rpartition("/")
+        return re.fullmatch(_expression(folder + slash), f"{place}/" if place else "") is not None
+
+    def is_near(self, path: str) -> bool:
+        """Whether a file would match but for upper and lower case."""
+        return self._loose.fullmatch(path) is not None
+
+    def _why_none(self, root: Path) -> str:
+        """What is there instead, where no file matches."""
+        place = root / self.folder
+        if not place.is_dir():
+            others = subfolders(root)
+            return f"{self.folder}/: no such folder{did_you_mean(self.folder, others) if others else ''}"
+        paths = [path for _, path in self.files(root)]
+        unread = [path for path in paths if self._regex.fullmatch(path)]
+        if unread:
+            return f"{by_suffix(unread)} would, but only these are read: {', '.join(SUFFIXES)}; save them as PNG"
+        near = [path for path in paths if self._loose.fullmatch(path)]
+        if near:
+            return f"{len(near)} would but for upper and lower case, such as {shown(near[0])}"
+        return f"saw in {self.folder or '.'}/: {', '.join(map(shown, sample_names(place))) or 'no file'}"
+
     @cached_property
     def _regex(self) -> re.Pattern[str]:
-        """The pattern for relative paths; the split is a named group, met again it must be the same."""
-        pieces, position, is_known = [], 0, False
-        for wild in _WILD.finditer(self.text):
-            pieces.append(re.escape(self.text[position : wild.start()]))
-            pieces.append(_regex_of(wild[0], is_known=is_known))
-            is_known |= wild[0] == SPLIT
-            position = wild.end()
-        return re.compile("".join([*pieces, re.escape(self.text[position:])]))
+        """The pattern for relative paths."""
+        return re.compile(_expression(self.text))
+
+    @cached_property
+    def _suffix_wilds(self) -> int:
+        """Wildcards within the suffix, such as one in ``*.*`` and ``*.tif*``."""
+        suffix = self.text.rpartition("/")[2].rpartition(".")[2] if "." in self.text.rpartition("/")[2] else ""
+        is_suffix = any(re.fullmatch(_expression(suffix), known[1:], re.IGNORECASE) for known in SUFFIXES)
+        return len(_WILD.findall(suffix)) if is_suffix else 0
+
+    @cached_property
+    def _loose(self) -> re.Pattern[str]:
+        """The same in any case."""
+        return re.compile(_expression(self.text), re.IGNORECASE)
+
+    def files(self, root: Path) -> Iterator[tuple[str, str]]:
+        """The folder and the path of every file below the fixed folder, relative to the root."""
+        top = self.folder
+        deepest = math.inf if "**" in self.text else self.text.count("/")
+
+        def may_match(inside: str) -> bool:
+            return len(PurePosixPath(top, inside).parts) <= deepest
+
+        for inside, names in walk(root / top, must_see=may_match):
+            place = "/".join(part for part in (top, inside) if part)
+            if place.split("/")[0] != OURS:
+                yield from ((place, f"{place}/{name}" if place else name) for name in names)
 
     def _matches(self, root: Path) -> Iterator[Match]:
         """Every readable file that matches, in no order."""
-        top = self.folder
-        for inside, names in walk(root / top):
-            place = "/".join(part for part in (top, inside) if part)
-            if place.split("/")[0] == OURS:
-                continue
-            for name in names:
-                path = f"{place}/{name}" if place else name
-                match = self._regex.fullmatch(path) if path.lower().endswith(SUFFIXES) else None
-                if match is not None:
-                    split_at = self._regex.groupindex.get("split")
-                    groups = [(index, part or "") for index, part in enumerate(match.groups(), 1)]
-                    parts = tuple(part for index, part in groups if index != split_at)
-                    yield Match(path, self._key(parts), match["split"] if split_at else None, parts)
+        for _, path in self.files(root):
+            match = self.match(path) if path.lower().endswith(SUFFIXES) else None
+            if match is not None:
+                yield match
 
     def _key(self, parts: tuple[str, ...]) -> str:
         """The wildcards' parts as one name; a suffix that a wildcard matched tells nothing."""
-        if self.text.endswith(".*"):
-            parts = parts[:-1]
+        parts = parts[: len(parts) - self._suffix_wilds]
         key = "/".join(part.strip("/") for part in parts if part.strip("/"))
         suffix = PurePosixPath(key).suffix
         ends_wild = self.text.endswith(("*", "?"))
         return key.removesuffix(suffix) if ends_wild and suffix.lower() in SUFFIXES else key
+
+
+def not_taken(root: Path, patterns: Iterable[Pattern], taken: Container[str]) -> dict[str, list[str]]:
+    """What lies in the folders of patterns and is none of the files that were taken.
+
+    Args:
+        root: the data root.
+        patterns: all that were asked for.
+        taken: paths below the root.
+
+    Returns:
+        Fixed folder of a pattern → the other files of its folders, sorted; texts in the root itself are left out.
+    """
+    found: dict[str, set[str]] = defaultdict(set)
+    known: set[str] = set()
+    for pattern in patterns:
+        for place, path in pattern.files(root):
+            is_text = not place and PurePosixPath(path).suffix.lower() in TEXTS
+            if path not in taken and path not in known and not is_text and pattern.covers(place):
+                known.add(path)
+                found[pattern.folder].add(path)
+    return {folder: sorted(paths) for folder, paths in found.items()}
+
+
+def notes_on_others(root: Path, patterns: Sequence[Pattern], taken: Container[str]) -> list[str]:
+    """A line for each folder of patterns with files that were not taken, by suffix and count; see :func:`not_taken`."""
+    lines = []
+    for folder, paths in not_taken(root, patterns, taken).items():
+        near = [path for path in paths if any(pattern.is_near(path) for pattern in patterns)]
+        case = f"; {len(near)} would match but for upper and lower case, such as {shown(near[0])}" if near else ""
+        such = "" if near else f", such as {shown(paths[0])}"
+        files = "1 file is" if len(paths) == 1 else f"{len(paths)} files are"
+        lines.append(f"{folder or '.'}/: {files} not taken ({by_suffix(paths)}){such}{case}")
+    return lines
+
+
+def _beginning(texts: Sequence[str]) -> str:
+    """What texts begin with, all of them."""
+    first, last = min(texts), max(texts)
+    return first[: next((index for index, letter in enumerate(first) if last[index : index + 1] != letter), None)]
+
+
+def _expression(text: str) -> str:
+    """A pattern's, or its folder's, as a regular expression; the split is a named group, met again it is the same."""
+    suffix = text.rfind(".", text.rfind("/") + 1)
+    pieces, position, is_known = [], 0, False
+    for wild in _WILD.finditer(text):
+        pieces += [_literal(text, position, wild.start(), suffix=suffix), _regex_of(wild[0], is_known=is_known)]
+        is_known |= wild[0] == SPLIT
+        position = wild.end()
+    return "".join([*pieces, _literal(text, position, len(text), suffix=suffix)])
+
+
+def _literal(text: str, start: int, end: int, *, suffix: int) -> str:
+    """A part of a pattern between wildcards; from the suffix on, in any case."""
+    cut = min(max(start, suffix), end) if suffix >= 0 else end
+    loose = f"(?i:{re.escape(text[cut:end])})" if cut < end else ""
+    return re.escape(text[start:cut]) + loose
 
 
 def _regex_of(wild: str, *, is_known: bool) -> str:

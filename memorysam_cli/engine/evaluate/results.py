@@ -22,11 +22,14 @@ from memorysam_cli.engine.infer.views import Network
 from memorysam_cli.report import console, figures, pictures
 from memorysam_cli.report.pictures import Gallery, GalleryScene, Rank
 from memorysam_cli.storage import atomic, documents
+from memorysam_cli.text import shown
 
 SCHEMA_VERSION = 1
 SHOWN_SCENES = 5
 PICTURED = 4
 """Scenes from either end that the gallery has pictures of."""
+FORMULA_LETTERS = ("=", "+", "-", "@", "\t")
+"""What a spreadsheet takes for the beginning of something to compute."""
 
 
 def describe(evaluation: Evaluation, *, protocol: str, facts: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -125,10 +128,18 @@ def _confusion_rows(confusion: Tensor, names: Sequence[str]) -> Iterable[Sequenc
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """Rows as CSV; None is an empty cell."""
+    """Rows as CSV; None is an empty cell, and no name is a formula to a spreadsheet or drives a terminal."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows([_harmless(cell) for cell in row] for row in rows)
     return text.getvalue()
+
+
+def _harmless(cell: object) -> object:
+    """A cell; words that a spreadsheet would compute get an apostrophe before them, as people write it there."""
+    if not isinstance(cell, str):
+        return cell
+    words = shown(cell, keep="\n\t")
+    return f"'{words}" if words.startswith(FORMULA_LETTERS) else words
 
 
 def write_pictures(
@@ -218,6 +229,8 @@ def show(report: dict[str, Any]) -> None:
     """Print a report's tables and headline on stdout, and on stderr what flatters it."""
     for line in report["warnings"]:
         console.warn(line)
+    if not report["pixels"]["scored"]:
+        console.warn(f"no labeled pixel in '{report['split']}': every score is 0 and says nothing of the weights")
     scored = max(1, report["pixels"]["scored"])
     rows = [
         [each["name"], *_two_decimals(each, "iou", "f1", "accuracy"), f"{100 * each['pixels'] / scored:.2f}"]

@@ -21,13 +21,20 @@ from memorysam_cli.engine.evaluate import result_files, results, robustness, rob
 from memorysam_cli.engine.evaluate.counts import ProtocolName
 from memorysam_cli.engine.evaluate.robustness import BenchmarkKind
 from memorysam_cli.engine.infer.corruption import Extremes
-from memorysam_cli.engine.infer.inference import Inference, choose_modalities
+from memorysam_cli.engine.infer.inference import (
+    Inference,
+    choose_modalities,
+    frame_sizes,
+    notes_on_sizes,
+    unlike_training,
+)
 from memorysam_cli.engine.infer.views import View
 from memorysam_cli.engine.processes import lost_ones_named
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.model.weights import Segmenter, WeightsCard, read_card
 from memorysam_cli.report import console
 from memorysam_cli.storage import documents, lock, tensors
+from memorysam_cli.text import command
 
 ALL = "all"
 """What ``--split`` calls every split that has labels."""
@@ -49,6 +56,8 @@ class EvaluationJob:
     weights_sha256: str
     """Of the file as it was before it was loaded: a training may replace it meanwhile."""
     is_compiled: bool = False
+    doubts: tuple[str, ...] = ()
+    """Which sensors hold other values than the weights were trained on."""
 
     @property
     def split(self) -> str:
@@ -69,8 +78,9 @@ def plan(
     workers: int,
     precision: str = "fp32",
     is_compiled: bool = False,
+    strict: bool = False,
 ) -> EvaluationJob:
-    """Find out what is to be scored; reads no image and loads no weights.
+    """Find out what is to be scored; loads no weights, and reads only a few scenes, to compare them with the training.
 
     Args:
         weights: a weights file.
@@ -84,32 +94,38 @@ def plan(
         workers: processes that read ahead.
         precision: of the computing, as of :func:`~memorysam_cli.engine.runtime.computing`.
         is_compiled: whether the network's blocks are compiled.
+        strict: refuse scenes whose values are not those that the weights were trained on, instead of a warning.
 
     Raises:
         WeightsError: the weights are refused, or know other classes than the data set.
         UsageError: an unknown modality, a split's name is missing, or ``out`` holds files of the results' names that
             are not ours.
-        DataError: the data set is not prepared, a split is unknown or has no labels.
+        DataError: the data set is not prepared, a split is unknown or has no labels; or ``strict``.
     """
     card = read_card(weights)
     chosen = choose_modalities(card.modalities, modalities)
-    manifest = manifests.read(manifests.data_root(data), card.dataset.name)
+    run = run_folder.run_of(weights)
+    manifest = manifests.read(run_folder.data_root(run, data), card.dataset.name)
     scoring.check_classes(card.dataset, manifest.info, weights=str(weights))
     splits = labelled_splits(manifest, split)
     digest = tensors.sha256(weights)
     folder = out or result_files.folder_for(
-        weights, run=run_folder.run_of(weights), digest=digest, split="+".join(splits), card=card, modalities=chosen,
+        weights, run=run, digest=digest, split="+".join(splits), card=card, modalities=chosen,
         view=view,
     )  # fmt: skip
     if out is None and precision != "fp32":
         folder /= precision  # beside the exact result, never in its place
     result_files.refuse_foreign(folder)
     scenes = tuple(scene for name in splits for scene in manifest.of_split(name))
+    sizes = frame_sizes(scenes, root=manifest.root, modalities=chosen)
+    for note in notes_on_sizes(sizes, size=card.image_size, tile=view.tile):
+        console.note(note)
     inference = Inference(
         chosen, card.image_size, device, known=card.modalities, view=view, precision=precision, batch=batch,
         workers=workers,
     )  # fmt: skip
-    return EvaluationJob(weights, card, manifest, splits, scenes, inference, folder, digest, is_compiled)
+    doubts = tuple(unlike_training(card.dataset, manifest.root, scenes, chosen, strict=strict))
+    return EvaluationJob(weights, card, manifest, splits, scenes, inference, folder, digest, is_compiled, doubts)
 
 
 def labelled_splits(manifest: Manifest, text: str) -> tuple[str, ...]:
@@ -137,7 +153,8 @@ def labelled_splits(manifest: Manifest, text: str) -> tuple[str, ...]:
         if bare_count:
             raise DataError(
                 f"{manifest.info.name}: {bare_count} of {len(scenes)} scenes in split '{split}' have no label to "
-                f"score against; score another split, or segment it with memorysam predict --split {split}"
+                f"score against; score another split, or segment it with: "
+                + command("predict", "--split", split, "--data", manifest.root)
             )
     return names
 
@@ -266,7 +283,7 @@ def facts(job: EvaluationJob, inference: Inference) -> dict[str, Any]:
         "weights": str(job.weights),
         "weights_sha256": job.weights_sha256,
         **runtime.describe(inference.device, inference.precision),
-        "warnings": flattery(job.manifest, job.card.recipe.data, splits=job.splits),
+        "warnings": [*job.doubts, *flattery(job.manifest, job.card.recipe.data, splits=job.splits)],
     }
 
 

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from memorysam_cli.dataset import Modality
+from memorysam_cli.data import decode
+from memorysam_cli.data.manifest import Scene
+from memorysam_cli.data.statistics import strangers, value_ranges
+from memorysam_cli.data.transforms import LONGEST, seen_size
+from memorysam_cli.dataset import DatasetInfo, Modality, ValueRange
 from memorysam_cli.engine import runtime
 from memorysam_cli.engine.infer.views import Network, View, show
-from memorysam_cli.errors import UsageError, did_you_mean
+from memorysam_cli.errors import DataError, UsageError, did_you_mean
+from memorysam_cli.storage import images
+from memorysam_cli.text import shown
 
 Item = TypeVar("Item")
+MUCH_LARGER, FAR_FROM_SQUARE = 3, 3
+"""Times the size that the weights were trained at, and times the short side: beyond, a word is said."""
+LOOKED_AT = 200
+"""Scenes whose headers are read for their sizes."""
+COMPARED = 8
+"""Scenes whose values are compared with those that the weights were trained on."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +104,34 @@ def choose_modalities(known: Sequence[Modality], names: Sequence[str] | None) ->
     return tuple(modality for modality in known if names is None or modality.name in names)
 
 
+def unlike_training(
+    known: DatasetInfo, root: Path, scenes: Sequence[Scene], modalities: Sequence[Modality], *, strict: bool
+) -> list[str]:
+    """Which sensors of scenes hold other values than the weights were trained on; looks into a few scenes.
+
+    Args:
+        known: the data set of the weights' card; one of an earlier version has no ranges, and nothing is read.
+        root: what the scenes' paths are relative to.
+        scenes: what the network will be shown.
+        modalities: of the weights.
+        strict: refuse instead.
+
+    Raises:
+        DataError: there are such sensors, and ``strict``.
+    """
+    judged = [modality for modality in modalities if modality.name in known.ranges]
+    return compared(known, value_ranges(root, scenes, judged, most=COMPARED), strict=strict)
+
+
+def compared(known: DatasetInfo, found: Mapping[str, ValueRange], *, strict: bool) -> list[str]:
+    """As :func:`unlike_training`, of ranges that are known already."""
+    lines = strangers(known.ranges, found)
+    if lines and strict:
+        more = f" (and {len(lines) - 1} more sensors)" if len(lines) > 1 else ""
+        raise DataError(f"{lines[0]}{more}; --strict refuses that")
+    return lines
+
+
 @contextmanager
 def inference_mode(network: Network) -> Iterator[None]:
     """No gradients, no dropout; the network's mode is restored afterwards, also after an error."""
@@ -114,3 +155,52 @@ def batches(items: Iterable[Item], *, most: int, key: Callable[[Item], Hashable]
                 together = []
         if together:
             yield together
+
+
+def frame_sizes(
+    scenes: Sequence[Scene], *, root: Path, modalities: Sequence[Modality]
+) -> dict[str, tuple[int, int]]:  # fmt: skip
+    """Scene → height and width of its frame, by the headers of the first scenes; without those that cannot be read."""
+    kinds, found = {each.name: each.kind for each in modalities}, {}
+    for scene in scenes[:LOOKED_AT]:
+        with suppress(DataError):  # reading the scene will say what is wrong with it
+            paths = {name: scene.files[name][0] for name in kinds if name in scene.files}
+            sizes = {name: images.shape(root / path)[:2] for name, path in paths.items()}
+            frame = decode.frame_size(sizes, kinds=kinds, label=None) if sizes else None
+            if frame is not None:
+                found[scene.id] = frame
+    return found
+
+
+def notes_on_sizes(frames: Mapping[str, tuple[int, int]], *, size: int, tile: bool) -> list[str]:
+    """What is done to frames that the network can hardly see as they are: much too large, or far from square.
+
+    Args:
+        frames: scene → height and width.
+        size: short side at which the weights were trained, in pixels.
+        tile: large frames are seen through windows.
+    """
+    whole = {name: frame for name, frame in frames.items() if not tile or min(frame) < size}
+    large = {name: frame for name, frame in whole.items() if min(frame) > MUCH_LARGER * size}
+    oblong = {name: max(frame) / min(frame) for name, frame in whole.items() if name not in large}
+    oblong = {name: share for name, share in oblong.items() if share > FAR_FROM_SQUARE}
+    reasons = (
+        (list(large), f"more than {MUCH_LARGER} times the {size} px that the weights were trained at"),
+        (sorted(oblong, key=lambda name: -oblong[name]), "far from square"),
+    )
+    notes = []
+    for names, why in reasons:
+        if names:
+            (height, width), count = frames[names[0]], len(names)
+            who = f"scene {shown(names[0])}" if count == 1 else f"{count} scenes, such as {shown(names[0])}"
+            rows, columns = seen_size(height, width, size=size)
+            is_squeezed = max(height, width) > LONGEST * min(height, width)
+            squeezed = f", squeezed to {LONGEST} times its short side" if is_squeezed else ""
+            remedy = f"--tile shows windows of {size}×{size} px at the image's own resolution"
+            if min(height, width) < size:
+                remedy = f"cut it into pieces nearer to a square (--tile acts from a short side of {size} px on)"
+            notes.append(
+                f"{who}: {height}×{width} px, {why}: shown to the network as a whole at {rows}×{columns} px{squeezed}; "
+                f"{remedy}"
+            )
+    return notes

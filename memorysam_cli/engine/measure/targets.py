@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from memorysam_cli import recipe as recipes
-from memorysam_cli.data import DATASETS, layout_of, transforms
+from memorysam_cli.data import DATASETS, decode, layout_of, transforms
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.loader import modalities_of
 from memorysam_cli.data.manifest import Manifest, Scene
@@ -129,13 +129,13 @@ def scored_frames(sizes: Sequence[tuple[int, int]], *, size: int, crop: Crop | N
 
 
 def _size(root: Path, scene: Scene, modalities: Sequence[Modality]) -> tuple[int, int]:
-    """A scene's height and width, from one header: events may be smaller than their scene."""
+    """A scene's height and width, from its headers: sensors may be of other resolutions."""
     known = [modality for modality in modalities if modality.name in scene.files]
     if not known:
         raise DataError(f"scene {scene.id}: has none of the recipe's modalities (it has: {', '.join(scene.files)})")
-    sharp = next((modality for modality in known if modality.kind != "event"), known[0])
-    header = images.header(root / scene.files[sharp.name][0])
-    return header.height, header.width
+    sizes = {modality.name: images.shape(root / scene.files[modality.name][0])[:2] for modality in known}
+    kinds = {modality.name: modality.kind for modality in known}
+    return decode.frame_size(sizes, kinds=kinds, label=None) or _most(list(sizes.values()))
 
 
 def _squares(size: int) -> Frames:

@@ -1,6 +1,6 @@
 """A prediction's job: all that decides a byte of its results, taken from what the user typed; and who does it.
 
-Reads no pixel and loads no weights before :meth:`Job.load`.
+Loads no weights before :meth:`Job.load`, and reads a few scenes only, to compare their values with the training's.
 """
 
 from __future__ import annotations
@@ -16,12 +16,18 @@ from typing import Any, Literal
 import torch
 
 from memorysam_cli import model as models
-from memorysam_cli.data import inputs
+from memorysam_cli.data import decode, inputs
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import Modality
-from memorysam_cli.engine import runtime
-from memorysam_cli.engine.infer.inference import Inference, choose_modalities
+from memorysam_cli.engine import launcher, run_folder, runtime
+from memorysam_cli.engine.infer.inference import (
+    Inference,
+    choose_modalities,
+    frame_sizes,
+    notes_on_sizes,
+    unlike_training,
+)
 from memorysam_cli.engine.infer.views import View
 from memorysam_cli.engine.predict.files import SceneFiles, refuse_collisions
 from memorysam_cli.errors import DataError, UsageError, WeightsError, did_you_mean
@@ -110,6 +116,7 @@ class Job:
         return {
             "job": self.sha256,
             "inputs": self.source,
+            "inputs_root": str(self.root.absolute()),
             "dataset": self.card.dataset.name,
             "modalities": [m.name for m in self.modalities if any(m.name in scene.files for scene in self.scenes)],
             **self.view.to_json(size=self.card.image_size),
@@ -209,6 +216,7 @@ def plan(
     batch: int = 4,
     precision: str = "fp32",
     is_compiled: bool = False,
+    strict: bool = False,
 ) -> Job:
     """Find the scenes, and say what is odd about them.
 
@@ -225,24 +233,36 @@ def plan(
         batch: scenes that share a forward pass, at most.
         precision: of the computing.
         is_compiled: whether the network's blocks are compiled.
+        strict: refuse scenes whose values are not those that the weights were trained on, instead of a warning.
 
     Raises:
         WeightsError: the weights are refused.
         UsageError: an unknown modality, a wrong ``--map``, or a split of scenes that are not prepared.
-        DataError: no scenes, an ambiguous tree, or scenes whose outputs would meet in one file.
+        DataError: no scenes, an ambiguous tree, or scenes whose outputs would meet in one file; or ``strict``.
     """
     card = read_card(weights)
     chosen = choose_modalities(card.modalities, modalities)
     names = [modality.name for modality in chosen]
     aliases = read_aliases(renames, names)
-    where = scenes or manifests.prepared_root(data, dataset=card.dataset.name)
+    where = scenes or manifests.prepared_root(
+        run_folder.data_root(run_folder.run_of(weights), data), dataset=card.dataset.name
+    )
     source = inputs.discover(where, modalities=names, aliases=aliases, split=split, dataset=card.dataset.name)
     wanted = source.scenes[:limit]
     refuse_collisions(wanted)
-    for text in (*source.notes, *doubts(wanted, root=source.root, modalities=chosen)):
+    view = view or View()
+    sizes = frame_sizes(wanted, root=source.root, modalities=chosen)
+    for text in (
+        *source.notes,
+        *doubts(wanted, root=source.root, modalities=chosen),
+        *notes_on_sizes(sizes, size=card.image_size, tile=view.tile),
+    ):
         console.note(text)
+    for text in unlike_training(card.dataset, source.root, wanted, chosen, strict=strict):
+        if launcher.rank() == 0:
+            console.warn(text)
     return Job(
-        weights, tensors.sha256(weights), card, wanted, source.root, str(where), chosen, tuple(extras), view or View(),
+        weights, tensors.sha256(weights), card, wanted, source.root, str(where), chosen, tuple(extras), view,
         batch, precision, is_compiled,
     )  # fmt: skip
 
@@ -285,6 +305,9 @@ def doubts(scenes: Sequence[Scene], *, root: Path, modalities: Sequence[Modality
         modalities: those that the model may be shown.
     """
     notes = []
+    first = next((scene for scene in scenes if all(each.name in scene.files for each in modalities)), None)
+    if first is not None:
+        notes += _resampling(first, root=root, modalities=modalities)
     for modality in modalities:
         path = next((scene.files[modality.name][0] for scene in scenes if modality.name in scene.files), None)
         if modality.kind != "hha" or path is None:
@@ -296,6 +319,18 @@ def doubts(scenes: Sequence[Scene], *, root: Path, modalities: Sequence[Modality
                     "three; expect poor masks, or make HHA with memorysam prepare hha"
                 )
     return notes
+
+
+def _resampling(scene: Scene, *, root: Path, modalities: Sequence[Modality]) -> list[str]:
+    """A line on each sensor of a scene whose resolution is not the mask's."""
+    with contextlib.suppress(DataError):  # reading the scene will say what is wrong with it
+        sizes = {each.name: images.shape(root / scene.files[each.name][0])[:2] for each in modalities}
+        frame = decode.frame_size(sizes, kinds={each.name: each.kind for each in modalities}, label=None)
+        if frame is not None:
+            return [
+                decode.resampling(each, sizes[each.name], frame) for each in modalities if sizes[each.name] != frame
+            ]
+    return []
 
 
 def _scene_lines(scenes: Sequence[Scene]) -> Iterator[str]:

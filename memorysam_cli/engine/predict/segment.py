@@ -11,7 +11,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -114,10 +114,26 @@ def _frame_shapes(scene: UnlabelledScene | DataError) -> Hashable:
     return None if isinstance(scene, DataError) else (scene.modalities, scene.frames[0].shape)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _PendingWrite(Generic[Result]):
-    future: Future[Result]
+    """A piece of work: known before it is handed in, and until its result is reported.
+
+    A signal may interrupt the caller between any two steps: work that is done and that nobody knows of would leave
+    files without a line.
+    """
+
     needed_bytes: int
+    future: Future[Result] = field(default_factory=Future)
+    is_reported: bool = False
+    """Its report has begun: the line may be there, so that the files must stay."""
+
+    def run(self, work: Callable[[], Result]) -> None:
+        """Do it, unless it was cancelled in the meantime."""
+        if self.future.set_running_or_notify_cancel():
+            try:
+                self.future.set_result(work())
+            except BaseException as error:
+                self.future.set_exception(error)
 
 
 class WriteBehind(Generic[Result]):
@@ -129,7 +145,7 @@ class WriteBehind(Generic[Result]):
     block (from ``add`` or at the end), and no result behind it is reported.
 
     Args:
-        tell: takes each result, in the thread that calls ``add``.
+        tell: takes each result, in the thread that calls ``add``; where a signal interrupts it, twice.
         undo: takes each result that is there and must not be reported.
         threads: how many.
     """
@@ -158,8 +174,14 @@ class WriteBehind(Generic[Result]):
             or self._waiting[0].future.done()
         ):
             self._tell_first()
-        self._waiting.append(_PendingWrite(self._pool.submit(work), needed_bytes))
+        pending = _PendingWrite[Result](needed_bytes)
         self._waiting_bytes += needed_bytes
+        self._waiting.append(pending)
+        try:
+            self._pool.submit(pending.run, work)
+        except BaseException:  # whether it was handed in or not, it is not done, or waited for
+            pending.future.cancel()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -171,37 +193,53 @@ class WriteBehind(Generic[Result]):
             if kind is None:
                 while self._waiting:
                     self._tell_first()
-            elif not issubclass(kind, Exception):  # a signal: nothing new begins
-                for each in self._waiting:
-                    each.future.cancel()
-            with contextlib.suppress(Exception):  # the block's own error is the one to report
-                while self._waiting and not self._waiting[0].future.cancelled():
-                    self._tell_first()
+            else:
+                self._settle(kind)
+        except Exception:
+            raise
+        except BaseException as signalled:
+            self._settle(type(signalled))
+            raise
         finally:
             self._give_up()
 
+    def _settle(self, kind: type[BaseException]) -> None:
+        """Report what was handed in before an error of the block; after a signal, what has begun."""
+        if not issubclass(kind, Exception):
+            for each in self._waiting:
+                each.future.cancel()
+        with contextlib.suppress(Exception):  # the block's own error is the one to report
+            while self._waiting and not self._waiting[0].future.cancelled():
+                self._tell_first()
+
     def _tell_first(self) -> None:
-        """Wait for the oldest piece of work, and report its result."""
+        """Wait for the oldest piece of work, and report its result.
+
+        It waits until its report is over: a signal on the way has it reported again at the end of the block.
+        """
+        first = self._waiting[0]
         try:
-            result = self._waiting[0].future.result()  # a signal while waiting leaves it where it is
+            result = first.future.result()
         except Exception:
             self._cancel()
             raise
-        self._waiting_bytes -= self._waiting.popleft().needed_bytes
+        first.is_reported = True
         try:
             self._tell(result)
         except Exception:
-            self._undo(result)
+            first.is_reported = False
             self._cancel()
             raise
+        self._waiting.popleft()
+        self._waiting_bytes -= first.needed_bytes
 
     def _cancel(self) -> None:
         """Let nothing begin any more, and undo what was done behind a failure."""
         while self._waiting:
-            future = self._waiting.popleft().future
-            if not future.cancel():
+            pending = self._waiting.popleft()
+            if not pending.future.cancel() and not pending.is_reported:
                 with contextlib.suppress(Exception):  # the first error is the one to report
-                    self._undo(future.result())
+                    self._undo(pending.future.result())
 
     def _give_up(self) -> None:
         """Undo what could not be reported, and end the threads."""

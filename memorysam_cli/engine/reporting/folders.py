@@ -15,6 +15,7 @@ from memorysam_cli.engine.run_folder import LATEST, RECIPE, RUNS, RunFolder
 from memorysam_cli.errors import UsageError
 from memorysam_cli.report import pages, pictures
 from memorysam_cli.storage import documents
+from memorysam_cli.text import command
 
 FolderKind = Literal["training", "evaluation", "prediction"]
 Facts = dict[str, Any]
@@ -83,7 +84,7 @@ def gallery_scenes(folder: Path) -> tuple[list[Facts], str]:
     """
     gallery = pictures.read_gallery(folder)
     if gallery is None:
-        return [], "No pictures were kept. Run memorysam evaluate with --gallery 4 to have the worst and best scenes."
+        return [], f"No pictures were kept; {command('evaluate', '--gallery', 4)} keeps the worst and best scenes."
     scenes = []
     for each in gallery.scenes:
         words = [each.rank, each.condition, each.case]

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from memorysam_cli.data.decode import find_invalid
+from memorysam_cli.dataset import Modality, is_inside
 from memorysam_cli.engine.evaluate.result_files import GALLERY, NAMES
 from memorysam_cli.engine.predict import files as predictions
 from memorysam_cli.engine.reporting import folders
@@ -26,6 +28,8 @@ BENCHMARKS = {
     "rmm": "Randomly missing elements",
     "nm": "Noisy sensors",
 }
+ANY = Modality(name="any", kind="depth")
+"""Of a file whose meaning is not known any more: only what it says itself is no measurement."""
 GRAY = [128, 128, 128]
 SHOWN_SCENES = 12
 """Of the gallery, spread evenly over the prediction."""
@@ -107,10 +111,20 @@ def sections(shown: Facts) -> list[tuple[str, str]]:
 def headline(report: Facts) -> str:
     """What the figures are of, in a line."""
     words = [f"{report['protocol']} protocol", f"{report['scenes']:,} scenes", ", ".join(report["modalities"])]
-    words += ["test-time augmentation"] if report["tta"] else []
+    return " · ".join([*words, *way_of_looking(report, "missing modalities as zeros")])
+
+
+def way_of_looking(report: Facts, zeros: str) -> list[str]:
+    """What makes an evaluation's figures others than those of a plain look; none for a plain one.
+
+    Args:
+        report: of an evaluation.
+        zeros: how missing modalities that are fed as zeros are called.
+    """
+    words = ["test-time augmentation"] if report["tta"] else []
     words += ["tiled"] if report["tile"] else []
-    words += ["missing modalities as zeros"] if report["missing"] == "zero" else []
-    return " · ".join(words)
+    words += [zeros] if report["missing"] == "zero" else []
+    return words + ([report["precision"]] if report.get("precision", "fp32") != "fp32" else [])
 
 
 def tiles(report: Facts) -> list[tuple[str, str, str]]:
@@ -185,18 +199,22 @@ def _heat_cell(part: Mapping[str, Any] | None) -> Facts | None:
 
 def _sensors(folder: Path, report: Facts) -> list[Facts]:
     """Bars of the mIoU with parts of the sensors: evaluations of such parts inside the folder, and the benchmarks."""
-    rows = [{"name": "+".join(report["modalities"]), "value": report["miou"]}]
+    rows = [{"name": _look_name(report), "value": report["miou"]}]
     for path in sorted(folder.glob(f"*/{NAMES['metrics']}")):
         part = folders.read(path)
         with documents.understood(path):
-            is_same = part["weights_sha256"] == report["weights_sha256"] and part["protocol"] == report["protocol"]
-            zeros = " (others as zeros)" if part["missing"] == "zero" else ""
-            row = {"name": "+".join(part["modalities"]) + zeros, "value": float(part["miou"])}
-        # A result of other weights that stayed in the folder compares with nothing here.
-        if is_same:
+            row = {"name": _look_name(part), "value": float(part["miou"])}
+        # A result of other weights or scenes that stayed in the folder compares with nothing here.
+        if all(part.get(key) == report.get(key) for key in ("weights_sha256", "split_sha256", "protocol")):
             rows.append(row)
-    groups = [{"title": "Parts of the modalities", "note": "", "rows": _descending(rows)}] if len(rows) > 1 else []
+    groups = [{"title": "Sensors and ways of looking", "note": "", "rows": _descending(rows)}] if len(rows) > 1 else []
     return groups + _benchmarks(folder, digest=report["weights_sha256"])
+
+
+def _look_name(report: Facts) -> str:
+    """The sensors of an evaluation, and how they were looked at where that is not the plain way."""
+    words = way_of_looking(report, "others as zeros")
+    return "+".join(report["modalities"]) + (f" ({', '.join(words)})" if words else "")
 
 
 def _benchmarks(folder: Path, *, digest: str | None) -> list[Facts]:
@@ -264,7 +282,9 @@ def gather_prediction(folder: Path) -> Facts:
         shares = _shares(classes)
         legend = [{"name": each["name"], "color": each["color"]} for each in classes]
         palette = [tuple(each["color"]) for each in classes]
-        scenes, note = folders.fitting([_prediction_scene(folder, line, report, palette=palette) for line in chosen])
+        with documents.understood(ledger):
+            shown = [_prediction_scene(folder, line, report, palette=palette) for line in chosen]
+        scenes, note = folders.fitting(shown)
         return {
             "kind": "prediction",
             "title": str(report.get("dataset") or folder.resolve().name),
@@ -315,14 +335,14 @@ def _shares(classes: Sequence[Facts]) -> list[Facts]:
 
 def _prediction_scene(folder: Path, line: Facts, report: Facts, *, palette: Sequence[pictures.Colour]) -> Facts:
     """A scene's sensors as far as their files are still there, its mask, and its confidence if that was kept."""
-    layers = []
+    layers, root = [], _inputs_root(report)
     for name, paths in line["inputs"].items():
-        shown = _frame(Path(report.get("inputs", ".")) / paths[0])
+        shown = _frame(root / _inside(paths[0]))
         layers += [] if shown is None else [_layer(name, name, shown, kind="jpeg")]
-    mask = _map(folder / line["mask"])
+    mask = _map(folder / _inside(line["mask"]))
     layers.append(_layer("prediction", "Prediction", pictures.colour(pictures.shrunk(mask), palette), kind="png"))
     if "confidence" in line:
-        sure = pictures.shrunk(_map(folder / line["confidence"]))
+        sure = pictures.shrunk(_map(folder / _inside(line["confidence"])))
         layers.append(_layer("confidence", "Confidence", pictures.heat((sure / 255).astype(np.float32)), kind="png"))
     missing = [] if len(layers) > 1 else ["its sensors' files are not there any more"]
     size = f"{line['size'][1]} × {line['size'][0]}"
@@ -337,10 +357,30 @@ def _map(path: Path) -> NDArray[Any]:
     return array
 
 
+def _inputs_root(report: Facts) -> Path:
+    """Where the scenes lay; a report of an earlier version has only the path that was typed."""
+    return Path(report.get("inputs_root") or report.get("inputs", "."))
+
+
+def _inside(path: str) -> str:
+    """A path of a ledger, if it stays inside its folder: a page must not carry other files away.
+
+    Raises:
+        ValueError: it is absolute, or leads out.
+    """
+    if not is_inside(path):
+        raise ValueError(f"{path!r} leads out of its folder")
+    return path
+
+
 def _frame(path: Path) -> pictures.Picture | None:
     """A sensor's file as a small picture; None where it is gone, or cannot be read any more."""
     try:
-        return pictures.shrunk(pictures.as_picture(images.read(path)), smooth=True)
+        header, frame = images.load(path)
+        invalid = find_invalid(frame, ANY, tag=header.nodata)
+        if invalid is not None:
+            frame[invalid] = 0
+        return pictures.shrunk(pictures.as_picture(frame), smooth=True)
     except (MemorySamError, OSError):
         return None
 

@@ -10,7 +10,7 @@ from memorysam_cli import recipe as recipes
 from memorysam_cli.engine.evaluate.result_files import NAMES
 from memorysam_cli.engine.reporting import folders, result_pages
 from memorysam_cli.engine.reporting.folders import Facts
-from memorysam_cli.engine.run_folder import RECIPE, RunFolder
+from memorysam_cli.engine.run_folder import RECIPE, RunFolder, resume_command
 from memorysam_cli.recipe import Recipe, comparing
 from memorysam_cli.report import pages, pictures
 from memorysam_cli.report.pages import Chart, Series
@@ -138,6 +138,7 @@ def environment(run: RunFolder) -> list[tuple[str, str]]:
     """Where and with what a run was made."""
     facts = dict(comparing.leaves(folders.read(run.path / "environment.json")))
     rows = [(key, _cell(value)) for key, value in facts.items() if value not in (None, [], "")]
+    rows += [("data root", run.stored_data()["root"])] if run.stored_data() else []
     command = run.path / "command.txt"
     return rows + ([("command", files.read_text(command).strip())] if command.exists() else [])
 
@@ -170,9 +171,7 @@ def _tiles(run: RunFolder, rows: Sequence[Facts], trained: Recipe) -> list[tuple
 
 def _warnings(run: RunFolder) -> list[str]:
     """What a reader must know: how the run ended, what it left out, and that it was resumed."""
-    lines = (
-        [] if run.result.is_file() else ["This run has not finished; memorysam train --resume auto goes on with it."]
-    )
+    lines = [] if run.result.is_file() else [f"This run has not finished; continue with: {resume_command(run.path)}"]
     if run.diverged.is_file():
         lines.append("This run diverged; diverged.json names the scenes of that update.")
     for path, words in (

@@ -31,12 +31,16 @@ from memorysam_cli.engine.train.checkpoints import Position
 from memorysam_cli.engine.train.update import Learner, StepResult
 from memorysam_cli.errors import (
     EXIT_CODES,
+    SIGNAL_EXIT_CODES,
     DataError,
     DivergedError,
     FolderInUseError,
     MemorySamError,
     environment_fault,
     most_severe,
+    signal_exit_code,
+    take_once,
+    unwind,
 )
 from memorysam_cli.model.base_weights import base_shapes
 from memorysam_cli.model.network import is_fresh
@@ -44,11 +48,10 @@ from memorysam_cli.report import console
 from memorysam_cli.storage import documents, lock, tensors
 from memorysam_cli.text import few, shown
 
-SIGNAL_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
 GRACE_S = 5.0
 """For how long a second signal may wait for the main thread to hear of it, and to tidy up."""
 _LAST_WORDS = "memorysam: error [{}]: ended at once by a second signal; --resume goes on from the last checkpoint\n"
-_INTERRUPTED, _TERMINATED, _BUG = 130, 143, 1
+_BUG = 1
 _SHOWN_FILES = 4
 _SHOWN_SCENES = 10
 _signal_descriptors: set[int] = set()
@@ -67,7 +70,9 @@ class StopRequest:
 
 @contextmanager
 def catch_stop() -> Iterator[StopRequest]:
-    """Turn SIGINT, SIGTERM and SIGUSR1 into a request that the training loop reads after each step.
+    """Turn the signals that ask a program to end into a request that the training loop reads after each step.
+
+    What the caller ignores stays ignored (``nohup``), and an alarm of somebody else's stays theirs.
 
     The second signal does what it did before the block. Python tells of it only between two of its own steps, and a
     thread that waits for another process, or for a device, takes none: therefore such a process is ended
@@ -78,12 +83,13 @@ def catch_stop() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request  # Python delivers signals to the main thread only
         return
-    before = {number: signal.getsignal(number) for number in SIGNAL_EXIT_CODES}
+    before = {number: signal.getsignal(number) for number in SIGNAL_EXIT_CODES if _is_free(number)}
 
     def ask(number: int, _frame: FrameType | None) -> None:
         request.exit_code, request.name = SIGNAL_EXIT_CODES[signal.Signals(number)], signal.Signals(number).name
         for known, handler in before.items():
             signal.signal(known, handler)
+        take_once(number)
 
     with _last_resort():
         for number in before:
@@ -93,6 +99,13 @@ def catch_stop() -> Iterator[StopRequest]:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _is_free(number: signal.Signals) -> bool:
+    """Whether a signal may be caught here."""
+    handler = signal.getsignal(number)
+    is_others_alarm = number.name == "SIGALRM" and handler not in {signal.SIG_DFL, unwind}
+    return handler not in {signal.SIG_IGN, None} and not is_others_alarm
 
 
 @contextmanager
@@ -406,9 +419,7 @@ def _record(run: RunFolder, error: BaseException | None) -> None:
 
 def _code_and_reason(error: BaseException) -> tuple[int, str]:
     """The exit code that the program will end with, and why."""
-    if isinstance(error, KeyboardInterrupt):
-        return _INTERRUPTED, "interrupted"
-    if isinstance(error, SystemExit):
-        return (error.code if isinstance(error.code, int) else _TERMINATED), str(error)
+    if not isinstance(error, Exception):
+        return signal_exit_code(error), "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
     known = most_severe(error) if isinstance(error, MemorySamError) else environment_fault(error)
     return (_BUG, f"{type(error).__name__}: {error}") if known is None else (known.exit_code, str(known))

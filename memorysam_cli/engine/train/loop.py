@@ -23,7 +23,7 @@ from memorysam_cli.data.loader import Batch, modalities_of, training_batches
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import runtime
 from memorysam_cli.engine.processes import agree, lost_ones_named, refuse_differing, wait_for_all
-from memorysam_cli.engine.run_folder import RunFolder
+from memorysam_cli.engine.run_folder import RunFolder, resume_command
 from memorysam_cli.engine.train import checkpoints, endings, start
 from memorysam_cli.engine.train.checkpoints import Position, State
 from memorysam_cli.engine.train.endings import Quarantine, StopRequest, TrainingResult, catch_stop, finish
@@ -84,6 +84,8 @@ class Trainer:
         self._scenes_since = 0
         """Scenes of this process since the last checkpoint."""
         self._lacks_best = False
+        self._figures: dict[str, str] = {}
+        """What people saw of the last update."""
 
     def _refuse_differing(self) -> None:
         """Refuse processes that would not make the same updates: the first to be through would be waited for."""
@@ -128,7 +130,7 @@ class Trainer:
             return self._fit(resume)
 
     def _resume_advice(self) -> str:
-        return f"this was after step {self.position.step}; continue with: memorysam train --resume {self.run.path}"
+        return f"this was after step {self.position.step}; continue with: {resume_command(self.run.path)}"
 
     def _fit(self, resume: Path | None) -> TrainingResult:
         begun = time.monotonic()
@@ -195,6 +197,7 @@ class Trainer:
         self.position.epoch, self.position.batch = epoch + 1, 0
         if self.position.epoch % settings.validate_every == 0 or self._is_done():
             self._validate()
+            progress.show(self._figures | best_figure(self.position))
             self._checkpoint_when_due(stop)
 
     def _updates(self, stop: StopRequest, progress: Progress) -> None:
@@ -206,7 +209,8 @@ class Trainer:
         self.pace.start_epoch()
         for batches in groups:
             result, figures = self._step(batches, groups)
-            progress.advance(figures=table_figures(result, figures, self.position, epochs=settings.epochs))
+            self._figures = table_figures(result, figures, self.position, epochs=settings.epochs)
+            progress.advance(figures=self._figures)
             self._checkpoint_when_due(stop)
             if self._is_done():
                 break
@@ -275,7 +279,7 @@ class Trainer:
             path = self._checkpoint()
             raise Stopped(
                 f"{stop.name or 'another process'}: checkpoint of step {self.position.step} saved as {path}; "
-                f"continue with: memorysam train --resume {self.run.path}",
+                f"continue with: {resume_command(self.run.path)}",
                 exit_code=stop.exit_code or 143,
             )
         # Not after the last step: the checkpoint that ends the run has its number, and the validation besides.
@@ -463,5 +467,10 @@ def table_figures(
         "lr": f"{figures['lr']:.2e}",
         "scenes/s": f"{figures['scenes_per_second']:.3g}",
         "memory": f"{figures['peak_memory_gb']:.1f} GB",
-        "best mIoU": "–" if position.best_miou is None else f"{position.best_miou:.2f}",
+        **best_figure(position),
     }
+
+
+def best_figure(position: Position) -> dict[str, str]:
+    """The best validation so far, as people see it."""
+    return {"best mIoU": "–" if position.best_miou is None else f"{position.best_miou:.2f}"}

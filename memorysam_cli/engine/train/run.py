@@ -14,7 +14,8 @@ from accelerate import Accelerator
 
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest
-from memorysam_cli.engine import runtime
+from memorysam_cli.data.statistics import with_ranges
+from memorysam_cli.engine import run_folder, runtime
 from memorysam_cli.engine.processes import lost_ones_named
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.train import start
@@ -44,6 +45,8 @@ class Request:
     """Of :func:`memorysam_cli.engine.train.tracking.names`."""
     advise: Callable[[torch.device, Recipe], str | None] = lambda _device, _recipe: None
     """A note for people, once before training begins, if any."""
+    strict: bool = False
+    """Refuse sensors that hold other values than the weights of ``--init`` were trained on."""
 
     @property
     def plans_batch(self) -> bool:
@@ -88,19 +91,26 @@ def train(request: Request) -> FinishedRun | None:
 
 
 def _train(request: Request, ending: Ending) -> FinishedRun | None:
-    root = manifests.data_root(request.data)
     named = start.choose_recipe(
         request.recipe, overrides=list(request.overrides), resume=request.resume, out=request.out
     )
+    continued = start.existing(named.name, out=request.out, resume=request.resume)
+    root = run_folder.data_root(None if continued is None else continued.path, request.data)
     recipe = start.resolve(named, root)
     run_start = start.plan(recipe, out=request.out, resume=request.resume)
     scenes = manifests.read(root, recipe.data.dataset)
     start.refuse_missing_splits(recipe, scenes)
+    scenes = with_ranges(scenes)  # for the weights' card
+    start.refuse_unlabelled(recipe, scenes)
     runtime.prepare_deterministic(is_wanted=recipe.train.deterministic)
     device = runtime.choose_device(request.device)
     accelerator = runtime.make_accelerator(device, precision=recipe.train.precision)
     if recipe != named and accelerator.is_main_process:
         console.note(f"recipe {recipe.name}: data set {recipe.data.dataset}, {', '.join(recipe.data.modalities)}")
+    if run_start.checkpoint is None:
+        for line in start.doubts(recipe, scenes, strict=request.strict):
+            if accelerator.is_main_process:
+                console.warn(line)
     with contextlib.ExitStack() as stack:
         stack.enter_context(lost_ones_named(accelerator, advice=lambda: "nothing was trained yet; start again"))
         if request.choose_batch is not None:
@@ -122,8 +132,11 @@ def _train(request: Request, ending: Ending) -> FinishedRun | None:
             stack.enter_context(ending.of_run(run))
             stack.enter_context(console.log_to(run.log))
             documents.write_json(run.extent, dataclasses.asdict(trainer.extent))
+            run.store_data(scenes)
             trainer.tracking = Tracking(request.trackers)
         result = trainer.fit(run, resume=run_start.checkpoint)
+        if accelerator.is_main_process:
+            run_folder.point_latest(run.path)
     if not accelerator.is_main_process:
         return None
     return FinishedRun(run, run_start.recipe, result)
@@ -148,4 +161,5 @@ class _MemoryAdvice:
         advice = f"start a run with {', '.join(ways)}, or on a device with more memory"
         if self.run is None or is_saving:
             return advice
-        return f"{self.run.path} can go on: memorysam train --resume {self.run.path} --saver on; otherwise {advice}"
+        line = run_folder.resume_command(self.run.path, "--saver", "on")
+        return f"{self.run.path} can go on: {line}; otherwise {advice}"

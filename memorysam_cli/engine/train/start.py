@@ -20,9 +20,12 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, equal
 
 from memorysam_cli import recipe as recipes
+from memorysam_cli.data import decode
 from memorysam_cli.data import manifest as manifests
-from memorysam_cli.data.manifest import Manifest
+from memorysam_cli.data.manifest import Manifest, Scene
+from memorysam_cli.dataset import IGNORE
 from memorysam_cli.engine import run_folder
+from memorysam_cli.engine.infer.inference import compared
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.train import checkpoints
 from memorysam_cli.engine.train.checkpoints import Position
@@ -30,11 +33,11 @@ from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.errors import DataError, EnvironmentFault, MemorySamError, UsageError, WeightsError
 from memorysam_cli.model import Segmenter, base_weights
 from memorysam_cli.model.network import count
-from memorysam_cli.model.weights import WeightsCard, fill_own, own_tensors, read
+from memorysam_cli.model.weights import WeightsCard, fill_own, own_tensors, read, read_card
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents, lock, tensors
-from memorysam_cli.text import megabytes, typed_path
+from memorysam_cli.text import command, megabytes, typed, typed_path
 
 AUTO = "auto"
 DISK_MARGIN = 1.05
@@ -48,10 +51,7 @@ def choose_recipe(name: str | None, *, overrides: list[str], resume: str | None,
         return recipes.load(name, overrides, with_extensions=True)
     if resume is not None and resume != AUTO:
         return recipes.load(_run_at(Path(resume)).path / run_folder.RECIPE, overrides)
-    run = None
-    if resume == AUTO:
-        run = RunFolder(out) if out is not None and RunFolder(out).holds_run() else None
-        run = run_folder.newest(recipes.DEFAULT) if out is None else run
+    run = existing(recipes.DEFAULT, out=out, resume=resume)
     return recipes.load(recipes.DEFAULT if run is None else run.path / run_folder.RECIPE, overrides)
 
 
@@ -84,14 +84,11 @@ def _only_dataset(root: Path) -> str:
     """The one data set that is prepared below a root."""
     datasets = manifests.prepared(root)
     if not datasets:
-        raise DataError(
-            f"{root}: no data set is prepared there; type memorysam prepare folder {root} --modality … (see memorysam "
-            "prepare --help), or give --data ROOT"
-        )
+        raise DataError(f"{root}: no data set is prepared there; type {manifests.own_line(root)}, or give --data ROOT")
     if len(datasets) > 1:
         raise UsageError(
             f"{root}: {len(datasets)} data sets are prepared there ({', '.join(datasets)}); choose one with --set "
-            f"data.dataset={datasets[0]}, or with --recipe (see memorysam recipes list)"
+            f"data.dataset={datasets[0]}, or with --recipe (see {command('recipes', 'list')})"
         )
     return datasets[0]
 
@@ -115,6 +112,39 @@ def refuse_missing_splits(recipe: Recipe, manifest: Manifest) -> None:
                 f"{info.name}: split '{split}', which is {use}, {why} (known: {known}); prepare the data set with such "
                 f"a split, or name another with --set {key}=NAME"
             )
+
+
+def refuse_unlabelled(recipe: Recipe, manifest: Manifest) -> None:
+    """Refuse labels of which no pixel counts; mostly the first one that is looked at has some.
+
+    Raises:
+        DataError: there is nothing to learn, or nothing to choose the best weights by.
+    """
+    info = manifest.info
+    uses = {
+        recipe.data.train_split: ("data.train_split", "nothing to learn"),
+        recipe.data.selection_split: ("data.selection_split", "nothing to choose the best weights by"),
+    }
+    for split, (key, use) in uses.items():
+        scenes = manifest.of_split(split)
+        if not any(_may_have_class(scene, manifest) for scene in scenes):
+            raise DataError(
+                f"{info.name}: no labeled pixel in '{split}': all {len(scenes)} labels hold nothing but what counts as "
+                f"'ignored', so that there is {use}; prepare the data set again with the right --classes and --ignore, "
+                f"or name another split with --set {key}=NAME"
+            )
+
+
+def _may_have_class(scene: Scene, manifest: Manifest) -> bool:
+    """Whether any pixel of a scene's label counts; a label that cannot be read is for training to name."""
+    info = manifest.info
+    if scene.label is None:
+        return False
+    try:
+        label = decode.read_label(manifest.root / scene.label, info.label, len(info.classes), palette=info.palette)
+    except DataError:
+        return True
+    return bool((label != IGNORE).any())
 
 
 @dataclass(frozen=True)
@@ -148,7 +178,7 @@ def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunStart:
         FolderInUseError: a process of this machine is at work there.
         WeightsError: there is a run, or one was requested, but no valid checkpoint; never a silent fresh start.
     """
-    run = _existing(recipe, out=out, resume=resume)
+    run = existing(recipe.name, out=out, resume=resume)
     if (folder := out if run is None else run.path) is not None:
         _refuse_used(folder)
     if run is None:
@@ -163,14 +193,16 @@ def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunStart:
     target = Path(resume) if resume is not None and resume != AUTO else run.path
     if target.resolve() != run.path.resolve():
         if not checkpoints.is_valid(target):
-            raise WeightsError(f"--resume {target}: is no valid checkpoint; --resume {run.path} takes the newest valid")
+            raise WeightsError(
+                f"--resume {target}: is no valid checkpoint; --resume {typed(run.path)} takes the newest valid"
+            )
         return RunStart(recipe, out, run, checkpoint=target, abandoned=tuple(checkpoints.newer_than(target)))
     newest, damaged = checkpoints.newest_valid(run.checkpoints)
     if newest is None:
         raise WeightsError(
             f"{run.path}: holds a run but no valid checkpoint ({len(damaged)} damaged); it cannot be continued; "
             + (
-                f"--out {run.path} --resume auto starts it again"
+                f"--out {typed(run.path)} --resume auto starts it again"
                 if run.is_unbegun()
                 else "start a new run in another folder"
             )
@@ -178,8 +210,18 @@ def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunStart:
     return RunStart(recipe, out, run, checkpoint=newest, damaged=tuple(damaged))
 
 
-def _existing(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunFolder | None:
-    """The run to continue; none if a new one is to begin."""
+def existing(name: str, *, out: Path | None, resume: str | None) -> RunFolder | None:
+    """The run to continue; none if a new one is to begin.
+
+    Args:
+        name: of the recipe.
+        out: as in ``--out``.
+        resume: none, ``auto``, or the path of a run or of one of its checkpoints.
+
+    Raises:
+        WeightsError: there is no run at that path.
+        UsageError: it lies in another folder than ``out``.
+    """
     if resume is None:
         return None
     if resume != AUTO:
@@ -188,7 +230,7 @@ def _existing(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunFol
             raise UsageError(f"--out {out}: a resumed run stays in its own folder {run.path}; leave --out away")
         return run
     if out is None:
-        return run_folder.newest(recipe.name)
+        return run_folder.newest(name)
     return RunFolder(out) if RunFolder(out).holds_run() else None
 
 
@@ -196,8 +238,8 @@ def _run_at(path: Path) -> RunFolder:
     """The run that a folder or one of its checkpoints belongs to."""
     for folder in (path, path.parent.parent):
         if RunFolder(folder).holds_run():
-            return RunFolder(folder)
-    what = "is not there" if not path.exists() else "is no run folder and no checkpoint of one"
+            return RunFolder(run_folder.by_its_name(folder))
+    what = "does not exist" if not path.exists() else "is no run folder and no checkpoint of one"
     raise WeightsError(f"--resume {path}: {what}; give a folder such as runs/latest, or --resume auto")
 
 
@@ -216,6 +258,10 @@ def _refuse_used(folder: Path) -> None:
             pass
 
 
+def _why_none(path: Path) -> str:
+    return "is not a file" if path.exists() else "does not exist"
+
+
 def initial_sha256(recipe: Recipe, then: str | None = None) -> str | None:
     """The SHA-256 of the weights that a recipe begins from; none where it begins from none.
 
@@ -232,8 +278,27 @@ def initial_sha256(recipe: Recipe, then: str | None = None) -> str | None:
     if not path.is_file():
         if then is not None:
             return then
-        raise WeightsError(f"--init {path}: is not a file; give weights of `memorysam train`")
+        raise WeightsError(f"--init {path}: {_why_none(path)}; give weights of `memorysam train`")
     return tensors.sha256(path)
+
+
+def doubts(recipe: Recipe, manifest: Manifest, *, strict: bool) -> list[str]:
+    """Which sensors hold other values than the weights of ``--init`` were trained on.
+
+    Args:
+        recipe: its ``model.init`` names the file; a file that is not there is refused elsewhere.
+        manifest: what is trained on, with its ranges.
+        strict: refuse instead.
+
+    Raises:
+        DataError: there are such sensors, and ``strict``.
+        WeightsError: the file is none of ours.
+    """
+    path = None if recipe.model.init is None else typed_path(recipe.model.init)
+    if path is None or not path.is_file():
+        return []
+    found = {name: manifest.info.ranges[name] for name in recipe.data.modalities if name in manifest.info.ranges}
+    return compared(read_card(path).dataset, found, strict=strict)
 
 
 def load_initial(network: Segmenter, name: str) -> int:
@@ -251,7 +316,7 @@ def load_initial(network: Segmenter, name: str) -> int:
     """
     path = typed_path(name)
     if not path.is_file():
-        raise WeightsError(f"--init {path}: is not a file; give weights of `memorysam train`")
+        raise WeightsError(f"--init {path}: {_why_none(path)}; give weights of `memorysam train`")
     state, card = read(path)
     if reasons := list(_obstacles(card, network.card)):
         raise WeightsError(f"--init {path}: does not fit this run: {'; '.join(reasons)}; {_OTHER_WEIGHTS}")
@@ -261,8 +326,20 @@ def load_initial(network: Segmenter, name: str) -> int:
     fill_own(network, state, where=f"--init {path}")
     if card.modalities != network.card.modalities:
         then, now = (", ".join(each.name for each in c.modalities) for c in (card, network.card))
-        console.note(f"--init {path}: was trained on {then}, goes on with {now}")
+        changed = f"{then}, goes on with {now}"
+        if then == now:
+            changed = f"other settings of sensors: {', '.join(_changed_settings(card, network.card))}"
+        console.note(f"--init {path}: was trained on {changed}")
     return len(own)
+
+
+def _changed_settings(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
+    """What is not done to the same sensors as before, such as antialiasing."""
+    for then, now in zip(initial.modalities, ours.modalities, strict=True):
+        for key in type(then).model_fields:
+            before, after = getattr(then, key), getattr(now, key)
+            if before != after:
+                yield f"'{then.name}' {key} was {before}, is {after}"
 
 
 def _obstacles(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
@@ -388,7 +465,7 @@ def _begin(stack: contextlib.ExitStack, run_start: RunStart, checkpoint_bytes: i
     for path in run_start.abandoned:
         # Left in place, the next --resume auto would return to them.
         console.note(f"{path}: is set aside as {checkpoints.set_aside(path, 'abandoned').name}")
-    run_folder.point_latest(run.path)
+    run_folder.note_begun(run.path)
     return run
 
 

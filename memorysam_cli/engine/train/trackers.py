@@ -25,7 +25,9 @@ from urllib.parse import urlsplit
 from accelerate import PartialState, tracking
 from numpy.typing import NDArray
 
+from memorysam_cli.errors import SIGNAL_EXIT_CODES
 from memorysam_cli.storage import atomic, children, documents, images
+from memorysam_cli.text import typed
 
 PROJECT = "memorysam"
 LAST_S = 300
@@ -40,8 +42,9 @@ def main(arguments: list[str]) -> None:
     """Track: the tracker's name."""
     (name,) = arguments
     # Ctrl-C and a scheduler's SIGTERM reach all processes; the training decides when this one ends.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    for number in SIGNAL_EXIT_CODES:
+        if number.name != "SIGALRM":  # its own
+            signal.signal(number, signal.SIG_IGN)
     warnings.simplefilter("ignore")
     with children.claim_stdout() as answers:
         serve(name, sys.stdin.buffer, answers)
@@ -182,7 +185,7 @@ class TensorBoard(Tracker):
     @property
     def where(self) -> str:
         """As :class:`Tracker`."""
-        return f"{self.own / self.name}; look at it with: tensorboard --logdir {self.own / self.name}"
+        return f"{self.own / self.name}; look at it with: tensorboard --logdir {typed(self.own / self.name)}"
 
     def open(self) -> Any:
         """As :class:`Tracker`."""
@@ -257,7 +260,7 @@ class MLflow(Tracker):
     @property
     def where(self) -> str:
         """As :class:`Tracker`."""
-        return f"{self.uri}; look at it with: mlflow ui --backend-store-uri {self.uri}"
+        return f"{self.uri}; look at it with: mlflow ui --backend-store-uri {typed(self.uri)}"
 
     def open(self) -> Any:
         """As :class:`Tracker`."""

@@ -216,7 +216,8 @@ def _predict(network: Segmenter, manifest: Manifest, scene: Scene) -> tuple[Samp
         palette=info.palette,
     )
     seen = for_prediction(sample, modalities=modalities, size=network.image_size)
-    frames = [to_tensor(seen.frames[m.name], m).unsqueeze(0).to(network.device) for m in modalities]
+    tensors = [to_tensor(seen.frames[m.name], m, invalid=seen.invalid.get(m.name)) for m in modalities]
+    frames = [tensor.unsqueeze(0).to(network.device) for tensor in tensors]
     with inference_mode(network):
         logits = own_size(network.logits(frames)[0], height=sample.size[0], width=sample.size[1])
     return sample, logits.argmax(dim=0).cpu().numpy()

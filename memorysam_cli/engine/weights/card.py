@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from memorysam_cli.data.statistics import range_text
 from memorysam_cli.engine import run_folder
 from memorysam_cli.errors import DataError
 from memorysam_cli.model.weights import WeightsCard, load_unmerged, read_card
 from memorysam_cli.report import console
 from memorysam_cli.storage import documents, tensors
 from memorysam_cli.storage.hub import CARD, Upload
+from memorysam_cli.text import command, shown, typed
 
 LICENSE = "apache-2.0"
 """SAM 2's, of which all weights are made, and ours."""
@@ -53,13 +55,13 @@ def gather(path: Path) -> CardFacts:
         WeightsError: it is none, or damaged.
     """
     card, digest, run = read_card(path), tensors.sha256(path), run_folder.run_of(path)
-    command = None
+    trained_by = None
     if run is not None and (run / "command.txt").is_file():
-        command = public_command((run / "command.txt").read_text(encoding="utf-8", errors="replace")) or None
+        trained_by = public_command((run / "command.txt").read_text(encoding="utf-8", errors="replace")) or None
     places = [run / "evaluate"] if run is not None else []
     places.append(Path("evaluate") / f"{path.stem}-{digest[:8]}")
     evaluations = tuple(report for place in places for report in _reports(place) if _is_of(report, card, digest))
-    return CardFacts(path, digest, card, command, evaluations)
+    return CardFacts(path, digest, card, trained_by, evaluations)
 
 
 def _reports(folder: Path) -> list[dict[str, Any]]:
@@ -152,7 +154,7 @@ def _front_matter(facts: CardFacts, *, license: str) -> str:
     where: dict[str, Any] = {"dataset_type": _slug(info.name), "dataset_name": line(info.title)}
     results = [
         EvalResult(
-            task_type="image-segmentation", metric_type="mean_iou", metric_name=f"mIoU ({protocol})",
+            task_type="image-segmentation", metric_type="mean_iou", metric_name=f"mIoU ({line(protocol)})",
             metric_value=round(miou, 2), dataset_split=line(split), **where,
         )
         for split, protocol, miou in _headlines(facts)
@@ -202,7 +204,7 @@ def _what(card: WeightsCard) -> str:
 
 
 def _scores(facts: CardFacts) -> str:
-    rows = [(split, protocol, f"{miou:.2f}") for split, protocol, miou in _headlines(facts)]
+    rows = [(plain(split), plain(protocol), f"{miou:.2f}") for split, protocol, miou in _headlines(facts)]
     if not rows:
         return "None are known: these weights were not validated."
     lines = [table(("split", "protocol", "mIoU (%)"), rows)]
@@ -213,7 +215,7 @@ def _scores(facts: CardFacts) -> str:
     for report in facts.evaluations[:1]:
         each = sorted(report["classes"], key=lambda one: -one["iou"])
         rows = [(plain(str(one["name"])), f"{one['iou']:.2f}", f"{one['f1']:.2f}") for one in each]
-        lines.append(f"Per class ({plain(report['split'])}, {report['protocol']}):")
+        lines.append(f"Per class ({plain(report['split'])}, {plain(report['protocol'])}):")
         lines.append(table(("class", "IoU (%)", "F1 (%)"), rows))
         lines += [f"> {plain(line)}" for line in report.get("warnings", [])]
     return "\n\n".join(lines)
@@ -226,9 +228,19 @@ def _sensors(card: WeightsCard) -> str:
         normal = "–"
         if modality.mean is not None and modality.std is not None:
             normal = f"{_numbers(modality.mean)} / {_numbers(modality.std)}"
-        rows.append((plain(modality.name), modality.kind, scaled, normal))
-    note = f"Images are seen at {card.image_size} px (short side). All sensors of a scene must show the same view."
-    return table(("sensor", "kind", "values", "mean / std"), rows) + f"\n\n{note}"
+        stored, gone = "–", modality.nodata
+        if (values := card.dataset.ranges.get(modality.name)) is not None:
+            stored, gone = range_text(values), values.nodata
+        nodata = ", ".join(f"{value:.7g}" for value in gone) or "–"
+        rows.append((plain(modality.name), plain(modality.kind), plain(stored), nodata, scaled, normal))
+    smooth = [plain(modality.name) for modality in card.modalities if modality.antialias]
+    antialiased = f" Where they shrink, {', '.join(smooth)} are antialiased." if smooth else ""
+    note = (
+        f"Images are seen at {card.image_size} px (short side).{antialiased} "
+        "All sensors of a scene must show the same view."
+    )
+    gaps = "NaN, infinity and nodata become 0 after normalization."
+    return table(("sensor", "kind", "stored as", "nodata", "values", "mean / std"), rows) + f"\n\n{note} {gaps}"
 
 
 def _numbers(values: Iterable[float]) -> str:
@@ -245,10 +257,11 @@ def _classes(card: WeightsCard) -> str:
 
 
 def _use(facts: CardFacts, *, repo: str | None) -> str:
-    name = shlex.quote(facts.file.name)
+    name = typed(facts.file.name)
     fetch = f"hf download {repo} {name} --local-dir .\n" if repo else ""
     sensors = ", ".join(repr(modality.name) for modality in facts.card.modalities)
-    shell = f"pip install memorysam\n{fetch}memorysam predict SCENES --weights {name} --out predictions\n"
+    predict = command("predict", "SCENES", "--weights", facts.file.name, "--out", "predictions")
+    shell = f"pip install memorysam\n{fetch}{predict}\n"
     python = (
         "import torch\n"
         "from memorysam_cli.model import load\n\n"
@@ -265,15 +278,15 @@ def _use(facts: CardFacts, *, repo: str | None) -> str:
 def _provenance(facts: CardFacts) -> str:
     card = facts.card
     rows = [
-        ("file", f"`{line(facts.file.name)}`"),
-        ("SHA-256", f"`{facts.digest}`"),
-        ("base weights", f"{plain(_base_source(card))} (SHA-256 `{card.base.sha256 or '–'}`)"),
+        ("file", code(facts.file.name)),
+        ("SHA-256", code(facts.digest)),
+        ("base weights", f"{plain(_base_source(card))} (SHA-256 {code(card.base.sha256 or '–')})"),
         ("LoRA and class tokens", {"trained": "in this file; the base is fetched", "complete": "all in this file",
                                    "merged": "all in this file, LoRA folded in"}[card.kind]),
-        ("data set", f"{plain(card.dataset.title)} (`{line(card.dataset.name)}`)"),
-        ("its content", f"`{card.dataset.content_hash or '–'}`"),
+        ("data set", f"{plain(card.dataset.title)} ({code(card.dataset.name)})"),
+        ("its content", code(card.dataset.content_hash or "–")),
         ("seed", str(card.recipe.train.seed)),
-        ("made with", ", ".join(f"{name} {version}" for name, version in card.versions.items())),
+        ("made with", plain(", ".join(f"{name} {version}" for name, version in card.versions.items()))),
     ]  # fmt: skip
     if card.metric is not None and card.metric.step is not None:
         rows.append(("chosen at", f"step {card.metric.step}, epoch {card.metric.epoch}"))
@@ -347,10 +360,15 @@ def line(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split()).replace("`", "'")
 
 
+def code(text: str) -> str:
+    """Text on one line as code, in a table too: there a bar would end the cell, also between backticks."""
+    return f"`{line(text).replace('|', chr(92) + '|')}`"
+
+
 def plain(text: str) -> str:
     """Text on one line that Markdown and HTML leave alone, in a table too; nothing of it becomes a link."""
     safe = line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    linkless = safe.replace("://", "&#58;//").replace("www.", "www&#46;")
+    linkless = safe.replace("://", "&#58;//").replace("www.", "www&#46;").replace("@", "&#64;")
     return _SPECIAL.sub(r"\\\1", linkless)
 
 
@@ -361,7 +379,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def fenced(language: str, text: str) -> str:
-    """A block of code whose fence is longer than any in it."""
+    """A block of code whose fence is longer than any in it; control characters in it are escaped."""
+    text = shown(text, keep="\n\t")
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"

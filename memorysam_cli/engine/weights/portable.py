@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import io
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from memorysam_cli.engine.infer.inference import choose_modalities
 from memorysam_cli.errors import CheckFailedError, UsageError
 from memorysam_cli.model import Segmenter, load
 from memorysam_cli.model.backbone import RotaryAttention
+from memorysam_cli.model.base_weights import base_shapes
 from memorysam_cli.model.memory import EncodedFrame
 from memorysam_cli.model.weights import WeightsCard, read_card
 from memorysam_cli.storage import atomic, documents, tensors
@@ -122,6 +124,8 @@ def export(
     height, width = size or (card.image_size, card.image_size)
     if height % 32 or width % 32 or min(height, width) < 32:
         raise UsageError(f"--size {height}x{width}: height and width must be multiples of 32")
+    values = sum(math.prod(each) for each in base_shapes(card.base.backbone).values())
+    atomic.refuse_unwritable(out.parent, needed_bytes=4 * values)  # float32; and little more
     shape = GraphShape(batch, len(chosen), height, width)
     digest = tensors.sha256(path)
     about = describe(card, [modality.name for modality in chosen], shape, form=form, digest=digest)
@@ -167,8 +171,9 @@ def describe(
         digest: SHA-256 of the weights file.
     """
     batch, _, height, width = shape
-    keys = ("name", "kind", "channels", "scale", "offset", "mean", "std", "interpolation")
-    sensors = [card.dataset.modality(name).model_dump(mode="json") for name in modalities]
+    keys = ("name", "kind", "channels", "scale", "offset", "mean", "std", "nodata", "interpolation", "antialias")
+    known = {modality.name: modality for modality in card.modalities}
+    sensors = [known[name].model_dump(mode="json") for name in modalities]
     small = [batch, len(card.dataset.classes), height // 4, width // 4]
     kind = "uint8" if len(card.dataset.classes) <= ONE_BYTE else "int32"
     shapes = {"logits": (small, "float32"), "classes": ([batch, height, width], kind),

@@ -27,6 +27,34 @@ def test_a_colour_may_follow(tmp_path: Path, line: str) -> None:
     assert found.palette == ((128, 64, 128), (0, 0, 255))
 
 
+PLAIN, COLOURED = ("road", "traffic light"), ((128, 64, 128), (250, 170, 30))
+
+
+@pytest.mark.parametrize(
+    ("text", "has_colours", "mapping"),
+    [
+        ("name,r,g,b\nroad,128,64,128\ntraffic light,250,170,30\n", True, ()),  # CamVid's class_dict.csv
+        (' name, r, g, b\nroad, 128, 64, 128\n"traffic light", 250, 170, 30\n', True, ()),
+        ("# label:color_rgb:parts:actions\nroad:128,64,128::\ntraffic light:250,170,30:lamp,pole:on\n", True, ()),
+        ("class red green blue\nroad 128 64 128\ntraffic light 250 170 30\n", True, ()),
+        ("Class Name;Hex;super\nroad;#804080;flat\ntraffic light;#faaa1e;thing\n", True, ()),
+        ("r\tg\tb\tid\tname\n128\t64\t128\t7\troad\n250\t170\t30\t19\ttraffic light\n", True, ((7, 0), (19, 1))),
+        ("index,name\n7,road\n19,traffic light\n", False, ((7, 0), (19, 1))),
+        ("name\nroad\ntraffic light\n", False, ()),
+    ],
+)
+def test_a_header_line_and_the_lists_of_other_programs_are_understood(
+    tmp_path: Path, text: str, has_colours: bool, mapping: tuple[tuple[int, int], ...]
+) -> None:
+    found = read(tmp_path, text)
+    assert (found.names, found.has_colours, found.mapping) == (PLAIN, has_colours, mapping)
+    assert not has_colours or found.palette == COLOURED
+
+
+def test_words_of_a_header_may_be_in_names(tmp_path: Path) -> None:
+    assert read(tmp_path, "class road\nname tag\n").names == ("class road", "name tag")
+
+
 def test_values_make_a_mapping(tmp_path: Path) -> None:
     found = read(tmp_path, "0: background\n255: crack 1 2 3\n".replace(" 1 2 3", ""))
     assert found.names == ("background", "crack") and found.mapping == ((0, 0), (255, 1))
@@ -44,6 +72,9 @@ def test_values_make_a_mapping(tmp_path: Path) -> None:
         ("1: a\nb\n", "'b' has no value, others have"),
         ("a 1 2 300\n", "classes.txt:1: a colour is three numbers from 0 to 255, not 1 2 300"),
         ("a\n1:\n", "classes.txt:2: a class needs a name"),
+        ("name,r,g,b\nroad,1,2\n", "classes.txt:2: 3 cells, but the header line has 4"),
+        ("id,name\nx,road\n", "classes.txt:2: a class's value is a whole number from 0 to 65535, not 'x'"),
+        ("name,r,g,b\n", "0 classes; from 1 to 255"),
     ],
 )
 def test_a_wrong_list_is_refused(tmp_path: Path, text: str, why: str) -> None:

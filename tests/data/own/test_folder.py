@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from memorysam_cli.conservation import LawBroken
 from memorysam_cli.data import decode
@@ -65,9 +66,99 @@ def test_files_that_do_not_pair_are_refused_with_the_remedy(root: Path) -> None:
     strange = {"rgb": (Pattern("images/**/*.jpg"),), "depth": (Pattern("depth/cam0/*.png"),)}
     images.write_png(root / "depth/cam0/x_y_z.png", np.zeros((4, 4), np.uint16))
     with pytest.raises(
-        DataError, match=r"none of their files pair; .* goes by the name 'cam0/0000', .* by '0000_depth'"
+        DataError, match=r"'depth' pairs with nothing: .* goes by the name '0000_depth', and .* of 'rgb' by 'cam0/0000'"
     ):
         survey(root, plan(root, modalities=strange))
+
+
+def pictures(root: Path, *paths: str) -> None:
+    for path in paths:
+        images.write_png(root / path, np.zeros((4, 4), np.uint8), fsync=False)
+
+
+def request(**patterns: str) -> FolderRequest:
+    labels = patterns.pop("labels", None)
+    return FolderRequest(
+        "own",
+        {name: (Pattern(text),) for name, text in patterns.items()},
+        labels=None if labels is None else Pattern(labels),
+        classes=None
+        if labels is None
+        else ClassList(("a", "b"), ((0, 0, 0), (1, 1, 1)), has_colours=False, mapping=()),
+    )
+
+
+STEMS = {"rgb": "rgb/*.png", "depth": "depth/*.png", "ir": "ir/*.png", "labels": "labels/*.png"}
+
+
+def test_names_that_differ_pair_by_their_numbers_if_these_are_the_same_in_all_folders(tmp_path: Path) -> None:
+    for number in range(12):
+        pictures(
+            tmp_path, f"rgb/rgb_{number:04}.png", f"depth/d-{number:04}.png", f"ir/cam2 frame{number}.png",
+            f"labels/{number:04}_label.png",
+        )  # fmt: skip
+    found = survey(tmp_path, request(**STEMS))
+    assert len(found.manifest.scenes) == 12
+    for scene in found.manifest.scenes:
+        number = int(scene.id.removeprefix("rgb_"))
+        assert scene.files == {
+            "rgb": (f"rgb/rgb_{number:04}.png",),
+            "depth": (f"depth/d-{number:04}.png",),
+            "ir": (f"ir/cam2 frame{number}.png",),
+        }
+        assert scene.label == f"labels/{number:04}_label.png"
+    said = "rgb/rgb_0000.png, depth/d-0000.png, ir/cam2 frame0.png, labels/0000_label.png"
+    assert f"files pair by their numbers, which are the same in all folders: {said}" in found.notes
+
+
+@pytest.mark.parametrize(
+    "ir",
+    [
+        range(1, 13),  # counted from 1: each would be a scene off
+        range(11),  # one is missing: nobody knows which
+    ],
+)
+def test_numbers_that_are_not_one_to_one_pair_nothing_and_the_patterns_to_type_are_printed(
+    tmp_path: Path, ir: range
+) -> None:
+    for number in range(12):
+        pictures(tmp_path, f"rgb/rgb_{number:04}.png", f"labels/{number:04}_label.png")
+    pictures(tmp_path, *(f"ir/frame{number:04}.png" for number in ir))
+    asked = {name: text for name, text in STEMS.items() if name != "depth"}
+    with pytest.raises(DataError) as caught:
+        survey(tmp_path, request(**asked))
+    typed = str(caught.value).partition("type: ")[2]
+    assert typed == "--modality 'rgb=rgb/rgb_*.png' --modality 'ir=ir/frame*.png' --labels 'labels/*_label.png'"
+    # What was printed works as typed.
+    again = survey(tmp_path, request(rgb="rgb/rgb_*.png", ir="ir/frame*.png", labels="labels/*_label.png"))
+    whole = [scene for scene in again.manifest.scenes if all((tmp_path / path).is_file() for path in scene.paths)]
+    assert len(whole) == 11
+
+
+def test_the_folder_that_pairs_with_none_is_named(tmp_path: Path) -> None:
+    # rgb pairs with depth, depth with ir, and the labels with none.
+    pictures(tmp_path, "rgb/1.png", "rgb/2.png", "depth/2.png", "depth/3.png", "ir/3.png", "labels/a.png")
+    with pytest.raises(DataError, match=r"'--labels' pairs with nothing: labels/a.png .* rgb/1.png of 'rgb'.*; give"):
+        survey(tmp_path, request(**STEMS))
+
+
+def test_what_lies_beside_is_said_by_suffix_and_count_and_suffixes_match_in_any_case(tmp_path: Path) -> None:
+    pictures(tmp_path, *(f"{place}/{number}.png" for place in ("rgb", "depth", "labels") for number in range(3)))
+    for place in ("rgb", "depth", "labels"):
+        (tmp_path / place / "2.png").rename(tmp_path / place / "2.PNG")
+    pictures(tmp_path, "rgb/IMG_7.png")
+    for name in ("a.gif", "b.gif", "Thumbs.db", "README"):
+        (tmp_path / "rgb" / name).write_bytes(b"x")
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    found = survey(tmp_path, request(rgb="rgb/?.png", depth="depth/*.png", labels="labels/*.png"))
+    assert len(found.manifest.scenes) == 3
+    assert found.notes[0] == (
+        "rgb/: 5 files are not taken (2 .gif, 1 .db, 1 .png, 1 without suffix), such as rgb/IMG_7.png"
+    )
+    pictures(tmp_path, "ir/IMG_0.png", "ir/IMG_1.png", "ir/img_2.png")
+    found = survey(tmp_path, request(rgb="rgb/?.png", ir="ir/img_*.png"))
+    said = "ir/: 2 files are not taken (2 .png); 2 would match but for upper and lower case, such as ir/IMG_0.png"
+    assert said in found.notes
 
 
 def test_shares_are_drawn_by_the_seed_and_every_split_has_a_scene(root: Path) -> None:
@@ -158,10 +249,14 @@ def test_odd_ranges_are_said_with_a_remedy(root: Path) -> None:
     def said(**changes: object) -> str:
         return "\n".join(survey(root, plan(root, **changes)).notes)
 
-    assert "'depth': the first files use only 4.3 % of the range" in said()
-    assert "--scale depth=0.0004" in said()
-    assert "'depth'" not in said(scale={"depth": 0.0004}) and "'depth'" not in said(will_measure=True)
-    assert "'depth': values up to 2800, the network is used to about 1" in said(scale={"depth": 1.0})
+    # 1000, 1900 or 2800 mm; 2800 / 65535 = 4.3 %; 0.0004 · 2800 = 1.1
+    stored = said(measured="none")
+    assert "'depth': uint16 1000 to 2800 (1–99 %) in the first files use only 4.3 % of the range" in stored
+    assert "--scale depth=0.0004" in stored
+    assert "'depth'" not in said(scale={"depth": 0.0004}, measured="none")
+    assert "'depth'" not in said() and "'depth'" not in said(measured="all")
+    far = said(scale={"depth": 1.0}, measured="none")
+    assert "become values up to 2800, the network is used to about 1" in far
 
 
 def test_photos_of_another_range_are_said_too(root: Path) -> None:
@@ -171,7 +266,7 @@ def test_photos_of_another_range_are_said_too(root: Path) -> None:
         np.save(root / f"float/{number}.npy", np.full((4, 4, 3), 255.0, np.float32))
     raw, floating = {"rgb": (Pattern("raw/*.png"),)}, {"rgb": (Pattern("float/*.npy"),)}
     assert "--scale rgb=0.0002" in survey(root, FolderRequest("own", raw)).notes[0]
-    assert "values up to 255" in survey(root, FolderRequest("own", floating)).notes[0]
+    assert "become values up to 255" in survey(root, FolderRequest("own", floating)).notes[0]
 
 
 def test_a_fourth_channel_is_said_to_be_dropped(root: Path) -> None:
@@ -202,6 +297,33 @@ def test_labels_in_colour_need_the_colours(root: Path) -> None:
     coloured = plan(root, classes=classes(root, "a 10 20 30\nb #ff0000\n"))
     found = survey(root, coloured).manifest.info
     assert found.label.colours and found.palette == ((10, 20, 30), (255, 0, 0))
+
+
+def with_alpha(picture: np.ndarray) -> np.ndarray:
+    return np.concatenate([picture, np.full((*picture.shape[:2], 1), 255, np.uint8)], axis=-1)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_labels_in_colour_are_refused_whichever_file_shows_it(root: Path, channels: int) -> None:
+    first, *others = sorted((root / "masks").rglob("*.png"))
+    images.write_png(first, with_alpha(np.zeros((40, 56, 3), np.uint8)))  # black is a color, and may be class 0
+    for path in others:
+        picture = np.full((40, 56, 3), (0, 200, 0), np.uint8)
+        images.write_png(path, with_alpha(picture) if channels == 4 else picture)
+    with pytest.raises(UsageError, match="is in colour; give each class its colour in the class list"):
+        survey(root, plan(root))
+
+
+def test_indexed_labels_are_numbers_unless_their_colours_are_the_classes(root: Path) -> None:
+    for path in (root / "masks").rglob("*.png"):
+        picture = Image.fromarray(images.read(path), "L")
+        picture.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])  # as PASCAL VOC
+        picture.save(path)
+    assert survey(root, plan(root)).manifest.info.label == LabelRule()
+    other = plan(root, classes=classes(root, "a 1 1 1\nb 2 2 2\nc 3 3 3\n"))
+    assert survey(root, other).manifest.info.label == LabelRule()
+    same = plan(root, classes=classes(root, "a 0 0 0\nb 128 0 0\nc 0 128 0\n"))
+    assert survey(root, same).manifest.info.label.colours
 
 
 def test_masks_of_0_and_255_get_a_hint(root: Path) -> None:
@@ -253,6 +375,6 @@ def test_no_matched_file_is_passed_over_in_silence(tmp_path: Path, monkeypatch: 
         "files matched = files of scenes": {"left": 6, "right": 6, "holds": True},
     }
     rows = folder._rows
-    monkeypatch.setattr(folder, "_rows", lambda matches: rows(matches)[1:])
+    monkeypatch.setattr(folder, "_rows", lambda *given: (rows(*given)[0][1:], []))
     with pytest.raises(LawBroken, match="'files matched = files of scenes': 6 ≠ 4"):
         folder.survey(tmp_path, plan)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from memorysam_cli.data.own.patterns import Pattern
+from memorysam_cli.data.own.patterns import Pattern, not_taken
 from memorysam_cli.errors import DataError, UsageError
 
 
@@ -86,14 +86,67 @@ def test_without_a_match_the_pattern_and_what_is_there_are_said(tmp_path: Path) 
     plant(tmp_path, "rgb/a.tga", "rgb/b.tga", "rgb/c.tga")
     with pytest.raises(DataError, match=r"no file matches 'rgb/\*.png' \(saw in rgb/: a.tga, b.tga\)"):
         Pattern("rgb/*.png").find(tmp_path)
-    with pytest.raises(DataError, match=r"saw in RGB/: no such folder"):
+    with pytest.raises(DataError, match=r"\(RGB/: no such folder; did you mean 'rgb'"):
         Pattern("RGB/*.png").find(tmp_path)
+    with pytest.raises(DataError, match=r"\(3 .tga would, but only these are read: .png, .*; save them as PNG"):
+        Pattern("rgb/*.tga").find(tmp_path)
+    plant(tmp_path, "d/IMG_1.png", "d/IMG_2.png")
+    with pytest.raises(DataError, match=r"\(2 would but for upper and lower case, such as d/IMG_1.png"):
+        Pattern("d/img_*.png").find(tmp_path)
+
+
+def test_a_suffix_matches_in_any_case_and_nothing_else_does(tmp_path: Path) -> None:
+    plant(
+        tmp_path, "rgb/a_RGB.png", "rgb/b_rgb.PNG", "rgb/c_rgb.Png", "RGB/d_rgb.png", "rgb/e_rgb.tif", "rgb/f_rgb.TIFF"
+    )
+    assert keys(tmp_path, "rgb/*_rgb.png") == {"rgb/b_rgb.PNG": "b", "rgb/c_rgb.Png": "c"}
+    assert keys(tmp_path, "rgb/*.tif*") == {"rgb/e_rgb.tif": "e_rgb", "rgb/f_rgb.TIFF": "f_rgb"}
+
+
+def test_files_that_were_not_taken_are_those_of_the_patterns_own_folders(tmp_path: Path) -> None:
+    plant(
+        tmp_path, "a/1.png", "a/1.bmp", "a/deep/1.png", "b/x/2.png", "b/x/notes.txt", "c/3.png", "memorysam/own/x.png",
+        "classes.txt", "photo.gif",
+    )  # fmt: skip
+
+    def others(*patterns: str, taken: set[str]) -> dict[str, list[str]]:
+        return not_taken(tmp_path, [Pattern(text) for text in patterns], taken)
+
+    assert others("a/*.png", taken={"a/1.png"}) == {"a": ["a/1.bmp"]}
+    assert others("a/**/*.png", taken={"a/1.png"}) == {"a": ["a/1.bmp", "a/deep/1.png"]}
+    assert others("b/*/*.png", "c/*.png", taken={"b/x/2.png", "c/3.png"}) == {"b": ["b/x/notes.txt"]}
+    # In the root itself texts are expected.
+    assert others("*.png", taken=set()) == {"": ["photo.gif"]}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "paths", "narrowed"),
+    [
+        ("ir/*.tif", ["ir/frame1.tif", "ir/frame12.tif"], "ir/frame*.tif"),
+        ("ir/**/*.tif", ["ir/x/001_ir.tif", "ir/002_ir.tif"], "ir/**/*_ir.tif"),
+        ("ir/*.tif", ["ir/a_1_b.tif", "ir/a_12_b.tif"], "ir/a_*_b.tif"),
+        ("ir/*.tif", ["ir/001.tif", "ir/002.tif"], None),  # 00 tells nothing of a sensor
+        ("ir/*", ["ir/f1.tif", "ir/f2.tif"], None),
+        ("ir/*_*.tif", ["ir/a_1.tif", "ir/a_2.tif"], None),
+        ("ir/*.tif", ["ir/a.tif"], None),
+    ],
+)
+def test_what_all_names_share_is_written_into_the_pattern(
+    pattern: str, paths: list[str], narrowed: str | None, tmp_path: Path
+) -> None:
+    plant(tmp_path, *paths)
+    found = Pattern(pattern).narrowed(Pattern(pattern).find(tmp_path))
+    assert (None if found is None else found.text) == narrowed
 
 
 def test_two_files_of_one_key_are_refused(tmp_path: Path) -> None:
     plant(tmp_path, "rgb/a.png", "rgb/a.jpg")
     with pytest.raises(DataError, match=r"matches rgb/a.jpg and rgb/a.png, which would be one scene 'a'"):
         Pattern("rgb/*").find(tmp_path)
+    assert keys(tmp_path, "rgb/*.png") == {"rgb/a.png": "a"}  # as the message says
+    plant(tmp_path, "d/a.png", "d/a.PNG")
+    with pytest.raises(DataError, match=r"would be one scene 'a'; move one$"):
+        Pattern("d/*.png").find(tmp_path)
 
 
 def test_neighbouring_wildcards_stand_for_one_text(tmp_path: Path) -> None:

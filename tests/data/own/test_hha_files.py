@@ -13,6 +13,8 @@ from memorysam_cli.data.own.patterns import Pattern
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import images
 
+from ..tiffs import tiff
+
 SETTINGS = HhaSettings(camera=Camera(60, 60, 20, 15))
 DEPTH = np.full((30, 40), 2000, np.uint16)
 
@@ -33,6 +35,10 @@ def test_whole_numbers_are_millimetres_and_floating_point_metres(tmp_path: Path)
     np.save(tmp_path / "d.npy", np.full((30, 40, 1), 2.0, np.float32))
     for name in ("d.png", "d.npy"):
         assert (Depths().read(tmp_path / name) == 2.0).all()
+    np.save(tmp_path / "gaps.npy", np.array([[np.nan, np.inf, 2.0]]))
+    (tmp_path / "gaps.tif").write_bytes(tiff(np.array([[-7, 2, 3]], np.float32), nodata="3"))
+    assert Depths().read(tmp_path / "gaps.npy").tolist() == [[0, 0, 2]]
+    assert Depths().read(tmp_path / "gaps.tif").tolist() == [[0, 2, 0]]
     assert Depths(scale=1e-4).read(tmp_path / "d.png") == pytest.approx(0.2)
 
 
@@ -90,7 +96,7 @@ def test_two_depths_of_one_name_are_refused(root: Path) -> None:
     with pytest.raises(DataError, match=r"depth/a/1\.\w+ and .*depth/a/1\.\w+"):
         plan_conversion(root, Pattern("depth/**/*"), root / "hha", settings=SETTINGS)
     with pytest.raises(DataError, match=r"would both become .*hha/a/1.png"):
-        plan_conversion(root, Pattern("depth/*/1.?*"), root / "hha", settings=SETTINGS)
+        plan_conversion(root, Pattern("depth/*/1*"), root / "hha", settings=SETTINGS)
 
 
 def test_a_damaged_depth_is_named_and_the_others_stay(root: Path) -> None:

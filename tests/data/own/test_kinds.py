@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from memorysam_cli.data.own import folder
+from memorysam_cli.data.own import sensors
 from memorysam_cli.dataset import Kind
 from memorysam_cli.errors import UsageError
 
@@ -16,23 +16,23 @@ from memorysam_cli.errors import UsageError
     ],
 )  # fmt: skip
 def test_the_kind_is_guessed_from_a_word_of_the_name(name: str, kind: Kind) -> None:
-    assert folder.guess_kind(name) == kind
+    assert sensors.guess_kind(name) == kind
 
 
 @pytest.mark.parametrize(("name", "why"), [("sensor1", "tells no kind"), ("rgb_depth", "tells rgb and depth")])
 def test_a_name_that_tells_no_kind_is_refused_with_the_list(name: str, why: str) -> None:
     with pytest.raises(UsageError, match=f"{why}; say --kind {name}=KIND, one of rgb, gray, depth, hha, event, lidar"):
-        folder.guess_kind(name)
+        sensors.guess_kind(name)
 
 
 def test_every_kind_has_defaults_and_no_word_speaks_for_two() -> None:
-    assert set(folder.DEFAULTS) == set(folder.KINDS) == set(folder.WORDS)
-    words = [word for text in folder.WORDS.values() for word in text.split()]
+    assert set(sensors.DEFAULTS) == set(sensors.KINDS) == set(sensors.WORDS)
+    words = [word for text in sensors.WORDS.values() for word in text.split()]
     assert len(words) == len(set(words))
 
 
 def test_photos_are_normalised_and_changed_in_colour_others_are_not() -> None:
-    rgb, depth = folder.make_modality("a", "rgb"), folder.make_modality("b", "depth", scale=0.001)
+    rgb, depth = sensors.make_modality("a", "rgb"), sensors.make_modality("b", "depth", scale=0.001)
     assert (rgb.mean, rgb.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert rgb.photometric == ("jitter", "blur") and rgb.interpolation == "bilinear"
     assert (depth.mean, depth.std, depth.photometric) == (None, None, ())
@@ -41,4 +41,4 @@ def test_photos_are_normalised_and_changed_in_colour_others_are_not() -> None:
 
 @pytest.mark.parametrize(("given", "made"), [(None, None), ((3, 2, 1), (3, 2, 1)), ((4,), (4, 4, 4))])
 def test_one_channel_is_taken_three_times(given: tuple[int, ...] | None, made: tuple[int, int, int] | None) -> None:
-    assert folder.make_modality("ms", "rgb", channels=given).channels == made
+    assert sensors.make_modality("ms", "rgb", channels=given).channels == made

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -115,6 +116,13 @@ def test_the_asked_protocol_stands_at_the_top_and_both_below(protocol: str, miou
     assert "over all 2 classes" in report["means"]
     assert report["files"]["confusion"] == f"there/confusion-{protocol}.csv"
     assert report["files"]["scenes"] == "there/scenes.csv"
+
+
+def test_no_name_is_a_formula_to_a_spreadsheet_and_numbers_stay_numbers() -> None:
+    names = ["=HYPERLINK(1)", "+1", "-a", "@SUM(1)", "\tx", "\r\x1b[2J\udcff", "a=b", "", "road"]
+    (row,) = csv.reader(io.StringIO(results.csv_text([[*names, -1.5, None]]), newline=""))
+    words = ["'=HYPERLINK(1)", "'+1", "'-a", "'@SUM(1)", "'\tx", "\\r\\x1b[2J\\udcff", "a=b", "", "road"]
+    assert row == [*words, "-1.5", ""]
 
 
 def test_class_names_with_commas_quotes_and_newlines_survive_the_csv(tmp_path: Path) -> None:

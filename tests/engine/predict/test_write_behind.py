@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -165,3 +166,53 @@ def test_a_result_that_cannot_be_told_is_undone_and_so_are_those_behind_it() -> 
 
 def test_threads_are_enough_to_wait_for_a_disk_and_not_many() -> None:
     assert segment.FEWEST_THREADS <= segment.default_threads() <= segment.MOST_THREADS
+
+
+@pytest.mark.parametrize("is_written", [False, True], ids=["before the line", "after the line"])
+def test_a_signal_while_a_result_is_told_leaves_its_line_and_undoes_nothing(is_written: bool) -> None:
+    watch, interrupted = Watch(), [1]
+
+    def tell(number: int) -> None:
+        if number in interrupted and not is_written:
+            interrupted.remove(number)
+            raise KeyboardInterrupt
+        watch.told.append(number)
+        if number in interrupted:
+            interrupted.remove(number)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), WriteBehind(tell, undo=watch.undone.append, threads=1) as writing:
+        for number in range(4):
+            writing.add(slow(number, 0))
+    # What was done before the signal has its line; a second one for the same scene means the same as one.
+    assert {0, 1} <= set(watch.told) and sorted(set(watch.told)) == list(dict.fromkeys(watch.told))
+    assert not watch.undone and threads() == 0
+
+
+@pytest.mark.parametrize("is_handed_in", [False, True], ids=["before", "after"])
+def test_a_signal_while_work_is_handed_in_leaves_no_result_without_its_line(
+    is_handed_in: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch, made, done = Watch(), list[int](), threading.Event()
+
+    def work(number: int) -> int:
+        made.append(number)
+        done.set()
+        return number
+
+    with pytest.raises(KeyboardInterrupt), watch.writing(threads=1) as writing:
+        writing.add(lambda: work(0))
+        assert done.wait(10)
+        done.clear()
+        submit = writing._pool.submit
+
+        def interrupted(*arguments: Any) -> None:
+            if is_handed_in:
+                submit(*arguments)
+                assert done.wait(10)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(writing._pool, "submit", interrupted)
+        writing.add(lambda: work(1))
+    assert watch.told == made == ([0, 1] if is_handed_in else [0])
+    assert not watch.undone

@@ -27,7 +27,9 @@ from memorysam_cli.storage import documents, images
 from ...commands.trained import save_weights
 from ..stand_ins import CLASSES, PALETTE, write_data
 
-HOSTILE = "</script><img src=x onerror=alert(1)>\"'\u202e.png"
+HOSTILE = "</script><img src=x onerror=alert(1)>\"'\u202e\x1b[2J\udcff.png"
+SHOWN = "</script><img src=x onerror=alert(1)>\"'\\u202e\\x1b[2J\\udcff.png"
+"""The same as people may see it: still words, and nothing that turns, drives a terminal, or is no text."""
 VOID = {"meta", "img", "input", "br", "wbr", "rect", "line", "path", "circle", "link"}
 
 
@@ -191,7 +193,7 @@ def test_hostile_names_stay_text(evaluation: Path, tmp_path: Path) -> None:
     gallery["scenes"][0]["scene"] = HOSTILE
     documents.write_json(evaluation / "gallery/gallery.json", gallery)
     for found in (told(evaluation), told(make_prediction(tmp_path / "prediction"))):
-        assert HOSTILE in found.words
+        assert SHOWN in found.words and HOSTILE not in found.words
         assert not [each for each in found.all("img") if each["src"] == "x"]
 
 
@@ -249,6 +251,32 @@ def test_a_prediction_whose_inputs_are_gone_still_has_its_masks(tmp_path: Path) 
     assert len(found.all("img")) == 3 + 2
 
 
+@pytest.mark.parametrize("key", ["inputs", "mask", "confidence"])
+@pytest.mark.parametrize("way", ["absolute", "..", "inside/../.."])
+def test_a_page_carries_no_file_from_outside_away(key: str, way: str, tmp_path: Path) -> None:
+    folder = make_prediction(tmp_path / "prediction", scenes=1, failed=0)
+    images.write_png(tmp_path / "secret.png", np.full((20, 30), 1, np.uint8))
+    steps = {"inputs": "../../secret.png"}.get(key, "../secret.png")
+    path = {"absolute": str(tmp_path / "secret.png"), "..": steps, "inside/../..": f"inside/../{steps}"}[way]
+    (line,) = documents.read_json_lines(folder / "predictions.jsonl")
+    (folder / "predictions.jsonl").unlink()
+    documents.append_json_line(
+        folder / "predictions.jsonl", {**line, key: {"img": [path]} if key == "inputs" else path}
+    )
+    with pytest.raises(DataError, match=r"predictions.jsonl: is not as this version.*leads out of its folder"):
+        write([folder])
+    assert not (folder / "report.html").exists()
+
+
+def test_a_prediction_finds_its_inputs_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_prediction(tmp_path / "prediction")
+    report = documents.read_json(folder / "_SUCCESS.json")
+    documents.write_json(folder / "_SUCCESS.json", {**report, "inputs": "photos", "inputs_root": report["inputs"]})
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert "not there any more" not in told(folder).words
+
+
 def test_a_prediction_of_nothing_has_a_page(tmp_path: Path) -> None:
     assert "No scene was predicted." in told(make_prediction(tmp_path / "p", scenes=0, failed=0)).words
 
@@ -270,6 +298,39 @@ def test_two_runs_are_compared_class_by_class(evaluation: Path, tmp_path: Path) 
     found = told(a, b, out=tmp_path / "both.html")
     assert "+10.00" in found.words and "optim.lr" in found.words
     assert found.words.count("sky") >= 1
+
+
+@pytest.mark.parametrize(
+    ("differ", "said"),
+    [
+        ("data set", "the one is of data set synthetic, the other of mcubes"),
+        ("content", "the one is of another content of data set synthetic than the other"),
+    ],
+)
+def test_runs_of_different_data_do_not_compare(
+    differ: str, said: str, evaluation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", name="mcubes" if differ == "data set" else "demo")
+    for run, digest in ((a, "a"), (b, "b")):
+        documents.write_json(run / "data.json", {"root": "/data", "dataset": "synthetic", "content_hash": digest * 64})
+    found = told(a, b, out=tmp_path / "both.html")
+    assert f"These two runs do not compare: {said}." in found.words
+    assert f"These two runs do not compare: {said}." in capsys.readouterr().err
+    assert "Best validation mIoU23.00 (step 20)23.00 (step 20)\n" in found.words, "and no difference of them"
+    assert "miou" not in [each["data-chart"] for each in found.all("figure")]
+
+
+def test_other_ways_of_looking_are_labeled_beside_parts_of_the_sensors(evaluation: Path) -> None:
+    plain = documents.read_json(evaluation / "metrics.json")
+    for name, change in (
+        ("tta", {"tta": {"scales": [1.0]}}), ("tile", {"tile": {"window": 32}}), ("bf16", {"precision": "bf16"}),
+        ("other", {"split_sha256": {"val": "0"}, "modalities": ["other"]}),
+    ):  # fmt: skip
+        documents.write_json(evaluation / name / "metrics.json", plain | change)
+    words = told(evaluation).words
+    for name in ("img+depth (test-time augmentation)", "img+depth (tiled)", "img+depth (bf16)"):
+        assert name in words
+    assert "other" not in words.partition("Sensors and ways of looking")[2].partition("Scenes")[0]
 
 
 def test_what_does_not_compare_is_refused(evaluation: Path, tmp_path: Path) -> None:

@@ -85,6 +85,14 @@ def test_other_modalities_of_a_like_number_are_taken_and_told(
     assert "was trained on img, depth, goes on with img, event" in capsys.readouterr().err
 
 
+def test_settings_of_the_same_sensors_that_changed_are_told(
+    trained: Path, small: Recipe, rendered: Manifest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start.load_initial(network_of(changed(small, "data", antialias=True), rendered), str(trained))
+    told = "was trained on other settings of sensors: 'img' antialias was False, is True, 'depth' antialias was False"
+    assert told in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_complete_file_counts_where_its_base_is_this_run_s(small: Recipe, rendered: Manifest, tmp_path: Path) -> None:
     network = network_of(small, rendered)
     state = dict(network.state_dict())
@@ -101,7 +109,7 @@ def test_merged_weights_and_missing_ones_are_refused(small: Recipe, rendered: Ma
     save_merged(network, tmp_path / "merged.safetensors")
     with pytest.raises(WeightsError, match="its LoRA is merged into the base"):
         start.load_initial(network_of(small, rendered), str(tmp_path / "merged.safetensors"))
-    with pytest.raises(WeightsError, match="is not a file"):
+    with pytest.raises(WeightsError, match="does not exist"):
         start.initial_sha256(changed(small, "model", init=str(tmp_path / "none")))
 
 

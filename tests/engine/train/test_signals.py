@@ -6,12 +6,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from memorysam_cli.engine.train import endings
-from memorysam_cli.engine.train.endings import SIGNAL_EXIT_CODES, StopRequest, catch_stop
+from memorysam_cli.engine.train.endings import StopRequest, catch_stop
+from memorysam_cli.errors import SIGNAL_EXIT_CODES
 
 STUCK = """
 import ctypes, sys
@@ -41,19 +43,59 @@ finally:
 
 
 @pytest.fixture
-def handled() -> dict[int, Callable[..., object] | int | None]:
-    return {number: signal.getsignal(number) for number in SIGNAL_EXIT_CODES}
+def handled() -> Iterator[dict[int, Callable[..., object] | int | None]]:
+    """The handlers; pytest's own alarm, which bounds a test, is put away meanwhile."""
+    alarm = signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    yield {number: signal.getsignal(number) for number in SIGNAL_EXIT_CODES}
+    signal.signal(signal.SIGALRM, alarm)
 
 
 @pytest.mark.parametrize("number", SIGNAL_EXIT_CODES, ids=lambda number: number.name)
-def test_the_first_signal_only_asks(number: signal.Signals, handled: object) -> None:
+def test_the_first_signal_only_asks(number: signal.Signals, handled: dict[int, Any]) -> None:
     with catch_stop() as stop:
         assert not stop
         os.kill(os.getpid(), number)
         wait_for(stop)
         assert (stop.exit_code, stop.name) == (SIGNAL_EXIT_CODES[number], number.name)
-        assert {each: signal.getsignal(each) for each in SIGNAL_EXIT_CODES} == handled  # so that the next one acts
+        now = {each: signal.getsignal(each) for each in SIGNAL_EXIT_CODES}
+        kept = {signal.SIGXCPU: signal.SIG_IGN} if number == signal.SIGXCPU else {}
+        assert now == {**handled, **kept}  # so that the next one acts
     assert {each: signal.getsignal(each) for each in SIGNAL_EXIT_CODES} == handled
+
+
+def test_each_signal_has_the_code_that_is_published() -> None:
+    """128 + its number on Linux (man 7 signal); SIGUSR1 comes ahead of SIGTERM and means the same."""
+    assert {number.name: code for number, code in SIGNAL_EXIT_CODES.items()} == {
+        "SIGHUP": 129, "SIGINT": 130, "SIGQUIT": 131, "SIGUSR2": 140, "SIGALRM": 142, "SIGTERM": 143, "SIGUSR1": 143,
+        "SIGXCPU": 152,
+    }  # fmt: skip
+
+
+def test_what_is_ignored_stays_ignored_and_an_alarm_of_others_stays_theirs() -> None:
+    """``nohup`` ignores SIGHUP; a shell ignores SIGQUIT of what runs in the background."""
+    rung: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM)}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+        signal.signal(signal.SIGALRM, lambda number, _: rung.append(number))
+        with catch_stop() as stop:
+            for number in before:
+                os.kill(os.getpid(), number)
+            assert not stop and rung == [signal.SIGALRM]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_the_kernels_repeated_word_that_processor_time_is_up_is_no_second_signal() -> None:
+    before = signal.getsignal(signal.SIGXCPU)
+    with catch_stop() as stop:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGXCPU)  # by default it ends the process
+            wait_for(stop)
+        assert stop.exit_code == 152
+    assert signal.getsignal(signal.SIGXCPU) == before
 
 
 def wait_for(stop: StopRequest) -> None:
@@ -95,7 +137,9 @@ def start(script: str, *words: str) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize("number", SIGNAL_EXIT_CODES, ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGALRM], ids=lambda each: each.name
+)
 def test_the_second_signal_ends_even_a_process_that_waits_for_ever(number: signal.Signals) -> None:
     with start(STUCK, "0.2") as process:
         time.sleep(0.05)

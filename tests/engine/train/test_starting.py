@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -22,7 +23,7 @@ from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.train import start
 from memorysam_cli.errors import DataError, EnvironmentFault, FolderInUseError, UsageError, WeightsError
 from memorysam_cli.recipe import Recipe
-from memorysam_cli.storage import atomic
+from memorysam_cli.storage import atomic, images
 
 from ..stand_ins import write_data
 
@@ -84,6 +85,19 @@ def test_a_missing_split_is_said_with_the_remedy(tmp_path: Path, default: Recipe
     blind = replace(manifest, info=manifest.info.model_copy(update={"unlabelled": ("val",)}))
     with pytest.raises(DataError, match=r"'val', .* has no labels .*--set data\.selection_split=NAME"):
         start.refuse_missing_splits(default, blind)
+
+
+@pytest.mark.parametrize(("split", "use"), [("train", "nothing to learn"), ("val", "nothing to choose")])
+def test_a_split_without_one_labeled_pixel_is_refused(tmp_path: Path, default: Recipe, split: str, use: str) -> None:
+    manifest = write_data(tmp_path)
+    start.refuse_unlabelled(default, manifest)
+    paths = [tmp_path / str(scene.label) for scene in manifest.of_split(split)]
+    for path in paths:
+        images.write_png(path, np.full((24, 40), 255, np.uint8))
+    with pytest.raises(DataError, match=f"no labeled pixel in '{split}': all {len(paths)} labels .*{use}"):
+        start.refuse_unlabelled(default, manifest)
+    paths[-1].write_bytes(b"no picture")  # may hold what counts; training will say that it cannot be read
+    start.refuse_unlabelled(default, manifest)
 
 
 def test_resume_without_a_recipe_takes_that_of_the_default_s_newest_run(

@@ -183,6 +183,15 @@ def test_more_than_255_classes_are_int32_in_the_description(weights: Path) -> No
     assert about["outputs"][1]["dtype"] == "int32"
 
 
+@pytest.mark.parametrize("antialias", [None, True])
+def test_the_description_says_how_images_shrink(weights: Path, antialias: bool | None) -> None:
+    card = load(weights).card
+    data = card.recipe.data.model_copy(update={"antialias": antialias})
+    card = card.model_copy(update={"recipe": card.recipe.model_copy(update={"data": data})})
+    about = portable.describe(card, ["img"], GraphShape(1, 1, 32, 32), form="onnx", digest="")
+    assert about["modalities"][0]["antialias"] is bool(antialias)  # the card of the data set says no
+
+
 def test_rotation_in_real_numbers_is_that_in_complex_ones() -> None:
     values = torch.randn(2, 1, 6, 8, generator=torch.Generator().manual_seed(0))
     angles = torch.rand(6, 4, generator=torch.Generator().manual_seed(1))

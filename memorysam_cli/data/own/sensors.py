@@ -1,0 +1,199 @@
+"""What a sensor is: how its kind is guessed and treated, and what its values give reason to say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from memorysam_cli.data.manifest import Manifest
+from memorysam_cli.data.statistics import range_text, value_range
+from memorysam_cli.dataset import IMAGENET, DatasetInfo, Flip, Interpolation, Kind, Modality, ValueRange
+from memorysam_cli.errors import DataError, UsageError
+from memorysam_cli.storage import images
+
+Measured = Literal["all", "others", "none"]
+"""Which sensors are normalised by their own mean and deviation: others are those that are no photos."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
+LOOKED_AT = 3
+"""Files of each sensor, and labels."""
+FAR = 8.0
+"""Values beyond this many times the range [-1, 1] would swamp the network."""
+SMALL = 0.3
+"""Values that reach no further fill too little of the range: 14 bits in 16 reach 0.25."""
+NARROW = 1 / 8
+"""So do those that lie within less than this."""
+FULL = {"uint8": 255, "uint16": 65535}
+"""Stored values that become 1; floating point stays as it is."""
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """How the frames of a kind are treated."""
+
+    looks_like_a_photo: bool = False
+    """Normalised as ImageNet's photos and changed in colour and sharpness during training; others: neither, as the
+    reference does it."""
+    interpolation: Interpolation = "bilinear"
+    flip: Flip = "mirror"
+
+
+DEFAULTS: dict[Kind, Defaults] = {
+    "rgb": Defaults(looks_like_a_photo=True),
+    "gray": Defaults(looks_like_a_photo=True),
+    # Between a wall and what stands before it there is nothing in the middle: distances are not blended.
+    "depth": Defaults(interpolation="nearest"),
+    "hha": Defaults(),
+    # Sparse: most pixels say "nothing", which must not bleed into those that say something.
+    "event": Defaults(interpolation="nearest"),
+    "lidar": Defaults(interpolation="nearest"),
+    "thermal": Defaults(),
+    # Which of sine and cosine a mirror turns round depends on how the sensor counts its angle: dataset.json can say.
+    "angle": Defaults(),
+}
+
+WORDS: dict[Kind, str] = {
+    "rgb": "rgb img image images color colour camera cam visible vis photo ms multispectral hyperspectral",
+    "gray": "gray grey mono pan panchromatic nir swir dolp",
+    "depth": "depth disparity disp distance range dsm dem",
+    "hha": "hha",
+    "event": "event events dvs",
+    "lidar": "lidar radar velodyne points sar",
+    "thermal": "thermal ther ir lwir mwir infrared flir heat",
+    "angle": "angle aolp aop orientation azimuth",
+}
+"""The words in a modality's name by which its kind is guessed."""
+
+
+def guess_kind(name: str) -> Kind:
+    """The kind that a modality's name tells, such as depth for ``depth_left`` and thermal for ``IR2``.
+
+    Raises:
+        UsageError: no word of the name is known, or two speak for different kinds.
+    """
+    words_of_name = {word.rstrip("0123456789") for word in re.split(r"[^a-z0-9]+", name.lower())}
+    found = [kind for kind, words in WORDS.items() if words_of_name & set(words.split())]
+    if len(found) != 1:
+        why = "tells no kind" if not found else f"tells {' and '.join(found)}"
+        raise UsageError(f"--modality {name}: its name {why}; say --kind {name}=KIND, one of {', '.join(KINDS)}")
+    return found[0]
+
+
+def make_modality(
+    name: str, kind: Kind, *, scale: float | None = None, channels: Sequence[int] | None = None
+) -> Modality:
+    """A modality with the defaults of its kind.
+
+    Args:
+        name: of the modality.
+        kind: decides normalisation, interpolation, photometric augmentation and flip.
+        scale: of stored values; None: by dtype.
+        channels: which three stored channels to take, from 0; one is taken three times.
+    """
+    defaults = DEFAULTS[kind]
+    is_photo = defaults.looks_like_a_photo
+    chosen = tuple(channels or ())
+    chosen = chosen * 3 if len(chosen) == 1 else chosen
+    return Modality(
+        name=name,
+        kind=kind,
+        mean=IMAGENET["mean"] if is_photo else None,
+        std=IMAGENET["std"] if is_photo else None,
+        interpolation=defaults.interpolation,
+        photometric=("jitter", "blur") if is_photo else (),
+        channels=(chosen[0], chosen[1], chosen[2]) if chosen else None,
+        scale=scale,
+        flip=defaults.flip,
+    )
+
+
+def names_to_measure(modalities: Sequence[Modality], measured: Measured) -> tuple[str, ...]:
+    """The sensors that are normalised by their own mean and deviation."""
+    if measured == "none":
+        return ()
+    return tuple(each.name for each in modalities if measured == "all" or not DEFAULTS[each.kind].looks_like_a_photo)
+
+
+def notes_on_values(manifest: Manifest, *, measured: Sequence[str]) -> list[str]:
+    """What the values of the first few files of each sensor give reason to say.
+
+    Args:
+        manifest: not written yet.
+        measured: sensors that are normalised by what they hold, whatever that is.
+    """
+    notes = []
+    for modality in manifest.info.modalities:
+        name = modality.name
+        scenes = [[manifest.root / path for path in scene.files[name]] for scene in manifest.scenes[:LOOKED_AT]]
+        if modality.channels is None and any(_channels(paths[0]) == len("RGBA") for paths in scenes):
+            notes.append(f"'{name}': the fourth channel is taken for alpha and dropped (--channels says otherwise)")
+        found = None if name in measured else value_range(scenes, modality)
+        note = None if found is None else _note_on_range(found, modality)
+        if note is not None:
+            notes.append(f"'{name}': {note}")
+    return notes
+
+
+def _note_on_range(found: ValueRange, modality: Modality) -> str | None:
+    """What is odd about the range that the network would be shown, of whatever type."""
+    factor = _factor(found.dtypes[0], modality)
+    low, high = sorted(end * factor + modality.offset for end in (found.low, found.high))
+    top, stored = max(abs(low), abs(high)), f"{range_text(found)} in the first files"
+    remedy = f"normalize with --measure, or give --scale {modality.name}={{:.1g}}"
+    if top > FAR:
+        return f"{stored} become values up to {top:.4g}, the network is used to about 1; {remedy.format(factor / top)}"
+    if modality.scale is not None or top == 0:
+        return None
+    if top < SMALL:
+        return f"{stored} use only {100 * top:.2g} % of the range; {remedy.format(factor / top)}"
+    # Most of a sparse sensor's pixels say "nothing", which is one value.
+    if high - low < NARROW and modality.kind not in ("event", "lidar"):
+        return f"{stored} use a span of only {100 * (high - low):.2g} % of the range; normalize with --measure"
+    return None
+
+
+def _channels(path: Path) -> int:
+    """Of a file, by its header; 0 if that cannot be read: the check will tell."""
+    try:
+        return images.header(path).channels
+    except DataError:
+        return 0
+
+
+def choices(info: DatasetInfo, *, names: Sequence[str] | None = None) -> list[str]:
+    """How each sensor's values are understood, a line each.
+
+    Args:
+        info: as it was written, with the sensors' ranges; one of an earlier version has none.
+        names: of the sensors, in their order; None: all.
+    """
+    lines = []
+    for modality in info.modalities if names is None else map(info.modality, names):
+        found = info.ranges.get(modality.name)
+        held = range_text(found) if found else "no valid value" if info.ranges else "range not known"
+        gone = f", nodata {', '.join(f'{value:.7g}' for value in found.nodata)}" if found and found.nodata else ""
+        lines.append(f"{modality.name} ({modality.kind}): {held}{gone}; {_treatment(modality, found)}")
+    return lines
+
+
+def _treatment(modality: Modality, found: ValueRange | None) -> str:
+    """What is done to stored values."""
+    full = None if found is None or modality.scale is not None else FULL.get(found.dtypes[0])
+    scaled = "as stored" if full is None else f"÷ {full}"
+    scaled = scaled if modality.scale is None else f"× {modality.scale:g}"
+    scaled = f"{scaled} + {modality.offset:g}" if modality.offset else scaled
+    if modality.mean is None or modality.std is None:
+        return f"{scaled}, not normalized"
+    if (modality.mean, modality.std) == (IMAGENET["mean"], IMAGENET["std"]):
+        return f"{scaled}, normalized by ImageNet's mean and deviation"
+    mean, std = (
+        ", ".join(dict.fromkeys(f"{value:.6g}" for value in triple)) for triple in (modality.mean, modality.std)
+    )
+    return f"{scaled}, normalized by its own mean {mean} and deviation {std}"
+
+
+def _factor(dtype: str, modality: Modality) -> float:
+    """What stored values are multiplied by."""
+    return modality.scale if modality.scale is not None else 1 / FULL.get(dtype, 1)
