@@ -625,8 +625,9 @@ def test_waiting_threads_give_way_to_other_programs_unless_the_user_says_how_the
     "line",
     [
         "prepare folder . -m rgb=a --labels b --classes {}", "watch {} --once", "weights info {}", "report {}",
-        "report -o {}", "card {}", "predict . -o out -w {}", "evaluate -w {}", "train --init {}", "check {}",
-        "prepare deliver {}", "weights merge a -o {}", "recipes copy demo {}", "--extend {} doctor", "train -r {}", "train --resume {}",
+        "report -o {}", "card {}", "predict . -o out -w {}", "evaluate -w {}", "check {}",
+        "prepare deliver {}", "weights merge a -o {}", "recipes copy demo {}", "--extend {} doctor",
+        "train -r {}", "train --resume {}",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["fifo", "device", "socket"])

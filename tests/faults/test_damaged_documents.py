@@ -387,7 +387,7 @@ def test_a_damaged_line_of_a_run_is_named_by_its_report(
 
 
 @pytest.mark.parametrize(
-    "command", ["evaluate --split val", "predict data --out other", "train -r tiny.yaml --out runs/b"]
+    "command", ["evaluate --split val -d data", "predict data --out other", "train -r tiny.yaml --out runs/b"]
 )
 def test_every_command_reads_a_manifest_by_the_same_rules(
     command: str, folder: Path, capsys: pytest.CaptureFixture[str]
