@@ -95,7 +95,7 @@ def runs(incomplete: str) -> list[str]:
 
 
 def _beginning(names: Iterable[str], incomplete: str) -> list[str]:
-    return [name for name in names if name.startswith(incomplete)]
+    return [name for name in names if name.startswith(incomplete) and name.isprintable()]
 
 
 def _files(incomplete: str, endings: tuple[str, ...]) -> list[str]:
@@ -111,7 +111,7 @@ def _files(incomplete: str, endings: tuple[str, ...]) -> list[str]:
     return [
         f"{prefix}{entry.name}{'/' if entry.is_dir() else ''}"
         for entry in found
-        if entry.is_dir() or entry.suffix in endings
+        if (entry.is_dir() or entry.suffix in endings) and entry.name.isprintable()  # the shell shows them as they are
     ]
 
 

@@ -400,10 +400,8 @@ class Marker:
 
 def _end(path: Path) -> None:
     with contextlib.suppress(OSError):
-        words = (
-            f"memorysam: error [{LOST_CODE}]: {path}: was taken over by another run after a long silence of this one\n"
-        )
-        os.write(2, words.encode(errors="backslashreplace"))
+        what = f"{shown(path)}: was taken over by another run after a long silence of this one"
+        os.write(2, f"memorysam: error [{LOST_CODE}]: {what}\n".encode())
     os._exit(LOST_CODE)
 
 

@@ -6,15 +6,20 @@ The data lie where no command looks by itself: what comes after the training fin
 from __future__ import annotations
 
 import json
+import shlex
+import signal
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from memorysam_cli import app
+from memorysam_cli.engine.run_folder import RunFolder
 
 from ..engine.stand_ins import write_data
-from .trained import Ended
+from .trained import Ended, Program
 
 RECIPE = """
 name: small
@@ -69,6 +74,33 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
                 code = app.run([*words, "--json"])
             found[line] = Ended(code, *(stream.buffer.getvalue().decode() for stream in (out, err)))  # type: ignore[attr-defined]
     return found
+
+
+def test_the_line_that_an_interrupted_run_ends_with_continues_it_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memorysam: Program
+) -> None:
+    """Typed in the same folder, of the run and the data root of the command before, with spaces and a quote in both."""
+    monkeypatch.chdir(tmp_path)
+    write_data(Path("my data"))
+    Path("small.yaml").write_text(RECIPE.replace("max_steps: 1", "max_steps: 2"))
+    log_metrics = RunFolder.log_metrics
+
+    def interrupted(run: RunFolder, place: Mapping[str, int], values: Mapping[str, float]) -> None:
+        log_metrics(run, place, values)
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "log_metrics", interrupted)
+        ended = memorysam("train", "--recipe", "small.yaml", "--data", "my data", "--out", "it's mine/run")
+    assert ended.code == 143
+    line = ended.err.rstrip("\n").rpartition("continue with: ")[2]
+    assert shlex.split(line) == ["memorysam", "train", "--resume", "it's mine/run"]
+    went_on = memorysam(*shlex.split(line)[1:], "--json")
+    assert went_on.code == 0 and went_on.answer["steps"] == 2 and went_on.answer["resumed"]
+    Path("my data").rename("moved")
+    lost = memorysam("evaluate", "--weights", "it's mine/run/checkpoints/best.safetensors")
+    assert lost.code == 3 and f"below {tmp_path / 'my data'}, which is not there any more" in lost.err
+    assert lost.err.rstrip().endswith("say where it is with --data ROOT")
 
 
 @pytest.mark.parametrize("line", WALK)
