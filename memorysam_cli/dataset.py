@@ -208,21 +208,20 @@ class DatasetInfo(Strict):
     content_hash: str = ""
     """SHA-256 over ``scenes.jsonl`` and the sizes of all files that it names."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _knows_older_files(cls, content: Any) -> Any:
-        """A DELIVER of an earlier version has labels of four channels, of which the first counted unsaid."""
-        label = content.get("label") if isinstance(content, dict) else None
-        if isinstance(label, dict) and content.get("name") == "deliver":
-            return {**content, "label": {"first_channel": True, **label}}
-        return content
-
     @field_validator("root")
     @classmethod
     def _stays_inside(cls, root: str) -> str:
         if root != "." and not is_inside(root):
             raise ValueError(f"{root!r} is no folder below the data root, with single forward slashes and without '..'")
         return root
+
+    # Afterwards: what a validator before it hands on is no JSON any more, whose lists are tuples.
+    @model_validator(mode="after")
+    def _knows_older_files(self) -> DatasetInfo:
+        """A DELIVER of an earlier version has labels of four channels, of which the first counted unsaid."""
+        if self.name == "deliver" and "first_channel" not in self.label.model_fields_set:
+            object.__setattr__(self, "label", self.label.model_copy(update={"first_channel": True}))
+        return self
 
     @model_validator(mode="after")
     def _labels_are_classes(self) -> DatasetInfo:

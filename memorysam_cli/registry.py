@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from memorysam_cli.errors import UsageError
+from memorysam_cli.text import typed_path
 
 VARIABLE = "MEMORYSAM_EXTEND"
 """Absolute paths, separated as in ``$PATH``; programs that ours starts inherit it."""
@@ -122,7 +123,7 @@ def add_files(files: Iterable[str | os.PathLike[str]], *, where: str) -> None:
     """
     known = _named()
     for file in files:
-        path = Path(file).expanduser().absolute()
+        path = typed_path(file).absolute()
         if not path.is_file():
             what = "is not a file" if path.exists() else "does not exist"
             raise UsageError(f"{where} {file}: {what}; give a Python file that registers something")

@@ -1,4 +1,4 @@
-"""Values in words for people: names, lists of names, bytes, seconds, numbers.
+"""Values in words for people: names, lists of names, bytes, seconds, numbers; and a path in people's words.
 
 Every message, table and chart takes its words from here, so that one thing reads alike wherever it is met. Only the
 standard library, and little of it: all modules may import this one.
@@ -6,9 +6,11 @@ standard library, and little of it: all modules may import this one.
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -127,3 +129,11 @@ def number(value: float) -> str:
     if value == int(value) and abs(value) < 1e7:
         return f"{int(value):,}"
     return f"{value:.3g}"
+
+
+def typed_path(text: str | os.PathLike[str]) -> Path:
+    """A path as people type it: ``~`` is the home folder; ``~somebody`` whom nobody knows stays as it is."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)

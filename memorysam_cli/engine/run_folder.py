@@ -5,7 +5,6 @@ Following (:class:`Watch`) reads what training appends, takes no lock and writes
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -28,7 +27,7 @@ from memorysam_cli.errors import DataError, MemorySamError, UsageError, WeightsE
 from memorysam_cli.recipe import Recipe, load
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents, lock
-from memorysam_cli.text import command, typed
+from memorysam_cli.text import command, shown, typed
 
 RUNS = Path("runs")
 RECIPE = "recipe.yaml"
@@ -160,10 +159,19 @@ class RunFolder:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         documents.append_json_line(self.metrics, {**place, **finite})
 
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The rows of the metrics so far.
+
+        Raises:
+            DataError: ``file:line`` is no row of ours.
+        """
+        lines = enumerate(documents.each_json_line(self.metrics) if self.metrics.exists() else (), 1)
+        return [metrics_row(row, where=f"{self.metrics}:{number}") for number, row in lines]
+
     def forget_metrics_after(self, step: int, *, validated: bool) -> None:
         """Drop the rows that a resumed run will write again: those of later steps, and a validation still to come."""
         if self.metrics.exists():
-            rows = documents.read_json_lines(self.metrics)
+            rows = self.read_metrics()
             rows = [r for r in rows if r["step"] < step or (r["step"] == step and (validated or "miou" not in r))]
             atomic.write_text(self.metrics, "".join(documents.to_json(row) + "\n" for row in rows))
 
@@ -183,6 +191,25 @@ class RunFolder:
             for entry in folder.iterdir() if folder.is_dir() else ():
                 if _TEMPORARY.fullmatch(entry.name):
                     shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+
+
+def metrics_row(row: Any, *, where: str) -> dict[str, Any]:
+    """A line of ``metrics.jsonl``, if it is one: step, epoch, and numbers or null by name.
+
+    Raises:
+        DataError: it is none; ``where`` begins the message.
+    """
+    places = [row.get(key) for key in ("step", "epoch")] if isinstance(row, dict) else [None]
+    if not all(is_count(place) for place in places):
+        raise DataError(f"{where}: is no row with a step and an epoch; remove the line, or restore the file")
+    if odd := [name for name, value in row.items() if value is not None and type(value) not in (int, float)]:
+        raise DataError(f"{where}: '{shown(odd[0])}' is no number; remove the line, or restore the file")
+    return dict(row)
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value of JSON is a whole number of steps, epochs or scenes."""
+    return type(value) is int and 0 <= value < 2**53
 
 
 def name_for(recipe: Recipe) -> Path:
@@ -429,6 +456,7 @@ class Watch:
 
     Raises:
         UsageError: there is no run.
+        DataError: one of its files is damaged; so does every look.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -442,8 +470,7 @@ class Watch:
     def look(self) -> Look:
         """What the run is at now."""
         self._read_new()
-        extent = self._document(self.run.extent)
-        last = extent.get("last_step")
+        scenes, last = self._extent()
         owner = lock.owner(self.run.path)
         state: RunState = "stopped"
         if self.run.result.is_file():
@@ -452,7 +479,7 @@ class Watch:
             state = "running"
         elif self.run.diverged.is_file():
             state = "diverged"
-        per_step = self._seconds_per_step(extent.get("scenes_per_step"))
+        per_step = self._seconds_per_step(scenes)
         left = None if per_step is None or last is None or state != "running" else per_step * (last - self.step)
         return Look(
             self.run.path, state, owner if state == "running" else None, self.step, last, self.epoch,
@@ -465,47 +492,46 @@ class Watch:
         self.series: dict[str, deque[float | None]] = {name: deque(maxlen=MOST_VALUES) for name in names}
         self.step = self.epoch = 0
         self.best: tuple[float | None, int | None] = (None, None)
-        self._place = 0
+        self._place = self._lines = 0
 
     def _read_new(self) -> None:
         """Take in the lines that were added; a last one without its end is left for the next look."""
+        if not self.run.metrics.is_file():  # not there yet
+            return
         try:
-            size = self.run.metrics.stat().st_size
-            if size < self._place:  # a resumed run has dropped the rows that it writes again
+            if self.run.metrics.stat().st_size < self._place:  # a resumed run has dropped the rows that it writes again
                 self._reset()
             with self.run.metrics.open("rb") as stream:
                 stream.seek(self._place)
-                new = stream.read(size - self._place)
-        except OSError:  # not there yet, or just being replaced
+                for line in iter(lambda: stream.readline(documents.MAX_JSON_BYTES), b""):
+                    if not line.endswith(b"\n"):
+                        return
+                    self._lines += 1
+                    self._read_row(line, where=f"{self.run.metrics}:{self._lines}")
+                    self._place += len(line)
+        except OSError:  # just being replaced
             return
-        whole, end, _ = new.rpartition(b"\n")
-        self._place += len(whole) + len(end)
-        for line in whole.splitlines():
-            self._read_row(line)
 
-    def _read_row(self, line: bytes) -> None:
-        try:
-            row = json.loads(line)
-            self.step, self.epoch = int(row["step"]), int(row["epoch"])
-        except (ValueError, KeyError, TypeError):
-            return
+    def _read_row(self, line: bytes, *, where: str) -> None:
+        row = metrics_row(documents.parse_json(line, where=where), where=where)
+        self.step, self.epoch = row["step"], row["epoch"]
         for name, values in self.series.items():
             if name in row:
-                value = row[name]
-                is_number = isinstance(value, int | float) and math.isfinite(value)
-                values.append(float(value) if is_number else None)
+                values.append(None if row[name] is None else float(row[name]))
         miou = row.get("miou")
-        if isinstance(miou, int | float) and (self.best[0] is None or miou > self.best[0]):
+        if miou is not None and (self.best[0] is None or miou > self.best[0]):
             self.best = (float(miou), self.step)
 
     def _seconds_per_step(self, scenes: int | None) -> float | None:
         paces = [pace for pace in list(self.series["scenes_per_second"])[-RECENT_UPDATES:] if pace]
         return sum(scenes / pace for pace in paces) / len(paces) if scenes and paces else None
 
-    @staticmethod
-    def _document(path: Path) -> dict[str, Any]:
-        try:
-            content = documents.read_json(path)
-        except (MemorySamError, OSError):
-            return {}
-        return content if isinstance(content, dict) else {}
+    def _extent(self) -> tuple[int | None, int | None]:
+        """Scenes of a step and the last step, as far as the run has said so."""
+        if not self.run.extent.exists():
+            return None, None
+        extent = documents.read_object(self.run.extent)
+        values = extent.get("scenes_per_step"), extent.get("last_step")
+        if not all(is_count(value) for value in values):
+            raise DataError(f"{self.run.extent}: holds no numbers of scenes and steps; memorysam train writes it again")
+        return values

@@ -139,8 +139,8 @@ def test_no_weights_says_how_to_get_some() -> None:
 def test_a_validation_still_to_come_is_forgotten_with_the_rows_after_it() -> None:
     run = RunFolder(Path("run"))
     for step in (1, 2, 3):
-        run.log_metrics({"step": step}, {"loss": float("nan") if step == 3 else 1.0})
-        run.log_metrics({"step": step}, {"miou": 5.0})
+        run.log_metrics({"step": step, "epoch": 0}, {"loss": float("nan") if step == 3 else 1.0})
+        run.log_metrics({"step": step, "epoch": 0}, {"miou": 5.0})
     assert '"loss":null' in run.metrics.read_text().replace(" ", "")
     run.forget_metrics_after(2, validated=True)
     assert run.metrics.read_text().count("miou") == 2

@@ -102,7 +102,11 @@ def scene(name: str, words: Iterable[str | None], layers: Sequence[Mapping[str, 
 
 def layer(key: str, title: str, path: Path) -> dict[str, str]:
     """A layer whose picture is a file."""
-    return {"key": key, "title": title, "src": pages.data_uri(path.read_bytes(), kind=PICTURE_KINDS[path.suffix])}
+    return {
+        "key": key,
+        "title": title,
+        "src": pages.data_uri(documents.read_bytes(path), kind=PICTURE_KINDS[path.suffix]),
+    }
 
 
 def fitting(scenes: list[Facts], *, room: int = ROOM) -> tuple[list[Facts], str]:

@@ -14,7 +14,7 @@ from memorysam_cli.engine.reporting.folders import Facts
 from memorysam_cli.engine.run_folder import RECIPE, RunFolder, resume_command
 from memorysam_cli.errors import UsageError
 from memorysam_cli.report import console, pages
-from memorysam_cli.storage import atomic
+from memorysam_cli.storage import atomic, documents
 from memorysam_cli.text import command, megabytes
 
 NAME = "report.html"
@@ -60,11 +60,13 @@ def write(folder: Sequence[Path], *, out: Path | None = None) -> WrittenReport:
     if path.is_dir():
         raise UsageError(f"--out {path}: is a folder; give a file, such as {path / NAME}")
     atomic.refuse_unwritable(path.parent)
-    facts = GATHER[folders.kind(folder[0])](folder[0]) if len(folder) == 1 else gather_comparison(*folder)
+    gather = GATHER[folders.kind(folder[0])] if len(folder) == 1 else gather_comparison
+    with documents.understood(folder[0]):  # what no closer look has found, up to what the page makes of a value
+        facts = gather(*folder)
+        text = pages.render(facts["kind"], **facts)
     if facts["kind"] == "comparison":
         for line in facts["warnings"]:
             console.warn(line)
-    text = pages.render(facts["kind"], **facts)
     size = len(text.encode())
     if size > pages.MOST_BYTES:
         console.warn(
@@ -95,7 +97,7 @@ def gather_comparison(first: Path, second: Path) -> Facts:
     rows = [] if note else _rows(a, b)
     charts = []
     if len(runs) == 2:
-        rows_of_runs = [("A", run_page.metrics(runs[0])), ("B", run_page.metrics(runs[1]))]
+        rows_of_runs = [("A", runs[0].read_metrics()), ("B", runs[1].read_metrics())]
         terms = [name for run in runs for name in recipes.load(run.path / RECIPE, is_stored=True).terms]
         charts = run_page.draw_all(rows_of_runs, tuple(dict.fromkeys(terms)))
         charts = [each for each in charts if not (apart and each.name == "miou")]
@@ -190,7 +192,7 @@ def _headline(a: Facts, b: Facts, runs: list[RunFolder], *, compared: bool, is_a
         words = [", ".join(each["modalities"]) for each in (a, b)]
         rows.append({"name": "Modalities", "a": words[0], "b": words[1], "delta": None})
     if len(runs) == 2:
-        best = [run_page.best(run_page.metrics(run)) for run in runs]
+        best = [run_page.best(run.read_metrics()) for run in runs]
         cells = ["–" if each is None else f"{each['miou']:.2f} (step {each['step']:,})" for each in best]
         delta = best[1]["miou"] - best[0]["miou"] if best[0] and best[1] and not is_apart else None
         rows.append({"name": "Best validation mIoU", "a": cells[0], "b": cells[1], "delta": delta})

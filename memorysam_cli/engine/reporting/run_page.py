@@ -52,11 +52,12 @@ def gather(folder: Path) -> Facts:
     """
     run = RunFolder(folder)
     trained = recipes.load(folder / RECIPE, is_stored=True)
-    rows = metrics(run)
+    rows = run.read_metrics()
     scored = folders.newest_evaluation(folder)
     shown = None
     if scored is not None:
-        shown = result_pages.section(scored, folders.read(scored / NAMES["metrics"]))
+        with files.understood(scored / NAMES["metrics"]):
+            shown = result_pages.section(scored, folders.read(scored / NAMES["metrics"]))
     parent, changes = against_parent(trained)
     pictures = _pictures(run)
     sections = [("curves", "Curves")] + [("pictures", "Pictures")] * bool(pictures)
@@ -76,13 +77,6 @@ def gather(folder: Path) -> Facts:
         "recipe": trained.to_yaml(),
         "environment": environment(run),
     }
-
-
-def metrics(run: RunFolder) -> list[Facts]:
-    """The rows of ``metrics.jsonl``; none before the first step."""
-    rows = files.read_json_lines(run.metrics) if run.metrics.is_file() else []
-    with files.understood(run.metrics):
-        return [row for row in rows if row["step"] >= 0]
 
 
 def charts_of(terms: Sequence[str]) -> list[ChartPlan]:
@@ -168,7 +162,8 @@ def _tiles(run: RunFolder, rows: Sequence[Facts], trained: Recipe) -> list[tuple
         memory = [row["peak_memory_gb"] for row in steps if row.get("peak_memory_gb")]
         tiles += [("Peak memory", f"{max(memory):.2f} GB", "")] if memory else []
     if result:
-        tiles.append(("Time", duration(result["seconds"]), f"{result['scenes']:,} scenes"))
+        with files.understood(run.result):
+            tiles.append(("Time", duration(result["seconds"]), f"{result['scenes']:,} scenes"))
     tiles.append(("Data set", trained.data.dataset, ", ".join(trained.data.modalities)))
     tiles.append(("Backbone", trained.model.backbone, f"{trained.model.encoder}, {trained.train.precision}"))
     return tiles

@@ -30,7 +30,7 @@ from memorysam_cli.engine.train.endings import Quarantine, StopRequest, Training
 from memorysam_cli.engine.train.tracking import Tracking
 from memorysam_cli.engine.train.update import BatchGroups, Learner, StepResult, learning_rate
 from memorysam_cli.engine.train.validation import HEADLINE, Validation, draw_first_batch, metric_of
-from memorysam_cli.errors import DataError, MemorySamError, Stopped
+from memorysam_cli.errors import DataError, MemorySamError, Stopped, WeightsError
 from memorysam_cli.model.weights import build_for_training, read, save
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
@@ -166,6 +166,12 @@ class Trainer:
         """Put everything back as it was at a checkpoint."""
         where = str(self.run.path)
         self.position = checkpoints.put_back(state, self.learner, where=where)
+        done, batches = divmod(self.position.batch, self.recipe.train.accumulate)
+        if batches or self.position.step != self.position.epoch * self.extent.steps_per_epoch + done:
+            raise WeightsError(
+                f"{where}: its checkpoint says step {self.position.step} and batch {self.position.batch} of epoch "
+                f"{self.position.epoch}, which cannot be with {self.extent.steps_per_epoch} steps an epoch"
+            )
         self._lacks_best = forget_lost_best(self.run, self.position)
         wait_for_all(self.accelerator)  # all have read what is written from here on
         if self.accelerator.is_main_process:

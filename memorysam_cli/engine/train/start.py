@@ -37,7 +37,7 @@ from memorysam_cli.model.weights import WeightsCard, fill_own, own_tensors, read
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents, lock, tensors
-from memorysam_cli.text import command, megabytes, typed
+from memorysam_cli.text import command, megabytes, typed, typed_path
 
 AUTO = "auto"
 DISK_MARGIN = 1.05
@@ -274,7 +274,7 @@ def initial_sha256(recipe: Recipe, then: str | None = None) -> str | None:
     """
     if recipe.model.init is None:
         return None
-    path = Path(recipe.model.init).expanduser()
+    path = typed_path(recipe.model.init)
     if not path.is_file():
         if then is not None:
             return then
@@ -294,7 +294,7 @@ def doubts(recipe: Recipe, manifest: Manifest, *, strict: bool) -> list[str]:
         DataError: there are such sensors, and ``strict``.
         WeightsError: the file is none of ours.
     """
-    path = None if recipe.model.init is None else Path(recipe.model.init).expanduser()
+    path = None if recipe.model.init is None else typed_path(recipe.model.init)
     if path is None or not path.is_file():
         return []
     found = {name: manifest.info.ranges[name] for name in recipe.data.modalities if name in manifest.info.ranges}
@@ -314,7 +314,7 @@ def load_initial(network: Segmenter, name: str) -> int:
     Raises:
         WeightsError: the file is damaged, or of another base, backbone, LoRA, classes or kind of input; says which.
     """
-    path = Path(name).expanduser()
+    path = typed_path(name)
     if not path.is_file():
         raise WeightsError(f"--init {path}: {_why_none(path)}; give weights of `memorysam train`")
     state, card = read(path)
