@@ -1,4 +1,4 @@
-"""Block R's fork server: good files, written once; then each child enters its hostile worlds and runs the program."""
+"""Block S's fork server: good files, written once; then each child enters its hostile worlds and runs the program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Block R: what is tried, how it is laid out and run, and every way in which it did not end as promised."""
+"""Block S: what is tried, how it is laid out and run, and every way in which it did not end as promised."""
 
 from __future__ import annotations
 
