@@ -26,6 +26,7 @@ INPUT_REFUSED = frozenset({2, 3, 5, 6, 10})
 """Exit codes that fit an input that is none; 10 is the one of ``weights verify``."""
 OUTPUT_REFUSED = frozenset({0, 2, 3, 6})
 FEW_LINES = 6
+NOT_TRIED = ["left out: root cannot be kept from the devices here"]
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def attempt(one: Try, place: Path, template: Path, forks: Forks, *, is_naive: bo
     except TimeoutError as error:
         return ["it hangs", str(error)[-300:], repr(one)]
     if ended.code == LEFT_OUT:
-        return []
+        return NOT_TRIED
     out = (place / "stdout").read_text(errors="replace") if (place / "stdout").exists() else ""
     found = [*wrong_end(one, ended, out), *wrong_files(one, before, tree(place))]
     return [

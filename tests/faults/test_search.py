@@ -17,7 +17,7 @@ from tests.faults.conftest import Figures
 from tests.faults.forks import Forks
 from tests.faults.scale import amount, seconds
 from tests.faults.search_lines import COMMANDS, HERE, LINES, path_parameters, spots
-from tests.faults.search_tries import Try, attempt, combination, everything, fitting
+from tests.faults.search_tries import NOT_TRIED, Try, attempt, combination, everything, fitting
 from tests.faults.search_worlds import THINGS, WORLDS
 
 PARTS = amount(4, soak=40)
@@ -70,8 +70,11 @@ def tried(tries: Sequence[Try], folder: Path, template: Path, forks: Forks, figu
     for number, one in enumerate(tries):
         place = folder / str(number)
         found = attempt(one, place, template, forks)
-        wrong += ["; ".join(found)] if found else []
-        figures("S", tries=1, interpreters=int(one.is_fresh), violations=int(bool(found)))
+        if found is NOT_TRIED:
+            figures("S", left_out=1)
+        else:
+            wrong += ["; ".join(found)] if found else []
+            figures("S", tries=1, interpreters=int(one.is_fresh), violations=int(bool(found)))
         subprocess.run(["chmod", "-R", "u+rwX", str(place)], check=False, stderr=subprocess.DEVNULL)
         shutil.rmtree(place)
     return wrong
