@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -208,14 +208,13 @@ class DatasetInfo(Strict):
     content_hash: str = ""
     """SHA-256 over ``scenes.jsonl`` and the sizes of all files that it names."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _knows_older_files(cls, content: Any) -> Any:
+    @model_validator(mode="after")  # before, pydantic would take what was JSON for Python, and its lists for no tuples
+    def _knows_older_files(self) -> Self:
         """A DELIVER of an earlier version has labels of four channels, of which the first counted unsaid."""
-        label = content.get("label") if isinstance(content, dict) else None
-        if isinstance(label, dict) and content.get("name") == "deliver":
-            return {**content, "label": {"first_channel": True, **label}}
-        return content
+        is_unsaid = "label" in self.model_fields_set and "first_channel" not in self.label.model_fields_set
+        if self.name == "deliver" and is_unsaid:
+            object.__setattr__(self, "label", self.label.model_copy(update={"first_channel": True}))
+        return self
 
     @field_validator("root")
     @classmethod
