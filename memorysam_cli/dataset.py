@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -208,20 +208,20 @@ class DatasetInfo(Strict):
     content_hash: str = ""
     """SHA-256 over ``scenes.jsonl`` and the sizes of all files that it names."""
 
-    @model_validator(mode="after")  # before, pydantic would take what was JSON for Python, and its lists for no tuples
-    def _knows_older_files(self) -> Self:
-        """A DELIVER of an earlier version has labels of four channels, of which the first counted unsaid."""
-        is_unsaid = "label" in self.model_fields_set and "first_channel" not in self.label.model_fields_set
-        if self.name == "deliver" and is_unsaid:
-            object.__setattr__(self, "label", self.label.model_copy(update={"first_channel": True}))
-        return self
-
     @field_validator("root")
     @classmethod
     def _stays_inside(cls, root: str) -> str:
         if root != "." and not is_inside(root):
             raise ValueError(f"{root!r} is no folder below the data root, with single forward slashes and without '..'")
         return root
+
+    # Afterwards: what a validator before it hands on is no JSON any more, whose lists are tuples.
+    @model_validator(mode="after")
+    def _knows_older_files(self) -> DatasetInfo:
+        """A DELIVER of an earlier version has labels of four channels, of which the first counted unsaid."""
+        if self.name == "deliver" and "first_channel" not in self.label.model_fields_set:
+            object.__setattr__(self, "label", self.label.model_copy(update={"first_channel": True}))
+        return self
 
     @model_validator(mode="after")
     def _labels_are_classes(self) -> DatasetInfo:
