@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import itertools
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -19,6 +20,7 @@ from typer.exceptions import TyperException
 from typer.main import get_command
 
 from memorysam_cli import __version__, registry
+from memorysam_cli.commands import options
 from memorysam_cli.errors import (
     EXIT_CODES,
     SIGNAL_EXIT_CODES,
@@ -100,7 +102,7 @@ def build() -> typer.Typer:
             app.add_typer(command, name=name)
         else:
             epilog = _epilog(getattr(module, "EXAMPLES", ()))
-            app.command(name, epilog=epilog, help=docstring(command))(command)
+            app.command(name, epilog=epilog, help=docstring(command))(_taking_files(command))
     return app
 
 
@@ -111,6 +113,21 @@ def _add_texts(group: typer.Typer, examples: Mapping[str, Examples]) -> None:
         own = each.name or (each.callback.__name__ if each.callback else "")
         each.epilog = _epilog(examples.get(own, ()))
         each.help = each.help or (docstring(each.callback) if each.callback else None)
+        if each.callback is not None:
+            each.callback = _taking_files(each.callback)
+
+
+def _taking_files(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command whose paths are looked at before it runs: none of them may be a device, a FIFO or a socket."""
+    if hasattr(command, "__wrapped__"):  # the groups are modules': another call of build has done it
+        return command
+
+    @functools.wraps(command)
+    def run_with_files(*arguments: Any, **values: Any) -> Any:
+        options.refuse_special((*arguments, *values.values()))
+        return command(*arguments, **values)
+
+    return run_with_files
 
 
 def _epilog(examples: Examples) -> str | None:

@@ -215,6 +215,14 @@ class DatasetInfo(Strict):
             raise ValueError(f"{root!r} is no folder below the data root, with single forward slashes and without '..'")
         return root
 
+    # Afterwards: what a validator before it hands on is no JSON any more, whose lists are tuples.
+    @model_validator(mode="after")
+    def _knows_older_files(self) -> DatasetInfo:
+        """A DELIVER of an earlier version has labels of four channels, of which the first counted unsaid."""
+        if self.name == "deliver" and "first_channel" not in self.label.model_fields_set:
+            object.__setattr__(self, "label", self.label.model_copy(update={"first_channel": True}))
+        return self
+
     @model_validator(mode="after")
     def _labels_are_classes(self) -> DatasetInfo:
         wrong = [index for _, index in self.label.mapping if not 0 <= index < len(self.classes)]

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from memorysam_cli.errors import UsageError
+from memorysam_cli.text import typed_path
 
 VARIABLE = "MEMORYSAM_EXTEND"
 """Absolute paths, separated as in ``$PATH``; programs that ours starts inherit it."""
@@ -31,6 +32,8 @@ HINT = "one of your own comes with its file: memorysam --extend FILE …"
 
 _registered: list[str] = []
 """The names that were added to any registry, in their order."""
+_given: list[Path] = []
+"""The files that this command line or its recipe named: the next command line must name them, too."""
 _errors: dict[Path, UsageError | None] = {}
 """The files that were run, and why one could not be."""
 _lock = threading.RLock()
@@ -120,7 +123,7 @@ def add_files(files: Iterable[str | os.PathLike[str]], *, where: str) -> None:
     """
     known = _named()
     for file in files:
-        path = Path(file).expanduser().absolute()
+        path = typed_path(file).absolute()
         if not path.is_file():
             what = "is not a file" if path.exists() else "does not exist"
             raise UsageError(f"{where} {file}: {what}; give a Python file that registers something")
@@ -128,8 +131,15 @@ def add_files(files: Iterable[str | os.PathLike[str]], *, where: str) -> None:
             raise UsageError(f"{where} {file}: its path may not contain '{os.pathsep}'")
         if path not in known:
             known.append(path)
+            _given.append(path)
     if known:
         os.environ[VARIABLE] = os.pathsep.join(map(str, known))
+
+
+def options() -> list[object]:
+    """What a command to type needs before its name, so that it knows what this one knows: ``--extend FILE``."""
+    known = _named()
+    return [word for path in dict.fromkeys(_given) if path in known for word in ("--extend", path)]
 
 
 def _run_files() -> None:

@@ -1,4 +1,4 @@
-"""Values in words for people: names, lists of names, bytes, seconds, numbers.
+"""Values in words for people: names, lists of names, bytes, seconds, numbers; and a path in people's words.
 
 Every message, table and chart takes its words from here, so that one thing reads alike wherever it is met. Only the
 standard library, and little of it: all modules may import this one.
@@ -6,9 +6,11 @@ standard library, and little of it: all modules may import this one.
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -38,11 +40,12 @@ def command(*words: object) -> str:
         words: after the program's name. A path with spaces is quoted; one with control characters or undecodable bytes
             is written as the shells read it in ``$'…'``, so that the line stays one line and still names the file.
     """
-    return " ".join(["memorysam", *map(typed, map(str, words))])
+    return " ".join(["memorysam", *map(typed, words)])
 
 
-def typed(word: str) -> str:
+def typed(value: object) -> str:
     """One word for a shell, as :func:`command` writes it."""
+    word = str(value)
     if word.isprintable():
         return shlex.quote(word)
     letters = (c if c.isprintable() and c not in "'\\" else _as_bytes(c) for c in word)
@@ -126,3 +129,11 @@ def number(value: float) -> str:
     if value == int(value) and abs(value) < 1e7:
         return f"{int(value):,}"
     return f"{value:.3g}"
+
+
+def typed_path(text: str | os.PathLike[str]) -> Path:
+    """A path as people type it: ``~`` is the home folder; ``~somebody`` whom nobody knows stays as it is."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)

@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import types
@@ -618,6 +619,35 @@ def test_waiting_threads_give_way_to_other_programs_unless_the_user_says_how_the
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment | own
     )
     assert result.stdout.splitlines()[-1] == expected
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "prepare folder . -m rgb=a --labels b --classes {}", "watch {} --once", "weights info {}", "report {}",
+        "report -o {}", "card {}", "predict . -o out -w {}", "evaluate -w {}", "check {}",
+        "prepare deliver {}", "weights merge a -o {}", "recipes copy demo {}", "--extend {} doctor",
+        "train -r {}", "train --resume {}",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["fifo", "device", "socket"])
+def test_a_path_that_is_no_file_is_refused_and_never_opened(
+    line: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To open the FIFO would wait for its writer, to read the device would never end; a name may lead there, too."""
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        if kind == "fifo":
+            os.mkfifo("special")
+        elif kind == "device":
+            Path("special").symlink_to("/dev/zero")
+        else:
+            listener.bind("special")
+        before = [(path, path.lstat().st_mode) for path in tmp_path.iterdir()]
+        assert app.run(line.format("special").split()) in {2, 5}
+        err = capsys.readouterr().err
+        assert err.startswith("memorysam: error") and err.count("\n") == 1
+        assert [(path, path.lstat().st_mode) for path in tmp_path.iterdir()] == before
 
 
 def test_helps_and_recipe_keys_are_the_same_where_python_drops_docstrings() -> None:

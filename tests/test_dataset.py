@@ -80,3 +80,12 @@ def test_antialiasing_is_the_card_s_unless_the_recipe_says_otherwise(
     info = DatasetInfo.model_validate({**INFO, "modalities": [{**DEPTH, "name": "img"}, depth]})
     (modality,) = info.chosen(["depth"], antialias=recipe)
     assert (modality.name, modality.antialias) == ("depth", wanted)
+
+
+@pytest.mark.parametrize(("name", "is_first"), [("deliver", True), ("field", False)])
+def test_labels_of_a_deliver_of_an_earlier_version_are_read_as_they_were(name: str, is_first: bool) -> None:
+    """Without the key; what says it is taken at its word."""
+    label = {"shift": -1, "ignore": [0, 255]}
+    assert DatasetInfo.model_validate({**INFO, "name": name, "label": label}).label.first_channel is is_first
+    said = DatasetInfo.model_validate({**INFO, "name": name, "label": {**label, "first_channel": False}})
+    assert not said.label.first_channel

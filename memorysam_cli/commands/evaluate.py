@@ -89,6 +89,8 @@ def evaluate(
         path, data=data, split=split, modalities=names, view=view, out=out, device=device, batch=batch, workers=workers,
         precision=precision, is_compiled=compiled, strict=strict,
     )  # fmt: skip
+    if weights is None:
+        run_folder.tell_default(path)
     if robustness is not None:
         report = run.measure_robustness(
             job, kind=robustness, seed=seed or 0, repeats=repeats or 1, noise_extremes=noise_extremes or "batch",

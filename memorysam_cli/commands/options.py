@@ -8,6 +8,7 @@ Each is the annotation of a parameter. A parameter without a default is required
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -89,12 +90,12 @@ def data_sets(incomplete: str) -> list[str]:
 
 def runs(incomplete: str) -> list[str]:
     """The runs below ``runs/``, and folders."""
-    found = (path.parent for path in Path("runs").glob("*/recipe.yaml"))
+    found = (path.parent for path in Path("runs").glob("[!.]*/recipe.yaml"))
     return list(dict.fromkeys([*_beginning(sorted(map(str, found)), incomplete), *_files(incomplete, ())]))
 
 
 def _beginning(names: Iterable[str], incomplete: str) -> list[str]:
-    return [name for name in names if name.startswith(incomplete)]
+    return [name for name in names if name.startswith(incomplete) and name.isprintable()]
 
 
 def _files(incomplete: str, endings: tuple[str, ...]) -> list[str]:
@@ -110,7 +111,7 @@ def _files(incomplete: str, endings: tuple[str, ...]) -> list[str]:
     return [
         f"{prefix}{entry.name}{'/' if entry.is_dir() else ''}"
         for entry in found
-        if entry.is_dir() or entry.suffix in endings
+        if (entry.is_dir() or entry.suffix in endings) and entry.name.isprintable()  # the shell shows them as they are
     ]
 
 
@@ -278,6 +279,28 @@ def scales(text: str | None, *, tta: bool) -> tuple[float, ...]:
     if not found or len(set(found)) != len(found) or not all(0.1 <= scale <= 4 for scale in found):
         raise UsageError(f"--tta-scales '{text}': must be different numbers from 0.1 to 4, such as 0.75,1,1.25")
     return found
+
+
+def refuse_special(values: Iterable[object]) -> None:
+    """Refuse what reading would never end, or never begin, and what writing would replace, wherever a path is taken.
+
+    Args:
+        values: of a command's parameters; paths and lists of paths count.
+
+    Raises:
+        UsageError: one is a device, a FIFO or a socket.
+    """
+    for path in (each for value in values for each in (value if isinstance(value, list | tuple) else (value,))):
+        if not isinstance(path, Path):
+            continue
+        try:
+            mode = path.stat().st_mode
+        except (OSError, ValueError):  # not there, or no name for a file: whoever wants it says so
+            continue
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+            what = kinds.get(stat.S_IFMT(mode), "a device")
+            raise UsageError(f"{shown(path)}: is {what}; name a file or a folder (copy what comes out of it to a file)")
 
 
 def refuse_taken(out: Path, *, source: Path, overwrite: bool) -> None:

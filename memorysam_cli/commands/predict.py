@@ -92,6 +92,8 @@ def predict(
         view=View(missing, scales, tile, tile_overlap), extras=extras, batch=batch, precision=precision,
         is_compiled=compiled, strict=strict,
     )  # fmt: skip
+    if weights is None:
+        run_folder.tell_default(path)
     report = run(job, out, run_options)
     if report is None:  # only the first of several processes has the result
         return

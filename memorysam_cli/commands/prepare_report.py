@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from memorysam_cli.text import typed
 
 if TYPE_CHECKING:
     from memorysam_cli.conservation import Report as Laws
@@ -121,7 +122,7 @@ def _show_root(root: Path) -> None:
     from memorysam_cli.report import console
 
     if root.absolute() != data_root(None).absolute():
-        console.note(f"train and evaluate find it with --data {shlex.quote(str(root))}, or MEMORYSAM_DATA set to that")
+        console.note(f"train and evaluate find it with --data {typed(root)}, or MEMORYSAM_DATA set to that")
 
 
 def _show_scenes(report: CheckReport) -> None:

@@ -10,6 +10,7 @@ import typer
 from memorysam_cli.commands import options
 from memorysam_cli.commands.options import Json, Quiet, Set, Verbose, begin
 from memorysam_cli.errors import UsageError
+from memorysam_cli.text import command
 
 if TYPE_CHECKING:
     from memorysam_cli import recipe as recipes
@@ -197,7 +198,7 @@ def copy_recipe(
         return
     console.say(str(out))
     console.note(
-        f"extends {copy.extends}, {copy.changes} value(s) changed; edit it, then: memorysam recipes check {out}"
+        f"extends {copy.extends}, {copy.changes} value(s) changed; edit it, then: {command('recipes', 'check', out)}"
     )
 
 

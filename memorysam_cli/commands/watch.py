@@ -34,7 +34,7 @@ def watch(
         Path | None,
         typer.Argument(
             metavar="[RUN]",
-            help="The run's folder (else runs/latest).",
+            help="The run's folder (else the one at work, or runs/latest).",
             autocompletion=options.runs,
             callback=options.must_exist(UsageError),
         ),
@@ -56,7 +56,7 @@ def watch(
     from memorysam_cli.engine.run_folder import Watch
     from memorysam_cli.report import console
 
-    watched = Watch(run or run_folder.RUNS / run_folder.LATEST)
+    watched = Watch(run or run_folder.watched_by_default())
     look = watched.look()
     if json:
         console.answer({"schema_version": SCHEMA_VERSION, **look.to_json()})

@@ -22,7 +22,7 @@ from memorysam_cli.data import DATASETS
 from memorysam_cli.dataset import DatasetInfo, Strict, is_inside
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import atomic, documents
-from memorysam_cli.text import is_text
+from memorysam_cli.text import command, is_text
 
 INFO = "dataset.json"
 SCENES = "scenes.jsonl"
@@ -102,17 +102,28 @@ def folder(root: Path, dataset: str) -> Path:
 def prepare_line(root: Path, dataset: str) -> str:
     """The command that prepares a data set, ready to be typed; of one's own sensors, its beginning."""
     if dataset == "synthetic":
-        return f"memorysam prepare synthetic {root}"
+        return command("prepare", "synthetic", root)
     if dataset.startswith("synthetic-"):
-        return f"memorysam prepare synthetic {root} --layout {dataset.removeprefix('synthetic-')}"
+        return command("prepare", "synthetic", root, "--layout", dataset.removeprefix("synthetic-"))
     if dataset in DATASETS:
-        return f"memorysam prepare {dataset} {root}"
-    return f"memorysam prepare folder {root} --name {dataset} … (see memorysam prepare --help)"
+        return command("prepare", dataset, root)
+    return own_line(root, "--name", dataset)
+
+
+def own_line(root: Path, *options: str) -> str:
+    """The command that prepares sensors of one's own; its pattern is the user's to fill in."""
+    line = command("prepare", "folder", root, *options, "--modality", "NAME=PATTERN")
+    return f"{line} (see {command('prepare', 'folder', '--help')})"
 
 
 def sign_line(root: Path, dataset: str) -> str:
     """The command that accepts a manifest edited by hand, ready to be typed."""
-    return f"memorysam prepare manifest {root} {dataset}"
+    return command("prepare", "manifest", root, dataset)
+
+
+def is_prepared(root: Path, dataset: str) -> bool:
+    """Whether a data set is prepared below a data root."""
+    return (folder(root, dataset) / INFO).is_file()
 
 
 def prepared(root: Path) -> list[str]:

@@ -111,7 +111,7 @@ def find_target(root: Path, *, dataset: str | None = None) -> Manifest:
         raise DataError(f"{root}: looks like {' and like '.join(found)}; name one with --dataset")
     raise DataError(
         f"{root}: holds no prepared data set and none that is known (known: {', '.join(DATASETS)}); for sensors "
-        f"of your own type: memorysam prepare folder {root} --modality NAME=PATTERN …"
+        f"of your own type: {manifests.own_line(root)}"
     )
 
 

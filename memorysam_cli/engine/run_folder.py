@@ -5,7 +5,6 @@ Following (:class:`Watch`) reads what training appends, takes no lock and writes
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -20,15 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from memorysam_cli.errors import MemorySamError, UsageError, WeightsError
+from memorysam_cli import registry
+from memorysam_cli.data import manifest as manifests
+from memorysam_cli.data.manifest import Manifest
+from memorysam_cli.engine import launcher
+from memorysam_cli.errors import DataError, MemorySamError, UsageError, WeightsError
 from memorysam_cli.recipe import Recipe, load
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents, lock
-from memorysam_cli.text import typed
+from memorysam_cli.text import command, shown, typed
 
 RUNS = Path("runs")
 RECIPE = "recipe.yaml"
-LATEST = "latest"
+LATEST, BEGUN = "latest", ".begun"
+"""Links below :data:`RUNS`: to the run that finished last (where none has, that began last), and that began last."""
 SERIES = ("lr", "gradient_norm", "scenes_per_second", "peak_memory_gb", "miou")
 """Values that are followed beside the losses."""
 MOST_VALUES = 4000
@@ -40,7 +44,8 @@ _TEMPORARY = re.compile(r"\.(?P<name>.+)\.tmp-.+-\d+-[0-9a-f]{8}")
 _COMMAND_FILES = {lock.NAME, lock.FAULTS, "exit.json"}
 """What a command leaves that ended before its run began."""
 _START_FILES = {
-    *_COMMAND_FILES, RECIPE, "environment.json", "command.txt", "train.log", "extent.json", "checkpoints", "trackers",
+    *_COMMAND_FILES, RECIPE, "environment.json", "command.txt", "train.log", "extent.json", "data.json", "checkpoints",
+    "trackers",
 }  # fmt: skip
 """What a run has before its first checkpoint."""
 _OLD_S = 3600
@@ -85,6 +90,11 @@ class RunFolder:
         return self.path / "extent.json"
 
     @property
+    def data(self) -> Path:
+        """Where the data set lay when the run last began or went on, as an absolute path, and which it is."""
+        return self.path / "data.json"
+
+    @property
     def resumes(self) -> Path:
         """One JSON line each time the run went on, with what had changed around it."""
         return self.path / "resumes.jsonl"
@@ -123,15 +133,45 @@ class RunFolder:
         """Write the resolved recipe of the run; its presence is what makes the folder a run."""
         atomic.write_text(self.path / RECIPE, recipe.to_yaml())
 
+    def store_data(self, manifest: Manifest) -> None:
+        """Write down where the data lie, so that commands on this run find them from anywhere."""
+        facts = {"root": str(manifest.root.absolute()), "dataset": manifest.info.name}
+        documents.write_json(self.data, {**facts, "content_hash": manifest.info.content_hash})
+
+    def stored_data(self) -> dict[str, str]:
+        """``root``, ``dataset`` and ``content_hash``; none for a run of a version that did not store them.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        if not self.data.is_file():
+            return {}
+        with documents.understood(self.data):
+            found = documents.read_json(self.data)
+            return {key: _word(found[key]) for key in ("root", "dataset", "content_hash")}
+
+    def is_finished(self) -> bool:
+        """Whether it was trained to its end, and its weights are there."""
+        return self.result.is_file() and self.best.is_file()
+
     def log_metrics(self, place: Mapping[str, int], values: Mapping[str, float]) -> None:
         """Append a row to the metrics; a value that is not finite becomes null, as JSON knows no NaN."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         documents.append_json_line(self.metrics, {**place, **finite})
 
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The rows of the metrics so far.
+
+        Raises:
+            DataError: ``file:line`` is no row of ours.
+        """
+        lines = enumerate(documents.each_json_line(self.metrics) if self.metrics.exists() else (), 1)
+        return [metrics_row(row, where=f"{self.metrics}:{number}") for number, row in lines]
+
     def forget_metrics_after(self, step: int, *, validated: bool) -> None:
         """Drop the rows that a resumed run will write again: those of later steps, and a validation still to come."""
         if self.metrics.exists():
-            rows = documents.read_json_lines(self.metrics)
+            rows = self.read_metrics()
             rows = [r for r in rows if r["step"] < step or (r["step"] == step and (validated or "miou" not in r))]
             atomic.write_text(self.metrics, "".join(documents.to_json(row) + "\n" for row in rows))
 
@@ -151,6 +191,25 @@ class RunFolder:
             for entry in folder.iterdir() if folder.is_dir() else ():
                 if _TEMPORARY.fullmatch(entry.name):
                     shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+
+
+def metrics_row(row: Any, *, where: str) -> dict[str, Any]:
+    """A line of ``metrics.jsonl``, if it is one: step, epoch, and numbers or null by name.
+
+    Raises:
+        DataError: it is none; ``where`` begins the message.
+    """
+    places = [row.get(key) for key in ("step", "epoch")] if isinstance(row, dict) else [None]
+    if not all(is_count(place) for place in places):
+        raise DataError(f"{where}: is no row with a step and an epoch; remove the line, or restore the file")
+    if odd := [name for name, value in row.items() if value is not None and type(value) not in (int, float)]:
+        raise DataError(f"{where}: '{shown(odd[0])}' is no number; remove the line, or restore the file")
+    return dict(row)
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value of JSON is a whole number of steps, epochs or scenes."""
+    return type(value) is int and 0 <= value < 2**53
 
 
 def name_for(recipe: Recipe) -> Path:
@@ -205,6 +264,12 @@ def _is_left(name: str) -> bool:
     return match is not None and (match["name"] in _START_FILES or match["name"].startswith("step-"))
 
 
+def _word(value: Any) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError(f"{value!r} is no text")
+    return value
+
+
 def environment() -> dict[str, Any]:
     """What a result may depend on, beside the recipe."""
     import torch
@@ -233,8 +298,19 @@ def newest(recipe: str) -> RunFolder | None:
     return RunFolder(max(runs, key=lambda path: (path / RECIPE).stat().st_mtime_ns)) if runs else None
 
 
+def note_begun(path: Path) -> None:
+    """Let other commands find a run that begins or goes on: ``watch`` at once, the others where none has finished."""
+    _point(BEGUN, path)
+    if not RunFolder(RUNS / LATEST).is_finished():
+        point_latest(path)
+
+
 def point_latest(path: Path) -> None:
     """Let ``runs/latest`` name a run, by a symbolic link that is replaced in one step; a warning where that fails."""
+    _point(LATEST, path)
+
+
+def _point(name: str, path: Path) -> None:
     link = RUNS / f".{LATEST}-{os.getpid()}"
     try:
         atomic.make_folder(RUNS)
@@ -244,26 +320,90 @@ def point_latest(path: Path) -> None:
                 left.unlink(missing_ok=True)
         link.unlink(missing_ok=True)
         link.symlink_to(target, target_is_directory=True)
-        link.replace(RUNS / LATEST)
+        link.replace(RUNS / name)
     except (OSError, MemorySamError) as error:
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-        console.warn(f"{RUNS / LATEST}: cannot be made to name this run ({reason}); name it with --weights")
+        console.warn(f"{RUNS / name}: cannot be made to name this run ({reason}); name it with --weights")
 
 
 def default_weights() -> Path:
-    """The best weights of ``runs/latest``.
+    """The best weights of the run that ``runs/latest`` names.
 
     Raises:
         WeightsError: there is no such file; says how to get one.
     """
-    latest = RunFolder(RUNS / LATEST)
+    latest = RunFolder(by_its_name(RUNS / LATEST))
     if latest.best.is_file():
         return latest.best
-    why = "holds no best.safetensors yet" if latest.path.is_dir() else "does not exist"
+    why = f"holds no {latest.best.name} yet" if latest.path.is_dir() else "does not exist"
+    first = command("prepare", "synthetic", manifests.data_root(None))
     raise WeightsError(
-        f"{latest.path}: {why}; give --weights FILE, or train first: "
-        "memorysam prepare synthetic ./data && memorysam train --recipe demo"
+        f"{latest.path}: {why}; give --weights FILE, or train first: {first} && {command('train', '--recipe', 'demo')}"
     )
+
+
+def tell_default(weights: Path) -> None:
+    """Say which run :func:`default_weights` are of."""
+    run = RunFolder(weights.parent.parent)
+    state = "finished" if run.is_finished() else "has not finished: these are its best weights so far"
+    console.note(f"weights of {run.path}, which {state}; --weights FILE takes others")
+
+
+def by_its_name(folder: Path) -> Path:
+    """A run by the name of its folder, where a link such as ``runs/latest`` leads to it now and elsewhere later."""
+    return Path(os.path.relpath(folder.resolve())) if folder.is_symlink() and folder.exists() else folder
+
+
+def watched_by_default() -> Path:
+    """The run that began last if it is still at work, else ``runs/latest``."""
+    begun = RUNS / BEGUN
+    owner = lock.owner(begun) if begun.is_dir() else None
+    is_at_work = owner is not None and owner.lives is not False
+    return by_its_name(begun if is_at_work else RUNS / LATEST)
+
+
+def data_root(run: Path | None, option: Path | None) -> Path:
+    """Where the data of a run lie: ``--data``, else where they lay when it was trained, else as for every command.
+
+    Args:
+        run: its folder; none for what belongs to no run.
+        option: ``--data``.
+
+    Raises:
+        DataError: the data set is not there any more, nor where every command looks; names both places.
+    """
+    elsewhere = manifests.data_root(option)
+    stored = RunFolder(run).stored_data() if run is not None and option is None else {}
+    if not stored:
+        return elsewhere
+    root, dataset = Path(stored["root"]), stored["dataset"]
+    if elsewhere.absolute() == root:
+        return elsewhere
+    if manifests.is_prepared(root, dataset):
+        return root
+    if manifests.is_prepared(elsewhere, dataset):
+        console.note(f"{run}: data set '{dataset}' is not below {root} any more; taking that below {elsewhere}")
+        return elsewhere
+    raise DataError(
+        f"{run}: was trained on data set '{dataset}' below {root}, which is not there any more (nor below "
+        f"{elsewhere}); say where it is with --data ROOT"
+    )
+
+
+def resume_command(run: Path, *options: object) -> str:
+    """The line that continues a run, as it is to be typed in the folder that this process runs in.
+
+    Args:
+        run: its folder.
+        options: further words.
+    """
+    line = command(*registry.options(), "train", "--resume", run, *options)
+    world = launcher.world()
+    if world == 1:
+        return line
+    if launcher.local_world(world) == world:
+        return f"torchrun --nproc-per-node {world} -m memorysam_cli {line.removeprefix('memorysam ')}"
+    return f"{line} (by {world} processes, with the same launcher)"
 
 
 def run_of(weights: Path) -> Path | None:
@@ -316,6 +456,7 @@ class Watch:
 
     Raises:
         UsageError: there is no run.
+        DataError: one of its files is damaged; so does every look.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -329,8 +470,7 @@ class Watch:
     def look(self) -> Look:
         """What the run is at now."""
         self._read_new()
-        extent = self._document(self.run.extent)
-        last = extent.get("last_step")
+        scenes, last = self._extent()
         owner = lock.owner(self.run.path)
         state: RunState = "stopped"
         if self.run.result.is_file():
@@ -339,7 +479,7 @@ class Watch:
             state = "running"
         elif self.run.diverged.is_file():
             state = "diverged"
-        per_step = self._seconds_per_step(extent.get("scenes_per_step"))
+        per_step = self._seconds_per_step(scenes)
         left = None if per_step is None or last is None or state != "running" else per_step * (last - self.step)
         return Look(
             self.run.path, state, owner if state == "running" else None, self.step, last, self.epoch,
@@ -352,47 +492,46 @@ class Watch:
         self.series: dict[str, deque[float | None]] = {name: deque(maxlen=MOST_VALUES) for name in names}
         self.step = self.epoch = 0
         self.best: tuple[float | None, int | None] = (None, None)
-        self._place = 0
+        self._place = self._lines = 0
 
     def _read_new(self) -> None:
         """Take in the lines that were added; a last one without its end is left for the next look."""
+        if not self.run.metrics.is_file():  # not there yet
+            return
         try:
-            size = self.run.metrics.stat().st_size
-            if size < self._place:  # a resumed run has dropped the rows that it writes again
+            if self.run.metrics.stat().st_size < self._place:  # a resumed run has dropped the rows that it writes again
                 self._reset()
             with self.run.metrics.open("rb") as stream:
                 stream.seek(self._place)
-                new = stream.read(size - self._place)
-        except OSError:  # not there yet, or just being replaced
+                for line in iter(lambda: stream.readline(documents.MAX_JSON_BYTES), b""):
+                    if not line.endswith(b"\n"):
+                        return
+                    self._lines += 1
+                    self._read_row(line, where=f"{self.run.metrics}:{self._lines}")
+                    self._place += len(line)
+        except OSError:  # just being replaced
             return
-        whole, end, _ = new.rpartition(b"\n")
-        self._place += len(whole) + len(end)
-        for line in whole.splitlines():
-            self._read_row(line)
 
-    def _read_row(self, line: bytes) -> None:
-        try:
-            row = json.loads(line)
-            self.step, self.epoch = int(row["step"]), int(row["epoch"])
-        except (ValueError, KeyError, TypeError):
-            return
+    def _read_row(self, line: bytes, *, where: str) -> None:
+        row = metrics_row(documents.parse_json(line, where=where), where=where)
+        self.step, self.epoch = row["step"], row["epoch"]
         for name, values in self.series.items():
             if name in row:
-                value = row[name]
-                is_number = isinstance(value, int | float) and math.isfinite(value)
-                values.append(float(value) if is_number else None)
+                values.append(None if row[name] is None else float(row[name]))
         miou = row.get("miou")
-        if isinstance(miou, int | float) and (self.best[0] is None or miou > self.best[0]):
+        if miou is not None and (self.best[0] is None or miou > self.best[0]):
             self.best = (float(miou), self.step)
 
     def _seconds_per_step(self, scenes: int | None) -> float | None:
         paces = [pace for pace in list(self.series["scenes_per_second"])[-RECENT_UPDATES:] if pace]
         return sum(scenes / pace for pace in paces) / len(paces) if scenes and paces else None
 
-    @staticmethod
-    def _document(path: Path) -> dict[str, Any]:
-        try:
-            content = documents.read_json(path)
-        except (MemorySamError, OSError):
-            return {}
-        return content if isinstance(content, dict) else {}
+    def _extent(self) -> tuple[int | None, int | None]:
+        """Scenes of a step and the last step, as far as the run has said so."""
+        if not self.run.extent.exists():
+            return None, None
+        extent = documents.read_object(self.run.extent)
+        values = extent.get("scenes_per_step"), extent.get("last_step")
+        if not all(is_count(value) for value in values):
+            raise DataError(f"{self.run.extent}: holds no numbers of scenes and steps; memorysam train writes it again")
+        return values

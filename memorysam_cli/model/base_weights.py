@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -22,7 +23,7 @@ from memorysam_cli.model.network import MemorySAM, is_fresh
 from memorysam_cli.recipe import BACKBONES
 from memorysam_cli.registry import ENCODERS
 from memorysam_cli.storage import foreign, hub, tensors
-from memorysam_cli.text import few, shown
+from memorysam_cli.text import few, shown, typed_path
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -30,13 +31,19 @@ _FITTING = "give the file that belongs to model.backbone"
 _NAMES_SHOWN = 3
 
 
+IMPORTED = "import"
+"""The kind of source of which nothing can be loaded: the weights that name it are complete."""
+Sha256 = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
+"""In hex; empty where none is known."""
+
+
 class Base(Strict):
     """Which base weights a network was built on; carried by every checkpoint that does not contain them."""
 
     backbone: str
-    source: str
+    source: Annotated[str, Field(pattern=rf"^(package|random:[0-9]{{1,18}}|(hub|file|{IMPORTED}):[^\x00-\x1f]+)$")]
     """``hub:facebook/…``, ``package``, ``random:SEED``, ``file:PATH``, or ``import:NAME`` of complete weights."""
-    sha256: str
+    sha256: Sha256
     """Of the file; of the tensors' bytes for random weights."""
 
 
@@ -146,7 +153,7 @@ class _RealNumbers(TorchFunctionMode):
 def _find(backbone: str, source: str) -> tuple[Path, str]:
     """The file that a source means, fetched if need be, and how a checkpoint names it."""
     if source != "published":
-        path = Path(source).expanduser()
+        path = typed_path(source)
         if not path.is_file():
             raise WeightsError(f"model.base_weights: {path} is not a file")
         return path, f"file:{path.resolve()}"

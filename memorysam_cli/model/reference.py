@@ -18,7 +18,7 @@ from memorysam_cli.errors import WeightsError
 from memorysam_cli.model.base_weights import Shapes, difference, few_names, fitting, plain_shapes, shapes_of
 from memorysam_cli.model.lora import ADAPTER
 from memorysam_cli.recipe import BACKBONES
-from memorysam_cli.text import shown
+from memorysam_cli.text import shown, typed
 
 _QKV = ".attn.qkv."
 _TOKENS = "sam.sam_mask_decoder.mask_tokens.weight"
@@ -190,7 +190,7 @@ def _refuse_other_models(given: Shapes, *, where: str) -> None:
         )
     raise WeightsError(
         f"{where}: these are SAM 2's own weights, without MemorySAM's LoRA; give them to training: "
-        f"--set model.base_weights={where}"
+        f"--set {typed(f'model.base_weights={where}')}"
     )
 
 

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BeforeValidator, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from memorysam_cli import __version__
 from memorysam_cli.dataset import DatasetInfo, Modality, Strict
-from memorysam_cli.errors import WeightsError
+from memorysam_cli.errors import DataError, WeightsError
 from memorysam_cli.model.backbone import build_sam2
-from memorysam_cli.model.base_weights import Base, copy_tensors, load_base, reload_base
+from memorysam_cli.model.base_weights import IMPORTED, Base, Sha256, copy_tensors, load_base, reload_base
 from memorysam_cli.model.lora import add_folding_lora, add_lora, has_lora, merge_lora
 from memorysam_cli.model.network import MemorySAM, is_fresh, set_trainable, start_fresh
 from memorysam_cli.recipe import UNKNOWN_NAME, Model, Recipe
 from memorysam_cli.recipe.schema import without_retired
 from memorysam_cli.registry import FUSIONS
-from memorysam_cli.storage import tensors
+from memorysam_cli.storage import documents, tensors
 from memorysam_cli.text import shown
 
 CARD = "memorysam"
@@ -30,15 +30,19 @@ SEAL = "memorysam_sha256"
 """That of the card's own SHA-256, in hex; the card has that of the tensors. Files of before it have none."""
 
 
+MOST_TOKENS, LARGEST_PX = 4096, 65536
+"""Beyond these a card asks for memory that no machine has, before its tensors show that it lies."""
+
+
 class Metric(Strict):
     """The validation result that these weights had."""
 
-    miou: float
+    miou: Annotated[float, Field(ge=0, le=100)]
     """Percent."""
-    protocol: str
-    split: str
-    epoch: int
-    step: int | None
+    protocol: Literal["resized", "native"]
+    split: Annotated[str, Field(min_length=1)]
+    epoch: Annotated[int, Field(ge=0)]
+    step: Annotated[int, Field(ge=0)] | None
     """None where only the epoch is known, as of the authors' weights."""
 
 
@@ -51,13 +55,13 @@ class WeightsCard(Strict):
 
     format_version: Literal[1] = 1
     kind: Literal["trained", "complete", "merged"] = "trained"
-    recipe: Annotated[Recipe, BeforeValidator(without_retired)]
+    recipe: Recipe
     dataset: DatasetInfo
     base: Base
-    tokens: int
+    tokens: Annotated[int, Field(gt=0, le=MOST_TOKENS)]
     """The decoder's class tokens, at least the data set's number of classes."""
-    image_size: int
-    tensors_sha256: str = ""
+    image_size: Annotated[int, Field(gt=0, le=LARGEST_PX, multiple_of=32)]
+    tensors_sha256: Sha256 = ""
     """Over names, dtypes, shapes and bytes of the file's tensors."""
     versions: dict[str, str]
     metric: Metric | None = None
@@ -69,6 +73,10 @@ class WeightsCard(Strict):
         known = {modality.name for modality in self.dataset.modalities}
         if not known.issuperset(self.recipe.data.modalities):
             raise ValueError("the recipe uses a modality that the data set does not have")
+        if self.base.backbone != self.recipe.model.backbone:
+            raise ValueError(f"base: is of {self.base.backbone}, the recipe of {self.recipe.model.backbone}")
+        if self.kind == "trained" and self.base.source.startswith(f"{IMPORTED}:"):
+            raise ValueError("base: was imported, so that the file must be complete, and is not")
         return self
 
     @property
@@ -204,6 +212,8 @@ def load(path: str | Path, device: str | torch.device = "cpu", *, image_size: in
     if image_size is not None:
         network.card = network.card.model_copy(update={"image_size": image_size})
     merge_lora(network.encoder)
+    # What is finite by itself may not be so when LoRA is multiplied out.
+    tensors.check_finite(dict(network.encoder.state_dict()), where=f"{path}: with its LoRA merged")
     return network.requires_grad_(False).eval().to(device)  # merging makes new layers
 
 
@@ -279,7 +289,13 @@ def _parse_card(metadata: dict[str, str], *, where: Path) -> WeightsCard:
     if seal_of(metadata[CARD]) != metadata.get(SEAL, seal_of(metadata[CARD])):
         raise WeightsError(f"{where}: its card is not the one that was written (its SHA-256 differs); copy it again")
     try:
-        return WeightsCard.model_validate_json(metadata[CARD])
+        # As our JSON first: a key that is given twice, 1e999 and NaN pass pydantic. Then strictly: no true for 1.
+        content = documents.parse_json(metadata[CARD].encode(), where="its card")
+        if isinstance(content, dict):
+            content["recipe"] = without_retired(content.get("recipe"))
+        return WeightsCard.model_validate_json(documents.to_json(content), strict=True)
+    except DataError as error:
+        raise WeightsError(f"{where}: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

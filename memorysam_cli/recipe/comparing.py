@@ -32,7 +32,7 @@ from memorysam_cli.recipe.reading import (
     shipped,
 )
 from memorysam_cli.recipe.schema import Dumper, Recipe, Section
-from memorysam_cli.text import docstring
+from memorysam_cli.text import command, docstring
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
 """The one that editors know best."""
@@ -343,9 +343,8 @@ def _introduction(name: str, *, has_schema: bool) -> Iterator[str]:
         f"{name}: a recipe that extends another one. What is commented out is as it is there (a later memorysam's, if "
         "that one changes); take the # away from what you change. Then:"
     )
-    yield f"#   memorysam recipes check {name}"
-    yield f"#   memorysam recipes show {name} --changes"
-    yield f"#   memorysam train --recipe {name}"
+    for words in (("recipes", "check", name), ("recipes", "show", name, "--changes"), ("train", "--recipe", name)):
+        yield f"#   {command(*words)}"
 
 
 def _head(extends: str, stem: str, recipe: Recipe, changed: set[str]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from memorysam_cli.dataset import Name
-from memorysam_cli.errors import UsageError, did_you_mean
+from memorysam_cli.errors import DataError, UsageError, did_you_mean
 from memorysam_cli.recipe.schema import UNKNOWN_NAME, LossSettings, Recipe, Section, without_retired
 from memorysam_cli.registry import LOSSES, add_files
 from memorysam_cli.storage.documents import parse_yaml, read_yaml
@@ -308,8 +308,14 @@ def load(
 
     Raises:
         UsageError: no such recipe, an unknown key, a wrong type or an impossible value.
+        DataError: the same of a stored one, which nobody has typed.
     """
-    return read(name_or_file, overrides, with_extensions=with_extensions, is_stored=is_stored).recipe
+    try:
+        return read(name_or_file, overrides, with_extensions=with_extensions, is_stored=is_stored).recipe
+    except UsageError as error:
+        if is_stored:
+            raise DataError(f"{error}; restore the file, or use the version that wrote it") from None
+        raise
 
 
 def read(

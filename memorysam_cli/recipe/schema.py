@@ -100,6 +100,10 @@ class Section(Strict):
     model_config = ConfigDict(allow_inf_nan=False, use_attribute_docstrings=True)
 
 
+_ONE_LINE = r"^[^\x00-\x1f]*$"
+"""Of a path: without control characters, which no file's name should have, and one of which none can have."""
+
+
 class Data(Section):
     """Which scenes, which sensors, at what size."""
 
@@ -166,7 +170,7 @@ class Augment(Section):
 class Lora(Section):
     """Low-rank adaptation of Hiera's attention, by PEFT."""
 
-    rank: int = Field(default=4, gt=0)
+    rank: int = Field(default=4, gt=0, le=4096)
     """Rank of each update: more can learn more, and has more weights."""
     alpha: float | None = Field(default=None, gt=0)
     """Its scale is alpha / rank; none: equal to the rank, so that the scale is 1."""
@@ -185,10 +189,10 @@ class Model(Section):
 
     backbone: EncoderName
     """The size of SAM 2's image encoder; ``nano`` is a narrow one of ours for trials on a CPU. Others: extending.md."""
-    base_weights: str = "published"
+    base_weights: str = Field(default="published", pattern=_ONE_LINE)
     """``published`` (the Hub; for nano the file in this package), ``random`` (nano, and encoders of your own that have
     none published), or a path to a .pt."""
-    init: str | None = Field(default=None, min_length=1)
+    init: str | None = Field(default=None, min_length=1, pattern=_ONE_LINE)
     """Trained weights of ours to begin from (``train --init``); none: the base weights, and the rest fresh."""
     encoder: Literal["lora", "full", "frozen"] = "lora"
     """What of the image encoder learns: a low-rank update, all of it, or nothing."""
@@ -279,7 +283,7 @@ class Train(Section):
     """Batches that make one update, which is that of one batch as large as all of them."""
     max_steps: int | None = Field(default=None, gt=0)
     """Stop after this many updates (for trials); the schedule is not changed."""
-    seed: int = Field(default=3407, ge=0)
+    seed: int = Field(default=3407, ge=0, lt=10**18)
     """Of all random numbers."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     """What is computed in: exact, or faster on GPUs (tf32, bf16, fp16; bf16 also on new CPUs)."""

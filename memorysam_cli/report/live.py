@@ -136,12 +136,9 @@ class Progress:
             figures: name → value, shown behind too, or as a table where there is one.
         """
         self.done += n
-        status = ", ".join(
-            [*([status] if status else []), *(f"{name} {value}" for name, value in (figures or {}).items())]
-        )
-        self._status = status
+        self._status = _words(status, figures or {})
         if self._bar is not None:
-            self._bar.set_postfix_str(status, refresh=False)
+            self._bar.set_postfix_str(self._status, refresh=False)
             self._bar.update(n)
         now = time.monotonic()
         if self._note is not None and (slow := self._slowdown.add(n, seconds=now - self._last_advance)):
@@ -152,6 +149,12 @@ class Progress:
         # The last line is __exit__'s, so that it is always said, and once.
         if self.done < self.total and ((stepped and silent >= SHORTEST_SECONDS) or silent >= LONGEST_SECONDS):
             self._say(now)
+
+    def show(self, figures: Mapping[str, str]) -> None:
+        """Show figures that have changed though nothing more was done, such as after a validation."""
+        self._status = _words("", figures)
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._status)
 
     def _say(self, now: float) -> None:
         """One sober line: how far, how long so far, how long to go."""
@@ -166,6 +169,11 @@ class Progress:
             parts.append(self._status)
         self._line(f"{self.label}: {', '.join(parts)}")
         self._last_time, self._last_done = now, self.done
+
+
+def _words(status: str, figures: Mapping[str, str]) -> str:
+    """What is shown behind a bar."""
+    return ", ".join([*([status] if status else []), *(f"{name} {value}" for name, value in figures.items())])
 
 
 class Slowdown:
@@ -242,6 +250,12 @@ class LiveTable(Progress):
         super().advance(n, status, figures)
         self._figures.update(figures or {})
         self.draw()
+
+    def show(self, figures: Mapping[str, str]) -> None:
+        """Show them at once."""
+        super().show(figures)
+        self._figures.update(figures)
+        self.draw(now=True)
 
     def draw(self, *, now: bool = False) -> None:
         """Draw, unless that was just done."""

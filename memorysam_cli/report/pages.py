@@ -286,7 +286,10 @@ def render(template: str, **facts: Any) -> str:
 
     Args:
         template: the name of one of ``templates/``, without its suffix.
-        facts: what it shows; a name that is missing is an error.
+        facts: what it shows.
+
+    Raises:
+        LookupError: a name is missing.
     """
     style, script = (_embedded(name) for name in ("style.css", "script.js"))
     policy = "; ".join(
@@ -300,7 +303,10 @@ def render(template: str, **facts: Any) -> str:
         )
     )
     page = _environment().get_template(f"{template}.html.j2")
-    return page.render(**facts, style=Markup(style), script=Markup(script), policy=policy, version=__version__)
+    try:
+        return page.render(**facts, style=Markup(style), script=Markup(script), policy=policy, version=__version__)
+    except jinja2.UndefinedError as error:
+        raise LookupError(str(error)) from error
 
 
 def data_uri(data: bytes, *, kind: str) -> str:

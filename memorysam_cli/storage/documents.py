@@ -25,6 +25,8 @@ from memorysam_cli.storage import atomic
 from memorysam_cli.text import megabytes, shown
 
 MAX_DEPTH = 20
+MAX_VALUES = 5000
+"""Keys and values of a YAML document; a recipe has two hundred, and PyYAML reads ten thousand a second."""
 MAX_BYTES = 1_000_000
 """Of a text that people write."""
 MAX_JSON_BYTES = 100_000_000
@@ -57,7 +59,7 @@ class _Loader(yaml.SafeLoader):
 
     # No implicit types: _scalar decides, so that YAML 1.1's octal, sexagesimal and on/off never happen.
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own shape)
-    depth = 0
+    depth = count = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
@@ -68,6 +70,9 @@ class _Loader(yaml.SafeLoader):
             raise _Refused(line, f"the tag {shown(str(event.tag))!r} is not allowed; write a plain value or quote it")
         if self.depth >= MAX_DEPTH:
             raise _Refused(line, f"nested deeper than {MAX_DEPTH} levels; write it flatter, or quote the text")
+        self.count += 1
+        if self.count > MAX_VALUES:
+            raise _Refused(line, f"more than {MAX_VALUES:,} keys and values; check that this is the file you mean")
         self.depth += 1
         try:
             return super().compose_node(parent, index)

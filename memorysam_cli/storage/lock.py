@@ -25,8 +25,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from memorysam_cli.errors import EnvironmentFault, FolderInUseError, MemorySamError, Stopped
-from memorysam_cli.storage import atomic
+from memorysam_cli.errors import DataError, EnvironmentFault, FolderInUseError, MemorySamError, Stopped
+from memorysam_cli.storage import atomic, documents
 from memorysam_cli.text import shown
 
 try:
@@ -178,9 +178,9 @@ def owner(folder: Path) -> Owner | None:
         None for a folder that nobody holds, as far as its files tell.
     """
     try:
-        record = json.loads((folder / NAME).read_bytes())
+        record = documents.read_json(folder / NAME)
         found = Owner(str(record["host"]), int(record["pid"]), str(record["since"]), None)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (DataError, ValueError, KeyError, TypeError):
         return None
     lives = None if record.get("where") != this_kernel() else not is_dead(record)
     return replace(found, lives=lives)
@@ -260,8 +260,8 @@ def _now() -> str:
 def _owner(path: Path) -> str:
     """Who holds the lock, as one phrase; an owner that has just started gets a moment to sign."""
     for _ in range(_OWNER_TRIES):
-        with contextlib.suppress(OSError, ValueError):
-            record = json.loads(path.read_bytes())
+        with contextlib.suppress(DataError):
+            record = documents.read_json(path)
             if (phrase := _phrase(record)) and not is_dead(record):  # killed, and its heir has not signed yet
                 return phrase
         time.sleep(_OWNER_SECONDS)
@@ -374,8 +374,8 @@ class Marker:
         with self.path.open("rb") as stream:
             touched, content = os.fstat(stream.fileno()).st_mtime, stream.read()
         record: dict[str, Any] = {}
-        with contextlib.suppress(ValueError):
-            found = json.loads(content)
+        with contextlib.suppress(DataError):
+            found = documents.parse_json(content, where=MARKER_NAME)
             record = found if isinstance(found, dict) else {}
         return record, self._now() - touched
 
@@ -400,10 +400,8 @@ class Marker:
 
 def _end(path: Path) -> None:
     with contextlib.suppress(OSError):
-        words = (
-            f"memorysam: error [{LOST_CODE}]: {path}: was taken over by another run after a long silence of this one\n"
-        )
-        os.write(2, words.encode(errors="backslashreplace"))
+        what = f"{shown(path)}: was taken over by another run after a long silence of this one"
+        os.write(2, f"memorysam: error [{LOST_CODE}]: {what}\n".encode())
     os._exit(LOST_CODE)
 
 

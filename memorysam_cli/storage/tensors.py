@@ -209,6 +209,11 @@ def _read_header(stream: IO[bytes]) -> tuple[dict[str, Any], dict[str, str]]:
         raise Malformed("metadata that is not text")
     if not 0 < len(entries) <= MAX_TENSORS:
         raise Malformed(f"{len(entries)} tensors; 1 to {MAX_TENSORS} are allowed")
+    try:
+        for word in (*entries, *metadata, *metadata.values()):
+            word.encode()
+    except UnicodeEncodeError:  # half a pair, by an escape
+        raise Malformed("a name or metadata that is not Unicode text") from None
     return entries, metadata
 
 

@@ -74,6 +74,14 @@ def test_paths_are_offered_as_they_are_typed(tmp_path: Path, monkeypatch: pytest
     assert options.recipe_names("nowhere/x") == []
 
 
+def test_no_name_that_drives_a_terminal_is_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("plain", "odd\x1b[2J", "odd\udcff", "odd\n"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "recipe.yaml").touch()
+    assert options.runs("runs/") == ["runs/plain", "runs/plain/"]
+
+
 def test_nothing_heavy_is_imported_for_it() -> None:
     program = (
         "import sys; from memorysam_cli import app; from memorysam_cli.commands import options as c; app.build()\n"

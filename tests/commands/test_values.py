@@ -13,6 +13,7 @@ import pytest
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.own.sensors import choices
 from memorysam_cli.data.statistics import with_ranges
+from memorysam_cli.engine.reporting import result_pages
 from memorysam_cli.model.weights import read_card
 from memorysam_cli.storage import images
 
@@ -278,6 +279,16 @@ def test_a_card_of_before_cannot_warn_and_loads(memorysam: Program, place: Path)
     (place / "metres/masks").rename(place / "labels")
     ended = memorysam("predict", "metres", "--weights", "old.safetensors", "--workers", 0, "--out", "a", "--strict")
     assert ended.code == 0 and "trained on" not in ended.err
+
+
+def test_a_report_shows_a_sensor_with_gaps_and_not_that_its_file_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "x.tif"
+    values = np.array([[np.nan, -9999, 1, 2]] * 4, np.float32)
+    path.write_bytes(tiff(values, nodata="-9999"))
+    picture = result_pages._frame(path)
+    assert picture is not None
+    # Gaps are black; 1 and 2 are stretched over the rest.
+    assert picture[0, :2].max() == 0 and 100 < picture[0, 2, 0] < picture[0, 3, 0]
 
 
 def test_a_data_set_of_before_gets_its_ranges_when_it_is_trained_on(place: Path) -> None:

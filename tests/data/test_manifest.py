@@ -45,7 +45,10 @@ def test_an_unprepared_data_set_names_what_is_there_and_the_line_to_type(prepare
     [
         ("synthetic", "memorysam prepare synthetic D"),
         ("deliver", "memorysam prepare deliver D"),
-        ("mine", "memorysam prepare folder D --name mine … (see memorysam prepare --help)"),
+        (
+            "mine",
+            "memorysam prepare folder D --name mine --modality NAME=PATTERN (see memorysam prepare folder --help)",
+        ),
     ],
 )
 def test_every_data_set_has_its_prepare_line(dataset: str, line: str) -> None:

@@ -154,7 +154,7 @@ def test_counts_do_not_depend_on_processes_and_batches(rendered: Manifest, tmp_p
 def test_the_loss_of_a_process_ends_the_others_with_a_way_on(rendered: Manifest, tmp_path: Path) -> None:
     said = launch(2, "lose", rendered.root, tmp_path / "answer.json", tmp_path / "run", cwd=tmp_path, is_fatal=True)
     assert "rank 1 was lost, which its own output may explain (" in said, said
-    assert f"); this was after step 1; continue with: memorysam train --resume {tmp_path / 'run'}" in said
+    assert "); this was after step 1; continue with: torchrun --nproc-per-node 2 -m memorysam_cli train " in said
     checkpoint, damaged = checkpoints.newest_valid(tmp_path / "run" / "checkpoints")
     assert checkpoint is not None and checkpoint.name == "step-00000001" and not damaged
 

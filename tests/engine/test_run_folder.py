@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 
 from memorysam_cli import recipe as recipes
+from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import run_folder
 from memorysam_cli.engine.run_folder import RunFolder
-from memorysam_cli.errors import WeightsError
+from memorysam_cli.errors import DataError, WeightsError
+from memorysam_cli.storage import lock
+
+from .stand_ins import PLANS, write_data
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +50,76 @@ def test_latest_points_to_the_last_and_survives_a_move_of_the_whole_tree() -> No
     assert Path("runs/latest").readlink() == Path("b")
 
 
+def made(name: str, *, finished: bool = False) -> RunFolder:
+    run = run_folder.create(recipes.load("demo"), Path(name))
+    run.checkpoints.mkdir()
+    run.best.touch()
+    if finished:
+        run.result.touch()
+    return run
+
+
+def test_latest_is_unfinished_only_until_a_run_has_finished() -> None:
+    for name, finished, latest in (("a", False, "a"), ("b", False, "b"), ("c", True, "c"), ("d", False, "c")):
+        run = made(f"runs/{name}", finished=finished)
+        run_folder.note_begun(run.path)
+        if finished:
+            run_folder.point_latest(run.path)  # as a training does at its end
+        assert Path("runs/latest").resolve().name == latest, f"after {name}"
+    run_folder.point_latest(Path("runs/a"))
+    assert Path("runs/latest").resolve().name == "a", "the last one that finished"
+
+
+def test_the_weights_that_are_taken_are_told_with_their_run(capsys: pytest.CaptureFixture[str]) -> None:
+    run_folder.note_begun(made("runs/a").path)
+    assert run_folder.default_weights() == Path("runs/a/checkpoints/best.safetensors")
+    run_folder.tell_default(run_folder.default_weights())
+    assert "weights of runs/a, which has not finished" in capsys.readouterr().err
+    made("elsewhere", finished=True)
+    run_folder.point_latest(Path("elsewhere"))
+    assert run_folder.default_weights() == Path("elsewhere/checkpoints/best.safetensors")
+    run_folder.tell_default(run_folder.default_weights())
+    assert "weights of elsewhere, which finished" in capsys.readouterr().err
+
+
+def test_a_run_at_work_is_watched_before_the_one_that_finished() -> None:
+    made("runs/old", finished=True)
+    run_folder.point_latest(Path("runs/old"))
+    run_folder.note_begun(made("runs/new").path)
+    assert run_folder.watched_by_default() == Path("runs/old"), "nobody is at work in the new one"
+    with lock.hold(Path("runs/new")):
+        assert run_folder.watched_by_default() == Path("runs/new")
+
+
+def prepared(root: str) -> Manifest:
+    return write_data(Path(root), PLANS[:1])
+
+
+def test_the_data_root_of_a_run_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = made("run").path.absolute()
+    RunFolder(run).store_data(prepared("here/data"))
+    assert run_folder.data_root(None, None) == Path("data")
+    assert run_folder.data_root(run, None) == tmp_path / "here/data"
+    assert run_folder.data_root(run, Path("other")) == Path("other"), "--data decides"
+    monkeypatch.setenv("MEMORYSAM_DATA", "other")
+    assert run_folder.data_root(run, None) == tmp_path / "here/data", "the run's own, whatever is usual here"
+    (tmp_path / "here").rename(tmp_path / "there")
+    with pytest.raises(
+        DataError, match=r"data set 'tiny' below .*here/data, which is not there any more .*--data ROOT"
+    ):
+        run_folder.data_root(run, None)
+    monkeypatch.setenv("MEMORYSAM_DATA", "there/data")
+    assert run_folder.data_root(run, None) == Path("there/data")
+    assert "is not below" in capsys.readouterr().err
+    RunFolder(run).data.write_text('{"root": 3}')
+    with pytest.raises(DataError, match=r"data\.json: is not as this version"):
+        run_folder.data_root(run, None)
+    RunFolder(run).data.unlink()  # a run of an earlier version
+    assert run_folder.data_root(run, None) == Path("there/data")
+
+
 def test_weights_in_a_run_know_it_from_wherever_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_folder.create(recipes.load("demo"), None)
     run.checkpoints.mkdir()
@@ -65,8 +139,8 @@ def test_no_weights_says_how_to_get_some() -> None:
 def test_a_validation_still_to_come_is_forgotten_with_the_rows_after_it() -> None:
     run = RunFolder(Path("run"))
     for step in (1, 2, 3):
-        run.log_metrics({"step": step}, {"loss": float("nan") if step == 3 else 1.0})
-        run.log_metrics({"step": step}, {"miou": 5.0})
+        run.log_metrics({"step": step, "epoch": 0}, {"loss": float("nan") if step == 3 else 1.0})
+        run.log_metrics({"step": step, "epoch": 0}, {"miou": 5.0})
     assert '"loss":null' in run.metrics.read_text().replace(" ", "")
     run.forget_metrics_after(2, validated=True)
     assert run.metrics.read_text().count("miou") == 2

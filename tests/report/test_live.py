@@ -78,6 +78,18 @@ def test_progress_inside_is_a_line_of_the_table(terminal: Terminal, monkeypatch:
         assert isinstance(outer, LiveTable) and outer._inner is None
 
 
+def test_figures_that_change_though_nothing_was_done_are_shown_at_once(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(live, "PAUSE_S", 1e6)  # whatever is not urgent waits
+    with console.progress(4, "train", is_table=True) as table:
+        table.advance(figures=FIGURES)
+        assert "77.77" not in terminal.getvalue()
+        table.show(FIGURES | {"best mIoU": "77.77"})
+        assert "77.77" in terminal.getvalue() and table.done == 1
+
+
 def test_it_goes_when_work_fails(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", terminal)
     with pytest.raises(KeyboardInterrupt), console.progress(2, "train", is_table=True) as shown:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jinja2
 import pytest
 
 from memorysam_cli.report import pages
@@ -45,5 +44,5 @@ def test_errors_and_confidence_are_explained_where_they_are_shown() -> None:
 
 
 def test_a_fact_that_is_missing_is_an_error_and_no_gap() -> None:
-    with pytest.raises(jinja2.UndefinedError, match="title"):
+    with pytest.raises(LookupError, match="title"):
         pages.render("prediction", kind="prediction")

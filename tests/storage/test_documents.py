@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -208,3 +209,56 @@ def test_lines_are_read_one_at_a_time(tmp_path: Path) -> None:
     assert next(lines) == {"a": 1}
     with pytest.raises(DataError, match=r"x\.jsonl:2"):
         next(lines)
+
+
+def test_a_document_of_very_many_keys_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """60,000 unknown keys took 30 s; PyYAML composes no further than to the first value beyond the bound."""
+    composed = 0
+    compose = documents._Loader.compose_node
+
+    def counted(self: documents._Loader, *arguments: Any) -> Any:
+        nonlocal composed
+        composed += 1
+        return compose(self, *arguments)
+
+    monkeypatch.setattr(documents._Loader, "compose_node", counted)
+    text = "".join(f"key{number}: 1\n" for number in range(60_000))
+    with pytest.raises(UsageError, match=r"r\.yaml:2500: more than 5,000 keys and values"):
+        documents.parse_yaml(text, where="r.yaml")
+    assert composed == documents.MAX_VALUES + 1
+
+
+@pytest.mark.parametrize(
+    "data", [b'{"a": 1e999}', b'{"a": -1e999}', b'{"a": NaN}', b'{"a": 1, "a": 2}', b"[" * 100_000]
+)
+def test_json_that_is_no_finite_value_of_ours_is_refused(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.json: not valid JSON"):
+        documents.read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("read", [documents.read_json, documents.read_json_lines, documents.read_text])
+def test_what_is_no_regular_file_is_never_opened(tmp_path: Path, read: Any) -> None:
+    os.mkfifo(tmp_path / "fifo")  # opening it would wait for a writer
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name in ("fifo", "zero"):
+        with pytest.raises(DataError, match="not a file"):
+            read(tmp_path / name)
+
+
+def test_a_file_larger_than_its_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "a.json").open("wb") as stream:
+        stream.truncate(10_000_000_000)  # a hole
+    with pytest.raises(DataError, match=r"10000\.0 MB is more than the 100 MB allowed"):
+        documents.read_json(tmp_path / "a.json")
+    monkeypatch.setattr(documents, "MAX_JSON_BYTES", 1000)
+    with pytest.raises(DataError, match=r"a\.json:1: a line of more than"):
+        documents.read_json_lines(tmp_path / "a.json")
+
+
+def test_a_document_of_another_form_is_named_with_what_was_stumbled_over(tmp_path: Path) -> None:
+    with (
+        pytest.raises(DataError, match=r"a\.json: is not as .* \(KeyError: 'miou'\)"),
+        documents.understood(tmp_path / "a.json"),
+    ):
+        {}["miou"]

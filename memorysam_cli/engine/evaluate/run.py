@@ -34,6 +34,7 @@ from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.model.weights import Segmenter, WeightsCard, read_card
 from memorysam_cli.report import console
 from memorysam_cli.storage import documents, lock, tensors
+from memorysam_cli.text import command
 
 ALL = "all"
 """What ``--split`` calls every split that has labels."""
@@ -103,12 +104,13 @@ def plan(
     """
     card = read_card(weights)
     chosen = choose_modalities(card.modalities, modalities)
-    manifest = manifests.read(manifests.data_root(data), card.dataset.name)
+    run = run_folder.run_of(weights)
+    manifest = manifests.read(run_folder.data_root(run, data), card.dataset.name)
     scoring.check_classes(card.dataset, manifest.info, weights=str(weights))
     splits = labelled_splits(manifest, split)
     digest = tensors.sha256(weights)
     folder = out or result_files.folder_for(
-        weights, run=run_folder.run_of(weights), digest=digest, split="+".join(splits), card=card, modalities=chosen,
+        weights, run=run, digest=digest, split="+".join(splits), card=card, modalities=chosen,
         view=view,
     )  # fmt: skip
     if out is None and precision != "fp32":
@@ -151,7 +153,8 @@ def labelled_splits(manifest: Manifest, text: str) -> tuple[str, ...]:
         if bare_count:
             raise DataError(
                 f"{manifest.info.name}: {bare_count} of {len(scenes)} scenes in split '{split}' have no label to "
-                f"score against; score another split, or segment it with memorysam predict --split {split}"
+                f"score against; score another split, or segment it with: "
+                + command("predict", "--split", split, "--data", manifest.root)
             )
     return names
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from memorysam_cli import recipe as recipes
+from memorysam_cli import registry
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import run_folder, runtime
 from memorysam_cli.engine.measure import count, rates, targets, trials
@@ -34,7 +34,7 @@ from memorysam_cli.errors import EnvironmentFault, MemorySamError, UsageError
 from memorysam_cli.recipe import BACKBONES, Recipe, Train
 from memorysam_cli.report import console
 from memorysam_cli.storage.machine import Capacity
-from memorysam_cli.text import duration, size
+from memorysam_cli.text import command, duration, size
 
 MARGIN = 0.1
 """The share of memory that stays free: for a GPU's driver, what is not counted, workers that read ahead."""
@@ -447,10 +447,10 @@ def train_line(
     """
     if plan.proposal is None:
         return None
-    words = ["memorysam", "train", "--recipe", recipe]
+    words = [*registry.options(), "train", "--recipe", recipe]
     words += [] if data is None else ["--data", str(data)]
     words += [] if device == "auto" else ["--device", device]
-    return shlex.join(words + [word for change in _changes(plan.proposal, overrides) for word in ("--set", change)])
+    return command(*words, *(word for change in _changes(plan.proposal, overrides) for word in ("--set", change)))
 
 
 def _changes(proposal: Candidate, overrides: Sequence[str]) -> list[str]:

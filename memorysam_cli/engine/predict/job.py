@@ -20,7 +20,7 @@ from memorysam_cli.data import decode, inputs
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import Modality
-from memorysam_cli.engine import launcher, runtime
+from memorysam_cli.engine import launcher, run_folder, runtime
 from memorysam_cli.engine.infer.inference import (
     Inference,
     choose_modalities,
@@ -244,7 +244,9 @@ def plan(
     chosen = choose_modalities(card.modalities, modalities)
     names = [modality.name for modality in chosen]
     aliases = read_aliases(renames, names)
-    where = scenes or manifests.prepared_root(data, dataset=card.dataset.name)
+    where = scenes or manifests.prepared_root(
+        run_folder.data_root(run_folder.run_of(weights), data), dataset=card.dataset.name
+    )
     source = inputs.discover(where, modalities=names, aliases=aliases, split=split, dataset=card.dataset.name)
     wanted = source.scenes[:limit]
     refuse_collisions(wanted)

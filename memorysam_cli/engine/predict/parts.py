@@ -192,10 +192,14 @@ def look(out: Path, job: Job, *, parts: int) -> FolderState:
 
 def _report(out: Path) -> dict[str, Any] | None:
     """The content of ``_SUCCESS.json``; of one that is missing or damaged nothing."""
-    if (out / SUCCESS).is_file():
-        with contextlib.suppress(DataError):
-            report = documents.read_json(out / SUCCESS)
-            return report if isinstance(report, dict) else None
+    path = out / SUCCESS
+    if path.is_file():
+        with contextlib.suppress(DataError), documents.understood(path):
+            report = documents.read_object(path)
+            numbers = [report[key] for key in ("done", "scenes", "failed")]
+            words = [report["ledger"], *report["modalities"], *report["trees"].values()]
+            is_ours = all(type(each) is int for each in numbers) and all(type(each) is str for each in words)
+            return report if is_ours else None
     return None
 
 

@@ -15,6 +15,7 @@ from memorysam_cli.engine.run_folder import LATEST, RECIPE, RUNS, RunFolder
 from memorysam_cli.errors import UsageError
 from memorysam_cli.report import pages, pictures
 from memorysam_cli.storage import documents
+from memorysam_cli.text import command
 
 FolderKind = Literal["training", "evaluation", "prediction"]
 Facts = dict[str, Any]
@@ -83,7 +84,7 @@ def gallery_scenes(folder: Path) -> tuple[list[Facts], str]:
     """
     gallery = pictures.read_gallery(folder)
     if gallery is None:
-        return [], "No pictures were kept. Run memorysam evaluate with --gallery 4 to have the worst and best scenes."
+        return [], f"No pictures were kept; {command('evaluate', '--gallery', 4)} keeps the worst and best scenes."
     scenes = []
     for each in gallery.scenes:
         words = [each.rank, each.condition, each.case]
@@ -101,7 +102,11 @@ def scene(name: str, words: Iterable[str | None], layers: Sequence[Mapping[str, 
 
 def layer(key: str, title: str, path: Path) -> dict[str, str]:
     """A layer whose picture is a file."""
-    return {"key": key, "title": title, "src": pages.data_uri(path.read_bytes(), kind=PICTURE_KINDS[path.suffix])}
+    return {
+        "key": key,
+        "title": title,
+        "src": pages.data_uri(documents.read_bytes(path), kind=PICTURE_KINDS[path.suffix]),
+    }
 
 
 def fitting(scenes: list[Facts], *, room: int = ROOM) -> tuple[list[Facts], str]:

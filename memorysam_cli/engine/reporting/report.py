@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from memorysam_cli import recipe as recipes
 from memorysam_cli.engine.evaluate.result_files import NAMES
 from memorysam_cli.engine.reporting import folders, result_pages, run_page
 from memorysam_cli.engine.reporting.folders import Facts
-from memorysam_cli.engine.run_folder import RECIPE, RunFolder
+from memorysam_cli.engine.run_folder import RECIPE, RunFolder, resume_command
 from memorysam_cli.errors import UsageError
 from memorysam_cli.report import console, pages
-from memorysam_cli.storage import atomic
-from memorysam_cli.text import megabytes
+from memorysam_cli.storage import atomic, documents
+from memorysam_cli.text import command, megabytes
 
 NAME = "report.html"
 GATHER = {
@@ -23,8 +24,10 @@ GATHER = {
     "prediction": result_pages.gather_prediction,
 }
 MEANS = {"miou": "mIoU", "miou_present": "mIoU of present", "mf1": "mF1", "macc": "mAcc"}
-SAME = ("dataset", "split", "protocol")
-"""What two evaluations must share for their figures to compare."""
+SAME = {"dataset": "data set", "split": "split", "protocol": "protocol", "split_sha256": "list of scenes"}
+"""What two evaluations must share for their figures to compare, and its name."""
+LONGEST_WORD = 60
+"""Letters of a value that a sentence can hold: more than a name, less than a sum."""
 FULL_BAR = 25.0
 """Points of IoU that fill half a bar, at least."""
 
@@ -57,8 +60,13 @@ def write(folder: Sequence[Path], *, out: Path | None = None) -> WrittenReport:
     if path.is_dir():
         raise UsageError(f"--out {path}: is a folder; give a file, such as {path / NAME}")
     atomic.refuse_unwritable(path.parent)
-    facts = GATHER[folders.kind(folder[0])](folder[0]) if len(folder) == 1 else gather_comparison(*folder)
-    text = pages.render(facts["kind"], **facts)
+    gather = GATHER[folders.kind(folder[0])] if len(folder) == 1 else gather_comparison
+    with documents.understood(folder[0]):  # what no closer look has found, up to what the page makes of a value
+        facts = gather(*folder)
+        text = pages.render(facts["kind"], **facts)
+    if facts["kind"] == "comparison":
+        for line in facts["warnings"]:
+            console.warn(line)
     size = len(text.encode())
     if size > pages.MOST_BYTES:
         console.warn(
@@ -81,25 +89,27 @@ def gather_comparison(first: Path, second: Path) -> Facts:
             raise UsageError(f"{each}: is a prediction; compare two runs, two evaluations, or one with the other")
     a, b = (_evaluation(each) for each in folder)
     note = _why_not(a, b, folder)
-    if note and not all(RunFolder(each).holds_run() for each in folder):
-        raise UsageError(f"{first} and {second}: {note}")
     runs = [RunFolder(each) for each in folder if RunFolder(each).holds_run()]
+    if note and len(runs) < 2:
+        raise UsageError(f"{first} and {second} do not compare: {note}")
+    apart = _trained_apart(*runs) if len(runs) == 2 else ""
     names = [each.resolve().name for each in folder] if len(runs) == 2 else [str(each) for each in folder]
     rows = [] if note else _rows(a, b)
     charts = []
     if len(runs) == 2:
-        rows_of_runs = [("A", run_page.metrics(runs[0])), ("B", run_page.metrics(runs[1]))]
+        rows_of_runs = [("A", runs[0].read_metrics()), ("B", runs[1].read_metrics())]
         terms = [name for run in runs for name in recipes.load(run.path / RECIPE, is_stored=True).terms]
         charts = run_page.draw_all(rows_of_runs, tuple(dict.fromkeys(terms)))
+        charts = [each for each in charts if not (apart and each.name == "miou")]
     sections = [("headline", "Headline"), ("classes", "Classes")] + [("curves", "Curves")] * bool(charts)
     return {
         "kind": "comparison",
         "title": f"{names[0]} against {names[1]}",
         "subtitle": "" if note else f"{a['dataset']} · {a['split']} · {result_pages.headline(a)}",
-        "warnings": [],
+        "warnings": _warnings(apart, note if a and b else ""),
         "sections": [*sections, ("differences", "What differs")],
         "names": names,
-        "headline": _headline(a, b, runs, compared=not note),
+        "headline": _headline(a, b, runs, compared=not note, is_apart=bool(apart)),
         "rows": rows,
         "rows_note": f"There is nothing to compare class by class: {note}.",
         "charts": charts,
@@ -117,13 +127,46 @@ def _why_not(a: Facts, b: Facts, folder: tuple[Path, Path]) -> str:
     """Why two evaluations do not compare; empty if they do."""
     for report, each in zip((a, b), folder, strict=True):
         if not report:
-            return f"{each} has no evaluation yet; run memorysam evaluate --weights {RunFolder(each).best}"
-    for key in SAME:
-        if a[key] != b[key]:
-            return f"the one is of {key} {a[key]}, the other of {b[key]}"
+            return f"{each} has no evaluation yet; {_evaluation_line(RunFolder(each))}"
+    for key, name in SAME.items():
+        if a.get(key) != b.get(key) and None not in (a.get(key), b.get(key)):
+            return _differ(name, a[key], b[key])
     if [each["name"] for each in a["classes"]] != [each["name"] for each in b["classes"]]:
         return "their classes differ"
     return ""
+
+
+def _differ(name: str, a: Any, b: Any) -> str:
+    """That two things are not of the same."""
+    if isinstance(a, str) and isinstance(b, str) and len(a) < LONGEST_WORD:
+        return f"the one is of {name} {a}, the other of {b}"
+    return f"the one is of another {name} than the other"
+
+
+def _evaluation_line(run: RunFolder) -> str:
+    """What to type so that a run has an evaluation."""
+    if not run.best.is_file():
+        return f"it has no weights either, continue with: {resume_command(run.path)}"
+    return f"type: {command('evaluate', '--weights', run.best)}"
+
+
+def _trained_apart(first: RunFolder, second: RunFolder) -> str:
+    """Why the validations of two runs do not compare; empty if they do."""
+    data = [recipes.load(each.path / RECIPE, is_stored=True).data for each in (first, second)]
+    stored = [each.stored_data().get("content_hash", "") for each in (first, second)]
+    if data[0].dataset != data[1].dataset:
+        return _differ("data set", data[0].dataset, data[1].dataset)
+    if all(stored) and stored[0] != stored[1]:
+        return _differ(f"content of data set {data[0].dataset}", *stored)
+    if data[0].selection_split != data[1].selection_split:
+        return _differ("selection split", data[0].selection_split, data[1].selection_split)
+    return ""
+
+
+def _warnings(apart: str, note: str) -> list[str]:
+    """What a reader of a comparison must know first."""
+    lines = [f"These two runs do not compare: {apart}."] if apart else []
+    return lines + [f"Their evaluations do not compare: {note}."] * bool(note)
 
 
 def _rows(a: Facts, b: Facts) -> list[Facts]:
@@ -141,7 +184,7 @@ def _rows(a: Facts, b: Facts) -> list[Facts]:
     return sorted(rows, key=lambda row: float(row["delta"]))
 
 
-def _headline(a: Facts, b: Facts, runs: list[RunFolder], *, compared: bool) -> list[Facts]:
+def _headline(a: Facts, b: Facts, runs: list[RunFolder], *, compared: bool, is_apart: bool) -> list[Facts]:
     rows = []
     if compared:
         for key, name in MEANS.items():
@@ -149,9 +192,9 @@ def _headline(a: Facts, b: Facts, runs: list[RunFolder], *, compared: bool) -> l
         words = [", ".join(each["modalities"]) for each in (a, b)]
         rows.append({"name": "Modalities", "a": words[0], "b": words[1], "delta": None})
     if len(runs) == 2:
-        best = [run_page.best(run_page.metrics(run)) for run in runs]
+        best = [run_page.best(run.read_metrics()) for run in runs]
         cells = ["–" if each is None else f"{each['miou']:.2f} (step {each['step']:,})" for each in best]
-        delta = best[1]["miou"] - best[0]["miou"] if best[0] and best[1] else None
+        delta = best[1]["miou"] - best[0]["miou"] if best[0] and best[1] and not is_apart else None
         rows.append({"name": "Best validation mIoU", "a": cells[0], "b": cells[1], "delta": delta})
     return rows
 

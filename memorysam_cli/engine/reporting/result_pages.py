@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memorysam_cli.data.decode import find_invalid
 from memorysam_cli.dataset import Modality, is_inside
@@ -109,10 +111,20 @@ def sections(shown: Facts) -> list[tuple[str, str]]:
 def headline(report: Facts) -> str:
     """What the figures are of, in a line."""
     words = [f"{report['protocol']} protocol", f"{report['scenes']:,} scenes", ", ".join(report["modalities"])]
-    words += ["test-time augmentation"] if report["tta"] else []
+    return " · ".join([*words, *way_of_looking(report, "missing modalities as zeros")])
+
+
+def way_of_looking(report: Facts, zeros: str) -> list[str]:
+    """What makes an evaluation's figures others than those of a plain look; none for a plain one.
+
+    Args:
+        report: of an evaluation.
+        zeros: how missing modalities that are fed as zeros are called.
+    """
+    words = ["test-time augmentation"] if report["tta"] else []
     words += ["tiled"] if report["tile"] else []
-    words += ["missing modalities as zeros"] if report["missing"] == "zero" else []
-    return " · ".join(words)
+    words += [zeros] if report["missing"] == "zero" else []
+    return words + ([report["precision"]] if report.get("precision", "fp32") != "fp32" else [])
 
 
 def tiles(report: Facts) -> list[tuple[str, str, str]]:
@@ -149,8 +161,12 @@ def _matrix(folder: Path, report: Facts) -> Any:
     path = folder / NAMES[f"confusion_{report['protocol']}"]
     if not path.is_file():
         return None
-    with documents.understood(path), path.open(encoding="utf-8", newline="") as stream:
-        counts = [[int(value) for value in row[1:]] for row in list(csv.reader(stream))[1:]]
+    with documents.understood(path):
+        text = io.StringIO(documents.read_text(path, limit=documents.MAX_JSON_BYTES), newline="")
+        try:
+            counts = [[int(value) for value in row[1:]] for row in list(csv.reader(text))[1:]]
+        except csv.Error as error:
+            raise ValueError(str(error)) from error
         names = [each["name"] for each in report["classes"]]
         if [len(row) for row in counts] != [len(names)] * len(names):
             raise ValueError(f"not {len(names)} rows and columns")
@@ -183,15 +199,22 @@ def _heat_cell(part: Mapping[str, Any] | None) -> Facts | None:
 
 def _sensors(folder: Path, report: Facts) -> list[Facts]:
     """Bars of the mIoU with parts of the sensors: evaluations of such parts inside the folder, and the benchmarks."""
-    rows = [{"name": "+".join(report["modalities"]), "value": report["miou"]}]
+    rows = [{"name": _look_name(report), "value": report["miou"]}]
     for path in sorted(folder.glob(f"*/{NAMES['metrics']}")):
         part = folders.read(path)
-        # A result of other weights that stayed in the folder compares with nothing here.
-        if part["weights_sha256"] == report["weights_sha256"] and part["protocol"] == report["protocol"]:
-            zeros = " (others as zeros)" if part["missing"] == "zero" else ""
-            rows.append({"name": "+".join(part["modalities"]) + zeros, "value": part["miou"]})
-    groups = [{"title": "Parts of the modalities", "note": "", "rows": _descending(rows)}] if len(rows) > 1 else []
+        with documents.understood(path):
+            row = {"name": _look_name(part), "value": float(part["miou"])}
+        # A result of other weights or scenes that stayed in the folder compares with nothing here.
+        if all(part.get(key) == report.get(key) for key in ("weights_sha256", "split_sha256", "protocol")):
+            rows.append(row)
+    groups = [{"title": "Sensors and ways of looking", "note": "", "rows": _descending(rows)}] if len(rows) > 1 else []
     return groups + _benchmarks(folder, digest=report["weights_sha256"])
+
+
+def _look_name(report: Facts) -> str:
+    """The sensors of an evaluation, and how they were looked at where that is not the plain way."""
+    words = way_of_looking(report, "others as zeros")
+    return "+".join(report["modalities"]) + (f" ({', '.join(words)})" if words else "")
 
 
 def _benchmarks(folder: Path, *, digest: str | None) -> list[Facts]:
@@ -316,14 +339,22 @@ def _prediction_scene(folder: Path, line: Facts, report: Facts, *, palette: Sequ
     for name, paths in line["inputs"].items():
         shown = _frame(root / _inside(paths[0]))
         layers += [] if shown is None else [_layer(name, name, shown, kind="jpeg")]
-    mask = images.read(folder / _inside(line["mask"]))
+    mask = _map(folder / _inside(line["mask"]))
     layers.append(_layer("prediction", "Prediction", pictures.colour(pictures.shrunk(mask), palette), kind="png"))
     if "confidence" in line:
-        sure = pictures.shrunk(images.read(folder / _inside(line["confidence"])))
+        sure = pictures.shrunk(_map(folder / _inside(line["confidence"])))
         layers.append(_layer("confidence", "Confidence", pictures.heat((sure / 255).astype(np.float32)), kind="png"))
     missing = [] if len(layers) > 1 else ["its sensors' files are not there any more"]
     size = f"{line['size'][1]} × {line['size'][0]}"
     return folders.scene(line["id"], [size, *missing], layers)
+
+
+def _map(path: Path) -> NDArray[Any]:
+    """A mask or a confidence as stored: (H, W) whole numbers."""
+    array = images.read(path)
+    if array.ndim != 2 or array.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"{path.name} is an array of {array.dtype} with {array.ndim} axes")
+    return array
 
 
 def _inputs_root(report: Facts) -> Path:

@@ -10,7 +10,7 @@ from memorysam_cli import recipe as recipes
 from memorysam_cli.engine.evaluate.result_files import NAMES
 from memorysam_cli.engine.reporting import folders, result_pages
 from memorysam_cli.engine.reporting.folders import Facts
-from memorysam_cli.engine.run_folder import RECIPE, RunFolder
+from memorysam_cli.engine.run_folder import RECIPE, RunFolder, resume_command
 from memorysam_cli.recipe import Recipe, comparing
 from memorysam_cli.report import pages, pictures
 from memorysam_cli.report.pages import Chart, Series
@@ -52,11 +52,12 @@ def gather(folder: Path) -> Facts:
     """
     run = RunFolder(folder)
     trained = recipes.load(folder / RECIPE, is_stored=True)
-    rows = metrics(run)
+    rows = run.read_metrics()
     scored = folders.newest_evaluation(folder)
     shown = None
     if scored is not None:
-        shown = result_pages.section(scored, folders.read(scored / NAMES["metrics"]))
+        with files.understood(scored / NAMES["metrics"]):
+            shown = result_pages.section(scored, folders.read(scored / NAMES["metrics"]))
     parent, changes = against_parent(trained)
     pictures = _pictures(run)
     sections = [("curves", "Curves")] + [("pictures", "Pictures")] * bool(pictures)
@@ -76,13 +77,6 @@ def gather(folder: Path) -> Facts:
         "recipe": trained.to_yaml(),
         "environment": environment(run),
     }
-
-
-def metrics(run: RunFolder) -> list[Facts]:
-    """The rows of ``metrics.jsonl``; none before the first step."""
-    rows = files.read_json_lines(run.metrics) if run.metrics.is_file() else []
-    with files.understood(run.metrics):
-        return [row for row in rows if row["step"] >= 0]
 
 
 def charts_of(terms: Sequence[str]) -> list[ChartPlan]:
@@ -144,6 +138,7 @@ def environment(run: RunFolder) -> list[tuple[str, str]]:
     """Where and with what a run was made."""
     facts = dict(comparing.leaves(folders.read(run.path / "environment.json")))
     rows = [(key, _cell(value)) for key, value in facts.items() if value not in (None, [], "")]
+    rows += [("data root", run.stored_data()["root"])] if run.stored_data() else []
     command = run.path / "command.txt"
     return rows + ([("command", files.read_text(command).strip())] if command.exists() else [])
 
@@ -167,7 +162,8 @@ def _tiles(run: RunFolder, rows: Sequence[Facts], trained: Recipe) -> list[tuple
         memory = [row["peak_memory_gb"] for row in steps if row.get("peak_memory_gb")]
         tiles += [("Peak memory", f"{max(memory):.2f} GB", "")] if memory else []
     if result:
-        tiles.append(("Time", duration(result["seconds"]), f"{result['scenes']:,} scenes"))
+        with files.understood(run.result):
+            tiles.append(("Time", duration(result["seconds"]), f"{result['scenes']:,} scenes"))
     tiles.append(("Data set", trained.data.dataset, ", ".join(trained.data.modalities)))
     tiles.append(("Backbone", trained.model.backbone, f"{trained.model.encoder}, {trained.train.precision}"))
     return tiles
@@ -175,9 +171,7 @@ def _tiles(run: RunFolder, rows: Sequence[Facts], trained: Recipe) -> list[tuple
 
 def _warnings(run: RunFolder) -> list[str]:
     """What a reader must know: how the run ended, what it left out, and that it was resumed."""
-    lines = (
-        [] if run.result.is_file() else ["This run has not finished; memorysam train --resume auto goes on with it."]
-    )
+    lines = [] if run.result.is_file() else [f"This run has not finished; continue with: {resume_command(run.path)}"]
     if run.diverged.is_file():
         lines.append("This run diverged; diverged.json names the scenes of that update.")
     for path, words in (

@@ -10,12 +10,12 @@ import re
 import shutil
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from memorysam_cli import __version__
@@ -23,7 +23,7 @@ from memorysam_cli.engine.runtime import rng_state, set_rng_state
 from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.errors import DataError, DivergedError, MemorySamError, UsageError, WeightsError
 from memorysam_cli.model import base_weights
-from memorysam_cli.model.weights import fill_own, own_tensors
+from memorysam_cli.model.weights import Metric, fill_own, own_tensors
 from memorysam_cli.recipe import Recipe, comparing
 from memorysam_cli.recipe.schema import is_retired
 from memorysam_cli.storage import atomic, documents, tensors
@@ -42,6 +42,9 @@ DEFAULTS_BEFORE = {"model.fusion": "mean", "data.antialias": None, "augment.blur
 """The values of keys that older recipes did not have."""
 _FOLDER = re.compile(r"step-\d{8}(\.new)?")
 _NEW, _REMOVED = ".new", ".removed"
+
+
+Count = Annotated[int, Field(ge=0, lt=2**53)]
 
 
 @dataclass
@@ -63,16 +66,16 @@ class Position:
         scaler: the state of the fp16 gradient scaler, if there is one.
     """
 
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
+    step: Count = 0
+    epoch: Count = 0
+    batch: Count = 0
     best_miou: float | None = None
-    best_step: int | None = None
+    best_step: Count | None = None
     validation: dict[str, Any] | None = None
-    all_ignored: int = 0
-    scenes: int = 0
-    initial: int = 0
-    world: int = 1
+    all_ignored: Count = 0
+    scenes: Count = 0
+    initial: Count = 0
+    world: Annotated[int, Field(gt=0)] = 1
     scaler: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -305,23 +308,29 @@ def read_header(path: Path) -> CheckpointHeader:
         WeightsError: a key is missing, unknown or of another type: it was written by another version.
     """
     where = path / "trainer.json"
-    content = documents.read_json(where)
+    try:
+        content = documents.read_object(where)
+    except DataError as error:
+        raise WeightsError(str(error)) from None
     known = {each.name for each in fields(Position)} | {"identity", "made_by"}
-    given = set(content) if isinstance(content, dict) else set()
+    given = set(content)
     if odd := [f"{name} is missing" for name in sorted(known - given)] + [
         f"{name} is unknown" for name in sorted(given - known)
     ]:
         raise WeightsError(f"{where}: {'; '.join(odd)}; it was written by another version, which can go on with it")
     identity, made_by = content.pop("identity"), content.pop("made_by")
     try:
-        position = TypeAdapter(Position).validate_json(
-            documents.to_json(content), strict=True
-        )  # as JSON: lists are lists
+        # As JSON: lists are lists.
+        position = TypeAdapter(Position).validate_json(documents.to_json(content), strict=True)
+        if position.validation is not None:
+            Metric.model_validate({**position.validation, "miou": position.validation.get("miou") or 0}, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         raise WeightsError(
             f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}; take another checkpoint"
         ) from None
+    if not (isinstance(identity, dict) and isinstance(made_by, dict)):
+        raise WeightsError(f"{where}: says not of which run it is; take another checkpoint")
     return CheckpointHeader(position, identity, made_by)
 
 
@@ -374,7 +383,10 @@ def put_back(state: State, learner: Learner, *, where: str) -> Position:
     fill_own(learner.network, state.model, where=where)
     _restore_learner(state, learner, where=where)
     if accelerator.scaler is not None and state.position.scaler:
-        accelerator.scaler.load_state_dict(state.position.scaler)
+        try:
+            accelerator.scaler.load_state_dict(state.position.scaler)
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise WeightsError(f"{where}: its gradient scaler is none ({error}); take another checkpoint") from error
     try:
         set_rng_state(random, accelerator.device)
     except (RuntimeError, TypeError) as error:

@@ -177,7 +177,8 @@ class Quarantine:
     def __init__(self, run: RunFolder, *, share: float, scenes: int, accelerator: Accelerator) -> None:
         self.run, self.share, self.scenes, self.accelerator = run, share, scenes, accelerator
         rows = documents.read_json_lines(run.quarantine) if run.quarantine.exists() else []
-        self.listed: dict[str, str] = {row["scene"]: row["why"] for row in rows}
+        with documents.understood(run.quarantine):
+            self.listed: dict[str, str] = {str(row["scene"]): str(row["why"]) for row in rows}
 
     def admit(self, batches: Sequence[Batch], *, step: int) -> None:
         """List what these batches had to do without; every process must call this.

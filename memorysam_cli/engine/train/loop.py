@@ -23,14 +23,14 @@ from memorysam_cli.data.loader import Batch, modalities_of, training_batches
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import runtime
 from memorysam_cli.engine.processes import agree, lost_ones_named, refuse_differing, wait_for_all
-from memorysam_cli.engine.run_folder import RunFolder
+from memorysam_cli.engine.run_folder import RunFolder, resume_command
 from memorysam_cli.engine.train import checkpoints, endings, start
 from memorysam_cli.engine.train.checkpoints import Position, State
 from memorysam_cli.engine.train.endings import Quarantine, StopRequest, TrainingResult, catch_stop, finish
 from memorysam_cli.engine.train.tracking import Tracking
 from memorysam_cli.engine.train.update import BatchGroups, Learner, StepResult, learning_rate
 from memorysam_cli.engine.train.validation import HEADLINE, Validation, draw_first_batch, metric_of
-from memorysam_cli.errors import DataError, MemorySamError, Stopped
+from memorysam_cli.errors import DataError, MemorySamError, Stopped, WeightsError
 from memorysam_cli.model.weights import build_for_training, read, save
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
@@ -84,6 +84,8 @@ class Trainer:
         self._scenes_since = 0
         """Scenes of this process since the last checkpoint."""
         self._lacks_best = False
+        self._figures: dict[str, str] = {}
+        """What people saw of the last update."""
 
     def _refuse_differing(self) -> None:
         """Refuse processes that would not make the same updates: the first to be through would be waited for."""
@@ -128,7 +130,7 @@ class Trainer:
             return self._fit(resume)
 
     def _resume_advice(self) -> str:
-        return f"this was after step {self.position.step}; continue with: memorysam train --resume {self.run.path}"
+        return f"this was after step {self.position.step}; continue with: {resume_command(self.run.path)}"
 
     def _fit(self, resume: Path | None) -> TrainingResult:
         begun = time.monotonic()
@@ -164,6 +166,12 @@ class Trainer:
         """Put everything back as it was at a checkpoint."""
         where = str(self.run.path)
         self.position = checkpoints.put_back(state, self.learner, where=where)
+        done, batches = divmod(self.position.batch, self.recipe.train.accumulate)
+        if batches or self.position.step != self.position.epoch * self.extent.steps_per_epoch + done:
+            raise WeightsError(
+                f"{where}: its checkpoint says step {self.position.step} and batch {self.position.batch} of epoch "
+                f"{self.position.epoch}, which cannot be with {self.extent.steps_per_epoch} steps an epoch"
+            )
         self._lacks_best = forget_lost_best(self.run, self.position)
         wait_for_all(self.accelerator)  # all have read what is written from here on
         if self.accelerator.is_main_process:
@@ -189,6 +197,7 @@ class Trainer:
         self.position.epoch, self.position.batch = epoch + 1, 0
         if self.position.epoch % settings.validate_every == 0 or self._is_done():
             self._validate()
+            progress.show(self._figures | best_figure(self.position))
             self._checkpoint_when_due(stop)
 
     def _updates(self, stop: StopRequest, progress: Progress) -> None:
@@ -200,7 +209,8 @@ class Trainer:
         self.pace.start_epoch()
         for batches in groups:
             result, figures = self._step(batches, groups)
-            progress.advance(figures=table_figures(result, figures, self.position, epochs=settings.epochs))
+            self._figures = table_figures(result, figures, self.position, epochs=settings.epochs)
+            progress.advance(figures=self._figures)
             self._checkpoint_when_due(stop)
             if self._is_done():
                 break
@@ -269,7 +279,7 @@ class Trainer:
             path = self._checkpoint()
             raise Stopped(
                 f"{stop.name or 'another process'}: checkpoint of step {self.position.step} saved as {path}; "
-                f"continue with: memorysam train --resume {self.run.path}",
+                f"continue with: {resume_command(self.run.path)}",
                 exit_code=stop.exit_code or 143,
             )
         # Not after the last step: the checkpoint that ends the run has its number, and the validation besides.
@@ -457,5 +467,10 @@ def table_figures(
         "lr": f"{figures['lr']:.2e}",
         "scenes/s": f"{figures['scenes_per_second']:.3g}",
         "memory": f"{figures['peak_memory_gb']:.1f} GB",
-        "best mIoU": "–" if position.best_miou is None else f"{position.best_miou:.2f}",
+        **best_figure(position),
     }
+
+
+def best_figure(position: Position) -> dict[str, str]:
+    """The best validation so far, as people see it."""
+    return {"best mIoU": "–" if position.best_miou is None else f"{position.best_miou:.2f}"}

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.data.statistics import with_ranges
-from memorysam_cli.engine import runtime
+from memorysam_cli.engine import run_folder, runtime
 from memorysam_cli.engine.processes import lost_ones_named
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.train import start
@@ -91,10 +91,11 @@ def train(request: Request) -> FinishedRun | None:
 
 
 def _train(request: Request, ending: Ending) -> FinishedRun | None:
-    root = manifests.data_root(request.data)
     named = start.choose_recipe(
         request.recipe, overrides=list(request.overrides), resume=request.resume, out=request.out
     )
+    continued = start.existing(named.name, out=request.out, resume=request.resume)
+    root = run_folder.data_root(None if continued is None else continued.path, request.data)
     recipe = start.resolve(named, root)
     run_start = start.plan(recipe, out=request.out, resume=request.resume)
     scenes = manifests.read(root, recipe.data.dataset)
@@ -131,8 +132,11 @@ def _train(request: Request, ending: Ending) -> FinishedRun | None:
             stack.enter_context(ending.of_run(run))
             stack.enter_context(console.log_to(run.log))
             documents.write_json(run.extent, dataclasses.asdict(trainer.extent))
+            run.store_data(scenes)
             trainer.tracking = Tracking(request.trackers)
         result = trainer.fit(run, resume=run_start.checkpoint)
+        if accelerator.is_main_process:
+            run_folder.point_latest(run.path)
     if not accelerator.is_main_process:
         return None
     return FinishedRun(run, run_start.recipe, result)
@@ -157,4 +161,5 @@ class _MemoryAdvice:
         advice = f"start a run with {', '.join(ways)}, or on a device with more memory"
         if self.run is None or is_saving:
             return advice
-        return f"{self.run.path} can go on: memorysam train --resume {self.run.path} --saver on; otherwise {advice}"
+        line = run_folder.resume_command(self.run.path, "--saver", "on")
+        return f"{self.run.path} can go on: {line}; otherwise {advice}"

@@ -37,7 +37,7 @@ from memorysam_cli.model.weights import WeightsCard, fill_own, own_tensors, read
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents, lock, tensors
-from memorysam_cli.text import megabytes
+from memorysam_cli.text import command, megabytes, typed, typed_path
 
 AUTO = "auto"
 DISK_MARGIN = 1.05
@@ -51,10 +51,7 @@ def choose_recipe(name: str | None, *, overrides: list[str], resume: str | None,
         return recipes.load(name, overrides, with_extensions=True)
     if resume is not None and resume != AUTO:
         return recipes.load(_run_at(Path(resume)).path / run_folder.RECIPE, overrides)
-    run = None
-    if resume == AUTO:
-        run = RunFolder(out) if out is not None and RunFolder(out).holds_run() else None
-        run = run_folder.newest(recipes.DEFAULT) if out is None else run
+    run = existing(recipes.DEFAULT, out=out, resume=resume)
     return recipes.load(recipes.DEFAULT if run is None else run.path / run_folder.RECIPE, overrides)
 
 
@@ -87,14 +84,11 @@ def _only_dataset(root: Path) -> str:
     """The one data set that is prepared below a root."""
     datasets = manifests.prepared(root)
     if not datasets:
-        raise DataError(
-            f"{root}: no data set is prepared there; type memorysam prepare folder {root} --modality … (see memorysam "
-            "prepare --help), or give --data ROOT"
-        )
+        raise DataError(f"{root}: no data set is prepared there; type {manifests.own_line(root)}, or give --data ROOT")
     if len(datasets) > 1:
         raise UsageError(
             f"{root}: {len(datasets)} data sets are prepared there ({', '.join(datasets)}); choose one with --set "
-            f"data.dataset={datasets[0]}, or with --recipe (see memorysam recipes list)"
+            f"data.dataset={datasets[0]}, or with --recipe (see {command('recipes', 'list')})"
         )
     return datasets[0]
 
@@ -184,7 +178,7 @@ def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunStart:
         FolderInUseError: a process of this machine is at work there.
         WeightsError: there is a run, or one was requested, but no valid checkpoint; never a silent fresh start.
     """
-    run = _existing(recipe, out=out, resume=resume)
+    run = existing(recipe.name, out=out, resume=resume)
     if (folder := out if run is None else run.path) is not None:
         _refuse_used(folder)
     if run is None:
@@ -199,14 +193,16 @@ def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunStart:
     target = Path(resume) if resume is not None and resume != AUTO else run.path
     if target.resolve() != run.path.resolve():
         if not checkpoints.is_valid(target):
-            raise WeightsError(f"--resume {target}: is no valid checkpoint; --resume {run.path} takes the newest valid")
+            raise WeightsError(
+                f"--resume {target}: is no valid checkpoint; --resume {typed(run.path)} takes the newest valid"
+            )
         return RunStart(recipe, out, run, checkpoint=target, abandoned=tuple(checkpoints.newer_than(target)))
     newest, damaged = checkpoints.newest_valid(run.checkpoints)
     if newest is None:
         raise WeightsError(
             f"{run.path}: holds a run but no valid checkpoint ({len(damaged)} damaged); it cannot be continued; "
             + (
-                f"--out {run.path} --resume auto starts it again"
+                f"--out {typed(run.path)} --resume auto starts it again"
                 if run.is_unbegun()
                 else "start a new run in another folder"
             )
@@ -214,8 +210,18 @@ def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunStart:
     return RunStart(recipe, out, run, checkpoint=newest, damaged=tuple(damaged))
 
 
-def _existing(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunFolder | None:
-    """The run to continue; none if a new one is to begin."""
+def existing(name: str, *, out: Path | None, resume: str | None) -> RunFolder | None:
+    """The run to continue; none if a new one is to begin.
+
+    Args:
+        name: of the recipe.
+        out: as in ``--out``.
+        resume: none, ``auto``, or the path of a run or of one of its checkpoints.
+
+    Raises:
+        WeightsError: there is no run at that path.
+        UsageError: it lies in another folder than ``out``.
+    """
     if resume is None:
         return None
     if resume != AUTO:
@@ -224,7 +230,7 @@ def _existing(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunFol
             raise UsageError(f"--out {out}: a resumed run stays in its own folder {run.path}; leave --out away")
         return run
     if out is None:
-        return run_folder.newest(recipe.name)
+        return run_folder.newest(name)
     return RunFolder(out) if RunFolder(out).holds_run() else None
 
 
@@ -232,7 +238,7 @@ def _run_at(path: Path) -> RunFolder:
     """The run that a folder or one of its checkpoints belongs to."""
     for folder in (path, path.parent.parent):
         if RunFolder(folder).holds_run():
-            return RunFolder(folder)
+            return RunFolder(run_folder.by_its_name(folder))
     what = "does not exist" if not path.exists() else "is no run folder and no checkpoint of one"
     raise WeightsError(f"--resume {path}: {what}; give a folder such as runs/latest, or --resume auto")
 
@@ -268,7 +274,7 @@ def initial_sha256(recipe: Recipe, then: str | None = None) -> str | None:
     """
     if recipe.model.init is None:
         return None
-    path = Path(recipe.model.init).expanduser()
+    path = typed_path(recipe.model.init)
     if not path.is_file():
         if then is not None:
             return then
@@ -288,7 +294,7 @@ def doubts(recipe: Recipe, manifest: Manifest, *, strict: bool) -> list[str]:
         DataError: there are such sensors, and ``strict``.
         WeightsError: the file is none of ours.
     """
-    path = None if recipe.model.init is None else Path(recipe.model.init).expanduser()
+    path = None if recipe.model.init is None else typed_path(recipe.model.init)
     if path is None or not path.is_file():
         return []
     found = {name: manifest.info.ranges[name] for name in recipe.data.modalities if name in manifest.info.ranges}
@@ -308,7 +314,7 @@ def load_initial(network: Segmenter, name: str) -> int:
     Raises:
         WeightsError: the file is damaged, or of another base, backbone, LoRA, classes or kind of input; says which.
     """
-    path = Path(name).expanduser()
+    path = typed_path(name)
     if not path.is_file():
         raise WeightsError(f"--init {path}: {_why_none(path)}; give weights of `memorysam train`")
     state, card = read(path)
@@ -459,7 +465,7 @@ def _begin(stack: contextlib.ExitStack, run_start: RunStart, checkpoint_bytes: i
     for path in run_start.abandoned:
         # Left in place, the next --resume auto would return to them.
         console.note(f"{path}: is set aside as {checkpoints.set_aside(path, 'abandoned').name}")
-    run_folder.point_latest(run.path)
+    run_folder.note_begun(run.path)
     return run
 
 

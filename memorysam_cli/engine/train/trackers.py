@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from memorysam_cli.errors import SIGNAL_EXIT_CODES
 from memorysam_cli.storage import atomic, children, documents, images
+from memorysam_cli.text import typed
 
 PROJECT = "memorysam"
 LAST_S = 300
@@ -184,7 +185,7 @@ class TensorBoard(Tracker):
     @property
     def where(self) -> str:
         """As :class:`Tracker`."""
-        return f"{self.own / self.name}; look at it with: tensorboard --logdir {self.own / self.name}"
+        return f"{self.own / self.name}; look at it with: tensorboard --logdir {typed(self.own / self.name)}"
 
     def open(self) -> Any:
         """As :class:`Tracker`."""
@@ -259,7 +260,7 @@ class MLflow(Tracker):
     @property
     def where(self) -> str:
         """As :class:`Tracker`."""
-        return f"{self.uri}; look at it with: mlflow ui --backend-store-uri {self.uri}"
+        return f"{self.uri}; look at it with: mlflow ui --backend-store-uri {typed(self.uri)}"
 
     def open(self) -> Any:
         """As :class:`Tracker`."""

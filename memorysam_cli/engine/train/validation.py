@@ -28,7 +28,7 @@ from memorysam_cli.model.weights import Metric
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import figures, pictures
 from memorysam_cli.report.pictures import Panel
-from memorysam_cli.storage import atomic, documents, images
+from memorysam_cli.storage import atomic, images
 
 HEADLINE = "resized"
 """The protocol that decides which checkpoint is best: the one that the papers report."""
@@ -128,11 +128,11 @@ class Validation:
         Returns:
             Whether these are the best weights so far.
         """
-        metric = Metric(
-            miou=miou, protocol=HEADLINE, split=self.recipe.data.selection_split, epoch=epoch, step=position.step
-        )
         is_number = math.isfinite(miou)
-        position.validation = metric.model_dump() | ({} if is_number else {"miou": None})  # JSON has no NaN
+        position.validation = {
+            "miou": miou if is_number else None,  # JSON has no NaN
+            "protocol": HEADLINE, "split": self.recipe.data.selection_split, "epoch": epoch, "step": position.step,
+        }  # fmt: skip
         is_best = is_number and (position.best_miou is None or miou > position.best_miou)
         if is_best:
             position.best_miou, position.best_step = miou, position.step
@@ -163,8 +163,7 @@ def metric_of(position: Position) -> Metric | None:
 
 def draw_curves(run: RunFolder, terms: Sequence[str]) -> None:
     """Write ``plots/curves.png`` from the metrics so far; ``terms`` are the names of the losses."""
-    rows = documents.read_json_lines(run.metrics)
-    atomic.write_bytes(run.plots / "curves.png", figures.curves(rows, terms=terms, title=run.path.name))
+    atomic.write_bytes(run.plots / "curves.png", figures.curves(run.read_metrics(), terms=terms, title=run.path.name))
 
 
 def draw_confusion(run: RunFolder, matrix: Tensor, *, classes: Sequence[str], title: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from memorysam_cli.data.statistics import range_text
 from memorysam_cli.engine import run_folder
-from memorysam_cli.errors import MemorySamError
+from memorysam_cli.errors import DataError
 from memorysam_cli.model.weights import WeightsCard, load_unmerged, read_card
 from memorysam_cli.report import console
 from memorysam_cli.storage import documents, tensors
@@ -65,16 +65,32 @@ def gather(path: Path) -> CardFacts:
 
 
 def _reports(folder: Path) -> list[dict[str, Any]]:
-    """The evaluations below a folder, in the order of their names; what cannot be read is none."""
+    """The evaluations below a folder, in the order of their names; of one that cannot be read it is said."""
     reports = []
     for path in sorted(folder.rglob("metrics.json")) if folder.is_dir() else ():
         try:
-            report = documents.read_json(path)
-        except MemorySamError:
-            continue
-        if isinstance(report, dict) and report.get("schema_version") == 1 and "protocols" in report:
-            reports.append(report)
+            reports.append(_report(path))
+        except DataError as error:
+            console.warn(f"{error}; the card is made without it")
     return reports
+
+
+def _report(path: Path) -> dict[str, Any]:
+    """What a card shows of an evaluation."""
+    report = documents.read_object(path)
+    with documents.understood(path):
+        classes = [
+            {"name": str(each["name"]), "iou": float(each["iou"]), "f1": float(each["f1"])}
+            for each in report["classes"]
+        ]
+        return {
+            "split": str(report["split"]),
+            "protocol": str(report["protocol"]),
+            "protocols": {str(name): {"miou": float(part["miou"])} for name, part in report["protocols"].items()},
+            "classes": classes,
+            "warnings": [str(each) for each in report.get("warnings", [])],
+            **{key: report.get(key) for key in ("modalities", "weights_sha256", "tta", "tile")},
+        }
 
 
 def _is_of(report: dict[str, Any], card: WeightsCard, digest: str) -> bool:

@@ -86,7 +86,7 @@ def import_reference(
         )
     trained = _trained_by(chosen, identity)
     card = weights.WeightsCard(
-        recipe=trained, dataset=dataset, tokens=identity.tokens, image_size=trained.data.image_size,
+        kind="complete", recipe=trained, dataset=dataset, tokens=identity.tokens, image_size=trained.data.image_size,
         base=Base(backbone=identity.backbone, source=f"import:{shown(path.name)}", sha256=tensors.sha256(path)),
         versions=weights.versions(), metric=_metric(read_name(path), trained),
     )  # fmt: skip

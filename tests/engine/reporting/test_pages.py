@@ -300,6 +300,39 @@ def test_two_runs_are_compared_class_by_class(evaluation: Path, tmp_path: Path) 
     assert found.words.count("sky") >= 1
 
 
+@pytest.mark.parametrize(
+    ("differ", "said"),
+    [
+        ("data set", "the one is of data set synthetic, the other of mcubes"),
+        ("content", "the one is of another content of data set synthetic than the other"),
+    ],
+)
+def test_runs_of_different_data_do_not_compare(
+    differ: str, said: str, evaluation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", name="mcubes" if differ == "data set" else "demo")
+    for run, digest in ((a, "a"), (b, "b")):
+        documents.write_json(run / "data.json", {"root": "/data", "dataset": "synthetic", "content_hash": digest * 64})
+    found = told(a, b, out=tmp_path / "both.html")
+    assert f"These two runs do not compare: {said}." in found.words
+    assert f"These two runs do not compare: {said}." in capsys.readouterr().err
+    assert "Best validation mIoU23.00 (step 20)23.00 (step 20)\n" in found.words, "and no difference of them"
+    assert "miou" not in [each["data-chart"] for each in found.all("figure")]
+
+
+def test_other_ways_of_looking_are_labeled_beside_parts_of_the_sensors(evaluation: Path) -> None:
+    plain = documents.read_json(evaluation / "metrics.json")
+    for name, change in (
+        ("tta", {"tta": {"scales": [1.0]}}), ("tile", {"tile": {"window": 32}}), ("bf16", {"precision": "bf16"}),
+        ("other", {"split_sha256": {"val": "0"}, "modalities": ["other"]}),
+    ):  # fmt: skip
+        documents.write_json(evaluation / name / "metrics.json", plain | change)
+    words = told(evaluation).words
+    for name in ("img+depth (test-time augmentation)", "img+depth (tiled)", "img+depth (bf16)"):
+        assert name in words
+    assert "other" not in words.partition("Sensors and ways of looking")[2].partition("Scenes")[0]
+
+
 def test_what_does_not_compare_is_refused(evaluation: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(evaluation, other)

@@ -69,6 +69,22 @@ def finished(small: Recipe, rendered: Manifest, tmp_path: Path) -> TrainingResul
     return start(small, rendered, tmp_path / "whole")
 
 
+def test_a_validation_shows_its_best_at_once(
+    small: Recipe, rendered: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    for name in ("advance", "show"):
+        monkeypatch.setattr(
+            loop.Progress, name,
+            lambda _self, *given, figures=None, name=name: seen.append(name + str((given or (figures,))[-1])),
+        )  # fmt: skip
+    result = start(small, rendered, tmp_path / "run")
+    shown = [text for text in seen if "best mIoU" in text]
+    assert [text.partition("{")[0] for text in shown] == ["advance", "advance", "show"] * 2
+    assert "'best mIoU': '–'" in shown[1] and "–" not in shown[2]
+    assert f"'best mIoU': '{result.miou:.2f}'" in shown[-1]
+
+
 def test_a_run_leaves_weights_metrics_pictures_and_provenance(finished: TrainingResult) -> None:
     run = RunFolder(finished.run)
     assert finished.steps == 4
