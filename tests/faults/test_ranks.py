@@ -28,7 +28,7 @@ from tests.faults.scale import amount
 FORKS = "tests.faults.jobs_ranks:run"
 
 LOST = re.compile(
-    r"error \[6\]: rank (\d+) was lost, .+; this was after step (\d+); continue with: torchrun .+ train --resume (\S+)"
+    r"error \[6\]: rank (\d+) was lost, .+; this was after step (\d+); continue with: .*\btrain --resume (\S+)"
 )
 WORLDS = (1, 2, 3)
 
