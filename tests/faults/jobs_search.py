@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.faults import disks
 from tests.faults.forks import ROOT
-from tests.faults.search_worlds import WORLDS
+from tests.faults.search_worlds import WORLDS, in_order
 
 LEFT_OUT = 99
 """Exit code: root must not be let at devices here, for the kernel does not let us fence it in."""
@@ -87,7 +87,7 @@ def run(place: str, words: Sequence[str], worlds: Sequence[str], is_fresh: bool,
             os.environ.pop(name, None)
         else:
             os.environ[name] = value.format(root=root)
-    for name in worlds:
+    for name in in_order(worlds):
         enter = WORLDS[name].enter
         if enter is not None:
             enter(root)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -191,6 +191,15 @@ WORLDS: dict[str, World] = {
     "gpus odd": World(codes=REFUSED, variables={"CUDA_VISIBLE_DEVICES": "abc", "PYTORCH_CUDA_ALLOC_CONF": "odd"}),
 }
 """By name; what fits each besides the calm's own exit code."""
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Worlds in the order in which they can be entered: mounts first, then what takes the right to mount away."""
+    return sorted(names, key=lambda name: (name not in _MOUNTS, name in _LOSE_RIGHTS))
+
+
+_MOUNTS = {"tiny shm", "here read-only"}
+_LOSE_RIGHTS = {"nameless", "nameless without home", "no processes", "tmp read-only"}
 
 
 Make = Callable[[Path, Path | None], str]
