@@ -195,11 +195,13 @@ WORLDS: dict[str, World] = {
 
 def in_order(names: Iterable[str]) -> list[str]:
     """Worlds in the order in which they can be entered: mounts first, then what takes the right to mount away."""
-    return sorted(names, key=lambda name: (name not in _MOUNTS, name in _LOSE_RIGHTS))
+    return sorted(
+        names, key=lambda name: (name not in _MOUNTS, _LOSE_RIGHTS.index(name) if name in _LOSE_RIGHTS else -1)
+    )
 
 
-_MOUNTS = {"tiny shm", "here read-only"}
-_LOSE_RIGHTS = {"nameless", "nameless without home", "no processes", "tmp read-only"}
+_MOUNTS = ("tiny shm", "here read-only")
+_LOSE_RIGHTS = ("nameless", "nameless without home", "no processes", "tmp read-only")
 
 
 Make = Callable[[Path, Path | None], str]
