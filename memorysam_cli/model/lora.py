@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from memorysam_cli.encoders.base import Encoder
 from memorysam_cli.encoders.products import Linear, is_adapted, use_fast_linears
-from memorysam_cli.errors import UsageError
+from memorysam_cli.errors import EnvironmentFault, UsageError
 from memorysam_cli.recipe import Lora
 
 ADAPTER = "default"
@@ -32,12 +32,23 @@ def peft() -> Any:
     PEFT imports transformers, and transformers imports torchvision wherever it is installed. A torchvision whose build
     does not match torch raises on import ("operator torchvision::nms does not exist"), a common plight. We never use
     torchvision, so a broken one is declared absent, which transformers handles.
+
+    Raises:
+        EnvironmentFault: Python was told to drop docstrings, which transformers reads while it is imported.
     """
     try:
         importlib.import_module("torchvision")
     except (ImportError, RuntimeError, OSError, AttributeError):
         sys.modules["torchvision"] = None  # type: ignore[assignment]
-    return importlib.import_module("peft")
+    try:
+        return importlib.import_module("peft")
+    except ValueError as error:
+        if sys.flags.optimize < 2:
+            raise
+        raise EnvironmentFault(
+            f"PEFT cannot be imported without docstrings ({str(error).splitlines()[0][:80]}…); "
+            "unset $PYTHONOPTIMIZE, or set it to 1, and run the same command again"
+        ) from error
 
 
 def add_lora(encoder: Encoder, settings: Lora) -> None:

@@ -1,4 +1,4 @@
-"""Block R's fork server: good files, written once; then each child enters its hostile worlds and runs the program."""
+"""Block S's fork server: good files, written once; then each child enters its hostile worlds and runs the program."""
 
 from __future__ import annotations
 
@@ -111,8 +111,12 @@ def _in_this_process(words: Sequence[str], *, is_ours: bool) -> int:
     sys.stdin, sys.stdout, sys.stderr = (_stream(number) for number in range(3))
     sys.argv = ["memorysam", *words]
     if is_ours:
+        from huggingface_hub import constants
+
         from memorysam_cli import app
 
+        constants.HF_HOME = os.environ["HF_HOME"]  # read when it was imported, for all children
+        constants.HF_HUB_CACHE = f"{constants.HF_HOME}/hub"
         app.main()
     else:
         from tests.faults.naive import searching

@@ -1,4 +1,4 @@
-"""Block R: a command line that works for every command of the program, and every path that one can give it."""
+"""Block S: a command line that works for every command of the program, and every path that one can give it."""
 
 from __future__ import annotations
 

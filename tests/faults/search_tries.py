@@ -1,4 +1,4 @@
-"""Block R: what is tried, how it is laid out and run, and every way in which it did not end as promised."""
+"""Block S: what is tried, how it is laid out and run, and every way in which it did not end as promised."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ INPUT_REFUSED = frozenset({2, 3, 5, 6, 10})
 """Exit codes that fit an input that is none; 10 is the one of ``weights verify``."""
 OUTPUT_REFUSED = frozenset({0, 2, 3, 6})
 FEW_LINES = 6
+NOT_TRIED = ["left out: root cannot be kept from the devices here"]
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def attempt(one: Try, place: Path, template: Path, forks: Forks, *, is_naive: bo
     except TimeoutError as error:
         return ["it hangs", str(error)[-300:], repr(one)]
     if ended.code == LEFT_OUT:
-        return []
+        return NOT_TRIED
     out = (place / "stdout").read_text(errors="replace") if (place / "stdout").exists() else ""
     found = [*wrong_end(one, ended, out), *wrong_files(one, before, tree(place))]
     return [
@@ -133,8 +134,8 @@ def fitting(one: Try) -> frozenset[int]:
     worlds, spot, usual = [WORLDS[name] for name in one.worlds], one.where, frozenset({one.typed.code})
     odd = frozenset[int]().union(*(world.codes for world in worlds))
     loud = frozenset[int]().union(*(world.loud for world in worlds))
-    # A command that fails anyhow may not get as far as to write on stdout.
-    calm = loud | odd if loud and not one.typed.code else usual | loud | odd
+    # A command that fails anyhow may not get as far as to write on stdout; nor where it leads elsewhere after all.
+    calm = loud | odd if loud and not one.typed.code and len(worlds) == 1 else usual | loud | odd
     if spot is None:
         return calm
     if spot.is_output:

@@ -1,4 +1,4 @@
-"""Block R: hostile environments that a child puts itself into, and hostile things that a path can name."""
+"""Block S: hostile environments that a child puts itself into, and hostile things that a path can name."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from pathlib import Path
 
 from tests.faults import disks
 
-SPEAKS = -1
-"""Among exit codes: as in the calm, but for a command that writes on stdout it is the next one."""
 NAMELESS = 61_234
 """A user id without an entry in the password file."""
 MB = 1 << 20
@@ -131,29 +129,29 @@ def locked_temporary(place: Path) -> None:
     disks.lose_rights()
 
 
-NOTHING = frozenset[int]()
+OUT, ERR = frozenset({"out"}), frozenset({"err"})
 MACHINE = frozenset({6})
 """The environment's exit code."""
 REFUSED = frozenset({2, 6})
 WORLDS: dict[str, World] = {
     "calm": World(),
     "stdin closed": World(enter=closed(0)),
-    "stdout closed": World(enter=closed(1), hides=frozenset({"out"})),
-    "stderr closed": World(enter=closed(2), hides=frozenset({"err"})),
+    "stdout closed": World(enter=closed(1), hides=OUT),
+    "stderr closed": World(enter=closed(2), hides=ERR),
     "streams closed": World(enter=closed(0, 1, 2), hides=frozenset({"out", "err"})),
     "stdin endless": World(enter=led_to("/dev/zero", 0, os.O_RDONLY)),
-    "stdout full": World(loud=MACHINE, enter=led_to("/dev/full", 1, os.O_WRONLY), hides=frozenset({"out"})),
-    "stderr full": World(enter=led_to("/dev/full", 2, os.O_WRONLY), hides=frozenset({"err"})),
-    "stdout unread": World(loud=frozenset({141}), enter=unread(1), hides=frozenset({"out"})),
-    "stderr unread": World(enter=unread(2), hides=frozenset({"err"})),
-    "stdout read-only": World(enter=led_to("/dev/null", 1, os.O_RDONLY), hides=frozenset({"out"})),
+    "stdout full": World(loud=MACHINE, enter=led_to("/dev/full", 1, os.O_WRONLY), hides=OUT),
+    "stderr full": World(enter=led_to("/dev/full", 2, os.O_WRONLY), hides=ERR),
+    "stdout unread": World(loud=frozenset({141}), enter=unread(1), hides=OUT),
+    "stderr unread": World(enter=unread(2), hides=ERR),
+    "stdout read-only": World(enter=led_to("/dev/null", 1, os.O_RDONLY), hides=OUT),
     "tiny shm": World(codes=MACHINE, enter=small_shared_memory),
     "8 descriptors": World(codes=MACHINE, enter=limited(resource.RLIMIT_NOFILE, 8)),
     "24 descriptors": World(codes=MACHINE, enter=limited(resource.RLIMIT_NOFILE, 24)),
     "64 descriptors": World(codes=MACHINE, enter=limited(resource.RLIMIT_NOFILE, 64)),
     "no processes": World(codes=MACHINE, enter=no_processes),
-    "files of 0 bytes": World(codes=MACHINE, enter=limited(resource.RLIMIT_FSIZE, 0)),
-    "files of 4 KB": World(codes=MACHINE, enter=limited(resource.RLIMIT_FSIZE, 4096)),
+    "files of 0 bytes": World(codes=MACHINE, enter=limited(resource.RLIMIT_FSIZE, 0), hides=OUT),
+    "files of 4 KB": World(codes=MACHINE, enter=limited(resource.RLIMIT_FSIZE, 4096), hides=OUT),
     "little memory": World(codes=MACHINE, enter=little_memory),
     "no core": World(enter=limited(resource.RLIMIT_CORE, 0)),
     "nameless": World(enter=nameless),
@@ -165,8 +163,9 @@ WORLDS: dict[str, World] = {
     "plain C": World(variables={"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, is_start=True),
     "ascii": World(variables={"PYTHONIOENCODING": "ascii"}),
     "ascii strict": World(variables={"PYTHONIOENCODING": "ascii:strict"}),
-    "optimized": World(variables={"PYTHONOPTIMIZE": "2"}, is_start=True),
-    "threads abc": World(codes=REFUSED, variables={"OMP_NUM_THREADS": "abc"}, is_start=True),
+    "optimized": World(codes=MACHINE, variables={"PYTHONOPTIMIZE": "2"}, is_start=True),
+    # GNU's OpenMP says so itself, before any program of ours runs.
+    "threads abc": World(codes=REFUSED, variables={"OMP_NUM_THREADS": "abc"}, is_start=True, hides=ERR),
     "world size abc": World(codes=REFUSED, variables={"WORLD_SIZE": "abc"}),
     "world size 0": World(codes=REFUSED, variables={"WORLD_SIZE": "0", "RANK": "0"}),
     "rank -1": World(codes=REFUSED, variables={"WORLD_SIZE": "1", "RANK": "-1", "LOCAL_RANK": "x"}),
@@ -187,7 +186,7 @@ WORLDS: dict[str, World] = {
     "here read-only": World(codes=MACHINE, enter=read_only_here),
     "data root odd": World(codes=frozenset({2, 3}), variables={"MEMORYSAM_DATA": "/dev/zero"}),
     "extension odd": World(codes=frozenset({2, 3}), variables={"MEMORYSAM_EXTEND": "/dev/null"}),
-    "debug": World(variables={"MEMORYSAM_DEBUG": "1"}, hides=frozenset({"err"})),
+    "debug": World(variables={"MEMORYSAM_DEBUG": "1"}, hides=ERR),
     "dates odd": World(variables={"TZ": "Nowhere/At:all", "SOURCE_DATE_EPOCH": "abc"}),
     "gpus odd": World(codes=REFUSED, variables={"CUDA_VISIBLE_DEVICES": "abc", "PYTORCH_CUDA_ALLOC_CONF": "odd"}),
 }

@@ -139,15 +139,29 @@ def _count_signals(reading: socket.socket, is_over: threading.Event) -> None:
                 os._exit(code)
 
 
+def _block_before_fork() -> None:
+    """No signal reaches a child before it has forgotten its parent's descriptor: a terminal signals both at once."""
+    if _signal_descriptors:
+        _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNAL_EXIT_CODES)
+
+
+def _unblock_after_fork() -> None:
+    if (mask := getattr(_forking, "mask", None)) is not None:
+        _forking.mask = None
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def _forget_in_child() -> None:
     """A signal for a forked data worker is none for its parent."""
     if _signal_descriptors:
         signal.set_wakeup_fd(-1)
         _signal_descriptors.clear()
+    _unblock_after_fork()
 
 
+_forking = threading.local()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_child)
+    os.register_at_fork(before=_block_before_fork, after_in_parent=_unblock_after_fork, after_in_child=_forget_in_child)
 
 
 class Quarantine:

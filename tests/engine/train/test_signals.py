@@ -180,3 +180,22 @@ def test_signals_of_a_forked_child_are_none_of_its_parents(monkeypatch: pytest.M
         assert os.waitpid(child, 0)[1] == signal.SIGKILL
         time.sleep(0.05)
     assert ended == [] and not stop
+
+
+def test_a_signal_to_all_while_a_worker_is_forked_is_no_second_one_for_the_parent() -> None:
+    """A terminal sends Ctrl-C to the whole group: also to a child that has just begun, with its parent's handlers."""
+    script = (
+        "import os, signal, time\n"
+        "os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM))\n"  # the first thing there
+        "from memorysam_cli.engine.train import endings\n"
+        "endings.GRACE_S = 0.05\n"
+        "signal.signal(signal.SIGTERM, lambda *_: None)\n"
+        "with endings.catch_stop() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    if not (child := os.fork()): os._exit(0)\n"
+        "    os.waitpid(child, 0); time.sleep(0.3)\n"
+        "    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())\n"
+        "    print('goes on', stop.exit_code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "goes on 143\n"), done.stderr
