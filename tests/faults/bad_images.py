@@ -85,6 +85,11 @@ def all_ignored(here: Path) -> None:
         images.write_png(path, np.full_like(images.read(path), 255))
 
 
+def one_ignored(here: Path) -> None:
+    path = here / f"data/tiny/label/{TRAINED}.png"
+    images.write_png(path, np.full_like(images.read(path), 255))
+
+
 def wrong_value(here: Path) -> None:
     path = here / f"data/tiny/label/{VALIDATED}.png"
     label = images.read(path).reshape(97, 131)
@@ -197,7 +202,8 @@ CASES = [
     evaluated(20, "JPEG", put(f"data/tiny/label/{VALIDATED}.png", encoded(".jpg", NOISE[..., 0])), "lossless"),
     prepared(21, "all ignored", stored(LABEL, np.zeros((36, 44), np.uint8)), f"{LABEL} has no class at all", code=0),
     works(21, "all ignored", all_ignored, *EVALUATE, "--json"),
-    works(21, "all ignored", all_ignored, *TRAIN, "--set", "train.epochs=1"),
+    Case(21, "all ignored, train", spoilt(all_ignored, *TRAIN), 3, ("no labeled pixel in 'train'",), outputs=RESULTS),
+    works(21, "one ignored", one_ignored, *TRAIN, "--set", "train.epochs=1"),
     prepared(22, "label of another size", stored(LABEL, SMALL_LABEL), f"{SCENE}: sizes differ", "label 36×43"),
     evaluated(22, "label of another size", stored(f"data/tiny/label/{VALIDATED}.png", WIDE), "97", "130", "131"),
     trained(22, "label of another size", stored(f"data/tiny/label/{TRAINED}.png", SMALL_LABEL), TRAINED, "36", "43"),
