@@ -75,10 +75,10 @@ def test_yaml_means_what_it_says(text: str, value: Any) -> None:
     ],
 )
 def test_yaml_that_could_mislead_is_refused_with_its_line(text: str, line: int, words: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(UsageError) as caught:
         documents.parse_yaml(text, where="r.yaml")
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
     message = str(caught.value)
     assert message.startswith(f"r.yaml:{line}: ")
     assert words in message
