@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from memorysam_cli.model.weights import read_card
 from memorysam_cli.storage import tensors
 
 from ...commands.trained import save_weights
+
+INPUTS = re.compile(rb'"inputs_root": "[^"]*",\s*')
 
 
 def job_of(data: Manifest, **changes: Any) -> Job:
@@ -27,9 +30,9 @@ def job_of(data: Manifest, **changes: Any) -> Job:
 
 
 def tree(out: Path) -> dict[str, bytes]:
-    """Every file below a folder but its lock."""
+    """Every file below a folder but its lock; where the inputs lie is not told, so that places can be compared."""
     return {
-        str(path.relative_to(out)): path.read_bytes()
+        str(path.relative_to(out)): INPUTS.sub(b"", path.read_bytes()) if path.suffix == ".json" else path.read_bytes()
         for path in sorted(out.rglob("*"))
         if path.is_file() and path.name != ".lock"
     }

@@ -106,7 +106,9 @@ def test_shards_at_once(here: Path, whole: dict[str, bytes]) -> None:
 def test_two_processes_of_torchrun(here: Path, whole: dict[str, bytes]) -> None:
     ended = run(here, *TORCHRUN, "-m", "memorysam_cli", *PREDICT, "--json")
     assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout) == json.loads(whole["_SUCCESS.json"])
+    answer = json.loads(ended.stdout)
+    assert answer.pop("inputs_root") == str(here / "data")
+    assert answer == json.loads(whole["_SUCCESS.json"])
     assert tree(here / "out") == whole
 
 
@@ -196,7 +198,9 @@ def test_processes_that_nobody_started_are_not_waited_for(here: Path) -> None:
 def test_ray(here: Path, whole: dict[str, bytes]) -> None:
     ended = run(here, "-m", "memorysam_cli", *PREDICT, "--engine", "ray", "--json")
     assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout) == json.loads(whole["_SUCCESS.json"])
+    answer = json.loads(ended.stdout)
+    assert answer.pop("inputs_root") == str(here / "data")
+    assert answer == json.loads(whole["_SUCCESS.json"])
     assert tree(here / "out") == whole
 
 
