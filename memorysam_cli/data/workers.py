@@ -26,9 +26,9 @@ from typing import Any, Generic, Protocol, Self, TypeVar, runtime_checkable
 import cv2
 import torch
 
-from memorysam_cli.data import handover
 from memorysam_cli.errors import SIGNAL_EXIT_CODES, DataError, EnvironmentFault, MemorySamError
 from memorysam_cli.report import console
+from memorysam_cli.storage import handover
 
 Item = TypeVar("Item")
 TIMEOUT_S = 300.0

@@ -13,7 +13,7 @@ import io
 import itertools
 import mmap
 import os
-import pickle  # noqa: TID251  (of what our own process sent, whose code we run)
+import pickle
 import socket
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection

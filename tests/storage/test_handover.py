@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from memorysam_cli.data import handover
+from memorysam_cli.storage import handover
 
 LARGE = 100_000
 """Numbers of four bytes: more than the pipe's own buffer holds."""
