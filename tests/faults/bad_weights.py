@@ -210,7 +210,9 @@ CASES = [
     Case(35, "NaN", spoilt(rewritten(not_a_number), *EVALUATE), 5, words=(NAME,), outputs=RESULTS),
     Case(36, "another recipe", spoilt(lambda here: None, *RESUME, "--set", "optim.lr=1"), 2,
          words=("runs/small", "optim.lr was 0.001, is 1.0", "undo the change")),
-    Case(36, "other data", spoilt(another_label, *RESUME), 2, words=("runs/small", "data set"), outputs=("data",)),
+    # The run's own data lie where the template was made: --data names the copy.
+    Case(36, "other data", spoilt(another_label, *RESUME, "--data", "data"), 2, words=("runs/small", "data set"),
+         outputs=("data",)),
     Case(36, "no run", spoilt(lambda here: None, "train", "--resume", "photos"), 5,
          words=("--resume photos", "no run folder and no checkpoint")),
     Case(36, "no checkpoint", spoilt(none_is_there, *RESUME), 5, words=("runs/small", "no valid checkpoint", "start"),
