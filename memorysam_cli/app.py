@@ -9,6 +9,8 @@ import itertools
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,8 @@ from memorysam_cli.errors import (
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic
 from memorysam_cli.text import docstring
+
+_AGAIN_S = 0.02
 
 Examples = Sequence[tuple[str, str]]
 """Command lines without the program's name, and what each is good for."""
@@ -144,6 +148,7 @@ def main() -> None:
             console.outlive_readers()
             _wait_asleep()
             _end_politely()
+            sys.unraisablehook = _hear_again
             code = run(sys.argv[1:])
         finally:
             _leave_signals_to_the_system()
@@ -164,8 +169,14 @@ def main() -> None:
 def _open_closed_streams() -> None:
     """A stream that the caller closed (``>&-``) leads nowhere: no crash, and no file of ours gets its number.
 
-    The same for one that was opened for reading only (``1< FILE``).
+    The same for one that was opened for reading only (``1< FILE``). Nobody owns what is opened here, so that nothing
+    closes it: libraries write to these numbers, whatever lies there.
     """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # the smallest number that is free: those below are open
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for number, name in enumerate(("stdout", "stderr"), start=1):
         if getattr(sys, name) is None or not _takes_writing(number):
             setattr(sys, name, atomic.open_nowhere())
@@ -197,6 +208,22 @@ def _end_politely() -> None:
     for number in SIGNAL_EXIT_CODES:
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, unwind)
+
+
+def _hear_again(lost: sys.UnraisableHookArgs) -> None:
+    """Python drops what is raised in a weak reference's callback or while it collects garbage: a signal comes again."""
+    number = lost.exc_value.number if isinstance(lost.exc_value, Terminated) else signal.SIGINT
+    if not isinstance(lost.exc_value, Terminated | KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+        return
+
+    def send() -> None:
+        time.sleep(_AGAIN_S)
+        if signal.getsignal(number) != signal.SIG_DFL:  # else all is done
+            os.kill(os.getpid(), number)
+
+    with contextlib.suppress(RuntimeError):  # Python is ending
+        threading.Thread(target=send, daemon=True).start()
 
 
 def _leave_signals_to_the_system() -> None:

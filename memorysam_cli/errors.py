@@ -139,6 +139,7 @@ class Terminated(SystemExit):
 
     def __init__(self, number: int) -> None:
         super().__init__(f"terminated ({signal.Signals(number).name})")
+        self.number = number
         self.exit_code = SIGNAL_EXIT_CODES[signal.Signals(number)]
 
 

@@ -549,6 +549,37 @@ def test_a_signal_ends_with_its_code_one_line_and_no_temporary(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_signal_that_python_drops_in_a_callback_comes_again() -> None:
+    """What is raised in a weak reference's callback is lost, with a traceback on stderr."""
+    program = (
+        "import os, signal, sys, time, weakref; from memorysam_cli import app\n"
+        "class Thing: pass\n"
+        "def lose(_):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    for _ in range(1000): pass\n"
+        "def work(_):\n"
+        "    thing = Thing(); known = weakref.ref(thing, lose); del thing\n"
+        "    print('goes on', flush=True); time.sleep(20); return 0\n"
+        "app.run = work; app.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "goes on\n", "")
+
+
+def test_the_number_of_a_closed_stream_is_no_file_s() -> None:
+    """Libraries write to it, and what they say there is diverted while pictures are decoded."""
+    program = (
+        "import os; from memorysam_cli import app\n"
+        "def look(_):\n"
+        "    print(*(os.readlink(f'/proc/self/fd/{number}') for number in (0, 2)), open(os.devnull).fileno() > 2)\n"
+        "    return 0\n"
+        "app.run = look; app.main()"
+    )
+    line = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(program)} <&- 2>&-"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "/dev/null /dev/null True\n")
+
+
 def test_an_ignored_signal_stays_ignored() -> None:
     program = (
         "import os, signal, sys; from memorysam_cli import app\n"

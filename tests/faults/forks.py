@@ -7,6 +7,7 @@ calls its ``warm(*arguments)`` once if its module has such a function, and then 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -117,6 +118,9 @@ def serve(target: str, warm: list[str]) -> None:
     module = importlib.import_module(name)
     if hasattr(module, "warm"):
         module.warm(*warm)
+    # Else each child begins by collecting what importing has left, for as long as a few updates take.
+    gc.collect()
+    gc.freeze()
     print("{}", file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
