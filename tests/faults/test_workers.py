@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,7 +164,12 @@ def test_a_scene_that_raises_is_told_in_its_place_with_and_without_workers(
 
 @pytest.mark.parametrize("naive", [reading.plain, reading.restarting, reading.skipping])
 def test_a_naive_reader_loses_or_doubles_scenes_under_the_same_harness(
-    naive: Any, manifest: Manifest, whole: dict[str, list[Seen]], evil: Evil, rng: random.Random
+    naive: Any,
+    manifest: Manifest,
+    whole: dict[str, list[Seen]],
+    evil: Evil,
+    rng: random.Random,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source = loader.UnlabelledScenes(manifest.root, manifest.scenes, killers.MODALITIES, 32, tile=False)
     # Not among the first: what is given before a death is given again by the one that begins again.
@@ -176,7 +182,10 @@ def test_a_naive_reader_loses_or_doubles_scenes_under_the_same_harness(
             return (each for each in naive(source, range(killers.COUNT), workers=2) if not isinstance(each, DataError))
         return iter(naive(source, range(killers.COUNT), workers=2))
 
-    assert killers.harms_in_a_process(items, whole["predict"])
+    # What PyTorch's workers leave behind; pytest's own folders have names too long for a socket.
+    with tempfile.TemporaryDirectory(prefix="naive-") as left:
+        monkeypatch.setattr(tempfile, "tempdir", left)
+        assert killers.harms_in_a_process(items, whole["predict"])
 
 
 def numbers(count: int, **asked: Any) -> list[list[int]]:
