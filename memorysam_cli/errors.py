@@ -38,7 +38,7 @@ EXIT_CODES: dict[int, ExitCode] = {
     7: ExitCode("network or Hugging Face Hub", "usually: the message says"),
     8: ExitCode("training diverged; the last good checkpoint is kept"),
     9: ExitCode("the output folder is in use by another run", "later"),
-    10: ExitCode("a check that was asked for failed (weights verify, evaluate --min-miou)"),
+    10: ExitCode("a requested check failed (weights verify, evaluate --min-miou)"),
     129: ExitCode("the terminal went away (SIGHUP) after a clean checkpoint", "yes: resume"),
     130: ExitCode("interrupted (SIGINT) after a clean checkpoint", "yes: resume"),
     131: ExitCode("asked to quit (SIGQUIT) after a clean checkpoint", "yes: resume"),
