@@ -121,10 +121,7 @@ def run(
     if not scenes:
         raise DataError(f"{manifest.info.name}: no scenes to evaluate")
     missing = inference.view.missing
-    if repeats > 1 and kind in ("any", "emm"):
-        raise UsageError(f"--repeats {repeats}: nothing in '{kind}' is random; use it with rmm or nm")
-    if missing == "zero" and kind in ("rmm", "nm"):
-        raise UsageError(f"--missing zero: '{kind}' says itself what becomes of a sensor; use it with any or emm")
+    _refuse_without_meaning(kind, repeats=repeats, missing=missing)
     rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     plan = plan_of(kind, modalities=len(inference.modalities), missing=missing)
     tally = FailureTally(
@@ -145,6 +142,13 @@ def run(
         missing=missing, protocol=protocol, scenes=len(scenes), seed=seed, noise_extremes=noise_extremes,
         batch=inference.batch, processes=world, cells=tuple(plan), confusions=tally.counts(accelerator),
     )  # fmt: skip
+
+
+def _refuse_without_meaning(kind: BenchmarkKind, *, repeats: int, missing: Missing) -> None:
+    if repeats > 1 and kind in ("any", "emm"):
+        raise UsageError(f"--repeats {repeats}: nothing in '{kind}' is random; use it with rmm or nm")
+    if missing == "zero" and kind in ("rmm", "nm"):
+        raise UsageError(f"--missing zero: '{kind}' says itself what becomes of a sensor; use it with any or emm")
 
 
 class FailureTally:
