@@ -179,7 +179,7 @@ def _open_closed_streams() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     for number, name in enumerate(("stdout", "stderr"), start=1):
         if getattr(sys, name) is None or not _takes_writing(number):
-            setattr(sys, name, atomic.open_nowhere())
+            setattr(sys, name, atomic.open_nowhere(number))
 
 
 def _takes_writing(descriptor: int) -> bool:

@@ -313,9 +313,15 @@ def open_log(path: Path) -> TextIO:
         return path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
 
-def open_nowhere() -> TextIO:
-    """A stream that takes everything and keeps nothing, in the place of a closed stdout or stderr."""
-    return Path(os.devnull).open("w", encoding="utf-8")
+def open_nowhere(number: int) -> TextIO:
+    """A stream that takes everything and keeps nothing, in the place of a closed stdout (1) or stderr (2).
+
+    It has that very number, so that it needs no further descriptor: a process may have none left.
+    """
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, number)
+    os.close(nowhere)
+    return open(number, "w", encoding="utf-8", closefd=False)
 
 
 @contextlib.contextmanager

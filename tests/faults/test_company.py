@@ -125,7 +125,8 @@ def test_a_reader_of_scenes_that_is_killed_is_replaced_until_the_end(here: Path)
         pytest.skip("the children of a process are read from /proc, which is Linux's")
     process = start(here, "train", "-r", "tiny.yaml", "--out", "runs/new", "--set", "data.workers=1", *LONG)
     until_step(here / "runs/new", 2, process)
-    for _ in range(20):  # one that has nothing more to read in its epoch is not missed
+    ends = time.monotonic() + 120
+    while time.monotonic() < ends:  # one that has nothing more to read in its epoch is not missed
         for worker in readers_of(process)[:1]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGSTOP)  # so that it has something in hand when it dies, and is waited for
@@ -133,6 +134,7 @@ def test_a_reader_of_scenes_that_is_killed_is_replaced_until_the_end(here: Path)
                 os.kill(worker, signal.SIGKILL)
         if "rain/train/" in (here / "runs/new/train.log").read_text():
             break
+        time.sleep(0.02)
     seen = (here / "runs/new/metrics.jsonl").read_text().count('"loss"')
     until_step(here / "runs/new", seen + 8, process)
     err = stopped(process, here, signal.SIGTERM, code=143)

@@ -94,8 +94,8 @@ def start(endpoint: str, home: Path, **variables: str) -> subprocess.Popen[str]:
         "HF_ENDPOINT": endpoint,
         "HF_HOME": str(home),
         "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_ETAG_TIMEOUT": "1",
-        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
+        "HF_HUB_ETAG_TIMEOUT": "20",  # none of these Hubs stalls: a busy machine does
+        "HF_HUB_DOWNLOAD_TIMEOUT": "20",
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
     return subprocess.Popen(
