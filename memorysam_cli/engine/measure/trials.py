@@ -30,7 +30,7 @@ from memorysam_cli.engine.infer.inference import inference_mode
 from memorysam_cli.engine.infer.views import Network
 from memorysam_cli.engine.measure.plain import Plain, PlainLearner
 from memorysam_cli.engine.measure.rates import synchronize
-from memorysam_cli.engine.measure.workload import made_up_batch, made_up_dataset
+from memorysam_cli.engine.measure.workload import Frames, made_up_batch, made_up_dataset
 from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.errors import UsageError, is_out_of_memory, shortage
 from memorysam_cli.model.lora import merge_lora
@@ -50,19 +50,6 @@ RESERVE = (2 * 10**8, 10**9)
 """Bytes of the machine that no trial may touch: a thirtieth, at least and at most so many."""
 _LAST = 15
 """Lines of a failed child's stderr that are shown."""
-
-
-@dataclass(frozen=True)
-class Frames:
-    """What scoring shows the network, and at which size it decides.
-
-    Attributes:
-        inputs: (height, width) of the frames of each forward pass, one or two: data sets with a crop need both.
-        native: (height, width) of the scene's own pixels.
-    """
-
-    inputs: tuple[tuple[int, int], ...]
-    native: tuple[int, int]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ import torch
 from memorysam_cli import recipe as recipes
 from memorysam_cli.engine import runtime
 from memorysam_cli.engine.measure import trials
-from memorysam_cli.engine.measure.trials import Frames, Trial
+from memorysam_cli.engine.measure.trials import Trial
+from memorysam_cli.engine.measure.workload import Frames
 from memorysam_cli.errors import UsageError
 from memorysam_cli.storage import children, machine
 from memorysam_cli.text import size
