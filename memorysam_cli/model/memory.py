@@ -20,7 +20,7 @@ from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
 from sam2.modeling.sam2_utils import get_1d_sine_pe
 from torch import Tensor
 
-from memorysam_cli.encoders.saver import saving
+from memorysam_cli.encoders.base import saving
 from memorysam_cli.model.backbone import STRIDE
 
 GATED = float(NO_OBJ_SCORE)
