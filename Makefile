@@ -33,7 +33,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e .
 	@touch $@
 
-# All extras and the tools of development: four times as much as the program needs.
+# All extras and the tools of development: 4.1 GB, where the program alone is 1.5.
 $(DEV): $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@
