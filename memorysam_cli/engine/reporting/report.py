@@ -192,7 +192,7 @@ def _headline(a: Facts, b: Facts, runs: list[RunFolder], *, compared: bool, is_a
         words = [", ".join(each["modalities"]) for each in (a, b)]
         rows.append({"name": "Modalities", "a": words[0], "b": words[1], "delta": None})
     if len(runs) == 2:
-        best = [run_page.best(run.read_metrics()) for run in runs]
+        best = [run_page.best_row(run.read_metrics()) for run in runs]
         cells = ["–" if each is None else f"{each['miou']:.2f} (step {each['step']:,})" for each in best]
         delta = best[1]["miou"] - best[0]["miou"] if best[0] and best[1] and not is_apart else None
         rows.append({"name": "Best validation mIoU", "a": cells[0], "b": cells[1], "delta": delta})

@@ -14,7 +14,7 @@ from memorysam_cli.engine.run_folder import RECIPE, RunFolder, resume_command
 from memorysam_cli.recipe import Recipe, comparing
 from memorysam_cli.report import pages, pictures
 from memorysam_cli.report.pages import Chart, Series
-from memorysam_cli.storage import documents as files
+from memorysam_cli.storage import documents
 from memorysam_cli.storage import images
 from memorysam_cli.text import duration
 
@@ -56,7 +56,7 @@ def gather(folder: Path) -> Facts:
     scored = folders.newest_evaluation(folder)
     shown = None
     if scored is not None:
-        with files.understood(scored / NAMES["metrics"]):
+        with documents.understood(scored / NAMES["metrics"]):
             shown = result_pages.section(scored, folders.read(scored / NAMES["metrics"]))
     parent, changes = against_parent(trained)
     pictures = _pictures(run)
@@ -139,18 +139,18 @@ def environment(run: RunFolder) -> list[tuple[str, str]]:
     facts = dict(comparing.leaves(folders.read(run.path / "environment.json")))
     rows = [(key, _cell(value)) for key, value in facts.items() if value not in (None, [], "")]
     rows += [("data root", run.stored_data()["root"])] if run.stored_data() else []
-    command = run.path / "command.txt"
-    return rows + ([("command", files.read_text(command).strip())] if command.exists() else [])
+    typed = run.path / "command.txt"
+    return rows + ([("command", documents.read_text(typed).strip())] if typed.exists() else [])
 
 
-def best(rows: Iterable[Facts]) -> Facts | None:
+def best_row(rows: Iterable[Facts]) -> Facts | None:
     """The row of the best validation."""
     scored = [row for row in rows if row.get("miou") is not None]
     return max(scored, key=lambda row: float(row["miou"])) if scored else None
 
 
 def _tiles(run: RunFolder, rows: Sequence[Facts], trained: Recipe) -> list[tuple[str, str, str]]:
-    top, steps = best(rows), [row for row in rows if "loss" in row]
+    top, steps = best_row(rows), [row for row in rows if "loss" in row]
     result = folders.read(run.result)
     tiles = (
         [("Best mIoU", f"{top['miou']:.2f}", f"step {top['step']:,}, on {trained.data.selection_split}")] if top else []
@@ -162,7 +162,7 @@ def _tiles(run: RunFolder, rows: Sequence[Facts], trained: Recipe) -> list[tuple
         memory = [row["peak_memory_gb"] for row in steps if row.get("peak_memory_gb")]
         tiles += [("Peak memory", f"{max(memory):.2f} GB", "")] if memory else []
     if result:
-        with files.understood(run.result):
+        with documents.understood(run.result):
             tiles.append(("Time", duration(result["seconds"]), f"{result['scenes']:,} scenes"))
     tiles.append(("Data set", trained.data.dataset, ", ".join(trained.data.modalities)))
     tiles.append(("Backbone", trained.model.backbone, f"{trained.model.encoder}, {trained.train.precision}"))
@@ -178,7 +178,7 @@ def _warnings(run: RunFolder) -> list[str]:
         (run.quarantine, "scenes could not be read and were left out"),
         (run.resumes, "times it was resumed"),
     ):
-        if path.is_file() and (count := len(files.read_json_lines(path))):
+        if path.is_file() and (count := len(documents.read_json_lines(path))):
             lines.append(f"{count} {words} ({path.name}).")
     return lines
 
