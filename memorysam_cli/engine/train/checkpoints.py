@@ -39,7 +39,7 @@ MAY_CHANGE = {
 """Recipe keys that say how the work is done and how long; what is computed may not change in a run. Of ``model.init``
 the content counts, not the path."""
 DEFAULTS_BEFORE = {
-    "model.fusion": "mean", "data.antialias": None, "augment.blur_after_crop": False,
+    "model.fusion": "mean", "model.order": "recipe", "data.antialias": None, "augment.blur_after_crop": False,
     **{f"robust.subset.{key}": value for key, value in Subset().model_dump(mode="json").items()},
 }  # fmt: skip
 """The values of keys that older recipes did not have."""
