@@ -57,6 +57,10 @@ EXAMPLES = {
             "pairs by name; splits are drawn",
         ),
         (
+            "prepare folder ./data --modality 'rgb=s2/*.tif' --bands rgb=4,3,2 --modality 'nir=s2/*.tif' --bands nir=8",
+            "two sensors of one raster's bands, counted from 1",
+        ),
+        (
             "prepare folder ./data --modality 'nir=nir/*.tif' --labels 'masks/*.png' --classes classes.txt "
             "--name field --drop-incomplete",
             "leave out what is incomplete",
@@ -206,6 +210,14 @@ def folder(
             "--channels", metavar="NAME=A,B,C", help="The three stored channels to take, from 0 (repeatable)."
         ),
     ] = None,
+    bands: Annotated[
+        Named,
+        typer.Option(
+            "--bands",
+            metavar="NAME=A,B,C",
+            help="The three bands of a TIFF to take, from 1 or by their names, as s2=B4,B3,B2 (repeatable).",
+        ),
+    ] = None,
     scale: Annotated[
         Named,
         typer.Option(
@@ -264,7 +276,8 @@ def folder(
     proposal = None if modality else words.proposed(root, labels=labels, classes=class_file, kind=kind)
     if proposal is not None:
         modality = [f"{sensor}={pattern}" for sensor, pattern in proposal.modalities.items()]
-        kind, channels = words.beside(proposal.kinds, kind), words.beside(proposal.channels, channels)
+        kind = words.beside(proposal.kinds, kind)
+        channels, bands = words.beside(proposal.channels, channels), words.beside(proposal.bands, bands)
         labels, class_file = proposal.labels, proposal.classes
         show_proposal(proposal, root)
     patterns = words.patterns(modality or [])
@@ -272,6 +285,7 @@ def folder(
         raise UsageError("--measure and --stored exclude each other; give one, or neither to measure what is no photo")
     if labels is None and class_file is not None:
         raise UsageError("--classes: without --labels there is nothing to name; give both, or neither to predict only")
+    chosen = words.channels(words.pairs("--channels", channels, known=patterns))
     request = FolderRequest(
         name=own_name,
         modalities=patterns,
@@ -279,7 +293,8 @@ def folder(
         classes=None if class_file is None else read_classes(class_file, is_safe=palette == "safe"),
         split=divided,
         kinds=words.kinds(words.pairs("--kind", kind, known=patterns)),
-        channels=words.channels(words.pairs("--channels", channels, known=patterns)),
+        channels=chosen,
+        bands=words.bands(words.pairs("--bands", bands, known=patterns), channels=chosen),
         scale=words.scales(words.pairs("--scale", scale, known=patterns)),
         ignore=tuple(ignore) if ignore else None,
         label_shift=label_shift,
@@ -289,8 +304,9 @@ def folder(
     )
     found = survey(root, request)
     if proposal is not None:
-        typed = words.given(context, but=("modality", "labels", "classes", "kind", "channels", "yes", "json"))
-        more = [*words.options("--kind", kind), *words.options("--channels", channels), *typed]
+        typed = words.given(context, but=("modality", "labels", "classes", "kind", "channels", "bands", "yes", "json"))
+        counted = [*words.options("--channels", channels), *words.options("--bands", bands)]
+        more = [*words.options("--kind", kind), *counted, *typed]
         agree(proposal, found, [*proposal.words(), *more], is_agreed=yes, json=json)
     measured = names_to_measure(found.manifest.info.modalities, request.measured)
     check_and_write(

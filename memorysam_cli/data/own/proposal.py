@@ -33,6 +33,7 @@ LONG_SPLITS = {"training", "validation", "valid", "testing"}
 """What train, val and test are also called; here they are called so."""
 LABELS = "(labels)"
 """What the labels are called among sensors; no sensor can be."""
+RASTERS = (".tif", ".tiff")
 STORED = (1, 3, 4)
 """Channels of which nothing need be said."""
 
@@ -46,7 +47,9 @@ class Proposal:
     kinds: dict[str, Kind]
     """Of those whose name does not tell it."""
     channels: dict[str, str]
-    """Of those with more than four."""
+    """Of those with more than four, counted from 0."""
+    bands: dict[str, str]
+    """The same of rasters, counted from 1."""
     labels: str | None
     classes: Path | None
     files: dict[str, tuple[str, ...]]
@@ -109,7 +112,7 @@ def propose(
     first = {name: groups[roles[0]][0] for name, roles in names.items()}
     asked = {name: kind for name, kind in (kinds or {}).items() if name in names}
     guessed = {name: _kind_by_content(root, name, path) for name, path in first.items() if _is_untold(name, asked)}
-    channels, channel_notes = _channels(root, {name: first[name] for name in names if len(names[name]) == 1})
+    channels, bands, channel_notes = _channels(root, {name: first[name] for name in names if len(names[name]) == 1})
     found = (
         None if not taken else classes or next((root / each for each in CLASS_FILES if (root / each).is_file()), None)
     )
@@ -117,6 +120,7 @@ def propose(
         modalities={name: "+".join(sensors[role] for role in roles) for name, roles in names.items()},
         kinds=guessed,
         channels=channels,
+        bands=bands,
         labels=taken,
         classes=found,
         files={name: tuple(path for role in roles for path in groups[role]) for name, roles in names.items()}
@@ -318,14 +322,18 @@ def _kind_by_content(root: Path, name: str, path: str) -> Kind:
     )
 
 
-def _channels(root: Path, first: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Which channels are taken of sensors that have another number than a picture, and a line on each."""
-    taken, notes = {}, []
+def _channels(root: Path, first: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """Which channels and which rasters' bands are taken where there are more than a picture's, and a line on each."""
+    channels: dict[str, str] = {}
+    bands: dict[str, str] = {}
+    notes = []
     for name, path in first.items():
         count = images.header(root / path).channels
-        if count not in STORED:
-            taken[name] = f"0,1,{min(2, count - 1)}"
-            notes.append(
-                f"'{name}' has {count} channels; {taken[name]} are taken, and --channels {name}=… says otherwise"
-            )
-    return taken, notes
+        if count in STORED:
+            continue
+        is_raster = path.lower().endswith(RASTERS)
+        chosen = ",".join(str(min(index, count - 1) + is_raster) for index in range(3))
+        (bands if is_raster else channels)[name] = chosen
+        option = f"--{'bands' if is_raster else 'channels'} {name}"
+        notes.append(f"'{name}' has {count} channels; {option}={chosen} is taken, and {option}=… says otherwise")
+    return channels, bands, notes
