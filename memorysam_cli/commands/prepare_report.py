@@ -10,12 +10,12 @@ from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.text import command, shown, typed
 
 if TYPE_CHECKING:
-    from memorysam_cli.conservation import Report as Laws
     from memorysam_cli.data.findings import CheckReport, StoredForm
     from memorysam_cli.data.manifest import Manifest
     from memorysam_cli.data.own.folder import FolderSurvey
     from memorysam_cli.data.own.proposal import Proposal
     from memorysam_cli.dataset import DatasetInfo
+    from memorysam_cli.errors import Laws
 
 SHEET = "proposal.png"
 """Of scenes as they are understood, in the folder of the manifest."""

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from memorysam_cli import conservation
 from memorysam_cli.data import decode
 from memorysam_cli.data.listing import pair, unpaired
 from memorysam_cli.data.manifest import Manifest, Scene
@@ -37,7 +36,7 @@ from memorysam_cli.data.own.sensors import (
     notes_on_values,
 )
 from memorysam_cli.dataset import IGNORE, Colour, DatasetInfo, Kind, LabelRule, Modality
-from memorysam_cli.errors import DataError, UsageError
+from memorysam_cli.errors import DataError, Laws, UsageError, check_laws
 from memorysam_cli.storage import images
 from memorysam_cli.text import few, shown
 
@@ -97,7 +96,7 @@ class FolderSurvey:
     """Not written yet; files that a scene lacks are named as they were expected, for the check to find missing."""
     notes: tuple[str, ...]
     """What was assumed."""
-    laws: conservation.Report
+    laws: Laws
     """That no file was passed over."""
 
 
@@ -129,7 +128,7 @@ def survey(root: Path, request: FolderRequest) -> FolderSurvey:
     _refuse_miscounted(matches, request)
     rows, pairing_notes = _rows(matches, request)
     matched = sum(len(found) for found in matches.values())
-    laws = conservation.check({"files matched = files of scenes": (matched, sum(len(row) for row in rows))})
+    laws = check_laws({"files matched = files of scenes": (matched, sum(len(row) for row in rows))})
     scenes, unlabelled, split_notes = _divided(
         [_scene(row, request=request) for row in rows],
         labelled={_id(row, request) for row in rows if LABEL in row},
