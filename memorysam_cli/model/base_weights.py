@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from memorysam_cli.dataset import Strict
 from memorysam_cli.encoders.base import Backbone
 from memorysam_cli.errors import WeightsError
+from memorysam_cli.model import huggingface
 from memorysam_cli.model.backbone import build_sam2
 from memorysam_cli.model.network import MemorySAM, is_fresh
 from memorysam_cli.recipe import BACKBONES
@@ -52,7 +53,7 @@ def load_base(network: MemorySAM, backbone: str, *, source: str, seed: int) -> B
 
     Args:
         source: ``published``, ``random`` (only for encoders without published weights), or the path of a .pt or
-            .safetensors file.
+            .safetensors file, named as Meta or as the transformers library names them.
         seed: for ``random``: the caller has initialised the network from it.
 
     Raises:
@@ -67,6 +68,7 @@ def load_base(network: MemorySAM, backbone: str, *, source: str, seed: int) -> B
         return Base(backbone=backbone, source=f"random:{seed}", sha256=_digest(network))
     path, label = _find(backbone, source)
     state = tensors.read(path)[0] if path.suffix == ".safetensors" else foreign.read_torch(path)
+    state = huggingface.as_sam2(state) if huggingface.is_transformers(state) else state
     fill(network, {f"sam.{name}": tensor for name, tensor in state.items()}, where=str(path), backbone=backbone)
     return Base(backbone=backbone, source=label, sha256=tensors.sha256(path))
 
