@@ -41,6 +41,20 @@ def must_exist(fault: type[MemorySamError], where: str = "", *, but: str = "") -
     return look
 
 
+def weights_must_exist(where: str = "") -> Callable[[Any], Any]:
+    """As :func:`must_exist` for a weights file; one in a repository of the Hub is fetched."""
+    look = must_exist(WeightsError, where)
+
+    def found(value: Any) -> Any:
+        if str(value).startswith("hf:/"):
+            from memorysam_cli.storage import hub
+
+            return hub.local_path(value)
+        return look(value)
+
+    return found
+
+
 def is_missing(path: str | Path) -> bool:
     """Whether nothing is at a path, ``~`` expanded or not; what cannot be looked at is left to those who read it."""
     try:
@@ -138,14 +152,16 @@ Weights = Annotated[
         "--weights",
         "-w",
         metavar="FILE",
-        help="A .safetensors file (else the best of runs/latest).",
-        callback=must_exist(WeightsError, "--weights "),
+        help="A .safetensors file, or hf://OWNER/NAME (else the best of runs/latest).",
+        callback=weights_must_exist("--weights "),
     ),
 ]
 WeightsFile = Annotated[
     Path,
     typer.Argument(
-        metavar="WEIGHTS", help="A .safetensors file written by memorysam.", callback=must_exist(WeightsError)
+        metavar="WEIGHTS",
+        help="A .safetensors file written by memorysam, or hf://OWNER/NAME[/FILE].",
+        callback=weights_must_exist(),
     ),
 ]
 Recipe = Annotated[

@@ -38,7 +38,7 @@ Init = Annotated[
         "--init",
         metavar="FILE",
         help="Begin from trained weights of the same classes and shapes.",
-        callback=options.must_exist(WeightsError, "--init "),
+        callback=options.weights_must_exist("--init "),
     ),
 ]
 MaxBad = Annotated[

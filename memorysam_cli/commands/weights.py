@@ -9,14 +9,14 @@ import typer
 
 from memorysam_cli.commands import options
 from memorysam_cli.commands.card import License
-from memorysam_cli.commands.options import Json, Quiet, Verbose, begin, must_exist, refuse_taken
+from memorysam_cli.commands.options import Json, Quiet, Verbose, begin, must_exist, refuse_taken, weights_must_exist
 from memorysam_cli.errors import CheckFailedError, DataError, UsageError, WeightsError, did_you_mean
 from memorysam_cli.text import megabytes
 
 SCHEMA_VERSION = 1
 
-FILE = "A .safetensors file written by memorysam."
-File = Annotated[Path, typer.Argument(metavar="FILE", help=FILE, callback=must_exist(WeightsError))]
+FILE = "A .safetensors file written by memorysam, or hf://OWNER/NAME[/FILE]."
+File = Annotated[Path, typer.Argument(metavar="FILE", help=FILE, callback=weights_must_exist())]
 SUFFIXES = (".safetensors", ".pth", ".pt")
 """Of the containers that are written."""
 app = typer.Typer(help="Show, verify, merge, import, export, fetch and push weights.", no_args_is_help=True)
@@ -27,7 +27,7 @@ EXAMPLES = {
     ],
     "info": [
         ("weights info runs/latest/checkpoints/best.safetensors", "classes, sensors, recipe, result"),
-        ("weights info best.safetensors --json", "for a script"),
+        ("weights info hf://alice/memorysam-demo --json", "of a repository of the Hugging Face Hub, for a script"),
     ],
     "verify": [
         ("weights verify best.safetensors", "whole, and what its seal says"),

@@ -28,6 +28,8 @@ from memorysam_cli.text import few, shown, typed_path
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+USUAL = "model.safetensors"
+"""What transformers calls the file of a repository."""
 _FITTING = "give the file that belongs to model.backbone"
 _NAMES_SHOWN = 3
 
@@ -42,8 +44,9 @@ class Base(Strict):
     """Which base weights a network was built on; carried by every checkpoint that does not contain them."""
 
     backbone: str
-    source: Annotated[str, Field(pattern=rf"^(package|random:[0-9]{{1,18}}|(hub|file|{IMPORTED}):[^\x00-\x1f]+)$")]
-    """``hub:facebook/…``, ``package``, ``random:SEED``, ``file:PATH``, or ``import:NAME`` of complete weights."""
+    source: Annotated[str, Field(pattern=rf"^(package|random:[0-9]{{1,18}}|(hub|hf|file|{IMPORTED}):[^\x00-\x1f]+)$")]
+    """``hub:facebook/…`` as published, ``hf://OWNER/NAME/FILE``, ``package``, ``random:SEED``, ``file:PATH``, or
+    ``import:NAME`` of complete weights."""
     sha256: Sha256
     """Of the file; of the tensors' bytes for random weights."""
 
@@ -53,7 +56,7 @@ def load_base(network: MemorySAM, backbone: str, *, source: str, seed: int) -> B
 
     Args:
         source: ``published``, ``random`` (only for encoders without published weights), or the path of a .pt or
-            .safetensors file, named as Meta or as the transformers library names them.
+            .safetensors file, with Meta's names or transformers', also ``hf://OWNER/NAME[/FILE]``.
         seed: for ``random``: the caller has initialised the network from it.
 
     Raises:
@@ -83,7 +86,7 @@ def reload_base(network: MemorySAM, base: Base, *, where: str) -> None:
         WeightsError: the base cannot be found, or is not the same.
     """
     kind, _, rest = base.source.partition(":")
-    source = {"hub": "published", "package": "published", "random": "random", "file": rest}[kind]
+    source = {"hub": "published", "package": "published", "random": "random", "file": rest, "hf": base.source}[kind]
     if kind == "file" and not Path(rest).is_file():
         raise WeightsError(
             f"{where}: needs its base weights {rest} (SHA-256 {base.sha256[:12]}…), which are not there; "
@@ -154,6 +157,8 @@ class _RealNumbers(TorchFunctionMode):
 
 def _find(backbone: str, source: str) -> tuple[Path, str]:
     """The file that a source means, fetched if need be, and how a checkpoint names it."""
+    if address := hub.parse_address(source, usual=USUAL):
+        return hub.fetch(*address, sha256=None), f"{hub.ADDRESS}{'/'.join(address)}"
     if source != "published":
         path = typed_path(source)
         if not path.is_file():

@@ -82,7 +82,7 @@ def sam2_name(name: str) -> str:
         stem, layer, kind, rest = found.groups()
         return f"{stem}.encoder.{3 * int(layer) + (kind == 'layer_norm')}.{rest}"
     if found := _MLP.match(name):
-        stem, first, last, between, rest = found.groups()
+        stem, first, _, between, rest = found.groups()
         # Those of the transformers' blocks have two layers, heads and pointers three.
         place = 0 if first else int(between) + 1 if between else 1 if stem.endswith(".mlp") else 2
         return f"{stem}.layers.{place}.{rest}"

@@ -21,7 +21,7 @@ from memorysam_cli.model.network import MemorySAM, is_fresh, set_trainable, star
 from memorysam_cli.recipe import UNKNOWN_NAME, Model, Recipe
 from memorysam_cli.recipe.schema import without_retired
 from memorysam_cli.registry import FUSIONS
-from memorysam_cli.storage import documents, tensors
+from memorysam_cli.storage import documents, hub, tensors
 from memorysam_cli.text import shown
 
 CARD = "memorysam"
@@ -201,7 +201,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", *, image_size: in
     """Load trained weights for use: complete, LoRA merged, in eval mode.
 
     Args:
-        path: a file written by ``memorysam train`` or ``memorysam weights merge``.
+        path: a file written by ``memorysam train`` or ``memorysam weights merge``, or ``hf://OWNER/NAME[/FILE]``.
         device: where to put the network.
         image_size: overrides the short side stored with the weights, in pixels, divisible by 32.
 
@@ -210,7 +210,8 @@ def load(path: str | Path, device: str | torch.device = "cpu", *, image_size: in
     """
     if image_size is not None and (image_size <= 0 or image_size % 32):
         raise WeightsError(f"image_size: {image_size} is not a positive multiple of 32")
-    network = _load(Path(path), folding=True)
+    path = hub.local_path(path)
+    network = _load(path, folding=True)
     if image_size is not None:
         network.card = network.card.model_copy(update={"image_size": image_size})
     merge_lora(network.encoder)

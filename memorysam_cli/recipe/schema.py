@@ -195,7 +195,8 @@ class Model(Section):
     """The size of SAM 2's image encoder; ``nano`` is a narrow one of ours for trials on a CPU. Others: extending.md."""
     base_weights: str = Field(default="published", pattern=_ONE_LINE)
     """``published`` (the Hub; for nano the file in this package), ``random`` (nano, and encoders of your own that have
-    none published), or a path to a .pt."""
+    none published), or a file: Meta's .pt, or safetensors with Meta's names or those of the transformers library; also
+    ``hf://OWNER/NAME[/FILE]``, such as ``hf://facebook/sam2.1-hiera-tiny-hf``."""
     init: str | None = Field(default=None, min_length=1, pattern=_ONE_LINE)
     """Trained weights of ours to begin from (``train --init``); none: the base weights, and the rest fresh."""
     encoder: Literal["lora", "full", "frozen"] = "lora"

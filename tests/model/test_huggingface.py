@@ -15,7 +15,7 @@ from memorysam_cli.model.backbone import build_sam2, set_grid
 from memorysam_cli.model.base_weights import base_shapes, load_base
 from memorysam_cli.model.huggingface import as_sam2
 from memorysam_cli.model.lora import peft
-from memorysam_cli.model.memory import Memory, EncodedFrame, condition
+from memorysam_cli.model.memory import EncodedFrame, Memory, condition
 from memorysam_cli.model.network import MemorySAM
 
 BACKBONE = "sam2.1-hiera-tiny"
@@ -154,7 +154,8 @@ def test_every_published_network_maps_one_to_one(version: str, size: str) -> Non
     fresh = {name for name in given if name not in wanted}
     assert {name: given.get(name) for name in wanted} == dict(wanted)
     assert all(
-        name.startswith("sam_mask_decoder.") and ("mask_tokens" in name or "hypernetworks" in name or "iou_pred" in name)
+        name.startswith("sam_mask_decoder.")
+        and ("mask_tokens" in name or "hypernetworks" in name or "iou_pred" in name)
         for name in fresh
     )
 
