@@ -252,11 +252,8 @@ def plan(
     refuse_collisions(wanted)
     view = view or View()
     sizes = frame_sizes(wanted, root=source.root, modalities=chosen)
-    for text in (
-        *source.notes,
-        *doubts(wanted, root=source.root, modalities=chosen),
-        *notes_on_sizes(sizes, size=card.image_size, tile=view.tile),
-    ):
+    odd = [*source.notes, *doubts(wanted, root=source.root, modalities=chosen)]
+    for text in [*odd, *notes_on_sizes(sizes, size=card.image_size, tile=view.tile)]:
         console.note(text)
     for text in unlike_training(card.dataset, source.root, wanted, chosen, strict=strict):
         if surroundings.rank() == 0:
