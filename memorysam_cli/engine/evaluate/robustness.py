@@ -80,14 +80,16 @@ def plan_of(kind: BenchmarkKind, *, modalities: int, missing: Protocols) -> dict
         clean = {Cell(None, ()): tuple((place, CLEAN) for place in everyone)}
         return clean | {Cell(level, ()): tuple((place, level) for place in everyone) for level in NOISES}
     return {
-        Cell(level, gone): tuple(
-            (place, variant if place in gone else CLEAN)
-            for place in everyone
-            if place not in gone or variant is not None
-        )
+        Cell(level, gone): _fed(everyone, gone, variant)
         for level, variant in _levels(kind, missing).items()
         for gone in missing_sets(modalities)
     }
+
+
+def _fed(everyone: Iterable[int], gone: Sequence[int], variant: str | None) -> tuple[Variant, ...]:
+    """The frames that the memory sees: those of missing sensors as a variant, or, if that is None, not at all."""
+    seen = [(place, variant if place in gone else CLEAN) for place in everyone]
+    return tuple((place, level) for place, level in seen if level is not None)
 
 
 def _levels(kind: BenchmarkKind, missing: Protocols) -> dict[str | None, str | None]:

@@ -36,8 +36,8 @@ def benchmark(
     hits = [round(1000 * (40 - n + r) / 50) for r in range(repeats) for n in range(len(cells))]
     matrices = torch.tensor([[[each, 1000 - each], [0, 0]] for each in hits])
     return Robustness(
-        kind=kind, classes=("road", "sky"), modalities=tuple("xyzabcd"[:modalities]), missing=missing, protocol=protocol, scenes=7,
-        seed=4, noise_extremes=extremes, batch=3, processes=2, cells=cells,
+        kind=kind, classes=("road", "sky"), modalities=tuple("xyzabcd"[:modalities]), missing=missing,
+        protocol=protocol, scenes=7, seed=4, noise_extremes=extremes, batch=3, processes=2, cells=cells,
         confusions=matrices.view(repeats, len(cells), 2, 2),
     )  # fmt: skip
 
