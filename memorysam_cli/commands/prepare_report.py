@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from memorysam_cli.text import typed
 
 if TYPE_CHECKING:
-    from memorysam_cli.conservation import Report as Laws
     from memorysam_cli.data.findings import CheckReport, StoredForm
     from memorysam_cli.data.manifest import Manifest
     from memorysam_cli.dataset import DatasetInfo
+    from memorysam_cli.errors import Laws
 
 
 def check_and_write(

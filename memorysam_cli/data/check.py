@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from memorysam_cli import conservation
 from memorysam_cli.data import decode
 from memorysam_cli.data.decode import read_sample
 from memorysam_cli.data.findings import CheckReport, Dropped, FileFacts, Oddities, Problem, Reader
 from memorysam_cli.data.manifest import Manifest, Scene, count_splits, shared_ids
 from memorysam_cli.data.transforms import Sample, flip_refusal
 from memorysam_cli.dataset import IGNORE, DatasetInfo, Modality
-from memorysam_cli.errors import DataError
+from memorysam_cli.errors import DataError, check_laws
 from memorysam_cli.report import figures, pictures
 from memorysam_cli.report.pictures import Panel
 from memorysam_cli.storage import atomic, images
@@ -98,7 +97,7 @@ def check(
         pixels={split: tuple(int(count) for count in counts) for split, counts in pixels.items()},
         stored=odd.stored(),
         dropped=dropped,
-        laws=conservation.check(
+        laws=check_laws(
             {
                 "scenes found = accepted + left out": (len(manifest.scenes), len(scenes) + len(dropped)),
                 "height × width of the labels = pixels of classes + ignored": (
@@ -226,6 +225,8 @@ def _misfit(facts: FileFacts, modality: Modality, *, files: int) -> str | None:
         return turned
     if files > 1:
         return None if facts.channels == 1 else f"{holds}; the sine or cosine of an angle has one"
+    if modality.bands is not None:  # looked up when the file was read
+        return None
     if modality.channels is not None:
         return None if max(modality.channels) < facts.channels else f"{holds}; channels {modality.channels} are wanted"
     if facts.channels not in (1, 3, 4):

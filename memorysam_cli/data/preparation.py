@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from memorysam_cli import __version__, conservation
+from memorysam_cli import __version__
 from memorysam_cli.data import DATASETS, layout_of
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.check import check
@@ -23,7 +23,7 @@ from memorysam_cli.data.listing import by_suffix, relative, walk
 from memorysam_cli.data.manifest import INFO, SCENES, Manifest, Scene
 from memorysam_cli.data.statistics import measured_scenes, value_ranges
 from memorysam_cli.dataset import DatasetInfo, Modality
-from memorysam_cli.errors import DataError, PartialError, UsageError, did_you_mean
+from memorysam_cli.errors import DataError, Laws, PartialError, UsageError, check_laws, did_you_mean
 from memorysam_cli.storage import atomic, documents, lock
 from memorysam_cli.text import few, shown
 
@@ -283,7 +283,7 @@ def check_and_write(
     max_pixels: int | None = None,
     measure: Callable[[Manifest], DatasetInfo] | None = None,
     notes: Sequence[str] = (),
-    laws: conservation.Report | None = None,
+    laws: Laws | None = None,
     accepts_edits: bool = False,
     advance: Callable[[], object] | None = None,
 ) -> Prepared:
@@ -371,8 +371,7 @@ def _with_layout(report: CheckReport, manifest: Manifest) -> CheckReport:
         warnings=(*report.warnings, *about, *layout.remarks(report.scenes)),
         published=dict(layout.published(manifest.scenes)),
         strays=strays,
-        laws=report.laws
-        | conservation.check({"files seen = of scenes + strays": (len(seen), len(used) + len(ignored))}),
+        laws=report.laws | check_laws({"files seen = of scenes + strays": (len(seen), len(used) + len(ignored))}),
     )
 
 

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memorysam_cli import conservation
 from memorysam_cli.data.loader import unlabelled_scenes
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import DatasetInfo
@@ -35,7 +34,7 @@ from memorysam_cli.engine.predict.files import (
     sweep,
 )
 from memorysam_cli.engine.predict.job import Job
-from memorysam_cli.errors import DataError, EnvironmentFault
+from memorysam_cli.errors import DataError, EnvironmentFault, Laws, check_laws
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents
 
@@ -75,13 +74,13 @@ class Totals:
         if len(self.failures) < SHOWN_FAILURES:
             self.failures.append({"id": line["id"], "error": line["error"]})
 
-    def laws(self) -> conservation.Report:
+    def laws(self) -> Laws:
         """What must hold of any lines, checked.
 
         Raises:
             LawBroken: it does not.
         """
-        return conservation.check({"pixels of all classes = pixels of all masks": (int(self.pixels.sum()), self.area)})
+        return check_laws({"pixels of all classes = pixels of all masks": (int(self.pixels.sum()), self.area)})
 
 
 def totals_of(ledgers: Iterable[Path], info: DatasetInfo) -> Totals:
@@ -286,7 +285,7 @@ def finish(
         DataError: no scene could be read.
         LawBroken: what came in is not what went out.
     """
-    checked = conservation.check(
+    checked = check_laws(
         {
             "scenes = done + failed": (scenes, totals.done + totals.failed),
             "files in the trees = files named by the ledger": (trees.present, trees.named),
