@@ -117,6 +117,10 @@ def _refuse_idle(
     """Refuse options that would decide nothing."""
     if missing == "drop" and robustness == "emm":
         raise UsageError("--missing drop: 'emm' feeds zeros for a missing sensor; use --robustness any")
+    if missing is not None and robustness in ("rmm", "nm"):
+        raise UsageError(
+            f"--missing {missing}: '{robustness}' says itself what becomes of a sensor; use --robustness any"
+        )
     readers = {
         "--seed": (seed, ("rmm", "nm")),
         "--repeats": (repeats, ("rmm", "nm")),

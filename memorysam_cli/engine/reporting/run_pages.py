@@ -396,8 +396,10 @@ def _group(name: str, a: Facts, b: Facts) -> Facts:
         ("All sensors", a["sets"][0], b["sets"][0]),
         (f"Mean of {len(pairs)} sets", a["average"], b["average"]),
         (f"Worst set ({whose})", *worst),
-        *((f"{one['available'][0]} alone", one, other) for one, other in pairs if len(one["available"]) == 1),
+        # The sets are in the order of what is missing: the last sensor is the first one alone.
+        *((f"{one['available'][0]} alone", one, other) for one, other in pairs[::-1] if len(one["available"]) == 1),
     ]
+    widest = max(1.0, *(float(each["miou"]) for pair in pairs for each in pair))
     return {
         "title": f"Missing sensors are {'not fed' if name == 'dropped' else 'zeros'}",
         "rows": [
@@ -405,6 +407,7 @@ def _group(name: str, a: Facts, b: Facts) -> Facts:
             for what, one, other in rows
         ],
         "bars": [{"name": "+".join(one["available"]), "a": one["miou"], "b": other["miou"]} for one, other in pairs],
+        "scale": 100 / widest,
     }
 
 

@@ -335,6 +335,7 @@ def test_two_models_are_compared_by_what_is_left_of_them_without_sensors(tmp_pat
         ("y alone", "3.00", "18.00", "+15.00"),
     ):
         assert "".join(row) in dropped
+    assert dropped.index("x alone") < dropped.index("y alone")
     assert "Worst set (A: y, B: x)2.0015.00+13.00" in zeroed
     earlier = subsets(tmp_path / "c", {"x+y": 30.0, "y": 3.0, "x": 6.0}, missing="drop")
     words = told(earlier, b, out=tmp_path / "both.html").words
