@@ -59,6 +59,8 @@ class Totals:
         self.failures: list[dict[str, str]] = []
         """The first :data:`SHOWN_FAILURES` scenes that were left out: ``id`` and ``error``."""
         self.pixels = np.zeros(len(info.classes), np.int64)
+        self.unsure = 0
+        """Pixels of no class."""
         self.area = 0
         """Pixels of all masks, from their sizes."""
 
@@ -69,6 +71,7 @@ class Totals:
             self.area += line["size"][0] * line["size"][1]
             for index, count in line["classes"].items():
                 self.pixels[int(index)] += count
+            self.unsure += line.get("unsure", 0)
             return
         self.failed += 1
         if len(self.failures) < SHOWN_FAILURES:
@@ -80,7 +83,9 @@ class Totals:
         Raises:
             LawBroken: it does not.
         """
-        return check_laws({"pixels of all classes = pixels of all masks": (int(self.pixels.sum()), self.area)})
+        left = "pixels of all classes" + " + unsure pixels" * bool(self.unsure)
+        counted = int(self.pixels.sum()) + self.unsure
+        return check_laws({f"{left} = pixels of all masks": (counted, self.area)})
 
 
 def totals_of(ledgers: Iterable[Path], info: DatasetInfo) -> Totals:
@@ -308,7 +313,7 @@ def finish(
 
 
 def counts(totals: Totals) -> dict[str, Any]:
-    """The keys ``scenes``, ``done``, ``failed``, ``failures`` and ``classes`` of a report."""
+    """The keys ``scenes``, ``done``, ``failed``, ``failures``, ``classes`` and ``unsure_pixels`` of a report."""
     counted = zip(class_list(totals.info), totals.pixels.tolist(), strict=True)
     return {
         "scenes": totals.done + totals.failed,
@@ -316,6 +321,7 @@ def counts(totals: Totals) -> dict[str, Any]:
         "failed": totals.failed,
         "failures": totals.failures,
         "classes": [{**each, "pixels": count} for each, count in counted],
+        "unsure_pixels": totals.unsure,
     }
 
 
