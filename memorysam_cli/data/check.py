@@ -324,7 +324,21 @@ def draw(manifest: Manifest, report: CheckReport, folder: Path) -> list[Path]:
     Raises:
         EnvironmentFault: they cannot be written.
     """
-    written = []
+    written = [folder / SHEET] if draw_sheet(manifest, folder / SHEET) else []
+    shares = {split: _shares(counts) for split, counts in report.pixels.items() if sum(counts[:-1])}
+    if shares:
+        title = f"{report.dataset}: share of the labelled pixels"
+        atomic.write_bytes(folder / HISTOGRAM, figures.class_histogram(shares, classes=report.classes, title=title))
+        written.append(folder / HISTOGRAM)
+    return written
+
+
+def draw_sheet(manifest: Manifest, path: Path) -> bool:
+    """Write the sheet of scenes alone; False where none can be read.
+
+    Raises:
+        EnvironmentFault: it cannot be written.
+    """
     rows, masks = [], []
     for title, sample in _samples(manifest):
         row = [
@@ -337,14 +351,8 @@ def draw(manifest: Manifest, report: CheckReport, folder: Path) -> list[Path]:
         rows.append(row)
     if rows:
         entries = pictures.legend(masks, classes=manifest.info.classes, palette=manifest.info.palette)
-        images.write_png(folder / SHEET, pictures.sheet(rows, entries))
-        written.append(folder / SHEET)
-    shares = {split: _shares(counts) for split, counts in report.pixels.items() if sum(counts[:-1])}
-    if shares:
-        title = f"{report.dataset}: share of the labelled pixels"
-        atomic.write_bytes(folder / HISTOGRAM, figures.class_histogram(shares, classes=report.classes, title=title))
-        written.append(folder / HISTOGRAM)
-    return written
+        images.write_png(path, pictures.sheet(rows, entries))
+    return bool(rows)
 
 
 def sheet_groups(scenes: Sequence[Scene]) -> dict[str, list[Scene]]:

@@ -33,6 +33,8 @@ DROPPED = "dropped.jsonl"
 """Beside the manifest: the scenes that ``--drop-incomplete`` left out, and why."""
 FOUND_KEYS = frozenset({"counts", "content_hash", "statistics", "ranges"})
 """Keys of ``dataset.json`` that say what was found, not what is to be done."""
+FEWEST = 5
+"""Validation scenes that mean something."""
 NAMED = 5
 """Keys that a message names."""
 
@@ -353,7 +355,7 @@ def examine(
 def _with_layout(report: CheckReport, manifest: Manifest) -> CheckReport:
     """Add what a published data set's layout has to say; rendered scenes under its name are called what they are."""
     if manifest.info.name not in DATASETS:
-        return report
+        return replace(report, warnings=(*report.warnings, *_few_to_validate(report)))
     layout = layout_of(manifest.info.name)
     folder = manifest.root / manifest.info.root
     about = [f"{folder}: these are rendered scenes, not {layout.title}"] if is_rendered(folder) else []
@@ -373,6 +375,18 @@ def _with_layout(report: CheckReport, manifest: Manifest) -> CheckReport:
         strays=strays,
         laws=report.laws | check_laws({"files seen = of scenes + strays": (len(seen), len(used) + len(ignored))}),
     )
+
+
+def _few_to_validate(report: CheckReport) -> list[str]:
+    """A line on a validation split of one's own that is too small to choose a network by."""
+    count = report.splits.get("val", 0)
+    if report.dataset.startswith("synthetic") or not 0 < count < FEWEST:
+        return []
+    scenes = "1 scene" if count == 1 else f"{count} scenes"
+    return [
+        f"split val has {scenes}: its mIoU is mostly chance, and 'best' is chosen by it; label more, or give it a "
+        "larger share, such as --split 0.7/0.2/0.1"
+    ]
 
 
 def _list_dropped(path: Path, dropped: Sequence[Dropped]) -> None:
