@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -356,7 +357,7 @@ def what_is_wanted(
         if name not in classes:
             hint = did_you_mean(str(name), classes)
             raise UsageError(f"--threshold {name}={share}: the weights know no class '{name}'{hint}")
-        if not isinstance(share, int | float) or not 0 <= share <= 1:
+        if not isinstance(share, numbers.Real) or not 0 <= share <= 1:  # NumPy's count, too
             raise UsageError(f"--threshold {name}={share}: must be a probability from 0 to 1, such as 0.7")
     if unsure is not None and not thresholds:
         raise UsageError(f"--unsure {unsure}: is for pixels below a threshold; give one with --threshold CLASS=0.7")
