@@ -19,7 +19,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from memorysam_cli import conservation
 from memorysam_cli import model as models
 from memorysam_cli.data import decode, statistics
 from memorysam_cli.data.transforms import STRIDE, Array, Mask, is_exact, to_tensor
@@ -28,7 +27,7 @@ from memorysam_cli.engine import runtime
 from memorysam_cli.engine.infer.decision import ONE_BYTE, decide
 from memorysam_cli.engine.infer.inference import Inference, choose_modalities, compared, inference_mode
 from memorysam_cli.engine.infer.views import Stripe, Tiled, View
-from memorysam_cli.errors import DataError, UsageError, WeightsError, did_you_mean
+from memorysam_cli.errors import DataError, UsageError, WeightsError, check_laws, did_you_mean
 from memorysam_cli.model.weights import WeightsCard, read_card
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents, images, lock, rasters, tensors
@@ -377,7 +376,7 @@ def _classes(
         (decision,) = decide(
             logits, [(rows.stop - rows.start, stripe.right - stripe.left)], classes=len(job.info.classes)
         )
-        classes, _ = decision.arrays()
+        classes = decision.arrays()[0]
         columns = slice(stripe.left - stripe.begin, stripe.right - stripe.begin)
         classes[is_gap[rows.start - begun : rows.stop - begun, columns]] = job.nodata
         yield rows, classes
@@ -421,7 +420,7 @@ def _report(job: RasterJob, sensors: _Sensors, out: Path, device: torch.device) 
         **runtime.describe(device, job.precision),
         "pixels": pixels,
         "nodata": {"value": job.nodata, "pixels": gone},
-        "laws": conservation.check(
+        "laws": check_laws(
             {"height × width = pixels of classes + nodata": (grid.height * grid.width, sum(pixels.values()) + gone)}
         ),
     }
