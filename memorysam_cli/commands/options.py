@@ -185,6 +185,10 @@ Missing = Annotated[
     Literal["drop", "zero"],
     typer.Option(help="Modalities that are left out: not fed at all, or fed as zeros after normalisation."),
 ]
+OptionalMissing = Annotated[
+    Literal["drop", "zero"] | None,
+    typer.Option(help="Modalities that are left out: not fed (else), or zeros; --robustness any does both (else)."),
+]
 Tta = Annotated[
     bool, typer.Option("--tta", help="Average over scales 0.5 to 1.75 and mirrored images: slower, steadier.")
 ]
