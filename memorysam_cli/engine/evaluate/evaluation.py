@@ -110,9 +110,8 @@ def plan(
     splits = labelled_splits(manifest, split)
     digest = tensors.sha256(weights)
     folder = out or result_files.folder_for(
-        weights, run=run, digest=digest, split="+".join(splits), card=card, modalities=chosen,
-        view=view,
-    )  # fmt: skip
+        weights, run=run, digest=digest, split="+".join(splits), card=card, modalities=chosen, view=view
+    )
     if out is None and precision != "fp32":
         folder /= precision  # beside the exact result, never in its place
     result_files.refuse_foreign(folder)
