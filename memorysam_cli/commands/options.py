@@ -41,9 +41,9 @@ def must_exist(fault: type[MemorySamError], where: str = "", *, but: str = "") -
     return look
 
 
-def weights_must_exist(where: str = "") -> Callable[[Any], Any]:
+def weights_must_exist(where: str = "", *, fault: type[MemorySamError] = WeightsError) -> Callable[[Any], Any]:
     """As :func:`must_exist` for a weights file; one in a repository of the Hub is fetched."""
-    look = must_exist(WeightsError, where)
+    look = must_exist(fault, where)
 
     def found(value: Any) -> Any:
         if str(value).startswith("hf:/"):
@@ -53,6 +53,11 @@ def weights_must_exist(where: str = "") -> Callable[[Any], Any]:
         return look(value)
 
     return found
+
+
+def path_option(name: str, letter: str, *, metavar: str, help: str, fault: type[MemorySamError]) -> Any:
+    """An option whose path is read, and so must be there; ``fault`` is raised where it is not."""
+    return typer.Option(name, letter, metavar=metavar, help=help, callback=must_exist(fault, f"{name} "))
 
 
 def is_missing(path: str | Path) -> bool:
@@ -135,12 +140,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings an
 
 Data = Annotated[
     Path | None,
-    typer.Option(
+    path_option(
         "--data",
         "-d",
         metavar="ROOT",
         help="Folder of the data sets (else $MEMORYSAM_DATA, else ./data).",
-        callback=must_exist(DataError, "--data "),
+        fault=DataError,
     ),
 ]
 _OUT = typer.Option("--out", "-o", metavar="PATH", help="Where the results go.")
@@ -200,6 +205,10 @@ Modalities = Annotated[
 Missing = Annotated[
     Literal["drop", "zero"],
     typer.Option(help="Modalities that are left out: not fed at all, or fed as zeros after normalisation."),
+]
+OptionalMissing = Annotated[
+    Literal["drop", "zero"] | None,
+    typer.Option(help="Modalities that are left out: not fed (else), or zeros; --robustness any does both (else)."),
 ]
 Tta = Annotated[
     bool, typer.Option("--tta", help="Average over scales 0.5 to 1.75 and mirrored images: slower, steadier.")
