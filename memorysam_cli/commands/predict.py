@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from memorysam_cli.commands import options
+from memorysam_cli.commands.prepare_options import Pair, Times, Tolerance, recording
 from memorysam_cli.errors import DataError, PartialError, UsageError
 
 SCENES = (
@@ -20,6 +21,7 @@ EXAMPLES = [
         "predict ./data --out ./masks --probabilities uint8 --threshold Sky=0.7",
         "for other programs; unsure pixels are 255",
     ),
+    ("predict ./drive2 --modality 'rgb=cam/*.png' --modality 'ir=ir/*.tif'", "files of a rig that lie elsewhere"),
     ("predict ./data --out ./masks --shard 0/4 --on-error skip", "one of four parts; list what is unreadable"),
 ]
 
@@ -43,6 +45,17 @@ def predict(
         list[str] | None,
         typer.Option("--map", metavar="MODALITY=NAME", help="What your files call a modality (repeatable)."),
     ] = None,
+    modality: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--modality",
+            metavar="NAME=PATTERN",
+            help="A sensor's files below SCENES, as in prepare folder (repeatable); else as the weights remember them.",
+        ),
+    ] = None,
+    pair: Pair = "name",
+    tolerance: Tolerance = None,
+    times: Times = None,
     color: Annotated[bool, typer.Option("--color", help="Also paint each mask in its classes' colours.")] = False,
     overlay: Annotated[bool, typer.Option("--overlay", help="Also blend colours over the image, with legend.")] = False,
     legend: Annotated[bool, typer.Option("--legend", help="Also legend.png: every class and its colour.")] = False,
@@ -92,6 +105,7 @@ def predict(
         raise UsageError(f"--data {data}: SCENES ({scenes}) are given already; leave one of the two out")
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other; give one")
+    layout = recording(modality, scenes, pair=pair, tolerance=tolerance, times=times or [], renames=renames)
     path = weights or run_folder.default_weights()  # before torch is imported: without weights the answer is instant
     chosen, scales = options.names(modalities), options.scales(tta_scales, tta=tta)
     from memorysam_cli.engine.infer.views import View
@@ -104,7 +118,7 @@ def predict(
     extras = [name for name, wanted in (("color", color), ("overlay", overlay), ("confidence", confidence)) if wanted]
     run_options = RunOptions(device, workers, on_error == "skip", read_shard(shard), engine, overwrite, resume)
     job = plan(
-        path, scenes=scenes, data=data, split=split, modalities=chosen, renames=renames, limit=limit,
+        path, scenes=scenes, data=data, split=split, modalities=chosen, renames=renames, layout=layout, limit=limit,
         view=View(missing, scales, tile, tile_overlap), extras=extras, batch=batch, precision=precision,
         is_compiled=compiled, strict=strict, probabilities=probabilities, thresholds=thresholds or (), unsure=unsure,
     )  # fmt: skip

@@ -65,6 +65,10 @@ EXAMPLES = {
             "--name field --drop-incomplete",
             "leave out what is incomplete",
         ),
+        (
+            "prepare folder ./data --modality 'rgb=rgb/*.png' --modality 'ir=ir/*.tif' --pair nearest --tolerance 20ms",
+            "by the times in the names",
+        ),
     ],
     "manifest": [
         ("prepare manifest ./data sensors", "accept a manifest that was edited by hand"),
@@ -232,6 +236,17 @@ def folder(
             help="Stored values that are no measurement, as depth=65535 (repeatable); NaN and TIFF tags always are.",
         ),
     ] = None,
+    resize: Annotated[
+        Named,
+        typer.Option(
+            "--resize",
+            metavar="NAME=WAY",
+            help="How a sensor of another size is resampled: nearest or bilinear (repeatable); else by its kind.",
+        ),
+    ] = None,
+    pair: words.Pair = "name",
+    tolerance: words.Tolerance = None,
+    times: words.Times = None,
     ignore: Annotated[
         list[int] | None, typer.Option(metavar="VALUE", help="Label value that counts nowhere, else 255 (repeatable).")
     ] = None,
@@ -281,6 +296,7 @@ def folder(
         labels, class_file = proposal.labels, proposal.classes
         show_proposal(proposal, root)
     patterns = words.patterns(modality or [])
+    span = words.nanoseconds(tolerance, pair=pair, times=times or [])
     if measure and stored:
         raise UsageError("--measure and --stored exclude each other; give one, or neither to measure what is no photo")
     if labels is None and class_file is not None:
@@ -296,6 +312,10 @@ def folder(
         channels=chosen,
         bands=words.bands(words.pairs("--bands", bands, known=patterns), channels=chosen),
         scale=words.scales(words.pairs("--scale", scale, known=patterns)),
+        resize=words.resize(words.pairs("--resize", resize, known=patterns)),
+        pair=pair,
+        tolerance_ns=span,
+        times=words.tables(times or [], root),
         ignore=tuple(ignore) if ignore else None,
         label_shift=label_shift,
         seed=seed,
