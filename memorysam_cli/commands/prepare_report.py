@@ -206,11 +206,16 @@ def _show_offsets(report: CheckReport) -> None:
         counts = [0] * max(1, -(-(high - low + 1) // width))
         for each in found:
             counts[(each - low) // width] += 1
+        ends = [f"{(low + width * index) / 1e6:.3g}" for index in range(len(counts) + 1)]
         rows = [
-            [f"{(low + width * index) / 1e6:.3g} to {(low + width * (index + 1)) / 1e6:.3g}", count,
-             "█" * -(-BAR_LENGTH * count // max(counts))]
+            [
+                f"{ends[index]} to {ends[index + 1]}" if high > low else ends[0],
+                count,
+                "█" * -(-BAR_LENGTH * count // most),
+            ]
+            for most in [max(counts)]
             for index, count in enumerate(counts)
-        ]  # fmt: skip
+        ]
         title = f"{report.dataset}: '{name}' behind '{report.modalities[0]}'"
         console.table(["ms", "scenes", ""], rows, title=title)
 

@@ -155,9 +155,10 @@ def pair_by_time(
         if not pairs:
             raise DataError(_too_far(root, first, role, times, tolerance))
         alone = len(matches[role]) - len(pairs)
+        name = role.lstrip("-")
         notes.append(
-            f"'{role}' pairs by time with '{first}': {len(pairs)} pairs within {span(tolerance)}; without a partner: "
-            f"{len(matches[first]) - len(pairs)} of '{first}', {alone} of '{role}'"
+            f"'{name}' pairs by time with '{first}': {len(pairs)} pairs within {span(tolerance)}; without a partner: "
+            f"{len(matches[first]) - len(pairs)} of '{first}', {alone} of '{name}'"
         )
     kept = [row for row in rows.values() if all(role in row or role not in whole for role in others)]
     if not kept:
@@ -200,8 +201,8 @@ def clocks(root: Path, paths: Mapping[Role, Sequence[str]], layout: Layout) -> d
             table |= read_times(root / name)
         found = {role: _looked_up(role, each, table, layout) for role, each in paths.items()}
     else:
-        named = {role: {path: read_time(_stem(path)) for path in each} for role, each in paths.items()}
-        found = {role: one_clock(f"'{role}'", each) for role, each in named.items()}
+        named = {role: {path: read_time(path_stem(path)) for path in each} for role, each in paths.items()}
+        found = {role: one_clock(f"'{role.lstrip('-')}'", each) for role, each in named.items()}
     starts = {role: next(iter(times)) for role, times in found.items() if times}
     dated = {role: found[role][path] >= SINCE_1970 for role, path in starts.items()}
     if len(set(dated.values())) > 1:
@@ -238,7 +239,7 @@ def offsets(root: Path, scenes: Sequence[Scene], layout: Layout | None) -> dict[
     return {role: each for role, each in found.items() if each}
 
 
-def _stem(path: str) -> str:
+def path_stem(path: str) -> str:
     """The last name without an image's suffix; a fraction of a second is none."""
     name = PurePosixPath(path).name
     suffix = PurePosixPath(path).suffix
@@ -250,7 +251,7 @@ def _looked_up(role: Role, paths: Sequence[str], table: Mapping[str, Clock], lay
     found: dict[str, Clock | None] = {}
     for path in paths:
         name = PurePosixPath(path).name
-        clock = table.get(path) or table.get(name) or table.get(_stem(path))
+        clock = table.get(path) or table.get(name) or table.get(path_stem(path))
         if clock is not None:
             found[path] = clock
     if not found:
@@ -258,7 +259,7 @@ def _looked_up(role: Role, paths: Sequence[str], table: Mapping[str, Clock], lay
             f"{', '.join(layout.times)}: has no time of any file of '{role}' (such as {shown(paths[0])}); its rows are "
             "file and time, the file as a path below ROOT or its last name"
         )
-    return one_clock(f"'{role}'", found)
+    return one_clock(f"'{role.lstrip('-')}'", found)
 
 
 _TIME_COLUMN = re.compile(r"(?:time|timestamp|stamp|t)(?:[_ (\[]*(s|sec|seconds|ms|us|ns)[)\]]?)?")
@@ -330,7 +331,7 @@ def _too_far(root: Path, first: Role, role: Role, times: Mapping[Role, Mapping[s
     least = min((abs(time - near) for time in times[role].values() for near in _neighbours(known, time)), default=None)
     nearest = "" if least is None else f"; the nearest two are {span(least)} apart"
     return (
-        f"{shown(root)}: no frame of '{role}' is within {span(tolerance)} of one of '{first}' in the same "
+        f"{shown(root)}: no frame of '{role.lstrip('-')}' is within {span(tolerance)} of one of '{first}' in the same "
         f"folder{nearest}; widen --tolerance, or see whether both clocks run alike"
     )
 

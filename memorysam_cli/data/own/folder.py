@@ -18,7 +18,7 @@ from memorysam_cli.data import decode
 from memorysam_cli.data.listing import unpaired
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.data.own.classes import ClassList, classes_of_values
-from memorysam_cli.data.own.clocks import pair_by_time
+from memorysam_cli.data.own.clocks import pair_by_time, path_stem, read_time
 from memorysam_cli.data.own.patterns import (
     Match,
     Paired,
@@ -309,6 +309,8 @@ def _unpaired(sources: Mapping[Role, Mapping[str, Match]], request: FolderReques
         f"{shown(sources[other][two].path)} of '{other}' by '{shown(two)}' (what the wildcards stand for)"
     )
     typed = _patterns_that_pair(sources, request)
+    if all(read_time(path_stem(match.path)) for found in sources.values() for match in found.values()):
+        return f"{names}; the names hold times: add --pair nearest --tolerance 20ms"
     rename = (
         "give the files of one scene the same name in every folder, or write what differs into the patterns, such as"
     )
