@@ -241,10 +241,7 @@ class FailureTally:
         shape = tuple(frame.shape[1:])
         if shape not in self._zeros:
             self._zeros = {shape: self._encode([torch.zeros(1, *shape)])[0]}  # scenes of one size come in a row
-        zero, batch = self._zeros[shape], frame.shape[0]
-        return EncodedFrame(
-            *(part.expand(batch, -1, -1, -1) for part in (zero.fine, zero.middle, zero.coarse, zero.position))
-        )
+        return self._zeros[shape].expand(frame.shape[0])
 
     def _add_all(
         self, pool: dict[Variant, EncodedFrame], labels: Sequence[Tensor], *, size: tuple[int, int], repeat: int
