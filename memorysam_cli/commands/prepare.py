@@ -211,7 +211,9 @@ def folder(
     channels: Annotated[
         Named,
         typer.Option(
-            "--channels", metavar="NAME=A,B,C", help="The three stored channels to take, from 0 (repeatable)."
+            "--channels",
+            metavar="NAME=A,B,C",
+            help="The three stored channels to take, from 0; of more, as 0-5, each three are a frame (repeatable).",
         ),
     ] = None,
     bands: Annotated[
@@ -219,7 +221,7 @@ def folder(
         typer.Option(
             "--bands",
             metavar="NAME=A,B,C",
-            help="The three bands of a TIFF to take, from 1 or by their names, as s2=B4,B3,B2 (repeatable).",
+            help="The three bands of a TIFF to take, or more, from 1 or by names, as s2=B4,B3,B2 (repeatable).",
         ),
     ] = None,
     scale: Annotated[

@@ -215,22 +215,33 @@ def kinds(words: Mapping[str, str]) -> dict[str, Kind]:
 
 
 def channels(words: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-    """Modality → three stored channels, from 0; one counts three times.
+    """Modality → three stored channels, from 0; one counts three times, more than three become several frames.
 
     Raises:
         UsageError: another form.
     """
     found = {}
     for name, word in words.items():
-        numbers = word.split(",")
-        if len(numbers) not in (1, 3) or not all(number.strip().isdecimal() for number in numbers):
-            raise UsageError(f"--channels {name}={word}: give one or three channels, counted from 0, such as 3,2,1")
+        numbers = _counted(word)
+        if len(numbers) in (0, 2) or not all(number.isdecimal() for number in numbers):
+            raise UsageError(
+                f"--channels {name}={word}: give one or three channels, counted from 0, such as 3,2,1, or more, as 0-5"
+            )
         found[name] = tuple(int(number) for number in numbers)
     return found
 
 
+def _counted(word: str) -> list[str]:
+    """The parts between commas; ``2-4`` is 2, 3, 4."""
+    parts: list[str] = []
+    for part in word.split(","):
+        span = re.fullmatch(r"\s*(\d{1,4})-(\d{1,4})\s*", part)
+        parts += map(str, range(int(span[1]), int(span[2]) + 1)) if span else [part.strip()]
+    return parts
+
+
 def bands(words: Mapping[str, str], *, channels: Iterable[str]) -> dict[str, tuple[int | str, ...]]:
-    """Modality → three bands of rasters, from 1 or by description; one counts three times.
+    """Modality → three bands of rasters, from 1 or by description; one counts three times, more become several frames.
 
     Args:
         words: modality → as typed.
@@ -243,9 +254,11 @@ def bands(words: Mapping[str, str], *, channels: Iterable[str]) -> dict[str, tup
     for name, word in words.items():
         if name in channels:
             raise UsageError(f"--bands {name}={word}: --channels {name}=… is given as well; leave one of them out")
-        wanted = [each.strip() for each in word.split(",")]
-        if len(wanted) not in (1, 3) or "" in wanted:
-            raise UsageError(f"--bands {name}={word}: give one or three bands, such as 4,3,2 or B4,B3,B2")
+        wanted = _counted(word)
+        if len(wanted) in (0, 2) or "" in wanted:
+            raise UsageError(
+                f"--bands {name}={word}: give one or three bands, such as 4,3,2 or B4,B3,B2, or more, such as 1-6"
+            )
         numbers = tuple(int(each) if each.isdecimal() else each for each in wanted)
         if 0 in numbers:
             raise UsageError(f"--bands {name}={word}: bands are counted from 1, as GDAL does; there is no band 0")

@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from memorysam_cli.data import manifest as manifests
+from memorysam_cli.data.decode import read_sample
 from memorysam_cli.storage import documents, images, rasters
 
-from ..data.own_sensors import write, write_sensors
+from ..data.own_sensors import save, write, write_sensors
 from ..storage.tiffs import tiff
 from .trained import Program
 
@@ -636,3 +637,25 @@ def test_predict_refuses_half_a_layout_before_the_weights_are_read(
     write_drive(tmp_path / "drive", scenes=1)
     ended = memorysam("predict", "drive", *words)
     assert ended.code == 2 and said in ended.err, ended.err
+
+
+def test_a_sensor_of_five_channels_is_fed_as_two_frames(memorysam: Program, tmp_path: Path) -> None:
+    for number in range(4):  # channel c holds 10 c everywhere
+        save(tmp_path / f"rig/voxels/{number}.npy", np.tile(np.arange(5, dtype=np.float32) * 10, (8, 8, 1)))
+    words = ("--modality", "voxels=voxels/*.npy", "--channels", "voxels=0-4", "--kind", "voxels=event")
+    ended = memorysam("prepare", "folder", "rig", *words, "--scale", "voxels=0.1", "--json")
+    assert ended.code == 0 and ended.answer["modalities"] == ["voxels-1", "voxels-2"], ended.err
+    assert "'voxels' is fed as the frames voxels-1, voxels-2" in ended.err
+    found = manifests.read(tmp_path / "rig", "rig")
+    assert [(each.kind, each.channels, each.scale) for each in found.info.modalities] == [
+        ("event", (0, 1, 2), 0.1), ("event", (3, 4, 4), 0.1),
+    ]  # fmt: skip
+    sample = read_sample(tmp_path / "rig", found.scenes[0], modalities=found.info.modalities)
+    assert sample.frames["voxels-1"][0, 0].tolist() == [0, 10, 20]
+    assert sample.frames["voxels-2"][0, 0].tolist() == [30, 40, 40]
+
+
+def test_a_frames_name_may_not_be_another_sensors(memorysam: Program, own: Path) -> None:
+    taken = ("--modality", "ms-1=images/**/*.jpg", "--channels", "ms=0-5")
+    ended = memorysam("prepare", "folder", own, *sensors("ms"), *taken)
+    assert ended.code == 2 and "--modality ms-1=…: is what a frame" in ended.err

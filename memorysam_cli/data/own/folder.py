@@ -36,6 +36,7 @@ from memorysam_cli.data.own.sensors import (
     DEFAULTS,
     LOOKED_AT,
     Measured,
+    frames_of,
     guess_kind,
     make_modality,
     names_to_measure,
@@ -89,6 +90,35 @@ class FolderRequest:
     measured: Measured = "others"
     """Whose normalisation follows from the data, so that nothing need be said about their ranges."""
 
+    def in_frames(self) -> FolderRequest:
+        """Sensors with more than three channels as sensors of three each, which share files and all that was said.
+
+        Raises:
+            UsageError: one of these has the name of another sensor.
+        """
+        taken: dict[str, Sequence[int | str]] = {**self.channels, **self.bands}
+        frames = {name: frames_of(name, taken.get(name, ())) for name in self.modalities}
+        names = [name for each in frames.values() for name in each]
+        for name in names:
+            if names.count(name) > 1:
+                raise UsageError(f"--modality {name}=…: is what a frame of another sensor is called; rename it")
+
+        def spread(values: Mapping[str, Any]) -> dict[str, Any]:
+            return {frame: values[name] for name, each in frames.items() if name in values for frame in each}
+
+        return replace(
+            self,
+            modalities=spread(self.modalities),
+            kinds=spread(self.kinds),
+            channels={
+                key: each for name, chosen in self.channels.items() for key, each in frames_of(name, chosen).items()
+            },
+            bands={key: each for name, chosen in self.bands.items() for key, each in frames_of(name, chosen).items()},
+            scale=spread(self.scale),
+            nodata=spread(self.nodata),
+            resize=spread(self.resize),
+        )
+
     def layout(self) -> Layout:
         """What is remembered for the next recording."""
         return Layout(
@@ -134,11 +164,17 @@ def survey(root: Path, request: FolderRequest) -> FolderSurvey:
             is not there.
         UsageError: a kind cannot be told, or ``{split}`` stands in some patterns only.
     """
+    asked, request = request.modalities, request.in_frames()
     patterns = request.patterns()
     if not root.is_dir():
         raise DataError(f"{root}: {'is a file' if root.exists() else 'does not exist'}; ROOT must be a folder")
     _refuse_half_split(patterns, request)
     modalities, notes = _modalities(request)
+    notes += [
+        f"'{name}' is fed as the frames {', '.join(each for each in request.modalities if each.startswith(f'{name}-'))}"
+        for name in asked
+        if name not in request.modalities
+    ]
     matches = {role: pattern.find(root) for role, pattern in patterns.items()}
     _refuse_labels_as_frames(matches)
     if request.labels is not None and request.classes is None:
