@@ -21,7 +21,7 @@ from memorysam_cli import model as models
 from memorysam_cli.data import decode, inputs
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Scene
-from memorysam_cli.dataset import IGNORE, Modality
+from memorysam_cli.dataset import IGNORE, Layout, Modality
 from memorysam_cli.engine import run_folder, runtime, surroundings
 from memorysam_cli.engine.infer.decision import PLAIN, Wanted
 from memorysam_cli.engine.infer.inference import (
@@ -246,6 +246,7 @@ def plan(
     split: str | None = None,
     modalities: Sequence[str] | None = None,
     renames: Sequence[str] | None = None,
+    layout: Layout | None = None,
     limit: int | None = None,
     view: View | None = None,
     extras: Sequence[str] = (),
@@ -267,6 +268,7 @@ def plan(
         split: only this split of a prepared data set.
         modalities: names, if some were chosen.
         renames: of ``--map``.
+        layout: where the files of these scenes are and how they pair; None: as the weights remember it, if they do.
         limit: only the first so many scenes.
         view: how scenes are shown to the network.
         extras: pictures beside the masks.
@@ -297,11 +299,16 @@ def plan(
     where = scenes or manifests.prepared_root(
         run_folder.data_root(run_folder.run_of(weights), data), dataset=card.dataset.name
     )
+    if layout is not None:
+        _refuse_unknown_sensors(layout, names)
     if follows:
         _refuse_following(where, split=split, dataset=card.dataset.name)
         source = inputs.PredictionInputs(where, (), ())
     else:
-        source = inputs.discover(where, modalities=names, aliases=aliases, split=split, dataset=card.dataset.name)
+        source = inputs.discover(
+            where, modalities=names, aliases=aliases, split=split, dataset=card.dataset.name,
+            layout=layout or card.dataset.layout, is_asked=layout is not None,
+        )  # fmt: skip
     found = source.scenes[:limit]
     refuse_collisions(found)
     for text in source.notes:
@@ -405,6 +412,17 @@ def read_thresholds(texts: Sequence[str], classes: Sequence[str]) -> dict[str, f
             raise UsageError(f"--threshold {text}: '{name}' has {found[name]:g} already; give one")
         found[name] = value
     return found
+
+
+def _refuse_unknown_sensors(layout: Layout, known: Sequence[str]) -> None:
+    """Patterns are for sensors in use.
+
+    Raises:
+        UsageError: one is for another.
+    """
+    for name in layout.modalities:
+        if name not in known:
+            raise UsageError(f"--modality {name}=…: '{name}' is no modality in use{did_you_mean(name, known)}")
 
 
 def read_aliases(texts: Sequence[str] | None, known: Sequence[str]) -> dict[str, str]:
