@@ -68,8 +68,8 @@ def as_sam2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a ``Sam2VideoModel`` under the names of Meta's files; names that it does not know stay."""
     renamed = {sam2_name(name): tensor for name, tensor in state.items() if name not in (TWICE, POINTS)}
     points = {
-        f"sam_prompt_encoder.point_embeddings.{place}.weight": row
-        for place, row in enumerate(state[POINTS].split(1) if POINTS in state else ())
+        f"sam_prompt_encoder.point_embeddings.{place}.weight": row[None]
+        for place, row in enumerate(state.get(POINTS, ()))
     }
     return renamed | points
 
