@@ -199,6 +199,8 @@ class DatasetInfo(Strict):
     ranges: dict[str, ValueRange] = Field(default_factory=dict)
     """Modality → what its files hold; for information, and to notice scenes of another unit later. Those of an earlier
     version have none."""
+    class_pixels: dict[str, tuple[Annotated[int, Field(ge=0)], ...]] = Field(default_factory=dict)
+    """Split → pixels of each class, where weights of classes were worked out from them."""
     crop: Crop | None = None
     """Only for data sets whose published protocol scores a part of the frame."""
     root: str = "."

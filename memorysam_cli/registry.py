@@ -89,7 +89,17 @@ class Registry:
         return value
 
 
-LOSSES = Registry("loss", {"ohem": "memorysam_cli.losses.ohem:OhemLoss", "spmm": "memorysam_cli.losses.spmm:SpmmLoss"})
+_REGIONS = "memorysam_cli.losses.regions"
+LOSSES = Registry(
+    "loss",
+    {
+        "ohem": "memorysam_cli.losses.ohem:OhemLoss",
+        "spmm": "memorysam_cli.losses.spmm:SpmmLoss",
+        "dice": f"{_REGIONS}:DiceLoss",
+        "focal": f"{_REGIONS}:FocalLoss",
+        "lovasz": f"{_REGIONS}:LovaszLoss",
+    },
+)
 """Losses by name: classes such as :class:`memorysam_cli.losses.loss.Loss`."""
 _HIERA = "memorysam_cli.encoders.hiera"
 ENCODERS = Registry(

@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from memorysam_cli.data import decode
+from memorysam_cli.data.findings import Reader
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.data.transforms import Mask, full_scale
-from memorysam_cli.dataset import DatasetInfo, Modality, Statistics, ValueRange
+from memorysam_cli.dataset import IGNORE, DatasetInfo, Modality, Statistics, ValueRange
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
 
@@ -181,6 +182,30 @@ def with_ranges(manifest: Manifest) -> Manifest:
         return manifest
     found = value_ranges(manifest.root, measured_scenes(manifest), manifest.info.modalities)
     return replace(manifest, info=manifest.info.model_copy(update={"ranges": found}))
+
+
+def with_class_pixels(manifest: Manifest, *, split: str) -> Manifest:
+    """A manifest that says how many pixels each class has in a split; labels that a check has read are not read again.
+
+    Labels that cannot be read are passed over: who needs them will say so.
+    """
+    reader = Reader(manifest.root, manifest.info, headers_only=True, max_pixels=images.pixel_limit())
+    pixels: Counter[int] = Counter()
+
+    def look(path: str) -> dict[int, int]:
+        try:
+            return reader.label(path).pixels
+        except (DataError, OSError):
+            return {}
+
+    paths = [scene.label for scene in manifest.of_split(split) if scene.label is not None]
+    with ThreadPoolExecutor(max_workers=min(THREADS, os.cpu_count() or 1)) as executor:
+        for found in executor.map(look, paths):
+            pixels.update(found)
+    reader.save(is_complete=False)
+    del pixels[IGNORE]
+    counts = tuple(pixels[number] for number in range(len(manifest.info.classes)))
+    return replace(manifest, info=manifest.info.model_copy(update={"class_pixels": {split: counts}}))
 
 
 def value_ranges(

@@ -92,6 +92,7 @@ EncoderName = Annotated[str, BeforeValidator(_registered(ENCODERS)), _choices(BA
 FusionName = Annotated[str, BeforeValidator(_registered(FUSIONS)), _choices(FUSIONS.built_in)]
 LoraTarget = Annotated[str, _choices(LORA_TARGETS)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
+ClassWeight = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class Section(Strict):
@@ -232,6 +233,14 @@ class Ohem(Section):
     """At least this share of the valid pixels is kept."""
     selection: Literal["process", "global"] = "process"
     """Whether hard pixels are chosen, and averaged, in each process (as the reference does) or over all of them."""
+    class_weights: Literal["none", "inverse", "effective"] | Annotated[tuple[ClassWeight, ...], Field(min_length=1)] = (
+        "none"
+    )
+    """What the pixels of each class weigh among the hard ones: a number for each class in the data set's order,
+    or worked out from how many pixels it has in the training split: ``inverse`` to it, or ``effective`` (Cui et al.
+    2019: classes rarer than the median weigh more, common ones about the same)."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each pixel's target that is spread over all classes; hard pixels are chosen without it."""
 
 
 class Spmm(Section):

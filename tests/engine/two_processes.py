@@ -54,6 +54,7 @@ def recipe_of(**ohem: object) -> Recipe:
             # The random weights' losses lie around ln 25: a share of the pixels is hard.
             "ohem": {"threshold": 0.025, **ohem},
             "spmm": {"variant": "paper", "weight": 10.0},
+            "losses": {"dice": {}, "lovasz": {}, "focal": {}},
             "optim": {"lr": 1e-3, "eps": 1e-3},
             "train": {"epochs": 1, "batch": 3, "seed": 5},
         },
@@ -70,7 +71,7 @@ def prototype_gradient(variant: str, *, rank: int, world: int) -> dict[str, obje
     nn.init.constant_(layer.weight, 0.5)
     model = DistributedDataParallel(layer) if world > 1 else layer
     memory = PrototypeMemory(4, width=3, variant=variant)  # type: ignore[arg-type]
-    exchange = processes.AllProcesses(world) if world > 1 else None
+    exchange = processes.AllProcesses(world, rank) if world > 1 else None
     losses = []
     for step in range(2):  # the second step has prototypes to compare with
         part = slice(rank * 4 // world, (rank + 1) * 4 // world)
@@ -115,7 +116,8 @@ def learned(
     manifest: Manifest, accelerator: Accelerator, *, accumulate: int, selection: str = "global", rate: float = 1e-3
 ) -> dict[str, Any]:
     """Three updates: losses, the gradient before each, and weights and prototypes afterwards."""
-    recipe = recipe_of(selection=selection)
+    terms = {"class_weights": [1 + number % 3 for number in range(25)], "label_smoothing": 0.1}
+    recipe = recipe_of(selection=selection, **(terms if selection == "global" else {}))
     learner = Learner(network_of(recipe, manifest), recipe, accelerator=accelerator)
     rank, world = accelerator.process_index, accelerator.num_processes
     steps, gradients = [], []
@@ -127,11 +129,10 @@ def learned(
         batches = batches_of(step, rank=rank, world=world, accumulate=accumulate)
         result = learner.learn(batches, rate=rate, meanwhile=look)
         steps.append([*result.terms.values(), result.gradient_norm])
-    weights = {name: value.tolist() for name, value in learner.parameters.items()}
     return {
         "steps": steps,
         "gradients": gradients[0],
-        "weights": weights,
+        "weights": {name: value.tolist() for name, value in learner.parameters.items()},
         "prototypes": learner.objective.state()["spmm/prototypes"].tolist(),
     }
 

@@ -38,7 +38,10 @@ MAY_CHANGE = {
 }  # fmt: skip
 """Recipe keys that say how the work is done and how long; what is computed may not change in a run. Of ``model.init``
 the content counts, not the path."""
-DEFAULTS_BEFORE = {"model.fusion": "mean", "data.antialias": None, "augment.blur_after_crop": False}
+DEFAULTS_BEFORE = {
+    "model.fusion": "mean", "data.antialias": None, "augment.blur_after_crop": False, "ohem.class_weights": "none",
+    "ohem.label_smoothing": 0.0,
+}  # fmt: skip
 """The values of keys that older recipes did not have."""
 _FOLDER = re.compile(r"step-\d{8}(\.new)?")
 _NEW, _REMOVED = ".new", ".removed"

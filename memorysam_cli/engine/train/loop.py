@@ -62,7 +62,8 @@ class Trainer:
     def __init__(
         self, recipe: Recipe, manifest: Manifest, *, accelerator: Accelerator, is_resumed: bool = False
     ) -> None:
-        self.recipe, self.manifest, self.accelerator = recipe, manifest, accelerator
+        self.recipe, self.accelerator = recipe, accelerator
+        self.manifest = manifest = start.counted(recipe, manifest, accelerator)
         runtime.prepare_deterministic(is_wanted=recipe.train.deterministic)
         modalities_of(manifest.info, recipe.data.modalities)
         self.scenes = manifest.of_split(recipe.data.train_split)

@@ -11,7 +11,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from memorysam_cli import recipe as recipes
 from memorysam_cli.data import decode
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest, Scene
+from memorysam_cli.data.statistics import with_class_pixels
 from memorysam_cli.dataset import IGNORE
 from memorysam_cli.engine import run_folder
 from memorysam_cli.engine.infer.inference import compared
@@ -133,6 +134,20 @@ def refuse_unlabelled(recipe: Recipe, manifest: Manifest) -> None:
                 f"'ignored', so that there is {use}; prepare the data set again with the right --classes and --ignore, "
                 f"or name another split with --set {key}=NAME"
             )
+
+
+def counted(recipe: Recipe, manifest: Manifest, accelerator: Accelerator) -> Manifest:
+    """The data set with its classes' pixels where the recipe's weights of classes are worked out from them.
+
+    One process counts, for all of them; every process must call this.
+    """
+    if recipe.ohem.class_weights not in ("inverse", "effective"):
+        return manifest
+    split = recipe.data.train_split
+    found = [with_class_pixels(manifest, split=split).info.class_pixels if accelerator.is_main_process else None]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(found)
+    return replace(manifest, info=manifest.info.model_copy(update={"class_pixels": found[0]}))
 
 
 def _may_have_class(scene: Scene, manifest: Manifest) -> bool:
@@ -523,6 +538,9 @@ def introduction(
     )
     if recipe.losses:
         yield f"losses: {', '.join(recipe.terms)}"
+    if recipe.ohem.class_weights != "none":
+        pairs = zip(learner.objective.task.classes, learner.objective.state()["ohem/class_weights"], strict=True)
+        yield f"class weights: {', '.join(f'{name} {weight:.3g}' for name, weight in pairs)}"
     if len(modalities) == 1:
         yield "one modality: memory attention and memory encoder get no gradient and are frozen"
     if position.step:
