@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from memorysam_cli.data import decode
-from memorysam_cli.data.findings import Reader
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.data.transforms import Mask, full_scale
 from memorysam_cli.dataset import IGNORE, DatasetInfo, Modality, Statistics, ValueRange
@@ -185,27 +184,24 @@ def with_ranges(manifest: Manifest) -> Manifest:
 
 
 def with_class_pixels(manifest: Manifest, *, split: str) -> Manifest:
-    """A manifest that says how many pixels each class has in a split; labels that a check has read are not read again.
+    """A manifest that says how many pixels each class has in a split.
 
     Labels that cannot be read are passed over: who needs them will say so.
     """
-    reader = Reader(manifest.root, manifest.info, headers_only=True, max_pixels=images.pixel_limit())
-    pixels: Counter[int] = Counter()
+    info, classes = manifest.info, len(manifest.info.classes)
 
-    def look(path: str) -> dict[int, int]:
+    def look(path: str) -> Values:
         try:
-            return reader.label(path).pixels
-        except (DataError, OSError):
-            return {}
+            label = decode.read_label(manifest.root / path, info.label, classes, palette=info.palette)
+        except DataError:
+            return np.zeros(classes, np.int64)
+        return np.bincount(label.ravel(), minlength=IGNORE + 1)[:classes]
 
     paths = [scene.label for scene in manifest.of_split(split) if scene.label is not None]
     with ThreadPoolExecutor(max_workers=min(THREADS, os.cpu_count() or 1)) as executor:
-        for found in executor.map(look, paths):
-            pixels.update(found)
-    reader.save(is_complete=False)
-    del pixels[IGNORE]
-    counts = tuple(pixels[number] for number in range(len(manifest.info.classes)))
-    return replace(manifest, info=manifest.info.model_copy(update={"class_pixels": {split: counts}}))
+        total = sum(executor.map(look, paths), np.zeros(classes, np.int64))
+    counts = {split: tuple(int(count) for count in total)}
+    return replace(manifest, info=info.model_copy(update={"class_pixels": counts}))
 
 
 def value_ranges(

@@ -152,8 +152,15 @@ class Augment(Section):
     """Blur what the crop has left instead of the whole image before it (as the reference does it on MCubeS)."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Range of the short side relative to ``data.image_size``."""
+    rotate: float = Field(default=0.0, ge=0, le=180)
+    """Largest turn of the crop in degrees, either way; what lies outside of the image is ignored."""
+    stretch: tuple[float, float] = (1.0, 1.0)
+    """Range of width ÷ height relative to the image's own, evenly on a logarithmic scale; the area stays."""
+    degrade: float = Field(default=0.0, ge=0, le=1)
+    """Probability with which each sensor of a scene is there, but bad: stuck blocks, holes, wrong exposure, blur, dead
+    lines, or an offset; never all sensors of a scene, and never the noise of ``evaluate --robustness``."""
 
-    @field_validator("scale")
+    @field_validator("scale", "stretch")
     @classmethod
     def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not 0 < value[0] <= value[1]:

@@ -40,7 +40,7 @@ MAY_CHANGE = {
 the content counts, not the path."""
 DEFAULTS_BEFORE = {
     "model.fusion": "mean", "data.antialias": None, "augment.blur_after_crop": False, "ohem.class_weights": "none",
-    "ohem.label_smoothing": 0.0,
+    "ohem.label_smoothing": 0.0, "augment.rotate": 0.0, "augment.stretch": [1.0, 1.0], "augment.degrade": 0.0,
 }  # fmt: skip
 """The values of keys that older recipes did not have."""
 _FOLDER = re.compile(r"step-\d{8}(\.new)?")

@@ -66,6 +66,7 @@ class Trainer:
         self.manifest = manifest = start.counted(recipe, manifest, accelerator)
         runtime.prepare_deterministic(is_wanted=recipe.train.deterministic)
         modalities_of(manifest.info, recipe.data.modalities)
+        start.refuse_unknown_turns(recipe, manifest)
         self.scenes = manifest.of_split(recipe.data.train_split)
         self.extent = extent_of(
             recipe, scenes=len(self.scenes), processes=accelerator.num_processes, dataset=manifest.info.name

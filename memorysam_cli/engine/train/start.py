@@ -136,6 +136,23 @@ def refuse_unlabelled(recipe: Recipe, manifest: Manifest) -> None:
             )
 
 
+def refuse_unknown_turns(recipe: Recipe, manifest: Manifest) -> None:
+    """Refuse to turn pictures of angles of which nobody has said how they turn with them.
+
+    Raises:
+        DataError: names the sensor, and what its card lacks.
+    """
+    if not recipe.augment.rotate:
+        return
+    for modality in manifest.info.chosen(recipe.data.modalities):
+        if modality.flip != "mirror" and modality.turn is None:
+            raise DataError(
+                f"{manifest.info.name}: sensor '{modality.name}' holds angles (flip: {modality.flip}), and "
+                "dataset.json does not say how they turn with the picture: set its 'turn' to 1, or to 2 where they are "
+                "stored doubled (negative: they count clockwise), or leave augment.rotate at 0"
+            )
+
+
 def counted(recipe: Recipe, manifest: Manifest, accelerator: Accelerator) -> Manifest:
     """The data set with its classes' pixels where the recipe's weights of classes are worked out from them.
 

@@ -95,7 +95,7 @@ def test_without_its_file_the_message_says_how_to_bring_a_loss(tmp_path: Path) -
     """In a process of its own, where nobody has registered one."""
     ended = program("recipes", "show", "demo", "--set", "losses.z_loss={}", cwd=tmp_path)
     assert ended.returncode == 2
-    assert "losses: unknown loss 'z_loss' (known: dice, focal, lovasz); one of your own" in ended.stderr
+    assert "unknown loss 'z_loss'; did you mean 'lovasz'? (known: dice, focal, lovasz); one of your own" in ended.stderr
     assert "memorysam --extend FILE" in ended.stderr
 
 
@@ -162,7 +162,7 @@ def test_a_term_is_seen_everywhere(
     loaded = subprocess.run([sys.executable, "-c", weights], capture_output=True, text=True, check=True)
     assert "'z_loss': {'weight': 0.01, 'target': 0.0}" in loaded.stdout
     resumed = program("train", "--resume", run.path, "--device", "cpu", "--data", rendered.root, cwd=tmp_path)
-    assert resumed.returncode == 2 and "unknown loss 'z_loss' (known: " in resumed.stderr
+    assert resumed.returncode == 2 and "unknown loss 'z_loss'; did you mean" in resumed.stderr
 
 
 @pytest.mark.parametrize("cuts", [(0, 2, 4), (0, 1, 2, 3, 4), (0, 3, 4)])
