@@ -22,6 +22,7 @@ Flip = Literal["mirror", "negate_sine", "negate_cosine"]
 Byte = Annotated[int, Field(ge=0, le=255)]
 Colour = tuple[Byte, Byte, Byte]
 Channel = Annotated[int, Field(ge=0)]
+Band = Annotated[int, Field(ge=1)] | Annotated[str, Field(min_length=1)]
 LARGEST, SMALLEST = 3.4e38, 1.2e-38
 """Of float32, in which values are computed."""
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
@@ -93,6 +94,9 @@ class Modality(Strict):
     channels: tuple[Channel, Channel, Channel] | None = None
     """Which stored channels are the three, from 0. None: grey is repeated, alpha is dropped; any other number of
     channels needs this."""
+    bands: tuple[Band, Band, Band] | None = None
+    """The same of a raster (TIFF), whose bands are counted from 1, or go by their descriptions; instead of
+    ``channels``."""
     scale: Number | None = None
     """Of stored values. None: by dtype, uint8 / 255, uint16 / 65535, floating point as stored."""
     offset: Number = 0.0
@@ -113,6 +117,8 @@ class Modality(Strict):
     def _keeps_values_apart(self) -> Modality:
         if self.scale is not None and abs(self.scale) < SMALLEST:
             raise ValueError(f"scale {self.scale:g} would make all values one; leave it out or give another, such as 1")
+        if self.channels is not None and self.bands is not None:
+            raise ValueError("channels and bands: give one; channels are counted from 0, the bands of a TIFF from 1")
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std: give both or neither")
         if self.std is not None and min(self.std) < SMALLEST:

@@ -117,7 +117,11 @@ ENCODERS = Registry(
     },
 )
 """``model.backbone`` → a :class:`memorysam_cli.encoders.base.Backbone`."""
-FUSIONS = Registry("fusion", {"mean": "memorysam_cli.model.fusion:Mean"})
+_FUSION = "memorysam_cli.model.fusion"
+FUSIONS = Registry(
+    "fusion",
+    {"mean": f"{_FUSION}:Mean", "two_pass": f"{_FUSION}:TwoPass", "two_pass_alone": f"{_FUSION}:TwoPassAlone"},
+)
 """``model.fusion`` → a :class:`memorysam_cli.model.fusion.Fusion`, the class or what else makes one."""
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from unittest import mock
 
 from memorysam_cli import recipe as recipes
-from memorysam_cli.engine.measure import count, targets
+from memorysam_cli.engine.measure import count, workload
 from memorysam_cli.engine.measure import plan as planning
 from memorysam_cli.engine.measure.count import Count
 from memorysam_cli.recipe import Recipe
@@ -39,7 +39,7 @@ def cell(size: str, sensors: int, card: int) -> str:
     """
     names = ",".join(SENSORS[:sensors])
     recipe = recipes.load("deliver", [f"model.backbone=sam2-hiera-{size}", f"data.modalities=[{names}]"])
-    target = targets.find(recipe, Path("no-data"))
+    target = workload.find_target(recipe, Path("no-data"))
     with mock.patch.object(count, "training", _training), mock.patch.object(count, "validation", _validation):
         found = planning.search(target, planning.room("cuda", asked=card * 10**9)).proposal
     return "–" if found is None else f"{found.batch} {found.saver}"

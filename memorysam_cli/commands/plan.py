@@ -56,12 +56,12 @@ def plan(
     from memorysam_cli.engine import runtime
     from memorysam_cli.engine import runtime as memory
     from memorysam_cli.engine.measure import plan as planning
-    from memorysam_cli.engine.measure import targets
+    from memorysam_cli.engine.measure import workload
     from memorysam_cli.report import console
 
     amount = None if gpu_memory is None else memory.read_bytes(gpu_memory, option="--gpu-memory")
     here = runtime.choose_device(device)
-    target = targets.find(asked, manifest.data_root(data), classes=classes, modalities=modalities)
+    target = workload.find_target(asked, manifest.data_root(data), classes=classes, modalities=modalities)
     found = planning.make_plan(
         target, here, amount=amount, is_named=device != "auto", tries=tries, timeout=60 * timeout
     )  # fmt: skip

@@ -57,6 +57,10 @@ EXAMPLES = {
             "pairs by name; splits are drawn",
         ),
         (
+            "prepare folder ./data --modality 'rgb=s2/*.tif' --bands rgb=4,3,2 --modality 'nir=s2/*.tif' --bands nir=8",
+            "two sensors of one raster's bands, counted from 1",
+        ),
+        (
             "prepare folder ./data --modality 'nir=nir/*.tif' --labels 'masks/*.png' --classes classes.txt "
             "--name field --drop-incomplete",
             "leave out what is incomplete",
@@ -201,6 +205,14 @@ def folder(
             "--channels", metavar="NAME=A,B,C", help="The three stored channels to take, from 0 (repeatable)."
         ),
     ] = None,
+    bands: Annotated[
+        Named,
+        typer.Option(
+            "--bands",
+            metavar="NAME=A,B,C",
+            help="The three bands of a TIFF to take, from 1 or by their names, as s2=B4,B3,B2 (repeatable).",
+        ),
+    ] = None,
     scale: Annotated[
         Named,
         typer.Option(
@@ -256,6 +268,7 @@ def folder(
         raise UsageError("--measure and --stored exclude each other; give one, or neither to measure what is no photo")
     if (labels is None) != (classes is None):
         raise UsageError("--labels and --classes: give both, or neither for scenes that are only predicted")
+    chosen = words.channels(words.pairs("--channels", channels, known=patterns))
     request = FolderRequest(
         name=words.dataset_name(name, root),
         modalities=patterns,
@@ -263,7 +276,8 @@ def folder(
         classes=None if class_file is None else read_classes(class_file, is_safe=palette == "safe"),
         split=divided,
         kinds=words.kinds(words.pairs("--kind", kind, known=patterns)),
-        channels=words.channels(words.pairs("--channels", channels, known=patterns)),
+        channels=chosen,
+        bands=words.bands(words.pairs("--bands", bands, known=patterns), channels=chosen),
         scale=words.scales(words.pairs("--scale", scale, known=patterns)),
         ignore=tuple(ignore or (255,)),
         label_shift=label_shift,

@@ -168,6 +168,30 @@ def channels(words: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def bands(words: Mapping[str, str], *, channels: Iterable[str]) -> dict[str, tuple[int | str, ...]]:
+    """Modality → three bands of rasters, from 1 or by description; one counts three times.
+
+    Args:
+        words: modality → as typed.
+        channels: modalities whose channels are given.
+
+    Raises:
+        UsageError: another form, a band 0, or a modality whose channels are given as well.
+    """
+    found: dict[str, tuple[int | str, ...]] = {}
+    for name, word in words.items():
+        if name in channels:
+            raise UsageError(f"--bands {name}={word}: --channels {name}=… is given as well; leave one of them out")
+        wanted = [each.strip() for each in word.split(",")]
+        if len(wanted) not in (1, 3) or "" in wanted:
+            raise UsageError(f"--bands {name}={word}: give one or three bands, such as 4,3,2 or B4,B3,B2")
+        numbers = tuple(int(each) if each.isdecimal() else each for each in wanted)
+        if 0 in numbers:
+            raise UsageError(f"--bands {name}={word}: bands are counted from 1, as GDAL does; there is no band 0")
+        found[name] = numbers
+    return found
+
+
 def scales(words: Mapping[str, str]) -> dict[str, float]:
     """Modality → factor.
 

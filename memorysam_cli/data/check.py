@@ -226,6 +226,8 @@ def _misfit(facts: FileFacts, modality: Modality, *, files: int) -> str | None:
         return turned
     if files > 1:
         return None if facts.channels == 1 else f"{holds}; the sine or cosine of an angle has one"
+    if modality.bands is not None:  # looked up when the file was read
+        return None
     if modality.channels is not None:
         return None if max(modality.channels) < facts.channels else f"{holds}; channels {modality.channels} are wanted"
     if facts.channels not in (1, 3, 4):

@@ -16,9 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from memorysam_cli.data.listing import relative, sample_names, subfolders, walk
+from memorysam_cli.data.listing import Fields, Template, Tree, compiled, relative, sample_names, subfolders, walk
 from memorysam_cli.data.manifest import SPLITS, Scene
-from memorysam_cli.data.templates import Fields, Template, Tree, compiled
 from memorysam_cli.dataset import Colour, Crop, DatasetInfo, LabelRule, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import documents

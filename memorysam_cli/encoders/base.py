@@ -1,7 +1,8 @@
 """What an image encoder is to the network, and what a recipe's ``model.backbone`` names.
 
 An encoder of your own is a subclass of :class:`Encoder` with a ``forward``, and a :class:`Backbone` that is registered
-under a name (docs/extending.md).
+under a name (docs/extending.md). :func:`saving` is the memory saver: a part of the network that forgets its activations
+until its gradient is wanted.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from memorysam_cli.encoders.saver import saving
 from memorysam_cli.encoders.windows import TokenOrder
 from memorysam_cli.errors import UsageError
 
@@ -156,3 +158,23 @@ def _run(encoder: Encoder, images: Tensor) -> Sequence[Tensor]:
     """The four maps of an encoder."""
     maps: Sequence[Tensor] = encoder(images)
     return maps
+
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def saving(is_on: bool, function: Function) -> Function:
+    """A function that keeps its arguments alone and runs again in the backward pass, dropout drawn as before.
+
+    Args:
+        is_on: False, or gradients off, leaves the function as it is.
+        function: without effects of its own; its tensors may be anywhere in its arguments and results.
+    """
+    if not is_on or not torch.is_grad_enabled():
+        return function
+
+    def again(*args: object, **options: object) -> object:
+        # Among its own positional arguments alone checkpoint looks for the device whose random state it keeps.
+        return checkpoint(lambda args, options: function(*args, **options), args, options, use_reentrant=False)
+
+    return again  # type: ignore[return-value]

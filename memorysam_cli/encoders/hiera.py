@@ -21,9 +21,8 @@ from sam2.modeling.backbones.hieradet import Hiera, MultiScaleAttention, MultiSc
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from memorysam_cli.encoders.base import SMALL_HEAD, Backbone, Encoder, Head, Level, Published
+from memorysam_cli.encoders.base import SMALL_HEAD, Backbone, Encoder, Head, Level, Published, saving
 from memorysam_cli.encoders.products import Linear, adapted, in_product_type, linear, product, scaled_dot_product
-from memorysam_cli.encoders.saver import saving
 from memorysam_cli.encoders.windows import Chunk, TokenOrder, Windows, chunks
 
 CACHED = 2048

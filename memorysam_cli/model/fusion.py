@@ -43,8 +43,8 @@ class Fusion(nn.Module):
         Sequences that begin with the same looks share their results, so a look may depend on nothing else.
 
         Args:
-            places: the scene's frames by their place among the encoded ones, in the order of the recipe. What is drawn
-                here is drawn from PyTorch's random numbers, which training replays and checkpoints store.
+            places: the scene's frames by their place among the encoded ones, in the recipe's ``model.order``. What is
+                drawn here is drawn from PyTorch's random numbers, which training replays and checkpoints store.
 
         Returns:
             Looks; each sees earlier ones only. A frame may be looked at more than once.
@@ -74,6 +74,42 @@ class Mean(Fusion):
             gate_shift=GATED * (1 - torch.stack(gates).mean(dim=0)),
             features=torch.stack([step.frame.fine for step in steps]).mean(dim=0),
         )
+
+
+class TwoPass(Mean):
+    """The mean over second looks: every frame is looked at again with the memories of all other frames.
+
+    The first pass is the paper's: frame i sees the memories of the frames before it. What its looks remember is all
+    that the second pass reads; encodings are those of the first, so that it costs memory attention and decoder only.
+    The first look at one of M frames decides nothing but its memory. A frame alone has no others to see: its second
+    look would repeat the first, which is the result.
+    """
+
+    def plan(self, places: Sequence[int]) -> Sequence[Look]:
+        """All frames once, then all once more; a frame alone once."""
+        others = [tuple(n for n in range(len(places)) if n != own) for own in range(len(places))]
+        second = [Look(place, sees) for place, sees in zip(places, others, strict=True) if sees]
+        return [*self.first(places), *second]
+
+    def first(self, places: Sequence[int]) -> Sequence[Look]:
+        """The first pass: a look at each place, in order."""
+        return in_turn(places)
+
+    def join(self, steps: Sequence[Step]) -> Output:
+        """The mean over the last look at each frame."""
+        return super().join(steps[len(steps) // 2 :])  # M first and M second looks, or a single one
+
+
+class TwoPassAlone(TwoPass):
+    """As :class:`TwoPass`, but in the first pass every frame is looked at alone.
+
+    No memory then depends on another sensor or on the order of the frames: a failing sensor spoils its own memory and
+    no other's. The first pass has no memory attention, so that both together have little more than the paper's.
+    """
+
+    def first(self, places: Sequence[int]) -> Sequence[Look]:
+        """Each frame without any memory."""
+        return [Look(place, ()) for place in places]
 
 
 def weighted_sum(steps: Sequence[Step], weights: Sequence[float] | Tensor) -> Output:

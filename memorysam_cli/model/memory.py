@@ -20,7 +20,7 @@ from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
 from sam2.modeling.sam2_utils import get_1d_sine_pe
 from torch import Tensor
 
-from memorysam_cli.encoders.saver import saving
+from memorysam_cli.encoders.base import saving
 from memorysam_cli.model.backbone import STRIDE
 
 GATED = float(NO_OBJ_SCORE)
@@ -77,7 +77,7 @@ def condition(
 
     Args:
         memories: of the frames before this one, in order; empty for the first.
-        frames: M, the number of frames of the scene; it scales SAM 2.1's pointer positions.
+        frames: M, the number of frames of the scene (:func:`frame_count`); it scales SAM 2.1's pointer positions.
         saver: whether each layer of the memory attention runs again in the backward pass.
 
     Returns:
@@ -184,6 +184,11 @@ def in_turn(places: Sequence[int]) -> list[Look]:
     return [Look(place, tuple(range(number))) for number, place in enumerate(places)]
 
 
+def frame_count(looks: Sequence[Look]) -> int:
+    """How many frames a scene has for SAM 2.1's pointers: those of the looks, and no fewer than one look's view."""
+    return max(len({look.frame for look in looks}), *(len(look.sees) + 1 for look in looks))
+
+
 @dataclass(frozen=True)
 class Step:
     """One look of a sequence, and what the mask decoder said of its frame."""
@@ -226,7 +231,7 @@ class Tree:
             look = first[len(steps)]
             frame = self.pool[look.frame]
             seen = [memory for memory in (memories[number] for number in look.sees) if memory is not None]
-            features = condition(self.sam, frame, seen, frames=len(first), saver=self.saver)
+            features = condition(self.sam, frame, seen, frames=frame_count(first), saver=self.saver)
             decoded = saving(self.saver, decode)(
                 self.sam, features, frame, dense_position=self.dense_position, gate=self.gate
             )  # fmt: skip
@@ -249,6 +254,6 @@ class Tree:
             sequence = self.sequences[number]
             look = sequence[depth]
             # SAM 2.1 divides the pointers' distances by the number of frames to come; a first frame has no pointers.
-            span = len(sequence) if look.sees and self.sam.add_tpos_enc_to_obj_ptrs else 0
+            span = frame_count(sequence) if look.sees and self.sam.add_tpos_enc_to_obj_ptrs else 0
             groups.setdefault((look, min(span, self.sam.max_obj_ptrs_in_encoder)), []).append(number)
         return list(groups.values())

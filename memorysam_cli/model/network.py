@@ -58,17 +58,28 @@ class MemorySAM(nn.Module):
         classes: K, how many of the decoder's class tokens the data set uses (imported weights may have more).
         object_gate: whether SAM2's object score may silence a frame (METHOD §1.5).
         fusion: how the frames come together; None: their mean, as in the paper.
+        order: in training, whether the memory sees the frames as given or in an order that is drawn for each sequence;
+            in eval mode always as given.
 
     Source: MemorySAM (arXiv 2503.06700), METHOD §1.
     """
 
-    def __init__(self, sam: SAM2Base, *, classes: int, object_gate: bool = True, fusion: Fusion | None = None) -> None:
+    def __init__(
+        self,
+        sam: SAM2Base,
+        *,
+        classes: int,
+        object_gate: bool = True,
+        fusion: Fusion | None = None,
+        order: Literal["recipe", "shuffled"] = "recipe",
+    ) -> None:
         super().__init__()
         use_fast_linears(sam)
         self.sam = sam
         self.fusion = Mean() if fusion is None else fusion
         self.classes = classes
         self.object_gate = object_gate
+        self.order = order
         self.saver = False
         self._unit: Callable[..., Any] | None = None
         self._grid: tuple[int, int, torch.device] | None = None
@@ -139,7 +150,8 @@ class MemorySAM(nn.Module):
 
         Args:
             pool: frames as of :meth:`encode`, all of one batch size and image size.
-            sequences: each lists places in ``pool`` in the order of the recipe, which the fusion makes its plan of.
+            sequences: each lists places in ``pool`` in the order of the recipe, which the fusion makes its plan of;
+                in training they are shuffled first where ``order`` says so.
 
         Yields:
             A sequence's number and its output, equal to that of :meth:`forward` on its frames, in the order in which
@@ -151,6 +163,8 @@ class MemorySAM(nn.Module):
         """
         if not all(sequences):
             raise ValueError("sequences: each needs at least one frame")
+        if self.training and self.order == "shuffled":
+            sequences = [_shuffled(places) for places in sequences]
         plans = [self.fusion.plan(places) for places in sequences]
         for looks, places in zip(plans, sequences, strict=True):
             refuse_impossible(looks, places)
@@ -229,6 +243,11 @@ def _map(level: Level, chain: Sequence[nn.Conv2d]) -> Tensor:
             outer = layer.weight.flatten(1)
             weight, bias = outer @ weight, F.linear(bias, outer, layer.bias)  # type: ignore[arg-type]
     return order.join(linear(tokens, weight, bias)).permute(0, 3, 1, 2).contiguous()
+
+
+def _shuffled(places: Sequence[int]) -> list[int]:
+    """The same places in an order drawn from PyTorch's random numbers: on the CPU, so that any device trains alike."""
+    return [places[number] for number in torch.randperm(len(places), device="cpu").tolist()]
 
 
 def _check(frames: Sequence[Tensor]) -> None:

@@ -102,7 +102,9 @@ def build(card: WeightsCard) -> Segmenter:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
         sam = build_sam2(recipe.model.backbone, tokens=card.tokens)
-        network = Segmenter(sam, classes=len(card.dataset.classes), object_gate=recipe.model.object_gate)
+        network = Segmenter(
+            sam, classes=len(card.dataset.classes), object_gate=recipe.model.object_gate, order=recipe.model.order
+        )
         start_fresh(network)
         network.fusion = FUSIONS.get(recipe.model.fusion)()  # last: what it draws changes nothing before
     network.card = card

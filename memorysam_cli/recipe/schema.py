@@ -208,7 +208,11 @@ class Model(Section):
     object_gate: bool = True
     """SAM 2's own gate: where its object score is not above 0, a sensor says nothing of the scene."""
     fusion: FusionName = "mean"
-    """How the sensors' results become one: ``mean`` is the paper's. Others: extending.md."""
+    """How the sensors' results become one: ``mean`` is the paper's. ``two_pass`` looks at every sensor again, with the
+    memories of all others; ``two_pass_alone`` does so after a first look at each alone. Others: extending.md."""
+    order: Literal["recipe", "shuffled"] = "recipe"
+    """The order in which training shows the sensors to the memory: as in ``data.modalities``, or drawn anew for every
+    batch. Validation, evaluation and prediction always take that of ``data.modalities``."""
 
     @field_validator("lora")
     @classmethod

@@ -1,17 +1,21 @@
 """Files from the Hugging Face Hub that are what was published: the Hub's own client compares only sizes.
 
-The client works in a process of its own (:mod:`memorysam_cli.storage.hub_child`). It waits for minutes where a server
-stalls, asks for patience, or hands out a byte now and then; its process is stopped when nothing comes of it.
+The client works in a process of its own (:func:`main`). It waits for minutes where a server stalls, asks for patience,
+or hands out a byte now and then; its process is stopped when nothing comes of it, whatever the server does, and leaves
+nothing behind then. Its answer is one line of JSON: the path in the cache, or an exit code with its message.
 
 Uploads are one commit or nothing; their faults become one line, and no token is ever shown.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 import os
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -20,16 +24,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memorysam_cli.errors import EnvironmentFault, NetworkError, UsageError
-from memorysam_cli.storage import atomic, children, hub_child
+from memorysam_cli.errors import EnvironmentFault, MemorySamError, NetworkError, UsageError
+from memorysam_cli.storage import atomic, children
 from memorysam_cli.text import shown
 
+LOCAL = "or give a local file as model.base_weights"
+PIECE_BYTES = 65_536
+"""In which a download reaches the disk; the client's own 10 MB would hide for minutes that a slow one goes on."""
 PATIENCE_S = 45.0
-"""Without a piece of :data:`~memorysam_cli.storage.hub_child.PIECE_BYTES`; a download that goes on may take hours."""
+"""Without a piece of ``PIECE_BYTES``; a download that goes on may take hours."""
 MAX_BYTES = 4_000_000_000
 """More than four times the largest file that we ask for."""
 _POLL_S = 0.1
 _CLEAN_UP_S = 5.0
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 _KINDS = {kind.exit_code: kind for kind in (NetworkError, EnvironmentFault)}
 
 CARD = "README.md"
@@ -74,14 +82,14 @@ def fetch(repo: str, filename: str, *, sha256: str, show_progress: bool = True, 
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
     path = _downloaded(repo, filename, folder=folder, show_progress=show_progress, patience=patience)
     remedy = "not retryable: what the server sends is not the published file; check HF_ENDPOINT and proxies"
-    return _verified(path, what, sha256=sha256, remedy=f"{remedy}, {hub_child.LOCAL}")
+    return _verified(path, what, sha256=sha256, remedy=f"{remedy}, {LOCAL}")
 
 
 def _downloaded(repo: str, filename: str, *, folder: Path, show_progress: bool, patience: float) -> Path:
     """The path in the cache of what the client's process has downloaded there."""
     what, begun = f"{repo}/{filename}", time.monotonic()
     bar = "bar" if show_progress else "quiet"
-    process = children.start(hub_child.__name__, repo, filename, bar, environment=os.environ, show_errors=True)
+    process = children.start(__name__, repo, filename, bar, environment=os.environ, show_errors=True)
     arrived = _Arrived(folder)
     try:
         while True:
@@ -95,7 +103,7 @@ def _downloaded(repo: str, filename: str, *, folder: Path, show_progress: bool, 
             if silent > patience:
                 effort = f"{time.monotonic() - begun:.0f} s, the last {silent:.0f} s without a piece of the file"
                 raise NetworkError(
-                    f"{what}: the server stalls ({effort}); retryable: run the same command later, {hub_child.LOCAL}"
+                    f"{what}: the server stalls ({effort}); retryable: run the same command later, {LOCAL}"
                 )
         assert process.stdout is not None
         return _answer(process.stdout.read(), what, code=process.returncode)
@@ -155,6 +163,98 @@ def _verified(path: Path, what: str, *, sha256: str, remedy: str) -> Path:
     raise NetworkError(
         f"{shown(what)}: wrong content (SHA-256 {got}, expected {sha256}), removed from the cache; {remedy}"
     )
+
+
+def main(arguments: list[str]) -> None:
+    """The client's process: download; repository, file, and ``bar`` or ``quiet``."""
+    repo, filename, bar = arguments
+    signal.signal(signal.SIGTERM, _stop)
+    children.watch_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with children.claim_stdout() as answers:
+        try:
+            answer: dict[str, Any] = {"path": str(_download(repo, filename, show_progress=bar == "bar"))}
+        except MemorySamError as error:
+            answer = {"code": error.exit_code, "message": str(error)}
+        answers.write(json.dumps(answer).encode())
+
+
+def _stop(*_: object) -> None:
+    """Leave by an exception, so that the client removes what it has begun; a second word ends at once."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise SystemExit(143)
+
+
+def _download(repo: str, filename: str, *, show_progress: bool) -> Path:
+    # Through its own protocol, Xet, the client writes in jumps of up to minutes, in which nobody could tell a slow
+    # download from a dead one.
+    os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
+    import huggingface_hub
+    from huggingface_hub import constants
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    constants.DOWNLOAD_CHUNK_SIZE = PIECE_BYTES
+    if not show_progress:
+        disable_progress_bars()
+    with _network_faults(f"{repo}/{filename}", Path(constants.HF_HUB_CACHE)):
+        return Path(huggingface_hub.hf_hub_download(repo, filename))
+
+
+@contextmanager
+def _network_faults(what: str, path: Path) -> Iterator[None]:
+    """Turn whatever the Hub's client raises into one line about ``what``, or about the cache at ``path``."""
+    retries = _Retries()
+    logger = logging.getLogger("huggingface_hub")
+    logger.addHandler(retries)
+    started = time.monotonic()
+    try:
+        with atomic.faults(path):
+            try:
+                yield
+            except Exception as error:
+                if isinstance(error, OSError) and error.errno in _DISK:
+                    raise
+                tries = "1 try" if retries.count == 0 else f"{1 + retries.count} tries"
+                effort = f"{tries}, {time.monotonic() - started:.0f} s"
+                raise NetworkError(f"{what}: {_download_reason(error)} ({effort}), {LOCAL}") from error
+    finally:
+        logger.removeHandler(retries)
+
+
+class _Retries(logging.Handler):
+    """Counts the failed requests that the client tells of; it tells of neither the very first nor the last."""
+
+    count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        self.count += "thrown while requesting" in text or "Trying to resume" in text
+
+
+def _download_reason(error: Exception) -> str:
+    """What happened, whether to try again, and what to do."""
+    from huggingface_hub import errors
+
+    causes = [error, *filter(None, (error.__cause__, error.__context__))]
+    for cause in causes:
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        if status is not None:
+            return _download_status(int(status))
+        if isinstance(cause, errors.OfflineModeIsEnabled):
+            return "not in the cache, and HF_HUB_OFFLINE forbids to fetch it; not retryable: allow the network"
+        if isinstance(cause, errors.FileMetadataError):
+            return "the answer is not the Hub's (a login page or a proxy?); retryable: open the network first"
+    reason = " ".join(str(causes[-1]).split())[:160] or type(causes[-1]).__name__
+    return f"no connection or a broken one: {reason}; retryable: run the same command again"
+
+
+def _download_status(status: int) -> str:
+    if status in {401, 403}:
+        return f"HTTP {status}, no such repository or not allowed; not retryable: check the name and HF_TOKEN"
+    if status == 404:
+        return "HTTP 404, no such file; not retryable: check the names and HF_ENDPOINT"
+    if status == 429 or status >= 500:
+        return f"HTTP {status}, the server is busy or broken; retryable: run the same command later"
+    return f"HTTP {status}; not retryable: check HF_ENDPOINT and proxies"
 
 
 @dataclass(frozen=True)

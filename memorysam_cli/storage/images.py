@@ -4,6 +4,9 @@
 bytes are read and checked first (:mod:`~memorysam_cli.storage.headers`), decoded from memory, and compared
 with what the header promised. EXIF rotation is ignored: it would part an image from its label.
 
+TIFFs that OpenCV cannot decode are left to GDAL (:mod:`~memorysam_cli.storage.rasters`) where that is installed; their
+headers are read by hand all the same, and all that can be checked is checked before.
+
 NumPy's own files (``.npy``, ``.npz`` with one array) are read without pickle and without surprises.
 """
 
@@ -30,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memorysam_cli.errors import DataError, UsageError, raise_shortage
-from memorysam_cli.storage import atomic, headers
+from memorysam_cli.storage import atomic, headers, rasters
 from memorysam_cli.storage.headers import Header, Refused
 from memorysam_cli.text import shown, size
 
@@ -173,8 +176,8 @@ def load(path: Path, *, max_pixels: int | None = None, as_numbers: bool = False)
 
     Args:
         path: PNG (8 or 16 bit; grey, RGB, palette, with or without alpha), JPEG (grey, RGB), TIFF (integers of up to
-            32 bits, float32; grey, RGB, 8-bit color table), BMP, WebP, ``.npy`` or ``.npz`` with one array. The
-            content decides, not the suffix.
+            32 bits, float32; grey, RGB, 8-bit color table; with GDAL any number of bands and any compression), BMP,
+            WebP, ``.npy`` or ``.npz`` with one array. The content decides, not the suffix.
         max_pixels: H·W above this is refused from the header, before anything is decoded; None:
             :func:`pixel_limit`.
         as_numbers: palettes give their indices, (H, W) uint8, instead of colours.
@@ -192,9 +195,39 @@ def load(path: Path, *, max_pixels: int | None = None, as_numbers: bool = False)
             found = _parse(stream)
             _check_size(found, max_pixels=max_pixels or pixel_limit())
             stream.seek(0)
-            is_array = found.format in {"npy", "npz"}
-            array = _load_array(stream, found) if is_array else _decode(_whole(stream, found), found, as_numbers)
+            if found.needs:
+                array = rasters.read_whole(stream, path, found, as_numbers=as_numbers)
+            elif found.format in {"npy", "npz"}:
+                array = _load_array(stream, found)
+            else:
+                array = _decode(_whole(stream, found), found, as_numbers)
         return found, array
+    except (Refused, OSError, MemoryError) as error:
+        _refuse(path, error)
+
+
+def hidden(path: Path, found: Header, array: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
+    """Which pixels of a TIFF count for nothing, by its own mask or its alpha; None where it has neither.
+
+    Args:
+        path: of the file.
+        found: its header.
+        array: all of its pixels, as :func:`load` gives them.
+
+    Returns:
+        (H, W) bool, True where nothing is to be seen.
+
+    Raises:
+        DataError: as :func:`load`.
+    """
+    if found.has_alpha and array.ndim > len("HW"):
+        transparent: npt.NDArray[np.bool_] = array[:, :, -1] == 0
+        return transparent
+    if not found.has_mask:
+        return None
+    try:
+        with path.open("rb") as stream, rasters.opened(stream, path, found) as dataset:
+            return rasters.hidden(dataset)
     except (Refused, OSError, MemoryError) as error:
         _refuse(path, error)
 
@@ -228,6 +261,8 @@ def _check_size(found: Header, *, max_pixels: int) -> None:
             f"{frame} {allowed}; make it smaller, or allow more with MEMORYSAM_MAX_PIXELS=… (in prepare: --max-pixels)"
         )
     most = max(max_pixels, MAX_PIXELS) * _PIXEL_BYTES
+    if found.block_bytes > most:
+        raise Refused(f"tiles or strips of {size(found.block_bytes)} are more than {size(most)}; {rasters.RETILE}")
     if _bytes(found) > most:  # few pixels of many wide channels
         raise Refused(
             f"{found.channels} channels of {found.dtype} at {found.height} x {found.width} are {size(_bytes(found))}, "
@@ -262,6 +297,8 @@ def _parse(stream: BinaryIO) -> Header:
     if found is None:
         stream.seek(0)
         raise headers.other_format(stream.read(16))
+    if found.needs and not rasters.is_installed():
+        raise Refused(f"{found.needs}; {rasters.INSTALL}, or {found.instead}")
     return found
 
 

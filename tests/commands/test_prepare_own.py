@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from memorysam_cli.data import manifest as manifests
-from memorysam_cli.storage import documents, images
+from memorysam_cli.storage import documents, images, rasters
 
 from ..data.own_sensors import write_sensors
 from ..storage.tiffs import tiff
@@ -347,7 +347,10 @@ ADVICE = {
 
 
 @pytest.mark.parametrize("what", ADVICE)
-def test_what_a_refusal_tells_to_do_is_accepted(what: str, memorysam: Program, tmp_path: Path) -> None:
+def test_what_a_refusal_tells_to_do_is_accepted(
+    what: str, memorysam: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rasters, "is_installed", lambda: False)  # GDAL would read most of them as they are
     arrays, suffix, change, new_suffix, said = ADVICE[what]
     root = tmp_path / "data"
     root.mkdir()
@@ -380,3 +383,58 @@ def test_labels_of_any_whole_numbers_are_read(dtype: type[np.generic], memorysam
     )  # fmt: skip
     assert ended.code == 0, ended.err
     assert sum(sum(counts[:2]) for counts in ended.answer["pixels"].values()) == 3 * SIDE * SIDE
+
+
+RASTERS = [
+    "--modality", "rgb=s2/*.tif", "--bands", "rgb=B4,B3,B2", "--modality", "nir=s2/*.tif", "--bands", "nir=5",
+    "--labels", "masks/*.tif", "--classes", "classes.txt",
+]  # fmt: skip
+
+
+@pytest.fixture
+def rasters_of_five_bands(tmp_path: Path) -> Path:
+    pytest.importorskip("rasterio", reason="the extra geo is not installed")
+    from ..storage.geotiffs import noise, write_geotiff
+
+    root = tmp_path / "data"
+    for number in range(4):
+        stored = (noise(5, 32, 32, dtype=np.uint16) + 100 * np.arange(1, 6)[:, None, None] + number).astype(np.uint16)
+        write_geotiff(root / f"s2/{number}.tif", stored, names=("B1", "B2", "B3", "B4", "B8"), compress="zstd")
+        write_geotiff(root / f"masks/{number}.tif", noise(1, 32, 32, high=2), compress="zstd")
+    np.save(root / "s2/0.npy", np.zeros((32, 32, 5), np.uint16))
+    (root / "classes.txt").write_text("land\nwater\n")
+    return root
+
+
+def test_two_sensors_of_one_raster_are_prepared_trained_and_predicted(
+    memorysam: Program, rasters_of_five_bands: Path
+) -> None:
+    root = rasters_of_five_bands
+    ended = memorysam("prepare", "folder", root, *RASTERS, "--stored", "--json")
+    assert ended.code == 0, ended.err
+    assert "'rgb' takes bands 4, 3, 2 (B4, B3, B2) of s2/" in ended.err
+    assert "'nir' takes band 5 (B8) of s2/" in ended.err
+    low, high = (ended.answer["stored"]["nir"][0][end] for end in ("low", "high"))
+    assert (low, high) == (500, 502 + 199 + 1), "noise of 0 to 199, 500 and the scene's number; of band 5 alone"
+    info = manifests.read(root, "data").info
+    assert [modality.bands for modality in info.modalities] == [("B4", "B3", "B2"), (5, 5, 5)]
+    trained = memorysam("train", "--data", root, *[word for change in TINY for word in ("--set", change)], "--json")
+    assert trained.code == 0, trained.err
+    predicted = memorysam("predict", root, "--weights", trained.answer["best"], "--out", "masks-out", "--json")
+    assert predicted.code == 0 and predicted.answer["done"] == 4, predicted.err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--channels", "s2=3,2,1"], "is a raster, whose bands are counted from 1; the same are --bands s2=4,3,2"),
+        (["--bands", "s2=0,1,2"], "bands are counted from 1, as GDAL does; there is no band 0"),
+        (["--bands", "s2=4,3"], "give one or three bands, such as 4,3,2 or B4,B3,B2"),
+        (["--bands", "s2=4,3,2", "--channels", "s2=3,2,1"], "--channels s2=… is given as well"),
+        (["--modality", "x=s2/*.npy", "--bands", "x=3,2,1"], "s2/0.npy is no raster (TIFF); --channels x=… takes its"),
+    ],
+)
+def test_no_one_is_off_by_one(options: list[str], said: str, memorysam: Program, rasters_of_five_bands: Path) -> None:
+    kinds = ["--kind", "s2=rgb", *(["--kind", "x=rgb"] if "--modality" in options else [])]
+    ended = memorysam("prepare", "folder", rasters_of_five_bands, "--modality", "s2=s2/*.tif", *kinds, *options)
+    assert ended.code == 2 and said in ended.err and ended.err.count("\n") == 1, ended.err

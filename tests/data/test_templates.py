@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memorysam_cli.data.templates import Template, Tree
+from memorysam_cli.data.listing import Template, Tree
 
 DELIVER = Template("img/{condition}/{split:train|val}/{sequence}/{frame}_rgb_front.png")
 NAMES = st.text(st.characters(blacklist_characters="/\\\0", blacklist_categories=("Cs",)), min_size=1).filter(

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import checkpoint
 from torch.utils._pytree import tree_leaves
 
-from memorysam_cli.encoders.saver import saving
+from memorysam_cli.encoders.base import saving
 from memorysam_cli.model.backbone import build_sam2
 from memorysam_cli.model.network import MemorySAM
 from memorysam_cli.model.weights import prepare_training

@@ -16,7 +16,7 @@ WRONG = {
     "nothing": ("x = 1\n", ": registers nothing"),
     "taken": (
         "from memorysam_cli.registry import FUSIONS\nFUSIONS.register('mean', 1)\n",
-        ":2: ValueError: fusion 'mean' is registered already (known: mean)",
+        ":2: ValueError: fusion 'mean' is registered already (known: mean, two_pass, two_pass_alone)",
     ),
 }
 

@@ -209,12 +209,15 @@ def test_loading_for_use_waits_for_no_peft(network: Segmenter, tmp_path: Path) -
     assert ended.stdout == "[]\n"
 
 
-def test_a_card_of_before_there_were_fusions_means_the_mean(network: Segmenter, tmp_path: Path) -> None:
+def test_a_card_of_before_a_key_of_the_model_means_the_paper_s_network(network: Segmenter, tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save(network, path)
     state, metadata = tensors.read(path)
     card = json.loads(metadata[CARD])
-    assert card["recipe"]["model"].pop("fusion") == "mean" and "extensions" not in card["recipe"]
+    assert "extensions" not in card["recipe"]
+    later = {"fusion": "mean", "order": "recipe"}
+    assert {key: card["recipe"]["model"].pop(key) for key in later} == later
     text = json.dumps(card)
     tensors.write(path, state, {CARD: text, SEAL: seal_of(text)})
-    assert type(load(path).fusion) is Mean
+    found = load(path)
+    assert type(found.fusion) is Mean and found.order == "recipe"

@@ -67,6 +67,7 @@ class FolderRequest:
     kinds: Mapping[str, Kind] = field(default_factory=dict)
     """Those that are not to be guessed."""
     channels: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    bands: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
     scale: Mapping[str, float] = field(default_factory=dict)
     ignore: tuple[int, ...] = (IGNORE,)
     label_shift: int = 0
@@ -118,6 +119,7 @@ def survey(root: Path, request: FolderRequest) -> FolderSurvey:
     modalities, notes = _modalities(request)
     matches = {role: pattern.find(root) for role, pattern in patterns.items()}
     _refuse_labels_as_frames(matches)
+    _refuse_miscounted(matches, request)
     rows, pairing_notes = _rows(matches, request)
     matched = sum(len(found) for found in matches.values())
     laws = conservation.check({"files matched = files of scenes": (matched, sum(len(row) for row in rows))})
@@ -170,6 +172,30 @@ def _refuse_half_split(patterns: Mapping[Role, Pattern], request: FolderRequest)
         )
 
 
+def _refuse_miscounted(matches: Mapping[Role, Sequence[Match]], request: FolderRequest) -> None:
+    """Channels are counted from 0 and the bands of rasters from 1: each way of counting is for its own files."""
+    for name, numbers in request.channels.items():
+        raster = next((match.path for match in matches[name] if _is_raster(match.path)), None)
+        if raster is not None:
+            channels, bands = (",".join(str(number + first) for number in numbers) for first in (0, 1))
+            raise UsageError(
+                f"--channels {name}={channels}: {shown(raster)} is a raster, whose bands are counted from 1; the same "
+                f"are --bands {name}={bands}"
+            )
+    for name, wanted in request.bands.items():
+        other = next((match.path for match in matches[name] if not _is_raster(match.path)), None)
+        if other is not None:
+            raise UsageError(
+                f"--bands {name}={','.join(map(str, wanted))}: {shown(other)} is no raster (TIFF); --channels {name}=… "
+                "takes its channels, counted from 0"
+            )
+
+
+def _is_raster(path: str) -> bool:
+    """By its name; whether it is what it is called, the check will tell."""
+    return path.lower().endswith((".tif", ".tiff"))
+
+
 def _modalities(request: FolderRequest) -> tuple[tuple[Modality, ...], list[str]]:
     """The sensors, and what was guessed about them."""
     made, notes = [], []
@@ -179,12 +205,20 @@ def _modalities(request: FolderRequest) -> tuple[tuple[Modality, ...], list[str]
             kind = "angle" if len(group) > 1 else guess_kind(name)
             if kind != name:
                 notes.append(f"'{name}' is taken for kind '{kind}'; --kind {name}=… says otherwise")
-        if (kind == "angle") != (len(group) > 1) and not (kind == "angle" and name in request.channels):
+        if (kind == "angle") != (len(group) > 1) and not (
+            kind == "angle" and name in {**request.channels, **request.bands}
+        ):
             raise UsageError(
                 f"--modality {name}: an angle has two patterns, of its sine and of its cosine, joined by '+', or "
                 f"--channels {name}=0,1,0 of one file; nothing else has two (here: {len(group)} for kind '{kind}')"
             )
-        found = make_modality(name, kind, scale=request.scale.get(name), channels=request.channels.get(name))
+        found = make_modality(
+            name,
+            kind,
+            scale=request.scale.get(name),
+            channels=request.channels.get(name),
+            bands=request.bands.get(name),
+        )
         made.append(found.model_copy(update={"nodata": tuple(request.nodata.get(name, ()))}))
     return tuple(made), notes
 

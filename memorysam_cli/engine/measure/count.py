@@ -35,8 +35,7 @@ from memorysam_cli.engine.infer.decision import class_map
 from memorysam_cli.engine.infer.inference import inference_mode
 from memorysam_cli.engine.measure import rates
 from memorysam_cli.engine.measure.plain import Plain
-from memorysam_cli.engine.measure.trials import Frames
-from memorysam_cli.engine.measure.workload import made_up_dataset
+from memorysam_cli.engine.measure.workload import Frames, made_up_dataset
 from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.losses import ohem
 from memorysam_cli.model import Segmenter

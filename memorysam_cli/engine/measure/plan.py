@@ -24,16 +24,16 @@ from memorysam_cli import recipe as recipes
 from memorysam_cli import registry
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import run_folder, runtime
-from memorysam_cli.engine.measure import count, rates, targets, trials
+from memorysam_cli.engine.measure import count, rates, trials, workload
 from memorysam_cli.engine.measure.count import Count, Kind
 from memorysam_cli.engine.measure.rates import Estimate
-from memorysam_cli.engine.measure.targets import Target
-from memorysam_cli.engine.measure.trials import Frames, Outcome, Trial
+from memorysam_cli.engine.measure.trials import Outcome, Trial
+from memorysam_cli.engine.measure.workload import Frames, Target
+from memorysam_cli.engine.surroundings import Capacity
 from memorysam_cli.engine.train import start
 from memorysam_cli.errors import EnvironmentFault, MemorySamError, UsageError
 from memorysam_cli.recipe import BACKBONES, Recipe, Train
 from memorysam_cli.report import console
-from memorysam_cli.storage.machine import Capacity
 from memorysam_cli.text import command, duration, size
 
 MARGIN = 0.1
@@ -529,7 +529,7 @@ def _choose(recipe: Recipe, manifest: Manifest, accelerator: Accelerator) -> Can
     device = accelerator.device
     share = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)) if device.type == "cpu" else 1
     name = str(device) if device.type == "cuda" else device.type  # accelerate speaks of cpu:0
-    found = search(targets.of_manifest(recipe, manifest), room(name, share=share), attempt=trials.run, steps=1)
+    found = search(workload.target_of(recipe, manifest), room(name, share=share), attempt=trials.run, steps=1)
     if found.proposal is None:
         raise found.refusal()
     console.note(f"--batch auto: {found.proposal}; as many scenes per update as the recipe has")

@@ -1,34 +1,47 @@
 """Trials: real work of a recipe's size in a process of its own, so that running out of memory is an answer.
 
-The child (:mod:`~memorysam_cli.engine.measure.trial_process`) ends with its parent, however that ends, and before the
-machine's memory does: the parent looks at what is left of it many times a second.
+First the parent, then the child (:func:`main`), which ends with its parent, however that ends, and before the machine's
+memory does: the parent looks at what is left of it many times a second. One line of JSON goes in on the child's stdin,
+lines of JSON come out on its stdout, all else on its stderr; what it says first also counts if it is killed later.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, Any, Literal
 
 import torch
+from torch import Tensor
 
 from memorysam_cli import recipe as recipes
-from memorysam_cli.engine import launcher, runtime
-from memorysam_cli.errors import UsageError
+from memorysam_cli.engine import runtime, surroundings
+from memorysam_cli.engine.infer.decision import class_map
+from memorysam_cli.engine.infer.inference import inference_mode
+from memorysam_cli.engine.infer.views import Network
+from memorysam_cli.engine.measure.plain import Plain, PlainLearner
+from memorysam_cli.engine.measure.rates import synchronize
+from memorysam_cli.engine.measure.workload import Frames, made_up_batch, made_up_dataset
+from memorysam_cli.engine.surroundings import Capacity
+from memorysam_cli.engine.train.update import Learner
+from memorysam_cli.errors import UsageError, is_out_of_memory, shortage
+from memorysam_cli.model.lora import merge_lora
+from memorysam_cli.model.weights import Segmenter, build_for_measuring
 from memorysam_cli.recipe import Recipe
-from memorysam_cli.storage import children, machine
-from memorysam_cli.storage.machine import Capacity
+from memorysam_cli.storage import children
 from memorysam_cli.text import size
 
-PROCESS = "memorysam_cli.engine.measure.trial_process"
+PROCESS = __name__
+"""The child runs this module's ``main``."""
 TIMEOUT = 3600.0
 """Seconds after which a trial counts as hung."""
 _POLL = 0.02
@@ -37,19 +50,6 @@ RESERVE = (2 * 10**8, 10**9)
 """Bytes of the machine that no trial may touch: a thirtieth, at least and at most so many."""
 _LAST = 15
 """Lines of a failed child's stderr that are shown."""
-
-
-@dataclass(frozen=True)
-class Frames:
-    """What scoring shows the network, and at which size it decides.
-
-    Attributes:
-        inputs: (height, width) of the frames of each forward pass, one or two: data sets with a crop need both.
-        native: (height, width) of the scene's own pixels.
-    """
-
-    inputs: tuple[tuple[int, int], ...]
-    native: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def _watch(process: subprocess.Popen[bytes], trial: Trial) -> tuple[str, int]:
 
 def _shortage() -> str:
     """Whether the machine, or what its control group leaves to us, is near its end, in words."""
-    have = machine.memory()
+    have = surroundings.memory()
     least, most = RESERVE
     reserve = min(max(have.total // 30, least), most)
     if sys.platform != "linux" or have.free >= reserve:
@@ -230,7 +230,7 @@ def _over(limit: int) -> str:
 
 def _alone() -> dict[str, str]:
     """The environment without what makes a process one of several."""
-    return launcher.environment_alone()
+    return surroundings.environment_alone()
 
 
 def _told(process: subprocess.Popen[bytes]) -> dict[str, Any]:
@@ -246,3 +246,170 @@ def _told(process: subprocess.Popen[bytes]) -> dict[str, Any]:
 def _last_lines(complained: IO[str]) -> str:
     complained.seek(0)
     return "\n".join(complained.read().splitlines()[-_LAST:])
+
+
+Tell = Callable[..., None]
+
+MOST_SKIPPED = 20
+"""Updates that fp16's gradient scaler may skip before it has found its scale."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Do the trial that stdin describes, or answer ``--capacity DEVICE``."""
+    answers = children.claim_stdout()  # what a library prints must not stand between our lines
+
+    def tell(**values: object) -> None:
+        answers.write(json.dumps(values).encode() + b"\n")
+        answers.flush()
+
+    if arguments:
+        tell(**asdict(runtime.capacity(torch.device(arguments[1]))))
+        return
+    trial = Trial.from_json(sys.stdin.readline())
+    children.watch_parent(lambda: os._exit(1))
+    children.tell_kernel("oom_score_adj", "1000")  # where memory ends, this process is to be killed, not its parent
+    perform(trial, tell)
+
+
+def perform(trial: Trial, tell: Tell) -> None:
+    """Do a trial's work here.
+
+    Args:
+        trial: what to do.
+        tell: takes what is known, as soon as it is: ``total``, ``free``, ``seconds``, ``peak``, ``training_peak``,
+            ``validation_peak``; ``why``, where memory did not suffice; ``refused``, where the user is to act.
+    """
+    device = torch.device(trial.device)
+    have = runtime.capacity(device)
+    tell(total=have.total, free=have.free)
+    if device.type == "cuda" and trial.limit is not None:
+        # By its number: of a device without one (`cuda`), this function of torch's alone wants to hear nothing.
+        torch.cuda.set_per_process_memory_fraction(min(1.0, trial.limit / have.total), device.index)
+    try:
+        _WORK[trial.task](trial, device, tell)
+    except UsageError as fault:
+        tell(refused=str(fault))
+    except Exception as fault:
+        if not is_out_of_memory(fault):
+            raise
+        tell(why=f"out of memory ({shortage(fault)})", peak=runtime.peak_bytes(device))
+
+
+def _train(trial: Trial, device: torch.device, tell: Tell) -> None:
+    """Updates, then a validation if the trial has frames for it."""
+    network = _network(trial)
+    update = (_plain_updates if trial.manner == "plain" else _updates)(trial, network, device)
+    runtime.start_peak(device)
+    seconds = _timed(update, steps=trial.steps, device=device)
+    peak = runtime.peak_bytes(device)
+    tell(seconds=seconds, training_peak=peak, peak=peak)
+    if trial.frames is not None:
+        runtime.start_peak(device)
+        with inference_mode(network):
+            _score(network, trial, trial.frames, device=device)
+        validation_peak = runtime.peak_bytes(device)
+        tell(validation_peak=validation_peak, peak=max(peak, validation_peak))
+
+
+def _updates(trial: Trial, network: Segmenter, device: torch.device) -> Callable[[], bool]:
+    """What does one update; tells whether the weights moved: fp16's scaler skips some."""
+    recipe = trial.recipe
+    learner = Learner(
+        network, recipe, accelerator=runtime.make_accelerator(device, precision=recipe.train.precision)
+    )  # fmt: skip
+    # The first one is on the device beforehand, as the loop fetches them.
+    batches = [
+        made_up_batch(recipe, classes=trial.classes, seed=seed, device="cpu" if seed else device)
+        for seed in range(recipe.train.accumulate)
+    ]
+
+    def update() -> bool:
+        result = learner.learn(batches, rate=recipe.optim.lr)
+        if not result.is_finite:
+            raise RuntimeError(f"made-up batches gave the loss {result.loss}, gradient norm {result.gradient_norm}")
+        return math.isfinite(result.gradient_norm)
+
+    return update
+
+
+def _plain_updates(trial: Trial, network: Segmenter, device: torch.device) -> Callable[[], bool]:
+    """As :func:`_updates`, in the reference's manner, one batch an update."""
+    recipe = trial.recipe
+    learner = PlainLearner(Plain(network.to(device), backbone=recipe.model.backbone), recipe)
+    batch = made_up_batch(recipe, classes=trial.classes, device=device)
+
+    def update() -> bool:
+        return math.isfinite(learner.learn(batch, rate=recipe.optim.lr).loss)
+
+    return update
+
+
+def _validate(trial: Trial, device: torch.device, tell: Tell) -> None:
+    """Scoring alone, LoRA not merged, as within a training."""
+    network = _network(trial).to(device)
+    _look(network, trial, device=device, tell=tell, name="validation_peak")
+
+
+def _predict(trial: Trial, device: torch.device, tell: Tell) -> None:
+    """Segmenting as ``memorysam predict`` does it: LoRA merged, the recipe's precision; or as the reference does."""
+    network = _network(trial).requires_grad_(False).to(device)
+    if trial.manner == "plain":
+        with runtime.computing("fp32", device):
+            _look(Plain(network, backbone=trial.recipe.model.backbone), trial, device=device, tell=tell, name="peak")
+        return
+    merge_lora(network.sam.image_encoder.trunk)
+    network.to(device)  # merging makes new layers
+    with runtime.computing(trial.recipe.train.precision, device):
+        _look(network, trial, device=device, tell=tell, name="peak")
+
+
+def _look(network: Network, trial: Trial, *, device: torch.device, tell: Tell, name: str) -> None:
+    """Forward passes with the decision."""
+    size = trial.recipe.data.image_size
+    frames = trial.frames or Frames(((size, size),), (size, size))
+
+    def look() -> bool:
+        _score(network, trial, frames, device=device)
+        return True
+
+    runtime.start_peak(device)
+    with inference_mode(network):
+        seconds = _timed(look, steps=trial.steps, device=device)
+    peak = runtime.peak_bytes(device)
+    tell(seconds=seconds, **{"peak": peak, name: peak})
+
+
+def _network(trial: Trial) -> Segmenter:
+    return build_for_measuring(trial.recipe, made_up_dataset(trial.recipe, classes=trial.classes))
+
+
+def _score(network: Network, trial: Trial, frames: Frames, *, device: torch.device) -> None:
+    """One batch of the largest scenes, held as scoring holds them."""
+    seen = [network.logits(_frames(trial, *size, device=device)) for size in frames.inputs]
+    for scenes in zip(*seen, strict=True):
+        for logits in scenes:
+            class_map(logits, height=frames.native[0], width=frames.native[1])
+
+
+def _frames(trial: Trial, height: int, width: int, *, device: torch.device) -> list[Tensor]:
+    """M × (B, 3, H, W) of noise."""
+    random = torch.Generator().manual_seed(0)
+    shape = (trial.recipe.train.batch, 3, height, width)
+    return [torch.randn(shape, generator=random).to(device) for _ in trial.recipe.data.modalities]
+
+
+def _timed(work: Callable[[], bool], *, steps: int, device: torch.device) -> list[float]:
+    """The seconds of each step that counts; one that does not gave False, and is done again."""
+    seconds: list[float] = []
+    for _ in range(steps + MOST_SKIPPED):
+        start = time.perf_counter()
+        counts = work()
+        synchronize(device)
+        if counts:
+            seconds.append(time.perf_counter() - start)
+        if len(seconds) == steps:
+            return seconds
+    raise RuntimeError(f"only {len(seconds)} of {steps + MOST_SKIPPED} updates were finite")
+
+
+_WORK = {"train": _train, "validate": _validate, "predict": _predict}

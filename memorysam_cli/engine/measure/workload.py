@@ -1,18 +1,178 @@
-"""What is measured: made-up data sets, batches and networks of a recipe's sizes, without any file."""
+"""What is measured: a recipe with its modalities, classes and frames, and made-up work of these sizes.
+
+First what a plan is for: what the recipe leaves open is completed by what is prepared, published or said, and so are
+the largest frames that validation will meet. Then made-up data sets, batches and networks, which need no file.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from memorysam_cli import recipe as recipes
-from memorysam_cli.data.loader import Batch
-from memorysam_cli.dataset import IGNORE, DatasetInfo, Modality
-from memorysam_cli.errors import UsageError, did_you_mean
+from memorysam_cli.data import DATASETS, decode, layout_of, transforms
+from memorysam_cli.data import manifest as manifests
+from memorysam_cli.data.loader import Batch, modalities_of
+from memorysam_cli.data.manifest import Manifest, Scene
+from memorysam_cli.data.transforms import Sample
+from memorysam_cli.dataset import IGNORE, Crop, DatasetInfo, Modality
+from memorysam_cli.engine.train import start
+from memorysam_cli.engine.train.loop import extent_of
+from memorysam_cli.errors import DataError, UsageError, did_you_mean
 from memorysam_cli.model.weights import Segmenter, build_for_measuring
 from memorysam_cli.recipe import ALL, BACKBONES, Recipe
+from memorysam_cli.storage import images
+
+LOOKED_AT = 200
+"""Scenes, spread over a split, whose sizes are read."""
+SQUARES = "squares of data.image_size, for no data set is known"
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What scoring shows the network, and at which size it decides.
+
+    Attributes:
+        inputs: (height, width) of the frames of each forward pass, one or two: data sets with a crop need both.
+        native: (height, width) of the scene's own pixels.
+    """
+
+    inputs: tuple[tuple[int, int], ...]
+    native: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to fit."""
+
+    recipe: Recipe
+    """Every modality has its name."""
+    classes: int
+    frames: Frames
+    """The largest that validation will meet."""
+    source: str
+    """Where these frames are known from."""
+    scenes: int | None = None
+    """Of the training split; None where nobody knows."""
+
+    @property
+    def updates(self) -> int | None:
+        """Of one process's whole training; None where nobody knows."""
+        train = self.recipe.train
+        if self.scenes is None or self.scenes < train.batch * train.accumulate:
+            return None
+        return extent_of(self.recipe, scenes=self.scenes, processes=1, dataset=self.recipe.data.dataset).last_step
+
+
+def find_target(recipe: Recipe, root: Path, *, classes: int | None = None, modalities: int | None = None) -> Target:
+    """Complete a recipe by what is prepared, by what is published of its data set, or by what the user says.
+
+    Args:
+        recipe: any.
+        root: the data root; nothing needs to be prepared there.
+        classes: K; none: the data set's.
+        modalities: how many, where nothing names them.
+
+    Raises:
+        UsageError: several data sets could be meant; a number is missing, or says what is known already.
+        DataError: the data set is prepared and has no such modality or split, or a file that cannot be read.
+    """
+    name, size = recipe.data.dataset, recipe.data.image_size
+    prepared = manifests.prepared(root)
+    if name in prepared or (name == recipes.AUTO and prepared):
+        _refuse_count(modalities)
+        recipe = start.resolve(recipe, root)
+        return target_of(recipe, manifests.read(root, recipe.data.dataset), classes=classes)
+    if name in DATASETS:
+        _refuse_count(modalities)
+        layout, info = layout_of(name), layout_of(name).published_info
+        recipe = recipe.for_dataset(name, [modality.name for modality in info.modalities])
+        scenes = layout.published_counts.get(recipe.data.train_split)
+        if layout.native_size is None:
+            return Target(recipe, classes or len(info.classes), _squares(size), SQUARES, scenes)
+        frames = scored_frames([layout.native_size], size=size, crop=info.crop)
+        return Target(recipe, classes or len(info.classes), frames, f"the published size of {info.title}", scenes)
+    needs_count = recipe.data.modalities == (recipes.ALL,)
+    if needs_count and modalities is None:
+        raise UsageError(
+            f"recipe {recipe.name}: takes all modalities of its data set, and none is prepared below {root}; give "
+            "their number with --modalities N, or --data ROOT, or name them with --set data.modalities=[…]"
+        )
+    if classes is None:
+        raise UsageError(f"recipe {recipe.name}: no data set is prepared below {root}; give --classes N or --data ROOT")
+    if not needs_count:
+        _refuse_count(modalities)
+    recipe = recipe.for_dataset(name, [f"sensor-{number + 1}" for number in range(modalities or 0)])
+    return Target(recipe, classes, _squares(size), SQUARES)
+
+
+def target_of(recipe: Recipe, manifest: Manifest, *, classes: int | None = None) -> Target:
+    """The target of a recipe whose data set is prepared.
+
+    Raises:
+        DataError: as :func:`find_target`.
+    """
+    modalities = modalities_of(manifest.info, recipe.data.modalities, antialias=recipe.data.antialias)
+    split = recipe.data.selection_split
+    scenes = manifest.of_split(split)
+    some = scenes[:: -(-len(scenes) // LOOKED_AT)]
+    sizes = sorted({_size(manifest.root, scene, modalities) for scene in some})
+    frames = scored_frames(sizes, size=recipe.data.image_size, crop=manifest.info.crop)
+    source = f"the largest of {len(some)} of {len(scenes)} scenes of split {split}"
+    to_learn = sum(scene.split == recipe.data.train_split for scene in manifest.scenes)
+    return Target(recipe, classes or len(manifest.info.classes), frames, source, to_learn or None)
+
+
+def scored_frames(sizes: Sequence[tuple[int, int]], *, size: int, crop: Crop | None) -> Frames:
+    """What scoring makes of scenes of several sizes: the most pixels of each kind, of whichever scene.
+
+    Args:
+        sizes: (height, width) of scenes.
+        size: ``data.image_size``.
+        crop: the data set's; with one, the published part and the whole frame are seen.
+    """
+    modality = Modality(name="any", kind="rgb")
+    whole, published = [], []
+    for height, width in sizes:
+        # The arithmetic of sizes is the transforms' own: they show it on a frame of zeros.
+        sample = Sample({modality.name: np.zeros((height, width, 3), np.uint8)}, None)
+        whole.append(transforms.for_prediction(sample, modalities=[modality], size=size).size)
+        published.append(transforms.for_scoring(sample, modalities=[modality], size=size, crop=crop).size)
+    inputs = (_most(whole),) if crop is None else (_most(published), _most(whole))
+    return Frames(inputs, _most(sizes))
+
+
+def _size(root: Path, scene: Scene, modalities: Sequence[Modality]) -> tuple[int, int]:
+    """A scene's height and width, from its headers: sensors may be of other resolutions."""
+    known = [modality for modality in modalities if modality.name in scene.files]
+    if not known:
+        raise DataError(f"scene {scene.id}: has none of the recipe's modalities (it has: {', '.join(scene.files)})")
+    sizes = {modality.name: images.shape(root / scene.files[modality.name][0])[:2] for modality in known}
+    kinds = {modality.name: modality.kind for modality in known}
+    return decode.frame_size(sizes, kinds=kinds, label=None) or _most(list(sizes.values()))
+
+
+def _squares(size: int) -> Frames:
+    return Frames(((size, size),), (size, size))
+
+
+def _most(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The size with the most pixels."""
+    return max(sizes, key=lambda size: size[0] * size[1])
+
+
+def _refuse_count(modalities: int | None) -> None:
+    if modalities is not None:
+        raise UsageError(
+            f"--modalities {modalities}: the recipe's data set tells which there are; leave it out, or choose some "
+            "with --set data.modalities=[A,B]"
+        )
+
 
 CELL = 32
 """Side in pixels of the blocks of one class."""

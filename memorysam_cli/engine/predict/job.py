@@ -20,7 +20,7 @@ from memorysam_cli.data import decode, inputs
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import Modality
-from memorysam_cli.engine import launcher, run_folder, runtime
+from memorysam_cli.engine import run_folder, runtime, surroundings
 from memorysam_cli.engine.infer.inference import (
     Inference,
     choose_modalities,
@@ -259,7 +259,7 @@ def plan(
     ):
         console.note(text)
     for text in unlike_training(card.dataset, source.root, wanted, chosen, strict=strict):
-        if launcher.rank() == 0:
+        if surroundings.rank() == 0:
             console.warn(text)
     return Job(
         weights, tensors.sha256(weights), card, wanted, source.root, str(where), chosen, tuple(extras), view,

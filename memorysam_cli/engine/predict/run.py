@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from memorysam_cli.data.manifest import Scene
-from memorysam_cli.engine import launcher, processes, runtime
+from memorysam_cli.engine import processes, runtime, surroundings
 from memorysam_cli.engine.predict import ledger, segment
 from memorysam_cli.engine.predict.files import LedgerLine
 from memorysam_cli.engine.predict.job import WHOLE, Job, RunOptions, device_name
@@ -42,7 +42,7 @@ def run(job: Job, out: Path, options: RunOptions) -> dict[str, Any] | None:
     """
     prepare = _prepare
     if options.engine == "ray":
-        if options.shard is not None or launcher.world() > 1:
+        if options.shard is not None or surroundings.world() > 1:
             raise UsageError("--engine ray: divides the scenes itself; leave --shard and torchrun out")
         from memorysam_cli.engine.predict import ray
 

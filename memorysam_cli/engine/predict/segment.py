@@ -19,13 +19,12 @@ import torch
 
 from memorysam_cli.data.loader import UnlabelledScene, unlabelled_scenes
 from memorysam_cli.data.manifest import Scene
-from memorysam_cli.engine import runtime
+from memorysam_cli.engine import runtime, surroundings
 from memorysam_cli.engine.infer.decision import decide
 from memorysam_cli.engine.infer.inference import Inference, batches, inference_mode
 from memorysam_cli.engine.infer.views import Network
 from memorysam_cli.engine.predict.files import LedgerLine, SceneFiles, remove
 from memorysam_cli.errors import DataError
-from memorysam_cli.storage import machine
 
 Result = TypeVar("Result")
 
@@ -252,4 +251,4 @@ class WriteBehind(Generic[Result]):
 def default_threads() -> int:
     """As many as this process has cores; more where those are few: they mostly wait for the disk, which syncs many
     files nearly as fast as one."""
-    return min(MOST_THREADS, max(FEWEST_THREADS, machine.cores()))
+    return min(MOST_THREADS, max(FEWEST_THREADS, surroundings.cores()))

@@ -39,8 +39,9 @@ MAY_CHANGE = {
 """Recipe keys that say how the work is done and how long; what is computed may not change in a run. Of ``model.init``
 the content counts, not the path."""
 DEFAULTS_BEFORE = {
-    "model.fusion": "mean", "data.antialias": None, "augment.blur_after_crop": False, "ohem.class_weights": "none",
-    "ohem.label_smoothing": 0.0, "augment.rotate": 0.0, "augment.stretch": [1.0, 1.0], "augment.degrade": 0.0,
+    "model.fusion": "mean", "model.order": "recipe", "data.antialias": None, "augment.blur_after_crop": False,
+    "ohem.class_weights": "none", "ohem.label_smoothing": 0.0,
+    "augment.rotate": 0.0, "augment.stretch": [1.0, 1.0], "augment.degrade": 0.0,
 }  # fmt: skip
 """The values of keys that older recipes did not have."""
 _FOLDER = re.compile(r"step-\d{8}(\.new)?")

@@ -24,7 +24,7 @@ from accelerate.utils import gather_object
 
 from memorysam_cli import conservation
 from memorysam_cli.data.loader import Batch
-from memorysam_cli.engine import launcher
+from memorysam_cli.engine import surroundings
 from memorysam_cli.engine.processes import agree
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.train.checkpoints import Position
@@ -419,7 +419,7 @@ class Ending:
 
 
 def _is_launched() -> bool:
-    return launcher.is_launched() and launcher.rank() == 0
+    return surroundings.is_launched() and surroundings.rank() == 0
 
 
 def _record(run: RunFolder, error: BaseException | None) -> None:

@@ -19,8 +19,7 @@ from memorysam_cli import recipe as recipes
 from memorysam_cli.engine import runtime
 from memorysam_cli.engine.measure import count
 from memorysam_cli.engine.measure.count import META, Tracker
-from memorysam_cli.engine.measure.trials import Frames
-from memorysam_cli.engine.measure.workload import made_up_batch, made_up_dataset
+from memorysam_cli.engine.measure.workload import Frames, made_up_batch, made_up_dataset
 from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.model.weights import build_for_measuring
 from memorysam_cli.recipe import BACKBONES, Recipe

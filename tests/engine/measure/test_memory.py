@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from memorysam_cli.engine import doctor, runtime
-from memorysam_cli.storage import machine as machines
-from memorysam_cli.storage.machine import Capacity
+from memorysam_cli.engine import surroundings as machines
+from memorysam_cli.engine.surroundings import Capacity
 
 CPU = torch.device("cpu")
 

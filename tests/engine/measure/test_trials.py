@@ -16,11 +16,12 @@ import pytest
 import torch
 
 from memorysam_cli import recipe as recipes
-from memorysam_cli.engine import runtime
-from memorysam_cli.engine.measure import trial_process, trials
-from memorysam_cli.engine.measure.trials import Frames, Trial
+from memorysam_cli.engine import runtime, surroundings
+from memorysam_cli.engine.measure import trials
+from memorysam_cli.engine.measure.trials import Trial
+from memorysam_cli.engine.measure.workload import Frames
 from memorysam_cli.errors import UsageError
-from memorysam_cli.storage import children, machine
+from memorysam_cli.storage import children
 from memorysam_cli.text import size
 
 TINY = ["model.backbone=nano", "model.base_weights=random", "data.image_size=64", "train.batch=2"]
@@ -113,12 +114,12 @@ def test_any_other_fault_is_ours_and_shows_the_childs_last_lines() -> None:
 def test_ctrl_c_ends_the_child_too(monkeypatch: pytest.MonkeyPatch) -> None:
     started, start = [], children.start
 
-    def interrupt() -> machine.Capacity:
+    def interrupt() -> surroundings.Capacity:
         raise KeyboardInterrupt
 
     def noted(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
         started.append(start(*arguments, **options))
-        monkeypatch.setattr(machine, "memory", interrupt)
+        monkeypatch.setattr(surroundings, "memory", interrupt)
         return started[0]
 
     monkeypatch.setattr(children, "start", noted)
@@ -130,8 +131,8 @@ def test_ctrl_c_ends_the_child_too(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_machine_near_its_end_ends_the_trial_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether a control group or other programs leave too little; the trial itself may be far below its limit."""
     GB = 10**9
-    left = iter([machine.Capacity(8 * GB, 3 * GB)] * 3)
-    monkeypatch.setattr(machine, "memory", lambda: next(left, machine.Capacity(8 * GB, GB // 5)))
+    left = iter([surroundings.Capacity(8 * GB, 3 * GB)] * 3)
+    monkeypatch.setattr(surroundings, "memory", lambda: next(left, surroundings.Capacity(8 * GB, GB // 5)))
     start = time.monotonic()
     outcome = trials.run(Trial(NANO, 3, task="validate", steps=100_000, limit=8 * GB))
     assert not outcome.fits and time.monotonic() - start < 60
@@ -180,7 +181,7 @@ def _runs(process: int) -> bool:
 def told(trial: Trial) -> dict[str, Any]:
     """What the child of a trial would tell, from this process."""
     said: dict[str, Any] = {}
-    trial_process.perform(trial, lambda **values: said.update(values))
+    trials.perform(trial, lambda **values: said.update(values))
     return said
 
 
@@ -190,7 +191,7 @@ def test_a_device_out_of_memory_is_told_with_its_peak(monkeypatch: pytest.Monkey
             "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.69 GiB of which …"
         )
 
-    monkeypatch.setitem(trial_process._WORK, "train", work)
+    monkeypatch.setitem(trials._WORK, "train", work)
     said = told(Trial(NANO, 3))
     assert said["why"] == "out of memory (CUDA out of memory. Tried to allocate 2.00 GiB)" and said["peak"] > 0
 
@@ -201,11 +202,11 @@ def test_the_limit_reaches_a_gpu_with_or_without_a_number(
 ) -> None:
     """Through torch's own checks of its arguments: it takes no device without a number here, unlike elsewhere."""
     limits = []
-    monkeypatch.setattr(runtime, "capacity", lambda _: machine.Capacity(total=80 * 10**9, free=70 * 10**9))
+    monkeypatch.setattr(runtime, "capacity", lambda _: surroundings.Capacity(total=80 * 10**9, free=70 * 10**9))
     monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch._C, "_cuda_setMemoryFraction", lambda *said: limits.append(said), raising=False)
-    monkeypatch.setitem(trial_process._WORK, "train", lambda *_: None)
+    monkeypatch.setitem(trials._WORK, "train", lambda *_: None)
     assert told(Trial(NANO, 3, device=device, limit=20 * 10**9)) == {"total": 80 * 10**9, "free": 70 * 10**9}
     assert limits == [(0.25, number)]
 
@@ -238,10 +239,10 @@ def test_the_plain_manner_trains_too() -> None:
 
 def test_an_update_that_was_skipped_is_done_again() -> None:
     answers = iter([False, True, False, True])
-    seconds = trial_process._timed(lambda: next(answers), steps=2, device=torch.device("cpu"))
+    seconds = trials._timed(lambda: next(answers), steps=2, device=torch.device("cpu"))
     assert len(seconds) == 2 and next(answers, None) is None
     with pytest.raises(RuntimeError, match="only 0 of 22 updates were finite"):
-        trial_process._timed(lambda: False, steps=2, device=torch.device("cpu"))
+        trials._timed(lambda: False, steps=2, device=torch.device("cpu"))
 
 
 def test_the_capacity_is_asked_without_a_child_on_the_cpu() -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 from memorysam_cli import recipe as recipes
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import run_folder
-from memorysam_cli.engine.reporting import run_page
+from memorysam_cli.engine.reporting import run_pages
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.train import checkpoints
 from memorysam_cli.engine.train.loop import Trainer
@@ -149,7 +149,7 @@ def test_a_term_is_seen_everywhere(
     assert re.search(r"loss +spmm +z_loss +drift +lr", re.sub(r"\x1b\[[0-9;]*m", "", names))
     assert {"loss", "ohem", "spmm", "z_loss", "drift"} <= drawn
     assert {"train/z_loss", "train/drift", "train/spmm"} <= tracked
-    charts = run_page.gather(run.path)["charts"]
+    charts = run_pages.gather_training(run.path)["charts"]
     assert [chart.title for chart in charts][:4] == ["Loss", "SPMM loss", "z_loss loss", "drift loss"]
     # In processes that have not loaded the file: what is only looked at needs no code.
     answer = json.loads(program("watch", run.path, "--json", cwd=tmp_path).stdout)

@@ -11,8 +11,8 @@ from memorysam_cli import recipe as recipes
 from memorysam_cli.data.loader import scored_scenes
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.dataset import Crop
-from memorysam_cli.engine.measure import targets
-from memorysam_cli.engine.measure.trials import Frames
+from memorysam_cli.engine.measure import workload
+from memorysam_cli.engine.measure.workload import Frames
 from memorysam_cli.errors import DataError, UsageError
 
 from ..stand_ins import PLANS, write_data
@@ -24,7 +24,7 @@ def test_frames_are_those_that_scoring_shows(tmp_path: Path) -> None:
     """Against the loader itself: 97×131 pixels at 64 are wider than 64×64."""
     manifest = write_data(tmp_path)
     recipe = recipes.load("deliver", ["data.modalities=[img,depth]", "data.image_size=64", "data.dataset=tiny"])
-    target = targets.of_manifest(recipe, manifest)
+    target = workload.target_of(recipe, manifest)
     assert target.frames == Frames(((64, 96),), (97, 131)) and target.classes == 4
     assert target.source == "the largest of 5 of 5 scenes of split val"
     shapes = [
@@ -40,26 +40,26 @@ def test_frames_are_those_that_scoring_shows(tmp_path: Path) -> None:
 def test_a_crop_is_seen_beside_the_whole_frame(tmp_path: Path) -> None:
     manifest = write_data(tmp_path, [PLANS[0]], crop=Crop(left=20, of_height=97, square=True))
     recipe = recipes.load("deliver", ["data.modalities=[img,depth]", "data.image_size=64"])
-    assert targets.of_manifest(recipe, manifest).frames.inputs == ((64, 64), (64, 96))
+    assert workload.target_of(recipe, manifest).frames.inputs == ((64, 64), (64, 96))
 
 
 def test_what_is_prepared_answers_auto_and_all(rendered: Manifest) -> None:
-    target = targets.find(recipes.load("deliver", [*ANY, "data.image_size=64"]), rendered.root)
+    target = workload.find_target(recipes.load("deliver", [*ANY, "data.image_size=64"]), rendered.root)
     assert target.recipe.data.dataset == "synthetic"
     assert target.recipe.data.modalities == tuple(modality.name for modality in rendered.info.modalities)
     assert target.classes == len(rendered.info.classes) and target.frames.native == (72, 72)
-    assert targets.find(recipes.load("deliver", ANY), rendered.root, classes=3).classes == 3
+    assert workload.find_target(recipes.load("deliver", ANY), rendered.root, classes=3).classes == 3
 
 
 def test_a_published_data_set_is_known_before_it_is_prepared(tmp_path: Path) -> None:
-    target = targets.find(recipes.load("deliver"), tmp_path)
+    target = workload.find_target(recipes.load("deliver"), tmp_path)
     assert target.classes == 25 and target.frames == Frames(((1024, 1024),), (1042, 1042))
-    mcubes = targets.find(recipes.load("mcubes"), tmp_path)
+    mcubes = workload.find_target(recipes.load("mcubes"), tmp_path)
     assert mcubes.frames.native == (1024, 1224) and len(mcubes.frames.inputs) == 2
 
 
 def test_sensors_of_ones_own_are_counted_where_nothing_is_prepared(tmp_path: Path) -> None:
-    target = targets.find(recipes.load("default"), tmp_path, classes=7, modalities=3)
+    target = workload.find_target(recipes.load("default"), tmp_path, classes=7, modalities=3)
     assert target.recipe.data.modalities == ("sensor-1", "sensor-2", "sensor-3") and target.classes == 7
     assert target.frames == Frames(((512, 512),), (512, 512))
 
@@ -75,14 +75,14 @@ REFUSALS = {
 def test_a_number_that_nobody_knows_is_asked_for(refusal: str, tmp_path: Path) -> None:
     given, said = REFUSALS[refusal]
     with pytest.raises(UsageError, match=said):
-        targets.find(recipes.load("default"), tmp_path, **given)
+        workload.find_target(recipes.load("default"), tmp_path, **given)
 
 
 def test_a_number_that_the_recipe_knows_is_refused(rendered: Manifest, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--modalities 2: the recipe's data set tells"):
-        targets.find(recipes.load("deliver"), tmp_path, modalities=2)
+        workload.find_target(recipes.load("deliver"), tmp_path, modalities=2)
     with pytest.raises(UsageError, match=r"--modalities 2: the recipe's data set tells"):
-        targets.find(recipes.load("deliver", ANY), rendered.root, modalities=2)
+        workload.find_target(recipes.load("deliver", ANY), rendered.root, modalities=2)
 
 
 def test_a_modality_or_a_split_that_is_not_there_is_refused(rendered: Manifest) -> None:
@@ -91,4 +91,4 @@ def test_a_modality_or_a_split_that_is_not_there_is_refused(rendered: Manifest) 
         ("data.selection_split=x", "split 'x'"),
     ):
         with pytest.raises(DataError, match=said):
-            targets.find(recipes.load("deliver", ["data.dataset=synthetic", change]), rendered.root)
+            workload.find_target(recipes.load("deliver", ["data.dataset=synthetic", change]), rendered.root)

@@ -1,0 +1,195 @@
+"""What goes beyond the paper: second looks, orders of the sensors; off by default, exact where it must be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import combinations, permutations
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from memorysam_cli.model import memory
+from memorysam_cli.model.backbone import build_sam2
+from memorysam_cli.model.fusion import Fusion, Mean, Output, TwoPass, TwoPassAlone
+from memorysam_cli.model.memory import Look, Memory
+from memorysam_cli.model.network import MemorySAM
+
+from .test_memory import NANO_21
+
+TWO_PASSES = pytest.mark.parametrize("kind", [TwoPass, TwoPassAlone])
+
+
+def network(fusion: Fusion | None = None, *, backbone: Any = "nano", **options: Any) -> MemorySAM:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sam = build_sam2(backbone, tokens=4)
+        return MemorySAM(sam, classes=3, object_gate=False, fusion=fusion, **options).eval()
+
+
+def scene(count: int = 3, *, batch: int = 1) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(batch, 3, 64, 64, generator=generator) for _ in range(count)]
+
+
+def assert_same(found: Output, wanted: Output) -> None:
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert float((ours - theirs).abs().max()) <= 1e-5 * max(1.0, float(theirs.abs().max()))
+
+
+def test_the_plans_by_hand() -> None:
+    second = [Look(0, (1, 2)), Look(2, (0, 2)), Look(3, (0, 1))]
+    assert TwoPass().plan([0, 2, 3]) == [Look(0, ()), Look(2, (0,)), Look(3, (0, 1)), *second]
+    assert TwoPassAlone().plan([0, 2, 3]) == [Look(0, ()), Look(2, ()), Look(3, ()), *second]
+    assert TwoPass().plan([2]) == TwoPassAlone().plan([2]) == [Look(2, ())]
+
+
+@TWO_PASSES
+def test_the_result_is_the_mean_of_second_looks_at_the_memories_of_all_others(kind: type[TwoPass]) -> None:
+    """By SAM2's parts one after another, without a tree."""
+    model = network(kind())
+    with torch.no_grad():
+        found, pool = model(scene()), model.encode(scene())
+        options: dict[str, Any] = {
+            "dense_position": model.sam.sam_prompt_encoder.pe_layer((4, 4)).unsqueeze(0), "gate": False
+        }  # fmt: skip
+        notes: list[Memory] = []
+        for frame in pool:
+            seen = notes if kind is TwoPass else []
+            first = memory.decode(model.sam, memory.condition(model.sam, frame, seen, frames=3), frame, **options)
+            notes.append(memory.remember(model.sam, frame, first))
+        second = []
+        for own, frame in enumerate(pool):
+            others = [note for number, note in enumerate(notes) if number != own]
+            features = memory.condition(model.sam, frame, others, frames=3)
+            second.append(memory.decode(model.sam, features, frame, **options).logits)
+    torch.testing.assert_close(found.logits, sum(second) / 3)
+    torch.testing.assert_close(found.features, sum(frame.fine for frame in pool) / 3)
+
+
+@TWO_PASSES
+def test_a_sensor_alone_is_the_plain_single_look(kind: type[TwoPass]) -> None:
+    twice, once = network(kind()), network()
+    with torch.no_grad():
+        for frame in scene():
+            assert torch.equal(twice([frame]).logits, once([frame]).logits)
+
+
+@TWO_PASSES
+@pytest.mark.parametrize("backbone", ["nano", NANO_21], ids=["nano", "nano-2.1"])
+def test_every_subset_equals_a_pass_of_its_own(kind: type[TwoPass], backbone: Any) -> None:
+    model, frames = network(kind(), backbone=backbone), scene()
+    subsets = [list(places) for size in (1, 2, 3) for places in combinations(range(3), size)]
+    with torch.no_grad():
+        found = dict(model.outputs(model.encode(frames), subsets))
+        for number, places in enumerate(subsets):
+            assert_same(found[number], model([frames[place] for place in places]))
+
+
+def test_sam_21_counts_a_scene_s_frames_and_not_its_looks() -> None:
+    """Its pointers' positions are divided by that number; a scene of three frames has three, however often seen."""
+    plans: list[Any] = [kind().plan([4, 0, 5]) for kind in (Mean, TwoPass, TwoPassAlone)]
+    assert [memory.frame_count(plan) for plan in plans] == [3, 3, 3]
+    # A frame that stands twice in a scene counts twice, as it did before there were second looks.
+    assert memory.frame_count(memory.in_turn([0, 0])) == 2 and memory.frame_count(memory.in_turn([7])) == 1
+
+
+def test_first_looks_alone_know_no_order() -> None:
+    """Memory attention is a sum over the memories, and SAM 2's pointers have no positions."""
+    model, frames = network(TwoPassAlone()), scene()
+    with torch.no_grad():
+        wanted = model(frames)
+        for order in permutations(range(3)):
+            assert_same(model([frames[place] for place in order]), wanted)
+
+
+@pytest.mark.parametrize(
+    ("kind", "looks", "remembered"),
+    [(Mean, 4, 3), (TwoPass, 8, 4), (TwoPassAlone, 8, 4)],
+)
+def test_what_two_passes_cost(kind: type[Fusion], looks: int, remembered: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encodings are the same; decoder and memory attention run twice, and what nobody sees is not remembered."""
+    model, calls = network(kind()), Counter[str]()
+    for name in ("decode", "remember"):
+        monkeypatch.setattr(memory, name, counted(getattr(memory, name), calls, name))
+    monkeypatch.setattr(model.encoder, "levels", counted(model.encoder.levels, calls, "encode"))
+    with torch.no_grad():
+        model(scene(4))
+    assert calls == {"encode": 1, "decode": looks, "remember": remembered}
+
+
+def counted(function: Any, calls: Counter[str], name: str) -> Any:
+    def call(*arguments: Any, **options: Any) -> Any:
+        calls[name] += 1
+        return function(*arguments, **options)
+
+    return call
+
+
+@TWO_PASSES
+def test_every_sensor_s_memory_gets_a_gradient(kind: type[TwoPass], monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[Memory] = []
+    honest = memory.remember
+
+    def kept(*arguments: Any, **options: Any) -> Memory:
+        notes.append(honest(*arguments, **options))
+        for part in (notes[-1].features, notes[-1].pointer):
+            part.retain_grad()
+        return notes[-1]
+
+    monkeypatch.setattr(memory, "remember", kept)
+    network(kind())(scene()).logits.square().mean().backward()
+    assert len(notes) == 3
+    for note in notes:
+        for part in (note.features, note.pointer):
+            assert part.grad is not None and float(part.grad.abs().max()) > 0
+
+
+def orders_of(model: MemorySAM, *, seed: int, times: int) -> list[tuple[int, ...]]:
+    """In which orders a network looks at three frames."""
+    found: list[tuple[int, ...]] = []
+
+    class Watched(Mean):
+        def plan(self, places: Any) -> Any:
+            found.append(tuple(places))
+            return [Look(places[0], ())]  # what is seen does not matter here
+
+    model.fusion = Watched()
+    pool = model.encode(scene())
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        for _ in range(times):
+            list(model.outputs(pool, [[0, 1, 2]]))
+    return found
+
+
+def test_training_draws_every_order_alike_and_replays_it() -> None:
+    model = network(order="shuffled").train()
+    found = orders_of(model, seed=1, times=120)
+    # 120 draws of 6 orders: 20 each, with a deviation of 4; the bounds are 3.5 deviations away.
+    counts = Counter(found)
+    assert len(counts) == 6 and 6 <= min(counts.values()) <= max(counts.values()) <= 34
+    assert orders_of(model, seed=1, times=120) == found != orders_of(model, seed=2, times=120)
+
+
+def test_in_use_and_by_default_frames_come_in_the_recipe_s_order() -> None:
+    assert set(orders_of(network(order="shuffled").eval(), seed=1, times=5)) == {(0, 1, 2)}
+    assert set(orders_of(network().train(), seed=1, times=5)) == {(0, 1, 2)}
+
+
+@pytest.mark.parametrize("kind", [Mean, TwoPass])
+def test_a_shuffled_scene_is_that_of_its_frames_in_another_order(kind: type[Fusion]) -> None:
+    shuffled, plain, frames = network(kind(), order="shuffled").train(), network(kind()).train(), scene()
+    for module in (*shuffled.modules(), *plain.modules()):
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "dropout_p"):
+            module.dropout_p = 0.0
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(4)
+        order = torch.randperm(3).tolist()
+        torch.manual_seed(4)
+        found = shuffled(frames)
+        assert order != [0, 1, 2]
+        assert_same(found, plain([frames[place] for place in order]))
