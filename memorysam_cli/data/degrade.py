@@ -154,7 +154,8 @@ def _line(length: float, turn: float) -> Array:
     kernel = np.zeros((2 * half + 1, 2 * half + 1), np.float32)
     for step in np.linspace(-length / 2, length / 2, 4 * half + 1):
         kernel[half + round(step * np.sin(turn)), half + round(step * np.cos(turn))] = 1
-    return kernel / kernel.sum()
+    kernel /= kernel.sum()
+    return kernel
 
 
 def _lines(seen: Seen, rng: np.random.Generator) -> Seen:
@@ -189,7 +190,8 @@ def _offset(seen: Seen, rng: np.random.Generator) -> Seen:
 def _some(rng: np.random.Generator, shape: tuple[int, ...], share: float) -> Mask:
     """A share of places, at least one."""
     drawn = rng.random(shape)
-    return (drawn < share) | (drawn == drawn.min())
+    some: Mask = (drawn < share) | (drawn == drawn.min())
+    return some
 
 
 def _ends(seen: Seen) -> tuple[Array, Array]:

@@ -8,6 +8,7 @@ to [0, 1] is a classic of this field. Source: DATASETS §0, §1.3, METHOD §5.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -341,7 +342,8 @@ def _stretched(height: int, width: int, *, augment: Augment, draw: Draw) -> tupl
     """A size of another shape and about the same area; as likely wider by a factor as narrower by it."""
     if augment.stretch == (1, 1):
         return height, width
-    root = np.exp(between(*np.log(augment.stretch), draw.stretch) / 2)
+    low, high = augment.stretch
+    root = math.exp(between(math.log(low), math.log(high), draw.stretch) / 2)
     return max(1, round(height / root)), max(1, round(width * root))
 
 
@@ -431,7 +433,8 @@ def turn_angles(frame: Array, modality: Modality, *, degrees: float) -> Array:
     values = (turned - np.float32(modality.offset)) / scale
     if frame.dtype.kind == "u":
         values = np.rint(values).clip(0, np.iinfo(frame.dtype).max)
-    return values.astype(frame.dtype)
+    result: Array = values.astype(frame.dtype)
+    return result
 
 
 def between(low: float, high: float, share: float) -> float:

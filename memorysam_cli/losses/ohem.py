@@ -42,14 +42,14 @@ class OhemLoss(Loss):
     def __call__(self, inputs: LossInputs) -> Tensor:
         pairs, smoothing = list(zip(inputs.logits, inputs.labels, strict=True)), self.settings.label_smoothing
         label = torch.cat(list(inputs.labels))
-        losses = torch.cat([pixel_losses(*pair, **({"smoothing": smoothing} if smoothing else {})) for pair in pairs])
+        plain = torch.cat([pixel_losses(logits.detach() if smoothing else logits, of) for logits, of in pairs])
         return ohem_mean(
-            losses,
+            torch.cat([pixel_losses(*pair, smoothing=smoothing) for pair in pairs]) if smoothing else plain,
             label,
             threshold=self.settings.threshold,
             min_kept=self.settings.min_kept,
             exchange=inputs.exchange if self.settings.selection == "global" else None,
-            hardness=torch.cat([pixel_losses(logits.detach(), of) for logits, of in pairs]) if smoothing else None,
+            hardness=plain,
             weights=None if self.class_weights is None else _weights_at(label, self.class_weights),
         )
 

@@ -290,6 +290,9 @@ class Optim(Section):
     """Where it begins, as a share of ``lr``."""
     power: float = Field(default=0.9, gt=0)
     """Of the polynomial by which it then falls: 1 is a straight line, less falls later."""
+    ema: Momentum = 0.0
+    """Share that each update keeps of the moving average of the weights, such as 0.999; the averaged weights are then
+    what is validated and saved. 0: no average."""
 
 
 class Train(Section):
@@ -315,6 +318,8 @@ class Train(Section):
     """Only kernels that give the same bits at every run on the same machine: on GPUs slower, on CPUs they do anyway."""
     validate_every: int = Field(default=1, gt=0)
     """Epochs between validations; the last epoch is always validated."""
+    patience: int | None = Field(default=None, gt=0)
+    """End after so many validations in a row without a better score; null: train to the last epoch."""
     checkpoint_minutes: float = Field(default=10, gt=0)
     """Minutes between checkpoints, from which a run can go on."""
     checkpoint_steps: int | None = Field(default=None, gt=0)

@@ -55,7 +55,7 @@ def recipe_of(**ohem: object) -> Recipe:
             "ohem": {"threshold": 0.025, **ohem},
             "spmm": {"variant": "paper", "weight": 10.0},
             "losses": {"dice": {}, "lovasz": {}, "focal": {}},
-            "optim": {"lr": 1e-3, "eps": 1e-3},
+            "optim": {"lr": 1e-3, "eps": 1e-3, "ema": 0.5},
             "train": {"epochs": 1, "batch": 3, "seed": 5},
         },
         where="test",
@@ -133,6 +133,7 @@ def learned(
         "steps": steps,
         "gradients": gradients[0],
         "weights": {name: value.tolist() for name, value in learner.parameters.items()},
+        "averages": {name: value.tolist() for name, value in learner.average.tensors.items()},
         "prototypes": learner.objective.state()["spmm/prototypes"].tolist(),
     }
 
