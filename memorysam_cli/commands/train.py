@@ -42,7 +42,7 @@ Init = Annotated[
     typer.Option(
         "--init",
         metavar="FILE",
-        help="Begin from trained weights of the same classes and shapes.",
+        help="Begin from trained weights, also of other classes (by name) or sensors.",
         callback=options.must_exist(WeightsError, "--init "),
     ),
 ]
