@@ -7,6 +7,7 @@ training, evaluation and prediction alike.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
@@ -33,6 +34,10 @@ IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224,
 """Of RGB in [0, 1], as SAM 2 was trained; every other modality is only scaled. Source: METHOD §5, DATASETS §0."""
 
 
+_SPELLED = str.maketrans(
+    {"ä": "ae", "ö": "oe", "ü": "ue", "Ä": "Ae", "Ö": "Oe", "Ü": "Ue", "ß": "ss", "ø": "oe", "æ": "ae"}
+)
+"""Letters as their languages write them without a mark."""
 WORD = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 """The pattern of what can name a folder, a data set, a modality."""
 
@@ -40,6 +45,13 @@ WORD = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 def is_word(text: str) -> bool:
     """Whether a text can name a folder, a data set, a modality."""
     return re.fullmatch(WORD, text) is not None
+
+
+def word_of(text: str) -> str:
+    """A text as a word: ``Wärmebild links`` becomes ``Waermebild-links``; "" where no letter or digit is left."""
+    spelled = unicodedata.normalize("NFC", text).translate(_SPELLED)
+    plain = unicodedata.normalize("NFKD", spelled).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._")[:100]
 
 
 def _word(text: str) -> str:

@@ -98,6 +98,7 @@ LOSSES = Registry(
         "dice": f"{_REGIONS}:DiceLoss",
         "focal": f"{_REGIONS}:FocalLoss",
         "lovasz": f"{_REGIONS}:LovaszLoss",
+        "single": "memorysam_cli.losses.robust:SingleLoss",
     },
 )
 """Losses by name: classes such as :class:`memorysam_cli.losses.loss.Loss`."""

@@ -347,13 +347,13 @@ def push(
     from memorysam_cli.storage import hub
 
     hub.refuse_name(repo)
-    from memorysam_cli.engine.weights import card
+    from memorysam_cli.engine.weights import model_card
     from memorysam_cli.report import console
 
-    upload = card.plan(
+    upload = model_card.plan(
         repo, file, license=license, with_card=with_card, private=private, replaces_card=replace_card
     )  # fmt: skip
-    sizes = card.sizes(upload)
+    sizes = model_card.sizes(upload)
     for name, size in sizes.items():
         console.say(f"{name}  {megabytes(size, decimals=2)}")
     url = hub.send(upload, show_progress=not quiet) if yes else None

@@ -21,6 +21,7 @@ from memorysam_cli.dataset import IGNORE, RAW_VALUES, Colour, LabelRule, Modalit
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
 from memorysam_cli.storage.headers import Header
+from memorysam_cli.storage.images import Stored
 from memorysam_cli.text import shown
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -38,13 +39,13 @@ LISTED = 12
 _NUMBERS = "labels must be class numbers in one channel, lossless (PNG)"
 
 
-def read_modality(paths: Sequence[Path], modality: Modality, *, max_pixels: int | None = None) -> Array:
+def read_modality(paths: Sequence[Stored], modality: Modality, *, max_pixels: int | None = None) -> Array:
     """The values of :func:`read_frame` alone."""
     return read_frame(paths, modality, max_pixels=max_pixels)[0]
 
 
 def read_frame(
-    paths: Sequence[Path], modality: Modality, *, max_pixels: int | None = None
+    paths: Sequence[Stored], modality: Modality, *, max_pixels: int | None = None
 ) -> tuple[Array, Mask | None]:
     """Read one modality of one scene, and where it measured nothing.
 
@@ -85,7 +86,7 @@ def read_frame(
     return frame, taken if taken.any() else None
 
 
-def _three_channels(array: Array, modality: Modality, *, path: Path) -> Array:
+def _three_channels(array: Array, modality: Modality, *, path: Stored) -> Array:
     """Those that make up the modality: (H, W) or (H, W, C) -> (H, W, 3)."""
     count = 1 if array.ndim == len("HW") else array.shape[2]
     if modality.channels is not None:
@@ -117,7 +118,7 @@ def undeclared(shape: tuple[int, ...], modality: Modality, *, is_raster: bool = 
     )
 
 
-def with_channels(modality: Modality, header: Header, *, path: Path) -> Modality:
+def with_channels(modality: Modality, header: Header, *, path: Stored) -> Modality:
     """A modality whose bands are looked up in a file: they stand as its ``channels``, from 0.
 
     Args:
@@ -148,7 +149,7 @@ def with_channels(modality: Modality, header: Header, *, path: Path) -> Modality
     return modality
 
 
-def _band(band: int | str, header: Header, *, path: Path) -> int:
+def _band(band: int | str, header: Header, *, path: Stored) -> int:
     """The place of a band in a raster, from 0."""
     count = len(header.bands)
     if isinstance(band, int):
@@ -164,7 +165,7 @@ def _band(band: int | str, header: Header, *, path: Path) -> int:
     return places[0]
 
 
-def bands_taken(modality: Modality, header: Header, *, path: Path) -> str:
+def bands_taken(modality: Modality, header: Header, *, path: Stored) -> str:
     """Which bands of a raster a modality takes, in words: ``bands 4, 3, 2 (B4, B3, B2)``."""
     places = with_channels(modality, header, path=path).channels or tuple(range(min(3, header.channels)))
     places = tuple(dict.fromkeys(places))
@@ -219,7 +220,7 @@ def _equal(array: Array, value: float) -> Mask | None:
     return same
 
 
-def _read(path: Path, modality: Modality, max_pixels: int | None) -> tuple[Modality, Array, Mask | None]:
+def _read(path: Stored, modality: Modality, max_pixels: int | None) -> tuple[Modality, Array, Mask | None]:
     """The modality as of :func:`with_channels`; (H, W) or (H, W, C) with C > 1; uint8, uint16 or float32; and where it
     is invalid, which is 0 then."""
     header, array = images.load(path, max_pixels=max_pixels)
@@ -229,7 +230,7 @@ def _read(path: Path, modality: Modality, max_pixels: int | None) -> tuple[Modal
 
 
 def as_values(
-    array: Array, modality: Modality, *, tag: float | None, hidden: Mask | None, path: Path
+    array: Array, modality: Modality, *, tag: float | None, hidden: Mask | None, path: Stored
 ) -> tuple[Array, Mask | None]:
     """Stored numbers of any type as a frame's values.
 
@@ -259,7 +260,7 @@ def as_values(
     return np.ascontiguousarray(array), invalid
 
 
-def _plane(path: Path, modality: Modality, max_pixels: int | None) -> tuple[Array, Mask | None]:
+def _plane(path: Stored, modality: Modality, max_pixels: int | None) -> tuple[Array, Mask | None]:
     """A file with one channel: (H, W), as of :func:`_read`."""
     _, array, invalid = _read(path, modality, max_pixels)
     if array.ndim != len("HW"):
@@ -267,7 +268,7 @@ def _plane(path: Path, modality: Modality, max_pixels: int | None) -> tuple[Arra
     return array, invalid
 
 
-def _take(array: Array, modality: Modality, *, channels: tuple[int, int, int], count: int, path: Path) -> Array:
+def _take(array: Array, modality: Modality, *, channels: tuple[int, int, int], count: int, path: Stored) -> Array:
     """The three declared channels: (H, W) or (H, W, C) -> (H, W, 3)."""
     if not 0 <= min(channels) <= max(channels) < count:
         raise DataError(
@@ -473,7 +474,7 @@ def read_sample(
         if modality.name not in scene.files:
             have = ", ".join(scene.files)
             raise DataError(f"scene {scene.id}: has no '{modality.name}' (it has: {have}); choose with --modalities")
-        frame, gaps = read_frame([root / path for path in scene.files[modality.name]], modality)
+        frame, gaps = read_frame(scene.sources(root, modality.name), modality)
         frames[modality.name] = frame
         if gaps is not None:
             invalid[modality.name] = gaps

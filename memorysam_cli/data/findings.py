@@ -19,12 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, ValidationError
 
-from memorysam_cli import conservation
-from memorysam_cli.conservation import LawBroken
 from memorysam_cli.data import DATASETS, decode
 from memorysam_cli.data.manifest import Scene, count_splits, folder
 from memorysam_cli.dataset import IGNORE, RAW_VALUES, DatasetInfo, LabelRule, Modality, Strict
-from memorysam_cli.errors import DataError, EnvironmentFault
+from memorysam_cli.errors import DataError, EnvironmentFault, LawBroken, Laws
 from memorysam_cli.storage import atomic, documents, images
 from memorysam_cli.text import shown
 
@@ -539,7 +537,7 @@ class CheckReport:
     """What was assumed before the check; said already."""
     strays: Problem | None = None
     """Files in the data set's folders that belong to no scene."""
-    laws: conservation.Report = field(default_factory=dict)
+    laws: Laws = field(default_factory=dict)
     """What was taken in is what is given out, or said to be left out."""
 
     @property

@@ -43,6 +43,11 @@ class EncodedFrame:
     coarse: Tensor
     position: Tensor
 
+    def expand(self, batch: int) -> EncodedFrame:
+        """One scene's frame for each of ``batch`` scenes, without copies."""
+        parts = (self.fine, self.middle, self.coarse, self.position)
+        return EncodedFrame(*(part.expand(batch, -1, -1, -1) for part in parts))
+
 
 @dataclass(frozen=True)
 class Memory:

@@ -13,6 +13,7 @@ NumPy's own files (``.npy``, ``.npz`` with one array) are read without pickle an
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import math
 import os
@@ -25,6 +26,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
@@ -109,12 +111,40 @@ _LIBRARIES = re.compile(
 _hushed = _LibrariesHushed()
 
 
-def header(path: Path) -> Header:
+@dataclass(frozen=True, eq=False)
+class InMemory:
+    """An array that counts as the ``.npy`` file that would hold it, under a name for messages."""
+
+    name: str
+    array: npt.NDArray[Any]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def parse(self) -> Header:
+        """What the file's header would say.
+
+        Raises:
+            Refused: as of the file.
+        """
+        return _array_header(self.array.shape, False, self.array.dtype, kind="npy")
+
+
+Stored = Path | InMemory
+"""Where an image is: a file, or memory."""
+
+
+def header(path: Stored) -> Header:
     """Read what a file says about itself, without decoding it.
 
     Raises:
         DataError: as :func:`read`, as far as the header tells.
     """
+    if isinstance(path, InMemory):
+        try:
+            return path.parse()
+        except Refused as error:
+            _refuse(path, error)
     _check_file(path)
     try:
         with path.open("rb") as stream:
@@ -148,7 +178,7 @@ def pixel_limit() -> int:
     return int(text or MAX_PIXELS)
 
 
-def refuse_size(path: Path, found: Header, *, max_pixels: int) -> None:
+def refuse_size(path: Stored, found: Header, *, max_pixels: int) -> None:
     """Refuse a picture that is too large to be decoded.
 
     Raises:
@@ -171,7 +201,7 @@ def read(path: Path, *, max_pixels: int | None = None, as_numbers: bool = False)
     return array
 
 
-def load(path: Path, *, max_pixels: int | None = None, as_numbers: bool = False) -> tuple[Header, npt.NDArray[Any]]:
+def load(path: Stored, *, max_pixels: int | None = None, as_numbers: bool = False) -> tuple[Header, npt.NDArray[Any]]:
     """Read an image or array whole, or not at all, with what its header says; NaN and infinity stay as they are.
 
     Args:
@@ -189,6 +219,10 @@ def load(path: Path, *, max_pixels: int | None = None, as_numbers: bool = False)
     Raises:
         DataError: missing, empty, a folder, truncated, damaged, too large, or no such format.
     """
+    if isinstance(path, InMemory):
+        found = header(path)
+        refuse_size(path, found, max_pixels=max_pixels or pixel_limit())
+        return found, np.array(path.array, path.array.dtype.newbyteorder("="), order="C")  # the caller's stays as it is
     _check_file(path)
     try:
         with path.open("rb") as stream:
@@ -206,7 +240,7 @@ def load(path: Path, *, max_pixels: int | None = None, as_numbers: bool = False)
         _refuse(path, error)
 
 
-def hidden(path: Path, found: Header, array: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
+def hidden(path: Stored, found: Header, array: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
     """Which pixels of a TIFF count for nothing, by its own mask or its alpha; None where it has neither.
 
     Args:
@@ -223,7 +257,7 @@ def hidden(path: Path, found: Header, array: npt.NDArray[Any]) -> npt.NDArray[np
     if found.has_alpha and array.ndim > len("HW"):
         transparent: npt.NDArray[np.bool_] = array[:, :, -1] == 0
         return transparent
-    if not found.has_mask:
+    if not found.has_mask or isinstance(path, InMemory):
         return None
     try:
         with path.open("rb") as stream, rasters.opened(stream, path, found) as dataset:
@@ -302,7 +336,7 @@ def _parse(stream: BinaryIO) -> Header:
     return found
 
 
-def _refuse(path: Path, error: Exception) -> NoReturn:
+def _refuse(path: Stored, error: Exception) -> NoReturn:
     raise_shortage(error)
     reason = error.strerror if isinstance(error, OSError) else str(error)
     raise DataError(f"{shown(path)}: {reason or 'not enough memory to read it'}") from error
@@ -525,3 +559,17 @@ def write_png(path: Path, array: npt.NDArray[Any], *, fsync: bool = True) -> Non
         ValueError: dtype or shape that PNG cannot hold.
     """
     atomic.write_bytes(path, encode_png(array), fsync=fsync)
+
+
+def write_npz(path: Path, arrays: dict[str, npt.NDArray[Any]], *, fsync: bool = True) -> None:
+    """Write named arrays as an ``.npz``, all or nothing; not compressed, so that its size is known before.
+
+    Raises:
+        EnvironmentFault: it cannot be written; an existing file is as it was.
+    """
+    needed = sum(array.nbytes for array in arrays.values())
+    with atomic.new_file(path, fsync=fsync, needed_bytes=needed) as temporary:
+        with temporary.open("wb") as stream:
+            np.savez(stream, allow_pickle=False, **cast("dict[str, Any]", arrays))
+        if temporary.stat().st_size < needed:
+            raise OSError(errno.EIO, f"only {temporary.stat().st_size} of {needed} bytes arrived")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from PIL import Image
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.storage import documents, images, rasters
 
-from ..data.own_sensors import write_sensors
+from ..data.own_sensors import write, write_sensors
 from ..storage.tiffs import tiff
 from .trained import Program
 
@@ -159,7 +161,7 @@ REFUSALS = {
         "classes.txt:1: 'ground' is no scene",
     ),
     "nothing that matches": (["--modality", "rgb=images/*.png"], 3, "no file matches 'images/*.png' (saw in images/: "),
-    "labels without classes": ([*sensors("rgb"), "--labels", "masks/**/*.png"], 2, "give both, or neither"),
+    "classes without labels": ([*sensors("rgb"), "--classes", "classes.txt"], 2, "give both, or neither"),
     "no class list": ([*sensors("rgb"), *LABELS[:3], "no.txt"], 2, "--classes no.txt: does not exist"),
     "odd shares": ([*sensors("rgb"), *LABELS, "--split", "0.5/0.1"], 2, "such as 0.8/0.1/0.1"),
     "shares twice": ([*sensors("rgb"), *LABELS, "--split", "0.5/0.5", "--split", "0.9/0.1"], 2, "given once"),
@@ -383,6 +385,119 @@ def test_labels_of_any_whole_numbers_are_read(dtype: type[np.generic], memorysam
     )  # fmt: skip
     assert ended.code == 0, ended.err
     assert sum(sum(counts[:2]) for counts in ended.answer["pixels"].values()) == 3 * SIDE * SIDE
+
+
+def write_trip(root: Path, *, scenes: int = 8, values: tuple[int, ...] = (0, 1, 2)) -> None:
+    """The rig of the README's kind of user: names, formats and sizes differ; labels are indexed."""
+    for number in range(1, scenes + 1):
+        label = np.repeat(np.array(values, np.uint8), 24 // len(values))[None].repeat(16, axis=0)  # (16, 24)
+        images.write_png(root / f"rgb/rgb_{number:04}.png", np.repeat(label[..., None] * 40, 3, axis=2), fsync=False)
+        images.write_png(root / f"depth/depth_{number:04}.png", label[::2, ::2].astype(np.uint16) + 900, fsync=False)
+        (root / "Wärmebild Kamera").mkdir(exist_ok=True)
+        write(root / f"Wärmebild Kamera/frame{number}.tif", label[::4, ::4].astype(np.uint16) + 29815)
+        picture = Image.fromarray(label, "L")
+        picture.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0, *([7] * 759)])
+        (root / "labels").mkdir(exist_ok=True)
+        picture.save(root / f"labels/{number:04}_label.png")
+
+
+def test_a_rig_is_prepared_without_a_pattern_after_it_was_shown(memorysam: Program, tmp_path: Path) -> None:
+    write_trip(tmp_path / "mein rig")
+    shown = memorysam("prepare", "folder", "mein rig", "--split", "0.5/0.5")
+    assert shown.code == 2 and "nothing is prepared yet; add --yes" in shown.err
+    assert "the data set is called 'mein-rig'" in shown.err and "called 'Waermebild-Kamera'" in shown.err
+    assert "files pair by their numbers" in shown.err
+    assert not (tmp_path / "mein rig/memorysam/mein-rig/dataset.json").exists()
+    (sheet,) = re.findall(r"pictures    (.*)", shown.out)
+    assert images.read(tmp_path / sheet).ndim == 3
+    (line,) = re.findall(r"to type     memorysam (.*)", shown.out)
+    assert shlex.split(line) == [
+        "prepare", "folder", "mein rig", "--modality", "rgb=rgb/*.png", "--modality", "depth=depth/*.png",
+        "--modality", "Waermebild-Kamera=Wärmebild Kamera/*.tif", "--labels", "labels/*.png", "--split", "0.5/0.5",
+    ]  # fmt: skip
+    agreed = memorysam("prepare", "folder", "mein rig", "--split", "0.5/0.5", "--yes", "--json")
+    assert agreed.code == 0, agreed.err
+    made = (tmp_path / "mein rig/memorysam/mein-rig/dataset.json").read_bytes()
+    typed = memorysam(*shlex.split(line), "--json")
+    assert typed.code == 0 and (tmp_path / "mein rig/memorysam/mein-rig/dataset.json").read_bytes() == made
+    info = manifests.read(tmp_path / "mein rig", "mein-rig").info
+    assert [(each.name, each.kind) for each in info.modalities] == [
+        ("rgb", "rgb"), ("depth", "depth"), ("Waermebild-Kamera", "thermal"),
+    ]  # fmt: skip
+    # No class list: the values are the classes, in the palette's colours.
+    assert (info.classes, info.palette) == (("class_0", "class_1", "class_2"), ((0, 0, 0), (128, 0, 0), (0, 128, 0)))
+    sizes = {name: form[0]["scenes"] for name, form in agreed.answer["stored"].items()}
+    assert sizes == {"rgb": 8, "depth": 8, "Waermebild-Kamera": 8}
+    assert any("resampled (nearest), in 8 of 8" in line for line in agreed.answer["warnings"])
+
+
+def test_a_proposal_as_json_has_the_line_to_type(memorysam: Program, tmp_path: Path) -> None:
+    write_trip(tmp_path / "rig", scenes=4)
+    ended = memorysam("prepare", "folder", "rig", "--json")
+    assert ended.code == 2 and ended.answer["error"]["code"] == 2
+    proposal = ended.answer["proposal"]
+    assert ended.answer["manifest"] is None and proposal["command"].startswith(
+        "memorysam prepare folder rig --modality"
+    )
+    assert proposal["files"] == {"rgb": 4, "depth": 4, "Waermebild-Kamera": 4, "labels": 4}
+
+
+@pytest.mark.parametrize(("answer", "code"), [("yes\n", 0), ("no\n", 2), ("", 2)])
+def test_on_a_terminal_a_typed_yes_writes(
+    answer: str, code: int, memorysam: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_trip(tmp_path / "rig", scenes=4)
+    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    ended = memorysam("prepare", "folder", "rig")
+    assert ended.code == code, ended.err
+    assert "Write this? Type yes or no: " in ended.err
+    assert (tmp_path / "rig/memorysam/rig/dataset.json").exists() == (code == 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "ignore", "classes", "mapping"),
+    [
+        ((0, 1, 2), [], ["class_0", "class_1", "class_2"], ()),
+        ((0, 1, 255), [], ["class_0", "class_1"], ()),  # 255 counts nowhere
+        ((0, 255), [], ["class_0", "class_255"], ((0, 0), (255, 1))),  # a mask: one class alone would mean nothing
+        ((1, 2, 4), [], ["class_1", "class_2", "class_4"], ((1, 0), (2, 1), (4, 2))),
+        ((0, 1, 2), ["--ignore", 0], ["class_1", "class_2"], ((1, 0), (2, 1))),
+    ],
+)
+def test_without_a_class_list_the_labels_values_are_the_classes(
+    values: tuple[int, ...],
+    ignore: list[object],
+    classes: list[str],
+    mapping: object,
+    memorysam: Program,
+    tmp_path: Path,
+) -> None:
+    write_trip(tmp_path / "rig", scenes=4, values=values)
+    ended = memorysam(
+        "prepare", "folder", "rig", "--modality", "rgb=rgb/*.png", "--labels", "labels/*.png", *ignore, "--json"
+    )
+    assert ended.code == 0, ended.err
+    info = manifests.read(tmp_path / "rig", "rig").info
+    assert (list(info.classes), info.label.mapping) == (classes, mapping)
+    # Every value has the same share of the pixels of 4 labels of 16 × 24.
+    share = 4 * 16 * 24 // len(values)
+    pixels = np.sum(list(ended.answer["pixels"].values()), axis=0).tolist()
+    assert pixels == [share] * len(classes) + [share * (len(values) - len(classes))]
+
+
+@pytest.mark.parametrize("count", [4, 5])
+def test_a_small_validation_split_is_warned_of(count: int, memorysam: Program, tmp_path: Path) -> None:
+    write_trip(tmp_path / "rig")
+    for split, numbers in (("train", range(1, 4)), ("val", range(4, 4 + count))):
+        (tmp_path / f"rig/{split}.txt").write_text("".join(f"rgb_{number:04}\n" for number in numbers))
+    lists = ("--split", "train=train.txt", "--split", "val=val.txt")
+    ended = memorysam(
+        "prepare", "folder", "rig", "--modality", "rgb=rgb/*.png", "--labels", "labels/*.png", *lists, "--json"
+    )
+    assert ended.code == 0 and ended.answer["splits"] == {"train": 3, "val": count}
+    assert any("split val has 4 scenes: its mIoU" in line for line in ended.answer["warnings"]) == (count < 5)
 
 
 RASTERS = [

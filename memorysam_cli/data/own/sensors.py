@@ -59,14 +59,16 @@ DEFAULTS: dict[Kind, Defaults] = {
 WORDS: dict[Kind, str] = {
     "rgb": "rgb img image images color colour camera cam visible vis photo ms multispectral hyperspectral",
     "gray": "gray grey mono pan panchromatic nir swir dolp",
-    "depth": "depth disparity disp distance range dsm dem",
+    "depth": "depth disparity disp distance range dsm dem tiefe",
     "hha": "hha",
     "event": "event events dvs",
     "lidar": "lidar radar velodyne points sar",
-    "thermal": "thermal ther ir lwir mwir infrared flir heat",
+    "thermal": "thermal ther ir lwir mwir infrared flir heat thermo waerme waermebild",
     "angle": "angle aolp aop orientation azimuth",
 }
 """The words in a modality's name by which its kind is guessed."""
+WEAK = frozenset({"img", "image", "images", "camera", "cam", "visible", "vis", "photo"})
+"""Words that any sensor's name may have, as in ``thermal camera``: they count where no other word does."""
 
 
 def guess_kind(name: str) -> Kind:
@@ -75,12 +77,23 @@ def guess_kind(name: str) -> Kind:
     Raises:
         UsageError: no word of the name is known, or two speak for different kinds.
     """
-    words_of_name = {word.rstrip("0123456789") for word in re.split(r"[^a-z0-9]+", name.lower())}
-    found = [kind for kind, words in WORDS.items() if words_of_name & set(words.split())]
+    found = told_kinds(name)
     if len(found) != 1:
         why = "tells no kind" if not found else f"tells {' and '.join(found)}"
         raise UsageError(f"--modality {name}: its name {why}; say --kind {name}=KIND, one of {', '.join(KINDS)}")
     return found[0]
+
+
+def told_kinds(name: str, *, is_strict: bool = False) -> list[Kind]:
+    """The kinds of which a word stands in a name; those of WEAK words only where no other speaks, or not at all.
+
+    Args:
+        name: of a modality, a folder or a file.
+        is_strict: WEAK words never count.
+    """
+    words = {word.rstrip("0123456789") for word in re.split(r"[^a-z0-9]+", name.lower())}
+    strong = [kind for kind, known in WORDS.items() if words & (set(known.split()) - WEAK)]
+    return strong or (["rgb"] if words & WEAK and not is_strict else [])
 
 
 def make_modality(

@@ -24,7 +24,7 @@ from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.errors import DataError, DivergedError, MemorySamError, UsageError, WeightsError
 from memorysam_cli.model import base_weights
 from memorysam_cli.model.weights import Metric, fill_own, own_tensors
-from memorysam_cli.recipe import Recipe, comparing
+from memorysam_cli.recipe import Recipe, Subset, comparing
 from memorysam_cli.recipe.schema import is_retired
 from memorysam_cli.storage import atomic, documents, tensors
 
@@ -43,6 +43,7 @@ DEFAULTS_BEFORE = {
     "model.fusion": "mean", "model.order": "recipe", "data.antialias": None, "augment.blur_after_crop": False,
     "ohem.class_weights": "none", "ohem.label_smoothing": 0.0,
     "augment.rotate": 0.0, "augment.stretch": [1.0, 1.0], "augment.degrade": 0.0, "optim.ema": 0.0,
+    **{f"robust.subset.{key}": value for key, value in Subset().model_dump(mode="json").items()},
 }  # fmt: skip
 """The values of keys that older recipes did not have."""
 NEWER = {"fresh"}

@@ -22,7 +22,6 @@ from typing import Any, NoReturn
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from memorysam_cli import conservation
 from memorysam_cli.data.loader import Batch
 from memorysam_cli.engine import surroundings
 from memorysam_cli.engine.processes import agree
@@ -35,7 +34,9 @@ from memorysam_cli.errors import (
     DataError,
     DivergedError,
     FolderInUseError,
+    Laws,
     MemorySamError,
+    check_laws,
     environment_fault,
     most_severe,
     signal_exit_code,
@@ -306,7 +307,7 @@ class TrainingResult:
     resumed: bool = False
     ended_early: bool = False
     """Because of ``train.patience``, before the last epoch."""
-    laws: conservation.Report = field(default_factory=dict)
+    laws: Laws = field(default_factory=dict)
     """In the main process."""
 
     def to_json(self) -> dict[str, Any]:
@@ -355,7 +356,7 @@ def finish(
     return result
 
 
-def _check_laws(learner: Learner, position: Position, *, expected: int, last: Path) -> conservation.Report:
+def _check_laws(learner: Learner, position: Position, *, expected: int, last: Path) -> Laws:
     """The laws, each of whose sides is counted by itself.
 
     Args:
@@ -384,7 +385,7 @@ def _check_laws(learner: Learner, position: Position, *, expected: int, last: Pa
         laws["tensors of the initial weights + fresh ones = tensors saved"] = (position.initial + position.fresh, saved)
     elif position.initial:
         laws["tensors of the initial weights = tensors saved"] = (position.initial, saved)
-    return conservation.check(laws)
+    return check_laws(laws)
 
 
 class Ending:

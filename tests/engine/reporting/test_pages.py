@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from memorysam_cli import recipe as recipes
-from memorysam_cli.engine.evaluate import run as evaluation_run
+from memorysam_cli.engine.evaluate import evaluation as evaluation_run
 from memorysam_cli.engine.infer.views import View
 from memorysam_cli.engine.reporting import folders, run_pages
 from memorysam_cli.engine.reporting.run_pages import write

@@ -91,19 +91,18 @@ def test_what_cannot_be_is_refused_in_one_line(override: str, said: str) -> None
     assert "\n" not in str(refused.value)
 
 
-def test_without_its_file_the_message_says_how_to_bring_a_loss(tmp_path: Path) -> None:
+def test_the_message_about_an_unknown_loss_says_how_to_bring_one(tmp_path: Path) -> None:
     """In a process of its own, where nobody has registered one."""
     ended = program("recipes", "show", "demo", "--set", "losses.z_loss={}", cwd=tmp_path)
     assert ended.returncode == 2
-    assert "unknown loss 'z_loss'; did you mean 'lovasz'? (known: dice, focal, lovasz); one of your own" in ended.stderr
-    assert "memorysam --extend FILE" in ended.stderr
+    assert re.search(r"losses: unknown loss 'z_loss'.*\(known: .*single.*\); .*memorysam --extend FILE", ended.stderr)
 
 
 def test_the_page_shows_the_losses_that_come_with_memorysam() -> None:
     """Its recipe names all of them, with every setting that they have."""
     (text,) = re.findall(r"```yaml\n# .*come with memorysam\n(.*?)```", PAGE, re.DOTALL)
     content = documents.parse_yaml(text, where="the page")["losses"]
-    assert set(content) == {name for name in LOSSES.built_in if name not in Recipe.model_fields}
+    assert set(content) == {name for name in LOSSES.built_in if LOSSES.get(name).__module__.endswith("regions")}
     for name, settings in content.items():
         assert set(settings) == set(LOSSES.get(name).Settings.model_fields)
     assert recipes.load("demo", [f"losses={json.dumps(content)}"]).losses == content
@@ -162,7 +161,7 @@ def test_a_term_is_seen_everywhere(
     loaded = subprocess.run([sys.executable, "-c", weights], capture_output=True, text=True, check=True)
     assert "'z_loss': {'weight': 0.01, 'target': 0.0}" in loaded.stdout
     resumed = program("train", "--resume", run.path, "--device", "cpu", "--data", rendered.root, cwd=tmp_path)
-    assert resumed.returncode == 2 and "unknown loss 'z_loss'; did you mean" in resumed.stderr
+    assert resumed.returncode == 2 and "unknown loss 'z_loss'" in resumed.stderr
 
 
 @pytest.mark.parametrize("cuts", [(0, 2, 4), (0, 1, 2, 3, 4), (0, 3, 4)])
