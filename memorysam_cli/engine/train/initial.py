@@ -157,7 +157,7 @@ def _fitting(
 
 def _parts(names: Sequence[str]) -> str:
     """The parts of the network that tensors belong to."""
-    return ", ".join(dict.fromkeys(name.removeprefix("sam.").split(".")[0] for name in names))
+    return ", ".join(sorted({name.removeprefix("sam.").split(".")[0] for name in names}))
 
 
 def _same_classes(initial: WeightsCard, ours: WeightsCard) -> list[tuple[int, int]]:
