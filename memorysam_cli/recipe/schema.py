@@ -96,7 +96,8 @@ EncoderName = Annotated[str, BeforeValidator(_registered(ENCODERS)), _choices(BA
 FusionName = Annotated[str, BeforeValidator(_registered(FUSIONS)), _choices(FUSIONS.built_in)]
 LoraTarget = Annotated[str, _choices(LORA_TARGETS)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
-ClassWeight = Annotated[float, Field(ge=0, le=1e6)]
+HEAVIEST = 1e6
+ClassWeight = Annotated[float, Field(ge=0, le=HEAVIEST)]
 
 
 class Section(Strict):
@@ -256,6 +257,17 @@ class Ohem(Section):
     2019: classes rarer than the median weigh more, common ones about the same)."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of each pixel's target that is spread over all classes; hard pixels are chosen without it."""
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _is_word_or_numbers(cls, value: Any) -> Any:
+        # One message: the two kinds' own ones would both be told.
+        is_list = isinstance(value, list | tuple) and bool(value)
+        if value in ("none", "inverse", "effective"):
+            return value
+        if is_list and all(type(each) in (int, float) and 0 <= each <= HEAVIEST for each in value):
+            return value
+        raise ValueError("must be none, inverse, effective, or a number from 0 to 1e6 for each class, such as [1, 2.5]")
 
 
 class Spmm(Section):
