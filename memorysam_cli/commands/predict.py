@@ -20,6 +20,7 @@ EXAMPLES = [
         "predict ./data --out ./masks --probabilities uint8 --threshold Sky=0.7",
         "for other programs; unsure pixels are 255",
     ),
+    ("predict ./camera --out ./masks --follow", "scenes as they arrive; prints each mask's path"),
     ("predict ./data --out ./masks --shard 0/4 --on-error skip", "one of four parts; list what is unreadable"),
 ]
 
@@ -68,12 +69,38 @@ def predict(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Begin anew, also in a folder that holds other files.")
     ] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Segment scenes as they arrive in SCENES, until Ctrl-C or --limit.")
+    ] = False,
+    poll: Annotated[
+        float | None,
+        typer.Option(min=0.01, metavar="SECONDS", help="Between two looks of --follow.", show_default="1"),
+    ] = None,
+    settle: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="SECONDS", help="So long a new file must not change (--follow).", show_default="2"),
+    ] = None,
+    late: Annotated[
+        float | None,
+        typer.Option(
+            min=0, metavar="SECONDS", help="Wait so long for a scene's other sensors (--follow); else for ever."
+        ),
+    ] = None,
     shard: options.Shard = None,
     engine: options.Engine = "local",
     device: options.Device = "auto",
     precision: options.Precision = "fp32",
     compiled: options.Compile = False,
-    batch: options.Batch = 4,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            "--batch",
+            min=1,
+            metavar="N",
+            help="Scenes of one size that are computed at once.",
+            show_default="4; 1 with --follow",
+        ),
+    ] = None,
     workers: options.Workers = 2,
     json: options.Json = False,
     verbose: options.Verbose = False,
@@ -92,25 +119,37 @@ def predict(
         raise UsageError(f"--data {data}: SCENES ({scenes}) are given already; leave one of the two out")
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other; give one")
+    _refuse_unfollowed(
+        follow=follow, scenes=scenes, batch=batch, only={"--poll": poll, "--settle": settle, "--late": late}
+    )
     path = weights or run_folder.default_weights()  # before torch is imported: without weights the answer is instant
     chosen, scales = options.names(modalities), options.scales(tta_scales, tta=tta)
     from memorysam_cli.engine.infer.views import View
     from memorysam_cli.engine.predict import files, ledger
     from memorysam_cli.engine.predict.job import RunOptions, plan, read_shard
-    from memorysam_cli.engine.predict.run import run
+    from memorysam_cli.engine.predict.run import Following, run
+    from memorysam_cli.engine.predict.run import follow as follow_folder
     from memorysam_cli.report import console
     from memorysam_cli.storage import lock
 
     extras = [name for name, wanted in (("color", color), ("overlay", overlay), ("confidence", confidence)) if wanted]
     run_options = RunOptions(device, workers, on_error == "skip", read_shard(shard), engine, overwrite, resume)
     job = plan(
-        path, scenes=scenes, data=data, split=split, modalities=chosen, renames=renames, limit=limit,
-        view=View(missing, scales, tile, tile_overlap), extras=extras, batch=batch, precision=precision,
-        is_compiled=compiled, strict=strict, probabilities=probabilities, thresholds=thresholds or (), unsure=unsure,
+        path, scenes=scenes, data=data, split=split, modalities=chosen, renames=renames,
+        limit=None if follow else limit, view=View(missing, scales, tile, tile_overlap), extras=extras,
+        batch=batch or (1 if follow else 4), precision=precision, is_compiled=compiled, strict=strict,
+        probabilities=probabilities, thresholds=thresholds or (), unsure=unsure, follows=follow,
     )  # fmt: skip
     if weights is None:
         run_folder.tell_default(path)
-    report = run(job, out, run_options)
+    stopped = None
+    if follow:
+        following = Following(1.0 if poll is None else poll, 2.0 if settle is None else settle, late, limit)
+        report, stopped = follow_folder(job, out, run_options, following, strict=strict)
+    else:
+        report = run(job, out, run_options)
+    if report is None and stopped is not None:
+        raise stopped
     if report is None:  # only the first of several processes has the result
         return
     if legend:
@@ -118,7 +157,24 @@ def predict(
     ledger.show(report)
     if json:
         console.answer(report)
+    if stopped is not None:
+        raise stopped
     if report["failed"]:
         error = PartialError(f"{report['failed']} of {report['scenes']} scenes were left out; see {report['ledger']}")
         lock.note(error, out)
         raise error
+
+
+def _refuse_unfollowed(*, follow: bool, scenes: Path | None, batch: int | None, only: dict[str, float | None]) -> None:
+    """Refuse options that go with ``--follow`` alone, and with it what cannot be.
+
+    Raises:
+        UsageError: there are such.
+    """
+    given = [name for name, value in only.items() if value is not None]
+    if given and not follow:
+        raise UsageError(f"{given[0]}: goes with --follow")
+    if follow and scenes is None:
+        raise UsageError("--follow: give the folder that the scenes arrive in as SCENES")
+    if follow and batch not in {None, 1}:
+        raise UsageError(f"--batch {batch}: with --follow it is 1: which scenes arrive together must not change a mask")

@@ -120,6 +120,15 @@ def discover(
     return PredictionInputs(path, scenes, (*_missing_notes(scenes, modalities), *_reading_notes(reading)))
 
 
+def is_prepared(path: Path, *, dataset: str | None = None) -> bool:
+    """Whether SCENES means the scenes of a manifest.
+
+    Raises:
+        DataError: the manifest is damaged, or there are several and none is the weights' data set.
+    """
+    return _prepared(path, dataset=dataset) is not None
+
+
 def _prepared(path: Path, *, dataset: str | None) -> Manifest | None:
     """The prepared data set that ``path`` is the root or the folder of."""
     here = manifests.prepared(path)

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -61,6 +61,10 @@ class Job:
     is_compiled: bool = False
     wanted: Wanted = PLAIN
     """What is decided of each pixel beside the extras' pictures."""
+    follows: bool = False
+    """The scenes are those of a folder as they arrive, one by one; ``scenes`` are those that are known so far."""
+    aliases: tuple[tuple[str, str], ...] = ()
+    """Modality, and what the files of a followed folder call it."""
 
     @property
     def stride(self) -> int:
@@ -72,7 +76,7 @@ class Job:
         """What must agree for two runs to be the same job, in words for people."""
         return {
             "weights": self.weights_sha256,
-            "scenes": _digest(_scene_lines(self.scenes)),
+            "scenes": "as they arrive" if self.follows else _digest(_scene_lines(self.scenes)),
             "modalities": [modality.name for modality in self.modalities],
             "pictures": list(self.extras),
             **self.view.to_json(size=self.card.image_size),
@@ -99,6 +103,10 @@ class Job:
     def files(self, out: Path) -> SceneFiles:
         """What writes the scenes' files into a folder."""
         return SceneFiles(out, self.root, self.card.dataset, self.modalities, self.extras, self.wanted)
+
+    def of(self, scenes: Sequence[Scene]) -> Job:
+        """The same job of scenes that are known, as if they had been there from the beginning."""
+        return replace(self, scenes=tuple(scenes), follows=False, aliases=())
 
     def load(self, device: torch.device) -> Segmenter:
         """The network, ready to predict.
@@ -238,6 +246,7 @@ def plan(
     probabilities: str | None = None,
     thresholds: Sequence[str] = (),
     unsure: str | None = None,
+    follows: bool = False,
 ) -> Job:
     """Find the scenes, and say what is odd about them.
 
@@ -258,6 +267,7 @@ def plan(
         probabilities: ``float16`` or ``uint8``, if those of all classes are wanted.
         thresholds: of ``--threshold``.
         unsure: of ``--unsure``.
+        follows: the scenes are yet to come.
 
     Raises:
         WeightsError: the weights are refused.
@@ -277,24 +287,51 @@ def plan(
     where = scenes or manifests.prepared_root(
         run_folder.data_root(run_folder.run_of(weights), data), dataset=card.dataset.name
     )
-    source = inputs.discover(where, modalities=names, aliases=aliases, split=split, dataset=card.dataset.name)
+    if follows:
+        _refuse_following(where, split=split, dataset=card.dataset.name)
+        source = inputs.PredictionInputs(where, (), ())
+    else:
+        source = inputs.discover(where, modalities=names, aliases=aliases, split=split, dataset=card.dataset.name)
     found = source.scenes[:limit]
     refuse_collisions(found)
-    view = view or View()
-    sizes = frame_sizes(found, root=source.root, modalities=chosen)
+    for text in source.notes:
+        console.note(text)
+    job = Job(
+        weights, tensors.sha256(weights), card, found, source.root, str(where), chosen, tuple(extras), view or View(),
+        batch, precision, is_compiled, wanted, follows, tuple(aliases.items()) if follows else (),
+    )  # fmt: skip
+    remark(job, strict=strict)
+    return job
+
+
+def remark(job: Job, *, strict: bool) -> None:
+    """Say what is odd about a job's scenes.
+
+    Raises:
+        DataError: their values are not those that the weights were trained on, and ``strict``.
+    """
+    sizes = frame_sizes(job.scenes, root=job.root, modalities=job.modalities)
     for text in (
-        *source.notes,
-        *doubts(found, root=source.root, modalities=chosen),
-        *notes_on_sizes(sizes, size=card.image_size, tile=view.tile),
+        *doubts(job.scenes, root=job.root, modalities=job.modalities),
+        *notes_on_sizes(sizes, size=job.card.image_size, tile=job.view.tile),
     ):
         console.note(text)
-    for text in unlike_training(card.dataset, source.root, found, chosen, strict=strict):
+    for text in unlike_training(job.card.dataset, job.root, job.scenes, job.modalities, strict=strict):
         if surroundings.rank() == 0:
             console.warn(text)
-    return Job(
-        weights, tensors.sha256(weights), card, found, source.root, str(where), chosen, tuple(extras), view,
-        batch, precision, is_compiled, wanted,
-    )  # fmt: skip
+
+
+def _refuse_following(where: Path, *, split: str | None, dataset: str) -> None:
+    """Refuse what does not grow, or is no folder.
+
+    Raises:
+        UsageError: a prepared data set, or a split of one.
+        DataError: a file.
+    """
+    if not where.is_dir():
+        raise DataError(f"{where}: is a file; SCENES must be a folder")
+    if split is not None or inputs.is_prepared(where, dataset=dataset):
+        raise UsageError(f"--follow: {where} is a prepared data set, which does not grow; leave --follow out")
 
 
 def what_is_wanted(

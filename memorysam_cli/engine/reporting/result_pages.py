@@ -28,6 +28,8 @@ BENCHMARKS = {
     "rmm": "Randomly missing elements",
     "nm": "Noisy sensors",
 }
+LEVEL_OF = {"drop": "dropped", "zero": "zeroed"}
+"""What the one level of a benchmark ``any`` is called where it has no name, by what a missing sensor was."""
 ANY = Modality(name="any", kind="depth")
 """Of a file whose meaning is not known any more: only what it says itself is no measurement."""
 GRAY = [128, 128, 128]
@@ -240,6 +242,31 @@ def _benchmarks(folder: Path, *, digest: str | None) -> list[Facts]:
                     }
                 )
     return groups
+
+
+def subset_levels(folder: Path, *, protocol: str | None = None) -> tuple[Facts, dict[str, Facts]]:
+    """The benchmark ``any`` of a folder: its report, and its levels ``dropped`` and ``zeroed``, as far as there are.
+
+    Args:
+        folder: of results.
+        protocol: of the figures; None: that of the first benchmark there is.
+
+    Raises:
+        DataError: a file is damaged, or was written by another version.
+    """
+    found: Facts = {}
+    levels: dict[str, Facts] = {}
+    for path in sorted(folder.glob("robustness-any*.json")):
+        benchmark = folders.read(path)
+        with documents.understood(path):
+            if benchmark["protocol"] != (protocol or benchmark["protocol"]):
+                continue
+            found = found or benchmark
+            if any(benchmark[key] != found[key] for key in ("weights_sha256", "split_sha256", "protocol")):
+                continue  # of other weights, and stayed in the folder
+            for level in benchmark["levels"]:  # of earlier versions, and where one was asked for, it has no name
+                levels.setdefault(level["level"] or LEVEL_OF[benchmark["missing"]], level)
+    return found, levels
 
 
 def _set_name(sensors: Mapping[str, Any], *, kind: str) -> str:
