@@ -266,7 +266,7 @@ class Ohem(Section):
         if value in ("none", "inverse", "effective"):
             return value
         if is_list and all(type(each) in (int, float) and 0 <= each <= HEAVIEST for each in value):
-            return value
+            return tuple(float(each) for each in value)  # what a validator hands on is no JSON any more
         raise ValueError("must be none, inverse, effective, or a number from 0 to 1e6 for each class, such as [1, 2.5]")
 
 
