@@ -218,7 +218,7 @@ class Predictor:
         if isinstance(scenes, Mapping):
             return self._segment([self._given(scenes, "given")])[0]
         if isinstance(scenes, str | bytes) or not isinstance(scenes, Sequence):
-            raise DataError(f"a scene is a {type(scenes).__name__}; {_SCENE}")
+            raise DataError(f"a scene is of type '{type(scenes).__name__}'; {_SCENE}")
         return self._segment([self._given(scene, str(number)) for number, scene in enumerate(scenes)])
 
     def close(self) -> None:
@@ -265,7 +265,7 @@ class Predictor:
         """A scene of the user's as one that can be read."""
         where = f"scene {name}"
         if not isinstance(scene, Mapping):
-            raise DataError(f"{where}: is a {type(scene).__name__}; {_SCENE}")
+            raise DataError(f"{where}: is of type '{type(scene).__name__}'; {_SCENE}")
         known = [modality.name for modality in self._job.card.modalities]
         for key in scene:
             if key not in known:
@@ -324,7 +324,8 @@ def _stored(value: Any, name: str) -> Stored:
     if isinstance(value, np.ma.MaskedArray):
         raise DataError(f"{name}: is a masked array; fill it with the value that is no measurement: array.filled(0)")
     if not isinstance(value, np.ndarray):
-        raise DataError(f"{name}: is a {type(value).__name__}; give an array (H, W) or (H, W, C), a tensor or a path")
+        kind = type(value).__name__
+        raise DataError(f"{name}: is of type '{kind}'; give an array (H, W) or (H, W, C), a tensor or a path")
     return InMemory(name, np.array(value))
 
 
