@@ -26,7 +26,9 @@ from memorysam_cli.engine.infer.inference import (
     choose_modalities,
     frame_sizes,
     notes_on_sizes,
+    tell_untrained,
     unlike_training,
+    untrained_sets,
 )
 from memorysam_cli.engine.infer.views import View
 from memorysam_cli.engine.processes import lost_ones_named
@@ -57,7 +59,7 @@ class EvaluationJob:
     """Of the file as it was before it was loaded: a training may replace it meanwhile."""
     is_compiled: bool = False
     doubts: tuple[str, ...] = ()
-    """Which sensors hold other values than the weights were trained on."""
+    """Which sensors hold other values than the weights were trained on, and which sets of them training never had."""
 
     @property
     def split(self) -> str:
@@ -123,7 +125,11 @@ def plan(
         chosen, card.image_size, device, known=card.modalities, view=view, precision=precision, batch=batch,
         workers=workers,
     )  # fmt: skip
-    doubts = tuple(unlike_training(card.dataset, manifest.root, scenes, chosen, strict=strict))
+    untrained = untrained_sets(card.recipe, scenes, view, chosen={modality.name for modality in chosen})
+    doubts = (
+        *unlike_training(card.dataset, manifest.root, scenes, chosen, strict=strict),
+        *tell_untrained(card.recipe, untrained, view, of=len(scenes)),
+    )
     return EvaluationJob(weights, card, manifest, splits, scenes, inference, folder, digest, is_compiled, doubts)
 
 

@@ -28,7 +28,9 @@ from memorysam_cli.engine.infer.inference import (
     choose_modalities,
     frame_sizes,
     notes_on_sizes,
+    tell_untrained,
     unlike_training,
+    untrained_sets,
 )
 from memorysam_cli.engine.infer.views import View
 from memorysam_cli.engine.predict.files import SceneFiles, refuse_collisions
@@ -89,6 +91,12 @@ class Job:
         }
 
     @cached_property
+    def untrained(self) -> dict[tuple[str, ...], int]:
+        """The sets of sensors that the weights were never trained for, each with its number of scenes."""
+        chosen = {modality.name for modality in self.modalities}
+        return untrained_sets(self.card.recipe, self.scenes, self.view, chosen=chosen)
+
+    @cached_property
     def sha256(self) -> str:
         """Of the marks."""
         return _digest([documents.to_json(self.marks)])
@@ -133,6 +141,7 @@ class Job:
             "inputs_root": str(self.root.absolute()),
             "dataset": self.card.dataset.name,
             "modalities": [m.name for m in self.modalities if any(m.name in scene.files for scene in self.scenes)],
+            "untrained": [{"modalities": list(names), "scenes": count} for names, count in self.untrained.items()],
             **self.view.to_json(size=self.card.image_size),
             **_decided(self),
             "image_size": self.card.image_size,
@@ -316,7 +325,10 @@ def remark(job: Job, *, strict: bool) -> None:
         *notes_on_sizes(sizes, size=job.card.image_size, tile=job.view.tile),
     ):
         console.note(text)
-    for text in unlike_training(job.card.dataset, job.root, job.scenes, job.modalities, strict=strict):
+    for text in (
+        *unlike_training(job.card.dataset, job.root, job.scenes, job.modalities, strict=strict),
+        *tell_untrained(job.card.recipe, job.untrained, job.view, of=len(job.scenes)),
+    ):
         if surroundings.rank() == 0:
             console.warn(text)
 
