@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from memorysam_cli.commands import options
+from memorysam_cli.commands.prepare_options import Pair, Times, Tolerance, recording
 from memorysam_cli.errors import DataError, PartialError, UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ EXAMPLES = [
         "predict ./data --out ./masks --probabilities uint8 --threshold Sky=0.7",
         "for other programs; unsure pixels are 255",
     ),
+    ("predict ./drive2 --modality 'rgb=cam/*.png' --modality 'ir=ir/*.tif'", "files of a rig that lie elsewhere"),
     ("predict ./camera --out ./masks --follow", "scenes as they arrive; prints each mask's path"),
     ("predict ./data --out ./masks --shard 0/4 --on-error skip", "one of four parts; list what is unreadable"),
     ("predict scene.tif --out classes.tif", "a raster of any size, by windows; see docs/rasters.md"),
@@ -49,12 +51,18 @@ def predict(
         list[str] | None,
         typer.Option("--map", metavar="MODALITY=NAME", help="What your files call a modality (repeatable)."),
     ] = None,
-    rasters: Annotated[
+    modality: Annotated[
         list[str] | None,
         typer.Option(
-            "--modality", metavar="NAME=FILE", help="A sensor's raster; the first one's pixels count (repeatable)."
+            "--modality",
+            metavar="NAME=PATTERN|FILE",
+            help="A sensor's files below SCENES, as in prepare folder (else as the weights remember); without SCENES, "
+            "its raster; the first one's pixels count (repeatable).",
         ),
     ] = None,
+    pair: Pair = "name",
+    tolerance: Tolerance = None,
+    times: Times = None,
     bands: Annotated[
         list[str] | None,
         typer.Option(
@@ -140,6 +148,10 @@ def predict(
         raise UsageError(f"--data {data}: SCENES ({scenes}) are given already; leave one of the two out")
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other; give one")
+    is_folder = scenes is not None and scenes.is_dir()
+    rasters = None if is_folder else modality
+    asked = modality if is_folder else None
+    layout = recording(asked, scenes, pair=pair, tolerance=tolerance, times=times or [], renames=renames)
     is_raster = bool(rasters) or (
         scenes is not None and scenes.is_file() and scenes.suffix.lower() in (".tif", ".tiff")
     )
@@ -154,6 +166,8 @@ def predict(
     elif bands or vector:
         option = f"--bands {bands[0]}" if bands else f"--vector {vector}"
         raise UsageError(f"{option}: is for rasters; SCENES are no TIFF, and no --modality NAME=FILE is given")
+    if follow and layout is not None:
+        raise UsageError("--follow: takes no --modality; name the folders as the sensors, or say it with --map")
     _refuse_unfollowed(
         follow=follow, scenes=scenes, batch=batch, only={"--poll": poll, "--settle": settle, "--late": late}
     )
@@ -179,7 +193,7 @@ def predict(
     run_options = RunOptions(device, workers, on_error == "skip", read_shard(shard), engine, overwrite, resume)
     job = plan(
         path, scenes=scenes, data=data, split=split, modalities=chosen, renames=renames,
-        limit=None if follow else limit, view=View(missing, scales, tile, tile_overlap), extras=extras,
+        layout=layout, limit=None if follow else limit, view=View(missing, scales, tile, tile_overlap), extras=extras,
         batch=batch or (1 if follow else 4), precision=precision, is_compiled=compiled, strict=strict,
         probabilities=probabilities, thresholds=thresholds or (), unsure=unsure, follows=follow,
     )  # fmt: skip

@@ -33,7 +33,7 @@ THREADS = 16
 
 SceneFault = tuple[str, str]
 """Kind and message."""
-SHEET, HISTOGRAM = "sheet.png", "labels.png"
+SHEET, HISTOGRAM, OFFSETS = "sheet.png", "labels.png", "offsets.png"
 ROWS = 12
 """Scenes on the sheet."""
 TRIES = 5
@@ -317,7 +317,7 @@ def _written_names(scene: Scene) -> list[str]:
 
 
 def draw(manifest: Manifest, report: CheckReport, folder: Path) -> list[Path]:
-    """Write the sheet of scenes, and the histogram of classes where there are labels.
+    """Write the sheet of scenes, the histogram of classes where there are labels, and that of offsets in time.
 
     Args:
         manifest: all scenes.
@@ -336,6 +336,11 @@ def draw(manifest: Manifest, report: CheckReport, folder: Path) -> list[Path]:
         title = f"{report.dataset}: share of the labelled pixels"
         atomic.write_bytes(folder / HISTOGRAM, figures.class_histogram(shares, classes=report.classes, title=title))
         written.append(folder / HISTOGRAM)
+    if report.offsets:
+        apart = {name: [each / 1e6 for each in found] for name, found in report.offsets.items()}
+        title = f"{report.dataset}: ms behind '{report.modalities[0]}'"
+        atomic.write_bytes(folder / OFFSETS, figures.offsets_histogram(apart, title=title))
+        written.append(folder / OFFSETS)
     return written
 
 

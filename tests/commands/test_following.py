@@ -134,6 +134,26 @@ def test_a_restart_does_nothing_twice_and_goes_on(
     assert one == three
 
 
+def test_a_signal_before_it_has_begun_leaves_what_was_done(
+    follow: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(0)(), send(1)()
+    assert follow([nothing] * 4).code == 130
+    done = {path: path.read_bytes() for path in Path("masks").rglob("*.png")}
+
+    def signalled(path: Path, *_: object, **__: object) -> None:
+        with path.open("ab") as stream:
+            stream.write(b'{"status": "done"}\n')  # somebody's own line, which nobody has looked at yet
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running.ledger, "take_up", signalled)
+        ended = follow([nothing])
+        assert ended.code == 130 and ended.out == ""
+    assert follow([nothing] * 4).code == 130 and ids() == ["000", "001"]
+    assert done == {path: path.read_bytes() for path in Path("masks").rglob("*.png")}
+
+
 @pytest.mark.parametrize("line", [0, 1, 3])
 def test_a_kill_at_any_line_costs_nothing(
     line: int, follow: Callable[..., Ended], memorysam: Program, monkeypatch: pytest.MonkeyPatch

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,7 +21,7 @@ from memorysam_cli import model as models
 from memorysam_cli.data import decode, inputs
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Scene
-from memorysam_cli.dataset import IGNORE, Modality
+from memorysam_cli.dataset import IGNORE, Layout, Modality
 from memorysam_cli.engine import run_folder, runtime, surroundings
 from memorysam_cli.engine.infer.decision import PLAIN, Wanted
 from memorysam_cli.engine.infer.inference import (
@@ -245,6 +246,7 @@ def plan(
     split: str | None = None,
     modalities: Sequence[str] | None = None,
     renames: Sequence[str] | None = None,
+    layout: Layout | None = None,
     limit: int | None = None,
     view: View | None = None,
     extras: Sequence[str] = (),
@@ -266,6 +268,7 @@ def plan(
         split: only this split of a prepared data set.
         modalities: names, if some were chosen.
         renames: of ``--map``.
+        layout: where the files of these scenes are and how they pair; None: as the weights remember it, if they do.
         limit: only the first so many scenes.
         view: how scenes are shown to the network.
         extras: pictures beside the masks.
@@ -296,11 +299,16 @@ def plan(
     where = scenes or manifests.prepared_root(
         run_folder.data_root(run_folder.run_of(weights), data), dataset=card.dataset.name
     )
+    if layout is not None:
+        _refuse_unknown_sensors(layout, names)
     if follows:
         _refuse_following(where, split=split, dataset=card.dataset.name)
         source = inputs.PredictionInputs(where, (), ())
     else:
-        source = inputs.discover(where, modalities=names, aliases=aliases, split=split, dataset=card.dataset.name)
+        source = inputs.discover(
+            where, modalities=names, aliases=aliases, split=split, dataset=card.dataset.name,
+            layout=layout or card.dataset.layout, is_asked=layout is not None,
+        )  # fmt: skip
     found = source.scenes[:limit]
     refuse_collisions(found)
     for text in source.notes:
@@ -368,7 +376,7 @@ def what_is_wanted(
         if name not in classes:
             hint = did_you_mean(str(name), classes)
             raise UsageError(f"--threshold {name}={share}: the weights know no class '{name}'{hint}")
-        if not isinstance(share, int | float) or not 0 <= share <= 1:
+        if not isinstance(share, numbers.Real) or not 0 <= share <= 1:  # NumPy's count, too
             raise UsageError(f"--threshold {name}={share}: must be a probability from 0 to 1, such as 0.7")
     if unsure is not None and not thresholds:
         raise UsageError(f"--unsure {unsure}: is for pixels below a threshold; give one with --threshold CLASS=0.7")
@@ -404,6 +412,17 @@ def read_thresholds(texts: Sequence[str], classes: Sequence[str]) -> dict[str, f
             raise UsageError(f"--threshold {text}: '{name}' has {found[name]:g} already; give one")
         found[name] = value
     return found
+
+
+def _refuse_unknown_sensors(layout: Layout, known: Sequence[str]) -> None:
+    """Patterns are for sensors in use.
+
+    Raises:
+        UsageError: one is for another.
+    """
+    for name in layout.modalities:
+        if name not in known:
+            raise UsageError(f"--modality {name}=…: '{name}' is no modality in use{did_you_mean(name, known)}")
 
 
 def read_aliases(texts: Sequence[str] | None, known: Sequence[str]) -> dict[str, str]:

@@ -183,6 +183,8 @@ class Arrivals:
         self.job, self.following = job, following
         self.waiting: dict[str, list[str]] = {}
         """Scenes that are not whole, and the sensors that they lack; none: their files still change."""
+        self.is_begun = False
+        """What was done before is known, and can be believed."""
         self._taken: set[str] = set()
         self._changed: dict[str, tuple[object, float]] = {}
         self._told: set[str] = set()
@@ -299,6 +301,7 @@ def _do_arriving(
     part, following = folder.part, arrivals.following
     known = _taken_up(job, part, skip_bad=skip_bad)
     arrivals.take(known)
+    arrivals.is_begun = True
     devices = dict.fromkeys(part.devices() if known else ())
     masks: list[str] = []
 
@@ -352,7 +355,7 @@ def _conclude(job: Job, folder: PredictionFolder, arrivals: Arrivals) -> dict[st
     if arrivals.waiting:
         named = few([shown(name) for name in arrivals.waiting], NAMED)
         console.warn(f"{len(arrivals.waiting)} scenes had not arrived whole, and are not segmented: {named}")
-    if not ledger.totals_of([path], job.card.dataset).done:
+    if not arrivals.is_begun or not ledger.totals_of([path], job.card.dataset).done:
         return None
     places = {scene.id: place for place, scene in enumerate(arrivals.find())}
     scenes = sorted(ledger.scenes_of(path), key=lambda scene: places.get(scene.id, len(places)))  # others stay, last

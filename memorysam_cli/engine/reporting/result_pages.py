@@ -306,7 +306,7 @@ def gather_prediction(folder: Path) -> Facts:
         done, failed, failures, chosen = _ledger(ledger)
     with documents.understood(path if report else folder / predictions.CLASSES):
         classes = report.get("classes") or documents.read_json(folder / predictions.CLASSES)
-        shares = _shares(classes)
+        shares = _shares(classes, others=report.get("unsure_pixels", 0))
         legend = [{"name": each["name"], "color": each["color"]} for each in classes]
         palette = [tuple(each["color"]) for each in classes]
         with documents.understood(ledger):
@@ -355,8 +355,9 @@ def _lines(ledger: Path) -> Iterator[Facts]:
     return documents.each_json_line(ledger) if ledger.is_file() else iter(())
 
 
-def _shares(classes: Sequence[Facts]) -> list[Facts]:
-    total = max(1, sum(each.get("pixels", 0) for each in classes))
+def _shares(classes: Sequence[Facts], *, others: int) -> list[Facts]:
+    """The classes with their shares of all pixels, of which some are of none."""
+    total = max(1, others + sum(each.get("pixels", 0) for each in classes))
     return [{**each, "pixels": each.get("pixels", 0), "share": 100 * each.get("pixels", 0) / total} for each in classes]
 
 

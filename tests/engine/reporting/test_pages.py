@@ -17,7 +17,7 @@ import torch
 from memorysam_cli import recipe as recipes
 from memorysam_cli.engine.evaluate import evaluation as evaluation_run
 from memorysam_cli.engine.infer.views import View
-from memorysam_cli.engine.reporting import folders, run_pages
+from memorysam_cli.engine.reporting import folders, result_pages, run_pages
 from memorysam_cli.engine.reporting.run_pages import write
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.errors import DataError, UsageError
@@ -413,3 +413,7 @@ def test_a_damaged_file_is_named(evaluation: Path) -> None:
 def test_an_out_that_is_a_folder_is_refused(evaluation: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a folder; give a file"):
         write([evaluation], out=tmp_path)
+
+
+def test_pixels_of_no_class_count_in_the_shares_of_a_prediction() -> None:
+    assert [each["share"] for each in result_pages._shares([{"pixels": 3}, {"pixels": 2}], others=5)] == [30, 20]
