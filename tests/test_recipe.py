@@ -58,8 +58,22 @@ PAPER = {
 }
 
 
-def test_the_shipped_recipes_are_the_published_ones_the_demo_and_the_default() -> None:
-    assert sorted(recipe.shipped()) == sorted([*PAPER, "demo", "default"])
+ROBUST = {"deliver-robust": "deliver", "mcubes-robust": "mcubes"}
+"""Recipes for sensors that fail, and the published ones that they begin from."""
+
+
+def test_the_shipped_recipes_are_the_published_ones_those_for_failing_sensors_the_demo_and_the_default() -> None:
+    assert sorted(recipe.shipped()) == sorted([*PAPER, *ROBUST, "demo", "default"])
+
+
+@pytest.mark.parametrize("name", ROBUST)
+def test_a_recipe_for_failing_sensors_is_the_published_one_with_losses_on_some_of_them(name: str) -> None:
+    own, paper = recipe.load(name), recipe.load(ROBUST[name])
+    same = {"name": paper.name, "about": paper.about, "robust": paper.robust, "losses": paper.losses}
+    assert own.model_copy(update=same) == paper
+    assert own.robust.subset.weight > 0 and own.losses.keys() == {"single"}
+    assert all(own.trains_on([sensor], zeroed=False) for sensor in own.data.modalities)
+    assert not any(paper.trains_on([sensor], zeroed=False) for sensor in paper.data.modalities)
 
 
 def test_the_default_recipe_leaves_data_set_and_modalities_open() -> None:
@@ -146,7 +160,7 @@ def test_a_recipe_written_out_reads_back_as_itself(name: str, tmp_path: Path) ->
     assert "modalities: [" in resolved.to_yaml()
 
 
-@pytest.mark.parametrize("name", recipe.shipped())
+@pytest.mark.parametrize("name", [*PAPER, "demo", "default"])
 def test_a_shipped_recipe_leaves_no_spmm_key_out(name: str) -> None:
     text = recipe.shipped()[name].read_text(encoding="utf-8")
     spmm = text.split("\nspmm:\n")[1].split("\n\n")[0]
