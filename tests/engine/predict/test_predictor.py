@@ -25,6 +25,7 @@ from memorysam_cli.storage import documents, images
 from ...commands.trained import save_weights
 from ..stand_ins import CLASSES, PALETTE, write_data
 
+pytestmark = pytest.mark.filterwarnings("ignore::memorysam_cli.UnlikeTraining")
 Scene = dict[str, Any]
 
 
@@ -295,10 +296,10 @@ def test_values_unlike_those_of_training_warn_once_a_sensor_and_type(tmp_path: P
     meters = {"depth": np.full((8, 8), 0.7, np.float32)}
     with warnings.catch_warnings(record=True) as said, Predictor(tmp_path / "w.safetensors", device="cpu") as made:
         warnings.simplefilter("always")
-        made(like)
+        made({"img": SCENES["i-one-channel"]["img"], **like})
         assert not said
-        made(meters)
-        made(meters)
+        made({"img": SCENES["i-one-channel"]["img"], **meters})
+        made({"img": SCENES["i-one-channel"]["img"], **meters})
         (only,) = said
         assert only.category is UnlikeTraining and only.filename == __file__
         assert str(only.message).startswith("'depth': the weights were trained on uint16 100 to 1000 (1–99 %), these")
@@ -308,6 +309,17 @@ def test_values_unlike_those_of_training_warn_once_a_sensor_and_type(tmp_path: P
             made(meters)
     with Predictor(tmp_path / "w.safetensors", device="cpu") as made, pytest.warns(UnlikeTraining, match="60000 to"):
         made(large)
+
+
+def test_a_set_of_sensors_that_training_never_showed_warns_once(folder: Path) -> None:
+    with warnings.catch_warnings(record=True) as said, Predictor(folder / "w.safetensors", device="cpu") as made:
+        warnings.simplefilter("always")
+        made(SCENES["a-plain"])
+        assert not said
+        made([SCENES["a-plain"], SCENES["c-no-depth"], SCENES["c-no-depth"]])
+        made(SCENES["c-no-depth"])
+        (only,) = said
+        assert only.category is UnlikeTraining and str(only.message).startswith("2 of 2 scenes have a combination of")
 
 
 def test_an_empty_list_is_no_scene(predictor: Predictor) -> None:
