@@ -12,8 +12,7 @@ from torch import Tensor
 
 from memorysam_cli.errors import WeightsError
 from memorysam_cli.model.backbone import build_sam2, set_grid
-from memorysam_cli.model.base_weights import base_shapes, load_base
-from memorysam_cli.model.huggingface import as_sam2
+from memorysam_cli.model.base_weights import as_sam2, base_shapes, load_base
 from memorysam_cli.model.lora import peft
 from memorysam_cli.model.memory import EncodedFrame, Memory, condition
 from memorysam_cli.model.network import MemorySAM
