@@ -15,13 +15,17 @@ from memorysam_cli.encoders.base import Encoder, Level
 from memorysam_cli.encoders.products import linear, use_fast_linears
 from memorysam_cli.model.backbone import set_grid
 from memorysam_cli.model.fusion import Fusion, Mean, Output, refuse_impossible
-from memorysam_cli.model.memory import EncodedFrame, Tree
+from memorysam_cli.model.memory import EncodedFrame, Notes, Tree
+
+NOTES = "notes."
+"""What memories say beside SAM 2's."""
 
 FRESH = (
     "sam.sam_mask_decoder.mask_tokens.",
     "sam.sam_mask_decoder.output_hypernetworks_mlps.",
     "sam.sam_mask_decoder.iou_prediction_head.",
     "fusion.",
+    NOTES,
 )
 """Parts that start fresh: SAM2 has them for its own four masks, not for classes, or not at all."""
 
@@ -34,6 +38,7 @@ MEMORY = (
     "sam.no_obj_ptr",
     "sam.no_obj_embed_spatial",
     "sam.obj_ptr_tpos_proj.",
+    NOTES,
 )
 """Parts that only work between frames; with one modality they get no gradient and are frozen."""
 
@@ -60,6 +65,7 @@ class MemorySAM(nn.Module):
         fusion: how the frames come together; None: their mean, as in the paper.
         order: in training, whether the memory sees the frames as given or in an order that is drawn for each sequence;
             in eval mode always as given.
+        notes: what memories say beside SAM 2's; None: nothing, as in the paper.
 
     Source: MemorySAM (arXiv 2503.06700), METHOD §1.
     """
@@ -72,11 +78,13 @@ class MemorySAM(nn.Module):
         object_gate: bool = True,
         fusion: Fusion | None = None,
         order: Literal["recipe", "shuffled"] = "recipe",
+        notes: Notes | None = None,
     ) -> None:
         super().__init__()
         use_fast_linears(sam)
         self.sam = sam
         self.fusion = Mean() if fusion is None else fusion
+        self.notes = Notes(sam.mem_dim) if notes is None else notes
         self.classes = classes
         self.object_gate = object_gate
         self.order = order
@@ -113,28 +121,33 @@ class MemorySAM(nn.Module):
         """Have the encoder run its blocks without forks and in-place steps, as an export needs them."""
         self._unit = self.encoder.unit()
 
-    def forward(self, frames: Sequence[Tensor]) -> Output:
+    def forward(self, frames: Sequence[Tensor], *, sensors: Sequence[int] | None = None) -> Output:
         """Run the memory across the frames.
 
         Args:
             frames: M tensors (B, 3, H, W), normalised, in the order of the recipe; H and W divisible by 32.
+            sensors: as of :meth:`encode`.
 
         Raises:
-            ValueError: no frame, unequal shapes, or a size that is not divisible by 32.
+            ValueError: no frame, unequal shapes, a size that is not divisible by 32, or sensors that are not given and
+                cannot be guessed.
         """
-        _, output = next(self.outputs(self.encode(frames), [range(len(frames))]))
+        _, output = next(self.outputs(self.encode(frames, sensors=sensors), [range(len(frames))]))
         return output
 
-    def encode(self, frames: Sequence[Tensor]) -> list[EncodedFrame]:
+    def encode(self, frames: Sequence[Tensor], *, sensors: Sequence[int] | None = None) -> list[EncodedFrame]:
         """Encode all frames at once; their encodings do not depend on each other.
 
         Args:
             frames: as in :meth:`forward`.
+            sensors: which sensor each frame is of, by its place in the recipe's ``data.modalities``; None: all of them
+                in that order. A network that tells sensors apart must know where some are missing.
 
         Raises:
             ValueError: as in :meth:`forward`.
         """
         _check(frames)
+        sensors = self._which(frames, sensors)
         batch = frames[0].shape[0]
         calls = frames if self._unit else [torch.cat(list(frames))]  # (M·B, 3, H, W)
         levels = zip(*(self._pyramid(call) for call in calls), strict=True)
@@ -143,7 +156,18 @@ class MemorySAM(nn.Module):
         )
         position = self.sam.image_encoder.neck.position_encoding(coarse[0][:1]).to(coarse[0].dtype)
         positions = [position.expand(batch, -1, -1, -1)] * len(frames)
-        return [EncodedFrame(*parts) for parts in zip(fine, middle, coarse, positions, strict=True)]
+        return [EncodedFrame(*parts) for parts in zip(fine, middle, coarse, positions, sensors, strict=True)]
+
+    def _which(self, frames: Sequence[Tensor], sensors: Sequence[int] | None) -> Sequence[int]:
+        """The sensors that frames are of; refuses to guess."""
+        known = None if self.notes.sensors is None else len(self.notes.sensors)
+        if sensors is None:
+            if known not in {None, len(frames)}:
+                raise ValueError(f"frames: {len(frames)} of {known} sensors; say of which (sensors=)")
+            return range(len(frames))
+        if len(sensors) != len(frames) or (known is not None and not all(0 <= each < known for each in sensors)):
+            raise ValueError(f"sensors: {list(sensors)}; needs {len(frames)} places among {known or 'all'} sensors")
+        return sensors
 
     def outputs(self, pool: Sequence[EncodedFrame], sequences: Sequence[Sequence[int]]) -> Iterator[tuple[int, Output]]:
         """Run the memory across many sequences of encoded frames.
@@ -173,21 +197,22 @@ class MemorySAM(nn.Module):
         # The gaussian matrix is a buffer that moves with the network; the embedding is a few thousand cosines.
         dense_position = self.sam.sam_prompt_encoder.pe_layer(grid).unsqueeze(0)
         tree = Tree(
-            self.sam, pool, plans, gate=self.object_gate, dense_position=dense_position, saver=self.saver
+            self.sam, self.notes, pool, plans, gate=self.object_gate, dense_position=dense_position, saver=self.saver
         )  # fmt: skip
         for number, steps in tree.walk():
             yield number, self.fusion.join(steps)
 
-    def logits(self, frames: Sequence[Tensor]) -> Tensor:
+    def logits(self, frames: Sequence[Tensor], *, sensors: Sequence[int] | None = None) -> Tensor:
         """The class logits at the size of the frames.
 
         Args:
             frames: as in :meth:`forward`.
+            sensors: as of :meth:`encode`.
 
         Returns:
             (B, K, H, W) float32.
         """
-        return self.upsample(self(frames), size=(frames[0].shape[-2], frames[0].shape[-1]))
+        return self.upsample(self(frames, sensors=sensors), size=(frames[0].shape[-2], frames[0].shape[-1]))
 
     def upsample(self, output: Output, *, size: tuple[int, int]) -> Tensor:
         """Bring the logits of the data set's classes to pixels.

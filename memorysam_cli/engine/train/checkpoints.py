@@ -39,7 +39,8 @@ MAY_CHANGE = {
 """Recipe keys that say how the work is done and how long; what is computed may not change in a run. Of ``model.init``
 the content counts, not the path."""
 DEFAULTS_BEFORE = {
-    "model.fusion": "mean", "model.order": "recipe", "data.antialias": None, "augment.blur_after_crop": False,
+    "model.fusion": "mean", "model.order": "recipe", "model.modality_embedding": False, "model.memory_mask": "best",
+    "data.antialias": None, "augment.blur_after_crop": False,
 }  # fmt: skip
 """The values of keys that older recipes did not have."""
 _FOLDER = re.compile(r"step-\d{8}(\.new)?")

@@ -10,14 +10,14 @@ import contextlib
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, equal
+from torch import Tensor, equal, stack
 
 from memorysam_cli import recipe as recipes
 from memorysam_cli.data import decode
@@ -32,7 +32,7 @@ from memorysam_cli.engine.train.checkpoints import Position
 from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.errors import DataError, EnvironmentFault, MemorySamError, UsageError, WeightsError
 from memorysam_cli.model import Segmenter, base_weights
-from memorysam_cli.model.network import count
+from memorysam_cli.model.network import NOTES, count
 from memorysam_cli.model.weights import WeightsCard, fill_own, own_tensors, read, read_card
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
@@ -323,6 +323,7 @@ def load_initial(network: Segmenter, name: str) -> int:
     own = own_tensors(network)
     if card.kind == "complete":
         state = _without_base(state, network, own, where=path)
+    state |= _notes(own, state, then=card.recipe.data.modalities, now=network.card.recipe.data.modalities)
     fill_own(network, state, where=f"--init {path}")
     if card.modalities != network.card.modalities:
         then, now = (", ".join(each.name for each in c.modalities) for c in (card, network.card))
@@ -331,6 +332,25 @@ def load_initial(network: Segmenter, name: str) -> int:
             changed = f"other settings of sensors: {', '.join(_changed_settings(card, network.card))}"
         console.note(f"--init {path}: was trained on {changed}")
     return len(own)
+
+
+def _notes(
+    own: Mapping[str, Tensor], initial: Mapping[str, Tensor], *, then: Sequence[str], now: Sequence[str]
+) -> dict[str, Tensor]:
+    """This run's notes in memories, by name: what the initial weights have of them, and zeros for what they lack.
+
+    Args:
+        own: this run's tensors, as they start.
+        initial: the tensors to begin from.
+        then: the sensors of the initial weights; each keeps its embedding, wherever it now stands.
+        now: those of this run.
+    """
+    notes = {name: initial.get(name, tensor) for name, tensor in own.items() if name.startswith(NOTES)}
+    name = f"{NOTES}sensors"
+    if name in notes and name in initial:
+        rows = [initial[name][then.index(each)] if each in then else own[name][0] for each in now]
+        notes[name] = stack(rows)
+    return notes
 
 
 def _changed_settings(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
@@ -353,6 +373,10 @@ def _obstacles(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
         "model.object_gate": (initial.recipe.model.object_gate, ours.recipe.model.object_gate),
         **_lora_settings(initial, ours),
     }
+    for key, paper in {"modality_embedding": False, "memory_mask": "best"}.items():
+        then, now = (getattr(each.recipe.model, key) for each in (initial, ours))
+        if then != paper:  # from the paper's network any run can begin: what it adds is zero at first
+            pairs[f"model.{key}"] = (then, now)
     yield from (f"{key} was {then}, is {now}" for key, (then, now) in pairs.items() if then != now)
     if initial.kind == "trained" and initial.base.sha256 != ours.base.sha256:
         yield (
