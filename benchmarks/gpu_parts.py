@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 
 from memorysam_cli.engine import runtime
-from memorysam_cli.engine.measure import reading
+from memorysam_cli.engine.measure import input_speed
 from memorysam_cli.engine.measure.bench import make_variants, measure
 from memorysam_cli.engine.measure.rates import interleaved, synchronize
 from memorysam_cli.engine.measure.workload import Workload
@@ -134,7 +134,7 @@ def profile(bench: Bench) -> Found:
 
 def data(bench: Bench) -> Found:
     """Both tasks from PNG files."""
-    report = tried(lambda: reading.measure(bench.asked(), bench.device, repeats=1 if bench.small else 8))
+    report = tried(lambda: input_speed.measure(bench.asked(), bench.device, repeats=1 if bench.small else 8))
     yield from report.items()
 
 

@@ -266,10 +266,10 @@ def run(arguments: Sequence[str]) -> int:
 
 def _wants_json(arguments: Sequence[str]) -> bool:
     """Whether a command line asks for JSON, also one that is wrong; of several processes only the first answers."""
-    from memorysam_cli.engine import launcher
+    from memorysam_cli.engine import surroundings
 
     options = itertools.takewhile(lambda word: word != "--", arguments)
-    return "--json" in options and (launcher.world() == 1 or launcher.rank() == 0)
+    return "--json" in options and (surroundings.world() == 1 or surroundings.rank() == 0)
 
 
 def _explain(error: BaseException) -> tuple[int, str]:

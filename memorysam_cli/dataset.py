@@ -7,6 +7,7 @@ training, evaluation and prediction alike.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
@@ -22,6 +23,7 @@ Flip = Literal["mirror", "negate_sine", "negate_cosine"]
 Byte = Annotated[int, Field(ge=0, le=255)]
 Colour = tuple[Byte, Byte, Byte]
 Channel = Annotated[int, Field(ge=0)]
+Band = Annotated[int, Field(ge=1)] | Annotated[str, Field(min_length=1)]
 LARGEST, SMALLEST = 3.4e38, 1.2e-38
 """Of float32, in which values are computed."""
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
@@ -32,6 +34,10 @@ IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224,
 """Of RGB in [0, 1], as SAM 2 was trained; every other modality is only scaled. Source: METHOD §5, DATASETS §0."""
 
 
+_SPELLED = str.maketrans(
+    {"ä": "ae", "ö": "oe", "ü": "ue", "Ä": "Ae", "Ö": "Oe", "Ü": "Ue", "ß": "ss", "ø": "oe", "æ": "ae"}
+)
+"""Letters as their languages write them without a mark."""
 WORD = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 """The pattern of what can name a folder, a data set, a modality."""
 
@@ -39,6 +45,13 @@ WORD = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 def is_word(text: str) -> bool:
     """Whether a text can name a folder, a data set, a modality."""
     return re.fullmatch(WORD, text) is not None
+
+
+def word_of(text: str) -> str:
+    """A text as a word: ``Wärmebild links`` becomes ``Waermebild-links``; "" where no letter or digit is left."""
+    spelled = unicodedata.normalize("NFC", text).translate(_SPELLED)
+    plain = unicodedata.normalize("NFKD", spelled).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._")[:100]
 
 
 def _word(text: str) -> str:
@@ -93,6 +106,9 @@ class Modality(Strict):
     channels: tuple[Channel, Channel, Channel] | None = None
     """Which stored channels are the three, from 0. None: grey is repeated, alpha is dropped; any other number of
     channels needs this."""
+    bands: tuple[Band, Band, Band] | None = None
+    """The same of a raster (TIFF), whose bands are counted from 1, or go by their descriptions; instead of
+    ``channels``."""
     scale: Number | None = None
     """Of stored values. None: by dtype, uint8 / 255, uint16 / 65535, floating point as stored."""
     offset: Number = 0.0
@@ -108,6 +124,8 @@ class Modality(Strict):
     def _keeps_values_apart(self) -> Modality:
         if self.scale is not None and abs(self.scale) < SMALLEST:
             raise ValueError(f"scale {self.scale:g} would make all values one; leave it out or give another, such as 1")
+        if self.channels is not None and self.bands is not None:
+            raise ValueError("channels and bands: give one; channels are counted from 0, the bands of a TIFF from 1")
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std: give both or neither")
         if self.std is not None and min(self.std) < SMALLEST:

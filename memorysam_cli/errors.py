@@ -1,6 +1,7 @@
 """The user's mistakes and the world's faults: one exception, one exit code each.
 
-Anything that is not a :class:`MemorySamError` is our own bug and ends with exit code 1.
+Anything that is not a :class:`MemorySamError` is our own bug and ends with exit code 1. Some bugs show as sums that do
+not come out (:func:`check_laws`): what goes in comes out, or is listed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import errno
 import os
 import re
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
@@ -302,3 +303,29 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     near = closest(word, names)
     question = f"; did you mean '{near[0]}'?" if near else ";"
     return f"{question} (known: {', '.join(names)})" if near else f" (known: {', '.join(names)})"
+
+
+Laws = dict[str, dict[str, int | bool]]
+"""What a report has under ``laws``: law → ``{"left": …, "right": …, "holds": true}``."""
+
+
+class LawBroken(AssertionError):
+    """A sum that does not come out: a bug of ours, never the user's mistake (exit code 1)."""
+
+
+def check_laws(laws: Mapping[str, tuple[int, int]]) -> Laws:
+    """See that every law holds.
+
+    Args:
+        laws: name, such as ``"scenes found = accepted + left out"``, → what its left and right sides come to.
+
+    Returns:
+        The laws in their order, as plain JSON values.
+
+    Raises:
+        LawBroken: some do not hold; names each with both sums.
+    """
+    broken = [f"'{name}': {left:,} ≠ {right:,}" for name, (left, right) in laws.items() if left != right]
+    if broken:
+        raise LawBroken(f"conservation broken: {'; '.join(broken)}; do not trust these results, and report this bug")
+    return {name: {"left": int(left), "right": int(right), "holds": True} for name, (left, right) in laws.items()}

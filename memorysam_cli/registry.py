@@ -89,7 +89,14 @@ class Registry:
         return value
 
 
-LOSSES = Registry("loss", {"ohem": "memorysam_cli.losses.ohem:OhemLoss", "spmm": "memorysam_cli.losses.spmm:SpmmLoss"})
+LOSSES = Registry(
+    "loss",
+    {
+        "ohem": "memorysam_cli.losses.ohem:OhemLoss",
+        "spmm": "memorysam_cli.losses.spmm:SpmmLoss",
+        "single": "memorysam_cli.losses.robust:SingleLoss",
+    },
+)
 """Losses by name: classes such as :class:`memorysam_cli.losses.loss.Loss`."""
 _HIERA = "memorysam_cli.encoders.hiera"
 ENCODERS = Registry(

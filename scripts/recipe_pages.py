@@ -28,7 +28,7 @@ def keys_page() -> str:
     lines += ["## The file itself", "", *_table(top)]
     for section in (key for key in found if key.is_section):
         below = [key for key in found if key.path.rpartition(".")[0] == section.path and not key.is_section]
-        lines += [f"## {section.path}", "", section.meaning, "", *_table(below)]
+        lines += [f"## {section.path}", "", section.meaning, "", *(_table(below) if below else [])]
     return "\n".join(lines)
 
 

@@ -74,7 +74,7 @@ def main(
 
 def reports(demo: Path, work: Path) -> dict[str, Path]:
     """The pages of a demo's training, of an evaluation of it, and of its prediction."""
-    from memorysam_cli.engine.reporting.report import write
+    from memorysam_cli.engine.reporting.run_pages import write
 
     runs = [path.parent for path in sorted(demo.glob("runs/demo-*/result.json")) if "-rgb-" not in path.parent.name]
     predictions = sorted(demo.glob("predictions-*"))

@@ -25,16 +25,16 @@ LAYERS = [
     {"report", "streetworld", "encoders"},
     {"recipe"},
     {"storage"},
-    {"validation", "dataset", "conservation", "registry"},
+    {"dataset", "registry"},
     {"errors", "text"},
 ]
 """From top to bottom; a module imports from its own layer's package or from lower layers."""
-LIMITS = {"files": 177, "closure_train": 82, "closure_predict": 67}
+LIMITS = {"files": 173, "closure_train": 80, "closure_predict": 66}
 """Today's values, rounded up a little. Guides, not quotas: the aims are 140 files and closures of 55 and 45. Whoever
 makes the house smaller lowers them; whoever has a reason to raise one says it in the commit."""
 SMALL_ROOMS = {
     "memorysam_cli.commands.card": "one file = one verb; only the catalogue in app.py names the others, by a string",
-    "memorysam_cli.validation": "pydantic's errors in words: a layer of its own below recipe/, data/ and storage/",
+    "memorysam_cli.recipe.refusals": "pydantic's errors in words; its one importer, recipe.reading, is long enough",
 }
 """Modules that are small and have one importer, each with its reason."""
 MEASURE = ["files", "lines", "closure_train", "closure_predict", "small_single_importer", "cycles", "shared_names"]

@@ -68,10 +68,10 @@ def bench(
     )  # fmt: skip
     place = runtime.choose_device(device)
     if mode == "data":
-        from memorysam_cli.engine.measure import reading
+        from memorysam_cli.engine.measure import input_speed
 
-        report = reading.measure(workload, place, repeats=repeats)
-        reading.show(report)
+        report = input_speed.measure(workload, place, repeats=repeats)
+        input_speed.show(report)
     else:
         from memorysam_cli.engine.measure import bench as benchmark
 

@@ -37,7 +37,7 @@ def card(
     begin(json=json, verbose=verbose, quiet=quiet)
     if out is not None:
         refuse_taken(out, source=file, overwrite=overwrite)
-    from memorysam_cli.engine.weights import card as cards
+    from memorysam_cli.engine.weights import model_card as cards
     from memorysam_cli.report import console
     from memorysam_cli.storage import atomic
 

@@ -19,7 +19,7 @@ def doctor(json: options.Json = False, verbose: options.Verbose = False, quiet: 
     and not even that in offline mode (HF_HUB_OFFLINE=1). Exit code 6: there is a problem, and commands will fail.
     """
     options.begin(json=json, verbose=verbose, quiet=quiet)
-    from memorysam_cli.engine.doctor import examine
+    from memorysam_cli.engine.diagnosis import examine
     from memorysam_cli.report import console
 
     found = list(examine())

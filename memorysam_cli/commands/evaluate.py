@@ -79,25 +79,25 @@ def evaluate(
     if robustness is not None and (scales or tile or min_miou is not None):
         raise UsageError("--robustness: is defined without --tta, --tile and --min-miou; leave them out")
     _refuse_idle(robustness, seed=seed, repeats=repeats, noise_extremes=noise_extremes)
-    from memorysam_cli.engine.evaluate import run
+    from memorysam_cli.engine.evaluate import evaluation
     from memorysam_cli.engine.infer.views import View
     from memorysam_cli.report import console
     from memorysam_cli.storage import lock
 
     view = View(missing=missing, scales=scales, tile=tile, overlap=tile_overlap)
-    job = run.plan(
+    job = evaluation.plan(
         path, data=data, split=split, modalities=names, view=view, out=out, device=device, batch=batch, workers=workers,
         precision=precision, is_compiled=compiled, strict=strict,
     )  # fmt: skip
     if weights is None:
         run_folder.tell_default(path)
     if robustness is not None:
-        report = run.measure_robustness(
+        report = evaluation.measure_robustness(
             job, kind=robustness, seed=seed or 0, repeats=repeats or 1, noise_extremes=noise_extremes or "batch",
             protocol=protocol,
         )  # fmt: skip
     else:
-        report = run.score(job, protocol=protocol, pictured=gallery)
+        report = evaluation.score(job, protocol=protocol, pictured=gallery)
     if report is None:  # only the first of several processes has the result
         return
     if json:

@@ -234,12 +234,12 @@ def begin(*, json: bool = False, verbose: bool = False, quiet: bool = False) -> 
         EnvironmentFault: the folder that the program was started in is gone.
     """
     refuse_gone_folder()
-    from memorysam_cli.engine import launcher
+    from memorysam_cli.engine import surroundings
     from memorysam_cli.report import console
 
     if verbose and quiet:
         raise UsageError("--verbose and --quiet exclude each other; give one")
-    is_first = launcher.world() == 1 or launcher.rank() == 0
+    is_first = surroundings.world() == 1 or surroundings.rank() == 0
     level = console.QUIET if quiet or not is_first else console.VERBOSE if verbose else console.NORMAL
     console.setup(verbosity=level, json=json)
 
@@ -325,7 +325,7 @@ def refuse_several(command: str) -> None:
     Raises:
         UsageError: torchrun or the like started this process.
     """
-    from memorysam_cli.engine import launcher
+    from memorysam_cli.engine import surroundings
 
-    if launcher.world() != 1:
+    if surroundings.world() != 1:
         raise UsageError(f"{command}: measures from one process; start it without torchrun or accelerate launch")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,6 +16,10 @@ SCENES = (
 EXAMPLES = [
     ("predict ./photos --out ./masks --map img=rgb --color --overlay", "folders img/ and depth/ of one's own"),
     ("predict ./data --out ./masks --split test --confidence", "a prepared data set"),
+    (
+        "predict ./data --out ./masks --probabilities uint8 --threshold Sky=0.7",
+        "for other programs; unsure pixels are 255",
+    ),
     ("predict ./data --out ./masks --shard 0/4 --on-error skip", "one of four parts; list what is unreadable"),
 ]
 
@@ -43,6 +47,18 @@ def predict(
     overlay: Annotated[bool, typer.Option("--overlay", help="Also blend colours over the image, with legend.")] = False,
     legend: Annotated[bool, typer.Option("--legend", help="Also legend.png: every class and its colour.")] = False,
     confidence: Annotated[bool, typer.Option("--confidence", help="Also write each pixel's probability.")] = False,
+    probabilities: Annotated[
+        Literal["float16", "uint8"] | None,
+        typer.Option(help="Also write every class's probability per pixel, as NPZ; uint8 is times 255."),
+    ] = None,
+    thresholds: Annotated[
+        list[str] | None,
+        typer.Option("--threshold", metavar="CLASS=P", help="The probability that a class needs to win (repeatable)."),
+    ] = None,
+    unsure: Annotated[
+        str | None,
+        typer.Option(metavar="VALUE", help="What pixels below --threshold get: 255 (the default), or a class."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first so many scenes.")] = None,
     on_error: options.OnError = "stop",
     strict: options.Strict = False,
@@ -90,7 +106,7 @@ def predict(
     job = plan(
         path, scenes=scenes, data=data, split=split, modalities=chosen, renames=renames, limit=limit,
         view=View(missing, scales, tile, tile_overlap), extras=extras, batch=batch, precision=precision,
-        is_compiled=compiled, strict=strict,
+        is_compiled=compiled, strict=strict, probabilities=probabilities, thresholds=thresholds or (), unsure=unsure,
     )  # fmt: skip
     if weights is None:
         run_folder.tell_default(path)

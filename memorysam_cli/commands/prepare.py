@@ -16,7 +16,7 @@ import typer
 from memorysam_cli.commands import prepare_options as words
 from memorysam_cli.commands.options import Json, Quiet, Verbose, begin, must_exist
 from memorysam_cli.commands.prepare_options import DropIncomplete, ExistingRoot, HeadersOnly, MaxPixels, Root
-from memorysam_cli.commands.prepare_report import check_and_write, measuring
+from memorysam_cli.commands.prepare_report import agree, check_and_write, measuring, show_proposal
 from memorysam_cli.data import DATASETS
 from memorysam_cli.errors import DataError, UsageError
 
@@ -43,7 +43,7 @@ EXAMPLES = {
     "": [
         ("prepare synthetic ./data", "render scenes"),
         ("prepare deliver ./data", "a published data set, unpacked or an archive"),
-        ("prepare folder ./data --modality 'rgb=images/*.png' --modality 'depth=depth/*.png'", "sensors of your own"),
+        ("prepare folder ./data", "sensors of your own: shows what it makes of the folder, and asks"),
     ],
     "synthetic": [
         ("prepare synthetic ./data", "240 scenes in DELIVER's layout"),
@@ -55,6 +55,10 @@ EXAMPLES = {
             "prepare folder ./data --modality 'rgb=images/*.png' --modality 'depth=depth/*.png' "
             "--labels 'masks/*.png' --classes classes.txt",
             "pairs by name; splits are drawn",
+        ),
+        (
+            "prepare folder ./data --modality 'rgb=s2/*.tif' --bands rgb=4,3,2 --modality 'nir=s2/*.tif' --bands nir=8",
+            "two sensors of one raster's bands, counted from 1",
         ),
         (
             "prepare folder ./data --modality 'nir=nir/*.tif' --labels 'masks/*.png' --classes classes.txt "
@@ -165,21 +169,26 @@ def _unpacked(path: Path, *, max_expand: float | None, allow_case: bool) -> Path
 
 
 def folder(
+    context: typer.Context,
     root: ExistingRoot,
     modality: Annotated[
-        list[str],
+        Named,
         typer.Option(
             "--modality",
             "-m",
             metavar="NAME=PATTERN",
-            help="A sensor and its files below ROOT, such as 'depth=depth/*.png' (repeatable).",
+            help="A sensor and its files below ROOT, such as 'depth=depth/*.png' (repeatable); none: all is proposed.",
         ),
-    ],
+    ] = None,
     labels: Annotated[
         str | None, typer.Option(metavar="PATTERN", help="The label files; without, the scenes can only be predicted.")
     ] = None,
     classes: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A class per line: name, or name r g b, or value: name r g b.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A class per line: name, name r g b, or value: name r g b; else the labels' values are the classes.",
+        ),
     ] = None,
     palette: Annotated[
         Literal["given", "safe"],
@@ -199,6 +208,14 @@ def folder(
         Named,
         typer.Option(
             "--channels", metavar="NAME=A,B,C", help="The three stored channels to take, from 0 (repeatable)."
+        ),
+    ] = None,
+    bands: Annotated[
+        Named,
+        typer.Option(
+            "--bands",
+            metavar="NAME=A,B,C",
+            help="The three bands of a TIFF to take, from 1 or by their names, as s2=B4,B3,B2 (repeatable).",
         ),
     ] = None,
     scale: Annotated[
@@ -231,6 +248,9 @@ def folder(
     stored: Annotated[
         bool, typer.Option("--stored", help="Measure no sensor: keep the stored ranges, 8 and 16 bits as 0..1.")
     ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Write what is proposed without --modality, unasked.")
+    ] = False,
     drop_incomplete: DropIncomplete = False,
     headers_only: HeadersOnly = False,
     max_pixels: MaxPixels = None,
@@ -240,8 +260,9 @@ def folder(
 ) -> None:
     """Prepare files of your own sensors, any number of them.
 
-    PNG, JPEG, TIFF, BMP, WebP, NPY or NPZ. Files of one scene pair by what the wildcards stand for; {split} in a
-    pattern is the scene's split. An angle has two patterns, sine and cosine: 'aolp=sin/*.npy+cos/*.npy'.
+    Without --modality it looks at ROOT, proposes sensors, labels and splits with a picture sheet, and asks; --yes
+    accepts. PNG, JPEG, TIFF, BMP, WebP, NPY or NPZ. Files of one scene pair by what the wildcards stand for; {split} in
+    a pattern is the scene's split. An angle has two patterns, sine and cosine: 'aolp=sin/*.npy+cos/*.npy'.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.data.own.classes import read_classes
@@ -251,27 +272,42 @@ def folder(
 
     class_file = None if classes is None else words.existing("--classes ", classes, root)
     divided = words.split(split or [], root)
-    patterns = words.patterns(modality)
+    own_name = words.dataset_name(name, root)
+    proposal = None if modality else words.proposed(root, labels=labels, classes=class_file, kind=kind)
+    if proposal is not None:
+        modality = [f"{sensor}={pattern}" for sensor, pattern in proposal.modalities.items()]
+        kind = words.beside(proposal.kinds, kind)
+        channels, bands = words.beside(proposal.channels, channels), words.beside(proposal.bands, bands)
+        labels, class_file = proposal.labels, proposal.classes
+        show_proposal(proposal, root)
+    patterns = words.patterns(modality or [])
     if measure and stored:
         raise UsageError("--measure and --stored exclude each other; give one, or neither to measure what is no photo")
-    if (labels is None) != (classes is None):
-        raise UsageError("--labels and --classes: give both, or neither for scenes that are only predicted")
+    if labels is None and class_file is not None:
+        raise UsageError("--classes: without --labels there is nothing to name; give both, or neither to predict only")
+    chosen = words.channels(words.pairs("--channels", channels, known=patterns))
     request = FolderRequest(
-        name=words.dataset_name(name, root),
+        name=own_name,
         modalities=patterns,
         labels=None if labels is None else Pattern(labels),
         classes=None if class_file is None else read_classes(class_file, is_safe=palette == "safe"),
         split=divided,
         kinds=words.kinds(words.pairs("--kind", kind, known=patterns)),
-        channels=words.channels(words.pairs("--channels", channels, known=patterns)),
+        channels=chosen,
+        bands=words.bands(words.pairs("--bands", bands, known=patterns), channels=chosen),
         scale=words.scales(words.pairs("--scale", scale, known=patterns)),
-        ignore=tuple(ignore or (255,)),
+        ignore=tuple(ignore) if ignore else None,
         label_shift=label_shift,
         seed=seed,
         nodata=words.nodata(nodata, known=patterns),
         measured="all" if measure else "none" if stored else "others",
     )
     found = survey(root, request)
+    if proposal is not None:
+        typed = words.given(context, but=("modality", "labels", "classes", "kind", "channels", "bands", "yes", "json"))
+        counted = [*words.options("--channels", channels), *words.options("--bands", bands)]
+        more = [*words.options("--kind", kind), *counted, *typed]
+        agree(proposal, found, [*proposal.words(), *more], is_agreed=yes, json=json)
     measured = names_to_measure(found.manifest.info.modalities, request.measured)
     check_and_write(
         found.manifest,

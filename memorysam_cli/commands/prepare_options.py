@@ -41,6 +41,7 @@ MaxPixels = Annotated[
 
 if TYPE_CHECKING:
     from memorysam_cli.data.own.patterns import Pattern, Shares
+    from memorysam_cli.data.own.proposal import Proposal
     from memorysam_cli.dataset import Kind
 
 
@@ -87,17 +88,64 @@ def patterns(texts: Iterable[str]) -> dict[str, tuple[Pattern, ...]]:
     return found
 
 
+def proposed(root: Path, *, labels: str | None, classes: Path | None, kind: Sequence[str] | None) -> Proposal:
+    """What is understood of a tree without patterns.
+
+    Raises:
+        UsageError, DataError: see :func:`~memorysam_cli.data.own.proposal.propose`.
+    """
+    from memorysam_cli.data.own.proposal import propose
+
+    return propose(root, labels=labels, classes=classes, kinds=kinds(pairs("--kind", kind, known=None)))
+
+
+def beside(found: Mapping[str, str], typed: Sequence[str] | None) -> list[str]:
+    """``NAME=VALUE`` words as typed, and those found for other names."""
+    names = {text.partition("=")[0] for text in typed or ()}
+    return [*(typed or ()), *(f"{name}={value}" for name, value in found.items() if name not in names)]
+
+
+def options(flag: str, values: Sequence[str] | None) -> list[str]:
+    """A repeatable option as it is typed."""
+    return [word for value in values or () for word in (flag, value)]
+
+
+def given(context: typer.Context, *, but: Sequence[str]) -> list[str]:
+    """The options of the command line that was typed, to be typed again.
+
+    Args:
+        context: of the command.
+        but: names of parameters that are left out.
+    """
+    found: list[str] = []
+    for parameter in context.command.params:
+        name, value = str(parameter.name), context.params.get(str(parameter.name))
+        source = context.get_parameter_source(name)
+        if name in but or source is None or source.name != "COMMANDLINE" or not parameter.opts[0].startswith("-"):
+            continue
+        flag = parameter.opts[0]
+        if value is True:
+            found.append(flag)
+        else:
+            found += options(flag, [str(each) for each in (value if isinstance(value, list | tuple) else [value])])
+    return found
+
+
 def dataset_name(name: str | None, root: Path) -> str:
-    """The data set's name: the one given, or the root folder's.
+    """The data set's name: the one given, or the root folder's, or what can be made of that, which a line says.
 
     Raises:
         UsageError: it is no word, or another data set's.
     """
     from memorysam_cli.data import DATASETS
-    from memorysam_cli.dataset import is_word
+    from memorysam_cli.dataset import is_word, word_of
     from memorysam_cli.recipe import AUTO
+    from memorysam_cli.report import console
 
     chosen = root.resolve().name if name is None else name
+    if name is None and not is_word(chosen) and word_of(chosen):
+        console.note(f"the data set is called '{word_of(chosen)}', after the folder '{shown(chosen)}'; or give --name")
+        chosen = word_of(chosen)
     taken = chosen == AUTO or chosen in DATASETS or chosen.startswith("synthetic")
     if is_word(chosen) and not taken:
         return chosen
@@ -165,6 +213,30 @@ def channels(words: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
         if len(numbers) not in (1, 3) or not all(number.strip().isdecimal() for number in numbers):
             raise UsageError(f"--channels {name}={word}: give one or three channels, counted from 0, such as 3,2,1")
         found[name] = tuple(int(number) for number in numbers)
+    return found
+
+
+def bands(words: Mapping[str, str], *, channels: Iterable[str]) -> dict[str, tuple[int | str, ...]]:
+    """Modality → three bands of rasters, from 1 or by description; one counts three times.
+
+    Args:
+        words: modality → as typed.
+        channels: modalities whose channels are given.
+
+    Raises:
+        UsageError: another form, a band 0, or a modality whose channels are given as well.
+    """
+    found: dict[str, tuple[int | str, ...]] = {}
+    for name, word in words.items():
+        if name in channels:
+            raise UsageError(f"--bands {name}={word}: --channels {name}=… is given as well; leave one of them out")
+        wanted = [each.strip() for each in word.split(",")]
+        if len(wanted) not in (1, 3) or "" in wanted:
+            raise UsageError(f"--bands {name}={word}: give one or three bands, such as 4,3,2 or B4,B3,B2")
+        numbers = tuple(int(each) if each.isdecimal() else each for each in wanted)
+        if 0 in numbers:
+            raise UsageError(f"--bands {name}={word}: bands are counted from 1, as GDAL does; there is no band 0")
+        found[name] = numbers
     return found
 
 

@@ -6,13 +6,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memorysam_cli.text import typed
+from memorysam_cli.errors import DataError, UsageError
+from memorysam_cli.text import command, shown, typed
 
 if TYPE_CHECKING:
-    from memorysam_cli.conservation import Report as Laws
     from memorysam_cli.data.findings import CheckReport, StoredForm
     from memorysam_cli.data.manifest import Manifest
+    from memorysam_cli.data.own.folder import FolderSurvey
+    from memorysam_cli.data.own.proposal import Proposal
     from memorysam_cli.dataset import DatasetInfo
+    from memorysam_cli.errors import Laws
+
+SHEET = "proposal.png"
+"""Of scenes as they are understood, in the folder of the manifest."""
 
 
 def check_and_write(
@@ -71,6 +77,77 @@ def check_and_write(
     fault = prepared.fault()
     if fault is not None:
         raise fault
+
+
+def show_proposal(proposal: Proposal, root: Path) -> None:
+    """What a tree was understood as, a row per sensor; files that cannot be read are left to the check."""
+    from memorysam_cli.data.own.proposal import LABELS
+    from memorysam_cli.data.own.sensors import told_kinds
+    from memorysam_cli.report import console
+    from memorysam_cli.storage import images
+
+    rows = []
+    for name, files in proposal.files.items():
+        try:
+            head = images.header(root / files[0])
+            values = "indices" if head.has_palette and name == LABELS else f"{head.channels} × {head.dtype}"
+            form = f"{head.height}×{head.width}, {values}"
+        except DataError:
+            form = "cannot be read"
+        kind = "" if name == LABELS else proposal.kinds.get(name) or told_kinds(name)[0]
+        pattern = proposal.labels if name == LABELS else proposal.modalities[name]
+        rows.append([name, kind, len(files), form, pattern, files[0]])
+    console.table(["sensor", "kind", "files", "height × width", "pattern", "first file"], rows, title="Proposal")
+    for line in proposal.notes:
+        console.note(line)
+
+
+def agree(proposal: Proposal, found: FolderSurvey, typed_words: Sequence[str], *, is_agreed: bool, json: bool) -> None:
+    """Show a proposal's scenes, and go on only where ``--yes`` or a typed yes says so.
+
+    Args:
+        proposal: how the tree was understood.
+        found: its scenes.
+        typed_words: the options that say the same.
+        is_agreed: ``--yes`` was given.
+        json: print the one object.
+
+    Raises:
+        UsageError: nobody agreed; the line to type is printed before.
+    """
+    from memorysam_cli.data import manifest as manifests
+    from memorysam_cli.data.check import draw_sheet
+    from memorysam_cli.data.own.proposal import LABELS
+    from memorysam_cli.report import console
+
+    root = found.manifest.root
+    sheet = manifests.folder(root, found.manifest.info.name) / SHEET
+    is_drawn = draw_sheet(found.manifest, sheet)
+    if is_drawn:
+        console.say(f"pictures    {sheet}")
+    if is_agreed:
+        return
+    splits = ", ".join(f"{split} {count}" for split, count in manifests.count_splits(found.manifest.scenes).items())
+    console.say(f"scenes      {len(found.manifest.scenes)} ({splits})")
+    line = command("prepare", "folder", root, *typed_words)
+    for note in found.notes:
+        console.note(note)
+    console.say(f"to type     {line}")
+    if json:
+        console.answer({
+            "schema_version": 1, "dataset": found.manifest.info.name, "root": str(root.absolute()), "manifest": None,
+            "proposal": {
+                "modalities": proposal.modalities, "labels": proposal.labels, "files": {
+                    "labels" if name == LABELS else name: len(files) for name, files in proposal.files.items()
+                },
+                "scenes": len(found.manifest.scenes), "command": line, "sheet": str(sheet) if is_drawn else None,
+            },
+        })  # fmt: skip
+    elif console.asks("Write this? Type yes or no: "):
+        return
+    raise UsageError(
+        f"{shown(root)}: nothing is prepared yet; add --yes, or type the line above, changed as it should be"
+    )
 
 
 def measuring(

@@ -43,7 +43,7 @@ def report(
     """
     options.begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.engine.reporting import folders
-    from memorysam_cli.engine.reporting.report import write
+    from memorysam_cli.engine.reporting.run_pages import write
     from memorysam_cli.report import console
 
     written = write(folder or [folders.latest()], out=out)

@@ -187,11 +187,11 @@ def train(
 
     trackers = tracking.names(track or [])
     from memorysam_cli.engine.measure import plan, rates
-    from memorysam_cli.engine.train import run
+    from memorysam_cli.engine.train import training
     from memorysam_cli.report import console
 
-    finished_run = run.train(
-        run.Request(
+    finished_run = training.train(
+        training.Request(
             recipe,
             tuple(changes),
             data,

@@ -103,7 +103,7 @@ def verify(
 
     Computes one scene with them, too. Exit code 10 if anything is wrong.
     """
-    from memorysam_cli.engine.weights.exports import verify_weights
+    from memorysam_cli.engine.weights.exchange import verify_weights
     from memorysam_cli.errors import CheckFailedError, WeightsError
     from memorysam_cli.report import console
 
@@ -190,7 +190,7 @@ def import_weights(
     if out.suffix != ".safetensors":
         raise UsageError(f"--out {out}: must end in .safetensors")
     options.refuse_taken(out, source=file, overwrite=overwrite)
-    from memorysam_cli.engine.weights.imports import import_reference
+    from memorysam_cli.engine.weights.exchange import import_reference
     from memorysam_cli.report import console
 
     summary = import_reference(file, out, recipe=recipe, modalities=names, root=data)
@@ -247,10 +247,10 @@ def export(
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     _refuse_target(out, source=file, is_folder=form == "peft", overwrite=overwrite)
-    from memorysam_cli.engine.weights import exports
+    from memorysam_cli.engine.weights import exchange
     from memorysam_cli.report import console
 
-    summary = exports.export(file, out, form=form)
+    summary = exchange.export(file, out, form=form)
     for line in summary.notes:
         console.note(line)
     if json:
@@ -347,13 +347,13 @@ def push(
     from memorysam_cli.storage import hub
 
     hub.refuse_name(repo)
-    from memorysam_cli.engine.weights import card
+    from memorysam_cli.engine.weights import model_card
     from memorysam_cli.report import console
 
-    upload = card.plan(
+    upload = model_card.plan(
         repo, file, license=license, with_card=with_card, private=private, replaces_card=replace_card
     )  # fmt: skip
-    sizes = card.sizes(upload)
+    sizes = model_card.sizes(upload)
     for name, size in sizes.items():
         console.say(f"{name}  {megabytes(size, decimals=2)}")
     url = hub.send(upload, show_progress=not quiet) if yes else None

@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from memorysam_cli import conservation
 from memorysam_cli.data import decode
 from memorysam_cli.data.decode import read_sample
 from memorysam_cli.data.findings import CheckReport, Dropped, FileFacts, Oddities, Problem, Reader
 from memorysam_cli.data.manifest import Manifest, Scene, count_splits, shared_ids
 from memorysam_cli.data.transforms import Sample, flip_refusal
 from memorysam_cli.dataset import IGNORE, DatasetInfo, Modality
-from memorysam_cli.errors import DataError
+from memorysam_cli.errors import DataError, check_laws
 from memorysam_cli.report import figures, pictures
 from memorysam_cli.report.pictures import Panel
 from memorysam_cli.storage import atomic, images
@@ -98,7 +97,7 @@ def check(
         pixels={split: tuple(int(count) for count in counts) for split, counts in pixels.items()},
         stored=odd.stored(),
         dropped=dropped,
-        laws=conservation.check(
+        laws=check_laws(
             {
                 "scenes found = accepted + left out": (len(manifest.scenes), len(scenes) + len(dropped)),
                 "height × width of the labels = pixels of classes + ignored": (
@@ -226,6 +225,8 @@ def _misfit(facts: FileFacts, modality: Modality, *, files: int) -> str | None:
         return turned
     if files > 1:
         return None if facts.channels == 1 else f"{holds}; the sine or cosine of an angle has one"
+    if modality.bands is not None:  # looked up when the file was read
+        return None
     if modality.channels is not None:
         return None if max(modality.channels) < facts.channels else f"{holds}; channels {modality.channels} are wanted"
     if facts.channels not in (1, 3, 4):
@@ -323,7 +324,21 @@ def draw(manifest: Manifest, report: CheckReport, folder: Path) -> list[Path]:
     Raises:
         EnvironmentFault: they cannot be written.
     """
-    written = []
+    written = [folder / SHEET] if draw_sheet(manifest, folder / SHEET) else []
+    shares = {split: _shares(counts) for split, counts in report.pixels.items() if sum(counts[:-1])}
+    if shares:
+        title = f"{report.dataset}: share of the labelled pixels"
+        atomic.write_bytes(folder / HISTOGRAM, figures.class_histogram(shares, classes=report.classes, title=title))
+        written.append(folder / HISTOGRAM)
+    return written
+
+
+def draw_sheet(manifest: Manifest, path: Path) -> bool:
+    """Write the sheet of scenes alone; False where none can be read.
+
+    Raises:
+        EnvironmentFault: it cannot be written.
+    """
     rows, masks = [], []
     for title, sample in _samples(manifest):
         row = [
@@ -336,14 +351,8 @@ def draw(manifest: Manifest, report: CheckReport, folder: Path) -> list[Path]:
         rows.append(row)
     if rows:
         entries = pictures.legend(masks, classes=manifest.info.classes, palette=manifest.info.palette)
-        images.write_png(folder / SHEET, pictures.sheet(rows, entries))
-        written.append(folder / SHEET)
-    shares = {split: _shares(counts) for split, counts in report.pixels.items() if sum(counts[:-1])}
-    if shares:
-        title = f"{report.dataset}: share of the labelled pixels"
-        atomic.write_bytes(folder / HISTOGRAM, figures.class_histogram(shares, classes=report.classes, title=title))
-        written.append(folder / HISTOGRAM)
-    return written
+        images.write_png(path, pictures.sheet(rows, entries))
+    return bool(rows)
 
 
 def sheet_groups(scenes: Sequence[Scene]) -> dict[str, list[Scene]]:

@@ -21,6 +21,8 @@ from memorysam_cli.dataset import IGNORE, RAW_VALUES, Colour, LabelRule, Modalit
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
 from memorysam_cli.storage.headers import Header
+from memorysam_cli.storage.images import Stored
+from memorysam_cli.text import shown
 
 LARGEST = float(np.finfo(np.float32).max)
 """Of stored values, with either sign."""
@@ -37,13 +39,13 @@ LISTED = 12
 _NUMBERS = "labels must be class numbers in one channel, lossless (PNG)"
 
 
-def read_modality(paths: Sequence[Path], modality: Modality, *, max_pixels: int | None = None) -> Array:
+def read_modality(paths: Sequence[Stored], modality: Modality, *, max_pixels: int | None = None) -> Array:
     """The values of :func:`read_frame` alone."""
     return read_frame(paths, modality, max_pixels=max_pixels)[0]
 
 
 def read_frame(
-    paths: Sequence[Path], modality: Modality, *, max_pixels: int | None = None
+    paths: Sequence[Stored], modality: Modality, *, max_pixels: int | None = None
 ) -> tuple[Array, Mask | None]:
     """Read one modality of one scene, and where it measured nothing.
 
@@ -76,7 +78,7 @@ def read_frame(
         return frame, np.stack([one, two, one], axis=-1)
     if len(paths) != 1:
         raise DataError(f"{paths[0]}: modality '{modality.name}' takes one file, not {len(paths)}")
-    array, invalid = _read(paths[0], modality, max_pixels)
+    modality, array, invalid = _read(paths[0], modality, max_pixels)
     frame = _three_channels(array, modality, path=paths[0])
     if invalid is None:
         return frame, None
@@ -84,7 +86,7 @@ def read_frame(
     return frame, taken if taken.any() else None
 
 
-def _three_channels(array: Array, modality: Modality, *, path: Path) -> Array:
+def _three_channels(array: Array, modality: Modality, *, path: Stored) -> Array:
     """Those that make up the modality: (H, W) or (H, W, C) -> (H, W, 3)."""
     count = 1 if array.ndim == len("HW") else array.shape[2]
     if modality.channels is not None:
@@ -100,18 +102,81 @@ def _three_channels(array: Array, modality: Modality, *, path: Path) -> Array:
     return cv2.merge([array] * 3)  # (H, W) -> (H, W, 3)
 
 
-def undeclared(shape: tuple[int, ...], modality: Modality) -> str:
-    """Why a file of (H, W, C) cannot be a modality that has no ``channels``, and what to do."""
+def undeclared(shape: tuple[int, ...], modality: Modality, *, is_raster: bool = False) -> str:
+    """Why a file of (H, W, C) cannot be a modality that has no ``channels`` or ``bands``, and what to do."""
+    count = shape[2]
+    if is_raster:
+        return (
+            f"has {count} bands, and which three make up '{modality.name}' is not declared; say it with --bands "
+            f"{modality.name}=1,2,{min(3, count)} in 'prepare folder', or as 'bands' in dataset.json"
+        )
     if axes := images.axes(shape):
         return axes.removeprefix("; ")
-    count = shape[2]
     return (
         f"has {count} channels, and which three make up '{modality.name}' is not declared; say it with --channels "
         f"{modality.name}=0,1,{min(2, count - 1)} in 'prepare folder', or as 'channels' in dataset.json"
     )
 
 
-def find_invalid(array: Array, modality: Modality, *, tag: float | None) -> Mask | None:
+def with_channels(modality: Modality, header: Header, *, path: Stored) -> Modality:
+    """A modality whose bands are looked up in a file: they stand as its ``channels``, from 0.
+
+    Args:
+        modality: with ``bands`` or not.
+        header: of the file. Of a raster of three bands and alpha, the three are taken unless something is declared.
+        path: of the file.
+
+    Raises:
+        DataError: the file is no raster, or lacks a band, or two bands go by one description; or it has another number
+            of bands than one, three, or three and alpha, and which to take is not declared.
+    """
+    if header.format != "tiff":
+        if modality.bands is None:
+            return modality
+        raise DataError(
+            f"{path}: is a {header.format.upper()}, and bands are a raster's (TIFF); give --channels {modality.name}=…"
+            ", which counts from 0"
+        )
+    if modality.bands is not None and header.has_palette:
+        raise DataError(f"{path}: has a color table, which makes three channels of its band; leave --bands out")
+    if modality.bands is not None:
+        first, second, third = (_band(band, header, path=path) for band in modality.bands)
+        return modality.model_copy(update={"channels": (first, second, third), "bands": None})
+    is_plain = header.channels in (1, 3) or (header.channels == len("RGBA") and header.has_alpha)
+    if modality.channels is None and not is_plain:
+        shape = (header.height, header.width, header.channels)
+        raise DataError(f"{path}: {undeclared(shape, modality, is_raster=True)}")
+    return modality
+
+
+def _band(band: int | str, header: Header, *, path: Stored) -> int:
+    """The place of a band in a raster, from 0."""
+    count = len(header.bands)
+    if isinstance(band, int):
+        if band > count:
+            raise DataError(f"{path}: has {count} band{'s' * (count != 1)}, counted from 1, and no band {band}")
+        return band - 1
+    places = [place for place, name in enumerate(header.bands) if name == band]
+    if len(places) != 1:
+        named = [name for name in header.bands if name]
+        have = f"its {count} bands are called {', '.join(map(shown, named))}" if named else f"its {count} have no names"
+        what = "several bands" if places else "no band"
+        raise DataError(f"{path}: has {what} called '{shown(band)}' ({have}); give numbers, counted from 1")
+    return places[0]
+
+
+def bands_taken(modality: Modality, header: Header, *, path: Stored) -> str:
+    """Which bands of a raster a modality takes, in words: ``bands 4, 3, 2 (B4, B3, B2)``."""
+    places = with_channels(modality, header, path=path).channels or tuple(range(min(3, header.channels)))
+    places = tuple(dict.fromkeys(places))
+    names = [header.bands[place] for place in places]
+    numbers = f"band{'s' * (len(places) > 1)} {', '.join(str(place + 1) for place in places)}"
+    return f"{numbers} ({', '.join(map(shown, names))})" if all(names) else numbers
+
+
+def find_invalid(
+    array: Array, modality: Modality, *, tag: float | None, hidden: Mask | None = None
+) -> Mask | None:  # fmt: skip
     """Where a file holds no measurement: NaN, infinity, a value of ``modality.nodata`` or of the file's own tag.
 
     Black is a color: a photo's pixel is invalid where all its channels hold such a value. Of any other sensor, each
@@ -121,6 +186,7 @@ def find_invalid(array: Array, modality: Modality, *, tag: float | None) -> Mask
         array: (H, W) or (H, W, C), as stored, of any type of numbers.
         modality: what the file is.
         tag: of the file, as ``Header.nodata``.
+        hidden: (H, W), of the file, as of :func:`memorysam_cli.storage.images.hidden`.
 
     Returns:
         Bool of the array's shape; None where all values are valid.
@@ -135,6 +201,9 @@ def find_invalid(array: Array, modality: Modality, *, tag: float | None) -> Mask
             same = same & same[:, :, colours].all(axis=2, keepdims=True)
         if same is not None:
             invalid = same if invalid is None else invalid | same
+    if hidden is not None:
+        shown_as = hidden if array.ndim == len("HW") else hidden[:, :, None]
+        invalid = np.broadcast_to(shown_as, array.shape) if invalid is None else invalid | shown_as
     return invalid if invalid is not None and invalid.any() else None
 
 
@@ -151,11 +220,35 @@ def _equal(array: Array, value: float) -> Mask | None:
     return same
 
 
-def _read(path: Path, modality: Modality, max_pixels: int | None) -> tuple[Array, Mask | None]:
-    """(H, W) or (H, W, C) with C > 1; uint8, uint16 or float32; and where it is invalid, which is 0 then."""
+def _read(path: Stored, modality: Modality, max_pixels: int | None) -> tuple[Modality, Array, Mask | None]:
+    """The modality as of :func:`with_channels`; (H, W) or (H, W, C) with C > 1; uint8, uint16 or float32; and where it
+    is invalid, which is 0 then."""
     header, array = images.load(path, max_pixels=max_pixels)
+    modality = with_channels(modality, header, path=path)
+    hidden = images.hidden(path, header, array)
+    return modality, *as_values(array, modality, tag=header.nodata, hidden=hidden, path=path)
+
+
+def as_values(
+    array: Array, modality: Modality, *, tag: float | None, hidden: Mask | None, path: Stored
+) -> tuple[Array, Mask | None]:
+    """Stored numbers of any type as a frame's values.
+
+    Args:
+        array: (H, W) or (H, W, C), as stored; changed in place.
+        modality: what the file is, its bands looked up.
+        tag: of the file, as ``Header.nodata``.
+        hidden: (H, W), of the file, as of :func:`memorysam_cli.storage.images.hidden`.
+        path: of the file.
+
+    Returns:
+        (H, W) or (H, W, C) with C > 1; uint8, uint16 or float32; and where it is invalid, which is 0 then.
+
+    Raises:
+        DataError: another type, or values beyond those of float32.
+    """
     array = array[:, :, 0] if array.ndim > len("HW") and array.shape[2] == 1 else array
-    invalid = find_invalid(array, modality, tag=header.nodata)
+    invalid = find_invalid(array, modality, tag=tag, hidden=hidden)
     if invalid is not None:
         array[invalid] = 0
     if array.dtype in (np.int16, np.float16, np.float64):
@@ -167,15 +260,15 @@ def _read(path: Path, modality: Modality, max_pixels: int | None) -> tuple[Array
     return np.ascontiguousarray(array), invalid
 
 
-def _plane(path: Path, modality: Modality, max_pixels: int | None) -> tuple[Array, Mask | None]:
+def _plane(path: Stored, modality: Modality, max_pixels: int | None) -> tuple[Array, Mask | None]:
     """A file with one channel: (H, W), as of :func:`_read`."""
-    array, invalid = _read(path, modality, max_pixels)
+    _, array, invalid = _read(path, modality, max_pixels)
     if array.ndim != len("HW"):
         raise DataError(f"{path}: has {array.shape[2]} channels; the sine or cosine of an angle has one")
     return array, invalid
 
 
-def _take(array: Array, modality: Modality, *, channels: tuple[int, int, int], count: int, path: Path) -> Array:
+def _take(array: Array, modality: Modality, *, channels: tuple[int, int, int], count: int, path: Stored) -> Array:
     """The three declared channels: (H, W) or (H, W, C) -> (H, W, 3)."""
     if not 0 <= min(channels) <= max(channels) < count:
         raise DataError(
@@ -381,7 +474,7 @@ def read_sample(
         if modality.name not in scene.files:
             have = ", ".join(scene.files)
             raise DataError(f"scene {scene.id}: has no '{modality.name}' (it has: {have}); choose with --modalities")
-        frame, gaps = read_frame([root / path for path in scene.files[modality.name]], modality)
+        frame, gaps = read_frame(scene.sources(root, modality.name), modality)
         frames[modality.name] = frame
         if gaps is not None:
             invalid[modality.name] = gaps

@@ -19,12 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, ValidationError
 
-from memorysam_cli import conservation
-from memorysam_cli.conservation import LawBroken
 from memorysam_cli.data import DATASETS, decode
 from memorysam_cli.data.manifest import Scene, count_splits, folder
 from memorysam_cli.dataset import IGNORE, RAW_VALUES, DatasetInfo, LabelRule, Modality, Strict
-from memorysam_cli.errors import DataError, EnvironmentFault
+from memorysam_cli.errors import DataError, EnvironmentFault, LawBroken, Laws
 from memorysam_cli.storage import atomic, documents, images
 from memorysam_cli.text import shown
 
@@ -115,7 +113,9 @@ class Reader:
         """
         is_first = modality.name == self.info.modalities[0].name
         kind = "photo" if modality.kind in decode.PHOTOS else "dense" if modality.kind in DENSE else "sparse"
-        role = f"{'first ' if is_first else ''}frame {VERSION} {kind} {modality.channels or ''} {modality.nodata or ''}"
+        taken = modality.bands and f"bands {modality.bands}"
+        role = f"{'first ' if is_first else ''}frame {VERSION} {kind} {modality.channels or taken or ''} "
+        role += f"{modality.nodata or ''}"
         return self._facts(path, role, "header" if self.headers_only else "frame", modality)
 
     def label(self, path: str) -> FileFacts:
@@ -184,18 +184,22 @@ class Reader:
                 raw = decode.raw_label(path, self.info.label, max_pixels=self.max_pixels)
                 refuse_changed(path, raw_histogram(raw, self.info.label), counts)
             return form.model_copy(update={"pixels": counts})
+        if modality is not None:
+            modality = decode.with_channels(modality, header, path=path)
         if how == "header" or modality is None:
             return form
         array = images.load(path, max_pixels=self.max_pixels)[1]
-        found = _values(array, modality, tag=header.nodata)
+        found = _values(array, modality, tag=header.nodata, hidden=images.hidden(path, header, array))
         if modality.name == self.info.modalities[0].name:
             found["digest"] = hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=12).hexdigest()
         return form.model_copy(update=found)
 
 
-def _values(array: npt.NDArray[Any], modality: Modality, *, tag: float | None) -> dict[str, object]:
+def _values(
+    array: npt.NDArray[Any], modality: Modality, *, tag: float | None, hidden: npt.NDArray[np.bool_] | None
+) -> dict[str, object]:
     """What the valid values of a frame amount to, as fields of :class:`FileFacts`."""
-    invalid = decode.find_invalid(array, modality, tag=tag)
+    invalid = decode.find_invalid(array, modality, tag=tag, hidden=hidden)
     taken = _taken(array, modality)
     if invalid is None:
         return {"low": float(taken.min()), "high": float(taken.max()), "shared": shared_far_out(taken, modality)}
@@ -490,7 +494,7 @@ def _of_modality(modality: Modality, forms: tuple[StoredForm, ...]) -> Iterator[
         counts = ", ".join(f"{form.scenes} of {form.dtype} in {form.channels} channel(s)" for form in forms)
         scaled = "each is scaled by its own dtype" if modality.scale is None else "all are scaled alike"
         yield f"'{name}' is stored in several ways ({counts}); {scaled}"
-    elif any(form.channels == 4 for form in forms) and modality.channels is None:
+    elif any(form.channels == 4 for form in forms) and modality.channels is None and modality.bands is None:
         yield f"'{name}' has an alpha channel, which is dropped"
     for form in forms:
         if form.low is None or form.high is None:
@@ -533,7 +537,7 @@ class CheckReport:
     """What was assumed before the check; said already."""
     strays: Problem | None = None
     """Files in the data set's folders that belong to no scene."""
-    laws: conservation.Report = field(default_factory=dict)
+    laws: Laws = field(default_factory=dict)
     """What was taken in is what is given out, or said to be left out."""
 
     @property

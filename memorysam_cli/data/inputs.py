@@ -10,7 +10,6 @@ A tree that can be read in two ways is refused, and both are shown.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -18,7 +17,7 @@ from typing import TypeVar
 
 from memorysam_cli.data import DATASETS, layout_of
 from memorysam_cli.data import manifest as manifests
-from memorysam_cli.data.listing import Pairing, by_suffix, pair, sample_names, walk
+from memorysam_cli.data.listing import Pairing, by_suffix, may_be_labels, pair, sample_names, walk
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.errors import DataError, UsageError, did_you_mean
 from memorysam_cli.storage.images import SUFFIXES
@@ -34,10 +33,6 @@ BESIDE = {
     ".rar", ".mp4", ".avi", ".bag",
 }  # fmt: skip
 """Suffixes of what lies beside pictures; any other file that is named as a sensor's is one, readable or not."""
-LABELS = re.compile(
-    r"label|mask|annot|semantic|segm|groundtruth|gt(?:$|[0-9]|fine|coarse)|(?:truth|targets?|seg|anno?)$"
-)
-"""How names of labels begin; they are no sensor's."""
 
 Files = dict[str, tuple[str, ...]]
 """Modality → paths."""
@@ -362,12 +357,6 @@ def _is_image(name: str) -> bool:
 def _may_be_image(name: str) -> bool:
     """Whether a file may be a picture in a form that is not read, by its name."""
     return PurePosixPath(name).suffix.lower() not in BESIDE
-
-
-def may_be_labels(name: str) -> bool:
-    """Whether a folder's or file's name is that of labels: ``gt``, ``masks/``, ``labelIds``, ``ground_truth``."""
-    words = re.findall(r"[a-z0-9]+", name.casefold())
-    return any(LABELS.match(word) for word in (*words, "".join(words)))
 
 
 def _refuse_unknown(path: Path, reading: Reading, wanted: Mapping[str, str]) -> None:

@@ -22,6 +22,10 @@ from memorysam_cli.errors import DataError, EnvironmentFault, raise_shortage
 LEFTOVERS = {"__MACOSX", "lost+found"}
 """Beside the content of archives that macOS made, a second tree of the same names, of remarks on its files; and what
 repairs of a disk leave at its root, for its owner's eyes alone."""
+LABELS = re.compile(
+    r"label|mask|annot|semantic|segm|groundtruth|gt(?:$|[0-9]|fine|coarse)|(?:truth|targets?|seg|anno?)$"
+)
+"""How names of labels begin; they are no sensor's."""
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -91,6 +95,12 @@ def sample_names(folder: Path, *, count: int = 2) -> list[str]:
     """The first few files below a folder, as relative paths, to show what was seen."""
     found = (f"{inside}/{name}" if inside else name for inside, names in walk(folder) for name in names)
     return list(islice(found, count))
+
+
+def may_be_labels(name: str) -> bool:
+    """Whether a folder's or file's name is that of labels: ``gt``, ``masks/``, ``labelIds``, ``ground_truth``."""
+    words = re.findall(r"[a-z0-9]+", name.casefold())
+    return any(LABELS.match(word) for word in (*words, "".join(words)))
 
 
 def by_suffix(names: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -23,6 +23,9 @@ from memorysam_cli.dataset import DatasetInfo, Strict, is_inside
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import atomic, documents
 from memorysam_cli.text import command, is_text
+
+if TYPE_CHECKING:
+    from memorysam_cli.storage.images import Stored
 
 INFO = "dataset.json"
 SCENES = "scenes.jsonl"
@@ -49,6 +52,15 @@ class Scene:
     def paths(self) -> list[str]:
         """All its files, those of the modalities in their order, the label last."""
         return [*(path for group in self.files.values() for path in group), *([self.label] if self.label else [])]
+
+    def sources(self, root: Path, modality: str) -> Sequence[Stored]:
+        """What a modality is read from; ``KeyError`` if the scene lacks it.
+
+        Args:
+            root: the data root.
+            modality: its name.
+        """
+        return [root / path for path in self.files[modality]]
 
 
 @dataclass(frozen=True)

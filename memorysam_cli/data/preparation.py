@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from memorysam_cli import __version__, conservation
+from memorysam_cli import __version__
 from memorysam_cli.data import DATASETS, layout_of
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.check import check
@@ -23,7 +23,7 @@ from memorysam_cli.data.listing import by_suffix, relative, walk
 from memorysam_cli.data.manifest import INFO, SCENES, Manifest, Scene
 from memorysam_cli.data.statistics import measured_scenes, value_ranges
 from memorysam_cli.dataset import DatasetInfo, Modality
-from memorysam_cli.errors import DataError, PartialError, UsageError, did_you_mean
+from memorysam_cli.errors import DataError, Laws, PartialError, UsageError, check_laws, did_you_mean
 from memorysam_cli.storage import atomic, documents, lock
 from memorysam_cli.text import few, shown
 
@@ -33,6 +33,8 @@ DROPPED = "dropped.jsonl"
 """Beside the manifest: the scenes that ``--drop-incomplete`` left out, and why."""
 FOUND_KEYS = frozenset({"counts", "content_hash", "statistics", "ranges"})
 """Keys of ``dataset.json`` that say what was found, not what is to be done."""
+FEWEST = 5
+"""Validation scenes that mean something."""
 NAMED = 5
 """Keys that a message names."""
 
@@ -283,7 +285,7 @@ def check_and_write(
     max_pixels: int | None = None,
     measure: Callable[[Manifest], DatasetInfo] | None = None,
     notes: Sequence[str] = (),
-    laws: conservation.Report | None = None,
+    laws: Laws | None = None,
     accepts_edits: bool = False,
     advance: Callable[[], object] | None = None,
 ) -> Prepared:
@@ -353,7 +355,7 @@ def examine(
 def _with_layout(report: CheckReport, manifest: Manifest) -> CheckReport:
     """Add what a published data set's layout has to say; rendered scenes under its name are called what they are."""
     if manifest.info.name not in DATASETS:
-        return report
+        return replace(report, warnings=(*report.warnings, *_few_to_validate(report)))
     layout = layout_of(manifest.info.name)
     folder = manifest.root / manifest.info.root
     about = [f"{folder}: these are rendered scenes, not {layout.title}"] if is_rendered(folder) else []
@@ -371,9 +373,20 @@ def _with_layout(report: CheckReport, manifest: Manifest) -> CheckReport:
         warnings=(*report.warnings, *about, *layout.remarks(report.scenes)),
         published=dict(layout.published(manifest.scenes)),
         strays=strays,
-        laws=report.laws
-        | conservation.check({"files seen = of scenes + strays": (len(seen), len(used) + len(ignored))}),
+        laws=report.laws | check_laws({"files seen = of scenes + strays": (len(seen), len(used) + len(ignored))}),
     )
+
+
+def _few_to_validate(report: CheckReport) -> list[str]:
+    """A line on a validation split of one's own that is too small to choose a network by."""
+    count = report.splits.get("val", 0)
+    if report.dataset.startswith("synthetic") or not 0 < count < FEWEST:
+        return []
+    scenes = "1 scene" if count == 1 else f"{count} scenes"
+    return [
+        f"split val has {scenes}: its mIoU is mostly chance, and 'best' is chosen by it; label more, or give it a "
+        "larger share, such as --split 0.7/0.2/0.1"
+    ]
 
 
 def _list_dropped(path: Path, dropped: Sequence[Dropped]) -> None:

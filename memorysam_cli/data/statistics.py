@@ -208,10 +208,7 @@ def value_ranges(
     for modality in modalities:
         with_it = [scene for scene in scenes if modality.name in scene.files]
         count = min(most, len(with_it))
-        paths = [
-            [root / path for path in with_it[index * len(with_it) // count].files[modality.name]]
-            for index in range(count)
-        ]
+        paths = [with_it[index * len(with_it) // count].sources(root, modality.name) for index in range(count)]
         one = value_range(paths, modality, max_pixels=max_pixels)
         if one is not None:
             found[modality.name] = one
@@ -219,7 +216,7 @@ def value_ranges(
 
 
 def value_range(
-    scenes: Sequence[Sequence[Path]], modality: Modality, *, max_pixels: int | None = None
+    scenes: Sequence[Sequence[images.Stored]], modality: Modality, *, max_pixels: int | None = None
 ) -> ValueRange | None:
     """The range of one modality's files, a list for each scene; None without a valid value."""
     with ThreadPoolExecutor(max_workers=min(THREADS, os.cpu_count() or 1)) as executor:
@@ -237,7 +234,9 @@ def value_range(
     return ValueRange.model_validate(found)
 
 
-def _drawn(paths: Sequence[Path], modality: Modality, max_pixels: int | None) -> tuple[float | None, Values] | None:
+def _drawn(
+    paths: Sequence[images.Stored], modality: Modality, max_pixels: int | None
+) -> tuple[float | None, Values] | None:
     """A file's tag, and valid values of drawn pixels, as stored; None of a file that cannot be read."""
     try:
         frame, invalid = decode.read_frame(paths, modality, max_pixels=max_pixels)

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributed import distributed_c10d
 from torch.distributed.rendezvous import rendezvous
 
-from memorysam_cli.engine import launcher, lost_processes
+from memorysam_cli.engine import lost_processes, surroundings
 from memorysam_cli.engine.lost_processes import Invitation, LostProcess, PeerWatch
 from memorysam_cli.errors import EnvironmentFault, Stopped, UsageError, is_out_of_memory
 from memorysam_cli.losses.loss import Exchange
@@ -55,14 +55,14 @@ def own_device(device: torch.device) -> torch.device:
         UsageError: one GPU was named for several processes.
         EnvironmentFault: there are fewer GPUs than processes.
     """
-    if device.type == "cuda" and launcher.world() > 1:
+    if device.type == "cuda" and surroundings.world() > 1:
         if device.index is not None:
             raise UsageError(f"--device {device}: each of several processes gets its own device; use --device cuda")
-        device = torch.device("cuda", launcher.local_rank())
+        device = torch.device("cuda", surroundings.local_rank())
         if device.index >= torch.cuda.device_count():
             raise EnvironmentFault(
-                f"process {launcher.rank()}: no GPU is left for it, there are {torch.cuda.device_count()}; start as "
-                "many processes as there are GPUs"
+                f"process {surroundings.rank()}: no GPU is left for it, there are {torch.cuda.device_count()}; start "
+                "as many processes as there are GPUs"
             )
     if device.index is not None:
         torch.cuda.set_device(device)
@@ -131,7 +131,9 @@ def _watch(store: Any, rank: int, world: int, *, on_stuck: Callable[[LostProcess
         return lost_processes.join(Invitation.from_text(text), rank=rank, on_stuck=on_stuck)
     text = ""
     try:
-        listener, invitation = lost_processes.invite(launcher.host(), is_one_host=launcher.local_world(0) == world)
+        listener, invitation = lost_processes.invite(
+            surroundings.host(), is_one_host=surroundings.local_world(0) == world
+        )
         text = invitation.to_text()
     finally:
         store.set(_INVITATION, text)
@@ -276,8 +278,8 @@ def side_by_side() -> Iterator[Peers]:
     Raises:
         EnvironmentFault: they cannot be reached, or do not come.
     """
-    launcher.refuse_malformed()
-    world = launcher.world()
+    surroundings.refuse_malformed()
+    world = surroundings.world()
     if world <= 1:
         yield Peers(0, 1, None)
         return

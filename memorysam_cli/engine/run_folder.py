@@ -22,7 +22,7 @@ from typing import Any, Literal
 from memorysam_cli import registry
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest
-from memorysam_cli.engine import launcher
+from memorysam_cli.engine import surroundings
 from memorysam_cli.errors import DataError, MemorySamError, UsageError, WeightsError
 from memorysam_cli.recipe import Recipe, load
 from memorysam_cli.report import console
@@ -398,10 +398,10 @@ def resume_command(run: Path, *options: object) -> str:
         options: further words.
     """
     line = command(*registry.options(), "train", "--resume", run, *options)
-    world = launcher.world()
+    world = surroundings.world()
     if world == 1:
         return line
-    if launcher.local_world(world) == world:
+    if surroundings.local_world(world) == world:
         return f"torchrun --nproc-per-node {world} -m memorysam_cli {line.removeprefix('memorysam ')}"
     return f"{line} (by {world} processes, with the same launcher)"
 

@@ -24,10 +24,10 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import Tensor
 
 from memorysam_cli import __version__
-from memorysam_cli.engine import launcher, processes
+from memorysam_cli.engine import processes, surroundings
+from memorysam_cli.engine.surroundings import Capacity
 from memorysam_cli.errors import EnvironmentFault, MemorySamError, UsageError, is_out_of_memory, shortage
-from memorysam_cli.storage import children, machine
-from memorysam_cli.storage.machine import Capacity
+from memorysam_cli.storage import children
 from memorysam_cli.text import few, size
 
 _SHOWN_VARIABLES = 8
@@ -83,9 +83,9 @@ def make_accelerator(device: torch.device, *, precision: str) -> Accelerator:
         EnvironmentFault: another process did not come.
     """
     refuse_precision(precision, device)
-    launcher.refuse_malformed()
+    surroundings.refuse_malformed()
     _refuse_engine()
-    is_alone = launcher.world() == 1
+    is_alone = surroundings.world() == 1
     if device.index is not None:
         if not is_alone:
             raise UsageError(f"--device {device}: each of several processes gets its own device; use --device cuda")
@@ -108,11 +108,11 @@ def make_accelerator(device: torch.device, *, precision: str) -> Accelerator:
         processes.connect(accelerator)
     except dist.DistError as error:
         raise EnvironmentFault(
-            f"not all {launcher.world()} processes came together ({str(error).splitlines()[0]}); the "
+            f"not all {surroundings.world()} processes came together ({str(error).splitlines()[0]}); the "
             "output of the others may explain it"
         ) from error
     except ValueError as error:
-        if not (variables := launcher.foreign_variables()):
+        if not (variables := surroundings.foreign_variables()):
             raise
         raise UsageError(
             f"accelerate cannot read what a launcher has set ({str(error).splitlines()[0]}); unset or correct it, one "
@@ -248,11 +248,11 @@ def set_rng_state(states: dict[str, Tensor], device: torch.device) -> None:
 
 
 def capacity(device: torch.device) -> Capacity:
-    """All and free memory of a device; on a CPU those of :func:`memorysam_cli.storage.machine.memory`."""
+    """All and free memory of a device; on a CPU those of :func:`memorysam_cli.engine.surroundings.memory`."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return Capacity(total, free)
-    return machine.memory()
+    return surroundings.memory()
 
 
 def start_peak(device: torch.device) -> None:

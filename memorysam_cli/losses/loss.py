@@ -69,6 +69,10 @@ class LossInputs:
         task: class names and other things that do not change.
         exchange: the other processes; none where there are none.
         ignored: the label of a pixel that counts nowhere.
+        alone: (B, K, h, w) of each frame of a batch, what it says by itself, as ``logits``; empty unless one of the
+            losses :attr:`~Loss.reads_alone`.
+        subset: (B, K, h, w), as ``logits``, of the update's second pass over some of the sensors; empty unless the
+            recipe has one (``robust.subset``).
     """
 
     logits: Sequence[Tensor]
@@ -78,6 +82,8 @@ class LossInputs:
     task: Task
     exchange: Exchange | None = None
     ignored: int = IGNORE
+    alone: Sequence[Sequence[Tensor]] = ()
+    subset: Sequence[Tensor] = ()
 
     def total(self, values: Tensor) -> Tensor:
         """A sum of this process, added up over all processes; as of :meth:`Exchange.sum`."""
@@ -98,6 +104,8 @@ class Loss:
 
     Settings: ClassVar[type[Section]] = LossSettings
     """The keys that a recipe may give; of a further loss a subclass of :class:`LossSettings`, which has ``weight``."""
+    reads_alone: ClassVar[bool] = False
+    """Whether it needs :attr:`LossInputs.alone`, which takes memory."""
 
     def __init__(self, settings: Any, task: Task) -> None:
         self.settings, self.task = settings, task

@@ -31,6 +31,19 @@ class Output(NamedTuple):
     features: Tensor
 
 
+class Pass(NamedTuple):
+    """One of several passes over the same encoded frames.
+
+    Attributes:
+        output: what the frames come to together.
+        frames: (B, tokens, H/4, W/4) of each, the class logits at the last look at it, 0 where its gate is closed;
+            empty where nobody asked.
+    """
+
+    output: Output
+    frames: list[Tensor]
+
+
 class Fusion(nn.Module):
     """How frames come together. A subclass gives :meth:`join`, and :meth:`plan` if its frames do not come in turn.
 
@@ -68,7 +81,7 @@ class Mean(Fusion):
 
     def join(self, steps: Sequence[Step]) -> Output:
         """Every frame counts alike."""
-        gates, logits = _open(steps)
+        gates, logits = open_logits(steps)
         return Output(
             logits=torch.stack(logits).mean(dim=0),  # (M, B, tokens, h, w) -> (B, tokens, h, w)
             gate_shift=GATED * (1 - torch.stack(gates).mean(dim=0)),
@@ -119,7 +132,7 @@ def weighted_sum(steps: Sequence[Step], weights: Sequence[float] | Tensor) -> Ou
         steps: of a scene.
         weights: one number for each step; they add up to 1. A (steps,) tensor may carry a gradient.
     """
-    gates, logits = _open(steps)
+    gates, logits = open_logits(steps)
     shares = torch.as_tensor(weights, dtype=torch.float32, device=logits[0].device)
 
     def summed(parts: Sequence[Tensor]) -> Tensor:
@@ -144,7 +157,7 @@ def refuse_impossible(looks: Sequence[Look], places: Sequence[int]) -> None:
             raise ValueError(f"fusion: look {number} sees {look.sees}; it can see earlier looks only")
 
 
-def _open(steps: Sequence[Step]) -> tuple[list[Tensor], list[Tensor]]:
+def open_logits(steps: Sequence[Step]) -> tuple[list[Tensor], list[Tensor]]:
     """Each frame's gate (B, 1, 1, 1), and its logits, zero where it is closed."""
     gates = [step.decoded.is_open[:, :, None, None] for step in steps]  # (B, 1) -> (B, 1, 1, 1)
     logits = [torch.where(gate > 0, step.decoded.logits, 0.0) for gate, step in zip(gates, steps, strict=True)]

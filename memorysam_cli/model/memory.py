@@ -45,6 +45,13 @@ class EncodedFrame:
     position: Tensor
     sensor: int
 
+    def expand(self, batch: int, *, sensor: int) -> EncodedFrame:
+        """One scene's frame for each of ``batch`` scenes, without copies, as one of the given sensor."""
+        fine, middle, coarse, position = (
+            part.expand(batch, -1, -1, -1) for part in (self.fine, self.middle, self.coarse, self.position)
+        )
+        return EncodedFrame(fine, middle, coarse, position, sensor)
+
 
 @dataclass(frozen=True)
 class Memory:

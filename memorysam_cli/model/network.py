@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from memorysam_cli.encoders.base import Encoder, Level
 from memorysam_cli.encoders.products import linear, use_fast_linears
 from memorysam_cli.model.backbone import set_grid
-from memorysam_cli.model.fusion import Fusion, Mean, Output, refuse_impossible
-from memorysam_cli.model.memory import EncodedFrame, Notes, Tree
+from memorysam_cli.model.fusion import Fusion, Mean, Output, Pass, open_logits, refuse_impossible
+from memorysam_cli.model.memory import EncodedFrame, Notes, Step, Tree
 
 NOTES = "notes."
 """What memories say beside SAM 2's."""
@@ -121,19 +121,52 @@ class MemorySAM(nn.Module):
         """Have the encoder run its blocks without forks and in-place steps, as an export needs them."""
         self._unit = self.encoder.unit()
 
-    def forward(self, frames: Sequence[Tensor], *, sensors: Sequence[int] | None = None) -> Output:
-        """Run the memory across the frames.
+    @overload
+    def forward(self, frames: Sequence[Tensor], *, sensors: Sequence[int] | None = None) -> Output: ...
+
+    @overload
+    def forward(
+        self, frames: Sequence[Tensor], passes: Sequence[Sequence[int]], alone: Sequence[int] = ()
+    ) -> list[Pass]: ...
+
+    def forward(
+        self,
+        frames: Sequence[Tensor],
+        passes: Sequence[Sequence[int]] | None = None,
+        alone: Sequence[int] = (),
+        *,
+        sensors: Sequence[int] | None = None,
+    ) -> Output | list[Pass]:
+        """Run the memory across the frames; once, or in several passes over the same encodings.
 
         Args:
             frames: M tensors (B, 3, H, W), normalised, in the order of the recipe; H and W divisible by 32.
+            passes: each lists the places in ``frames`` that it sees; the place M is a frame of zeros, in the pass's own
+                place of the sensor that is missing. None: one pass over all frames.
+            alone: the numbers of the passes of which it is also wanted what each frame says by itself.
             sensors: as of :meth:`encode`.
+
+        Returns:
+            The output of the one pass, or of each of several.
 
         Raises:
             ValueError: no frame, unequal shapes, a size that is not divisible by 32, or sensors that are not given and
                 cannot be guessed.
         """
-        _, output = next(self.outputs(self.encode(frames, sensors=sensors), [range(len(frames))]))
-        return output
+        pool = self.encode(frames, sensors=sensors)
+        if passes is None:
+            _, output = next(self.outputs(pool, [range(len(frames))]))
+            return output
+        count = len(frames)
+        if any(count in places for places in passes):
+            (zero,) = self.encode([torch.zeros_like(frames[0][:1])], sensors=[0])
+            pool = [*pool, *(zero.expand(len(frames[0]), sensor=frame.sensor) for frame in pool)]
+            passes = [[place + own * (place == count) for own, place in enumerate(places)] for places in passes]
+        found = {
+            number: Pass(self.fusion.join(steps), _last_looks(steps, pool) if number in alone else [])
+            for number, steps in self._walk(pool, passes)
+        }
+        return [found[number] for number in range(len(passes))]
 
     def encode(self, frames: Sequence[Tensor], *, sensors: Sequence[int] | None = None) -> list[EncodedFrame]:
         """Encode all frames at once; their encodings do not depend on each other.
@@ -185,6 +218,13 @@ class MemorySAM(nn.Module):
         Raises:
             ValueError: a sequence is empty, or the fusion's plan impossible.
         """
+        for number, steps in self._walk(pool, sequences):
+            yield number, self.fusion.join(steps)
+
+    def _walk(
+        self, pool: Sequence[EncodedFrame], sequences: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[int, list[Step]]]:
+        """As :meth:`outputs`, with the looks instead of what they come to."""
         if not all(sequences):
             raise ValueError("sequences: each needs at least one frame")
         if self.training and self.order == "shuffled":
@@ -199,8 +239,7 @@ class MemorySAM(nn.Module):
         tree = Tree(
             self.sam, self.notes, pool, plans, gate=self.object_gate, dense_position=dense_position, saver=self.saver
         )  # fmt: skip
-        for number, steps in tree.walk():
-            yield number, self.fusion.join(steps)
+        yield from tree.walk()
 
     def logits(self, frames: Sequence[Tensor], *, sensors: Sequence[int] | None = None) -> Tensor:
         """The class logits at the size of the frames.
@@ -257,6 +296,15 @@ class MemorySAM(nn.Module):
                 encoding.cache.clear()
             set_grid(self.sam, height, width)
             self._grid = grid
+
+
+def _last_looks(steps: Sequence[Step], pool: Sequence[EncodedFrame]) -> list[Tensor]:
+    """What each frame says of the scene, at the last look that was taken at it: (B, tokens, h, w), 0 where gated.
+
+    In the order of ``pool``, whatever that of the looks.
+    """
+    last = {id(step.frame): step for step in steps}
+    return open_logits([last[id(frame)] for frame in pool if id(frame) in last])[1]
 
 
 def _map(level: Level, chain: Sequence[nn.Conv2d]) -> Tensor:

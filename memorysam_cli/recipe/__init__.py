@@ -19,6 +19,7 @@ from memorysam_cli.recipe.schema import (
     AUTO,
     BACKBONES,
     DEFAULT,
+    SUBSET,
     UNKNOWN_NAME,
     Augment,
     Data,
@@ -30,6 +31,7 @@ from memorysam_cli.recipe.schema import (
     Recipe,
     Section,
     Spmm,
+    Subset,
     Train,
 )
 
@@ -38,6 +40,7 @@ __all__ = [
     "AUTO",
     "BACKBONES",
     "DEFAULT",
+    "SUBSET",
     "UNKNOWN_NAME",
     "Augment",
     "Data",
@@ -52,6 +55,7 @@ __all__ = [
     "Reported",
     "Section",
     "Spmm",
+    "Subset",
     "Train",
     "load",
     "loss_settings",

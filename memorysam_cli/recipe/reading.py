@@ -16,11 +16,11 @@ from pydantic import Field, ValidationError
 
 from memorysam_cli.dataset import Name
 from memorysam_cli.errors import DataError, UsageError, did_you_mean
-from memorysam_cli.recipe.schema import UNKNOWN_NAME, LossSettings, Recipe, Section, without_retired
-from memorysam_cli.registry import LOSSES, add_files
+from memorysam_cli.recipe.refusals import first_fault, kind_of, line_of
+from memorysam_cli.recipe.schema import SUBSET, UNKNOWN_NAME, LossSettings, Recipe, Section, without_retired
+from memorysam_cli.registry import HINT, LOSSES, add_files
 from memorysam_cli.storage.documents import parse_yaml, read_yaml
 from memorysam_cli.text import is_text, shown
-from memorysam_cli.validation import first_fault, kind_of, line_of
 
 PACKAGE = Path(__file__).parent.parent
 SUFFIXES = {".yaml", ".yml"}
@@ -406,12 +406,14 @@ def _settings(recipe: Recipe, name: str) -> dict[str, Any]:
         raise _RefusedError(
             ("losses", name), f"losses.{name}: has a section of its own; write {name}: at the top level"
         )
+    if name == SUBSET:
+        raise _RefusedError(("losses", name), f"losses.{name}: has a section of its own; write robust.{name}")
     if name in NOT_FOR_LOSSES:
         raise _RefusedError(("losses", name), f"losses: '{name}' is what metrics.jsonl calls something else")
     if name not in LOSSES:
         known = [each for each in LOSSES if each not in own]
-        hint = did_you_mean(name, known) if known else "; none is registered: bring yours with --extend FILE.py"
-        raise _RefusedError(("losses", name), f"losses: unknown loss '{name}'{hint}", is_unknown_name=True)
+        reason = f"losses: unknown loss '{name}'{did_you_mean(name, known)}; {HINT}"
+        raise _RefusedError(("losses", name), reason, is_unknown_name=True)
     try:
         return loss_settings(recipe, name).model_dump(mode="json")
     except ValidationError as error:

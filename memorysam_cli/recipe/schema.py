@@ -6,6 +6,7 @@ A key is a field with a docstring; the pages and the JSON Schema for editors are
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -33,6 +34,9 @@ UNKNOWN_NAME = "unknown_name"
 """The type of pydantic's error for a name that a registry does not have."""
 LORA_TARGETS = ("q", "k", "v", "proj")
 """Of the encoders that come with memorysam; others have names of their own."""
+
+SUBSET = "subset"
+"""What the cross entropy of ``robust.subset`` is called among the losses."""
 
 DEFAULT = "default"
 """The recipe of a training that names none."""
@@ -262,6 +266,30 @@ class LossSettings(Section):
     """What the loss is multiplied by before it is added to the others."""
 
 
+class Subset(Section):
+    """A second pass of each update, over some of the sensors; the scenes' encodings serve both passes."""
+
+    weight: float = Field(default=0.0, ge=0)
+    """What the cross entropy (``ohem``) of the second pass is multiplied by before it is added to that of all sensors;
+    0: none."""
+    zeroed: float = Field(default=0.0, ge=0, le=1)
+    """Probability that an update shows its absent sensors as frames of zeros (after normalization, as ``evaluate
+    --missing zero`` does) instead of leaving them out."""
+    ramp_epochs: float = Field(default=0.0, ge=0)
+    """Epochs in which the weight of all that the second pass adds grows in a line from 0."""
+    weak: tuple[Name, ...] = ()
+    """Sensors that shall be in the second pass more often. How many it sees is drawn first, from 1 to all but one
+    alike; then which."""
+    weak_odds: float = Field(default=2.0, gt=0, le=1000)
+    """How many times as likely as another sensor a weak one is to be drawn."""
+
+
+class Robust(Section):
+    """Training for sensors that fail, which goes beyond the paper; off unless a recipe gives a weight."""
+
+    subset: Subset = Subset()
+
+
 class Optim(Section):
     """AdamW and its per-iteration schedule (METHOD §4)."""
 
@@ -333,6 +361,7 @@ class Recipe(Section):
         },
     )
     """Further losses by name, each with its settings, such as ``{dice: {weight: 0.5}}``; null: none of that name."""
+    robust: Robust = Robust()
     optim: Optim
     train: Train
     extensions: tuple[str, ...] = ()
@@ -348,7 +377,25 @@ class Recipe(Section):
     @property
     def terms(self) -> tuple[str, ...]:
         """The names of all losses, in the order in which they are reported; the pixels' own comes first."""
-        return ("ohem", "spmm", *self.losses)
+        on_subset = {SUBSET: self.robust.subset.weight} if self.trains_subsets else {}
+        return ("ohem", "spmm", *(name for name, weight in on_subset.items() if weight), *self.losses)
+
+    @property
+    def trains_subsets(self) -> bool:
+        """Whether updates have a second pass over some of the sensors: of a single one there is no smaller set."""
+        is_alone = len(self.data.modalities) == 1 and self.data.modalities != (ALL,)
+        return self.robust.subset.weight > 0 and not is_alone
+
+    def trained_subsets(self, *, zeroed: bool) -> tuple[tuple[str, ...], ...]:
+        """The sets of sensors that training shows the network, all sensors first, in the order of the recipe.
+
+        Args:
+            zeroed: those whose other sensors are frames of zeros; else those whose other sensors are left out.
+        """
+        names, share = self.data.modalities, self.robust.subset.zeroed
+        if not self.trains_subsets or (share == 0 if zeroed else share == 1):
+            return (names,)
+        return tuple(some for size in range(len(names), 0, -1) for some in combinations(names, size))
 
     @model_serializer(mode="wrap")
     def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:

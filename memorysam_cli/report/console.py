@@ -339,6 +339,16 @@ def _moves_cursor() -> bool:
     return os.environ.get("TERM") not in {"dumb", "unknown"}
 
 
+def asks(question: str) -> bool:
+    """Ask on a terminal; True if somebody types y or yes. Where nobody can be asked, the answer is no."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    _leave_table()
+    sys.stderr.write(escaped(question))
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 @contextlib.contextmanager
 def _beside_bars() -> Iterator[None]:
     """Lift the table or the bars while a line is written, so that neither tears the other."""

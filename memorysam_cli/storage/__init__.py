@@ -10,5 +10,5 @@ The only package that may call ``torch.load``, ``cv2.imdecode``, ``open(..., "w"
   that first looks at them with ``torch_format``.
 * ``archive``, ``archive_formats``: tar and zip, unpacked whole or not at all.
 * ``hub``: downloads from the Hugging Face Hub, which can be given up, and uploads.
-* ``children``: processes of our own; ``handover``: how they pass tensors; ``machine``: the memory that they may use.
+* ``children``: processes of our own; ``handover``: how they pass tensors.
 """

@@ -5,6 +5,7 @@ Also whether a file is all there: OpenCV may return an image for one that was cu
 
 from __future__ import annotations
 
+import html
 import io
 import re
 import struct
@@ -49,6 +50,18 @@ class Header:
     """The value that GDAL's tag of a TIFF declares to be no measurement; may be NaN."""
     is_lossy: bool = False
     """Its compression changes values: no class number and no colour of a label is exact in it."""
+    needs: str = ""
+    """Why OpenCV cannot decode a sound TIFF, and GDAL can; empty where OpenCV can."""
+    instead: str = ""
+    """What to do with such a TIFF where there is no GDAL."""
+    bands: tuple[str, ...] = ()
+    """Of a TIFF: the description of each band that is stored, empty where it has none."""
+    has_alpha: bool = False
+    """Of a TIFF: the last band is alpha."""
+    has_mask: bool = False
+    """Of a TIFF: a page of it says which pixels count."""
+    block_bytes: int = 0
+    """Of a TIFF: what its largest tile or strip takes in memory; less is never decoded."""
 
 
 def take(stream: BinaryIO, count: int) -> bytes:
@@ -114,8 +127,9 @@ def with_numbers(data: bytes, found: Header) -> bytes:
     return {"png": _number_png, "tiff": _number_tiff, "bmp": _number_bmp}[found.format](data)
 
 
-def _truncated(kind: str, data: bytes, reason: str) -> Truncated:
-    return Truncated(f"truncated {kind}: it ends after {len(data):,} bytes, {reason}; {_AGAIN}")
+def _truncated(kind: str, data: bytes | int, reason: str) -> Truncated:
+    length = data if isinstance(data, int) else len(data)
+    return Truncated(f"truncated {kind}: it ends after {length:,} bytes, {reason}; {_AGAIN}")
 
 
 def _parse_png(stream: BinaryIO) -> Header:
@@ -238,6 +252,16 @@ _FIELD_CODES = {1: "B", 2: "B", 3: "H", 4: "I", 16: "Q"}
 _TEXT = 2
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES = 256, 257, 258, 259, 262, 274, 277
 _PLANAR, _SAMPLE_FORMAT, _TILE_WIDTH, _TILE_HEIGHT, _NODATA = 284, 339, 322, 323, 42113
+_SUBFILE, _STRIP_ROWS, _EXTRA_SAMPLES, _METADATA = 254, 278, 338, 42112
+_TEXTS = {_NODATA, _METADATA}
+"""Fields of GDAL's own, which are text."""
+_MAX_METADATA = 1_000_000
+_BESIDE, _MASK = 1 | 4, 4
+"""Bits of a page that is no picture of its own: a smaller copy of the first one, or its mask."""
+_MAX_PAGES = 64
+_ALPHAS = {1, 2}
+_DESCRIPTION = re.compile(rb'<Item name="DESCRIPTION" sample="(\d+)" role="description">(.*?)</Item>', re.DOTALL)
+"""In the XML of GDAL's metadata; bands are counted from 0 there."""
 _LARGEST_TILE = 4096
 """Pixels of a tile's side that is longer than the picture's."""
 _SEGMENTS = {273: 279, 324: 325}
@@ -245,7 +269,7 @@ _SEGMENTS = {273: 279, 324: 325}
 _TABLES = {*_SEGMENTS, *_SEGMENTS.values()}
 _TIFF_FIELDS = {
     *_TABLES, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANAR, _SAMPLE_FORMAT,
-    _TILE_WIDTH, _TILE_HEIGHT, _NODATA,
+    _TILE_WIDTH, _TILE_HEIGHT, _NODATA, _SUBFILE, _STRIP_ROWS, _EXTRA_SAMPLES, _METADATA,
 }  # fmt: skip
 _MAX_VALUES = 1024
 """Of a field that is no table of pixel data."""
@@ -255,16 +279,23 @@ _DTYPES = {
     **{(bits, _SIGNED): f"int{bits}" for bits in (_SHORT_BITS, _WORD_BITS, _FLOAT_BITS)},
     (_FLOAT_BITS, _FLOATING): "float32",
 }
+_DTYPES_OF_GDAL = {
+    **{(bits, _UNSIGNED): "uint8" for bits in (1, 2, 4)},
+    (64, _UNSIGNED): "uint64", (64, _SIGNED): "int64", (64, _FLOATING): "float64",
+}  # fmt: skip
 _COLORS = {1: "grey", 2: "RGB", 3: "a color table", 6: "YCbCr"}
 _GREY, _COLOR_TABLE = 1, 3
 _JPEG_IN_TIFF = 7
 _COMPRESSIONS = {1, 5, _JPEG_IN_TIFF, 8, 32773, 32946}
 """None, LZW, JPEG, deflate, PackBits, deflate: what OpenCV's libtiff is built with. For some others (JPEG XL) it gives
 wrong pixels instead of none."""
-_OTHER_COMPRESSIONS = {
-    **{2: "CCITT", 3: "CCITT", 4: "CCITT", 6: "old JPEG", 34712: "JPEG 2000", 34887: "LERC", 34925: "LZMA"},
+_COMPRESSIONS_OF_GDAL = {
+    **{2: "CCITT", 3: "CCITT", 4: "CCITT", 34887: "LERC", 34925: "LZMA"},
     **{50000: "ZSTD", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL"},
 }
+_OTHER_COMPRESSIONS = {6: "old JPEG", 34712: "JPEG 2000"}
+_WEBP_IN_TIFF = 50001
+_DEFLATED = "save it with deflate, LZW or no compression"
 
 
 def _parse_tiff(stream: BinaryIO) -> Header:
@@ -279,31 +310,84 @@ def _parse_tiff(stream: BinaryIO) -> Header:
         formats = fields.get(_SAMPLE_FORMAT, (1,))
     except (KeyError, ValueError):
         raise Refused(f"damaged TIFF: its size fields are missing or wrong; {_AGAIN}") from None
-    tiles = {_TILE_WIDTH: width, _TILE_HEIGHT: height}
-    dtype = _DTYPES.get((bits[0], formats[0]))
+    kind = (bits[0], formats[0])
+    dtype = _DTYPES.get(kind) or _DTYPES_OF_GDAL.get(kind)
     if dtype is None or len(set(bits)) != 1 or len(set(formats)) != 1:
         raise Refused(f"a TIFF of {bits[0]} bits (sample format {formats[0]}); {_CONVERT} or a float32 TIFF")
-    if compression not in _COMPRESSIONS:
+    if compression not in _COMPRESSIONS | _COMPRESSIONS_OF_GDAL.keys():
         name = _OTHER_COMPRESSIONS.get(compression, f"method {compression}")
-        raise Refused(
-            f"a TIFF compressed with {name}, which OpenCV's decoder lacks; save it with deflate, LZW or no compression"
-        )
-    if channels not in {1, 3} or (channels == 3 and color == 1 and dtype != "float32"):
-        raise Refused(_many_bands(channels))
+        raise Refused(f"a TIFF compressed with {name}, which no decoder here has; {_DEFLATED}")
     has_palette = color == _COLOR_TABLE
-    if color not in _COLORS or (has_palette and (channels, dtype) != (1, "uint8")):
+    if color not in {*_COLORS, -1} or (has_palette and (channels, dtype) != (1, "uint8")):
         raise Refused(f"a TIFF of colour kind {color} ({channels} x {dtype}), not grey or RGB; {_CONVERT}")
-    if planar != 1 and channels != 1:
-        raise Refused(f"a TIFF with one plane per channel; save it interleaved by pixel, or {_as_array(channels)}")
+    tiles = {_TILE_WIDTH: width, _TILE_HEIGHT: height}
     if any(fields.get(tag, (1,))[0] > max(_LARGEST_TILE, 2 * side) for tag, side in tiles.items()):
         raise Refused(f"damaged TIFF: its tiles are larger than the picture; {_AGAIN}")
     if fields.get(_ORIENTATION, (1,)) != (1,):
         raise Refused("a TIFF with a rotation mark; save it upright")
-    channels = 3 if has_palette else channels
+    bands = _descriptions(fields.get(_METADATA), channels)
+    has_pages, has_mask = _other_pages(stream)
+    needs, instead = _needs_gdal(kind, channels, color=color, compression=compression, planar=planar)
+    if has_pages and not needs:
+        needs, instead = "a TIFF with overviews or a mask", "save it without them"
+    side = fields.get(_TILE_WIDTH, (width,))[0]
+    rows = fields[_TILE_HEIGHT][0] if _TILE_HEIGHT in fields else min(height, fields.get(_STRIP_ROWS, (height,))[0])
+    together = channels if planar == 1 else 1
     return Header(
-        "tiff", height, width, channels, dtype, has_palette, is_lossy=compression == _JPEG_IN_TIFF,
-        nodata=_nodata(fields.get(_NODATA)),
+        "tiff", height, width, 3 if has_palette else channels, dtype, has_palette,
+        is_lossy=compression in {_JPEG_IN_TIFF, _WEBP_IN_TIFF}, nodata=_nodata(fields.get(_NODATA)),
+        needs=needs, instead=instead, bands=bands, has_mask=has_mask,
+        has_alpha=fields.get(_EXTRA_SAMPLES, (0,))[-1] in _ALPHAS,
+        block_bytes=side * rows * together * max(1, bits[0] // 8),
     )  # fmt: skip
+
+
+def _needs_gdal(
+    kind: tuple[int, int], channels: int, *, color: int, compression: int, planar: int
+) -> tuple[str, str]:  # fmt: skip
+    """Why OpenCV cannot decode a TIFF that GDAL can, and what to do without GDAL; empty texts where it can."""
+    if compression in _COMPRESSIONS_OF_GDAL:
+        name = _COMPRESSIONS_OF_GDAL[compression]
+        return f"a TIFF compressed with {name}, which OpenCV's decoder lacks", _DEFLATED
+    if kind not in _DTYPES:
+        return f"a TIFF of {kind[0]} bits (sample format {kind[1]})", f"{_CONVERT} or a float32 TIFF"
+    if channels not in {1, 3} or (channels == 3 and color == 1 and _DTYPES[kind] != "float32"):
+        # OpenCV drops bands, or multiplies by the fourth.
+        return f"a TIFF of {channels} bands, but OpenCV reads grey and RGB alone", _as_array(channels)
+    if planar != 1 and channels != 1:
+        return "a TIFF with one plane per channel", f"save it interleaved by pixel, or {_as_array(channels)}"
+    if color == -1:
+        return "a TIFF that does not say which colours its numbers are", _CONVERT
+    return "", ""
+
+
+def _other_pages(stream: BinaryIO) -> tuple[bool, bool]:
+    """Whether smaller copies or masks follow the first page, and whether one is the mask of the first.
+
+    Raises:
+        Refused: another picture does.
+    """
+    stream.seek(0)
+    order, place, _, _, position = _tiff_directory(stream)
+    pages, has_mask = 0, False
+    while position:
+        pages += 1
+        if pages > _MAX_PAGES:
+            raise Refused(f"damaged TIFF: more than {_MAX_PAGES} pages; {_AGAIN}")
+        stream.seek(min(position, _LAST_POSITION))
+        order, place, _, entries, position = _tiff_page(stream, order, place)
+        found = dict(_tiff_values(stream, entries, order=order, place=place))
+        kind = found.get(_SUBFILE, (0,))[0]
+        if not kind & _BESIDE:
+            raise Refused("a TIFF with several pages; save one")
+        has_mask |= kind == _MASK
+    return pages > 0, has_mask
+
+
+def _descriptions(text: tuple[int, ...] | None, count: int) -> tuple[str, ...]:
+    """What GDAL's metadata call each band; GDAL escapes these texts twice."""
+    found = {int(band): name for band, name in _DESCRIPTION.findall(bytes(text or ()))}
+    return tuple(html.unescape(html.unescape(found.get(band, b"").decode(errors="replace"))) for band in range(count))
 
 
 def _nodata(text: tuple[int, ...] | None) -> float | None:
@@ -320,11 +404,6 @@ def _nodata(text: tuple[int, ...] | None) -> float | None:
         ) from None
 
 
-def _many_bands(count: int) -> str:
-    """Why a TIFF of other than one or three bands is refused: OpenCV drops bands, or multiplies by the fourth."""
-    return f"a TIFF of {count} bands, but OpenCV reads grey and RGB alone; {_as_array(count)}"
-
-
 def _as_array(count: int) -> str:
     """What to do with bands that no decoder gives."""
     numbers = ",".join(str(min(number, count - 1)) for number in range(3))
@@ -333,32 +412,36 @@ def _as_array(count: int) -> str:
 
 def _tiff_fields(stream: BinaryIO) -> dict[int, tuple[int, ...]]:
     """The first page's integer fields by tag."""
-    order, place, _, entries = _tiff_directory(stream)
+    order, place, _, entries, _ = _tiff_directory(stream)
     return dict(_tiff_values(stream, entries, order=order, place=place))
 
 
-def _tiff_directory(stream: BinaryIO) -> tuple[str, str, int, bytes]:
-    """Byte order, code of a position, where the first page's fields begin, and the fields; of a BigTIFF too, whose
-    positions have 64 bits."""
+def _tiff_directory(stream: BinaryIO) -> tuple[str, str, int, bytes, int]:
+    """Byte order, code of a position, where the first page's fields begin, the fields, and where the next page is; of a
+    BigTIFF too, whose positions have 64 bits."""
     start = take(stream, 8)
     order = "<" if start[:2] == b"II" else ">"
     is_big = struct.unpack(f"{order}2xH4x", start)[0] == _BIG
-    # Codes of a position and of the number of fields, bytes of a field.
-    place, number, size = ("Q", "Q", 20) if is_big else ("I", "H", 12)
     (position,) = struct.unpack(f"{order}Q", take(stream, 8)) if is_big else struct.unpack(f"{order}4xI", start)
     if position > _LAST_POSITION:
         raise Refused(f"damaged TIFF: its fields lie at byte {position:,}; {_AGAIN}")
     stream.seek(position)
+    return _tiff_page(stream, order, "Q" if is_big else "I")
+
+
+def _tiff_page(stream: BinaryIO, order: str, place: str) -> tuple[str, str, int, bytes, int]:
+    """As :func:`_tiff_directory`, of the page that begins here."""
+    number, size = ("Q", 20) if place == "Q" else ("H", 12)  # code of the number of fields, bytes of a field
+    position = stream.tell()
     (count,) = struct.unpack(f"{order}{number}", take(stream, struct.calcsize(number)))
     entries = take(stream, size * count)
-    if struct.unpack(f"{order}{place}", take(stream, struct.calcsize(place)))[0]:
-        raise Refused("a TIFF with several pages; save one")
-    return order, place, position + struct.calcsize(number), entries
+    (following,) = struct.unpack(f"{order}{place}", take(stream, struct.calcsize(place)))
+    return order, place, position + struct.calcsize(number), entries, following
 
 
 def _number_tiff(data: bytes) -> bytes:
     """With gray in the place of the color table."""
-    order, place, position, entries = _tiff_directory(io.BytesIO(data))
+    order, place, position, entries, _ = _tiff_directory(io.BytesIO(data))
     numbered, inside = bytearray(data), struct.calcsize(place)
     for start in range(0, len(entries), 4 + 2 * inside):
         tag, kind = struct.unpack_from(f"{order}HH", entries, start)
@@ -376,10 +459,10 @@ def _tiff_values(stream: BinaryIO, entries: bytes, *, order: str, place: str) ->
     """The fields that we look at; a file may have 65,535 others, all of which name the same many bytes."""
     inside = struct.calcsize(place)
     for tag, kind, length, value in struct.iter_unpack(f"{order}HH{place}{inside}s", entries):
-        size = length if (tag, kind) == (_NODATA, _TEXT) else _FIELD_SIZES.get(kind, 0) * length
+        size = length if tag in _TEXTS and kind == _TEXT else _FIELD_SIZES.get(kind, 0) * length
         if size == 0 or tag not in _TIFF_FIELDS:
             continue
-        if tag not in _TABLES and length > _MAX_VALUES:
+        if tag not in _TABLES and length > (_MAX_METADATA if tag == _METADATA else _MAX_VALUES):
             raise Refused(f"damaged TIFF: {length} values in field {tag}; {_AGAIN}")
         if size > inside:
             (position,) = struct.unpack(f"{order}{place}", value)
@@ -389,14 +472,24 @@ def _tiff_values(stream: BinaryIO, entries: bytes, *, order: str, place: str) ->
 
 
 def _check_tiff(data: bytes) -> None:
-    fields = _tiff_fields(io.BytesIO(data))
+    check_raster(io.BytesIO(data))
+
+
+def check_raster(stream: BinaryIO) -> None:
+    """As :func:`check_complete`, of a TIFF that is not in memory.
+
+    Args:
+        stream: the file, at its start, seekable.
+    """
+    fields = _tiff_fields(stream)
+    length = stream.seek(0, io.SEEK_END)
     for offsets, counts in _SEGMENTS.items():
         if offsets in fields:
             ends = [start + size for start, size in zip(fields[offsets], fields.get(counts, ()), strict=False)]
             if len(ends) != len(fields[offsets]):
                 raise Refused(f"damaged TIFF: its tables of pixel data do not match; {_AGAIN}")
-            if max(ends) > len(data):
-                raise _truncated("TIFF", data, f"{max(ends) - len(data):,} too early for its pixels")
+            if max(ends) > length:
+                raise _truncated("TIFF", length, f"{max(ends) - length:,} too early for its pixels")
             return
     raise Refused(f"damaged TIFF: it names no pixel data; {_AGAIN}")
 

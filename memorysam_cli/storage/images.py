@@ -4,12 +4,16 @@
 bytes are read and checked first (:mod:`~memorysam_cli.storage.headers`), decoded from memory, and compared
 with what the header promised. EXIF rotation is ignored: it would part an image from its label.
 
+TIFFs that OpenCV cannot decode are left to GDAL (:mod:`~memorysam_cli.storage.rasters`) where that is installed; their
+headers are read by hand all the same, and all that can be checked is checked before.
+
 NumPy's own files (``.npy``, ``.npz`` with one array) are read without pickle and without surprises.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import math
 import os
@@ -22,6 +26,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
@@ -30,7 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memorysam_cli.errors import DataError, UsageError, raise_shortage
-from memorysam_cli.storage import atomic, headers
+from memorysam_cli.storage import atomic, headers, rasters
 from memorysam_cli.storage.headers import Header, Refused
 from memorysam_cli.text import shown, size
 
@@ -106,12 +111,40 @@ _LIBRARIES = re.compile(
 _hushed = _LibrariesHushed()
 
 
-def header(path: Path) -> Header:
+@dataclass(frozen=True, eq=False)
+class InMemory:
+    """An array that counts as the ``.npy`` file that would hold it, under a name for messages."""
+
+    name: str
+    array: npt.NDArray[Any]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def parse(self) -> Header:
+        """What the file's header would say.
+
+        Raises:
+            Refused: as of the file.
+        """
+        return _array_header(self.array.shape, False, self.array.dtype, kind="npy")
+
+
+Stored = Path | InMemory
+"""Where an image is: a file, or memory."""
+
+
+def header(path: Stored) -> Header:
     """Read what a file says about itself, without decoding it.
 
     Raises:
         DataError: as :func:`read`, as far as the header tells.
     """
+    if isinstance(path, InMemory):
+        try:
+            return path.parse()
+        except Refused as error:
+            _refuse(path, error)
     _check_file(path)
     try:
         with path.open("rb") as stream:
@@ -145,7 +178,7 @@ def pixel_limit() -> int:
     return int(text or MAX_PIXELS)
 
 
-def refuse_size(path: Path, found: Header, *, max_pixels: int) -> None:
+def refuse_size(path: Stored, found: Header, *, max_pixels: int) -> None:
     """Refuse a picture that is too large to be decoded.
 
     Raises:
@@ -168,13 +201,13 @@ def read(path: Path, *, max_pixels: int | None = None, as_numbers: bool = False)
     return array
 
 
-def load(path: Path, *, max_pixels: int | None = None, as_numbers: bool = False) -> tuple[Header, npt.NDArray[Any]]:
+def load(path: Stored, *, max_pixels: int | None = None, as_numbers: bool = False) -> tuple[Header, npt.NDArray[Any]]:
     """Read an image or array whole, or not at all, with what its header says; NaN and infinity stay as they are.
 
     Args:
         path: PNG (8 or 16 bit; grey, RGB, palette, with or without alpha), JPEG (grey, RGB), TIFF (integers of up to
-            32 bits, float32; grey, RGB, 8-bit color table), BMP, WebP, ``.npy`` or ``.npz`` with one array. The
-            content decides, not the suffix.
+            32 bits, float32; grey, RGB, 8-bit color table; with GDAL any number of bands and any compression), BMP,
+            WebP, ``.npy`` or ``.npz`` with one array. The content decides, not the suffix.
         max_pixels: H·W above this is refused from the header, before anything is decoded; None:
             :func:`pixel_limit`.
         as_numbers: palettes give their indices, (H, W) uint8, instead of colours.
@@ -186,15 +219,49 @@ def load(path: Path, *, max_pixels: int | None = None, as_numbers: bool = False)
     Raises:
         DataError: missing, empty, a folder, truncated, damaged, too large, or no such format.
     """
+    if isinstance(path, InMemory):
+        found = header(path)
+        refuse_size(path, found, max_pixels=max_pixels or pixel_limit())
+        return found, np.array(path.array, path.array.dtype.newbyteorder("="), order="C")  # the caller's stays as it is
     _check_file(path)
     try:
         with path.open("rb") as stream:
             found = _parse(stream)
             _check_size(found, max_pixels=max_pixels or pixel_limit())
             stream.seek(0)
-            is_array = found.format in {"npy", "npz"}
-            array = _load_array(stream, found) if is_array else _decode(_whole(stream, found), found, as_numbers)
+            if found.needs:
+                array = rasters.read_whole(stream, path, found, as_numbers=as_numbers)
+            elif found.format in {"npy", "npz"}:
+                array = _load_array(stream, found)
+            else:
+                array = _decode(_whole(stream, found), found, as_numbers)
         return found, array
+    except (Refused, OSError, MemoryError) as error:
+        _refuse(path, error)
+
+
+def hidden(path: Stored, found: Header, array: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
+    """Which pixels of a TIFF count for nothing, by its own mask or its alpha; None where it has neither.
+
+    Args:
+        path: of the file.
+        found: its header.
+        array: all of its pixels, as :func:`load` gives them.
+
+    Returns:
+        (H, W) bool, True where nothing is to be seen.
+
+    Raises:
+        DataError: as :func:`load`.
+    """
+    if found.has_alpha and array.ndim > len("HW"):
+        transparent: npt.NDArray[np.bool_] = array[:, :, -1] == 0
+        return transparent
+    if not found.has_mask or isinstance(path, InMemory):
+        return None
+    try:
+        with path.open("rb") as stream, rasters.opened(stream, path, found) as dataset:
+            return rasters.hidden(dataset)
     except (Refused, OSError, MemoryError) as error:
         _refuse(path, error)
 
@@ -228,6 +295,8 @@ def _check_size(found: Header, *, max_pixels: int) -> None:
             f"{frame} {allowed}; make it smaller, or allow more with MEMORYSAM_MAX_PIXELS=… (in prepare: --max-pixels)"
         )
     most = max(max_pixels, MAX_PIXELS) * _PIXEL_BYTES
+    if found.block_bytes > most:
+        raise Refused(f"tiles or strips of {size(found.block_bytes)} are more than {size(most)}; {rasters.RETILE}")
     if _bytes(found) > most:  # few pixels of many wide channels
         raise Refused(
             f"{found.channels} channels of {found.dtype} at {found.height} x {found.width} are {size(_bytes(found))}, "
@@ -262,10 +331,12 @@ def _parse(stream: BinaryIO) -> Header:
     if found is None:
         stream.seek(0)
         raise headers.other_format(stream.read(16))
+    if found.needs and not rasters.is_installed():
+        raise Refused(f"{found.needs}; {rasters.INSTALL}, or {found.instead}")
     return found
 
 
-def _refuse(path: Path, error: Exception) -> NoReturn:
+def _refuse(path: Stored, error: Exception) -> NoReturn:
     raise_shortage(error)
     reason = error.strerror if isinstance(error, OSError) else str(error)
     raise DataError(f"{shown(path)}: {reason or 'not enough memory to read it'}") from error
@@ -488,3 +559,17 @@ def write_png(path: Path, array: npt.NDArray[Any], *, fsync: bool = True) -> Non
         ValueError: dtype or shape that PNG cannot hold.
     """
     atomic.write_bytes(path, encode_png(array), fsync=fsync)
+
+
+def write_npz(path: Path, arrays: dict[str, npt.NDArray[Any]], *, fsync: bool = True) -> None:
+    """Write named arrays as an ``.npz``, all or nothing; not compressed, so that its size is known before.
+
+    Raises:
+        EnvironmentFault: it cannot be written; an existing file is as it was.
+    """
+    needed = sum(array.nbytes for array in arrays.values())
+    with atomic.new_file(path, fsync=fsync, needed_bytes=needed) as temporary:
+        with temporary.open("wb") as stream:
+            np.savez(stream, allow_pickle=False, **cast("dict[str, Any]", arrays))
+        if temporary.stat().st_size < needed:
+            raise OSError(errno.EIO, f"only {temporary.stat().st_size} of {needed} bytes arrived")

@@ -10,6 +10,6 @@ In the order in which a scene comes to be; imports follow it, each module needs 
 * ``street``: the ground, and what stands, drives and walks where.
 * ``world``: one street with the camera's way through it, and the surface that each pixel shows.
 * ``light``: weather, shadows, and the light that reaches the lens.
-* ``sensors``: what each sensor makes of surface and light, and how it fails.
+* ``recordings``: what each sensor makes of surface and light, and how it fails.
 * ``scenes``: the plan of a data set, each scene's pictures, their files; ``render`` does it all.
 """

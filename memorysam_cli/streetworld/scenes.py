@@ -18,9 +18,9 @@ import numpy as np
 
 from memorysam_cli.dataset import IGNORE
 from memorysam_cli.storage import atomic, images
-from memorysam_cli.streetworld import sensors
+from memorysam_cli.streetworld import recordings
 from memorysam_cli.streetworld.light import WEATHER, Lighting, lighting, radiance
-from memorysam_cli.streetworld.sensors import FAILURES
+from memorysam_cli.streetworld.recordings import FAILURES
 from memorysam_cli.streetworld.surfaces import Rng
 from memorysam_cli.streetworld.world import Surface, World, build_world, survey
 
@@ -161,15 +161,15 @@ def deliver_pictures(scene: PlannedScene, *, size: int, seed: int) -> dict[str, 
     weather = lights.weather
     now = look(lights, frame=scene.frame, height=size, width=size)
     soon = look(lights, frame=scene.frame, height=size, width=size, seconds=EVENT_SECONDS)
-    points = sensors.scan(now.surface, weather, rng=generator(seed, scene, "scan"))
-    image = sensors.picture(now.light, now.surface, weather, case=scene.case, rng=generator(seed, scene, "img"))
+    points = recordings.scan(now.surface, weather, rng=generator(seed, scene, "scan"))
+    image = recordings.picture(now.light, now.surface, weather, case=scene.case, rng=generator(seed, scene, "img"))
     return {
         "img": (image * 255 + 0.5).astype(np.uint8),
-        "hha": sensors.hha(now.surface),
-        "depth": sensors.depth_code(now.surface),
-        "event": sensors.event(now.light, soon.light, weather, case=scene.case, rng=generator(seed, scene, "event")),
-        "lidar": sensors.lidar(points, now.surface, case=scene.case, rng=generator(seed, scene, "lidar")),
-        "semantic": sensors.semantic(now.surface),
+        "hha": recordings.hha(now.surface),
+        "depth": recordings.depth_code(now.surface),
+        "event": recordings.event(now.light, soon.light, weather, case=scene.case, rng=generator(seed, scene, "event")),
+        "lidar": recordings.lidar(points, now.surface, case=scene.case, rng=generator(seed, scene, "lidar")),
+        "semantic": recordings.semantic(now.surface),
     }
 
 
@@ -190,10 +190,10 @@ def mcubes_pictures(scene: PlannedScene, *, size: int, seed: int) -> dict[str, n
     lights = lighting_of(scene, seed=seed)
     weather = lights.weather
     now = look(lights, frame=scene.frame, height=size, width=width)
-    image = sensors.picture(now.light, now.surface, weather, case=None, rng=generator(seed, scene, "img"))
-    angle = sensors.polarization(now.surface, weather, rng=generator(seed, scene, "polarization"))
-    infrared = sensors.near_infrared(now.surface, lights, rng=generator(seed, scene, "nir"))
-    mask = sensors.overlap(size, width, rng=generator(seed, scene, "overlap"))
+    image = recordings.picture(now.light, now.surface, weather, case=None, rng=generator(seed, scene, "img"))
+    angle = recordings.polarization(now.surface, weather, rng=generator(seed, scene, "polarization"))
+    infrared = recordings.near_infrared(now.surface, lights, rng=generator(seed, scene, "nir"))
+    mask = recordings.overlap(size, width, rng=generator(seed, scene, "overlap"))
     is_labeled = now.surface.label > 0
     semantic = np.where(is_labeled, now.surface.label - np.uint8(1), np.uint8(IGNORE))
     return {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from selenium.webdriver.common.by import By
 
-from memorysam_cli.engine.reporting import report
+from memorysam_cli.engine.reporting import run_pages
 from memorysam_cli.report import pages
 from memorysam_cli.storage import images
 
@@ -152,7 +152,7 @@ def test_long_names_stay_inside_the_window(tmp_path: Path, opened: Opened, width
 
 
 def test_a_curves_figures_can_be_read_in_a_narrow_window(tmp_path: Path, opened: Opened) -> None:
-    path = report.write([make_run(tmp_path / "run", steps=144)], out=tmp_path / "run.html").out
+    path = run_pages.write([make_run(tmp_path / "run", steps=144)], out=tmp_path / "run.html").out
     shown = opened(path, width=360)
     assert shown.execute_script("return document.documentElement.scrollWidth") <= 360
     figure = one(shown, "[data-chart=loss]")
@@ -164,7 +164,7 @@ def test_a_curves_figures_can_be_read_in_a_narrow_window(tmp_path: Path, opened:
 
 
 def test_on_paper_it_is_light_and_has_no_controls(tmp_path: Path, opened: Opened) -> None:
-    path = report.write([make_prediction(tmp_path / "prediction")], out=tmp_path / "p.html").out
+    path = run_pages.write([make_prediction(tmp_path / "prediction")], out=tmp_path / "p.html").out
     shown = opened(path, scheme="dark")
     shown.execute_script("document.documentElement.dataset.theme = 'dark'")
     shown.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})

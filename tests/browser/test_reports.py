@@ -14,7 +14,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from memorysam_cli.engine.reporting import report
+from memorysam_cli.engine.reporting import run_pages
 from memorysam_cli.storage import documents
 
 from ..engine.reporting.test_pages import evaluated, make_prediction, make_run  # noqa: F401  (a fixture)
@@ -41,7 +41,7 @@ def pages(evaluated: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         "many": (_rewritten(evaluated, folder / "many", classes=25),),
         "one": (_rewritten(evaluated, folder / "one", classes=1),),
     }
-    return {name: report.write(each, out=folder / f"{name}.html").out for name, each in made.items()}
+    return {name: run_pages.write(each, out=folder / f"{name}.html").out for name, each in made.items()}
 
 
 def _rewritten(source: Path, folder: Path, *, classes: int) -> Path:

@@ -49,7 +49,7 @@ def test_the_page_works_as_written(
 
 
 def test_the_files_that_it_tells_of_are_understood() -> None:
-    from memorysam_cli.engine.weights.imports import choose_recipe
+    from memorysam_cli.engine.weights.exchange import choose_recipe
 
     told = re.findall(r"^\| `(\S+\.pth)` \| ([^|]+) \|", PAGE, re.MULTILINE)
     assert len(told) == 2

@@ -9,7 +9,7 @@ import pytest
 
 from memorysam_cli import app
 from memorysam_cli.engine.measure import bench as benchmark
-from memorysam_cli.engine.measure import reading, trials
+from memorysam_cli.engine.measure import input_speed, trials
 from memorysam_cli.engine.measure.rates import Rate
 from memorysam_cli.engine.measure.trials import Outcome, Trial
 from memorysam_cli.engine.measure.workload import Workload
@@ -111,9 +111,9 @@ def test_a_plain_network_that_does_not_fit_is_a_result(bench: Any, monkeypatch: 
 
 
 def test_data_are_read_alone_and_into_both_tasks(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "WORKERS", (0,))
-    monkeypatch.setattr(reading, "TRAINING", 0)
-    monkeypatch.setattr(reading, "PREDICTING", 0)
+    monkeypatch.setattr(input_speed, "WORKERS", (0,))
+    monkeypatch.setattr(input_speed, "TRAINING", 0)
+    monkeypatch.setattr(input_speed, "PREDICTING", 0)
     report = json.loads(bench("--mode", "data", "--json").out)
     assert report["schema_version"] == 1 and report["task"] == "data"
     (row,) = report["reading"]

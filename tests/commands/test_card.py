@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from memorysam_cli.dataset import DatasetInfo, Modality
-from memorysam_cli.engine.weights import card as cards
+from memorysam_cli.engine.weights import model_card as cards
 from memorysam_cli.model.weights import read_card
 from memorysam_cli.storage import tensors
 

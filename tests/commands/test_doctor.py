@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from memorysam_cli.engine import doctor
-from memorysam_cli.engine.doctor import ok, problem, warning
+from memorysam_cli.engine import diagnosis
+from memorysam_cli.engine.diagnosis import ok, problem, warning
 
 from .trained import Program
 
 
 def test_a_problem_ends_with_6_and_its_remedy(memorysam: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        doctor,
+        diagnosis,
         "examine",
         lambda: [ok("a", "fine"), warning("b", "slow", "hurry"), problem("c", "broken", "mend it")],
     )
@@ -22,5 +22,5 @@ def test_a_problem_ends_with_6_and_its_remedy(memorysam: Program, monkeypatch: p
 
 
 def test_warnings_alone_end_with_0(memorysam: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "examine", lambda: [ok("a", "fine"), warning("b", "slow", "hurry")])
+    monkeypatch.setattr(diagnosis, "examine", lambda: [ok("a", "fine"), warning("b", "slow", "hurry")])
     assert memorysam("doctor").code == 0

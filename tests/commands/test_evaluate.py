@@ -14,7 +14,7 @@ import memorysam_cli
 from memorysam_cli.data import manifest
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import run_folder
-from memorysam_cli.engine.evaluate import run, scoring
+from memorysam_cli.engine.evaluate import evaluation, scoring
 from memorysam_cli.engine.evaluate.scoring import evaluate
 from memorysam_cli.engine.infer.inference import Inference
 from memorysam_cli.model import load, weights
@@ -151,7 +151,7 @@ def test_the_native_protocol_can_head_the_report(here: Path, memorysam: Program)
 def test_a_report_says_all_that_decides_it(here: Path, memorysam: Program) -> None:
     report = memorysam("evaluate", "--json", "--workers", 0).answer
     data = _manifest(here)
-    assert report["split_sha256"] == {"val": run.scenes_sha256(data.of_split("val"))}
+    assert report["split_sha256"] == {"val": evaluation.scenes_sha256(data.of_split("val"))}
     assert report["weights_sha256"] == tensors.sha256(Path("runs/latest/checkpoints/best.safetensors"))
     assert (report["missing"], report["tta"], report["tile"]) == ("drop", None, None)
     assert (report["device"], report["precision"]) == ("cpu", "fp32")

@@ -13,8 +13,8 @@ from memorysam_cli import recipe as recipes
 from memorysam_cli.engine.measure import trials
 from memorysam_cli.engine.measure.plan import MARGIN
 from memorysam_cli.engine.measure.trials import Outcome, Trial
+from memorysam_cli.engine.surroundings import Capacity
 from memorysam_cli.errors import EXIT_CODES
-from memorysam_cli.storage.machine import Capacity
 
 from ..data.trees import write_tree
 from ..engine.measure import test_count

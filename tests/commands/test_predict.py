@@ -17,13 +17,13 @@ from memorysam_cli.engine.infer.decision import own_size
 from memorysam_cli.model import load
 from memorysam_cli.storage import documents, images
 
-from ..engine.stand_ins import PALETTE, PLANS, write_data
+from ..engine.stand_ins import CLASSES, PALETTE, PLANS, write_data
 from .trained import Program, save_weights
 
 KEYS = {
     "schema_version", "job", "inputs", "dataset", "modalities", "missing", "tta", "tile", "image_size", "weights",
     "weights_sha256", "device", "precision", "versions", "scenes", "done", "failed", "failures", "classes", "out",
-    "trees", "ledger", "success", "laws", "inputs_root",
+    "trees", "ledger", "success", "laws", "inputs_root", "probabilities", "thresholds", "unsure", "unsure_pixels",
 }  # fmt: skip
 
 
@@ -103,6 +103,77 @@ def test_plain_folders_with_other_names_and_every_extra(here: Path, memorysam: P
     assert len(list(Path("out").rglob("*.png"))) == 8
     assert images.shape(Path("out/confidence/kitchen/a.png")) == (41, 57, 1, "uint8")
     assert images.shape(Path("out/color/kitchen/a.png")) == (41, 57, 3, "uint8")
+
+
+def test_probabilities_and_thresholds_of_a_job_are_its_own_and_are_taken_up_again(
+    here: Path, memorysam: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = memorysam("predict", "data", "--out", "plain", "--workers", 0, "--json").answer
+    assert (plain["probabilities"], plain["thresholds"], plain["unsure"], plain["unsure_pixels"]) == (
+        None,
+        None,
+        None,
+        0,
+    )
+    words = ("predict", "data", "--probabilities", "float16", "--workers", 0, "--json")
+    needed = 0.26  # of four classes the best has at least 0.25
+    words = (*words, *(word for name in CLASSES for word in ("--threshold", f"{name}={needed}")))
+    report = memorysam(*words).answer
+    assert report["probabilities"] == "float16" and report["thresholds"] == dict.fromkeys(CLASSES, needed)
+    assert report["trees"] == {"masks": "masks/masks", "probabilities": "masks/probabilities"}
+    unsure = 0
+    for name, *_, size in PLANS:
+        mask, free = images.read(here / f"masks/masks/{name}.png"), images.read(here / f"plain/masks/{name}.png")
+        with np.load(here / f"masks/probabilities/{name}.npz") as archive:
+            assert archive["classes"].tolist() == list(CLASSES)
+            probabilities = archive["probabilities"]
+        assert probabilities.shape == (4, *size) and probabilities.dtype == np.float16
+        best = probabilities.max(0).astype(np.float32)
+        far = abs(best - needed) > 1e-3  # half precision cannot tell the others
+        np.testing.assert_array_equal(mask[far], np.where(best < needed, 255, free)[far])
+        unsure += int((mask == 255).sum())
+    assert report["unsure"] == 255 and report["unsure_pixels"] == unsure > 0
+    assert sum(each["pixels"] for each in report["classes"]) + unsure == sum(h * w for *_, (h, w) in PLANS)
+    assert "pixels of all classes + unsure pixels = pixels of all masks" in report["laws"]
+    lines = Path("masks/predictions.jsonl").read_bytes()
+    (here / f"masks/probabilities/{PLANS[0][0]}.npz").unlink()
+    again = memorysam(*words)
+    assert again.answer == report and "goes on: 2 of 6 scenes are done" in again.err
+    assert Path("masks/predictions.jsonl").read_bytes() == lines
+    for other in (("--unsure", CLASSES[1]), ("--threshold", "road=0.3"), ("--probabilities", "uint8")):
+        swapped = [word for word in words if word != "road=0.26" or other[0] != "--threshold"]
+        if other[0] == "--threshold":
+            swapped.remove("--threshold")
+        ended = memorysam(*swapped, *other, "--resume")
+        assert ended.code == 2 and "a finished prediction of another job" in ended.err, other
+    shards = [memorysam(*words, "--out", "shards", "--batch", 4, "--shard", f"{index}/2") for index in (1, 0)]
+    assert shards[1].answer["unsure_pixels"] == unsure and shards[0].answer["parts_missing"] == 1
+    assert Path("shards/predictions.jsonl").read_bytes() == lines
+    assert memorysam("predict", "data", "--workers", 0, "--limit", 1).code == 0
+    assert not list(Path("masks").rglob("*.npz")), "another prediction takes them away"
+
+
+def test_an_unfinished_job_with_thresholds_is_another_one_than_without(here: Path, memorysam: Program) -> None:
+    bad = Path("data/tiny/img/fog/val/b/000001.png")
+    bad.write_bytes(bad.read_bytes()[:100])
+    words = ("predict", "data", "--workers", 0, "--batch", 1)
+    assert memorysam(*words, "--threshold", "sky=0.3").code == 3
+    other = memorysam(*words)
+    assert other.code == 2 and "5 scenes of another prediction (other thresholds, other unsure)" in other.err
+
+
+def test_a_disk_without_room_for_probabilities_is_refused_before_computing(
+    here: Path, memorysam: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = sum(height * width for *_, (height, width) in PLANS) * 4 * 2  # four classes in two bytes
+    free = shutil.disk_usage(here)._replace(free=needed - 1)
+    monkeypatch.setattr("memorysam_cli.storage.atomic.shutil.disk_usage", lambda _: free)
+    words = ("predict", "data", "--probabilities", "float16", "--workers", 0)
+    ended = memorysam(*words)
+    assert ended.code == 6 and "No space left on device (needs 0.5 MB, free 0.5 MB)" in ended.err
+    assert not list(Path("masks").rglob("*.p*g"))
+    monkeypatch.setattr("memorysam_cli.storage.atomic.shutil.disk_usage", lambda _: free._replace(free=needed))
+    assert memorysam(*words).code == 0
 
 
 def test_a_missing_modality_is_said_once_and_the_others_are_used(here: Path, memorysam: Program) -> None:
@@ -257,6 +328,15 @@ def test_a_bad_scene_ends_with_3_or_is_left_out_with_4(here: Path, memorysam: Pr
         (("data", "--weights", "none.safetensors"), 5, "none.safetensors"),
         (("data", "--device", "cuda:99"), 6, "cuda:99"),
         (("data", "--limit", 0), 2, "--limit"),
+        (("data", "--threshold", "raod=0.5"), 2, "no class 'raod'; did you mean 'road'?"),
+        (("data", "--threshold", "road"), 2, "must be CLASS=PROBABILITY"),
+        (("data", "--threshold", "road=nan"), 2, "must be CLASS=PROBABILITY"),
+        (("data", "--threshold", "road=7"), 2, "must be a probability from 0 to 1"),
+        (("data", "--threshold", "road=.7", "--threshold", "road=.8"), 2, "'road' has 0.7 already"),
+        (("data", "--threshold", "road=.7", "--unsure", "4"), 2, "must be 255, or a class by name or number (0 to 3)"),
+        (("data", "--threshold", "road=.7", "--unsure", "raod"), 2, "did you mean 'road'?"),
+        (("data", "--unsure", "255"), 2, "is for pixels below a threshold"),
+        (("data", "--probabilities", "float64"), 2, "--probabilities"),
         (("data", "--shard", "2/2"), 2, "the last of 2 is 1/2"),
         (("data", "--precision", "tf32", "--device", "cpu"), 2, "tf32 needs an NVIDIA GPU"),
         (("data", "--precision", "fp16", "--device", "cpu"), 2, "fp16 needs a GPU"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -12,9 +14,9 @@ import pytest
 from PIL import Image
 
 from memorysam_cli.data import manifest as manifests
-from memorysam_cli.storage import documents, images
+from memorysam_cli.storage import documents, images, rasters
 
-from ..data.own_sensors import write_sensors
+from ..data.own_sensors import write, write_sensors
 from ..storage.tiffs import tiff
 from .trained import Program
 
@@ -159,7 +161,7 @@ REFUSALS = {
         "classes.txt:1: 'ground' is no scene",
     ),
     "nothing that matches": (["--modality", "rgb=images/*.png"], 3, "no file matches 'images/*.png' (saw in images/: "),
-    "labels without classes": ([*sensors("rgb"), "--labels", "masks/**/*.png"], 2, "give both, or neither"),
+    "classes without labels": ([*sensors("rgb"), "--classes", "classes.txt"], 2, "give both, or neither"),
     "no class list": ([*sensors("rgb"), *LABELS[:3], "no.txt"], 2, "--classes no.txt: does not exist"),
     "odd shares": ([*sensors("rgb"), *LABELS, "--split", "0.5/0.1"], 2, "such as 0.8/0.1/0.1"),
     "shares twice": ([*sensors("rgb"), *LABELS, "--split", "0.5/0.5", "--split", "0.9/0.1"], 2, "given once"),
@@ -347,7 +349,10 @@ ADVICE = {
 
 
 @pytest.mark.parametrize("what", ADVICE)
-def test_what_a_refusal_tells_to_do_is_accepted(what: str, memorysam: Program, tmp_path: Path) -> None:
+def test_what_a_refusal_tells_to_do_is_accepted(
+    what: str, memorysam: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rasters, "is_installed", lambda: False)  # GDAL would read most of them as they are
     arrays, suffix, change, new_suffix, said = ADVICE[what]
     root = tmp_path / "data"
     root.mkdir()
@@ -380,3 +385,171 @@ def test_labels_of_any_whole_numbers_are_read(dtype: type[np.generic], memorysam
     )  # fmt: skip
     assert ended.code == 0, ended.err
     assert sum(sum(counts[:2]) for counts in ended.answer["pixels"].values()) == 3 * SIDE * SIDE
+
+
+def write_trip(root: Path, *, scenes: int = 8, values: tuple[int, ...] = (0, 1, 2)) -> None:
+    """The rig of the README's kind of user: names, formats and sizes differ; labels are indexed."""
+    for number in range(1, scenes + 1):
+        label = np.repeat(np.array(values, np.uint8), 24 // len(values))[None].repeat(16, axis=0)  # (16, 24)
+        images.write_png(root / f"rgb/rgb_{number:04}.png", np.repeat(label[..., None] * 40, 3, axis=2), fsync=False)
+        images.write_png(root / f"depth/depth_{number:04}.png", label[::2, ::2].astype(np.uint16) + 900, fsync=False)
+        (root / "Wärmebild Kamera").mkdir(exist_ok=True)
+        write(root / f"Wärmebild Kamera/frame{number}.tif", label[::4, ::4].astype(np.uint16) + 29815)
+        picture = Image.fromarray(label, "L")
+        picture.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0, *([7] * 759)])
+        (root / "labels").mkdir(exist_ok=True)
+        picture.save(root / f"labels/{number:04}_label.png")
+
+
+def test_a_rig_is_prepared_without_a_pattern_after_it_was_shown(memorysam: Program, tmp_path: Path) -> None:
+    write_trip(tmp_path / "mein rig")
+    shown = memorysam("prepare", "folder", "mein rig", "--split", "0.5/0.5")
+    assert shown.code == 2 and "nothing is prepared yet; add --yes" in shown.err
+    assert "the data set is called 'mein-rig'" in shown.err and "called 'Waermebild-Kamera'" in shown.err
+    assert "files pair by their numbers" in shown.err
+    assert not (tmp_path / "mein rig/memorysam/mein-rig/dataset.json").exists()
+    (sheet,) = re.findall(r"pictures    (.*)", shown.out)
+    assert images.read(tmp_path / sheet).ndim == 3
+    (line,) = re.findall(r"to type     memorysam (.*)", shown.out)
+    assert shlex.split(line) == [
+        "prepare", "folder", "mein rig", "--modality", "rgb=rgb/*.png", "--modality", "depth=depth/*.png",
+        "--modality", "Waermebild-Kamera=Wärmebild Kamera/*.tif", "--labels", "labels/*.png", "--split", "0.5/0.5",
+    ]  # fmt: skip
+    agreed = memorysam("prepare", "folder", "mein rig", "--split", "0.5/0.5", "--yes", "--json")
+    assert agreed.code == 0, agreed.err
+    made = (tmp_path / "mein rig/memorysam/mein-rig/dataset.json").read_bytes()
+    typed = memorysam(*shlex.split(line), "--json")
+    assert typed.code == 0 and (tmp_path / "mein rig/memorysam/mein-rig/dataset.json").read_bytes() == made
+    info = manifests.read(tmp_path / "mein rig", "mein-rig").info
+    assert [(each.name, each.kind) for each in info.modalities] == [
+        ("rgb", "rgb"), ("depth", "depth"), ("Waermebild-Kamera", "thermal"),
+    ]  # fmt: skip
+    # No class list: the values are the classes, in the palette's colours.
+    assert (info.classes, info.palette) == (("class_0", "class_1", "class_2"), ((0, 0, 0), (128, 0, 0), (0, 128, 0)))
+    sizes = {name: form[0]["scenes"] for name, form in agreed.answer["stored"].items()}
+    assert sizes == {"rgb": 8, "depth": 8, "Waermebild-Kamera": 8}
+    assert any("resampled (nearest), in 8 of 8" in line for line in agreed.answer["warnings"])
+
+
+def test_a_proposal_as_json_has_the_line_to_type(memorysam: Program, tmp_path: Path) -> None:
+    write_trip(tmp_path / "rig", scenes=4)
+    ended = memorysam("prepare", "folder", "rig", "--json")
+    assert ended.code == 2 and ended.answer["error"]["code"] == 2
+    proposal = ended.answer["proposal"]
+    assert ended.answer["manifest"] is None and proposal["command"].startswith(
+        "memorysam prepare folder rig --modality"
+    )
+    assert proposal["files"] == {"rgb": 4, "depth": 4, "Waermebild-Kamera": 4, "labels": 4}
+
+
+@pytest.mark.parametrize(("answer", "code"), [("yes\n", 0), ("no\n", 2), ("", 2)])
+def test_on_a_terminal_a_typed_yes_writes(
+    answer: str, code: int, memorysam: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_trip(tmp_path / "rig", scenes=4)
+    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    ended = memorysam("prepare", "folder", "rig")
+    assert ended.code == code, ended.err
+    assert "Write this? Type yes or no: " in ended.err
+    assert (tmp_path / "rig/memorysam/rig/dataset.json").exists() == (code == 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "ignore", "classes", "mapping"),
+    [
+        ((0, 1, 2), [], ["class_0", "class_1", "class_2"], ()),
+        ((0, 1, 255), [], ["class_0", "class_1"], ()),  # 255 counts nowhere
+        ((0, 255), [], ["class_0", "class_255"], ((0, 0), (255, 1))),  # a mask: one class alone would mean nothing
+        ((1, 2, 4), [], ["class_1", "class_2", "class_4"], ((1, 0), (2, 1), (4, 2))),
+        ((0, 1, 2), ["--ignore", 0], ["class_1", "class_2"], ((1, 0), (2, 1))),
+    ],
+)
+def test_without_a_class_list_the_labels_values_are_the_classes(
+    values: tuple[int, ...],
+    ignore: list[object],
+    classes: list[str],
+    mapping: object,
+    memorysam: Program,
+    tmp_path: Path,
+) -> None:
+    write_trip(tmp_path / "rig", scenes=4, values=values)
+    ended = memorysam(
+        "prepare", "folder", "rig", "--modality", "rgb=rgb/*.png", "--labels", "labels/*.png", *ignore, "--json"
+    )
+    assert ended.code == 0, ended.err
+    info = manifests.read(tmp_path / "rig", "rig").info
+    assert (list(info.classes), info.label.mapping) == (classes, mapping)
+    # Every value has the same share of the pixels of 4 labels of 16 × 24.
+    share = 4 * 16 * 24 // len(values)
+    pixels = np.sum(list(ended.answer["pixels"].values()), axis=0).tolist()
+    assert pixels == [share] * len(classes) + [share * (len(values) - len(classes))]
+
+
+@pytest.mark.parametrize("count", [4, 5])
+def test_a_small_validation_split_is_warned_of(count: int, memorysam: Program, tmp_path: Path) -> None:
+    write_trip(tmp_path / "rig")
+    for split, numbers in (("train", range(1, 4)), ("val", range(4, 4 + count))):
+        (tmp_path / f"rig/{split}.txt").write_text("".join(f"rgb_{number:04}\n" for number in numbers))
+    lists = ("--split", "train=train.txt", "--split", "val=val.txt")
+    ended = memorysam(
+        "prepare", "folder", "rig", "--modality", "rgb=rgb/*.png", "--labels", "labels/*.png", *lists, "--json"
+    )
+    assert ended.code == 0 and ended.answer["splits"] == {"train": 3, "val": count}
+    assert any("split val has 4 scenes: its mIoU" in line for line in ended.answer["warnings"]) == (count < 5)
+
+
+RASTERS = [
+    "--modality", "rgb=s2/*.tif", "--bands", "rgb=B4,B3,B2", "--modality", "nir=s2/*.tif", "--bands", "nir=5",
+    "--labels", "masks/*.tif", "--classes", "classes.txt",
+]  # fmt: skip
+
+
+@pytest.fixture
+def rasters_of_five_bands(tmp_path: Path) -> Path:
+    pytest.importorskip("rasterio", reason="the extra geo is not installed")
+    from ..storage.geotiffs import noise, write_geotiff
+
+    root = tmp_path / "data"
+    for number in range(4):
+        stored = (noise(5, 32, 32, dtype=np.uint16) + 100 * np.arange(1, 6)[:, None, None] + number).astype(np.uint16)
+        write_geotiff(root / f"s2/{number}.tif", stored, names=("B1", "B2", "B3", "B4", "B8"), compress="zstd")
+        write_geotiff(root / f"masks/{number}.tif", noise(1, 32, 32, high=2), compress="zstd")
+    np.save(root / "s2/0.npy", np.zeros((32, 32, 5), np.uint16))
+    (root / "classes.txt").write_text("land\nwater\n")
+    return root
+
+
+def test_two_sensors_of_one_raster_are_prepared_trained_and_predicted(
+    memorysam: Program, rasters_of_five_bands: Path
+) -> None:
+    root = rasters_of_five_bands
+    ended = memorysam("prepare", "folder", root, *RASTERS, "--stored", "--json")
+    assert ended.code == 0, ended.err
+    assert "'rgb' takes bands 4, 3, 2 (B4, B3, B2) of s2/" in ended.err
+    assert "'nir' takes band 5 (B8) of s2/" in ended.err
+    low, high = (ended.answer["stored"]["nir"][0][end] for end in ("low", "high"))
+    assert (low, high) == (500, 502 + 199 + 1), "noise of 0 to 199, 500 and the scene's number; of band 5 alone"
+    info = manifests.read(root, "data").info
+    assert [modality.bands for modality in info.modalities] == [("B4", "B3", "B2"), (5, 5, 5)]
+    trained = memorysam("train", "--data", root, *[word for change in TINY for word in ("--set", change)], "--json")
+    assert trained.code == 0, trained.err
+    predicted = memorysam("predict", root, "--weights", trained.answer["best"], "--out", "masks-out", "--json")
+    assert predicted.code == 0 and predicted.answer["done"] == 4, predicted.err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--channels", "s2=3,2,1"], "is a raster, whose bands are counted from 1; the same are --bands s2=4,3,2"),
+        (["--bands", "s2=0,1,2"], "bands are counted from 1, as GDAL does; there is no band 0"),
+        (["--bands", "s2=4,3"], "give one or three bands, such as 4,3,2 or B4,B3,B2"),
+        (["--bands", "s2=4,3,2", "--channels", "s2=3,2,1"], "--channels s2=… is given as well"),
+        (["--modality", "x=s2/*.npy", "--bands", "x=3,2,1"], "s2/0.npy is no raster (TIFF); --channels x=… takes its"),
+    ],
+)
+def test_no_one_is_off_by_one(options: list[str], said: str, memorysam: Program, rasters_of_five_bands: Path) -> None:
+    kinds = ["--kind", "s2=rgb", *(["--kind", "x=rgb"] if "--modality" in options else [])]
+    ended = memorysam("prepare", "folder", rasters_of_five_bands, "--modality", "s2=s2/*.tif", *kinds, *options)
+    assert ended.code == 2 and said in ended.err and ended.err.count("\n") == 1, ended.err

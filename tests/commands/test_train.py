@@ -18,7 +18,7 @@ from torch import Tensor
 from memorysam_cli import app
 from memorysam_cli import recipe as recipes
 from memorysam_cli.engine.run_folder import RunFolder
-from memorysam_cli.engine.train import checkpoints, run
+from memorysam_cli.engine.train import checkpoints, training
 from memorysam_cli.model.fusion import Output
 from memorysam_cli.model.network import MemorySAM
 from memorysam_cli.storage import documents, tensors
@@ -192,7 +192,7 @@ def test_short_options_are_the_same_as_set(words: str, tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     Path("a:b#c.safetensors").touch()
     seen = []
-    monkeypatch.setattr(run, "train", seen.append)
+    monkeypatch.setattr(training, "train", seen.append)
     key, value = SHORT[words]
     assert app.run(["train", "-r", "demo", *words.split()]) == 0
     section, _, name = key.partition(".")
@@ -218,7 +218,7 @@ def test_two_values_and_impossible_ones_are_refused(words: str, said: str, memor
 
 def test_the_same_value_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(run, "train", seen.append)
+    monkeypatch.setattr(training, "train", seen.append)
     assert app.run(["train", "-r", "demo", "--set", "train.batch=4", "--batch", "4"]) == 0
     assert app.run(["train", "-r", "demo", "--set", "train.batch=4", "--batch", "auto"]) == 0
     assert [recipes.load("demo", each.overrides).train.batch for each in seen] == [4, 4]

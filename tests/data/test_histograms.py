@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memorysam_cli.conservation import LawBroken
 from memorysam_cli.data import decode, findings
 from memorysam_cli.data.check import check
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.dataset import LabelRule
+from memorysam_cli.errors import LawBroken
 from memorysam_cli.storage import images
 
 

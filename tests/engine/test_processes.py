@@ -20,6 +20,7 @@ from torch import Tensor
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import processes, runtime
 from memorysam_cli.engine.train import checkpoints
+from memorysam_cli.engine.train.objective import draw
 from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.errors import EnvironmentFault
 from memorysam_cli.model.weights import build_for_training, save
@@ -110,6 +111,15 @@ def test_two_processes_have_the_prototypes_of_one(variant: str, found: dict[str,
 @pytest.mark.parametrize("manner", ["whole", "accumulated"])
 def test_two_processes_learn_what_one_does(manner: str, found: dict[str, Any], whole: dict[str, Any]) -> None:
     assert_same(found[manner], whole)
+
+
+def test_two_processes_learn_what_one_does_of_subsets_and_of_each_sensor(
+    found: dict[str, Any], rendered: Manifest
+) -> None:
+    recipe = script.robust_recipe()
+    assert recipe.terms == ("ohem", "spmm", "subset", "single")
+    assert [draw(recipe, script.moment_of(step)) for step in range(3)] == [((0,), 0.25), ((2, 1), 0.5), ((1,), 0.75)]
+    assert_same(found["robust"], script.learned(rendered, alone(), accumulate=1, recipe=recipe))
 
 
 def test_two_processes_run_the_whole_loop(found: dict[str, Any], rendered: Manifest) -> None:

@@ -31,6 +31,7 @@ from memorysam_cli.engine.evaluate.scoring import evaluate
 from memorysam_cli.engine.infer.inference import Inference
 from memorysam_cli.engine.train import loop, start
 from memorysam_cli.engine.train.loop import Trainer
+from memorysam_cli.engine.train.objective import Moment
 from memorysam_cli.engine.train.update import Learner, StepResult
 from memorysam_cli.errors import NetworkError
 from memorysam_cli.losses.spmm import PrototypeMemory
@@ -111,11 +112,24 @@ def network_of(recipe: Recipe, manifest: Manifest) -> Segmenter:
     return network
 
 
+def robust_recipe() -> Recipe:
+    """With all that training for failing sensors adds."""
+    robust = {"subset": {"weight": 0.5, "zeroed": 0.5, "ramp_epochs": 2.0}}
+    content = recipe_of(selection="global").model_dump(mode="json") | {"robust": robust}
+    return recipes.parse(content | {"losses": {"single": {"weight": 0.3}}}, where="test")
+
+
+def moment_of(step: int) -> Moment:
+    """Moments at which :func:`robust_recipe` draws the first image, zeros and the second, and the second."""
+    return Moment(0, 3 * step, epochs=(step + 1) / 2)
+
+
 def learned(
-    manifest: Manifest, accelerator: Accelerator, *, accumulate: int, selection: str = "global", rate: float = 1e-3
-) -> dict[str, Any]:
+    manifest: Manifest, accelerator: Accelerator, *, accumulate: int, selection: str = "global", rate: float = 1e-3,
+    recipe: Recipe | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Three updates: losses, the gradient before each, and weights and prototypes afterwards."""
-    recipe = recipe_of(selection=selection)
+    recipe = recipe or recipe_of(selection=selection)
     learner = Learner(network_of(recipe, manifest), recipe, accelerator=accelerator)
     rank, world = accelerator.process_index, accelerator.num_processes
     steps, gradients = [], []
@@ -125,7 +139,7 @@ def learned(
 
     for step in range(3):
         batches = batches_of(step, rank=rank, world=world, accumulate=accumulate)
-        result = learner.learn(batches, rate=rate, meanwhile=look)
+        result = learner.learn(batches, rate=rate, moment=moment_of(step), meanwhile=look)
         steps.append([*result.terms.values(), result.gradient_norm])
     weights = {name: value.tolist() for name, value in learner.parameters.items()}
     return {
@@ -181,6 +195,7 @@ def learn(manifest: Manifest, run: Path, accelerator: Accelerator) -> dict[str, 
         "spmm": {variant: prototype_gradient(variant, rank=rank, world=world) for variant in ("reference", "paper")},
         "whole": learned(manifest, accelerator, accumulate=1),
         "accumulated": learned(manifest, accelerator, accumulate=2),
+        "robust": learned(manifest, accelerator, accumulate=2, recipe=robust_recipe()),
         "each its own": learned(manifest, accelerator, accumulate=1, selection="process", rate=0.0)["steps"],
         "rehearsed": rehearsed(manifest, accelerator),
     }

@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from memorysam_cli import recipe as recipes
-from memorysam_cli.engine.weights.imports import import_reference
+from memorysam_cli.engine.weights.exchange import import_reference
 from memorysam_cli.model import load
 
 from .test_against_sam2 import SHORT, track

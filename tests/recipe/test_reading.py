@@ -43,7 +43,7 @@ def test_an_empty_section_changes_nothing_where_another_recipe_is_extended(tmp_p
 def test_an_empty_section_is_refused_where_none_is_extended(tmp_path: Path) -> None:
     whole = recipe.load("demo").model_dump(mode="json") | {"optim": None}
     text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in whole.items())
-    assert "FILE:9: optim: must be a section with the keys lr" in refusal(mine(tmp_path, text))
+    assert "FILE:10: optim: must be a section with the keys lr" in refusal(mine(tmp_path, text))
 
 
 def test_a_list_is_replaced_as_a_whole_and_null_clears(tmp_path: Path) -> None:

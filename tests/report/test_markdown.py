@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from memorysam_cli.engine.weights import card
+from memorysam_cli.engine.weights import model_card
 
 
 @pytest.mark.parametrize(
@@ -23,21 +23,21 @@ from memorysam_cli.engine.weights import card
     ],
 )
 def test_nothing_of_a_name_takes_effect(given: str, expected: str) -> None:
-    assert card.plain(given) == expected
+    assert model_card.plain(given) == expected
 
 
 def test_a_table_has_a_rule_below_its_columns() -> None:
-    assert card.table(("a", "b"), [("1", "2")]) == "| a | b |\n|---|---|\n| 1 | 2 |"
+    assert model_card.table(("a", "b"), [("1", "2")]) == "| a | b |\n|---|---|\n| 1 | 2 |"
 
 
 def test_code_stays_in_its_cell_of_a_table() -> None:
-    assert card.code("a|b`c\x1b") == r"`a\|b'c`"
+    assert model_card.code("a|b`c\x1b") == r"`a\|b'c`"
 
 
 @pytest.mark.parametrize(("text", "fence"), [("a: 1", "```"), ("a: ````", "`````"), ("``", "```")])
 def test_a_fence_is_longer_than_any_inside(text: str, fence: str) -> None:
-    assert card.fenced("yaml", f"{text}\n\n") == f"{fence}yaml\n{text}\n{fence}"
+    assert model_card.fenced("yaml", f"{text}\n\n") == f"{fence}yaml\n{text}\n{fence}"
 
 
 def test_code_in_a_fence_has_no_control_characters() -> None:
-    assert card.fenced("yaml", "a:\n\tb\x1b[2J\udcff") == "```yaml\na:\n\tb\\x1b[2J\\udcff\n```"
+    assert model_card.fenced("yaml", "a:\n\tb\x1b[2J\udcff") == "```yaml\na:\n\tb\\x1b[2J\\udcff\n```"

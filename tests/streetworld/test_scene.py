@@ -9,8 +9,8 @@ import pytest
 from memorysam_cli.data.datasets.deliver import CASES, CLASSES, CONDITIONS
 from memorysam_cli.data.datasets.mcubes import CLASSES as MATERIALS
 from memorysam_cli.streetworld.light import WEATHER
+from memorysam_cli.streetworld.recordings import FAILURES
 from memorysam_cli.streetworld.scenes import deliver_pictures, mcubes_pictures, plan
-from memorysam_cli.streetworld.sensors import FAILURES
 from memorysam_cli.streetworld.surfaces import Label, Material
 
 FAILED_FOLDER = {

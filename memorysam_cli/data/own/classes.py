@@ -5,8 +5,11 @@ Colours for classes that have none: told apart by everybody, those who see no re
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +17,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from memorysam_cli.dataset import IGNORE, Colour
-from memorysam_cli.errors import UsageError
-from memorysam_cli.storage import documents
+from memorysam_cli.data import decode
+from memorysam_cli.dataset import IGNORE, Colour, LabelRule
+from memorysam_cli.errors import DataError, UsageError
+from memorysam_cli.storage import documents, images
+from memorysam_cli.text import shown
 
 _LEVELS = 9
 """Steps of red, green and blue among which colours are chosen."""
@@ -100,6 +105,68 @@ def read_classes(path: Path, *, is_safe: bool = False) -> ClassList:
         has_colours=has_colours,
         mapping=() if values[0] is None else tuple(zip(values, range(len(values)), strict=True)),
     )
+
+
+def classes_of_values(root: Path, paths: Sequence[str], *, ignored: Sequence[int] | None = None) -> ClassList:
+    """Classes called after the values that label files hold, where there is no class list.
+
+    Args:
+        root: the data root.
+        paths: all labels; those that cannot be read are left to the check.
+        ignored: values that are no class; None: 255, unless but one other value were left (masks of 0 and 255).
+
+    Returns:
+        Classes ``class_0``, … in the colours of the files' palette, if they have one.
+
+    Raises:
+        DataError: no label holds class numbers, or they hold more than 255.
+    """
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as executor:
+        found = list(executor.map(lambda path: _values(root / path), paths))
+    values = sorted(set().union(*(each for each in found if not isinstance(each, DataError))))
+    faults = [each for each in found if isinstance(each, DataError)]
+    if faults and not values:
+        raise DataError(f"{faults[0]}; --classes gives names, and colours where labels are pictures in colours")
+    kept = [value for value in values if value not in (ignored or (IGNORE,))]
+    kept = values if ignored is None and len(kept) < 2 else kept
+    if not 0 < len(kept) <= IGNORE or kept[0] < 0:
+        raise DataError(
+            f"{shown(root / paths[0])}: labels hold {len(kept)} values ({', '.join(map(str, kept[:5]))}, …); classes "
+            f"are 1 to {IGNORE} whole numbers from 0: give --ignore for those that are none, or other files as --labels"
+        )
+    return ClassList(
+        names=tuple(f"class_{value}" for value in kept),
+        palette=_palette_of_files(root, paths, kept) or safe_palette(len(kept)),
+        has_colours=False,
+        mapping=() if kept == list(range(len(kept))) else tuple((value, index) for index, value in enumerate(kept)),
+    )
+
+
+def _values(path: Path) -> set[int] | DataError:
+    """The values of one label, or why it has none."""
+    try:
+        return {int(value) for value in np.unique(decode.raw_label(path, LabelRule()))}
+    except DataError as error:
+        return error
+
+
+def _palette_of_files(root: Path, paths: Sequence[str], values: Sequence[int]) -> tuple[Colour, ...]:
+    """The colours of these values in indexed pictures; empty where one has none of its own, or all are grey."""
+    found: dict[int, Colour] = {}
+    for path in paths:
+        with suppress(DataError):
+            if not images.header(root / path).has_palette:
+                return ()
+            colours, numbers = images.read(root / path), images.read(root / path, as_numbers=True)
+            for value in sorted({int(each) for each in np.unique(numbers)} - set(found)):
+                pixel = colours[tuple(np.argwhere(numbers == value)[0])]
+                red, green, blue = (int(part) for part in np.broadcast_to(pixel, 3))
+                found[value] = (red, green, blue)
+        if all(value in found for value in values):
+            break
+    chosen = tuple(found[value] for value in values if value in found)
+    is_grey = all(red == green == blue for red, green, blue in chosen)
+    return () if is_grey or len(set(chosen)) != len(values) else chosen
 
 
 def _columns(line: str) -> list[str]:

@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from memorysam_cli import conservation
 from memorysam_cli.data import decode
 from memorysam_cli.data.listing import pair, unpaired
 from memorysam_cli.data.manifest import Manifest, Scene
-from memorysam_cli.data.own.classes import ClassList
+from memorysam_cli.data.own.classes import ClassList, classes_of_values
 from memorysam_cli.data.own.patterns import (
     Match,
     Pattern,
@@ -37,9 +36,9 @@ from memorysam_cli.data.own.sensors import (
     notes_on_values,
 )
 from memorysam_cli.dataset import IGNORE, Colour, DatasetInfo, Kind, LabelRule, Modality
-from memorysam_cli.errors import DataError, UsageError
+from memorysam_cli.errors import DataError, Laws, UsageError, check_laws
 from memorysam_cli.storage import images
-from memorysam_cli.text import shown
+from memorysam_cli.text import few, shown
 
 LABEL = "--labels"
 NO_LABELS = "test"
@@ -47,6 +46,8 @@ NO_LABELS = "test"
 NO_CLASSES = ClassList(("unknown",), ((128, 128, 128),), has_colours=False, mapping=())
 """Of a data set that can only be predicted: the weights' classes count there."""
 SHARES: Shares = (0.8, 0.1, 0.1)
+NAMED = 5
+"""Classes that a line names."""
 
 Role = str
 """A modality, or ``aolp+1`` for an angle's second file, or LABEL."""
@@ -62,13 +63,16 @@ class FolderRequest:
     """Name → one pattern, or two for an angle: sine and cosine."""
     labels: Pattern | None = None
     classes: ClassList | None = None
+    """None with labels: they are called after the labels' values."""
     split: Shares | Mapping[str, Path] | None = None
     """Shares, or a list file for each split; None: SHARES, or what ``{split}`` matches."""
     kinds: Mapping[str, Kind] = field(default_factory=dict)
     """Those that are not to be guessed."""
     channels: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    bands: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
     scale: Mapping[str, float] = field(default_factory=dict)
-    ignore: tuple[int, ...] = (IGNORE,)
+    ignore: tuple[int, ...] | None = None
+    """None: 255, unless labels without a class list hold but one other value."""
     label_shift: int = 0
     seed: int = 0
     nodata: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -92,7 +96,7 @@ class FolderSurvey:
     """Not written yet; files that a scene lacks are named as they were expected, for the check to find missing."""
     notes: tuple[str, ...]
     """What was assumed."""
-    laws: conservation.Report
+    laws: Laws
     """That no file was passed over."""
 
 
@@ -118,9 +122,13 @@ def survey(root: Path, request: FolderRequest) -> FolderSurvey:
     modalities, notes = _modalities(request)
     matches = {role: pattern.find(root) for role, pattern in patterns.items()}
     _refuse_labels_as_frames(matches)
+    if request.labels is not None and request.classes is None:
+        request, class_note = _with_classes_found(root, matches[LABEL], request)
+        notes.append(class_note)
+    _refuse_miscounted(matches, request)
     rows, pairing_notes = _rows(matches, request)
     matched = sum(len(found) for found in matches.values())
-    laws = conservation.check({"files matched = files of scenes": (matched, sum(len(row) for row in rows))})
+    laws = check_laws({"files matched = files of scenes": (matched, sum(len(row) for row in rows))})
     scenes, unlabelled, split_notes = _divided(
         [_scene(row, request=request) for row in rows],
         labelled={_id(row, request) for row in rows if LABEL in row},
@@ -170,6 +178,30 @@ def _refuse_half_split(patterns: Mapping[Role, Pattern], request: FolderRequest)
         )
 
 
+def _refuse_miscounted(matches: Mapping[Role, Sequence[Match]], request: FolderRequest) -> None:
+    """Channels are counted from 0 and the bands of rasters from 1: each way of counting is for its own files."""
+    for name, numbers in request.channels.items():
+        raster = next((match.path for match in matches[name] if _is_raster(match.path)), None)
+        if raster is not None:
+            channels, bands = (",".join(str(number + first) for number in numbers) for first in (0, 1))
+            raise UsageError(
+                f"--channels {name}={channels}: {shown(raster)} is a raster, whose bands are counted from 1; the same "
+                f"are --bands {name}={bands}"
+            )
+    for name, wanted in request.bands.items():
+        other = next((match.path for match in matches[name] if not _is_raster(match.path)), None)
+        if other is not None:
+            raise UsageError(
+                f"--bands {name}={','.join(map(str, wanted))}: {shown(other)} is no raster (TIFF); --channels {name}=… "
+                "takes its channels, counted from 0"
+            )
+
+
+def _is_raster(path: str) -> bool:
+    """By its name; whether it is what it is called, the check will tell."""
+    return path.lower().endswith((".tif", ".tiff"))
+
+
 def _modalities(request: FolderRequest) -> tuple[tuple[Modality, ...], list[str]]:
     """The sensors, and what was guessed about them."""
     made, notes = [], []
@@ -179,14 +211,34 @@ def _modalities(request: FolderRequest) -> tuple[tuple[Modality, ...], list[str]
             kind = "angle" if len(group) > 1 else guess_kind(name)
             if kind != name:
                 notes.append(f"'{name}' is taken for kind '{kind}'; --kind {name}=… says otherwise")
-        if (kind == "angle") != (len(group) > 1) and not (kind == "angle" and name in request.channels):
+        if (kind == "angle") != (len(group) > 1) and not (
+            kind == "angle" and name in {**request.channels, **request.bands}
+        ):
             raise UsageError(
                 f"--modality {name}: an angle has two patterns, of its sine and of its cosine, joined by '+', or "
                 f"--channels {name}=0,1,0 of one file; nothing else has two (here: {len(group)} for kind '{kind}')"
             )
-        found = make_modality(name, kind, scale=request.scale.get(name), channels=request.channels.get(name))
+        found = make_modality(
+            name,
+            kind,
+            scale=request.scale.get(name),
+            channels=request.channels.get(name),
+            bands=request.bands.get(name),
+        )
         made.append(found.model_copy(update={"nodata": tuple(request.nodata.get(name, ()))}))
     return tuple(made), notes
+
+
+def _with_classes_found(root: Path, labels: Sequence[Match], request: FolderRequest) -> tuple[FolderRequest, str]:
+    """The request with a class for each value of the labels, and a line that says so."""
+    if request.label_shift:
+        raise UsageError("--label-shift: without --classes, the labels' own values are the classes; leave it out")
+    found = classes_of_values(root, [label.path for label in labels], ignored=request.ignore)
+    given = few(found.names, NAMED)
+    return (
+        replace(request, classes=found),
+        f"no class list: the labels' values are the classes ({given}); --classes FILE names them, one per line",
+    )
 
 
 def _refuse_labels_as_frames(matches: Mapping[Role, Sequence[Match]]) -> None:
@@ -313,8 +365,9 @@ def _rule(root: Path, labels: Sequence[Match], request: FolderRequest) -> LabelR
         UsageError: they are in colour, and the class list has no colours; or values are both listed and shifted, or
             listed and ignored.
     """
+    ignored = (IGNORE,) if request.ignore is None else request.ignore
     if request.classes is None or not labels:
-        return LabelRule(shift=request.label_shift, ignore=request.ignore)
+        return LabelRule(shift=request.label_shift, ignore=ignored)
     in_colour = _first_in_colour(root, [label.path for label in labels[:LOOKED_AT]], request.classes)
     is_colour, mapping = in_colour is not None, request.classes.mapping
     if is_colour and not request.classes.has_colours:
@@ -326,9 +379,9 @@ def _rule(root: Path, labels: Sequence[Match], request: FolderRequest) -> LabelR
         raise UsageError(f"--label-shift {request.label_shift}: the class list gives the values already; leave one out")
     listed = {raw for raw, _ in mapping}
     # 255 is ignored unless told otherwise; any other value was asked for.
-    if both := sorted(listed & set(request.ignore) - {IGNORE}):
+    if both := sorted(listed & set(ignored) - {IGNORE}):
         raise UsageError(f"--ignore {both[0]}: is the value of a class in the class list; leave one out")
-    ignore = tuple(value for value in request.ignore if value not in listed)
+    ignore = tuple(value for value in ignored if value not in listed)
     return LabelRule(shift=request.label_shift, ignore=ignore, mapping=() if is_colour else mapping, colours=is_colour)
 
 

@@ -6,14 +6,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
+from memorysam_cli.data import decode
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.data.statistics import range_text, value_range
 from memorysam_cli.dataset import IMAGENET, DatasetInfo, Flip, Interpolation, Kind, Modality, ValueRange
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import images
 
+Chosen = TypeVar("Chosen", int, int | str)
 Measured = Literal["all", "others", "none"]
 """Which sensors are normalised by their own mean and deviation: others are those that are no photos."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -57,14 +59,16 @@ DEFAULTS: dict[Kind, Defaults] = {
 WORDS: dict[Kind, str] = {
     "rgb": "rgb img image images color colour camera cam visible vis photo ms multispectral hyperspectral",
     "gray": "gray grey mono pan panchromatic nir swir dolp",
-    "depth": "depth disparity disp distance range dsm dem",
+    "depth": "depth disparity disp distance range dsm dem tiefe",
     "hha": "hha",
     "event": "event events dvs",
     "lidar": "lidar radar velodyne points sar",
-    "thermal": "thermal ther ir lwir mwir infrared flir heat",
+    "thermal": "thermal ther ir lwir mwir infrared flir heat thermo waerme waermebild",
     "angle": "angle aolp aop orientation azimuth",
 }
 """The words in a modality's name by which its kind is guessed."""
+WEAK = frozenset({"img", "image", "images", "camera", "cam", "visible", "vis", "photo"})
+"""Words that any sensor's name may have, as in ``thermal camera``: they count where no other word does."""
 
 
 def guess_kind(name: str) -> Kind:
@@ -73,16 +77,32 @@ def guess_kind(name: str) -> Kind:
     Raises:
         UsageError: no word of the name is known, or two speak for different kinds.
     """
-    words_of_name = {word.rstrip("0123456789") for word in re.split(r"[^a-z0-9]+", name.lower())}
-    found = [kind for kind, words in WORDS.items() if words_of_name & set(words.split())]
+    found = told_kinds(name)
     if len(found) != 1:
         why = "tells no kind" if not found else f"tells {' and '.join(found)}"
         raise UsageError(f"--modality {name}: its name {why}; say --kind {name}=KIND, one of {', '.join(KINDS)}")
     return found[0]
 
 
+def told_kinds(name: str, *, is_strict: bool = False) -> list[Kind]:
+    """The kinds of which a word stands in a name; those of WEAK words only where no other speaks, or not at all.
+
+    Args:
+        name: of a modality, a folder or a file.
+        is_strict: WEAK words never count.
+    """
+    words = {word.rstrip("0123456789") for word in re.split(r"[^a-z0-9]+", name.lower())}
+    strong = [kind for kind, known in WORDS.items() if words & (set(known.split()) - WEAK)]
+    return strong or (["rgb"] if words & WEAK and not is_strict else [])
+
+
 def make_modality(
-    name: str, kind: Kind, *, scale: float | None = None, channels: Sequence[int] | None = None
+    name: str,
+    kind: Kind,
+    *,
+    scale: float | None = None,
+    channels: Sequence[int] | None = None,
+    bands: Sequence[int | str] | None = None,
 ) -> Modality:
     """A modality with the defaults of its kind.
 
@@ -91,11 +111,10 @@ def make_modality(
         kind: decides normalisation, interpolation, photometric augmentation and flip.
         scale: of stored values; None: by dtype.
         channels: which three stored channels to take, from 0; one is taken three times.
+        bands: the same of rasters, from 1 or by description.
     """
     defaults = DEFAULTS[kind]
     is_photo = defaults.looks_like_a_photo
-    chosen = tuple(channels or ())
-    chosen = chosen * 3 if len(chosen) == 1 else chosen
     return Modality(
         name=name,
         kind=kind,
@@ -103,10 +122,19 @@ def make_modality(
         std=IMAGENET["std"] if is_photo else None,
         interpolation=defaults.interpolation,
         photometric=("jitter", "blur") if is_photo else (),
-        channels=(chosen[0], chosen[1], chosen[2]) if chosen else None,
+        channels=_three(channels),
+        bands=_three(bands),
         scale=scale,
         flip=defaults.flip,
     )
+
+
+def _three(chosen: Sequence[Chosen] | None) -> tuple[Chosen, Chosen, Chosen] | None:
+    """Three of three, or one three times."""
+    if not chosen:
+        return None
+    first, second, third = chosen if len(chosen) > 1 else [chosen[0]] * 3
+    return first, second, third
 
 
 def names_to_measure(modalities: Sequence[Modality], measured: Measured) -> tuple[str, ...]:
@@ -127,7 +155,9 @@ def notes_on_values(manifest: Manifest, *, measured: Sequence[str]) -> list[str]
     for modality in manifest.info.modalities:
         name = modality.name
         scenes = [[manifest.root / path for path in scene.files[name]] for scene in manifest.scenes[:LOOKED_AT]]
-        if modality.channels is None and any(_channels(paths[0]) == len("RGBA") for paths in scenes):
+        if modality.bands is not None:
+            notes += _note_on_bands(scenes[0][0], modality, root=manifest.root)
+        elif modality.channels is None and any(_channels(paths[0]) == len("RGBA") for paths in scenes):
             notes.append(f"'{name}': the fourth channel is taken for alpha and dropped (--channels says otherwise)")
         found = None if name in measured else value_range(scenes, modality)
         note = None if found is None else _note_on_range(found, modality)
@@ -154,6 +184,15 @@ def _note_on_range(found: ValueRange, modality: Modality) -> str | None:
     return None
 
 
+def _note_on_bands(path: Path, modality: Modality, *, root: Path) -> list[str]:
+    """Which bands of a file are taken, with their descriptions."""
+    try:
+        taken = decode.bands_taken(modality, images.header(path), path=path)
+    except DataError:  # the check will tell
+        return []
+    return [f"'{modality.name}' takes {taken} of {path.relative_to(root)}"]
+
+
 def _channels(path: Path) -> int:
     """Of a file, by its header; 0 if that cannot be read: the check will tell."""
     try:
@@ -174,7 +213,8 @@ def choices(info: DatasetInfo, *, names: Sequence[str] | None = None) -> list[st
         found = info.ranges.get(modality.name)
         held = range_text(found) if found else "no valid value" if info.ranges else "range not known"
         gone = f", nodata {', '.join(f'{value:.7g}' for value in found.nodata)}" if found and found.nodata else ""
-        lines.append(f"{modality.name} ({modality.kind}): {held}{gone}; {_treatment(modality, found)}")
+        taken = f"bands {', '.join(map(str, dict.fromkeys(modality.bands)))}, " if modality.bands else ""
+        lines.append(f"{modality.name} ({modality.kind}): {taken}{held}{gone}; {_treatment(modality, found)}")
     return lines
 
 

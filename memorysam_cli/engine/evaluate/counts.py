@@ -14,10 +14,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from memorysam_cli import conservation
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import IGNORE
 from memorysam_cli.engine.processes import wait_for_all
+from memorysam_cli.errors import Laws, check_laws
 
 AT_ONCE = 2**22
 """Pixels that are counted at once: each takes some 40 bytes meanwhile."""
@@ -198,7 +198,7 @@ class Tally:
             whole.view_as(part) for whole, part in zip(summed, parts, strict=True)
         )
 
-    def check(self) -> conservation.Report:
+    def check(self) -> Laws:
         """Every scene was scored once, and every pixel of its label: in a matrix, or as ignored.
 
         Raises:
@@ -216,7 +216,7 @@ class Tally:
                 ),
                 f"{name}: confusion = pixels of the scenes": (counted, int(self.per_scene[place, :, 1].sum())),
             }
-        return conservation.check(sums)
+        return check_laws(sums)
 
 
 class Subset(NamedTuple):
@@ -264,7 +264,7 @@ class Evaluation:
     """(protocols, scenes, 3, K) int64 pixels: rightly predicted, in the label, predicted."""
     ignored: Tensor
     """(protocols,) int64: pixels whose label is 255."""
-    laws: conservation.Report = field(default_factory=dict)
+    laws: Laws = field(default_factory=dict)
     """That no scene and no pixel was lost or counted twice."""
 
     def confusion(

@@ -18,7 +18,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from memorysam_cli import conservation
 from memorysam_cli.data.loader import Batch, ScoredScene, scored_scenes
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.dataset import IGNORE
@@ -29,7 +28,7 @@ from memorysam_cli.engine.infer.decision import class_map
 from memorysam_cli.engine.infer.inference import Inference, batches, inference_mode
 from memorysam_cli.engine.infer.views import Missing
 from memorysam_cli.engine.processes import wait_for_all
-from memorysam_cli.errors import DataError, UsageError
+from memorysam_cli.errors import DataError, Laws, UsageError, check_laws
 from memorysam_cli.model.fusion import Output
 from memorysam_cli.model.memory import EncodedFrame
 from memorysam_cli.model.network import MemorySAM
@@ -208,7 +207,7 @@ class FailureTally:
             flat = accelerator.reduce(flat, reduction="sum").cpu()
             confusions, pixels = flat[:-1].view_as(confusions), int(flat[-1])
         counted = confusions.sum((2, 3))
-        conservation.check(
+        check_laws(
             {f"pixels of {name} figure = pixels of the labels": (int(sum_), pixels)
              for name, sum_ in (("the least", counted.min()), ("the largest", counted.max()))}
         )  # fmt: skip
@@ -243,11 +242,7 @@ class FailureTally:
         shape = tuple(frame.shape[1:])
         if shape not in self._zeros:
             self._zeros = {shape: self._encode([torch.zeros(1, *shape)], [0])[0]}  # scenes of one size come in a row
-        zero, batch = self._zeros[shape], frame.shape[0]
-        fine, middle, coarse, position = (
-            part.expand(batch, -1, -1, -1) for part in (zero.fine, zero.middle, zero.coarse, zero.position)
-        )
-        return EncodedFrame(fine, middle, coarse, position, sensor=self.sensors[place])
+        return self._zeros[shape].expand(frame.shape[0], sensor=self.sensors[place])
 
     def _add_all(
         self, pool: dict[Variant, EncodedFrame], labels: Sequence[Tensor], *, size: tuple[int, int], repeat: int
@@ -311,11 +306,11 @@ class Robustness:
         return self.confusions.shape[0]
 
     @property
-    def laws(self) -> conservation.Report:
+    def laws(self) -> Laws:
         """Whatever sensors are missing, the same pixels are scored."""
         truth = self.confusions.sum(dim=-1).reshape(-1, len(self.classes))  # (repeats · cells, K)
         least, most = (int(each.values.sum()) for each in (truth.min(dim=0), truth.max(dim=0)))
-        return conservation.check({"pixels of each class, in any set of sensors = in any other": (least, most)})
+        return check_laws({"pixels of each class, in any set of sensors = in any other": (least, most)})
 
     @property
     def levels(self) -> tuple[str | None, ...]:

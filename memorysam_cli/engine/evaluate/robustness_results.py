@@ -34,7 +34,7 @@ def describe(benchmark: Robustness, *, facts: dict[str, Any], folder: Path) -> d
 
     Args:
         benchmark: the benchmark's counts.
-        facts: what was scored on what, as of :func:`memorysam_cli.engine.evaluate.run.facts`.
+        facts: what was scored on what, as of :func:`memorysam_cli.engine.evaluate.evaluation.facts`.
         folder: where the files will be.
 
     Returns:

@@ -29,11 +29,11 @@ from memorysam_cli.engine.measure.count import Count, Kind
 from memorysam_cli.engine.measure.rates import Estimate
 from memorysam_cli.engine.measure.trials import Outcome, Trial
 from memorysam_cli.engine.measure.workload import Frames, Target
+from memorysam_cli.engine.surroundings import Capacity
 from memorysam_cli.engine.train import start
 from memorysam_cli.errors import EnvironmentFault, MemorySamError, UsageError
 from memorysam_cli.recipe import BACKBONES, Recipe, Train
 from memorysam_cli.report import console
-from memorysam_cli.storage.machine import Capacity
 from memorysam_cli.text import command, duration, size
 
 MARGIN = 0.1

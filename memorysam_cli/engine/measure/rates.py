@@ -23,11 +23,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from memorysam_cli.engine import runtime
+from memorysam_cli.engine import runtime, surroundings
 from memorysam_cli.engine.measure.plain import Plain
 from memorysam_cli.model.network import MemorySAM
 from memorysam_cli.recipe import Recipe
-from memorysam_cli.storage import machine
 
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -304,7 +303,7 @@ def describe_machine(device: torch.device, *, precision: str) -> dict[str, Any]:
     return {
         **runtime.describe(device, precision),
         "processor": processor(),
-        "cores": machine.cores(),
+        "cores": surroundings.cores(),
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cuda": torch.version.cuda,

@@ -24,20 +24,20 @@ import torch
 from torch import Tensor
 
 from memorysam_cli import recipe as recipes
-from memorysam_cli.engine import launcher, runtime
+from memorysam_cli.engine import runtime, surroundings
 from memorysam_cli.engine.infer.decision import class_map
 from memorysam_cli.engine.infer.inference import inference_mode
 from memorysam_cli.engine.infer.views import Shown
 from memorysam_cli.engine.measure.plain import Plain, PlainLearner
 from memorysam_cli.engine.measure.rates import synchronize
 from memorysam_cli.engine.measure.workload import Frames, made_up_batch, made_up_dataset
+from memorysam_cli.engine.surroundings import Capacity
 from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.errors import UsageError, is_out_of_memory, shortage
 from memorysam_cli.model.lora import merge_lora
 from memorysam_cli.model.weights import Segmenter, build_for_measuring
 from memorysam_cli.recipe import Recipe
-from memorysam_cli.storage import children, machine
-from memorysam_cli.storage.machine import Capacity
+from memorysam_cli.storage import children
 from memorysam_cli.text import size
 
 PROCESS = __name__
@@ -215,7 +215,7 @@ def _watch(process: subprocess.Popen[bytes], trial: Trial) -> tuple[str, int]:
 
 def _shortage() -> str:
     """Whether the machine, or what its control group leaves to us, is near its end, in words."""
-    have = machine.memory()
+    have = surroundings.memory()
     least, most = RESERVE
     reserve = min(max(have.total // 30, least), most)
     if sys.platform != "linux" or have.free >= reserve:
@@ -230,7 +230,7 @@ def _over(limit: int) -> str:
 
 def _alone() -> dict[str, str]:
     """The environment without what makes a process one of several."""
-    return launcher.environment_alone()
+    return surroundings.environment_alone()
 
 
 def _told(process: subprocess.Popen[bytes]) -> dict[str, Any]:

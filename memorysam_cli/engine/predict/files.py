@@ -1,6 +1,7 @@
 """The files of a prediction, their names, and how they are written and removed.
 
-A folder of predictions holds ``masks/<scene id>.png`` (and ``color``, ``overlay``, ``confidence`` where requested),
+A folder of predictions holds ``masks/<scene id>.png`` (and ``color``, ``overlay``, ``confidence``, ``probabilities``
+where requested),
 ``classes.json``, the ledger ``predictions.jsonl`` with one line per scene, and, written last, ``_SUCCESS.json``. Until
 then what is done is noted below ``.parts``; see :mod:`~memorysam_cli.engine.predict.parts`. A scene's files, and its
 line in the ledger, are a pure function of the scene and what was decided.
@@ -25,8 +26,8 @@ from numpy.typing import NDArray
 from memorysam_cli.data.decode import read_modality
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.data.transforms import resize_nearest
-from memorysam_cli.dataset import DatasetInfo, Modality
-from memorysam_cli.engine.infer.decision import Decision
+from memorysam_cli.dataset import IGNORE, DatasetInfo, Modality
+from memorysam_cli.engine.infer.decision import PLAIN, Decision, Wanted
 from memorysam_cli.errors import DataError
 from memorysam_cli.report import console, pictures
 from memorysam_cli.storage import atomic, documents, images
@@ -37,8 +38,10 @@ CLASSES = "classes.json"
 SUCCESS = "_SUCCESS.json"
 LEGEND = "legend.png"
 MASKS = "masks"
-EXTRAS = ("color", "overlay", "confidence")
+EXTRAS = ("color", "overlay", "confidence", "probabilities")
 """What can be written beside the masks, each in a tree of its own."""
+SUFFIXES = {"probabilities": ".npz"}
+"""Of the trees whose files are no PNG."""
 PARTS = ".parts"
 """The folder of what shards have done; there only until the last of them is."""
 
@@ -90,6 +93,8 @@ class SceneFiles:
     """Those that the model may be shown, in the order of its memory."""
     extras: tuple[str, ...] = ()
     """Of :data:`EXTRAS`."""
+    wanted: Wanted = PLAIN
+    """What is decided of each pixel beside the extras' pictures."""
 
     def write(self, scene: Scene, decision: Decision, *, modalities: Sequence[str]) -> LedgerLine:
         """Write a scene's files, each all or nothing; what was written goes away again if one of them fails.
@@ -106,18 +111,21 @@ class SceneFiles:
             EnvironmentFault: a file cannot be written.
             DataError: the picture under an overlay cannot be read any more.
         """
-        mask, sureness = decision.arrays()
+        mask, sureness, probabilities = decision.arrays()
+        decided = {"confidence": sureness, "probabilities": probabilities}
         files: dict[str, str] = {}
         try:
             files["mask"] = self._save(MASKS, scene, mask)
             for extra in self.extras:
-                picture = sureness if extra == "confidence" else self._picture(extra, scene, modalities, mask=mask)
-                assert picture is not None  # a confidence that is wanted was decided
-                files[extra] = self._save(extra, scene, picture)
+                values = decided[extra] if extra in decided else self._picture(extra, scene, modalities, mask=mask)
+                assert values is not None  # what is wanted was decided
+                files[extra] = self._save(extra, scene, values)
         except BaseException:
             remove(self.out, files)
             raise
-        pixels = np.bincount(mask.ravel(), minlength=len(self.info.classes))
+        known = len(self.info.classes)
+        pixels = np.bincount(mask.ravel(), minlength=max(known, IGNORE + 1))
+        unsure = {"unsure": int(pixels[IGNORE])} if self.wanted.thresholds else {}
         return {
             "id": scene.id,
             "status": "done",
@@ -126,7 +134,8 @@ class SceneFiles:
             "modalities": list(modalities),
             "inputs": {name: list(scene.files[name]) for name in modalities},
             "stamp": self.stamp(scene, modalities),
-            "classes": {str(index): int(count) for index, count in enumerate(pixels) if count},
+            "classes": {str(index): int(count) for index, count in enumerate(pixels[:known]) if count},
+            **unsure,
         }
 
     def left_out(self, scene: Scene, error: DataError) -> LedgerLine:
@@ -139,7 +148,7 @@ class SceneFiles:
     def paths(self, scene: Scene) -> dict[str, str]:
         """A scene's files in the output folder, as its line has them: by ``mask`` and the extras' names."""
         trees = {"mask": MASKS, **{extra: extra for extra in self.extras}}
-        return {key: _path(tree, scene) for key, tree in trees.items()}
+        return {key: file_of(tree, scene.id) for key, tree in trees.items()}
 
     def present(self, scene: Scene) -> list[str]:
         """Those of a scene's files that are there: regular files that are not empty."""
@@ -157,9 +166,10 @@ class SceneFiles:
         expected = {
             "id": scene.id, "status": "done", **self.paths(scene), "size": line.get("size"), "modalities": names,
             "inputs": {name: list(scene.files[name]) for name in names}, "stamp": str(line.get("stamp")),
-            "classes": line.get("classes"),
+            "classes": line.get("classes"), **({"unsure": line.get("unsure")} if self.wanted.thresholds else {}),
         }  # fmt: skip
-        return line == expected and _add_up(line["size"], line["classes"], classes=len(self.info.classes))
+        unsure = line.get("unsure", 0)
+        return line == expected and _add_up(line["size"], line["classes"], unsure, classes=len(self.info.classes))
 
     def _names(self, scene: Scene) -> list[str]:
         """The modalities that a scene is segmented from."""
@@ -176,27 +186,40 @@ class SceneFiles:
             return ""
         return digest.hexdigest()[:16]
 
-    def _save(self, tree: str, scene: Scene, pixels: NDArray[Any]) -> str:
-        """Write a PNG; returns its path in the output folder."""
-        path = _path(tree, scene)
-        images.write_png(self.out / path, pixels)
+    def _save(self, tree: str, scene: Scene, values: NDArray[Any]) -> str:
+        """Write a PNG, or probabilities with the classes' names; returns its path in the output folder."""
+        path = file_of(tree, scene.id)
+        if tree == "probabilities":
+            images.write_npz(self.out / path, {"classes": np.array(self.info.classes), "probabilities": values})
+        else:
+            images.write_png(self.out / path, values)
         return path
 
     def _picture(self, extra: str, scene: Scene, modalities: Sequence[str], *, mask: NDArray[Any]) -> pictures.Picture:
         if extra == "color":
             return pictures.colour(mask, self.info.palette)
         height, width = mask.shape
-        blend = pictures.overlay(self._image(scene, modalities, mask=mask), mask, self.info.palette)
+        blend = self.overlay(scene, modalities, mask=mask)
         entries = pictures.legend([mask], classes=self.info.classes, palette=self.info.palette)
         panel_px = height * max(1, SMALL_PX // max(height, width))
         return pictures.sheet([[pictures.Panel(scene.id, blend)]], entries, panel_px=panel_px)
 
-    def _image(self, scene: Scene, modalities: Sequence[str], *, mask: NDArray[Any]) -> pictures.Picture:
-        """The picture under an overlay: the RGB one, or that of the first modality."""
+    def overlay(self, scene: Scene, modalities: Sequence[str], *, mask: NDArray[Any]) -> pictures.Picture:
+        """A mask's colours over a scene's RGB picture, or over that of its first modality: (H, W, 3).
+
+        Args:
+            scene: what was segmented.
+            modalities: those that were seen.
+            mask: (H, W), at the scene's own size.
+
+        Raises:
+            DataError: the picture cannot be read any more.
+        """
         present = [modality for modality in self.modalities if modality.name in modalities]
         shown = next((modality for modality in present if modality.kind == "rgb"), present[0])
-        frame = read_modality([self.root / path for path in scene.files[shown.name]], shown)
-        return pictures.as_picture(resize_nearest(frame, height=mask.shape[0], width=mask.shape[1]))
+        frame = read_modality(scene.sources(self.root, shown.name), shown)
+        image = pictures.as_picture(resize_nearest(frame, height=mask.shape[0], width=mask.shape[1]))
+        return pictures.overlay(image, mask, self.info.palette)
 
 
 def is_left_out(line: LedgerLine) -> bool:
@@ -245,7 +268,7 @@ def remove(out: Path, line: LedgerLine) -> None:
 
     Args:
         out: the folder of the predictions.
-        line: its keys ``mask``, ``color``, ``overlay`` and ``confidence`` count.
+        line: its key ``mask`` and those of :data:`EXTRAS` count.
     """
     for key in ("mask", *EXTRAS):
         path = PurePosixPath(str(line.get(key, "")))
@@ -303,8 +326,9 @@ def write_legend(out: Path, info: DatasetInfo) -> None:
     images.write_png(out / LEGEND, pictures.key(list(zip(info.classes, info.palette, strict=True)), width=KEY_PX))
 
 
-def _path(tree: str, scene: Scene) -> str:
-    return f"{tree}/{PurePosixPath(scene.id)}.png"
+def file_of(tree: str, name: str | PurePosixPath) -> str:
+    """A scene's file in a tree, from the output folder."""
+    return f"{tree}/{PurePosixPath(name)}{SUFFIXES.get(tree, '.png')}"
 
 
 def _is_filled(path: Path) -> bool:
@@ -315,16 +339,16 @@ def _is_filled(path: Path) -> bool:
     return False
 
 
-def _add_up(size: Any, pixels: Any, *, classes: int) -> bool:
-    """Whether a line's pixels per class are those of a mask of its size."""
-    if not isinstance(size, list) or not isinstance(pixels, dict):
+def _add_up(size: Any, pixels: Any, unsure: Any, *, classes: int) -> bool:
+    """Whether a line's pixels per class, and those of none, are those of a mask of its size."""
+    if not isinstance(size, list) or not isinstance(pixels, dict) or type(unsure) is not int or unsure < 0:
         return False
     numbers = [*size, *pixels.values()]
     return (
         len(size) == 2
         and all(type(number) is int and number > 0 for number in numbers)
         and all(name.isascii() and name.isdigit() and int(name) < classes for name in pixels)
-        and sum(pixels.values()) == size[0] * size[1]
+        and sum(pixels.values()) + unsure == size[0] * size[1]
     )
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +20,9 @@ from memorysam_cli import model as models
 from memorysam_cli.data import decode, inputs
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Scene
-from memorysam_cli.dataset import Modality
-from memorysam_cli.engine import launcher, run_folder, runtime
+from memorysam_cli.dataset import IGNORE, Modality
+from memorysam_cli.engine import run_folder, runtime, surroundings
+from memorysam_cli.engine.infer.decision import PLAIN, Wanted
 from memorysam_cli.engine.infer.inference import (
     Inference,
     choose_modalities,
@@ -57,6 +59,8 @@ class Job:
     """Scenes that share a forward pass, at most."""
     precision: str = "fp32"
     is_compiled: bool = False
+    wanted: Wanted = PLAIN
+    """What is decided of each pixel beside the extras' pictures."""
 
     @property
     def stride(self) -> int:
@@ -76,6 +80,8 @@ class Job:
             "--precision": self.precision,
             "--compile": self.is_compiled,
             "versions": runtime.describe("cpu", self.precision)["versions"],
+            # Left out where they are not wanted: the job is then the one that it was before they could be.
+            **{key: value for key, value in _decided(self).items() if value is not None},
         }
 
     @cached_property
@@ -92,7 +98,7 @@ class Job:
 
     def files(self, out: Path) -> SceneFiles:
         """What writes the scenes' files into a folder."""
-        return SceneFiles(out, self.root, self.card.dataset, self.modalities, self.extras)
+        return SceneFiles(out, self.root, self.card.dataset, self.modalities, self.extras, self.wanted)
 
     def load(self, device: torch.device) -> Segmenter:
         """The network, ready to predict.
@@ -120,12 +126,24 @@ class Job:
             "dataset": self.card.dataset.name,
             "modalities": [m.name for m in self.modalities if any(m.name in scene.files for scene in self.scenes)],
             **self.view.to_json(size=self.card.image_size),
+            **_decided(self),
             "image_size": self.card.image_size,
             "weights": str(self.weights),
             "weights_sha256": self.weights_sha256,
             **runtime.describe("cpu", self.precision),
             "device": " + ".join(devices),
         }
+
+
+def _decided(job: Job) -> dict[str, Any]:
+    """What of the pixels is decided beside their class, and how: three keys of a report."""
+    needed, kind = job.wanted.thresholds, job.wanted.probabilities
+    named = dict(zip(job.card.dataset.classes, needed, strict=True)) if needed else {}
+    return {
+        "probabilities": None if kind is None else str(kind).removeprefix("torch."),
+        "thresholds": {name: share for name, share in named.items() if share} or None,
+        "unsure": job.wanted.unsure if needed else None,
+    }
 
 
 def device_name(device: torch.device) -> str:
@@ -217,6 +235,9 @@ def plan(
     precision: str = "fp32",
     is_compiled: bool = False,
     strict: bool = False,
+    probabilities: str | None = None,
+    thresholds: Sequence[str] = (),
+    unsure: str | None = None,
 ) -> Job:
     """Find the scenes, and say what is odd about them.
 
@@ -234,37 +255,106 @@ def plan(
         precision: of the computing.
         is_compiled: whether the network's blocks are compiled.
         strict: refuse scenes whose values are not those that the weights were trained on, instead of a warning.
+        probabilities: ``float16`` or ``uint8``, if those of all classes are wanted.
+        thresholds: of ``--threshold``.
+        unsure: of ``--unsure``.
 
     Raises:
         WeightsError: the weights are refused.
-        UsageError: an unknown modality, a wrong ``--map``, or a split of scenes that are not prepared.
+        UsageError: an unknown modality or class, a wrong ``--map`` or ``--threshold``, or a split of scenes that are
+            not prepared.
         DataError: no scenes, an ambiguous tree, or scenes whose outputs would meet in one file; or ``strict``.
     """
     card = read_card(weights)
     chosen = choose_modalities(card.modalities, modalities)
     names = [modality.name for modality in chosen]
+    classes = card.dataset.classes
+    wanted = what_is_wanted(
+        classes, read_thresholds(thresholds, classes), unsure=unsure, probabilities=probabilities
+    )  # fmt: skip
+    extras = (*extras, *(["probabilities"] if probabilities else []))
     aliases = read_aliases(renames, names)
     where = scenes or manifests.prepared_root(
         run_folder.data_root(run_folder.run_of(weights), data), dataset=card.dataset.name
     )
     source = inputs.discover(where, modalities=names, aliases=aliases, split=split, dataset=card.dataset.name)
-    wanted = source.scenes[:limit]
-    refuse_collisions(wanted)
+    found = source.scenes[:limit]
+    refuse_collisions(found)
     view = view or View()
-    sizes = frame_sizes(wanted, root=source.root, modalities=chosen)
+    sizes = frame_sizes(found, root=source.root, modalities=chosen)
     for text in (
         *source.notes,
-        *doubts(wanted, root=source.root, modalities=chosen),
+        *doubts(found, root=source.root, modalities=chosen),
         *notes_on_sizes(sizes, size=card.image_size, tile=view.tile),
     ):
         console.note(text)
-    for text in unlike_training(card.dataset, source.root, wanted, chosen, strict=strict):
-        if launcher.rank() == 0:
+    for text in unlike_training(card.dataset, source.root, found, chosen, strict=strict):
+        if surroundings.rank() == 0:
             console.warn(text)
     return Job(
-        weights, tensors.sha256(weights), card, wanted, source.root, str(where), chosen, tuple(extras), view,
-        batch, precision, is_compiled,
+        weights, tensors.sha256(weights), card, found, source.root, str(where), chosen, tuple(extras), view,
+        batch, precision, is_compiled, wanted,
     )  # fmt: skip
+
+
+def what_is_wanted(
+    classes: Sequence[str],
+    thresholds: Mapping[str, float],
+    *,
+    unsure: str | None = None,
+    probabilities: str | None = None,
+) -> Wanted:
+    """What is decided of each pixel.
+
+    Args:
+        classes: of the weights.
+        thresholds: class → the probability that it needs where it wins, from 0 to 1.
+        unsure: a class, by name or number, or 255 (None): what a pixel becomes whose winning class has less.
+        probabilities: ``float16`` or ``uint8``, if those of all classes are wanted.
+
+    Raises:
+        UsageError: an unknown class, or a threshold that is no probability.
+    """
+    for name, share in thresholds.items():
+        if name not in classes:
+            hint = did_you_mean(str(name), classes)
+            raise UsageError(f"--threshold {name}={share}: the weights know no class '{name}'{hint}")
+        if not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise UsageError(f"--threshold {name}={share}: must be a probability from 0 to 1, such as 0.7")
+    if unsure is not None and not thresholds:
+        raise UsageError(f"--unsure {unsure}: is for pixels below a threshold; give one with --threshold CLASS=0.7")
+    value = classes.index(unsure) if unsure in classes else IGNORE if unsure is None else _number(unsure)
+    if value != IGNORE and not 0 <= value < len(classes):
+        allowed = f"{IGNORE}, or a class by name or number (0 to {len(classes) - 1})"
+        raise UsageError(f"--unsure {unsure}: must be {allowed}{did_you_mean(str(unsure), classes)}")
+    needed = tuple(float(thresholds.get(name, 0)) for name in classes) if thresholds else ()
+    return Wanted(None, None if probabilities is None else getattr(torch, probabilities), needed, value)
+
+
+def _number(text: str) -> int:
+    """A whole number, or -1."""
+    return int(text) if text.isascii() and text.isdigit() else -1
+
+
+def read_thresholds(texts: Sequence[str], classes: Sequence[str]) -> dict[str, float]:
+    """Class → probability, from ``--threshold CLASS=P``.
+
+    Raises:
+        UsageError: no ``=``, no number, or a class that has one already.
+    """
+    found: dict[str, float] = {}
+    for text in texts:
+        name, _, share = (part.strip() for part in text.rpartition("="))  # a class may have = in its name
+        try:
+            value = float(share)
+        except ValueError:
+            value = math.nan
+        if not name or math.isnan(value):
+            raise UsageError(f"--threshold {text}: must be CLASS=PROBABILITY, for example '{classes[0]}=0.7'")
+        if name in found:
+            raise UsageError(f"--threshold {text}: '{name}' has {found[name]:g} already; give one")
+        found[name] = value
+    return found
 
 
 def read_aliases(texts: Sequence[str] | None, known: Sequence[str]) -> dict[str, str]:

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memorysam_cli import conservation
 from memorysam_cli.data.loader import unlabelled_scenes
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import DatasetInfo
@@ -35,7 +34,7 @@ from memorysam_cli.engine.predict.files import (
     sweep,
 )
 from memorysam_cli.engine.predict.job import Job
-from memorysam_cli.errors import DataError, EnvironmentFault
+from memorysam_cli.errors import DataError, EnvironmentFault, Laws, check_laws
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents
 
@@ -60,6 +59,8 @@ class Totals:
         self.failures: list[dict[str, str]] = []
         """The first :data:`SHOWN_FAILURES` scenes that were left out: ``id`` and ``error``."""
         self.pixels = np.zeros(len(info.classes), np.int64)
+        self.unsure = 0
+        """Pixels of no class."""
         self.area = 0
         """Pixels of all masks, from their sizes."""
 
@@ -70,18 +71,21 @@ class Totals:
             self.area += line["size"][0] * line["size"][1]
             for index, count in line["classes"].items():
                 self.pixels[int(index)] += count
+            self.unsure += line.get("unsure", 0)
             return
         self.failed += 1
         if len(self.failures) < SHOWN_FAILURES:
             self.failures.append({"id": line["id"], "error": line["error"]})
 
-    def laws(self) -> conservation.Report:
+    def laws(self) -> Laws:
         """What must hold of any lines, checked.
 
         Raises:
             LawBroken: it does not.
         """
-        return conservation.check({"pixels of all classes = pixels of all masks": (int(self.pixels.sum()), self.area)})
+        left = "pixels of all classes" + " + unsure pixels" * bool(self.unsure)
+        counted = int(self.pixels.sum()) + self.unsure
+        return check_laws({f"{left} = pixels of all masks": (counted, self.area)})
 
 
 def totals_of(ledgers: Iterable[Path], info: DatasetInfo) -> Totals:
@@ -286,7 +290,7 @@ def finish(
         DataError: no scene could be read.
         LawBroken: what came in is not what went out.
     """
-    checked = conservation.check(
+    checked = check_laws(
         {
             "scenes = done + failed": (scenes, totals.done + totals.failed),
             "files in the trees = files named by the ledger": (trees.present, trees.named),
@@ -309,7 +313,7 @@ def finish(
 
 
 def counts(totals: Totals) -> dict[str, Any]:
-    """The keys ``scenes``, ``done``, ``failed``, ``failures`` and ``classes`` of a report."""
+    """The keys ``scenes``, ``done``, ``failed``, ``failures``, ``classes`` and ``unsure_pixels`` of a report."""
     counted = zip(class_list(totals.info), totals.pixels.tolist(), strict=True)
     return {
         "scenes": totals.done + totals.failed,
@@ -317,6 +321,7 @@ def counts(totals: Totals) -> dict[str, Any]:
         "failed": totals.failed,
         "failures": totals.failures,
         "classes": [{**each, "pixels": count} for each, count in counted],
+        "unsure_pixels": totals.unsure,
     }
 
 

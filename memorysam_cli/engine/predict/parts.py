@@ -222,7 +222,8 @@ def _read_note(out: Path) -> dict[str, Any] | None:
 def _begun(out: Path, job: Job, note: dict[str, Any], *, parts: int) -> Begun:
     """How far what was noted is, and in what it differs from what is wanted."""
     number = [f"{note['parts']} parts, not {parts}"] if note["parts"] != parts else []
-    marks = [f"other {name}" for name, value in job.marks.items() if note["marks"].get(name) != value]
+    noted = note["marks"]
+    marks = [f"other {name}" for name in {**job.marks, **noted} if noted.get(name) != job.marks.get(name)]
     is_by_one = note["parts"] == 1 and bool(number or marks)
     ledger = Part(out, WHOLE).ledger
     return Begun(
@@ -466,7 +467,7 @@ def _drop(out: Path) -> None:
         files.clear(path / LEDGER, out)
     for name in _names(out):
         for tree in (MASKS, *EXTRAS):
-            files.remove_file(out / tree / f"{name}.png", tree=out / tree)
+            files.remove_file(out / files.file_of(tree, name), tree=out / tree)
     _remove_parts(out)
 
 

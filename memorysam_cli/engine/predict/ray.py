@@ -22,13 +22,13 @@ import numpy as np
 import torch
 
 from memorysam_cli.data.manifest import Scene
-from memorysam_cli.engine import runtime
+from memorysam_cli.engine import runtime, surroundings
 from memorysam_cli.engine.predict import segment
 from memorysam_cli.engine.predict.files import LedgerLine
 from memorysam_cli.engine.predict.job import Job, RunOptions, device_name
 from memorysam_cli.engine.predict.segment import Make
 from memorysam_cli.errors import EXIT_CODES, EnvironmentFault, MemorySamError, Stopped, UsageError, environment_fault
-from memorysam_cli.storage import documents, machine
+from memorysam_cli.storage import documents
 
 AT_ONCE = {"cpu": 16, "cuda": 256}
 """Scenes that an actor gets at once, at most: what is done again when it is lost."""
@@ -97,7 +97,7 @@ def _cluster() -> Iterator[None]:
     if ray.is_initialized():  # the caller's own
         yield
         return
-    local = {"num_cpus": machine.cores(), "object_store_memory": STORE_BYTES, "_node_ip_address": "127.0.0.1"}
+    local = {"num_cpus": surroundings.cores(), "object_store_memory": STORE_BYTES, "_node_ip_address": "127.0.0.1"}
     is_local = not os.environ.get("RAY_ADDRESS")
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

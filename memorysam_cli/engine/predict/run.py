@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from memorysam_cli.data.manifest import Scene
-from memorysam_cli.engine import launcher, processes, runtime
+from memorysam_cli.engine import processes, runtime, surroundings
+from memorysam_cli.engine.infer.inference import frame_sizes
 from memorysam_cli.engine.predict import ledger, segment
 from memorysam_cli.engine.predict.files import LedgerLine
 from memorysam_cli.engine.predict.job import WHOLE, Job, RunOptions, device_name
@@ -18,7 +19,7 @@ from memorysam_cli.engine.predict.segment import Make
 from memorysam_cli.engine.processes import Peers
 from memorysam_cli.errors import UsageError
 from memorysam_cli.report import console
-from memorysam_cli.storage import documents
+from memorysam_cli.storage import atomic, documents
 
 
 def run(job: Job, out: Path, options: RunOptions) -> dict[str, Any] | None:
@@ -42,7 +43,7 @@ def run(job: Job, out: Path, options: RunOptions) -> dict[str, Any] | None:
     """
     prepare = _prepare
     if options.engine == "ray":
-        if options.shard is not None or launcher.world() > 1:
+        if options.shard is not None or surroundings.world() > 1:
             raise UsageError("--engine ray: divides the scenes itself; leave --shard and torchrun out")
         from memorysam_cli.engine.predict import ray
 
@@ -107,6 +108,7 @@ def _do(job: Job, part: Part, make: Make, *, skip_bad: bool, notice: Callable[[]
     scenes = part.shard.of(job.scenes, stride=job.stride)
     inventory = ledger.take_up(part.ledger, job, part.out, scenes, skip_bad=skip_bad)
     devices = dict.fromkeys(part.devices() if inventory.count else ())
+    _refuse_full(job, part.out, inventory.left)
     if inventory.count:
         console.note(f"{part.out}: goes on: {inventory.count:,} of {len(scenes):,} scenes are done")
     label = "predict" if part.shard.count == 1 else f"predict {part.shard.index}/{part.shard.count}"
@@ -127,3 +129,16 @@ def _do(job: Job, part: Part, make: Make, *, skip_bad: bool, notice: Callable[[]
             make(inventory.left, tell, tell_device)
     if not inventory.is_a_beginning:
         ledger.put_in_order(part.ledger, scenes)
+
+
+def _refuse_full(job: Job, out: Path, scenes: Sequence[Scene]) -> None:
+    """See that a disk has room for the probabilities of scenes, which are far larger than masks.
+
+    Raises:
+        EnvironmentFault: it has not, by the sizes of the first scenes.
+    """
+    sizes = frame_sizes(scenes, root=job.root, modalities=job.modalities).values()
+    if job.wanted.probabilities is not None and sizes:
+        pixels = -(-sum(height * width for height, width in sizes) * len(scenes) // len(sizes))
+        needed = pixels * len(job.card.dataset.classes) * job.wanted.probabilities.itemsize
+        atomic.refuse_unwritable(out, needed_bytes=needed)

@@ -11,21 +11,21 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 import torch
+from torch import Tensor
 
 from memorysam_cli.data.loader import UnlabelledScene, unlabelled_scenes
 from memorysam_cli.data.manifest import Scene
-from memorysam_cli.engine import runtime
-from memorysam_cli.engine.infer.decision import decide
+from memorysam_cli.engine import runtime, surroundings
+from memorysam_cli.engine.infer.decision import Decision, Wanted, decide
 from memorysam_cli.engine.infer.inference import Inference, batches, inference_mode
 from memorysam_cli.engine.infer.views import Network
 from memorysam_cli.engine.predict.files import LedgerLine, SceneFiles, remove
 from memorysam_cli.errors import DataError
-from memorysam_cli.storage import machine
 
 Result = TypeVar("Result")
 
@@ -37,7 +37,18 @@ MOST_BYTES = 2**29
 MOST_WAITING = 64
 FEWEST_THREADS, MOST_THREADS = 8, 16
 BYTES_PER_PIXEL = {"color": 4, "overlay": 16, "confidence": 2}
-"""What a picture's making holds; a mask alone, and its PNG, 3."""
+"""What a picture's making holds; a mask alone, and its PNG, 3; probabilities as many as they are."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A scene, and what the network sees in it."""
+
+    scene: UnlabelledScene
+    logits: Tensor
+    """(K, h, w) at the size at which the network saw it, on its device."""
+    decision: Decision
+    """At the scene's own size."""
 
 
 def segment_scenes(
@@ -67,36 +78,62 @@ def segment_scenes(
         DataError: a scene cannot be read and ``skip_bad`` is off; those before it are written and reported.
         EnvironmentFault: a result cannot be written.
     """
-    modalities = {modality.name: modality for modality in inference.modalities}
     source = unlabelled_scenes(
         files.root, scenes=scenes, modalities=inference.modalities, size=inference.image_size,
         workers=inference.workers, tile=inference.view.tile, in_threads=in_threads,
     )  # fmt: skip
     order = iter(scenes)
+    wanted = replace(files.wanted, sureness=torch.uint8) if "confidence" in files.extras else files.wanted
     with (
         runtime.explained(torch.device(inference.device), levers=runtime.LOOKING),
         inference_mode(network),
         WriteBehind(tell, undo=functools.partial(remove, files.out)) as writing,
     ):
-        for together in _groups(source, most=inference.stride):
-            if isinstance(together, DataError):
+        for seen in look(network, source, inference, classes=len(files.info.classes), wanted=wanted):
+            if isinstance(seen, DataError):
                 if not skip_bad:
                     advice = "mend the file, or go on without such scenes: --on-error skip"
-                    raise DataError(f"{together}; {advice}") from together
-                writing.add(functools.partial(files.left_out, next(order), together))
+                    raise DataError(f"{seen}; {advice}") from seen
+                writing.add(functools.partial(files.left_out, next(order), seen))
                 continue
-            given = [modalities[name] for name in together[0].modalities]
-            with inference.computing():
-                shown = inference.shown(network, modalities=given, is_large=together[0].is_large)
-                logits = inference.logits(shown, [scene.frames for scene in together])
-            decisions = decide(
-                logits, [(scene.height, scene.width) for scene in together], classes=len(files.info.classes),
-                with_sureness="confidence" in files.extras,
-            )  # fmt: skip
-            for seen, decision in zip(together, decisions, strict=True):
-                work = functools.partial(files.write, next(order), decision, modalities=seen.modalities)
-                pixel_bytes = 3 + sum(BYTES_PER_PIXEL[extra] for extra in files.extras)
-                writing.add(work, needed_bytes=seen.height * seen.width * pixel_bytes)
+            work = functools.partial(files.write, next(order), seen.decision, modalities=seen.scene.modalities)
+            every = seen.decision.probabilities
+            pixel_bytes = 3 + sum(BYTES_PER_PIXEL.get(extra, 0) for extra in files.extras)
+            writing.add(
+                work,
+                needed_bytes=seen.scene.height * seen.scene.width * pixel_bytes
+                + (0 if every is None else every.nbytes),
+            )
+
+
+def look(
+    network: Network,
+    source: Iterator[UnlabelledScene | DataError],
+    inference: Inference,
+    *,
+    classes: int,
+    wanted: Wanted,
+) -> Iterator[Seen | DataError]:
+    """Show a network scenes, those together that may share a forward pass; gives them, or their faults, in order.
+
+    Args:
+        network: gives the logits of K classes.
+        source: the scenes, as they are read.
+        inference: how the network looks at them.
+        classes: K.
+        wanted: what is decided of each pixel.
+    """
+    modalities = {modality.name: modality for modality in inference.modalities}
+    for together in _groups(source, most=inference.stride):
+        if isinstance(together, DataError):
+            yield together
+            continue
+        given = [modalities[name] for name in together[0].modalities]
+        with inference.computing():
+            shown = inference.shown(network, modalities=given, is_large=together[0].is_large)
+            logits = inference.logits(shown, [scene.frames for scene in together])
+        sizes = [(scene.height, scene.width) for scene in together]
+        yield from map(Seen, together, logits, decide(logits, sizes, classes=classes, wanted=wanted))
 
 
 def _groups(source: Iterator[UnlabelledScene | DataError], *, most: int) -> Iterator[list[UnlabelledScene] | DataError]:
@@ -252,4 +289,4 @@ class WriteBehind(Generic[Result]):
 def default_threads() -> int:
     """As many as this process has cores; more where those are few: they mostly wait for the disk, which syncs many
     files nearly as fast as one."""
-    return min(MOST_THREADS, max(FEWEST_THREADS, machine.cores()))
+    return min(MOST_THREADS, max(FEWEST_THREADS, surroundings.cores()))

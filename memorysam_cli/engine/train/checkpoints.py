@@ -24,7 +24,7 @@ from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.errors import DataError, DivergedError, MemorySamError, UsageError, WeightsError
 from memorysam_cli.model import base_weights
 from memorysam_cli.model.weights import Metric, fill_own, own_tensors
-from memorysam_cli.recipe import Recipe, comparing
+from memorysam_cli.recipe import Recipe, Subset, comparing
 from memorysam_cli.recipe.schema import is_retired
 from memorysam_cli.storage import atomic, documents, tensors
 
@@ -41,6 +41,7 @@ the content counts, not the path."""
 DEFAULTS_BEFORE = {
     "model.fusion": "mean", "model.order": "recipe", "model.modality_embedding": False, "model.memory_mask": "best",
     "data.antialias": None, "augment.blur_after_crop": False,
+    **{f"robust.subset.{key}": value for key, value in Subset().model_dump(mode="json").items()},
 }  # fmt: skip
 """The values of keys that older recipes did not have."""
 _FOLDER = re.compile(r"step-\d{8}(\.new)?")

@@ -22,9 +22,8 @@ from typing import Any, NoReturn
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from memorysam_cli import conservation
 from memorysam_cli.data.loader import Batch
-from memorysam_cli.engine import launcher
+from memorysam_cli.engine import surroundings
 from memorysam_cli.engine.processes import agree
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.train.checkpoints import Position
@@ -35,7 +34,9 @@ from memorysam_cli.errors import (
     DataError,
     DivergedError,
     FolderInUseError,
+    Laws,
     MemorySamError,
+    check_laws,
     environment_fault,
     most_severe,
     signal_exit_code,
@@ -304,7 +305,7 @@ class TrainingResult:
     left_out: int = 0
     """Scenes that could not be read, for which others stood in."""
     resumed: bool = False
-    laws: conservation.Report = field(default_factory=dict)
+    laws: Laws = field(default_factory=dict)
     """In the main process."""
 
     def to_json(self) -> dict[str, Any]:
@@ -351,7 +352,7 @@ def finish(
     return result
 
 
-def _check_laws(learner: Learner, position: Position, *, expected: int, last: Path) -> conservation.Report:
+def _check_laws(learner: Learner, position: Position, *, expected: int, last: Path) -> Laws:
     """The laws, each of whose sides is counted by itself.
 
     Args:
@@ -378,7 +379,7 @@ def _check_laws(learner: Learner, position: Position, *, expected: int, last: Pa
     }
     if position.initial:
         laws["tensors of the initial weights = tensors saved"] = (position.initial, saved)
-    return conservation.check(laws)
+    return check_laws(laws)
 
 
 class Ending:
@@ -419,7 +420,7 @@ class Ending:
 
 
 def _is_launched() -> bool:
-    return launcher.is_launched() and launcher.rank() == 0
+    return surroundings.is_launched() and surroundings.rank() == 0
 
 
 def _record(run: RunFolder, error: BaseException | None) -> None:

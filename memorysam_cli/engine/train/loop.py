@@ -27,6 +27,7 @@ from memorysam_cli.engine.run_folder import RunFolder, resume_command
 from memorysam_cli.engine.train import checkpoints, endings, start
 from memorysam_cli.engine.train.checkpoints import Position, State
 from memorysam_cli.engine.train.endings import Quarantine, StopRequest, TrainingResult, catch_stop, finish
+from memorysam_cli.engine.train.objective import Moment
 from memorysam_cli.engine.train.tracking import Tracking
 from memorysam_cli.engine.train.update import BatchGroups, Learner, StepResult, learning_rate
 from memorysam_cli.engine.train.validation import HEADLINE, Validation, draw_first_batch, metric_of
@@ -64,7 +65,7 @@ class Trainer:
     ) -> None:
         self.recipe, self.manifest, self.accelerator = recipe, manifest, accelerator
         runtime.prepare_deterministic(is_wanted=recipe.train.deterministic)
-        modalities_of(manifest.info, recipe.data.modalities)
+        modalities_of(manifest.info, [*recipe.data.modalities, *recipe.robust.subset.weak])
         self.scenes = manifest.of_split(recipe.data.train_split)
         self.extent = extent_of(
             recipe, scenes=len(self.scenes), processes=accelerator.num_processes, dataset=manifest.info.name
@@ -230,7 +231,7 @@ class Trainer:
             draw_first_batch(batches[0], self.manifest.info, self.network.card.modalities, self.run.samples)
         optim, length = self.recipe.optim, self.extent.steps_per_epoch
         rate = learning_rate(self.position.step, optim=optim, steps_per_epoch=length, epochs=self.recipe.train.epochs)
-        result = self.learner.learn(batches, rate=rate, meanwhile=groups.fetch)
+        result = self.learner.learn(batches, rate=rate, moment=self._moment(), meanwhile=groups.fetch)
         if not result.is_finite:
             record = endings.describe_divergence(
                 result, batches, self.position, rate=rate, accelerator=self.accelerator
@@ -246,6 +247,11 @@ class Trainer:
         if self.pace.slow_note is not None and self.accelerator.is_main_process:
             console.note(self.pace.slow_note)
         return result, figures
+
+    def _moment(self) -> Moment:
+        """The moment of the next update."""
+        done = self.position.batch // self.recipe.train.accumulate
+        return Moment(self.position.epoch, done, epochs=(self.position.step + 1) / self.extent.steps_per_epoch)
 
     def _log(self, values: dict[str, float]) -> None:
         if self.accelerator.is_main_process:

@@ -1,23 +1,25 @@
-"""What is minimized: the losses by name, and an update's exact gradients for any number of batches."""
+"""What is minimized: the losses by name, which sensors a second pass sees, and the exact gradients of an update of any
+number of batches."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from memorysam_cli.data.loader import Batch
+from memorysam_cli.data.loader import Batch, generator
 from memorysam_cli.engine.processes import exchange_of
 from memorysam_cli.engine.runtime import rng_state, set_rng_state
 from memorysam_cli.losses.loss import Loss, LossInputs, Task
 from memorysam_cli.model import Segmenter
-from memorysam_cli.model.fusion import Output
-from memorysam_cli.recipe import Recipe, loss_settings
+from memorysam_cli.model.fusion import Output, Pass
+from memorysam_cli.recipe import SUBSET, Recipe, loss_settings
 from memorysam_cli.registry import LOSSES
 
 
@@ -27,6 +29,14 @@ class Term:
 
     loss: Loss
     weight: float
+    is_of_subset: bool = False
+    """It judges the second pass, whose weights grow first (``robust.subset.ramp_epochs``)."""
+
+    def __call__(self, inputs: LossInputs, *, ramp: float) -> Tensor:
+        """The weighted loss of an update in this process, a float32 scalar."""
+        if not self.is_of_subset:
+            return self.weight * self.loss(inputs).float()
+        return self.weight * ramp * self.loss(replace(inputs, logits=inputs.subset)).float()
 
 
 class Objective:
@@ -41,9 +51,19 @@ class Objective:
         self.task = task
         self.terms = dict(_terms(recipe, task))
 
-    def __call__(self, inputs: LossInputs) -> Tensor:
-        """The weighted terms of one update in this process: (T,) float32 in the order of :attr:`terms`."""
-        return torch.stack([term.weight * term.loss(inputs).float() for term in self.terms.values()])
+    def __call__(self, inputs: LossInputs, *, ramp: float = 1.0) -> Tensor:
+        """The weighted terms of one update in this process: (T,) float32 in the order of :attr:`terms`.
+
+        Args:
+            inputs: of all batches.
+            ramp: what the weights that grow are multiplied by.
+        """
+        return torch.stack([term(inputs, ramp=ramp) for term in self.terms.values()])
+
+    @property
+    def reads_alone(self) -> bool:
+        """Whether a loss needs what each frame says by itself."""
+        return any(term.loss.reads_alone for term in self.terms.values())
 
     def state(self) -> dict[str, Tensor]:
         """What the losses keep from one update to the next, as ``name/key``, such as ``spmm/prototypes``."""
@@ -67,9 +87,11 @@ class Objective:
 
 
 def _terms(recipe: Recipe, task: Task) -> Iterator[tuple[str, Term]]:
-    """The recipe's losses in order: the two that have a section of their own, then those below ``losses``."""
+    """The recipe's losses in order: those that have a section of their own, then those below ``losses``."""
     yield "ohem", Term(LOSSES.get("ohem")(recipe.ohem, task), 1.0)
     yield "spmm", Term(LOSSES.get("spmm")(recipe.spmm, task), recipe.spmm.weight)
+    if SUBSET in recipe.terms:
+        yield SUBSET, Term(LOSSES.get("ohem")(recipe.ohem, task), recipe.robust.subset.weight, is_of_subset=True)
     for name in recipe.losses:
         settings = loss_settings(recipe, name)
         yield name, Term(LOSSES.get(name)(settings, task), settings.weight)
@@ -83,6 +105,63 @@ def task_of(network: Segmenter, recipe: Recipe, device: torch.device) -> Task:
         width=network.sam.sam_mask_decoder.conv_s0.out_channels,
         device=device,
     )
+
+
+SPAWN = 2
+"""Spawn key of the draws of subsets, apart from the order of an epoch and the random numbers of its scenes: neither
+the batches that an update is cut into nor the number of processes changes them, and they take none of PyTorch's."""
+
+
+class Moment(NamedTuple):
+    """When an update is made: all that its draws depend on."""
+
+    epoch: int
+    """From 0."""
+    update: int
+    """Of the epoch, from 0."""
+    epochs: float
+    """How many epochs are over with this update."""
+
+
+class Draw(NamedTuple):
+    """What an update's second pass sees.
+
+    Attributes:
+        places: of the frames, in the order of the recipe; M, the number of sensors, stands for a frame of zeros.
+        ramp: the factor, from above 0 to 1, of the weight of all losses that the second pass adds.
+    """
+
+    places: tuple[int, ...]
+    ramp: float
+
+
+def draw(recipe: Recipe, moment: Moment | None) -> Draw | None:
+    """The second pass of an update; none where the recipe has none.
+
+    How many sensors it sees is drawn first, from 1 to all but one alike. Then they win places one by one, each with a
+    probability that is proportional to its odds among those that are left (by a race of exponential clocks).
+
+    Args:
+        recipe: with every modality named.
+        moment: None: not within a training; the largest pass, so that what is measured is enough for all.
+    """
+    if not recipe.trains_subsets:
+        return None
+    settings, names = recipe.robust.subset, recipe.data.modalities
+    count = len(names)
+    if moment is None:
+        kept, is_zeroed, ramp = range(1, count), settings.zeroed > 0, 1.0
+    else:
+        rng = generator(recipe.train.seed, moment.epoch, moment.update, spawn_key=(SPAWN,))
+        size = 1 + int(rng.random() * (count - 1))
+        odds = np.array([settings.weak_odds if name in settings.weak else 1.0 for name in names])
+        finish = -np.log1p(-rng.random(count)) / odds
+        kept = np.argsort(finish, kind="stable")[:size].tolist()
+        is_zeroed = bool(rng.random() < settings.zeroed)
+        ramp = min(1.0, moment.epochs / settings.ramp_epochs) if settings.ramp_epochs else 1.0
+    if is_zeroed:
+        return Draw(tuple(place if place in kept else count for place in range(count)), ramp)
+    return Draw(tuple(sorted(kept)), ramp)
 
 
 class Gradients:
@@ -100,7 +179,7 @@ class Gradients:
         self.objective = Objective(recipe, task_of(network, recipe, accelerator.device))
         self._exchange = exchange_of(accelerator)
 
-    def add(self, batches: Sequence[Batch]) -> Tensor:
+    def add(self, batches: Sequence[Batch], draw: Draw | None = None) -> Tensor:
         """The gradients of one batch as large as all of these; what the losses keep moves on.
 
         Hard pixels are chosen among those of all batches, and prototypes are means over all of them, so losses need
@@ -110,6 +189,7 @@ class Gradients:
 
         Args:
             batches: with labels of one size, on any device.
+            draw: what a second pass over the same encodings sees, the same in every process; none: there is none.
 
         Returns:
             (T,) the weighted terms of this process in the objective's order, without a graph.
@@ -120,68 +200,87 @@ class Gradients:
         outputs, states = [], []
         for place, batch in enumerate(batches):
             states.append(rng_state(device))
-            outputs.append(self._forward(batch, place=place) if place == last else self._outline(batch))
-        leaves = [_Leaf(*(_cut(part) for part in (output.logits, output.features))) for output in outputs]
-        terms = self.objective(self._inputs(leaves, batches))
+            outputs.append(self._forward(batch, draw, place) if place == last else self._outline(batch, draw))
+        leaves = [{name: _cut(part) for name, part in output.items()} for output in outputs]
+        terms = self.objective(self._inputs(leaves, batches), ramp=1.0 if draw is None else draw.ramp)
         end = rng_state(device)  # a loss may draw random numbers too
         self.accelerator.backward(terms.sum())
         for place in range(last, -1, -1):
             output = outputs.pop()
             if place != last:
                 set_rng_state(states[place], device)
-                output = self._forward(batches[place], place=place)
+                output = self._forward(batches[place], draw, place)
             with self._sending(place):
                 _hand_back(output, leaves[place])
         set_rng_state(end, device)
         return terms.detach()
 
-    def rehearse(self, batch: Batch) -> None:
+    def rehearse(self, batch: Batch, draw: Draw | None = None) -> None:
         """Forward and backward of a batch, with nothing sent to other processes.
 
         The bare network: an error in DDP's forward pass would leave it out of step with the other processes'.
         """
         with self.accelerator.autocast():
-            output = self.network(batch.to(self.accelerator.device).frames)
-        (output.logits.float().sum() + output.features.float().sum()).backward()
+            outputs = self._outputs(self.network, batch, draw)
+        torch.stack([part.float().sum() for part in outputs.values()]).sum().backward()  # type: ignore[no-untyped-call]
 
-    def _outline(self, batch: Batch) -> Output:
+    def _outputs(self, model: nn.Module, batch: Batch, draw: Draw | None) -> Outputs:
+        """What the network says of a batch, as far as a loss may read it."""
+        frames = batch.to(self.accelerator.device).frames
+        if draw is None and not self.objective.reads_alone:
+            output: Output = model(frames)
+            return {"logits": output.logits, "features": output.features}
+        passes = [range(len(frames)), *([] if draw is None else [draw.places])]
+        found: list[Pass] = model(frames, passes, alone=[0] if self.objective.reads_alone else [])
+        outputs = {"logits": found[0].output.logits, "features": found[0].output.features}
+        outputs |= {_alone(number): logits for number, logits in enumerate(found[0].frames)}
+        if draw is not None:
+            outputs[SUBSET] = found[1].output.logits
+        return outputs
+
+    def _outline(self, batch: Batch, draw: Draw | None) -> Outputs:
         """The outputs alone; by the bare network, for DDP would make ready for a backward pass.
 
         With gradients on, though the graph is dropped at once: without them the encoder takes kernels that round
         otherwise in bf16, and the outputs would not be those of the second time.
         """
         with self.accelerator.autocast():
-            output = self.network(batch.to(self.accelerator.device).frames)
-        return Output(*(part.detach() for part in output))
+            outputs = self._outputs(self.network, batch, draw)
+        return {name: part.detach() for name, part in outputs.items()}
 
-    def _forward(self, batch: Batch, *, place: int) -> Output:
+    def _forward(self, batch: Batch, draw: Draw | None, place: int) -> Outputs:
         """The outputs with their graph."""
         with self._sending(place), self.accelerator.autocast():
-            output: Output = self.model(batch.to(self.accelerator.device).frames)
-        return output
+            return self._outputs(self.model, batch, draw)
 
     def _sending(self, place: int) -> contextlib.AbstractContextManager[None]:
         """Gradients travel between processes once, with the batch whose backward pass is the last: the first one."""
         return contextlib.nullcontext() if place == 0 else self.accelerator.no_sync(self.model)
 
-    def _inputs(self, leaves: Sequence[_Leaf], batches: Sequence[Batch]) -> LossInputs:
-        """What the losses see."""
+    def _inputs(self, leaves: Sequence[Outputs], batches: Sequence[Batch]) -> LossInputs:
+        """What the losses see: the outputs, cut off from the network, so that gradients stop here."""
         task = self.objective.task
+        classes = len(task.classes)  # imported weights may have more outputs
+        frames = range(len(task.modalities) if self.objective.reads_alone else 0)
         return LossInputs(
-            logits=[leaf.logits[:, : len(task.classes)] for leaf in leaves],
-            features=[leaf.features for leaf in leaves],
+            logits=[leaf["logits"][:, :classes] for leaf in leaves],
+            features=[leaf["features"] for leaf in leaves],
             labels=[label_of(batch).to(task.device, non_blocking=True) for batch in batches],
             frames=[batch.frames for batch in batches],
             task=task,
             exchange=self._exchange,
+            alone=[[leaf[_alone(number)][:, :classes] for number in frames] for leaf in leaves],
+            subset=[leaf[SUBSET][:, :classes] for leaf in leaves if SUBSET in leaf],
         )
 
 
-class _Leaf(NamedTuple):
-    """What the losses see of one batch, cut off from the network, so that gradients stop here."""
+Outputs = dict[str, Tensor]
+"""What the network says of one batch, by name."""
 
-    logits: Tensor
-    features: Tensor
+
+def _alone(number: int) -> str:
+    """The name of what the frame of this number says by itself."""
+    return f"alone/{number}"
 
 
 def _cut(output: Tensor) -> Tensor:
@@ -189,11 +288,11 @@ def _cut(output: Tensor) -> Tensor:
     return output.detach().requires_grad_()
 
 
-def _hand_back(output: Output, leaf: _Leaf) -> None:
-    """Let the gradients that have come to a leaf go on into the network."""
-    pairs = [(output.logits, leaf.logits.grad), (output.features, leaf.features.grad)]
-    # Nothing comes to the features where no loss reads them.
-    tensors, gradients = zip(*[pair for pair in pairs if pair[1] is not None], strict=True)
+def _hand_back(outputs: Outputs, leaves: Outputs) -> None:
+    """Let the gradients that have come to the leaves go on into the network."""
+    # Nothing comes to what no loss reads.
+    pairs = [(outputs[name], leaf.grad) for name, leaf in leaves.items() if leaf.grad is not None]
+    tensors, gradients = zip(*pairs, strict=True)
     torch.autograd.backward(tensors, gradients)
 
 

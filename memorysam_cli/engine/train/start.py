@@ -545,9 +545,11 @@ def introduction(
         f"{settings.accumulate} accumulated, {processes} process{'es' * (processes > 1)}); "
         f"{trainable:,} of {whole:,} parameters are trained"
     )
-    if recipe.losses:
+    if recipe.losses or recipe.trains_subsets:
         yield f"losses: {', '.join(recipe.terms)}"
     if len(modalities) == 1:
         yield "one modality: memory attention and memory encoder get no gradient and are frozen"
+        if recipe.robust.subset.weight and not recipe.trains_subsets:
+            yield "one modality: robust.subset has no smaller set of sensors to train and does nothing"
     if position.step:
         yield f"resumed at step {position.step}, epoch {position.epoch + 1}"

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memorysam_cli.engine import launcher
+from memorysam_cli.engine import surroundings
 from memorysam_cli.errors import EnvironmentFault, UsageError, did_you_mean
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, children
@@ -145,7 +145,7 @@ class _Tracker:
         # It computes nothing: a GPU's memory is the training's.
         environment = (
             GIVE_UP_SOON
-            | launcher.environment_alone()
+            | surroundings.environment_alone()
             | OPT_OUT
             | {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
         )

@@ -16,7 +16,7 @@ from memorysam_cli.data.loader import Batch
 from memorysam_cli.dataset import IGNORE
 from memorysam_cli.engine.processes import agree, exchange_of
 from memorysam_cli.engine.runtime import rng_state, set_rng_state, tensor_cores
-from memorysam_cli.engine.train.objective import Gradients, label_of
+from memorysam_cli.engine.train.objective import Draw, Gradients, Moment, draw, label_of
 from memorysam_cli.errors import MemorySamError, is_out_of_memory
 from memorysam_cli.model import Segmenter
 from memorysam_cli.recipe import Optim, Recipe
@@ -137,7 +137,12 @@ class Learner:
         self._overflows = 0
 
     def learn(
-        self, batches: Sequence[Batch], *, rate: float, meanwhile: Callable[[], object] | None = None
+        self,
+        batches: Sequence[Batch],
+        *,
+        rate: float,
+        moment: Moment | None = None,
+        meanwhile: Callable[[], object] | None = None,
     ) -> StepResult:
         """One update, the same as that of one batch as large as all of these.
 
@@ -147,6 +152,8 @@ class Learner:
         Args:
             batches: with labels of one size, on any device.
             rate: the learning rate.
+            moment: when it is made, which what is drawn for it depends on; None: not within a training, where the
+                draw that takes most is made.
             meanwhile: called while the device is busy; should not raise.
 
         Raises:
@@ -156,7 +163,7 @@ class Learner:
         with tensor_cores(self.recipe.train.precision):
             if not self._is_rehearsed:
                 self._rehearse(batches[0], before)
-            terms = self._add_gradients(batches, before)
+            terms = self._add_gradients(batches, draw(self.recipe, moment), before)
             report = self._report(terms, batches)
             if meanwhile is not None:
                 meanwhile()
@@ -174,13 +181,13 @@ class Learner:
     def _rehearse(self, batch: Batch, before: Snapshot) -> None:
         """Find out, before processes wait for each other, whether one of them needs the memory saver; all then use it.
 
-        Every later update takes the same memory, for training crops have one size.
+        Every later update takes the same memory or less, for training crops have one size.
         """
         self._is_rehearsed, is_short = True, False
         if not self._may_save():
             return
         try:
-            self.gradients.rehearse(batch)
+            self.gradients.rehearse(batch, draw(self.recipe, None))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -189,10 +196,10 @@ class Learner:
         if agree(is_short, self.accelerator):
             self._start_saving()
 
-    def _add_gradients(self, batches: Sequence[Batch], before: Snapshot) -> Tensor:
+    def _add_gradients(self, batches: Sequence[Batch], subset: Draw | None, before: Snapshot) -> Tensor:
         """As :meth:`Gradients.add`; out of memory for the first time, once more with the memory saver on."""
         try:
-            return self.gradients.add(batches)
+            return self.gradients.add(batches, subset)
         except RuntimeError as error:
             # Where several processes are, the others wait in a sum, and this one cannot begin again.
             if not is_out_of_memory(error) or not self._may_save() or self._exchange is not None:
@@ -200,7 +207,7 @@ class Learner:
         # Not in the handler: the traceback keeps every activation alive.
         self._undo(before)
         self._start_saving()
-        return self.gradients.add(batches)
+        return self.gradients.add(batches, subset)
 
     def _may_save(self) -> bool:
         """Whether the memory saver is still to be had."""

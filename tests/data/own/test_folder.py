@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from memorysam_cli.conservation import LawBroken
 from memorysam_cli.data import decode
 from memorysam_cli.data.own import folder
 from memorysam_cli.data.own.classes import ClassList, read_classes
 from memorysam_cli.data.own.folder import FolderRequest, survey
 from memorysam_cli.data.own.patterns import Pattern
 from memorysam_cli.dataset import LabelRule
-from memorysam_cli.errors import DataError, UsageError
+from memorysam_cli.errors import DataError, LawBroken, UsageError
 from memorysam_cli.storage import images
 
 from ..own_sensors import write_sensors

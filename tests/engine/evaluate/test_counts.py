@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from memorysam_cli.conservation import LawBroken
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.engine.evaluate import scoring
 from memorysam_cli.engine.evaluate.counts import PROTOCOLS, Evaluation, Subset, Tally, confusion, scores
 from memorysam_cli.engine.infer.inference import Inference
+from memorysam_cli.errors import LawBroken
 
 from ..stand_ins import MODALITIES, Brightness, write_data
 

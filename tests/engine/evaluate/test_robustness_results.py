@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from memorysam_cli.conservation import LawBroken
 from memorysam_cli.engine.evaluate import robustness_results as results
 from memorysam_cli.engine.evaluate.counts import ProtocolName
 from memorysam_cli.engine.evaluate.robustness import BenchmarkKind, Missing, Robustness, plan_of
 from memorysam_cli.engine.infer.corruption import Extremes
+from memorysam_cli.errors import LawBroken
 from memorysam_cli.report import console
 from memorysam_cli.storage import images
 

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from memorysam_cli.conservation import LawBroken
 from memorysam_cli.data import decode, transforms
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.loader import ScoredScene
@@ -23,7 +22,7 @@ from memorysam_cli.engine.evaluate.counts import PROTOCOLS, Evaluation, confusio
 from memorysam_cli.engine.infer import decision
 from memorysam_cli.engine.infer.inference import Inference, batches, choose_modalities
 from memorysam_cli.engine.infer.views import Tiled, View
-from memorysam_cli.errors import DataError, UsageError, WeightsError
+from memorysam_cli.errors import DataError, LawBroken, UsageError, WeightsError
 from memorysam_cli.storage import images
 
 from ..stand_ins import CLASSES, MODALITIES, PLANS, Brightness, Plan, write_data

@@ -8,9 +8,9 @@ import psutil
 import pytest
 import torch
 
-from memorysam_cli.engine import doctor, runtime
-from memorysam_cli.storage import machine as machines
-from memorysam_cli.storage.machine import Capacity
+from memorysam_cli.engine import diagnosis, runtime
+from memorysam_cli.engine import surroundings as machines
+from memorysam_cli.engine.surroundings import Capacity
 
 CPU = torch.device("cpu")
 
@@ -81,8 +81,8 @@ def test_a_control_group_of_version_1_counts_too(machine: Path) -> None:
 
 def test_the_doctor_sees_the_memory_that_a_plan_has(machine: Path) -> None:
     limit(machine, str(8 * 10**9), used=3 * 10**9, anon=3 * 10**9)
-    (found,) = doctor.memory()
+    (found,) = diagnosis.memory()
     assert found.state == "ok" and found.found.startswith("5.0 of 8.0 GB available")
     limit(machine, str(4 * 10**9), used=3 * 10**9, anon=3 * 10**9)
-    (found,) = doctor.memory()
+    (found,) = diagnosis.memory()
     assert found.state == "warning" and "1.0 of 4.0 GB" in found.found

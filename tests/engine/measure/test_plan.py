@@ -15,9 +15,9 @@ from memorysam_cli.engine.measure.count import Count
 from memorysam_cli.engine.measure.plan import Candidate, Plan, Room, candidates
 from memorysam_cli.engine.measure.trials import Outcome, Trial
 from memorysam_cli.engine.measure.workload import Frames, Target
+from memorysam_cli.engine.surroundings import Capacity
 from memorysam_cli.errors import EnvironmentFault, UsageError
 from memorysam_cli.recipe import Recipe
-from memorysam_cli.storage.machine import Capacity
 
 GB = 10**9
 ROOM = Room("cuda", total=80 * GB, free=79 * GB, memory=24 * GB, limit=int(21.6 * GB))

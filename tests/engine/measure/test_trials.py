@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from memorysam_cli import recipe as recipes
-from memorysam_cli.engine import runtime
+from memorysam_cli.engine import runtime, surroundings
 from memorysam_cli.engine.measure import trials
 from memorysam_cli.engine.measure.trials import Trial
 from memorysam_cli.engine.measure.workload import Frames
 from memorysam_cli.errors import UsageError
-from memorysam_cli.storage import children, machine
+from memorysam_cli.storage import children
 from memorysam_cli.text import size
 
 TINY = ["model.backbone=nano", "model.base_weights=random", "data.image_size=64", "train.batch=2"]
@@ -114,12 +114,12 @@ def test_any_other_fault_is_ours_and_shows_the_childs_last_lines() -> None:
 def test_ctrl_c_ends_the_child_too(monkeypatch: pytest.MonkeyPatch) -> None:
     started, start = [], children.start
 
-    def interrupt() -> machine.Capacity:
+    def interrupt() -> surroundings.Capacity:
         raise KeyboardInterrupt
 
     def noted(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
         started.append(start(*arguments, **options))
-        monkeypatch.setattr(machine, "memory", interrupt)
+        monkeypatch.setattr(surroundings, "memory", interrupt)
         return started[0]
 
     monkeypatch.setattr(children, "start", noted)
@@ -131,8 +131,8 @@ def test_ctrl_c_ends_the_child_too(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_machine_near_its_end_ends_the_trial_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether a control group or other programs leave too little; the trial itself may be far below its limit."""
     GB = 10**9
-    left = iter([machine.Capacity(8 * GB, 3 * GB)] * 3)
-    monkeypatch.setattr(machine, "memory", lambda: next(left, machine.Capacity(8 * GB, GB // 5)))
+    left = iter([surroundings.Capacity(8 * GB, 3 * GB)] * 3)
+    monkeypatch.setattr(surroundings, "memory", lambda: next(left, surroundings.Capacity(8 * GB, GB // 5)))
     start = time.monotonic()
     outcome = trials.run(Trial(NANO, 3, task="validate", steps=100_000, limit=8 * GB))
     assert not outcome.fits and time.monotonic() - start < 60
@@ -202,7 +202,7 @@ def test_the_limit_reaches_a_gpu_with_or_without_a_number(
 ) -> None:
     """Through torch's own checks of its arguments: it takes no device without a number here, unlike elsewhere."""
     limits = []
-    monkeypatch.setattr(runtime, "capacity", lambda _: machine.Capacity(total=80 * 10**9, free=70 * 10**9))
+    monkeypatch.setattr(runtime, "capacity", lambda _: surroundings.Capacity(total=80 * 10**9, free=70 * 10**9))
     monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch._C, "_cuda_setMemoryFraction", lambda *said: limits.append(said), raising=False)

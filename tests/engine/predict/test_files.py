@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from memorysam_cli.data.manifest import Manifest, Scene
-from memorysam_cli.engine.infer.decision import decide
+from memorysam_cli.engine.infer.decision import Wanted, decide
 from memorysam_cli.engine.predict.files import EXTRAS, LedgerLine, SceneFiles
 from memorysam_cli.errors import DataError, EnvironmentFault
 from memorysam_cli.report import pictures
 from memorysam_cli.storage import images
 
-from ..stand_ins import MODALITIES, PALETTE, write_data
+from ..stand_ins import CLASSES, MODALITIES, PALETTE, write_data
 
 SIZE = (97, 131)
 
@@ -34,7 +34,8 @@ def write(
     extras: tuple[str, ...] = (), info: Any = None,
 ) -> LedgerLine:  # fmt: skip
     info = info or data.info
-    (decision,) = decide(logits[None], [SIZE], classes=len(info.classes), with_sureness="confidence" in extras)
+    kinds = (torch.uint8 if "confidence" in extras else None, torch.uint8 if "probabilities" in extras else None)
+    (decision,) = decide(logits[None], [SIZE], classes=len(info.classes), wanted=Wanted(*kinds))
     files = SceneFiles(out, data.root, info, MODALITIES, extras)
     return files.write(scene, decision, modalities=modalities)
 
@@ -73,7 +74,7 @@ def test_extras_lie_in_trees_of_their_own(data: Manifest, tmp_path: Path) -> Non
     scene, logits = data.scenes[0], logits_of()
     line = write(data, tmp_path / "out", scene, logits, extras=EXTRAS)
     mask, color, overlay, confidence = (
-        images.read(tmp_path / "out" / tree / f"{scene.id}.png") for tree in ("masks", *EXTRAS)
+        images.read(tmp_path / "out" / tree / f"{scene.id}.png") for tree in ("masks", *EXTRAS[:3])
     )
     np.testing.assert_array_equal(color, np.asarray(PALETTE)[mask])
     assert confidence.shape == SIZE and confidence.dtype == np.uint8
@@ -82,7 +83,32 @@ def test_extras_lie_in_trees_of_their_own(data: Manifest, tmp_path: Path) -> Non
     top = (overlay == blend[0, 0]).all(-1)
     row, column = np.argwhere(top)[0]
     np.testing.assert_array_equal(overlay[row : row + SIZE[0], column : column + SIZE[1]], blend)
-    assert {extra: line[extra] for extra in EXTRAS} == {extra: f"{extra}/{scene.id}.png" for extra in EXTRAS}
+    with np.load(tmp_path / "out" / line["probabilities"]) as archive:
+        assert archive["classes"].tolist() == list(CLASSES)
+        np.testing.assert_array_equal(archive["probabilities"], (logits.softmax(0) * 255).round().numpy())
+    suffixes = {"color": "png", "overlay": "png", "confidence": "png", "probabilities": "npz"}
+    assert {extra: line[extra] for extra in EXTRAS} == {
+        extra: f"{extra}/{scene.id}.{suffix}" for extra, suffix in suffixes.items()
+    }
+
+
+def test_pixels_of_no_class_are_counted_apart(data: Manifest, tmp_path: Path) -> None:
+    logits = logits_of()
+    best = logits.softmax(0).amax(0)
+    for unsure in (255, 2):
+        wanted = Wanted(thresholds=(0.5, 0.5, 0, 0.5), unsure=unsure)
+        (decision,) = decide(logits[None], [SIZE], classes=4, wanted=wanted)
+        files = SceneFiles(tmp_path / "out", data.root, data.info, MODALITIES, wanted=wanted)
+        line = files.write(data.scenes[0], decision, modalities=["img", "depth"])
+        expected = torch.where((best < 0.5) & (logits.argmax(0) != 2), unsure, logits.argmax(0)).numpy()
+        mask = images.read(tmp_path / "out" / line["mask"])
+        np.testing.assert_array_equal(mask, expected)
+        assert line["unsure"] == int((expected == 255).sum())
+        assert line["classes"] == {str(index): int((expected == index).sum()) for index in range(4)}
+        assert files.is_done(data.scenes[0], line)
+        for wrong in ({"unsure": line["unsure"] + 1}, {"unsure": None}, {"unsure": -1}, {"unsure": True}):
+            assert not files.is_done(data.scenes[0], {**line, **wrong})
+        assert not files.is_done(data.scenes[0], {key: value for key, value in line.items() if key != "unsure"})
 
 
 def test_an_overlay_without_a_colour_image_uses_the_first_modality(data: Manifest, tmp_path: Path) -> None:
@@ -94,7 +120,7 @@ def test_a_name_that_looks_like_an_extra_meets_none(tmp_path: Path) -> None:
     data = write_data(tmp_path / "data", [(name, "val", None, None, SIZE) for name in ("x", "color/x", "masks/x")])
     for scene in data.scenes:
         write(data, tmp_path / "out", scene, logits_of(), extras=EXTRAS)
-    assert len(list((tmp_path / "out").rglob("*.png"))) == 3 * 4
+    assert len([path for path in (tmp_path / "out").rglob("*") if path.is_file()]) == 3 * 5
 
 
 def test_a_scene_that_cannot_be_written_whole_leaves_nothing(data: Manifest, tmp_path: Path) -> None:
@@ -102,15 +128,15 @@ def test_a_scene_that_cannot_be_written_whole_leaves_nothing(data: Manifest, tmp
     (tmp_path / "out/overlay").touch()  # a file where a folder must be
     with pytest.raises(EnvironmentFault, match="overlay"):
         write(data, tmp_path / "out", data.scenes[0], logits_of(), extras=EXTRAS)
-    assert not list((tmp_path / "out").rglob("*.png"))
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["overlay"]
 
 
 def test_writing_a_scene_again_gives_the_same_bytes_and_line(data: Manifest, tmp_path: Path) -> None:
     found = []
     for _ in range(2):
         line = write(data, tmp_path / "out", data.scenes[1], logits_of(3), extras=EXTRAS)
-        found.append((line, {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.png")}))
-    assert found[0] == found[1] and len(found[0][1]) == 4
+        found.append((line, {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}))
+    assert found[0] == found[1] and len(found[0][1]) == 5
 
 
 def test_a_scene_that_is_left_out_is_told_with_its_inputs_and_a_missing_file_as_missing(data: Manifest) -> None:

@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 
-from memorysam_cli.conservation import LawBroken
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine.predict.files import LEDGER
 from memorysam_cli.engine.predict.ledger import SHOWN_FAILURES, Totals, Trees, finish, totals_of
-from memorysam_cli.errors import DataError
+from memorysam_cli.errors import DataError, LawBroken
 from memorysam_cli.storage import documents
 
 from ..stand_ins import write_data

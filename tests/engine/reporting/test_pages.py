@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from memorysam_cli import recipe as recipes
-from memorysam_cli.engine.evaluate import run as evaluation_run
+from memorysam_cli.engine.evaluate import evaluation as evaluation_run
 from memorysam_cli.engine.infer.views import View
-from memorysam_cli.engine.reporting import folders, run_page
-from memorysam_cli.engine.reporting.report import write
+from memorysam_cli.engine.reporting import folders, run_pages
+from memorysam_cli.engine.reporting.run_pages import write
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.report import pages
@@ -216,7 +216,7 @@ def test_a_recipe_of_ones_own_is_compared_with_the_nearest_shipped_one(tmp_path:
 def test_a_run_has_a_chart_for_each_kind_of_value_and_none_for_what_was_not_logged(tmp_path: Path) -> None:
     found = told(make_run(tmp_path / "run"))
     assert [each["data-chart"] for each in found.all("figure")] == [
-        each[0] for each in run_page.charts_of(("ohem", "spmm"))
+        each[0] for each in run_pages.charts_of(("ohem", "spmm"))
     ]
     empty = told(make_run(tmp_path / "none", steps=0))
     assert [each["data-chart"] for each in empty.all("figure")] == ["miou"]

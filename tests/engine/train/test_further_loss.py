@@ -23,7 +23,7 @@ from torch import Tensor
 from memorysam_cli import recipe as recipes
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import run_folder
-from memorysam_cli.engine.reporting import run_page
+from memorysam_cli.engine.reporting import run_pages
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.train import checkpoints
 from memorysam_cli.engine.train.loop import Trainer
@@ -90,11 +90,11 @@ def test_what_cannot_be_is_refused_in_one_line(override: str, said: str) -> None
     assert "\n" not in str(refused.value)
 
 
-def test_without_any_registered_loss_the_message_says_how_to_bring_one(tmp_path: Path) -> None:
+def test_the_message_about_an_unknown_loss_says_how_to_bring_one(tmp_path: Path) -> None:
     """In a process of its own, where nobody has registered one."""
-    ended = program("recipes", "show", "demo", "--set", "losses.dice={}", cwd=tmp_path)
+    ended = program("recipes", "show", "demo", "--set", "losses.z_loss={}", cwd=tmp_path)
     assert ended.returncode == 2
-    assert "losses: unknown loss 'dice'; none is registered: bring yours with --extend FILE.py" in ended.stderr
+    assert re.search(r"losses: unknown loss 'z_loss' \(known: .*single.*\); .*memorysam --extend FILE", ended.stderr)
 
 
 def program(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -137,7 +137,7 @@ def test_a_term_is_seen_everywhere(
     assert re.search(r"loss +spmm +z_loss +drift +lr", re.sub(r"\x1b\[[0-9;]*m", "", names))
     assert {"loss", "ohem", "spmm", "z_loss", "drift"} <= drawn
     assert {"train/z_loss", "train/drift", "train/spmm"} <= tracked
-    charts = run_page.gather(run.path)["charts"]
+    charts = run_pages.gather_training(run.path)["charts"]
     assert [chart.title for chart in charts][:4] == ["Loss", "SPMM loss", "z_loss loss", "drift loss"]
     # In processes that have not loaded the file: what is only looked at needs no code.
     answer = json.loads(program("watch", run.path, "--json", cwd=tmp_path).stdout)
@@ -150,7 +150,7 @@ def test_a_term_is_seen_everywhere(
     loaded = subprocess.run([sys.executable, "-c", weights], capture_output=True, text=True, check=True)
     assert "'z_loss': {'weight': 0.01, 'target': 0.0}" in loaded.stdout
     resumed = program("train", "--resume", run.path, "--device", "cpu", "--data", rendered.root, cwd=tmp_path)
-    assert resumed.returncode == 2 and "unknown loss 'z_loss'; none is registered" in resumed.stderr
+    assert resumed.returncode == 2 and "unknown loss 'z_loss' (known: " in resumed.stderr
 
 
 @pytest.mark.parametrize("cuts", [(0, 2, 4), (0, 1, 2, 3, 4), (0, 3, 4)])

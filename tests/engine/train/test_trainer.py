@@ -17,7 +17,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from memorysam_cli.conservation import LawBroken
 from memorysam_cli.data.loader import Batch
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import run_folder, runtime
@@ -29,7 +28,15 @@ from memorysam_cli.engine.train.checkpoints import Position
 from memorysam_cli.engine.train.endings import TrainingResult
 from memorysam_cli.engine.train.loop import Trainer
 from memorysam_cli.engine.train.validation import Validation, draw_samples, metric_of
-from memorysam_cli.errors import DataError, DivergedError, EnvironmentFault, Stopped, UsageError, WeightsError
+from memorysam_cli.errors import (
+    DataError,
+    DivergedError,
+    EnvironmentFault,
+    LawBroken,
+    Stopped,
+    UsageError,
+    WeightsError,
+)
 from memorysam_cli.losses import ohem
 from memorysam_cli.model import load
 from memorysam_cli.model.weights import build_for_training

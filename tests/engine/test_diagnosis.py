@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from memorysam_cli.engine import doctor
-from memorysam_cli.engine.doctor import Finding, ok
+from memorysam_cli.engine import diagnosis
+from memorysam_cli.engine.diagnosis import Finding, ok
 
 
 def states(found: Iterator[Finding]) -> list[tuple[str, str]]:
@@ -22,7 +22,7 @@ def states(found: Iterator[Finding]) -> list[tuple[str, str]]:
 
 
 def test_this_machine_computes() -> None:
-    (found,) = doctor.network()
+    (found,) = diagnosis.network()
     assert found.state == "ok" and "nano segments" in found.found
 
 
@@ -38,7 +38,7 @@ def test_a_result_that_is_not_finite_is_a_problem(monkeypatch: pytest.MonkeyPatc
             return torch.full((1, 2, 16, 16), float("nan"))
 
     monkeypatch.setattr(weights, "build_for_measuring", lambda *_: Broken())
-    assert states(doctor.network()) == [("network", "problem")]
+    assert states(diagnosis.network()) == [("network", "problem")]
 
 
 def test_a_check_that_crashes_is_a_problem_and_the_others_go_on() -> None:
@@ -46,7 +46,7 @@ def test_a_check_that_crashes_is_a_problem_and_the_others_go_on() -> None:
         yield ok("before", "")
         raise OSError("libfoo.so.1: cannot open\nand more")
 
-    found = list(doctor.examine({"broken": crash, "sound": lambda: [ok("after", "")]}))
+    found = list(diagnosis.examine({"broken": crash, "sound": lambda: [ok("after", "")]}))
     assert [(each.name, each.state) for each in found] == [("before", "ok"), ("broken", "problem"), ("after", "ok")]
     assert found[1].found == "cannot be checked (OSError: libfoo.so.1: cannot open)"
 
@@ -64,13 +64,13 @@ def test_a_check_that_crashes_is_a_problem_and_the_others_go_on() -> None:
     ],
 )
 def test_versions_are_compared_as_numbers(version: str, how: str, bound: str, is_met: bool) -> None:
-    assert doctor.fits(version, SpecifierSet(how + bound)) is is_met
+    assert diagnosis.fits(version, SpecifierSet(how + bound)) is is_met
 
 
 def test_missing_and_old_packages_are_problems_with_the_line_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = ["numpy>=2.0", "torch>=99.1", "nowhere-to-be-found>=1", "ray[data]>=2.50; extra == 'ray'"]
     monkeypatch.setattr(metadata, "requires", lambda _: asked)
-    found = {each.name: each for each in doctor.packages()}
+    found = {each.name: each for each in diagnosis.packages()}
     assert {name: each.state for name, each in found.items()} == {
         "numpy": "ok", "torch": "problem", "nowhere-to-be-found": "problem",
     }  # fmt: skip
@@ -93,28 +93,28 @@ def _installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
 
 def test_torchvision_is_absent_sound_or_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     _installed(monkeypatch)
-    assert "absent" in next(doctor.torchvision()).found
+    assert "absent" in next(diagnosis.torchvision()).found
     _installed(monkeypatch, torchvision="0.28.0")
 
     def ends(code: int, text: str) -> Any:
         return lambda *_, **__: subprocess.CompletedProcess([], code, "", text)
 
     monkeypatch.setattr(subprocess, "run", ends(0, ""))
-    assert states(doctor.torchvision()) == [("torchvision", "ok")]
+    assert states(diagnosis.torchvision()) == [("torchvision", "ok")]
     monkeypatch.setattr(
         subprocess, "run", ends(1, "Traceback\nRuntimeError: operator torchvision::nms does not exist\n")
     )
-    (found,) = doctor.torchvision()
+    (found,) = diagnosis.torchvision()
     assert found.state == "warning" and "operator torchvision::nms" in found.found
     monkeypatch.setattr(subprocess, "run", ends(-11, ""))
-    assert "exit code -11" in next(doctor.torchvision()).found
+    assert "exit code -11" in next(diagnosis.torchvision()).found
 
 
 def test_an_opencv_with_windows_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     _installed(monkeypatch)
-    assert states(doctor.opencv()) == []
+    assert states(diagnosis.opencv()) == []
     _installed(monkeypatch, opencv_python="4.12")
-    assert states(doctor.opencv()) == [("OpenCV", "warning")]
+    assert states(diagnosis.opencv()) == [("OpenCV", "warning")]
 
 
 def test_a_gpu_that_torch_cannot_use_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,25 +122,25 @@ def test_a_gpu_that_torch_cannot_use_is_a_problem(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(doctor, "driver_lines", lambda: ["570.1, NVIDIA H200, 143771 MiB"])
+    monkeypatch.setattr(diagnosis, "driver_lines", lambda: ["570.1, NVIDIA H200, 143771 MiB"])
     monkeypatch.setattr(torch.version, "cuda", None)
-    found = list(doctor.torch_build())[1]
+    found = list(diagnosis.torch_build())[1]
     assert found.state == "problem" and "all would run on the CPU" in found.found
     monkeypatch.setattr(torch.version, "cuda", "12.8")
-    assert "cannot use it" in list(doctor.torch_build())[1].found
-    monkeypatch.setattr(doctor, "driver_lines", list)
-    assert list(doctor.torch_build())[1].state == "ok"
+    assert "cannot use it" in list(diagnosis.torch_build())[1].found
+    monkeypatch.setattr(diagnosis, "driver_lines", list)
+    assert list(diagnosis.torch_build())[1].state == "ok"
 
 
 def test_the_driver_is_asked_and_a_broken_one_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / doctor.DRIVER
+    program = tmp_path / diagnosis.DRIVER
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert doctor.driver_lines() == []
+    assert diagnosis.driver_lines() == []
     program.write_text(f"#!{sys.executable}\nprint('570.1, H200, 143771 MiB')\n")
     program.chmod(0o755)
-    assert doctor.driver_lines() == ["570.1, H200, 143771 MiB"]
+    assert diagnosis.driver_lines() == ["570.1, H200, 143771 MiB"]
     program.write_text(f"#!{sys.executable}\nraise SystemExit(9)\n")
-    assert doctor.driver_lines() == []
+    assert diagnosis.driver_lines() == []
 
 
 Usage = namedtuple("Usage", "total used free")
@@ -148,17 +148,17 @@ Usage = namedtuple("Usage", "total used free")
 
 def test_disks_that_are_full_nearly_full_or_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(doctor, "hub_cache", lambda: tmp_path / "a" / "b")
-    assert {state for _, state in states(doctor.disks())} == {"ok"}
+    monkeypatch.setattr(diagnosis, "hub_cache", lambda: tmp_path / "a" / "b")
+    assert {state for _, state in states(diagnosis.disks())} == {"ok"}
     for free, state in ((1e9, "warning"), (1e8, "problem")):
-        monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _, free=free: Usage(1e12, 0, free))
-        assert {each.state for each in doctor.disks()} == {state}
+        monkeypatch.setattr(diagnosis.shutil, "disk_usage", lambda _, free=free: Usage(1e12, 0, free))
+        assert {each.state for each in diagnosis.disks()} == {state}
 
     def refuse(folder: Path) -> None:
-        raise doctor.MemorySamError("is read-only")
+        raise diagnosis.MemorySamError("is read-only")
 
-    monkeypatch.setattr(doctor.atomic, "refuse_unwritable", refuse)
-    assert {each.state for each in doctor.disks()} == {"problem"}
+    monkeypatch.setattr(diagnosis.atomic, "refuse_unwritable", refuse)
+    assert {each.state for each in diagnosis.disks()} == {"problem"}
 
 
 def test_little_shared_memory_and_few_files_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,22 +166,22 @@ def test_little_shared_memory_and_few_files_are_warned_of(monkeypatch: pytest.Mo
 
     import torch
 
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: Usage(64e6, 0, 64e6))
+    monkeypatch.setattr(diagnosis.shutil, "disk_usage", lambda _: Usage(64e6, 0, 64e6))
     for gpus, state in ((0, "ok"), (1, "ok"), (2, "warning")):  # only several GPUs need it
         monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
-        assert [each.state for each in doctor.shared_memory()] == [state]
+        assert [each.state for each in diagnosis.shared_memory()] == [state]
     monkeypatch.setattr(
         resource, "getrlimit", lambda which: (256, 4096) if which == resource.RLIMIT_NOFILE else (-1, -1)
     )
-    assert states(doctor.limits()) == [("open files", "warning")]
+    assert states(diagnosis.limits()) == [("open files", "warning")]
 
 
 def test_a_machine_on_which_others_compute_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(doctor.os, "getloadavg", lambda: (2.6, 9.0, 9.0), raising=False)
-    assert states(doctor.load()) == [("load", "ok")]
-    monkeypatch.setattr(doctor.os, "getloadavg", lambda: (8.2, 2.0, 2.0), raising=False)
-    (found,) = doctor.load()
+    monkeypatch.setattr(diagnosis.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(diagnosis.os, "getloadavg", lambda: (2.6, 9.0, 9.0), raising=False)
+    assert states(diagnosis.load()) == [("load", "ok")]
+    monkeypatch.setattr(diagnosis.os, "getloadavg", lambda: (8.2, 2.0, 2.0), raising=False)
+    (found,) = diagnosis.load()
     assert found.state == "warning" and "8.2" in found.found and "2 cores" in found.found
     assert "OMP_NUM_THREADS" in found.remedy
 
@@ -209,15 +209,15 @@ def test_the_hub_is_asked_once_without_a_token(monkeypatch: pytest.MonkeyPatch) 
     try:
         for code, state in ((200, "ok"), (404, "ok"), (503, "warning")):
             _Silent.code = code
-            assert states(doctor.hub()) == [(doctor.HUB, state)]
+            assert states(diagnosis.hub()) == [(diagnosis.HUB, state)]
         assert len(_Silent.seen) == 3
         assert not any("hf_secret" in value for _, headers in _Silent.seen for value in headers.values())
     finally:
         server.shutdown()
         server.server_close()
-    (found,) = doctor.hub()
+    (found,) = diagnosis.hub()
     assert found.state == "warning" and "cannot be reached" in found.found and "HF_ENDPOINT" in found.remedy
     monkeypatch.setattr(constants, "ENDPOINT", "file:///etc/passwd")
-    assert next(doctor.hub()).state == "warning"
+    assert next(diagnosis.hub()).state == "warning"
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert states(doctor.hub()) == [(doctor.HUB, "ok")]
+    assert states(diagnosis.hub()) == [(diagnosis.HUB, "ok")]

@@ -24,8 +24,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+from memorysam_cli.engine import surroundings
 from memorysam_cli.errors import MemorySamError
-from memorysam_cli.storage import atomic, machine
+from memorysam_cli.storage import atomic
 
 State = Literal["ok", "warning", "problem"]
 OLDEST_PYTHON = (3, 11)
@@ -302,7 +303,7 @@ def limits() -> Iterator[Finding]:
 
 def memory() -> Iterator[Finding]:
     """The RAM that is free: the machine's, or what its container may use."""
-    room = machine.memory()
+    room = surroundings.memory()
     found = f"{room.free / 1e9:.1f} of {room.total / 1e9:.1f} GB available, {os.cpu_count()} CPUs"
     if room.free < LITTLE_MEMORY_GB * 1e9:
         yield warning("memory", found, "close other programs, or use smaller batches and fewer workers")

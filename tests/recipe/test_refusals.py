@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from memorysam_cli.recipe import Recipe, Train
-from memorysam_cli.validation import first_fault, line_of
+from memorysam_cli.recipe.refusals import first_fault, line_of
 
 TEXT = """\
 # a comment

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from memorysam_cli.engine.weights.imports import choose_recipe, read_name
+from memorysam_cli.engine.weights.exchange import choose_recipe, read_name
 from memorysam_cli.errors import UsageError
 
 NAMES = {

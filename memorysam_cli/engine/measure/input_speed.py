@@ -23,7 +23,7 @@ from memorysam_cli.data import preparation
 from memorysam_cli.data.loader import Batch, training_batches
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.dataset import DatasetInfo
-from memorysam_cli.engine import runtime
+from memorysam_cli.engine import runtime, surroundings
 from memorysam_cli.engine.infer.inference import Inference
 from memorysam_cli.engine.measure import rates
 from memorysam_cli.engine.measure.bench import STILL, Prediction, Training, show_machine
@@ -36,7 +36,6 @@ from memorysam_cli.errors import UsageError
 from memorysam_cli.model.weights import Segmenter
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
-from memorysam_cli.storage import machine
 
 SCHEMA_VERSION = 1
 CLASSES = 25
@@ -73,7 +72,7 @@ def measure(workload: Workload, device: torch.device, *, repeats: int) -> dict[s
         raise UsageError(f"--classes {workload.classes}: --mode data renders scenes of {CLASSES} classes; leave it out")
     recipe = _with_workers(workload.recipe(), TRAINING)
     runtime.refuse_precision(workload.precision, device)
-    workers = [count for count in WORKERS if count <= machine.cores()]
+    workers = [count for count in WORKERS if count <= surroundings.cores()]
     longest = _lead(max(*workers, recipe.data.workers)) + 3 * max(repeats, AHEAD * max(workers))
     with (
         tempfile.TemporaryDirectory(prefix="memorysam-bench-") as folder,

@@ -8,7 +8,7 @@ import pytest
 
 from memorysam_cli import recipe as recipes
 from memorysam_cli.data.manifest import Manifest, Scene, count_splits
-from memorysam_cli.engine.evaluate import run
+from memorysam_cli.engine.evaluate import evaluation
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.report import console
 
@@ -30,32 +30,32 @@ def selection(split: str = "val") -> recipes.Data:
 
 def test_the_digest_of_a_list_by_hand() -> None:
     text = '["a/1", "labels/a/1.png"]\n["b/1", null]\n'
-    found = run.scenes_sha256([scene("a/1", "val"), scene("b/1", "val", label=None)])
+    found = evaluation.scenes_sha256([scene("a/1", "val"), scene("b/1", "val", label=None)])
     assert found == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_the_digest_is_of_the_scenes_and_neither_of_their_order_nor_of_the_splits_name() -> None:
     scenes = [scene(f"s/{index}", "val") for index in range(5)]
-    found = run.scenes_sha256(scenes)
-    assert found == run.scenes_sha256(scenes[::-1])
-    assert found == run.scenes_sha256([replace(each, split="test", condition="fog") for each in scenes])
-    assert found != run.scenes_sha256(scenes[:4])
-    assert found != run.scenes_sha256([*scenes[:4], replace(scenes[4], label="other.png")])
-    assert found != run.scenes_sha256([*scenes[:4], replace(scenes[4], id="other")])
+    found = evaluation.scenes_sha256(scenes)
+    assert found == evaluation.scenes_sha256(scenes[::-1])
+    assert found == evaluation.scenes_sha256([replace(each, split="test", condition="fog") for each in scenes])
+    assert found != evaluation.scenes_sha256(scenes[:4])
+    assert found != evaluation.scenes_sha256([*scenes[:4], replace(scenes[4], label="other.png")])
+    assert found != evaluation.scenes_sha256([*scenes[:4], replace(scenes[4], id="other")])
 
 
 def test_splits_are_one_several_or_all(tmp_path: Path) -> None:
     data = manifest(tmp_path, scene("a", "test"), scene("b", "train"), scene("c", "val"))
-    assert run.labelled_splits(data, "val") == ("val",)
-    assert run.labelled_splits(data, "val, test") == ("val", "test")
-    assert run.labelled_splits(data, "val,val") == ("val",)
-    assert run.labelled_splits(data, "all") == ("train", "val", "test")
+    assert evaluation.labelled_splits(data, "val") == ("val",)
+    assert evaluation.labelled_splits(data, "val, test") == ("val", "test")
+    assert evaluation.labelled_splits(data, "val,val") == ("val",)
+    assert evaluation.labelled_splits(data, "all") == ("train", "val", "test")
 
 
 @pytest.mark.parametrize("text", ["", "val,", ",", "val,,test"])
 def test_a_missing_name_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError, match="a name is missing"):
-        run.labelled_splits(manifest(tmp_path, scene("a", "val")), text)
+        evaluation.labelled_splits(manifest(tmp_path, scene("a", "val")), text)
 
 
 def test_splits_without_labels_are_refused_by_name_and_left_out_of_all(
@@ -66,23 +66,23 @@ def test_splits_without_labels_are_refused_by_name_and_left_out_of_all(
         tmp_path, scene("a", "val"), scene("b", "test"), scene("c", "test", label=None), unlabelled=("test",)
     )
     with pytest.raises(DataError, match=r"1 of 2 scenes in split 'test' have no label.*predict --split test"):
-        run.labelled_splits(data, "val,test")
-    assert run.labelled_splits(data, "all") == ("val",)
+        evaluation.labelled_splits(data, "val,test")
+    assert evaluation.labelled_splits(data, "all") == ("val",)
     assert "left out, for lack of labels: test" in capsys.readouterr().err
     with pytest.raises(DataError, match="no labels to score against"):
-        run.labelled_splits(manifest(tmp_path / "bare", scene("c", "test", label=None)), "all")
+        evaluation.labelled_splits(manifest(tmp_path / "bare", scene("c", "test", label=None)), "all")
     with pytest.raises(DataError, match="no scene in split 'tset'"):
-        run.labelled_splits(data, "tset")
+        evaluation.labelled_splits(data, "tset")
 
 
 def test_the_split_that_chose_the_weights_flatters_them(tmp_path: Path) -> None:
     data = manifest(tmp_path, scene("a", "train"), scene("b", "val"), scene("c", "test"))
-    assert run.flattery(data, selection(), splits=["test"]) == []
-    (line,) = run.flattery(data, selection(), splits=["val"])
+    assert evaluation.flattery(data, selection(), splits=["test"]) == []
+    (line,) = evaluation.flattery(data, selection(), splits=["val"])
     assert "'val' also chose these weights" in line
-    (line,) = run.flattery(data, selection("test"), splits=["test"])  # as upstream on MCubeS
+    (line,) = evaluation.flattery(data, selection("test"), splits=["test"])  # as upstream on MCubeS
     assert "'test' also chose these weights" in line
-    (line,) = run.flattery(data, selection(), splits=["train", "test"])
+    (line,) = evaluation.flattery(data, selection(), splits=["train", "test"])
     assert "'train' also trained these weights" in line
 
 
@@ -90,12 +90,12 @@ def test_a_list_under_two_names_flatters_too(tmp_path: Path) -> None:
     """In several published data sets the selection list is the test list."""
     shared = [scene(f"val/{name}", "val", label=f"{name}.png") for name in "ab"]
     again = [scene(f"test/{name}", "test", label=f"{name}.png") for name in "bc"]
-    (line,) = run.flattery(manifest(tmp_path, *shared, *again), selection(), splits=["test"])
+    (line,) = evaluation.flattery(manifest(tmp_path, *shared, *again), selection(), splits=["test"])
     assert line.startswith("1 of 2 scenes of 'test' are also in 'val', which chose these weights")
 
 
 def test_training_on_a_part_of_the_split_that_chose_flatters_twice(tmp_path: Path) -> None:
     leak = [scene("train/a", "train", label="a.png"), scene("val/a", "val", label="a.png"), scene("val/b", "val")]
-    chose, trained = run.flattery(manifest(tmp_path, *leak), selection(), splits=["val"])
+    chose, trained = evaluation.flattery(manifest(tmp_path, *leak), selection(), splits=["val"])
     assert "'val' also chose these weights" in chose
     assert trained.startswith("1 of 2 scenes of 'val' are also in 'train', which trained these weights")

@@ -1,6 +1,7 @@
-"""The authors' released weights, made into a file of ours: complete, with a card, and nothing left out.
+"""Weights from other code, and for it: the authors' released weights made into a file of ours, ours in other layouts.
 
-First the whole of it; then what the file's name says, the recipe that follows from it, the data set, and the card.
+First what comes in: complete, with a card, and nothing left out; then what the file's name says, the recipe that
+follows from it, the data set, and the card. Then what goes out, and the check that a file is what it claims to be.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from memorysam_cli import data as datasets
@@ -18,11 +21,23 @@ from memorysam_cli.data import manifest as manifests
 from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.engine.train.start import resolve
 from memorysam_cli.errors import UsageError, WeightsError, did_you_mean
-from memorysam_cli.model import weights
 from memorysam_cli.model.base_weights import Base
-from memorysam_cli.model.reference import Identity, from_reference, identify, unwrapped
-from memorysam_cli.recipe import Recipe
-from memorysam_cli.storage import foreign, tensors
+from memorysam_cli.model.lora import adapter_config, adapter_state, scale_of
+from memorysam_cli.model.reference import Identity, from_reference, identify, to_reference, unwrapped
+from memorysam_cli.model.weights import (
+    CARD,
+    Metric,
+    Segmenter,
+    WeightsCard,
+    load,
+    load_unmerged,
+    read_card,
+    save_complete,
+    versions,
+)
+from memorysam_cli.recipe import BACKBONES, Recipe
+from memorysam_cli.registry import ENCODERS
+from memorysam_cli.storage import atomic, documents, foreign, tensors
 from memorysam_cli.text import shown
 
 LETTERS = {
@@ -45,7 +60,7 @@ _DATASET = re.compile(rf"(?<![A-Za-z])({'|'.join(LETTERS)})(?![A-Za-z])", re.IGN
 class ImportedWeights:
     """What was written."""
 
-    card: weights.WeightsCard
+    card: WeightsCard
     tensors: int
     """How many the file had; all are in what was written."""
     sha256: str
@@ -85,13 +100,13 @@ def import_reference(
             "classes; give the --recipe of the data set that it was trained on"
         )
     trained = _trained_by(chosen, identity)
-    card = weights.WeightsCard(
+    card = WeightsCard(
         kind="complete", recipe=trained, dataset=dataset, tokens=identity.tokens, image_size=trained.data.image_size,
         base=Base(backbone=identity.backbone, source=f"import:{shown(path.name)}", sha256=tensors.sha256(path)),
-        versions=weights.versions(), metric=_metric(read_name(path), trained),
+        versions=versions(), metric=_metric(read_name(path), trained),
     )  # fmt: skip
     own = {name: tensor.float() for name, tensor in from_reference(state).items()}
-    digest = weights.save_complete(card, own, out)
+    digest = save_complete(card, own, out)
     return ImportedWeights(card=card, tensors=len(state), sha256=digest, notes=_notes(card, chosen, identity))
 
 
@@ -100,7 +115,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix != ".safetensors":
         return unwrapped(foreign.read_torch(path))
     state, metadata = tensors.read(path)
-    if weights.CARD in metadata:
+    if CARD in metadata:
         raise WeightsError(f"{shown(path)}: is a memorysam weights file already; use it as it is")
     return unwrapped(state)
 
@@ -265,14 +280,14 @@ def _trained_by(recipe: Recipe, identity: Identity) -> Recipe:
     return recipes.parse(content, where=f"recipe {recipe.name}")
 
 
-def _metric(name: FileName, recipe: Recipe) -> weights.Metric | None:
+def _metric(name: FileName, recipe: Recipe) -> Metric | None:
     if name.miou is None or name.epoch is None:
         return None
     split = recipe.data.selection_split
-    return weights.Metric(miou=name.miou, protocol="resized", split=split, epoch=name.epoch, step=None)
+    return Metric(miou=name.miou, protocol="resized", split=split, epoch=name.epoch, step=None)
 
 
-def _notes(card: weights.WeightsCard, chosen: Recipe, identity: Identity) -> tuple[str, ...]:
+def _notes(card: WeightsCard, chosen: Recipe, identity: Identity) -> tuple[str, ...]:
     """Where tensors, recipe and name differ, and what is worth knowing of the result."""
     notes = []
     if chosen.model.backbone != identity.backbone:
@@ -289,3 +304,135 @@ def _notes(card: weights.WeightsCard, chosen: Recipe, identity: Identity) -> tup
     if card.metric is None:
         notes.append("the file's name does not say epoch and mIoU; the card has no result")
     return tuple(notes)
+
+
+WeightsFormat = Literal["reference", "peft", "merged"]
+UPSTREAM_TOKENS = 25
+ADAPTER_FILE = "adapter_model.safetensors"
+TEST_PX = 64
+"""Side of the images that weights are checked with."""
+
+
+@dataclass(frozen=True)
+class ExportedWeights:
+    """What was written."""
+
+    tensors: int
+    sha256: str
+    """Of the file; of the adapter's tensors file for ``peft``."""
+    notes: tuple[str, ...] = ()
+
+
+def export(path: Path, out: Path, *, form: WeightsFormat) -> ExportedWeights:
+    """Write weights in another layout.
+
+    Args:
+        path: a weights file of ours; one that needs its base gets it.
+        out: a file whose suffix says the container, or a folder for ``peft``.
+        form: ``reference`` is the upstream code's state dict; ``peft`` the LoRA alone; ``merged`` is a state dict in
+            plain ``sam2``'s names, LoRA folded in, the decoder with the class tokens.
+
+    Raises:
+        WeightsError: the layout cannot hold these weights (says why and what can), or they are refused.
+        EnvironmentFault: it cannot be written.
+    """
+    card = read_card(path)
+    if form == "merged":
+        state = {name.removeprefix("sam."): tensor for name, tensor in load(path).state_dict().items()}
+        return ExportedWeights(len(state), _write(out, state))
+    _refuse_without_lora(card, form=form, where=shown(path))
+    if form == "reference":
+        _refuse_other_networks(card, where=shown(path))
+    network = load_unmerged(path)
+    if form == "peft":
+        return _write_adapter(network, out)
+    try:
+        state = to_reference(network.state_dict(), scale=_scale(card, where=shown(path)))
+    except WeightsError as error:
+        raise WeightsError(f"{shown(path)}: {error}") from None
+    is_usual = card.tokens == UPSTREAM_TOKENS
+    note = f"these weights have {card.tokens} class tokens; upstream's code builds {UPSTREAM_TOKENS}: change it there"
+    return ExportedWeights(len(state), _write(out, state), notes=() if is_usual else (note,))
+
+
+def _refuse_without_lora(card: WeightsCard, *, form: WeightsFormat, where: str) -> None:
+    encoder = card.recipe.model.encoder
+    if card.kind == "merged" and encoder == "lora":
+        raise WeightsError(
+            f"{where}: its LoRA is folded in; --format {form} needs the file that it was merged from, "
+            "--format merged works"
+        )
+    if encoder != "lora":
+        raise WeightsError(f"{where}: was trained with encoder '{encoder}', without LoRA; use --format merged")
+
+
+def _refuse_other_networks(card: WeightsCard, *, where: str) -> None:
+    """The upstream code builds SAM 2's Hiera and takes the mean of the frames."""
+    model = card.recipe.model
+    if model.backbone not in BACKBONES:
+        raise WeightsError(
+            f"{where}: its encoder is '{shown(model.backbone)}'; the upstream layout knows SAM 2's Hiera only; "
+            "use --format merged"
+        )
+    if model.fusion != "mean":
+        raise WeightsError(
+            f"{where}: its fusion is '{shown(model.fusion)}'; the upstream code knows the mean only; "
+            "use --format merged"
+        )
+    for key, paper in {"modality_embedding": False, "memory_mask": "best"}.items():
+        if getattr(model, key) != paper:
+            raise WeightsError(
+                f"{where}: was trained with model.{key}; the upstream code has no place for it; use --format merged"
+            )
+
+
+def _scale(card: WeightsCard, *, where: str) -> float:
+    """What LoRA's output is multiplied with; the upstream code has neither this nor other kinds of LoRA."""
+    lora = card.recipe.model.lora
+    if lora.dora or set(lora.targets) != {"q", "v"}:
+        kind = "DoRA" if lora.dora else f"LoRA on {', '.join(lora.targets)}"
+        raise WeightsError(f"{where}: has {kind}; the upstream layout knows LoRA on q and v only; use --format merged")
+    return scale_of(lora)
+
+
+def _write(out: Path, state: dict[str, Tensor]) -> str:
+    if out.suffix == ".safetensors":
+        return tensors.write(out, state, {"format": "pt"})
+    return foreign.write_torch(out, state)
+
+
+def _write_adapter(network: Segmenter, out: Path) -> ExportedWeights:
+    """An adapter folder as PEFT writes it: ``PeftModel.from_pretrained`` loads it onto a split trunk."""
+    model = network.card.recipe.model
+    published = ENCODERS.get(model.backbone).published
+    config = adapter_config(model.lora, network.encoder).to_dict()
+    config |= {"inference_mode": True, "base_model_name_or_path": published.repository if published else None}
+    state = adapter_state(network.encoder)
+    with atomic.new_folder(out) as folder:
+        digest = tensors.write(folder / ADAPTER_FILE, state, {"format": "pt"})
+        documents.write_json(folder / "adapter_config.json", config)
+    return ExportedWeights(len(state), digest)
+
+
+def verify_weights(path: Path) -> dict[str, Any]:
+    """Load weights with all their checks and run them once.
+
+    Returns:
+        ``tensors`` (how many the network has), ``base``, ``kind``, ``sha256`` of the file.
+
+    Raises:
+        WeightsError: any check fails, or the logits of a small test image are not finite.
+    """
+    network = load(path)
+    frames = [torch.zeros(1, 3, TEST_PX, TEST_PX) for _ in network.card.modalities]
+    with torch.inference_mode():
+        logits = network.logits(frames)
+    if not bool(torch.isfinite(logits).all()):
+        raise WeightsError(f"{path}: loads, but gives logits that are not finite; do not use these weights")
+    card = network.card
+    return {
+        "kind": card.kind,
+        "tensors": len(network.state_dict()),
+        "base": card.base.source,
+        "sha256": tensors.sha256(path),
+    }

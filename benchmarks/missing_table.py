@@ -1,0 +1,195 @@
+"""The table and the plot of missing.py: from the reports of ``evaluate --robustness`` to Markdown and pictures."""
+
+from __future__ import annotations
+
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from memorysam_cli.errors import UsageError
+from memorysam_cli.report.figures import BLUE, GREEN, ORANGE, VERMILION
+
+KINDS = ("any", "emm", "rmm", "nm")
+"""Of ``evaluate --robustness``, that a run's figures are from."""
+FULL, DROPPED, ZEROED, WORST, RMM = "full set", "mean, dropped", "mean, zeroed", "worst", "RMM"
+MAIN = (FULL, DROPPED, ZEROED, WORST, RMM)
+"""Figures of the first table; each sensor alone and the levels of noise have the second one."""
+MARKS = {FULL: (BLUE, "o"), DROPPED: (GREEN, "s"), ZEROED: (ORANGE, "D"), WORST: (VERMILION, "v")}
+"""What the plot shows, in which colour and by which mark."""
+THEMES = {"light": ("white", "#222222"), "dark": ("#1e2129", "#e6e6e6")}
+"""Ground and ink."""
+BEGIN, END = "<!-- missing:begin -->", "<!-- missing:end -->"
+Report = Mapping[str, Any]
+
+
+def figures_of(reports: Mapping[str, Report]) -> dict[str, float]:
+    """The figures of one run, all mIoU in percent.
+
+    Args:
+        reports: those of ``evaluate --robustness`` by kind.
+
+    Returns:
+        By name: of all sensors; the mean over all sets with the others dropped, and zeroed; of the worst set (dropped);
+        RMM, the mean over all sets and levels; of each sensor alone (dropped); with noise of each level.
+    """
+    dropped, zeroed = (reports[kind]["levels"][0] for kind in ("any", "emm"))
+    alone = {tuple(each["available"]): each["miou"] for each in dropped["sets"]}
+    return {
+        FULL: next(each["miou"] for each in dropped["sets"] if not each["missing"]),
+        DROPPED: dropped["average"]["miou"],
+        ZEROED: zeroed["average"]["miou"],
+        WORST: min(each["miou"] for each in dropped["sets"]),
+        RMM: statistics.fmean(level["average"]["miou"] for level in reports["rmm"]["levels"]),
+        **{f"{name} alone": alone[(name,)] for name in reports["any"]["modalities"]},
+        **{f"NM {each['level']}": each["sets"][0]["miou"] for each in reports["nm"]["levels"] if each["level"]},
+    }
+
+
+def line_of(seeds: Mapping[int, Mapping[str, Report]]) -> dict[str, Any]:
+    """What a variant's runs came to.
+
+    Args:
+        seeds: the reports of each seed by kind; at least one seed.
+
+    Returns:
+        ``figures``, each with ``mean`` and ``std`` over the seeds; ``per_seed``, those of each; ``worst_set``, the
+        sensors of the worst set of each; how many ``scenes`` of which ``split`` were scored.
+    """
+    per_seed = {seed: figures_of(reports) for seed, reports in seeds.items()}
+    one, names = next(iter(seeds.values()))["any"], next(iter(per_seed.values()))
+    return {
+        "seeds": list(seeds),
+        "split": one["split"],
+        "scenes": one["scenes"],
+        "figures": {name: spread([each[name] for each in per_seed.values()]) for name in names},
+        "per_seed": per_seed,
+        "worst_set": {seed: worst_of(reports["any"]) for seed, reports in seeds.items()},
+    }
+
+
+def worst_of(report: Report) -> list[str]:
+    """The sensors of the set that scores least when the others are dropped."""
+    return list(min(report["levels"][0]["sets"], key=lambda each: each["miou"])["available"])
+
+
+def spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean, and standard deviation of the sample; None of a single one."""
+    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
+
+
+def cell(figure: Mapping[str, float | None] | None, decimals: int = 2) -> str:
+    """A figure for people."""
+    if figure is None:
+        return "–"
+    mean, std = (None if each is None else f"{each:.{decimals}f}" for each in (figure["mean"], figure["std"]))
+    return f"{mean} ± {std}" if std is not None else str(mean)
+
+
+def text_of(found: Sequence[Mapping[str, Any]]) -> str:
+    """What was compared, and both tables, as Markdown.
+
+    Args:
+        found: a line for each variant: as of :func:`line_of`, with ``variant``, ``about``, ``set`` (its recipe values),
+            ``seconds`` and ``ratio`` (None where they were not measured).
+    """
+    if not found:
+        return "Nothing is finished yet.\n"
+    main, others = list(MAIN), [name for name in found[0]["figures"] if name not in MAIN]
+    seeds = max((each["seeds"] for each in found), key=len)
+    first = found[0]
+    about = [
+        f"mIoU in % over all classes on {first['split']} ({first['scenes']} scenes), mean ± standard deviation over "
+        f"seeds {', '.join(map(str, seeds))}; the epoch is chosen on val.",
+        "",
+        *(f"- `{each['variant']}`: {each['about']}{values_of(each)}{seeds_of(each, seeds)}" for each in found),
+    ]
+    times = {
+        "s per update": [cell(each["seconds"], 3) for each in found],
+        "ratio": [cell(each["ratio"]) for each in found],
+    }
+    return "\n\n".join(["\n".join(about), markdown(found, main, times), markdown(found, others)]) + "\n"
+
+
+def values_of(line: Mapping[str, Any]) -> str:
+    """The recipe values of a variant, in brackets."""
+    return f" (`{' '.join(line['set'])}`)" if line["set"] else ""
+
+
+def seeds_of(line: Mapping[str, Any], seeds: Sequence[int]) -> str:
+    """Which seeds a variant has, where it has not all."""
+    return "" if line["seeds"] == list(seeds) else f"; so far of seed {', '.join(map(str, line['seeds']))} only"
+
+
+def markdown(
+    found: Sequence[Mapping[str, Any]], names: Sequence[str], more: Mapping[str, Sequence[str]] | None = None
+) -> str:
+    """A row for each variant, a column for each figure."""
+    more = more or {}
+    header = ["variant", *names, *more]
+    rows = [[each["variant"], *(cell(each["figures"][name]) for name in names)] for each in found]
+    rows = [[*row, *(column[place] for column in more.values())] for place, row in enumerate(rows)]
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
+
+
+def into(page: str, found: Sequence[Mapping[str, Any]], *, where: str) -> str:
+    """A page with the plot and the tables between its markers.
+
+    Args:
+        page: Markdown.
+        found: as of :func:`text_of`.
+        where: its name, for the message.
+
+    Raises:
+        UsageError: the markers are not there.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UsageError(f"{where}: has no {BEGIN} and {END} to write between")
+    shown = "".join(
+        f"![Full set, means and worst set of every variant](images/missing-{theme}.svg#only-{theme})\n"
+        for theme in THEMES
+    )
+    return f"{before}{BEGIN}\n{shown}\n{text_of(found)}{END}{after}"
+
+
+def plots(found: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+    """The plot by file name, for light and dark pages: a row for each variant, a mark for each figure of :data:`MARKS`.
+
+    Args:
+        found: as of :func:`text_of`; not empty.
+    """
+    made = {}
+    for theme, (ground, ink) in THEMES.items():
+        inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+        fixed = {"text.parse_math": False, "font.size": 9, "svg.hashsalt": "memorysam", "svg.fonttype": "none"}
+        with matplotlib.rc_context(fixed | dict.fromkeys(inked, ink)):  # type: ignore[arg-type]
+            figure = plot(found, ground=ground)
+            for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+                buffer = io.BytesIO()
+                figure.savefig(buffer, format=suffix, metadata=metadata, bbox_inches="tight", pad_inches=0.1)
+                made[f"missing-{theme}.{suffix}"] = buffer.getvalue()
+    return made
+
+
+def plot(found: Sequence[Mapping[str, Any]], *, ground: str) -> Figure:
+    """One figure, in the colours of the context."""
+    figure = Figure(figsize=(8, 1.4 + 0.42 * len(found)), dpi=120, layout="constrained", facecolor=ground)
+    axes = figure.add_subplot(facecolor=ground)
+    for number, (name, (colour, mark)) in enumerate(MARKS.items()):
+        places = [place + 0.16 * (number - 1.5) for place in range(len(found))]
+        means, stds = ([each["figures"][name][key] or 0.0 for each in found] for key in ("mean", "std"))
+        axes.errorbar(means, places, xerr=stds, fmt=mark, color=colour, label=name, markersize=5, capsize=2)
+    axes.set_yticks(range(len(found)), [each["variant"] for each in found])
+    axes.set_ylim(len(found) - 0.5, -0.5)  # the first variant on top
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f"mIoU in % on {found[0]['split']}, mean and standard deviation over seeds")
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", frameon=False, ncols=len(MARKS))
+    return figure

@@ -1,0 +1,339 @@
+"""Prediction from Python: arrays in, class maps out, by the very code of ``memorysam predict``.
+
+A scene's arrays stand for the files that would hold them; from there on everything is the same: reading, looking,
+deciding. A :class:`Predictor` holds one network; any thread may call it, and only the network waits for its turn.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from memorysam_cli.data.decode import ALLOWED
+from memorysam_cli.data.loader import unlabelled_scenes
+from memorysam_cli.data.manifest import Scene
+from memorysam_cli.engine import runtime
+from memorysam_cli.engine.infer.decision import probabilities
+from memorysam_cli.engine.infer.inference import choose_modalities, inference_mode, unlike_training
+from memorysam_cli.engine.infer.views import OVERLAP, Missing, View
+from memorysam_cli.engine.predict.files import SceneFiles
+from memorysam_cli.engine.predict.job import Job, what_is_wanted
+from memorysam_cli.engine.predict.segment import Seen, look
+from memorysam_cli.errors import DataError, UsageError, WeightsError, did_you_mean
+from memorysam_cli.model.weights import read_card
+from memorysam_cli.storage import tensors
+from memorysam_cli.storage.images import InMemory, Stored
+from memorysam_cli.text import shown
+
+Sensor = NDArray[Any] | torch.Tensor | str | os.PathLike[str]
+"""An array (H, W) or (H, W, C) as a file would hold it, or the path of such a file."""
+SceneInput = Mapping[str, "Sensor | Sequence[Sensor] | None"]
+"""Modality → what it saw; a pair (sine, cosine) for an angle; None, or left out, where it is missing."""
+Item = TypeVar("Item")
+_HERE = Path()
+"""What paths are relative to."""
+_SCENE = "give a mapping, sensor to array: {'rgb': rgb, 'depth': depth}"
+_LEVERS = "use a smaller batch, fewer sensors, no scales, or a device with more memory"
+
+
+class UnlikeTraining(UserWarning):
+    """A sensor's values are of another type or range than those that the weights were trained on."""
+
+
+@dataclass(frozen=True)
+class GivenScene(Scene):
+    """A scene whose sensors are at hand."""
+
+    given: Mapping[str, Sequence[Stored]]
+
+    def sources(self, root: Path, modality: str) -> Sequence[Stored]:  # noqa: ARG002  (nothing is below a root)
+        """What was given."""
+        return self.given[modality]
+
+
+class Result:
+    """What a network sees in one scene, at the scene's own size.
+
+    Attributes:
+        classes: (H, W) uint8, the class of each pixel; 255 (or ``unsure``) below a class's threshold.
+        confidence: (H, W) float32, the probability of the winning class.
+        class_names: K names, by class number.
+        palette: K colors (red, green, blue).
+        modalities: the sensors that were seen, in the order of the memory.
+    """
+
+    def __init__(self, seen: Seen, scene: Scene, files: SceneFiles) -> None:
+        mask, confidence, _ = seen.decision.arrays()
+        assert confidence is not None  # a predictor always wants it
+        self.classes: NDArray[np.uint8] = mask
+        self.confidence: NDArray[np.float32] = confidence
+        self.class_names, self.palette = files.info.classes, files.info.palette
+        self.modalities = seen.scene.modalities
+        self._logits: torch.Tensor | None = seen.logits
+        self._scene, self._files = scene, files
+
+    def __repr__(self) -> str:
+        height, width = self.classes.shape
+        return f"<Result {height}×{width}, {len(self.class_names)} classes, from {', '.join(self.modalities)}>"
+
+    def probabilities(self) -> NDArray[np.float32]:
+        """The probability of every class in every pixel: (K, H, W) float32; computed anew at each call.
+
+        Raises:
+            UsageError: after :meth:`free`.
+        """
+        if self._logits is None:
+            raise UsageError("this result's probabilities were freed; take them before")
+        height, width = self.classes.shape
+        with torch.inference_mode():
+            return probabilities(self._logits, height=height, width=width).cpu().numpy()
+
+    def overlay(self) -> NDArray[np.uint8]:
+        """The classes' colors over the RGB picture, or over the first sensor's: (H, W, 3) uint8, RGB.
+
+        Raises:
+            DataError: the scene was given as paths, and the file is gone or has changed.
+        """
+        return self._files.overlay(self._scene, self.modalities, mask=self.classes)
+
+    def free(self) -> None:
+        """Forget what :meth:`probabilities` needs: K·h·w·4 bytes on the device, h·w at the network's size."""
+        self._logits = None
+
+
+class Predictor:
+    """A trained network that segments scenes at hand; the same bits as ``memorysam predict``.
+
+    Threads may share one; only the network itself takes one caller at a time. A context manager, which closes it.
+
+    Args:
+        weights: a ``.safetensors`` file of memorysam.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; one that is absent is an error.
+        modalities: use only these; None: all that the weights know.
+        batch: scenes of one call that share a forward pass, at most, where their sizes and sensors are the same.
+        precision: ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
+        missing: sensors that a scene lacks are not fed (``drop``), or fed as zeros (``zero``).
+        scales: of test-time augmentation, each also mirrored; none: no augmentation.
+        tile: see large frames at their own resolution, through windows.
+        tile_overlap: of neighboring windows' side, at least.
+        thresholds: class → the probability that it needs where it wins.
+        unsure: what a pixel becomes whose class has less: 255, or a class by name or number.
+        compiled: compile the network first.
+        strict: refuse sensors of another type or range than in training, instead of a warning.
+        warm_up: run the network once now; None: everywhere but on a CPU, where nothing is gained.
+
+    Raises:
+        WeightsError: the weights are missing or refused.
+        UsageError: an unknown device, sensor, class or precision.
+        EnvironmentFault: a device that is not there, or not enough memory.
+    """
+
+    def __init__(
+        self,
+        weights: str | Path,
+        *,
+        device: str = "auto",
+        modalities: Sequence[str] | None = None,
+        batch: int = 4,
+        precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32",
+        missing: Missing = "drop",
+        scales: Sequence[float] = (),
+        tile: bool = False,
+        tile_overlap: float = OVERLAP,
+        thresholds: Mapping[str, float] | None = None,
+        unsure: int | str | None = None,
+        compiled: bool = False,
+        strict: bool = False,
+        warm_up: bool | None = None,
+    ) -> None:
+        path = Path(weights)
+        if not path.is_file():
+            raise WeightsError(f"{shown(path)}: {'is no file' if path.exists() else 'does not exist'}; check the path")
+        if batch < 1:
+            raise UsageError(f"batch={batch}: must be 1 or more")
+        card = read_card(path)
+        wanted = what_is_wanted(
+            card.dataset.classes, thresholds or {}, unsure=None if unsure is None else str(unsure)
+        )  # fmt: skip
+        self._device = runtime.choose_device(device)
+        runtime.refuse_precision(precision, self._device)
+        self._job = Job(
+            path, tensors.sha256(path), card, (), _HERE, "arrays", choose_modalities(card.modalities, modalities),
+            view=View(missing, tuple(scales), tile, tile_overlap), batch=batch, precision=precision,
+            is_compiled=compiled, wanted=replace(wanted, sureness=torch.float32),
+        )  # fmt: skip
+        self._strict, self._judged = strict, set[tuple[str, str]]()
+        self._turn, self._words = threading.Lock(), threading.Lock()
+        with runtime.explained(self._device, levers=_LEVERS):
+            self._network: Any = self._job.load(self._device).eval()
+        if warm_up or (warm_up is None and (self._device.type != "cpu" or compiled)):
+            self._warm_up()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """K names, by class number."""
+        return self._job.card.dataset.classes
+
+    @property
+    def palette(self) -> tuple[tuple[int, int, int], ...]:
+        """K colors (red, green, blue)."""
+        return self._job.card.dataset.palette
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The sensors that a scene may have, in the order of the memory."""
+        return tuple(modality.name for modality in self._job.modalities)
+
+    @overload
+    def __call__(self, scenes: SceneInput) -> Result: ...
+
+    @overload
+    def __call__(self, scenes: Sequence[SceneInput]) -> list[Result]: ...
+
+    def __call__(self, scenes: SceneInput | Sequence[SceneInput]) -> Result | list[Result]:
+        """Segment a scene, or several at once.
+
+        Args:
+            scenes: modality → (H, W) or (H, W, C) array, tensor or path, with the values and the channel order (RGB)
+                that files have; arrays are copied. A list is a batch, of any sizes.
+
+        Returns:
+            A result, or one for each scene, in their order.
+
+        Raises:
+            DataError: anything wrong in a scene, one line; a call does all its scenes or none.
+            EnvironmentFault: not enough memory.
+            UsageError: the predictor is closed.
+        """
+        if isinstance(scenes, Mapping):
+            return self._segment([self._given(scenes, "given")])[0]
+        if isinstance(scenes, str | bytes) or not isinstance(scenes, Sequence):
+            raise DataError(f"a scene is a {type(scenes).__name__}; {_SCENE}")
+        return self._segment([self._given(scene, str(number)) for number, scene in enumerate(scenes)])
+
+    def close(self) -> None:
+        """Free the network's memory; results stay usable. Closing twice is fine."""
+        with self._turn:
+            self._network = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _segment(self, scenes: Sequence[GivenScene]) -> list[Result]:
+        """The results of scenes; what is shown together is what ``memorysam predict`` shows together."""
+        if not scenes:
+            return []
+        self._compare(scenes)
+        job = self._job
+        inference, files = job.inference(self._device), job.files(_HERE)
+        source = unlabelled_scenes(
+            _HERE, scenes=scenes, modalities=job.modalities, size=job.card.image_size, workers=0, tile=job.view.tile
+        )  # fmt: skip
+        read = [_readable(scene) for scene in source]  # before the network's turn: others read meanwhile
+        with self._turn, runtime.explained(self._device, levers=_LEVERS):
+            if self._network is None:
+                raise UsageError("this predictor is closed; make another one")
+            with inference_mode(self._network):
+                seen = [
+                    _readable(each)
+                    for each in look(
+                        self._network, iter(read), inference, classes=len(self.class_names), wanted=job.wanted
+                    )
+                ]
+                if len(seen) > 1:  # a result that stays must not keep the others' logits
+                    seen = [replace(each, logits=each.logits.clone()) for each in seen]
+        return [Result(each, scene, files) for each, scene in zip(seen, scenes, strict=True)]
+
+    def _given(self, scene: SceneInput, name: str) -> GivenScene:
+        """A scene of the user's as one that can be read."""
+        where = f"scene {name}"
+        if not isinstance(scene, Mapping):
+            raise DataError(f"{where}: is a {type(scene).__name__}; {_SCENE}")
+        known = [modality.name for modality in self._job.card.modalities]
+        for key in scene:
+            if key not in known:
+                hint = did_you_mean(str(key), known)
+                raise DataError(f"{where}: the weights know no modality '{shown(key)}'{hint}")
+        given = {
+            modality: [_stored(part, f"{where}: '{modality}'") for part in _parts(scene[modality])]
+            for modality in self.modalities
+            if scene.get(modality) is not None
+        }
+        if not given:
+            raise DataError(f"{where}: has none of the modalities {', '.join(self.modalities)}; give one at least")
+        files = {modality: tuple(map(str, parts)) for modality, parts in given.items()}
+        return GivenScene(name, "", None, None, files, None, given)
+
+    def _compare(self, scenes: Sequence[GivenScene]) -> None:
+        """Warn of sensors that are not as in training: once for each, and once more where its type changes."""
+        with self._words:
+            found = {
+                (name, str(parts[0].array.dtype) if isinstance(parts[0], InMemory) else "file")
+                for scene in scenes
+                for name, parts in scene.given.items()
+            }
+            names = {name for name, _ in found - self._judged}
+            judged = [modality for modality in self._job.modalities if modality.name in names]
+            lines = unlike_training(self._job.card.dataset, _HERE, scenes, judged, strict=self._strict)
+            self._judged |= found
+        for line in lines:
+            warnings.warn(line, UnlikeTraining, stacklevel=4)
+
+    def _warm_up(self) -> None:
+        """One look at a scene of zeros with all sensors."""
+        job = self._job
+        frames = [torch.zeros(1, 3, job.card.image_size, job.card.image_size) for _ in job.modalities]
+        inference = job.inference(self._device)
+        with (
+            runtime.explained(self._device, levers=_LEVERS), inference_mode(self._network), inference.computing()
+        ):  # fmt: skip
+            inference.logits(inference.shown(self._network), [frames]).cpu()
+
+
+def _parts(value: Any) -> Sequence[Any]:
+    """Of an angle its sine and cosine, of others the value alone."""
+    return value if isinstance(value, list | tuple) and value else [value]
+
+
+def _stored(value: Any, name: str) -> Stored:
+    """A sensor's values as what can be read like a file; arrays are copied, so that the caller may use theirs again."""
+    if isinstance(value, str | os.PathLike):
+        return Path(value)
+    if isinstance(value, torch.Tensor):
+        try:
+            value = value.detach().cpu().numpy()
+        except (TypeError, RuntimeError) as error:  # bfloat16, sparse
+            raise DataError(f"{name}: is a tensor of {value.dtype} that NumPy cannot hold; {ALLOWED}") from error
+    if isinstance(value, np.ma.MaskedArray):
+        raise DataError(f"{name}: is a masked array; fill it with the value that is no measurement: array.filled(0)")
+    if not isinstance(value, np.ndarray):
+        raise DataError(f"{name}: is a {type(value).__name__}; give an array (H, W) or (H, W, C), a tensor or a path")
+    return InMemory(name, np.array(value))
+
+
+def _readable(found: Item | DataError) -> Item:
+    """What could be read.
+
+    Raises:
+        DataError: it could not.
+    """
+    if isinstance(found, DataError):
+        raise found
+    return found

@@ -1,0 +1,412 @@
+"""From folders to one HTML file: it is written here, and here is what the report of a run and of a comparison says.
+
+First the file; then the page of a training run, which has that of its newest evaluation inside
+(:mod:`~memorysam_cli.engine.reporting.result_pages`); then the page of two folders that are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memorysam_cli import recipe as recipes
+from memorysam_cli.engine.evaluate.result_files import NAMES
+from memorysam_cli.engine.reporting import folders, result_pages
+from memorysam_cli.engine.reporting.folders import Facts
+from memorysam_cli.engine.run_folder import RECIPE, RunFolder, resume_command
+from memorysam_cli.errors import UsageError
+from memorysam_cli.recipe import Recipe, comparing
+from memorysam_cli.report import console, pages, pictures
+from memorysam_cli.report.pages import Chart, Series
+from memorysam_cli.storage import atomic, documents, images
+from memorysam_cli.text import command, duration, megabytes
+
+NAME = "report.html"
+MEANS = {"miou": "mIoU", "miou_present": "mIoU of present", "mf1": "mF1", "macc": "mAcc"}
+SAME = {"dataset": "data set", "split": "split", "protocol": "protocol", "split_sha256": "list of scenes"}
+"""What two evaluations must share for their figures to compare, and its name."""
+LONGEST_WORD = 60
+"""Letters of a value that a sentence can hold: more than a name, less than a sum."""
+FULL_BAR = 25.0
+"""Points of IoU that fill half a bar, at least."""
+
+
+@dataclass(frozen=True)
+class WrittenReport:
+    """A page that was written."""
+
+    kind: str
+    out: Path
+    size: int
+    """Bytes."""
+
+
+def write(folder: Sequence[Path], *, out: Path | None = None) -> WrittenReport:
+    """Write the report of a folder, or of two that are compared.
+
+    Args:
+        folder: one or two.
+        out: the file; none for ``report.html`` in the folder, or ``report.html`` here for two.
+
+    Raises:
+        UsageError: no folder of ours, more than two, or ``out`` is a folder.
+        DataError: a file is damaged, or was written by another version.
+        EnvironmentFault: the page cannot be written.
+    """
+    if len(folder) > 2:
+        raise UsageError(f"report: compares two folders at most, not {len(folder)}; give one or two")
+    path = out or (folder[0] / NAME if len(folder) == 1 else Path(NAME))
+    if path.is_dir():
+        raise UsageError(f"--out {path}: is a folder; give a file, such as {path / NAME}")
+    atomic.refuse_unwritable(path.parent)
+    gather = GATHER[folders.kind(folder[0])] if len(folder) == 1 else gather_comparison
+    with documents.understood(folder[0]):  # what no closer look has found, up to what the page makes of a value
+        facts = gather(*folder)
+        text = pages.render(facts["kind"], **facts)
+    if facts["kind"] == "comparison":
+        for line in facts["warnings"]:
+            console.warn(line)
+    size = len(text.encode())
+    if size > pages.MOST_BYTES:
+        console.warn(
+            f"{path}: has {megabytes(size, decimals=0)}, for it has very many classes; mail and CI may refuse it"
+        )
+    atomic.write_text(path, text)
+    return WrittenReport(facts["kind"], path, size)
+
+
+ChartPlan = tuple[str, str, str, tuple[str, ...]]
+"""Name, title, unit, and which values of ``metrics.jsonl`` a chart shows."""
+TERMS = {"spmm": ("SPMM loss", "before its weight")}
+"""Losses whose charts have another title than their name, and a unit."""
+CHARTS: tuple[ChartPlan, ...] = (
+    ("miou", "Validation", "per cent", ("miou", "miou_native", "mf1", "macc")),
+    ("lr", "Learning rate", "", ("lr",)),
+    ("gradient", "Gradient norm", "", ("gradient_norm",)),
+    ("throughput", "Throughput", "scenes per second", ("scenes_per_second",)),
+    ("memory", "Peak memory", "GB", ("peak_memory_gb",)),
+)
+"""The charts beside those of the losses."""
+VALUE_NAMES = {"miou": "mIoU", "miou_native": "mIoU, native", "mf1": "mF1", "macc": "mAcc", "lr": "learning rate"}
+"""Values by other names than their keys."""
+FROM_ZERO = {"throughput", "memory", "miou"}
+PICTURE_SIDE = 1600
+"""Pixels: scenes side by side, with words that can be read."""
+PICTURE_ROOM = 2_400_000
+"""Characters for all pictures; an evaluation's scenes and the curves have room of their own."""
+PICTURES = {
+    "First batch, as the network saw it": "first-batch.png",
+    "Validation scenes": "validation.png",
+    "The same after the first validation": "validation-first.png",
+}
+
+
+def gather_training(folder: Path) -> Facts:
+    """Everything that the template ``training`` shows of a run.
+
+    Raises:
+        DataError, UsageError: a file is damaged, or was written by another version.
+    """
+    run = RunFolder(folder)
+    trained = recipes.load(folder / RECIPE, is_stored=True)
+    rows = run.read_metrics()
+    scored = folders.newest_evaluation(folder)
+    shown = None
+    if scored is not None:
+        with documents.understood(scored / NAMES["metrics"]):
+            shown = result_pages.section(scored, folders.read(scored / NAMES["metrics"]))
+    parent, changes = against_parent(trained)
+    pictures = _pictures(run)
+    sections = [("curves", "Curves")] + [("pictures", "Pictures")] * bool(pictures)
+    sections += result_pages.sections(shown) if shown else []
+    return {
+        "kind": "training",
+        "title": folder.resolve().name,
+        "subtitle": trained.about,
+        "warnings": _run_warnings(run),
+        "sections": [*sections, ("recipe", "Recipe"), ("environment", "Environment")],
+        "tiles": _tiles(run, rows, trained),
+        "charts": draw_all([("", rows)], trained.terms),
+        "pictures": pictures,
+        "evaluation": shown,
+        "parent": parent,
+        "changes": changes,
+        "recipe": trained.to_yaml(),
+        "environment": environment(run),
+    }
+
+
+def charts_of(terms: Sequence[str]) -> list[ChartPlan]:
+    """All charts of a run, by the names of its losses.
+
+    The first loss is drawn with the sum, of which it is most; each other one has a chart of its own.
+    """
+    first, *further = terms
+    losses: list[ChartPlan] = [("loss", "Loss", "", ("loss", first))]
+    losses += [(name, *TERMS.get(name, (f"{name} loss", "")), (name,)) for name in further]
+    return [*losses, *CHARTS]
+
+
+def draw_all(runs: Sequence[tuple[str, Sequence[Facts]]], terms: Sequence[str]) -> list[Chart]:
+    """Those of :func:`charts_of` that have a value; ``runs`` are name and rows of each."""
+    return [chart for each in charts_of(terms) if (chart := draw(each, runs)) is not None]
+
+
+def draw(what: ChartPlan, runs: Sequence[tuple[str, Sequence[Facts]]]) -> Chart | None:
+    """One chart.
+
+    Args:
+        what: which.
+        runs: name and rows of each; of several runs the first value alone is compared, under their names.
+    """
+    name, title, unit, keys = what
+    keys = keys if len(runs) == 1 else keys[:1]
+    series = [
+        Series(label or VALUE_NAMES.get(key, key.replace("_", " ")), points, is_main=index == 0 or len(runs) > 1)
+        for label, rows in runs
+        for index, key in enumerate(keys)
+        if (points := [(row["step"], row[key]) for row in rows if key in row])
+    ]
+    return pages.line_chart(name, title, series, unit=unit, zero=name in FROM_ZERO)
+
+
+def against_parent(trained: Recipe) -> tuple[str, list[tuple[str, str, str]]]:
+    """What a recipe changes against the shipped one of its name, or else against the shipped one that is nearest.
+
+    Returns:
+        Which one that is, and the keys that differ, with the parent's value and its own.
+    """
+    if trained.name in recipes.shipped():
+        parent, words = recipes.load(trained.name), f"the shipped recipe '{trained.name}'"
+    else:
+        parent = min(map(recipes.load, recipes.shipped()), key=lambda each: len(comparing.differences(each, trained)))
+        words = f"the shipped recipe '{parent.name}', the nearest one"
+    changes = comparing.differences(parent, trained)
+    return words, [(each.key, _cell(each.a), _cell(each.b)) for each in changes]
+
+
+def differences(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Dotted keys whose values differ, and both values; ``–`` where one has none."""
+    a, b = (dict(comparing.leaves(each)) for each in (first, second))
+    return [(key, _cell(a.get(key)), _cell(b.get(key))) for key in {**a, **b} if a.get(key) != b.get(key)]
+
+
+def environment(run: RunFolder) -> list[tuple[str, str]]:
+    """Where and with what a run was made."""
+    facts = dict(comparing.leaves(folders.read(run.path / "environment.json")))
+    rows = [(key, _cell(value)) for key, value in facts.items() if value not in (None, [], "")]
+    rows += [("data root", run.stored_data()["root"])] if run.stored_data() else []
+    typed = run.path / "command.txt"
+    return rows + ([("command", documents.read_text(typed).strip())] if typed.exists() else [])
+
+
+def best_row(rows: Iterable[Facts]) -> Facts | None:
+    """The row of the best validation."""
+    scored = [row for row in rows if row.get("miou") is not None]
+    return max(scored, key=lambda row: float(row["miou"])) if scored else None
+
+
+def _tiles(run: RunFolder, rows: Sequence[Facts], trained: Recipe) -> list[tuple[str, str, str]]:
+    top, steps = best_row(rows), [row for row in rows if "loss" in row]
+    result = folders.read(run.result)
+    tiles = (
+        [("Best mIoU", f"{top['miou']:.2f}", f"step {top['step']:,}, on {trained.data.selection_split}")] if top else []
+    )
+    if steps:
+        last = steps[-1]
+        tiles.append(("Steps", f"{last['step']:,}", f"epoch {last['epoch'] + 1} of {trained.train.epochs}"))
+        tiles.append(("Last loss", "–" if last["loss"] is None else f"{last['loss']:.3f}", ""))
+        memory = [row["peak_memory_gb"] for row in steps if row.get("peak_memory_gb")]
+        tiles += [("Peak memory", f"{max(memory):.2f} GB", "")] if memory else []
+    if result:
+        with documents.understood(run.result):
+            tiles.append(("Time", duration(result["seconds"]), f"{result['scenes']:,} scenes"))
+    tiles.append(("Data set", trained.data.dataset, ", ".join(trained.data.modalities)))
+    tiles.append(("Backbone", trained.model.backbone, f"{trained.model.encoder}, {trained.train.precision}"))
+    return tiles
+
+
+def _run_warnings(run: RunFolder) -> list[str]:
+    """What a reader must know: how the run ended, what it left out, and that it was resumed."""
+    lines = [] if run.result.is_file() else [f"This run has not finished; continue with: {resume_command(run.path)}"]
+    if run.diverged.is_file():
+        lines.append("This run diverged; diverged.json names the scenes of that update.")
+    for path, words in (
+        (run.quarantine, "scenes could not be read and were left out"),
+        (run.resumes, "times it was resumed"),
+    ):
+        if path.is_file() and (count := len(documents.read_json_lines(path))):
+            lines.append(f"{count} {words} ({path.name}).")
+    return lines
+
+
+def _pictures(run: RunFolder) -> list[Facts]:
+    """The run's samples, as far as there is room: of others the page says where they lie (``src`` is empty)."""
+    places = [(title, run.samples / name) for title, name in PICTURES.items()]
+    entries: list[Facts] = []
+    for title, path in places:
+        if path.is_file():
+            smaller = pictures.shrunk(pictures.as_picture(images.read(path)), smooth=True, long_side=PICTURE_SIDE)
+            src = pages.data_uri(images.encode_jpeg(smaller, quality=pictures.QUALITY), kind="jpeg")
+            has_room = sum(len(each["src"]) for each in entries) + len(src) <= PICTURE_ROOM
+            entries.append({"title": title, "src": src if has_room else "", "file": f"{run.samples.name}/{path.name}"})
+    return entries
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def gather_comparison(first: Path, second: Path) -> Facts:
+    """Everything that the template ``comparison`` shows.
+
+    Raises:
+        UsageError: a prediction, or evaluations that do not compare.
+        DataError: a file is damaged, or was written by another version.
+    """
+    folder = (first, second)
+    for each in folder:
+        if folders.kind(each) == "prediction":
+            raise UsageError(f"{each}: is a prediction; compare two runs, two evaluations, or one with the other")
+    a, b = (_evaluation(each) for each in folder)
+    note = _why_not(a, b, folder)
+    runs = [RunFolder(each) for each in folder if RunFolder(each).holds_run()]
+    if note and len(runs) < 2:
+        raise UsageError(f"{first} and {second} do not compare: {note}")
+    apart = _trained_apart(*runs) if len(runs) == 2 else ""
+    names = [each.resolve().name for each in folder] if len(runs) == 2 else [str(each) for each in folder]
+    rows = [] if note else _class_rows(a, b)
+    charts = []
+    if len(runs) == 2:
+        rows_of_runs = [("A", runs[0].read_metrics()), ("B", runs[1].read_metrics())]
+        terms = [name for run in runs for name in recipes.load(run.path / RECIPE, is_stored=True).terms]
+        charts = draw_all(rows_of_runs, tuple(dict.fromkeys(terms)))
+        charts = [each for each in charts if not (apart and each.name == "miou")]
+    sections = [("headline", "Headline"), ("classes", "Classes")] + [("curves", "Curves")] * bool(charts)
+    return {
+        "kind": "comparison",
+        "title": f"{names[0]} against {names[1]}",
+        "subtitle": "" if note else f"{a['dataset']} · {a['split']} · {result_pages.headline(a)}",
+        "warnings": _comparison_warnings(apart, note if a and b else ""),
+        "sections": [*sections, ("differences", "What differs")],
+        "names": names,
+        "headline": _comparison_headline(a, b, runs, compared=not note, is_apart=bool(apart)),
+        "rows": rows,
+        "rows_note": f"There is nothing to compare class by class: {note}.",
+        "charts": charts,
+        "differences": _what_differs(folder, a, b),
+    }
+
+
+def _evaluation(folder: Path) -> Facts:
+    """The report of an evaluation, or of a run's newest one; empty if there is none."""
+    place = folders.newest_evaluation(folder) if RunFolder(folder).holds_run() else folder
+    return {} if place is None else folders.read(place / NAMES["metrics"])
+
+
+def _why_not(a: Facts, b: Facts, folder: tuple[Path, Path]) -> str:
+    """Why two evaluations do not compare; empty if they do."""
+    for report, each in zip((a, b), folder, strict=True):
+        if not report:
+            return f"{each} has no evaluation yet; {_evaluation_line(RunFolder(each))}"
+    for key, name in SAME.items():
+        if a.get(key) != b.get(key) and None not in (a.get(key), b.get(key)):
+            return _differ(name, a[key], b[key])
+    if [each["name"] for each in a["classes"]] != [each["name"] for each in b["classes"]]:
+        return "their classes differ"
+    return ""
+
+
+def _differ(name: str, a: Any, b: Any) -> str:
+    """That two things are not of the same."""
+    if isinstance(a, str) and isinstance(b, str) and len(a) < LONGEST_WORD:
+        return f"the one is of {name} {a}, the other of {b}"
+    return f"the one is of another {name} than the other"
+
+
+def _evaluation_line(run: RunFolder) -> str:
+    """What to type so that a run has an evaluation."""
+    if not run.best.is_file():
+        return f"it has no weights either, continue with: {resume_command(run.path)}"
+    return f"type: {command('evaluate', '--weights', run.best)}"
+
+
+def _trained_apart(first: RunFolder, second: RunFolder) -> str:
+    """Why the validations of two runs do not compare; empty if they do."""
+    data = [recipes.load(each.path / RECIPE, is_stored=True).data for each in (first, second)]
+    stored = [each.stored_data().get("content_hash", "") for each in (first, second)]
+    if data[0].dataset != data[1].dataset:
+        return _differ("data set", data[0].dataset, data[1].dataset)
+    if all(stored) and stored[0] != stored[1]:
+        return _differ(f"content of data set {data[0].dataset}", *stored)
+    if data[0].selection_split != data[1].selection_split:
+        return _differ("selection split", data[0].selection_split, data[1].selection_split)
+    return ""
+
+
+def _comparison_warnings(apart: str, note: str) -> list[str]:
+    """What a reader of a comparison must know first."""
+    lines = [f"These two runs do not compare: {apart}."] if apart else []
+    return lines + [f"Their evaluations do not compare: {note}."] * bool(note)
+
+
+def _class_rows(a: Facts, b: Facts) -> list[Facts]:
+    """Class by class: both IoU and how far they lie apart; the greatest loss first."""
+    pairs = list(zip(result_pages.class_rows(a), result_pages.class_rows(b), strict=True))
+    widest = max(FULL_BAR, *(abs(after["iou"] - before["iou"]) for before, after in pairs))
+    rows = [
+        {
+            "name": before["name"], "color": before["color"], "a": before["iou"], "b": after["iou"],
+            "delta": after["iou"] - before["iou"], "bar": 50 * (after["iou"] - before["iou"]) / widest,
+            "share": before["share"],
+        }
+        for before, after in pairs
+    ]  # fmt: skip
+    return sorted(rows, key=lambda row: float(row["delta"]))
+
+
+def _comparison_headline(a: Facts, b: Facts, runs: list[RunFolder], *, compared: bool, is_apart: bool) -> list[Facts]:
+    rows = []
+    if compared:
+        for key, name in MEANS.items():
+            rows.append({"name": name, "a": f"{a[key]:.2f}", "b": f"{b[key]:.2f}", "delta": b[key] - a[key]})
+        words = [", ".join(each["modalities"]) for each in (a, b)]
+        rows.append({"name": "Modalities", "a": words[0], "b": words[1], "delta": None})
+    if len(runs) == 2:
+        best = [best_row(run.read_metrics()) for run in runs]
+        cells = ["–" if each is None else f"{each['miou']:.2f} (step {each['step']:,})" for each in best]
+        delta = best[1]["miou"] - best[0]["miou"] if best[0] and best[1] and not is_apart else None
+        rows.append({"name": "Best validation mIoU", "a": cells[0], "b": cells[1], "delta": delta})
+    return rows
+
+
+def _what_differs(folder: tuple[Path, Path], a: Facts, b: Facts) -> list[tuple[str, str, str]]:
+    """Values of the recipes and facts of the environments that are not the same."""
+    if all(RunFolder(each).holds_run() for each in folder):
+        first, second = (recipes.load(each / RECIPE, is_stored=True).model_dump(mode="json") for each in folder)
+        around = [folders.read(each / "environment.json") for each in folder]
+        return differences(first, second) + differences(around[0], around[1])
+    keys = (
+        "weights",
+        "weights_sha256",
+        "modalities",
+        "missing",
+        "tta",
+        "tile",
+        "image_size",
+        "device",
+        "precision",
+        "versions",
+    )
+    return differences({key: a.get(key) for key in keys}, {key: b.get(key) for key in keys})
+
+
+GATHER = {
+    "training": gather_training,
+    "evaluation": result_pages.gather_evaluation,
+    "prediction": result_pages.gather_prediction,
+}
