@@ -245,6 +245,16 @@ def test_subsets_and_orders_keep_each_sensor_s_embedding(kind: type[TwoPass]) ->
             assert_same(found[number], model([frames[place] for place in places], sensors=places))
 
 
+@pytest.mark.parametrize("kind", [Mean, TwoPass])
+def test_zeros_in_a_pass_are_of_the_sensor_in_whose_place_they_stand(kind: type[Fusion]) -> None:
+    """The place 3 is zeros; the first and the third sensor are missing, each with its own embedding."""
+    model, frames = network(kind(), notes=noting(spread=3.0)), scene()
+    with torch.no_grad():
+        whole, zeroed = model(frames, [[0, 1, 2], [3, 1, 3]])
+        assert_same(whole.output, model(frames))
+        assert_same(zeroed.output, model([torch.zeros_like(frames[0]), frames[1], torch.zeros_like(frames[2])]))
+
+
 def test_the_classes_of_a_memory_by_hand() -> None:
     """A vector for each class, times the mean of its probability over a cell's 4×4; a closed gate shows none."""
     model = network(notes=noting(sensors=0, spread=3.0))
