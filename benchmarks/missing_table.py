@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from memorysam_cli.errors import UsageError
 from memorysam_cli.report.figures import BLUE, GREEN, ORANGE, VERMILION
 
-KINDS = ("any", "emm", "rmm", "nm")
+KINDS = ("any", "rmm", "nm")
 """Of ``evaluate --robustness``, that a run's figures are from."""
 FULL, DROPPED, ZEROED, WORST, RMM = "full set", "mean, dropped", "mean, zeroed", "worst", "RMM"
 MAIN = (FULL, DROPPED, ZEROED, WORST, RMM)
@@ -36,7 +36,7 @@ def figures_of(reports: Mapping[str, Report]) -> dict[str, float]:
         By name: of all sensors; the mean over all sets with the others dropped, and zeroed; of the worst set (dropped);
         RMM, the mean over all sets and levels; of each sensor alone (dropped); with noise of each level.
     """
-    dropped, zeroed = (reports[kind]["levels"][0] for kind in ("any", "emm"))
+    dropped, zeroed = reports["any"]["levels"]
     alone = {tuple(each["available"]): each["miou"] for each in dropped["sets"]}
     return {
         FULL: next(each["miou"] for each in dropped["sets"] if not each["missing"]),

@@ -199,6 +199,21 @@ class ValueRange(Strict):
     """Declared by ``Modality.nodata`` or by the files' own tags."""
 
 
+class Layout(Strict):
+    """Where one's own sensors put their files, and how these pair: what ``predict`` takes for a new recording."""
+
+    modalities: dict[Name, Annotated[tuple[str, ...], Field(min_length=1, max_length=2)]]
+    """Sensor → its pattern below the data root, or an angle's two."""
+    labels: str | None = None
+    """The labels' pattern."""
+    pair: Literal["name", "nearest"] = "name"
+    """By names (or their numbers), or by the nearest time."""
+    tolerance_ns: Annotated[int, Field(gt=0)] | None = None
+    """Farther times are no pair."""
+    times: tuple[str, ...] = ()
+    """Tables of files and their times, relative to the data root; without, names hold the times."""
+
+
 class DatasetInfo(Strict):
     """The content of ``dataset.json``."""
 
@@ -217,6 +232,8 @@ class DatasetInfo(Strict):
     ranges: dict[str, ValueRange] = Field(default_factory=dict)
     """Modality → what its files hold; for information, and to notice scenes of another unit later. Those of an earlier
     version have none."""
+    layout: Layout | None = None
+    """Of one's own sensors; data sets of earlier versions, and published ones, have none."""
     crop: Crop | None = None
     """Only for data sets whose published protocol scores a part of the frame."""
     root: str = "."

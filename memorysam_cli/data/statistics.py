@@ -221,7 +221,17 @@ def value_range(
     """The range of one modality's files, a list for each scene; None without a valid value."""
     with ThreadPoolExecutor(max_workers=min(THREADS, os.cpu_count() or 1)) as executor:
         looks = list(executor.map(lambda paths: _drawn(paths, modality, max_pixels), scenes))
-    seen = [look for look in looks if look is not None and look[1].size]
+    return range_of([look for look in looks if look is not None], modality)
+
+
+def range_of(looks: Sequence[tuple[float | None, Values]], modality: Modality) -> ValueRange | None:
+    """The range of some valid values of a modality, each with its file's nodata; None without a valid value.
+
+    Args:
+        looks: a file's tag, and values of it, as stored; one for each scene.
+        modality: whose.
+    """
+    seen = [look for look in looks if look[1].size]
     if not seen:
         return None
     dtypes = Counter(str(values.dtype) for _, values in seen)

@@ -5,7 +5,7 @@ A key is a field with a docstring; the pages and the JSON Schema for editors are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import combinations
 from typing import Annotated, Any, Literal
 
@@ -396,6 +396,16 @@ class Recipe(Section):
         if not self.trains_subsets or (share == 0 if zeroed else share == 1):
             return (names,)
         return tuple(some for size in range(len(names), 0, -1) for some in combinations(names, size))
+
+    def trains_on(self, names: Collection[str], *, zeroed: bool) -> bool:
+        """Whether training shows the network these sensors: :meth:`trained_subsets`, of any number of sensors at once.
+
+        Args:
+            names: at least one, all of the recipe.
+            zeroed: the others are frames of zeros; else they are left out.
+        """
+        is_whole = set(names) == set(self.data.modalities)
+        return is_whole or (self.trains_subsets and self.robust.subset.zeroed != (0 if zeroed else 1))
 
     @model_serializer(mode="wrap")
     def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:

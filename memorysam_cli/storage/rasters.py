@@ -9,10 +9,12 @@ from __future__ import annotations
 import importlib.util
 import logging
 import re
+import shutil
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -20,8 +22,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from memorysam_cli.storage import headers
+from memorysam_cli.errors import DataError, EnvironmentFault
+from memorysam_cli.storage import atomic, headers
 from memorysam_cli.storage.headers import Header, Refused
+from memorysam_cli.text import megabytes, shown
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -139,3 +143,216 @@ def _colours(dataset: DatasetReader) -> npt.NDArray[np.uint8]:
     for number, (red, green, blue, _) in dataset.colormap(1).items():
         table[number] = red, green, blue
     return table
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where a raster's pixels lie."""
+
+    height: int
+    width: int
+    crs: Any
+    """A ``rasterio.crs.CRS``; None where the file does not say."""
+    transform: Any
+    """From column and row to coordinates, an ``affine.Affine``."""
+
+    def is_same(self, other: Grid) -> bool:
+        """Whether pixels lie on pixels, as far as a hundredth of one."""
+        is_alike = (self.height, self.width, self.crs) == (other.height, other.width, other.crs)
+        reach = max(self.height, self.width)
+        unit = max(abs(value) for value in (self.transform.a, self.transform.b, self.transform.d, self.transform.e))
+        steps = zip(self.transform[:6], other.transform[:6], (reach, reach, 1) * 2, strict=True)
+        return is_alike and all(abs(one - two) * times < unit / 100 for one, two, times in steps)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a report has it."""
+        crs = None if self.crs is None else self.crs.to_string()
+        return {"height": self.height, "width": self.width, "crs": crs, "transform": list(self.transform[:6])}
+
+
+class Windows:
+    """A raster that is read by windows, on its own grid or on another one's.
+
+    Args:
+        dataset: that is open.
+        grid: where the pixels lie that are given.
+        has_mask: the file hides pixels by a mask of its own.
+        alpha: of the bands, from 0, the one that says which pixels count; None where none does.
+    """
+
+    def __init__(self, dataset: Any, grid: Grid, *, has_mask: bool, alpha: int | None) -> None:
+        self.grid = grid
+        self._dataset, self._has_mask, self._alpha = dataset, has_mask, alpha
+
+    def read(
+        self, bands: Sequence[int], *, top: int, left: int, height: int, width: int
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
+        """Some bands of a part of the grid.
+
+        Args:
+            bands: from 0.
+            top, left, height, width: of the part, in pixels.
+
+        Returns:
+            (height, width, bands), as stored; and (height, width), True where the file says that nothing is to be seen,
+            None where all is.
+        """
+        from rasterio.windows import Window
+
+        window = Window(left, top, width, height)
+        stored = self._dataset.read([band + 1 for band in bands], window=window)
+        array = np.ascontiguousarray(np.moveaxis(stored, 0, -1))  # (C, H, W) -> (H, W, C)
+        if self._alpha is not None:
+            return array, self._dataset.read(self._alpha + 1, window=window) == 0
+        return array, hidden(self._dataset, window) if self._has_mask else None
+
+
+@contextmanager
+def windows(path: Path, found: Header, *, onto: Grid | None = None, nearest: bool = False) -> Iterator[Windows]:
+    """Open a raster to read windows of it; memory does not grow with its size.
+
+    Args:
+        path: of the file.
+        found: its header.
+        onto: the grid whose pixels are wanted; None: the raster's own. Onto another one it is warped as it is read.
+        nearest: the nearest pixel is taken there, no mean of several.
+
+    Raises:
+        DataError: damaged, of a form that this GDAL lacks, or without the coordinates that another grid needs.
+    """
+    try:
+        stream = path.open("rb")
+    except OSError as error:
+        raise DataError(f"{shown(path)}: {error.strerror or error}") from error
+    try:
+        with stream, opened(stream, path, found) as dataset:
+            own = Grid(dataset.height, dataset.width, dataset.crs, dataset.transform)
+            last = found.channels - 1
+            if onto is None or onto.is_same(own):
+                yield Windows(dataset, own, has_mask=found.has_mask, alpha=last if found.has_alpha else None)
+                return
+            if own.crs is None or onto.crs is None:
+                sizes = f"{own.height}×{own.width} pixels and the first sensor {onto.height}×{onto.width}"
+                raise Refused(f"has {sizes}, and where they lie is not known: one has no CRS; set it with gdal_edit.py")
+            with _warped(dataset, onto, nearest=nearest, nodata=found.nodata, has_alpha=found.has_alpha) as warped:
+                yield Windows(
+                    warped, onto, has_mask=False, alpha=None if found.nodata is not None else warped.count - 1
+                )
+    except Refused as error:
+        raise DataError(f"{shown(path)}: {error}") from error
+
+
+def _warped(dataset: DatasetReader, onto: Grid, *, nearest: bool, nodata: float | None, has_alpha: bool) -> Any:
+    """A raster on another grid; what it does not reach is nodata, or transparent."""
+    from rasterio.enums import Resampling
+    from rasterio.vrt import WarpedVRT
+
+    return WarpedVRT(
+        dataset, crs=onto.crs, transform=onto.transform, width=onto.width, height=onto.height,
+        resampling=Resampling.nearest if nearest else Resampling.bilinear, nodata=nodata,
+        add_alpha=nodata is None and not has_alpha, warp_mem_limit=_CACHE_MB,
+    )  # fmt: skip
+
+
+@contextmanager
+def _writing(path: Path, *, needed_bytes: int) -> Iterator[None]:
+    """GDAL's faults in writing as ours."""
+    from rasterio.errors import RasterioError
+
+    try:
+        with settings():
+            yield
+    except RasterioError as error:
+        free = shutil.disk_usage(path.parent).free
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise EnvironmentFault(
+            f"{shown(path)}: cannot write ({reason}; needs {megabytes(needed_bytes)}, free {megabytes(free)}); free "
+            "some space or choose another folder, then run the same command again"
+        ) from error
+
+
+Colors = Mapping[int, tuple[int, int, int, int]]
+"""Value → red, green, blue, alpha."""
+
+
+def create(path: Path, grid: Grid, *, dtype: str, nodata: int, colors: Colors, tags: Mapping[str, str]) -> None:
+    """Make a raster of one band for :func:`write_rows`: not compressed, and all of it there, so that what is written
+    later changes its pixels and nothing else.
+
+    Args:
+        path: of the file.
+        grid: its pixels.
+        dtype: uint8 or uint16.
+        nodata: the value of a pixel that counts nowhere; all have it.
+        colors: the color table; only of uint8.
+        tags: what else is stored in it.
+
+    Raises:
+        EnvironmentFault: it cannot be written.
+    """
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
+
+    needed = grid.height * grid.width * np.dtype(dtype).itemsize
+    place = {} if grid.crs is None and grid.transform.is_identity else {"transform": grid.transform}
+    with atomic.new_file(path, needed_bytes=needed) as temporary, _writing(temporary, needed_bytes=needed):
+        with _opening, warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            dataset = rasterio.open(
+                temporary, "w", driver="GTiff", count=1, height=grid.height, width=grid.width, dtype=dtype,
+                nodata=nodata, crs=grid.crs, BIGTIFF="IF_NEEDED", **place,
+            )  # fmt: skip
+        with dataset:
+            dataset.update_tags(**tags)
+            if colors and dtype == "uint8":
+                dataset.write_colormap(1, colors)
+
+
+def write_rows(path: Path, values: npt.NDArray[Any], *, top: int, left: int) -> None:
+    """Put values into a raster of :func:`create`; they are on the disk when this returns.
+
+    Args:
+        path: of the file.
+        values: (h, w), of its type.
+        top, left: where they lie, in pixels.
+
+    Raises:
+        EnvironmentFault: they cannot be written.
+    """
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
+    from rasterio.windows import Window
+
+    with _writing(path, needed_bytes=values.nbytes):
+        with _opening, warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            dataset = rasterio.open(path, "r+", driver="GTiff")
+        with dataset:
+            dataset.write(values, 1, window=Window(left, top, values.shape[1], values.shape[0]))
+    atomic.sync(path)
+
+
+def write_cog(source: Path, target: Path, *, scratch: Path, needed_bytes: int) -> None:
+    """Write a raster as a COG (cloud optimized GeoTIFF), all or nothing: deflated tiles, overviews of nearest pixels.
+
+    Args:
+        source: of :func:`create`.
+        target: an existing file is replaced.
+        scratch: a folder on the target's disk, for what GDAL writes meanwhile.
+        needed_bytes: expected, for the message of a full disk.
+
+    Raises:
+        EnvironmentFault: it cannot be written; ``target`` is as it was.
+    """
+    import rasterio.shutil
+    from rasterio.errors import NotGeoreferencedWarning
+
+    made = scratch / "cog.tif"
+    with _writing(made, needed_bytes=needed_bytes), _opening, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        rasterio.shutil.copy(
+            source, made, driver="COG", compress="DEFLATE", blocksize=512, overview_resampling="NEAREST",
+            bigtiff="IF_SAFER",
+        )  # fmt: skip
+    with atomic.new_file(target, needed_bytes=needed_bytes) as temporary:
+        made.replace(temporary)
