@@ -20,14 +20,11 @@ SCENES = (
 )
 EXAMPLES = [
     ("predict ./photos --out ./masks --map img=rgb --color --overlay", "folders img/ and depth/ of one's own"),
-    ("predict ./data --out ./masks --split test --confidence", "a prepared data set"),
     (
-        "predict ./data --out ./masks --probabilities uint8 --threshold Sky=0.7",
-        "for other programs; unsure pixels are 255",
+        "predict ./data --out ./masks --split test --probabilities uint8 --threshold Sky=0.7",
+        "a prepared data set, for other programs; unsure pixels are 255",
     ),
-    ("predict ./drive2 --modality 'rgb=cam/*.png' --modality 'ir=ir/*.tif'", "files of a rig that lie elsewhere"),
     ("predict ./camera --out ./masks --follow", "scenes as they arrive; prints each mask's path"),
-    ("predict ./data --out ./masks --shard 0/4 --on-error skip", "one of four parts; list what is unreadable"),
     ("predict scene.tif --out classes.tif", "a raster of any size, by windows; see docs/rasters.md"),
 ]
 
@@ -55,7 +52,7 @@ def predict(
         list[str] | None,
         typer.Option(
             "--modality",
-            metavar="NAME=PATTERN|FILE",
+            metavar="NAME=PATTERN",
             help="A sensor's files below SCENES, as in prepare folder (else as the weights remember); without SCENES, "
             "its raster; the first one's pixels count (repeatable).",
         ),
@@ -68,6 +65,10 @@ def predict(
         typer.Option(
             "--bands", metavar="NAME=A,B,C", help="A raster's bands, from 1 or by name; else as trained (repeatable)."
         ),
+    ] = None,
+    vector: Annotated[
+        Literal["geojson", "gpkg"] | None,
+        typer.Option(help="Of a raster, also its classes' areas as polygons, beside --out."),
     ] = None,
     color: Annotated[bool, typer.Option("--color", help="Also paint each mask in its classes' colours.")] = False,
     overlay: Annotated[bool, typer.Option("--overlay", help="Also blend colours over the image, with legend.")] = False,
@@ -159,10 +160,9 @@ def predict(
             "--follow": follow,
         }  # fmt: skip
         refuse_unfit([option for option, value in unfit.items() if value], scenes=scenes, rasters=rasters)
-    elif bands:
-        raise UsageError(
-            f"--bands {bands[0]}: is for rasters; of folders, the data set says which bands a sensor takes"
-        )
+    elif bands or vector:
+        option = f"--bands {bands[0]}" if bands else f"--vector {vector}"
+        raise UsageError(f"{option}: is for rasters; SCENES are no TIFF, and no --modality NAME=FILE is given")
     if follow and layout is not None:
         raise UsageError("--follow: takes no --modality; name the folders as the sensors, or say it with --map")
     _refuse_unfollowed(
@@ -182,7 +182,7 @@ def predict(
         view = View(missing, scales, tile=True, overlap=tile_overlap)
         predict_raster(
             path, scenes, out, sources=rasters, bands=bands, names=chosen, view=view, device=device,
-            precision=precision, compiled=compiled, strict=strict, overwrite=overwrite, json=json,
+            precision=precision, compiled=compiled, strict=strict, overwrite=overwrite, vector=vector, json=json,
             is_default=weights is None,
         )  # fmt: skip
         return
@@ -254,6 +254,7 @@ def predict_raster(
     compiled: bool,
     strict: bool,
     overwrite: bool,
+    vector: str | None,
     json: bool,
     is_default: bool,
 ) -> None:
@@ -275,9 +276,12 @@ def predict_raster(
     )  # fmt: skip
     if is_default:
         run_folder.tell_default(weights)
-    report = raster.run(job, out, device=runtime.choose_device(device), strict=strict, overwrite=overwrite)
+    chosen = runtime.choose_device(device)
+    report = raster.run(job, out, device=chosen, strict=strict, overwrite=overwrite, vector=vector)
     console.say(f"{report['height']} × {report['width']} pixels, {', '.join(report['modalities'])}")
     console.say(f"{'classes':<10}  {report['out']}")
+    if report["vector"]:
+        console.say(f"{'polygons':<10}  {report['vector']}")
     if json:
         console.answer(report)
 

@@ -7,14 +7,18 @@ nothing else: no driver but GeoTIFF's, no files beside it, no network; and what 
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import re
 import shutil
+import sqlite3
+import struct
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -356,3 +360,130 @@ def write_cog(source: Path, target: Path, *, scratch: Path, needed_bytes: int) -
         )  # fmt: skip
     with atomic.new_file(target, needed_bytes=needed_bytes) as temporary:
         made.replace(temporary)
+
+
+VECTORS = ("geojson", "gpkg")
+Geometry = dict[str, Any]
+"""As in GeoJSON."""
+
+
+def polygons(path: Path, found: Header, *, nodata: int) -> Iterator[tuple[int, Geometry]]:
+    """The areas of one value in a raster of one band, along the pixels' edges; diagonal neighbours are two areas.
+
+    Args:
+        path: of the file.
+        found: its header.
+        nodata: areas of this value are left out.
+
+    Yields:
+        Value, and a polygon in the raster's coordinates; pixels are not held in memory, but all polygons are.
+
+    Raises:
+        DataError: the raster cannot be read.
+    """
+    import rasterio
+    from rasterio.features import shapes
+
+    try:
+        with path.open("rb") as stream, opened(stream, path, found) as dataset:
+            for geometry, value in shapes(rasterio.band(dataset, 1), connectivity=4, transform=dataset.transform):
+                if int(value) != nodata:
+                    yield int(value), geometry
+    except Refused as error:
+        raise DataError(f"{shown(path)}: {error}") from error
+
+
+Rows = Iterable[tuple[int, str, Geometry]]
+"""Class, its name, and a polygon."""
+
+
+def write_geojson(path: Path, rows: Rows, *, crs: Any) -> None:
+    """Write polygons as GeoJSON (RFC 7946), all or nothing: in longitude and latitude where there is a CRS.
+
+    Raises:
+        EnvironmentFault: it cannot be written.
+    """
+    from rasterio.warp import transform_geom
+
+    def pieces() -> Iterator[bytes]:
+        yield b'{"type":"FeatureCollection","features":['
+        for number, (value, name, geometry) in enumerate(rows):
+            place = geometry if crs is None else transform_geom(crs, "EPSG:4326", geometry)
+            feature = {"type": "Feature", "properties": {"class": value, "name": name}, "geometry": place}
+            yield (b",\n" if number else b"\n") + json.dumps(feature).encode()
+        yield b"\n]}\n"
+
+    with settings():
+        atomic.write_pieces(path, pieces())
+
+
+_GPKG_ID, _GPKG_VERSION = 0x47504B47, 10300
+"""``GPKG``, and 1.3: how an SQLite file says that it is a GeoPackage."""
+_GPKG = """
+CREATE TABLE gpkg_spatial_ref_sys (srs_name TEXT NOT NULL, srs_id INTEGER PRIMARY KEY, organization TEXT NOT NULL,
+    organization_coordsys_id INTEGER NOT NULL, definition TEXT NOT NULL, description TEXT);
+CREATE TABLE gpkg_contents (table_name TEXT NOT NULL PRIMARY KEY, data_type TEXT NOT NULL, identifier TEXT UNIQUE,
+    description TEXT DEFAULT '', last_change DATETIME NOT NULL, min_x DOUBLE, min_y DOUBLE, max_x DOUBLE, max_y DOUBLE,
+    srs_id INTEGER, FOREIGN KEY (srs_id) REFERENCES gpkg_spatial_ref_sys(srs_id));
+CREATE TABLE gpkg_geometry_columns (table_name TEXT NOT NULL, column_name TEXT NOT NULL,
+    geometry_type_name TEXT NOT NULL, srs_id INTEGER NOT NULL, z TINYINT NOT NULL, m TINYINT NOT NULL,
+    PRIMARY KEY (table_name, column_name));
+CREATE TABLE classes (fid INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, geom POLYGON, class INTEGER, name TEXT);
+INSERT INTO gpkg_spatial_ref_sys VALUES ('Undefined cartesian', -1, 'NONE', -1, 'undefined', NULL),
+    ('Undefined geographic', 0, 'NONE', 0, 'undefined', NULL);
+INSERT INTO gpkg_geometry_columns VALUES ('classes', 'geom', 'POLYGON', 0, 0, 0);
+"""
+_OWN_SRS = 100000
+"""Of a coordinate system that has no number of EPSG's."""
+
+
+def write_gpkg(path: Path, rows: Rows, *, crs: Any) -> None:
+    """Write polygons as a GeoPackage, layer ``classes``, in the raster's own coordinates; all or nothing.
+
+    Raises:
+        EnvironmentFault: it cannot be written.
+
+    Source: OGC 12-128r17 (GeoPackage 1.3): an SQLite file with tables of given names; geometries are WKB behind a head.
+    """
+    with atomic.new_file(path) as temporary:
+        try:
+            with closing(sqlite3.connect(temporary)) as database, settings():
+                _fill_gpkg(database, rows, crs)
+        except sqlite3.Error as error:
+            free = megabytes(shutil.disk_usage(path.parent).free)
+            raise EnvironmentFault(f"{shown(path)}: cannot write: {error} (free {free}); free some space") from error
+
+
+def _fill_gpkg(database: sqlite3.Connection, rows: Rows, crs: Any) -> None:
+    database.executescript(
+        f"PRAGMA application_id = {_GPKG_ID}; PRAGMA user_version = {_GPKG_VERSION}; PRAGMA journal_mode = OFF; {_GPKG}"
+    )
+    srs = -1
+    if crs is not None:
+        epsg = crs.to_epsg()
+        srs = epsg or _OWN_SRS
+        name = crs.to_string()[:100]
+        system = (name, srs, "EPSG" if epsg else "NONE", srs, crs.to_wkt())
+        database.execute("INSERT INTO gpkg_spatial_ref_sys VALUES (?, ?, ?, ?, ?, NULL)", system)
+    extent = [float("inf"), float("inf"), float("-inf"), float("-inf")]
+
+    def features() -> Iterator[tuple[bytes, int, str]]:
+        for value, name, geometry in rows:
+            xs, ys = zip(*geometry["coordinates"][0], strict=True)
+            extent[:] = min(extent[0], *xs), min(extent[1], *ys), max(extent[2], *xs), max(extent[3], *ys)
+            yield struct.pack("<2sBBi", b"GP", 0, 1, srs) + _wkb(geometry), value, name
+
+    database.executemany("INSERT INTO classes (geom, class, name) VALUES (?, ?, ?)", features())
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    bounds = extent if extent[0] <= extent[2] else [None] * 4
+    content = ("classes", "features", "classes", "", now, *bounds, srs)
+    database.execute("INSERT INTO gpkg_contents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", content)
+    database.execute("UPDATE gpkg_geometry_columns SET srs_id = ?", (srs,))
+    database.commit()
+
+
+def _wkb(geometry: Geometry) -> bytes:
+    """A polygon as well-known binary, little-endian."""
+    rings = geometry["coordinates"]
+    points = (struct.pack("<I", len(ring)) + b"".join(struct.pack("<2d", *point) for point in ring) for ring in rings)
+    return struct.pack("<BII", 1, 3, len(rings)) + b"".join(points)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import re
+import sqlite3
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +210,116 @@ def test_values_of_another_unit_are_noticed(memorysam: Program, scene: Path, tmp
 def test_the_card_remembers_the_bands(weights: Path, memorysam: Program) -> None:
     shown = memorysam("weights", "info", weights)
     assert "rgb (rgb): bands B4, B3, B2, " in shown.out
+
+
+def test_a_sensor_of_another_resolution_lies_where_its_coordinates_say(
+    memorysam: Program, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice as coarse, and 40 m further west and north than the first: each of its pixels is 2 × 2 of the first."""
+    monkeypatch.chdir(tmp_path)
+    fine = write_geotiff(tmp_path / "fine.tif", smooth(5, 40, 60))
+    stored = smooth(1, 24, 34) + 1
+    coarse = write_geotiff(tmp_path / "coarse.tif", stored, origin=(500_000 - 40, 5_000_000 + 40), pixel=20)
+    with rasters.windows(fine, images.header(fine)) as first:
+        onto = first.grid
+    with rasters.windows(coarse, images.header(coarse), onto=onto, nearest=True) as other:
+        seen, hidden = other.read((0,), top=0, left=0, height=40, width=60)
+    expected = np.kron(stored[0], np.ones((2, 2), np.uint16))[4:44, 4:64]
+    np.testing.assert_array_equal(seen[..., 0], expected)
+    assert hidden is not None and not hidden.any()
+    ended = memorysam(
+        "predict", "--modality", "rgb=fine.tif", "--modality", "nir=coarse.tif", "--bands", "nir=1", "--bands",
+        "rgb=4,3,2", "--weights", weights, "--out", "c.tif", "--json",
+    )  # fmt: skip
+    assert ended.code == 0 and (ended.answer["height"], ended.answer["width"]) == (40, 60), ended.err
+
+
+@pytest.mark.parametrize("nodata", [None, 0])
+def test_beyond_its_extent_a_sensor_measured_nothing(nodata: int | None, tmp_path: Path) -> None:
+    fine = write_geotiff(tmp_path / "fine.tif", smooth(1, 40, 60))
+    small = write_geotiff(tmp_path / "small.tif", smooth(1, 10, 20) + 1, pixel=20, nodata=nodata)
+    with rasters.windows(fine, images.header(fine)) as first:
+        onto = first.grid
+    with rasters.windows(small, images.header(small), onto=onto, nearest=True) as other:
+        seen, hidden = other.read((0,), top=0, left=0, height=40, width=60)
+    beyond = np.ones((40, 60), bool)
+    beyond[:20, :40] = False
+    np.testing.assert_array_equal(seen[..., 0] == 0 if hidden is None else hidden, beyond)
+
+
+def test_without_coordinates_nothing_is_laid_on_another_grid(
+    memorysam: Program, weights: Path, scene: Path, tmp_path: Path
+) -> None:
+    write_geotiff(tmp_path / "bare.tif", smooth(1, 20, 20), origin=None)
+    sources = ["--modality", f"rgb={scene}", "--modality", "nir=bare.tif", "--bands", "nir=1"]
+    ended = memorysam("predict", *sources, "--weights", weights, "--out", "c.tif")
+    assert ended.code == 3 and "bare.tif: has 20×20 pixels and the first sensor 75×110" in ended.err, ended.err
+
+
+def ring_area(ring: Any) -> float:
+    """By the shoelace formula; negative for one of the two directions."""
+    x, y = np.array(ring, float).T
+    return float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum() / 2)
+
+
+def area(rings: Any) -> float:
+    outer, *holes = [abs(ring_area(ring)) for ring in rings]
+    return outer - sum(holes)
+
+
+def rings_of(blob: bytes) -> list[list[tuple[float, float]]]:
+    """A GeoPackage's polygon: eight bytes of head, then WKB."""
+    assert blob[:4] == b"GP\0\1" and struct.unpack_from("<BI", blob, 8) == (1, 3)
+    (count,), place, rings = struct.unpack_from("<I", blob, 13), 17, []
+    for _ in range(count):
+        (points,) = struct.unpack_from("<I", blob, place)
+        values = struct.unpack_from(f"<{2 * points}d", blob, place + 4)
+        rings.append(list(zip(values[::2], values[1::2], strict=True)))
+        place += 4 + 16 * points
+    assert place == len(blob)
+    return rings
+
+
+@pytest.mark.parametrize("form", ["gpkg", "geojson"])
+def test_polygons_cover_the_pixels_of_their_class(
+    form: str, memorysam: Program, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stored = smooth(5, 40, 60) + 1
+    stored[:, :5, :9] = 0
+    # GeoJSON is in longitude and latitude, so that areas are compared where the file has no CRS: in pixels.
+    write_geotiff(tmp_path / "a.tif", stored, nodata=0, origin=(500_000, 5_000_000) if form == "gpkg" else None)
+    options = ["--bands", "rgb=4,3,2", "--vector", form]
+    ended = memorysam("predict", "a.tif", "--weights", weights, "--out", "c.tif", *options, "--json")
+    assert ended.code == 0, ended.err
+    assert ended.answer["vector"] == f"c.{form}"
+    if form == "gpkg":
+        with contextlib.closing(sqlite3.connect("c.gpkg")) as base:
+            found = [(name, rings_of(blob)) for name, blob in base.execute("SELECT name, geom FROM classes")]
+            assert base.execute("SELECT srs_id, min_x, max_y FROM gpkg_contents").fetchall() == [
+                (32633, 500_000, 5_000_000)
+            ]
+            assert base.execute("PRAGMA application_id").fetchone() == (0x47504B47,)
+        pixel = 100
+    else:
+        features = json.loads(Path("c.geojson").read_text())["features"]
+        found = [(each["properties"]["name"], each["geometry"]["coordinates"]) for each in features]
+        pixel = 1
+    counts = {name: sum(area(rings) for other, rings in found if other == name) / pixel for name in CLASSES}
+    assert counts == ended.answer["pixels"] and sum(counts.values()) == 40 * 60 - 5 * 9
+
+
+def test_geojson_is_in_longitude_and_latitude(memorysam: Program, weights: Path, scene: Path) -> None:
+    ended = memorysam("predict", scene, "--weights", weights, "--out", "c.tif", "--vector", "geojson")
+    assert ended.code == 0, ended.err
+    first = json.loads(Path("c.geojson").read_text())["features"][0]["geometry"]["coordinates"][0]
+    longitudes, latitudes = zip(*first, strict=True)
+    # UTM 33's central meridian is 15° E, and 5,000 km lie at 45.15° N.
+    assert all(14.99 < value < 15.02 for value in longitudes) and all(45.1 < value < 45.2 for value in latitudes)
+
+
+def test_every_key_of_the_answer_is_documented(memorysam: Program, weights: Path, scene: Path) -> None:
+    ended = memorysam("predict", scene, "--weights", weights, "--out", "c.tif", "--json")
+    page = (Path(__file__).parent.parent.parent / "docs/json.md").read_text(encoding="utf-8")
+    paragraph = page.partition("Of a raster (")[2].partition("\n\n")[0]
+    assert set(ended.answer) == set(re.findall("`(\\w+)`", paragraph)) - {"predict", "value"}

@@ -24,7 +24,7 @@ Missing = Literal["drop", "zero"]
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """Of test-time augmentation, as the reference meant to use it."""
 OVERLAP = 0.25
-ROWS = 256
+ROWS = 64
 """That are divided by their weights at once."""
 SIGNS = {"mirror": (1, 1, 1), "negate_sine": (-1, 1, -1), "negate_cosine": (1, -1, 1)}
 """What a horizontal flip does to the values of [sine, cosine, sine], by ``Modality.flip``."""

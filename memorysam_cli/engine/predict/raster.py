@@ -239,7 +239,13 @@ def _header(path: Path) -> Header:
 
 
 def run(
-    job: RasterJob, out: Path, *, device: torch.device, strict: bool = False, overwrite: bool = False
+    job: RasterJob,
+    out: Path,
+    *,
+    device: torch.device,
+    strict: bool = False,
+    overwrite: bool = False,
+    vector: str | None = None,
 ) -> dict[str, Any]:
     """Segment a raster.
 
@@ -248,7 +254,8 @@ def run(
         out: the class raster, a COG.
         device: where to compute.
         strict: refuse values that are not those of the training, instead of a warning.
-        overwrite: replace a file that is there.
+        overwrite: replace files that are there.
+        vector: of :data:`memorysam_cli.storage.rasters.VECTORS`: polygons are written beside ``out``, too.
 
     Returns:
         What ``predict --json`` answers.
@@ -260,7 +267,8 @@ def run(
         EnvironmentFault: no room on the disk, or another fault of the machine.
         FolderInUseError: another run makes the same file.
     """
-    _refuse_out(job, out, overwrite=overwrite)
+    shapes = None if vector is None else out.with_suffix(f".{vector}")
+    _refuse_out(job, out, shapes, overwrite=overwrite)
     runtime.refuse_precision(job.precision, device)
     work = out.with_name(f".{out.name}.work")
     with ExitStack() as stack:
@@ -278,10 +286,20 @@ def run(
             _segment(job, sensors, work, device)
             rasters.write_cog(made, out, scratch=work, needed_bytes=needed)
     shutil.rmtree(work, ignore_errors=True)
-    return _report(job, sensors, out, device)
+    if shapes is not None:
+        _write_polygons(job, out, shapes, crs=sensors.grid.crs)
+    return {**_report(job, sensors, out, device), "vector": None if shapes is None else str(shapes)}
 
 
-def _refuse_out(job: RasterJob, out: Path, *, overwrite: bool) -> None:
+def _write_polygons(job: RasterJob, out: Path, shapes: Path, *, crs: Any) -> None:
+    """The areas of each class of a raster that is made."""
+    found = rasters.polygons(out, images.header(out), nodata=job.nodata)
+    rows = ((value, job.info.classes[value], geometry) for value, geometry in found)
+    write = rasters.write_geojson if shapes.suffix == ".geojson" else rasters.write_gpkg
+    write(shapes, rows, crs=crs)
+
+
+def _refuse_out(job: RasterJob, out: Path, shapes: Path | None, *, overwrite: bool) -> None:
     """Refuse what must not be replaced, before anything is computed."""
     if out.suffix.lower() not in SUFFIXES:
         raise UsageError(
@@ -291,8 +309,9 @@ def _refuse_out(job: RasterJob, out: Path, *, overwrite: bool) -> None:
         raise UsageError(f"--out {shown(out)}: is a folder; give a file's name, such as classes.tif")
     if any(out.exists() and out.samefile(path) for path in job.sources.values() if path.exists()):
         raise UsageError(f"--out {shown(out)}: is the raster that is read; give another name")
-    if out.exists() and not overwrite:
-        raise UsageError(f"--out {shown(out)}: exists already; give another name or --overwrite")
+    for path in (out, shapes):
+        if path is not None and path.exists() and not overwrite:
+            raise UsageError(f"--out {shown(path)}: exists already; give another name or --overwrite")
 
 
 def _begin(job: RasterJob, grid: Grid, work: Path) -> None:

@@ -140,6 +140,13 @@ def test_every_variant_that_is_offered_can_be_trained(missing: Any, tmp_path: Pa
         assert missing.timed_recipe(study, variant).data.workers == 0
 
 
+def test_the_page_has_a_place_for_the_figures(missing: Any) -> None:
+    page = (FOLDER.parent / "docs/beyond.md").read_text(encoding="utf-8")
+    assert page.count(missing.table.BEGIN) == page.count(missing.table.END) == 1
+    has_figures = "No figures yet." not in page
+    assert has_figures == ("exclude_docs: beyond.md" not in (FOLDER.parent / "mkdocs.yml").read_text(encoding="utf-8"))
+
+
 def test_means_spreads_and_lacking_seeds_by_hand(missing: Any) -> None:
     table = missing.table
     assert table.spread([1.0, 2.0, 3.0]) == {"mean": 2.0, "std": 1.0}
