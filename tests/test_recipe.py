@@ -340,3 +340,19 @@ def test_any_text_survives_to_yaml_and_back(text: str, tmp_path: Path) -> None:
     path = tmp_path / "again.yaml"
     path.write_text(resolved.to_yaml(), encoding="utf-8")
     assert recipe.load(path) == resolved
+
+
+@pytest.mark.parametrize("text", ["foo", "3", "[1, x]", "[1, -2]", "[1, true]", "[]", "null", "[[1]]", "{a: 1}"])
+def test_weights_of_classes_that_cannot_be_are_refused_in_one_message(text: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        recipe.load("demo", [f"ohem.class_weights={text}"])
+    said = str(refused.value)
+    assert "ohem.class_weights: must be none, inverse, effective, or a number from 0 to 1e6 for each class" in said
+    assert "more)" not in said and "\n" not in said
+
+
+def test_weights_of_classes_come_back_from_what_a_recipe_writes(tmp_path: Path) -> None:
+    for text, wanted in (("[1, 2.5]", (1.0, 2.5)), ("inverse", "inverse")):
+        found = recipe.load("demo", [f"ohem.class_weights={text}"])
+        (tmp_path / "mine.yaml").write_text(found.to_yaml())
+        assert recipe.load(tmp_path / "mine.yaml").ohem.class_weights == found.ohem.class_weights == wanted

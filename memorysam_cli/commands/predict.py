@@ -20,14 +20,11 @@ SCENES = (
 )
 EXAMPLES = [
     ("predict ./photos --out ./masks --map img=rgb --color --overlay", "folders img/ and depth/ of one's own"),
-    ("predict ./data --out ./masks --split test --confidence", "a prepared data set"),
     (
-        "predict ./data --out ./masks --probabilities uint8 --threshold Sky=0.7",
-        "for other programs; unsure pixels are 255",
+        "predict ./data --out ./masks --split test --probabilities uint8 --threshold Sky=0.7",
+        "a prepared data set, for other programs; unsure pixels are 255",
     ),
-    ("predict ./drive2 --modality 'rgb=cam/*.png' --modality 'ir=ir/*.tif'", "files of a rig that lie elsewhere"),
     ("predict ./camera --out ./masks --follow", "scenes as they arrive; prints each mask's path"),
-    ("predict ./data --out ./masks --shard 0/4 --on-error skip", "one of four parts; list what is unreadable"),
     ("predict scene.tif --out classes.tif", "a raster of any size, by windows; see docs/rasters.md"),
 ]
 
@@ -55,7 +52,7 @@ def predict(
         list[str] | None,
         typer.Option(
             "--modality",
-            metavar="NAME=PATTERN|FILE",
+            metavar="NAME=PATTERN",
             help="A sensor's files below SCENES, as in prepare folder (else as the weights remember); without SCENES, "
             "its raster; the first one's pixels count (repeatable).",
         ),

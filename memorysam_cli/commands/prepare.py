@@ -289,6 +289,7 @@ def folder(
 
     class_file = None if classes is None else words.existing("--classes ", classes, root)
     divided = words.split(split or [], root)
+    tables = words.tables(times or [], root)
     own_name = words.dataset_name(name, root)
     proposal = None if modality else words.proposed(root, labels=labels, classes=class_file, kind=kind)
     if proposal is not None:
@@ -317,7 +318,7 @@ def folder(
         resize=words.resize(words.pairs("--resize", resize, known=patterns)),
         pair=pair,
         tolerance_ns=span,
-        times=words.tables(times or [], root),
+        times=tables,
         ignore=tuple(ignore) if ignore else None,
         label_shift=label_shift,
         seed=seed,

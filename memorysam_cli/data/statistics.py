@@ -20,7 +20,7 @@ import numpy.typing as npt
 from memorysam_cli.data import decode
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.data.transforms import Mask, full_scale
-from memorysam_cli.dataset import DatasetInfo, Modality, Statistics, ValueRange
+from memorysam_cli.dataset import IGNORE, DatasetInfo, Modality, Statistics, ValueRange
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
 
@@ -181,6 +181,27 @@ def with_ranges(manifest: Manifest) -> Manifest:
         return manifest
     found = value_ranges(manifest.root, measured_scenes(manifest), manifest.info.modalities)
     return replace(manifest, info=manifest.info.model_copy(update={"ranges": found}))
+
+
+def with_class_pixels(manifest: Manifest, *, split: str) -> Manifest:
+    """A manifest that says how many pixels each class has in a split.
+
+    Labels that cannot be read are passed over: who needs them will say so.
+    """
+    info, classes = manifest.info, len(manifest.info.classes)
+
+    def look(path: str) -> Values:
+        try:
+            label = decode.read_label(manifest.root / path, info.label, classes, palette=info.palette)
+        except DataError:
+            return np.zeros(classes, np.int64)
+        return np.bincount(label.ravel(), minlength=IGNORE + 1)[:classes]
+
+    paths = [scene.label for scene in manifest.of_split(split) if scene.label is not None]
+    with ThreadPoolExecutor(max_workers=min(THREADS, os.cpu_count() or 1)) as executor:
+        total = sum(executor.map(look, paths), np.zeros(classes, np.int64))
+    counts = {split: tuple(int(count) for count in total)}
+    return replace(manifest, info=info.model_copy(update={"class_pixels": counts}))
 
 
 def value_ranges(

@@ -609,7 +609,7 @@ def test_frames_pair_by_time_and_the_offsets_are_shown(memorysam: Program, tmp_p
         (["--pair", "nearest", "--tolerance", "0ms"], 2, "must be above 0"),
         (["--tolerance", "20ms"], 2, "--tolerance: is for --pair nearest"),
         (["--times", "t.csv"], 2, "--times: is for --pair nearest"),
-        (["--pair", "nearest", "--tolerance", "20ms", "--times", "t.csv"], 2, "--times t.csv: does not exist"),
+        (["--pair", "nearest", "--tolerance", "20ms", "--times", "no.csv"], 2, "--times no.csv: does not exist"),
         (["--pair", "nearest", "--tolerance", "1ms"], 3, "no frame of 'ir' is within 1 ms of one of 'rgb'"),
         (["--resize", "ir=cubic"], 2, "--resize ir=cubic: must be nearest or bilinear"),
         (["--kind", "ir=depth", "--resize", "ir=bilinear"], 2, "a value between two neighbours was never measured"),
@@ -619,6 +619,7 @@ def test_what_cannot_pair_or_resize_is_refused(
     words: list[str], code: int, said: str, memorysam: Program, tmp_path: Path
 ) -> None:
     write_drive(tmp_path / "drive", scenes=2)
+    (tmp_path / "drive/t.csv").write_text("file,time_ms\n")
     ended = memorysam("prepare", "folder", "drive", *DRIVE, *words)
     assert ended.code == code and said in ended.err, ended.err
 
