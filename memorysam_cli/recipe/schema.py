@@ -219,6 +219,12 @@ class Model(Section):
     order: Literal["recipe", "shuffled"] = "recipe"
     """The order in which training shows the sensors to the memory: as in ``data.modalities``, or drawn anew for every
     batch. Validation, evaluation and prediction always take that of ``data.modalities``."""
+    modality_embedding: bool = False
+    """Tell the network which sensor a memory comes from, by a learned embedding of each; false: as in the paper, all
+    memories look alike."""
+    memory_mask: Literal["best", "classes"] = "best"
+    """What a memory holds of the classes: the mask whose predicted IoU is best, as in the paper, or also how probable
+    each class is in each cell, by a learned vector of each."""
 
     @field_validator("lora")
     @classmethod
