@@ -99,6 +99,7 @@ LOSSES = Registry(
         "focal": f"{_REGIONS}:FocalLoss",
         "lovasz": f"{_REGIONS}:LovaszLoss",
         "single": "memorysam_cli.losses.robust:SingleLoss",
+        "prefix": "memorysam_cli.losses.robust:PrefixLoss",
     },
 )
 """Losses by name: classes such as :class:`memorysam_cli.losses.loss.Loss`."""

@@ -163,7 +163,7 @@ class MemorySAM(nn.Module):
             pool = [*pool, *(zero.expand(len(frames[0]), sensor=frame.sensor) for frame in pool)]
             passes = [[place + own * (place == count) for own, place in enumerate(places)] for places in passes]
         found = {
-            number: Pass(self.fusion.join(steps), _last_looks(steps, pool) if number in alone else [])
+            number: Pass(self.fusion.join(steps), _last_looks(steps) if number in alone else [])
             for number, steps in self._walk(pool, passes)
         }
         return [found[number] for number in range(len(passes))]
@@ -298,13 +298,13 @@ class MemorySAM(nn.Module):
             self._grid = grid
 
 
-def _last_looks(steps: Sequence[Step], pool: Sequence[EncodedFrame]) -> list[Tensor]:
+def _last_looks(steps: Sequence[Step]) -> list[Tensor]:
     """What each frame says of the scene, at the last look that was taken at it: (B, tokens, h, w), 0 where gated.
 
-    In the order of ``pool``, whatever that of the looks.
+    In the order in which frames are first looked at: shuffled where training shuffles them.
     """
     last = {id(step.frame): step for step in steps}
-    return open_logits([last[id(frame)] for frame in pool if id(frame) in last])[1]
+    return open_logits(list(last.values()))[1]
 
 
 def _map(level: Level, chain: Sequence[nn.Conv2d]) -> Tensor:
