@@ -426,8 +426,8 @@ class Recipe(Section):
         Args:
             zeroed: those whose other sensors are frames of zeros; else those whose other sensors are left out.
         """
-        names, share = self.data.modalities, self.robust.subset.zeroed
-        if not self.trains_subsets or (share == 0 if zeroed else share == 1):
+        names = self.data.modalities
+        if not self._shows_subsets(zeroed=zeroed):
             return (names,)
         return tuple(some for size in range(len(names), 0, -1) for some in combinations(names, size))
 
@@ -438,8 +438,13 @@ class Recipe(Section):
             names: at least one, all of the recipe.
             zeroed: the others are frames of zeros; else they are left out.
         """
-        is_whole = set(names) == set(self.data.modalities)
-        return is_whole or (self.trains_subsets and self.robust.subset.zeroed != (0 if zeroed else 1))
+        return set(names) == set(self.data.modalities) or self._shows_subsets(zeroed=zeroed)
+
+    def _shows_subsets(self, *, zeroed: bool) -> bool:
+        """Whether any set of sensors may come up in training: in a second pass, or as a beginning of a random order."""
+        is_drawn = self.trains_subsets and self.robust.subset.zeroed != (0 if zeroed else 1)
+        is_begun = "prefix" in self.losses and self.model.order == "shuffled" and self.model.fusion == "mean"
+        return is_drawn or (is_begun and not zeroed)
 
     @model_serializer(mode="wrap")
     def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
