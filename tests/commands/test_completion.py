@@ -45,7 +45,7 @@ def test_each_shell_gets_the_recipes(shell: str, tmp_path: Path) -> None:
         ("memorysam tra", {"train"}),
         ("memorysam evaluate --device cu", {"cuda", "cuda:0", "cuda:1"}),
         ("memorysam check . --dataset mc", {"mcubes"}),
-        ("memorysam recipes show de", {"default", "deliver", "deliver-rgbd", "demo"}),
+        ("memorysam recipes show de", {"default", "deliver", "deliver-rgbd", "deliver-robust", "demo"}),
         ("memorysam watch ru", {"runs/demo-1", "runs/"}),
         ("memorysam train --recipe mi", {"mine.yaml"}),
     ],

@@ -230,6 +230,7 @@ def test_the_json_has_the_documented_keys(listed: Manifest) -> None:
         ],
         "dropped": 0,
         "strays": {"count": 0, "first": []},
+        "offsets": {},
         "laws": {
             "scenes found = accepted + left out": {"left": 10, "right": 10, "holds": True},
             "height × width of the labels = pixels of classes + ignored": {"left": 432, "right": 432, "holds": True},

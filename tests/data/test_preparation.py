@@ -222,7 +222,8 @@ def test_the_json_is_the_documented_object(tmp_path: Path) -> None:
     value = json.loads(json.dumps(check_and_write(survey("mcubes", tmp_path)).to_json()))
     assert list(value) == [
         "schema_version", "dataset", "root", "manifest", "scenes", "splits", "published", "modalities", "stored",
-        "classes", "pixels", "problems", "dropped", "strays", "laws", "warnings", "sensors",
+        "classes", "pixels", "problems", "dropped", "strays", "offsets", "laws", "warnings",
+        "sensors",
     ]  # fmt: skip
     assert value["manifest"] == str(tmp_path / "memorysam" / "mcubes")
     assert (value["schema_version"], value["scenes"], value["classes"]) == (1, 2, 20)

@@ -212,14 +212,24 @@ def _shipped(path: Path, name: FileName, modalities: tuple[str, ...] | None) -> 
     chosen = modalities or name.modalities(possible[0])
     if chosen is None:
         raise UsageError(_not_stated(path, f"which modalities of {possible[0]} they were trained with"))
-    of_dataset = [each for each in map(recipes.load, recipes.shipped()) if each.data.dataset == possible[0]]
+    of_dataset = [each for each in _published().values() if each.data.dataset == possible[0]]
     exact = [each for each in of_dataset if each.data.modalities == chosen]
     return (exact or of_dataset)[0]
 
 
+def _published() -> dict[str, Recipe]:
+    """The shipped recipes that the authors' weights may be of: those of the paper's data sets with its losses alone."""
+    shipped = {name: recipes.load(name) for name in recipes.shipped()}
+    return {
+        name: each
+        for name, each in shipped.items()
+        if each.data.dataset in LETTERS and each.terms == ("ohem", "spmm")
+    }  # fmt: skip
+
+
 def _not_stated(path: Path, what: str) -> str:
     """The message of a file that leaves open by which recipe it was trained."""
-    known = ", ".join(name for name in recipes.shipped() if recipes.load(name).data.dataset in LETTERS)
+    known = ", ".join(_published())
     return (
         f"{shown(path)}: neither the tensors nor the file's name say {what}; "
         f"give --recipe ({known}) or --recipe and --modalities, in the order of the training"

@@ -373,7 +373,7 @@ def test_no_matched_file_is_passed_over_in_silence(tmp_path: Path, monkeypatch: 
     assert folder.survey(tmp_path, plan).laws == {
         "files matched = files of scenes": {"left": 6, "right": 6, "holds": True},
     }
-    rows = folder._rows
-    monkeypatch.setattr(folder, "_rows", lambda *given: (rows(*given)[0][1:], []))
+    paired = folder._paired
+    monkeypatch.setattr(folder, "_paired", lambda *given: replace(paired(*given), rows=paired(*given).rows[1:]))
     with pytest.raises(LawBroken, match="'files matched = files of scenes': 6 ≠ 4"):
         folder.survey(tmp_path, plan)
