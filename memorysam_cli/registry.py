@@ -95,6 +95,7 @@ LOSSES = Registry(
         "ohem": "memorysam_cli.losses.ohem:OhemLoss",
         "spmm": "memorysam_cli.losses.spmm:SpmmLoss",
         "single": "memorysam_cli.losses.robust:SingleLoss",
+        "teacher": "memorysam_cli.losses.robust:TeacherLoss",
     },
 )
 """Losses by name: classes such as :class:`memorysam_cli.losses.loss.Loss`."""

@@ -1,12 +1,14 @@
-"""The losses of training for failing sensors."""
+"""The losses of training for failing sensors: what each sensor says by itself, and what a teacher says instead."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from memorysam_cli.losses.loss import Loss, LossInputs
 from memorysam_cli.losses.ohem import pixel_losses
+from memorysam_cli.recipe import Teacher
 
 
 class SingleLoss(Loss):
@@ -33,3 +35,34 @@ class SingleLoss(Loss):
         # Sums over all processes, as those of a process may have more labelled pixels than those of another.
         pixels = inputs.total(valid).clamp(min=1) * frames
         return inputs.total(torch.stack(losses).sum()) / pixels
+
+
+class TeacherLoss(Loss):
+    """The mean over all labelled pixels of KL(teacher ‖ logits) · T², T being the temperature.
+
+    A pixel has the divergence of its cell at stride 4, so that nothing is upsampled.
+
+    Source: Hinton, Vinyals and Dean, arXiv 1503.02531, whose factor T² keeps the gradient's size for any T.
+    """
+
+    Settings = Teacher
+    settings: Teacher
+
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        """``inputs.logits`` learn from ``inputs.teacher``."""
+        sums, counts = [], []
+        for logits, teacher, label in zip(inputs.logits, inputs.teacher, inputs.labels, strict=True):
+            share = F.adaptive_avg_pool2d(
+                (label != inputs.ignored).float(), logits.shape[-2:]
+            )  # (B, H, W) -> (B, h, w)
+            # A product, no selection: what is not a number shows, wherever it is.
+            sums.append((self._divergence(logits.float(), teacher.float()) * share).sum())
+            counts.append(share.sum())
+        cells = inputs.total(torch.stack(counts).sum())
+        return inputs.total(torch.stack(sums).sum()) / torch.where(cells > 0, cells, 1.0)
+
+    def _divergence(self, logits: Tensor, teacher: Tensor) -> Tensor:
+        """(B, K, h, w) twice -> (B, h, w)."""
+        temperature = self.settings.temperature
+        ours, theirs = ((each / temperature).log_softmax(dim=1) for each in (logits, teacher))
+        return (theirs.exp() * (theirs - ours)).sum(dim=1) * temperature**2

@@ -77,6 +77,7 @@ class Trainer:
         if recipe.model.init is not None and not is_resumed:
             self.initial = start.initial_sha256(recipe)
             self.position.initial = start.load_initial(self.network, recipe.model.init)
+        self.teacher = start.teacher_sha256(recipe, self.network.card)
         self._refuse_differing()
         self.learner = Learner(self.network, recipe, accelerator=accelerator)
         self.validation = Validation(self.network, manifest, recipe, accelerator=accelerator)
@@ -95,7 +96,9 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         base, dataset = self.network.card.base.sha256, self.manifest.info.content_hash
-        return checkpoints.identity_of(self.recipe, dataset=dataset, base=base, initial=self.initial)
+        return checkpoints.identity_of(
+            self.recipe, dataset=dataset, base=base, initial=self.initial, teacher=self.teacher
+        )
 
     def refuse_other(self, checkpoint: Path) -> None:
         """Refuse a valid checkpoint that this training cannot continue; nothing is changed.

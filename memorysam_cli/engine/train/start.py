@@ -12,6 +12,7 @@ import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from memorysam_cli.engine.infer.inference import compared
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.train import checkpoints
 from memorysam_cli.engine.train.checkpoints import Position
+from memorysam_cli.engine.train.objective import teacher_file
 from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.errors import DataError, EnvironmentFault, MemorySamError, UsageError, WeightsError
 from memorysam_cli.model import Segmenter, base_weights
@@ -42,6 +44,8 @@ from memorysam_cli.text import command, megabytes, typed, typed_path
 AUTO = "auto"
 DISK_MARGIN = 1.05
 """Folders, headers, logs and pictures, beside the checkpoints."""
+READING = {"mean", "std", "channels", "bands", "scale", "offset"}
+"""The settings of a sensor that decide what values the network sees."""
 _OTHER_WEIGHTS = "give other weights, or begin without --init"
 
 
@@ -279,6 +283,33 @@ def initial_sha256(recipe: Recipe, then: str | None = None) -> str | None:
         if then is not None:
             return then
         raise WeightsError(f"--init {path}: {_why_none(path)}; give weights of `memorysam train`")
+    return tensors.sha256(path)
+
+
+def teacher_sha256(recipe: Recipe, ours: WeightsCard) -> str | None:
+    """The SHA-256 of the weights that a recipe's teacher has; none where it has none of its own.
+
+    Args:
+        recipe: its ``robust.teacher.weights`` names the file.
+        ours: the card of the network in training.
+
+    Raises:
+        WeightsError: the file is not there or not ours, or its classes or sensors are not those of this run.
+    """
+    file = teacher_file(recipe)
+    if file is None:
+        return None
+    path, card = file
+    where, remedy = f"robust.teacher.weights: {path}", "give weights of the same classes and sensors"
+    if card.dataset.classes != ours.dataset.classes:
+        pairs = zip_longest(card.dataset.classes, ours.dataset.classes)
+        number, (theirs, here) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
+        raise WeightsError(f"{where}: its class {number} is {theirs!r}, that of this data set {here!r}; {remedy}")
+    theirs, here = ([modality.name for modality in each.modalities] for each in (card, ours))
+    if theirs != here:
+        raise WeightsError(f"{where}: was trained on {', '.join(theirs)}, this run is on {', '.join(here)}; {remedy}")
+    if changed := [each for each in _changed_settings(card, ours) if each.split()[1] in READING]:
+        raise WeightsError(f"{where}: reads its sensors otherwise: {', '.join(changed)}; {remedy}")
     return tensors.sha256(path)
 
 
@@ -525,7 +556,7 @@ def introduction(
         yield f"losses: {', '.join(recipe.terms)}"
     if len(modalities) == 1:
         yield "one modality: memory attention and memory encoder get no gradient and are frozen"
-        if recipe.robust.subset.weight and not recipe.trains_subsets:
-            yield "one modality: robust.subset has no smaller set of sensors to train and does nothing"
+        if any(recipe.robust.weights.values()):
+            yield "one modality: 'robust' has no smaller set of sensors to train and does nothing"
     if position.step:
         yield f"resumed at step {position.step}, epoch {position.epoch + 1}"
