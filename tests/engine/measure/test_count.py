@@ -194,7 +194,7 @@ def test_the_count_is_what_a_real_update_on_the_cpu_takes(size: str, saver: str)
 def test_a_second_pass_takes_more_memory_and_the_arithmetic_of_its_own_looks() -> None:
     """Of two sensors: the second alone is a look without memories, forward and twice that back; the first is shared."""
     plain, robust = recipe_of("train.saver=off"), recipe_of("train.saver=off", "robust.subset.weight=1")
-    assert count.training(robust, classes=5).peak > 1.1 * count.training(plain, classes=5).peak
+    assert count.training(robust, classes=5).peak > 1.03 * count.training(plain, classes=5).peak
     before, after = (count.training_flops(recipe, classes=5) for recipe in (plain, robust))
     seconds = [draw(robust, Moment(0, update, 1.0)) == ((1,), 1.0) for update in range(count.UPDATES)]
     first, second = count._look_flops(count.skeleton(plain, classes=5), plain)
