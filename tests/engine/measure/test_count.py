@@ -217,9 +217,7 @@ def test_a_teacher_of_its_own_weights_is_counted_without_loading_it(tmp_path: Pa
     more = count.training(frozen, classes=5).peak - count.training(itself, classes=5).peak
     assert more > 0.9 * count.prediction(recipe, classes=5).weights
     assert count.training_flops(frozen, classes=5) > count.training_flops(itself, classes=5)
-    with pytest.raises(
-        WeightsError, match=r"teacher\.safetensors has the classes 5, this run 6; "
-    ):
+    with pytest.raises(WeightsError, match=r"teacher\.safetensors has the classes 5, this run 6; "):
         count.training(frozen, classes=6)
 
 
