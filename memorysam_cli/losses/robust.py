@@ -52,14 +52,13 @@ class TeacherLoss(Loss):
         """``inputs.logits`` learn from ``inputs.teacher``."""
         sums, counts = [], []
         for logits, teacher, label in zip(inputs.logits, inputs.teacher, inputs.labels, strict=True):
-            share = F.adaptive_avg_pool2d(
-                (label != inputs.ignored).float(), logits.shape[-2:]
-            )  # (B, H, W) -> (B, h, w)
+            cells = (logits.shape[-2], logits.shape[-1])
+            share = F.adaptive_avg_pool2d((label != inputs.ignored).float(), cells)  # (B, H, W) -> (B, h, w)
             # A product, no selection: what is not a number shows, wherever it is.
             sums.append((self._divergence(logits.float(), teacher.float()) * share).sum())
             counts.append(share.sum())
-        cells = inputs.total(torch.stack(counts).sum())
-        return inputs.total(torch.stack(sums).sum()) / torch.where(cells > 0, cells, 1.0)
+        count = inputs.total(torch.stack(counts).sum())
+        return inputs.total(torch.stack(sums).sum()) / torch.where(count > 0, count, 1.0)
 
     def _divergence(self, logits: Tensor, teacher: Tensor) -> Tensor:
         """(B, K, h, w) twice -> (B, h, w)."""
