@@ -216,6 +216,8 @@ def training(recipe: Recipe, *, classes: int, kind: Kind = "cuda") -> Count:
         kind: for what device.
     """
     recipe, network = _counted(recipe), skeleton(recipe, classes=classes)
+    if (file := teacher_file(recipe)) is not None:
+        _teacher_skeleton(file[1])  # made now: constructors read numbers, which cannot be read while counting
     with _counting(kind, recipe.train.precision) as (tracker, accelerator):
         network = _fresh(network)
         tracker.note([*network.parameters(), *network.buffers()])
