@@ -13,15 +13,18 @@ from matplotlib.figure import Figure
 from memorysam_cli.errors import UsageError
 from memorysam_cli.report.figures import BLUE, GREEN, ORANGE, VERMILION
 
-KINDS = ("any", "emm", "rmm", "nm")
+KINDS = ("any", "rmm", "nm")
 """Of ``evaluate --robustness``, that a run's figures are from."""
 FULL, DROPPED, ZEROED, WORST, RMM = "full set", "mean, dropped", "mean, zeroed", "worst", "RMM"
 MAIN = (FULL, DROPPED, ZEROED, WORST, RMM)
 """Figures of the first table; each sensor alone and the levels of noise have the second one."""
-MARKS = {FULL: (BLUE, "o"), DROPPED: (GREEN, "s"), ZEROED: (ORANGE, "D"), WORST: (VERMILION, "v")}
-"""What the plot shows, in which colour and by which mark."""
-THEMES = {"light": ("white", "#222222"), "dark": ("#1e2129", "#e6e6e6")}
-"""Ground and ink."""
+MARKS = {FULL: "o", DROPPED: "s", ZEROED: "D", WORST: "v"}
+"""What the plot shows, and by which mark."""
+THEMES = {
+    "light": ("white", "#222222", (BLUE, GREEN, ORANGE, VERMILION)),
+    "dark": ("#1e2129", "#e6e6e6", ("#56b4e9", "#2fc79a", ORANGE, "#ff8a60")),
+}
+"""Ground, ink, and a color for each mark."""
 BEGIN, END = "<!-- missing:begin -->", "<!-- missing:end -->"
 Report = Mapping[str, Any]
 
@@ -36,7 +39,7 @@ def figures_of(reports: Mapping[str, Report]) -> dict[str, float]:
         By name: of all sensors; the mean over all sets with the others dropped, and zeroed; of the worst set (dropped);
         RMM, the mean over all sets and levels; of each sensor alone (dropped); with noise of each level.
     """
-    dropped, zeroed = (reports[kind]["levels"][0] for kind in ("any", "emm"))
+    dropped, zeroed = reports["any"]["levels"]
     alone = {tuple(each["available"]): each["miou"] for each in dropped["sets"]}
     return {
         FULL: next(each["miou"] for each in dropped["sets"] if not each["missing"]),
@@ -165,11 +168,11 @@ def plots(found: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
         found: as of :func:`text_of`; not empty.
     """
     made = {}
-    for theme, (ground, ink) in THEMES.items():
+    for theme, (ground, ink, colors) in THEMES.items():
         inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
         fixed = {"text.parse_math": False, "font.size": 9, "svg.hashsalt": "memorysam", "svg.fonttype": "none"}
         with matplotlib.rc_context(fixed | dict.fromkeys(inked, ink)):  # type: ignore[arg-type]
-            figure = plot(found, ground=ground)
+            figure = plot(found, ground=ground, colors=colors)
             for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format=suffix, metadata=metadata, bbox_inches="tight", pad_inches=0.1)
@@ -177,14 +180,14 @@ def plots(found: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
     return made
 
 
-def plot(found: Sequence[Mapping[str, Any]], *, ground: str) -> Figure:
-    """One figure, in the colours of the context."""
+def plot(found: Sequence[Mapping[str, Any]], *, ground: str, colors: Sequence[str]) -> Figure:
+    """One figure; its text and axes are in the colors of the context."""
     figure = Figure(figsize=(8, 1.4 + 0.42 * len(found)), dpi=120, layout="constrained", facecolor=ground)
     axes = figure.add_subplot(facecolor=ground)
-    for number, (name, (colour, mark)) in enumerate(MARKS.items()):
+    for number, ((name, mark), color) in enumerate(zip(MARKS.items(), colors, strict=True)):
         places = [place + 0.16 * (number - 1.5) for place in range(len(found))]
         means, stds = ([each["figures"][name][key] or 0.0 for each in found] for key in ("mean", "std"))
-        axes.errorbar(means, places, xerr=stds, fmt=mark, color=colour, label=name, markersize=5, capsize=2)
+        axes.errorbar(means, places, xerr=stds, fmt=mark, color=color, label=name, markersize=5, capsize=2)
     axes.set_yticks(range(len(found)), [each["variant"] for each in found])
     axes.set_ylim(len(found) - 0.5, -0.5)  # the first variant on top
     axes.set_xlim(left=0)

@@ -119,6 +119,11 @@ class Modality(Strict):
     """What a horizontal flip does beside mirroring the pixels. An angle given as [sine, cosine, sine] may have to
     change the sign of one, by its convention; ``mirror`` is what the reference does. The others need a range of values
     that is symmetric about 0: floating point, or integers with ``scale`` and ``offset``."""
+    turn: Annotated[float, Field(ge=-4, le=4)] | None = None
+    """How far an angle given as [sine, cosine, sine] turns where the picture turns by one degree counterclockwise: 2
+    where it is stored doubled, as polarization has to be (its period is 180°), negative where it counts clockwise.
+    None: not known; then pixels alone are turned where ``flip`` is ``mirror``, and else ``augment.rotate`` is
+    refused."""
 
     @model_validator(mode="after")
     def _keeps_values_apart(self) -> Modality:
@@ -199,6 +204,21 @@ class ValueRange(Strict):
     """Declared by ``Modality.nodata`` or by the files' own tags."""
 
 
+class Layout(Strict):
+    """Where one's own sensors put their files, and how these pair: what ``predict`` takes for a new recording."""
+
+    modalities: dict[Name, Annotated[tuple[str, ...], Field(min_length=1, max_length=2)]]
+    """Sensor → its pattern below the data root, or an angle's two."""
+    labels: str | None = None
+    """The labels' pattern."""
+    pair: Literal["name", "nearest"] = "name"
+    """By names (or their numbers), or by the nearest time."""
+    tolerance_ns: Annotated[int, Field(gt=0)] | None = None
+    """Farther times are no pair."""
+    times: tuple[str, ...] = ()
+    """Tables of files and their times, relative to the data root; without, names hold the times."""
+
+
 class DatasetInfo(Strict):
     """The content of ``dataset.json``."""
 
@@ -217,6 +237,10 @@ class DatasetInfo(Strict):
     ranges: dict[str, ValueRange] = Field(default_factory=dict)
     """Modality → what its files hold; for information, and to notice scenes of another unit later. Those of an earlier
     version have none."""
+    class_pixels: dict[str, tuple[Annotated[int, Field(ge=0)], ...]] = Field(default_factory=dict)
+    """Split → pixels of each class, where weights of classes were worked out from them."""
+    layout: Layout | None = None
+    """Of one's own sensors; data sets of earlier versions, and published ones, have none."""
     crop: Crop | None = None
     """Only for data sets whose published protocol scores a part of the frame."""
     root: str = "."

@@ -89,11 +89,15 @@ class Registry:
         return value
 
 
+_REGIONS = "memorysam_cli.losses.regions"
 LOSSES = Registry(
     "loss",
     {
         "ohem": "memorysam_cli.losses.ohem:OhemLoss",
         "spmm": "memorysam_cli.losses.spmm:SpmmLoss",
+        "dice": f"{_REGIONS}:DiceLoss",
+        "focal": f"{_REGIONS}:FocalLoss",
+        "lovasz": f"{_REGIONS}:LovaszLoss",
         "single": "memorysam_cli.losses.robust:SingleLoss",
         "teacher": "memorysam_cli.losses.robust:TeacherLoss",
     },

@@ -122,6 +122,7 @@ NOWHERE = [
     ("prepare folder nosuch --modality rgb=x --labels y", DATA),
     ("prepare folder . --modality rgb=x --labels y --classes nosuch", OTHER),
     ("prepare folder . --modality rgb=x --split train=nosuch", OTHER),
+    ("prepare folder . --modality rgb=x --pair nearest --tolerance 1s --times nosuch --labels y", OTHER),
     ("prepare manifest nosuch ..", DATA),
     ("prepare hha nosuch --depth x --camera 0", DATA),
     *((f"prepare {name} nosuch", DATA) for name in ("deliver", "mcubes", "fmb")),
@@ -169,7 +170,10 @@ def test_a_path_that_is_not_there_is_told_before_anything_else(
     assert out == "" and not list(tmp_path.iterdir())
 
 
-OWN_WORDS = {"root of prepare synthetic", "out of recipes copy", "classes of prepare folder"}
+OWN_WORDS = {
+    "root of prepare synthetic", "out of recipes copy", "classes of prepare folder",
+    "times of prepare folder", "times of predict",
+}  # fmt: skip
 """Paths that are made, or may lie in another folder as well."""
 
 

@@ -111,13 +111,19 @@ def test_links_between_pages_work_on_github_too() -> None:
                 assert (page.parent / link).exists(), f"{page.name} leads to {link}"
 
 
+def test_a_code_block_says_one_word_of_itself() -> None:
+    """The site takes no block that begins with two words, and its end for the beginning of another one."""
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        assert not re.findall(r"^\s*```\w+ .*$", page.read_text(encoding="utf-8"), re.MULTILINE), page.name
+
+
 OTHERS = {
     "torchrun": "--nproc-per-node --nnodes --rdzv-backend --rdzv-endpoint --rdzv-id --standalone",
     "accelerate": "--multi_gpu --num_processes --use_fsdp",
     "SLURM": "--array --cpus-per-task --gpus --gpus-per-node --job-name --nodes --ntasks-per-node --requeue --signal "
     "--time",
     "trackers": "--append --backend-store-uri --logdir",
-    "scripts": "--demo --work --small",
+    "scripts": "--demo --work --small --seeds --variants",
     "pip": "--force-reinstall",
     "all": "--help",
 }

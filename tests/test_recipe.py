@@ -58,8 +58,22 @@ PAPER = {
 }
 
 
-def test_the_shipped_recipes_are_the_published_ones_the_demo_and_the_default() -> None:
-    assert sorted(recipe.shipped()) == sorted([*PAPER, "demo", "default"])
+ROBUST = {"deliver-robust": "deliver", "mcubes-robust": "mcubes"}
+"""Recipes for sensors that fail, and the published ones that they begin from."""
+
+
+def test_the_shipped_recipes_are_the_published_ones_those_for_failing_sensors_the_demo_and_the_default() -> None:
+    assert sorted(recipe.shipped()) == sorted([*PAPER, *ROBUST, "demo", "default"])
+
+
+@pytest.mark.parametrize("name", ROBUST)
+def test_a_recipe_for_failing_sensors_is_the_published_one_with_losses_on_some_of_them(name: str) -> None:
+    own, paper = recipe.load(name), recipe.load(ROBUST[name])
+    same = {"name": paper.name, "about": paper.about, "robust": paper.robust, "losses": paper.losses}
+    assert own.model_copy(update=same) == paper
+    assert own.robust.subset.weight > 0 and own.losses.keys() == {"single"}
+    assert all(own.trains_on([sensor], zeroed=False) for sensor in own.data.modalities)
+    assert not any(paper.trains_on([sensor], zeroed=False) for sensor in paper.data.modalities)
 
 
 def test_the_default_recipe_leaves_data_set_and_modalities_open() -> None:
@@ -146,7 +160,7 @@ def test_a_recipe_written_out_reads_back_as_itself(name: str, tmp_path: Path) ->
     assert "modalities: [" in resolved.to_yaml()
 
 
-@pytest.mark.parametrize("name", recipe.shipped())
+@pytest.mark.parametrize("name", [*PAPER, "demo", "default"])
 def test_a_shipped_recipe_leaves_no_spmm_key_out(name: str) -> None:
     text = recipe.shipped()[name].read_text(encoding="utf-8")
     spmm = text.split("\nspmm:\n")[1].split("\n\n")[0]
@@ -326,3 +340,19 @@ def test_any_text_survives_to_yaml_and_back(text: str, tmp_path: Path) -> None:
     path = tmp_path / "again.yaml"
     path.write_text(resolved.to_yaml(), encoding="utf-8")
     assert recipe.load(path) == resolved
+
+
+@pytest.mark.parametrize("text", ["foo", "3", "[1, x]", "[1, -2]", "[1, true]", "[]", "null", "[[1]]", "{a: 1}"])
+def test_weights_of_classes_that_cannot_be_are_refused_in_one_message(text: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        recipe.load("demo", [f"ohem.class_weights={text}"])
+    said = str(refused.value)
+    assert "ohem.class_weights: must be none, inverse, effective, or a number from 0 to 1e6 for each class" in said
+    assert "more)" not in said and "\n" not in said
+
+
+def test_weights_of_classes_come_back_from_what_a_recipe_writes(tmp_path: Path) -> None:
+    for text, wanted in (("[1, 2.5]", (1.0, 2.5)), ("inverse", "inverse")):
+        found = recipe.load("demo", [f"ohem.class_weights={text}"])
+        (tmp_path / "mine.yaml").write_text(found.to_yaml())
+        assert recipe.load(tmp_path / "mine.yaml").ohem.class_weights == found.ohem.class_weights == wanted

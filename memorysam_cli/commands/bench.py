@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from memorysam_cli.commands import options
 from memorysam_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from memorysam_cli.engine.measure.workload import Workload
 
 EXAMPLES = [
     ("bench --backbone nano --size 128 --batch 1 --against plain", "against the reference's way"),
@@ -68,14 +73,24 @@ def bench(
     )  # fmt: skip
     place = runtime.choose_device(device)
     if mode == "data":
-        from memorysam_cli.engine.measure import input_speed
-
-        report = input_speed.measure(workload, place, repeats=repeats)
-        input_speed.show(report)
+        report = _measure_reading(workload, place, repeats=repeats)
     else:
-        from memorysam_cli.engine.measure import bench as benchmark
-
-        report = benchmark.measure(workload, place, against_plain=against == "plain", repeats=repeats)
-        benchmark.show(report, title=f"{workload}{f', saver {workload.saver}' * (mode == 'train')}")
+        report = _measure_network(workload, place, against_plain=against == "plain", repeats=repeats)
     if json:
         console.answer(report)
+
+
+def _measure_reading(workload: Workload, device: torch.device, *, repeats: int) -> dict[str, Any]:
+    from memorysam_cli.engine.measure import input_speed
+
+    report = input_speed.measure(workload, device, repeats=repeats)
+    input_speed.show(report)
+    return report
+
+
+def _measure_network(workload: Workload, device: torch.device, *, against_plain: bool, repeats: int) -> dict[str, Any]:
+    from memorysam_cli.engine.measure import bench as benchmark
+
+    report = benchmark.measure(workload, device, against_plain=against_plain, repeats=repeats)
+    benchmark.show(report, title=f"{workload}{f', saver {workload.saver}' * (workload.task == 'train')}")
+    return report

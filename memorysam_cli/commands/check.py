@@ -31,10 +31,7 @@ def check(
     dataset: Annotated[
         str | None,
         typer.Option(
-            "--dataset",
-            metavar="NAME",
-            help="Which one, where DATA holds several.",
-            autocompletion=options.data_sets,
+            "--dataset", metavar="NAME", help="Which one, where DATA holds several.", autocompletion=options.data_sets
         ),
     ] = None,
     out: options.OptionalOut = None,

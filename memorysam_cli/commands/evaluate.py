@@ -13,7 +13,7 @@ EXAMPLES = [
     ("evaluate", "the best weights of the newest run, on val"),
     ("evaluate --weights runs/latest/checkpoints/best.safetensors --split test --json", "for a script"),
     ("evaluate --modalities img,depth --tta", "fewer sensors, more views"),
-    ("evaluate --robustness any", "all subsets of the sensors"),
+    ("evaluate --robustness any", "all subsets of the sensors, the others dropped, and zeroed"),
 ]
 
 
@@ -24,7 +24,7 @@ def evaluate(
         str, typer.Option("--split", metavar="A,B", help="train, val, test, several with commas, or all.")
     ] = "val",
     modalities: options.Modalities = None,
-    missing: options.Missing = "drop",
+    missing: options.OptionalMissing = None,
     tta: options.Tta = False,
     tta_scales: options.TtaScales = None,
     tile: options.Tile = False,
@@ -78,13 +78,13 @@ def evaluate(
     names, scales = options.names(modalities), options.scales(tta_scales, tta=tta)
     if robustness is not None and (scales or tile or min_miou is not None):
         raise UsageError("--robustness: is defined without --tta, --tile and --min-miou; leave them out")
-    _refuse_idle(robustness, seed=seed, repeats=repeats, noise_extremes=noise_extremes)
+    _refuse_idle(robustness, missing=missing, seed=seed, repeats=repeats, noise_extremes=noise_extremes)
     from memorysam_cli.engine.evaluate import evaluation
     from memorysam_cli.engine.infer.views import View
     from memorysam_cli.report import console
     from memorysam_cli.storage import lock
 
-    view = View(missing=missing, scales=scales, tile=tile, overlap=tile_overlap)
+    view = View(missing=missing or "drop", scales=scales, tile=tile, overlap=tile_overlap)
     job = evaluation.plan(
         path, data=data, split=split, modalities=names, view=view, out=out, device=device, batch=batch, workers=workers,
         precision=precision, is_compiled=compiled, strict=strict,
@@ -93,8 +93,8 @@ def evaluate(
         run_folder.tell_default(path)
     if robustness is not None:
         report = evaluation.measure_robustness(
-            job, kind=robustness, seed=seed or 0, repeats=repeats or 1, noise_extremes=noise_extremes or "batch",
-            protocol=protocol,
+            job, kind=robustness, missing=missing or ("both" if robustness == "any" else "drop"),
+            seed=seed or 0, repeats=repeats or 1, noise_extremes=noise_extremes or "batch", protocol=protocol,
         )  # fmt: skip
     else:
         report = evaluation.score(job, protocol=protocol, pictured=gallery)
@@ -111,8 +111,16 @@ def evaluate(
         raise error
 
 
-def _refuse_idle(robustness: str | None, *, seed: int | None, repeats: int | None, noise_extremes: str | None) -> None:
+def _refuse_idle(
+    robustness: str | None, *, missing: str | None, seed: int | None, repeats: int | None, noise_extremes: str | None
+) -> None:
     """Refuse options that would decide nothing."""
+    if missing == "drop" and robustness == "emm":
+        raise UsageError("--missing drop: 'emm' feeds zeros for a missing sensor; use --robustness any")
+    if missing is not None and robustness in ("rmm", "nm"):
+        raise UsageError(
+            f"--missing {missing}: '{robustness}' says itself what becomes of a sensor; use --robustness any"
+        )
     readers = {
         "--seed": (seed, ("rmm", "nm")),
         "--repeats": (repeats, ("rmm", "nm")),

@@ -41,6 +41,11 @@ def must_exist(fault: type[MemorySamError], where: str = "", *, but: str = "") -
     return look
 
 
+def path_option(name: str, letter: str, *, metavar: str, help: str, fault: type[MemorySamError]) -> Any:
+    """An option whose path is read, and so must be there; ``fault`` is raised where it is not."""
+    return typer.Option(name, letter, metavar=metavar, help=help, callback=must_exist(fault, f"{name} "))
+
+
 def is_missing(path: str | Path) -> bool:
     """Whether nothing is at a path, ``~`` expanded or not; what cannot be looked at is left to those who read it."""
     try:
@@ -121,12 +126,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings an
 
 Data = Annotated[
     Path | None,
-    typer.Option(
+    path_option(
         "--data",
         "-d",
         metavar="ROOT",
         help="Folder of the data sets (else $MEMORYSAM_DATA, else ./data).",
-        callback=must_exist(DataError, "--data "),
+        fault=DataError,
     ),
 ]
 _OUT = typer.Option("--out", "-o", metavar="PATH", help="Where the results go.")
@@ -134,12 +139,12 @@ Out = Annotated[Path, _OUT]
 OptionalOut = Annotated[Path | None, _OUT]
 Weights = Annotated[
     Path | None,
-    typer.Option(
+    path_option(
         "--weights",
         "-w",
         metavar="FILE",
         help="A .safetensors file (else the best of runs/latest).",
-        callback=must_exist(WeightsError, "--weights "),
+        fault=WeightsError,
     ),
 ]
 WeightsFile = Annotated[
@@ -184,6 +189,10 @@ Modalities = Annotated[
 Missing = Annotated[
     Literal["drop", "zero"],
     typer.Option(help="Modalities that are left out: not fed at all, or fed as zeros after normalisation."),
+]
+OptionalMissing = Annotated[
+    Literal["drop", "zero"] | None,
+    typer.Option(help="Modalities that are left out: not fed (else), or zeros; --robustness any does both (else)."),
 ]
 Tta = Annotated[
     bool, typer.Option("--tta", help="Average over scales 0.5 to 1.75 and mirrored images: slower, steadier.")

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from memorysam_cli.commands import options
+from memorysam_cli.commands.prepare_options import Pair, Times, Tolerance, recording
 from memorysam_cli.errors import DataError, PartialError, UsageError
 
+if TYPE_CHECKING:
+    from memorysam_cli.engine.infer.views import View
+
 SCENES = (
-    "A prepared data set, a folder per modality, a folder per scene, or one scene; else what is prepared below --data."
+    "A prepared data set, a folder per modality, a folder per scene, one scene, or a raster (TIFF); else what is "
+    "prepared below --data."
 )
 EXAMPLES = [
     ("predict ./photos --out ./masks --map img=rgb --color --overlay", "folders img/ and depth/ of one's own"),
-    ("predict ./data --out ./masks --split test --confidence", "a prepared data set"),
     (
-        "predict ./data --out ./masks --probabilities uint8 --threshold Sky=0.7",
-        "for other programs; unsure pixels are 255",
+        "predict ./data --out ./masks --split test --probabilities uint8 --threshold Sky=0.7",
+        "a prepared data set, for other programs; unsure pixels are 255",
     ),
-    ("predict ./data --out ./masks --shard 0/4 --on-error skip", "one of four parts; list what is unreadable"),
+    ("predict ./camera --out ./masks --follow", "scenes as they arrive; prints each mask's path"),
+    ("predict scene.tif --out classes.tif", "a raster of any size, by windows; see docs/rasters.md"),
 ]
 
 
@@ -42,6 +47,28 @@ def predict(
     renames: Annotated[
         list[str] | None,
         typer.Option("--map", metavar="MODALITY=NAME", help="What your files call a modality (repeatable)."),
+    ] = None,
+    modality: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--modality",
+            metavar="NAME=PATTERN",
+            help="A sensor's files below SCENES, as in prepare folder (else as the weights remember); without SCENES, "
+            "its raster; the first one's pixels count (repeatable).",
+        ),
+    ] = None,
+    pair: Pair = "name",
+    tolerance: Tolerance = None,
+    times: Times = None,
+    bands: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--bands", metavar="NAME=A,B,C", help="A raster's bands, from 1 or by name; else as trained (repeatable)."
+        ),
+    ] = None,
+    vector: Annotated[
+        Literal["geojson", "gpkg"] | None,
+        typer.Option(help="Of a raster, also its classes' areas as polygons, beside --out."),
     ] = None,
     color: Annotated[bool, typer.Option("--color", help="Also paint each mask in its classes' colours.")] = False,
     overlay: Annotated[bool, typer.Option("--overlay", help="Also blend colours over the image, with legend.")] = False,
@@ -68,12 +95,38 @@ def predict(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Begin anew, also in a folder that holds other files.")
     ] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Segment scenes as they arrive in SCENES, until Ctrl-C or --limit.")
+    ] = False,
+    poll: Annotated[
+        float | None,
+        typer.Option(min=0.01, metavar="SECONDS", help="Between two looks of --follow.", show_default="1"),
+    ] = None,
+    settle: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="SECONDS", help="So long a new file must not change (--follow).", show_default="2"),
+    ] = None,
+    late: Annotated[
+        float | None,
+        typer.Option(
+            min=0, metavar="SECONDS", help="Wait so long for a scene's other sensors (--follow); else for ever."
+        ),
+    ] = None,
     shard: options.Shard = None,
     engine: options.Engine = "local",
     device: options.Device = "auto",
     precision: options.Precision = "fp32",
     compiled: options.Compile = False,
-    batch: options.Batch = 4,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            "--batch",
+            min=1,
+            metavar="N",
+            help="Scenes of one size that are computed at once.",
+            show_default="4; 1 with --follow",
+        ),
+    ] = None,
     workers: options.Workers = 2,
     json: options.Json = False,
     verbose: options.Verbose = False,
@@ -92,25 +145,65 @@ def predict(
         raise UsageError(f"--data {data}: SCENES ({scenes}) are given already; leave one of the two out")
     if resume and overwrite:
         raise UsageError("--resume and --overwrite exclude each other; give one")
+    is_folder = scenes is not None and scenes.is_dir()
+    rasters = None if is_folder else modality
+    asked = modality if is_folder else None
+    layout = recording(asked, scenes, pair=pair, tolerance=tolerance, times=times or [], renames=renames)
+    is_raster = bool(rasters) or (
+        scenes is not None and scenes.is_file() and scenes.suffix.lower() in (".tif", ".tiff")
+    )
+    if is_raster:
+        unfit = {
+            "--color": color, "--overlay": overlay, "--legend": legend, "--confidence": confidence, "--split": split,
+            "--limit": limit, "--shard": shard, "--map": renames, "--data": data, "--engine ray": engine == "ray",
+            "--probabilities": probabilities, "--threshold": thresholds, "--unsure": unsure is not None,
+            "--follow": follow,
+        }  # fmt: skip
+        refuse_unfit([option for option, value in unfit.items() if value], scenes=scenes, rasters=rasters)
+    elif bands or vector:
+        option = f"--bands {bands[0]}" if bands else f"--vector {vector}"
+        raise UsageError(f"{option}: is for rasters; SCENES are no TIFF, and no --modality NAME=FILE is given")
+    if follow and layout is not None:
+        raise UsageError("--follow: takes no --modality; name the folders as the sensors, or say it with --map")
+    _refuse_unfollowed(
+        follow=follow, scenes=scenes, batch=batch, only={"--poll": poll, "--settle": settle, "--late": late}
+    )
     path = weights or run_folder.default_weights()  # before torch is imported: without weights the answer is instant
     chosen, scales = options.names(modalities), options.scales(tta_scales, tta=tta)
     from memorysam_cli.engine.infer.views import View
     from memorysam_cli.engine.predict import files, ledger
     from memorysam_cli.engine.predict.job import RunOptions, plan, read_shard
-    from memorysam_cli.engine.predict.run import run
+    from memorysam_cli.engine.predict.run import Following, run
+    from memorysam_cli.engine.predict.run import follow as follow_folder
     from memorysam_cli.report import console
     from memorysam_cli.storage import lock
 
+    if is_raster:
+        view = View(missing, scales, tile=True, overlap=tile_overlap)
+        predict_raster(
+            path, scenes, out, sources=rasters, bands=bands, names=chosen, view=view, device=device,
+            precision=precision, compiled=compiled, strict=strict, overwrite=overwrite, vector=vector, json=json,
+            is_default=weights is None,
+        )  # fmt: skip
+        return
     extras = [name for name, wanted in (("color", color), ("overlay", overlay), ("confidence", confidence)) if wanted]
     run_options = RunOptions(device, workers, on_error == "skip", read_shard(shard), engine, overwrite, resume)
     job = plan(
-        path, scenes=scenes, data=data, split=split, modalities=chosen, renames=renames, limit=limit,
-        view=View(missing, scales, tile, tile_overlap), extras=extras, batch=batch, precision=precision,
-        is_compiled=compiled, strict=strict, probabilities=probabilities, thresholds=thresholds or (), unsure=unsure,
+        path, scenes=scenes, data=data, split=split, modalities=chosen, renames=renames,
+        layout=layout, limit=None if follow else limit, view=View(missing, scales, tile, tile_overlap), extras=extras,
+        batch=batch or (1 if follow else 4), precision=precision, is_compiled=compiled, strict=strict,
+        probabilities=probabilities, thresholds=thresholds or (), unsure=unsure, follows=follow,
     )  # fmt: skip
     if weights is None:
         run_folder.tell_default(path)
-    report = run(job, out, run_options)
+    stopped = None
+    if follow:
+        following = Following(1.0 if poll is None else poll, 2.0 if settle is None else settle, late, limit)
+        report, stopped = follow_folder(job, out, run_options, following, strict=strict)
+    else:
+        report = run(job, out, run_options)
+    if report is None and stopped is not None:
+        raise stopped
     if report is None:  # only the first of several processes has the result
         return
     if legend:
@@ -118,7 +211,91 @@ def predict(
     ledger.show(report)
     if json:
         console.answer(report)
+    if stopped is not None:
+        raise stopped
     if report["failed"]:
         error = PartialError(f"{report['failed']} of {report['scenes']} scenes were left out; see {report['ledger']}")
         lock.note(error, out)
         raise error
+
+
+def refuse_unfit(unfit: list[str], *, scenes: Path | None, rasters: list[str] | None) -> None:
+    """Refuse what a raster has no use for.
+
+    Args:
+        unfit: such options that are given.
+        scenes: SCENES.
+        rasters: of ``--modality``.
+
+    Raises:
+        UsageError: there are such options; or both ways to name rasters, or several processes.
+    """
+    if scenes is not None and rasters:
+        raise UsageError(f"--modality {rasters[0]}: SCENES ({scenes}) are given already; leave one of the two out")
+    if unfit:
+        raise UsageError(f"{unfit[0]}: is for folders of scenes; of a raster, the classes alone are written")
+    from memorysam_cli.engine import surroundings
+
+    if surroundings.world() != 1:
+        raise UsageError("predict of a raster: runs in one process; start it without torchrun or accelerate launch")
+
+
+def predict_raster(
+    weights: Path,
+    scene: Path | None,
+    out: Path,
+    *,
+    sources: list[str] | None,
+    bands: list[str] | None,
+    names: tuple[str, ...] | None,
+    view: View,
+    device: str,
+    precision: str,
+    compiled: bool,
+    strict: bool,
+    overwrite: bool,
+    vector: str | None,
+    json: bool,
+    is_default: bool,
+) -> None:
+    """Segment a raster by windows; see :mod:`memorysam_cli.engine.predict.raster`."""
+    from memorysam_cli.commands import prepare_options as words
+    from memorysam_cli.engine import run_folder, runtime
+    from memorysam_cli.engine.predict import raster
+    from memorysam_cli.report import console
+
+    paths = {name: Path(file) for name, file in words.pairs("--modality", sources, known=None).items()}
+    for name, path in paths.items():
+        if not path.is_file():
+            raise DataError(
+                f"--modality {name}={path}: {'is no file' if path.exists() else 'does not exist'}; check it"
+            )
+    job = raster.plan(
+        weights, scene=scene, sources=paths, names=names, view=view, precision=precision, is_compiled=compiled,
+        bands=words.bands(words.pairs("--bands", bands, known=None), channels=()),
+    )  # fmt: skip
+    if is_default:
+        run_folder.tell_default(weights)
+    chosen = runtime.choose_device(device)
+    report = raster.run(job, out, device=chosen, strict=strict, overwrite=overwrite, vector=vector)
+    console.say(f"{report['height']} × {report['width']} pixels, {', '.join(report['modalities'])}")
+    console.say(f"{'classes':<10}  {report['out']}")
+    if report["vector"]:
+        console.say(f"{'polygons':<10}  {report['vector']}")
+    if json:
+        console.answer(report)
+
+
+def _refuse_unfollowed(*, follow: bool, scenes: Path | None, batch: int | None, only: dict[str, float | None]) -> None:
+    """Refuse options that go with ``--follow`` alone, and with it what cannot be.
+
+    Raises:
+        UsageError: there are such.
+    """
+    given = [name for name, value in only.items() if value is not None]
+    if given and not follow:
+        raise UsageError(f"{given[0]}: goes with --follow")
+    if follow and scenes is None:
+        raise UsageError("--follow: give the folder that the scenes arrive in as SCENES")
+    if follow and batch not in {None, 1}:
+        raise UsageError(f"--batch {batch}: with --follow it is 1: which scenes arrive together must not change a mask")

@@ -65,6 +65,10 @@ EXAMPLES = {
             "--name field --drop-incomplete",
             "leave out what is incomplete",
         ),
+        (
+            "prepare folder ./data --modality 'rgb=rgb/*.png' --modality 'ir=ir/*.tif' --pair nearest --tolerance 20ms",
+            "by the times in the names",
+        ),
     ],
     "manifest": [
         ("prepare manifest ./data sensors", "accept a manifest that was edited by hand"),
@@ -207,7 +211,9 @@ def folder(
     channels: Annotated[
         Named,
         typer.Option(
-            "--channels", metavar="NAME=A,B,C", help="The three stored channels to take, from 0 (repeatable)."
+            "--channels",
+            metavar="NAME=A,B,C",
+            help="The three stored channels to take, from 0; of more, as 0-5, each three are a frame (repeatable).",
         ),
     ] = None,
     bands: Annotated[
@@ -215,7 +221,7 @@ def folder(
         typer.Option(
             "--bands",
             metavar="NAME=A,B,C",
-            help="The three bands of a TIFF to take, from 1 or by their names, as s2=B4,B3,B2 (repeatable).",
+            help="The three bands of a TIFF to take, or more, from 1 or by names, as s2=B4,B3,B2 (repeatable).",
         ),
     ] = None,
     scale: Annotated[
@@ -232,6 +238,17 @@ def folder(
             help="Stored values that are no measurement, as depth=65535 (repeatable); NaN and TIFF tags always are.",
         ),
     ] = None,
+    resize: Annotated[
+        Named,
+        typer.Option(
+            "--resize",
+            metavar="NAME=WAY",
+            help="How a sensor of another size is resampled: nearest or bilinear (repeatable); else by its kind.",
+        ),
+    ] = None,
+    pair: words.Pair = "name",
+    tolerance: words.Tolerance = None,
+    times: words.Times = None,
     ignore: Annotated[
         list[int] | None, typer.Option(metavar="VALUE", help="Label value that counts nowhere, else 255 (repeatable).")
     ] = None,
@@ -272,6 +289,7 @@ def folder(
 
     class_file = None if classes is None else words.existing("--classes ", classes, root)
     divided = words.split(split or [], root)
+    tables = words.tables(times or [], root)
     own_name = words.dataset_name(name, root)
     proposal = None if modality else words.proposed(root, labels=labels, classes=class_file, kind=kind)
     if proposal is not None:
@@ -281,6 +299,7 @@ def folder(
         labels, class_file = proposal.labels, proposal.classes
         show_proposal(proposal, root)
     patterns = words.patterns(modality or [])
+    span = words.nanoseconds(tolerance, pair=pair, times=times or [])
     if measure and stored:
         raise UsageError("--measure and --stored exclude each other; give one, or neither to measure what is no photo")
     if labels is None and class_file is not None:
@@ -296,6 +315,10 @@ def folder(
         channels=chosen,
         bands=words.bands(words.pairs("--bands", bands, known=patterns), channels=chosen),
         scale=words.scales(words.pairs("--scale", scale, known=patterns)),
+        resize=words.resize(words.pairs("--resize", resize, known=patterns)),
+        pair=pair,
+        tolerance_ns=span,
+        times=tables,
         ignore=tuple(ignore) if ignore else None,
         label_shift=label_shift,
         seed=seed,

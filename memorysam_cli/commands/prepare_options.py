@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -37,12 +39,23 @@ MaxPixels = Annotated[
         "--max-pixels", min=1, metavar="N", help="Refuse larger pictures (100 million, or $MEMORYSAM_MAX_PIXELS)."
     ),
 ]
+Pair = Annotated[
+    Literal["name", "nearest"],
+    typer.Option(help="Files of one scene have the same name or number, or the nearest times (in names, or --times)."),
+]
+Tolerance = Annotated[
+    str | None, typer.Option("--tolerance", metavar="SPAN", help="How far apart nearest times may be, such as 20ms.")
+]
+Times = Annotated[
+    list[Path] | None,
+    typer.Option("--times", metavar="FILE", help="A CSV of file and time below ROOT, for --pair nearest (repeatable)."),
+]
 
 
 if TYPE_CHECKING:
     from memorysam_cli.data.own.patterns import Pattern, Shares
     from memorysam_cli.data.own.proposal import Proposal
-    from memorysam_cli.dataset import Kind
+    from memorysam_cli.dataset import Interpolation, Kind, Layout
 
 
 def pairs(option: str, texts: Iterable[str] | None, *, known: Iterable[str] | None) -> dict[str, str]:
@@ -202,22 +215,33 @@ def kinds(words: Mapping[str, str]) -> dict[str, Kind]:
 
 
 def channels(words: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-    """Modality → three stored channels, from 0; one counts three times.
+    """Modality → three stored channels, from 0; one counts three times, more than three become several frames.
 
     Raises:
         UsageError: another form.
     """
     found = {}
     for name, word in words.items():
-        numbers = word.split(",")
-        if len(numbers) not in (1, 3) or not all(number.strip().isdecimal() for number in numbers):
-            raise UsageError(f"--channels {name}={word}: give one or three channels, counted from 0, such as 3,2,1")
+        numbers = _counted(word)
+        if len(numbers) in (0, 2) or not all(number.isdecimal() for number in numbers):
+            raise UsageError(
+                f"--channels {name}={word}: give one or three channels, counted from 0, such as 3,2,1, or more, as 0-5"
+            )
         found[name] = tuple(int(number) for number in numbers)
     return found
 
 
+def _counted(word: str) -> list[str]:
+    """The parts between commas; ``2-4`` is 2, 3, 4."""
+    parts: list[str] = []
+    for part in word.split(","):
+        span = re.fullmatch(r"\s*(\d{1,4})-(\d{1,4})\s*", part)
+        parts += map(str, range(int(span[1]), int(span[2]) + 1)) if span else [part.strip()]
+    return parts
+
+
 def bands(words: Mapping[str, str], *, channels: Iterable[str]) -> dict[str, tuple[int | str, ...]]:
-    """Modality → three bands of rasters, from 1 or by description; one counts three times.
+    """Modality → three bands of rasters, from 1 or by description; one counts three times, more become several frames.
 
     Args:
         words: modality → as typed.
@@ -230,9 +254,11 @@ def bands(words: Mapping[str, str], *, channels: Iterable[str]) -> dict[str, tup
     for name, word in words.items():
         if name in channels:
             raise UsageError(f"--bands {name}={word}: --channels {name}=… is given as well; leave one of them out")
-        wanted = [each.strip() for each in word.split(",")]
-        if len(wanted) not in (1, 3) or "" in wanted:
-            raise UsageError(f"--bands {name}={word}: give one or three bands, such as 4,3,2 or B4,B3,B2")
+        wanted = _counted(word)
+        if len(wanted) in (0, 2) or "" in wanted:
+            raise UsageError(
+                f"--bands {name}={word}: give one or three bands, such as 4,3,2 or B4,B3,B2, or more, such as 1-6"
+            )
         numbers = tuple(int(each) if each.isdecimal() else each for each in wanted)
         if 0 in numbers:
             raise UsageError(f"--bands {name}={word}: bands are counted from 1, as GDAL does; there is no band 0")
@@ -266,6 +292,90 @@ def nodata(texts: Iterable[str] | None, *, known: Iterable[str]) -> dict[str, tu
         if math.isfinite(value) and value not in found.get(name, ()):
             found[name] = (*found.get(name, ()), value)
     return found
+
+
+def recording(
+    modality: Sequence[str] | None,
+    scenes: Path | None,
+    *,
+    pair: Literal["name", "nearest"],
+    tolerance: str | None,
+    times: Sequence[Path],
+    renames: Sequence[str] | None,
+) -> Layout | None:
+    """Where ``predict`` shall find the sensors' files; None where nothing is said.
+
+    Raises:
+        UsageError: a wrong pattern, tolerance or table; ``--pair`` without ``--modality``; ``--map`` with it.
+    """
+    if not modality:
+        if pair != "name" or tolerance is not None or times:
+            raise UsageError(
+                "--pair, --tolerance, --times: are for --modality NAME=PATTERN; give the sensors' patterns"
+            )
+        return None
+    if scenes is None or renames:
+        raise UsageError(
+            f"--modality: {'give SCENES, the folder' if scenes is None else '--map says it already; leave one out'}"
+        )
+    span = nanoseconds(tolerance, pair=pair, times=times)
+    from memorysam_cli.dataset import Layout
+
+    return Layout(
+        modalities={name: tuple(each.text for each in group) for name, group in patterns(modality).items()},
+        pair=pair,
+        tolerance_ns=span,
+        times=tables(times, scenes),
+    )
+
+
+def resize(words: Mapping[str, str]) -> dict[str, Interpolation]:
+    """Modality → how it is resampled.
+
+    Raises:
+        UsageError: no such way.
+    """
+    for name, word in words.items():
+        if word not in ("nearest", "bilinear"):
+            raise UsageError(f"--resize {name}={word}: must be nearest or bilinear")
+    return {name: cast("Interpolation", word) for name, word in words.items()}
+
+
+def nanoseconds(text: str | None, *, pair: str, times: Sequence[Path]) -> int | None:
+    """Nanoseconds of ``--tolerance``; None where files pair by name.
+
+    Raises:
+        UsageError: no unit, no number above 0, or one of ``--pair nearest`` and ``--tolerance`` without the other.
+    """
+    if pair != "nearest":
+        for option, given in (("--tolerance", text), ("--times", times)):
+            if given:
+                raise UsageError(f"{option}: is for --pair nearest; give both, or neither to pair by name")
+        return None
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *(ns|us|µs|ms|s)", text or "")
+    if match is None:
+        given = "--pair nearest: needs --tolerance" if text is None else f"--tolerance {text}"
+        raise UsageError(f"{given}: say how far apart two frames may be, with a unit (s, ms, us, ns), such as 20ms")
+    found = int(Decimal(match[1]) * {"s": 10**9, "ms": 10**6, "ns": 1}.get(match[2], 1000))
+    if not 0 < found <= 10**12:
+        raise UsageError(f"--tolerance {text}: must be above 0 and at most 1000s")
+    return found
+
+
+def tables(paths: Sequence[Path], root: Path) -> tuple[str, ...]:
+    """The files of ``--times``, relative to the data root, where the next recording has its own.
+
+    Raises:
+        UsageError: one is not there, or does not lie below the root.
+    """
+    found = []
+    for path in paths:
+        place = root / path if (root / path).is_file() else existing("--times ", path, root)
+        try:
+            found.append(place.resolve().relative_to(root.resolve()).as_posix())
+        except ValueError:
+            raise UsageError(f"--times {shown(path)}: must lie below {shown(root)}; copy it there") from None
+    return tuple(found)
 
 
 def number(option: str, word: str) -> float:

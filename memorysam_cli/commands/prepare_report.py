@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from memorysam_cli.dataset import DatasetInfo
     from memorysam_cli.errors import Laws
 
+BARS, BAR_LENGTH = 8, 30
+"""Rows of a histogram, and the longest one's blocks."""
 SHEET = "proposal.png"
 """Of scenes as they are understood, in the folder of the manifest."""
 
@@ -188,9 +190,34 @@ def show(report: CheckReport) -> None:
     _show_scenes(report)
     _show_files(report)
     _show_classes(report)
+    _show_offsets(report)
     splits = ", ".join(f"{split} {count}" for split, count in report.splits.items())
     console.say(f"scenes      {len(report.scenes)} ({splits})")
     console.say(f"modalities  {', '.join(report.modalities)}")
+
+
+def _show_offsets(report: CheckReport) -> None:
+    """How far apart in time the files of a scene are, as a histogram of text per sensor."""
+    from memorysam_cli.report import console
+
+    for name, found in report.offsets.items():
+        low, high = min(found), max(found)
+        width = max(1, -(-(high - low + 1) // BARS))
+        counts = [0] * max(1, -(-(high - low + 1) // width))
+        for each in found:
+            counts[(each - low) // width] += 1
+        ends = [f"{(low + width * index) / 1e6:.3g}" for index in range(len(counts) + 1)]
+        rows = [
+            [
+                f"{ends[index]} to {ends[index + 1]}" if high > low else ends[0],
+                count,
+                "█" * -(-BAR_LENGTH * count // most),
+            ]
+            for most in [max(counts)]
+            for index, count in enumerate(counts)
+        ]
+        title = f"{report.dataset}: '{name}' behind '{report.modalities[0]}'"
+        console.table(["ms", "scenes", ""], rows, title=title)
 
 
 def _show_root(root: Path) -> None:

@@ -16,6 +16,11 @@ from memorysam_cli.errors import UsageError, WeightsError
 
 AUTO = "auto"
 
+Epochs = Annotated[int | None, typer.Option("--epochs", min=1, metavar="N", help="How often every scene is seen.")]
+LearningRate = Annotated[float | None, typer.Option("--lr", metavar="X", help="The highest learning rate.")]
+Size = Annotated[
+    int | None, typer.Option("--size", metavar="PX", help="Side of the crops, and short side in evaluation.")
+]
 Batch = Annotated[
     str | None, typer.Option("--batch", metavar="N|auto", help="Scenes at once; auto: what fits, by memorysam plan.")
 ]
@@ -37,7 +42,7 @@ Init = Annotated[
     typer.Option(
         "--init",
         metavar="FILE",
-        help="Begin from trained weights of the same classes and shapes.",
+        help="Begin from trained weights, also of other classes (by name) or sensors.",
         callback=options.must_exist(WeightsError, "--init "),
     ),
 ]
@@ -53,13 +58,14 @@ Track = Annotated[
 ]
 
 KEYS = {
+    "epochs": "train.epochs", "lr": "optim.lr", "size": "data.image_size",
     "batch": "train.batch", "accumulate": "train.accumulate", "precision": "train.precision", "saver": "train.saver",
     "compile": "train.compile", "seed": "train.seed", "deterministic": "train.deterministic", "init": "model.init",
     "max_bad": "data.max_bad",
 }  # fmt: skip
 """What each option is short for."""
 EXAMPLES = [
-    ("train --recipe demo --set train.epochs=4 --out runs/trial", "a first try"),
+    ("train --recipe demo --epochs 4 --out runs/trial", "a first try"),
     ("train --recipe deliver --batch auto", "what fits, with the recipe's scenes per update"),
     ("train --recipe deliver --resume auto", "go on after a kill; for queues that start again"),
     ("train --recipe deliver --track tensorboard", "with a dashboard"),
@@ -84,17 +90,29 @@ def as_overrides(given: Mapping[str, Any], overrides: Sequence[str]) -> list[str
     for name, text in texts.items():
         for override in overrides:
             key, _, value = override.partition("=")
-            if key == KEYS[name] and value.strip() != text:
+            if key == KEYS[name] and not _is_same(value.strip(), text):
                 raise UsageError(
                     f"{_option(name)} {values[name]} and --set {override}: are two values for {key}; give one"
                 )
     return [*overrides, *(f"{KEYS[name]}={text}" for name, text in texts.items())]
 
 
+def _is_same(one: str, other: str) -> bool:
+    """Whether two texts are one value: 1e-3 and 0.001 are."""
+    try:
+        return float(one) == float(other)
+    except ValueError:
+        return one == other
+
+
 def _text(name: str, value: Any) -> str:
     """A value as ``--set`` takes it."""
     if name == "batch":
         return _batch(value)
+    if name == "size" and (value <= 0 or value % 32):
+        raise UsageError(f"--size {value}: must be a multiple of 32 above 0, such as {max(1, round(value / 32)) * 32}")
+    if name == "lr" and not 0 < value <= 1e30:
+        raise UsageError(f"--lr {value:g}: must be a number above 0, such as 1e-4")
     if name == "max_bad":
         return f"{_share(value):.12g}"
     if name == "init":
@@ -139,6 +157,9 @@ def train(
     data: options.Data = None,
     out: options.OptionalOut = None,
     overrides: options.Set = None,
+    epochs: Epochs = None,
+    lr: LearningRate = None,
+    size: Size = None,
     batch: Batch = None,
     accumulate: Accumulate = None,
     precision: Precision = None,
@@ -176,6 +197,7 @@ def train(
 
     options.begin(json=json, verbose=verbose, quiet=quiet)
     short = {
+        "epochs": epochs, "lr": lr, "size": size,
         "batch": batch, "accumulate": accumulate, "precision": precision, "saver": saver, "compile": compile,
         "seed": seed, "deterministic": deterministic, "init": init, "max_bad": max_bad,
     }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,10 +13,31 @@ from memorysam_cli.commands.options import Json, Quiet, Verbose, begin, must_exi
 from memorysam_cli.errors import CheckFailedError, DataError, UsageError, WeightsError, did_you_mean
 from memorysam_cli.text import megabytes
 
+if TYPE_CHECKING:
+    from memorysam_cli.engine.weights.exchange import ImportedWeights
+
 SCHEMA_VERSION = 1
 
 FILE = "A .safetensors file written by memorysam."
 File = Annotated[Path, typer.Argument(metavar="FILE", help=FILE, callback=must_exist(WeightsError))]
+UpstreamFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FILE",
+        help="A .pth of the upstream MemorySAM code, or its .safetensors.",
+        callback=must_exist(WeightsError),
+    ),
+]
+TrainedBy = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        "-r",
+        metavar="NAME|FILE",
+        help="How they were trained (else by the file's name).",
+        callback=options.recipe_must_exist,
+    ),
+]
 SUFFIXES = (".safetensors", ".pth", ".pt")
 """Of the containers that are written."""
 app = typer.Typer(help="Show, verify, merge, import, export, fetch and push weights.", no_args_is_help=True)
@@ -142,37 +163,17 @@ def merge(
 
 
 def import_weights(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FILE",
-            help="A .pth of the upstream MemorySAM code, or its .safetensors.",
-            callback=must_exist(WeightsError),
-        ),
-    ],
+    file: UpstreamFile,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The .safetensors file to write.")],
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            "--recipe",
-            "-r",
-            metavar="NAME|FILE",
-            help="How they were trained (else by the file's name).",
-            callback=options.recipe_must_exist,
-        ),
-    ] = None,
+    recipe: TrainedBy = None,
     modalities: Annotated[
         str | None,
         typer.Option("--modalities", "-m", metavar="A,B", help="In the order of the training (else by the name)."),
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(
-            "--data",
-            "-d",
-            metavar="ROOT",
-            help="Take classes and sensors as prepared there.",
-            callback=must_exist(DataError, "--data "),
+        options.path_option(
+            "--data", "-d", metavar="ROOT", help="Take classes and sensors as prepared there.", fault=DataError
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it exists.")] = False,
@@ -194,36 +195,35 @@ def import_weights(
     from memorysam_cli.report import console
 
     summary = import_reference(file, out, recipe=recipe, modalities=names, root=data)
-    card, model = summary.card, summary.card.recipe.model
     for line in summary.notes:
         console.note(line)
     if json:
-        console.answer(
-            {
-                "schema_version": SCHEMA_VERSION,
-                "file": str(file),
-                "out": str(out),
-                "sha256": summary.sha256,
-                "tensors": summary.tensors,
-                "recipe": card.recipe.name,
-                "dataset": card.dataset.name,
-                "classes": len(card.dataset.classes),
-                "modalities": [modality.name for modality in card.modalities],
-                "backbone": model.backbone,
-                "lora_rank": model.lora.rank,
-                "tokens": card.tokens,
-                "metric": card.metric.model_dump(mode="json") if card.metric else None,
-                "notes": list(summary.notes),
-            }
-        )
+        console.answer({"schema_version": SCHEMA_VERSION, "file": str(file), "out": str(out), **_facts(summary)})
         return
-    metric = card.metric
+    card, metric = summary.card, summary.card.metric
     result = f", mIoU {metric.miou:.2f} on {metric.split} (epoch {metric.epoch})" if metric else ""
-    names_in_order = ", ".join(modality.name for modality in card.modalities)
-    console.say(
-        f"{card.dataset.title} ({len(card.dataset.classes)} classes), {names_in_order}; {model.backbone}{result}"
-    )
+    in_order = ", ".join(modality.name for modality in card.modalities)
+    title, backbone = f"{card.dataset.title} ({len(card.dataset.classes)} classes)", card.recipe.model.backbone
+    console.say(f"{title}, {in_order}; {backbone}{result}")
     console.say(f"{out} ({megabytes(out.stat().st_size)}, all {summary.tensors} tensors, SHA-256 {summary.sha256})")
+
+
+def _facts(summary: ImportedWeights) -> dict[str, Any]:
+    """What the JSON answer says of imported weights."""
+    card, model = summary.card, summary.card.recipe.model
+    return {
+        "sha256": summary.sha256,
+        "tensors": summary.tensors,
+        "recipe": card.recipe.name,
+        "dataset": card.dataset.name,
+        "classes": len(card.dataset.classes),
+        "modalities": [modality.name for modality in card.modalities],
+        "backbone": model.backbone,
+        "lora_rank": model.lora.rank,
+        "tokens": card.tokens,
+        "metric": card.metric.model_dump(mode="json") if card.metric else None,
+        "notes": list(summary.notes),
+    }
 
 
 def export(

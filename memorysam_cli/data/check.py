@@ -33,7 +33,7 @@ THREADS = 16
 
 SceneFault = tuple[str, str]
 """Kind and message."""
-SHEET, HISTOGRAM = "sheet.png", "labels.png"
+SHEET, HISTOGRAM, OFFSETS = "sheet.png", "labels.png", "offsets.png"
 ROWS = 12
 """Scenes on the sheet."""
 TRIES = 5
@@ -63,16 +63,7 @@ def check(
     """
     info = manifest.info
     reader = Reader(manifest.root, info, headers_only=headers_only, max_pixels=max_pixels or images.pixel_limit())
-    findings: list[_SceneFindings] = []
-    try:
-        for finding in _look_at_all(manifest.scenes, reader):
-            findings.append(finding)
-            if advance is not None:
-                advance()
-    finally:
-        reader.save(is_complete=len(findings) == len(manifest.scenes))
-    for index, error in _between_scenes(manifest.scenes):
-        findings[index].faults.append(error)
+    findings = _find(manifest.scenes, reader, advance=advance)
     faulty = [index for index, finding in enumerate(findings) if finding.faults]
     left_out = set(faulty) if drop_incomplete else set()
     kept = [index for index in range(len(findings)) if index not in left_out]
@@ -131,6 +122,21 @@ class _SceneFindings:
         for value, count in (self.label.pixels if self.label else {}).items():
             counts[classes if value == IGNORE else value] = count
         return counts
+
+
+def _find(scenes: Sequence[Scene], reader: Reader, *, advance: Callable[[], object] | None) -> list[_SceneFindings]:
+    """Look at all scenes, alone and against each other; what was read is kept, however this ends."""
+    findings: list[_SceneFindings] = []
+    try:
+        for finding in _look_at_all(scenes, reader):
+            findings.append(finding)
+            if advance is not None:
+                advance()
+    finally:
+        reader.save(is_complete=len(findings) == len(scenes))
+    for index, error in _between_scenes(scenes):
+        findings[index].faults.append(error)
+    return findings
 
 
 def _look_at_all(scenes: Sequence[Scene], reader: Reader) -> Iterator[_SceneFindings]:
@@ -311,7 +317,7 @@ def _written_names(scene: Scene) -> list[str]:
 
 
 def draw(manifest: Manifest, report: CheckReport, folder: Path) -> list[Path]:
-    """Write the sheet of scenes, and the histogram of classes where there are labels.
+    """Write the sheet of scenes, the histogram of classes where there are labels, and that of offsets in time.
 
     Args:
         manifest: all scenes.
@@ -330,6 +336,11 @@ def draw(manifest: Manifest, report: CheckReport, folder: Path) -> list[Path]:
         title = f"{report.dataset}: share of the labelled pixels"
         atomic.write_bytes(folder / HISTOGRAM, figures.class_histogram(shares, classes=report.classes, title=title))
         written.append(folder / HISTOGRAM)
+    if report.offsets:
+        apart = {name: [each / 1e6 for each in found] for name, found in report.offsets.items()}
+        title = f"{report.dataset}: ms behind '{report.modalities[0]}'"
+        atomic.write_bytes(folder / OFFSETS, figures.offsets_histogram(apart, title=title))
+        written.append(folder / OFFSETS)
     return written
 
 

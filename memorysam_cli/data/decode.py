@@ -78,11 +78,33 @@ def read_frame(
         return frame, np.stack([one, two, one], axis=-1)
     if len(paths) != 1:
         raise DataError(f"{paths[0]}: modality '{modality.name}' takes one file, not {len(paths)}")
-    modality, array, invalid = _read(paths[0], modality, max_pixels)
-    frame = _three_channels(array, modality, path=paths[0])
+    return _as_frame(*_read(paths[0], modality, max_pixels), path=paths[0])
+
+
+def window_frame(
+    array: Array, modality: Modality, *, tag: float | None, hidden: Mask | None, path: Path
+) -> tuple[Array, Mask | None]:
+    """A part of a raster as :func:`read_frame` gives the whole.
+
+    Args:
+        array: (H, W) or (H, W, C), as stored; changed in place.
+        modality: its ``channels`` count in the array.
+        tag: of the file, as ``Header.nodata``.
+        hidden: (H, W), True where the file says that nothing is to be seen.
+        path: of the file.
+
+    Raises:
+        DataError: values of a type that no sensor has.
+    """
+    return _as_frame(modality, *_as_values(array, modality, tag=tag, hidden=hidden, path=path), path=path)
+
+
+def _as_frame(modality: Modality, array: Array, invalid: Mask | None, *, path: Stored) -> tuple[Array, Mask | None]:
+    """The three channels of both."""
+    frame = _three_channels(array, modality, path=path)
     if invalid is None:
         return frame, None
-    taken = _three_channels(invalid.astype(np.uint8), modality, path=paths[0]).astype(np.bool_)
+    taken = _three_channels(invalid.astype(np.uint8), modality, path=path).astype(np.bool_)
     return frame, taken if taken.any() else None
 
 
@@ -226,27 +248,13 @@ def _read(path: Stored, modality: Modality, max_pixels: int | None) -> tuple[Mod
     header, array = images.load(path, max_pixels=max_pixels)
     modality = with_channels(modality, header, path=path)
     hidden = images.hidden(path, header, array)
-    return modality, *as_values(array, modality, tag=header.nodata, hidden=hidden, path=path)
+    return modality, *_as_values(array, modality, tag=header.nodata, hidden=hidden, path=path)
 
 
-def as_values(
+def _as_values(
     array: Array, modality: Modality, *, tag: float | None, hidden: Mask | None, path: Stored
 ) -> tuple[Array, Mask | None]:
-    """Stored numbers of any type as a frame's values.
-
-    Args:
-        array: (H, W) or (H, W, C), as stored; changed in place.
-        modality: what the file is, its bands looked up.
-        tag: of the file, as ``Header.nodata``.
-        hidden: (H, W), of the file, as of :func:`memorysam_cli.storage.images.hidden`.
-        path: of the file.
-
-    Returns:
-        (H, W) or (H, W, C) with C > 1; uint8, uint16 or float32; and where it is invalid, which is 0 then.
-
-    Raises:
-        DataError: another type, or values beyond those of float32.
-    """
+    """Stored numbers as a frame's: uint8, uint16 or float32; and where they are invalid, which is 0 then."""
     array = array[:, :, 0] if array.ndim > len("HW") and array.shape[2] == 1 else array
     invalid = find_invalid(array, modality, tag=tag, hidden=hidden)
     if invalid is not None:

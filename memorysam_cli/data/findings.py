@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -537,6 +538,8 @@ class CheckReport:
     """What was assumed before the check; said already."""
     strays: Problem | None = None
     """Files in the data set's folders that belong to no scene."""
+    offsets: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Of files that pair by time: sensor (and ``labels``) → nanoseconds behind the first sensor, one per scene."""
     laws: Laws = field(default_factory=dict)
     """What was taken in is what is given out, or said to be left out."""
 
@@ -561,6 +564,15 @@ class CheckReport:
             "problems": [problem.to_json() for problem in self.problems],
             "dropped": len(self.dropped),
             "strays": {"count": strays.count, "first": list(strays.first)},
+            "offsets": {
+                name: {
+                    "pairs": len(each),
+                    "least_ms": min(each) / 1e6,
+                    "median_ms": median(each) / 1e6,
+                    "most_ms": max(each) / 1e6,
+                }
+                for name, each in self.offsets.items()
+            },
             "laws": self.laws,
             "warnings": [*self.notes, *self.warnings],
         }

@@ -3,7 +3,8 @@
 (a) a prepared data set: the data root, or the data set's folder;
 (b) a folder with one sub-folder per modality, the same file names inside, at any depth;
 (c) a folder with one sub-folder per scene, at any depth, holding one file per modality, named as the modality;
-(d) one such scene folder.
+(d) one such scene folder;
+(e) the layout of ``prepare folder``, given anew or remembered on the weights' card: a recording of the same rig.
 
 A tree that can be read in two ways is refused, and both are shown.
 """
@@ -19,6 +20,9 @@ from memorysam_cli.data import DATASETS, layout_of
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.listing import Pairing, by_suffix, may_be_labels, pair, sample_names, walk
 from memorysam_cli.data.manifest import Manifest, Scene
+from memorysam_cli.data.own.clocks import pair_by_time
+from memorysam_cli.data.own.patterns import OURS, Match, Pattern, pair_by_name, pairing_name
+from memorysam_cli.dataset import Layout
 from memorysam_cli.errors import DataError, UsageError, did_you_mean
 from memorysam_cli.storage.images import SUFFIXES
 from memorysam_cli.text import few, shown
@@ -70,6 +74,8 @@ class Reading:
     """Paths of files in the scenes' folders that are no picture, or stand for one that is there."""
     is_by_number: bool = False
     """The files of a scene have the same number, not the same name."""
+    notes: tuple[str, ...] = ()
+    """How it was read, where that is no way of its own names."""
 
 
 def discover(
@@ -79,6 +85,8 @@ def discover(
     aliases: Mapping[str, str] | None = None,
     split: str | None = None,
     dataset: str | None = None,
+    layout: Layout | None = None,
+    is_asked: bool = False,
 ) -> PredictionInputs:
     """Find the scenes of ``memorysam predict SCENES``.
 
@@ -88,6 +96,9 @@ def discover(
         aliases: modality → the name that its files or folder have here (``--map img=rgb``).
         split: only this split of a prepared data set.
         dataset: the weights' data set, preferred where several are prepared.
+        layout: the patterns of one's own sensors.
+        is_asked: the layout was given for these scenes: all its patterns must match, and nothing else is looked for.
+            Otherwise it is the one that the weights remember, and counts where it fits.
 
     Raises:
         DataError: nothing to predict, an ambiguous tree, files that do not pair, unknown names where a modality is
@@ -103,14 +114,15 @@ def discover(
     if not path.is_dir():
         raise DataError(f"{path}: {'is a file' if path.exists() else 'does not exist'}; SCENES must be a folder")
     wanted = {name: aliases.get(name, name) for name in modalities}
-    prepared = _prepared(path, dataset=dataset)
+    prepared = None if is_asked else _prepared(path, dataset=dataset)
     if prepared is not None:
         return _of_manifest(prepared, wanted, split=split, dataset=dataset)
     if split is not None:
         raise UsageError(f"--split {split}: {path} is no prepared data set; leave --split out, or prepare it first")
-    if not aliases:
+    remembered = None if layout is None or aliases else _of_layout(path, layout, modalities, is_asked=is_asked)
+    if not aliases and remembered is None:
         _refuse_unprepared(path)
-    reading = _only_reading(path, wanted)
+    reading = _chosen(path, wanted, remembered)
     scenes = tuple(
         Scene(id=name, split="", condition=None, case=None, files=files, label=None)
         for name, files in reading.scenes.items()
@@ -118,6 +130,15 @@ def discover(
     _refuse_unknown(path, reading, wanted)
     manifests.refuse_shared_ids(scenes)
     return PredictionInputs(path, scenes, (*_missing_notes(scenes, modalities), *_reading_notes(reading)))
+
+
+def is_prepared(path: Path, *, dataset: str | None = None) -> bool:
+    """Whether SCENES means the scenes of a manifest.
+
+    Raises:
+        DataError: the manifest is damaged, or there are several and none is the weights' data set.
+    """
+    return _prepared(path, dataset=dataset) is not None
 
 
 def _prepared(path: Path, *, dataset: str | None) -> Manifest | None:
@@ -172,6 +193,79 @@ def _refuse_unprepared(path: Path) -> None:
                 f"{path}: is {layout.title}, whose folders are not named as its modalities; type: {line} (or say with "
                 "--map which folder is which modality)"
             )
+
+
+def _chosen(path: Path, wanted: Mapping[str, str], remembered: Reading | None) -> Reading:
+    """A remembered layout where it has all sensors; else the tree's own reading, or the layout where there is none."""
+    if remembered is None:
+        return _only_reading(path, wanted)
+    if all(set(wanted) <= set(files) for files in remembered.scenes.values()):
+        return remembered
+    try:
+        readings = _readings(path, wanted)
+    except DataError:
+        readings = []
+    if len(readings) != 1:
+        return remembered
+    sensors = [{name for files in each.scenes.values() for name in files} for each in (readings[0], remembered)]
+    return readings[0] if len(sensors[0]) > len(sensors[1]) else remembered
+
+
+def _of_layout(path: Path, layout: Layout, modalities: Sequence[str], *, is_asked: bool) -> Reading | None:
+    """A new recording by the patterns of ``prepare folder``; None where none of them matches a file.
+
+    Raises:
+        DataError: one matches none, though it was given for this recording; or the files do not pair.
+    """
+    matches: dict[str, list[Match]] = {}
+    parts: dict[str, list[str]] = {}
+    for name in (each for each in modalities if each in layout.modalities):
+        roles = [f"{name}+{number}" if number else name for number, _ in enumerate(layout.modalities[name])]
+        try:
+            found = [Pattern(text).find(path) for text in layout.modalities[name]]
+        except DataError:
+            if is_asked:
+                raise
+            continue
+        matches |= dict(zip(roles, found, strict=True))
+        parts[name] = roles
+    if not matches:
+        return None
+    missing = [name for name in layout.times if not (path / name).is_file()]
+    if layout.pair == "nearest" and missing:
+        raise DataError(
+            f"{shown(path / missing[0])}: does not exist, and files of these weights' rig pair by its times; give "
+            "--modality patterns with --pair nearest, --tolerance and --times for this recording"
+        )
+    try:
+        paired = pair_by_time(path, matches, layout, whole=()) if layout.pair == "nearest" else pair_by_name(matches)
+    except DataError:
+        if is_asked or layout.pair == "nearest":
+            raise
+        return None  # not as remembered
+    scenes: dict[str, Files] = {}
+    for row in paired.rows:
+        whole = {name: roles for name, roles in parts.items() if all(role in row for role in roles)}
+        files = {name: tuple(row[role].path for role in roles) for name, roles in whole.items()}
+        if files:
+            _put(scenes, pairing_name(next(iter(row.values()))), files)
+    patterns = ", ".join(f"{name}={'+'.join(layout.modalities[name])}" for name in parts)
+    said = [] if is_asked else [f"read as the weights' own data were: {patterns}"]
+    unread = () if is_asked else _unread(path, layout)
+    return Reading("the weights' own layout", scenes, unread, notes=(*said, *paired.notes))
+
+
+def _unread(path: Path, layout: Layout) -> tuple[str, ...]:
+    """Folders with images that no pattern of a layout covers."""
+    texts = [text for group in (*layout.modalities.values(), (layout.labels,)) for text in group if text]
+    known = [Pattern(text) for text in texts]
+    return tuple(
+        f"{inside}/"
+        for inside, names in walk(path)
+        if inside.split("/")[0] not in ("", OURS)
+        and any(map(_is_image, names))
+        and not any(pattern.match(f"{inside}/{name}") for name in names for pattern in known)
+    )
 
 
 def _only_reading(path: Path, wanted: Mapping[str, str]) -> Reading:
@@ -381,7 +475,8 @@ def _base(name: str, others: Sequence[str]) -> str:
 
 def _reading_notes(reading: Reading) -> list[str]:
     """What must be said of a tree: what was not used, by suffix and count, and scenes that pair by number alone."""
-    notes = [f"not used: {few(reading.unknown, NAMED)}"] if reading.unknown else []
+    notes = list(reading.notes)
+    notes += [f"not used: {few(reading.unknown, NAMED)}"] if reading.unknown else []
     if reading.others:
         files = "1 file is" if len(reading.others) == 1 else f"{len(reading.others)} files are"
         notes.append(f"{files} not taken ({by_suffix(reading.others)}), such as {shown(reading.others[0])}")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memorysam_cli.data import decode, transforms
+from memorysam_cli.data import decode, degrade, transforms
 from memorysam_cli.data.manifest import Manifest, Scene, sign_line
 from memorysam_cli.data.transforms import Sample
 from memorysam_cli.data.workers import LostPart, Source, load, load_in_threads
@@ -24,8 +24,8 @@ from memorysam_cli.errors import DataError, did_you_mean
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.text import shown
 
-ORDER = 1
-"""Spawn key of the random numbers that order an epoch, apart from those of its samples."""
+ORDER, DEGRADED = 1, 2
+"""Spawn keys of the random numbers that order an epoch, and of those that damage sensors, apart from its samples'."""
 
 
 @dataclass(frozen=True)
@@ -325,14 +325,21 @@ class TrainingBatches(Source[Batch]):
         )
 
     def _sample(self, number: int) -> Sample:
-        info = self.manifest.info
+        info, augment = self.manifest.info, self.recipe.augment
         sample = _labelled(self.manifest, self.scenes[number], self.modalities)
-        return transforms.augment(
+        place = self.recipe.train.seed, self.epoch, number
+        augmented = transforms.augment(
             transforms.without_left(sample, info.crop),
             modalities=self.modalities,
-            augment=self.recipe.augment,
+            augment=augment,
             size=self.recipe.data.image_size,
-            rng=generator(self.recipe.train.seed, self.epoch, number),
+            rng=generator(*place),
+        )
+        return degrade.degrade(
+            augmented,
+            modalities=self.modalities,
+            share=augment.degrade,
+            generator=lambda key: generator(*place, spawn_key=(DEGRADED, key)),
         )
 
 

@@ -112,7 +112,7 @@ def folder(root: Path, dataset: str) -> Path:
 
 
 def prepare_line(root: Path, dataset: str) -> str:
-    """The command that prepares a data set, ready to be typed; of one's own sensors, its beginning."""
+    """The command that prepares a data set, ready to be typed."""
     if dataset == "synthetic":
         return command("prepare", "synthetic", root)
     if dataset.startswith("synthetic-"):
@@ -123,9 +123,8 @@ def prepare_line(root: Path, dataset: str) -> str:
 
 
 def own_line(root: Path, *options: str) -> str:
-    """The command that prepares sensors of one's own; its pattern is the user's to fill in."""
-    line = command("prepare", "folder", root, *options, "--modality", "NAME=PATTERN")
-    return f"{line} (see {command('prepare', 'folder', '--help')})"
+    """The command that prepares sensors of one's own: it looks at the folder, and proposes what is what."""
+    return command("prepare", "folder", root, *options)
 
 
 def sign_line(root: Path, dataset: str) -> str:

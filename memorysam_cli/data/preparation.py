@@ -21,6 +21,7 @@ from memorysam_cli.data.findings import CheckReport, Dropped, Problem
 from memorysam_cli.data.layout import MARKER, DataAmbiguous, DataNotFound, DatasetLayout, is_rendered
 from memorysam_cli.data.listing import by_suffix, relative, walk
 from memorysam_cli.data.manifest import INFO, SCENES, Manifest, Scene
+from memorysam_cli.data.own.clocks import offsets
 from memorysam_cli.data.statistics import measured_scenes, value_ranges
 from memorysam_cli.dataset import DatasetInfo, Modality
 from memorysam_cli.errors import DataError, Laws, PartialError, UsageError, check_laws, did_you_mean
@@ -31,7 +32,7 @@ SyntheticLayout = Literal["deliver", "mcubes"]
 SCHEMA_VERSION = 1
 DROPPED = "dropped.jsonl"
 """Beside the manifest: the scenes that ``--drop-incomplete`` left out, and why."""
-FOUND_KEYS = frozenset({"counts", "content_hash", "statistics", "ranges"})
+FOUND_KEYS = frozenset({"counts", "content_hash", "statistics", "ranges", "layout"})
 """Keys of ``dataset.json`` that say what was found, not what is to be done."""
 FEWEST = 5
 """Validation scenes that mean something."""
@@ -355,7 +356,8 @@ def examine(
 def _with_layout(report: CheckReport, manifest: Manifest) -> CheckReport:
     """Add what a published data set's layout has to say; rendered scenes under its name are called what they are."""
     if manifest.info.name not in DATASETS:
-        return replace(report, warnings=(*report.warnings, *_few_to_validate(report)))
+        apart = offsets(manifest.root, report.scenes, manifest.info.layout)
+        return replace(report, warnings=(*report.warnings, *_few_to_validate(report)), offsets=apart)
     layout = layout_of(manifest.info.name)
     folder = manifest.root / manifest.info.root
     about = [f"{folder}: these are rendered scenes, not {layout.title}"] if is_rendered(folder) else []

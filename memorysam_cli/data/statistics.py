@@ -20,7 +20,7 @@ import numpy.typing as npt
 from memorysam_cli.data import decode
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.data.transforms import Mask, full_scale
-from memorysam_cli.dataset import DatasetInfo, Modality, Statistics, ValueRange
+from memorysam_cli.dataset import IGNORE, DatasetInfo, Modality, Statistics, ValueRange
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
 
@@ -183,6 +183,27 @@ def with_ranges(manifest: Manifest) -> Manifest:
     return replace(manifest, info=manifest.info.model_copy(update={"ranges": found}))
 
 
+def with_class_pixels(manifest: Manifest, *, split: str) -> Manifest:
+    """A manifest that says how many pixels each class has in a split.
+
+    Labels that cannot be read are passed over: who needs them will say so.
+    """
+    info, classes = manifest.info, len(manifest.info.classes)
+
+    def look(path: str) -> Values:
+        try:
+            label = decode.read_label(manifest.root / path, info.label, classes, palette=info.palette)
+        except DataError:
+            return np.zeros(classes, np.int64)
+        return np.bincount(label.ravel(), minlength=IGNORE + 1)[:classes]
+
+    paths = [scene.label for scene in manifest.of_split(split) if scene.label is not None]
+    with ThreadPoolExecutor(max_workers=min(THREADS, os.cpu_count() or 1)) as executor:
+        total = sum(executor.map(look, paths), np.zeros(classes, np.int64))
+    counts = {split: tuple(int(count) for count in total)}
+    return replace(manifest, info=info.model_copy(update={"class_pixels": counts}))
+
+
 def value_ranges(
     root: Path,
     scenes: Sequence[Scene],
@@ -221,7 +242,17 @@ def value_range(
     """The range of one modality's files, a list for each scene; None without a valid value."""
     with ThreadPoolExecutor(max_workers=min(THREADS, os.cpu_count() or 1)) as executor:
         looks = list(executor.map(lambda paths: _drawn(paths, modality, max_pixels), scenes))
-    seen = [look for look in looks if look is not None and look[1].size]
+    return range_of([look for look in looks if look is not None], modality)
+
+
+def range_of(looks: Sequence[tuple[float | None, Values]], modality: Modality) -> ValueRange | None:
+    """The range of some valid values of a modality, each with its file's nodata; None without a valid value.
+
+    Args:
+        looks: a file's tag, and values of it, as stored; one for each scene.
+        modality: whose.
+    """
+    seen = [look for look in looks if look[1].size]
     if not seen:
         return None
     dtypes = Counter(str(values.dtype) for _, values in seen)

@@ -8,6 +8,7 @@ to [0, 1] is a classic of this field. Source: DATASETS §0, §1.3, METHOD §5.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -66,8 +67,8 @@ class Sample:
 class Draw:
     """All random decisions for one sample, drawn at once in this order.
 
-    Ten uniforms in [0, 1), whatever the modalities are and whatever is switched on: adding a modality or a photometric
-    augmentation changes neither the geometry nor the next sample.
+    Twelve uniforms in [0, 1), whatever the modalities are and whatever is switched on: adding a modality or a
+    photometric augmentation changes neither the geometry nor the next sample. What is new is drawn last.
     """
 
     jitter: float
@@ -80,11 +81,13 @@ class Draw:
     scale: float
     top: float
     left: float
+    rotate: float = 0.5
+    stretch: float = 0.5
 
     @classmethod
     def by(cls, rng: np.random.Generator) -> Draw:
-        """Draw all ten from ``rng``."""
-        return cls(*rng.random(10).tolist())
+        """Draw all twelve from ``rng``."""
+        return cls(*rng.random(12).tolist())
 
 
 def augment(
@@ -102,13 +105,13 @@ def augment(
         modalities: of the sample's frames; say which photometric steps act, and the interpolation.
         augment: probabilities and ranges; a probability of 0 is the identity, bit for bit.
         size: side of the crop in pixels.
-        rng: ten uniforms are drawn from it, see :class:`Draw`.
+        rng: twelve uniforms are drawn from it, see :class:`Draw`.
 
     Returns:
         Frames (size, size, 3) with their dtypes, padded at the right and bottom with what means 0; the label with 255.
 
     Raises:
-        DataError: a modality's ``flip`` is impossible with its range of values.
+        DataError: a modality's ``flip`` or ``turn`` is impossible with its range of values.
 
     Source: DATASETS §0. AoLP's [sin, cos, sin] is flipped like any image, as the reference does it, unless the data set
     says otherwise (``Modality.flip``).
@@ -131,7 +134,7 @@ def augment(
     label = np.ascontiguousarray(sample.label[:, ::-1]) if sample.label is not None and flips else sample.label
     whole = Sample(frames, label, invalid)
     whole = whole if augment.blur_after_crop else softened(whole)
-    cut = _resized_crop(whole, modalities=modalities, scale=augment.scale, size=size, draw=draw)
+    cut = _resized_crop(whole, modalities=modalities, augment=augment, size=size, draw=draw)
     return softened(cut) if augment.blur_after_crop else cut
 
 
@@ -233,13 +236,21 @@ def flip_refusal(dtype: np.dtype[Any], modality: Modality) -> str | None:
     """Why frames of this dtype cannot be flipped as the modality says, if they cannot."""
     if modality.flip == "mirror" or dtype.kind != "u":
         return None
-    highest = np.iinfo(dtype).max
-    # One step more: (s - 128) / 128 has no +1; its -1 becomes 127 / 128.
-    if abs(_total(dtype, modality) - highest) <= 1:
+    if _is_symmetric(dtype, modality):
         return None
+    return f"flip {modality.flip} {_needs_symmetry(dtype)}, or flip: mirror"
+
+
+def _is_symmetric(dtype: np.dtype[Any], modality: Modality) -> bool:
+    """Whether integers of this dtype stand for values from -1 to 1, or any that are symmetric about 0."""
+    # One step more: (s - 128) / 128 has no +1; its -1 becomes 127 / 128.
+    return abs(_total(dtype, modality) - int(np.iinfo(dtype).max)) <= 1
+
+
+def _needs_symmetry(dtype: np.dtype[Any]) -> str:
     return (
-        f"flip {modality.flip} needs {dtype} values whose range is symmetric about 0; give scale and offset, such as "
-        f"2/{highest} and -1, or flip: mirror"
+        f"needs {dtype} values whose range is symmetric about 0; give scale and offset, such as "
+        f"2/{np.iinfo(dtype).max} and -1"
     )
 
 
@@ -302,14 +313,18 @@ def blur(frame: Array, *, sigma: float | None) -> Array:
     return cv2.GaussianBlur(np.ascontiguousarray(frame), (kernel, kernel), sigma)
 
 
-def _resized_crop(
-    sample: Sample, *, modalities: Sequence[Modality], scale: tuple[float, float], size: int, draw: Draw
-) -> Sample:
-    """Scale so that the short side is r·size, cut a random square, pad at the right and bottom."""
-    short_px = max(1, round(between(*scale, draw.scale) * size))
-    height, width = _short_side(*sample.size, short_px)
+def _resized_crop(sample: Sample, *, modalities: Sequence[Modality], augment: Augment, size: int, draw: Draw) -> Sample:
+    """Scale so that the short side is r·size, stretch, cut a random square, turned if need be, and pad.
+
+    Padding is at the right and bottom, and in the corners that a turn leaves bare.
+    """
+    short_px = max(1, round(between(*augment.scale, draw.scale) * size))
+    height, width = _stretched(*_short_side(*sample.size, short_px), augment=augment, draw=draw)
     sample = _resize(sample, modalities=modalities, height=height, width=width)
     top, left = int(draw.top * (max(height - size, 0) + 1)), int(draw.left * (max(width - size, 0) + 1))
+    degrees = between(-augment.rotate, augment.rotate, draw.rotate)
+    if degrees:
+        return _turned_crop(sample, modalities=modalities, size=size, corner=(top, left), degrees=degrees)
     cut = _each(sample, lambda array: array[top : top + size, left : left + size])
     known = {modality.name: modality for modality in modalities}
     invalid = dict(cut.invalid)
@@ -317,10 +332,109 @@ def _resized_crop(
         bare = {name: frame for name, frame in cut.frames.items() if _has_own_mean(known[name])}
         invalid = {**{name: np.zeros(frame.shape, bool) for name, frame in bare.items()}, **invalid}
     return Sample(
-        {name: _pad(frame, size=size, value=_zero(frame, known[name])) for name, frame in cut.frames.items()},
+        {name: _pad(frame, size=size, value=zero(frame, known[name])) for name, frame in cut.frames.items()},
         None if cut.label is None else _pad(cut.label, size=size, value=IGNORE),
         {name: _pad(gaps, size=size, value=_has_own_mean(known[name])) for name, gaps in invalid.items()},
     )
+
+
+def _stretched(height: int, width: int, *, augment: Augment, draw: Draw) -> tuple[int, int]:
+    """A size of another shape and about the same area; as likely wider by a factor as narrower by it."""
+    if augment.stretch == (1, 1):
+        return height, width
+    low, high = augment.stretch
+    root = math.exp(between(math.log(low), math.log(high), draw.stretch) / 2)
+    return max(1, round(height / root)), max(1, round(width * root))
+
+
+def _turned_crop(
+    sample: Sample, *, modalities: Sequence[Modality], size: int, corner: tuple[int, int], degrees: float
+) -> Sample:
+    """The square at a corner (top, left), cut out of the sample after it was turned about the square's middle.
+
+    Frames bilinear or nearest, as their modality says; the label nearest. Angles turn with the picture where their
+    modality says how (``Modality.turn``).
+    """
+    turn = _turn_to_source(sample.size, size=size, corner=corner, degrees=degrees)
+    inside = _warped(np.ones(sample.size, np.float32), turn, size=size, flag=cv2.INTER_LINEAR) >= HALF
+    known = {modality.name: modality for modality in modalities}
+    frames, invalid = {}, {}
+    for name, frame in sample.frames.items():
+        modality, gaps = known[name], sample.invalid.get(name)
+        values, lost = _turned(frame, modality, np.zeros(frame.shape, bool) if gaps is None else gaps, turn, size=size)
+        values = turn_angles(values, modality, degrees=degrees)
+        values[~inside] = zero(frame, modality)
+        lost[~inside] = _has_own_mean(modality)
+        values[lost] = 0
+        frames[name] = values
+        if gaps is not None or lost.any():
+            invalid[name] = lost
+    label = sample.label
+    if label is not None:
+        label = _warped(label, turn, size=size, flag=cv2.INTER_NEAREST, border=IGNORE)
+        label[~inside] = IGNORE
+    return Sample(frames, label, invalid)
+
+
+def _turned(frame: Array, modality: Modality, gaps: Mask, turn: Array, *, size: int) -> tuple[Array, Mask]:
+    """A frame's turned square, and where less than half of what makes up a pixel was measured; outside all is 0."""
+    if modality.interpolation == "nearest":
+        lost = _warped(gaps.astype(np.uint8), turn, size=size, flag=cv2.INTER_NEAREST) > 0
+        return _warped(frame, turn, size=size, flag=cv2.INTER_NEAREST), lost
+
+    def average(array: Array) -> Array:
+        return _warped(array, turn, size=size, flag=cv2.INTER_LINEAR)
+
+    values, weight = mean_of_valid(frame, gaps, average)
+    return values, weight < HALF
+
+
+def _turn_to_source(shape: tuple[int, int], *, size: int, corner: tuple[int, int], degrees: float) -> Array:
+    """(2, 3): where a pixel (x, y) of the turned square comes from; degrees count counterclockwise."""
+    (height, width), (top, left) = shape, corner
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turn = np.array([[cosine, -sine], [sine, cosine]])  # y points down
+    middle = np.array([min(size, width) - 1, min(size, height) - 1]) / 2
+    return np.column_stack([turn, middle + np.array([left, top]) - turn @ middle])
+
+
+def _warped(array: Array, turn: Array, *, size: int, flag: int, border: int = 0) -> Array:
+    """The square that a matrix reads from an array; ``border`` where it reads beyond it."""
+    result = cv2.warpAffine(
+        np.ascontiguousarray(array), turn, (size, size), flags=flag | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_CONSTANT, borderValue=(border,) * 4,
+    )  # fmt: skip
+    return np.asarray(result)
+
+
+def turn_angles(frame: Array, modality: Modality, *, degrees: float) -> Array:
+    """Turn the angle of [sine, cosine, sine] as its modality says that it turns with the picture.
+
+    Args:
+        frame: (H, W, 3) uint8, uint16 or float32, as stored.
+        modality: ``turn`` says by how many times the picture's turn; none or 0: nothing changes.
+        degrees: by which the picture was turned, counterclockwise.
+
+    Returns:
+        (H, W, 3) of the same dtype.
+
+    Raises:
+        DataError: the values are integers whose range is not symmetric about 0.
+    """
+    if not modality.turn:
+        return frame
+    if frame.dtype.kind == "u" and not _is_symmetric(frame.dtype, modality):
+        raise DataError(f"modality '{modality.name}': turn {_needs_symmetry(frame.dtype)}, or leave augment.rotate out")
+    scale = np.float32(1 / full_scale(frame) if modality.scale is None else modality.scale)
+    meant = frame.astype(np.float32) * scale + np.float32(modality.offset)
+    radians = np.radians(modality.turn * degrees)
+    cosine, sine = np.float32(np.cos(radians)), np.float32(np.sin(radians))
+    turned = meant * cosine + meant[:, :, [1, 0, 1]] * np.array([sine, -sine, sine])
+    values = (turned - np.float32(modality.offset)) / scale
+    if frame.dtype.kind == "u":
+        values = np.rint(values).clip(0, np.iinfo(frame.dtype).max)
+    result: Array = values.astype(frame.dtype)
+    return result
 
 
 def between(low: float, high: float, share: float) -> float:
@@ -338,7 +452,7 @@ def _has_own_mean(modality: Modality) -> bool:
     return is_own and modality.kind not in ("event", "lidar")
 
 
-def _zero(frame: Array, modality: Modality) -> float:
+def zero(frame: Array, modality: Modality) -> float:
     """The stored value that means 0: 0 itself, unless the modality has an offset (MUSES' 16-bit pictures)."""
     stored = -modality.offset * full_scale(frame) if modality.scale is None else -modality.offset / modality.scale
     return stored if frame.dtype.kind == "f" else min(max(round(stored), 0), int(np.iinfo(frame.dtype).max))

@@ -233,14 +233,16 @@ def wait_for_all(accelerator: Accelerator) -> None:
 
 def exchange_of(accelerator: Accelerator) -> Exchange | None:
     """How the losses reach the other processes; none where there are none."""
-    return AllProcesses(accelerator.num_processes) if accelerator.num_processes > 1 else None
+    if accelerator.num_processes == 1:
+        return None
+    return AllProcesses(accelerator.num_processes, accelerator.process_index)
 
 
 class AllProcesses:
     """Sums over all processes, as the losses ask for them (:class:`~memorysam_cli.losses.loss.Exchange`)."""
 
-    def __init__(self, world: int) -> None:
-        self.world = world
+    def __init__(self, world: int, rank: int) -> None:
+        self.world, self.rank = world, rank
 
     def sum(self, values: Tensor) -> Tensor:
         """Add a tensor up over all processes; differentiably if it is float32.

@@ -20,10 +20,14 @@ class Exchange(Protocol):
 
     Attributes:
         world: the number of processes.
+        rank: of this one, from 0.
     """
 
     @property
     def world(self) -> int: ...
+
+    @property
+    def rank(self) -> int: ...
 
     def sum(self, values: Tensor) -> Tensor:
         """Add a tensor up over all processes.
@@ -47,12 +51,14 @@ class Task:
         modalities: M names, in the order in which the memory sees them.
         width: channels of the network's features.
         device: where the losses are computed.
+        class_pixels: how many pixels each class has in the training split; none where nothing asks for them.
     """
 
     classes: tuple[str, ...]
     modalities: tuple[str, ...]
     width: int
     device: torch.device
+    class_pixels: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,30 +14,102 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from memorysam_cli.dataset import IGNORE
-from memorysam_cli.losses.loss import Exchange, Loss, LossInputs
+from memorysam_cli.errors import UsageError
+from memorysam_cli.losses.loss import Exchange, Loss, LossInputs, Task
 from memorysam_cli.recipe import Ohem
 
 SLAB_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
 """Upsampled logits of one slab: on a CPU they stay in its cache, on a GPU they fill it."""
 FRACTION = 2**20
 """The share of kept pixels is a multiple of 1/FRACTION."""
+_LEAST = torch.finfo(torch.float32).tiny
+"""In the place of a sum of weights that is 0: then nothing counts."""
 
 
 class OhemLoss(Loss):
-    """The mean cross entropy of the hard pixels of an update (METHOD §3); its settings are the recipe's ``ohem``."""
+    """The mean cross entropy of the hard pixels of an update (METHOD §3); its settings are the recipe's ``ohem``.
+
+    Its state are the weights of the classes, if there are any: a run goes on with those that it began with.
+    """
 
     Settings = Ohem
     settings: Ohem
 
+    def __init__(self, settings: Ohem, task: Task) -> None:
+        super().__init__(settings, task)
+        self.class_weights = class_weights(settings.class_weights, task)
+
     def __call__(self, inputs: LossInputs) -> Tensor:
-        pairs = zip(inputs.logits, inputs.labels, strict=True)
+        pairs, smoothing = list(zip(inputs.logits, inputs.labels, strict=True)), self.settings.label_smoothing
+        label = torch.cat(list(inputs.labels))
+        plain = torch.cat([pixel_losses(logits.detach() if smoothing else logits, of) for logits, of in pairs])
         return ohem_mean(
-            torch.cat([pixel_losses(logits, label) for logits, label in pairs]),
-            torch.cat(list(inputs.labels)),
+            torch.cat([pixel_losses(*pair, smoothing=smoothing) for pair in pairs]) if smoothing else plain,
+            label,
             threshold=self.settings.threshold,
             min_kept=self.settings.min_kept,
             exchange=inputs.exchange if self.settings.selection == "global" else None,
+            hardness=plain,
+            weights=None if self.class_weights is None else _weights_at(label, self.class_weights),
         )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights of the classes, if there are any."""
+        return {} if self.class_weights is None else {"class_weights": self.class_weights}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """As :meth:`Loss.load_state_dict`.
+
+        Raises:
+            KeyError: there are weights here, and none in the state, or the other way round.
+            RuntimeError: they are of another number of classes.
+        """
+        if self.class_weights is None:
+            super().load_state_dict(state)
+        else:
+            self.class_weights.copy_(state["class_weights"])
+
+
+def class_weights(wanted: str | Sequence[float], task: Task) -> Tensor | None:
+    """What each class's pixels weigh: (K,) float32 on the task's device; none where all weigh the same.
+
+    Args:
+        wanted: the recipe's ``ohem.class_weights``.
+        task: its ``class_pixels`` n are what ``inverse`` and ``effective`` are worked out from.
+
+    Returns:
+        ``inverse``: 1 / n. ``effective``: 1 / (N·(1 − (1 − 1/N)ⁿ)) with the n of the median class for N. Either is
+        scaled so that the classes that are there weigh 1 in the mean; one without a pixel weighs nothing.
+
+    Raises:
+        UsageError: a list has another length than the data set has classes.
+
+    Source: Cui et al. (2019), "Class-balanced loss based on effective number of samples", with β = 1 − 1/N.
+    """
+    if wanted == "none":
+        return None
+    if not isinstance(wanted, str):
+        if len(wanted) != len(task.classes):
+            raise UsageError(
+                f"ohem.class_weights: has {len(wanted)} numbers, the data set {len(task.classes)} classes; give one "
+                f"for each, in this order: {', '.join(task.classes)}"
+            )
+        return torch.tensor(wanted, dtype=torch.float32, device=task.device)
+    assert task.class_pixels is not None, "whoever wants such weights has counted the classes"
+    present = sorted(pixels for pixels in task.class_pixels if pixels)
+    median = max(2, present[len(present) // 2] if present else 0)
+    effective = [pixels * 1.0 for pixels in task.class_pixels]
+    if wanted == "effective":
+        effective = [-median * math.expm1(pixels * math.log1p(-1 / median)) for pixels in effective]
+    inverse = [1 / pixels if pixels else 0.0 for pixels in effective]
+    scale = max(len(present), 1) / (sum(inverse) or 1)
+    return torch.tensor([scale * weight for weight in inverse], dtype=torch.float32, device=task.device)
+
+
+def _weights_at(label: Tensor, weights: Tensor) -> Tensor:
+    """Each pixel's weight, 0 where it is ignored: (B, H, W) int64 -> (B, H, W) float32."""
+    known = torch.cat([weights, weights.new_zeros(1)])
+    return known[torch.where(label == IGNORE, len(weights), label)]
 
 
 def ohem_mean(
@@ -47,6 +119,8 @@ def ohem_mean(
     threshold: float = 0.7,
     min_kept: float = 1 / 16,
     exchange: Exchange | None = None,
+    hardness: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """The mean loss of the hard pixels.
 
@@ -59,6 +133,9 @@ def ohem_mean(
         label: of the same shape; int64 classes, 255 = ignored.
         exchange: to choose among all processes' pixels. Each process then returns its share × the number of processes:
             the mean over the processes, which DDP takes of the gradients, is that of one process with all pixels.
+        hardness: of the same shape: what pixels are chosen by instead of ``losses``.
+        weights: of the same shape, 0 where ignored: the mean of the pixels that are kept is weighted by them; which
+            ones are kept does not depend on them.
 
     Returns:
         A scalar; 0 where no pixel is valid (the reference gives NaN there).
@@ -66,9 +143,13 @@ def ohem_mean(
     Source: METHOD §3.
     """
     losses, is_valid = losses.flatten(), (label != IGNORE).flatten()
-    weights, number = _choose(losses.detach(), is_valid, -math.log(threshold), min_kept, exchange)
+    hardness = (losses if hardness is None else hardness.flatten()).detach()
+    shares, number = _choose(hardness, is_valid, -math.log(threshold), min_kept, exchange)
+    if weights is not None:
+        shares = shares * weights.flatten()
+        number = _total(shares.sum(), exchange)
     # A product, no selection: a loss that is not a number shows, wherever it is.
-    mean = (losses * weights).sum() / number.clamp(min=1)
+    mean = (losses * shares).sum() / (number.clamp(min=1) if weights is None else number.clamp(min=_LEAST))
     return mean if exchange is None else mean * exchange.world
 
 
@@ -129,7 +210,7 @@ class Slab(NamedTuple):
     pixels: slice
 
 
-def pixel_losses(logits: Tensor, label: Tensor) -> Tensor:
+def pixel_losses(logits: Tensor, label: Tensor, *, smoothing: float = 0.0) -> Tensor:
     """The cross entropy of the bilinearly upsampled logits (align_corners false), pixel by pixel.
 
     The batch is worked off in bands of rows, forward and backward; only the arguments are kept in between. A band's
@@ -139,6 +220,7 @@ def pixel_losses(logits: Tensor, label: Tensor) -> Tensor:
     Args:
         logits: (B, K, h, w) of any float type.
         label: (B, H, W) int64 classes below K, 255 = ignored; H/h and W/w are one whole number.
+        smoothing: share ε of the target that is spread evenly over all K classes.
 
     Returns:
         (B, H, W) float32, 0 where ignored; can be differentiated once.
@@ -147,15 +229,15 @@ def pixel_losses(logits: Tensor, label: Tensor) -> Tensor:
         ValueError: the sizes have no common whole ratio.
         IndexError: a class outside 0 to K − 1, on the CPU (CUDA asserts in the kernel).
     """
-    losses: Tensor = _PixelLosses.apply(logits, label, _stride(logits, label))  # type: ignore[no-untyped-call]
+    losses: Tensor = _PixelLosses.apply(logits, label, _stride(logits, label), smoothing)  # type: ignore[no-untyped-call]
     return losses
 
 
 class _PixelLosses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, label: Tensor, stride: int) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, label: Tensor, stride: int, smoothing: float) -> Tensor:
         ctx.save_for_backward(logits, label)
-        ctx.stride = stride
+        ctx.stride, ctx.smoothing = stride, smoothing
         losses = torch.empty(label.shape, dtype=torch.float32, device=label.device)
         with torch.autocast(logits.device.type, enabled=False):
             cells = _channels_last(logits)
@@ -164,12 +246,15 @@ class _PixelLosses(torch.autograd.Function):
                 log_p = upsampled.permute(0, 2, 3, 1).log_softmax(dim=-1)  # (B, K, rows, W) -> (B, rows, W, K)
                 classes = label[slab.samples, slab.pixels]
                 picked = F.nll_loss(log_p.flatten(0, 2), classes.flatten(), ignore_index=IGNORE, reduction="none")
+                if smoothing:
+                    even = -log_p.mean(dim=-1).flatten()
+                    picked = torch.where(classes.flatten() == IGNORE, 0.0, picked.lerp(even, smoothing))
                 losses[slab.samples, slab.pixels] = picked.view(classes.shape)
         return losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         logits, label = ctx.saved_tensors
         with torch.autocast(logits.device.type, enabled=False):
             cells = _channels_last(logits)
@@ -187,18 +272,22 @@ class _PixelLosses(torch.autograd.Function):
                     label[slab.samples, slab.spread],
                     weight,
                     stride=ctx.stride,
+                    smoothing=ctx.smoothing,
                 )
-        return total.to(logits.dtype), None, None
+        return total.to(logits.dtype), None, None, None
 
 
-def _gradient(cells: Tensor, label: Tensor, weight: Tensor, *, stride: int) -> Tensor:
-    """Of the weighted sum of the pixels' losses, by ``cells``: (softmax − one-hot) × weight, brought back to cells."""
+def _gradient(cells: Tensor, label: Tensor, weight: Tensor, *, stride: int, smoothing: float) -> Tensor:
+    """Of the weighted sum of the pixels' losses, by ``cells``: (softmax − target) × weight, brought back to cells."""
     leaf = cells.detach().requires_grad_()
     with torch.enable_grad():
         upsampled = _upsample(leaf, stride)
     p = upsampled.detach().permute(0, 2, 3, 1).softmax(dim=-1)  # (B, K, rows, W) -> (B, rows, W, K)
     classes = torch.where(label == IGNORE, 0, label).unsqueeze(-1)
-    p.scatter_add_(-1, classes, p.new_full((), -1.0).expand_as(classes)).mul_(weight.unsqueeze(-1))
+    p.scatter_add_(-1, classes, p.new_full((), smoothing - 1.0).expand_as(classes))
+    if smoothing:
+        p -= smoothing / p.shape[-1]
+    p.mul_(weight.unsqueeze(-1))
     (gradient,) = torch.autograd.grad(upsampled, leaf, p.permute(0, 3, 1, 2))
     return gradient
 

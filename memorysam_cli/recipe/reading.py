@@ -248,7 +248,7 @@ def section_of(schema: type[Section], key: str) -> type[Section] | None:
 
 
 NOT_FOR_LOSSES = frozenset({
-    "adamw", "epoch", "gradient_norm", "loss", "lr", "macc", "mf1", "miou", "miou_native", "peak_memory_gb",
+    "adamw", "ema", "epoch", "gradient_norm", "loss", "lr", "macc", "mf1", "miou", "miou_native", "peak_memory_gb",
     "scenes_per_second", "seconds_data", "step", "updates",
 })  # fmt: skip
 """Names that the values of metrics.jsonl and the tensors of checkpoints have already."""

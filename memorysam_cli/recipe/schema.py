@@ -5,7 +5,7 @@ A key is a field with a docstring; the pages and the JSON Schema for editors are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import combinations
 from typing import Annotated, Any, Literal
 
@@ -96,6 +96,8 @@ EncoderName = Annotated[str, BeforeValidator(_registered(ENCODERS)), _choices(BA
 FusionName = Annotated[str, BeforeValidator(_registered(FUSIONS)), _choices(FUSIONS.built_in)]
 LoraTarget = Annotated[str, _choices(LORA_TARGETS)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
+HEAVIEST = 1e6
+ClassWeight = Annotated[float, Field(ge=0, le=HEAVIEST)]
 
 
 class Section(Strict):
@@ -155,8 +157,15 @@ class Augment(Section):
     """Blur what the crop has left instead of the whole image before it (as the reference does it on MCubeS)."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Range of the short side relative to ``data.image_size``."""
+    rotate: float = Field(default=0.0, ge=0, le=180)
+    """Largest turn of the crop in degrees, either way; what lies outside of the image is ignored."""
+    stretch: tuple[float, float] = (1.0, 1.0)
+    """Range of width ÷ height relative to the image's own, evenly on a logarithmic scale; the area stays."""
+    degrade: float = Field(default=0.0, ge=0, le=1)
+    """Probability with which each sensor of a scene is there, but bad: stuck blocks, holes, wrong exposure, blur, dead
+    lines, or an offset; never all sensors of a scene, and never the noise of ``evaluate --robustness``."""
 
-    @field_validator("scale")
+    @field_validator("scale", "stretch")
     @classmethod
     def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not 0 < value[0] <= value[1]:
@@ -240,6 +249,25 @@ class Ohem(Section):
     """At least this share of the valid pixels is kept."""
     selection: Literal["process", "global"] = "process"
     """Whether hard pixels are chosen, and averaged, in each process (as the reference does) or over all of them."""
+    class_weights: Literal["none", "inverse", "effective"] | Annotated[tuple[ClassWeight, ...], Field(min_length=1)] = (
+        "none"
+    )
+    """What the pixels of each class weigh among the hard ones: a number for each class in the data set's order,
+    or worked out from how many pixels it has in the training split: ``inverse`` to it, or ``effective`` (Cui et al.
+    2019: classes rarer than the median weigh more, common ones about the same)."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each pixel's target that is spread over all classes; hard pixels are chosen without it."""
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _is_word_or_numbers(cls, value: Any) -> Any:
+        # One message: the two kinds' own ones would both be told.
+        is_list = isinstance(value, list | tuple) and bool(value)
+        if value in ("none", "inverse", "effective"):
+            return value
+        if is_list and all(type(each) in (int, float) and 0 <= each <= HEAVIEST for each in value):
+            return tuple(float(each) for each in value)  # what a validator hands on is no JSON any more
+        raise ValueError("must be none, inverse, effective, or a number from 0 to 1e6 for each class, such as [1, 2.5]")
 
 
 class Spmm(Section):
@@ -321,6 +349,9 @@ class Optim(Section):
     """Where it begins, as a share of ``lr``."""
     power: float = Field(default=0.9, gt=0)
     """Of the polynomial by which it then falls: 1 is a straight line, less falls later."""
+    ema: Momentum = 0.0
+    """Share that each update keeps of the moving average of the weights, such as 0.999; the averaged weights are then
+    what is validated and saved. 0: no average."""
 
 
 class Train(Section):
@@ -346,6 +377,8 @@ class Train(Section):
     """Only kernels that give the same bits at every run on the same machine: on GPUs slower, on CPUs they do anyway."""
     validate_every: int = Field(default=1, gt=0)
     """Epochs between validations; the last epoch is always validated."""
+    patience: int | None = Field(default=None, gt=0)
+    """End after so many validations in a row without a better score; null: train to the last epoch."""
     checkpoint_minutes: float = Field(default=10, gt=0)
     """Minutes between checkpoints, from which a run can go on."""
     checkpoint_steps: int | None = Field(default=None, gt=0)
@@ -409,6 +442,16 @@ class Recipe(Section):
         if not self.trains_subsets or (share == 0 if zeroed else share == 1):
             return (names,)
         return tuple(some for size in range(len(names), 0, -1) for some in combinations(names, size))
+
+    def trains_on(self, names: Collection[str], *, zeroed: bool) -> bool:
+        """Whether training shows the network these sensors: :meth:`trained_subsets`, of any number of sensors at once.
+
+        Args:
+            names: at least one, all of the recipe.
+            zeroed: the others are frames of zeros; else they are left out.
+        """
+        is_whole = set(names) == set(self.data.modalities)
+        return is_whole or (self.trains_subsets and self.robust.subset.zeroed != (0 if zeroed else 1))
 
     @model_serializer(mode="wrap")
     def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:

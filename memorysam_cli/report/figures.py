@@ -207,6 +207,29 @@ def class_histogram(shares: Mapping[str, Sequence[float]], *, classes: Sequence[
     return png.getvalue()
 
 
+def offsets_histogram(offsets: Mapping[str, Sequence[float]], *, title: str = "") -> bytes:
+    """How far apart in time the files of a scene are, a panel per sensor.
+
+    Args:
+        offsets: sensor → milliseconds behind the first sensor, one per scene.
+        title: the line above.
+
+    Returns:
+        A PNG; all panels share their axis.
+    """
+    widest = max((abs(each) for found in offsets.values() for each in found), default=0) or 1.0
+    with drawing(width=8, height=1.2 + 1.5 * len(offsets)) as (figure, png):
+        panels = figure.subplots(len(offsets), sharex=True, squeeze=False)[:, 0]
+        for axes, (name, found) in zip(panels, offsets.items(), strict=True):
+            axes.hist(found, bins=np.linspace(-widest, widest, 42), color=BLUE)
+            axes.axvline(0, color=GREY, linewidth=0.8)
+            axes.set_ylabel(_short(name), fontsize=8)
+            axes.spines[["top", "right"]].set_visible(False)
+        panels[-1].set_xlabel("offset in ms")
+        figure.suptitle(title, wrap=True)
+    return png.getvalue()
+
+
 def curves(rows: Sequence[Mapping[str, Any]], *, terms: Sequence[str] = ("ohem", "spmm"), title: str = "") -> bytes:
     """The course of a training run; panels without any value are left out.
 

@@ -7,12 +7,18 @@ nothing else: no driver but GeoTIFF's, no files beside it, no network; and what 
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import re
+import shutil
+import sqlite3
+import struct
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -20,8 +26,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from memorysam_cli.storage import headers
+from memorysam_cli.errors import DataError, EnvironmentFault
+from memorysam_cli.storage import atomic, headers
 from memorysam_cli.storage.headers import Header, Refused
+from memorysam_cli.text import megabytes, shown
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -139,3 +147,343 @@ def _colours(dataset: DatasetReader) -> npt.NDArray[np.uint8]:
     for number, (red, green, blue, _) in dataset.colormap(1).items():
         table[number] = red, green, blue
     return table
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where a raster's pixels lie."""
+
+    height: int
+    width: int
+    crs: Any
+    """A ``rasterio.crs.CRS``; None where the file does not say."""
+    transform: Any
+    """From column and row to coordinates, an ``affine.Affine``."""
+
+    def is_same(self, other: Grid) -> bool:
+        """Whether pixels lie on pixels, as far as a hundredth of one."""
+        is_alike = (self.height, self.width, self.crs) == (other.height, other.width, other.crs)
+        reach = max(self.height, self.width)
+        unit = max(abs(value) for value in (self.transform.a, self.transform.b, self.transform.d, self.transform.e))
+        steps = zip(self.transform[:6], other.transform[:6], (reach, reach, 1) * 2, strict=True)
+        return is_alike and all(abs(one - two) * times < unit / 100 for one, two, times in steps)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a report has it."""
+        crs = None if self.crs is None else self.crs.to_string()
+        return {"height": self.height, "width": self.width, "crs": crs, "transform": list(self.transform[:6])}
+
+
+class Windows:
+    """A raster that is read by windows, on its own grid or on another one's.
+
+    Args:
+        dataset: that is open.
+        grid: where the pixels lie that are given.
+        has_mask: the file hides pixels by a mask of its own.
+        alpha: of the bands, from 0, the one that says which pixels count; None where none does.
+    """
+
+    def __init__(self, dataset: Any, grid: Grid, *, has_mask: bool, alpha: int | None) -> None:
+        self.grid = grid
+        self._dataset, self._has_mask, self._alpha = dataset, has_mask, alpha
+
+    def read(
+        self, bands: Sequence[int], *, top: int, left: int, height: int, width: int
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
+        """Some bands of a part of the grid.
+
+        Args:
+            bands: from 0.
+            top, left, height, width: of the part, in pixels.
+
+        Returns:
+            (height, width, bands), as stored; and (height, width), True where the file says that nothing is to be seen,
+            None where all is.
+        """
+        from rasterio.windows import Window
+
+        window = Window(left, top, width, height)
+        stored = self._dataset.read([band + 1 for band in bands], window=window)
+        array = np.ascontiguousarray(np.moveaxis(stored, 0, -1))  # (C, H, W) -> (H, W, C)
+        if self._alpha is not None:
+            return array, self._dataset.read(self._alpha + 1, window=window) == 0
+        return array, hidden(self._dataset, window) if self._has_mask else None
+
+
+@contextmanager
+def windows(path: Path, found: Header, *, onto: Grid | None = None, nearest: bool = False) -> Iterator[Windows]:
+    """Open a raster to read windows of it; memory does not grow with its size.
+
+    Args:
+        path: of the file.
+        found: its header.
+        onto: the grid whose pixels are wanted; None: the raster's own. Onto another one it is warped as it is read.
+        nearest: the nearest pixel is taken there, no mean of several.
+
+    Raises:
+        DataError: damaged, of a form that this GDAL lacks, or without the coordinates that another grid needs.
+    """
+    try:
+        stream = path.open("rb")
+    except OSError as error:
+        raise DataError(f"{shown(path)}: {error.strerror or error}") from error
+    try:
+        with stream, opened(stream, path, found) as dataset:
+            own = Grid(dataset.height, dataset.width, dataset.crs, dataset.transform)
+            last = found.channels - 1
+            if onto is None or onto.is_same(own):
+                yield Windows(dataset, own, has_mask=found.has_mask, alpha=last if found.has_alpha else None)
+                return
+            if own.crs is None or onto.crs is None:
+                sizes = f"{own.height}×{own.width} pixels and the first sensor {onto.height}×{onto.width}"
+                raise Refused(f"has {sizes}, and where they lie is not known: one has no CRS; set it with gdal_edit.py")
+            with _warped(dataset, onto, nearest=nearest, nodata=found.nodata, has_alpha=found.has_alpha) as warped:
+                yield Windows(
+                    warped, onto, has_mask=False, alpha=None if found.nodata is not None else warped.count - 1
+                )
+    except Refused as error:
+        raise DataError(f"{shown(path)}: {error}") from error
+
+
+def _warped(dataset: DatasetReader, onto: Grid, *, nearest: bool, nodata: float | None, has_alpha: bool) -> Any:
+    """A raster on another grid; what it does not reach is nodata, or transparent."""
+    from rasterio.enums import Resampling
+    from rasterio.vrt import WarpedVRT
+
+    return WarpedVRT(
+        dataset, crs=onto.crs, transform=onto.transform, width=onto.width, height=onto.height,
+        resampling=Resampling.nearest if nearest else Resampling.bilinear, nodata=nodata,
+        add_alpha=nodata is None and not has_alpha, warp_mem_limit=_CACHE_MB,
+    )  # fmt: skip
+
+
+@contextmanager
+def _writing(path: Path, *, needed_bytes: int) -> Iterator[None]:
+    """GDAL's faults in writing as ours."""
+    from rasterio.errors import RasterioError
+
+    try:
+        with settings():
+            yield
+    except RasterioError as error:
+        free = shutil.disk_usage(path.parent).free
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        raise EnvironmentFault(
+            f"{shown(path)}: cannot write ({reason}; needs {megabytes(needed_bytes)}, free {megabytes(free)}); free "
+            "some space or choose another folder, then run the same command again"
+        ) from error
+
+
+Colors = Mapping[int, tuple[int, int, int, int]]
+"""Value → red, green, blue, alpha."""
+
+
+def create(path: Path, grid: Grid, *, dtype: str, nodata: int, colors: Colors, tags: Mapping[str, str]) -> None:
+    """Make a raster of one band for :func:`write_rows`: not compressed, and all of it there, so that what is written
+    later changes its pixels and nothing else.
+
+    Args:
+        path: of the file.
+        grid: its pixels.
+        dtype: uint8 or uint16.
+        nodata: the value of a pixel that counts nowhere; all have it.
+        colors: the color table; only of uint8.
+        tags: what else is stored in it.
+
+    Raises:
+        EnvironmentFault: it cannot be written.
+    """
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
+
+    needed = grid.height * grid.width * np.dtype(dtype).itemsize
+    place = {} if grid.crs is None and grid.transform.is_identity else {"transform": grid.transform}
+    with atomic.new_file(path, needed_bytes=needed) as temporary, _writing(temporary, needed_bytes=needed):
+        with _opening, warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            dataset = rasterio.open(
+                temporary, "w", driver="GTiff", count=1, height=grid.height, width=grid.width, dtype=dtype,
+                nodata=nodata, crs=grid.crs, BIGTIFF="IF_NEEDED", **place,
+            )  # fmt: skip
+        with dataset:
+            dataset.update_tags(**tags)
+            if colors and dtype == "uint8":
+                dataset.write_colormap(1, colors)
+
+
+def write_rows(path: Path, values: npt.NDArray[Any], *, top: int, left: int) -> None:
+    """Put values into a raster of :func:`create`; they are on the disk when this returns.
+
+    Args:
+        path: of the file.
+        values: (h, w), of its type.
+        top, left: where they lie, in pixels.
+
+    Raises:
+        EnvironmentFault: they cannot be written.
+    """
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
+    from rasterio.windows import Window
+
+    with _writing(path, needed_bytes=values.nbytes):
+        with _opening, warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            dataset = rasterio.open(path, "r+", driver="GTiff")
+        with dataset:
+            dataset.write(values, 1, window=Window(left, top, values.shape[1], values.shape[0]))
+    atomic.sync(path)
+
+
+def write_cog(source: Path, target: Path, *, scratch: Path, needed_bytes: int) -> None:
+    """Write a raster as a COG (cloud optimized GeoTIFF), all or nothing: deflated tiles, overviews of nearest pixels.
+
+    Args:
+        source: of :func:`create`.
+        target: an existing file is replaced.
+        scratch: a folder on the target's disk, for what GDAL writes meanwhile.
+        needed_bytes: expected, for the message of a full disk.
+
+    Raises:
+        EnvironmentFault: it cannot be written; ``target`` is as it was.
+    """
+    import rasterio.shutil
+    from rasterio.errors import NotGeoreferencedWarning
+
+    made = scratch / "cog.tif"
+    with _writing(made, needed_bytes=needed_bytes), _opening, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        rasterio.shutil.copy(
+            source, made, driver="COG", compress="DEFLATE", blocksize=512, overview_resampling="NEAREST",
+            bigtiff="IF_SAFER",
+        )  # fmt: skip
+    with atomic.new_file(target, needed_bytes=needed_bytes) as temporary:
+        made.replace(temporary)
+
+
+VECTORS = ("geojson", "gpkg")
+Geometry = dict[str, Any]
+"""As in GeoJSON."""
+
+
+def polygons(path: Path, found: Header, *, nodata: int) -> Iterator[tuple[int, Geometry]]:
+    """The areas of one value in a raster of one band, along the pixels' edges; diagonal neighbours are two areas.
+
+    Args:
+        path: of the file.
+        found: its header.
+        nodata: areas of this value are left out.
+
+    Yields:
+        Value, and a polygon in the raster's coordinates; pixels are not held in memory, but all polygons are.
+
+    Raises:
+        DataError: the raster cannot be read.
+    """
+    import rasterio
+    from rasterio.features import shapes
+
+    try:
+        with path.open("rb") as stream, opened(stream, path, found) as dataset:
+            for geometry, value in shapes(rasterio.band(dataset, 1), connectivity=4, transform=dataset.transform):
+                if int(value) != nodata:
+                    yield int(value), geometry
+    except Refused as error:
+        raise DataError(f"{shown(path)}: {error}") from error
+
+
+Rows = Iterable[tuple[int, str, Geometry]]
+"""Class, its name, and a polygon."""
+
+
+def write_geojson(path: Path, rows: Rows, *, crs: Any) -> None:
+    """Write polygons as GeoJSON (RFC 7946), all or nothing: in longitude and latitude where there is a CRS.
+
+    Raises:
+        EnvironmentFault: it cannot be written.
+    """
+    from rasterio.warp import transform_geom
+
+    def pieces() -> Iterator[bytes]:
+        yield b'{"type":"FeatureCollection","features":['
+        for number, (value, name, geometry) in enumerate(rows):
+            place = geometry if crs is None else transform_geom(crs, "EPSG:4326", geometry)
+            feature = {"type": "Feature", "properties": {"class": value, "name": name}, "geometry": place}
+            yield (b",\n" if number else b"\n") + json.dumps(feature).encode()
+        yield b"\n]}\n"
+
+    with settings():
+        atomic.write_pieces(path, pieces())
+
+
+_GPKG_ID, _GPKG_VERSION = 0x47504B47, 10300
+"""``GPKG``, and 1.3: how an SQLite file says that it is a GeoPackage."""
+_GPKG = """
+CREATE TABLE gpkg_spatial_ref_sys (srs_name TEXT NOT NULL, srs_id INTEGER PRIMARY KEY, organization TEXT NOT NULL,
+    organization_coordsys_id INTEGER NOT NULL, definition TEXT NOT NULL, description TEXT);
+CREATE TABLE gpkg_contents (table_name TEXT NOT NULL PRIMARY KEY, data_type TEXT NOT NULL, identifier TEXT UNIQUE,
+    description TEXT DEFAULT '', last_change DATETIME NOT NULL, min_x DOUBLE, min_y DOUBLE, max_x DOUBLE, max_y DOUBLE,
+    srs_id INTEGER, FOREIGN KEY (srs_id) REFERENCES gpkg_spatial_ref_sys(srs_id));
+CREATE TABLE gpkg_geometry_columns (table_name TEXT NOT NULL, column_name TEXT NOT NULL,
+    geometry_type_name TEXT NOT NULL, srs_id INTEGER NOT NULL, z TINYINT NOT NULL, m TINYINT NOT NULL,
+    PRIMARY KEY (table_name, column_name));
+CREATE TABLE classes (fid INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, geom POLYGON, class INTEGER, name TEXT);
+INSERT INTO gpkg_spatial_ref_sys VALUES ('Undefined cartesian', -1, 'NONE', -1, 'undefined', NULL),
+    ('Undefined geographic', 0, 'NONE', 0, 'undefined', NULL);
+INSERT INTO gpkg_geometry_columns VALUES ('classes', 'geom', 'POLYGON', 0, 0, 0);
+"""
+_OWN_SRS = 100000
+"""Of a coordinate system that has no number of EPSG's."""
+
+
+def write_gpkg(path: Path, rows: Rows, *, crs: Any) -> None:
+    """Write polygons as a GeoPackage, layer ``classes``, in the raster's own coordinates; all or nothing.
+
+    Raises:
+        EnvironmentFault: it cannot be written.
+
+    Source: OGC 12-128r17 (GeoPackage 1.3): an SQLite file with tables of given names; geometries are WKB behind a head.
+    """
+    with atomic.new_file(path) as temporary:
+        try:
+            with closing(sqlite3.connect(temporary)) as database, settings():
+                _fill_gpkg(database, rows, crs)
+        except sqlite3.Error as error:
+            free = megabytes(shutil.disk_usage(path.parent).free)
+            raise EnvironmentFault(f"{shown(path)}: cannot write: {error} (free {free}); free some space") from error
+
+
+def _fill_gpkg(database: sqlite3.Connection, rows: Rows, crs: Any) -> None:
+    database.executescript(
+        f"PRAGMA application_id = {_GPKG_ID}; PRAGMA user_version = {_GPKG_VERSION}; PRAGMA journal_mode = OFF; {_GPKG}"
+    )
+    srs = -1
+    if crs is not None:
+        epsg = crs.to_epsg()
+        srs = epsg or _OWN_SRS
+        name = crs.to_string()[:100]
+        system = (name, srs, "EPSG" if epsg else "NONE", srs, crs.to_wkt())
+        database.execute("INSERT INTO gpkg_spatial_ref_sys VALUES (?, ?, ?, ?, ?, NULL)", system)
+    extent = [float("inf"), float("inf"), float("-inf"), float("-inf")]
+
+    def features() -> Iterator[tuple[bytes, int, str]]:
+        for value, name, geometry in rows:
+            xs, ys = zip(*geometry["coordinates"][0], strict=True)
+            extent[:] = min(extent[0], *xs), min(extent[1], *ys), max(extent[2], *xs), max(extent[3], *ys)
+            yield struct.pack("<2sBBi", b"GP", 0, 1, srs) + _wkb(geometry), value, name
+
+    database.executemany("INSERT INTO classes (geom, class, name) VALUES (?, ?, ?)", features())
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    bounds = extent if extent[0] <= extent[2] else [None] * 4
+    content = ("classes", "features", "classes", "", now, *bounds, srs)
+    database.execute("INSERT INTO gpkg_contents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", content)
+    database.execute("UPDATE gpkg_geometry_columns SET srs_id = ?", (srs,))
+    database.commit()
+
+
+def _wkb(geometry: Geometry) -> bytes:
+    """A polygon as well-known binary, little-endian."""
+    rings = geometry["coordinates"]
+    points = (struct.pack("<I", len(ring)) + b"".join(struct.pack("<2d", *point) for point in ring) for ring in rings)
+    return struct.pack("<BII", 1, 3, len(rings)) + b"".join(points)

@@ -252,6 +252,8 @@ def test_a_part_of_the_modalities_is_scored_beside_the_full_result(here: Path, m
     full = memorysam("evaluate", "--json", "--workers", 0).answer
     part = memorysam("evaluate", "--modalities", "img", "--json", "--workers", 0).answer
     assert (full["modalities"], part["modalities"]) == (["img", "depth"], ["img"])
+    said = "have a combination of sensors that these weights were never trained for: img ("
+    assert [said in each["warnings"][0] for each in (full, part)] == [False, True]
     assert part["files"]["metrics"] == "runs/small-1/evaluate/val/img/metrics.json"
     assert json.loads(Path(full["files"]["metrics"]).read_text()) == full
 

@@ -19,8 +19,8 @@ from ..engine.stand_ins import write_data
 from .trained import Program, save_weights
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "many-scenes.md").read_text(encoding="utf-8")
-SHARDS, TORCHRUN = (block.splitlines() for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL))
-(RAY,) = re.findall(r"```sh ray\n(.*?)```", PAGE, re.DOTALL)
+*BLOCKS, RAY = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+SHARDS, TORCHRUN = (block.splitlines() for block in BLOCKS)
 (ARRAY,) = re.findall(r"```slurm\n(.*?)```", PAGE, re.DOTALL)
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,11 @@ def data(tmp_path: Path) -> Path:
         save(root / f"aolp/sin/{name}.npy", np.sin(label.astype(np.float32)))
         save(root / f"aolp/cos/{name}.npy", np.cos(label.astype(np.float32)))
         images.write_png(root / f"masks/{name}.png", label, fsync=False)
+    for sensor in ("images", "depth"):
+        shutil.copytree(root / sensor, tmp_path / "data2" / sensor)
+    for number in range(3):
+        for sensor, late in (("rgb", 0), ("ir", 5)):
+            write(tmp_path / f"drive/{sensor}/{17e8 + number + late / 1000:.3f}.png", np.zeros((8, 8, 3), np.uint8))
     return root
 
 
@@ -52,4 +58,6 @@ def test_every_command_of_the_page_works_as_written(
         ended = memorysam(*command, *QUICK.get(command[0], []))
         assert ended.code == 0, f"memorysam {shlex.join(command)}: {ended.err}"
     assert len(list((tmp_path / "masks/masks").glob("*.png"))) == 12
+    for mask in (tmp_path / "masks/masks").glob("*.png"):  # the same pictures as a new recording
+        assert (tmp_path / "masks2/masks" / mask.name).read_bytes() == mask.read_bytes()
     assert len(list((data / "hha").glob("*.png"))) == 12

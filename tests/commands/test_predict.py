@@ -24,6 +24,7 @@ KEYS = {
     "schema_version", "job", "inputs", "dataset", "modalities", "missing", "tta", "tile", "image_size", "weights",
     "weights_sha256", "device", "precision", "versions", "scenes", "done", "failed", "failures", "classes", "out",
     "trees", "ledger", "success", "laws", "inputs_root", "probabilities", "thresholds", "unsure", "unsure_pixels",
+    "untrained",
 }  # fmt: skip
 
 
@@ -182,6 +183,8 @@ def test_a_missing_modality_is_said_once_and_the_others_are_used(here: Path, mem
     ended = memorysam("predict", "photos", "--map", "img=rgb", "--workers", 0, "--json")
     assert ended.code == 0 and ended.err.count("'depth'") == 1
     assert ended.answer["modalities"] == ["img"]
+    assert ended.answer["untrained"] == [{"modalities": ["img"], "scenes": 2}]
+    assert ended.err.count("2 of 2 scenes have a combination of sensors that these weights were never trained for") == 1
     lines = documents.read_json_lines(Path("masks/predictions.jsonl"))
     assert [line["modalities"] for line in lines] == [["img"], ["img"]]
 

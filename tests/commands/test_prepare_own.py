@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from memorysam_cli.data import manifest as manifests
+from memorysam_cli.data.decode import read_sample
 from memorysam_cli.storage import documents, images, rasters
 
-from ..data.own_sensors import write, write_sensors
+from ..data.own_sensors import save, write, write_sensors
 from ..storage.tiffs import tiff
 from .trained import Program
 
@@ -66,6 +67,18 @@ def test_six_sensors_in_five_formats_are_prepared_trained_evaluated_and_predicte
     predicted = memorysam("predict", own, "--out", "masks", "--workers", 0, "--json")
     assert predicted.code == 0 and predicted.answer["done"] == 10, predicted.err
     assert images.read(Path("masks/masks/cam1/0003.png")).shape == (40, 56)
+    # A new recording of the same rig, not prepared: its patterns are on the weights' card.
+    shutil.copytree(own, "drive", ignore=shutil.ignore_patterns("memorysam", "masks"))
+    again = memorysam("predict", "drive", "--out", "again", "--workers", 0, "--json")
+    assert again.code == 0 and again.answer["done"] == 10, again.err
+    assert "read as the weights' own data were: rgb=images/**/*.jpg, depth=depth/**/*_depth.png" in again.err
+    for mask in Path("masks/masks").rglob("*.png"):
+        assert ("again" / mask.relative_to("masks")).read_bytes() == mask.read_bytes()
+    Path("drive/images").rename("drive/left camera")
+    patterns = ("--modality", "rgb=left camera/**/*.jpg", "--modality", "depth=depth/**/*_depth.png")
+    given = memorysam("predict", "drive", "--out", "given", *patterns, "--workers", 0, "--json")
+    assert given.code == 0 and given.answer["done"] == 10, given.err
+    assert "no scene has 'ir'; predicting with the modalities that are there" in given.err
 
 
 LABEL = np.repeat([[0, 1, 1, 2]], 4, axis=0).astype(np.uint8).repeat(8, axis=0).repeat(8, axis=1)  # 32 × 32
@@ -553,3 +566,97 @@ def test_no_one_is_off_by_one(options: list[str], said: str, memorysam: Program,
     kinds = ["--kind", "s2=rgb", *(["--kind", "x=rgb"] if "--modality" in options else [])]
     ended = memorysam("prepare", "folder", rasters_of_five_bands, "--modality", "s2=s2/*.tif", *kinds, *options)
     assert ended.code == 2 and said in ended.err and ended.err.count("\n") == 1, ended.err
+
+
+def write_drive(root: Path, *, scenes: int = 6) -> None:
+    """Ten frames a second in seconds of Unix time; a second camera, 5 ms late and in ns, misses the last frame."""
+    for number in range(scenes):
+        ms = 1_700_000_000_000 + 100 * number
+        images.write_png(
+            root / f"rgb/{ms // 1000}.{ms % 1000:03}.png", np.full((8, 8, 3), number, np.uint8), fsync=False
+        )
+        if number < scenes - 1:
+            images.write_png(root / f"ir/{ms + 5}000000.png", np.full((8, 8), number, np.uint8), fsync=False)
+
+
+DRIVE = ("--modality", "rgb=rgb/*.png", "--modality", "ir=ir/*.png")
+
+
+def test_frames_pair_by_time_and_the_offsets_are_shown(memorysam: Program, tmp_path: Path) -> None:
+    write_drive(tmp_path / "drive")
+    unpaired = memorysam("prepare", "folder", "drive", *DRIVE)
+    assert unpaired.code == 3 and "the names hold times: add --pair nearest --tolerance 20ms" in unpaired.err
+    ended = memorysam("prepare", "folder", "drive", *DRIVE, "--pair", "nearest", "--tolerance", "20ms", "--json")
+    assert ended.code == 0 and ended.answer["scenes"] == 5, ended.err
+    assert ended.answer["offsets"] == {"ir": {"pairs": 5, "least_ms": 5.0, "median_ms": 5.0, "most_ms": 5.0}}
+    assert "5 pairs within 20 ms; without a partner: 1 of 'rgb', 0 of 'ir'" in ended.err
+    layout = manifests.read(tmp_path / "drive", "drive").info.layout
+    assert layout is not None and (layout.pair, layout.tolerance_ns) == ("nearest", 20_000_000)
+    checked = memorysam("check", "drive")
+    assert checked.code == 0 and "drive: 'ir' behind 'rgb'" in checked.out, checked.err
+    assert images.read(tmp_path / "check-drive/offsets.png").ndim == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--pair", "nearest"], 2, "--pair nearest: needs --tolerance: say how far apart"),
+        (
+            ["--pair", "nearest", "--tolerance", "20"],
+            2,
+            "--tolerance 20: say how far apart two frames may be, with a unit",
+        ),
+        (["--pair", "nearest", "--tolerance", "0ms"], 2, "must be above 0"),
+        (["--tolerance", "20ms"], 2, "--tolerance: is for --pair nearest"),
+        (["--times", "t.csv"], 2, "--times: is for --pair nearest"),
+        (["--pair", "nearest", "--tolerance", "20ms", "--times", "no.csv"], 2, "--times no.csv: does not exist"),
+        (["--pair", "nearest", "--tolerance", "1ms"], 3, "no frame of 'ir' is within 1 ms of one of 'rgb'"),
+        (["--resize", "ir=cubic"], 2, "--resize ir=cubic: must be nearest or bilinear"),
+        (["--kind", "ir=depth", "--resize", "ir=bilinear"], 2, "a value between two neighbours was never measured"),
+    ],
+)
+def test_what_cannot_pair_or_resize_is_refused(
+    words: list[str], code: int, said: str, memorysam: Program, tmp_path: Path
+) -> None:
+    write_drive(tmp_path / "drive", scenes=2)
+    (tmp_path / "drive/t.csv").write_text("file,time_ms\n")
+    ended = memorysam("prepare", "folder", "drive", *DRIVE, *words)
+    assert ended.code == code and said in ended.err, ended.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--pair", "nearest"], "--pair, --tolerance, --times: are for --modality"),
+        (["--modality", "rgb=*.png", "--map", "rgb=x"], "--map says it already"),
+        (["--modality", "rgb"], "--modality rgb: must be NAME=VALUE"),
+    ],
+)
+def test_predict_refuses_half_a_layout_before_the_weights_are_read(
+    words: list[str], said: str, memorysam: Program, tmp_path: Path
+) -> None:
+    write_drive(tmp_path / "drive", scenes=1)
+    ended = memorysam("predict", "drive", *words)
+    assert ended.code == 2 and said in ended.err, ended.err
+
+
+def test_a_sensor_of_five_channels_is_fed_as_two_frames(memorysam: Program, tmp_path: Path) -> None:
+    for number in range(4):  # channel c holds 10 c everywhere
+        save(tmp_path / f"rig/voxels/{number}.npy", np.tile(np.arange(5, dtype=np.float32) * 10, (8, 8, 1)))
+    words = ("--modality", "voxels=voxels/*.npy", "--channels", "voxels=0-4", "--kind", "voxels=event")
+    ended = memorysam("prepare", "folder", "rig", *words, "--scale", "voxels=0.1", "--json")
+    assert ended.code == 0 and ended.answer["modalities"] == ["voxels-1", "voxels-2"], ended.err
+    assert "'voxels' is fed as the frames voxels-1, voxels-2" in ended.err
+    found = manifests.read(tmp_path / "rig", "rig")
+    assert [(each.kind, each.channels, each.scale) for each in found.info.modalities] == [
+        ("event", (0, 1, 2), 0.1), ("event", (3, 4, 4), 0.1),
+    ]  # fmt: skip
+    sample = read_sample(tmp_path / "rig", found.scenes[0], modalities=found.info.modalities)
+    assert sample.frames["voxels-1"][0, 0].tolist() == [0, 10, 20]
+    assert sample.frames["voxels-2"][0, 0].tolist() == [30, 40, 40]
+
+
+def test_a_frames_name_may_not_be_another_sensors(memorysam: Program, own: Path) -> None:
+    taken = ("--modality", "ms-1=images/**/*.jpg", "--channels", "ms=0-5")
+    ended = memorysam("prepare", "folder", own, *sensors("ms"), *taken)
+    assert ended.code == 2 and "--modality ms-1=…: is what a frame" in ended.err

@@ -72,9 +72,12 @@ def test_a_zeroed_sensor_is_what_evaluate_gives_with_zeros(evaluate: Any) -> Non
     alone = next(each for each in sets if each["available"] == ["img", "lidar"])
     plain = evaluate("--modalities", "img,lidar", "--missing", "zero", "--json").answer
     assert alone["miou"] == pytest.approx(plain["miou"], abs=0.05)
+    both = evaluate("--robustness", "any", "--json").answer
+    assert [level["level"] for level in both["levels"]] == ["dropped", "zeroed"]
+    assert [each["miou"] for each in both["levels"][1]["sets"]] == pytest.approx([each["miou"] for each in sets])
 
 
-@pytest.mark.parametrize(("kind", "levels"), [("any", 1), ("emm", 1), ("rmm", 3), ("nm", 4)])
+@pytest.mark.parametrize(("kind", "levels"), [("any", 2), ("emm", 1), ("rmm", 3), ("nm", 4)])
 def test_every_kind_writes_its_files_and_says_on_what_it_rests(evaluate: Any, kind: str, levels: int) -> None:
     report = evaluate("--robustness", kind, "--json").answer
     folder = Path("runs/small-1/evaluate/val")
@@ -116,6 +119,8 @@ def test_native_labels_can_be_scored(evaluate: Any) -> None:
         (("any", "--seed", 0), "--seed 0: means something to --robustness rmm and nm alone"),
         (("rmm", "--noise-extremes", "scene"), "--noise-extremes scene: means something to --robustness nm alone"),
         (("nm", "--tta"), "--tta"),
+        (("emm", "--missing", "drop"), "--missing drop: 'emm' feeds zeros for a missing sensor; use --robustness any"),
+        (("rmm", "--missing", "zero"), "--missing zero: 'rmm' says itself what becomes of a sensor; use"),
         (("nm", "--tile"), "--tile"),
         (("emn",), "emm"),
     ],

@@ -184,6 +184,10 @@ SHORT = {
     "--init a:b#c.safetensors": ("model.init", "a:b#c.safetensors"),
     "--max-bad 0.1%": ("data.max_bad", 0.001),
     "--max-bad 3e-3": ("data.max_bad", 0.003),
+    "--epochs 7": ("train.epochs", 7),
+    "--lr 3e-5": ("optim.lr", 3e-5),
+    "--lr 0.5": ("optim.lr", 0.5),
+    "--size 96": ("data.image_size", 96),
 }
 
 
@@ -205,6 +209,13 @@ def test_short_options_are_the_same_as_set(words: str, tmp_path: Path, monkeypat
     [
         ("--batch 2 --set train.batch=4", "--batch 2 and --set train.batch=4: are two values for train.batch"),
         ("--seed 2 --set train.seed=4", "--seed 2 and --set train.seed=4"),
+        ("--epochs 2 --set train.epochs=4", "--epochs 2 and --set train.epochs=4: are two values for train.epochs"),
+        ("--lr 1e-3 --set optim.lr=1e-4", "--lr 0.001 and --set optim.lr=1e-4: are two values for optim.lr"),
+        ("--size 64 --set data.image_size=96", "--size 64 and --set data.image_size=96: are two values"),
+        ("--size 100", "--size 100: must be a multiple of 32 above 0, such as 96"),
+        ("--size 0", "--size 0: must be a multiple of 32 above 0, such as 32"),
+        ("--lr 0", "--lr 0: must be a number above 0"),
+        ("--lr nan", "--lr nan: must be a number above 0"),
         ("--max-bad 2", "--max-bad 2: must be a share from 0"),
         ("--max-bad 3%%", "--max-bad 3%%: must be a share"),
         ("--max-bad nan", "--max-bad nan: must be a share"),
@@ -222,6 +233,8 @@ def test_the_same_value_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert app.run(["train", "-r", "demo", "--set", "train.batch=4", "--batch", "4"]) == 0
     assert app.run(["train", "-r", "demo", "--set", "train.batch=4", "--batch", "auto"]) == 0
     assert [recipes.load("demo", each.overrides).train.batch for each in seen] == [4, 4]
+    assert app.run(["train", "-r", "demo", "--set", "optim.lr=1e-3", "--lr", "0.001"]) == 0
+    assert recipes.load("demo", seen[-1].overrides).optim.lr == 1e-3
 
 
 def test_a_run_begins_from_the_weights_of_another_one(memorysam: Run) -> None:
@@ -230,9 +243,15 @@ def test_a_run_begins_from_the_weights_of_another_one(memorysam: Run) -> None:
     assert second.code == 0, second.err
     assert "tensors of the initial weights = tensors saved" in second.answer["laws"]
     other = changes("data.modalities=[img]")
-    refused = memorysam("train", "-r", "demo", "--init", first["best"], "--out", "third", *other)
-    assert refused.code == 5 and "the memory is trained only where there are several" in refused.err
-    assert not Path("third").exists()
+    third = memorysam("train", "-r", "demo", "--json", "--init", first["best"], "--out", "third", *other)
+    assert third.code == 0, third.err
+    said = "was trained on img, depth, event, lidar, goes on with img"
+    assert said in third.err and said in (Path("third") / "train.log").read_text()
+    refused = memorysam(
+        "train", "-r", "demo", "--init", first["best"], "--out", "fourth", *changes("model.lora.rank=3")
+    )
+    assert refused.code == 5 and "model.lora.rank was" in refused.err
+    assert not Path("fourth").exists()
 
 
 def test_under_a_launcher_the_exit_code_is_in_a_file(memorysam: Run, monkeypatch: pytest.MonkeyPatch) -> None:

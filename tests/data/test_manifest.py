@@ -47,7 +47,7 @@ def test_an_unprepared_data_set_names_what_is_there_and_the_line_to_type(prepare
         ("deliver", "memorysam prepare deliver D"),
         (
             "mine",
-            "memorysam prepare folder D --name mine --modality NAME=PATTERN (see memorysam prepare folder --help)",
+            "memorysam prepare folder D --name mine",
         ),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 from memorysam_cli.data import decode, statistics
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest, Scene
-from memorysam_cli.data.statistics import Moments, measure, merge, with_statistics
+from memorysam_cli.data.statistics import Moments, measure, merge, with_class_pixels, with_statistics
 from memorysam_cli.data.transforms import to_tensor
 from memorysam_cli.dataset import DatasetInfo, Modality
 from memorysam_cli.errors import DataError
@@ -136,3 +136,22 @@ def test_rounding_is_no_deviation(tmp_path: Path) -> None:
     assert depth.std == (1.0, 1.0, 1.0)
     tensor = to_tensor(np.full((4, 4, 3), 12345, np.uint16), depth)
     np.testing.assert_allclose(tensor.numpy(), 0, atol=1e-5)
+
+
+def test_pixels_of_each_class_in_one_split(tmp_path: Path) -> None:
+    """Two scenes to train on, of 2 × 3 pixels: classes 0, 0, 1, 1, 1, none, and 1 alone; that of val does not count.
+
+    A label that is gone is passed over: training will name it.
+    """
+    labels, scenes = [[[0, 0, 1], [1, 1, 255]], [[1, 1, 1], [1, 1, 1]], [[2, 2, 2], [2, 2, 2]]], []
+    for number, label in enumerate(labels):
+        images.write_png(tmp_path / f"rgb/{number}.png", np.zeros((2, 3, 3), np.uint8), fsync=False)
+        images.write_png(tmp_path / f"label/{number}.png", np.array(label, np.uint8), fsync=False)
+        split, files = "val" if number == 2 else "train", {"rgb": (f"rgb/{number}.png",)}
+        scenes.append(Scene(str(number), split, None, None, files, label=f"label/{number}.png"))
+    palette = ((1, 2, 3), (4, 5, 6), (7, 8, 9))
+    info = DatasetInfo(name="own", title="own", classes=("a", "b", "c"), palette=palette, modalities=(RGB,))
+    manifest = manifests.write(tmp_path, info, scenes)
+    assert with_class_pixels(manifest, split="train").info.class_pixels == {"train": (2, 9, 0)}
+    (tmp_path / "label/1.png").unlink()
+    assert with_class_pixels(manifest, split="train").info.class_pixels == {"train": (2, 3, 0)}

@@ -1,10 +1,21 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from memorysam_cli.data.transforms import Sample, augment, for_prediction, for_scoring, to_tensor, without_left
+from memorysam_cli.data.transforms import (
+    Draw,
+    Sample,
+    _resized_crop,
+    augment,
+    for_prediction,
+    for_scoring,
+    to_tensor,
+    without_left,
+)
 from memorysam_cli.dataset import Crop, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.recipe import Augment
@@ -291,3 +302,90 @@ def test_padding_means_0_whatever_the_scale(dtype: type, values: dict[str, float
     assert frame.dtype == dtype
     np.testing.assert_array_equal(frame[16:], np.full((16, 32, 3), stored, dtype))
     np.testing.assert_array_equal(frame[:16, :16], np.full((16, 16, 3), 7, dtype))
+
+
+def turned(frame: np.ndarray, modality: Modality, *, degrees: float, size: int, **more: Any) -> Sample:
+    """A frame that is turned by exactly this, and whose label is its first channel."""
+    plain = Augment(flip=0, jitter=0, blur=0, scale=(1, 1), rotate=abs(degrees), **more)
+    draw = Draw(*[0.0] * 10, rotate=1.0 if degrees > 0 else 0.0, stretch=0.5)
+    sample = Sample({modality.name: frame}, frame[:, :, 0].astype(np.uint8))
+    return _resized_crop(sample, modalities=[modality], augment=plain, size=size, draw=draw)
+
+
+@pytest.mark.parametrize(("degrees", "turns"), [(90, 1), (-90, -1), (180, 2)])
+def test_quarter_turns_are_counterclockwise_and_lose_nothing(degrees: float, turns: int) -> None:
+    frame = coordinates(32, 32)
+    for modality in (DEPTH, DEPTH.model_copy(update={"interpolation": "nearest"})):
+        found = turned(frame, modality, degrees=degrees, size=32)
+        np.testing.assert_allclose(found.frames["depth"], np.rot90(frame, turns), atol=1e-5)
+        np.testing.assert_array_equal(found.label, np.rot90(frame[:, :, 0], turns))
+
+
+def test_labels_turn_as_frames_do_and_what_lies_outside_is_ignored() -> None:
+    frame = np.full((64, 64, 3), 9, np.uint8)
+    frame[8:24, 40:56] = 200
+    found = turned(frame, DEPTH, degrees=30, size=64)
+    assert found.label is not None
+    assert found.label[0, 0] == found.label[63, 63] == 255 and not found.frames["depth"][0, 0].any()
+    outside = found.label == 255
+    # A square and itself turned by θ share 2 / (1 + sin θ + cos θ) of their area: 0.845.
+    assert outside.mean() == pytest.approx(0.155, abs=0.02)
+    inside = ~outside
+    near = found.frames["depth"][:, :, 0].astype(int)[inside] - found.label[inside]
+    assert np.mean(np.abs(near) > 100) < 0.02  # only at edges do a blend and a label differ
+    y, x = (float(each.mean()) for each in np.nonzero(found.label == 200))
+    # The patch's middle (47.5, 15.5) is (16, −16) from (31.5, 31.5); turned: (16 cos − 16 sin, −16 sin − 16 cos).
+    assert (x, y) == (pytest.approx(31.5 + 16 * (0.866 - 0.5), abs=0.5), pytest.approx(31.5 - 16 * 1.366, abs=0.5))
+
+
+@pytest.mark.parametrize("turn", [1, 2, -2])
+def test_angles_turn_with_the_picture_as_their_card_says(turn: int) -> None:
+    """40°, stored once as floats and once in 16 bits, in a picture that turns by 30°."""
+    angle, wanted = np.radians(40), np.radians(40 + turn * 30)
+    stored = np.broadcast_to([np.sin(angle), np.cos(angle), np.sin(angle)], (33, 33, 3)).astype(np.float32)
+    modality = Modality(name="aolp", kind="angle", flip="negate_sine", turn=turn)
+    found = turned(stored, modality, degrees=30, size=33).frames["aolp"][16, 16]
+    np.testing.assert_allclose(found, [np.sin(wanted), np.cos(wanted), np.sin(wanted)], atol=1e-5)
+    whole = np.rint((stored + 1) * 65535 / 2).astype(np.uint16)
+    bits = modality.model_copy(update={"scale": 2 / 65535, "offset": -1.0})
+    found = turned(whole, bits, degrees=30, size=33).frames["aolp"][16, 16] * (2 / 65535) - 1
+    np.testing.assert_allclose(found, [np.sin(wanted), np.cos(wanted), np.sin(wanted)], atol=1e-4)
+    still = turned(stored, modality.model_copy(update={"turn": None}), degrees=30, size=33).frames["aolp"][16, 16]
+    np.testing.assert_allclose(still, stored[0, 0], atol=1e-6)
+    with pytest.raises(DataError, match="modality 'aolp': turn needs uint16 values whose range is symmetric about 0"):
+        turned(whole, modality, degrees=30, size=33)
+
+
+def test_nodata_turns_with_the_picture_and_bare_corners_of_a_measured_sensor_are_none() -> None:
+    """A modality with its own mean is padded with no measurement; one without, with 0."""
+    own = Modality(name="depth", kind="depth", mean=(1.0,) * 3, std=(1.0,) * 3)
+    frame, gaps = np.full((64, 64, 3), 700, np.uint16), np.zeros((64, 64, 3), bool)
+    frame[20:30, 20:30], gaps[20:30, 20:30] = 0, True
+    augments = Augment(flip=0, jitter=0, blur=0, scale=(1, 1), rotate=45)
+    for modality, is_own in ((own, True), (DEPTH, False)):
+        result = _resized_crop(
+            Sample({"depth": frame}, None, {"depth": gaps}), modalities=[modality], augment=augments, size=64,
+            draw=Draw(*[0.0] * 10, rotate=1.0, stretch=0.5),
+        )  # fmt: skip
+        lost = result.invalid["depth"]
+        assert lost[0, 0].all() == is_own and lost[32, 32].sum() == 0
+        middle = lost[16:48, 8:40, 0]  # (24.5, 24.5) turned by 45° about (31.5, 31.5): (21.6, 31.5)
+        assert middle.sum() == pytest.approx(100, abs=8)  # a square of 10 × 10
+        assert set(np.unique(result.frames["depth"])) == {0, 700}  # no value is blended with what is none
+
+
+def test_stretching_keeps_the_area_and_covers_its_range() -> None:
+    frame, ratios = coordinates(64, 64), []
+    for share in (0.0, 0.5, 1.0):
+        draw = Draw(*[0.0] * 10, rotate=0.5, stretch=share)
+        augments = Augment(flip=0, jitter=0, blur=0, scale=(0.5, 0.5), stretch=(0.5, 2.0))
+        result = _resized_crop(
+            Sample({"depth": frame}, np.zeros((64, 64), np.uint8)), modalities=[DEPTH], augment=augments, size=64,
+            draw=draw,
+        )  # fmt: skip
+        assert result.label is not None
+        seen = result.label == 0
+        height, width = seen[:, 0].sum(), seen[0].sum()
+        ratios.append(width / height)
+        assert height * width == pytest.approx(32 * 32, rel=0.03)
+    np.testing.assert_allclose(ratios, [0.5, 1, 2], rtol=0.03)

@@ -55,7 +55,8 @@ def recipe_of(**ohem: object) -> Recipe:
             # The random weights' losses lie around ln 25: a share of the pixels is hard.
             "ohem": {"threshold": 0.025, **ohem},
             "spmm": {"variant": "paper", "weight": 10.0},
-            "optim": {"lr": 1e-3, "eps": 1e-3},
+            "losses": {"dice": {}, "lovasz": {}, "focal": {}},
+            "optim": {"lr": 1e-3, "eps": 1e-3, "ema": 0.5},
             "train": {"epochs": 1, "batch": 3, "seed": 5},
         },
         where="test",
@@ -71,7 +72,7 @@ def prototype_gradient(variant: str, *, rank: int, world: int) -> dict[str, obje
     nn.init.constant_(layer.weight, 0.5)
     model = DistributedDataParallel(layer) if world > 1 else layer
     memory = PrototypeMemory(4, width=3, variant=variant)  # type: ignore[arg-type]
-    exchange = processes.AllProcesses(world) if world > 1 else None
+    exchange = processes.AllProcesses(world, rank) if world > 1 else None
     losses = []
     for step in range(2):  # the second step has prototypes to compare with
         part = slice(rank * 4 // world, (rank + 1) * 4 // world)
@@ -129,7 +130,8 @@ def learned(
     recipe: Recipe | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Three updates: losses, the gradient before each, and weights and prototypes afterwards."""
-    recipe = recipe or recipe_of(selection=selection)
+    terms = {"class_weights": [1 + number % 3 for number in range(25)], "label_smoothing": 0.1}
+    recipe = recipe or recipe_of(selection=selection, **(terms if selection == "global" else {}))
     learner = Learner(network_of(recipe, manifest), recipe, accelerator=accelerator)
     rank, world = accelerator.process_index, accelerator.num_processes
     steps, gradients = [], []
@@ -141,11 +143,11 @@ def learned(
         batches = batches_of(step, rank=rank, world=world, accumulate=accumulate)
         result = learner.learn(batches, rate=rate, moment=moment_of(step), meanwhile=look)
         steps.append([*result.terms.values(), result.gradient_norm])
-    weights = {name: value.tolist() for name, value in learner.parameters.items()}
     return {
         "steps": steps,
         "gradients": gradients[0],
-        "weights": weights,
+        "weights": {name: value.tolist() for name, value in learner.parameters.items()},
+        "averages": {name: value.tolist() for name, value in learner.average.tensors.items()},
         "prototypes": learner.objective.state()["spmm/prototypes"].tolist(),
     }
 

@@ -89,7 +89,7 @@ def run(way: str, base: str, out: str, workers: int, most_bytes: int | None) -> 
 
 
 def ours(recipe: Recipe, manifest: Manifest, out: Path, accelerator: Accelerator) -> None:
-    """What ``engine.train.run`` does for ``train --out OUT --resume auto``, on the network that is at hand.
+    """What ``engine.train.training`` does for ``train --out OUT --resume auto``, on the network that is at hand.
 
     Block P, the ranks of block L and the slow tests of ``train`` are killed as they were typed, from the parsing on.
     """

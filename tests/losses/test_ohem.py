@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from memorysam_cli.losses.loss import Exchange
-from memorysam_cli.losses.ohem import ohem_mean, pixel_losses
+from memorysam_cli.errors import UsageError
+from memorysam_cli.losses.loss import Exchange, LossInputs, Task
+from memorysam_cli.losses.ohem import OhemLoss, class_weights, ohem_mean, pixel_losses
+from memorysam_cli.recipe import Ohem
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 Together = Callable[[Sequence[Callable[[Exchange], Any]]], list[Any]]
@@ -198,3 +200,84 @@ def test_parts_without_any_valid_pixel_give_zero(together: Together) -> None:
     label = torch.full((2, 3), 255)
     found = together([lambda exchange: with_gradient(torch.zeros(2, 3), label, exchange=exchange)] * 2)
     assert all(loss.item() == 0 and torch.count_nonzero(gradient) == 0 for loss, gradient in found)
+
+
+def ohem_of(**settings: Any) -> OhemLoss:
+    """For three classes, of which the training split has 100, 10 and 1000 pixels."""
+    task = Task(("a", "b", "c"), ("img",), width=2, device=torch.device("cpu"), class_pixels=(100, 10, 1000))
+    return OhemLoss(Ohem(**settings), task)
+
+
+def loss_and_gradient(loss: OhemLoss, logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = logits.clone().requires_grad_()
+    found = loss(LossInputs([leaf], [leaf], [label], [], loss.task))
+    (gradient,) = torch.autograd.grad(found, leaf)
+    return found.detach(), gradient
+
+
+def test_weights_of_classes_by_hand() -> None:
+    """inverse: 1/100 : 1/10 : 1/1000 with the mean 1. effective: N = 100, the median, so that common classes differ by
+    1 − 0.99ⁿ alone: 0.634, 0.0956, 0.99996."""
+    assert ohem_of().class_weights is None
+    given = ohem_of(class_weights=(1.0, 0.0, 2.0)).class_weights
+    assert given is not None and given.tolist() == [1, 0, 2]
+    inverse = ohem_of(class_weights="inverse").class_weights
+    assert inverse is not None
+    torch.testing.assert_close(inverse, torch.tensor([10.0, 100, 1]) * 3 / 111)
+    effective = ohem_of(class_weights="effective").class_weights
+    raw = torch.tensor([1 / (1 - 0.99**n) for n in (100, 10, 1000)], dtype=torch.float64)
+    assert effective is not None
+    torch.testing.assert_close(effective, (raw * 3 / raw.sum()).float())
+
+
+def test_a_class_without_a_pixel_weighs_nothing_and_changes_no_other_weight() -> None:
+    task = Task(("a", "b", "c", "d"), ("img",), width=2, device=torch.device("cpu"), class_pixels=(100, 10, 0, 1000))
+    for wanted in ("inverse", "effective"):
+        found, others = class_weights(wanted, task), ohem_of(class_weights=wanted).class_weights
+        assert found is not None and others is not None
+        assert found[2] == 0
+        torch.testing.assert_close(found[[0, 1, 3]], others)
+
+
+def test_a_list_has_one_number_for_each_class() -> None:
+    with pytest.raises(UsageError, match=r"has 2 numbers, the data set 3 classes; give one for each, .*: a, b, c$"):
+        ohem_of(class_weights=(1.0, 2.0))
+
+
+def test_weights_and_smoothing_are_those_of_pytorch_where_all_pixels_are_kept() -> None:
+    """PyTorch divides by the weights' sum too; with both at once it weighs the smoothed part otherwise."""
+    generator = torch.Generator().manual_seed(4)
+    logits = 2 * torch.randn(2, 3, 5, 7, generator=generator)
+    label = torch.randint(0, 3, (2, 20, 28), generator=generator)
+    label[0, :9] = 255
+    for settings in ({"class_weights": (1.0, 0.5, 3.0)}, {"label_smoothing": 0.2}):
+        found = loss_and_gradient(ohem_of(min_kept=1.0, threshold=1e-9, **settings), logits, label)
+        leaf = logits.clone().requires_grad_()
+        upsampled = F.interpolate(leaf, size=(20, 28), mode="bilinear", align_corners=False)
+        weight = torch.tensor(settings["class_weights"]) if "class_weights" in settings else None
+        wanted = F.cross_entropy(
+            upsampled, label, ignore_index=255, weight=weight, label_smoothing=float(settings.get("label_smoothing", 0))
+        )
+        torch.testing.assert_close(found, (wanted.detach(), *torch.autograd.grad(wanted, leaf)), rtol=1e-5, atol=1e-7)
+
+
+def test_weights_and_smoothing_do_not_decide_which_pixels_are_hard() -> None:
+    """Of two cells the second is hard at 0.7 (p = 0.6); its loss with ε = 0.3 is 0.7·−ln 0.6 + 0.1·−Σ ln p."""
+    logits = torch.tensor([[[[0.9, 0.6]], [[0.05, 0.2]], [[0.05, 0.2]]]]).log()
+    label = torch.tensor([0, 0])[None, None].repeat_interleave(4, 1).repeat_interleave(4, 2)
+    apart = torch.cat([logits[..., :1].expand(-1, -1, 1, 3), logits[..., 1:].expand(-1, -1, 1, 3)], dim=3)
+    labels = torch.cat([label[..., :4]] * 6, dim=2)
+    labels[:, :, 8:16] = 255  # where one cell passes into the other
+    found, gradient = loss_and_gradient(ohem_of(label_smoothing=0.3, class_weights=(5.0, 1, 1)), apart, labels)
+    logs = [math.log(p) for p in (0.6, 0.2, 0.2)]
+    torch.testing.assert_close(found, torch.tensor(-0.7 * logs[0] - 0.1 * sum(logs)))
+    assert not gradient[..., :2].any()
+
+
+def test_a_run_goes_on_with_the_weights_that_it_began_with() -> None:
+    first, second = ohem_of(class_weights="inverse"), ohem_of(class_weights="effective")
+    second.load_state_dict(first.state_dict())
+    torch.testing.assert_close(second.class_weights, first.class_weights, rtol=0, atol=0)
+    assert ohem_of().state_dict() == {}
+    with pytest.raises(KeyError, match="keeps no state"):
+        ohem_of().load_state_dict(first.state_dict())

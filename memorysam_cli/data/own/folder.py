@@ -10,32 +10,39 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from memorysam_cli.data import decode
-from memorysam_cli.data.listing import pair, unpaired
+from memorysam_cli.data.listing import unpaired
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.data.own.classes import ClassList, classes_of_values
+from memorysam_cli.data.own.clocks import pair_by_time, path_stem, read_time
 from memorysam_cli.data.own.patterns import (
     Match,
+    Paired,
     Pattern,
+    Role,
     Shares,
     notes_on_others,
+    pair_by_name,
+    pairing_name,
     split_by_lists,
     split_by_shares,
     splits_in_order,
 )
 from memorysam_cli.data.own.sensors import (
+    DEFAULTS,
     LOOKED_AT,
     Measured,
+    frames_of,
     guess_kind,
     make_modality,
     names_to_measure,
     notes_on_values,
 )
-from memorysam_cli.dataset import IGNORE, Colour, DatasetInfo, Kind, LabelRule, Modality
+from memorysam_cli.dataset import IGNORE, Colour, DatasetInfo, Interpolation, Kind, LabelRule, Layout, Modality
 from memorysam_cli.errors import DataError, Laws, UsageError, check_laws
 from memorysam_cli.storage import images
 from memorysam_cli.text import few, shown
@@ -48,9 +55,6 @@ NO_CLASSES = ClassList(("unknown",), ((128, 128, 128),), has_colours=False, mapp
 SHARES: Shares = (0.8, 0.1, 0.1)
 NAMED = 5
 """Classes that a line names."""
-
-Role = str
-"""A modality, or ``aolp+1`` for an angle's second file, or LABEL."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,53 @@ class FolderRequest:
     seed: int = 0
     nodata: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Stored values that are no measurement."""
+    resize: Mapping[str, Interpolation] = field(default_factory=dict)
+    """How sensors are resampled, where their kind does not decide."""
+    pair: Literal["name", "nearest"] = "name"
+    tolerance_ns: int | None = None
+    times: tuple[str, ...] = ()
+    """Tables of times, relative to the root."""
     measured: Measured = "others"
     """Whose normalisation follows from the data, so that nothing need be said about their ranges."""
+
+    def in_frames(self) -> FolderRequest:
+        """Sensors with more than three channels as sensors of three each, which share files and all that was said.
+
+        Raises:
+            UsageError: one of these has the name of another sensor.
+        """
+        taken: dict[str, Sequence[int | str]] = {**self.channels, **self.bands}
+        frames = {name: frames_of(name, taken.get(name, ())) for name in self.modalities}
+        names = [name for each in frames.values() for name in each]
+        for name in names:
+            if names.count(name) > 1:
+                raise UsageError(f"--modality {name}=…: is what a frame of another sensor is called; rename it")
+
+        def spread(values: Mapping[str, Any]) -> dict[str, Any]:
+            return {frame: values[name] for name, each in frames.items() if name in values for frame in each}
+
+        return replace(
+            self,
+            modalities=spread(self.modalities),
+            kinds=spread(self.kinds),
+            channels={
+                key: each for name, chosen in self.channels.items() for key, each in frames_of(name, chosen).items()
+            },
+            bands={key: each for name, chosen in self.bands.items() for key, each in frames_of(name, chosen).items()},
+            scale=spread(self.scale),
+            nodata=spread(self.nodata),
+            resize=spread(self.resize),
+        )
+
+    def layout(self) -> Layout:
+        """What is remembered for the next recording."""
+        return Layout(
+            modalities={name: tuple(pattern.text for pattern in group) for name, group in self.modalities.items()},
+            labels=None if self.labels is None else self.labels.text,
+            pair=self.pair,
+            tolerance_ns=self.tolerance_ns,
+            times=self.times,
+        )
 
     def patterns(self) -> dict[Role, Pattern]:
         """All patterns by what they stand for."""
@@ -115,20 +164,28 @@ def survey(root: Path, request: FolderRequest) -> FolderSurvey:
             is not there.
         UsageError: a kind cannot be told, or ``{split}`` stands in some patterns only.
     """
+    asked, request = request.modalities, request.in_frames()
     patterns = request.patterns()
     if not root.is_dir():
         raise DataError(f"{root}: {'is a file' if root.exists() else 'does not exist'}; ROOT must be a folder")
     _refuse_half_split(patterns, request)
     modalities, notes = _modalities(request)
+    notes += [
+        f"'{name}' is fed as the frames {', '.join(each for each in request.modalities if each.startswith(f'{name}-'))}"
+        for name in asked
+        if name not in request.modalities
+    ]
     matches = {role: pattern.find(root) for role, pattern in patterns.items()}
     _refuse_labels_as_frames(matches)
     if request.labels is not None and request.classes is None:
         request, class_note = _with_classes_found(root, matches[LABEL], request)
         notes.append(class_note)
     _refuse_miscounted(matches, request)
-    rows, pairing_notes = _rows(matches, request)
+    paired = _paired(root, matches, request)
+    rows = paired.rows
     matched = sum(len(found) for found in matches.values())
-    laws = check_laws({"files matched = files of scenes": (matched, sum(len(row) for row in rows))})
+    used = sum(len(row) for row in rows) + paired.left_out
+    laws = check_laws({"files matched = files of scenes": (matched, used)})
     scenes, unlabelled, split_notes = _divided(
         [_scene(row, request=request) for row in rows],
         labelled={_id(row, request) for row in rows if LABEL in row},
@@ -143,6 +200,7 @@ def survey(root: Path, request: FolderRequest) -> FolderSurvey:
         modalities=modalities,
         label=_rule(root, matches.get(LABEL, []), request),
         unlabelled=unlabelled,
+        layout=request.layout(),
     )
     manifest = Manifest(root=root, info=info, scenes=tuple(scenes))
     return FolderSurvey(
@@ -152,7 +210,7 @@ def survey(root: Path, request: FolderRequest) -> FolderSurvey:
             *notes_on_others(
                 root, list(patterns.values()), {match.path for found in matches.values() for match in found}
             ),
-            *pairing_notes,
+            *paired.notes,
             *split_notes,
             *notes_on_values(manifest, measured=names_to_measure(modalities, request.measured)),
             *notes_on_labels(manifest),
@@ -225,7 +283,15 @@ def _modalities(request: FolderRequest) -> tuple[tuple[Modality, ...], list[str]
             channels=request.channels.get(name),
             bands=request.bands.get(name),
         )
-        made.append(found.model_copy(update={"nodata": tuple(request.nodata.get(name, ()))}))
+        update: dict[str, Any] = {"nodata": tuple(request.nodata.get(name, ()))}
+        if name in request.resize:
+            update["interpolation"] = request.resize[name]
+            if request.resize[name] != "nearest" and DEFAULTS[kind].interpolation == "nearest":
+                raise UsageError(
+                    f"--resize {name}={request.resize[name]}: '{name}' is of kind {kind}, where a value between two "
+                    "neighbours was never measured; leave it at nearest, or say another --kind"
+                )
+        made.append(found.model_copy(update=update))
     return tuple(made), notes
 
 
@@ -252,16 +318,20 @@ def _refuse_labels_as_frames(matches: Mapping[Role, Sequence[Match]]) -> None:
             )
 
 
-def _rows(matches: Mapping[Role, Sequence[Match]], request: FolderRequest) -> tuple[list[dict[Role, Match]], list[str]]:
+def _paired(root: Path, matches: Mapping[Role, Sequence[Match]], request: FolderRequest) -> Paired:
     """One row per scene: what matched for each role that the scene has; and how they were paired, if not by name."""
-    sources = {role: {_name(match): match for match in found} for role, found in matches.items()}
+    layout = request.layout()
+    if layout.pair == "nearest":
+        # Lists name scenes, and a whole split may have no labels: there, what lacks a label is for the check to tell.
+        may_lack = isinstance(request.split, Mapping) or any(
+            pattern.has_split for pattern in request.patterns().values()
+        )
+        return pair_by_time(root, matches, layout, whole=set(matches) - ({LABEL} if may_lack else set()))
     try:
-        pairing = pair({role: dict.fromkeys(found, "") for role, found in sources.items()})
+        return pair_by_name(matches)
     except DataError:
+        sources = {role: {pairing_name(match): match for match in found} for role, found in matches.items()}
         raise DataError(_unpaired(sources, request)) from None
-    rows = [{role: sources[role][name] for role, name in row.items()} for row in pairing.rows]
-    first = ", ".join(shown(match.path) for match in rows[0].values())
-    return rows, [f"files pair by their numbers, which are the same in all folders: {first}"] * pairing.is_by_number
 
 
 def _unpaired(sources: Mapping[Role, Mapping[str, Match]], request: FolderRequest) -> str:
@@ -275,6 +345,8 @@ def _unpaired(sources: Mapping[Role, Mapping[str, Match]], request: FolderReques
         f"{shown(sources[other][two].path)} of '{other}' by '{shown(two)}' (what the wildcards stand for)"
     )
     typed = _patterns_that_pair(sources, request)
+    if all(read_time(path_stem(match.path)) for found in sources.values() for match in found.values()):
+        return f"{names}; the names hold times: add --pair nearest --tolerance 20ms"
     rename = (
         "give the files of one scene the same name in every folder, or write what differs into the patterns, such as"
     )
@@ -286,7 +358,9 @@ def _patterns_that_pair(sources: Mapping[Role, Mapping[str, Match]], request: Fo
     patterns = request.patterns()
     narrow = {role: patterns[role].narrowed(found.values()) or patterns[role] for role, found in sources.items()}
     again = {role: [narrow[role].match(match.path) for match in found.values()] for role, found in sources.items()}
-    keys = {role: {_name(match): _name(match) for match in found if match} for role, found in again.items()}
+    keys = {
+        role: {pairing_name(match): pairing_name(match) for match in found if match} for role, found in again.items()
+    }
     if unpaired(keys) is not None:
         return ""
     options = {
@@ -297,11 +371,6 @@ def _patterns_that_pair(sources: Mapping[Role, Mapping[str, Match]], request: Fo
     return " ".join([*options.values(), *labels])
 
 
-def _name(match: Match) -> str:
-    """The name that a file pairs by."""
-    return f"{match.split}/{match.key}" if match.split else match.key
-
-
 def _first(row: Mapping[Role, Match], request: FolderRequest) -> Match:
     """The file after which a scene is called."""
     return next(row[role] for role in request.patterns() if role in row)
@@ -309,7 +378,7 @@ def _first(row: Mapping[Role, Match], request: FolderRequest) -> Match:
 
 def _id(row: Mapping[Role, Match], request: FolderRequest) -> str:
     """A scene's id."""
-    return _name(_first(row, request))
+    return pairing_name(_first(row, request))
 
 
 def _scene(row: Mapping[Role, Match], *, request: FolderRequest) -> Scene:
@@ -324,7 +393,7 @@ def _scene(row: Mapping[Role, Match], *, request: FolderRequest) -> Scene:
         for name, group in request.modalities.items()
     }
     label = None if request.labels is None else path(LABEL, request.labels)
-    return Scene(id=_name(first), split=first.split or "", condition=None, case=None, files=files, label=label)
+    return Scene(id=pairing_name(first), split=first.split or "", condition=None, case=None, files=files, label=label)
 
 
 def _divided(

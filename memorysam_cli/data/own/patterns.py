@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from memorysam_cli.data.listing import by_suffix, sample_names, subfolders, walk
+from memorysam_cli.data.listing import by_suffix, pair, sample_names, subfolders, walk
 from memorysam_cli.data.manifest import SPLITS
 from memorysam_cli.errors import DataError, UsageError, did_you_mean
 from memorysam_cli.storage import documents
@@ -44,6 +44,8 @@ class Match:
     """What ``{split}`` matched, if the pattern has it."""
     parts: tuple[str, ...]
     """What each wildcard matched, in the pattern's order."""
+    places: tuple[str, ...] = ()
+    """Of these, the ones in folders, not in the file's own name."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,9 @@ class Pattern:
         split_at = self._regex.groupindex.get("split")
         groups = [(index, part or "") for index, part in enumerate(match.groups(), 1)]
         parts = tuple(part for index, part in groups if index != split_at)
-        return Match(path, self._key(parts), match["split"] if split_at else None, parts)
+        folder_wilds = sum(wild != SPLIT for wild in _WILD.findall(self.text[: self.text.rfind("/") + 1]))
+        places = tuple(part.strip("/") for part in parts[:folder_wilds] if part)
+        return Match(path, self._key(parts), match["split"] if split_at else None, parts, places)
 
     def filled(self, parts: tuple[str, ...], split: str | None) -> str:
         """The path that another pattern's match lets expect; the pattern itself where that cannot be told."""
@@ -243,6 +247,40 @@ def notes_on_others(root: Path, patterns: Sequence[Pattern], taken: Container[st
         files = "1 file is" if len(paths) == 1 else f"{len(paths)} files are"
         lines.append(f"{folder or '.'}/: {files} not taken ({by_suffix(paths)}){such}{case}")
     return lines
+
+
+Role = str
+"""A modality, ``aolp+1`` for an angle's second file, or the labels."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Which matches show one scene."""
+
+    rows: list[dict[Role, Match]]
+    """One per scene, by the first role's paths; a scene may lack roles."""
+    notes: list[str]
+    left_out: int
+    """Files of no row."""
+
+
+def pair_by_name(matches: Mapping[Role, Sequence[Match]]) -> Paired:
+    """Pair by what the wildcards stand for; see :func:`~memorysam_cli.data.listing.pair`.
+
+    Raises:
+        DataError: a role pairs with none.
+    """
+    sources = {role: {pairing_name(match): match for match in found} for role, found in matches.items()}
+    pairing = pair({role: dict.fromkeys(found, "") for role, found in sources.items()})
+    rows = [{role: sources[role][name] for role, name in row.items()} for row in pairing.rows]
+    first = ", ".join(shown(match.path) for match in rows[0].values())
+    said = f"files pair by their numbers, which are the same in all folders: {first}"
+    return Paired(rows, [said] * pairing.is_by_number, 0)
+
+
+def pairing_name(match: Match) -> str:
+    """The name that a file pairs by."""
+    return f"{match.split}/{match.key}" if match.split else match.key
 
 
 def _beginning(texts: Sequence[str]) -> str:

@@ -34,6 +34,8 @@ LONG_SPLITS = {"training", "validation", "valid", "testing"}
 LABELS = "(labels)"
 """What the labels are called among sensors; no sensor can be."""
 RASTERS = (".tif", ".tiff")
+MOST = 12
+"""Channels that are all proposed, as four frames; of more, the first three."""
 STORED = (1, 3, 4)
 """Channels of which nothing need be said."""
 
@@ -332,7 +334,9 @@ def _channels(root: Path, first: Mapping[str, str]) -> tuple[dict[str, str], dic
         if count in STORED:
             continue
         is_raster = path.lower().endswith(RASTERS)
-        chosen = ",".join(str(min(index, count - 1) + is_raster) for index in range(3))
+        last = count - 1 + is_raster
+        few_enough = len("RGBA") < count <= MOST
+        chosen = f"{int(is_raster)}-{last}" if few_enough else ",".join(str(min(n + is_raster, last)) for n in range(3))
         (bands if is_raster else channels)[name] = chosen
         option = f"--{'bands' if is_raster else 'channels'} {name}"
         notes.append(f"'{name}' has {count} channels; {option}={chosen} is taken, and {option}=… says otherwise")

@@ -129,6 +129,18 @@ def make_modality(
     )
 
 
+def frames_of(name: str, chosen: Sequence[Chosen]) -> dict[str, tuple[Chosen, ...]]:
+    """What a sensor is fed as: itself, or with more than three channels ⌈C/3⌉ frames, the last one filled up.
+
+    Returns:
+        Name → its channels: ``ms`` of 0 to 4 becomes ``ms-1`` of 0, 1, 2 and ``ms-2`` of 3, 4, 4.
+    """
+    if len(chosen) <= len("RGB"):
+        return {name: tuple(chosen)}
+    thirds = [tuple(chosen[start : start + 3]) for start in range(0, len(chosen), 3)]
+    return {f"{name}-{number}": (third + third[-1:] * 2)[:3] for number, third in enumerate(thirds, 1)}
+
+
 def _three(chosen: Sequence[Chosen] | None) -> tuple[Chosen, Chosen, Chosen] | None:
     """Three of three, or one three times."""
     if not chosen:

@@ -19,14 +19,16 @@ from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.engine import run_folder, runtime
 from memorysam_cli.engine.evaluate import result_files, results, robustness, robustness_results, scoring
 from memorysam_cli.engine.evaluate.counts import ProtocolName
-from memorysam_cli.engine.evaluate.robustness import BenchmarkKind
+from memorysam_cli.engine.evaluate.robustness import BenchmarkKind, Protocols
 from memorysam_cli.engine.infer.corruption import Extremes
 from memorysam_cli.engine.infer.inference import (
     Inference,
     choose_modalities,
     frame_sizes,
     notes_on_sizes,
+    tell_untrained,
     unlike_training,
+    untrained_sets,
 )
 from memorysam_cli.engine.infer.views import View
 from memorysam_cli.engine.processes import lost_ones_named
@@ -57,7 +59,7 @@ class EvaluationJob:
     """Of the file as it was before it was loaded: a training may replace it meanwhile."""
     is_compiled: bool = False
     doubts: tuple[str, ...] = ()
-    """Which sensors hold other values than the weights were trained on."""
+    """Which sensors hold other values than the weights were trained on, and which sets of them training never had."""
 
     @property
     def split(self) -> str:
@@ -110,9 +112,8 @@ def plan(
     splits = labelled_splits(manifest, split)
     digest = tensors.sha256(weights)
     folder = out or result_files.folder_for(
-        weights, run=run, digest=digest, split="+".join(splits), card=card, modalities=chosen,
-        view=view,
-    )  # fmt: skip
+        weights, run=run, digest=digest, split="+".join(splits), card=card, modalities=chosen, view=view
+    )
     if out is None and precision != "fp32":
         folder /= precision  # beside the exact result, never in its place
     result_files.refuse_foreign(folder)
@@ -124,7 +125,11 @@ def plan(
         chosen, card.image_size, device, known=card.modalities, view=view, precision=precision, batch=batch,
         workers=workers,
     )  # fmt: skip
-    doubts = tuple(unlike_training(card.dataset, manifest.root, scenes, chosen, strict=strict))
+    untrained = untrained_sets(card.recipe, scenes, view, chosen={modality.name for modality in chosen})
+    doubts = (
+        *unlike_training(card.dataset, manifest.root, scenes, chosen, strict=strict),
+        *tell_untrained(card.recipe, untrained, view, of=len(scenes)),
+    )
     return EvaluationJob(weights, card, manifest, splits, scenes, inference, folder, digest, is_compiled, doubts)
 
 
@@ -207,6 +212,7 @@ def measure_robustness(
     job: EvaluationJob,
     *,
     kind: BenchmarkKind,
+    missing: Protocols,
     seed: int,
     repeats: int,
     noise_extremes: Extremes,
@@ -217,6 +223,7 @@ def measure_robustness(
     Args:
         job: of :func:`plan`; its view neither tiles nor augments.
         kind: ``any``, ``emm``, ``rmm`` or ``nm``.
+        missing: what becomes of a missing sensor in ``any``.
         seed: of what is random.
         repeats: how often what is random is drawn.
         noise_extremes: of ``nm``: over what its salt and pepper take the extremes, ``batch`` or ``scene``.
@@ -233,8 +240,8 @@ def measure_robustness(
     """
     with _open(job) as (accelerator, network, inference, advance):
         counts = robustness.run(
-            network, job.manifest, scenes=job.scenes, inference=inference, kind=kind, seed=seed, repeats=repeats,
-            noise_extremes=noise_extremes, protocol=protocol, accelerator=accelerator, advance=advance,
+            network, job.manifest, scenes=job.scenes, inference=inference, kind=kind, missing=missing, seed=seed,
+            repeats=repeats, noise_extremes=noise_extremes, protocol=protocol, accelerator=accelerator, advance=advance,
         )  # fmt: skip
         if not accelerator.is_main_process:
             return None

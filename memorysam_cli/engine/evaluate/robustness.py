@@ -26,7 +26,6 @@ from memorysam_cli.engine.evaluate.counts import ProtocolName
 from memorysam_cli.engine.infer.corruption import NOISES, SHARES, Draw, Extremes, corrupt
 from memorysam_cli.engine.infer.decision import class_map
 from memorysam_cli.engine.infer.inference import Inference, batches, inference_mode
-from memorysam_cli.engine.infer.views import Missing
 from memorysam_cli.engine.processes import wait_for_all
 from memorysam_cli.errors import DataError, Laws, UsageError, check_laws
 from memorysam_cli.model.fusion import Output
@@ -35,6 +34,12 @@ from memorysam_cli.model.network import MemorySAM
 
 BenchmarkKind = Literal["any", "emm", "rmm", "nm"]
 KINDS: tuple[BenchmarkKind, ...] = get_args(BenchmarkKind)
+Protocols = Literal["drop", "zero", "both"]
+"""What becomes of a missing sensor in ``any``: it is not fed, fed as zeros, or each in turn."""
+DROPPED, ZEROED = "dropped", "zeroed"
+"""The levels of ``any`` where both are scored."""
+MOST_WITH_ALL_SETS = 6
+"""Sensors up to which every set is scored, 63 of them; of more: all, each alone, and all but each."""
 PROBABILITIES = (0.2, 0.1, 0.05)
 """Of one sensor's failing, in the expected values."""
 
@@ -54,24 +59,45 @@ class Cell(NamedTuple):
 
 
 def missing_sets(count: int) -> list[tuple[int, ...]]:
-    """Which of ``count`` sensors can be missing, from none to all but one; four give 15."""
-    return [places for size in range(count) for places in combinations(range(count), size)]
+    """Which of ``count`` sensors can be missing, from none to all but one; four give 15.
+
+    Of more than :data:`MOST_WITH_ALL_SETS`: none, one, or all but one.
+    """
+    sizes = range(count) if has_all_sets(count) else (0, 1, count - 1)
+    return [places for size in sizes for places in combinations(range(count), size)]
 
 
-def plan_of(kind: BenchmarkKind, *, modalities: int, missing: Missing) -> dict[Cell, tuple[Variant, ...]]:
+def has_all_sets(count: int) -> bool:
+    """Whether :func:`missing_sets` of so many sensors are all that there can be."""
+    return count <= MOST_WITH_ALL_SETS
+
+
+def plan_of(kind: BenchmarkKind, *, modalities: int, missing: Protocols) -> dict[Cell, tuple[Variant, ...]]:
     """The figures of a benchmark, and the frames that the memory sees for each."""
-    everyone, sets = range(modalities), missing_sets(modalities)
-    if kind == "any" and missing == "drop":
-        return {Cell(None, gone): tuple((place, CLEAN) for place in everyone if place not in gone) for gone in sets}
+    everyone = range(modalities)
     if kind == "nm":
         clean = {Cell(None, ()): tuple((place, CLEAN) for place in everyone)}
         return clean | {Cell(level, ()): tuple((place, level) for place in everyone) for level in NOISES}
-    levels: dict[str | None, str] = {level: level for level in SHARES} if kind == "rmm" else {None: ZERO}
     return {
-        Cell(level, gone): tuple((place, variant if place in gone else CLEAN) for place in everyone)
-        for level, variant in levels.items()
-        for gone in sets
+        Cell(level, gone): _fed(everyone, gone, variant)
+        for level, variant in _levels(kind, missing).items()
+        for gone in missing_sets(modalities)
     }
+
+
+def _fed(everyone: Iterable[int], gone: Sequence[int], variant: str | None) -> tuple[Variant, ...]:
+    """The frames that the memory sees: those of missing sensors as a variant, or, if that is None, not at all."""
+    seen = [(place, variant if place in gone else CLEAN) for place in everyone]
+    return tuple((place, level) for place, level in seen if level is not None)
+
+
+def _levels(kind: BenchmarkKind, missing: Protocols) -> dict[str | None, str | None]:
+    """Of a benchmark of missing sensors, each level, and the variant of a missing frame; None: it is not fed."""
+    if kind == "rmm":
+        return {level: level for level in SHARES}
+    if kind == "any" and missing == "both":
+        return {DROPPED: None, ZEROED: ZERO}
+    return {None: None if kind == "any" and missing == "drop" else ZERO}
 
 
 def run(
@@ -81,6 +107,7 @@ def run(
     scenes: Sequence[Scene],
     inference: Inference,
     kind: BenchmarkKind,
+    missing: Protocols | None = None,
     seed: int = 0,
     repeats: int = 1,
     noise_extremes: Extremes = "batch",
@@ -94,11 +121,12 @@ def run(
         network: its mode (train or eval) is restored afterwards.
         manifest: the data set of the scenes.
         scenes: all scenes, in every process alike; each process scores its share.
-        inference: how the network looks at them. Its view says what ``any`` makes of a missing sensor: the frame is
-            not fed, or 0 after normalization; it neither augments nor tiles.
+        inference: how the network looks at them; its view neither augments nor tiles.
         kind: ``any``, every non-empty set of sensors; ``emm``, entirely missing ones (0 after normalization);
             ``rmm``, elements of the missing ones 0 at random, at three levels; ``nm``, noise on all, at three levels
             and without any.
+        missing: what ``any`` makes of a missing sensor: ``drop``, it is not fed; ``zero``, 0 after normalization;
+            ``both``, each in turn; None: as the view.
         seed: of all draws.
         repeats: how often ``rmm`` and ``nm`` are drawn.
         noise_extremes: whether salt and pepper of ``nm`` are the highest and lowest value of the batch's tensor, as
@@ -119,7 +147,7 @@ def run(
     """
     if not scenes:
         raise DataError(f"{manifest.info.name}: no scenes to evaluate")
-    missing = inference.view.missing
+    missing = missing or inference.view.missing
     _refuse_without_meaning(kind, repeats=repeats, missing=missing)
     rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
     plan = plan_of(kind, modalities=len(inference.modalities), missing=missing)
@@ -143,7 +171,7 @@ def run(
     )  # fmt: skip
 
 
-def _refuse_without_meaning(kind: BenchmarkKind, *, repeats: int, missing: Missing) -> None:
+def _refuse_without_meaning(kind: BenchmarkKind, *, repeats: int, missing: Protocols) -> None:
     if repeats > 1 and kind in ("any", "emm"):
         raise UsageError(f"--repeats {repeats}: nothing in '{kind}' is random; use it with rmm or nm")
     if missing == "zero" and kind in ("rmm", "nm"):
@@ -299,7 +327,7 @@ class Robustness:
     kind: BenchmarkKind
     classes: tuple[str, ...]
     modalities: tuple[str, ...]
-    missing: Missing
+    missing: Protocols
     """What a missing sensor means; ``rmm`` and ``nm`` read it nowhere."""
     protocol: ProtocolName
     scenes: int
@@ -332,6 +360,11 @@ class Robustness:
     def has_sets(self) -> bool:
         """Whether there is a figure for each set of missing sensors."""
         return self.kind != "nm"
+
+    @property
+    def has_all_sets(self) -> bool:
+        """Whether that is each set that there can be."""
+        return self.has_sets and has_all_sets(len(self.modalities))
 
     def names(self, cell: Cell) -> tuple[str, ...]:
         """The missing modalities of a cell."""

@@ -18,11 +18,15 @@ TITLES = {
     "rmm": "randomly missing elements",
     "nm": "noisy sensors",
 }
-FED = {"drop": "not fed", "zero": "fed as zeros after normalisation"}
+FED = {
+    "drop": "not fed",
+    "zero": "fed as zeros after normalisation",
+    "both": "not fed (dropped), or fed as zeros after normalisation (zeroed)",
+}
 LEVELS = {"any": "", "emm": "", "rmm": "r = ", "nm": ""}
 """What stands before a level's name."""
 MEANS = {
-    "average": "the mean over all sets of missing sensors, from none to all but one",
+    "average": "the mean over the sets of missing sensors: from none to all but one, or those that were scored",
     "expected": "each sensor fails with probability p on its own; all at once is left out",
     "miou": "over all classes, an empty one counts 0; miou_present: over classes with ground truth",
     "std": "of the sample of repeats; null with one",
@@ -48,6 +52,7 @@ def describe(benchmark: Robustness, *, facts: dict[str, Any], folder: Path) -> d
         **facts,
         "missing": None if is_random else "zero" if benchmark.kind == "emm" else benchmark.missing,
         "robustness": benchmark.kind,
+        "subsets": ("all" if benchmark.has_all_sets else "some") if benchmark.has_sets else None,
         "protocol": benchmark.protocol,
         "seed": benchmark.seed if is_random else None,
         "repeats": benchmark.repeats,
@@ -64,7 +69,7 @@ def describe(benchmark: Robustness, *, facts: dict[str, Any], folder: Path) -> d
 def names(benchmark: Robustness) -> dict[str, str]:
     """Key in the report's ``files`` → file name; figures of another meaning never replace each other."""
     words = ["robustness", benchmark.kind]
-    words += ["zero"] * (benchmark.kind == "any" and benchmark.missing == "zero")
+    words += [benchmark.missing] * (benchmark.kind == "any" and benchmark.missing != "both")
     words += ["scene"] * (benchmark.kind == "nm" and benchmark.noise_extremes == "scene")
     words += ["native"] * (benchmark.protocol == "native")
     stem = "-".join(words)
@@ -98,6 +103,8 @@ def show(report: dict[str, Any]) -> None:
         )
     console.table(*_table(report), title=f"{report['dataset']} {report['split']}: {TITLES[report['robustness']]}")
     console.say(f"figures   mIoU in per cent, {report['protocol']} protocol{_drawn(report)}")
+    if report["subsets"] == "some":
+        console.say("sets      all sensors, each alone, and all but each; average is the mean of these")
     for letter, meaning in _letters(report):
         console.say(f"{letter:<8}  {meaning}")
     console.say(f"scenes    {report['scenes']} of {report['split']}, {', '.join(report['modalities'])}")
@@ -111,7 +118,7 @@ def _level(benchmark: Robustness, level: str | None) -> dict[str, Any]:
     return {
         "level": level,
         "average": _spreads(*_both(benchmark.average, level)) if benchmark.has_sets else None,
-        "expected": expected if benchmark.has_sets else [],
+        "expected": expected if benchmark.has_all_sets else [],
         "sets": [_set(benchmark, cell) for cell in cells],
     }
 
@@ -202,7 +209,7 @@ def _letters(report: dict[str, Any]) -> Iterable[tuple[str, str]]:
     """What the letters of the table mean."""
     if report["robustness"] == "rmm":
         yield "r", "share of a missing sensor's elements that are zero"
-    if report["levels"][0]["average"] is not None:
+    if report["levels"][0]["expected"]:
         yield "p", "probability that a sensor is missing, each on its own and not all at once"
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -21,14 +22,17 @@ from memorysam_cli.dataset import DatasetInfo, Modality, ValueRange
 from memorysam_cli.engine import runtime
 from memorysam_cli.engine.infer.views import Network, View, show
 from memorysam_cli.errors import DataError, UsageError, did_you_mean
+from memorysam_cli.recipe import Recipe
 from memorysam_cli.storage import images
-from memorysam_cli.text import shown
+from memorysam_cli.text import few, shown
 
 Item = TypeVar("Item")
 MUCH_LARGER, FAR_FROM_SQUARE = 3, 3
 """Times the size that the weights were trained at, and times the short side: beyond, a word is said."""
 LOOKED_AT = 200
 """Scenes whose headers are read for their sizes."""
+NAMED_SETS = 4
+"""Sets of sensors that a warning names."""
 COMPARED = 8
 """Scenes whose values are compared with those that the weights were trained on."""
 
@@ -130,6 +134,46 @@ def compared(known: DatasetInfo, found: Mapping[str, ValueRange], *, strict: boo
         more = f" (and {len(lines) - 1} more sensors)" if len(lines) > 1 else ""
         raise DataError(f"{lines[0]}{more}; --strict refuses that")
     return lines
+
+
+def untrained_sets(
+    recipe: Recipe, scenes: Iterable[Scene], view: View, *, chosen: Collection[str]
+) -> dict[tuple[str, ...], int]:  # fmt: skip
+    """The sets of sensors that a network is shown and was never trained for, each with its number of scenes.
+
+    Args:
+        recipe: of the weights; one of an earlier version trained for all of its sensors only.
+        scenes: may lack sensors.
+        view: says what becomes of those.
+        chosen: names of the sensors that the network may be shown.
+    """
+    known = [name for name in recipe.data.modalities if name in chosen]
+    seen = Counter(tuple(name for name in known if name in scene.files) for scene in scenes)
+    zeroed = view.missing == "zero"
+    return {names: count for names, count in seen.most_common() if names and not recipe.trains_on(names, zeroed=zeroed)}
+
+
+def tell_untrained(recipe: Recipe, sets: Mapping[tuple[str, ...], int], view: View, *, of: int) -> list[str]:
+    """The warning of what :func:`untrained_sets` found; none without any.
+
+    Args:
+        recipe: of the weights.
+        sets: as it gives them.
+        view: as it takes it.
+        of: how many scenes there are.
+    """
+    if not sets:
+        return []
+    other = "drop" if view.missing == "zero" else "zero"
+    words = [f"{'+'.join(names)} ({count:,})" for names, count in sets.items()]
+    if all(recipe.trains_on(names, zeroed=other == "zero") for names in sets):
+        remedy = f"--missing {other} shows them as training did"
+    else:
+        remedy = "robust.subset.weight in a recipe trains for missing sensors"
+    return [
+        f"{sum(sets.values()):,} of {of:,} scenes have a combination of sensors that these weights were never trained "
+        f"for: {few(words, NAMED_SETS)}; expect worse results ({remedy})"
+    ]
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -24,6 +24,8 @@ Missing = Literal["drop", "zero"]
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """Of test-time augmentation, as the reference meant to use it."""
 OVERLAP = 0.25
+ROWS = 64
+"""That are divided by their weights at once."""
 SIGNS = {"mirror": (1, 1, 1), "negate_sine": (-1, 1, -1), "negate_cosine": (1, -1, 1)}
 """What a horizontal flip does to the values of [sine, cosine, sine], by ``Modality.flip``."""
 
@@ -219,22 +221,120 @@ class Tiled(Wrapper):
     def logits(self, frames: list[Tensor]) -> Tensor:
         """M × (B, 3, H, W) -> (B, K, H, W); logarithms of probabilities where one window is not enough."""
         height, width = frames[0].shape[-2:]
-        rows = window_starts(height, size=self.size, overlap=self.overlap)
-        columns = window_starts(width, size=self.size, overlap=self.overlap)
-        if len(rows) == len(columns) == 1:
-            return self.network.logits(frames)
-        like = frames[0]
-        down = _ramp(min(self.size, height), starts=rows, like=like)
-        weight = down[:, None] * _ramp(min(self.size, width), starts=columns, like=like)
-        total, blended = like.new_zeros(height, width), like.new_zeros(())
-        for top, left in itertools.product(rows, columns):
+
+        def see(top: int, left: int) -> Tensor:
             part = (..., slice(top, top + self.size), slice(left, left + self.size))
-            seen = self.network.logits([frame[part].contiguous() for frame in frames]).float().softmax(1)
-            if not blended.ndim:  # only the network knows the number of classes
-                blended = seen.new_zeros(*seen.shape[:2], height, width)
-            blended[part] += seen.mul_(weight)
-            total[part] += weight
-        return _log(blended.div_(total))
+            return self.network.logits([frame[part].contiguous() for frame in frames])
+
+        if max(height, width) <= self.size:
+            return self.network.logits(frames)
+        whole = torch.zeros(())
+        (stripe,) = self.stripes(width)
+        for rows, blended in self.rows(see, stripe, height=height):
+            if not whole.ndim:  # only the network knows the number of classes
+                whole = blended.new_empty(*blended.shape[:2], height, width)
+            whole[..., rows, :] = blended
+        return whole
+
+    def stripes(self, width: int, *, most_px: int | None = None) -> list[Stripe]:
+        """Cut a frame into stripes from top to bottom, each of which is blended by itself.
+
+        Args:
+            width: of the frame, in pixels.
+            most_px: what a stripe's windows may span, if that leaves a stripe one window; None: one stripe.
+
+        Returns:
+            From left to right. Windows that reach over a stripe's edge belong to both stripes.
+        """
+        starts = window_starts(width, size=self.size, overlap=self.overlap)
+        found, left = [], 0
+        while left < width:
+            rights = [right for right in (*starts, width) if right > left]
+            made = [Stripe(left, right, width, self.size, tuple(starts)) for right in rights]
+            fitting = [stripe for stripe in made if most_px is None or stripe.end - stripe.begin <= most_px]
+            found.append(fitting[-1] if fitting else made[0])
+            left = found[-1].right
+        return found
+
+    def rows(
+        self, see: Callable[[int, int], Tensor], stripe: Stripe, *, height: int, first: int = 0
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Look at a stripe of a frame window by window, and give its rows as soon as no window adds to them.
+
+        What is given does not depend on the stripes, bit for bit, nor on ``first``.
+
+        Args:
+            see: gives the logits of the window that begins in a row and a column: (B, K, h, w), h and w being the
+                window's side, or the frame's where that is shorter.
+            stripe: of :meth:`stripes`.
+            height: of the frame, in pixels.
+            first: the first row that is wanted.
+
+        Yields:
+            Some rows of the frame, and their (B, K, rows, columns of the stripe), logarithms of probabilities; from top
+            to bottom, each row from ``first`` on once.
+        """
+        tops, tall = window_starts(height, size=self.size, overlap=self.overlap), min(self.size, height)
+        blended, total, weight = torch.zeros(()), torch.zeros(()), torch.zeros(())
+        for top, after in itertools.pairwise((*tops, height)):
+            if top + tall <= first:
+                continue
+            for left in stripe.columns:
+                seen = see(top, left).float().softmax(1)
+                if not blended.ndim:
+                    down = _ramp(tall, starts=tops, like=seen)
+                    weight = down[:, None] * _ramp(seen.shape[-1], starts=stripe.starts, like=seen)
+                    total = seen.new_zeros(tall, stripe.end - stripe.begin)
+                    blended = seen.new_zeros(*seen.shape[:2], *total.shape)
+                place = (..., slice(left - stripe.begin, left - stripe.begin + seen.shape[-1]))
+                blended[place] += seen.mul_(weight)
+                total[place] += weight
+            inside = slice(stripe.left - stripe.begin, stripe.right - stripe.begin)
+            for row in range(max(top, first), after, ROWS):
+                rows = slice(row, min(row + ROWS, after))
+                here = (..., slice(rows.start - top, rows.stop - top), inside)
+                yield rows, _log(blended[here] / total[here])
+            _move_up(blended, after - top)
+            _move_up(total, after - top)
+
+
+@dataclass(frozen=True)
+class Stripe:
+    """Columns of a frame that are blended by themselves."""
+
+    left: int
+    right: int
+    """In pixels; the stripe ends before it."""
+    width: int
+    """Of the frame."""
+    size: int
+    """Of a window."""
+    starts: tuple[int, ...]
+    """Where all windows of the frame begin."""
+
+    @property
+    def columns(self) -> list[int]:
+        """Where the windows begin that the stripe has a part in."""
+        return [start for start in self.starts if start < self.right and start + self.size > self.left]
+
+    @property
+    def begin(self) -> int:
+        """Where the first of its windows begins."""
+        return self.columns[0]
+
+    @property
+    def end(self) -> int:
+        """Where the last of its windows ends."""
+        return min(self.columns[-1] + self.size, self.width)
+
+
+def _move_up(values: Tensor, count: int) -> None:
+    """Drop the first rows of (…, H, W), in place; zeros come from below."""
+    left = values.shape[-2] - count
+    for row in range(0, left, count):  # parts that do not overlap themselves: no second buffer
+        stop = min(row + count, left)
+        values[..., row:stop, :] = values[..., row + count : stop + count, :]
+    values[..., left:, :] = 0
 
 
 def flipped(frame: Tensor, modality: Modality) -> Tensor:

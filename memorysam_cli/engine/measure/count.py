@@ -76,7 +76,7 @@ class Count:
     """What some work takes of a device's memory, in bytes.
 
     Attributes:
-        weights: parameters and buffers.
+        weights: parameters and buffers, and the average of what is trained where the recipe wants one.
         gradients: of what is trained, at the end of the backward pass.
         moments: AdamW's two of each trained weight.
         inputs: the batch.
@@ -223,6 +223,7 @@ def training(recipe: Recipe, *, classes: int, kind: Kind = "cuda") -> Count:
         tracker.note([*network.parameters(), *network.buffers()])
         weights = tracker.live
         learner = Learner(network, recipe, accelerator=accelerator)
+        weights += sum(_rounded(average.nbytes, kind) for average in learner.average.tensors.values())
         before = tracker.live  # prototypes count as activations: they are a few kilobytes
         batches = [_batch(recipe, is_here=place == 0) for place in range(recipe.train.accumulate)]
         tracker.note([*batches[0].frames, batches[0].label])
@@ -239,9 +240,9 @@ def training(recipe: Recipe, *, classes: int, kind: Kind = "cuda") -> Count:
 def validation(recipe: Recipe, *, classes: int, frames: Frames, kind: Kind = "cuda") -> Count:
     """Count the scoring of one batch of the largest scenes within a training: LoRA beside the weights, and moments."""
     network = skeleton(recipe, classes=classes)
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    moments = 2 * sum(_rounded(parameter.nbytes, kind) for parameter in trained)
-    return _looking(recipe, network, frames, kind=kind, precision="fp32", moments=moments)
+    trained = sum(_rounded(parameter.nbytes, kind) for parameter in network.parameters() if parameter.requires_grad)
+    average = trained if recipe.optim.ema else 0
+    return _looking(recipe, network, frames, kind=kind, precision="fp32", moments=2 * trained, average=average)
 
 
 def prediction(recipe: Recipe, *, classes: int, frames: Frames | None = None, kind: Kind = "cuda") -> Count:
@@ -257,7 +258,7 @@ def prediction(recipe: Recipe, *, classes: int, frames: Frames | None = None, ki
     network = skeleton(frozen, classes=classes)
     size = recipe.data.image_size
     frames = frames or Frames(((size, size),), (size, size))
-    return _looking(recipe, network, frames, kind=kind, precision=recipe.train.precision, moments=0)
+    return _looking(recipe, network, frames, kind=kind, precision=recipe.train.precision, moments=0, average=0)
 
 
 def training_flops(recipe: Recipe, *, classes: int) -> int:
@@ -437,8 +438,10 @@ def _counting(kind: Kind, precision: str) -> Iterator[tuple[Tracker, Accelerator
         yield tracker, cast(Accelerator, _Place(precision))
 
 
-def _looking(recipe: Recipe, network: Segmenter, frames: Frames, *, kind: Kind, precision: str, moments: int) -> Count:
-    """Forward passes with the decision, as scoring and prediction hold them."""
+def _looking(
+    recipe: Recipe, network: Segmenter, frames: Frames, *, kind: Kind, precision: str, moments: int, average: int
+) -> Count:
+    """Forward passes with the decision, as scoring and prediction hold them, beside what lies idle."""
     with _counting(kind, precision) as (tracker, _):
         network = _fresh(network)
         tracker.note([*network.parameters(), *network.buffers()])
@@ -455,7 +458,8 @@ def _looking(recipe: Recipe, network: Segmenter, frames: Frames, *, kind: Kind, 
             for scenes in zip(*seen, strict=True):
                 for logits in scenes:
                     class_map(logits, height=frames.native[0], width=frames.native[1])
-    return Count(weights, 0, moments, inputs, max(kept - weights, 0), forward=tracker.peak + moments, backward=0)
+    idle = moments + average
+    return Count(weights + average, 0, moments, inputs, max(kept - weights, 0), forward=tracker.peak + idle, backward=0)
 
 
 def _counted(recipe: Recipe) -> Recipe:

@@ -189,6 +189,7 @@ def made_up_dataset(recipe: Recipe, *, classes: int) -> DatasetInfo:
         classes=tuple(f"class-{index}" for index in range(classes)),
         palette=tuple((index, index, index) for index in range(classes)),
         modalities=tuple(Modality(name=name, kind="rgb") for name in recipe.data.modalities),
+        class_pixels={recipe.data.train_split: (1,) * classes},
     )
 
 

@@ -154,10 +154,16 @@ class SceneFiles:
         """Those of a scene's files that are there: regular files that are not empty."""
         return [path for path in self.paths(scene).values() if _is_filled(self.out / path)]
 
-    def is_done(self, scene: Scene, line: LedgerLine) -> bool:
-        """Whether a line is what :meth:`write` would say of a scene, its files are there and its inputs unchanged."""
+    def is_done(self, scene: Scene, line: LedgerLine, *, may_be_gone: bool = False) -> bool:
+        """Whether a line is what :meth:`write` would say of a scene, its files are there and its inputs unchanged.
+
+        Args:
+            scene: what was segmented.
+            line: of a ledger.
+            may_be_gone: inputs that are not there any more count as unchanged.
+        """
         stamp = self.stamp(scene, self._names(scene))
-        is_current = bool(stamp) and line.get("stamp") == stamp
+        is_current = line.get("stamp") == stamp if stamp else may_be_gone
         return is_current and self.fits(scene, line) and len(self.present(scene)) == len(self.paths(scene))
 
     def fits(self, scene: Scene, line: LedgerLine) -> bool:

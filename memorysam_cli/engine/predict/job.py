@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from memorysam_cli import model as models
 from memorysam_cli.data import decode, inputs
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Scene
-from memorysam_cli.dataset import IGNORE, Modality
+from memorysam_cli.dataset import IGNORE, Layout, Modality
 from memorysam_cli.engine import run_folder, runtime, surroundings
 from memorysam_cli.engine.infer.decision import PLAIN, Wanted
 from memorysam_cli.engine.infer.inference import (
@@ -28,7 +29,9 @@ from memorysam_cli.engine.infer.inference import (
     choose_modalities,
     frame_sizes,
     notes_on_sizes,
+    tell_untrained,
     unlike_training,
+    untrained_sets,
 )
 from memorysam_cli.engine.infer.views import View
 from memorysam_cli.engine.predict.files import SceneFiles, refuse_collisions
@@ -61,6 +64,10 @@ class Job:
     is_compiled: bool = False
     wanted: Wanted = PLAIN
     """What is decided of each pixel beside the extras' pictures."""
+    follows: bool = False
+    """The scenes are those of a folder as they arrive, one by one; ``scenes`` are those that are known so far."""
+    aliases: tuple[tuple[str, str], ...] = ()
+    """Modality, and what the files of a followed folder call it."""
 
     @property
     def stride(self) -> int:
@@ -72,7 +79,7 @@ class Job:
         """What must agree for two runs to be the same job, in words for people."""
         return {
             "weights": self.weights_sha256,
-            "scenes": _digest(_scene_lines(self.scenes)),
+            "scenes": "as they arrive" if self.follows else _digest(_scene_lines(self.scenes)),
             "modalities": [modality.name for modality in self.modalities],
             "pictures": list(self.extras),
             **self.view.to_json(size=self.card.image_size),
@@ -83,6 +90,12 @@ class Job:
             # Left out where they are not wanted: the job is then the one that it was before they could be.
             **{key: value for key, value in _decided(self).items() if value is not None},
         }
+
+    @cached_property
+    def untrained(self) -> dict[tuple[str, ...], int]:
+        """The sets of sensors that the weights were never trained for, each with its number of scenes."""
+        chosen = {modality.name for modality in self.modalities}
+        return untrained_sets(self.card.recipe, self.scenes, self.view, chosen=chosen)
 
     @cached_property
     def sha256(self) -> str:
@@ -99,6 +112,10 @@ class Job:
     def files(self, out: Path) -> SceneFiles:
         """What writes the scenes' files into a folder."""
         return SceneFiles(out, self.root, self.card.dataset, self.modalities, self.extras, self.wanted)
+
+    def of(self, scenes: Sequence[Scene]) -> Job:
+        """The same job of scenes that are known, as if they had been there from the beginning."""
+        return replace(self, scenes=tuple(scenes), follows=False, aliases=())
 
     def load(self, device: torch.device) -> Segmenter:
         """The network, ready to predict.
@@ -125,6 +142,7 @@ class Job:
             "inputs_root": str(self.root.absolute()),
             "dataset": self.card.dataset.name,
             "modalities": [m.name for m in self.modalities if any(m.name in scene.files for scene in self.scenes)],
+            "untrained": [{"modalities": list(names), "scenes": count} for names, count in self.untrained.items()],
             **self.view.to_json(size=self.card.image_size),
             **_decided(self),
             "image_size": self.card.image_size,
@@ -228,6 +246,7 @@ def plan(
     split: str | None = None,
     modalities: Sequence[str] | None = None,
     renames: Sequence[str] | None = None,
+    layout: Layout | None = None,
     limit: int | None = None,
     view: View | None = None,
     extras: Sequence[str] = (),
@@ -238,6 +257,7 @@ def plan(
     probabilities: str | None = None,
     thresholds: Sequence[str] = (),
     unsure: str | None = None,
+    follows: bool = False,
 ) -> Job:
     """Find the scenes, and say what is odd about them.
 
@@ -248,6 +268,7 @@ def plan(
         split: only this split of a prepared data set.
         modalities: names, if some were chosen.
         renames: of ``--map``.
+        layout: where the files of these scenes are and how they pair; None: as the weights remember it, if they do.
         limit: only the first so many scenes.
         view: how scenes are shown to the network.
         extras: pictures beside the masks.
@@ -258,6 +279,7 @@ def plan(
         probabilities: ``float16`` or ``uint8``, if those of all classes are wanted.
         thresholds: of ``--threshold``.
         unsure: of ``--unsure``.
+        follows: the scenes are yet to come.
 
     Raises:
         WeightsError: the weights are refused.
@@ -277,24 +299,59 @@ def plan(
     where = scenes or manifests.prepared_root(
         run_folder.data_root(run_folder.run_of(weights), data), dataset=card.dataset.name
     )
-    source = inputs.discover(where, modalities=names, aliases=aliases, split=split, dataset=card.dataset.name)
+    if layout is not None:
+        _refuse_unknown_sensors(layout, names)
+    if follows:
+        _refuse_following(where, split=split, dataset=card.dataset.name)
+        source = inputs.PredictionInputs(where, (), ())
+    else:
+        source = inputs.discover(
+            where, modalities=names, aliases=aliases, split=split, dataset=card.dataset.name,
+            layout=layout or card.dataset.layout, is_asked=layout is not None,
+        )  # fmt: skip
     found = source.scenes[:limit]
     refuse_collisions(found)
-    view = view or View()
-    sizes = frame_sizes(found, root=source.root, modalities=chosen)
+    for text in source.notes:
+        console.note(text)
+    job = Job(
+        weights, tensors.sha256(weights), card, found, source.root, str(where), chosen, tuple(extras), view or View(),
+        batch, precision, is_compiled, wanted, follows, tuple(aliases.items()) if follows else (),
+    )  # fmt: skip
+    remark(job, strict=strict)
+    return job
+
+
+def remark(job: Job, *, strict: bool) -> None:
+    """Say what is odd about a job's scenes.
+
+    Raises:
+        DataError: their values are not those that the weights were trained on, and ``strict``.
+    """
+    sizes = frame_sizes(job.scenes, root=job.root, modalities=job.modalities)
     for text in (
-        *source.notes,
-        *doubts(found, root=source.root, modalities=chosen),
-        *notes_on_sizes(sizes, size=card.image_size, tile=view.tile),
+        *doubts(job.scenes, root=job.root, modalities=job.modalities),
+        *notes_on_sizes(sizes, size=job.card.image_size, tile=job.view.tile),
     ):
         console.note(text)
-    for text in unlike_training(card.dataset, source.root, found, chosen, strict=strict):
+    for text in (
+        *unlike_training(job.card.dataset, job.root, job.scenes, job.modalities, strict=strict),
+        *tell_untrained(job.card.recipe, job.untrained, job.view, of=len(job.scenes)),
+    ):
         if surroundings.rank() == 0:
             console.warn(text)
-    return Job(
-        weights, tensors.sha256(weights), card, found, source.root, str(where), chosen, tuple(extras), view,
-        batch, precision, is_compiled, wanted,
-    )  # fmt: skip
+
+
+def _refuse_following(where: Path, *, split: str | None, dataset: str) -> None:
+    """Refuse what does not grow, or is no folder.
+
+    Raises:
+        UsageError: a prepared data set, or a split of one.
+        DataError: a file.
+    """
+    if not where.is_dir():
+        raise DataError(f"{where}: is a file; SCENES must be a folder")
+    if split is not None or inputs.is_prepared(where, dataset=dataset):
+        raise UsageError(f"--follow: {where} is a prepared data set, which does not grow; leave --follow out")
 
 
 def what_is_wanted(
@@ -319,7 +376,7 @@ def what_is_wanted(
         if name not in classes:
             hint = did_you_mean(str(name), classes)
             raise UsageError(f"--threshold {name}={share}: the weights know no class '{name}'{hint}")
-        if not isinstance(share, int | float) or not 0 <= share <= 1:
+        if not isinstance(share, numbers.Real) or not 0 <= share <= 1:  # NumPy's count, too
             raise UsageError(f"--threshold {name}={share}: must be a probability from 0 to 1, such as 0.7")
     if unsure is not None and not thresholds:
         raise UsageError(f"--unsure {unsure}: is for pixels below a threshold; give one with --threshold CLASS=0.7")
@@ -355,6 +412,17 @@ def read_thresholds(texts: Sequence[str], classes: Sequence[str]) -> dict[str, f
             raise UsageError(f"--threshold {text}: '{name}' has {found[name]:g} already; give one")
         found[name] = value
     return found
+
+
+def _refuse_unknown_sensors(layout: Layout, known: Sequence[str]) -> None:
+    """Patterns are for sensors in use.
+
+    Raises:
+        UsageError: one is for another.
+    """
+    for name in layout.modalities:
+        if name not in known:
+            raise UsageError(f"--modality {name}=…: '{name}' is no modality in use{did_you_mean(name, known)}")
 
 
 def read_aliases(texts: Sequence[str] | None, known: Sequence[str]) -> dict[str, str]:

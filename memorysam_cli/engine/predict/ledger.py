@@ -144,7 +144,7 @@ def survey(
         failed.pop(place, None)
         if is_left_out(line):
             failed[place] = line
-        elif not files.is_done(scenes[place], line):
+        elif not files.is_done(scenes[place], line, may_be_gone=job.follows):
             offsets[place] = _NOWHERE
             doubts.stale += 1
     if not skip_bad:
@@ -162,6 +162,17 @@ def survey(
     left = scenes if not kept.any() else [scenes[place] for place in np.flatnonzero(~kept).tolist()]
     count = int(kept.sum())
     return Inventory(count, left, bool(kept[:count].all()), doubts.words()), offsets
+
+
+def scenes_of(ledger: Path) -> list[Scene]:
+    """The scenes that a ledger's lines are about, in its order, with the files that they were read from."""
+    found: dict[str, Scene] = {}
+    for line in lines(ledger):
+        name, files = line.get("id"), line.get("inputs")
+        if isinstance(name, str) and isinstance(files, dict):
+            paths = {key: tuple(map(str, group)) for key, group in files.items() if isinstance(group, list)}
+            found[name] = Scene(name, "", None, None, paths, None)
+    return list(found.values())
 
 
 def take_up(ledger: Path, job: Job, out: Path, scenes: Sequence[Scene], *, skip_bad: bool) -> Inventory:

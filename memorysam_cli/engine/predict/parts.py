@@ -19,10 +19,11 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from memorysam_cli.data.manifest import Scene
 from memorysam_cli.engine.predict import files
 from memorysam_cli.engine.predict.files import EXTRAS, LEDGER, MASKS, PARTS, SUCCESS
 from memorysam_cli.engine.predict.job import WHOLE, Job, Shard
-from memorysam_cli.engine.predict.ledger import SCHEMA_VERSION, counts, merge, survey, totals_of
+from memorysam_cli.engine.predict.ledger import SCHEMA_VERSION, counts, merge, scenes_of, survey, totals_of
 from memorysam_cli.errors import DataError, FolderInUseError, UsageError
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents, lock
@@ -178,7 +179,9 @@ def look(out: Path, job: Job, *, parts: int) -> FolderState:
         raise UsageError(f"--out {out}: is a file; give a folder")
     report = _report(out)
     if report is not None and (out / LEDGER).is_file():
-        return Complete(report, is_wanted=report.get("job") == job.sha256)
+        # A folder that was followed holds the prediction of the scenes that had arrived.
+        wanted = job.of(scenes_of(out / LEDGER)) if job.follows else job
+        return Complete(report, is_wanted=report.get("job") == wanted.sha256)
     note = _read_note(out)
     if note is not None:
         return _begun(out, job, note, parts=parts)
@@ -371,6 +374,26 @@ class PredictionFolder:
                 is_complete = True
             if is_complete:
                 _remove_parts(self.out)
+
+    def announce(self, scenes: Iterable[Scene]) -> None:
+        """Note the names that files may have, before the first of them is there, of scenes that have just arrived."""
+        for scene in scenes:
+            documents.append_json_line(self.out / PARTS / NAMES, scene.id)
+
+    def finish_as(self, job: Job) -> dict[str, Any]:
+        """Make a prediction of what has been done of a followed folder.
+
+        Args:
+            job: of exactly the scenes that the part's ledger has, in its order.
+
+        Returns:
+            The content of ``_SUCCESS.json``.
+        """
+        merge(self.out, job, [self.part.ledger], devices=self.part.devices())
+        _remove_parts(self.out)
+        report = _report(self.out)
+        assert report is not None  # it was just written
+        return report
 
     def report(self) -> dict[str, Any]:
         """The content of ``_SUCCESS.json``; before all parts are done, the same keys for those of this run."""

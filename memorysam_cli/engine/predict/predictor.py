@@ -24,7 +24,7 @@ from memorysam_cli.data.loader import unlabelled_scenes
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.engine import runtime
 from memorysam_cli.engine.infer.decision import probabilities
-from memorysam_cli.engine.infer.inference import choose_modalities, inference_mode, unlike_training
+from memorysam_cli.engine.infer.inference import choose_modalities, inference_mode, tell_untrained, unlike_training
 from memorysam_cli.engine.infer.views import OVERLAP, Missing, View
 from memorysam_cli.engine.predict.files import SceneFiles
 from memorysam_cli.engine.predict.job import Job, what_is_wanted
@@ -47,7 +47,7 @@ _LEVERS = "use a smaller batch, fewer sensors, no scales, or a device with more 
 
 
 class UnlikeTraining(UserWarning):
-    """A sensor's values are of another type or range than those that the weights were trained on."""
+    """A scene is not like those that the weights were trained on: a sensor's type or range, or which sensors it has."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class Predictor:
             view=View(missing, tuple(scales), tile, tile_overlap), batch=batch, precision=precision,
             is_compiled=compiled, wanted=replace(wanted, sureness=torch.float32),
         )  # fmt: skip
-        self._strict, self._judged = strict, set[tuple[str, str]]()
+        self._strict, self._judged, self._sets = strict, set[tuple[str, str]](), set[tuple[str, ...]]()
         self._turn, self._words = threading.Lock(), threading.Lock()
         with runtime.explained(self._device, levers=_LEVERS):
             self._network: Any = self._job.load(self._device).eval()
@@ -218,7 +218,7 @@ class Predictor:
         if isinstance(scenes, Mapping):
             return self._segment([self._given(scenes, "given")])[0]
         if isinstance(scenes, str | bytes) or not isinstance(scenes, Sequence):
-            raise DataError(f"a scene is a {type(scenes).__name__}; {_SCENE}")
+            raise DataError(f"a scene is of type '{type(scenes).__name__}'; {_SCENE}")
         return self._segment([self._given(scene, str(number)) for number, scene in enumerate(scenes)])
 
     def close(self) -> None:
@@ -265,7 +265,7 @@ class Predictor:
         """A scene of the user's as one that can be read."""
         where = f"scene {name}"
         if not isinstance(scene, Mapping):
-            raise DataError(f"{where}: is a {type(scene).__name__}; {_SCENE}")
+            raise DataError(f"{where}: is of type '{type(scene).__name__}'; {_SCENE}")
         known = [modality.name for modality in self._job.card.modalities]
         for key in scene:
             if key not in known:
@@ -282,7 +282,7 @@ class Predictor:
         return GivenScene(name, "", None, None, files, None, given)
 
     def _compare(self, scenes: Sequence[GivenScene]) -> None:
-        """Warn of sensors that are not as in training: once for each, and once more where its type changes."""
+        """Warn of what is not as in training: once for each sensor and type, and for each set of sensors."""
         with self._words:
             found = {
                 (name, str(parts[0].array.dtype) if isinstance(parts[0], InMemory) else "file")
@@ -292,7 +292,11 @@ class Predictor:
             names = {name for name, _ in found - self._judged}
             judged = [modality for modality in self._job.modalities if modality.name in names]
             lines = unlike_training(self._job.card.dataset, _HERE, scenes, judged, strict=self._strict)
+            sets = {tuple(scene.given) for scene in scenes} - self._sets
+            new = self._job.of([scene for scene in scenes if tuple(scene.given) in sets])
+            lines += tell_untrained(new.card.recipe, new.untrained, new.view, of=len(new.scenes))
             self._judged |= found
+            self._sets |= sets
         for line in lines:
             warnings.warn(line, UnlikeTraining, stacklevel=4)
 
@@ -324,7 +328,8 @@ def _stored(value: Any, name: str) -> Stored:
     if isinstance(value, np.ma.MaskedArray):
         raise DataError(f"{name}: is a masked array; fill it with the value that is no measurement: array.filled(0)")
     if not isinstance(value, np.ndarray):
-        raise DataError(f"{name}: is a {type(value).__name__}; give an array (H, W) or (H, W, C), a tensor or a path")
+        kind = type(value).__name__
+        raise DataError(f"{name}: is of type '{kind}'; give an array (H, W) or (H, W, C), a tensor or a path")
     return InMemory(name, np.array(value))
 
 

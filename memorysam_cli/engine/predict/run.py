@@ -1,25 +1,37 @@
-"""Doing a prediction's job: in one process, as a shard, as one of several processes, on Ray; always the same files."""
+"""Doing a prediction's job: in one process, as a shard, as one of several processes, on Ray; always the same files.
+
+Or as its scenes arrive: :func:`follow` looks into a folder again and again, and segments each scene once it is whole.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from memorysam_cli.data import inputs
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.engine import processes, runtime, surroundings
 from memorysam_cli.engine.infer.inference import frame_sizes
 from memorysam_cli.engine.predict import ledger, segment
-from memorysam_cli.engine.predict.files import LedgerLine
-from memorysam_cli.engine.predict.job import WHOLE, Job, RunOptions, device_name
+from memorysam_cli.engine.predict.files import LedgerLine, refuse_collisions, remove
+from memorysam_cli.engine.predict.job import WHOLE, Job, RunOptions, device_name, remark
 from memorysam_cli.engine.predict.parts import Part, PredictionFolder, Wish
 from memorysam_cli.engine.predict.segment import Make
 from memorysam_cli.engine.processes import Peers
-from memorysam_cli.errors import UsageError
+from memorysam_cli.errors import DataError, Stopped, Terminated, UsageError, signal_exit_code
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents
+from memorysam_cli.text import few, shown
+
+NAMED = 6
+"""Scenes that a message names."""
+AT_ONCE = 16
+"""Scenes of a followed folder that are segmented before their masks are told."""
 
 
 def run(job: Job, out: Path, options: RunOptions) -> dict[str, Any] | None:
@@ -72,7 +84,7 @@ def _wish(options: RunOptions, peers: Peers) -> Wish:
 
 
 def _prepare(job: Job, out: Path, options: RunOptions) -> Make:
-    """Load the network here; what is returned segments scenes with it."""
+    """Load the network here; what is returned segments scenes with it, those of a followed folder without processes."""
     device = _device(job, options)
     network = job.load(device)
 
@@ -82,7 +94,8 @@ def _prepare(job: Job, out: Path, options: RunOptions) -> Make:
         tell_device(device_name(device))
         inference = job.inference(device, workers=options.workers)
         segment.segment_scenes(
-            network, job.files(out), scenes=scenes, inference=inference, tell=tell, skip_bad=options.skip_bad
+            network, job.files(out), scenes=scenes, inference=inference, tell=tell, skip_bad=options.skip_bad,
+            in_threads=job.follows,
         )  # fmt: skip
 
     return make
@@ -142,3 +155,209 @@ def _refuse_full(job: Job, out: Path, scenes: Sequence[Scene]) -> None:
         pixels = -(-sum(height * width for height, width in sizes) * len(scenes) // len(sizes))
         needed = pixels * len(job.card.dataset.classes) * job.wanted.probabilities.itemsize
         atomic.refuse_unwritable(out, needed_bytes=needed)
+
+
+@dataclass(frozen=True)
+class Following:
+    """When a scene of a growing folder counts as there, and when to end."""
+
+    poll_s: float = 1.0
+    """How often the folder is looked into; less often where that takes longer."""
+    settle_s: float = 2.0
+    """So long none of a scene's files may have changed its size or time."""
+    late_s: float | None = None
+    """After so long without a change a scene is segmented from the sensors that are there; None: it waits for all."""
+    limit: int | None = None
+    """End with so many scenes."""
+
+
+class Arrivals:
+    """Which scenes of a growing folder are there, each once; a scene is seen unchanged at least twice.
+
+    Args:
+        job: says which folder, and which sensors a scene has when it is whole.
+        following: says when files count as whole.
+    """
+
+    def __init__(self, job: Job, following: Following) -> None:
+        self.job, self.following = job, following
+        self.waiting: dict[str, list[str]] = {}
+        """Scenes that are not whole, and the sensors that they lack; none: their files still change."""
+        self.is_begun = False
+        """What was done before is known, and can be believed."""
+        self._taken: set[str] = set()
+        self._changed: dict[str, tuple[object, float]] = {}
+        self._told: set[str] = set()
+
+    def take(self, scenes: Iterable[Scene]) -> None:
+        """Note that scenes are segmented, or left out: their files belong to no other one."""
+        self._taken.update(path for scene in scenes for path in scene.paths)
+
+    def look(self) -> list[Scene]:
+        """The scenes that are there and were not taken, in their order."""
+        now, found = time.monotonic(), self.find()
+        ready, changed = [], {}
+        self.waiting = {}
+        for scene in found:
+            if not self._taken.isdisjoint(scene.paths):
+                if not self._taken.issuperset(scene.paths):
+                    self._tell(f"{scene.id}: one of its sensors came too late; it is segmented already, without it")
+                continue
+            facts = self._facts(scene)
+            before, since = self._changed.get(scene.id, (None, now))
+            changed[scene.id] = (facts, since if facts is not None and facts == before else now)
+            lacking = [each.name for each in self.job.modalities if each.name not in scene.files]
+            is_same = facts is not None and facts == before
+            if self._is_there(now - changed[scene.id][1], is_same=is_same, lacking=lacking):
+                ready.append(scene)
+            else:
+                self.waiting[scene.id] = lacking
+        self._changed = changed
+        return ready
+
+    def find(self) -> Sequence[Scene]:
+        """All scenes that the folder has now, whole or not; none while it cannot be understood, which is told once."""
+        names = [modality.name for modality in self.job.modalities]
+        try:
+            return inputs.discover(
+                self.job.root, modalities=names, aliases=dict(self.job.aliases), dataset=self.job.card.dataset.name
+            ).scenes
+        except DataError as error:
+            self._tell(f"nothing to segment yet: {error}")
+            return ()
+
+    def _is_there(self, unchanged_s: float, *, is_same: bool, lacking: Sequence[str]) -> bool:
+        """Whether a scene whose files have not changed for so long is segmented now."""
+        if not is_same or unchanged_s < self.following.settle_s:
+            return False
+        if not lacking:
+            return True
+        late_s = self.following.late_s
+        if late_s is None:
+            self._tell(
+                f"scenes wait for '{lacking[0]}'; segment them without it with --late SECONDS, or none with it by "
+                "--modalities"
+            )
+        return late_s is not None and unchanged_s >= late_s
+
+    def _facts(self, scene: Scene) -> object:
+        """Size and time of each file; None while one is empty or gone."""
+        try:
+            facts = [(path, (self.job.root / path).stat()) for path in scene.paths]
+        except OSError:
+            return None
+        is_filled = all(fact.st_size for _, fact in facts)
+        return [(path, fact.st_size, fact.st_mtime_ns) for path, fact in facts] if is_filled else None
+
+    def _tell(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            console.note(text)
+
+
+def follow(
+    job: Job, out: Path, options: RunOptions, following: Following, *, strict: bool = False
+) -> tuple[dict[str, Any] | None, Stopped | None]:
+    """Segment the scenes of a folder as they arrive, each exactly once, also over several runs.
+
+    A signal ends it, or the limit. What was done then is a finished prediction of the scenes that had arrived; the same
+    call takes it up again.
+
+    Args:
+        job: of :func:`~memorysam_cli.engine.predict.job.plan` with ``follows``, and a batch of 1: who arrives with whom
+            must not change a bit.
+        out: the output folder, locked meanwhile.
+        options: who does it.
+        following: when a scene counts as there.
+        strict: as of ``plan``.
+
+    Returns:
+        The content of ``_SUCCESS.json``, or None where no scene was segmented; and what a signal ended it with, to be
+        raised once the report is told.
+
+    Raises:
+        UsageError: shards, several processes or Ray; or as :func:`run`, as are the others.
+    """
+    if options.shard is not None or options.engine == "ray" or surroundings.world() > 1:
+        raise UsageError("--follow: is the work of one process; leave --shard, --engine ray and torchrun out")
+    _device(job, options)
+    wish = Wish(overwrite=options.overwrite, resume=options.resume, skip_bad=options.skip_bad)
+    arrivals, stopped = Arrivals(job, following), None
+    with PredictionFolder(out, job, wish) as folder:
+        make = _prepare(job, out, options)
+        try:
+            with folder.begin():
+                _do_arriving(job, folder, make, arrivals, skip_bad=options.skip_bad, strict=strict)
+        except (KeyboardInterrupt, Terminated) as signalled:
+            code = signal_exit_code(signalled)
+            stopped = Stopped("stopped by a signal; the same command goes on", exit_code=code)
+        return _conclude(job, folder, arrivals), stopped
+
+
+def _do_arriving(
+    job: Job, folder: PredictionFolder, make: Make, arrivals: Arrivals, *, skip_bad: bool, strict: bool
+) -> None:
+    """Segment scenes as they arrive, until the limit, or for ever."""
+    part, following = folder.part, arrivals.following
+    known = _taken_up(job, part, skip_bad=skip_bad)
+    arrivals.take(known)
+    arrivals.is_begun = True
+    devices = dict.fromkeys(part.devices() if known else ())
+    masks: list[str] = []
+
+    def tell(line: LedgerLine) -> None:
+        documents.append_json_line(part.ledger, line)
+        masks.extend([str(part.out / line["mask"])] if "mask" in line else ())
+
+    def tell_device(name: str) -> None:
+        if name not in devices:
+            devices[name] = None
+            part.note_devices(devices)
+
+    console.note(f"{job.root}: waiting for scenes; Ctrl-C ends it")
+    is_first = True
+    while following.limit is None or len(known) < following.limit:
+        start = time.monotonic()
+        scenes = arrivals.look()[: None if following.limit is None else following.limit - len(known)]
+        if scenes:
+            refuse_collisions((*known, *scenes))
+        if scenes and is_first:
+            remark(job.of(scenes), strict=strict)
+            is_first = False
+        for first in range(0, len(scenes), AT_ONCE):
+            some = scenes[first : first + AT_ONCE]
+            _refuse_full(job, part.out, some)
+            folder.announce(some)
+            make(some, tell, tell_device)
+            arrivals.take(some)
+            known += some
+            while masks:  # here, not when the line is written: a reader who is gone must not undo it
+                console.say(masks.pop(0))
+        if not scenes:
+            time.sleep(max(following.poll_s, time.monotonic() - start))
+
+
+def _taken_up(job: Job, part: Part, *, skip_bad: bool) -> list[Scene]:
+    """The scenes that were done before; of others that have lines, the files are removed: they arrive again."""
+    before = ledger.scenes_of(part.ledger)
+    inventory = ledger.take_up(part.ledger, job, part.out, before, skip_bad=skip_bad)
+    for scene in inventory.left:
+        remove(part.out, job.files(part.out).paths(scene))
+    known = ledger.scenes_of(part.ledger)
+    if known:
+        console.note(f"{part.out}: goes on: {len(known):,} scenes are done")
+    return known
+
+
+def _conclude(job: Job, folder: PredictionFolder, arrivals: Arrivals) -> dict[str, Any] | None:
+    """Make a finished prediction of what is done, in the order in which the folder has the scenes."""
+    path = folder.part.ledger
+    if arrivals.waiting:
+        named = few([shown(name) for name in arrivals.waiting], NAMED)
+        console.warn(f"{len(arrivals.waiting)} scenes had not arrived whole, and are not segmented: {named}")
+    if not arrivals.is_begun or not ledger.totals_of([path], job.card.dataset).done:
+        return None
+    places = {scene.id: place for place, scene in enumerate(arrivals.find())}
+    scenes = sorted(ledger.scenes_of(path), key=lambda scene: places.get(scene.id, len(places)))  # others stay, last
+    ledger.put_in_order(path, scenes)
+    return folder.finish_as(job.of(scenes))

@@ -56,11 +56,16 @@ def kind(folder: Path) -> FolderKind:
     raise UsageError(f"{folder}: {what}; a report is made of {looked}")
 
 
-def newest_evaluation(run: Path) -> Path | None:
-    """The newest evaluation inside a run's folder, of all its modalities if there is one."""
-    scored = [path.parent for path in (run / "evaluate").rglob(NAMES["metrics"])]
+def newest_evaluation(run: Path, *, name: str = NAMES["metrics"]) -> Path | None:
+    """The newest evaluation inside a run's folder, of all its modalities if there is one.
+
+    Args:
+        run: the run's folder.
+        name: of the file that is looked for.
+    """
+    scored = [path.parent for path in (run / "evaluate").rglob(name)]
     # Fewer folders deep: parts of the modalities and other views lie inside the plain result.
-    return min(scored, key=lambda path: (len(path.parts), -_metrics(path).stat().st_mtime_ns)) if scored else None
+    return min(scored, key=lambda path: (len(path.parts), -(path / name).stat().st_mtime_ns)) if scored else None
 
 
 def _metrics(folder: Path) -> Path:

@@ -28,6 +28,8 @@ BENCHMARKS = {
     "rmm": "Randomly missing elements",
     "nm": "Noisy sensors",
 }
+LEVEL_OF = {"drop": "dropped", "zero": "zeroed"}
+"""What the one level of a benchmark ``any`` is called where it has no name, by what a missing sensor was."""
 ANY = Modality(name="any", kind="depth")
 """Of a file whose meaning is not known any more: only what it says itself is no measurement."""
 GRAY = [128, 128, 128]
@@ -242,6 +244,31 @@ def _benchmarks(folder: Path, *, digest: str | None) -> list[Facts]:
     return groups
 
 
+def subset_levels(folder: Path, *, protocol: str | None = None) -> tuple[Facts, dict[str, Facts]]:
+    """The benchmark ``any`` of a folder: its report, and its levels ``dropped`` and ``zeroed``, as far as there are.
+
+    Args:
+        folder: of results.
+        protocol: of the figures; None: that of the first benchmark there is.
+
+    Raises:
+        DataError: a file is damaged, or was written by another version.
+    """
+    found: Facts = {}
+    levels: dict[str, Facts] = {}
+    for path in sorted(folder.glob("robustness-any*.json")):
+        benchmark = folders.read(path)
+        with documents.understood(path):
+            if benchmark["protocol"] != (protocol or benchmark["protocol"]):
+                continue
+            found = found or benchmark
+            if any(benchmark[key] != found[key] for key in ("weights_sha256", "split_sha256", "protocol")):
+                continue  # of other weights, and stayed in the folder
+            for level in benchmark["levels"]:  # of earlier versions, and where one was asked for, it has no name
+                levels.setdefault(level["level"] or LEVEL_OF[benchmark["missing"]], level)
+    return found, levels
+
+
 def _set_name(sensors: Mapping[str, Any], *, kind: str) -> str:
     """Which sensors a row of a benchmark is about: those that are fed, or those that fail."""
     if kind in ("any", "emm") or not sensors["missing"]:
@@ -279,7 +306,7 @@ def gather_prediction(folder: Path) -> Facts:
         done, failed, failures, chosen = _ledger(ledger)
     with documents.understood(path if report else folder / predictions.CLASSES):
         classes = report.get("classes") or documents.read_json(folder / predictions.CLASSES)
-        shares = _shares(classes)
+        shares = _shares(classes, others=report.get("unsure_pixels", 0))
         legend = [{"name": each["name"], "color": each["color"]} for each in classes]
         palette = [tuple(each["color"]) for each in classes]
         with documents.understood(ledger):
@@ -328,8 +355,9 @@ def _lines(ledger: Path) -> Iterator[Facts]:
     return documents.each_json_line(ledger) if ledger.is_file() else iter(())
 
 
-def _shares(classes: Sequence[Facts]) -> list[Facts]:
-    total = max(1, sum(each.get("pixels", 0) for each in classes))
+def _shares(classes: Sequence[Facts], *, others: int) -> list[Facts]:
+    """The classes with their shares of all pixels, of which some are of none."""
+    total = max(1, others + sum(each.get("pixels", 0) for each in classes))
     return [{**each, "pixels": each.get("pixels", 0), "share": 100 * each.get("pixels", 0) / total} for each in classes]
 
 

@@ -275,8 +275,9 @@ def gather_comparison(first: Path, second: Path) -> Facts:
     a, b = (_evaluation(each) for each in folder)
     note = _why_not(a, b, folder)
     runs = [RunFolder(each) for each in folder if RunFolder(each).holds_run()]
-    if note and len(runs) < 2:
-        raise UsageError(f"{first} and {second} do not compare: {note}")
+    sensors = _sensors(folder, protocol=a["protocol"] if a and not note else None)
+    if note and len(runs) < 2 and not sensors["groups"]:
+        raise UsageError(f"{first} and {second} do not compare: {sensors['note'] or note}")
     apart = _trained_apart(*runs) if len(runs) == 2 else ""
     names = [each.resolve().name for each in folder] if len(runs) == 2 else [str(each) for each in folder]
     rows = [] if note else _class_rows(a, b)
@@ -286,19 +287,21 @@ def gather_comparison(first: Path, second: Path) -> Facts:
         terms = [name for run in runs for name in recipes.load(run.path / RECIPE, is_stored=True).terms]
         charts = draw_all(rows_of_runs, tuple(dict.fromkeys(terms)))
         charts = [each for each in charts if not (apart and each.name == "miou")]
-    sections = [("headline", "Headline"), ("classes", "Classes")] + [("curves", "Curves")] * bool(charts)
+    sections = [("headline", "Headline"), ("classes", "Classes")] + [("sensors", "Sensors")] * bool(sensors["groups"])
+    sections += [("curves", "Curves")] * bool(charts)
     return {
         "kind": "comparison",
         "title": f"{names[0]} against {names[1]}",
         "subtitle": "" if note else f"{a['dataset']} · {a['split']} · {result_pages.headline(a)}",
-        "warnings": _comparison_warnings(apart, note if a and b else ""),
+        "warnings": _comparison_warnings(apart, note if a and b else "", sensors["note"]),
         "sections": [*sections, ("differences", "What differs")],
         "names": names,
         "headline": _comparison_headline(a, b, runs, compared=not note, is_apart=bool(apart)),
         "rows": rows,
         "rows_note": f"There is nothing to compare class by class: {note}.",
+        "sensors": sensors,
         "charts": charts,
-        "differences": _what_differs(folder, a, b),
+        "differences": _what_differs(folder, *((a, b) if not note else sensors["between"])),
     }
 
 
@@ -348,10 +351,64 @@ def _trained_apart(first: RunFolder, second: RunFolder) -> str:
     return ""
 
 
-def _comparison_warnings(apart: str, note: str) -> list[str]:
+def _comparison_warnings(apart: str, note: str, of_sensors: str) -> list[str]:
     """What a reader of a comparison must know first."""
     lines = [f"These two runs do not compare: {apart}."] if apart else []
-    return lines + [f"Their evaluations do not compare: {note}."] * bool(note)
+    lines += [f"Their evaluations do not compare: {note}."] * bool(note)
+    return lines + [f"Their sets of sensors do not compare: {of_sensors}."] * bool(of_sensors)
+
+
+def _sensors(folder: tuple[Path, Path], *, protocol: str | None) -> Facts:
+    """What is left of both when sensors are missing, where both have the benchmark ``any``.
+
+    Args:
+        folder: both.
+        protocol: of the evaluations that are compared; None: that of the benchmarks.
+
+    Returns:
+        ``groups``, one for each manner of missing (none: nothing to compare); ``note``, why not, though both have it.
+    """
+    (a, of_a), (b, of_b) = (result_pages.subset_levels(_subsets(each), protocol=protocol) for each in folder)
+    nothing: Facts = {"groups": [], "note": "", "between": (a, b)}
+    if not a or not b:
+        return nothing
+    for key, name in {**SAME, "modalities": "modalities"}.items():
+        if a[key] != b[key]:
+            return {**nothing, "note": _differ(name, a[key], b[key])}
+    groups = [_group(name, of_a[name], of_b[name]) for name in ("dropped", "zeroed") if name in of_a and name in of_b]
+    return {**nothing, "groups": groups}
+
+
+def _subsets(folder: Path) -> Path:
+    """Where the benchmarks of a folder are: of a run, with its newest evaluation that has one."""
+    if not RunFolder(folder).holds_run():
+        return folder
+    return folders.newest_evaluation(folder, name="robustness-any.json") or folder
+
+
+def _group(name: str, a: Facts, b: Facts) -> Facts:
+    """The sets of sensors of two models: what is looked at first, and every one."""
+    pairs = list(zip(a["sets"], b["sets"], strict=True))
+    worst = [min(each["sets"], key=lambda one: float(one["miou"])) for each in (a, b)]
+    names = ["+".join(each["available"]) for each in worst]
+    whose = names[0] if names[0] == names[1] else f"A: {names[0]}, B: {names[1]}"
+    rows = [
+        ("All sensors", a["sets"][0], b["sets"][0]),
+        (f"Mean of {len(pairs)} sets", a["average"], b["average"]),
+        (f"Worst set ({whose})", *worst),
+        # The sets are in the order of what is missing: the last sensor is the first one alone.
+        *((f"{one['available'][0]} alone", one, other) for one, other in pairs[::-1] if len(one["available"]) == 1),
+    ]
+    widest = max(1.0, *(float(each["miou"]) for pair in pairs for each in pair))
+    return {
+        "title": f"Missing sensors are {'not fed' if name == 'dropped' else 'zeros'}",
+        "rows": [
+            {"name": what, "a": one["miou"], "b": other["miou"], "delta": other["miou"] - one["miou"]}
+            for what, one, other in rows
+        ],
+        "bars": [{"name": "+".join(one["available"]), "a": one["miou"], "b": other["miou"]} for one, other in pairs],
+        "scale": 100 / widest,
+    }
 
 
 def _class_rows(a: Facts, b: Facts) -> list[Facts]:

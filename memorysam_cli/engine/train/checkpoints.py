@@ -34,16 +34,21 @@ UPDATES = "updates"
 """The optimizer's tensor that keeps its file from being empty before the first update."""
 MAY_CHANGE = {
     "name", "about", "extensions", "data.max_bad", "data.workers", "model.init", "robust.teacher.weights",
-    "train.checkpoint_minutes", "train.checkpoint_steps", "train.keep_checkpoints", "train.max_steps", "train.saver",
+    "train.checkpoint_minutes", "train.checkpoint_steps", "train.keep_checkpoints", "train.max_steps",
+    "train.patience", "train.saver",
     "train.validate_every",
 }  # fmt: skip
 """Recipe keys that say how the work is done and how long; what is computed may not change in a run. Of ``model.init``
 and ``robust.teacher.weights`` the content counts, not the path."""
 DEFAULTS_BEFORE = {
     "model.fusion": "mean", "model.order": "recipe", "data.antialias": None, "augment.blur_after_crop": False,
+    "ohem.class_weights": "none", "ohem.label_smoothing": 0.0,
+    "augment.rotate": 0.0, "augment.stretch": [1.0, 1.0], "augment.degrade": 0.0, "optim.ema": 0.0,
     **dict(comparing.leaves({"robust": Robust().model_dump(mode="json")})), "teacher weights": None,
 }  # fmt: skip
 """The values of keys that older recipes did not have."""
+NEWER = {"fresh"}
+"""What ``trainer.json`` of an older version does not say of the position."""
 _FOLDER = re.compile(r"step-\d{8}(\.new)?")
 _NEW, _REMOVED = ".new", ".removed"
 
@@ -66,6 +71,7 @@ class Position:
         all_ignored: batches so far in which no pixel counted.
         scenes: that were learned from so far, in all processes, each as often as it came.
         initial: tensors that were taken from the weights of ``model.init``.
+        fresh: tensors that began otherwise, because those weights do not have them.
         world: processes; a resumed run needs as many.
         scaler: the state of the fp16 gradient scaler, if there is one.
     """
@@ -79,6 +85,7 @@ class Position:
     all_ignored: Count = 0
     scenes: Count = 0
     initial: Count = 0
+    fresh: Count = 0
     world: Annotated[int, Field(gt=0)] = 1
     scaler: dict[str, Any] = field(default_factory=dict)
 
@@ -322,7 +329,7 @@ def read_header(path: Path) -> CheckpointHeader:
         raise WeightsError(str(error)) from None
     known = {each.name for each in fields(Position)} | {"identity", "made_by"}
     given = set(content)
-    if odd := [f"{name} is missing" for name in sorted(known - given)] + [
+    if odd := [f"{name} is missing" for name in sorted(known - given - NEWER)] + [
         f"{name} is unknown" for name in sorted(given - known)
     ]:
         raise WeightsError(f"{where}: {'; '.join(odd)}; it was written by another version, which can go on with it")

@@ -305,6 +305,8 @@ class TrainingResult:
     left_out: int = 0
     """Scenes that could not be read, for which others stood in."""
     resumed: bool = False
+    ended_early: bool = False
+    """Because of ``train.patience``, before the last epoch."""
     laws: Laws = field(default_factory=dict)
     """In the main process."""
 
@@ -315,7 +317,7 @@ class TrainingResult:
 
 def finish(
     run: RunFolder, learner: Learner, position: Position, quarantine: Quarantine, *, scenes: int, seconds: float,
-    resumed: bool,
+    resumed: bool, ended_early: bool = False,
 ) -> TrainingResult:  # fmt: skip
     """Check what came of a training and write it into the run's folder.
 
@@ -327,6 +329,7 @@ def finish(
         scenes: of one update, in all processes.
         seconds: that this process trained for.
         resumed: whether it went on from a checkpoint.
+        ended_early: whether ``train.patience`` ended it.
 
     Raises:
         DivergedError: there are no best weights.
@@ -344,6 +347,7 @@ def finish(
     result = TrainingResult(
         run=run.path, best=run.best, last=run.last, miou=position.best_miou, best_step=position.best_step,
         steps=position.step, seconds=seconds, scenes=position.scenes, left_out=len(quarantine), resumed=resumed,
+        ended_early=ended_early,
         laws=_check_laws(learner, position, expected=position.step * scenes, last=run.last) if is_main else {},
     )  # fmt: skip
     if is_main:
@@ -377,7 +381,9 @@ def _check_laws(learner: Learner, position: Position, *, expected: int, last: Pa
         ),
         "tensors trained + new ones that are not = tensors saved": (len(trained) + len(frozen), saved),
     }
-    if position.initial:
+    if position.fresh:
+        laws["tensors of the initial weights + fresh ones = tensors saved"] = (position.initial + position.fresh, saved)
+    elif position.initial:
         laws["tensors of the initial weights = tensors saved"] = (position.initial, saved)
     return check_laws(laws)
 

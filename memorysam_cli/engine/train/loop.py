@@ -24,7 +24,7 @@ from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import runtime
 from memorysam_cli.engine.processes import agree, lost_ones_named, refuse_differing, wait_for_all
 from memorysam_cli.engine.run_folder import RunFolder, resume_command
-from memorysam_cli.engine.train import checkpoints, endings, start
+from memorysam_cli.engine.train import checkpoints, endings, initial, start
 from memorysam_cli.engine.train.checkpoints import Position, State
 from memorysam_cli.engine.train.endings import Quarantine, StopRequest, TrainingResult, catch_stop, finish
 from memorysam_cli.engine.train.objective import Moment
@@ -63,9 +63,11 @@ class Trainer:
     def __init__(
         self, recipe: Recipe, manifest: Manifest, *, accelerator: Accelerator, is_resumed: bool = False
     ) -> None:
-        self.recipe, self.manifest, self.accelerator = recipe, manifest, accelerator
+        self.recipe, self.accelerator = recipe, accelerator
+        self.manifest = manifest = start.counted(recipe, manifest, accelerator)
         runtime.prepare_deterministic(is_wanted=recipe.train.deterministic)
         modalities_of(manifest.info, [*recipe.data.modalities, *recipe.robust.subset.weak])
+        start.refuse_unknown_turns(recipe, manifest)
         self.scenes = manifest.of_split(recipe.data.train_split)
         self.extent = extent_of(
             recipe, scenes=len(self.scenes), processes=accelerator.num_processes, dataset=manifest.info.name
@@ -74,10 +76,12 @@ class Trainer:
         wait_for_all(accelerator)  # the base weights came to one machine sooner than to another
         self.position = Position(world=accelerator.num_processes)
         self.initial: str | None = None
+        self.notes: tuple[str, ...] = ()
         if recipe.model.init is not None and not is_resumed:
-            self.initial = start.initial_sha256(recipe)
-            self.position.initial = start.load_initial(self.network, recipe.model.init)
-        self.teacher = start.teacher_sha256(recipe, self.network.card)
+            self.initial = initial.initial_sha256(recipe)
+            found = initial.load_initial(self.network, recipe.model.init)
+            self.position.initial, self.position.fresh, self.notes = found.taken, found.fresh, found.notes
+        self.teacher = initial.teacher_sha256(recipe, self.network.card)
         self._refuse_differing()
         self.learner = Learner(self.network, recipe, accelerator=accelerator)
         self.validation = Validation(self.network, manifest, recipe, accelerator=accelerator)
@@ -108,7 +112,7 @@ class Trainer:
             WeightsError: it was written by another version.
         """
         header = checkpoints.read_header(checkpoint)
-        self.initial = start.initial_sha256(self.recipe, header.identity.get("initial weights"))
+        self.initial = initial.initial_sha256(self.recipe, header.identity.get("initial weights"))
         worlds = header.position.world, self.accelerator.num_processes
         checkpoints.refuse_other(header.identity, self._identity(), worlds=worlds, where=str(checkpoint))
 
@@ -148,7 +152,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.run.result.unlink(missing_ok=True)
             sizes = {"scenes": len(self.scenes), "steps_per_epoch": self.extent.steps_per_epoch}
-            for line in start.introduction(self.run, self.learner, self.position, **sizes):
+            for line in (*self.notes, *start.introduction(self.run, self.learner, self.position, **sizes)):
                 console.note(line)
         recipe, step = self.recipe.to_yaml(), self.position.step
         with catch_stop() as stop, self.tracking.of_run(self.run.path, recipe=recipe, step=step):
@@ -161,9 +165,15 @@ class Trainer:
             if not self.position.is_validated or self._lacks_best:
                 self._validate()
             self._checkpoint()
+        ended_early = self.position.step < self.extent.last_step
+        if ended_early and self.accelerator.is_main_process:
+            console.note(
+                f"ends after epoch {self.position.epoch} of {self.recipe.train.epochs}: the last "
+                f"{self.recipe.train.patience} validations were no better (train.patience)"
+            )
         return finish(
             self.run, self.learner, self.position, self.quarantine, scenes=self.extent.scenes_per_step,
-            seconds=time.monotonic() - begun, resumed=resume is not None,
+            seconds=time.monotonic() - begun, resumed=resume is not None, ended_early=ended_early,
         )  # fmt: skip
 
     def _restore(self, state: State) -> None:
@@ -183,7 +193,14 @@ class Trainer:
             self.run.store_recipe(self.recipe)  # max_steps and its like may have changed
 
     def _is_done(self) -> bool:
-        return self.position.step >= self.extent.last_step
+        return self.position.step >= self.extent.last_step or self._is_early()
+
+    def _is_early(self) -> bool:
+        """Whether the weights as they are now are the last of too many in a row that were no better."""
+        patience, position = self.recipe.train.patience, self.position
+        if patience is None or not position.is_validated:
+            return False
+        return validations_since_best(position, self.extent, every=self.recipe.train.validate_every) >= patience
 
     def _epoch(self, stop: StopRequest, progress: Progress) -> None:
         """One epoch from where the position stands, then a validation if it is due."""
@@ -263,6 +280,12 @@ class Trainer:
 
     def _validate(self) -> None:
         """Score the selection split with the code of ``memorysam evaluate``, keep the best, draw pictures."""
+        with self.learner.average.in_place():
+            self._validate_these()
+        wait_for_all(self.accelerator)
+
+    def _validate_these(self) -> None:
+        """As :meth:`_validate`, with the weights that the network has."""
         with show_progress(self.accelerator, self.validation.share, "validate") as progress:
             result = self.validation.score(progress.advance)
         scores, position = result.protocol(HEADLINE), self.position
@@ -279,7 +302,6 @@ class Trainer:
             )
             self.validation.draw(self.run, result, self.position, is_best=is_best)
             self.tracking.validated(position.step, result.classes, scores.iou, result.confusion(HEADLINE), self.run)
-        wait_for_all(self.accelerator)
 
     def _checkpoint_when_due(self, stop: StopRequest) -> None:
         """Save if the interval is over; save and end if somebody asked to stop."""
@@ -305,7 +327,8 @@ class Trainer:
         path = checkpoints.path_of(self.run.checkpoints, self.position.step)
         if self.accelerator.is_main_process:
             checkpoints.write(self.run.checkpoints, state, keep=self.recipe.train.keep_checkpoints)
-            save(self.network, self.run.last, metric=metric_of(self.position))
+            with self.learner.average.in_place():
+                save(self.network, self.run.last, metric=metric_of(self.position))
             console.detail(f"step {self.position.step}: checkpoint {path.name}")
         wait_for_all(self.accelerator)
         self._saved_at = time.monotonic()
@@ -344,6 +367,19 @@ def extent_of(recipe: Recipe, *, scenes: int, processes: int, dataset: str) -> E
         )
     whole = scenes // at_once * settings.epochs
     return Extent(at_once, scenes // at_once, min(whole, settings.max_steps or whole))
+
+
+def validations_since_best(position: Position, extent: Extent, *, every: int) -> int:
+    """How many validations in a row have given nothing better.
+
+    Args:
+        position: after an epoch, validated.
+        extent: of the training.
+        every: epochs between validations. Nothing else is remembered, so that a resumed run may have another number.
+    """
+    if position.best_step is None:  # lost, or no number so far: the next one counts as best
+        return 0
+    return position.epoch // every - position.best_step // extent.steps_per_epoch // every
 
 
 def record_resume(run: RunFolder, position: Position, *, then: dict[str, Any], now: dict[str, Any]) -> None:

@@ -105,11 +105,13 @@ def _terms(recipe: Recipe, task: Task) -> Iterator[tuple[str, Term]]:
 
 def task_of(network: Segmenter, recipe: Recipe, device: torch.device) -> Task:
     """What a network is trained for."""
+    dataset = network.card.dataset
     return Task(
-        classes=tuple(network.card.dataset.classes),
+        classes=tuple(dataset.classes),
         modalities=recipe.data.modalities,
         width=network.sam.sam_mask_decoder.conv_s0.out_channels,
         device=device,
+        class_pixels=dataset.class_pixels.get(recipe.data.train_split),
     )
 
 

@@ -11,42 +11,35 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from itertools import zip_longest
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, equal
+from torch import Tensor
 
 from memorysam_cli import recipe as recipes
 from memorysam_cli.data import decode
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest, Scene
+from memorysam_cli.data.statistics import with_class_pixels
 from memorysam_cli.dataset import IGNORE
 from memorysam_cli.engine import run_folder
-from memorysam_cli.engine.infer.inference import compared
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.train import checkpoints
 from memorysam_cli.engine.train.checkpoints import Position
-from memorysam_cli.engine.train.objective import teacher_file
 from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.errors import DataError, EnvironmentFault, MemorySamError, UsageError, WeightsError
-from memorysam_cli.model import Segmenter, base_weights
 from memorysam_cli.model.network import count
-from memorysam_cli.model.weights import WeightsCard, fill_own, own_tensors, read, read_card
+from memorysam_cli.model.weights import own_tensors
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
-from memorysam_cli.storage import atomic, documents, lock, tensors
-from memorysam_cli.text import command, megabytes, typed, typed_path
+from memorysam_cli.storage import atomic, documents, lock
+from memorysam_cli.text import command, megabytes, typed
 
 AUTO = "auto"
 DISK_MARGIN = 1.05
 """Folders, headers, logs and pictures, beside the checkpoints."""
-READING = {"mean", "std", "channels", "bands", "scale", "offset"}
-"""The settings of a sensor that decide what values the network sees."""
-_OTHER_WEIGHTS = "give other weights, or begin without --init"
 
 
 def choose_recipe(name: str | None, *, overrides: list[str], resume: str | None, out: Path | None) -> Recipe:
@@ -137,6 +130,37 @@ def refuse_unlabelled(recipe: Recipe, manifest: Manifest) -> None:
                 f"'ignored', so that there is {use}; prepare the data set again with the right --classes and --ignore, "
                 f"or name another split with --set {key}=NAME"
             )
+
+
+def refuse_unknown_turns(recipe: Recipe, manifest: Manifest) -> None:
+    """Refuse to turn pictures of angles of which nobody has said how they turn with them.
+
+    Raises:
+        DataError: names the sensor, and what its card lacks.
+    """
+    if not recipe.augment.rotate:
+        return
+    for modality in manifest.info.chosen(recipe.data.modalities):
+        if modality.flip != "mirror" and modality.turn is None:
+            raise DataError(
+                f"{manifest.info.name}: sensor '{modality.name}' holds angles (flip: {modality.flip}), and "
+                "dataset.json does not say how they turn with the picture: set its 'turn' to 1, or to 2 where they are "
+                "stored doubled (negative: they count clockwise), or leave augment.rotate at 0"
+            )
+
+
+def counted(recipe: Recipe, manifest: Manifest, accelerator: Accelerator) -> Manifest:
+    """The data set with its classes' pixels where the recipe's weights of classes are worked out from them.
+
+    One process counts, for all of them; every process must call this.
+    """
+    if recipe.ohem.class_weights not in ("inverse", "effective"):
+        return manifest
+    split = recipe.data.train_split
+    found = [with_class_pixels(manifest, split=split).info.class_pixels if accelerator.is_main_process else None]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(found)
+    return replace(manifest, info=manifest.info.model_copy(update={"class_pixels": found[0]}))
 
 
 def _may_have_class(scene: Scene, manifest: Manifest) -> bool:
@@ -262,180 +286,10 @@ def _refuse_used(folder: Path) -> None:
             pass
 
 
-def _why_none(path: Path) -> str:
-    return "is not a file" if path.exists() else "does not exist"
-
-
-def initial_sha256(recipe: Recipe, then: str | None = None) -> str | None:
-    """The SHA-256 of the weights that a recipe begins from; none where it begins from none.
-
-    Args:
-        recipe: its ``model.init`` names the file.
-        then: the sum that a run began with. It needs the file no more, so a file that is gone counts as that one.
-
-    Raises:
-        WeightsError: the file is not there.
-    """
-    if recipe.model.init is None:
-        return None
-    path = typed_path(recipe.model.init)
-    if not path.is_file():
-        if then is not None:
-            return then
-        raise WeightsError(f"--init {path}: {_why_none(path)}; give weights of `memorysam train`")
-    return tensors.sha256(path)
-
-
-def teacher_sha256(recipe: Recipe, ours: WeightsCard) -> str | None:
-    """The SHA-256 of the weights that a recipe's teacher has; none where it has none of its own.
-
-    Args:
-        recipe: its ``robust.teacher.weights`` names the file.
-        ours: the card of the network in training.
-
-    Raises:
-        WeightsError: the file is not there or not ours, or its classes or sensors are not those of this run.
-    """
-    file = teacher_file(recipe)
-    if file is None:
-        return None
-    path, card = file
-    where, remedy = f"robust.teacher.weights: {path}", "give weights of the same classes and sensors"
-    if card.dataset.classes != ours.dataset.classes:
-        pairs = zip_longest(card.dataset.classes, ours.dataset.classes)
-        number, (theirs, here) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
-        raise WeightsError(f"{where}: its class {number} is {theirs!r}, that of this data set {here!r}; {remedy}")
-    theirs, here = ([modality.name for modality in each.modalities] for each in (card, ours))
-    if theirs != here:
-        raise WeightsError(f"{where}: was trained on {', '.join(theirs)}, this run is on {', '.join(here)}; {remedy}")
-    if changed := [each for each in _changed_settings(card, ours) if each.split()[1] in READING]:
-        raise WeightsError(f"{where}: reads its sensors otherwise: {', '.join(changed)}; {remedy}")
-    return tensors.sha256(path)
-
-
-def doubts(recipe: Recipe, manifest: Manifest, *, strict: bool) -> list[str]:
-    """Which sensors hold other values than the weights of ``--init`` were trained on.
-
-    Args:
-        recipe: its ``model.init`` names the file; a file that is not there is refused elsewhere.
-        manifest: what is trained on, with its ranges.
-        strict: refuse instead.
-
-    Raises:
-        DataError: there are such sensors, and ``strict``.
-        WeightsError: the file is none of ours.
-    """
-    path = None if recipe.model.init is None else typed_path(recipe.model.init)
-    if path is None or not path.is_file():
-        return []
-    found = {name: manifest.info.ranges[name] for name in recipe.data.modalities if name in manifest.info.ranges}
-    return compared(read_card(path).dataset, found, strict=strict)
-
-
-def load_initial(network: Segmenter, name: str) -> int:
-    """Fill a network that is ready to train with trained weights.
-
-    Args:
-        network: of :func:`memorysam_cli.model.weights.build_for_training`.
-        name: a file of ``memorysam train``, or of ``memorysam weights import``.
-
-    Returns:
-        The number of tensors that were taken.
-
-    Raises:
-        WeightsError: the file is damaged, or of another base, backbone, LoRA, classes or kind of input; says which.
-    """
-    path = typed_path(name)
-    if not path.is_file():
-        raise WeightsError(f"--init {path}: {_why_none(path)}; give weights of `memorysam train`")
-    state, card = read(path)
-    if reasons := list(_obstacles(card, network.card)):
-        raise WeightsError(f"--init {path}: does not fit this run: {'; '.join(reasons)}; {_OTHER_WEIGHTS}")
-    own = own_tensors(network)
-    if card.kind == "complete":
-        state = _without_base(state, network, own, where=path)
-    fill_own(network, state, where=f"--init {path}")
-    if card.modalities != network.card.modalities:
-        then, now = (", ".join(each.name for each in c.modalities) for c in (card, network.card))
-        changed = f"{then}, goes on with {now}"
-        if then == now:
-            changed = f"other settings of sensors: {', '.join(_changed_settings(card, network.card))}"
-        console.note(f"--init {path}: was trained on {changed}")
-    return len(own)
-
-
-def _changed_settings(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
-    """What is not done to the same sensors as before, such as antialiasing."""
-    for then, now in zip(initial.modalities, ours.modalities, strict=True):
-        for key in type(then).model_fields:
-            before, after = getattr(then, key), getattr(now, key)
-            if before != after:
-                yield f"'{then.name}' {key} was {before}, is {after}"
-
-
-def _obstacles(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
-    """Why weights cannot be what a run begins from."""
-    if initial.kind == "merged":
-        yield "its LoRA is merged into the base; give the run's own best.safetensors"
-        return
-    pairs = {
-        "model.backbone": (initial.recipe.model.backbone, ours.recipe.model.backbone),
-        "model.encoder": (initial.recipe.model.encoder, ours.recipe.model.encoder),
-        "model.object_gate": (initial.recipe.model.object_gate, ours.recipe.model.object_gate),
-        **_lora_settings(initial, ours),
-    }
-    yield from (f"{key} was {then}, is {now}" for key, (then, now) in pairs.items() if then != now)
-    if initial.kind == "trained" and initial.base.sha256 != ours.base.sha256:
-        yield (
-            f"its base weights are {initial.base.source} ({initial.base.sha256[:12]}…), this run's "
-            f"{ours.base.source} ({ours.base.sha256[:12]}…)"
-        )
-    classes = initial.dataset.classes, ours.dataset.classes
-    if initial.tokens != ours.tokens or len(classes[0]) != len(classes[1]):
-        yield f"it has {len(classes[0])} classes, this data set {len(classes[1])}: a head is not cut or filled up"
-    elif classes[0] != classes[1]:
-        then, now = next(pair for pair in zip(*classes, strict=True) if pair[0] != pair[1])
-        yield f"its classes are others ('{then}' where this data set has '{now}')"
-    alone = [len(card.modalities) == 1 for card in (initial, ours)]
-    if alone[0] != alone[1]:
-        yield (
-            f"it was trained on {len(initial.modalities)} modalities, this run has {len(ours.modalities)}: the memory "
-            "is trained only where there are several"
-        )
-
-
-def _lora_settings(initial: WeightsCard, ours: WeightsCard) -> dict[str, tuple[Any, Any]]:
-    """The settings of LoRA that decide what its tensors are and mean; none where it is not used."""
-    if ours.recipe.model.encoder != "lora":
-        return {}
-    then, now = initial.recipe.model.lora, ours.recipe.model.lora
-    settings: dict[str, tuple[Any, Any]] = {
-        "rank": (then.rank, now.rank),
-        "targets": (then.targets, now.targets),
-        "dora": (then.dora, now.dora),
-        "rslora": (then.rslora, now.rslora),
-        "alpha": (then.alpha or then.rank, now.alpha or now.rank),
-    }
-    return {f"model.lora.{key}": pair for key, pair in settings.items()}
-
-
-def _without_base(
-    state: dict[str, Tensor], network: Segmenter, own: dict[str, Tensor], *, where: Path
-) -> dict[str, Tensor]:
-    """The trained part of a complete file, whose base must be this run's."""
-    base = {name: tensor for name, tensor in network.state_dict().items() if name not in own}
-    others = [name for name, tensor in base.items() if name not in state or not equal(state[name], tensor)]
-    if others:
-        raise WeightsError(
-            f"--init {where}: its base weights are not this run's: {len(others)} of {len(base)} tensors differ "
-            f"({base_weights.few_names(others)}); {_OTHER_WEIGHTS}"
-        )
-    return {name: tensor for name, tensor in state.items() if name not in base}
-
-
 def checkpoint_bytes(learner: Learner) -> int:
-    """What a checkpoint takes: the tensors, two moments of each that is trained, and what the losses keep."""
-    return _bytes(own_tensors(learner.network)) + 2 * _bytes(learner.parameters) + _bytes(learner.objective.state())
+    """What a checkpoint takes: the tensors, two moments of each that is trained, its average, and what losses keep."""
+    kept = _bytes(learner.average.tensors) + _bytes(learner.objective.state())
+    return _bytes(own_tensors(learner.network)) + 2 * _bytes(learner.parameters) + kept
 
 
 def _bytes(tensors: Mapping[str, Tensor]) -> int:
@@ -554,6 +408,11 @@ def introduction(
     )
     if recipe.losses or recipe.trains_subsets:
         yield f"losses: {', '.join(recipe.terms)}"
+    if recipe.ohem.class_weights != "none":
+        pairs = zip(learner.objective.task.classes, learner.objective.state()["ohem/class_weights"], strict=True)
+        yield f"class weights: {', '.join(f'{name} {weight:.3g}' for name, weight in pairs)}"
+    if recipe.optim.ema:
+        yield f"averaged weights are validated and saved (optim.ema={recipe.optim.ema:g})"
     if len(modalities) == 1:
         yield "one modality: memory attention and memory encoder get no gradient and are frozen"
         if any(recipe.robust.weights.values()):

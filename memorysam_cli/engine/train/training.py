@@ -18,7 +18,7 @@ from memorysam_cli.data.statistics import with_ranges
 from memorysam_cli.engine import run_folder, runtime
 from memorysam_cli.engine.processes import lost_ones_named
 from memorysam_cli.engine.run_folder import RunFolder
-from memorysam_cli.engine.train import start
+from memorysam_cli.engine.train import initial, start
 from memorysam_cli.engine.train.endings import Ending, TrainingResult
 from memorysam_cli.engine.train.loop import Trainer
 from memorysam_cli.engine.train.tracking import Tracking
@@ -108,7 +108,7 @@ def _train(request: Request, ending: Ending) -> FinishedRun | None:
     if recipe != named and accelerator.is_main_process:
         console.note(f"recipe {recipe.name}: data set {recipe.data.dataset}, {', '.join(recipe.data.modalities)}")
     if run_start.checkpoint is None:
-        for line in start.doubts(recipe, scenes, strict=request.strict):
+        for line in initial.doubts(recipe, scenes, strict=request.strict):
             if accelerator.is_main_process:
                 console.warn(line)
     with contextlib.ExitStack() as stack:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -24,6 +25,8 @@ from memorysam_cli.report import console
 
 OPTIMIZER = "adamw"
 """What the optimizer's tensors are called by in a checkpoint, beside the losses' names."""
+AVERAGE = "ema"
+"""What the averaged weights are called by there."""
 MOST_OVERFLOWS = 20
 """Updates in a row that the fp16 gradient scaler may skip before a run counts as diverged."""
 
@@ -120,6 +123,7 @@ class Learner:
     def __init__(self, network: Segmenter, recipe: Recipe, *, accelerator: Accelerator) -> None:
         self.network, self.recipe, self.accelerator = network.to(accelerator.device), recipe, accelerator
         self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        self.average = Average(self.parameters, decay=recipe.optim.ema)
         network.saver = starts_saving(recipe, accelerator.device)
         if recipe.train.compile:
             network.compile_blocks()
@@ -251,6 +255,8 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
+        if not getattr(self.optimizer, "step_was_skipped", False):  # the fp16 scaler's, after an overflow
+            self.average.add()
         self.optimizer.zero_grad(set_to_none=True)
 
     def _undo(self, before: Snapshot) -> None:
@@ -260,7 +266,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
-        """Optimizer and losses as flat tensors, such as ``adamw/exp_avg/sam.…`` and ``spmm/prototypes``.
+        """Optimizer, averaged weights and losses as flat tensors, such as ``adamw/exp_avg/sam.…``, ``spmm/prototypes``.
 
         The optimizer's are empty before the first update.
         """
@@ -270,7 +276,7 @@ class Learner:
             for parameter, values in self.optimizer.optimizer.state.items()
             for key, value in values.items()
         }
-        return state | self.objective.state()
+        return state | self.average.state() | self.objective.state()
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Put back what :meth:`state` gave.
@@ -279,18 +285,80 @@ class Learner:
             KeyError: a parameter or a loss is not here.
             RuntimeError: what a loss keeps does not fit.
         """
-        losses = {}
+        losses: dict[str, Tensor] = {}
+        average: dict[str, Tensor] = {}
         for flat, value in state.items():
             kind, _, rest = flat.partition("/")
             if kind != OPTIMIZER:
-                losses[flat] = value
+                (average if kind == AVERAGE else losses)[flat] = value
                 continue
             key, _, name = rest.partition("/")
             parameter = self.parameters[name]
             # Adam keeps its step count on the CPU unless it is fused, as it is on CUDA.
             where = "cpu" if key == "step" and parameter.device.type != "cuda" else parameter.device
             self.optimizer.optimizer.state[parameter][key] = value.to(where, copy=True)
+        self.average.restore(average)
         self.objective.restore(losses)
+
+
+class Average:
+    """The exponential moving average of the weights that are trained; these are what is validated and saved.
+
+    Args:
+        parameters: by name, as they are trained.
+        decay: the share of the average that an update keeps; the first updates, whose average still is of little, keep
+            (1 + n) / (10 + n) where that is less. 0: there is no average, and nothing here does anything.
+
+    Source: TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], *, decay: float) -> None:
+        self.parameters, self.decay, self.updates = parameters, decay, 0
+        self.tensors = {name: p.detach().clone() for name, p in parameters.items()} if decay else {}
+
+    def add(self) -> None:
+        """Let the weights as they are now count."""
+        self.updates += 1
+        share = 1 - min(self.decay, self.updates / (9 + self.updates))
+        for name, average in self.tensors.items():
+            average.lerp_(self.parameters[name].detach(), share)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The network has the averaged weights; afterwards it has those that are trained, bit for bit."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, average in self.tensors.items():
+            trained = self.parameters[name].detach().clone()
+            self.parameters[name].copy_(average)
+            average.copy_(trained)
+
+    def state(self) -> dict[str, Tensor]:
+        """The average by the parameters' names, below ``ema/``, and how many updates it has."""
+        if not self.tensors:
+            return {}
+        named = {f"{AVERAGE}/{name}": average for name, average in self.tensors.items()}
+        return named | {f"{AVERAGE}/updates": torch.tensor([self.updates])}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`state` gave.
+
+        Raises:
+            KeyError: a parameter is not here, or missing.
+            RuntimeError: one has another shape.
+        """
+        if not state and not self.tensors:
+            return
+        given = {flat.removeprefix(f"{AVERAGE}/"): value for flat, value in state.items()}
+        self.updates = int(given.pop("updates"))
+        for name in given.keys() | self.tensors.keys():
+            self.tensors[name].copy_(given[name])
 
 
 @dataclass(frozen=True)

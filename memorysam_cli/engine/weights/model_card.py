@@ -237,10 +237,22 @@ def _sensors(card: WeightsCard) -> str:
     antialiased = f" Where they shrink, {', '.join(smooth)} are antialiased." if smooth else ""
     note = (
         f"Images are seen at {card.image_size} px (short side).{antialiased} "
-        "All sensors of a scene must show the same view."
+        f"All sensors of a scene must show the same view.{_trained_sets(card)}"
     )
     gaps = "NaN, infinity and nodata become 0 after normalization."
     return table(("sensor", "kind", "stored as", "nodata", "values", "mean / std"), rows) + f"\n\n{note} {gaps}"
+
+
+def _trained_sets(card: WeightsCard) -> str:
+    """Which sets of the sensors training showed, where there are several."""
+    recipe = card.recipe
+    some = recipe.data.modalities[:1]
+    if len(recipe.data.modalities) == 1:
+        return ""
+    ways = [way for way, zeroed in (("left out", False), ("zeros", True)) if recipe.trains_on(some, zeroed=zeroed)]
+    if not ways:
+        return " Training always showed all of them: expect worse results where one is missing."
+    return f" Training also showed every combination of some of them, the others {' or '.join(ways)}."
 
 
 def _numbers(values: Iterable[float]) -> str:

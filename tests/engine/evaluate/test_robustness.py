@@ -54,7 +54,7 @@ def model(data: Manifest) -> MemorySAM:
 def measure(model: MemorySAM, data: Manifest, kind: Any, **options: Any) -> Robustness:
     """Options are those of :func:`run`, and of its inference and view."""
     settings = {name: options.pop(name) for name in ("batch", "workers", "modalities") if name in options}
-    view = View(missing=options.pop("missing", "drop"))
+    view = View(missing=options.pop("view", "drop"))
     inference = Inference(
         **{"modalities": MODALITIES, "workers": 0} | settings, image_size=SIZE, device="cpu", view=view
     )
@@ -99,8 +99,18 @@ def test_a_missing_sensor_is_zero_after_normalisation(
     assert not torch.equal(found.confusions[0, 0], found.confusions[0, 2]), "the failure must show"
 
 
+def test_both_protocols_at_once_are_what_each_gives_alone(model: MemorySAM, data: Manifest) -> None:
+    both = measure(model, data, "any", missing="both", batch=2)
+    assert both.levels == ("dropped", "zeroed")
+    for level, missing in (("dropped", "drop"), ("zeroed", "zero")):
+        single = measure(model, data, "any", missing=missing, batch=2)
+        for gone in (NONE, NO_IMG, NO_DEPTH):
+            assert_counts(counts(both, Cell(level, gone)), counts(single, Cell(None, gone)))
+    assert torch.equal(counts(both, Cell("dropped", NONE)), counts(both, Cell("zeroed", NONE)))
+
+
 def test_a_dropped_sensor_is_not_fed_at_all(model: MemorySAM, data: Manifest) -> None:
-    found = measure(model, data, "any")
+    found = measure(model, data, "any", view="drop")
     for gone in (NONE, NO_IMG, NO_DEPTH):
         rest = alone(
             model, data, lambda frames, _, gone=gone: [f for place, f in enumerate(frames) if place not in gone]
@@ -205,7 +215,13 @@ def test_progress_is_told_scene_by_scene_and_the_models_mode_comes_back(model: M
 def test_four_sensors_have_the_15_published_sets() -> None:
     sets = missing_sets(4)
     assert len(sets) == 15 and sets[:6] == [(), (0,), (1,), (2,), (3,), (0, 1)] and sets[-1] == (1, 2, 3)
-    assert [len(missing_sets(count)) for count in (1, 2, 3, 5)] == [1, 3, 7, 31]
+    assert [len(missing_sets(count)) for count in (1, 2, 3, 5, 6)] == [1, 3, 7, 31, 63]
+
+
+def test_of_many_sensors_all_each_alone_and_all_but_each_are_scored() -> None:
+    sets = missing_sets(7)
+    assert sets[0] == () and sets[1:8] == [(place,) for place in range(7)]
+    assert sets[8:] == [tuple(place for place in range(7) if place != alone) for alone in reversed(range(7))]
 
 
 @pytest.mark.parametrize(("kind", "figures"), [("any", 15), ("emm", 15), ("rmm", 45), ("nm", 4)])

@@ -10,7 +10,7 @@ import torch
 
 from memorysam_cli.engine.evaluate import robustness_results as results
 from memorysam_cli.engine.evaluate.counts import ProtocolName
-from memorysam_cli.engine.evaluate.robustness import BenchmarkKind, Missing, Robustness, plan_of
+from memorysam_cli.engine.evaluate.robustness import BenchmarkKind, Protocols, Robustness, plan_of
 from memorysam_cli.engine.infer.corruption import Extremes
 from memorysam_cli.errors import LawBroken
 from memorysam_cli.report import console
@@ -26,17 +26,18 @@ def benchmark(
     kind: BenchmarkKind,
     *,
     repeats: int = 1,
-    missing: Missing = "drop",
+    missing: Protocols = "both",
+    modalities: int = 2,
     extremes: Extremes = "batch",
     protocol: ProtocolName = "resized",
 ) -> Robustness:
     """Counts of two classes; figure n of repeat r has an mIoU of 40 - n + r per cent."""
-    cells = tuple(plan_of(kind, modalities=2, missing=missing))
+    cells = tuple(plan_of(kind, modalities=modalities, missing=missing))
     hits = [round(1000 * (40 - n + r) / 50) for r in range(repeats) for n in range(len(cells))]
     matrices = torch.tensor([[[each, 1000 - each], [0, 0]] for each in hits])
     return Robustness(
-        kind=kind, classes=("road", "sky"), modalities=("x", "y"), missing=missing, protocol=protocol, scenes=7,
-        seed=4, noise_extremes=extremes, batch=3, processes=2, cells=cells,
+        kind=kind, classes=("road", "sky"), modalities=tuple("xyzabcd"[:modalities]), missing=missing,
+        protocol=protocol, scenes=7, seed=4, noise_extremes=extremes, batch=3, processes=2, cells=cells,
         confusions=matrices.view(repeats, len(cells), 2, 2),
     )  # fmt: skip
 
@@ -59,6 +60,12 @@ def test_a_report_has_each_set_and_the_figures_over_them() -> None:
     assert found["files"]["report"] == "there/robustness-emm.json"
 
 
+def test_of_some_sets_there_is_a_mean_and_nothing_is_expected() -> None:
+    (level,) = report("any", missing="drop", modalities=7)["levels"]
+    assert len(level["sets"]) == 15 and level["expected"] == []
+    assert level["average"]["miou"] == pytest.approx(33)  # 40, 39, …, 26
+
+
 def test_a_set_of_sensors_that_scored_other_pixels_is_a_broken_law() -> None:
     assert report("any")["laws"]["pixels of each class, in any set of sensors = in any other"]["holds"]
     found = benchmark("any")
@@ -70,11 +77,28 @@ def test_a_set_of_sensors_that_scored_other_pixels_is_a_broken_law() -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "wanted"),
     [
-        ("any", {}, {"missing": "drop", "seed": None, "noise_extremes": None, "batch": None, "processes": None}),
+        (
+            "any",
+            {},
+            {
+                "missing": "both",
+                "subsets": "all",
+                "seed": None,
+                "noise_extremes": None,
+                "batch": None,
+                "processes": None,
+            },
+        ),
+        ("any", {"missing": "drop"}, {"missing": "drop"}),
         ("any", {"missing": "zero"}, {"missing": "zero"}),
+        ("any", {"modalities": 7}, {"subsets": "some"}),
         ("emm", {}, {"missing": "zero", "seed": None, "repeats": 1}),
         ("rmm", {"repeats": 2}, {"missing": None, "seed": 4, "repeats": 2, "noise_extremes": None, "batch": None}),
-        ("nm", {}, {"missing": None, "seed": 4, "noise_extremes": "batch", "batch": 3, "processes": 2}),
+        (
+            "nm",
+            {},
+            {"missing": None, "subsets": None, "seed": 4, "noise_extremes": "batch", "batch": 3, "processes": 2},
+        ),
         ("nm", {"extremes": "scene"}, {"noise_extremes": "scene", "batch": None, "processes": None}),
     ],
 )
@@ -108,7 +132,7 @@ def test_the_files_say_what_the_report_says(kind: BenchmarkKind, tmp_path: Path)
     ]
     averages = [row["figure"] for row in rows if not row["road"]]
     one = ["average", "expected, p = 0.2", "expected, p = 0.1", "expected, p = 0.05"]
-    assert averages == {"rmm": one * 3, "nm": []}.get(kind, one)
+    assert averages == {"any": one * 2, "rmm": one * 3, "nm": []}.get(kind, one)
     picture = images.read(tmp_path / f"robustness-{kind}.png")
     assert picture.shape[0] > 100 and picture.std() > 5
 
@@ -128,6 +152,7 @@ def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
         ("rmm", {}, [["missing", "r", "=", "0.25", "r", "=", "0.5", "r", "=", "0.75"],
                      ["x", "39.00", "36.00", "33.00"]]),
         ("rmm", {"repeats": 2}, [["x", "39.50", "±", "0.71", "36.50", "±", "0.71", "33.50", "±", "0.71"]]),
+        ("any", {}, [["missing", "dropped", "zeroed"], ["none", "40.00", "37.00"], ["average", "39.00", "36.00"]]),
         ("nm", {}, [["none", "40.00", "80.00"], ["high", "37.00", "74.00"]]),
     ],
 )  # fmt: skip
@@ -145,7 +170,9 @@ def test_people_get_a_table(
 @pytest.mark.parametrize(
     ("kind", "options", "says"),
     [
-        ("any", {}, "a missing sensor is not fed"),
+        ("any", {}, "a missing sensor is not fed (dropped), or fed as zeros"),
+        ("any", {"missing": "drop"}, "a missing sensor is not fed"),
+        ("any", {"modalities": 7}, "all sensors, each alone, and all but each"),
         ("emm", {}, "a missing sensor is fed as zeros"),
         ("rmm", {"repeats": 2}, "seed 4, 2 draws"),
         ("nm", {}, "seed 4, 1 draw"),
@@ -173,12 +200,14 @@ def test_the_letters_of_the_table_are_explained(
 
 def test_figures_of_another_meaning_never_replace_each_other() -> None:
     made = [
-        ("any", {}), ("any", {"missing": "zero"}), ("any", {"protocol": "native"}), ("emm", {}),
+        ("any", {}), ("any", {"missing": "zero"}), ("any", {"protocol": "native"}), ("any", {"missing": "drop"}),
+        ("emm", {}),
         ("emm", {"protocol": "native"}), ("nm", {}), ("nm", {"extremes": "scene"}), ("rmm", {"repeats": 2}),
     ]  # fmt: skip
     files = [report(kind, **options)["files"]["report"] for kind, options in made]  # type: ignore[arg-type]
     assert len(set(files)) == len(made)
-    assert files[:3] == [f"there/robustness-{name}.json" for name in ("any", "any-zero", "any-native")]
+    names = ("any", "any-zero", "any-native", "any-drop")
+    assert files[:4] == [f"there/robustness-{name}.json" for name in names]
     assert report("emm", missing="zero")["files"] == report("emm")["files"]  # emm means zeros always
 
 

@@ -25,6 +25,7 @@ from memorysam_cli.storage import documents, images
 from ...commands.trained import save_weights
 from ..stand_ins import CLASSES, PALETTE, write_data
 
+pytestmark = pytest.mark.filterwarnings("ignore::memorysam_cli.UnlikeTraining")
 Scene = dict[str, Any]
 
 
@@ -155,7 +156,7 @@ def test_thresholds_by_hand(folder: Path, predictor: Predictor) -> None:
     assert below.any() and not below.all()
     for unsure, value in ((None, 255), (255, 255), (CLASSES[3], 3), (2, 2)):
         with Predictor(
-            folder / "w.safetensors", device="cpu", thresholds={CLASSES[found]: needed}, unsure=unsure
+            folder / "w.safetensors", device="cpu", thresholds={CLASSES[found]: np.float32(needed)}, unsure=unsure
         ) as careful:
             result = careful(SCENES["a-plain"])
         np.testing.assert_array_equal(result.classes, np.where(below, value, plain.classes))
@@ -167,9 +168,9 @@ BAD: dict[str, tuple[Any, str]] = {
     "a wrong name": ({"imgg": SCENES["a-plain"]["img"]}, "no modality 'imgg'; did you mean 'img'?"),
     "nothing": ({}, "has none of the modalities img, depth"),
     "only None": ({"img": None}, "has none of the modalities img, depth"),
-    "no mapping": ([3], "scene 0: is a int; give a mapping"),
-    "no scenes": (3, "a scene is a int; give a mapping"),
-    "a text": ("img.png", "a scene is a str; give a mapping"),
+    "no mapping": ([3], "scene 0: is of type 'int'; give a mapping"),
+    "no scenes": (3, "a scene is of type 'int'; give a mapping"),
+    "a text": ("img.png", "a scene is of type 'str'; give a mapping"),
     "one dimension": ({"img": np.zeros(4, np.uint8)}, r"'img': an array of shape \(4,\)"),
     "no pixel": ({"img": np.zeros((0, 4), np.uint8)}, r"'img': an array of shape \(0, 4\)"),
     "channels first": ({"img": np.zeros((3, 40, 50), np.uint8)}, r"np.moveaxis\(array, 0, -1\)"),
@@ -183,8 +184,8 @@ BAD: dict[str, tuple[Any, str]] = {
     "too large values": ({"depth": np.full((4, 4), 1e39)}, "'depth': holds values beyond 3.4e"),
     "masked": ({"depth": np.ma.masked_array(np.zeros((4, 4)), True)}, "'depth': is a masked array"),
     "bfloat16": ({"img": torch.zeros(4, 4, dtype=torch.bfloat16)}, "'img': is a tensor of torch.bfloat16"),
-    "a number": ({"img": 7}, "'img': is a int; give an array"),
-    "lists": ({"img": [[1, 2], [3, 4]]}, "'img': is a list; give an array"),
+    "a number": ({"img": 7}, "'img': is of type 'int'; give an array"),
+    "lists": ({"img": [[1, 2], [3, 4]]}, "'img': is of type 'list'; give an array"),
     "two for one": ({"img": (np.zeros((4, 4), np.uint8),) * 2}, "modality 'img' takes one file, not 2"),
     "no file": ({"img": "gone/rgb.png"}, "gone/rgb.png: no such file"),
     "another view": (
@@ -223,6 +224,8 @@ def test_a_picture_beyond_the_limit_is_refused_as_a_file_is(
         ({"thresholds": {"raod": 0.5}}, UsageError, "no class 'raod'; did you mean 'road'?"),
         ({"thresholds": {"road": 1.5}}, UsageError, "must be a probability from 0 to 1"),
         ({"thresholds": {"road": 0.5}, "unsure": 4}, UsageError, "must be 255, or a class by name or number"),
+        ({"thresholds": {"road": float("nan")}}, UsageError, "must be a probability from 0 to 1"),
+        ({"thresholds": {"road": "0.5"}}, UsageError, "must be a probability from 0 to 1"),
         ({"unsure": 0}, UsageError, "is for pixels below a threshold"),
     ],
     ids=str,
@@ -293,10 +296,10 @@ def test_values_unlike_those_of_training_warn_once_a_sensor_and_type(tmp_path: P
     meters = {"depth": np.full((8, 8), 0.7, np.float32)}
     with warnings.catch_warnings(record=True) as said, Predictor(tmp_path / "w.safetensors", device="cpu") as made:
         warnings.simplefilter("always")
-        made(like)
+        made({"img": SCENES["i-one-channel"]["img"], **like})
         assert not said
-        made(meters)
-        made(meters)
+        made({"img": SCENES["i-one-channel"]["img"], **meters})
+        made({"img": SCENES["i-one-channel"]["img"], **meters})
         (only,) = said
         assert only.category is UnlikeTraining and only.filename == __file__
         assert str(only.message).startswith("'depth': the weights were trained on uint16 100 to 1000 (1–99 %), these")
@@ -306,6 +309,17 @@ def test_values_unlike_those_of_training_warn_once_a_sensor_and_type(tmp_path: P
             made(meters)
     with Predictor(tmp_path / "w.safetensors", device="cpu") as made, pytest.warns(UnlikeTraining, match="60000 to"):
         made(large)
+
+
+def test_a_set_of_sensors_that_training_never_showed_warns_once(folder: Path) -> None:
+    with warnings.catch_warnings(record=True) as said, Predictor(folder / "w.safetensors", device="cpu") as made:
+        warnings.simplefilter("always")
+        made(SCENES["a-plain"])
+        assert not said
+        made([SCENES["a-plain"], SCENES["c-no-depth"], SCENES["c-no-depth"]])
+        made(SCENES["c-no-depth"])
+        (only,) = said
+        assert only.category is UnlikeTraining and str(only.message).startswith("2 of 2 scenes have a combination of")
 
 
 def test_an_empty_list_is_no_scene(predictor: Predictor) -> None:

@@ -17,7 +17,7 @@ import torch
 from memorysam_cli import recipe as recipes
 from memorysam_cli.engine.evaluate import evaluation as evaluation_run
 from memorysam_cli.engine.infer.views import View
-from memorysam_cli.engine.reporting import folders, run_pages
+from memorysam_cli.engine.reporting import folders, result_pages, run_pages
 from memorysam_cli.engine.reporting.run_pages import write
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.errors import DataError, UsageError
@@ -300,6 +300,50 @@ def test_two_runs_are_compared_class_by_class(evaluation: Path, tmp_path: Path) 
     assert found.words.count("sky") >= 1
 
 
+def subsets(folder: Path, figures: dict[str, float], *, missing: str = "both", split: str = "val") -> Path:
+    """A folder with the benchmark ``any`` of two sensors: "x+y" → mIoU with the others dropped; zeroed 1 less."""
+    levels = [
+        {
+            "level": level,
+            "average": {"miou": sum(figures.values()) / 3 - less},
+            "sets": [
+                {"available": name.split("+"), "missing": [], "miou": value - less} for name, value in figures.items()
+            ],
+        }
+        for level, less in (("dropped", 0), ("zeroed", 1))
+    ]
+    if missing == "drop":  # as of earlier versions
+        levels = [{**levels[0], "level": None}]
+    report = {
+        "dataset": "tiny", "split": split, "split_sha256": {split: "0"}, "protocol": "resized",
+        "modalities": ["x", "y"], "missing": missing, "levels": levels, "weights_sha256": folder.name,
+        "robustness": "any",
+    }  # fmt: skip
+    documents.write_json(folder / "robustness-any.json", report)
+    return folder
+
+
+def test_two_models_are_compared_by_what_is_left_of_them_without_sensors(tmp_path: Path) -> None:
+    a = subsets(tmp_path / "a", {"x+y": 30.0, "y": 3.0, "x": 6.0})
+    b = subsets(tmp_path / "b", {"x+y": 29.0, "y": 18.0, "x": 16.0})
+    words = told(a, b, out=tmp_path / "both.html").words
+    dropped, zeroed = words.partition("Missing sensors are not fed")[2].split("Missing sensors are zeros")
+    for row in (
+        ("All sensors", "30.00", "29.00", "-1.00"),
+        ("Mean of 3 sets", "13.00", "21.00", "+8.00"),
+        ("Worst set (A: y, B: x)", "3.00", "16.00", "+13.00"),
+        ("y alone", "3.00", "18.00", "+15.00"),
+    ):
+        assert "".join(row) in dropped
+    assert dropped.index("x alone") < dropped.index("y alone")
+    assert "Worst set (A: y, B: x)2.0015.00+13.00" in zeroed
+    earlier = subsets(tmp_path / "c", {"x+y": 30.0, "y": 3.0, "x": 6.0}, missing="drop")
+    words = told(earlier, b, out=tmp_path / "both.html").words
+    assert "Mean of 3 sets13.0021.00+8.00" in words and "are zeros" not in words
+    with pytest.raises(UsageError, match="do not compare: the one is of split val, the other of test"):
+        write([a, subsets(tmp_path / "d", {"x+y": 1.0, "y": 1.0, "x": 1.0}, split="test")])
+
+
 @pytest.mark.parametrize(
     ("differ", "said"),
     [
@@ -369,3 +413,7 @@ def test_a_damaged_file_is_named(evaluation: Path) -> None:
 def test_an_out_that_is_a_folder_is_refused(evaluation: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a folder; give a file"):
         write([evaluation], out=tmp_path)
+
+
+def test_pixels_of_no_class_count_in_the_shares_of_a_prediction() -> None:
+    assert [each["share"] for each in result_pages._shares([{"pixels": 3}, {"pixels": 2}], others=5)] == [30, 20]

@@ -32,6 +32,7 @@ from memorysam_cli.engine.train.tracking import Tracking
 from memorysam_cli.errors import UsageError, WeightsError
 from memorysam_cli.losses.loss import Exchange, LossInputs, Task
 from memorysam_cli.recipe import Recipe
+from memorysam_cli.registry import LOSSES
 from memorysam_cli.report import console
 from memorysam_cli.storage import documents
 
@@ -59,7 +60,7 @@ class Terminal(io.StringIO):
 
 
 def test_the_page_s_recipe_is_read_and_its_settings_are_written_out(tmp_path: Path) -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    text = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[0]
     path = tmp_path / "my_recipe.yaml"
     path.write_text(text)
     found = recipes.load(path, ["losses.drift={}"])
@@ -94,7 +95,17 @@ def test_the_message_about_an_unknown_loss_says_how_to_bring_one(tmp_path: Path)
     """In a process of its own, where nobody has registered one."""
     ended = program("recipes", "show", "demo", "--set", "losses.z_loss={}", cwd=tmp_path)
     assert ended.returncode == 2
-    assert re.search(r"losses: unknown loss 'z_loss' \(known: .*single.*\); .*memorysam --extend FILE", ended.stderr)
+    assert re.search(r"losses: unknown loss 'z_loss'.*\(known: .*single.*\); .*memorysam --extend FILE", ended.stderr)
+
+
+def test_the_page_shows_the_losses_that_come_with_memorysam() -> None:
+    """Its recipe names all of them, with every setting that they have."""
+    (text,) = re.findall(r"```yaml\n# .*come with memorysam\n(.*?)```", PAGE, re.DOTALL)
+    content = documents.parse_yaml(text, where="the page")["losses"]
+    assert set(content) == {name for name in LOSSES.built_in if LOSSES.get(name).__module__.endswith("regions")}
+    for name, settings in content.items():
+        assert set(settings) == set(LOSSES.get(name).Settings.model_fields)
+    assert recipes.load("demo", [f"losses={json.dumps(content)}"]).losses == content
 
 
 def program(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -150,7 +161,7 @@ def test_a_term_is_seen_everywhere(
     loaded = subprocess.run([sys.executable, "-c", weights], capture_output=True, text=True, check=True)
     assert "'z_loss': {'weight': 0.01, 'target': 0.0}" in loaded.stdout
     resumed = program("train", "--resume", run.path, "--device", "cpu", "--data", rendered.root, cwd=tmp_path)
-    assert resumed.returncode == 2 and "unknown loss 'z_loss' (known: " in resumed.stderr
+    assert resumed.returncode == 2 and "unknown loss 'z_loss'" in resumed.stderr
 
 
 @pytest.mark.parametrize("cuts", [(0, 2, 4), (0, 1, 2, 3, 4), (0, 3, 4)])

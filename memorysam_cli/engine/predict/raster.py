@@ -1,0 +1,445 @@
+"""Predicting a raster: read, segmented and written by windows, so that memory does not grow with its size.
+
+First what is asked for, then the way of one stripe of the raster: windows of all sensors, blended as ``--tile`` blends
+them, and rows of classes that are on the disk before the next ones are computed. A run that was killed goes on after
+the last such rows. The result takes its name when all of it is there.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from memorysam_cli import model as models
+from memorysam_cli.data import decode, statistics
+from memorysam_cli.data.transforms import STRIDE, Array, Mask, is_exact, to_tensor
+from memorysam_cli.dataset import DatasetInfo, Modality, ValueRange
+from memorysam_cli.engine import runtime
+from memorysam_cli.engine.infer.decision import ONE_BYTE, decide
+from memorysam_cli.engine.infer.inference import Inference, choose_modalities, compared, inference_mode
+from memorysam_cli.engine.infer.views import Stripe, Tiled, View
+from memorysam_cli.errors import DataError, UsageError, WeightsError, check_laws, did_you_mean
+from memorysam_cli.model.weights import WeightsCard, read_card
+from memorysam_cli.report import console
+from memorysam_cli.storage import atomic, documents, images, lock, rasters, tensors
+from memorysam_cli.storage.headers import Header
+from memorysam_cli.storage.rasters import Grid, Windows
+from memorysam_cli.text import shown
+
+SUFFIXES = (".tif", ".tiff")
+STRIPE_BYTES = 2**30
+"""Of the probabilities of a stripe, at most, unless those of a single column of windows are more."""
+BLOCK_BYTES = 2**28
+"""Of a tile or strip of a raster that is read by windows, at most."""
+COPY = 1.5
+"""What a COG with its overviews may need, in times the bytes of its pixels."""
+LOOKS = 8
+"""Windows whose values are compared with those of the training."""
+PROGRESS, JOB, CLASSES = "done.jsonl", "job.json", "classes.tif"
+"""In the folder of what is being made."""
+Bands = Mapping[str, tuple[int | str, ...]]
+
+
+@dataclass(frozen=True)
+class RasterJob:
+    """Which rasters are segmented with which weights, and how."""
+
+    weights: Path
+    weights_sha256: str
+    card: WeightsCard
+    sources: Mapping[str, Path]
+    """Modality → the raster that has its bands; the first one's grid is the result's."""
+    modalities: tuple[Modality, ...]
+    """Of the sources, in the order of the memory."""
+    view: View
+    precision: str = "fp32"
+    is_compiled: bool = False
+
+    @property
+    def info(self) -> DatasetInfo:
+        """Classes and palette."""
+        return self.card.dataset
+
+    @property
+    def dtype(self) -> str:
+        """Of the classes."""
+        return "uint8" if len(self.info.classes) <= ONE_BYTE else "uint16"
+
+    @property
+    def nodata(self) -> int:
+        """The value of a pixel where no sensor measured anything."""
+        return int(np.iinfo(self.dtype).max)
+
+    def marks(self, grid: Grid) -> dict[str, Any]:
+        """What must agree for a run to go on with what another one has left."""
+        stamps = {name: path.stat() for name, path in self.sources.items()}
+        return {
+            "weights": self.weights_sha256,
+            "sources": {
+                name: [str(self.sources[name]), facts.st_size, facts.st_mtime_ns] for name, facts in stamps.items()
+            },
+            "modalities": [modality.model_dump(mode="json") for modality in self.modalities],
+            **self.view.to_json(size=self.card.image_size),
+            "grid": grid.to_json(),
+            "--precision": self.precision,
+            "--compile": self.is_compiled,
+            "versions": runtime.describe("cpu", self.precision)["versions"],
+        }  # fmt: skip
+
+
+def plan(
+    weights: Path,
+    *,
+    scene: Path | None,
+    sources: Mapping[str, Path],
+    bands: Bands,
+    names: Sequence[str] | None = None,
+    view: View,
+    precision: str = "fp32",
+    is_compiled: bool = False,
+) -> RasterJob:
+    """See that every sensor has a raster, and its bands are known.
+
+    Args:
+        weights: a weights file.
+        scene: one raster with the bands of all sensors; None: each has its own.
+        sources: modality → its raster; the first one's pixels are those of the result.
+        bands: modality → one or three bands, in the place of those that the weights' card has.
+        names: of the modalities, of ``scene``; None: all.
+        view: how windows are shown to the network.
+        precision: of the computing.
+        is_compiled: whether the network's blocks are compiled.
+
+    Raises:
+        WeightsError: the weights are refused.
+        UsageError: the weights know no such modality; or which bands make up one is not known.
+    """
+    card = read_card(weights)
+    known = [modality.name for modality in card.modalities]
+    for option, given in (("--modality", sources), ("--bands", bands)):
+        for name in given:
+            if name not in known:
+                raise UsageError(f"{option} {name}=…: the weights know no such modality{did_you_mean(name, known)}")
+    chosen = choose_modalities(card.modalities, names if scene is not None else tuple(sources))
+    places = dict.fromkeys((modality.name for modality in chosen), scene) if scene is not None else dict(sources)
+    made = tuple(_with_bands(modality, bands.get(modality.name)) for modality in chosen)
+    for modality in made:
+        shared = [name for name, path in places.items() if path == places[modality.name]]
+        if len(shared) > 1 and modality.bands is None and modality.channels is None:
+            raise UsageError(
+                f"{shown(places[modality.name])}: which of its bands are '{modality.name}' is not known; say it, as "
+                f"with --bands {modality.name}=1, or give a raster of its own: --modality {modality.name}=FILE"
+            )
+    missing = [name for name in known if name not in places]
+    if missing:
+        console.note(f"without '{', '.join(missing)}': predicting with the modalities that are there")
+    paths = {name: path for name, path in places.items() if path is not None}
+    return RasterJob(
+        weights, tensors.sha256(weights), card, paths, made, replace(view, tile=True), precision, is_compiled
+    )
+
+
+def _with_bands(modality: Modality, bands: Sequence[int | str] | None) -> Modality:
+    """A modality that takes other bands than the card says."""
+    if not bands:
+        return modality
+    first, second, third = bands if len(bands) > 1 else [bands[0]] * 3
+    return modality.model_copy(update={"bands": (first, second, third), "channels": None})
+
+
+class _Sensors:
+    """The rasters of all sensors, open on one grid.
+
+    Args:
+        job: names them.
+        stack: closes them.
+
+    Raises:
+        DataError: one cannot be read by windows.
+    """
+
+    def __init__(self, job: RasterJob, stack: ExitStack) -> None:
+        headers = {name: _header(path) for name, path in job.sources.items()}
+        known = {modality.name: modality for modality in job.modalities}
+        self.modalities = {
+            name: decode.with_channels(known[name], headers[name], path=path) for name, path in job.sources.items()
+        }
+        self._paths, self._headers = job.sources, headers
+        self._files: dict[str, Windows] = {}
+        grid: Grid | None = None
+        for name, path in job.sources.items():  # the first one's grid is the result's
+            opened = rasters.windows(path, headers[name], onto=grid, nearest=is_exact(known[name]))
+            self._files[name] = stack.enter_context(opened)
+            grid = self._files[name].grid
+        assert grid is not None  # there is at least one
+        self.grid = grid
+        self.names = tuple(known)
+
+    def frame(self, name: str, *, top: int, left: int, size: int) -> tuple[Array, Mask | None]:
+        """A window of one sensor, (h, w, 3), and where it is invalid; cut where the raster ends."""
+        modality, header = self.modalities[name], self._headers[name]
+        wanted = modality.channels or (tuple(range(3)) if header.channels >= 3 else (0,))
+        bands = sorted(set(wanted))
+        array, hidden = self._files[name].read(
+            bands, top=top, left=left, height=min(size, self.grid.height - top), width=min(size, self.grid.width - left)
+        )
+        first, second, third = (bands.index(band) for band in (wanted * 3 if len(wanted) == 1 else wanted))
+        here = modality.model_copy(update={"channels": (first, second, third)})
+        return decode.window_frame(array, here, tag=header.nodata, hidden=hidden, path=self._paths[name])
+
+    def taken(self) -> dict[str, str]:
+        """Modality → which bands of which file it is, in words."""
+        return {
+            name: f"{decode.bands_taken(modality, self._headers[name], path=self._paths[name])} of {self._paths[name]}"
+            for name, modality in self.modalities.items()
+        }
+
+    def ranges(self, *, size: int) -> dict[str, ValueRange]:
+        """What a few windows along the diagonal hold."""
+        found: dict[str, ValueRange] = {}
+        places = [share / (2 * LOOKS) for share in range(1, 2 * LOOKS, 2)]
+        for name, modality in self.modalities.items():
+            looks = []
+            for share in places:
+                top, left = (max(0, round(share * side - size / 2)) for side in (self.grid.height, self.grid.width))
+                frame, invalid = self.frame(name, top=top, left=left, size=size)
+                looks.append((self._headers[name].nodata, frame.ravel() if invalid is None else frame[~invalid]))
+            one = statistics.range_of(looks, modality)
+            if one is not None:
+                found[name] = one
+        return found
+
+
+def _header(path: Path) -> Header:
+    """Of a raster whose blocks fit into memory.
+
+    Raises:
+        DataError: no TIFF, or its blocks are too large.
+        UsageError: what reads rasters is not installed.
+    """
+    if not rasters.is_installed():
+        raise UsageError(f"{shown(path)}: to predict a raster, {rasters.INSTALL}")
+    found = images.header(path)
+    if found.format != "tiff":
+        raise DataError(f"{shown(path)}: is a {found.format.upper()}, no raster (TIFF); give the folder of such scenes")
+    if found.has_palette:
+        raise DataError(f"{shown(path)}: has a color table; a sensor holds values (gdal_translate -expand rgb)")
+    if found.block_bytes > BLOCK_BYTES:
+        raise DataError(f"{shown(path)}: its tiles or strips are too large to be read by windows; {rasters.RETILE}")
+    return found
+
+
+def run(
+    job: RasterJob,
+    out: Path,
+    *,
+    device: torch.device,
+    strict: bool = False,
+    overwrite: bool = False,
+    vector: str | None = None,
+) -> dict[str, Any]:
+    """Segment a raster.
+
+    Args:
+        job: of :func:`plan`.
+        out: the class raster, a COG.
+        device: where to compute.
+        strict: refuse values that are not those of the training, instead of a warning.
+        overwrite: replace files that are there.
+        vector: of :data:`memorysam_cli.storage.rasters.VECTORS`: polygons are written beside ``out``, too.
+
+    Returns:
+        What ``predict --json`` answers.
+
+    Raises:
+        UsageError: ``out`` exists, or is no TIFF by its name.
+        DataError: a raster cannot be read.
+        WeightsError: the weights are refused, or others than those that were planned with.
+        EnvironmentFault: no room on the disk, or another fault of the machine.
+        FolderInUseError: another run makes the same file.
+    """
+    shapes = None if vector is None else out.with_suffix(f".{vector}")
+    _refuse_out(job, out, shapes, overwrite=overwrite)
+    runtime.refuse_precision(job.precision, device)
+    work = out.with_name(f".{out.name}.work")
+    with ExitStack() as stack:
+        sensors = _Sensors(job, stack)
+        for name, words in sensors.taken().items():
+            console.note(f"'{name}' takes {words}")
+        for line in compared(job.info, sensors.ranges(size=job.card.image_size), strict=strict):
+            console.warn(line)
+        needed = round((1 + COPY) * sensors.grid.height * sensors.grid.width * np.dtype(job.dtype).itemsize)
+        made = work / CLASSES
+        there = made.stat().st_size if made.exists() else 0
+        atomic.refuse_unwritable(out.parent, needed_bytes=max(1, needed - there))
+        with lock.hold(work):
+            _begin(job, sensors.grid, work)
+            _segment(job, sensors, work, device)
+            rasters.write_cog(made, out, scratch=work, needed_bytes=needed)
+    shutil.rmtree(work, ignore_errors=True)
+    if shapes is not None:
+        _write_polygons(job, out, shapes, crs=sensors.grid.crs)
+    return {**_report(job, sensors, out, device), "vector": None if shapes is None else str(shapes)}
+
+
+def _write_polygons(job: RasterJob, out: Path, shapes: Path, *, crs: Any) -> None:
+    """The areas of each class of a raster that is made."""
+    found = rasters.polygons(out, images.header(out), nodata=job.nodata)
+    rows = ((value, job.info.classes[value], geometry) for value, geometry in found)
+    write = rasters.write_geojson if shapes.suffix == ".geojson" else rasters.write_gpkg
+    write(shapes, rows, crs=crs)
+
+
+def _refuse_out(job: RasterJob, out: Path, shapes: Path | None, *, overwrite: bool) -> None:
+    """Refuse what must not be replaced, before anything is computed."""
+    if out.suffix.lower() not in SUFFIXES:
+        raise UsageError(
+            f"--out {shown(out)}: the classes of a raster are one file; give it a name such as classes.tif"
+        )
+    if out.is_dir():
+        raise UsageError(f"--out {shown(out)}: is a folder; give a file's name, such as classes.tif")
+    if any(out.exists() and out.samefile(path) for path in job.sources.values() if path.exists()):
+        raise UsageError(f"--out {shown(out)}: is the raster that is read; give another name")
+    for path in (out, shapes):
+        if path is not None and path.exists() and not overwrite:
+            raise UsageError(f"--out {shown(path)}: exists already; give another name or --overwrite")
+
+
+def _begin(job: RasterJob, grid: Grid, work: Path) -> None:
+    """Make the raster that rows are written to, unless a run of the same job has left it."""
+    marks = job.marks(grid)
+    if (work / JOB).exists():
+        if documents.read_json(work / JOB) == marks:
+            return
+        console.note(f"{work}: what another run has left is of other rasters, weights or options; begins anew")
+        for name in (JOB, PROGRESS, CLASSES):
+            (work / name).unlink(missing_ok=True)
+    (work / PROGRESS).unlink(missing_ok=True)
+    named = zip(job.info.classes, job.info.palette, strict=True)
+    rasters.create(
+        work / CLASSES, grid, dtype=job.dtype, nodata=job.nodata,
+        colors={index: (*color, 255) for index, color in enumerate(job.info.palette)} | {job.nodata: (0, 0, 0, 0)},
+        tags={f"CLASS_{index}": name for index, (name, _) in enumerate(named)},
+    )  # fmt: skip
+    documents.write_json(work / JOB, marks)  # last: then all of it is there
+
+
+def _segment(job: RasterJob, sensors: _Sensors, work: Path, device: torch.device) -> None:
+    """Segment the stripes that are not done."""
+    network = models.load(job.weights, device=device)
+    if tensors.sha256(job.weights) != job.weights_sha256:
+        raise WeightsError(f"{job.weights}: has changed since this prediction began; run the same command again")
+    if job.is_compiled:
+        network.compile_blocks()
+    inference = Inference(
+        job.modalities, job.card.image_size, device, known=job.card.modalities, view=job.view, precision=job.precision
+    )
+    size = job.card.image_size
+    tiled = Tiled(inference.shown(network), size=size, overlap=job.view.overlap)
+    most_px = STRIPE_BYTES // (4 * size * len(job.info.classes))
+    stripes = tiled.stripes(sensors.grid.width, most_px=most_px)
+    done = _rows_done(work, len(stripes))
+    if any(done):
+        console.note(f"{work}: goes on: {sum(done):,} of {len(stripes) * sensors.grid.height:,} rows are done")
+    with (
+        runtime.explained(device, levers=runtime.LOOKING),
+        inference_mode(network),
+        console.progress(len(stripes) * sensors.grid.height, "rows") as progress,
+    ):
+        progress.advance(sum(done))
+        for number, stripe in enumerate(stripes):
+            for rows, classes in _classes(job, sensors, tiled, inference, stripe, first=done[number]):
+                rasters.write_rows(work / CLASSES, classes, top=rows.start, left=stripe.left)
+                documents.append_json_line(work / PROGRESS, {"stripe": number, "rows": rows.stop}, fsync=True)
+                progress.advance(rows.stop - rows.start)
+
+
+def _rows_done(work: Path, stripes: int) -> list[int]:
+    """How many rows of each stripe are on the disk."""
+    done = [0] * stripes
+    for line in documents.read_json_lines(work / PROGRESS) if (work / PROGRESS).exists() else ():
+        number, rows = (line.get(key) if isinstance(line, dict) else None for key in ("stripe", "rows"))
+        if not (isinstance(number, int) and isinstance(rows, int) and 0 <= number < stripes and rows >= done[number]):
+            raise DataError(f"{shown(work / PROGRESS)}: damaged; remove {shown(work)} to begin anew")
+        done[number] = rows
+    return done
+
+
+def _classes(
+    job: RasterJob, sensors: _Sensors, tiled: Tiled, inference: Inference, stripe: Stripe, *, first: int
+) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
+    """The rows of a stripe from ``first`` on, as classes; nodata where no sensor measured anything."""
+    size, grid = job.card.image_size, sensors.grid
+    is_gap = np.zeros((size, stripe.end - stripe.begin), bool)
+    begun = 0  # the row in which the windows of is_gap begin
+
+    def see(top: int, left: int) -> Tensor:
+        nonlocal begun
+        begun = top
+        frames, gaps = _window(sensors, inference, top=top, left=left, size=size)
+        is_gap[: gaps.shape[0], left - stripe.begin : left - stripe.begin + gaps.shape[1]] = gaps
+        with inference.computing():
+            logits = inference.logits(tiled.network, [frames])
+        return logits[..., : gaps.shape[0], : gaps.shape[1]]  # what was added to a small raster goes again
+
+    for rows, logits in tiled.rows(see, stripe, height=grid.height, first=first):
+        (decision,) = decide(
+            logits, [(rows.stop - rows.start, stripe.right - stripe.left)], classes=len(job.info.classes)
+        )
+        classes = decision.arrays()[0]
+        columns = slice(stripe.left - stripe.begin, stripe.right - stripe.begin)
+        classes[is_gap[rows.start - begun : rows.stop - begun, columns]] = job.nodata
+        yield rows, classes
+
+
+def _window(sensors: _Sensors, inference: Inference, *, top: int, left: int, size: int) -> tuple[list[Tensor], Mask]:
+    """A window as the network takes it, M × (1, 3, h', w'), sides up to multiples of 32; and (h, w), where it has
+    nothing to see."""
+    frames, gaps = [], np.ones((), bool)
+    for modality in inference.modalities:
+        frame, invalid = sensors.frame(modality.name, top=top, left=left, size=size)
+        height, width = frame.shape[:2]
+        missing = np.zeros((height, width), bool) if invalid is None else invalid.all(axis=2)
+        gaps = gaps & missing
+        below, beside = -height % STRIDE, -width % STRIDE
+        tensor = to_tensor(frame, modality, invalid=invalid)
+        frames.append(torch.nn.functional.pad(tensor, (0, beside, 0, below))[None])  # zeros are no measurement
+    return frames, gaps
+
+
+def _report(job: RasterJob, sensors: _Sensors, out: Path, device: torch.device) -> dict[str, Any]:
+    """What was made, read back from the file."""
+    counts = np.zeros(job.nodata + 1, np.int64)
+    header, grid = images.header(out), sensors.grid
+    with rasters.windows(out, header) as written:
+        for top in range(0, grid.height, 512):
+            rows, _ = written.read((0,), top=top, left=0, height=min(512, grid.height - top), width=grid.width)
+            counts += np.bincount(rows.ravel(), minlength=len(counts))
+    pixels = {name: int(counts[index]) for index, name in enumerate(job.info.classes)}
+    gone = int(counts[job.nodata])
+    return {
+        "schema_version": 1,
+        "out": str(out),
+        "weights": str(job.weights),
+        "weights_sha256": job.weights_sha256,
+        "dataset": job.info.name,
+        "modalities": [modality.name for modality in job.modalities],
+        "sources": sensors.taken(),
+        **grid.to_json(),
+        **job.view.to_json(size=job.card.image_size),
+        **runtime.describe(device, job.precision),
+        "pixels": pixels,
+        "nodata": {"value": job.nodata, "pixels": gone},
+        "laws": check_laws(
+            {"height × width = pixels of classes + nodata": (grid.height * grid.width, sum(pixels.values()) + gone)}
+        ),
+    }

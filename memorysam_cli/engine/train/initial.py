@@ -1,0 +1,296 @@
+"""What a run begins from where ``--init`` names trained weights: all of them, or what fits of them.
+
+The encoder, LoRA, and what all sensors and classes share are taken whole. A class keeps its head where the weights know
+a class of its name; everything that they do not have begins fresh, and every such line is told.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, equal
+
+from memorysam_cli.data.manifest import Manifest
+from memorysam_cli.engine.infer.inference import compared
+from memorysam_cli.engine.train.objective import teacher_file
+from memorysam_cli.errors import WeightsError
+from memorysam_cli.model import Segmenter, base_weights
+from memorysam_cli.model.network import MEMORY
+from memorysam_cli.model.weights import WeightsCard, fill_own, own_tensors, read, read_card
+from memorysam_cli.recipe import Recipe
+from memorysam_cli.storage import tensors
+from memorysam_cli.text import typed_path
+
+READING = {"mean", "std", "channels", "bands", "scale", "offset"}
+"""The settings of a sensor that decide what values the network sees."""
+_OTHER_WEIGHTS = "give other weights, or begin without --init"
+_DECODER = "sam.sam_mask_decoder."
+_HEADS = re.compile(re.escape(f"{_DECODER}output_hypernetworks_mlps.") + r"(\d+)\.(.+)")
+"""A head of its own for each token: its number, and which of its tensors."""
+_ROWS = re.compile(re.escape(_DECODER) + r"(mask_tokens\.weight|iou_prediction_head\.layers\.2\.(weight|bias))")
+"""Tensors with a row for each token."""
+
+
+@dataclass(frozen=True)
+class Initial:
+    """What was taken of the weights that a run begins from."""
+
+    taken: int
+    """Tensors, whole or in part."""
+    fresh: int = 0
+    """Tensors of which nothing was there."""
+    notes: tuple[str, ...] = ()
+    """What is otherwise than in those weights, line by line."""
+
+
+def initial_sha256(recipe: Recipe, then: str | None = None) -> str | None:
+    """The SHA-256 of the weights that a recipe begins from; none where it begins from none.
+
+    Args:
+        recipe: its ``model.init`` names the file.
+        then: the sum that a run began with. It needs the file no more, so a file that is gone counts as that one.
+
+    Raises:
+        WeightsError: the file is not there.
+    """
+    if recipe.model.init is None:
+        return None
+    path = typed_path(recipe.model.init)
+    if not path.is_file():
+        if then is not None:
+            return then
+        raise WeightsError(f"--init {path}: {_why_none(path)}; give weights of `memorysam train`")
+    return tensors.sha256(path)
+
+
+def teacher_sha256(recipe: Recipe, ours: WeightsCard) -> str | None:
+    """The SHA-256 of the weights that a recipe's teacher has; none where it has none of its own.
+
+    Args:
+        recipe: its ``robust.teacher.weights`` names the file.
+        ours: the card of the network in training.
+
+    Raises:
+        WeightsError: the file is not there or not ours, or its classes or sensors are not those of this run.
+    """
+    file = teacher_file(recipe)
+    if file is None:
+        return None
+    path, card = file
+    where, remedy = f"robust.teacher.weights: {path}", "give weights of the same classes and sensors"
+    if card.dataset.classes != ours.dataset.classes:
+        pairs = zip_longest(card.dataset.classes, ours.dataset.classes)
+        number, (theirs, here) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
+        raise WeightsError(f"{where}: its class {number} is {theirs!r}, that of this data set {here!r}; {remedy}")
+    theirs, here = ([modality.name for modality in each.modalities] for each in (card, ours))
+    if theirs != here:
+        raise WeightsError(f"{where}: was trained on {', '.join(theirs)}, this run is on {', '.join(here)}; {remedy}")
+    if changed := [each for each in _changed_settings(card, ours) if each.split()[1] in READING]:
+        raise WeightsError(f"{where}: reads its sensors otherwise: {', '.join(changed)}; {remedy}")
+    return tensors.sha256(path)
+
+
+def doubts(recipe: Recipe, manifest: Manifest, *, strict: bool) -> list[str]:
+    """Which sensors hold other values than the weights of ``--init`` were trained on.
+
+    Args:
+        recipe: its ``model.init`` names the file; a file that is not there is refused elsewhere.
+        manifest: what is trained on, with its ranges.
+        strict: refuse instead.
+
+    Raises:
+        DataError: there are such sensors, and ``strict``.
+        WeightsError: the file is none of ours.
+    """
+    path = None if recipe.model.init is None else typed_path(recipe.model.init)
+    if path is None or not path.is_file():
+        return []
+    found = {name: manifest.info.ranges[name] for name in recipe.data.modalities if name in manifest.info.ranges}
+    return compared(read_card(path).dataset, found, strict=strict)
+
+
+def load_initial(network: Segmenter, name: str) -> Initial:
+    """Fill a network that is ready to train with trained weights, as far as they fit.
+
+    Args:
+        network: of :func:`memorysam_cli.model.weights.build_for_training`.
+        name: a file of ``memorysam train``, or of ``memorysam weights import``.
+
+    Returns:
+        What was taken, and what begins fresh.
+
+    Raises:
+        WeightsError: the file is damaged, or of another base, backbone or LoRA; says which.
+    """
+    path = typed_path(name)
+    if not path.is_file():
+        raise WeightsError(f"--init {path}: {_why_none(path)}; give weights of `memorysam train`")
+    state, card = read(path)
+    if reasons := list(_obstacles(card, network.card)):
+        raise WeightsError(f"--init {path}: does not fit this run: {'; '.join(reasons)}; {_OTHER_WEIGHTS}")
+    own = own_tensors(network)
+    if card.kind == "complete":
+        state = _without_base(state, network, own, where=path)
+    notes = [*_sensor_notes(card, network.card), *_class_notes(card, network.card)]
+    fresh: list[str] = []
+    if _shares_shape(card, network.card):
+        fill_own(network, state, where=f"--init {path}")
+    else:
+        state, fresh, others = _fitting(state, card, network, own)
+        notes += others
+        fill_own(network, state, where=f"--init {path}")
+    return Initial(len(own) - len(fresh), len(fresh), tuple(f"--init {path}: {note}" for note in notes))
+
+
+def _shares_shape(initial: WeightsCard, ours: WeightsCard) -> bool:
+    """Whether all tensors of one mean the same in the other, so that a file must have exactly these."""
+    return (
+        initial.tokens == ours.tokens
+        and initial.dataset.classes == ours.dataset.classes
+        and (len(initial.modalities) == 1) == (len(ours.modalities) == 1)
+        and initial.recipe.model.fusion == ours.recipe.model.fusion
+    )
+
+
+def _fitting(
+    state: Mapping[str, Tensor], card: WeightsCard, network: Segmenter, own: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str], list[str]]:
+    """Weights for all of a network's own tensors, the names of those that begin fresh, and what there is to tell.
+
+    Tokens count from 1 for class 0: token 0 is no class's, and every network has it.
+    """
+    pairs = {0: 0} | {there + 1: here + 1 for there, here in _same_classes(card, network.card)}
+    from_token = {here: there for there, here in pairs.items()}
+    filled, fresh = {}, []
+    for name, tensor in own.items():
+        filled[name] = tensor.clone()
+        if _ROWS.fullmatch(name) and name in state and state[name].shape[1:] == tensor.shape[1:]:
+            for there, here in pairs.items():
+                filled[name][here] = state[name][there]
+            continue
+        source = name
+        if head := _HEADS.fullmatch(name):
+            source = f"{_DECODER}output_hypernetworks_mlps.{from_token.get(int(head[1]), 'none')}.{head[2]}"
+        if source in state and state[source].shape == tensor.shape:
+            filled[name] = state[source]
+        else:
+            fresh.append(name)
+    rest = [name for name in fresh if not _HEADS.fullmatch(name)]
+    unused = [name for name in state if name not in own and not _HEADS.fullmatch(name)]
+    notes = [f"{len(rest)} tensors begin as in the base, or fresh: {_parts(rest)}"] if rest else []
+    return filled, fresh, notes + ([f"{len(unused)} tensors are not used here: {_parts(unused)}"] if unused else [])
+
+
+def _parts(names: Sequence[str]) -> str:
+    """The parts of the network that tensors belong to."""
+    return ", ".join(sorted({name.removeprefix("sam.").split(".")[0] for name in names}))
+
+
+def _same_classes(initial: WeightsCard, ours: WeightsCard) -> list[tuple[int, int]]:
+    """Which class there is which one here, by name; capitals do not matter."""
+    here = {name.casefold(): number for number, name in enumerate(ours.dataset.classes)}
+    known = [(number, here.get(name.casefold())) for number, name in enumerate(initial.dataset.classes)]
+    return [(there, number) for there, number in known if number is not None]
+
+
+def _class_notes(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
+    """Which classes keep their heads, a line for each kind."""
+    then, now = initial.dataset.classes, ours.dataset.classes
+    if then == now:
+        return
+    pairs = _same_classes(initial, ours)
+    kept = {here for _, here in pairs}
+    lost = set(range(len(then))) - {there for there, _ in pairs}
+    groups = {
+        "classes keep the head of their name": [now[here] for here in sorted(kept)],
+        "classes begin fresh": [name for number, name in enumerate(now) if number not in kept],
+        "of its classes are not here": [then[there] for there in sorted(lost)],
+    }
+    for what, names in groups.items():
+        if names:
+            yield f"{len(names)} {what}: {', '.join(names)}"
+
+
+def _sensor_notes(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
+    """What is otherwise with the sensors; nothing but their list depends on them."""
+    if initial.modalities == ours.modalities:
+        return
+    then, now = (", ".join(each.name for each in card.modalities) for card in (initial, ours))
+    if then == now:
+        yield f"was trained on other settings of sensors: {', '.join(_changed_settings(initial, ours))}"
+    else:
+        yield f"was trained on {then}, goes on with {now}"
+
+
+def _changed_settings(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
+    """What is not done to the same sensors as before, such as antialiasing."""
+    for then, now in zip(initial.modalities, ours.modalities, strict=True):
+        for key in type(then).model_fields:
+            before, after = getattr(then, key), getattr(now, key)
+            if before != after:
+                yield f"'{then.name}' {key} was {before}, is {after}"
+
+
+def _obstacles(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
+    """Why weights cannot be what a run begins from."""
+    if initial.kind == "merged":
+        yield "its LoRA is merged into the base; give the run's own best.safetensors"
+        return
+    pairs = {
+        "model.backbone": (initial.recipe.model.backbone, ours.recipe.model.backbone),
+        "model.encoder": (initial.recipe.model.encoder, ours.recipe.model.encoder),
+        "model.object_gate": (initial.recipe.model.object_gate, ours.recipe.model.object_gate),
+        **_lora_settings(initial, ours),
+    }
+    yield from (f"{key} was {then}, is {now}" for key, (then, now) in pairs.items() if then != now)
+    if initial.kind == "trained" and initial.base.sha256 != ours.base.sha256:
+        yield (
+            f"its base weights are {initial.base.source} ({initial.base.sha256[:12]}…), this run's "
+            f"{ours.base.source} ({ours.base.sha256[:12]}…)"
+        )
+
+
+def _lora_settings(initial: WeightsCard, ours: WeightsCard) -> dict[str, tuple[Any, Any]]:
+    """The settings of LoRA that decide what its tensors are and mean; none where it is not used."""
+    if ours.recipe.model.encoder != "lora":
+        return {}
+    then, now = initial.recipe.model.lora, ours.recipe.model.lora
+    settings: dict[str, tuple[Any, Any]] = {
+        "rank": (then.rank, now.rank),
+        "targets": (then.targets, now.targets),
+        "dora": (then.dora, now.dora),
+        "rslora": (then.rslora, now.rslora),
+        "alpha": (then.alpha or then.rank, now.alpha or now.rank),
+    }
+    return {f"model.lora.{key}": pair for key, pair in settings.items()}
+
+
+def _without_base(
+    state: dict[str, Tensor], network: Segmenter, own: dict[str, Tensor], *, where: Path
+) -> dict[str, Tensor]:
+    """The trained part of a complete file, whose base must be this run's.
+
+    One sensor alone has no memory, so that nobody asks what its tensors are; those of trained ones differ.
+    """
+    base = {name: tensor for name, tensor in network.state_dict().items() if name not in own}
+    idle = {name for name in base if len(network.card.modalities) == 1 and name.startswith(MEMORY)}
+    others = [
+        name
+        for name, tensor in base.items()
+        if name not in idle and (name not in state or not equal(state[name], tensor))
+    ]
+    if others:
+        raise WeightsError(
+            f"--init {where}: its base weights are not this run's: {len(others)} of {len(base)} tensors differ "
+            f"({base_weights.few_names(others)}); {_OTHER_WEIGHTS}"
+        )
+    return {name: tensor for name, tensor in state.items() if name not in base}
+
+
+def _why_none(path: Path) -> str:
+    return "is not a file" if path.exists() else "does not exist"
