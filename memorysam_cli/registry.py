@@ -100,6 +100,7 @@ LOSSES = Registry(
         "lovasz": f"{_REGIONS}:LovaszLoss",
         "single": "memorysam_cli.losses.robust:SingleLoss",
         "teacher": "memorysam_cli.losses.robust:TeacherLoss",
+        "prefix": "memorysam_cli.losses.robust:PrefixLoss",
     },
 )
 """Losses by name: classes such as :class:`memorysam_cli.losses.loss.Loss`."""

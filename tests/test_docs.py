@@ -123,7 +123,7 @@ OTHERS = {
     "SLURM": "--array --cpus-per-task --gpus --gpus-per-node --job-name --nodes --ntasks-per-node --requeue --signal "
     "--time",
     "trackers": "--append --backend-store-uri --logdir",
-    "scripts": "--demo --work --small --seeds --variants",
+    "scripts": "--demo --work --small --seeds --variants --write",
     "pip": "--force-reinstall",
     "all": "--help",
 }

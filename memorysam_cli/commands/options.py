@@ -41,6 +41,20 @@ def must_exist(fault: type[MemorySamError], where: str = "", *, but: str = "") -
     return look
 
 
+def weights_must_exist(where: str = "", *, fault: type[MemorySamError] = WeightsError) -> Callable[[Any], Any]:
+    """As :func:`must_exist` for a weights file; one in a repository of the Hub is fetched."""
+    look = must_exist(fault, where)
+
+    def found(value: Any) -> Any:
+        if str(value).startswith("hf:/"):
+            from memorysam_cli.storage import hub
+
+            return hub.local_path(value)
+        return look(value)
+
+    return found
+
+
 def path_option(name: str, letter: str, *, metavar: str, help: str, fault: type[MemorySamError]) -> Any:
     """An option whose path is read, and so must be there; ``fault`` is raised where it is not."""
     return typer.Option(name, letter, metavar=metavar, help=help, callback=must_exist(fault, f"{name} "))
@@ -139,18 +153,20 @@ Out = Annotated[Path, _OUT]
 OptionalOut = Annotated[Path | None, _OUT]
 Weights = Annotated[
     Path | None,
-    path_option(
+    typer.Option(
         "--weights",
         "-w",
         metavar="FILE",
-        help="A .safetensors file (else the best of runs/latest).",
-        fault=WeightsError,
+        help="A .safetensors file, or hf://OWNER/NAME (else the best of runs/latest).",
+        callback=weights_must_exist("--weights "),
     ),
 ]
 WeightsFile = Annotated[
     Path,
     typer.Argument(
-        metavar="WEIGHTS", help="A .safetensors file written by memorysam.", callback=must_exist(WeightsError)
+        metavar="WEIGHTS",
+        help="A .safetensors file written by memorysam, or hf://OWNER/NAME[/FILE].",
+        callback=weights_must_exist(),
     ),
 ]
 Recipe = Annotated[

@@ -43,7 +43,7 @@ Init = Annotated[
         "--init",
         metavar="FILE",
         help="Begin from trained weights, also of other classes (by name) or sensors.",
-        callback=options.must_exist(WeightsError, "--init "),
+        callback=options.weights_must_exist("--init "),
     ),
 ]
 MaxBad = Annotated[

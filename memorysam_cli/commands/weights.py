@@ -9,7 +9,7 @@ import typer
 
 from memorysam_cli.commands import options
 from memorysam_cli.commands.card import License
-from memorysam_cli.commands.options import Json, Quiet, Verbose, begin, must_exist, refuse_taken
+from memorysam_cli.commands.options import Json, Quiet, Verbose, begin, must_exist, refuse_taken, weights_must_exist
 from memorysam_cli.errors import CheckFailedError, DataError, UsageError, WeightsError, did_you_mean
 from memorysam_cli.text import megabytes
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 
-FILE = "A .safetensors file written by memorysam."
-File = Annotated[Path, typer.Argument(metavar="FILE", help=FILE, callback=must_exist(WeightsError))]
+FILE = "A .safetensors file written by memorysam, or hf://OWNER/NAME[/FILE]."
+File = Annotated[Path, typer.Argument(metavar="FILE", help=FILE, callback=weights_must_exist())]
 UpstreamFile = Annotated[
     Path,
     typer.Argument(
@@ -48,7 +48,7 @@ EXAMPLES = {
     ],
     "info": [
         ("weights info runs/latest/checkpoints/best.safetensors", "classes, sensors, recipe, result"),
-        ("weights info best.safetensors --json", "for a script"),
+        ("weights info hf://alice/memorysam-demo --json", "of a repository of the Hugging Face Hub, for a script"),
     ],
     "verify": [
         ("weights verify best.safetensors", "whole, and what its seal says"),
@@ -115,7 +115,9 @@ def info(file: File, json: Json = False, verbose: Verbose = False, quiet: Quiet 
 
 
 def verify(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help=FILE, callback=must_exist(CheckFailedError))],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help=FILE, callback=weights_must_exist(fault=CheckFailedError))
+    ],
     json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,

@@ -75,8 +75,8 @@ class LossInputs:
         task: class names and other things that do not change.
         exchange: the other processes; none where there are none.
         ignored: the label of a pixel that counts nowhere.
-        alone: (B, K, h, w) of each frame of a batch, what it says by itself, as ``logits``; empty unless one of the
-            losses :attr:`~Loss.reads_alone`.
+        alone: (B, K, h, w) of each frame of a batch, what it says by itself, as ``logits``, in the order in which
+            the frames are looked at; empty unless one of the losses :attr:`~Loss.reads_alone`.
         subset: (B, K, h, w), as ``logits``, of the update's second pass over some of the sensors; empty unless the
             recipe has one (``robust.subset``).
         teacher: (B, K, h, w), what that pass shall say, without a graph; empty unless the recipe has a teacher.

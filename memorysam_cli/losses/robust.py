@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,18 +26,25 @@ class SingleLoss(Loss):
     reads_alone = True
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        if len(self.task.modalities) == 1:
-            return torch.zeros((), device=self.task.device)
-        losses = [
-            pixel_losses(logits, label).sum()
-            for frames, label in zip(inputs.alone, inputs.labels, strict=True)
-            for logits in frames
-        ]
-        frames = len(inputs.alone[0])
-        valid = torch.stack([(label != inputs.ignored).sum() for label in inputs.labels]).sum()
-        # Sums over all processes, as those of a process may have more labelled pixels than those of another.
-        pixels = inputs.total(valid).clamp(min=1) * frames
-        return inputs.total(torch.stack(losses).sum()) / pixels
+        return _mean(inputs, lambda frames: frames)
+
+
+class PrefixLoss(Loss):
+    """The mean cross entropy of what the first sensors say together: one, two, …, all but the last.
+
+    A frame sees the memories of those before it and no others, so the mean of the first k frames is exactly the
+    network's answer for those k sensors. In random order (``model.order: shuffled``) every subset of the sensors comes
+    to be a beginning, in every order, at the price of the cross entropies alone: nothing is encoded, remembered or
+    decoded twice. With a fusion that looks at frames again the beginnings saw the others' memories too, and are no
+    subsets. With one sensor the loss is 0.
+
+    Source: ours.
+    """
+
+    reads_alone = True
+
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        return _mean(inputs, _beginnings)
 
 
 class TeacherLoss(Loss):
@@ -65,3 +75,24 @@ class TeacherLoss(Loss):
         temperature = self.settings.temperature
         ours, theirs = ((each / temperature).log_softmax(dim=1) for each in (logits, teacher))
         return (theirs.exp() * (theirs - ours)).sum(dim=1) * temperature**2
+
+
+def _beginnings(frames: Sequence[Tensor]) -> list[Tensor]:
+    """The means of the first 1, 2, …, M − 1 frames' logits."""
+    sums = itertools.accumulate(frames[:-1])
+    return [total / (number + 1) for number, total in enumerate(sums)]
+
+
+def _mean(inputs: LossInputs, judged: Callable[[Sequence[Tensor]], Sequence[Tensor]]) -> Tensor:
+    """The cross entropy of some logits of every batch, made of what its frames say; its mean over pixels and logits."""
+    if len(inputs.task.modalities) == 1:
+        return torch.zeros((), device=inputs.task.device)
+    losses = [
+        pixel_losses(logits, label).sum()
+        for frames, label in zip(inputs.alone, inputs.labels, strict=True)
+        for logits in judged(frames)
+    ]
+    valid = torch.stack([(label != inputs.ignored).sum() for label in inputs.labels]).sum()
+    # Sums over all processes, as those of a process may have more labelled pixels than those of another.
+    pixels = inputs.total(valid).clamp(min=1) * len(losses) // len(inputs.labels)
+    return inputs.total(torch.stack(losses).sum()) / pixels

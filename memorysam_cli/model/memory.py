@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
 from sam2.modeling.sam2_utils import get_1d_sine_pe
-from torch import Tensor
+from torch import Tensor, nn
 
 from memorysam_cli.encoders.base import saving
 from memorysam_cli.model.backbone import STRIDE
@@ -36,17 +36,21 @@ class EncodedFrame:
         middle: (B, C/4, 2h, 2w) features at stride 8, already through ``conv_s1``.
         coarse: (B, C, h, w) features at stride 16, not yet conditioned on memory.
         position: (B, C, h, w) sine position encoding of ``coarse``.
+        sensor: which sensor it is of: its place in the recipe's ``data.modalities``, whoever else is there.
     """
 
     fine: Tensor
     middle: Tensor
     coarse: Tensor
     position: Tensor
+    sensor: int
 
-    def expand(self, batch: int) -> EncodedFrame:
-        """One scene's frame for each of ``batch`` scenes, without copies."""
-        parts = (self.fine, self.middle, self.coarse, self.position)
-        return EncodedFrame(*(part.expand(batch, -1, -1, -1) for part in parts))
+    def expand(self, batch: int, *, sensor: int) -> EncodedFrame:
+        """One scene's frame for each of ``batch`` scenes, without copies, as one of the given sensor."""
+        fine, middle, coarse, position = (
+            part.expand(batch, -1, -1, -1) for part in (self.fine, self.middle, self.coarse, self.position)
+        )
+        return EncodedFrame(fine, middle, coarse, position, sensor)
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,38 @@ class Decoded:
     quality: Tensor
     tokens: Tensor
     is_open: Tensor
+
+
+class Notes(nn.Module):
+    """What a memory says beside the paper's features; all zero at first, so that the start is the paper's network.
+
+    Args:
+        width: C_m, the memory's channels.
+        sensors: M, where each sensor is to have an embedding that is added to the positions of its memories; 0: none.
+            SAM 2 adds a temporal slot there, which all our frames share. An embedding on top of it is the same as a
+            slot for each sensor that starts as that one, and has no limit of seven.
+        classes: K, where the shares of the classes in a cell are to be remembered; 0: nothing but the mask that the
+            predicted IoU picks, whose head is not trained. The map of all classes comes on top of that mask: each class
+            has a vector that is added to the memory's features, times the probability with which the frame shows it in
+            the cell. At no cost worth counting the next frame learns which classes are where, and how surely.
+    """
+
+    def __init__(self, width: int, *, sensors: int = 0, classes: int = 0) -> None:
+        super().__init__()
+        self.sensors = nn.Parameter(torch.zeros(sensors, width)) if sensors else None
+        self.classes = nn.Parameter(torch.zeros(width, classes, 1, 1)) if classes else None
+
+    def forward(self, memory: Memory, frame: EncodedFrame, decoded: Decoded) -> Memory:
+        """A frame's memory with what there is to be noted."""
+        features, position = memory.features, memory.position
+        if self.classes is not None:
+            # (B, K, 4h, 4w) -> (B, K, h, w): a cell's mean. A closed gate shows no class.
+            shares = F.avg_pool2d(decoded.logits[:, : self.classes.shape[1]].softmax(dim=1), kernel_size=4)
+            noted = F.conv2d(shares * decoded.is_open[:, :, None, None], self.classes)  # (B, K, h, w) -> (B, C_m, h, w)
+            features = features + noted.to(features.dtype)
+        if self.sensors is not None:
+            position = position + self.sensors[frame.sensor].view(1, -1, 1, 1)
+        return Memory(features, position, memory.pointer)
 
 
 def condition(
@@ -137,8 +173,8 @@ def decode(sam: SAM2Base, features: Tensor, frame: EncodedFrame, *, dense_positi
     return Decoded(logits[:, 1:].float(), quality[:, 1:], tokens[:, 1:], is_open)
 
 
-def remember(sam: SAM2Base, frame: EncodedFrame, decoded: Decoded) -> Memory:
-    """Encode a frame with its most promising mask for the frames that follow."""
+def remember(sam: SAM2Base, frame: EncodedFrame, decoded: Decoded, notes: Notes) -> Memory:
+    """Encode a frame with its most promising mask for the frames that follow, and note what else there is to be."""
     best = decoded.quality.argmax(dim=-1)  # (B, K) -> (B,)
     sample = torch.arange(best.shape[0], device=best.device)
     mask = decoded.logits[sample, best].unsqueeze(1)  # (B, K, 4h, 4w) -> (B, 1, 4h, 4w)
@@ -151,7 +187,8 @@ def remember(sam: SAM2Base, frame: EncodedFrame, decoded: Decoded) -> Memory:
     if sam.no_obj_embed_spatial is not None:
         features = features + (closed @ sam.no_obj_embed_spatial)[:, :, None, None]
     pointer = decoded.is_open * sam.obj_ptr_proj(decoded.tokens[sample, best]) + closed * sam.no_obj_ptr
-    return Memory(features, encoded["vision_pos_enc"][0], pointer)
+    memory: Memory = notes(Memory(features, encoded["vision_pos_enc"][0], pointer), frame, decoded)
+    return memory
 
 
 def _pointers(sam: SAM2Base, memories: Sequence[Memory], *, frames: int) -> tuple[Tensor, Tensor]:
@@ -208,6 +245,7 @@ class Tree:
 
     Attributes:
         sam: the network.
+        notes: what memories say beside SAM 2's.
         pool: encoded frames, all of one batch size and grid.
         sequences: each lists looks at frames of ``pool`` in the order in which they are taken; none is empty.
         gate: whether the object score may close a frame (METHOD §1.5).
@@ -217,6 +255,7 @@ class Tree:
     """
 
     sam: SAM2Base
+    notes: Notes
     pool: Sequence[EncodedFrame]
     sequences: Sequence[Sequence[Look]]
     gate: bool
@@ -249,7 +288,7 @@ class Tree:
             if longer:
                 memory = None
                 if any(len(steps) in later.sees for number in longer for later in self.sequences[number]):
-                    memory = saving(self.saver, remember)(self.sam, frame, decoded)
+                    memory = saving(self.saver, remember)(self.sam, frame, decoded, self.notes)
                 yield from self._extend(longer, reached, [*memories, memory])
 
     def _by_next(self, members: Sequence[int], *, depth: int) -> list[list[int]]:

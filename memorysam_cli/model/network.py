@@ -15,13 +15,17 @@ from memorysam_cli.encoders.base import Encoder, Level
 from memorysam_cli.encoders.products import linear, use_fast_linears
 from memorysam_cli.model.backbone import set_grid
 from memorysam_cli.model.fusion import Fusion, Mean, Output, Pass, open_logits, refuse_impossible
-from memorysam_cli.model.memory import EncodedFrame, Step, Tree
+from memorysam_cli.model.memory import EncodedFrame, Notes, Step, Tree
+
+NOTES = "notes."
+"""What memories say beside SAM 2's."""
 
 FRESH = (
     "sam.sam_mask_decoder.mask_tokens.",
     "sam.sam_mask_decoder.output_hypernetworks_mlps.",
     "sam.sam_mask_decoder.iou_prediction_head.",
     "fusion.",
+    NOTES,
 )
 """Parts that start fresh: SAM2 has them for its own four masks, not for classes, or not at all."""
 
@@ -34,6 +38,7 @@ MEMORY = (
     "sam.no_obj_ptr",
     "sam.no_obj_embed_spatial",
     "sam.obj_ptr_tpos_proj.",
+    NOTES,
 )
 """Parts that only work between frames; with one modality they get no gradient and are frozen."""
 
@@ -60,6 +65,7 @@ class MemorySAM(nn.Module):
         fusion: how the frames come together; None: their mean, as in the paper.
         order: in training, whether the memory sees the frames as given or in an order that is drawn for each sequence;
             in eval mode always as given.
+        notes: what memories say beside SAM 2's; None: nothing, as in the paper.
 
     Source: MemorySAM (arXiv 2503.06700), METHOD §1.
     """
@@ -72,11 +78,13 @@ class MemorySAM(nn.Module):
         object_gate: bool = True,
         fusion: Fusion | None = None,
         order: Literal["recipe", "shuffled"] = "recipe",
+        notes: Notes | None = None,
     ) -> None:
         super().__init__()
         use_fast_linears(sam)
         self.sam = sam
         self.fusion = Mean() if fusion is None else fusion
+        self.notes = Notes(sam.mem_dim) if notes is None else notes
         self.classes = classes
         self.object_gate = object_gate
         self.order = order
@@ -114,7 +122,7 @@ class MemorySAM(nn.Module):
         self._unit = self.encoder.unit()
 
     @overload
-    def forward(self, frames: Sequence[Tensor]) -> Output: ...
+    def forward(self, frames: Sequence[Tensor], *, sensors: Sequence[int] | None = None) -> Output: ...
 
     @overload
     def forward(
@@ -126,44 +134,53 @@ class MemorySAM(nn.Module):
         frames: Sequence[Tensor],
         passes: Sequence[Sequence[int]] | None = None,
         alone: Sequence[int] = (),
+        *,
+        sensors: Sequence[int] | None = None,
     ) -> Output | list[Pass]:
         """Run the memory across the frames; once, or in several passes over the same encodings.
 
         Args:
             frames: M tensors (B, 3, H, W), normalised, in the order of the recipe; H and W divisible by 32.
-            passes: each lists the places in ``frames`` that it sees; the place M is a frame of zeros. None: one pass
-                over all frames.
+            passes: each lists the places in ``frames`` that it sees; the place M is a frame of zeros, in the pass's own
+                place of the sensor that is missing. None: one pass over all frames.
             alone: the numbers of the passes of which it is also wanted what each frame says by itself.
+            sensors: as of :meth:`encode`.
 
         Returns:
             The output of the one pass, or of each of several.
 
         Raises:
-            ValueError: no frame, unequal shapes, or a size that is not divisible by 32.
+            ValueError: no frame, unequal shapes, a size that is not divisible by 32, or sensors that are not given and
+                cannot be guessed.
         """
-        pool = self.encode(frames)
+        pool = self.encode(frames, sensors=sensors)
         if passes is None:
             _, output = next(self.outputs(pool, [range(len(frames))]))
             return output
-        if any(len(frames) in places for places in passes):
-            (zero,) = self.encode([torch.zeros_like(frames[0][:1])])
-            pool = [*pool, zero.expand(len(frames[0]))]
+        count = len(frames)
+        if any(count in places for places in passes):
+            (zero,) = self.encode([torch.zeros_like(frames[0][:1])], sensors=[0])
+            pool = [*pool, *(zero.expand(len(frames[0]), sensor=frame.sensor) for frame in pool)]
+            passes = [[place + own * (place == count) for own, place in enumerate(places)] for places in passes]
         found = {
-            number: Pass(self.fusion.join(steps), _last_looks(steps, pool) if number in alone else [])
+            number: Pass(self.fusion.join(steps), _last_looks(steps) if number in alone else [])
             for number, steps in self._walk(pool, passes)
         }
         return [found[number] for number in range(len(passes))]
 
-    def encode(self, frames: Sequence[Tensor]) -> list[EncodedFrame]:
+    def encode(self, frames: Sequence[Tensor], *, sensors: Sequence[int] | None = None) -> list[EncodedFrame]:
         """Encode all frames at once; their encodings do not depend on each other.
 
         Args:
             frames: as in :meth:`forward`.
+            sensors: which sensor each frame is of, by its place in the recipe's ``data.modalities``; None: all of them
+                in that order. A network that tells sensors apart must know where some are missing.
 
         Raises:
             ValueError: as in :meth:`forward`.
         """
         _check(frames)
+        sensors = self._which(frames, sensors)
         batch = frames[0].shape[0]
         calls = frames if self._unit else [torch.cat(list(frames))]  # (M·B, 3, H, W)
         levels = zip(*(self._pyramid(call) for call in calls), strict=True)
@@ -172,7 +189,18 @@ class MemorySAM(nn.Module):
         )
         position = self.sam.image_encoder.neck.position_encoding(coarse[0][:1]).to(coarse[0].dtype)
         positions = [position.expand(batch, -1, -1, -1)] * len(frames)
-        return [EncodedFrame(*parts) for parts in zip(fine, middle, coarse, positions, strict=True)]
+        return [EncodedFrame(*parts) for parts in zip(fine, middle, coarse, positions, sensors, strict=True)]
+
+    def _which(self, frames: Sequence[Tensor], sensors: Sequence[int] | None) -> Sequence[int]:
+        """The sensors that frames are of; refuses to guess."""
+        known = None if self.notes.sensors is None else len(self.notes.sensors)
+        if sensors is None:
+            if known not in {None, len(frames)}:
+                raise ValueError(f"frames: {len(frames)} of {known} sensors; say of which (sensors=)")
+            return range(len(frames))
+        if len(sensors) != len(frames) or (known is not None and not all(0 <= each < known for each in sensors)):
+            raise ValueError(f"sensors: {list(sensors)}; needs {len(frames)} places among {known or 'all'} sensors")
+        return sensors
 
     def outputs(self, pool: Sequence[EncodedFrame], sequences: Sequence[Sequence[int]]) -> Iterator[tuple[int, Output]]:
         """Run the memory across many sequences of encoded frames.
@@ -209,20 +237,21 @@ class MemorySAM(nn.Module):
         # The gaussian matrix is a buffer that moves with the network; the embedding is a few thousand cosines.
         dense_position = self.sam.sam_prompt_encoder.pe_layer(grid).unsqueeze(0)
         tree = Tree(
-            self.sam, pool, plans, gate=self.object_gate, dense_position=dense_position, saver=self.saver
+            self.sam, self.notes, pool, plans, gate=self.object_gate, dense_position=dense_position, saver=self.saver
         )  # fmt: skip
         yield from tree.walk()
 
-    def logits(self, frames: Sequence[Tensor]) -> Tensor:
+    def logits(self, frames: Sequence[Tensor], *, sensors: Sequence[int] | None = None) -> Tensor:
         """The class logits at the size of the frames.
 
         Args:
             frames: as in :meth:`forward`.
+            sensors: as of :meth:`encode`.
 
         Returns:
             (B, K, H, W) float32.
         """
-        return self.upsample(self(frames), size=(frames[0].shape[-2], frames[0].shape[-1]))
+        return self.upsample(self(frames, sensors=sensors), size=(frames[0].shape[-2], frames[0].shape[-1]))
 
     def upsample(self, output: Output, *, size: tuple[int, int]) -> Tensor:
         """Bring the logits of the data set's classes to pixels.
@@ -269,13 +298,13 @@ class MemorySAM(nn.Module):
             self._grid = grid
 
 
-def _last_looks(steps: Sequence[Step], pool: Sequence[EncodedFrame]) -> list[Tensor]:
+def _last_looks(steps: Sequence[Step]) -> list[Tensor]:
     """What each frame says of the scene, at the last look that was taken at it: (B, tokens, h, w), 0 where gated.
 
-    In the order of ``pool``, whatever that of the looks.
+    In the order in which frames are first looked at: shuffled where training shuffles them.
     """
     last = {id(step.frame): step for step in steps}
-    return open_logits([last[id(frame)] for frame in pool if id(frame) in last])[1]
+    return open_logits(list(last.values()))[1]
 
 
 def _map(level: Level, chain: Sequence[nn.Conv2d]) -> Tensor:

@@ -17,11 +17,12 @@ from memorysam_cli.errors import DataError, WeightsError
 from memorysam_cli.model.backbone import build_sam2
 from memorysam_cli.model.base_weights import IMPORTED, Base, Sha256, copy_tensors, load_base, reload_base
 from memorysam_cli.model.lora import add_folding_lora, add_lora, has_lora, merge_lora
+from memorysam_cli.model.memory import Notes
 from memorysam_cli.model.network import MemorySAM, is_fresh, set_trainable, start_fresh
 from memorysam_cli.recipe import UNKNOWN_NAME, Model, Recipe
 from memorysam_cli.recipe.schema import without_retired
 from memorysam_cli.registry import FUSIONS
-from memorysam_cli.storage import documents, tensors
+from memorysam_cli.storage import documents, hub, tensors
 from memorysam_cli.text import shown
 
 CARD = "memorysam"
@@ -102,11 +103,15 @@ def build(card: WeightsCard) -> Segmenter:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
         sam = build_sam2(recipe.model.backbone, tokens=card.tokens)
-        network = Segmenter(
-            sam, classes=len(card.dataset.classes), object_gate=recipe.model.object_gate, order=recipe.model.order
+        classes, model = len(card.dataset.classes), recipe.model
+        notes = Notes(
+            sam.mem_dim,
+            sensors=len(recipe.data.modalities) if model.modality_embedding else 0,
+            classes=classes if model.memory_mask == "classes" else 0,
         )
+        network = Segmenter(sam, classes=classes, object_gate=model.object_gate, order=model.order, notes=notes)
         start_fresh(network)
-        network.fusion = FUSIONS.get(recipe.model.fusion)()  # last: what it draws changes nothing before
+        network.fusion = FUSIONS.get(model.fusion)()  # last: what it draws changes nothing before
     network.card = card
     return network
 
@@ -201,7 +206,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", *, image_size: in
     """Load trained weights for use: complete, LoRA merged, in eval mode.
 
     Args:
-        path: a file written by ``memorysam train`` or ``memorysam weights merge``.
+        path: a file written by ``memorysam train`` or ``memorysam weights merge``, or ``hf://OWNER/NAME[/FILE]``.
         device: where to put the network.
         image_size: overrides the short side stored with the weights, in pixels, divisible by 32.
 
@@ -210,7 +215,8 @@ def load(path: str | Path, device: str | torch.device = "cpu", *, image_size: in
     """
     if image_size is not None and (image_size <= 0 or image_size % 32):
         raise WeightsError(f"image_size: {image_size} is not a positive multiple of 32")
-    network = _load(Path(path), folding=True)
+    path = hub.local_path(path)
+    network = _load(path, folding=True)
     if image_size is not None:
         network.card = network.card.model_copy(update={"image_size": image_size})
     merge_lora(network.encoder)

@@ -204,7 +204,8 @@ class Model(Section):
     """The size of SAM 2's image encoder; ``nano`` is a narrow one of ours for trials on a CPU. Others: extending.md."""
     base_weights: str = Field(default="published", pattern=_ONE_LINE)
     """``published`` (the Hub; for nano the file in this package), ``random`` (nano, and encoders of your own that have
-    none published), or a path to a .pt."""
+    none published), or a file: Meta's .pt, or safetensors with Meta's names or those of the transformers library; also
+    ``hf://OWNER/NAME[/FILE]``, such as ``hf://facebook/sam2.1-hiera-tiny-hf``."""
     init: str | None = Field(default=None, min_length=1, pattern=_ONE_LINE)
     """Trained weights of ours to begin from (``train --init``); none: the base weights, and the rest fresh."""
     encoder: Literal["lora", "full", "frozen"] = "lora"
@@ -218,6 +219,12 @@ class Model(Section):
     order: Literal["recipe", "shuffled"] = "recipe"
     """The order in which training shows the sensors to the memory: as in ``data.modalities``, or drawn anew for every
     batch. Validation, evaluation and prediction always take that of ``data.modalities``."""
+    modality_embedding: bool = False
+    """Tell the network which sensor a memory comes from, by a learned embedding of each; false: as in the paper, all
+    memories look alike."""
+    memory_mask: Literal["best", "classes"] = "best"
+    """What a memory holds of the classes: the mask whose predicted IoU is best, as in the paper, or also how probable
+    each class is in each cell, by a learned vector of each."""
 
     @field_validator("lora")
     @classmethod
@@ -438,8 +445,8 @@ class Recipe(Section):
         Args:
             zeroed: those whose other sensors are frames of zeros; else those whose other sensors are left out.
         """
-        names, share = self.data.modalities, self.robust.subset.zeroed
-        if not self.trains_subsets or (share == 0 if zeroed else share == 1):
+        names = self.data.modalities
+        if not self._shows_subsets(zeroed=zeroed):
             return (names,)
         return tuple(some for size in range(len(names), 0, -1) for some in combinations(names, size))
 
@@ -450,8 +457,13 @@ class Recipe(Section):
             names: at least one, all of the recipe.
             zeroed: the others are frames of zeros; else they are left out.
         """
-        is_whole = set(names) == set(self.data.modalities)
-        return is_whole or (self.trains_subsets and self.robust.subset.zeroed != (0 if zeroed else 1))
+        return set(names) == set(self.data.modalities) or self._shows_subsets(zeroed=zeroed)
+
+    def _shows_subsets(self, *, zeroed: bool) -> bool:
+        """Whether any set of sensors may come up in training: in a second pass, or as a beginning of a random order."""
+        is_drawn = self.trains_subsets and self.robust.subset.zeroed != (0 if zeroed else 1)
+        is_begun = "prefix" in self.losses and self.model.order == "shuffled" and self.model.fusion == "mean"
+        return is_drawn or (is_begun and not zeroed)
 
     @model_serializer(mode="wrap")
     def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -48,7 +48,55 @@ UPLOAD_PATIENCE_S = 120.0
 """Seconds without a byte, in one try; the Hub's client itself would wait for ever."""
 
 
-def fetch(repo: str, filename: str, *, sha256: str, show_progress: bool = True, patience_s: float = PATIENCE_S) -> Path:
+ADDRESS = "hf://"
+"""Before OWNER/NAME[/FILE], wherever a weights file may be named."""
+OURS = "best.safetensors"
+"""The file of a repository that ``weights push`` filled, where an address names none: what training calls it."""
+
+
+def local_path(file: str | os.PathLike[str]) -> Path:
+    """A file that may lie in a Hub repository, ``hf://OWNER/NAME[/FILE]``; fetched then, anew if the Hub has another.
+
+    Args:
+        file: a path, or such an address; also as a path has it, with one slash fewer.
+
+    Returns:
+        The path itself, or that in the Hub's cache.
+
+    Raises:
+        UsageError: an address that names no repository.
+        NetworkError: as :func:`fetch`.
+        EnvironmentFault: likewise.
+    """
+    address = parse_address(file, usual=OURS)
+    return Path(file) if address is None else fetch(*address, sha256=None)
+
+
+def parse_address(file: str | os.PathLike[str], *, usual: str) -> tuple[str, str] | None:
+    """Repository and file of an address; None for what is none.
+
+    Args:
+        file: as of :func:`local_path`.
+        usual: the file's name where the address gives none.
+
+    Raises:
+        UsageError: an address that names no repository, or no file in it.
+    """
+    text = os.fspath(file)
+    if not text.startswith(ADDRESS[:-1]):
+        return None
+    owner, _, rest = text.removeprefix(ADDRESS[:-1]).lstrip("/").partition("/")
+    name, _, filename = rest.partition("/")
+    refuse_name(f"{owner}/{name}")
+    filename = filename or usual
+    if not all(part.strip(".") and part.isprintable() and "\\" not in part for part in filename.split("/")):
+        raise UsageError(f"{shown(text)}: names no file; give hf://OWNER/NAME/FILE")
+    return f"{owner}/{name}", filename
+
+
+def fetch(
+    repo: str, filename: str, *, sha256: str | None, show_progress: bool = True, patience_s: float = PATIENCE_S
+) -> Path:
     """A file of a Hub repository, from the cache where it is there, downloaded otherwise, verified always.
 
     ``HF_ENDPOINT``, ``HF_HOME``, ``HF_HUB_CACHE``, ``HF_HUB_OFFLINE``, ``HF_TOKEN``, ``HF_HUB_ETAG_TIMEOUT`` and
@@ -57,7 +105,8 @@ def fetch(repo: str, filename: str, *, sha256: str, show_progress: bool = True, 
     Args:
         repo: such as ``facebook/sam2-hiera-tiny``.
         filename: the file's path in the repository.
-        sha256: of its content, in hex; whatever revision has it.
+        sha256: of its content, in hex; whatever revision has it. None: whatever the newest revision holds, or the cache
+            where the Hub cannot be reached.
         show_progress: whether the Hub's client draws its bar on stderr.
         patience_s: seconds in which something must arrive, over all of the client's tries; at least those of the two
             timeouts above, where they are longer.
@@ -76,11 +125,13 @@ def fetch(repo: str, filename: str, *, sha256: str, show_progress: bool = True, 
 
     what = f"{repo}/{filename}"
     cached = huggingface_hub.try_to_load_from_cache(repo, filename)
-    if isinstance(cached, str):
+    if isinstance(cached, str) and sha256 is not None:
         return _verified(Path(cached), what, sha256=sha256, remedy="retryable: the same command downloads it afresh")
     patience = max(patience_s, constants.HF_HUB_ETAG_TIMEOUT + 5, constants.HF_HUB_DOWNLOAD_TIMEOUT + 5)
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
     path = _downloaded(repo, filename, folder=folder, show_progress=show_progress, patience=patience)
+    if sha256 is None:
+        return path
     remedy = "not retryable: what the server sends is not the published file; check HF_ENDPOINT and proxies"
     return _verified(path, what, sha256=sha256, remedy=f"{remedy}, {LOCAL}")
 

@@ -150,7 +150,7 @@ def test_weights_without_a_run_and_a_result_have_a_card_too(here: Path, memorysa
     said = "Where they shrink, img, depth are antialiased."
     assert said not in rendered and said in cards.render(replace(bare, card=smooth))
     assert "were not validated" in rendered and ModelCard(rendered).data.eval_results is None
-    assert "hf download alice/x alone.safetensors" in rendered
+    assert "--weights hf://alice/x/alone.safetensors" in rendered
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
+
+from memorysam_cli.dataset import DatasetInfo, Modality
+from memorysam_cli.errors import WeightsError
+from memorysam_cli.model.backbone import build_sam2
+from memorysam_cli.model.base_weights import load_base, reload_base
+from memorysam_cli.model.network import MemorySAM
+from memorysam_cli.storage import hub, tensors
 
 from ..storage.test_hub import CONTENT, GOOD, Hub, served
-from .trained import Program
+from .trained import Program, save_weights
 
 # The published hashes are of files of a hundred megabytes: stand-ins get their own.
 PATCHED = f"""
@@ -38,19 +46,31 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def fetch(
     endpoint: str, home: Path, *arguments: str, patched: bool = True, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, since the client reads its environment at import."""
+    """The command that fetches."""
+    return memorysam(endpoint, home, "weights", "fetch", *arguments, patched=patched, **variables)
+
+
+def memorysam(
+    endpoint: str, home: Path, *arguments: object, patched: bool = False, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """The program in a process of its own, since the client reads its environment at import."""
+    program = ["-c", PATCHED] if patched else ["-m", "memorysam_cli"]
+    return python(endpoint, home, *program, *map(str, arguments), **variables)
+
+
+def python(endpoint: str, home: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A process that knows one Hub."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     ours = {
         "HF_ENDPOINT": endpoint,
         "HF_HOME": str(home),
         "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_ETAG_TIMEOUT": "1",
-        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
+        "HF_HUB_ETAG_TIMEOUT": "20",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "20",
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
-    program = ["-c", PATCHED] if patched else ["-m", "memorysam_cli"]
     return subprocess.run(
-        [sys.executable, *program, "weights", "fetch", *arguments],
+        [sys.executable, *arguments],
         env=kept | ours | variables, capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
 
@@ -105,3 +125,72 @@ def test_offline_without_a_cache_says_so(endpoint: str, tmp_path: Path) -> None:
 def test_wrong_names_are_refused_before_any_request(arguments: tuple[str, ...], words: str, run: Program) -> None:
     ended = run("weights", "fetch", *arguments)
     assert ended.code == 2 and words in ended.err and ended.err.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of ours, as the Hub sends them below ``/ours``."""
+    info = DatasetInfo(
+        name="tiny", title="Tiny", classes=("road", "sky"), palette=((1, 2, 3), (4, 5, 6)),
+        modalities=(Modality(name="img", kind="rgb"), Modality(name="depth", kind="depth")),
+    )  # fmt: skip
+    path = save_weights(tmp_path_factory.mktemp("sent") / "best.safetensors", info)
+    Hub.bodies["ours"] = path.read_bytes()
+    return path
+
+
+@pytest.mark.parametrize("address", ["hf://alice/memorysam-demo", "hf://alice/memorysam-demo/best.safetensors"])
+def test_weights_of_a_repository_are_taken_by_their_address(
+    address: str, endpoint: str, ours: Path, tmp_path: Path
+) -> None:
+    ended = memorysam(f"{endpoint}/ours", tmp_path, "weights", "info", address, "--json")
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["dataset"]["name"] == "tiny"
+    offline = memorysam(f"{endpoint}/ours", tmp_path, "weights", "verify", address, HF_HUB_OFFLINE="1")
+    assert offline.returncode == 0, offline.stderr
+
+
+def test_python_takes_the_address_too(endpoint: str, ours: Path, tmp_path: Path) -> None:
+    code = "import sys; from memorysam_cli.model import load; print(load(sys.argv[1]).card.dataset.name)"
+    ended = python(f"{endpoint}/ours", tmp_path, "-c", code, "hf://alice/memorysam-demo")
+    assert (ended.returncode, ended.stdout) == (0, "tiny\n"), ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "code", "words"),
+    [
+        ("hf://alice", 2, "is no repository of the Hub; give OWNER/NAME"),
+        ("hf://alice/demo/../../x", 2, "names no file"),
+        ("hf://ali ce/demo", 2, "is no repository of the Hub"),
+        ("hf://alice/demo/other.safetensors", 7, "alice/demo/other.safetensors: HTTP 404"),
+    ],
+)
+@pytest.mark.parametrize("command", [("weights", "info"), ("predict", "--weights"), ("train", "--init")])
+def test_wrong_addresses_are_refused_in_one_line(
+    command: tuple[str, ...], address: str, code: int, words: str, endpoint: str, tmp_path: Path
+) -> None:
+    ended = memorysam(f"{endpoint}/404", tmp_path, *command, address)
+    assert ended.returncode == code and words in ended.stderr and ended.stderr.count("\n") == 1, ended.stderr
+
+
+def test_base_weights_of_a_repository_are_found_again_by_their_address(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With transformers' own names, from the repository that the recipe names; the card says which bytes they were."""
+    sent: list[tuple[str, str, str | None]] = []
+    network = MemorySAM(build_sam2("nano", tokens=3), classes=3)
+    path = tmp_path / "model.safetensors"
+    save_file({n.removeprefix("sam."): t.contiguous() for n, t in network.state_dict().items()}, path)
+
+    def fetched(repo: str, filename: str, *, sha256: str | None) -> Path:
+        sent.append((repo, filename, sha256))
+        return path
+
+    monkeypatch.setattr(hub, "fetch", fetched)
+    base = load_base(network, "nano", source="hf://alice/nano", seed=0)
+    assert base.source == "hf://alice/nano/model.safetensors" and base.sha256 == tensors.sha256(path)
+    reload_base(network, base, where="weights")
+    assert sent == [("alice/nano", "model.safetensors", None)] * 2
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(WeightsError, match="was trained on base weights with SHA-256"):
+        reload_base(network, base, where="weights")

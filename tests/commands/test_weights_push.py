@@ -45,7 +45,7 @@ def test_with_yes_weights_card_and_recipe_are_there_as_they_are(hub: Shelf, memo
     assert set(files) == {"best.safetensors", "README.md", "recipe.yaml"} and hub.private == {REPO: True}
     assert files["best.safetensors"] == Path("best.safetensors").read_bytes()
     card = ModelCard(files["README.md"].decode())
-    assert card.data.license == "apache-2.0" and f"hf download {REPO} best.safetensors" in card.text
+    assert card.data.license == "apache-2.0" and f"--weights hf://{REPO}/best.safetensors" in card.text
     Path("sent.yaml").write_bytes(files["recipe.yaml"])
     assert recipes.load("sent.yaml", []).name == "small"
     assert TOKEN not in ended.out + ended.err

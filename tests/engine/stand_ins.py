@@ -66,8 +66,9 @@ class Brightness(nn.Module):
         self.grad_was_enabled = False
         self.was_training = False
 
-    def logits(self, frames: list[Tensor]) -> Tensor:
+    def logits(self, frames: list[Tensor], *, sensors: Sequence[int] | None = None) -> Tensor:
         self.calls.append((len(frames), tuple(frames[0].shape)))
+        self.sensors = sensors
         self.grad_was_enabled |= torch.is_grad_enabled()
         self.was_training |= self.training
         distance = frames[0][:, :1] - self.levels.view(1, -1, 1, 1)  # (B, 3, H, W) -> (B, K, H, W)

@@ -1,4 +1,4 @@
-"""What goes beyond the paper: second looks, orders of the sensors; off by default, exact where it must be."""
+"""Beyond the paper: second looks, orders of the sensors, what memories note; off by default, exact where it must be."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from memorysam_cli.model import memory
 from memorysam_cli.model.backbone import build_sam2
 from memorysam_cli.model.fusion import Fusion, Mean, Output, TwoPass, TwoPassAlone
-from memorysam_cli.model.memory import Look, Memory
-from memorysam_cli.model.network import MemorySAM
+from memorysam_cli.model.memory import Decoded, Look, Memory, Notes
+from memorysam_cli.model.network import MemorySAM, set_trainable
 
 from .test_memory import NANO_21
 
@@ -58,7 +58,7 @@ def test_the_result_is_the_mean_of_second_looks_at_the_memories_of_all_others(ki
         for frame in pool:
             seen = notes if kind is TwoPass else []
             first = memory.decode(model.sam, memory.condition(model.sam, frame, seen, frames=3), frame, **options)
-            notes.append(memory.remember(model.sam, frame, first))
+            notes.append(memory.remember(model.sam, frame, first, model.notes))
         second = []
         for own, frame in enumerate(pool):
             others = [note for number, note in enumerate(notes) if number != own]
@@ -193,3 +193,97 @@ def test_a_shuffled_scene_is_that_of_its_frames_in_another_order(kind: type[Fusi
         found = shuffled(frames)
         assert order != [0, 1, 2]
         assert_same(found, plain([frames[place] for place in order]))
+
+
+def noting(*, sensors: int = 3, classes: int = 3, spread: float = 0.0) -> Notes:
+    """Notes in nano's memory; with a spread they are random, as after training."""
+    notes = Notes(build_sam2("nano", tokens=4).mem_dim, sensors=sensors, classes=classes)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for tensor in notes.parameters():
+            tensor.normal_(generator=generator).mul_(spread)
+    return notes
+
+
+@pytest.mark.parametrize("kind", [Mean, TwoPass])
+def test_notes_start_as_the_paper_s_network_to_the_last_bit(kind: type[Fusion]) -> None:
+    with torch.no_grad():
+        found, wanted = network(kind(), notes=noting())(scene()), network(kind())(scene())
+        other = network(kind(), notes=noting(spread=3.0))(scene())
+    assert torch.equal(found.logits, wanted.logits) and torch.equal(found.features, wanted.features)
+    assert float((other.logits - wanted.logits).abs().max()) > 1e-3, "notes that are learned must show"
+
+
+@pytest.mark.parametrize("sensors", [(0, 2), (1, 2), (2, 0)])
+def test_an_embedding_is_a_temporal_slot_of_the_sensor_s_own(sensors: tuple[int, int]) -> None:
+    """Of two frames one memory is read: that of the first one's sensor, whatever its place among the frames."""
+    notes, frames = noting(classes=0, spread=3.0), scene(2)
+    plain = network()
+    with torch.no_grad():
+        assert notes.sensors is not None
+        plain.sam.maskmem_tpos_enc[plain.sam.num_maskmem - 1] += notes.sensors[sensors[0]]
+        assert_same(network(notes=notes)(frames, sensors=sensors), plain(frames))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [(None, "2 of 3 sensors; say of which"), ((0,), "needs 2"), ((0, 3), "needs 2")]
+)
+def test_a_network_that_tells_sensors_apart_does_not_guess(given: Any, said: str) -> None:
+    model = network(notes=noting())
+    with pytest.raises(ValueError, match=said):
+        model.logits(scene(2), sensors=given)
+    network(notes=noting(sensors=0)).logits(scene(2))  # this one need not know
+
+
+@TWO_PASSES
+def test_subsets_and_orders_keep_each_sensor_s_embedding(kind: type[TwoPass]) -> None:
+    model, frames = network(kind(), notes=noting(spread=3.0)), scene()
+    wanted = [[1, 2], [2, 0], [0, 1, 2], [2, 1, 0]]
+    with torch.no_grad():
+        found = dict(model.outputs(model.encode(frames), wanted))
+        for number, places in enumerate(wanted):
+            assert_same(found[number], model([frames[place] for place in places], sensors=places))
+
+
+@pytest.mark.parametrize("kind", [Mean, TwoPass])
+def test_zeros_in_a_pass_are_of_the_sensor_in_whose_place_they_stand(kind: type[Fusion]) -> None:
+    """The place 3 is zeros; the first and the third sensor are missing, each with its own embedding."""
+    model, frames = network(kind(), notes=noting(spread=3.0)), scene()
+    with torch.no_grad():
+        whole, zeroed = model(frames, [[0, 1, 2], [3, 1, 3]])
+        assert_same(whole.output, model(frames))
+        assert_same(zeroed.output, model([torch.zeros_like(frames[0]), frames[1], torch.zeros_like(frames[2])]))
+
+
+def test_the_classes_of_a_memory_by_hand() -> None:
+    """A vector for each class, times the mean of its probability over a cell's 4×4; a closed gate shows none."""
+    model = network(notes=noting(sensors=0, spread=3.0))
+    with torch.no_grad():
+        frame = model.encode(scene(1, batch=2))[0]
+        logits = torch.zeros(2, 4, 16, 16)  # three classes, and a token of imported weights that the data do not use
+        logits[:, 3] = 50.0
+        logits[0, 0, :4, :2] = 100.0  # half of the first cell is surely class 0, all else each class alike
+        said = Decoded(logits, torch.zeros(2, 4), torch.zeros(2, 4, model.sam.hidden_dim), torch.tensor([[1.0], [0.0]]))
+        found = memory.remember(model.sam, frame, said, model.notes)
+        plain = memory.remember(model.sam, frame, said, Notes(model.sam.mem_dim))
+    assert model.notes.classes is not None
+    vectors = model.notes.classes[:, :, 0, 0]  # (C_m, K)
+    added = found.features - plain.features
+    torch.testing.assert_close(added[0, :, 2, 3], vectors.mean(dim=1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        added[0, :, 0, 0], 0.5 * vectors[:, 0] + 0.5 * vectors.mean(dim=1), rtol=1e-4, atol=1e-4
+    )  # fmt: skip
+    assert not added[1].any() and torch.equal(found.pointer, plain.pointer)
+
+
+@pytest.mark.parametrize(("kind", "remembered"), [(Mean, 2), (TwoPass, 3)])
+def test_notes_learn_of_every_sensor_that_is_remembered_and_of_every_class(kind: type[Fusion], remembered: int) -> None:
+    model = network(kind(), notes=noting()).train()
+    names = set_trainable(model, encoder="frozen", modalities=3)
+    assert {"notes.sensors", "notes.classes"} <= set(names)
+    model(scene()).logits.square().mean().backward()
+    sensors, classes = model.notes.sensors, model.notes.classes
+    assert sensors is not None and sensors.grad is not None and classes is not None and classes.grad is not None
+    assert [bool(row.any()) for row in sensors.grad] == [place < remembered for place in range(3)]
+    assert bool(classes.grad.any(dim=0).all())
+    assert not [name for name in set_trainable(model, encoder="lora", modalities=1) if name.startswith("notes.")]

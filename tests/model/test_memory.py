@@ -84,7 +84,7 @@ def test_sam_21_tells_sequences_of_unequal_length_apart() -> None:
     steps = []
     for count in (2, 3):
         tree = module.Tree(
-            model.sam, model.encode(frames), [module.in_turn(range(count))], gate=True,
+            model.sam, model.notes, model.encode(frames), [module.in_turn(range(count))], gate=True,
             dense_position=model.sam.sam_prompt_encoder.pe_layer((4, 6)).unsqueeze(0),
         )  # fmt: skip
         model._use_grid(4, 6)

@@ -215,9 +215,9 @@ def test_a_card_of_before_a_key_of_the_model_means_the_paper_s_network(network: 
     state, metadata = tensors.read(path)
     card = json.loads(metadata[CARD])
     assert "extensions" not in card["recipe"]
-    later = {"fusion": "mean", "order": "recipe"}
+    later = {"fusion": "mean", "order": "recipe", "modality_embedding": False, "memory_mask": "best"}
     assert {key: card["recipe"]["model"].pop(key) for key in later} == later
     text = json.dumps(card)
     tensors.write(path, state, {CARD: text, SEAL: seal_of(text)})
     found = load(path)
-    assert type(found.fusion) is Mean and found.order == "recipe"
+    assert type(found.fusion) is Mean and found.order == "recipe" and not dict(found.notes.named_parameters())

@@ -42,6 +42,8 @@ class Hub(BaseHTTPRequestHandler):
     """Speaks the Hub's resolve protocol; the first path element says how well."""
 
     requests: ClassVar[list[str]] = []
+    bodies: ClassVar[dict[str, bytes]] = {"ok": CONTENT, "flip": FLIPPED}
+    """What a mode sends; of "flip" the hash is another file's."""
 
     def do_HEAD(self) -> None:
         self._answer(with_body=False)
@@ -52,11 +54,12 @@ class Hub(BaseHTTPRequestHandler):
     def _answer(self, *, with_body: bool) -> None:
         mode = self.path.split("/")[1]
         self.requests.append(f"{mode} {self.command}")
-        body = {"ok": CONTENT, "flip": FLIPPED}.get(mode, b"<!doctype html><p>Please log in</p>")
+        body = self.bodies.get(mode, b"<!doctype html><p>Please log in</p>")
         self.send_response(int(mode) if mode.isdigit() else 200)
-        if mode in {"ok", "flip"}:
+        if mode in self.bodies:
+            digest = GOOD if mode == "flip" else hashlib.sha256(body).hexdigest()
             for header in ("ETag", "X-Linked-Etag"):
-                self.send_header(header, f'"{GOOD}"')
+                self.send_header(header, f'"{digest}"')
             self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("X-Linked-Size", str(len(body)))
         if mode == "404":

@@ -201,7 +201,7 @@ class FailureTally:
         protocol: ProtocolName,
     ) -> None:
         self.network, self.draws, self.protocol, self.classes = network, draws, protocol, classes
-        self.modalities, self.device = inference.modalities, inference.device
+        self.modalities, self.sensors, self.device = inference.modalities, inference.sensors, inference.device
         # With nothing missing all levels are one: it runs once, and counts for each.
         self.cells: dict[tuple[Variant, ...], list[int]] = {}
         for index, variants in enumerate(plan.values()):
@@ -221,7 +221,7 @@ class FailureTally:
         frames = [torch.cat(each) for each in zip(*(batch.frames for batch in seen), strict=True)]
         labels = [batch.label[0].to(self.device) for batch in seen if batch.label is not None]
         self.pixels += sum(int((label != IGNORE).sum()) for label in labels)
-        clean = {(place, CLEAN): frame for place, frame in enumerate(self._encode(frames))}
+        clean = {(place, CLEAN): frame for place, frame in enumerate(self._encode(frames, range(len(frames))))}
         for repeat, draw in enumerate(self.draws):
             pool = clean | self._others(frames, scenes, draw)
             self._add_all(pool, labels, size=(frames[0].shape[-2], frames[0].shape[-1]), repeat=repeat)
@@ -244,8 +244,10 @@ class FailureTally:
     def _seen(self, scored: ScoredScene) -> Batch:
         return scored.resized if self.protocol == "resized" else scored.whole
 
-    def _encode(self, frames: Sequence[Tensor]) -> list[EncodedFrame]:
-        return self.network.encode([frame.to(self.device, non_blocking=True) for frame in frames])
+    def _encode(self, frames: Sequence[Tensor], places: Iterable[int]) -> list[EncodedFrame]:
+        """Frames of the modalities at these places, encoded."""
+        moved = [frame.to(self.device, non_blocking=True) for frame in frames]
+        return self.network.encode(moved, sensors=[self.sensors[place] for place in places])
 
     def _others(self, frames: Sequence[Tensor], scenes: Sequence[str], draw: Draw) -> dict[Variant, EncodedFrame]:
         """All variants of the plan beside the clean ones, encoded one level at a time."""
@@ -254,30 +256,30 @@ class FailureTally:
         for level in dict.fromkeys(level for _, level in wanted):
             variants = [variant for variant in wanted if variant[1] == level]
             if level == ZERO:
-                zero = self._zero(frames[0])
-                encoded |= dict.fromkeys(variants, zero)
+                encoded |= {variant: self._zero(frames[0], variant[0]) for variant in variants}
                 continue
             spoilt = [
                 corrupt(frames[place], self.modalities[place], scenes=scenes, level=level, draw=draw)
                 for place, _ in variants
             ]
-            encoded |= zip(variants, self._encode(spoilt), strict=True)
+            encoded |= zip(variants, self._encode(spoilt, (place for place, _ in variants)), strict=True)
         return encoded
 
-    def _zero(self, frame: Tensor) -> EncodedFrame:
-        """An encoded frame of zeros for a batch like ``frame``; one of each size is encoded."""
+    def _zero(self, frame: Tensor, place: int) -> EncodedFrame:
+        """An encoded frame of zeros for a batch like ``frame``, of the modality at a place; a size is encoded once."""
         shape = tuple(frame.shape[1:])
         if shape not in self._zeros:
-            self._zeros = {shape: self._encode([torch.zeros(1, *shape)])[0]}  # scenes of one size come in a row
-        return self._zeros[shape].expand(frame.shape[0])
+            self._zeros = {shape: self._encode([torch.zeros(1, *shape)], [0])[0]}  # scenes of one size come in a row
+        return self._zeros[shape].expand(frame.shape[0], sensor=self.sensors[place])
 
     def _add_all(
         self, pool: dict[Variant, EncodedFrame], labels: Sequence[Tensor], *, size: tuple[int, int], repeat: int
     ) -> None:
         """Run every sequence of frames and add its counts to its figures."""
         wanted = [variants for variants in self.cells if repeat == 0 or _is_random(variants)]
-        frames, places = _numbered(pool)
-        for number, output in self.network.outputs(frames, [[places[v] for v in variants] for variants in wanted]):
+        places = {variant: place for place, variant in enumerate(pool)}
+        sequences = [[places[variant] for variant in variants] for variants in wanted]
+        for number, output in self.network.outputs(list(pool.values()), sequences):
             variants = wanted[number]
             repeats = [repeat] if _is_random(variants) else range(len(self.draws))
             confusion = self._confusion(output, labels, size=size)
@@ -296,19 +298,6 @@ class FailureTally:
 def _is_random(variants: Sequence[Variant]) -> bool:
     """Whether another draw may change what the memory sees."""
     return any(level not in (CLEAN, ZERO) for _, level in variants)
-
-
-def _numbered(pool: dict[Variant, EncodedFrame]) -> tuple[list[EncodedFrame], dict[Variant, int]]:
-    """The frames, and the place of each variant; variants that are one frame have one place."""
-    frames: list[EncodedFrame] = []
-    places: dict[Variant, int] = {}
-    for variant, frame in pool.items():
-        known = next((place for place, other in enumerate(frames) if other is frame), None)
-        if known is None:
-            known = len(frames)
-            frames.append(frame)
-        places[variant] = known
-    return frames, places
 
 
 @dataclass(frozen=True)

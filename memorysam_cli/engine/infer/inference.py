@@ -20,7 +20,7 @@ from memorysam_cli.data.statistics import strangers, value_ranges
 from memorysam_cli.data.transforms import LONGEST, seen_size
 from memorysam_cli.dataset import DatasetInfo, Modality, ValueRange
 from memorysam_cli.engine import runtime
-from memorysam_cli.engine.infer.views import Network, View, show
+from memorysam_cli.engine.infer.views import Network, Shown, View, sensors_of, show
 from memorysam_cli.errors import DataError, UsageError, did_you_mean
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.storage import images
@@ -59,13 +59,16 @@ class Inference:
     """Processes that read ahead; 0 reads in this one."""
 
     @property
+    def sensors(self) -> list[int]:
+        """The places of ``modalities`` among all that the network was trained with."""
+        return sensors_of(self.modalities, self.known or self.modalities)
+
+    @property
     def stride(self) -> int:
         """Scenes that may share a forward pass: of large frames at their own resolution the logits are gigabytes."""
         return 1 if self.view.tile else self.batch
 
-    def shown(
-        self, network: Network, *, modalities: Sequence[Modality] | None = None, is_large: bool = False
-    ) -> Network:
+    def shown(self, network: Network, *, modalities: Sequence[Modality] | None = None, is_large: bool = False) -> Shown:
         """A network that takes frames as they are read, and sees them as the view says.
 
         Args:
@@ -83,7 +86,7 @@ class Inference:
         """Compute in the precision, as long as the context is open."""
         return runtime.computing(self.precision, torch.device(self.device))
 
-    def logits(self, network: Network, scenes: Iterable[Sequence[Tensor]]) -> Tensor:
+    def logits(self, network: Shown, scenes: Iterable[Sequence[Tensor]]) -> Tensor:
         """One forward pass: B scenes of M × (1, 3, H, W), of one size -> (B, K, H, W)."""
         # Moved before they are joined: only what the loader has pinned travels while the device computes.
         moved = ([part.to(self.device, non_blocking=True) for part in parts] for parts in zip(*scenes, strict=True))
@@ -177,7 +180,7 @@ def tell_untrained(recipe: Recipe, sets: Mapping[tuple[str, ...], int], view: Vi
 
 
 @contextmanager
-def inference_mode(network: Network) -> Iterator[None]:
+def inference_mode(network: Shown) -> Iterator[None]:
     """No gradients, no dropout; the network's mode is restored afterwards, also after an error."""
     was_training = network.training
     network.eval()

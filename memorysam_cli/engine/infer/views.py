@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +30,8 @@ SIGNS = {"mirror": (1, 1, 1), "negate_sine": (-1, 1, -1), "negate_cosine": (1, -
 """What a horizontal flip does to the values of [sine, cosine, sine], by ``Modality.flip``."""
 
 
-class Network(Protocol):
-    """What inference needs of a model, be it loaded from a file or still in training."""
+class Shown(Protocol):
+    """What inference needs of a model as a view shows it scenes: it knows which sensors its frames are of."""
 
     @property
     def training(self) -> bool:
@@ -45,6 +45,13 @@ class Network(Protocol):
 
     def logits(self, frames: list[Tensor]) -> Tensor:
         """M × (B, 3, H, W) -> (B, K, H, W)."""
+
+
+class Network(Shown, Protocol):
+    """What inference needs of a model, be it loaded from a file or still in training."""
+
+    def logits(self, frames: list[Tensor], *, sensors: Sequence[int] | None = None) -> Tensor:
+        """M × (B, 3, H, W) -> (B, K, H, W); which sensors they are of must be said where some are missing."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ class View:
 
 def show(
     network: Network, view: View, *, modalities: Sequence[Modality], known: Sequence[Modality], size: int
-) -> Network:
+) -> Shown:
     """A network that sees scenes as a view shows them; the network itself where the view changes nothing.
 
     Args:
@@ -94,19 +101,23 @@ def show(
         known: all that the network was trained with, in the order of the memory.
         size: the network's, in pixels.
     """
-    if view.missing == "zero" and len(modalities) < len(known):
-        network = WithZeros(network, modalities=modalities, known=known)
+    shown: Shown = network
+    if len(modalities) < len(known):
+        shown = (WithZeros if view.missing == "zero" else WithSensors)(network, modalities=modalities, known=known)
     if view.scales:
-        network = Augmented(network, modalities=modalities, scales=view.scales)
+        shown = Augmented(shown, modalities=modalities, scales=view.scales)
     if view.tile:
-        network = Tiled(network, size=size, overlap=view.overlap)
-    return network
+        shown = Tiled(shown, size=size, overlap=view.overlap)
+    return shown
 
 
-class Wrapper:
+Inner = TypeVar("Inner", bound=Shown)
+
+
+class Wrapper(Generic[Inner]):
     """A network in front of another one, whose mode it shares."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Inner) -> None:
         self.network = network
 
     @property
@@ -125,7 +136,28 @@ class Wrapper:
         return self
 
 
-class WithZeros(Wrapper):
+class WithSensors(Wrapper[Network]):
+    """Says which sensors the frames are of where some are missing; WithZeros needs not, for it fills their places.
+
+    Args:
+        network: takes frames of any of its sensors.
+        modalities: those that are given, in the order of ``known``.
+        known: all, in the order of the memory.
+
+    Raises:
+        ValueError: a given modality is not known, or the order is another.
+    """
+
+    def __init__(self, network: Network, *, modalities: Sequence[Modality], known: Sequence[Modality]) -> None:
+        super().__init__(network)
+        self.sensors = sensors_of(modalities, known)
+
+    def logits(self, frames: list[Tensor]) -> Tensor:
+        """Given M × (B, 3, H, W) -> (B, K, H, W)."""
+        return self.network.logits(frames, sensors=self.sensors)
+
+
+class WithZeros(Wrapper[Shown]):
     """Feeds zeros in the place of modalities that are not given, as the literature's benchmarks do.
 
     Args:
@@ -139,12 +171,10 @@ class WithZeros(Wrapper):
     Source: DATASETS §1.6: zero after normalization, which is the mean color for RGB and black for the others.
     """
 
-    def __init__(self, network: Network, *, modalities: Sequence[Modality], known: Sequence[Modality]) -> None:
+    def __init__(self, network: Shown, *, modalities: Sequence[Modality], known: Sequence[Modality]) -> None:
         super().__init__(network)
-        given = [modality.name for modality in modalities]
-        self.is_given = [modality.name in given for modality in known]
-        if given != [modality.name for modality in known if modality.name in given]:
-            raise ValueError(f"modalities {', '.join(given)} are not those of the network in its order")
+        given = sensors_of(modalities, known)
+        self.is_given = [place in given for place in range(len(known))]
 
     def logits(self, frames: list[Tensor]) -> Tensor:
         """Given M × (B, 3, H, W) -> (B, K, H, W)."""
@@ -153,7 +183,19 @@ class WithZeros(Wrapper):
         return self.network.logits([next(rest) if is_given else zero for is_given in self.is_given])
 
 
-class Augmented(Wrapper):
+def sensors_of(modalities: Sequence[Modality], known: Sequence[Modality]) -> list[int]:
+    """The places of given modalities among all that a network knows.
+
+    Raises:
+        ValueError: one is not known, or they come in another order.
+    """
+    given = [modality.name for modality in modalities]
+    if given != [modality.name for modality in known if modality.name in given]:
+        raise ValueError(f"modalities {', '.join(given)} are not those of the network in its order")
+    return [place for place, modality in enumerate(known) if modality.name in given]
+
+
+class Augmented(Wrapper[Shown]):
     """Averages the probabilities over scales, each seen as it is and mirrored.
 
     Args:
@@ -170,7 +212,7 @@ class Augmented(Wrapper):
     """
 
     def __init__(
-        self, network: Network, *, modalities: Sequence[Modality], scales: Sequence[float], flip: bool = True
+        self, network: Shown, *, modalities: Sequence[Modality], scales: Sequence[float], flip: bool = True
     ) -> None:
         super().__init__(network)
         if not scales or not all(scale > 0 for scale in scales):
@@ -198,7 +240,7 @@ class Augmented(Wrapper):
         return _resized(back, size=(height, width), how="bilinear")
 
 
-class Tiled(Wrapper):
+class Tiled(Wrapper[Shown]):
     """Looks at large frames through overlapping windows, and blends their probabilities smoothly.
 
     Args:
@@ -210,7 +252,7 @@ class Tiled(Wrapper):
         ValueError: a size that is no positive multiple of 32, or an overlap outside 0 ≤ overlap < 1.
     """
 
-    def __init__(self, network: Network, *, size: int, overlap: float) -> None:
+    def __init__(self, network: Shown, *, size: int, overlap: float) -> None:
         super().__init__(network)
         if size <= 0 or size % STRIDE or not 0 <= overlap < 1:
             raise ValueError(

@@ -213,9 +213,9 @@ class _Clocked:
     def train(self, mode: bool = True) -> None:
         self._network.train(mode)
 
-    def logits(self, frames: list[Tensor]) -> Tensor:
+    def logits(self, frames: list[Tensor], *, sensors: Sequence[int] | None = None) -> Tensor:
         self.begun.append(time.perf_counter())
-        return self._network.logits(frames)
+        return self._network.logits(frames, sensors=sensors)
 
 
 def _batches(manifest: Manifest, recipe: Recipe, count: int) -> Iterable[Batch]:

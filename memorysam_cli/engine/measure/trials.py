@@ -27,7 +27,7 @@ from memorysam_cli import recipe as recipes
 from memorysam_cli.engine import runtime, surroundings
 from memorysam_cli.engine.infer.decision import class_map
 from memorysam_cli.engine.infer.inference import inference_mode
-from memorysam_cli.engine.infer.views import Network
+from memorysam_cli.engine.infer.views import Shown
 from memorysam_cli.engine.measure.plain import Plain, PlainLearner
 from memorysam_cli.engine.measure.rates import synchronize
 from memorysam_cli.engine.measure.workload import Frames, made_up_batch, made_up_dataset
@@ -363,7 +363,7 @@ def _predict(trial: Trial, device: torch.device, tell: Tell) -> None:
         _look(network, trial, device=device, tell=tell, name="peak")
 
 
-def _look(network: Network, trial: Trial, *, device: torch.device, tell: Tell, name: str) -> None:
+def _look(network: Shown, trial: Trial, *, device: torch.device, tell: Tell, name: str) -> None:
     """Forward passes with the decision."""
     size = trial.recipe.data.image_size
     frames = trial.frames or Frames(((size, size),), (size, size))
@@ -383,7 +383,7 @@ def _network(trial: Trial) -> Segmenter:
     return build_for_measuring(trial.recipe, made_up_dataset(trial.recipe, classes=trial.classes))
 
 
-def _score(network: Network, trial: Trial, frames: Frames, *, device: torch.device) -> None:
+def _score(network: Shown, trial: Trial, frames: Frames, *, device: torch.device) -> None:
     """One batch of the largest scenes, held as scoring holds them."""
     seen = [network.logits(_frames(trial, *size, device=device)) for size in frames.inputs]
     for scenes in zip(*seen, strict=True):

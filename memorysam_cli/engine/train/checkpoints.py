@@ -41,7 +41,8 @@ MAY_CHANGE = {
 """Recipe keys that say how the work is done and how long; what is computed may not change in a run. Of ``model.init``
 and ``robust.teacher.weights`` the content counts, not the path."""
 DEFAULTS_BEFORE = {
-    "model.fusion": "mean", "model.order": "recipe", "data.antialias": None, "augment.blur_after_crop": False,
+    "model.fusion": "mean", "model.order": "recipe", "model.modality_embedding": False, "model.memory_mask": "best",
+    "data.antialias": None, "augment.blur_after_crop": False,
     "ohem.class_weights": "none", "ohem.label_smoothing": 0.0,
     "augment.rotate": 0.0, "augment.stretch": [1.0, 1.0], "augment.degrade": 0.0, "optim.ema": 0.0,
     **dict(comparing.leaves({"robust": Robust().model_dump(mode="json")})), "teacher weights": None,

@@ -20,7 +20,7 @@ from memorysam_cli.engine.infer.inference import compared
 from memorysam_cli.engine.train.objective import teacher_file
 from memorysam_cli.errors import WeightsError
 from memorysam_cli.model import Segmenter, base_weights
-from memorysam_cli.model.network import MEMORY
+from memorysam_cli.model.network import MEMORY, NOTES
 from memorysam_cli.model.weights import WeightsCard, fill_own, own_tensors, read, read_card
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.storage import tensors
@@ -149,11 +149,15 @@ def load_initial(network: Segmenter, name: str) -> Initial:
 
 def _shares_shape(initial: WeightsCard, ours: WeightsCard) -> bool:
     """Whether all tensors of one mean the same in the other, so that a file must have exactly these."""
+    then, now = initial.recipe, ours.recipe
     return (
         initial.tokens == ours.tokens
+        and then.model.modality_embedding == now.model.modality_embedding
+        and (then.data.modalities == now.data.modalities or not now.model.modality_embedding)
+        and then.model.memory_mask == now.model.memory_mask
         and initial.dataset.classes == ours.dataset.classes
         and (len(initial.modalities) == 1) == (len(ours.modalities) == 1)
-        and initial.recipe.model.fusion == ours.recipe.model.fusion
+        and then.model.fusion == now.model.fusion
     )
 
 
@@ -166,6 +170,7 @@ def _fitting(
     """
     pairs = {0: 0} | {there + 1: here + 1 for there, here in _same_classes(card, network.card)}
     from_token = {here: there for there, here in pairs.items()}
+    state = {**state, **_memory_notes(state, card, network.card, own)}
     filled, fresh = {}, []
     for name, tensor in own.items():
         filled[name] = tensor.clone()
@@ -184,6 +189,23 @@ def _fitting(
     unused = [name for name in state if name not in own and not _HEADS.fullmatch(name)]
     notes = [f"{len(rest)} tensors begin as in the base, or fresh: {_parts(rest)}"] if rest else []
     return filled, fresh, notes + ([f"{len(unused)} tensors are not used here: {_parts(unused)}"] if unused else [])
+
+
+def _memory_notes(
+    state: Mapping[str, Tensor], initial: WeightsCard, ours: WeightsCard, own: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """What memories say beside SAM 2's, where both have it, by the names of sensors and classes."""
+    found = {
+        name: own[name].clone() for name in (f"{NOTES}sensors", f"{NOTES}classes") if name in own and name in state
+    }
+    if (name := f"{NOTES}sensors") in found:  # (M, C_m)
+        then, now = initial.recipe.data.modalities, ours.recipe.data.modalities
+        for sensor in set(then) & set(now):
+            found[name][now.index(sensor)] = state[name][then.index(sensor)]
+    if (name := f"{NOTES}classes") in found:  # (C_m, K, 1, 1)
+        for there, here in _same_classes(initial, ours):
+            found[name][:, here] = state[name][:, there]
+    return found
 
 
 def _parts(names: Sequence[str]) -> str:

@@ -379,6 +379,11 @@ def _refuse_other_networks(card: WeightsCard, *, where: str) -> None:
             f"{where}: its fusion is '{shown(model.fusion)}'; the upstream code knows the mean only; "
             "use --format merged"
         )
+    for key, paper in {"modality_embedding": False, "memory_mask": "best"}.items():
+        if getattr(model, key) != paper:
+            raise WeightsError(
+                f"{where}: was trained with model.{key}; the upstream code has no place for it; use --format merged"
+            )
 
 
 def _scale(card: WeightsCard, *, where: str) -> float:

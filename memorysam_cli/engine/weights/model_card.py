@@ -20,7 +20,7 @@ from memorysam_cli.model.weights import WeightsCard, load_unmerged, read_card
 from memorysam_cli.report import console
 from memorysam_cli.storage import documents, tensors
 from memorysam_cli.storage.hub import CARD, Upload
-from memorysam_cli.text import command, shown, typed
+from memorysam_cli.text import command, shown
 
 LICENSE = "apache-2.0"
 """SAM 2's, of which all weights are made, and ours."""
@@ -269,15 +269,14 @@ def _classes(card: WeightsCard) -> str:
 
 
 def _use(facts: CardFacts, *, repo: str | None) -> str:
-    name = typed(facts.file.name)
-    fetch = f"hf download {repo} {name} --local-dir .\n" if repo else ""
+    address = f"hf://{repo}/{facts.file.name}" if repo else facts.file.name
     sensors = ", ".join(repr(modality.name) for modality in facts.card.modalities)
-    predict = command("predict", "SCENES", "--weights", facts.file.name, "--out", "predictions")
-    shell = f"pip install memorysam\n{fetch}{predict}\n"
+    predict = command("predict", "SCENES", "--weights", address, "--out", "predictions")
+    shell = f"pip install memorysam\n{predict}\n"
     python = (
         "import torch\n"
         "from memorysam_cli.model import load\n\n"
-        f"network = load({facts.file.name!r})\n"
+        f"network = load({address!r})\n"
         f"# One (B, 3, H, W) float32 tensor per sensor, normalised as above: {sensors}\n"
         f"size = {facts.card.image_size}\n"
         "frames = [torch.zeros(1, 3, size, size) for _ in network.card.modalities]\n"

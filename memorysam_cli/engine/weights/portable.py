@@ -29,6 +29,7 @@ from memorysam_cli import __version__
 from memorysam_cli.encoders import products
 from memorysam_cli.engine.infer.decision import ONE_BYTE
 from memorysam_cli.engine.infer.inference import choose_modalities
+from memorysam_cli.engine.infer.views import sensors_of
 from memorysam_cli.errors import CheckFailedError, UsageError
 from memorysam_cli.model import Segmenter, load
 from memorysam_cli.model.backbone import RotaryAttention
@@ -62,6 +63,8 @@ class GraphShape(NamedTuple):
     modalities: int
     height: int
     width: int
+    sensors: tuple[int, ...] = ()
+    """Which they are, by their places among those of the weights; empty: all."""
 
     @property
     def frames(self) -> tuple[int, int, int, int, int]:
@@ -126,7 +129,7 @@ def export(
         raise UsageError(f"--size {height}x{width}: height and width must be multiples of 32")
     values = sum(math.prod(each) for each in base_shapes(card.base.backbone).values())
     atomic.refuse_unwritable(out.parent, needed_bytes=4 * values)  # float32; and little more
-    shape = GraphShape(batch, len(chosen), height, width)
+    shape = GraphShape(batch, len(chosen), height, width, tuple(sensors_of(chosen, card.modalities)))
     digest = tensors.sha256(path)
     about = describe(card, [modality.name for modality in chosen], shape, form=form, digest=digest)
     with _quiet():
@@ -170,7 +173,7 @@ def describe(
         form: of the file.
         digest: SHA-256 of the weights file.
     """
-    batch, _, height, width = shape
+    batch, height, width = shape.batch, shape.height, shape.width
     keys = ("name", "kind", "channels", "scale", "offset", "mean", "std", "nodata", "interpolation", "antialias")
     known = {modality.name: modality for modality in card.modalities}
     sensors = [known[name].model_dump(mode="json") for name in modalities]
@@ -202,7 +205,7 @@ def trace(network: Segmenter, shape: GraphShape) -> torch.export.ExportedProgram
         network: loaded for use; changed, and of no other use afterwards.
         shape: of the graph; height and width divisible by 32.
     """
-    traceable, example = Traceable(network).eval(), torch.zeros(shape.frames)
+    traceable, example = Traceable(network, shape.sensors).eval(), torch.zeros(shape.frames)
     with _plain_products():
         # The first run makes the tables of this size, the second one SAM2's position encodings, which the making of
         # the tables forgets; the graph then has both as constants.
@@ -219,15 +222,17 @@ class Traceable(nn.Module):
 
     Args:
         network: loaded for use (LoRA merged, eval mode, on the CPU); it is changed and of no other use afterwards.
+        sensors: which of its sensors the frames will be of; empty: all.
     """
 
-    def __init__(self, network: Segmenter) -> None:
+    def __init__(self, network: Segmenter, sensors: Sequence[int]) -> None:
         super().__init__()
         network.use_plain_encoder()
         for module in network.modules():
             if isinstance(module, RotaryAttention):
                 module.rotate = rotate_in_real_numbers
         self.network = network
+        self.sensors = tuple(sensors) or tuple(range(len(network.card.modalities)))
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Segment.
@@ -241,11 +246,11 @@ class Traceable(nn.Module):
         """
         network, (batch, modalities) = self.network, frames.shape[:2]
         # (B, M, 3, H, W) -> (M·B, 3, H, W): all frames in one call, frame after frame.
-        together = network.encode([frames.transpose(0, 1).flatten(0, 1)])[0]
+        together = network.encode([frames.transpose(0, 1).flatten(0, 1)], sensors=self.sensors[:1])[0]
         parts = (
             torch.split(part, batch) for part in (together.fine, together.middle, together.coarse, together.position)
         )
-        pool = [EncodedFrame(*each) for each in zip(*parts, strict=True)]
+        pool = [EncodedFrame(*each) for each in zip(*parts, self.sensors, strict=True)]
         _, output = next(network.outputs(pool, [range(modalities)]))
         # The gate's shift is one number for every class and pixel: it changes neither class nor probability.
         logits = output.logits[:, : network.classes]
@@ -327,7 +332,7 @@ def compare(network: Segmenter, run: Run, shape: GraphShape) -> Likeness:
     for seed in range(TRIALS):
         frames = torch.randn(shape.frames, generator=torch.Generator().manual_seed(seed))
         with torch.inference_mode():
-            output = network(list(frames.unbind(1)))
+            output = network(list(frames.unbind(1)), sensors=shape.sensors or None)
             expected = output.logits[:, : network.classes]
             classes = network.upsample(output, size=(shape.height, shape.width)).argmax(dim=1)
         logits, mask, _ = run(frames.numpy())

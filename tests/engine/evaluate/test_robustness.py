@@ -191,9 +191,9 @@ def test_each_modality_and_each_corruption_is_encoded_once_per_batch(
     encoded: list[tuple[int, int]] = []
     encode = MemorySAM.encode
 
-    def counted(self: MemorySAM, frames: Sequence[Tensor]) -> Any:
+    def counted(self: MemorySAM, frames: Sequence[Tensor], **options: Any) -> Any:
         encoded.append((len(frames), frames[0].shape[0]))
-        return encode(self, frames)
+        return encode(self, frames, **options)
 
     monkeypatch.setattr(MemorySAM, "encode", counted)
     scenes = [scene for scene in data.of_split("val") if scene.condition == "fog"]  # three of one size
@@ -354,3 +354,27 @@ def test_two_processes_count_what_one_counts(
     together = shares[0].confusions + shares[1].confusions
     for found, wanted in zip(together.flatten(0, 1), whole.confusions.flatten(0, 1), strict=True):
         assert_counts(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("kind", "missing", "wanted"),
+    [("any", "drop", {(1, 2), (1,), (2,)}), ("any", "zero", {(1, 2)}), ("rmm", "drop", {(1, 2)})],
+)
+def test_every_frame_knows_its_sensor_zeros_and_spoilt_ones_too(
+    kind: Any, missing: Any, wanted: set[Any], model: MemorySAM, data: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of weights of three sensors the first is not given: the others stand at the places 1 and 2."""
+    seen, honest = set[tuple[int, ...]](), MemorySAM.outputs
+
+    def outputs(self: MemorySAM, pool: Any, sequences: Any) -> Any:
+        seen.update(tuple(pool[place].sensor for place in places) for places in sequences)
+        return honest(self, pool, sequences)
+
+    monkeypatch.setattr(MemorySAM, "outputs", outputs)
+    first = MODALITIES[0].model_copy(update={"name": "first"})
+    scenes = [scene for scene in data.of_split("val") if scene.condition == "fog"][:1]
+    inference = Inference(
+        MODALITIES, SIZE, "cpu", known=(first, *MODALITIES), view=View(missing=missing), workers=0
+    )  # fmt: skip
+    run(model, data, kind=kind, scenes=scenes, inference=inference)
+    assert seen == wanted

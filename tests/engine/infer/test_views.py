@@ -27,9 +27,9 @@ ANGLE = Modality(name="aolp", kind="angle", flip="negate_sine")
 class Noting(Brightness):
     """Keeps the frames that it was given."""
 
-    def logits(self, frames: list[Tensor]) -> Tensor:
+    def logits(self, frames: list[Tensor], **options: Any) -> Tensor:
         self.given = frames
-        return super().logits(frames)
+        return super().logits(frames, **options)
 
 
 class OfPixels:
@@ -278,8 +278,16 @@ def test_impossible_windows_are_refused(size: int, overlap: float) -> None:
 def test_the_plain_view_is_the_network_itself() -> None:
     network = Brightness()
     assert views.show(network, View(), modalities=SENSORS, known=SENSORS, size=64) is network
-    assert views.show(network, View(), modalities=SENSORS[:2], known=SENSORS, size=64) is network
     assert views.show(network, View(missing="zero"), modalities=SENSORS, known=SENSORS, size=64) is network
+
+
+@pytest.mark.parametrize("view", [View(), View(scales=(0.5, 1)), View(tile=True), View(scales=(1,), tile=True)])
+def test_a_network_learns_which_sensors_are_there_whatever_the_view(view: View) -> None:
+    network = Brightness()
+    views.show(network, view, modalities=[SENSORS[1], SENSORS[3]], known=SENSORS, size=64).logits(
+        random_frames(2, size=(64, 128))
+    )
+    assert network.sensors == [1, 3]
 
 
 def test_each_window_is_augmented_and_completed_by_zeros() -> None:

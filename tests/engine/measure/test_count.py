@@ -153,6 +153,13 @@ def test_every_backbone_can_be_counted_without_weights(backbone: str) -> None:
 SIZES = {
     "nano, one sensor": ["model.backbone=nano", "data.image_size=256", "train.batch=1", "data.modalities=[a]"],
     "nano, a batch of two sensors": ["model.backbone=nano", "data.image_size=192", "train.batch=4"],
+    "nano, second looks and notes": [
+        "data.image_size=192",
+        "train.batch=2",
+        "model.fusion=two_pass",
+        "model.modality_embedding=true",
+        "model.memory_mask=classes",
+    ],
     "tiny": ["model.backbone=sam2-hiera-tiny", "data.image_size=128", "train.batch=1"],
 }
 TOLERANCE = (0.95, 1.4)

@@ -9,14 +9,20 @@ import pytest
 import torch
 
 from memorysam_cli.data.manifest import Manifest
+from memorysam_cli.engine.measure import count
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.train import checkpoints
+from memorysam_cli.engine.train.initial import load_initial
+from memorysam_cli.model import load
+from memorysam_cli.model.weights import build_for_training, save
 from memorysam_cli.recipe import Recipe
 
 from .test_learner import batch_of, gradients_of, learner_of, part
 from .test_trainer import changed, start, state_of
 
-BEYOND: dict[str, Any] = {"fusion": "two_pass", "order": "shuffled"}
+BEYOND: dict[str, Any] = {
+    "fusion": "two_pass", "order": "shuffled", "modality_embedding": True, "memory_mask": "classes"
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -30,7 +36,12 @@ def test_a_resumed_run_ends_bit_for_bit_the_same(beyond: Recipe, rendered: Manif
     path, _ = checkpoints.newest_valid(RunFolder(tmp_path / "run").checkpoints)
     torch.rand(17)  # whatever the process did before must not matter
     start(beyond, rendered, tmp_path / "run", resume=path)
-    torch.testing.assert_close(state_of(tmp_path / "run"), state_of(whole.run), rtol=0, atol=0)
+    state = state_of(tmp_path / "run")
+    torch.testing.assert_close(state, state_of(whole.run), rtol=0, atol=0)
+    loaded = load(whole.last).notes.state_dict()
+    assert loaded.keys() == {"sensors", "classes"}
+    for name, tensor in loaded.items():
+        assert torch.equal(tensor, state[f"notes.{name}"]) and bool(tensor.any())
 
 
 def test_accumulated_batches_are_one_large_batch(beyond: Recipe, rendered: Manifest) -> None:
@@ -38,7 +49,7 @@ def test_accumulated_batches_are_one_large_batch(beyond: Recipe, rendered: Manif
     recipe, whole = changed(beyond, "model", order="recipe"), batch_of(4)
     parts = [part(whole, slice(*pair)) for pair in ((0, 1), (1, 4))]
     wanted, found = (gradients_of(learner_of(recipe, rendered), batches) for batches in ([whole], parts))
-    assert wanted.keys() == found.keys()
+    assert wanted.keys() == found.keys() == learner_of(recipe, rendered).parameters.keys()
     for name, gradient in wanted.items():
         scale = float(gradient.abs().max())
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * scale + 1e-8, msg=name)
@@ -61,3 +72,48 @@ def test_an_accumulated_batch_is_seen_in_the_same_order_both_times(
     batches = [batch_of(1, seed=seed) for seed in range(6)]
     learner.learn(batches, rate=1e-3)
     assert orders[:5] == orders[:5:-1] and {tuple(order) for order in orders} == {(0, 1), (1, 0)}
+
+
+def test_one_sensor_trains_with_its_notes_at_rest(beyond: Recipe, rendered: Manifest, tmp_path: Path) -> None:
+    recipe = changed(changed(beyond, "data", modalities=("img",)), "train", max_steps=1)
+    result = start(recipe, rendered, tmp_path / "run")
+    assert not any(bool(tensor.any()) for tensor in load(result.last).notes.parameters())
+
+
+def test_a_run_can_begin_from_the_paper_s_network_and_from_other_sensors_notes(
+    small: Recipe, beyond: Recipe, rendered: Manifest, tmp_path: Path
+) -> None:
+    """What the initial weights lack starts at zero; a sensor keeps its embedding, wherever it stands."""
+    paper, noted = build_for_training(small, rendered.info), build_for_training(beyond, rendered.info)
+    with torch.no_grad():
+        for network in (paper, noted):
+            network.sam.no_mem_embed.add_(1.0)
+            for tensor in network.notes.parameters():
+                tensor.normal_()
+        noted.notes.sensors[1] = 7.0  # type: ignore[index]
+    path = tmp_path / "initial.safetensors"
+    save(paper, path)
+    found = build_for_training(beyond, rendered.info)
+    load_initial(found, str(path))
+    torch.testing.assert_close(found.sam.no_mem_embed, paper.sam.no_mem_embed, rtol=0, atol=0)
+    assert not any(bool(tensor.any()) for tensor in found.notes.parameters())
+    save(noted, path)
+    found = build_for_training(changed(beyond, "data", modalities=("lidar", "depth", "event")), rendered.info)
+    load_initial(found, str(path))
+    assert found.notes.sensors is not None
+    assert [sorted({float(value) for value in row}) for row in found.notes.sensors.detach()] == [[0.0], [7.0], [0.0]]
+    torch.testing.assert_close(found.notes.classes, noted.notes.classes, rtol=0, atol=0)
+    told = load_initial(build_for_training(small, rendered.info), str(path))
+    assert [note for note in told.notes if "2 tensors are not used here: notes" in note]
+
+
+def test_its_memory_is_counted(beyond: Recipe, rendered: Manifest) -> None:
+    """Second looks keep more alive; notes are weights like others."""
+    plain, more = (
+        count.training(changed(beyond, "model", fusion=fusion), classes=25) for fusion in ("mean", "two_pass")
+    )
+    assert more.activations > 1.2 * plain.activations and more.weights == plain.weights
+    width = build_for_training(beyond, rendered.info).sam.mem_dim
+    paper = count.training(changed(beyond, "model", modality_embedding=False, memory_mask="best"), classes=25)
+    blocks = [-(-4 * values // 512) * 512 for values in (2 * width, 25 * width)]  # two sensors, 25 classes
+    assert (more.weights - paper.weights, more.gradients - paper.gradients) == (sum(blocks), sum(blocks))

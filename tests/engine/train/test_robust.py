@@ -28,7 +28,7 @@ from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.errors import DataError, UsageError, WeightsError
 from memorysam_cli.losses.loss import LossInputs, Task
 from memorysam_cli.losses.ohem import ohem_mean, pixel_losses
-from memorysam_cli.losses.robust import SingleLoss, TeacherLoss
+from memorysam_cli.losses.robust import PrefixLoss, SingleLoss, TeacherLoss
 from memorysam_cli.model import load
 from memorysam_cli.model.weights import build_for_training, save
 from memorysam_cli.recipe import LossSettings, Recipe, Teacher
@@ -189,6 +189,40 @@ def test_the_loss_of_single_sensors_reaches_all_frames_equally() -> None:
     wanted[:, :, 4:] = 0
     for leaf in leaves:
         torch.testing.assert_close(leaf.grad, wanted)
+
+
+def test_the_beginnings_of_a_random_order_are_the_subsets(small: Recipe, rendered: Manifest) -> None:
+    """Of sensors that are seen in the order 1, 0 the first stands alone, as if the other were not there."""
+    content = small.model_dump(mode="json")
+    content["losses"], content["model"]["order"] = {"prefix": {"weight": 2.0}}, "shuffled"
+    recipe = recipes.parse(content, where="test")
+    learner, batch = learner_of(recipe, rendered), batch_of(2)
+    assert batch.label is not None
+    seen = set()
+    for seed in range(8):
+        torch.manual_seed(seed)
+        (order,) = [torch.randperm(2).tolist()]
+        torch.manual_seed(seed)
+        terms, _ = run(learner, [batch], None)
+        with torch.no_grad():
+            first = learner.network.eval()(batch.frames[order[0] : order[0] + 1]).logits[:, :25]
+            learner.network.train()
+        wanted = 2 * float(pixel_losses(first, batch.label).sum()) / int((batch.label != 255).sum())
+        assert terms["prefix"] == pytest.approx(wanted, rel=1e-5)
+        seen.add(order[0])
+    assert seen == {0, 1}
+    assert recipe.trained_subsets(zeroed=False) == (("img", "depth"), ("img",), ("depth",))
+    assert recipe.trained_subsets(zeroed=True) == (("img", "depth"),)
+
+
+def test_a_beginning_is_the_mean_of_its_frames() -> None:
+    """Of three frames; class 0 is right. The first has logits 0 and 0, the second 4 and 0; the third counts nowhere."""
+    task = Task(("a", "b"), FOUR[:3], width=5, device=torch.device("cpu"))
+    frames = [torch.zeros(1, 2, 8, 8) for _ in range(3)]
+    frames[1][:, 0] = 4
+    label = torch.zeros(1, 8, 8, dtype=torch.int64)
+    loss = PrefixLoss(LossSettings(), task)(LossInputs([frames[0]], [], [label], [], task, alone=[frames]))
+    assert loss.item() == pytest.approx((math.log(2) + math.log(1 + math.exp(-2))) / 2)
 
 
 def test_one_sensor_learns_as_if_nothing_were_asked_for_and_is_told(small: Recipe, rendered: Manifest) -> None:
