@@ -330,8 +330,10 @@ def _teacher_flops(recipe: Recipe) -> int:
         return 0
     network, size = _teacher_skeleton(file[1]), recipe.data.image_size
     frames = [torch.empty(1, 3, size, size, device=META)] * len(recipe.data.modalities)
+    with META, _NumbersFirst():
+        twin = Plain(network, backbone=file[1].recipe.model.backbone)
     with Tracker():
-        return rates.count_call_flops(Plain(network, backbone=file[1].recipe.model.backbone), frames).prediction
+        return rates.count_call_flops(twin, frames).prediction
 
 
 def _teacher_skeleton(card: WeightsCard) -> Segmenter:
