@@ -99,6 +99,7 @@ LOSSES = Registry(
         "focal": f"{_REGIONS}:FocalLoss",
         "lovasz": f"{_REGIONS}:LovaszLoss",
         "single": "memorysam_cli.losses.robust:SingleLoss",
+        "teacher": "memorysam_cli.losses.robust:TeacherLoss",
         "prefix": "memorysam_cli.losses.robust:PrefixLoss",
     },
 )

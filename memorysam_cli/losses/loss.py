@@ -79,6 +79,7 @@ class LossInputs:
             the frames are looked at; empty unless one of the losses :attr:`~Loss.reads_alone`.
         subset: (B, K, h, w), as ``logits``, of the update's second pass over some of the sensors; empty unless the
             recipe has one (``robust.subset``).
+        teacher: (B, K, h, w), what that pass shall say, without a graph; empty unless the recipe has a teacher.
     """
 
     logits: Sequence[Tensor]
@@ -90,6 +91,7 @@ class LossInputs:
     ignored: int = IGNORE
     alone: Sequence[Sequence[Tensor]] = ()
     subset: Sequence[Tensor] = ()
+    teacher: Sequence[Tensor] = ()
 
     def total(self, values: Tensor) -> Tensor:
         """A sum of this process, added up over all processes; as of :meth:`Exchange.sum`."""

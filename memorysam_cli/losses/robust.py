@@ -1,4 +1,4 @@
-"""The losses of training for failing sensors."""
+"""The losses of training for failing sensors: what each sensor says by itself, and what a teacher says instead."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import itertools
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from memorysam_cli.losses.loss import Loss, LossInputs
 from memorysam_cli.losses.ohem import pixel_losses
+from memorysam_cli.recipe import Teacher
 
 
 class SingleLoss(Loss):
@@ -43,6 +45,36 @@ class PrefixLoss(Loss):
 
     def __call__(self, inputs: LossInputs) -> Tensor:
         return _mean(inputs, _beginnings)
+
+
+class TeacherLoss(Loss):
+    """The mean over all labelled pixels of KL(teacher ‖ logits) · T², T being the temperature.
+
+    A pixel has the divergence of its cell at stride 4, so that nothing is upsampled.
+
+    Source: Hinton, Vinyals and Dean, arXiv 1503.02531, whose factor T² keeps the gradient's size for any T.
+    """
+
+    Settings = Teacher
+    settings: Teacher
+
+    def __call__(self, inputs: LossInputs) -> Tensor:
+        """``inputs.logits`` learn from ``inputs.teacher``."""
+        sums, counts = [], []
+        for logits, teacher, label in zip(inputs.logits, inputs.teacher, inputs.labels, strict=True):
+            cells = (logits.shape[-2], logits.shape[-1])
+            share = F.adaptive_avg_pool2d((label != inputs.ignored).float(), cells)  # (B, H, W) -> (B, h, w)
+            # A product, no selection: what is not a number shows, wherever it is.
+            sums.append((self._divergence(logits.float(), teacher.float()) * share).sum())
+            counts.append(share.sum())
+        count = inputs.total(torch.stack(counts).sum())
+        return inputs.total(torch.stack(sums).sum()) / torch.where(count > 0, count, 1.0)
+
+    def _divergence(self, logits: Tensor, teacher: Tensor) -> Tensor:
+        """(B, K, h, w) twice -> (B, h, w)."""
+        temperature = self.settings.temperature
+        ours, theirs = ((each / temperature).log_softmax(dim=1) for each in (logits, teacher))
+        return (theirs.exp() * (theirs - ours)).sum(dim=1) * temperature**2
 
 
 def _beginnings(frames: Sequence[Tensor]) -> list[Tensor]:

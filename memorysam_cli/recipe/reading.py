@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from memorysam_cli.dataset import Name
 from memorysam_cli.errors import DataError, UsageError, did_you_mean
 from memorysam_cli.recipe.refusals import first_fault, kind_of, line_of
-from memorysam_cli.recipe.schema import SUBSET, UNKNOWN_NAME, LossSettings, Recipe, Section, without_retired
+from memorysam_cli.recipe.schema import SUBSET, TEACHER, UNKNOWN_NAME, LossSettings, Recipe, Section, without_retired
 from memorysam_cli.registry import HINT, LOSSES, add_files
 from memorysam_cli.storage.documents import parse_yaml, read_yaml
 from memorysam_cli.text import is_text, shown
@@ -401,12 +401,12 @@ def _complete_losses(recipe: Recipe) -> Recipe:
 
 def _settings(recipe: Recipe, name: str) -> dict[str, Any]:
     """All settings of a further loss as plain values."""
-    own = [each for each in Recipe.model_fields if each in LOSSES]
+    own = [each for each in (*Recipe.model_fields, TEACHER) if each in LOSSES]
     if name in own:
         raise _RefusedError(
             ("losses", name), f"losses.{name}: has a section of its own; write {name}: at the top level"
         )
-    if name == SUBSET:
+    if name in (SUBSET, TEACHER):
         raise _RefusedError(("losses", name), f"losses.{name}: has a section of its own; write robust.{name}")
     if name in NOT_FOR_LOSSES:
         raise _RefusedError(("losses", name), f"losses: '{name}' is what metrics.jsonl calls something else")

@@ -35,8 +35,8 @@ UNKNOWN_NAME = "unknown_name"
 LORA_TARGETS = ("q", "k", "v", "proj")
 """Of the encoders that come with memorysam; others have names of their own."""
 
-SUBSET = "subset"
-"""What the cross entropy of ``robust.subset`` is called among the losses."""
+SUBSET, TEACHER = "subset", "teacher"
+"""What the terms of ``robust.subset`` and ``robust.teacher`` are called among the losses."""
 
 DEFAULT = "default"
 """The recipe of a training that names none."""
@@ -313,10 +313,29 @@ class Subset(Section):
     """How many times as likely as another sensor a weak one is to be drawn."""
 
 
+class Teacher(Section):
+    """What the second pass says of each pixel comes closer to what all sensors say of it together."""
+
+    weight: float = Field(default=0.0, ge=0)
+    """What their divergence (KL, times the square of ``temperature``) is multiplied by before it is added; 0: none. The
+    second pass is that of ``robust.subset``, whose own weight may be 0."""
+    temperature: float = Field(default=2.0, gt=0, le=1000)
+    """What logits are divided by first: above 1, classes that are less likely count more."""
+    weights: str | None = Field(default=None, min_length=1, pattern=_ONE_LINE)
+    """Trained weights of ours, of the same classes and sensors, that say it; they stay as they are. None: the network
+    in training says it by its first pass, which gets no gradient from this."""
+
+
 class Robust(Section):
     """Training for sensors that fail, which goes beyond the paper; off unless a recipe gives a weight."""
 
     subset: Subset = Subset()
+    teacher: Teacher = Teacher()
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The losses of the second pass by name, and their weights."""
+        return {SUBSET: self.subset.weight, TEACHER: self.teacher.weight}
 
 
 class Optim(Section):
@@ -411,14 +430,14 @@ class Recipe(Section):
     @property
     def terms(self) -> tuple[str, ...]:
         """The names of all losses, in the order in which they are reported; the pixels' own comes first."""
-        on_subset = {SUBSET: self.robust.subset.weight} if self.trains_subsets else {}
-        return ("ohem", "spmm", *(name for name, weight in on_subset.items() if weight), *self.losses)
+        second = [name for name, weight in self.robust.weights.items() if weight and self.trains_subsets]
+        return ("ohem", "spmm", *second, *self.losses)
 
     @property
     def trains_subsets(self) -> bool:
         """Whether updates have a second pass over some of the sensors: of a single one there is no smaller set."""
         is_alone = len(self.data.modalities) == 1 and self.data.modalities != (ALL,)
-        return self.robust.subset.weight > 0 and not is_alone
+        return any(self.robust.weights.values()) and not is_alone
 
     def trained_subsets(self, *, zeroed: bool) -> tuple[tuple[str, ...], ...]:
         """The sets of sensors that training shows the network, all sensors first, in the order of the recipe.

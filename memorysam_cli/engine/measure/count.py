@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 from unittest import mock
 
@@ -28,6 +30,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from memorysam_cli.data.loader import Batch
 from memorysam_cli.encoders import hiera
@@ -36,10 +39,14 @@ from memorysam_cli.engine.infer.inference import inference_mode
 from memorysam_cli.engine.measure import rates
 from memorysam_cli.engine.measure.plain import Plain
 from memorysam_cli.engine.measure.workload import Frames, made_up_dataset
+from memorysam_cli.engine.train import objective
+from memorysam_cli.engine.train.objective import Moment, draw, teacher_file
 from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.losses import ohem
 from memorysam_cli.model import Segmenter
-from memorysam_cli.model.weights import build_for_measuring
+from memorysam_cli.model.fusion import Mean
+from memorysam_cli.model.memory import Look
+from memorysam_cli.model.weights import WeightsCard, build_for_measuring, read_card
 from memorysam_cli.recipe import Recipe
 
 Kind = Literal["cuda", "cpu"]
@@ -209,6 +216,8 @@ def training(recipe: Recipe, *, classes: int, kind: Kind = "cuda") -> Count:
         kind: for what device.
     """
     recipe, network = _counted(recipe), skeleton(recipe, classes=classes)
+    if (file := teacher_file(recipe)) is not None:
+        _teacher_skeleton(file[1])  # made now: constructors read numbers, which cannot be read while counting
     with _counting(kind, recipe.train.precision) as (tracker, accelerator):
         network = _fresh(network)
         tracker.note([*network.parameters(), *network.buffers()])
@@ -255,6 +264,8 @@ def prediction(recipe: Recipe, *, classes: int, frames: Frames | None = None, ki
 def training_flops(recipe: Recipe, *, classes: int) -> int:
     """The arithmetic that one scene's share of an update needs, by the plain network: nothing is recomputed.
 
+    What ``robust`` adds is the mean over the first updates of a run.
+
     Source: :func:`~memorysam_cli.engine.measure.rates.count_flops`. LoRA counts as on queries and values.
     """
     known = recipe.model.lora.model_copy(update={"targets": ("q", "v"), "dora": False, "dropout": 0.0})
@@ -265,7 +276,79 @@ def training_flops(recipe: Recipe, *, classes: int) -> int:
     size = recipe.data.image_size
     with Tracker():
         flops = rates.count_call_flops(twin, [torch.empty(1, 3, size, size, device=META)] * len(recipe.data.modalities))
-    return flops.training
+    return flops.training + _second_pass_flops(recipe, classes=classes) + _teacher_flops(recipe)
+
+
+UPDATES = 64
+"""So many updates' subsets are drawn to know what a second pass costs."""
+
+
+def _second_pass_flops(recipe: Recipe, *, classes: int) -> int:
+    """What the second pass of ``robust`` adds for a scene: looks that the first one does not have, forward and back.
+
+    Their weights are trained and their inputs have gradients, so the backward pass is twice the forward pass. A frame
+    of zeros is encoded once for a whole batch and not counted.
+    """
+    found = [draw(recipe, Moment(0, update, epochs=1.0)) for update in range(UPDATES)]
+    passes = [each.places for each in found if each is not None]
+    if not passes:
+        return 0
+    network = skeleton(recipe, classes=classes)
+    costs = _look_flops(network, recipe)
+    full = network.fusion.plan(range(len(recipe.data.modalities)))
+    looks = (look for places in passes for look in _looks_not_shared(network, network.fusion.plan(places), full))
+    return 3 * sum(costs[len(look.sees)] for look in looks) // UPDATES
+
+
+def _look_flops(network: Segmenter, recipe: Recipe) -> list[int]:
+    """Of one look at a scene's frame: item n where it sees n memories, the last of which was made for it."""
+    size, totals = recipe.data.image_size, [0]
+    with _counting("cuda", "fp32"), torch.no_grad():
+        fresh = _fresh(network).eval()
+        fresh.fusion = Mean()
+        pool = fresh.encode([torch.empty(1, 3, size, size, device=META)]) * len(recipe.data.modalities)
+        for length in range(1, len(pool) + 1):
+            with FlopCounterMode(display=False) as counter:
+                list(fresh.outputs(pool, [range(length)]))
+            totals.append(counter.get_total_flops())
+    return [after - before for before, after in itertools.pairwise(totals)]
+
+
+def _looks_not_shared(network: Segmenter, looks: Sequence[Look], full: Sequence[Look]) -> Sequence[Look]:
+    """The looks of a sequence after the beginning that the network computes once for it and the full one."""
+    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(looks, full, strict=False))
+    shared = len(list(pairs))
+    # SAM 2.1's pointers know how many frames there are.
+    knows_length = network.sam.add_tpos_enc_to_obj_ptrs and len(looks) != len(full)
+    return looks[min(shared, 1) if knows_length else shared :]
+
+
+def _teacher_flops(recipe: Recipe) -> int:
+    """What a teacher of its own weights adds for a scene: a prediction."""
+    file = teacher_file(recipe)
+    if file is None:
+        return 0
+    network, size = _teacher_skeleton(file[1]), recipe.data.image_size
+    frames = [torch.empty(1, 3, size, size, device=META)] * len(recipe.data.modalities)
+    with META, _NumbersFirst():
+        twin = Plain(network, backbone=file[1].recipe.model.backbone)
+    with Tracker():
+        return rates.count_call_flops(twin, frames).prediction
+
+
+def _teacher_skeleton(card: WeightsCard) -> Segmenter:
+    """The network of a weights file as it predicts, with sizes and no values."""
+    model = card.recipe.model.model_copy(update={"encoder": "frozen"})
+    return skeleton(card.recipe.model_copy(update={"model": model}), classes=len(card.dataset.classes))
+
+
+def _without_values(_: Any) -> Any:
+    """Loading a weights file: its network's sizes."""
+
+    def load(path: Path, _device: torch.device) -> Segmenter:
+        return _fresh(_teacher_skeleton(read_card(path))).requires_grad_(False).eval()
+
+    return load
 
 
 def skeleton(recipe: Recipe, *, classes: int) -> Segmenter:
@@ -504,6 +587,7 @@ _STAND_INS: Sequence[tuple[Any, str, Callable[[Any], Any]]] = (
     (F, "layer_norm", _in_full),
     *((Tensor, name, _in_full) for name in ("pow", "__pow__")),
     (Tensor, "tolist", _ones),
+    (objective, "load", _without_values),
 )
 """Owner, name, and what makes the stand-in. What autocast casts is limited to what our network and SAM2 call."""
 

@@ -24,7 +24,7 @@ from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.errors import DataError, DivergedError, MemorySamError, UsageError, WeightsError
 from memorysam_cli.model import base_weights
 from memorysam_cli.model.weights import Metric, fill_own, own_tensors
-from memorysam_cli.recipe import Recipe, Subset, comparing
+from memorysam_cli.recipe import Recipe, Robust, comparing
 from memorysam_cli.recipe.schema import is_retired
 from memorysam_cli.storage import atomic, documents, tensors
 
@@ -33,18 +33,19 @@ TENSORS = ("model", "optimizer", "rng")
 UPDATES = "updates"
 """The optimizer's tensor that keeps its file from being empty before the first update."""
 MAY_CHANGE = {
-    "name", "about", "extensions", "data.max_bad", "data.workers", "model.init", "train.checkpoint_minutes",
-    "train.checkpoint_steps", "train.keep_checkpoints", "train.max_steps", "train.patience", "train.saver",
+    "name", "about", "extensions", "data.max_bad", "data.workers", "model.init", "robust.teacher.weights",
+    "train.checkpoint_minutes", "train.checkpoint_steps", "train.keep_checkpoints", "train.max_steps",
+    "train.patience", "train.saver",
     "train.validate_every",
 }  # fmt: skip
 """Recipe keys that say how the work is done and how long; what is computed may not change in a run. Of ``model.init``
-the content counts, not the path."""
+and ``robust.teacher.weights`` the content counts, not the path."""
 DEFAULTS_BEFORE = {
     "model.fusion": "mean", "model.order": "recipe", "model.modality_embedding": False, "model.memory_mask": "best",
     "data.antialias": None, "augment.blur_after_crop": False,
     "ohem.class_weights": "none", "ohem.label_smoothing": 0.0,
     "augment.rotate": 0.0, "augment.stretch": [1.0, 1.0], "augment.degrade": 0.0, "optim.ema": 0.0,
-    **{f"robust.subset.{key}": value for key, value in Subset().model_dump(mode="json").items()},
+    **dict(comparing.leaves({"robust": Robust().model_dump(mode="json")})), "teacher weights": None,
 }  # fmt: skip
 """The values of keys that older recipes did not have."""
 NEWER = {"fresh"}
@@ -118,7 +119,9 @@ class CheckpointHeader:
     made_by: dict[str, Any]
 
 
-def identity_of(recipe: Recipe, *, dataset: str, base: str, initial: str | None) -> dict[str, Any]:
+def identity_of(
+    recipe: Recipe, *, dataset: str, base: str, initial: str | None, teacher: str | None = None
+) -> dict[str, Any]:
     """What must not change between a run and its continuation, by dotted key.
 
     Args:
@@ -126,10 +129,12 @@ def identity_of(recipe: Recipe, *, dataset: str, base: str, initial: str | None)
         dataset: the content hash of the data set.
         base: the SHA-256 of the base weights.
         initial: the SHA-256 of the weights that the run began from, if not from the base weights.
+        teacher: that of the weights of ``robust.teacher``, if it has any of its own.
     """
     values = dict(comparing.leaves(recipe.model_dump(mode="json")))
     kept = {key: value for key, value in values.items() if key not in MAY_CHANGE}
-    return {**kept, "data set": dataset, "base weights": base, "initial weights": initial}
+    sums = {"base weights": base, "initial weights": initial, "teacher weights": teacher}
+    return {**kept, "data set": dataset, **sums}
 
 
 def conditions(accelerator: Accelerator) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, equal
 
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine.infer.inference import compared
+from memorysam_cli.engine.train.objective import teacher_file
 from memorysam_cli.errors import WeightsError
 from memorysam_cli.model import Segmenter, base_weights
 from memorysam_cli.model.network import MEMORY, NOTES
@@ -24,6 +26,8 @@ from memorysam_cli.recipe import Recipe
 from memorysam_cli.storage import tensors
 from memorysam_cli.text import typed_path
 
+READING = {"mean", "std", "channels", "bands", "scale", "offset"}
+"""The settings of a sensor that decide what values the network sees."""
 _OTHER_WEIGHTS = "give other weights, or begin without --init"
 _DECODER = "sam.sam_mask_decoder."
 _HEADS = re.compile(re.escape(f"{_DECODER}output_hypernetworks_mlps.") + r"(\d+)\.(.+)")
@@ -61,6 +65,33 @@ def initial_sha256(recipe: Recipe, then: str | None = None) -> str | None:
         if then is not None:
             return then
         raise WeightsError(f"--init {path}: {_why_none(path)}; give weights of `memorysam train`")
+    return tensors.sha256(path)
+
+
+def teacher_sha256(recipe: Recipe, ours: WeightsCard) -> str | None:
+    """The SHA-256 of the weights that a recipe's teacher has; none where it has none of its own.
+
+    Args:
+        recipe: its ``robust.teacher.weights`` names the file.
+        ours: the card of the network in training.
+
+    Raises:
+        WeightsError: the file is not there or not ours, or its classes or sensors are not those of this run.
+    """
+    file = teacher_file(recipe)
+    if file is None:
+        return None
+    path, card = file
+    where, remedy = f"robust.teacher.weights: {path}", "give weights of the same classes and sensors"
+    if card.dataset.classes != ours.dataset.classes:
+        pairs = zip_longest(card.dataset.classes, ours.dataset.classes)
+        number, (theirs, here) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
+        raise WeightsError(f"{where}: its class {number} is {theirs!r}, that of this data set {here!r}; {remedy}")
+    theirs, here = ([modality.name for modality in each.modalities] for each in (card, ours))
+    if theirs != here:
+        raise WeightsError(f"{where}: was trained on {', '.join(theirs)}, this run is on {', '.join(here)}; {remedy}")
+    if changed := [each for each in _changed_settings(card, ours) if each.split()[1] in READING]:
+        raise WeightsError(f"{where}: reads its sensors otherwise: {', '.join(changed)}; {remedy}")
     return tensors.sha256(path)
 
 

@@ -81,6 +81,7 @@ class Trainer:
             self.initial = initial.initial_sha256(recipe)
             found = initial.load_initial(self.network, recipe.model.init)
             self.position.initial, self.position.fresh, self.notes = found.taken, found.fresh, found.notes
+        self.teacher = initial.teacher_sha256(recipe, self.network.card)
         self._refuse_differing()
         self.learner = Learner(self.network, recipe, accelerator=accelerator)
         self.validation = Validation(self.network, manifest, recipe, accelerator=accelerator)
@@ -99,7 +100,9 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         base, dataset = self.network.card.base.sha256, self.manifest.info.content_hash
-        return checkpoints.identity_of(self.recipe, dataset=dataset, base=base, initial=self.initial)
+        return checkpoints.identity_of(
+            self.recipe, dataset=dataset, base=base, initial=self.initial, teacher=self.teacher
+        )
 
     def refuse_other(self, checkpoint: Path) -> None:
         """Refuse a valid checkpoint that this training cannot continue; nothing is changed.

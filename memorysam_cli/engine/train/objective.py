@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +17,14 @@ from torch import Tensor, nn
 from memorysam_cli.data.loader import Batch, generator
 from memorysam_cli.engine.processes import exchange_of
 from memorysam_cli.engine.runtime import rng_state, set_rng_state
+from memorysam_cli.errors import WeightsError
 from memorysam_cli.losses.loss import Loss, LossInputs, Task
-from memorysam_cli.model import Segmenter
+from memorysam_cli.model import Segmenter, load
 from memorysam_cli.model.fusion import Output, Pass
-from memorysam_cli.recipe import SUBSET, Recipe, loss_settings
+from memorysam_cli.model.weights import WeightsCard, read_card
+from memorysam_cli.recipe import SUBSET, TEACHER, Recipe, loss_settings
 from memorysam_cli.registry import LOSSES
+from memorysam_cli.text import typed_path
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,10 @@ def _terms(recipe: Recipe, task: Task) -> Iterator[tuple[str, Term]]:
     """The recipe's losses in order: those that have a section of their own, then those below ``losses``."""
     yield "ohem", Term(LOSSES.get("ohem")(recipe.ohem, task), 1.0)
     yield "spmm", Term(LOSSES.get("spmm")(recipe.spmm, task), recipe.spmm.weight)
-    if SUBSET in recipe.terms:
-        yield SUBSET, Term(LOSSES.get("ohem")(recipe.ohem, task), recipe.robust.subset.weight, is_of_subset=True)
+    second = {SUBSET: ("ohem", recipe.ohem), TEACHER: ("teacher", recipe.robust.teacher)}
+    for name, (loss, settings) in second.items():
+        if name in recipe.terms:
+            yield name, Term(LOSSES.get(loss)(settings, task), recipe.robust.weights[name], is_of_subset=True)
     for name in recipe.losses:
         settings = loss_settings(recipe, name)
         yield name, Term(LOSSES.get(name)(settings, task), settings.weight)
@@ -179,6 +185,7 @@ class Gradients:
     def __init__(self, network: Segmenter, model: nn.Module, recipe: Recipe, *, accelerator: Accelerator) -> None:
         self.network, self.model, self.accelerator = network, model, accelerator
         self.objective = Objective(recipe, task_of(network, recipe, accelerator.device))
+        self._teacher = _teacher(recipe, self.objective.task)
         self._exchange = exchange_of(accelerator)
 
     def add(self, batches: Sequence[Batch], draw: Draw | None = None) -> Tensor:
@@ -273,7 +280,53 @@ class Gradients:
             exchange=self._exchange,
             alone=[[leaf[_alone(number)][:, :classes] for number in frames] for leaf in leaves],
             subset=[leaf[SUBSET][:, :classes] for leaf in leaves if SUBSET in leaf],
+            teacher=self._taught(leaves, batches) if TEACHER in self.objective.terms else (),
         )
+
+    def _taught(self, leaves: Sequence[Outputs], batches: Sequence[Batch]) -> list[Tensor]:
+        """What the second pass shall say of each batch."""
+        classes = len(self.objective.task.classes)
+        if self._teacher is None:
+            return [leaf["logits"][:, :classes].detach() for leaf in leaves]
+        with torch.no_grad(), self.accelerator.autocast():
+            outputs = [self._teacher(batch.to(self.accelerator.device).frames) for batch in batches]
+        return [output.logits[:, :classes] for output in outputs]
+
+
+def teacher_file(recipe: Recipe) -> tuple[Path, WeightsCard] | None:
+    """The file of ``robust.teacher.weights`` and its card; none where the recipe has no such teacher.
+
+    Raises:
+        WeightsError: it is not there, or not ours.
+    """
+    if TEACHER not in recipe.terms or recipe.robust.teacher.weights is None:
+        return None
+    path = typed_path(recipe.robust.teacher.weights)
+    if not path.is_file():
+        why = "is not a file" if path.exists() else "does not exist"
+        raise WeightsError(f"robust.teacher.weights: {path} {why}; give weights of `memorysam train`")
+    return path, read_card(path)
+
+
+def _teacher(recipe: Recipe, task: Task) -> Segmenter | None:
+    """The network of ``robust.teacher.weights``, which learns nothing; none where the recipe has no such teacher.
+
+    Raises:
+        WeightsError: the file is not ours, damaged, or of another number of classes or other sensors.
+    """
+    file = teacher_file(recipe)
+    if file is None:
+        return None
+    path, card = file
+    for what, theirs, ours in (
+        ("classes", len(card.dataset.classes), len(task.classes)),
+        ("sensors", ", ".join(card.recipe.data.modalities), ", ".join(task.modalities)),
+    ):
+        if theirs != ours:
+            raise WeightsError(
+                f"robust.teacher.weights: {path} has the {what} {theirs}, this run {ours}; give weights of the same"
+            )
+    return load(path, task.device)
 
 
 Outputs = dict[str, Tensor]

@@ -415,7 +415,7 @@ def introduction(
         yield f"averaged weights are validated and saved (optim.ema={recipe.optim.ema:g})"
     if len(modalities) == 1:
         yield "one modality: memory attention and memory encoder get no gradient and are frozen"
-        if recipe.robust.subset.weight and not recipe.trains_subsets:
-            yield "one modality: robust.subset has no smaller set of sensors to train and does nothing"
+        if any(recipe.robust.weights.values()):
+            yield "one modality: 'robust' has no smaller set of sensors to train and does nothing"
     if position.step:
         yield f"resumed at step {position.step}, epoch {position.epoch + 1}"

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +21,10 @@ from memorysam_cli.engine import runtime
 from memorysam_cli.engine.measure import count
 from memorysam_cli.engine.measure.count import META, Tracker
 from memorysam_cli.engine.measure.workload import Frames, made_up_batch, made_up_dataset
+from memorysam_cli.engine.train.objective import Moment, draw
 from memorysam_cli.engine.train.update import Learner
-from memorysam_cli.model.weights import build_for_measuring
+from memorysam_cli.errors import WeightsError
+from memorysam_cli.model.weights import build_for_measuring, save
 from memorysam_cli.recipe import BACKBONES, Recipe
 
 PAIR = ["data.modalities=[a,b]", "model.backbone=nano"]
@@ -182,11 +185,47 @@ def allocated_peak(recipe: Recipe) -> int:
     return held + max(itertools.accumulate(event.nbytes() for event in events))
 
 
+SIZES["nano, a batch of two sensors and a second pass"] = [
+    *SIZES["nano, a batch of two sensors"],
+    *("robust.subset.weight=1", "robust.subset.zeroed=0.5", "robust.teacher.weight=1", "losses.single={}"),
+]
+
+
 @pytest.mark.parametrize(("size", "saver"), [*((size, "on") for size in SIZES), ("nano, one sensor", "off")])
 def test_the_count_is_what_a_real_update_on_the_cpu_takes(size: str, saver: str) -> None:
     recipe = recipes.load("deliver", [*PAIR, *SIZES[size], f"train.saver={saver}"])
     counted, measured = count.training(recipe, classes=25, kind="cpu").peak, allocated_peak(recipe)
     assert TOLERANCE[0] <= counted / measured <= TOLERANCE[1], f"{counted / 1e6:.1f} of {measured / 1e6:.1f} MB"
+
+
+def test_a_second_pass_takes_more_memory_and_the_arithmetic_of_its_own_looks() -> None:
+    """Of two sensors: the second alone is a look without memories, forward and twice that back; the first is shared."""
+    plain, robust = recipe_of("train.saver=off"), recipe_of("train.saver=off", "robust.subset.weight=1")
+    assert count.training(robust, classes=5).peak > 1.03 * count.training(plain, classes=5).peak
+    before, after = (count.training_flops(recipe, classes=5) for recipe in (plain, robust))
+    seconds = [draw(robust, Moment(0, update, 1.0)) == ((1,), 1.0) for update in range(count.UPDATES)]
+    first, second = count._look_flops(count.skeleton(plain, classes=5), plain)
+    assert after - before == 3 * first * sum(seconds) // count.UPDATES and 20 < sum(seconds) < 44
+    assert second > first
+    zeroed = recipe_of("robust.subset.weight=1", "robust.subset.zeroed=1")
+    share = sum(draw(zeroed, Moment(0, update, 1.0)) == ((2, 1), 1.0) for update in range(count.UPDATES))
+    # Zeros and the second share nothing; the first and zeros share the first look.
+    more = 3 * (first * share + second * count.UPDATES) // count.UPDATES
+    assert count.training_flops(zeroed, classes=5) - before == more
+
+
+def test_a_teacher_of_its_own_weights_is_counted_without_loading_it(tmp_path: Path) -> None:
+    recipe = recipe_of("train.saver=off")
+    network = build_for_measuring(recipe, made_up_dataset(recipe, classes=5))
+    path = tmp_path / "teacher.safetensors"
+    save(network, path)
+    itself = recipe_of("train.saver=off", "robust.teacher.weight=1")
+    frozen = recipe_of("train.saver=off", "robust.teacher.weight=1", f"robust.teacher.weights={path}")
+    more = count.training(frozen, classes=5).peak - count.training(itself, classes=5).peak
+    assert more > 0.9 * count.prediction(recipe, classes=5).weights
+    assert count.training_flops(frozen, classes=5) > count.training_flops(itself, classes=5)
+    with pytest.raises(WeightsError, match=r"teacher\.safetensors has the classes 5, this run 6; "):
+        count.training(frozen, classes=6)
 
 
 def test_counting_takes_little_memory() -> None:
