@@ -25,6 +25,7 @@ from memorysam_cli import __version__, app, errors
 from memorysam_cli.commands import options
 from memorysam_cli.data import DATASETS
 from memorysam_cli.report import console
+from memorysam_cli.storage import hub
 
 HEAVY = ("torch", "cv2", "peft", "numpy", "sam2", "accelerate", "transformers", "matplotlib")
 
@@ -109,6 +110,7 @@ WORKED = [(path, line) for path in ALL if not hasattr(ALL[path], "commands") for
 @pytest.mark.parametrize(("path", "line"), WORKED)
 def test_every_example_is_a_command_line_of_its_command(path: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(options, "is_missing", lambda _: False)
+    monkeypatch.setattr(hub, "local_path", Path)
     name = path.removeprefix("memorysam ")
     words = shlex.split(re.split(r" (?:\|\||>|\|) ", line)[0])
     assert words[: len(name.split())] == name.split(), "the example shows another command"

@@ -68,7 +68,7 @@ def test_the_memory_attention_agrees(theirs: Any, ours: MemorySAM) -> None:
     features, positions = noise(1, 256, side, side, seed=2), noise(1, 256, side, side, seed=3)
     memory = Memory(noise(1, 64, side, side, seed=4), noise(1, 64, side, side, seed=5), noise(1, 256, seed=6))
     set_grid(ours.sam, side, side)
-    frame = EncodedFrame(features, features, features, positions)
+    frame = EncodedFrame(features, features, features, positions, 0)
     mine = condition(ours.sam, frame, [memory], frames=2)
 
     def sequence(part: Tensor) -> Tensor:
