@@ -45,7 +45,10 @@ DEFAULTS_BEFORE = {
     "data.antialias": None, "augment.blur_after_crop": False,
     "ohem.class_weights": "none", "ohem.label_smoothing": 0.0,
     "augment.rotate": 0.0, "augment.stretch": [1.0, 1.0], "augment.degrade": 0.0, "optim.ema": 0.0,
-    **{key: value for key, value in comparing.leaves({"robust": Robust().model_dump(mode="json")}) if key not in MAY_CHANGE},
+    **{
+        key: value
+        for key, value in comparing.leaves({"robust": Robust().model_dump(mode="json")}) if key not in MAY_CHANGE
+    },
     "teacher weights": None,
 }  # fmt: skip
 """The values of keys that older recipes did not have."""
