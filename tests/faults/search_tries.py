@@ -15,7 +15,7 @@ from tests.faults.bad_inputs import CACHES, tree
 from tests.faults.forks import Ended, Forks
 from tests.faults.jobs_search import LEFT_OUT
 from tests.faults.search_lines import HERE, LINES, Line, Spot, spots
-from tests.faults.search_worlds import THINGS, WORLDS
+from tests.faults.search_worlds import NAMELESS_WORLDS, THINGS, WORLDS
 
 MANNERS = ((), ("-q",), ("-v",), ("--json",), ("--json", "-q"))
 """Options that every command has."""
@@ -140,7 +140,8 @@ def fitting(one: Try) -> frozenset[int]:
         return calm
     if spot.is_output:
         return calm | OUTPUT_REFUSED
-    if THINGS[one.thing].is_good:
+    thing = THINGS[one.thing]
+    if thing.is_good or (thing.needs_rights_lost and not set(one.worlds).isdisjoint(NAMELESS_WORLDS)):
         return calm | INPUT_REFUSED
     return loud | odd | INPUT_REFUSED
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import socket
@@ -44,7 +45,8 @@ def closed(*numbers: int) -> Callable[[Path], None]:
 
     def enter(_place: Path) -> None:
         for number in numbers:
-            os.close(number)
+            with contextlib.suppress(OSError):  # another world has closed it already
+                os.close(number)
 
     return enter
 
@@ -201,7 +203,9 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 _MOUNTS = ("tiny shm", "here read-only")
-_LOSE_RIGHTS = ("nameless", "nameless without home", "no processes", "tmp read-only")
+NAMELESS_WORLDS = ("nameless", "nameless without home", "no processes")
+"""There a process keeps the right to read everything (``disks.become``), also what is locked."""
+_LOSE_RIGHTS = (*NAMELESS_WORLDS, "tmp read-only")
 
 
 Make = Callable[[Path, Path | None], str]
