@@ -148,7 +148,7 @@ def torchvision() -> Iterator[Finding]:
     yield warning(
         "torchvision",
         f"{version} is broken ({lines[-1] if lines else f'exit code {asked.returncode}'})",
-        "memorysam works around it; to mend it for other programs: pip uninstall torchvision, or install the version "
+        "memorysam works around it; to fix it for other programs: pip uninstall torchvision, or install the version "
         "that belongs to your torch",
     )
 

@@ -6,7 +6,7 @@ unless told otherwise, and what the first few files give reason to say is said b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -170,11 +170,7 @@ def survey(root: Path, request: FolderRequest) -> FolderSurvey:
         raise DataError(f"{root}: {'is a file' if root.exists() else 'does not exist'}; ROOT must be a folder")
     _refuse_half_split(patterns, request)
     modalities, notes = _modalities(request)
-    notes += [
-        f"'{name}' is fed as the frames {', '.join(each for each in request.modalities if each.startswith(f'{name}-'))}"
-        for name in asked
-        if name not in request.modalities
-    ]
+    notes += _notes_on_frames(asked, request)
     matches = {role: pattern.find(root) for role, pattern in patterns.items()}
     _refuse_labels_as_frames(matches)
     if request.labels is not None and request.classes is None:
@@ -217,6 +213,16 @@ def survey(root: Path, request: FolderRequest) -> FolderSurvey:
         ),
         laws,
     )
+
+
+def _notes_on_frames(asked: Iterable[str], request: FolderRequest) -> list[str]:
+    """Which sensors of many channels become which frames."""
+    frames = {name: [each for each in request.modalities if each.startswith(f"{name}-")] for name in asked}
+    return [
+        f"'{name}' is fed as the frames {', '.join(parts)}"
+        for name, parts in frames.items()
+        if name not in request.modalities
+    ]
 
 
 def _role(name: str, part: int) -> Role:

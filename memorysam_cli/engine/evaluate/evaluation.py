@@ -125,12 +125,20 @@ def plan(
         chosen, card.image_size, device, known=card.modalities, view=view, precision=precision, batch=batch,
         workers=workers,
     )  # fmt: skip
+    doubts = _doubts(card, manifest, scenes, inference, strict=strict)
+    return EvaluationJob(weights, card, manifest, splits, scenes, inference, folder, digest, is_compiled, doubts)
+
+
+def _doubts(
+    card: WeightsCard, manifest: Manifest, scenes: Sequence[Scene], inference: Inference, *, strict: bool
+) -> tuple[str, ...]:
+    """In what scenes are not those that the weights were trained on: values, and sets of sensors; said, too."""
+    chosen, view = inference.modalities, inference.view
     untrained = untrained_sets(card.recipe, scenes, view, chosen={modality.name for modality in chosen})
-    doubts = (
+    return (
         *unlike_training(card.dataset, manifest.root, scenes, chosen, strict=strict),
         *tell_untrained(card.recipe, untrained, view, of=len(scenes)),
     )
-    return EvaluationJob(weights, card, manifest, splits, scenes, inference, folder, digest, is_compiled, doubts)
 
 
 def labelled_splits(manifest: Manifest, text: str) -> tuple[str, ...]:
