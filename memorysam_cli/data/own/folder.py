@@ -334,10 +334,22 @@ def _paired(root: Path, matches: Mapping[Role, Sequence[Match]], request: Folder
         )
         return pair_by_time(root, matches, layout, whole=set(matches) - ({LABEL} if may_lack else set()))
     try:
-        return pair_by_name(matches)
+        paired = pair_by_name(matches)
     except DataError:
         sources = {role: {pairing_name(match): match for match in found} for role, found in matches.items()}
         raise DataError(_unpaired(sources, request)) from None
+    lacking = sum(not set(matches) - {LABEL} <= set(row) for row in paired.rows)
+    if lacking and _hold_times(match for found in matches.values() for match in found):
+        note = f"{lacking} of {len(paired.rows)} names are not in every sensor's folder; {BY_TIME}"
+        return replace(paired, notes=[*paired.notes, note])
+    return paired
+
+
+BY_TIME = "the names hold times: add --pair nearest --tolerance 20ms"
+
+
+def _hold_times(matches: Iterable[Match]) -> bool:
+    return all(read_time(path_stem(match.path)) for match in matches)
 
 
 def _unpaired(sources: Mapping[Role, Mapping[str, Match]], request: FolderRequest) -> str:
@@ -351,8 +363,8 @@ def _unpaired(sources: Mapping[Role, Mapping[str, Match]], request: FolderReques
         f"{shown(sources[other][two].path)} of '{other}' by '{shown(two)}' (what the wildcards stand for)"
     )
     typed = _patterns_that_pair(sources, request)
-    if all(read_time(path_stem(match.path)) for found in sources.values() for match in found.values()):
-        return f"{names}; the names hold times: add --pair nearest --tolerance 20ms"
+    if _hold_times(match for found in sources.values() for match in found.values()):
+        return f"{names}; {BY_TIME}"
     rename = (
         "give the files of one scene the same name in every folder, or write what differs into the patterns, such as"
     )

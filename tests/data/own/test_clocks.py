@@ -122,6 +122,23 @@ def test_two_clocks_of_a_rig_pair_one_to_one_and_the_rest_is_counted(tmp_path: P
     assert found.laws["files matched = files of scenes"]["left"] == 8
 
 
+def test_names_that_meet_by_chance_are_told_to_pair_by_time(tmp_path: Path) -> None:
+    """One of three pairs by name; three numbers that are no times say nothing of clocks."""
+    put(tmp_path, *(f"rgb/1700000000.{ms:03}.png" for ms in (0, 100, 200)))
+    put(tmp_path, *(f"ir/1700000000.{ms:03}.png" for ms in (0, 104, 208)))
+    put(tmp_path, *(f"a/{number:03}.png" for number in (1, 2, 3)), *(f"b/{number:03}.png" for number in (1, 2, 4)))
+    sensors = {"rgb": RGB["rgb"], "ir": IR["ir"]}, {"a": "a/*.png", "b": "b/*.png"}
+    clocked, counted = (
+        survey(
+            tmp_path,
+            FolderRequest("rig", {n: (Pattern(text),) for n, text in each.items()}, kinds=dict.fromkeys(each, "gray")),
+        )
+        for each in sensors
+    )
+    advice = "4 of 5 names are not in every sensor's folder; the names hold times: add --pair nearest --tolerance 20ms"
+    assert advice in clocked.notes and not any("--pair" in note for note in counted.notes)
+
+
 def test_recordings_never_mix(tmp_path: Path) -> None:
     # Both clocks begin at 0, so that times alone would pair across the two drives.
     put(tmp_path, "a/rgb/0.100.png", "b/rgb/0.104.png", "a/ir/0.105.png", "b/ir/0.120.png")
