@@ -155,14 +155,11 @@ def main() -> None:
     except (KeyboardInterrupt, Terminated) as signalled:  # just before the work, or just after it
         code = _explain(signalled)[0]
         _leave_signals_to_the_system()
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:
-        # What is still buffered can go nowhere and must not raise again while Python shuts down.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.dup2(nowhere, sys.stderr.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # what is still buffered can go nowhere and must not raise again while Python shuts down
+            atomic.lead_nowhere(stream.fileno())
     sys.exit(code)
 
 

@@ -318,10 +318,20 @@ def open_nowhere(number: int) -> TextIO:
 
     It has that very number, so that it needs no further descriptor: a process may have none left.
     """
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nowhere, number)
-    os.close(nowhere)
+    lead_nowhere(number)
     return open(number, "w", encoding="utf-8", closefd=False)
+
+
+def lead_nowhere(number: int) -> None:
+    """Let a descriptor take everything and keep nothing; closed first, for the table of descriptors may be full."""
+    with contextlib.suppress(OSError):  # it is closed already
+        os.close(number)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    if nowhere == number:
+        os.set_inheritable(number, True)
+    else:
+        os.dup2(nowhere, number)
+        os.close(nowhere)
 
 
 @contextlib.contextmanager

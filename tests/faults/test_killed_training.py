@@ -27,6 +27,8 @@ KILLS = 200
 KILLS_EACH = KILLS // RUNS
 SHARE = 0.5
 """A kill comes within this share of the time that an unkilled run takes: few runs are through before their last one."""
+EARLY, EARLY_SHARE = 0.5, 0.05
+"""So many of the kills of a run that has not begun come within this share instead: a first save is soon there."""
 CUTS = 0.1
 """Share of the attempts that are killed at some byte of a file that they write, and not at some moment."""
 NAIVE_RUNS = 50
@@ -70,7 +72,9 @@ class Ordeal:
     def _attempt(self, out: Path, rng: random.Random, workers: int, *, is_spared: bool) -> Ended:
         is_cut = not is_spared and rng.random() < CUTS
         limit = rng.randrange(1, self.largest) if is_cut else None
-        due = None if is_cut or is_spared else rng.uniform(0, SHARE * self.seconds)
+        is_early = not out.exists() and rng.random() < EARLY
+        share = EARLY_SHARE if is_early else SHARE
+        due = None if is_cut or is_spared else rng.uniform(0, share * self.seconds)
         before = set(out.rglob(".*.tmp-*"))  # an earlier kill's
         ended = self.forks.run(self.way, str(self.base), str(out), workers, limit, kill_after=due)
         self.counts["kills"] += ended.was_killed
