@@ -40,7 +40,7 @@ VIEWS = {
 """Of the demo's reports: which page, from which of its parts on (none: from its top), and how many pixels of it."""
 WIDTH = 1280
 MOST_BYTES = 250_000
-"""Of a picture for the documentation; what is larger is stored with fewer colours."""
+"""Of a picture for the documentation; what is larger is stored with fewer colors."""
 FIRST_LINE = "return document.getElementById(arguments[0]).getBoundingClientRect().top + scrollY - 24"
 """The line of a page in pixels that a part begins with, and a margin."""
 
@@ -148,7 +148,7 @@ def picture(browser: Any, page: Path, *, part: str, scheme: str, width: int, hei
     taken.convert("RGB").save(stored, "PNG", optimize=True)
     if stored.tell() > MOST_BYTES and height is not None:
         stored = io.BytesIO()
-        # An octree keeps rare colours, such as those of a legend.
+        # An octree keeps rare colors, such as those of a legend.
         few = taken.convert("RGB").quantize(255, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
         few.save(stored, "PNG", optimize=True)
     return stored.getvalue()

@@ -1,4 +1,4 @@
-"""``memorysam evaluate``: score weights on labelled splits, or measure how they bear failing sensors."""
+"""``memorysam evaluate``: score weights on labeled splits, or measure how they bear failing sensors."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ Modalities = Annotated[
 
 Missing = Annotated[
     Literal["drop", "zero"],
-    typer.Option(help="Modalities that are left out: not fed at all, or fed as zeros after normalisation."),
+    typer.Option(help="Modalities that are left out: not fed at all, or fed as zeros after normalization."),
 ]
 OptionalMissing = Annotated[
     Literal["drop", "zero"] | None,
@@ -220,7 +220,7 @@ Tile = Annotated[
     bool, typer.Option("--tile", help="See large images at their own resolution, through overlapping windows.")
 ]
 TileOverlap = Annotated[
-    float, typer.Option(min=0, max=0.9, metavar="SHARE", help="Of neighbouring windows' side, at least, with --tile.")
+    float, typer.Option(min=0, max=0.9, metavar="SHARE", help="Of neighboring windows' side, at least, with --tile.")
 ]
 
 Batch = Annotated[

@@ -1,4 +1,4 @@
-"""``memorysam predict``: segment scenes, labelled or not."""
+"""``memorysam predict``: segment scenes, labeled or not."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ def predict(
         Literal["geojson", "gpkg"] | None,
         typer.Option(help="Of a raster, also its classes' areas as polygons, beside --out."),
     ] = None,
-    color: Annotated[bool, typer.Option("--color", help="Also paint each mask in its classes' colours.")] = False,
-    overlay: Annotated[bool, typer.Option("--overlay", help="Also blend colours over the image, with legend.")] = False,
-    legend: Annotated[bool, typer.Option("--legend", help="Also legend.png: every class and its colour.")] = False,
+    color: Annotated[bool, typer.Option("--color", help="Also paint each mask in its classes' colors.")] = False,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Also blend colors over the image, with legend.")] = False,
+    legend: Annotated[bool, typer.Option("--legend", help="Also legend.png: every class and its color.")] = False,
     confidence: Annotated[bool, typer.Option("--confidence", help="Also write each pixel's probability.")] = False,
     probabilities: Annotated[
         Literal["float16", "uint8"] | None,

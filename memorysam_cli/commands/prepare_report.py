@@ -160,7 +160,7 @@ def measuring(
     Args:
         max_pixels: as the option.
         names: of the sensors that are measured; None: all.
-        normalise: whether its sensors are normalised by them, too; published data sets keep the papers' way.
+        normalize: whether its sensors are normalized by them, too; published data sets keep the papers' way.
     """
 
     def measure(found: Manifest) -> DatasetInfo:
@@ -277,5 +277,5 @@ def _show_classes(report: CheckReport) -> None:
     console.table(
         ["class", *(f"{split} %" for split in labelled)],
         [[name, *row] for name, row in zip((*report.classes, "(ignored)"), shares, strict=True)],
-        title=f"{report.dataset}: share of the labelled pixels",
+        title=f"{report.dataset}: share of the labeled pixels",
     )

@@ -295,7 +295,7 @@ def fetch(
 ) -> None:
     """Fetch SAM 2's published weights and check their SHA-256.
 
-    They go to the Hugging Face cache; train does it by itself. HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are honoured.
+    They go to the Hugging Face cache; train does it by itself. HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are honored.
     What is in the cache is checked, not fetched again. A server from which nothing comes for 45 seconds is given up.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
@@ -342,7 +342,7 @@ def push(
     """Send weights and their model card to the Hugging Face Hub.
 
     The recipe goes along, in one commit or not at all. Without --yes it only says what would be sent and sends nothing,
-    for what is public once is public. HF_TOKEN (or `hf auth login`), HF_ENDPOINT and HF_HUB_OFFLINE are honoured. A
+    for what is public once is public. HF_TOKEN (or `hf auth login`), HF_ENDPOINT and HF_HUB_OFFLINE are honored. A
     README.md that is there and differs is never replaced unasked.
     """
     begin(json=json, verbose=verbose, quiet=quiet)

@@ -272,7 +272,7 @@ def raw_histogram(raw: npt.NDArray[Any], rule: LabelRule) -> dict[int, int]:
 
     Args:
         raw: (H, W) whole numbers as stored, all of them legal.
-        rule: how each becomes a class; not of colours.
+        rule: how each becomes a class; not of colors.
     """
     mapping = dict(rule.mapping)
     found: dict[int, int] = {}
@@ -431,7 +431,7 @@ class Oddities:
             yield f"{_some(self._blank)} no valid pixel at all: every one is nodata or not finite"
         if self._strangers:
             pixels = sum(self._strangers.values())
-            yield f"{_some(list(self._strangers))} colours of no class ({pixels} pixels in all), which are ignored"
+            yield f"{_some(list(self._strangers))} colors of no class ({pixels} pixels in all), which are ignored"
         if self._large:
             yield (
                 f"{_some(list(self._large))} more pixels than the other commands take; let them with "
@@ -528,7 +528,7 @@ class CheckReport:
     """Empty if the whole data set can be used."""
     warnings: tuple[str, ...]
     pixels: dict[str, tuple[int, ...]]
-    """Split → labelled pixels per class, and then the ignored ones."""
+    """Split → labeled pixels per class, and then the ignored ones."""
     stored: dict[str, tuple[StoredForm, ...]] = field(default_factory=dict)
     """Modality → the forms of its files, the commonest first."""
     dropped: tuple[Dropped, ...] = ()

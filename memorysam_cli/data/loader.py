@@ -43,7 +43,7 @@ class Batch:
     """Scenes of one size."""
 
     frames: list[Tensor]
-    """M × (B, 3, H, W) float32, normalised, in the asked order."""
+    """M × (B, 3, H, W) float32, normalized, in the asked order."""
     label: Tensor | None
     """(B, H, W) int64, 255 counts nowhere."""
     scenes: tuple[Scene, ...]

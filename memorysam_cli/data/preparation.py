@@ -244,7 +244,7 @@ class Prepared:
         return {**first, "manifest": place, **found, "sensors": sensors}
 
     def _sensor(self, modality: Modality, info: DatasetInfo) -> dict[str, Any]:
-        """How a sensor's values are stored and normalised."""
+        """How a sensor's values are stored and normalized."""
         values = info.ranges.get(modality.name)
         return {
             "kind": modality.kind,

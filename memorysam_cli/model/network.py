@@ -140,7 +140,7 @@ class MemorySAM(nn.Module):
         """Run the memory across the frames; once, or in several passes over the same encodings.
 
         Args:
-            frames: M tensors (B, 3, H, W), normalised, in the order of the recipe; H and W divisible by 32.
+            frames: M tensors (B, 3, H, W), normalized, in the order of the recipe; H and W divisible by 32.
             passes: each lists the places in ``frames`` that it sees; the place M is a frame of zeros, in the pass's own
                 place of the sensor that is missing. None: one pass over all frames.
             alone: the numbers of the passes of which it is also wanted what each frame says by itself.

@@ -120,7 +120,7 @@ class Data(Section):
     image_size: int = Field(gt=0, multiple_of=32)
     """Side of the training crop, and short side in evaluation, in pixels."""
     train_split: Name = "train"
-    """The split that is learnt from."""
+    """The split that is learned from."""
     selection_split: Name = "val"
     """The split that decides which checkpoint is best."""
     workers: int = Field(default=2, ge=0)

@@ -100,7 +100,7 @@ def fetch(
     """A file of a Hub repository, from the cache where it is there, downloaded otherwise, verified always.
 
     ``HF_ENDPOINT``, ``HF_HOME``, ``HF_HUB_CACHE``, ``HF_HUB_OFFLINE``, ``HF_TOKEN``, ``HF_HUB_ETAG_TIMEOUT`` and
-    ``HF_HUB_DOWNLOAD_TIMEOUT`` (seconds of silence in one try) are honoured. A verified cached file costs no request.
+    ``HF_HUB_DOWNLOAD_TIMEOUT`` (seconds of silence in one try) are honored. A verified cached file costs no request.
 
     Args:
         repo: such as ``facebook/sam2-hiera-tiny``.
@@ -342,7 +342,7 @@ def refuse_name(repo: str) -> None:
 def send(upload: Upload, *, show_progress: bool = True) -> str:
     """Make the repository if need be, and commit the files.
 
-    ``HF_ENDPOINT``, ``HF_TOKEN`` (or the login of ``hf auth login``) and ``HF_HUB_OFFLINE`` are honoured.
+    ``HF_ENDPOINT``, ``HF_TOKEN`` (or the login of ``hf auth login``) and ``HF_HUB_OFFLINE`` are honored.
 
     Args:
         upload: what, and where to.

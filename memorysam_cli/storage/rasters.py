@@ -122,7 +122,7 @@ def read_whole(stream: BinaryIO, path: Path, found: Header, *, as_numbers: bool)
         stream: the file.
         path: of the file.
         found: its header, whose size was checked.
-        as_numbers: a palette gives its indices, (H, W) uint8, instead of its colours.
+        as_numbers: a palette gives its indices, (H, W) uint8, instead of its colors.
 
     Raises:
         Refused: as :func:`opened`.
@@ -368,7 +368,7 @@ Geometry = dict[str, Any]
 
 
 def polygons(path: Path, found: Header, *, nodata: int) -> Iterator[tuple[int, Geometry]]:
-    """The areas of one value in a raster of one band, along the pixels' edges; diagonal neighbours are two areas.
+    """The areas of one value in a raster of one band, along the pixels' edges; diagonal neighbors are two areas.
 
     Args:
         path: of the file.

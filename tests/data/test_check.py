@@ -226,7 +226,7 @@ def test_the_json_has_the_documented_keys(listed: Manifest) -> None:
         "modalities": ["img", "depth", "event", "lidar"],
         "classes": 25,
         "problems": [
-            {"kind": "missing label", "count": 1, "first": ["x: has no label (its split is not called unlabelled)"]}
+            {"kind": "missing label", "count": 1, "first": ["x: has no label (its split is not called unlabeled)"]}
         ],
         "dropped": 0,
         "strays": {"count": 0, "first": []},

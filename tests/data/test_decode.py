@@ -176,7 +176,7 @@ def test_four_channels_in_colour_are_no_number(tmp_path: Path, colour: tuple[int
     picture[..., :3] = 0
     picture[1, 2, :3] = colour
     images.write_png(tmp_path / "l.png", picture)
-    with pytest.raises(DataError, match="is in colour; labels must be class numbers"):
+    with pytest.raises(DataError, match="is in color; labels must be class numbers"):
         decode.read_label(tmp_path / "l.png", LabelRule(), 25)
 
 
@@ -200,7 +200,7 @@ def test_indexed_pngs_give_their_indices(tmp_path: Path, bits: int) -> None:
     colours = np.random.Generator(np.random.PCG64(7)).integers(0, 256, 3 << bits, np.uint8).tobytes()
     (tmp_path / "l.png").write_bytes(palette_png(label, bits, colours))
     np.testing.assert_array_equal(decode.read_label(tmp_path / "l.png", LabelRule(), 25), label)
-    assert images.read(tmp_path / "l.png").shape == (7, 11, 4)  # anywhere else their colours, with alpha
+    assert images.read(tmp_path / "l.png").shape == (7, 11, 4)  # anywhere else their colors, with alpha
 
 
 def test_indices_that_no_png_has_are_refused(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_a_label_in_colours_or_as_jpeg_or_with_fractions_is_refused(tmp_path: Pa
     jpeg = cv2.imencode(".jpg", np.zeros((8, 8), np.uint8))[1].tobytes()
     (tmp_path / "really_jpeg.png").write_bytes(jpeg)
     np.save(tmp_path / "float.npy", np.zeros((2, 2)))
-    for name, why in [("colour.png", "in colour"), ("really_jpeg.png", "a JPEG"), ("float.npy", "whole numbers")]:
+    for name, why in [("colour.png", "in color"), ("really_jpeg.png", "a JPEG"), ("float.npy", "whole numbers")]:
         with pytest.raises(DataError, match=why):
             decode.read_label(tmp_path / name, LabelRule(), 25)
 
@@ -323,7 +323,7 @@ def test_colours_need_colours(tmp_path: Path) -> None:
 @pytest.mark.parametrize("palette", [(), ((1, 1, 1), (1, 1, 1))])
 def test_two_classes_of_one_colour_are_refused(tmp_path: Path, palette: tuple[tuple[int, int, int], ...]) -> None:
     images.write_png(tmp_path / "l.png", np.zeros((2, 2, 3), np.uint8))
-    with pytest.raises(DataError, match="a different colour for every class"):
+    with pytest.raises(DataError, match="a different color for every class"):
         decode.read_label(tmp_path / "l.png", COLOURS, 2, palette=palette)
 
 

@@ -106,6 +106,6 @@ def ours(recipe: Recipe, manifest: Manifest, out: Path, accelerator: Accelerator
 
 
 def _draw_nothing(trainer: Any) -> None:
-    """Pictures take most of such a small training's time, and nothing is learnt from them."""
+    """Pictures take most of such a small training's time, and nothing is learned from them."""
     trainer.validation.draw = lambda *_, **__: None
     trainers.draw_first_batch = lambda *_: None

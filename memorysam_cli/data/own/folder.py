@@ -88,7 +88,7 @@ class FolderRequest:
     times: tuple[str, ...] = ()
     """Tables of times, relative to the root."""
     measured: Measured = "others"
-    """Whose normalisation follows from the data, so that nothing need be said about their ranges."""
+    """Whose normalization follows from the data, so that nothing need be said about their ranges."""
 
     def in_frames(self) -> FolderRequest:
         """Sensors with more than three channels as sensors of three each, which share files and all that was said.
@@ -449,7 +449,7 @@ def _rule(root: Path, labels: Sequence[Match], request: FolderRequest) -> LabelR
     """How the label files' values become classes.
 
     Raises:
-        UsageError: they are in colour, and the class list has no colours; or values are both listed and shifted, or
+        UsageError: they are in color, and the class list has no colors; or values are both listed and shifted, or
             listed and ignored.
     """
     ignored = (IGNORE,) if request.ignore is None else request.ignore
@@ -459,7 +459,7 @@ def _rule(root: Path, labels: Sequence[Match], request: FolderRequest) -> LabelR
     is_colour, mapping = in_colour is not None, request.classes.mapping
     if is_colour and not request.classes.has_colours:
         raise UsageError(
-            f"{in_colour}: is in colour; give each class its colour in the class list, such as "
+            f"{in_colour}: is in color; give each class its color in the class list, such as "
             f"'{request.classes.names[0]} 128 64 128', or make labels of class numbers"
         )
     if mapping and request.label_shift:
@@ -473,9 +473,9 @@ def _rule(root: Path, labels: Sequence[Match], request: FolderRequest) -> LabelR
 
 
 def _first_in_colour(root: Path, paths: Sequence[str], classes: ClassList) -> str | None:
-    """The first label that is a picture in colours; None if the labels hold class numbers.
+    """The first label that is a picture in colors; None if the labels hold class numbers.
 
-    A palette's picture and one of four channels may be either. Where the class list has colours, they are colours if
+    A palette's picture and one of four channels may be either. Where the class list has colors, they are colors if
     most of those found are the classes'; where it has none, they are numbers if they can be.
     """
     seen: dict[str, set[Colour]] = {}
@@ -495,7 +495,7 @@ def _first_in_colour(root: Path, paths: Sequence[str], classes: ClassList) -> st
 
 
 def _colours(picture: Any) -> set[Colour]:
-    """All colours of an (H, W), (H, W, 3) or (H, W, 4) picture."""
+    """All colors of an (H, W), (H, W, 3) or (H, W, 4) picture."""
     channels = np.stack([picture] * 3, axis=-1) if picture.ndim == len("HW") else picture[..., :3]
     return {(red, green, blue) for red, green, blue in np.unique(channels.reshape(-1, 3), axis=0).tolist()}
 

@@ -95,7 +95,7 @@ class Count:
 
     @property
     def peak(self) -> int:
-        """The most that is alive at once; the optimiser works in place of what it has."""
+        """The most that is alive at once; the optimizer works in place of what it has."""
         return max(self.forward, self.backward, self.weights + self.gradients + self.moments + self.inputs)
 
     def to_json(self) -> dict[str, int]:

@@ -59,7 +59,7 @@ class Trial:
     Attributes:
         recipe: names its modalities; says sizes, batch, accumulation, saver and precision.
         classes: K.
-        task: ``train``: updates with the optimiser, and then, where ``frames`` are given, a validation; ``validate``:
+        task: ``train``: updates with the optimizer, and then, where ``frames`` are given, a validation; ``validate``:
             such a validation alone; ``predict``: segmenting with LoRA merged.
         device: as PyTorch calls it.
         manner: ``plain``: the network as the reference runs it.

@@ -165,7 +165,7 @@ class _PendingWrite(Generic[Result]):
     """Its report has begun: the line may be there, so that the files must stay."""
 
     def run(self, work: Callable[[], Result]) -> None:
-        """Do it, unless it was cancelled in the meantime."""
+        """Do it, unless it was canceled in the meantime."""
         if self.future.set_running_or_notify_cancel():
             try:
                 self.future.set_result(work())

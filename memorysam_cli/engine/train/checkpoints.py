@@ -435,6 +435,6 @@ def _restore_learner(state: State, learner: Learner, *, where: str) -> None:
         learner.restore(saved)
     except (KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:200]
-        raise WeightsError(f"{where}: its optimiser is not of this network ({reason}); take another") from error
+        raise WeightsError(f"{where}: its optimizer is not of this network ({reason}); take another") from error
     if difference := base_weights.difference(base_weights.shapes_of(saved), base_weights.shapes_of(learner.state())):
-        raise WeightsError(f"{where}: its optimiser is not of this network: {difference}; take another checkpoint")
+        raise WeightsError(f"{where}: its optimizer is not of this network: {difference}; take another checkpoint")

@@ -336,7 +336,7 @@ def finish(
         LawBroken: something was lost or counted twice.
     """
     if position.all_ignored:
-        console.warn(f"{position.all_ignored} batches had no labelled pixel and taught nothing")
+        console.warn(f"{position.all_ignored} batches had no labeled pixel and taught nothing")
     if len(quarantine):
         console.warn(
             f"{len(quarantine)} training scenes cannot be read, others stood in for them; {run.quarantine} lists them"
@@ -374,7 +374,7 @@ def _check_laws(learner: Learner, position: Position, *, expected: int, last: Pa
     # LoRA cuts the base's fused projections into three: tensors do not stay as many, their values do.
     base = sum(math.prod(shape) for shape in base_shapes(network.card.base.backbone).values())
     laws = {
-        "scenes learnt from = steps × batch × accumulate × processes": (position.scenes, expected),
+        "scenes learned from = steps × batch × accumulate × processes": (position.scenes, expected),
         "values of the base + values of new tensors = values of the model": (
             base + sum(state[name].numel() for name in new),
             sum(tensor.numel() for tensor in state.values()),

@@ -97,7 +97,7 @@ class StepResult:
         terms: each weighted loss by name, in the objective's order; the mean of all processes.
         gradient_norm: of all trained parameters, before the update.
         is_finite: whether loss and gradient are, in every process; if not, nothing was updated.
-        all_ignored: batches of all processes without a labelled pixel.
+        all_ignored: batches of all processes without a labeled pixel.
     """
 
     terms: dict[str, float]
@@ -225,7 +225,7 @@ class Learner:
             console.note("out of memory; going on with train.saver=on: the same results, less memory, more time")
 
     def _report(self, terms: Tensor, batches: Sequence[Batch]) -> Tensor:
-        """Terms, gradient norm and batches without a labelled pixel, added up over all processes: (T + 2,) float32.
+        """Terms, gradient norm and batches without a labeled pixel, added up over all processes: (T + 2,) float32.
 
         Whatever is not finite in one process is not finite in the sum.
         """

@@ -204,7 +204,7 @@ def test_a_run_cannot_be_resumed_by_other_losses(taught: Recipe, rendered: Manif
     state = checkpoints.read(path)
     lost = {name: value for name, value in state.optimizer.items() if name != "drift/mean"}
     bad = checkpoints.write(tmp_path / "bad", replace(state, optimizer=lost), keep=2)
-    with pytest.raises(WeightsError, match="its optimiser is not of this network"):
+    with pytest.raises(WeightsError, match="its optimizer is not of this network"):
         start(taught, rendered, tmp_path / "run", resume=bad)
 
 
