@@ -362,7 +362,7 @@ ENDS = [
     (errors.Stopped("step 3 is saved", exit_code=143), 143, "step 3 is saved"),
     (KeyboardInterrupt(), 130, "interrupted"),
     (app.Terminated(signal.SIGTERM), 143, "terminated (SIGTERM)"),
-    (OSError(errno.ENOSPC, "No space left", "x"), 6, "x: No space left; mend that and run the same command again"),
+    (OSError(errno.ENOSPC, "No space left", "x"), 6, "x: No space left; fix that and run the same command again"),
     (KeyError("x"), 1, "this is a bug in memorysam; please report it with the traceback above and the command line"),
     (typer.Exit(4), 4, "finished, but some scenes were left out; the list is written"),
 ]
@@ -565,11 +565,11 @@ def test_a_signal_that_python_drops_in_a_callback_comes_again() -> None:
         "    for _ in range(1000): pass\n"
         "def work(_):\n"
         "    thing = Thing(); known = weakref.ref(thing, lose); del thing\n"
-        "    print('goes on', flush=True); time.sleep(20); return 0\n"
+        "    print('continues', flush=True); time.sleep(20); return 0\n"
         "app.run = work; app.main()"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (143, "goes on\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (143, "continues\n", "")
 
 
 def test_the_number_of_a_closed_stream_is_no_file_s() -> None:

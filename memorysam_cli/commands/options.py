@@ -235,7 +235,7 @@ Compile = Annotated[
     bool, typer.Option("--compile", help="Compile the network first: minutes once, then faster; pays for long runs.")
 ]
 OnError = Annotated[
-    Literal["stop", "skip"], typer.Option(help="At a scene that cannot be read: stop, or list it and go on.")
+    Literal["stop", "skip"], typer.Option(help="At a scene that cannot be read: stop, or list it and continue.")
 ]
 Strict = Annotated[
     bool,

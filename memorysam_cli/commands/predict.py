@@ -136,7 +136,7 @@ def predict(
 
     In the scenes' own tree; no labels needed. A scene may lack modalities that the weights know. Writes masks/,
     classes.json, predictions.jsonl and, last, _SUCCESS.json into the output folder. After a kill or a full disk the
-    same command goes on where it was.
+    same command continues where it was.
     """
     from memorysam_cli.engine import run_folder
 

@@ -22,7 +22,7 @@ from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
 from memorysam_cli.storage.headers import Header
 from memorysam_cli.storage.images import Stored
-from memorysam_cli.text import shown
+from memorysam_cli.text import counted, shown
 
 LARGEST = float(np.finfo(np.float32).max)
 """Of stored values, with either sign."""
@@ -281,7 +281,7 @@ def _take(array: Array, modality: Modality, *, channels: tuple[int, int, int], c
     if not 0 <= min(channels) <= max(channels) < count:
         raise DataError(
             f"{path}: has {count} channel(s), but '{modality.name}' takes {', '.join(map(str, channels))} (from 0); "
-            f"mend --channels, or 'channels' in dataset.json{images.axes(array.shape)}"
+            f"fix --channels, or 'channels' in dataset.json{images.axes(array.shape)}"
         )
     if count == 1:
         return cv2.merge([array] * 3)
@@ -388,7 +388,7 @@ def _class_table(rule: LabelRule, classes: int) -> tuple[npt.NDArray[np.uint8], 
             if not (0 <= raw < RAW_VALUES and 0 <= index < classes):
                 raise DataError(
                     f"label.mapping: {raw} → {index} is impossible; raw values are 0..{RAW_VALUES - 1}, classes "
-                    f"0..{classes - 1}; mend dataset.json"
+                    f"0..{classes - 1}; fix dataset.json"
                 )
             table[raw] = index
     is_illegal = (table < 0) | (table >= classes)
@@ -403,10 +403,11 @@ def _illegal(path: Path, raw: Array, wrong: npt.NDArray[np.bool_], *, rule: Labe
     """The message on the first illegal pixel."""
     row, column = (int(index) for index in np.argwhere(wrong)[0])
     value = int(raw[row, column])
-    others = int(wrong.sum() - (raw == value).sum())
-    more = f" (and {others} pixels of other illegal values)" if others else ""
+    same = int((raw == value).sum())
+    others = int(wrong.sum()) - same
+    more = f" (and {counted(others, 'pixel')} of other illegal values)" if others else ""
     return (
-        f"{path}: label value {value} in {int((raw == value).sum())} pixels, first at (row {row}, column {column})"
+        f"{path}: label value {value} in {counted(same, 'pixel')}, first at (row {row}, column {column})"
         f"{more}; legal are {_legal(rule, classes)}, and {_few(rule.ignore)} for 'ignored'"
     )
 

@@ -325,6 +325,11 @@ class Problem:
         """Name the first ten, count all."""
         return cls(kind, len(messages), tuple(messages[:SHOWN]))
 
+    @property
+    def heading(self) -> str:
+        """How many, and how many of them are named: ``3``, or ``25, the first 10``."""
+        return f"{self.count:,}" + (f", the first {len(self.first)}" if len(self.first) < self.count else "")
+
     def to_json(self) -> dict[str, Any]:
         """As ``--json`` shows it."""
         return {"kind": self.kind, "count": self.count, "first": list(self.first)}

@@ -208,7 +208,7 @@ class MemorySAM(nn.Module):
         Args:
             pool: frames as of :meth:`encode`, all of one batch size and image size.
             sequences: each lists places in ``pool`` in the order of the recipe, which the fusion makes its plan of;
-                in training they are shuffled first where ``order`` says so.
+                in training they are shuffled first where ``order`` is ``shuffled``.
 
         Yields:
             A sequence's number and its output, equal to that of :meth:`forward` on its frames, in the order in which

@@ -39,7 +39,7 @@ TALLEST = 240.0
 TERM_COLOURS = (ORANGE, PURPLE, VERMILION, GREEN, GREY)
 """Of the losses that make up the whole one, in their order; beyond these they come again."""
 CURVES: dict[str, dict[str, str]] = {
-    "Validation mIoU in per cent": {"miou": GREEN, "miou_native": GREY},
+    "Validation mIoU in %": {"miou": GREEN, "miou_native": GREY},
     "Learning rate": {"lr": VERMILION},
 }
 """The panels of :func:`curves` below that of the losses: their titles, and which keys of a row each one draws."""
@@ -107,7 +107,7 @@ def per_class_bars(
         axes.set_ylim(len(classes) - 0.4, -0.6)  # the first class on top
         axes.set_xlim(0, 108)
         axes.set_xticks(range(0, 101, 20))
-        axes.set_xlabel("IoU in per cent")
+        axes.set_xlabel("IoU in %")
         figure.suptitle(title, wrap=True)
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside lower center", frameon=False)
@@ -155,7 +155,7 @@ def failure_bars(
         axes.set_ylabel(what)
         axes.set_xlim(0, 108)
         axes.set_xticks(range(0, 101, 20))
-        axes.set_xlabel("mIoU in per cent")
+        axes.set_xlabel("mIoU in %")
         figure.suptitle(title, wrap=True)
         axes.spines[["top", "right"]].set_visible(False)
         if means or len(bars) > 1:
@@ -198,7 +198,7 @@ def class_histogram(shares: Mapping[str, Sequence[float]], *, classes: Sequence[
             axes.set_xlim(0, max([*positive, 1.0]) * 1.08)
         axes.set_yticks(range(len(classes)), [_short(name) for name in classes], fontsize=8)
         axes.set_ylim(len(classes) - 0.4, -0.6)  # the first class on top
-        axes.set_xlabel("per cent of the labeled pixels" + (", logarithmic" if is_skewed else ""))
+        axes.set_xlabel("% of the labeled pixels" + (", logarithmic" if is_skewed else ""))
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)

@@ -43,7 +43,7 @@ class Header:
     """1 is (H, W); 3 is RGB; 4 is RGBA; arrays have any number."""
     dtype: str
     has_palette: bool = False
-    """The stored values are indices; reading gives their colors, unless the numbers are asked for."""
+    """The stored values are indices; reading gives their colors, unless the numbers are requested."""
     is_turned: bool = False
     """An EXIF mark asks viewers to turn the picture; we never do."""
     nodata: float | None = None

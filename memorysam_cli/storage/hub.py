@@ -30,9 +30,9 @@ from memorysam_cli.text import shown
 
 LOCAL = "or give a local file as model.base_weights"
 PIECE_BYTES = 65_536
-"""In which a download reaches the disk; the client's own 10 MB would hide for minutes that a slow one goes on."""
+"""In which a download reaches the disk; the client's own 10 MB would hide for minutes that a slow one is alive."""
 PATIENCE_S = 45.0
-"""Without a piece of ``PIECE_BYTES``; a download that goes on may take hours."""
+"""Without a piece of ``PIECE_BYTES``; a download that continues may take hours."""
 MAX_BYTES = 4_000_000_000
 """More than four times the largest file that we ask for."""
 _POLL_S = 0.1

@@ -72,7 +72,7 @@ def settings() -> Iterator[None]:
 
 @contextmanager
 def opened(stream: BinaryIO, path: Path, found: Header) -> Iterator[DatasetReader]:
-    """A TIFF for GDAL, which reads its blocks as they are asked for.
+    """A TIFF for GDAL, which reads its blocks as they are requested.
 
     Args:
         stream: the file.

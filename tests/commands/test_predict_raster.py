@@ -141,7 +141,7 @@ def test_what_was_killed_goes_on_where_it_was(
         rasters, "write_rows", lambda *a, top, left, **k: (written.append((top, left)), write(*a, top=top, left=left))
     )
     ended = memorysam("predict", scene, "--weights", weights, "--out", "classes.tif")
-    assert ended.code == 0 and "goes on: " in ended.err, ended.err
+    assert ended.code == 0 and "continues: " in ended.err, ended.err
     assert len(written) == len(set(written)), "no rows twice"
     np.testing.assert_array_equal(classes_of(Path("classes.tif")), classes_of(Path("whole.tif")))
     assert not Path(".classes.tif.work").exists()

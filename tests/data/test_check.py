@@ -115,7 +115,7 @@ def test_an_illegal_label_value_is_a_problem_with_its_place(listed: Manifest) ->
     images.write_png(listed.root / label, pixels)
     kind, count, first = only_problem(check(listed))
     assert (kind, count) == ("label", 1)
-    assert "label value 26 in 1 pixels, first at (row 4, column 5)" in first
+    assert "label value 26 in 1 pixel, first at (row 4, column 5)" in first
 
 
 def test_damaged_files_and_odd_dtypes_are_problems(listed: Manifest) -> None:

@@ -152,7 +152,7 @@ def test_an_illegal_value_is_named_with_its_pixels_and_place(tmp_path: Path) -> 
 @pytest.mark.parametrize("value", [-1, 25, 254, 256, 281, 300, 65536, 2**32])
 def test_no_integer_wraps_into_a_class(tmp_path: Path, value: int) -> None:
     np.save(tmp_path / "l.npy", np.array([[3, value]], np.int64))
-    with pytest.raises(DataError, match=rf"label value {value} in 1 pixels, first at \(row 0, column 1\)"):
+    with pytest.raises(DataError, match=rf"label value {value} in 1 pixel, first at \(row 0, column 1\)"):
         decode.read_label(tmp_path / "l.npy", LabelRule(), 25)
 
 
@@ -243,7 +243,7 @@ def test_tiffs_of_every_integer_type_are_labels(tmp_path: Path, dtype: type) -> 
     (tmp_path / "l.tif").write_bytes(gray_tiff(np.array([[0, 24, ignored]], dtype)))
     np.testing.assert_array_equal(decode.read_label(tmp_path / "l.tif", rule, 25), [[0, 24, 255]])
     (tmp_path / "l.tif").write_bytes(gray_tiff(np.array([[0, 24, 25]], dtype)))
-    with pytest.raises(DataError, match="label value 25 in 1 pixels"):
+    with pytest.raises(DataError, match="label value 25 in 1 pixel"):
         decode.read_label(tmp_path / "l.tif", rule, 25)
 
 
@@ -268,7 +268,7 @@ def test_a_mapping_decides_by_hand(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [1, 8, 254])
 def test_what_a_mapping_does_not_list_is_refused(tmp_path: Path, value: int) -> None:
     images.write_png(tmp_path / "l.png", np.array([[7, value]], np.uint8))
-    with pytest.raises(DataError, match=rf"label value {value} in 1 pixels.*legal are 7, 11, 34, and 0, 255 for 'ign"):
+    with pytest.raises(DataError, match=rf"label value {value} in 1 pixel.*legal are 7, 11, 34, and 0, 255 for 'ign"):
         decode.read_label(tmp_path / "l.png", MAPPING, 2)
 
 

@@ -66,7 +66,7 @@ def warm(base: str) -> None:
 
 
 def run(way: str, base: str, out: str, workers: int, most_bytes: int | None) -> None:
-    """Begin the training in a folder, or go on where it stood there.
+    """Begin the training in a folder, or continue where it stood there.
 
     Args:
         way: ``ours``, or one of :func:`tests.faults.naive.training.train`.

@@ -59,7 +59,7 @@ NAMED = 5
 
 @dataclass(frozen=True)
 class FolderRequest:
-    """What ``memorysam prepare folder`` was asked for."""
+    """What ``memorysam prepare folder`` was asked to do."""
 
     name: str
     """Of the data set."""
@@ -465,7 +465,7 @@ def _rule(root: Path, labels: Sequence[Match], request: FolderRequest) -> LabelR
     if mapping and request.label_shift:
         raise UsageError(f"--label-shift {request.label_shift}: the class list gives the values already; leave one out")
     listed = {raw for raw, _ in mapping}
-    # 255 is ignored unless told otherwise; any other value was asked for.
+    # 255 is ignored unless told otherwise; any other value was given.
     if both := sorted(listed & set(ignored) - {IGNORE}):
         raise UsageError(f"--ignore {both[0]}: is the value of a class in the class list; leave one out")
     ignore = tuple(value for value in ignored if value not in listed)
@@ -515,7 +515,7 @@ def _notes_on_tags(manifest: Manifest) -> list[str]:
     counted = {raw for raw, _ in rule.mapping} or {index - rule.shift for index in range(len(manifest.info.classes))}
     kept = sorted(int(tag) for tag in tags if tag is not None and tag in counted - set(rule.ignore))
     return [
-        f"the first labels' own tag calls {value} nodata, but it is the number of a class; if these pixels shall count "
+        f"the first labels' own tag calls {value} nodata, but it is the number of a class; if these should count "
         f"nowhere: --ignore {value}"
         for value in kept
     ]

@@ -220,7 +220,7 @@ def not_taken(root: Path, patterns: Iterable[Pattern], taken: Container[str]) ->
 
     Args:
         root: the data root.
-        patterns: all that were asked for.
+        patterns: all that were requested.
         taken: paths below the root.
 
     Returns:

@@ -237,7 +237,7 @@ def show(report: dict[str, Any]) -> None:
         for each in report["classes"]
     ]
     rows.append(["mean", *_two_decimals(report, "miou", "mf1", "macc"), "100.00"])
-    title = f"{report['dataset']} {report['split']}: per cent, {report['protocol']} protocol"
+    title = f"{report['dataset']} {report['split']}: in %, {report['protocol']} protocol"
     console.table(["class", "IoU", "F1", "accuracy", "pixels %"], rows, title=title)
     _show_parts(report)
     _show_worst(report)

@@ -345,7 +345,7 @@ def _plain_updates(trial: Trial, network: Segmenter, device: torch.device) -> Ca
 
 
 def _validate(trial: Trial, device: torch.device, tell: Tell) -> None:
-    """Scoring alone, LoRA not merged, as within a training."""
+    """Scoring alone, LoRA not merged, as within a training run."""
     network = _network(trial).to(device)
     _look(network, trial, device=device, tell=tell, name="validation_peak")
 

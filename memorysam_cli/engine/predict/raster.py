@@ -1,7 +1,7 @@
 """Predicting a raster: read, segmented and written by windows, so that memory does not grow with its size.
 
 First what is asked for, then the way of one stripe of the raster: windows of all sensors, blended as ``--tile`` blends
-them, and rows of classes that are on the disk before the next ones are computed. A run that was killed goes on after
+them, and rows of classes that are on the disk before the next ones are computed. A run that was killed continues after
 the last such rows. The result takes its name when all of it is there.
 """
 
@@ -80,7 +80,7 @@ class RasterJob:
         return int(np.iinfo(self.dtype).max)
 
     def marks(self, grid: Grid) -> dict[str, Any]:
-        """What must agree for a run to go on with what another one has left."""
+        """What must agree for a run to continue with what another one has left."""
         stamps = {name: path.stat() for name, path in self.sources.items()}
         return {
             "weights": self.weights_sha256,
@@ -349,7 +349,7 @@ def _segment(job: RasterJob, sensors: _Sensors, work: Path, device: torch.device
     stripes = tiled.stripes(sensors.grid.width, most_px=most_px)
     done = _rows_done(work, len(stripes))
     if any(done):
-        console.note(f"{work}: goes on: {sum(done):,} of {len(stripes) * sensors.grid.height:,} rows are done")
+        console.note(f"{work}: continues: {sum(done):,} of {len(stripes) * sensors.grid.height:,} rows are done")
     with (
         runtime.explained(device, levers=runtime.LOOKING),
         inference_mode(network),

@@ -92,7 +92,7 @@ def segment_scenes(
         for seen in look(network, source, inference, classes=len(files.info.classes), wanted=wanted):
             if isinstance(seen, DataError):
                 if not skip_bad:
-                    advice = "mend the file, or go on without such scenes: --on-error skip"
+                    advice = "fix the file, or continue without such scenes: --on-error skip"
                     raise DataError(f"{seen}; {advice}") from seen
                 writing.add(functools.partial(files.left_out, next(order), seen))
                 continue

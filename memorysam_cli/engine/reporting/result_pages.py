@@ -237,7 +237,7 @@ def _benchmarks(folder: Path, *, digest: str | None) -> list[Facts]:
                 groups.append(
                     {
                         "title": name,
-                        "note": f"mIoU in per cent, {benchmark['protocol']} protocol. {mean}",
+                        "note": f"mIoU in %, {benchmark['protocol']} protocol. {mean}",
                         "rows": _descending(rows),
                     }
                 )
@@ -264,7 +264,7 @@ def subset_levels(folder: Path, *, protocol: str | None = None) -> tuple[Facts, 
             found = found or benchmark
             if any(benchmark[key] != found[key] for key in ("weights_sha256", "split_sha256", "protocol")):
                 continue  # of other weights, and stayed in the folder
-            for level in benchmark["levels"]:  # of earlier versions, and where one was asked for, it has no name
+            for level in benchmark["levels"]:  # of earlier versions, and where one was requested, it has no name
                 levels.setdefault(level["level"] or LEVEL_OF[benchmark["missing"]], level)
     return found, levels
 
