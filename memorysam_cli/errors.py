@@ -29,7 +29,7 @@ class ExitCode:
 
 
 EXIT_CODES: dict[int, ExitCode] = {
-    0: ExitCode("all that was asked is done and verified", "–"),
+    0: ExitCode("everything requested is done and verified", "–"),
     1: ExitCode("a bug in memorysam (please report it with the traceback)"),
     2: ExitCode("usage or recipe: nothing was written"),
     3: ExitCode("input data refused (image, label, archive, name collision)"),
@@ -59,7 +59,7 @@ SEVERITY = (1, 8, 6, 5, 3, 7, 4)
 
 
 def exit_codes_table() -> str:
-    """The exit codes as the Markdown table that README shows."""
+    """The exit codes as the Markdown table of docs/exit-codes.md."""
     rows = (f"| {code} | {each.meaning} | {each.retry} |" for code, each in EXIT_CODES.items())
     return "\n".join(["| code | meaning | retry as is? |", "|---|---|---|", *rows])
 

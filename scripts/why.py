@@ -3,9 +3,10 @@
     memorysam demo --out .demo
     python scripts/why.py --demo .demo
 
-Both of the demo's networks, that with all sensors and that with RGB alone, are scored on its test split. The picture has
-the scene of each of two conditions where the other sensors help most, of those in bad light or weather. Whatever README has between
-``<!-- why: NAME -->`` and ``<!-- /why -->`` is written anew: the two figures, and what ``memorysam evaluate`` prints.
+Both of the demo's networks, that with all sensors and that with RGB alone, are scored on its test split. The picture
+shows two scenes in bad light or weather: of each of two conditions the one where the other sensors help most. What
+README has between ``<!-- why: NAME -->`` and ``<!-- /why -->`` is written anew: the figures, and the three
+commands with the end of what they print.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -83,7 +85,7 @@ def main(
     texts = {
         "figures": f"mIoU on {len(data.of_split(SPLIT))} unseen scenes: "
         f"**{alone.miou:.1f} % with RGB alone, {together.miou:.1f} % with all four sensors**",
-        "evaluate": f"```console\n$ memorysam evaluate --split test\n{answer(together.weights, demo / 'data')}\n```",
+        "commands": "\n".join(["```console", *commands(together.weights.parents[1], demo / "data"), "```"]),
     }
     page = readme.read_text(encoding="utf-8")
     for name, text in texts.items():
@@ -180,18 +182,29 @@ def strips(views: list[Picture]) -> Picture:
     return np.concatenate(parts, axis=1)
 
 
-def answer(weights: Path, data: Path) -> str:
+def commands(run: Path, data: Path) -> list[str]:
+    """README's three commands, with the end of what each says: of training from its log, of evaluation anew."""
+    validated = re.findall(r"note: (step \d+: val mIoU .*)", (run / "train.log").read_text(encoding="utf-8"))
+    return [
+        "$ memorysam prepare synthetic ./data     # scenes of four sensors; prepare deliver reads the real ones",
+        "$ memorysam train --recipe demo",
+        *validated[-2:],
+        "$ memorysam evaluate --split test",
+        *answer(run / "checkpoints/best.safetensors", data),
+    ]
+
+
+def answer(weights: Path, data: Path) -> list[str]:
     """The last lines that ``memorysam evaluate --split test`` prints."""
     words = ["evaluate", "--weights", str(weights), "--data", str(data), "--split", SPLIT, "--gallery", "0", "--quiet"]
-    folder = weights.parents[1] / "evaluate" / "why"
-    done = subprocess.run(
-        [sys.executable, "-m", "memorysam_cli", *words, "--workers", "0", "--out", str(folder)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, "-m", "memorysam_cli", *words, "--workers", "0", "--out", f"{folder}/out"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
     if done.returncode:
         raise EnvironmentFault(f"memorysam evaluate: {done.stderr.strip()}")
-    shown = [line for line in done.stdout.splitlines() if line.split(" ")[0] in LINES]
-    return "\n".join(["…", *shown])
+    return [line for line in done.stdout.splitlines() if line.split(" ")[0] in LINES]
 
 
 if __name__ == "__main__":

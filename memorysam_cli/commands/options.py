@@ -102,9 +102,13 @@ def data_sets(incomplete: str) -> list[str]:
     """Published data sets, and what is prepared in the data root."""
     from memorysam_cli.data import DATASETS
 
-    root = Path(os.environ.get("MEMORYSAM_DATA") or "data")
-    prepared = (path.parent.name for path in (root / "memorysam").glob("*/dataset.json"))
+    prepared = (path.parent.name for path in (data_root() / "memorysam").glob("*/dataset.json"))
     return _beginning(sorted({*DATASETS, *prepared}), incomplete)
+
+
+def data_root() -> Path:
+    """Where the data lie without ``--data``."""
+    return Path(os.environ.get("MEMORYSAM_DATA") or "data")
 
 
 def runs(incomplete: str) -> list[str]:
@@ -135,8 +139,8 @@ def _files(incomplete: str, endings: tuple[str, ...]) -> list[str]:
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings and errors on stderr.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print more on stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors on stderr.")]
 
 Data = Annotated[
     Path | None,

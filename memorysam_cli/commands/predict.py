@@ -90,7 +90,7 @@ def predict(
     on_error: options.OnError = "stop",
     strict: options.Strict = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on or begin; never replace another prediction, even a finished one.")
+        bool, typer.Option("--resume", help="Continue or begin; never replace another prediction, even a finished one.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Begin anew, also in a folder that holds other files.")

@@ -106,7 +106,7 @@ def test_what_arrived_is_at_the_end_what_the_command_without_it_writes(
     followed.pop("errors.jsonl", None)
     assert followed == plain, "and in its order"
     again = memorysam(*PLAIN, "--color", "--confidence")
-    assert again.code == 0 and "complete already" in again.err
+    assert again.code == 0 and "already complete" in again.err
 
 
 def test_a_restart_does_nothing_twice_and_goes_on(

@@ -246,7 +246,7 @@ def test_the_same_command_is_answered_at_once_goes_on_or_begins_anew(here: Path,
     before = {path: path.read_bytes() for path in Path("masks").rglob("*") if path.is_file() and path.name != ".lock"}
     assert all(law["holds"] for law in first["laws"].values()) and len(first["laws"]) == 3
     again = memorysam(*arguments)
-    assert again.answer == first and "complete already" in again.err
+    assert again.answer == first and "already complete" in again.err
     Path("masks/masks/fog/val/a/000001.png").unlink()
     more = memorysam(*arguments, "--resume")
     assert more.answer == first and "continues: 2 of 6 scenes done" in more.err

@@ -144,7 +144,7 @@ def test_an_illegal_value_is_named_with_its_pixels_and_place(tmp_path: Path) -> 
     with pytest.raises(DataError) as caught:
         decode.read_label(path, DELIVER_RULE, 25)
     assert str(caught.value) == (
-        f"{path}: label value 26 in 2 pixels, first at (row 1, column 1) (and 1 pixels of other illegal values); "
+        f"{path}: label value 26 in 2 pixels, first at (row 1, column 1) (and 1 pixel of other illegal values); "
         "legal are 1..25, and 0, 255 for 'ignored'"
     )
 

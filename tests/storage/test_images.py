@@ -328,7 +328,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         "animated",
     ),
     "cmyk jpeg": (pillow(Image.fromarray(COLOR).convert("CMYK"), "JPEG"), "CMYK"),
-    "cmyk tiff": (pillow(Image.fromarray(COLOR).convert("CMYK"), "TIFF"), "colour kind 5"),
+    "cmyk tiff": (pillow(Image.fromarray(COLOR).convert("CMYK"), "TIFF"), "color kind 5"),
     "rgba tiff": (pillow(ALPHA, "TIFF"), "4 bands"),
     "double tiff": (opencv(GREY.astype(np.float64), ".tiff"), "64 bits"),
     "pages": (

@@ -91,7 +91,7 @@ def read_classes(path: Path, *, is_safe: bool = False) -> ClassList:
     if not 0 < len(rows) <= IGNORE:
         raise UsageError(f"{path}: {len(rows)} classes; from 1 to {IGNORE} are possible, one per line")
     values, names, colours = zip(*rows, strict=True)
-    for what, items in (("name", names), ("colour", colours), ("value", values)):
+    for what, items in (("name", names), ("color", colours), ("value", values)):
         given = [item for item in items if item is not None]
         twice = next((item for item in given if given.count(item) > 1), None)
         if twice is not None:

@@ -101,7 +101,7 @@ def test_a_complete_prediction_is_answered_from_its_report_without_weights(
     report, before = predict(job, out), tree(out)
     monkeypatch.setattr(Job, "load", lambda *_: pytest.fail("loaded"))
     assert predict(job, out) == report and tree(out) == before
-    assert "complete already" in capsys.readouterr().err
+    assert "already complete" in capsys.readouterr().err
 
 
 def test_overwriting_begins_anew_finished_or_not(job: Job, out: Path, computed: list[str]) -> None:

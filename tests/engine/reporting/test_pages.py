@@ -397,7 +397,7 @@ def test_a_folder_of_nothing_is_refused_by_what_was_looked_for(tmp_path: Path) -
     with pytest.raises(UsageError, match="does not exist"):
         write([tmp_path / "nowhere"])
     (tmp_path / ".parts").mkdir()
-    with pytest.raises(UsageError, match="is not done; run its command again first"):
+    with pytest.raises(UsageError, match="are not done; run their command again first"):
         write([tmp_path])
 
 
