@@ -46,9 +46,9 @@ INK = "#7d8590"
 EASY = {"sun", "eventlowres", "lidarjitter"}
 """Conditions and sensor failures in which RGB is at its best, or another sensor at its worst."""
 OTHERS = {"depth": "depth", "event": "events", "lidar": "LiDAR"}
-LINES = ("resized", "native", "scenes")
+LINES = ("resized", "scenes")
 """Beginnings of the lines of ``evaluate`` that README has."""
-TITLES = ("RGB", " | ".join(OTHERS.values()), "label", "from RGB alone", "from all sensors")
+TITLES = ("RGB", "other sensors", "label", "from RGB alone", "from all sensors")
 COLUMN_INCHES, DPI = 2.1, 150
 
 Demo = Annotated[Path, typer.Option(help="What `memorysam demo --out` made.")]
@@ -83,8 +83,9 @@ def main(
     scenes = telling(data, alone, together)
     atomic.write_bytes(out, drawn(data, scenes, alone, together))
     texts = {
-        "figures": f"mIoU on {len(data.of_split(SPLIT))} unseen scenes: "
-        f"**{alone.miou:.1f} % with RGB alone, {together.miou:.1f} % with all four sensors**",
+        "figures": f"mIoU on {len(data.of_split(SPLIT))} unseen scenes: **{alone.miou:.1f} % with RGB alone, "
+        f"{together.miou:.1f} % with all four sensors**. The scenes are rendered, the network is the "
+        "demo's\nsmall one, trained for minutes on two CPU cores ([how it was measured](docs/demo.md)).",
         "commands": "\n".join(["```console", *commands(together.weights.parents[1], demo / "data"), "```"]),
     }
     page = readme.read_text(encoding="utf-8")
@@ -126,21 +127,21 @@ def drawn(data: Manifest, scenes: list[Scene], alone: Network, together: Network
 
     from matplotlib import pyplot
 
-    pyplot.rcParams.update({"text.color": INK, "font.size": 11})
+    pyplot.rcParams.update({"text.color": INK, "font.size": 15})
     figure, grid = pyplot.subplots(
-        len(scenes), len(TITLES), figsize=(COLUMN_INCHES * len(TITLES), (COLUMN_INCHES + 0.12) * len(scenes) + 0.25),
+        len(scenes), len(TITLES), figsize=(COLUMN_INCHES * len(TITLES), (COLUMN_INCHES + 0.2) * len(scenes) + 0.42),
         squeeze=False, layout="constrained",
     )  # fmt: skip
     with Predictor(alone.weights, device="cpu") as first, Predictor(together.weights, device="cpu") as second:
         for row, scene in zip(grid, scenes, strict=True):
             below = (
-                ", ".join(filter(None, (scene.condition, scene.case))), "", "",
+                ", ".join(filter(None, (scene.condition, scene.case))), ", ".join(OTHERS.values()), "",
                 *(f"mIoU {network.of_scene(scene):.0f} %" for network in (alone, together)),
             )  # fmt: skip
             for axes, picture, words in zip(row, panels(data, scene, first, second), below, strict=True):
                 show(axes, picture, words)
     for axes, title in zip(grid[0], TITLES, strict=True):
-        axes.set_title(title, fontsize=12, fontweight="bold", color=INK)
+        axes.set_title(title, fontsize=16, fontweight="bold", color=INK)
     stored = io.BytesIO()
     figure.savefig(stored, format="png", dpi=DPI, transparent=True)
     return stored.getvalue()
@@ -151,7 +152,7 @@ def show(axes: Any, picture: Picture, words: str) -> None:
     axes.imshow(picture, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.set_xlabel(words, color=INK, fontsize=11)
+    axes.set_xlabel(words, color=INK, fontsize=14)
     for side in axes.spines.values():
         side.set_visible(False)
 
@@ -183,10 +184,10 @@ def strips(views: list[Picture]) -> Picture:
 
 
 def commands(run: Path, data: Path) -> list[str]:
-    """README's three commands, with the end of what each says: of training from its log, of evaluation anew."""
+    """README's three commands, with the end of what each prints: of training from its log, of evaluation anew."""
     validated = re.findall(r"note: (step \d+: val mIoU .*)", (run / "train.log").read_text(encoding="utf-8"))
     return [
-        "$ memorysam prepare synthetic ./data     # scenes of four sensors; prepare deliver reads the real ones",
+        "$ memorysam prepare synthetic ./data     # or: prepare deliver, prepare folder",
         "$ memorysam train --recipe demo",
         *validated[-2:],
         "$ memorysam evaluate --split test",
@@ -204,7 +205,7 @@ def answer(weights: Path, data: Path) -> list[str]:
         )  # fmt: skip
     if done.returncode:
         raise EnvironmentFault(f"memorysam evaluate: {done.stderr.strip()}")
-    return [line for line in done.stdout.splitlines() if line.split(" ")[0] in LINES]
+    return [line.split("  (")[0] for line in done.stdout.splitlines() if line.split(" ")[0] in LINES]
 
 
 if __name__ == "__main__":

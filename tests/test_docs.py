@@ -178,6 +178,7 @@ PARSED = {
     "install.md": "downloads gigabytes",
     "many-gpus.md": "needs processes by the dozen; run in small in tests/engine",
     "model-card.md": "sends to the Hub; run in commands/test_weights_push.py against a stand-in",
+    "other-tools.md": "run in commands/test_convert.py with other pictures",
     "performance.md": "takes minutes; run in small in commands/test_bench.py",
     "rasters.md": "run in commands/test_predict_raster.py with other rasters",
     "reports.md": "run in engine/reporting with other folders",

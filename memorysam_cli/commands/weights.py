@@ -326,7 +326,9 @@ def fetch(
 def push(
     repo: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the Hub; made if it is not there.")],
     file: options.WeightsFile,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Send it; without it, only list what would be sent.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Send it; without it, only list what would be sent.")
+    ] = False,
     private: Annotated[bool, typer.Option("--private", help="A repository that is made is private.")] = False,
     license: License = "apache-2.0",
     with_card: Annotated[

@@ -303,7 +303,7 @@ def _label_studio_map(size: Size, regions: Sequence[tuple[int, Any, str]], tally
 
 
 def _drawn(value: Any, size: Size, at: str) -> Mask:
-    """A brush's pixels, or those within a polygon, whose corners are in per cent of the picture."""
+    """A brush's pixels, or those within a polygon, whose corners are in % of the picture."""
     if "brushlabels" in value:
         return brush(field_of(value, "rle", list, at=at), size, at)
     points = field_of(value, "points", list, at=at)
