@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from memorysam_cli.errors import advice
 from memorysam_cli.report import live
 from memorysam_cli.report.live import Progress, draws_bars, in_ci
 from memorysam_cli.text import shown as escaped
@@ -83,6 +84,30 @@ def outlive_readers() -> None:
     sys.stderr = io.TextIOWrapper(
         io.BufferedWriter(raw), encoding=sys.stderr.encoding, errors=sys.stderr.errors, line_buffering=True
     )
+
+
+def hush_libraries() -> None:
+    """Let warnings of other libraries reach the logs and ``-v`` alone; what a user asks of Python itself stays.
+
+    Our own are said by :func:`warn`; somebody else's name files and functions that no user of ours knows.
+    """
+    import logging
+    import warnings
+
+    if sys.warnoptions or os.environ.get("MEMORYSAM_DEBUG", "0") not in {"", "0", "false"}:
+        return
+
+    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        detail(f"{category.__name__}: {' '.join(str(message).split())}")
+
+    class Details(logging.Handler):
+        """Of loggers that nobody has given a handler."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            detail(f"{record.name}: {' '.join(record.getMessage().split())}")
+
+    warnings.showwarning = show
+    logging.lastResort = Details(logging.WARNING)
 
 
 def answer(value: dict[str, Any]) -> None:
@@ -173,12 +198,16 @@ def note(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Warn on stderr, also under ``-q``."""
+    """Warn on stderr, also under ``-q``; on a terminal what to do stands out, as of :func:`error`."""
     _tell(text, level="warning", prefix="memorysam: warning:", style="yellow")
 
 
 def error(text: str, *, code: int) -> None:
-    """Say on one line of stderr why the command ends with exit code ``code``."""
+    """Say on one line of stderr why the command ends with exit code ``code``.
+
+    On a terminal, what to do stands out behind an arrow (:func:`memorysam_cli.errors.advice`); in a pipe and a log, and
+    under ``--json``, the message is one sentence that programs can search.
+    """
     _tell(text, level="error", prefix=f"memorysam: error [{code}]:", style="bold red")
 
 
@@ -235,17 +264,17 @@ def screen() -> Iterator[Callable[[Sequence[str]], None]]:
     Yields:
         What shows the lines, cut to the terminal's width.
     """
-    from rich.live import Live
     from rich.text import Text
 
-    with Live(
-        console=_rich(sys.stdout), auto_refresh=False, redirect_stdout=False, redirect_stderr=False
-    ) as live_lines:
+    painter = live.Painter(_rich(sys.stdout))
 
-        def show(lines: Sequence[str]) -> None:
-            live_lines.update(Text("\n".join(map(escaped, lines)), no_wrap=True, overflow="crop"), refresh=True)
+    def show(lines: Sequence[str]) -> None:
+        painter.show(Text("\n".join(map(escaped, lines)), no_wrap=True, overflow="crop"))
 
+    try:
         yield show
+    finally:
+        painter.leave()
 
 
 @contextlib.contextmanager
@@ -292,13 +321,24 @@ def _write(stream: TextIO, text: str, *, prefix: str = "", style: str = "") -> N
         encoding = stream.encoding or "utf-8"
         text = text.encode(encoding, "backslashreplace").decode(encoding)
     with _beside_bars():
+        what, lead, remedy = _parts(stream, text) if prefix else (text, "", "")
         if prefix and _has_color(stream):
             from rich.text import Text
 
-            _rich(stream).print(Text.assemble((prefix, style), " ", text), soft_wrap=True)
+            shown = Text.assemble((prefix, style), " ", what, (lead, "bold cyan"), remedy)
+            _rich(stream).print(shown, soft_wrap=True)
         else:
-            stream.write(f"{prefix} {text}\n" if prefix else f"{text}\n")
+            stream.write(f"{prefix} {what}{lead}{remedy}\n" if prefix else f"{text}\n")
             stream.flush()
+
+
+def _parts(stream: TextIO, text: str) -> tuple[str, str, str]:
+    """An error or a warning as a terminal shows it: what is wrong, an arrow, and what to do."""
+    if not (stream.isatty() and _moves_cursor()):
+        return text, "", ""
+    what, lead, remedy = advice(text)
+    arrow = "→" if _fits(stream, "→") else "->"
+    return what, f" {arrow} {lead}" if remedy else "", remedy
 
 
 def _fits(stream: TextIO, text: str) -> bool:

@@ -1,7 +1,8 @@
 """Progress of long work: a tqdm bar or a live table where a person watches, sober lines everywhere else.
 
 Of the live table nothing is drawn between updates and no thread is started (data loaders fork); the cursor is never
-hidden, so that a killed run leaves the terminal as it was.
+hidden, so that a killed run leaves the terminal as it was. A terminal that is resized meanwhile wraps what stands
+there: the next drawing takes away as many rows as that has become (:class:`Painter`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from memorysam_cli.text import duration
 
 if TYPE_CHECKING:
     from rich.console import Console, Group, RenderableType
-    from rich.live import Live
     from rich.table import Table
     from tqdm import tqdm
 
@@ -207,6 +207,65 @@ class Slowdown:
         )
 
 
+class Painter:
+    """Lines at the end of a terminal that the next ones are written over, however wide it has become meanwhile.
+
+    Args:
+        console: of the terminal; its size is asked for at every drawing.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._columns: list[int] = []
+        """Of the lines that stand there."""
+
+    @property
+    def width(self) -> int:
+        """Columns of the terminal now."""
+        from rich.console import ConsoleDimensions
+
+        with contextlib.suppress(OSError, ValueError):  # a COLUMNS that is exported stays as it was
+            size = os.get_terminal_size(self._console.file.fileno())
+            if size.columns and size.lines:
+                self._console.size = ConsoleDimensions(size.columns, size.lines)
+        return self._console.width
+
+    def show(self, drawn: RenderableType) -> None:
+        """Write lines over those that stand there; no more than the terminal has rows."""
+        from rich.text import Text
+
+        erased = self._erasure()
+        with self._console.capture() as capture:
+            self._console.print(drawn)
+        lines = capture.get().rstrip("\n").split("\n")[: max(1, self._console.height - 1)]
+        self._write(erased + "\n".join(lines))
+        self._columns = [Text.from_ansi(line).cell_len for line in lines]
+
+    def clear(self) -> None:
+        """Take away what stands there."""
+        self._write(self._erasure())
+        self._columns = []
+
+    def leave(self) -> None:
+        """Let it stand, and go to the line below."""
+        if self._columns:
+            self._write("\n")
+        self._columns = []
+
+    def _erasure(self) -> str:
+        """What leads to the first column of the first row and erases from there.
+
+        A terminal that became narrower has wrapped each line into as many rows as it needs.
+        """
+        width = max(1, self.width)
+        rows = sum(max(1, -(-columns // width)) for columns in self._columns)
+        return ("\r" + f"\x1b[{rows - 1}A" * (rows > 1) + "\x1b[J") if rows else ""
+
+    def _write(self, text: str) -> None:
+        self._console.file.write(text)
+        self._console.file.flush()
+
+
 def current_table() -> LiveTable | None:
     """The table that is being drawn, if there is one: other progress goes into it, and lines are written around it."""
     return _table
@@ -224,11 +283,11 @@ class LiveTable(Progress):
 
     def __init__(self, total: int, label: str, *, line: Callable[[str], None], console: Console) -> None:
         super().__init__(total, label, line=line)
-        self._console = console
+        self._painter = Painter(console)
         self._figures: dict[str, str] = {}
         self._inner: Inner | None = None
         self._drawn = 0.0
-        self._live: Live | None = None
+        self._is_lifted = True
 
     def __enter__(self) -> Self:
         global _table  # noqa: PLW0603  (a terminal has one)
@@ -259,9 +318,9 @@ class LiveTable(Progress):
 
     def draw(self, *, now: bool = False) -> None:
         """Draw, unless that was just done."""
-        if self._live is not None and (now or time.monotonic() - self._drawn > PAUSE_S):
+        if not self._is_lifted and (now or time.monotonic() - self._drawn > PAUSE_S):
             self._drawn = time.monotonic()
-            self._live.update(self._render(), refresh=True)
+            self._painter.show(self._render())
 
     @contextlib.contextmanager
     def lifted(self) -> Iterator[None]:
@@ -278,23 +337,17 @@ class LiveTable(Progress):
         self.draw(now=True)
 
     def _begin(self) -> None:
-        from rich.live import Live
-
-        self._live = Live(
-            self._render(), console=self._console, auto_refresh=False, transient=True, redirect_stdout=False,
-            redirect_stderr=False,
-        )  # fmt: skip
-        self._live.start(refresh=True)
+        self._is_lifted = False
+        self.draw(now=True)
 
     def _end(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        self._is_lifted = True
+        self._painter.clear()
 
     def _render(self) -> Group:
         from rich.console import Group
 
-        width = self._console.width
+        width = self._painter.width
         bars = [_bar(each, width=width) for each in (self, self._inner) if each is not None]
         return Group(*bars, *_tables(self._figures, width=width))
 

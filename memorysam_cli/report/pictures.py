@@ -118,8 +118,8 @@ def contours(mask: Mask) -> NDArray[np.bool_]:
         half[found] = 1
     width = round(CONTOUR_SHARE * min(mask.shape))
     if width > 1:
-        edge = cv2.dilate(edge, np.ones((2 * width - 1, 2 * width - 1), np.uint8))
-    return edge.astype(bool)
+        return cv2.dilate(edge, np.ones((2 * width - 1, 2 * width - 1), np.uint8)).astype(np.bool_)
+    return edge.astype(np.bool_)
 
 
 def errors(image: Picture, prediction: Mask, label: Mask) -> Picture:
@@ -262,7 +262,8 @@ def _sheet_text_size(rows: Sequence[Sequence[Panel]], *, panel_px: int) -> float
 
 def _shown_width(panel: Panel, panel_px: int) -> int:
     height, width = panel.picture.shape[:2]
-    return max(1, round(width * panel_px / height))
+    shown: int = max(1, round(width * panel_px / height))
+    return shown
 
 
 def _row(panels: Sequence[Panel], *, panel_px: int, text_size: float, is_titled: bool) -> Picture:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import sys
 import termios
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -149,6 +152,54 @@ def test_an_error_is_one_line_whatever_the_name_of_the_file(capsys: pytest.Captu
     err = capsys.readouterr().err
     assert err.startswith("memorysam: error [3]: a\\nb\\x1b[31m [bold]é: long")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("a.png: is empty", "a.png: is empty"),
+        ("a.png: is empty; get the file again", "a.png: is empty → try: get the file again"),
+        ("x: is empty; 3 more; get it again; or drop it", "x: is empty; 3 more → try: get it again; or drop it"),
+        ("unknown key 'lrr'; did you mean 'lr'? (known: lr)", "unknown key 'lrr' → did you mean 'lr'? (known: lr)"),
+        ("SIGINT: saved; continue with: memorysam x", "SIGINT: saved → continue with: memorysam x"),
+        ("No such option: --jsn; see memorysam train --help", "No such option: --jsn → see memorysam train --help"),
+        ("a is there; it was written by another", "a is there; it was written by another"),
+        ("out: is not empty; --resume auto continues", "out: is not empty → try: --resume auto continues"),
+        ("use it", "use it"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("say", [lambda text: console.error(text, code=3), console.warn])
+def test_on_a_terminal_what_to_do_stands_out_and_in_a_pipe_it_is_one_sentence(
+    say: Callable[[str], None],
+    message: str,
+    shown: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    say(message)
+    prefix, _, text = capsys.readouterr().err.partition(": ")[2].partition(": ")
+    assert prefix in {"error [3]", "warning"} and text == f"{message}\n"
+    terminal = watched_stderr(monkeypatch)
+    monkeypatch.setenv("NO_COLOR", "1")
+    say(message)
+    assert terminal.getvalue() == f"memorysam: {prefix}: {shown}\n"
+    monkeypatch.delenv("NO_COLOR")
+    say(message)
+    assert ("\x1b[1;36m → " in terminal.getvalue()) == ("→" in shown)
+
+
+def test_warnings_of_libraries_are_details(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "warnoptions", [])
+    monkeypatch.setattr(logging, "lastResort", None)
+    with warnings.catch_warnings():
+        console.hush_libraries()
+        warnings.simplefilter("always")
+        for verbosity, count in ((console.NORMAL, 0), (console.VERBOSE, 1)):
+            console.setup(verbosity=verbosity)
+            warnings.warn("they know\nbetter", UserWarning, stacklevel=1)
+            assert capsys.readouterr().err == "UserWarning: they know better\n" * count
+            logging.lastResort.handle(logging.LogRecord("lib", logging.WARNING, "", 0, "%s", ("late",), None))  # type: ignore[union-attr]
+            assert capsys.readouterr().err == "lib: late\n" * count
 
 
 def test_colour_follows_the_terminal_and_the_environment(

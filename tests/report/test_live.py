@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Iterator
 
 import pytest
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 
 from memorysam_cli.report import console, live
 from memorysam_cli.report.live import LiveTable
@@ -18,6 +19,41 @@ class Terminal(io.StringIO):
 
     def isatty(self) -> bool:
         return True
+
+
+class Screen(io.StringIO):
+    """A terminal that wraps its lines anew when it is resized, as most do; understands what the table writes."""
+
+    encoding = "utf-8"  # type: ignore[assignment]
+    columns = 80
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines = [""]
+
+    def isatty(self) -> bool:
+        return True
+
+    def rows(self) -> list[str]:
+        """What is seen: each line in as many rows as it needs."""
+        return [
+            line[start : start + self.columns]
+            for line in self.lines
+            for start in range(0, max(1, len(line)), self.columns)
+        ]
+
+    def write(self, text: str) -> int:
+        for part in re.split(r"(\r(?:\x1b\[\d+A)?\x1b\[J)", text):
+            if part.startswith("\r"):
+                up = int((re.findall(r"\d+", part) or ["0"])[0])
+                kept = self.rows()[: -1 - up]
+                # Rows of one line that lost its end stay one line, which the next words would go on with.
+                self.lines = [*kept, ""]
+            else:
+                first, *more = re.sub(r"\x1b\[[\d;]*m", "", part).split("\n")
+                self.lines[-1] += first
+                self.lines += more
+        return len(text)
 
 
 @pytest.fixture
@@ -63,7 +99,7 @@ def test_a_note_is_written_whole_above_the_table(terminal: Terminal, monkeypatch
         console.note("step 1: val mIoU 11.71")
         shown.advance(figures=FIGURES)
     text = terminal.getvalue()
-    assert "\nstep 1: val mIoU 11.71\n" in text.replace("\x1b[2K", "\n").replace("\x1b[1A", "")
+    assert "\x1b[Jstep 1: val mIoU 11.71\n" in text  # erased, the note, and the table again
     assert "\x1b[?25l" not in text, "the cursor is hidden: a killed run would leave the terminal without one"
 
 
@@ -117,7 +153,37 @@ def test_without_colour_the_table_is_still_drawn(terminal: Terminal, monkeypatch
     with console.progress(2, "train", is_table=True) as shown:
         shown.advance(figures=FIGURES)
     text = terminal.getvalue()
-    assert "50 % (1 of 2)" in text and "\x1b[1A" in text and "\x1b[3" not in text
+    assert "50 % (1 of 2)" in text and "\x1b[2A" in text and "\x1b[3" not in text
+
+
+@pytest.mark.parametrize("widths", [(80, 40, 40), (140, 60, 30), (30, 140, 80), (80, 25, 12)])
+def test_a_table_survives_a_terminal_that_is_resized(widths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen()
+    screen.columns = widths[0]
+    monkeypatch.setattr(live, "PAUSE_S", -1)
+    console = Console(file=screen, force_terminal=True, width=widths[0], height=50, _environ={"TERM": "xterm"})
+    screen.write("$ memorysam train\n")
+    with LiveTable(200, "train", line=lambda _: None, console=console) as table:
+        for step, columns in enumerate(widths):
+            screen.columns = columns
+            console.size = ConsoleDimensions(columns, 50)
+            table.advance(1, figures=FIGURES | {"step": f"{step}"})
+            rows = screen.rows()
+            assert rows[0] == "$ memorysam train"[:columns] and sum("loss" in row for row in rows) == 1
+            assert sum("train" in row for row in rows) == 2 or columns < 20, rows
+        with table.lifted():
+            screen.write("a note\n")
+    assert screen.lines == ["$ memorysam train", "a note", ""] or min(widths) < 17
+
+
+def test_a_table_is_no_taller_than_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing moves the cursor above the first row: what has left the screen could not be taken away."""
+    screen = Screen()
+    monkeypatch.setattr(live, "PAUSE_S", -1)
+    console = Console(file=screen, force_terminal=True, width=30, height=4, _environ={"TERM": "xterm"})
+    with LiveTable(200, "train", line=lambda _: None, console=console) as table:
+        table.advance(50, figures=FIGURES)
+        assert len(screen.rows()) == 3
 
 
 @pytest.mark.parametrize("is_steady", [True, False])
