@@ -162,8 +162,8 @@ class Trainer:
             with show_progress(self.accelerator, left, "train", is_table=True) as progress:
                 while not self._is_done():
                     self._epoch(stop, progress)
-            if not self.position.is_validated or self._lacks_best:
-                self._validate()
+                if not self.position.is_validated or self._lacks_best:
+                    self._validate()  # its progress is a line of the table, as that of the other validations
             self._checkpoint()
         ended_early = self.position.step < self.extent.last_step
         if ended_early and self.accelerator.is_main_process:
