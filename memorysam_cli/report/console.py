@@ -161,7 +161,7 @@ def show_document(text: str) -> None:
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
     """Print a table on stdout (nothing under ``--json``); a column of numbers only is set flush right.
 
-    An empty line follows before whatever comes next.
+    A column behind the first in which no row has a value is left out. An empty line follows before whatever comes next.
     """
     if _state.json:
         return
@@ -170,9 +170,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
     from rich.table import Table
     from rich.text import Text
 
-    cells = [[escaped(cell) for cell in row] for row in rows]
+    found = [[escaped(cell) for cell in row] for row in rows]
+    kept = [index for index in range(len(columns)) if not index or not found or _is_told(row[index] for row in found)]
+    cells = [[row[index] for index in kept] for row in found]
     drawn = Table(box=SIMPLE, show_edge=False, pad_edge=False)
-    for index, column in enumerate(columns):
+    for index, column in enumerate(columns[index] for index in kept):
         numeric = bool(cells) and all(_is_number(row[index]) for row in cells)
         drawn.add_column(Text(escaped(column)), justify="right" if numeric else "left", overflow="fold")
     for row in cells:
@@ -403,10 +405,19 @@ def _beside_bars() -> Iterator[None]:
             yield
 
 
+_NOTHING = {"", "-", "–", "—"}
+"""How a cell says that there is no value."""
+
+
+def _is_told(cells: Iterable[str]) -> bool:
+    """Whether any cell has a value."""
+    return any(cell.strip() not in _NOTHING for cell in cells)
+
+
 def _is_number(text: str) -> bool:
     try:
         for part in text.split(" ± "):
             float(part.strip().removesuffix("%") or "nan")
     except ValueError:
-        return text.strip() in {"-", "–", "—"}
+        return text.strip() in _NOTHING
     return True

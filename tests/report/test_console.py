@@ -351,6 +351,14 @@ def test_a_table_is_whole_in_a_pipe_and_sets_numbers_flush_right(
     assert any(line.startswith("x" * 300) and line.endswith("  7.0") for line in lines)
 
 
+def test_a_column_without_any_value_is_left_out_but_never_the_first(capsys: pytest.CaptureFixture[str]) -> None:
+    console.table(["scene", "weather", "case", "mIoU"], [["–", "", "blur", "1.5"], ["–", "–", "-", "2.5"]])
+    head, _, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert (head, rows) == (["scene", "case", "mIoU"], [["–", "blur", "1.5"], ["–", "-", "2.5"]])
+    console.table(["scene", "weather"], [])
+    assert "weather" in capsys.readouterr().out
+
+
 def test_tables_stand_apart_and_end_without_blanks(capsys: pytest.CaptureFixture[str]) -> None:
     console.setup()
     console.table(["class", "seen as"], [["road", "a road"]], title="one")
