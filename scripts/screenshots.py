@@ -44,7 +44,7 @@ SHEETS = {
     "first-batch.png": ("training", "samples/first-batch.png", 1100, None),
     "curves.png": ("training", "plots/curves.png", 900, None),
     "overlay.png": ("overlay", "", 700, None),
-    "check.png": ("check", "sheet.png", 1100, 830),
+    "check.png": ("check", "sheet.png", 1100, 822),
     "check-labels.png": ("check", "labels.png", 700, None),
     "robustness.png": ("robustness", "robustness-any.png", 900, None),
 }
@@ -161,6 +161,9 @@ def window() -> Iterator[Any]:
     for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
         options.add_argument(word)
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    browser.set_page_load_timeout(120)
+    browser.set_script_timeout(120)
+    browser.command_executor.client_config.timeout = 300  # a busy machine takes long for a tall page
     try:
         yield browser
     finally:

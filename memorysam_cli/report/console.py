@@ -218,15 +218,12 @@ def show_traceback(error: BaseException) -> None:
     _write(sys.stderr, escaped("".join(traceback.format_exception(error)), keep="\n\t").rstrip("\n"))
 
 
-def progress(
-    total: int, label: str, *, is_table: bool = False, is_steady: bool = False
-) -> contextlib.AbstractContextManager[Progress]:
+def progress(total: int, label: str, *, is_steady: bool = False) -> contextlib.AbstractContextManager[Progress]:
     """Show the progress of ``total`` things: a bar where a person watches, else a sober line now and then.
 
     Args:
         total: how many; 0 shows nothing.
         label: a word or two.
-        is_table: its figures are shown as a live table where a bar would be drawn.
         is_steady: these are scenes that all take about as long: a note where they become ten times slower.
 
     Returns:
@@ -238,12 +235,13 @@ def progress(
     def line(text: str) -> None:
         _tell(text, level="progress", shown=shown and not bar)
 
+    slow = note if is_steady and total else None
     table = live.current_table()
-    if bar and total and table is not None:
+    if not (bar and total):
+        return Progress(total, label, line=line, note=slow)
+    if table is not None:
         return live.Inner(total, label, line=line, outer=table)
-    if bar and total and is_table:
-        return live.LiveTable(total, label, line=line, console=_rich(sys.stderr))
-    return Progress(total, label, line=line, bar=bar, note=note if is_steady and total else None)
+    return live.LiveTable(total, label, line=line, console=_rich(sys.stderr), note=slow)
 
 
 def width() -> int:
@@ -393,16 +391,10 @@ def asks(question: str) -> bool:
 
 @contextlib.contextmanager
 def _beside_bars() -> Iterator[None]:
-    """Lift the table or the bars while a line is written, so that neither tears the other."""
-    table, tqdm = live.current_table(), sys.modules.get("tqdm")
-    if table is not None:
-        with table.lifted():
-            yield
-    elif tqdm is None:
+    """Lift the bars while a line is written, so that neither tears the other."""
+    table = live.current_table()
+    with contextlib.nullcontext() if table is None else table.lifted():
         yield
-    else:
-        with tqdm.tqdm.external_write_mode(file=sys.stderr):
-            yield
 
 
 _NOTHING = {"", "-", "–", "—"}

@@ -33,6 +33,8 @@ MOST_WITH_TEXT = 40
 """Classes up to which the cells of a confusion matrix carry their percentage."""
 WIDEST_MATRIX = 28.0
 """Inches: 3,360 pixels. 255 classes at the size of 40 would take gigabytes."""
+AXIS_ENDS = (30, 60, 108)
+"""Where an axis of percentages may end: behind the longest bar and its figure."""
 TALLEST = 240.0
 """Inches of any figure: 28,800 pixels; Matplotlib refuses 65,536."""
 
@@ -161,8 +163,8 @@ def failure_bars(
         axes.set_yticks(range(len(labels)), list(map(shown, labels)), fontsize=8)
         axes.set_ylim(len(labels) - 0.4, -0.6)  # the first failure on top
         axes.set_ylabel(what)
-        axes.set_xlim(0, 108)
-        axes.set_xticks(range(0, 101, 20))
+        most = max([*means, *(value for values in bars.values() for value, _ in values)], default=0.0)
+        axes.set_xlim(0, next(end for end in AXIS_ENDS if end == AXIS_ENDS[-1] or 1.15 * most <= end))
         axes.set_xlabel("mIoU, %")
         figure.suptitle(title, wrap=True)
         axes.spines[["top", "right"]].set_visible(False)

@@ -94,7 +94,7 @@ def test_every_figure_stands_under_its_name_within_the_width(width: int) -> None
 
 def test_a_note_is_written_whole_above_the_table(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", terminal)
-    with console.progress(2, "train", is_table=True) as shown:
+    with console.progress(2, "train") as shown:
         shown.advance(figures=FIGURES)
         console.note("step 1: val mIoU 11.71")
         shown.advance(figures=FIGURES)
@@ -105,7 +105,7 @@ def test_a_note_is_written_whole_above_the_table(terminal: Terminal, monkeypatch
 
 def test_progress_inside_is_a_line_of_the_table(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", terminal)
-    with console.progress(9, "train", is_table=True) as outer:
+    with console.progress(9, "train") as outer:
         outer.advance(figures=FIGURES)
         with console.progress(4, "validate") as inner:
             assert isinstance(inner, live.Inner)
@@ -119,7 +119,7 @@ def test_figures_that_change_though_nothing_was_done_are_shown_at_once(
 ) -> None:
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setattr(live, "PAUSE_S", 1e6)  # whatever is not urgent waits
-    with console.progress(4, "train", is_table=True) as table:
+    with console.progress(4, "train") as table:
         table.advance(figures=FIGURES)
         assert "77.77" not in terminal.getvalue()
         table.show(FIGURES | {"best mIoU": "77.77"})
@@ -128,7 +128,7 @@ def test_figures_that_change_though_nothing_was_done_are_shown_at_once(
 
 def test_it_goes_when_work_fails(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", terminal)
-    with pytest.raises(KeyboardInterrupt), console.progress(2, "train", is_table=True) as shown:
+    with pytest.raises(KeyboardInterrupt), console.progress(2, "train") as shown:
         shown.advance(figures=FIGURES)
         raise KeyboardInterrupt
     assert live.current_table() is None
@@ -140,7 +140,7 @@ def test_elsewhere_the_same_figures_are_sober_lines(
 ) -> None:
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv(name, "dumb")
-    with console.progress(1, "train", is_table=True) as shown:
+    with console.progress(1, "train") as shown:
         shown.advance(figures=FIGURES)
     text = terminal.getvalue()
     assert text.startswith("train: 100 % (1 of 1), 0 s, epoch 1/8, step 1,234, loss 0.512")
@@ -150,7 +150,7 @@ def test_elsewhere_the_same_figures_are_sober_lines(
 def test_without_colour_the_table_is_still_drawn(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("NO_COLOR", "1")
-    with console.progress(2, "train", is_table=True) as shown:
+    with console.progress(2, "train") as shown:
         shown.advance(figures=FIGURES)
     text = terminal.getvalue()
     assert "50 % (1 of 2)" in text and "\x1b[2A" in text and "\x1b[3" not in text
