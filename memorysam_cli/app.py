@@ -148,6 +148,7 @@ def main() -> None:
         try:
             _open_closed_streams()
             console.outlive_readers()
+            console.hush_libraries()
             _wait_asleep()
             _end_politely()
             sys.unraisablehook = _hear_again

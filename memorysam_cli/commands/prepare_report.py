@@ -49,8 +49,10 @@ def check_and_write(
         shows_choices: print how each sensor's values are understood.
     """
     from memorysam_cli.data import preparation
+    from memorysam_cli.data.own.sensors import notes_on_bands
     from memorysam_cli.report import console
 
+    notes = [*notes, *notes_on_bands(found)]
     for line in notes:
         console.note(line)
     with console.progress(len(found.scenes), "check") as bar:
@@ -231,12 +233,13 @@ def _show_root(root: Path) -> None:
 
 def _show_scenes(report: CheckReport) -> None:
     """Scenes per split, beside the published ones and those left out."""
+    from memorysam_cli.data.manifest import split_rank
     from memorysam_cli.report import console
 
     if not report.published and not report.dropped:
         return
     left_out = [dropped.scene.split for dropped in report.dropped]
-    splits = dict.fromkeys((*report.splits, *report.published, *left_out))
+    splits = sorted({*report.splits, *report.published, *left_out}, key=split_rank)
     counts = [[split, report.splits.get(split, 0), report.published.get(split, "-")] for split in splits]
     if left_out:
         counts = [[*row, left_out.count(str(row[0]))] for row in counts]
