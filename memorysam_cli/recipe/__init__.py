@@ -36,6 +36,7 @@ from memorysam_cli.recipe.schema import (
     Subset,
     Teacher,
     Train,
+    sensor_of,
 )
 
 __all__ = [
@@ -68,5 +69,6 @@ __all__ = [
     "parse",
     "read",
     "recipes_folder",
+    "sensor_of",
     "shipped",
 ]

@@ -26,6 +26,7 @@ from memorysam_cli.engine import run_folder, runtime, surroundings
 from memorysam_cli.engine.infer.decision import PLAIN, Wanted
 from memorysam_cli.engine.infer.inference import (
     Inference,
+    by_frame,
     choose_modalities,
     frame_sizes,
     notes_on_sizes,
@@ -300,6 +301,7 @@ def plan(
         run_folder.data_root(run_folder.run_of(weights), data), dataset=card.dataset.name
     )
     if layout is not None:
+        layout = layout.model_copy(update={"modalities": by_frame(layout.modalities, names)})
         _refuse_unknown_sensors(layout, names)
     if follows:
         _refuse_following(where, split=split, dataset=card.dataset.name)

@@ -397,8 +397,11 @@ def introduction(
         steps_per_epoch: updates.
     """
     recipe, accelerator = learner.recipe, learner.accelerator
-    settings, processes, modalities = recipe.train, accelerator.num_processes, recipe.data.modalities
+    settings, processes, modalities = recipe.train, accelerator.num_processes, recipe.sensors
     yield f"run: {run.path}  device: {accelerator.device}  modalities: {', '.join(modalities)}"
+    for sensor, frames in modalities.items():
+        if len(frames) > 1:
+            yield f"{sensor}: {', '.join(frames)}, projected to three channels (model.projection)"
     trainable, whole = count(learner.parameters.values()), count(learner.network.parameters())
     yield (
         f"{scenes} scenes, {steps_per_epoch} updates per epoch, "
