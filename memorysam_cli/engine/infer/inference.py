@@ -26,7 +26,8 @@ from memorysam_cli.recipe import Recipe, sensor_of
 from memorysam_cli.storage import images
 from memorysam_cli.text import few, shown
 
-Item, Value = TypeVar("Item"), TypeVar("Value")
+Item = TypeVar("Item")
+Value = TypeVar("Value")
 MUCH_LARGER, FAR_FROM_SQUARE = 3, 3
 """Times the size that the weights were trained at, and times the short side: beyond, a word is said."""
 LOOKED_AT = 200

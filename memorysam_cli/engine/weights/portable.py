@@ -249,7 +249,7 @@ class Traceable(nn.Module):
         # M × (B, 3, H, W) -> (M·B, 3, H, W): all frames in one call, frame after frame.
         together = network.encode_joined([torch.cat(joined)], sensors[:1])[0]
         parts = (
-            [part.unflatten(0, (len(joined), batch))[place] for place in range(len(joined))]
+            [torch.unflatten(part, 0, (len(joined), batch))[place] for place in range(len(joined))]
             for part in (together.fine, together.middle, together.coarse, together.position)
         )
         pool = [EncodedFrame(*each) for each in zip(*parts, sensors, strict=True)]
