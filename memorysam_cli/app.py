@@ -146,6 +146,7 @@ def main() -> None:
             console.outlive_readers()
             _wait_asleep()
             _end_politely()
+            _hush_libraries()
             sys.unraisablehook = _hear_again
             code = run(sys.argv[1:])
         finally:
@@ -205,6 +206,25 @@ def _end_politely() -> None:
             signal.signal(number, unwind)
 
 
+def _hush_libraries() -> None:
+    """What torch and others warn of is not for users, who could do nothing about it; ours is said by the console.
+
+    It is shown where somebody looks for a fault: with $PYTHONWARNINGS or ``python -W``, and with $MEMORYSAM_DEBUG=1.
+    """
+    if sys.warnoptions or _is_debugged():
+        return
+    import logging
+    import warnings
+
+    warnings.simplefilter("ignore")
+    if logging.lastResort is not None:  # what writes records that nobody takes on stderr
+        logging.lastResort.setLevel(logging.CRITICAL)
+
+
+def _is_debugged() -> bool:
+    return os.environ.get("MEMORYSAM_DEBUG", "0") not in {"", "0", "false"}
+
+
 def _hear_again(lost: sys.UnraisableHookArgs) -> None:
     """Python drops what is raised in a weak reference's callback or while it collects garbage: a signal comes again."""
     number = lost.exc_value.number if isinstance(lost.exc_value, Terminated) else signal.SIGINT
@@ -250,7 +270,7 @@ def run(arguments: Sequence[str]) -> int:
 
     Under ``--json`` stdout gets one object, whatever the end: the answer, with ``error`` where the code is not 0.
     """
-    frame = Frame(debug=os.environ.get("MEMORYSAM_DEBUG", "0") not in {"", "0", "false"})
+    frame = Frame(debug=_is_debugged())
     console.setup()  # what an earlier command chose is over, also for a line that no command takes
     message = ""
     try:

@@ -18,6 +18,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+gc.disable()  # until all tests are collected
 for name in ("CI", "GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS", "TQDM_DISABLE", "MEMORYSAM_DATA", "MEMORYSAM_DEBUG"):
     os.environ.pop(name, None)
 os.environ |= {
@@ -111,6 +112,7 @@ def pytest_collection_finish() -> None:
     """Python need not look again and again for garbage in what importing has left, which stays to the end."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def _has_gpu() -> bool:
