@@ -37,6 +37,11 @@ LINES = {
         for name in ("deliver", "mcubes", "mfnet", "fmb", "pst900", "nyu", "kitti360", "urbanlf", "muses")
     },
     "check": {"check nosuch": 3, "check data --dataset nosuch": 3},
+    "convert": {
+        "convert nosuch --to masks --out out": 3, "convert data --to nosuch --out out": 2,
+        "convert data --to coco --out out": 2, "convert data --to masks --out empty": 2,
+        "convert data --to coco --out out.json --prefix x": 2,
+    },
     "plan": {
         "plan -r nosuch": 2, "plan -r nosuch.yaml": 2, "plan -r tiny.yaml -d nosuch": 3,
         "plan -r tiny.yaml --set optim.lr=x": 2, "plan -r further.yaml --set losses.focal.gamma=x": 2,
