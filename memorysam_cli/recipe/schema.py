@@ -305,6 +305,13 @@ class LossSettings(Section):
     """What the loss is multiplied by before it is added to the others."""
 
 
+class Focal(LossSettings):
+    """``losses.focal``."""
+
+    gamma: float = Field(default=2.0, ge=0, le=100)
+    """How much less a pixel counts that is right already; 0: the plain cross entropy."""
+
+
 class Subset(Section):
     """A second pass of each update, over some of the sensors; the scenes' encodings serve both passes."""
 
