@@ -211,9 +211,7 @@ def _read_masks(source: Path, request: Request) -> Annotated:
     folder = source / MASKS if is_ours else source
     classes = request.classes or (read_classes(source / CLASSES) if (source / CLASSES).is_file() else None)
     if classes is None:
-        raise UsageError(
-            f"{shown(source)}: has no {CLASSES}; give --classes FILE (a class per line), or another tool's file or folder"
-        )
+        raise UsageError(f"{shown(source)}: has no {CLASSES}; give --classes FILE or another tool's file or folder")
     matches = Pattern("**/*.png").find(folder)
     rule = label_rule(folder, matches, FolderRequest(name="masks", modalities={}, classes=classes))
     names = _names_in_ledger(source / LEDGER) if is_ours else {}
