@@ -279,17 +279,27 @@ Colors = Mapping[int, tuple[int, int, int, int]]
 """Value → red, green, blue, alpha."""
 
 
-def create(path: Path, grid: Grid, *, dtype: str, nodata: int, colors: Colors, tags: Mapping[str, str]) -> None:
-    """Make a raster of one band for :func:`write_rows`: not compressed, and all of it there, so that what is written
+def create(
+    path: Path,
+    grid: Grid,
+    *,
+    dtype: str,
+    nodata: float | None,
+    colors: Colors,
+    tags: Mapping[str, str],
+    bands: Sequence[str] = ("",),
+) -> None:
+    """Make a raster for :func:`write_rows`: not compressed, and all of it there, so that what is written
     later changes its pixels and nothing else.
 
     Args:
         path: of the file.
         grid: its pixels.
-        dtype: uint8 or uint16.
-        nodata: the value of a pixel that counts nowhere; all have it.
+        dtype: uint8, uint16 or float32.
+        nodata: the value of a pixel that counts nowhere; all have it. None: there is none, all are 0.
         colors: the color table; only of uint8.
         tags: what else is stored in it.
+        bands: their descriptions.
 
     Raises:
         EnvironmentFault: it cannot be written.
@@ -297,17 +307,19 @@ def create(path: Path, grid: Grid, *, dtype: str, nodata: int, colors: Colors, t
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
 
-    needed = grid.height * grid.width * np.dtype(dtype).itemsize
+    needed = len(bands) * grid.height * grid.width * np.dtype(dtype).itemsize
     place = {} if grid.crs is None and grid.transform.is_identity else {"transform": grid.transform}
     with atomic.new_file(path, needed_bytes=needed) as temporary, _writing(temporary, needed_bytes=needed):
         with _opening, warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             dataset = rasterio.open(
-                temporary, "w", driver="GTiff", count=1, height=grid.height, width=grid.width, dtype=dtype,
+                temporary, "w", driver="GTiff", count=len(bands), height=grid.height, width=grid.width, dtype=dtype,
                 nodata=nodata, crs=grid.crs, BIGTIFF="IF_NEEDED", **place,
             )  # fmt: skip
         with dataset:
             dataset.update_tags(**tags)
+            if any(bands):
+                dataset.descriptions = tuple(bands)
             if colors and dtype == "uint8":
                 dataset.write_colormap(1, colors)
 
@@ -317,7 +329,7 @@ def write_rows(path: Path, values: npt.NDArray[Any], *, top: int, left: int) -> 
 
     Args:
         path: of the file.
-        values: (h, w), of its type.
+        values: (h, w), or (bands, h, w), of its type.
         top, left: where they lie, in pixels.
 
     Raises:
@@ -332,7 +344,8 @@ def write_rows(path: Path, values: npt.NDArray[Any], *, top: int, left: int) -> 
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             dataset = rasterio.open(path, "r+", driver="GTiff")
         with dataset:
-            dataset.write(values, 1, window=Window(left, top, values.shape[1], values.shape[0]))
+            window = Window(left, top, values.shape[-1], values.shape[-2])
+            dataset.write(values if values.ndim > len("HW") else values[None], window=window)
     atomic.sync(path)
 
 

@@ -155,7 +155,8 @@ def remarks(found: Annotated, form: str) -> list[str]:
     if tally.unknown and form != "masks":
         share = 100 * tally.unknown / (tally.known + tally.unknown)
         lines.append(
-            f"{share:.3g} % of the pixels are in no annotation and become 255 (ignored), or --background CLASS"
+            f"{share:.3g} % of the pixels are in no annotation: they become 255, which is ignored; --background CLASS "
+            "gives them a class"
         )
     return lines
 
@@ -210,7 +211,7 @@ def _read_masks(source: Path, request: Request) -> Annotated:
     folder = source / MASKS if is_ours else source
     classes = request.classes or (read_classes(source / CLASSES) if (source / CLASSES).is_file() else None)
     if classes is None:
-        raise UsageError(f"{shown(source)}: has no {CLASSES}; give --classes FILE, a class per line")
+        raise UsageError(f"{shown(source)}: has no {CLASSES}; give --classes FILE or another tool's file or folder")
     matches = Pattern("**/*.png").find(folder)
     rule = label_rule(folder, matches, FolderRequest(name="masks", modalities={}, classes=classes))
     names = _names_in_ledger(source / LEDGER) if is_ours else {}
