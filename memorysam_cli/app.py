@@ -48,6 +48,7 @@ COMMANDS = {
     "watch": "memorysam_cli.commands.watch:watch",
     "evaluate": "memorysam_cli.commands.evaluate:evaluate",
     "predict": "memorysam_cli.commands.predict:predict",
+    "convert": "memorysam_cli.commands.convert:convert",
     "report": "memorysam_cli.commands.report:report",
     "demo": "memorysam_cli.commands.demo:demo",
     "recipes": "memorysam_cli.commands.recipes:app",
@@ -146,6 +147,7 @@ def main() -> None:
         try:
             _open_closed_streams()
             console.outlive_readers()
+            console.hush_libraries()
             _wait_asleep()
             _end_politely()
             sys.unraisablehook = _hear_again

@@ -73,6 +73,35 @@ class MemorySamError(Exception):
     exit_code = 1
 
 
+_DOING = """add allow ask call cd change check choose close compare continue convert copy correct delete do download
+drop end export fetch fill fix free get give import install keep label leave let link lower look make map
+mend move name narrow open pip pick point prepare pull put raise read reinstall remove rename report
+resume rescale restore retry rewrite run save say score see send separate set shorten show skip split
+start state take train try turn type undo unpack unset update use wait widen write memorysam torchrun"""
+_ADVICE = re.compile(rf"(?:or |else |then )?(?:{'|'.join(_DOING.split())})\b|--\w|did you mean ", re.IGNORECASE)
+_LEADING = ("did you mean ", "continue with", "resume with", "see ")
+"""Beginnings of advice that say themselves what it is."""
+
+
+def advice(message: str) -> tuple[str, str, str]:
+    """Part a message as terminals show it: what is wrong, and what to do.
+
+    A message is ``where: what; what to do``: its last clauses that begin as advice does (a verb, an option, a
+    question) are taken for it.
+
+    Returns:
+        What is wrong; ``"try: "``, or nothing where the advice says itself what it is; the advice, empty if there is
+        none, and then the first is the whole message.
+    """
+    clauses = message.split("; ")
+    first = len(clauses)
+    while first > 1 and _ADVICE.match(clauses[first - 1]):
+        first -= 1
+    remedy = "; ".join(clauses[first:])
+    lead = "try: " if remedy and not remedy.startswith(_LEADING) else ""
+    return "; ".join(clauses[:first]), lead, remedy
+
+
 class UsageError(MemorySamError):
     """Wrong options or a wrong recipe."""
 

@@ -1,10 +1,11 @@
-"""Take the pictures of docs/reports.md: the three kinds of reports, light and dark, of a demo.
+"""Make the pictures of the documentation from a demo: its reports, light and dark, its sheets and its figures.
 
     memorysam demo --out .demo
-    python scripts/screenshots.py --demo .demo                                 # into docs/images
+    python scripts/screenshots.py --demo .demo                                 # into docs/images, and docs/demo.png
     python scripts/screenshots.py --out /tmp/look --width 360 some.html        # of any pages, as a whole
 
-Needs chromium and chromedriver, as tests/browser does. Evaluations are made in --work and kept there.
+Needs chromium and chromedriver, as tests/browser does. Evaluations (some minutes) are made in --work and kept there; a
+new demo needs a new --work.
 """
 
 from __future__ import annotations
@@ -38,6 +39,16 @@ VIEWS = {
     "prediction": ("prediction", "", 1080),
 }
 """Of the demo's reports: which page, from which of its parts on (none: from its top), and how many pixels of it."""
+SHEETS = {
+    "../demo.png": ("training", "samples/validation-best.png", 1380, None),
+    "first-batch.png": ("training", "samples/first-batch.png", 1100, None),
+    "curves.png": ("training", "plots/curves.png", 900, None),
+    "overlay.png": ("overlay", "", 700, None),
+    "check.png": ("check", "sheet.png", 1100, 822),
+    "check-labels.png": ("check", "labels.png", 700, None),
+    "robustness.png": ("robustness", "robustness-any.png", 900, None),
+}
+"""Pictures that commands write: in which folder of :func:`folders`, which file, how wide and how much of it."""
 WIDTH = 1280
 MOST_BYTES = 250_000
 """Of a picture for the documentation; what is larger is stored with fewer colours."""
@@ -61,31 +72,52 @@ def main(
     """Write the pictures, and say their sizes."""
     views: dict[str, tuple[Path, str, int | None]] = {page.stem: (page, "", None) for page in pages or ()}
     if not views:
-        made = reports(demo, work)
+        found = folders(demo, work)
+        for name, (kind, file, wide, height) in SHEETS.items():
+            report(out / name, shrunk(found[kind] / file if file else found[kind], width=wide, height=height))
+        made = reports(found, work)
         views = {f"report-{name}": (made[kind], part, height) for name, (kind, part, height) in VIEWS.items()}
     with window() as browser:
         for name, (page, part, height) in views.items():
             for scheme in SCHEMES:
                 path = out / f"{name}-{scheme}.png"
-                taken = picture(browser, page, part=part, scheme=scheme, width=width, height=height)
-                atomic.write_bytes(path, taken)
-                console.say(f"{path}: {len(taken) / 1000:.0f} kB")
+                report(path, picture(browser, page, part=part, scheme=scheme, width=width, height=height))
 
 
-def reports(demo: Path, work: Path) -> dict[str, Path]:
-    """The pages of a demo's training, of an evaluation of it, and of its prediction."""
-    from memorysam_cli.engine.reporting.run_pages import write
+def report(path: Path, png: bytes) -> None:
+    """Write a picture and say its size."""
+    atomic.write_bytes(path, png)
+    console.say(f"{path}: {len(png) / 1000:.0f} kB")
 
+
+def folders(demo: Path, work: Path) -> dict[str, Path]:
+    """A demo's run and prediction, one of its overlays, and what else is made of it: evaluations and a check."""
     runs = [path.parent for path in sorted(demo.glob("runs/demo-*/result.json")) if "-rgb-" not in path.parent.name]
     predictions = sorted(demo.glob("predictions-*"))
     if not runs or not predictions:
         raise UsageError(f"--demo {demo}: holds no finished demo; make one: memorysam demo --out {demo}")
-    folders = {
+    data, robustness, check = demo / "data", work / "robustness", work / "check"
+    weights = ["--weights", f"{runs[-1]}/checkpoints/best.safetensors", "--data", str(data)]
+    if not (robustness / "robustness-any.png").is_file():
+        call("evaluate", *weights, "--quiet", "--robustness", "any", "--out", str(robustness))
+    if not (check / "sheet.png").is_file():
+        call("check", str(data), "--quiet", "--out", str(check))
+    return {
         "training": runs[-1],
-        "evaluation": evaluated(runs[-1], demo / "data", work / "evaluation"),
+        "evaluation": evaluated(runs[-1], data, work / "evaluation"),
         "prediction": predictions[-1],
+        "overlay": min(predictions[-1].glob("overlay/**/*.png")),
+        "robustness": robustness,
+        "check": check,
     }
-    return {kind: write([folder], out=work / f"{kind}.html").out for kind, folder in folders.items()}
+
+
+def reports(found: dict[str, Path], work: Path) -> dict[str, Path]:
+    """The pages of a demo's training, of an evaluation of it, and of its prediction."""
+    from memorysam_cli.engine.reporting.run_pages import write
+
+    kinds = ("training", "evaluation", "prediction")
+    return {kind: write([found[kind]], out=work / f"{kind}.html").out for kind in kinds}
 
 
 def evaluated(run: Path, data: Path, out: Path) -> Path:
@@ -98,10 +130,22 @@ def evaluated(run: Path, data: Path, out: Path) -> Path:
     for folder, words in commands.items():
         if (folder / "metrics.json").is_file():
             continue
-        # Its own process, as people do it: its settings of threads and seeds are not ours.
-        if subprocess.run([sys.executable, "-m", "memorysam_cli", "evaluate", *words], check=False).returncode:
-            raise EnvironmentFault(f"{folder}: could not be evaluated, as it says above")
+        call("evaluate", *words)
     return out
+
+
+def call(*words: str) -> None:
+    """Run a command in a process of its own, as people do: its settings of threads and seeds are not ours."""
+    if subprocess.run([sys.executable, "-m", "memorysam_cli", *words], check=False).returncode:
+        raise EnvironmentFault(f"{words[0]}: failed, as it says above")
+
+
+def shrunk(path: Path, *, width: int, height: int | None) -> bytes:
+    """A PNG of a picture at a width, or of its upper part."""
+    whole = Image.open(path).convert("RGB")
+    if whole.width > width:
+        whole = whole.resize((width, round(whole.height * width / whole.width)), Image.Resampling.LANCZOS)
+    return stored(whole.crop((0, 0, whole.width, min(height or whole.height, whole.height))), is_bounded=True)
 
 
 @contextmanager
@@ -117,6 +161,9 @@ def window() -> Iterator[Any]:
     for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
         options.add_argument(word)
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    browser.set_page_load_timeout(120)
+    browser.set_script_timeout(120)
+    browser.command_executor.client_config.timeout = 300  # a busy machine takes long for a tall page
     try:
         yield browser
     finally:
@@ -144,14 +191,19 @@ def picture(browser: Any, page: Path, *, part: str, scheme: str, width: int, hei
     clip = {"x": 0, "y": top, "width": width, "height": shown, "scale": 1}
     asked = {"format": "png", "captureBeyondViewport": True, "clip": clip}
     taken = Image.open(io.BytesIO(base64.b64decode(browser.execute_cdp_cmd("Page.captureScreenshot", asked)["data"])))
-    stored = io.BytesIO()
-    taken.convert("RGB").save(stored, "PNG", optimize=True)
-    if stored.tell() > MOST_BYTES and height is not None:
-        stored = io.BytesIO()
-        # An octree keeps rare colours, such as those of a legend.
-        few = taken.convert("RGB").quantize(255, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-        few.save(stored, "PNG", optimize=True)
-    return stored.getvalue()
+    return stored(taken.convert("RGB"), is_bounded=height is not None)
+
+
+def stored(taken: Image.Image, *, is_bounded: bool) -> bytes:
+    """A picture as PNG; with fewer colours where it is too large for the documentation."""
+    whole = io.BytesIO()
+    taken.save(whole, "PNG", optimize=True)
+    if whole.tell() <= MOST_BYTES or not is_bounded:
+        return whole.getvalue()
+    few = io.BytesIO()
+    # An octree keeps rare colours, such as those of a legend.
+    taken.quantize(255, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(few, "PNG", optimize=True)
+    return few.getvalue()
 
 
 if __name__ == "__main__":

@@ -83,8 +83,8 @@ def test_help_is_fast_and_imports_nothing_heavy(fastest: Callable[..., float]) -
 
 def test_the_catalogue_is_complete() -> None:
     assert list(app.COMMANDS) == [
-        *("prepare", "check", "plan", "train", "watch", "evaluate", "predict", "report", "demo", "recipes", "weights"),
-        *("export", "card", "bench", "doctor"),
+        *("prepare", "check", "plan", "train", "watch", "evaluate", "predict", "convert", "report", "demo", "recipes"),
+        *("weights", "export", "card", "bench", "doctor"),
     ]
     out = memorysam("--help").stdout
     listed = [line.split()[0] for line in out.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()]

@@ -231,12 +231,13 @@ def _show_root(root: Path) -> None:
 
 def _show_scenes(report: CheckReport) -> None:
     """Scenes per split, beside the published ones and those left out."""
+    from memorysam_cli.data.manifest import split_rank
     from memorysam_cli.report import console
 
     if not report.published and not report.dropped:
         return
     left_out = [dropped.scene.split for dropped in report.dropped]
-    splits = dict.fromkeys((*report.splits, *report.published, *left_out))
+    splits = sorted({*report.splits, *report.published, *left_out}, key=split_rank)
     counts = [[split, report.splits.get(split, 0), report.published.get(split, "-")] for split in splits]
     if left_out:
         counts = [[*row, left_out.count(str(row[0]))] for row in counts]

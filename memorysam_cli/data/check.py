@@ -19,7 +19,7 @@ import numpy as np
 from memorysam_cli.data import decode
 from memorysam_cli.data.decode import read_sample
 from memorysam_cli.data.findings import CheckReport, Dropped, FileFacts, Oddities, Problem, Reader
-from memorysam_cli.data.manifest import Manifest, Scene, count_splits, shared_ids
+from memorysam_cli.data.manifest import Manifest, Scene, count_splits, shared_ids, split_rank
 from memorysam_cli.data.transforms import Sample, flip_refusal
 from memorysam_cli.dataset import IGNORE, DatasetInfo, Modality
 from memorysam_cli.errors import DataError, check_laws
@@ -350,44 +350,54 @@ def draw_sheet(manifest: Manifest, path: Path) -> bool:
     Raises:
         EnvironmentFault: it cannot be written.
     """
-    rows, masks = [], []
-    for title, sample in _samples(manifest):
-        row = [
-            Panel(f"{title}: {name}" if index == 0 else name, pictures.as_picture(frame))
-            for index, (name, frame) in enumerate(sample.frames.items())
-        ]
+    rows, masks, captions = [], [], []
+    for caption, sample in _samples(manifest):
+        row = [Panel(name, pictures.as_picture(frame)) for name, frame in sample.frames.items()]
         if sample.label is not None:
             row.append(Panel("label", pictures.colour(sample.label, manifest.info.palette)))
             masks.append(sample.label)
         rows.append(row)
+        captions.append(caption)
     if rows:
         entries = pictures.legend(masks, classes=manifest.info.classes, palette=manifest.info.palette)
-        images.write_png(path, pictures.sheet(rows, entries))
+        images.write_png(path, pictures.sheet(rows, entries, captions=captions))
     return bool(rows)
 
 
 def sheet_groups(scenes: Sequence[Scene]) -> dict[str, list[Scene]]:
-    """Scenes by condition and failure, by split where there is neither; at most :data:`ROWS`, the commonest first."""
+    """Scenes by condition and failure, by split where there is neither.
+
+    Returns:
+        At most :data:`ROWS` groups, the commonest ones; in the order of their middle scenes' splits, then by name.
+    """
     found: dict[str, list[Scene]] = {}
     for scene in scenes:
         name = " ".join(word for word in (scene.condition, scene.case) if word) or scene.split
         found.setdefault(name, []).append(scene)
     kept = sorted(found, key=lambda name: -len(found[name]))[:ROWS]
-    return {name: found[name] for name in sorted(kept)}
+    return {
+        name: found[name] for name in sorted(kept, key=lambda name: (split_rank(_middle(found[name])[0].split), name))
+    }
+
+
+def _middle(scenes: Sequence[Scene]) -> Sequence[Scene]:
+    """From the middle one on: the first frames of a drive often stand still."""
+    half = len(scenes) // 2
+    return [*scenes[half:], *scenes[:half]]
 
 
 def _samples(manifest: Manifest) -> Iterator[tuple[str, Sample]]:
-    """A scene of each group that can be read; what cannot is in the check's report."""
+    """A caption, and a scene of each group that can be read; what cannot is in the check's report."""
     info = manifest.info
     for name, scenes in sheet_groups(manifest.scenes).items():
-        middle = len(scenes) // 2  # the first frames of a drive often stand still
-        for scene in (scenes[middle:] + scenes[:middle])[:TRIES]:
+        for scene in _middle(scenes)[:TRIES]:
             try:
                 modalities = [modality for modality in info.modalities if modality.name in scene.files]
-                yield name, read_sample(
+                sample = read_sample(
                     manifest.root, scene, modalities=modalities, classes=len(info.classes), palette=info.palette,
                     rule=None if scene.label is None else info.label,
                 )  # fmt: skip
+                yield "   ".join(dict.fromkeys((scene.split, name, scene.id))), sample
                 break
             except (DataError, OSError):
                 continue

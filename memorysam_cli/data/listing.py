@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from memorysam_cli.errors import DataError, EnvironmentFault, raise_shortage
+from memorysam_cli.text import few
 
 LEFTOVERS = {"__MACOSX", "lost+found"}
 """Beside the content of archives that macOS made, a second tree of the same names, of remarks on its files; and what
@@ -26,6 +28,8 @@ LABELS = re.compile(
     r"label|mask|annot|semantic|segm|groundtruth|gt(?:$|[0-9]|fine|coarse)|(?:truth|targets?|seg|anno?)$"
 )
 """How names of labels begin; they are no sensor's."""
+SHOWN_COLLISIONS = 10
+"""Pairs of names that a message shows."""
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -371,3 +375,36 @@ def _parts(name: str) -> tuple[str, list[str]]:
     """The folder of a relative path, and its last name cut at separators."""
     place, slash, last = name.rpartition("/")
     return place + slash, SEPARATORS.split(last)
+
+
+def refuse_collisions(names: Sequence[str]) -> None:
+    """Refuse names of scenes whose output files would meet in one, also on a file system that ignores case.
+
+    Args:
+        names: of the scenes, with forward slashes and without a suffix.
+
+    Raises:
+        DataError: the first ten pairs and how many there are; or a name that would leave the output folder.
+    """
+    owners: dict[str, str] = {}
+    pairs: list[tuple[str, str]] = []
+    for name in names:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not path.name or "\0" in name:
+            raise DataError(f"scene {name!r}: is no name for an output file; rename the scene")
+        key = _one_file(f"{path}.png")
+        if key in owners:
+            pairs.append((owners[key], name))
+        owners.setdefault(key, name)
+    for name in names:  # `a` is written as a.png, and so `a.png/b` cannot be a file in a folder of that name
+        for parent in PurePosixPath(name).parents:
+            if _one_file(str(parent)) in owners:
+                pairs.append((owners[_one_file(str(parent))], name))
+    if pairs:
+        listed = few([f"{first!r} and {second!r}" for first, second in pairs], SHOWN_COLLISIONS)
+        raise DataError(f"{len(pairs)} pairs of scenes would share an output file: {listed}; rename them")
+
+
+def _one_file(path: str) -> str:
+    """Equal for paths that are one file on a file system that ignores case and Unicode form."""
+    return unicodedata.normalize("NFC", path).casefold()

@@ -249,8 +249,12 @@ def read_info(root: Path, dataset: str) -> DatasetInfo:
 def count_splits(scenes: Iterable[Scene]) -> dict[str, int]:
     """Scenes per split: train, val, test, then others by name."""
     counts = Counter(scene.split for scene in scenes)
-    order = sorted(counts, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name))
-    return {name: counts[name] for name in order}
+    return {name: counts[name] for name in sorted(counts, key=split_rank)}
+
+
+def split_rank(split: str) -> tuple[int, str]:
+    """To sort splits by wherever they are listed: train, val, test, then others by name."""
+    return SPLITS.index(split) if split in SPLITS else len(SPLITS), split
 
 
 def refuse_shared_ids(scenes: Sequence[Scene], *, where: str = "") -> None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from memorysam_cli.errors import advice
 from memorysam_cli.report import live
 from memorysam_cli.report.live import Progress, draws_bars, in_ci
 from memorysam_cli.text import shown as escaped
@@ -85,6 +86,30 @@ def outlive_readers() -> None:
     )
 
 
+def hush_libraries() -> None:
+    """Let warnings of other libraries reach the logs and ``-v`` alone; what a user asks of Python itself stays.
+
+    Our own are said by :func:`warn`; somebody else's name files and functions that no user of ours knows.
+    """
+    import logging
+    import warnings
+
+    if sys.warnoptions or os.environ.get("MEMORYSAM_DEBUG", "0") not in {"", "0", "false"}:
+        return
+
+    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        detail(f"{category.__name__}: {' '.join(str(message).split())}")
+
+    class Details(logging.Handler):
+        """Of loggers that nobody has given a handler."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            detail(f"{record.name}: {' '.join(record.getMessage().split())}")
+
+    warnings.showwarning = show
+    logging.lastResort = Details(logging.WARNING)
+
+
 def answer(value: dict[str, Any]) -> None:
     """Keep the one JSON object of ``--json``; :func:`finish` prints it when the command ends.
 
@@ -136,7 +161,7 @@ def show_document(text: str) -> None:
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
     """Print a table on stdout (nothing under ``--json``); a column of numbers only is set flush right.
 
-    An empty line follows before whatever comes next.
+    A column behind the first in which no row has a value is left out. An empty line follows before whatever comes next.
     """
     if _state.json:
         return
@@ -145,9 +170,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
     from rich.table import Table
     from rich.text import Text
 
-    cells = [[escaped(cell) for cell in row] for row in rows]
+    found = [[escaped(cell) for cell in row] for row in rows]
+    kept = [index for index in range(len(columns)) if not index or not found or _is_told(row[index] for row in found)]
+    cells = [[row[index] for index in kept] for row in found]
     drawn = Table(box=SIMPLE, show_edge=False, pad_edge=False)
-    for index, column in enumerate(columns):
+    for index, column in enumerate(columns[index] for index in kept):
         numeric = bool(cells) and all(_is_number(row[index]) for row in cells)
         drawn.add_column(Text(escaped(column)), justify="right" if numeric else "left", overflow="fold")
     for row in cells:
@@ -173,12 +200,16 @@ def note(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Warn on stderr, also under ``-q``."""
+    """Warn on stderr, also under ``-q``; on a terminal what to do stands out, as of :func:`error`."""
     _tell(text, level="warning", prefix="memorysam: warning:", style="yellow")
 
 
 def error(text: str, *, code: int) -> None:
-    """Say on one line of stderr why the command ends with exit code ``code``."""
+    """Say on one line of stderr why the command ends with exit code ``code``.
+
+    On a terminal, what to do stands out behind an arrow (:func:`memorysam_cli.errors.advice`); in a pipe and a log, and
+    under ``--json``, the message is one sentence that programs can search.
+    """
     _tell(text, level="error", prefix=f"memorysam: error [{code}]:", style="bold red")
 
 
@@ -187,15 +218,12 @@ def show_traceback(error: BaseException) -> None:
     _write(sys.stderr, escaped("".join(traceback.format_exception(error)), keep="\n\t").rstrip("\n"))
 
 
-def progress(
-    total: int, label: str, *, is_table: bool = False, is_steady: bool = False
-) -> contextlib.AbstractContextManager[Progress]:
+def progress(total: int, label: str, *, is_steady: bool = False) -> contextlib.AbstractContextManager[Progress]:
     """Show the progress of ``total`` things: a bar where a person watches, else a sober line now and then.
 
     Args:
         total: how many; 0 shows nothing.
         label: a word or two.
-        is_table: its figures are shown as a live table where a bar would be drawn.
         is_steady: these are scenes that all take about as long: a note where they become ten times slower.
 
     Returns:
@@ -207,12 +235,13 @@ def progress(
     def line(text: str) -> None:
         _tell(text, level="progress", shown=shown and not bar)
 
+    slow = note if is_steady and total else None
     table = live.current_table()
-    if bar and total and table is not None:
+    if not (bar and total):
+        return Progress(total, label, line=line, note=slow)
+    if table is not None:
         return live.Inner(total, label, line=line, outer=table)
-    if bar and total and is_table:
-        return live.LiveTable(total, label, line=line, console=_rich(sys.stderr))
-    return Progress(total, label, line=line, bar=bar, note=note if is_steady and total else None)
+    return live.LiveTable(total, label, line=line, console=_rich(sys.stderr), note=slow)
 
 
 def width() -> int:
@@ -235,17 +264,17 @@ def screen() -> Iterator[Callable[[Sequence[str]], None]]:
     Yields:
         What shows the lines, cut to the terminal's width.
     """
-    from rich.live import Live
     from rich.text import Text
 
-    with Live(
-        console=_rich(sys.stdout), auto_refresh=False, redirect_stdout=False, redirect_stderr=False
-    ) as live_lines:
+    painter = live.Painter(_rich(sys.stdout))
 
-        def show(lines: Sequence[str]) -> None:
-            live_lines.update(Text("\n".join(map(escaped, lines)), no_wrap=True, overflow="crop"), refresh=True)
+    def show(lines: Sequence[str]) -> None:
+        painter.show(Text("\n".join(map(escaped, lines)), no_wrap=True, overflow="crop"))
 
+    try:
         yield show
+    finally:
+        painter.leave()
 
 
 @contextlib.contextmanager
@@ -292,13 +321,24 @@ def _write(stream: TextIO, text: str, *, prefix: str = "", style: str = "") -> N
         encoding = stream.encoding or "utf-8"
         text = text.encode(encoding, "backslashreplace").decode(encoding)
     with _beside_bars():
+        what, lead, remedy = _parts(stream, text) if prefix else (text, "", "")
         if prefix and _has_color(stream):
             from rich.text import Text
 
-            _rich(stream).print(Text.assemble((prefix, style), " ", text), soft_wrap=True)
+            shown = Text.assemble((prefix, style), " ", what, (lead, "bold cyan"), remedy)
+            _rich(stream).print(shown, soft_wrap=True)
         else:
-            stream.write(f"{prefix} {text}\n" if prefix else f"{text}\n")
+            stream.write(f"{prefix} {what}{lead}{remedy}\n" if prefix else f"{text}\n")
             stream.flush()
+
+
+def _parts(stream: TextIO, text: str) -> tuple[str, str, str]:
+    """An error or a warning as a terminal shows it: what is wrong, an arrow, and what to do."""
+    if not (stream.isatty() and _moves_cursor()):
+        return text, "", ""
+    what, lead, remedy = advice(text)
+    arrow = "→" if _fits(stream, "→") else "->"
+    return what, f" {arrow} {lead}" if remedy else "", remedy
 
 
 def _fits(stream: TextIO, text: str) -> bool:
@@ -351,16 +391,19 @@ def asks(question: str) -> bool:
 
 @contextlib.contextmanager
 def _beside_bars() -> Iterator[None]:
-    """Lift the table or the bars while a line is written, so that neither tears the other."""
-    table, tqdm = live.current_table(), sys.modules.get("tqdm")
-    if table is not None:
-        with table.lifted():
-            yield
-    elif tqdm is None:
+    """Lift the bars while a line is written, so that neither tears the other."""
+    table = live.current_table()
+    with contextlib.nullcontext() if table is None else table.lifted():
         yield
-    else:
-        with tqdm.tqdm.external_write_mode(file=sys.stderr):
-            yield
+
+
+_NOTHING = {"", "-", "–", "—"}
+"""How a cell says that there is no value."""
+
+
+def _is_told(cells: Iterable[str]) -> bool:
+    """Whether any cell has a value."""
+    return any(cell.strip() not in _NOTHING for cell in cells)
 
 
 def _is_number(text: str) -> bool:
@@ -368,5 +411,5 @@ def _is_number(text: str) -> bool:
         for part in text.split(" ± "):
             float(part.strip().removesuffix("%") or "nan")
     except ValueError:
-        return text.strip() in {"-", "–", "—"}
+        return text.strip() in _NOTHING
     return True

@@ -33,16 +33,26 @@ MOST_WITH_TEXT = 40
 """Classes up to which the cells of a confusion matrix carry their percentage."""
 WIDEST_MATRIX = 28.0
 """Inches: 3,360 pixels. 255 classes at the size of 40 would take gigabytes."""
+AXIS_ENDS = (30, 60, 108)
+"""Where an axis of percentages may end: behind the longest bar and its figure."""
 TALLEST = 240.0
 """Inches of any figure: 28,800 pixels; Matplotlib refuses 65,536."""
 
 TERM_COLOURS = (ORANGE, PURPLE, VERMILION, GREEN, GREY)
 """Of the losses that make up the whole one, in their order; beyond these they come again."""
-CURVES: dict[str, dict[str, str]] = {
-    "Validation mIoU in per cent": {"miou": GREEN, "miou_native": GREY},
-    "Learning rate": {"lr": VERMILION},
+SMOOTH_SHARE = 20
+"""A smoothed line averages this part of a run's steps around each step."""
+PALE = 0.3
+"""Opacity of the values themselves behind their smoothed line."""
+TERM_TITLES = {"spmm": "SPMM loss, before its weight"}
+"""Of the panels of losses whose values ``metrics.jsonl`` has otherwise than the sum does."""
+Panels = dict[str, dict[str, tuple[str, str]]]
+"""Titles of panels → key of a row → the name and colour of its line."""
+CURVES: Panels = {
+    "Validation mIoU, %": {"miou": ("mIoU", GREEN), "miou_native": ("mIoU, native", GREY)},
+    "Learning rate": {"lr": ("learning rate", VERMILION)},
 }
-"""The panels of :func:`curves` below that of the losses: their titles, and which keys of a row each one draws."""
+"""The panels of :func:`curves` below those of the losses."""
 
 
 def confusion_matrix(matrix: ArrayLike, *, classes: Sequence[str], title: str = "") -> bytes:
@@ -107,7 +117,7 @@ def per_class_bars(
         axes.set_ylim(len(classes) - 0.4, -0.6)  # the first class on top
         axes.set_xlim(0, 108)
         axes.set_xticks(range(0, 101, 20))
-        axes.set_xlabel("IoU in per cent")
+        axes.set_xlabel("IoU, %")
         figure.suptitle(title, wrap=True)
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside lower center", frameon=False)
@@ -153,9 +163,9 @@ def failure_bars(
         axes.set_yticks(range(len(labels)), list(map(shown, labels)), fontsize=8)
         axes.set_ylim(len(labels) - 0.4, -0.6)  # the first failure on top
         axes.set_ylabel(what)
-        axes.set_xlim(0, 108)
-        axes.set_xticks(range(0, 101, 20))
-        axes.set_xlabel("mIoU in per cent")
+        most = max([*means, *(value for values in bars.values() for value, _ in values)], default=0.0)
+        axes.set_xlim(0, next(end for end in AXIS_ENDS if end == AXIS_ENDS[-1] or 1.15 * most <= end))
+        axes.set_xlabel("mIoU, %")
         figure.suptitle(title, wrap=True)
         axes.spines[["top", "right"]].set_visible(False)
         if means or len(bars) > 1:
@@ -198,7 +208,7 @@ def class_histogram(shares: Mapping[str, Sequence[float]], *, classes: Sequence[
             axes.set_xlim(0, max([*positive, 1.0]) * 1.08)
         axes.set_yticks(range(len(classes)), [_short(name) for name in classes], fontsize=8)
         axes.set_ylim(len(classes) - 0.4, -0.6)  # the first class on top
-        axes.set_xlabel("per cent of the labelled pixels" + (", logarithmic" if is_skewed else ""))
+        axes.set_xlabel("% of the labelled pixels" + (", logarithmic" if is_skewed else ""))
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -231,39 +241,81 @@ def offsets_histogram(offsets: Mapping[str, Sequence[float]], *, title: str = ""
 
 
 def curves(rows: Sequence[Mapping[str, Any]], *, terms: Sequence[str] = ("ohem", "spmm"), title: str = "") -> bytes:
-    """The course of a training run; panels without any value are left out.
+    """The course of a training run: the losses smoothed, over their pale values; panels without a value are left out.
 
     Args:
         rows: as of ``metrics.jsonl``: each has ``step``, and any of ``loss``, the terms and the keys of :data:`CURVES`.
             Values that are not finite leave a gap.
-        terms: names of the losses that ``loss`` is the sum of.
+        terms: names of the losses that ``loss`` is the sum of. The first is most of it and shares its axis; each
+            other one, which may be a thousandth of it, has an axis of its own.
         title: the line above.
 
     Returns:
         A PNG.
     """
-    losses = {"loss": BLUE, **dict(zip(terms, cycle(TERM_COLOURS), strict=False))}
-    available = {"Loss": losses, **CURVES}
-    drawn = {name: lines for name, lines in available.items() if any(_points(rows, key)[0].size for key in lines)}
-    panels = drawn or {"no values yet": {}}
-    with drawing(width=8, height=0.6 + 2.4 * len(panels)) as (figure, png):
+    shades = dict(zip(terms, cycle(TERM_COLOURS), strict=False))
+    losses: Panels = {"Loss": {"loss": ("loss", BLUE), **{name: (name, shades[name]) for name in terms[:1]}}}
+    losses |= {TERM_TITLES.get(name, f"{name} loss"): {name: (name, shades[name])} for name in terms[1:]}
+    found = {
+        panel: kept
+        for panel, lines in (losses | CURVES).items()
+        if (kept := {key: line for key, line in lines.items() if _points(rows, key)[0].size})
+    }
+    panels = found or {"no values yet": {}}
+    with drawing(width=8, height=0.6 + 2.1 * len(panels)) as (figure, png):
         figure.suptitle(title)
         places = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
         for axes, (name, lines) in zip(places, panels.items(), strict=True):
-            for width, (key, shade) in zip(chain([2.4], repeat(1.2)), lines.items(), strict=False):
-                steps, values = _points(rows, key)
-                # Few points (validations) would vanish as a bare line; a total lies wider below its parts.
-                marker = "o" if steps.size < FEW else None
-                if steps.size:
-                    axes.plot(steps, values, color=shade, label=key, linewidth=width, marker=marker, markersize=3)
+            for (key, (label, shade)), width in zip(lines.items(), chain([2.4], repeat(1.2)), strict=False):
+                _draw_line(axes, *_points(rows, key), shade=shade, label=label, width=width, is_smooth=name in losses)
             axes.set_title(name, fontsize=10, loc="left")
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
-            if len(axes.lines) > 1:
+            if len(lines) > 1:
                 axes.legend(frameon=False)
         axes.set_xlabel("step")
         axes.xaxis.get_major_locator().set_params(integer=True)
     return png.getvalue()
+
+
+def _draw_line(
+    axes: Axes,
+    steps: NDArray[np.float64],
+    values: NDArray[np.float64],
+    *,
+    shade: str,
+    label: str,
+    width: float,
+    is_smooth: bool,
+) -> None:
+    """A key's values; of many that are noisy, their course in front."""
+    if steps.size < FEW:  # few points (validations) would vanish as a bare line
+        axes.plot(steps, values, color=shade, label=label, linewidth=width, marker="o", markersize=3)
+    elif is_smooth:
+        axes.plot(steps, values, color=shade, linewidth=0.8, alpha=PALE)
+        axes.plot(steps, smoothed(values, window=steps.size // SMOOTH_SHARE), color=shade, label=label, linewidth=width)
+    else:
+        axes.plot(steps, values, color=shade, label=label, linewidth=width)
+
+
+def smoothed(values: ArrayLike, *, window: int) -> NDArray[np.float64]:
+    """The mean of the values around each one.
+
+    Args:
+        values: (N,), of which those that are not finite count for nothing and stay gaps.
+        window: how many values each mean is of, half of them on each side and itself; fewer at the ends.
+
+    Returns:
+        (N,).
+    """
+    array = np.asarray(values, np.float64)
+    known, half = np.isfinite(array), window // 2
+    ends = np.arange(array.size)
+    low, high = np.maximum(ends - half, 0), np.minimum(ends + half + 1, array.size)
+    sums = np.concatenate([[0.0], np.where(known, array, 0.0).cumsum()])
+    counts = np.concatenate([[0], known.cumsum()])
+    means = (sums[high] - sums[low]) / np.maximum(counts[high] - counts[low], 1)
+    return np.where(known, means, np.nan)
 
 
 Costs = Mapping[str, Sequence[tuple[float, float]]]

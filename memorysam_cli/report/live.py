@@ -1,7 +1,8 @@
-"""Progress of long work: a tqdm bar or a live table where a person watches, sober lines everywhere else.
+"""Progress of long work: a bar, with a table of figures below it, where a person watches; sober lines everywhere else.
 
-Of the live table nothing is drawn between updates and no thread is started (data loaders fork); the cursor is never
-hidden, so that a killed run leaves the terminal as it was.
+Of them nothing is drawn between updates and no thread is started (data loaders fork); the cursor is never
+hidden, so that a killed run leaves the terminal as it was. A terminal that is resized meanwhile wraps what stands
+there: the next drawing takes away as many rows as that has become (:class:`Painter`).
 """
 
 from __future__ import annotations
@@ -13,15 +14,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, Self
+from typing import TYPE_CHECKING, Self
 
 from memorysam_cli.text import duration
 
 if TYPE_CHECKING:
     from rich.console import Console, Group, RenderableType
-    from rich.live import Live
     from rich.table import Table
-    from tqdm import tqdm
 
 LINES = 20
 """Sober lines in all: one every 5 %."""
@@ -54,7 +53,7 @@ _table: LiveTable | None = None
 
 
 def draws_bars() -> bool:
-    """Whether stderr is a terminal with a person before it: not CI, not a dumb terminal, tqdm not disabled."""
+    """Whether stderr is a terminal with a person before it: not CI, not a dumb one, and $TQDM_DISABLE is not set."""
     dumb = os.environ.get("TERM") in {"dumb", "unknown"}
     return sys.stderr.isatty() and _has_width() and not in_ci() and not dumb and not os.environ.get("TQDM_DISABLE")
 
@@ -65,7 +64,7 @@ def in_ci() -> bool:
 
 
 def _has_width() -> bool:
-    """False for a terminal of no columns (under ``script``, ``expect``, some containers): tqdm draws nothing there."""
+    """False for one of no columns (under ``script``, ``expect``, some containers), where nothing can be drawn."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns > 0
     except (OSError, ValueError):  # it does not say
@@ -79,7 +78,6 @@ class Progress:
         total: how many things; 0 shows nothing.
         label: a word or two, such as ``train epoch 3``.
         line: receives each sober line.
-        bar: draw a bar on stderr too (it vanishes at the end; the command says what came of it).
         note: receives, once, that the work has become ten times slower (:class:`Slowdown`); for scenes that all take
             about as long. None: that is not watched.
     """
@@ -90,30 +88,22 @@ class Progress:
         label: str,
         *,
         line: Callable[[str], None],
-        bar: bool = False,
         note: Callable[[str], None] | None = None,
     ) -> None:
         self.total, self.label, self.done = total, label, 0
-        self._line, self._draw, self._note = line, bar and total > 0, note
+        self._line, self._note = line, note
         self._slowdown = Slowdown()
-        self._bar: tqdm[NoReturn] | None = None
-        self._status = ""
+        self.status = ""
+        """What was said last, such as ``loss 0.41``, and the figures."""
 
     def __enter__(self) -> Self:
         self._start = self._last_time = self._last_advance = time.monotonic()
         self._last_done = 0
-        if self._draw:
-            from tqdm import tqdm
-
-            tqdm.monitor_interval = 0  # no thread: the data loader forks
-            self._bar = tqdm(total=self.total, desc=self.label, file=sys.stderr, leave=False, dynamic_ncols=True)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.close()
         if kind is None and self.done > self._last_done:
             self._say(time.monotonic())
 
@@ -136,10 +126,7 @@ class Progress:
             figures: name → value, shown behind too, or as a table where there is one.
         """
         self.done += n
-        self._status = _words(status, figures or {})
-        if self._bar is not None:
-            self._bar.set_postfix_str(self._status, refresh=False)
-            self._bar.update(n)
+        self.status = _words(status, figures or {})
         now = time.monotonic()
         if self._note is not None and (slow := self._slowdown.add(n, seconds=now - self._last_advance)):
             self._note(slow)
@@ -152,9 +139,7 @@ class Progress:
 
     def show(self, figures: Mapping[str, str]) -> None:
         """Show figures that have changed though nothing more was done, such as after a validation."""
-        self._status = _words("", figures)
-        if self._bar is not None:
-            self._bar.set_postfix_str(self._status)
+        self.status = _words("", figures)
 
     def _say(self, now: float) -> None:
         """One sober line: how far, how long so far, how long to go."""
@@ -165,8 +150,8 @@ class Progress:
         left = self.seconds_left()
         if left is not None:
             parts.append(f"about {duration(left)} left")
-        if self._status:
-            parts.append(self._status)
+        if self.status:
+            parts.append(self.status)
         self._line(f"{self.label}: {', '.join(parts)}")
         self._last_time, self._last_done = now, self.done
 
@@ -207,28 +192,98 @@ class Slowdown:
         )
 
 
+class Painter:
+    """Lines at the end of a terminal that the next ones are written over, however wide it has become meanwhile.
+
+    Args:
+        console: of the terminal; its size is asked for at every drawing.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._columns: list[int] = []
+        """Of the lines that stand there."""
+
+    @property
+    def width(self) -> int:
+        """Columns of the terminal now."""
+        from rich.console import ConsoleDimensions
+
+        with contextlib.suppress(OSError, ValueError):  # a COLUMNS that is exported stays as it was
+            size = os.get_terminal_size(self._console.file.fileno())
+            if size.columns and size.lines:
+                self._console.size = ConsoleDimensions(size.columns, size.lines)
+        return self._console.width
+
+    def show(self, drawn: RenderableType) -> None:
+        """Write lines over those that stand there; no more than the terminal has rows."""
+        from rich.text import Text
+
+        erased = self._erasure()
+        with self._console.capture() as capture:
+            self._console.print(drawn)
+        lines = capture.get().rstrip("\n").split("\n")[: max(1, self._console.height - 1)]
+        self._write(erased + "\n".join(lines))
+        self._columns = [Text.from_ansi(line).cell_len for line in lines]
+
+    def clear(self) -> None:
+        """Take away what stands there."""
+        self._write(self._erasure())
+        self._columns = []
+
+    def leave(self) -> None:
+        """Let it stand, and go to the line below."""
+        if self._columns:
+            self._write("\n")
+        self._columns = []
+
+    def _erasure(self) -> str:
+        """What leads to the first column of the first row and erases from there.
+
+        A terminal that became narrower has wrapped each line into as many rows as it needs.
+        """
+        width = max(1, self.width)
+        rows = sum(max(1, -(-columns // width)) for columns in self._columns)
+        return ("\r" + f"\x1b[{rows - 1}A" * (rows > 1) + "\x1b[J") if rows else ""
+
+    def _write(self, text: str) -> None:
+        self._console.file.write(text)
+        self._console.file.flush()
+
+
 def current_table() -> LiveTable | None:
     """The table that is being drawn, if there is one: other progress goes into it, and lines are written around it."""
     return _table
 
 
 class LiveTable(Progress):
-    """As :class:`Progress`, drawn as a table of figures under a bar.
+    """As :class:`Progress`, drawn as a bar, with a table of figures below it if there are any.
+
+    It vanishes at the end; the command says what came of it.
 
     Args:
         total: how many things.
         label: a word or two.
         line: receives each sober line, for the logs.
         console: draws, on a terminal.
+        note: as of :class:`Progress`.
     """
 
-    def __init__(self, total: int, label: str, *, line: Callable[[str], None], console: Console) -> None:
-        super().__init__(total, label, line=line)
-        self._console = console
+    def __init__(
+        self,
+        total: int,
+        label: str,
+        *,
+        line: Callable[[str], None],
+        console: Console,
+        note: Callable[[str], None] | None = None,
+    ) -> None:
+        super().__init__(total, label, line=line, note=note)
+        self._painter = Painter(console)
         self._figures: dict[str, str] = {}
         self._inner: Inner | None = None
         self._drawn = 0.0
-        self._live: Live | None = None
+        self._is_lifted = True
 
     def __enter__(self) -> Self:
         global _table  # noqa: PLW0603  (a terminal has one)
@@ -259,9 +314,9 @@ class LiveTable(Progress):
 
     def draw(self, *, now: bool = False) -> None:
         """Draw, unless that was just done."""
-        if self._live is not None and (now or time.monotonic() - self._drawn > PAUSE_S):
+        if not self._is_lifted and (now or time.monotonic() - self._drawn > PAUSE_S):
             self._drawn = time.monotonic()
-            self._live.update(self._render(), refresh=True)
+            self._painter.show(self._render())
 
     @contextlib.contextmanager
     def lifted(self) -> Iterator[None]:
@@ -278,24 +333,20 @@ class LiveTable(Progress):
         self.draw(now=True)
 
     def _begin(self) -> None:
-        from rich.live import Live
-
-        self._live = Live(
-            self._render(), console=self._console, auto_refresh=False, transient=True, redirect_stdout=False,
-            redirect_stderr=False,
-        )  # fmt: skip
-        self._live.start(refresh=True)
+        self._is_lifted = False
+        self.draw(now=True)
 
     def _end(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        self._is_lifted = True
+        self._painter.clear()
 
     def _render(self) -> Group:
         from rich.console import Group
 
-        width = self._console.width
-        bars = [_bar(each, width=width) for each in (self, self._inner) if each is not None]
+        width = self._painter.width
+        status = "" if self._figures else self.status  # figures have the table
+        bars = [_bar(self, width=width, status=status)]
+        bars += [_bar(self._inner, width=width, status=self._inner.status)] if self._inner is not None else []
         return Group(*bars, *_tables(self._figures, width=width))
 
 
@@ -323,8 +374,8 @@ class Inner(Progress):
         self._outer.draw()
 
 
-def _bar(of: Progress, *, width: int) -> Table:
-    """Label, bar, share, count and times of a progress."""
+def _bar(of: Progress, *, width: int, status: str = "") -> Table:
+    """Label, bar, share, count and times of a progress, and what it says of itself."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
@@ -333,7 +384,7 @@ def _bar(of: Progress, *, width: int) -> Table:
         Text(f"{of.label:<8}", style="bold", no_wrap=True),
         ProgressBar(total=of.total, completed=of.done, width=min(BAR_COLUMNS, max(4, width - NARROW))),
         Text(f"{100 * of.done // of.total:3d} % ({of.done:,} of {of.total:,})", no_wrap=True),
-        Text(_times(of), style="dim", no_wrap=True, overflow="ellipsis"),
+        Text(", ".join(filter(None, (_times(of), status))), style="dim", no_wrap=True, overflow="ellipsis"),
     ]
     grid = Table.grid(padding=(0, 1))
     grid.add_row(*cells[: 4 if width >= NARROW else 3])

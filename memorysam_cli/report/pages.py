@@ -38,6 +38,11 @@ LONGEST_NAME = 22
 """Letters of a class's name beside the matrix; the whole name shows when it is pointed at."""
 MOST_WITH_TEXT = 40
 """Classes up to which each cell carries its percentage."""
+CARD_PX = 1054
+"""Pixels inside the card of a matrix on a wide screen, which its cells share."""
+LARGEST_CELL, SMALLEST_CELL = 48, 11
+MANY_CLASSES = 15
+"""Classes up to which a narrow window shows the whole matrix; a larger one is scrolled there."""
 SHOWN_CONFUSIONS = 12
 """Confusions that are listed."""
 
@@ -222,9 +227,10 @@ def matrix_layout(counts: Sequence[Sequence[int]], *, names: Sequence[str]) -> d
         names: K classes.
     """
     size = len(names)
-    cell = 26 if size <= 12 else 22 if size <= MOST_WITH_TEXT else 11
     short = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}…{name[-8:]}" for name in names]
-    margin = 14 + round(6.4 * max(map(len, short)))
+    has_text = size <= MOST_WITH_TEXT
+    margin = 14 + round(7.2 * max(map(len, short)))
+    cell = min(LARGEST_CELL, max(SMALLEST_CELL, (CARD_PX - margin - 10) // size)) if has_text else SMALLEST_CELL
     truth = [sum(row) for row in counts]
     cells = [
         [
@@ -237,9 +243,9 @@ def matrix_layout(counts: Sequence[Sequence[int]], *, names: Sequence[str]) -> d
         {"text": text, "full": name, "x": margin + (index + 0.5) * cell + 4, "y": margin + (index + 0.5) * cell + 4}
         for index, (text, name) in enumerate(zip(short, names, strict=True))
     ]
-    has_text = size <= MOST_WITH_TEXT
     return {
         "name": "",
+        "amount": "few" if size <= MANY_CLASSES else "some" if has_text else "many",
         "width": margin + size * cell + 10,
         "height": margin + size * cell + 10,
         "left": margin,
@@ -331,6 +337,7 @@ def _environment() -> jinja2.Environment:
     environment.filters["percent"] = lambda value: "–" if value is None else f"{value:.2f}"
     environment.filters["breakable"] = _breakable
     environment.filters["layers"] = _layers
+    environment.filters["known_in"] = _known_in
     environment.filters["count"] = lambda value: f"{value:,}"
     return environment
 
@@ -343,6 +350,11 @@ def _escaped(value: Any) -> Any:
 def _breakable(name: str) -> Markup:
     """A path that may go on in the next line after each of its parts."""
     return Markup("<wbr>").join(escape(shown(part)) for part in re.split(r"(?<=[/_+])", name))
+
+
+def _known_in(columns: Sequence[tuple[str, str]], rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The columns (key and name) of a table that any of its rows has a value for."""
+    return [column for column in columns if any(row[column[0]] for row in rows)]
 
 
 def _layers(scenes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -30,8 +30,17 @@ Mask = NDArray[np.integer]
 Colour = tuple[int, int, int]
 
 WRONG: Colour = (214, 39, 40)
-INK: Colour = (30, 30, 30)
+INK: Colour = (231, 233, 236)
+MATTE: Colour = (29, 32, 36)
+"""Of sheets: dark, so that they glare neither in a dark report nor beside pictures of the night."""
 PAPER: Colour = (255, 255, 255)
+"""Of a legend alone, which goes into other people's figures."""
+OPACITY = 0.35
+"""The share of a class's colour inside its contour: the picture below stays readable."""
+CONTOUR_SHARE = 1 / 500
+"""Width of a contour on each side, as a share of the picture's short side; one pixel at least."""
+SHOWN_PX = 1100
+"""Pixels that a report shows a sheet in: a wider one has larger letters, so that they can still be read there."""
 GAP_PX = 8
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
@@ -79,14 +88,14 @@ def colour(mask: Mask, palette: Sequence[Colour]) -> Picture:
     return painted
 
 
-def overlay(image: Picture, mask: Mask, palette: Sequence[Colour], alpha: float = 0.5) -> Picture:
-    """Blend the mask's colours over an image; ignored pixels show the image alone.
+def overlay(image: Picture, mask: Mask, palette: Sequence[Colour], alpha: float = OPACITY) -> Picture:
+    """Tint an image with the mask's colours and outline each region in its own; ignored pixels show the image alone.
 
     Args:
         image: (H, W, 3).
         mask: (H, W), of the image's size.
         palette: K colours.
-        alpha: the share of the mask's colour, 0..1.
+        alpha: the share of the mask's colour inside the contours, 0..1.
 
     Returns:
         (H, W, 3).
@@ -95,8 +104,22 @@ def overlay(image: Picture, mask: Mask, palette: Sequence[Colour], alpha: float 
         ValueError: sizes differ, or as in :func:`colour`.
     """
     _same_size(image, mask)
-    blend = cv2.addWeighted(image, 1 - alpha, colour(mask, palette), alpha, 0)
+    painted = colour(mask, palette)
+    blend = cv2.addWeighted(image, 1 - alpha, painted, alpha, 0)
+    blend[contours(mask)] = painted[contours(mask)]
     return np.where(_ignored(mask, len(palette))[..., None], image, blend).astype(np.uint8)
+
+
+def contours(mask: Mask) -> NDArray[np.bool_]:
+    """Where regions of different classes meet: (H, W), on both sides, as wide as :data:`CONTOUR_SHARE` says."""
+    edge = np.zeros(mask.shape, np.uint8)
+    across, along = mask[:, 1:] != mask[:, :-1], mask[1:] != mask[:-1]
+    for half, found in ((edge[:, 1:], across), (edge[:, :-1], across), (edge[1:], along), (edge[:-1], along)):
+        half[found] = 1
+    width = round(CONTOUR_SHARE * min(mask.shape))
+    if width > 1:
+        return cv2.dilate(edge, np.ones((2 * width - 1, 2 * width - 1), np.uint8)).astype(np.bool_)
+    return edge.astype(np.bool_)
 
 
 def errors(image: Picture, prediction: Mask, label: Mask) -> Picture:
@@ -116,7 +139,7 @@ def errors(image: Picture, prediction: Mask, label: Mask) -> Picture:
     _same_size(image, prediction)
     _same_size(image, label)
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    shown: Picture = np.repeat((96 + grey // 2).astype(np.uint8)[..., None], 3, axis=2)
+    shown: Picture = np.repeat((48 + grey // 2).astype(np.uint8)[..., None], 3, axis=2)
     shown[prediction != label] = WRONG
     ignored = label == IGNORE
     shown[ignored] = _stripes(label.shape)[ignored]
@@ -177,13 +200,18 @@ def legend(masks: Sequence[Mask], *, classes: Sequence[str], palette: Sequence[C
 
 
 def sheet(
-    rows: Sequence[Sequence[Panel]], entries: Sequence[tuple[str, Colour]] = (), *, panel_px: int = 256
+    rows: Sequence[Sequence[Panel]],
+    entries: Sequence[tuple[str, Colour]] = (),
+    *,
+    captions: Sequence[str] = (),
+    panel_px: int = 256,
 ) -> Picture:
-    """Set panels in rows, each titled, with a legend of classes below.
+    """Set panels in rows, titled where the titles change, with a legend of classes below.
 
     Args:
         rows: panels of any size; each is scaled to ``panel_px`` high (enlarged without smoothing).
         entries: name and colour of the legend, as of :func:`legend`.
+        captions: a line above each row, such as the scene's name; or none.
         panel_px: height of each panel in pixels.
 
     Returns:
@@ -194,8 +222,18 @@ def sheet(
     """
     if not any(rows):
         raise ValueError("a sheet needs at least one panel")
-    size = 0.5 * max(1.0, panel_px / 400)
-    strips = [_row(row, panel_px=panel_px, text_size=size) for row in rows if row]
+    size = _sheet_text_size(rows, panel_px=panel_px)
+    strips: list[Picture] = []
+    before: list[str] = []
+    for number, row in enumerate(rows):
+        titles = [panel.title for panel in row]
+        if not row:
+            continue
+        strip = _row(row, panel_px=panel_px, text_size=size, is_titled=titles != before)
+        if captions:
+            strips.append(_caption(captions[number], width=strip.shape[1], text_size=size))
+        strips.append(strip)
+        before = titles
     width = max(strip.shape[1] for strip in strips)
     if entries:
         strips.append(_legend_strip(entries, width=width, text_size=size))
@@ -204,7 +242,7 @@ def sheet(
 
 
 def key(entries: Sequence[tuple[str, Colour]], *, width: int) -> Picture:
-    """Names and colours alone, in columns.
+    """Names and colours alone, in columns, on white paper.
 
     Args:
         entries: name and colour.
@@ -213,41 +251,69 @@ def key(entries: Sequence[tuple[str, Colour]], *, width: int) -> Picture:
     Returns:
         (H, W, 3).
     """
-    return _legend_strip(entries, width=width, text_size=0.5)
+    return _legend_strip(entries, width=width, text_size=0.5, paper=PAPER, ink=MATTE)
 
 
-def _row(panels: Sequence[Panel], *, panel_px: int, text_size: float) -> Picture:
-    """The panels side by side under their titles."""
-    return np.concatenate([_titled(panel, panel_px=panel_px, text_size=text_size) for panel in panels], axis=1)
+def _sheet_text_size(rows: Sequence[Sequence[Panel]], *, panel_px: int) -> float:
+    """How large the letters are: with the panels, and with the sheet's width, of which a page shows the same part."""
+    widths = [sum(_shown_width(panel, panel_px) + 2 * GAP_PX for panel in row) for row in rows]
+    return 0.5 * max(1.0, panel_px / 400, max(widths) / SHOWN_PX)
 
 
-def _titled(panel: Panel, *, panel_px: int, text_size: float) -> Picture:
-    """One panel at its height, its title above (cut to its width), a margin around."""
+def _shown_width(panel: Panel, panel_px: int) -> int:
     height, width = panel.picture.shape[:2]
-    shown_width = max(1, round(width * panel_px / height))
-    how = cv2.INTER_NEAREST if panel_px >= height else cv2.INTER_AREA
-    shown = cv2.resize(panel.picture, (shown_width, panel_px), interpolation=how)
-    line_px = _line_px(text_size)
-    canvas = _blank(panel_px + line_px + GAP_PX, shown_width + 2 * GAP_PX)
-    canvas[line_px : line_px + panel_px, GAP_PX : GAP_PX + shown_width] = shown
-    _write(canvas, _fitting(panel.title, shown_width, text_size), x=GAP_PX, y=0, text_size=text_size)
+    shown: int = max(1, round(width * panel_px / height))
+    return shown
+
+
+def _row(panels: Sequence[Panel], *, panel_px: int, text_size: float, is_titled: bool) -> Picture:
+    """The panels side by side, under their titles if they are new."""
+    return np.concatenate(
+        [_titled(panel, panel_px=panel_px, text_size=text_size, is_titled=is_titled) for panel in panels], axis=1
+    )
+
+
+def _caption(text: str, *, width: int, text_size: float) -> Picture:
+    """A line of text as wide as its row."""
+    canvas = _blank(_line_px(text_size), width)
+    _write(canvas, _fitting(text, width - 2 * GAP_PX, text_size), x=GAP_PX, y=0, text_size=text_size)
     return canvas
 
 
-def _legend_strip(entries: Sequence[tuple[str, Colour]], *, width: int, text_size: float) -> Picture:
+def _titled(panel: Panel, *, panel_px: int, text_size: float, is_titled: bool) -> Picture:
+    """One panel at its height, its title above (cut to its width), a margin around."""
+    shown_width = _shown_width(panel, panel_px)
+    how = cv2.INTER_NEAREST if panel_px >= panel.picture.shape[0] else cv2.INTER_AREA
+    shown = cv2.resize(panel.picture, (shown_width, panel_px), interpolation=how)
+    line_px = _line_px(text_size) if is_titled else 0
+    canvas = _blank(panel_px + line_px + GAP_PX, shown_width + 2 * GAP_PX)
+    canvas[line_px : line_px + panel_px, GAP_PX : GAP_PX + shown_width] = shown
+    if is_titled:
+        _write(canvas, _fitting(panel.title, shown_width, text_size), x=GAP_PX, y=0, text_size=text_size)
+    return canvas
+
+
+def _legend_strip(
+    entries: Sequence[tuple[str, Colour]],
+    *,
+    width: int,
+    text_size: float,
+    paper: Colour = MATTE,
+    ink: Colour = INK,
+) -> Picture:
     """Swatches and names in as many equal columns as the width holds."""
     line_px = _line_px(text_size)
     column_px = line_px + GAP_PX + max(_text_px(name, text_size) for name, _ in entries) + 2 * GAP_PX
     columns = max(1, min(len(entries), (width - GAP_PX) // column_px))
     lines = -(-len(entries) // columns)
-    canvas = _blank(lines * line_px + GAP_PX, max(width, columns * column_px + GAP_PX))
+    canvas = _blank(lines * line_px + GAP_PX, max(width, columns * column_px + GAP_PX), paper=paper)
     for index, (name, shade) in enumerate(entries):
         column, line = divmod(index, lines)
         x, y = GAP_PX + column * column_px, line * line_px
         swatch = (slice(y + 3, y + line_px - 3), slice(x, x + line_px))
         canvas[swatch] = (128, 128, 128)  # a frame, so that white and near-white classes show
         canvas[y + 4 : y + line_px - 4, x + 1 : x + line_px - 1] = shade
-        _write(canvas, name, x=x + line_px + GAP_PX, y=y, text_size=text_size)
+        _write(canvas, name, x=x + line_px + GAP_PX, y=y, text_size=text_size, ink=ink)
     return canvas
 
 
@@ -260,10 +326,10 @@ def _fitting(text: str, width: int, text_size: float) -> str:
     return "..." + text
 
 
-def _write(canvas: Picture, text: str, *, x: int, y: int, text_size: float) -> None:
+def _write(canvas: Picture, text: str, *, x: int, y: int, text_size: float, ink: Colour = INK) -> None:
     """Write one line of text whose line box begins at (x, y)."""
     base = y + round(_line_px(text_size) * 0.72)
-    cv2.putText(canvas, shown(text), (x, base), FONT, text_size, INK, 1, cv2.LINE_AA)
+    cv2.putText(canvas, shown(text), (x, base), FONT, text_size, ink, 1, cv2.LINE_AA)
 
 
 def _text_px(text: str, text_size: float) -> int:
@@ -274,12 +340,12 @@ def _line_px(text_size: float) -> int:
     return round(44 * text_size)
 
 
-def _blank(height: int, width: int) -> Picture:
-    return np.full((height, width, 3), PAPER, np.uint8)
+def _blank(height: int, width: int, *, paper: Colour = MATTE) -> Picture:
+    return np.full((height, width, 3), paper, np.uint8)
 
 
 def _widen(strip: Picture, width: int) -> Picture:
-    """The strip with paper at its right, up to ``width``."""
+    """The strip with a margin at its right, up to ``width``."""
     return np.concatenate([strip, _blank(strip.shape[0], width - strip.shape[1])], axis=1)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memorysam_cli.data import check
+from memorysam_cli.data import check, manifest
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.report import figures
 from memorysam_cli.storage import images
@@ -65,6 +65,16 @@ def test_groups_are_conditions_with_failures_and_splits_where_there_are_none() -
     }  # fmt: skip
     many = [scene(f"{index}", f"c{index:02d}", None) for index in range(30)]
     assert len(check.sheet_groups(many)) == check.ROWS
+
+
+def test_splits_are_listed_as_train_val_test_and_then_by_name() -> None:
+    def scene(split: str, condition: str | None = None) -> Scene:
+        return Scene(id=split, split=split, condition=condition, case=None, files={}, label=None)
+
+    mixed = [scene(split) for split in ("test", "extra", "val", "test", "train", "another")]
+    in_order = ["train", "val", "test", "another", "extra"]
+    assert list(check.sheet_groups(mixed)) == list(manifest.count_splits(mixed)) == in_order
+    assert list(check.sheet_groups([scene("val", "fog"), scene("train", "rain")])) == ["rain", "fog"]
 
 
 @pytest.mark.parametrize("values", [[50.0, 50.0], [99.99, 0.01], [100.0, 0.0], [0.0, 0.0]])

@@ -131,7 +131,7 @@ def test_people_get_a_table_and_where_things_are(here: Path, memorysam: Program)
     ended = memorysam("evaluate", "--workers", 0)
     for words in ("class", "IoU", *CLASSES, "mean", "fog", "lidarjitter", "resized", "native", "runs/small-1/evaluate"):
         assert words in ended.out
-    assert "tiny val: per cent, resized protocol" in ended.out
+    assert "tiny val: %, resized protocol" in ended.out
     assert "'val' also chose these weights" in ended.err
 
 

@@ -46,6 +46,7 @@ COMMANDS = {
     "evaluate": ["evaluate", "--workers", "0"],
     "evaluate --robustness": ["evaluate", "--robustness", "emm", "--workers", "0"],
     "predict": ["predict", "data/mini-deliver", "--limit", "2", "--workers", "0"],
+    "convert": ["convert", "masks", "--to", "coco", "--out", "masks.json"],
     "report": ["report"],
     "demo": ["demo", "--out", "demo", "--scenes", "40", *CHANGES],
     "recipes list": ["recipes", "list"],

@@ -88,6 +88,8 @@ LINES: tuple[Line, ...] = (
           *DEVICE), ("photos", "w.safetensors")),
     Line(("predict", "@photos", "-w", WEIGHTS, "--out", "@out", "--map", "img=rgb", "--workers", "2", "--overlay",
           *DEVICE), ("photos", "w.safetensors")),
+    Line(("convert", "@masks", "--to", "coco", "--out", "@out.json"), ("masks",), ("out.json",)),
+    Line(("convert", "@own/masks", "--to", "cvat", "--classes", "@own/classes.txt", "--out", "@out"), ("own",)),
     Line(("report", "@runs/small", "--out", "@out.html"), ("runs", "data"), ("out.html",)),
     Line(("report", "@masks", "--out", "@out.html"), ("masks", "photos", "runs"), ("out.html",)),
     Line(("report", "@runs/small", "@runs/second", "--out", "@out.html"), ("runs", "data"), ("out.html",)),

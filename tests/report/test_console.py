@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
+import re
 import sys
 import termios
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -151,6 +155,54 @@ def test_an_error_is_one_line_whatever_the_name_of_the_file(capsys: pytest.Captu
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("a.png: is empty", "a.png: is empty"),
+        ("a.png: is empty; get the file again", "a.png: is empty → try: get the file again"),
+        ("x: is empty; 3 more; get it again; or drop it", "x: is empty; 3 more → try: get it again; or drop it"),
+        ("unknown key 'lrr'; did you mean 'lr'? (known: lr)", "unknown key 'lrr' → did you mean 'lr'? (known: lr)"),
+        ("SIGINT: saved; continue with: memorysam x", "SIGINT: saved → continue with: memorysam x"),
+        ("No such option: --jsn; see memorysam train --help", "No such option: --jsn → see memorysam train --help"),
+        ("a is there; it was written by another", "a is there; it was written by another"),
+        ("out: is not empty; --resume auto continues", "out: is not empty → try: --resume auto continues"),
+        ("use it", "use it"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("say", [lambda text: console.error(text, code=3), console.warn])
+def test_on_a_terminal_what_to_do_stands_out_and_in_a_pipe_it_is_one_sentence(
+    say: Callable[[str], None],
+    message: str,
+    shown: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    say(message)
+    prefix, _, text = capsys.readouterr().err.partition(": ")[2].partition(": ")
+    assert prefix in {"error [3]", "warning"} and text == f"{message}\n"
+    terminal = watched_stderr(monkeypatch)
+    monkeypatch.setenv("NO_COLOR", "1")
+    say(message)
+    assert terminal.getvalue() == f"memorysam: {prefix}: {shown}\n"
+    monkeypatch.delenv("NO_COLOR")
+    say(message)
+    assert ("\x1b[1;36m → " in terminal.getvalue()) == ("→" in shown)
+
+
+def test_warnings_of_libraries_are_details(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "warnoptions", [])
+    monkeypatch.setattr(logging, "lastResort", None)
+    with warnings.catch_warnings():
+        console.hush_libraries()
+        warnings.simplefilter("always")
+        for verbosity, count in ((console.NORMAL, 0), (console.VERBOSE, 1)):
+            console.setup(verbosity=verbosity)
+            warnings.warn("they know\nbetter", UserWarning, stacklevel=1)
+            assert capsys.readouterr().err == "UserWarning: they know better\n" * count
+            logging.lastResort.handle(logging.LogRecord("lib", logging.WARNING, "", 0, "%s", ("late",), None))  # type: ignore[union-attr]
+            assert capsys.readouterr().err == "lib: late\n" * count
+
+
 def test_colour_follows_the_terminal_and_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -201,7 +253,7 @@ def test_a_bar_is_drawn_only_where_a_person_watches(monkeypatch: pytest.MonkeyPa
 
 def test_a_terminal_of_no_columns_gets_sober_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     watched_stderr(monkeypatch)
-    leader, follower = os.openpty()  # a new one has no columns, and tqdm would draw nothing at all
+    leader, follower = os.openpty()  # a new one has no columns: nothing can be drawn there
     with os.fdopen(leader), os.fdopen(follower, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         assert not live.draws_bars()
@@ -211,16 +263,17 @@ def test_a_terminal_of_no_columns_gets_sober_lines(monkeypatch: pytest.MonkeyPat
 
 def test_the_bar_vanishes_and_notes_are_not_torn_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = watched_stderr(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(live, "PAUSE_S", -1)
     with console.progress(4, "read") as shown:
         shown.advance(1, status="loss 0.5")
+        assert "25 % (1 of 4) 0 s, about 0 s left, loss 0.5" in re.sub(r"\x1b\[[\d;]*m", "", terminal.getvalue())
         console.note("a note")
         shown.advance(3)
     text = terminal.getvalue()
-    assert "read:   0%" in text
-    assert "a note\n" in text
-    assert text.split("a note\n")[0].endswith("\r")  # the bar was lifted first
-    assert "100 %" not in text  # no sober line beside a bar
-    assert text.rstrip(" ").endswith("\r")
+    assert text.split("a note\n")[0].endswith("\r\x1b[J")  # the bar was lifted first
+    assert "100 %," not in text  # no sober line beside a bar
+    assert text.endswith("\r\x1b[J")
 
 
 def test_sober_lines_come_every_five_per_cent_of_long_work(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
@@ -298,6 +351,14 @@ def test_a_table_is_whole_in_a_pipe_and_sets_numbers_flush_right(
     assert lines[0] == "val"
     assert any(line.startswith("road [a] ") and line.endswith(" 98.1") for line in lines)
     assert any(line.startswith("x" * 300) and line.endswith("  7.0") for line in lines)
+
+
+def test_a_column_without_any_value_is_left_out_but_never_the_first(capsys: pytest.CaptureFixture[str]) -> None:
+    console.table(["scene", "weather", "case", "mIoU"], [["–", "", "blur", "1.5"], ["–", "–", "-", "2.5"]])
+    head, _, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert (head, rows) == (["scene", "case", "mIoU"], [["–", "blur", "1.5"], ["–", "-", "2.5"]])
+    console.table(["scene", "weather"], [])
+    assert "weather" in capsys.readouterr().out
 
 
 def test_tables_stand_apart_and_end_without_blanks(capsys: pytest.CaptureFixture[str]) -> None:

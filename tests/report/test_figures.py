@@ -133,6 +133,19 @@ def test_a_value_that_is_not_finite_leaves_a_gap() -> None:
     assert 0 < count(decoded(figures.curves(torn)), figures.BLUE) < count(decoded(figures.curves(whole)), figures.BLUE)
 
 
+def test_a_smoothed_line_is_the_mean_around_each_value_and_keeps_its_gaps() -> None:
+    found = figures.smoothed([3.0, 6.0, float("nan"), 2.0, 4.0], window=3)
+    np.testing.assert_allclose(found, [4.5, 4.5, np.nan, 3.0, 3.0])
+    np.testing.assert_allclose(figures.smoothed([1.0, 7.0], window=1), [1.0, 7.0])
+
+
+def test_a_loss_that_is_a_thousandth_of_the_sum_has_an_axis_of_its_own() -> None:
+    """On the sum's axis it is a flat line: of the picture's rows, its colour takes but a few."""
+    rows = [{"step": step, "loss": 3.0, "ohem": 3.0, "spmm": 1e-3 * (step % 2)} for step in range(20)]
+    picture = decoded(figures.curves(rows))
+    assert np.ptp(np.nonzero((picture == [204, 121, 167]).all(-1))[0]) > 100  # PURPLE
+
+
 def test_curves_of_nothing_are_still_a_picture() -> None:
     assert decoded(figures.curves([])).size
 

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Iterator
 
 import pytest
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 
 from memorysam_cli.report import console, live
 from memorysam_cli.report.live import LiveTable
@@ -18,6 +19,41 @@ class Terminal(io.StringIO):
 
     def isatty(self) -> bool:
         return True
+
+
+class Screen(io.StringIO):
+    """A terminal that wraps its lines anew when it is resized, as most do; understands what the table writes."""
+
+    encoding = "utf-8"  # type: ignore[assignment]
+    columns = 80
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines = [""]
+
+    def isatty(self) -> bool:
+        return True
+
+    def rows(self) -> list[str]:
+        """What is seen: each line in as many rows as it needs."""
+        return [
+            line[start : start + self.columns]
+            for line in self.lines
+            for start in range(0, max(1, len(line)), self.columns)
+        ]
+
+    def write(self, text: str) -> int:
+        for part in re.split(r"(\r(?:\x1b\[\d+A)?\x1b\[J)", text):
+            if part.startswith("\r"):
+                up = int((re.findall(r"\d+", part) or ["0"])[0])
+                kept = self.rows()[: -1 - up]
+                # Rows of one line that lost its end stay one line, which the next words would go on with.
+                self.lines = [*kept, ""]
+            else:
+                first, *more = re.sub(r"\x1b\[[\d;]*m", "", part).split("\n")
+                self.lines[-1] += first
+                self.lines += more
+        return len(text)
 
 
 @pytest.fixture
@@ -58,18 +94,18 @@ def test_every_figure_stands_under_its_name_within_the_width(width: int) -> None
 
 def test_a_note_is_written_whole_above_the_table(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", terminal)
-    with console.progress(2, "train", is_table=True) as shown:
+    with console.progress(2, "train") as shown:
         shown.advance(figures=FIGURES)
         console.note("step 1: val mIoU 11.71")
         shown.advance(figures=FIGURES)
     text = terminal.getvalue()
-    assert "\nstep 1: val mIoU 11.71\n" in text.replace("\x1b[2K", "\n").replace("\x1b[1A", "")
+    assert "\x1b[Jstep 1: val mIoU 11.71\n" in text  # erased, the note, and the table again
     assert "\x1b[?25l" not in text, "the cursor is hidden: a killed run would leave the terminal without one"
 
 
 def test_progress_inside_is_a_line_of_the_table(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", terminal)
-    with console.progress(9, "train", is_table=True) as outer:
+    with console.progress(9, "train") as outer:
         outer.advance(figures=FIGURES)
         with console.progress(4, "validate") as inner:
             assert isinstance(inner, live.Inner)
@@ -83,7 +119,7 @@ def test_figures_that_change_though_nothing_was_done_are_shown_at_once(
 ) -> None:
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setattr(live, "PAUSE_S", 1e6)  # whatever is not urgent waits
-    with console.progress(4, "train", is_table=True) as table:
+    with console.progress(4, "train") as table:
         table.advance(figures=FIGURES)
         assert "77.77" not in terminal.getvalue()
         table.show(FIGURES | {"best mIoU": "77.77"})
@@ -92,7 +128,7 @@ def test_figures_that_change_though_nothing_was_done_are_shown_at_once(
 
 def test_it_goes_when_work_fails(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", terminal)
-    with pytest.raises(KeyboardInterrupt), console.progress(2, "train", is_table=True) as shown:
+    with pytest.raises(KeyboardInterrupt), console.progress(2, "train") as shown:
         shown.advance(figures=FIGURES)
         raise KeyboardInterrupt
     assert live.current_table() is None
@@ -104,7 +140,7 @@ def test_elsewhere_the_same_figures_are_sober_lines(
 ) -> None:
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv(name, "dumb")
-    with console.progress(1, "train", is_table=True) as shown:
+    with console.progress(1, "train") as shown:
         shown.advance(figures=FIGURES)
     text = terminal.getvalue()
     assert text.startswith("train: 100 % (1 of 1), 0 s, epoch 1/8, step 1,234, loss 0.512")
@@ -114,10 +150,40 @@ def test_elsewhere_the_same_figures_are_sober_lines(
 def test_without_colour_the_table_is_still_drawn(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("NO_COLOR", "1")
-    with console.progress(2, "train", is_table=True) as shown:
+    with console.progress(2, "train") as shown:
         shown.advance(figures=FIGURES)
     text = terminal.getvalue()
-    assert "50 % (1 of 2)" in text and "\x1b[1A" in text and "\x1b[3" not in text
+    assert "50 % (1 of 2)" in text and "\x1b[2A" in text and "\x1b[3" not in text
+
+
+@pytest.mark.parametrize("widths", [(80, 40, 40), (140, 60, 30), (30, 140, 80), (80, 25, 12)])
+def test_a_table_survives_a_terminal_that_is_resized(widths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen()
+    screen.columns = widths[0]
+    monkeypatch.setattr(live, "PAUSE_S", -1)
+    console = Console(file=screen, force_terminal=True, width=widths[0], height=50, _environ={"TERM": "xterm"})
+    screen.write("$ memorysam train\n")
+    with LiveTable(200, "train", line=lambda _: None, console=console) as table:
+        for step, columns in enumerate(widths):
+            screen.columns = columns
+            console.size = ConsoleDimensions(columns, 50)
+            table.advance(1, figures=FIGURES | {"step": f"{step}"})
+            rows = screen.rows()
+            assert rows[0] == "$ memorysam train"[:columns] and sum("loss" in row for row in rows) == 1
+            assert sum("train" in row for row in rows) == 2 or columns < 20, rows
+        with table.lifted():
+            screen.write("a note\n")
+    assert screen.lines == ["$ memorysam train", "a note", ""] or min(widths) < 17
+
+
+def test_a_table_is_no_taller_than_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing moves the cursor above the first row: what has left the screen could not be taken away."""
+    screen = Screen()
+    monkeypatch.setattr(live, "PAUSE_S", -1)
+    console = Console(file=screen, force_terminal=True, width=30, height=4, _environ={"TERM": "xterm"})
+    with LiveTable(200, "train", line=lambda _: None, console=console) as table:
+        table.advance(50, figures=FIGURES)
+        assert len(screen.rows()) == 3
 
 
 @pytest.mark.parametrize("is_steady", [True, False])

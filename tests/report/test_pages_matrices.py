@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from memorysam_cli.report import pages
 
 COUNTS = [[90, 10, 0], [0, 0, 0], [5, 15, 0]]
@@ -29,3 +31,11 @@ def test_long_names_are_cut_in_the_middle_and_told_whole() -> None:
 def test_many_classes_have_no_text_in_their_cells() -> None:
     size = pages.MOST_WITH_TEXT + 1
     assert not pages.matrix_layout([[0] * size] * size, names=[str(index) for index in range(size)])["has_text"]
+
+
+@pytest.mark.parametrize(("classes", "amount"), [(16, "some"), (25, "some"), (40, "some"), (41, "many")])
+def test_a_matrix_fills_its_card_or_is_scrolled(classes: int, amount: str) -> None:
+    found = pages.matrix_layout([[0] * classes] * classes, names=["class"] * classes)
+    assert found["amount"] == amount
+    if amount == "some":  # another pixel a cell would not fit
+        assert found["width"] <= pages.CARD_PX < found["width"] + classes or found["cell"] == pages.LARGEST_CELL

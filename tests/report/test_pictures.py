@@ -47,10 +47,19 @@ def test_a_value_without_a_colour_is_refused(value: int) -> None:
         pictures.colour(np.array([[0, value]]), PALETTE)
 
 
-def test_a_blend_is_between_image_and_colour_and_leaves_ignored_pixels() -> None:
-    image = np.full((1, 2, 3), 100, np.uint8)
-    blended = pictures.overlay(image, np.array([[1, 255]], np.uint8), PALETTE, alpha=0.5)
-    np.testing.assert_array_equal(blended[0], [[150, 50, 50], [100, 100, 100]])
+def test_a_region_is_tinted_inside_and_has_a_contour_of_its_own_colour_and_ignored_pixels_stay() -> None:
+    image = np.full((4, 1, 3), 100, np.uint8)
+    mask = np.array([[1], [1], [1], [255]], np.uint8)
+    drawn = pictures.overlay(image, mask, PALETTE, alpha=0.5)
+    np.testing.assert_array_equal(drawn[:, 0], [[150, 50, 50], [150, 50, 50], [200, 0, 0], [100, 100, 100]])
+    assert 0 < pictures.OPACITY < 0.5, "more of the picture than of the colour"
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 1), (1000, 2), (2000, 4)])
+def test_a_contour_is_as_wide_on_each_side_as_the_picture_is_large(height: int, width: int) -> None:
+    mask = np.zeros((height, height), np.uint8)
+    mask[:, height // 2 :] = 1
+    assert np.flatnonzero(pictures.contours(mask)[0]).tolist() == list(range(height // 2 - width, height // 2 + width))
 
 
 @pytest.mark.parametrize(("alpha", "source"), [(0.0, "image"), (1.0, "mask")])
@@ -134,7 +143,21 @@ def test_a_legend_wider_than_its_panel_widens_the_sheet() -> None:
 def test_a_long_title_is_cut_to_its_panel() -> None:
     titled = pictures.sheet([[Panel("a very long title " * 9, noise(10, 10))]], panel_px=64)
     assert titled.shape == pictures.sheet([[Panel("", noise(10, 10))]], panel_px=64).shape
-    assert (titled[:, -pictures.GAP_PX :] == 255).all()
+    assert (titled[:, -pictures.GAP_PX :] == pictures.MATTE).all()
+
+
+def test_titles_stand_where_they_change_and_captions_above_every_row() -> None:
+    line, row = 22, 80 + pictures.GAP_PX  # 0.5 · 44 pixels of text, and a panel
+    alike = [[Panel("img", noise(8, 8)), Panel("label", noise(8, 8))] for _ in range(3)]
+    assert pictures.sheet(alike, panel_px=80).shape[0] == line + 3 * row
+    assert pictures.sheet(alike, captions=["a", "b", "c"], panel_px=80).shape[0] == line + 3 * (line + row)
+    assert pictures.sheet([*alike, alike[0][:1]], panel_px=80).shape[0] == 2 * line + 4 * row
+
+
+def test_a_wide_sheet_has_large_letters_for_a_page_shows_it_smaller() -> None:
+    wide = noise(10, 10 * pictures.SHOWN_PX // 50)  # 2,200 pixels at a height of 100, and margins
+    assert pictures.sheet([[Panel("img", wide)]], panel_px=100).shape[0] - 100 - pictures.GAP_PX == 44
+    assert (pictures.key([("road", (9, 8, 7))], width=50)[:, -1] == 255).all(), "a legend alone is on white paper"
 
 
 def test_an_empty_sheet_is_refused() -> None:

@@ -12,13 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from memorysam_cli.data import decode
-from memorysam_cli.dataset import IGNORE, Colour, LabelRule
+from memorysam_cli.dataset import IGNORE, RAW_VALUES, Colour, LabelRule
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import documents, images
 from memorysam_cli.text import shown
@@ -76,18 +77,12 @@ def read_classes(path: Path, *, is_safe: bool = False) -> ClassList:
     Each line is ``name``, ``name r g b`` or ``name #rrggbb``, with ``value:`` before it where the label files do not
     hold 0, 1, 2, …; empty lines and lines that begin with ``#`` count for nothing. A first line such as ``name,r,g,b``
     (CamVid's ``class_dict.csv``) names the columns of the others, and lines of CVAT's ``labelmap.txt`` are understood.
+    A ``.json`` is what ``predict`` and ``convert`` write beside masks: a list of ``id``, ``name`` and ``color``.
 
     Raises:
         UsageError: ``file:line`` and what is wrong; or no class, more than 255, a name, colour or value twice.
     """
-    lines = documents.read_text(path, kind=UsageError, option="--classes").splitlines()
-    entries = [(f"{path}:{number}", line.strip()) for number, line in enumerate(lines, 1)]
-    entries = [(where, line) for where, line in entries if line and not line.startswith("#")]
-    columns = _columns(entries[0][1]) if entries else []
-    rows = [
-        _row_of_columns(line, columns, where=where) if columns else _row(line, where=where)
-        for where, line in entries[bool(columns) :]
-    ]
+    rows = _rows_of_json(path) if path.suffix.lower() == ".json" else _rows(path)
     if not 0 < len(rows) <= IGNORE:
         raise UsageError(f"{path}: {len(rows)} classes; from 1 to {IGNORE} are possible, one per line")
     values, names, colours = zip(*rows, strict=True)
@@ -105,6 +100,40 @@ def read_classes(path: Path, *, is_safe: bool = False) -> ClassList:
         has_colours=has_colours,
         mapping=() if values[0] is None else tuple(zip(values, range(len(values)), strict=True)),
     )
+
+
+def _rows(path: Path) -> list[Row]:
+    """The classes of a text, in its order."""
+    lines = documents.read_text(path, kind=UsageError, option="--classes").splitlines()
+    entries = [(f"{path}:{number}", line.strip()) for number, line in enumerate(lines, 1)]
+    entries = [(where, line) for where, line in entries if line and not line.startswith("#")]
+    columns = _columns(entries[0][1]) if entries else []
+    return [
+        _row_of_columns(line, columns, where=where) if columns else _row(line, where=where)
+        for where, line in entries[bool(columns) :]
+    ]
+
+
+def _rows_of_json(path: Path) -> list[Row]:
+    """The classes of a ``classes.json``, in its order."""
+    data = documents.read_bytes(path, kind=UsageError, limit=documents.MAX_BYTES, option="--classes")
+    try:
+        rows: list[Any] = [
+            (entry["id"], entry["name"], tuple(entry["color"])) for entry in documents.parse_json(data, where="")
+        ]
+        are_right = all(
+            type(value) is int and 0 <= value < RAW_VALUES and isinstance(name, str) and name.strip()
+            and len(colour) == len("RGB") and all(type(part) is int and 0 <= part <= 255 for part in colour)
+            for value, name, colour in rows
+        )  # fmt: skip
+    except (DataError, TypeError, LookupError):
+        rows, are_right = [], False
+    if not are_right:
+        raise UsageError(
+            f"--classes {shown(path)}: must be a list of objects with 'id', 'name' and 'color' (three numbers to 255), "
+            "as predict and convert write it; or a text with a class per line"
+        )
+    return rows
 
 
 def classes_of_values(root: Path, paths: Sequence[str], *, ignored: Sequence[int] | None = None) -> ClassList:

@@ -194,7 +194,7 @@ def survey(root: Path, request: FolderRequest) -> FolderSurvey:
         classes=classes.names,
         palette=classes.palette,
         modalities=modalities,
-        label=_rule(root, matches.get(LABEL, []), request),
+        label=label_rule(root, matches.get(LABEL, []), request),
         unlabelled=unlabelled,
         layout=request.layout(),
     )
@@ -445,7 +445,7 @@ def _divided(
     return sorted(chosen, key=lambda scene: (order.index(scene.split), scene.id)), unlabelled, notes
 
 
-def _rule(root: Path, labels: Sequence[Match], request: FolderRequest) -> LabelRule:
+def label_rule(root: Path, labels: Sequence[Match], request: FolderRequest) -> LabelRule:
     """How the label files' values become classes.
 
     Raises:

@@ -237,14 +237,14 @@ def show(report: dict[str, Any]) -> None:
         for each in report["classes"]
     ]
     rows.append(["mean", *_two_decimals(report, "miou", "mf1", "macc"), "100.00"])
-    title = f"{report['dataset']} {report['split']}: per cent, {report['protocol']} protocol"
+    title = f"{report['dataset']} {report['split']}: %, {report['protocol']} protocol"
     console.table(["class", "IoU", "F1", "accuracy", "pixels %"], rows, title=title)
     _show_parts(report)
     _show_worst(report)
     for name, part in sorted(report["protocols"].items(), key=lambda item: item[0] != report["protocol"]):
         console.say(
             f"{name:<8}  mIoU {part['miou']:.2f}  mF1 {part['mf1']:.2f}  mAcc {part['macc']:.2f}  "
-            f"(mIoU of the classes with ground truth {part['miou_present']:.2f})"
+            f"(mIoU of present classes {part['miou_present']:.2f})"
         )
     console.say(f"scenes    {report['scenes']} of {report['split']}, {', '.join(report['modalities'])}{_seen(report)}")
     console.say(f"weights   {report['weights']}")

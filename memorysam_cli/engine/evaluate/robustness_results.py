@@ -102,7 +102,7 @@ def show(report: dict[str, Any]) -> None:
             f"{report['batch']} scenes in {report['processes']} process(es); --noise-extremes scene does not"
         )
     console.table(*_table(report), title=f"{report['dataset']} {report['split']}: {TITLES[report['robustness']]}")
-    console.say(f"figures   mIoU in per cent, {report['protocol']} protocol{_drawn(report)}")
+    console.say(f"figures   mIoU in %, {report['protocol']} protocol{_drawn(report)}")
     if report["subsets"] == "some":
         console.say("sets      all sensors, each alone, and all but each; average is the mean of these")
     for letter, meaning in _letters(report):

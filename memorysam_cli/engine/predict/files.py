@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import stat
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from memorysam_cli.data import listing
 from memorysam_cli.data.decode import read_modality
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.data.transforms import resize_nearest
@@ -31,7 +31,6 @@ from memorysam_cli.engine.infer.decision import PLAIN, Decision, Wanted
 from memorysam_cli.errors import DataError
 from memorysam_cli.report import console, pictures
 from memorysam_cli.storage import atomic, documents, images
-from memorysam_cli.text import few
 
 LEDGER = "predictions.jsonl"
 CLASSES = "classes.json"
@@ -48,7 +47,6 @@ PARTS = ".parts"
 LedgerLine = dict[str, Any]
 """Of the ledger: ``id``, ``status`` and more."""
 
-SHOWN_COLLISIONS = 10
 KEY_PX = 480
 """Width of the legend."""
 SMALL_PX = 256
@@ -59,25 +57,9 @@ def refuse_collisions(scenes: Sequence[Scene]) -> None:
     """Refuse scenes whose outputs would meet in one file, also on a file system that ignores case.
 
     Raises:
-        DataError: the first ten pairs and how many there are; or an id that would leave the output folder.
+        DataError: as :func:`~memorysam_cli.data.listing.refuse_collisions`.
     """
-    owners: dict[str, str] = {}
-    pairs: list[tuple[str, str]] = []
-    for scene in scenes:
-        path = PurePosixPath(scene.id)
-        if path.is_absolute() or ".." in path.parts or not path.name or "\0" in scene.id:
-            raise DataError(f"scene {scene.id!r}: is no name for an output file; rename the scene")
-        key = _key(f"{path}.png")
-        if key in owners:
-            pairs.append((owners[key], scene.id))
-        owners.setdefault(key, scene.id)
-    for scene in scenes:  # `a` is written as a.png, and so `a.png/b` cannot be a file in a folder of that name
-        for parent in PurePosixPath(scene.id).parents:
-            if _key(str(parent)) in owners:
-                pairs.append((owners[_key(str(parent))], scene.id))
-    if pairs:
-        listed = few([f"{first!r} and {second!r}" for first, second in pairs], SHOWN_COLLISIONS)
-        raise DataError(f"{len(pairs)} pairs of scenes would share an output file: {listed}; rename them")
+    listing.refuse_collisions([scene.id for scene in scenes])
 
 
 @dataclass(frozen=True)
@@ -356,8 +338,3 @@ def _add_up(size: Any, pixels: Any, unsure: Any, *, classes: int) -> bool:
         and all(name.isascii() and name.isdigit() and int(name) < classes for name in pixels)
         and sum(pixels.values()) + unsure == size[0] * size[1]
     )
-
-
-def _key(path: str) -> str:
-    """Equal for paths that are one file on a file system that ignores case and Unicode form."""
-    return unicodedata.normalize("NFC", path).casefold()

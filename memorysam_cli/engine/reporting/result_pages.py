@@ -237,7 +237,7 @@ def _benchmarks(folder: Path, *, digest: str | None) -> list[Facts]:
                 groups.append(
                     {
                         "title": name,
-                        "note": f"mIoU in per cent, {benchmark['protocol']} protocol. {mean}",
+                        "note": f"mIoU in %, {benchmark['protocol']} protocol. {mean}",
                         "rows": _descending(rows),
                     }
                 )

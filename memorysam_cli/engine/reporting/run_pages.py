@@ -82,7 +82,7 @@ ChartPlan = tuple[str, str, str, tuple[str, ...]]
 TERMS = {"spmm": ("SPMM loss", "before its weight")}
 """Losses whose charts have another title than their name, and a unit."""
 CHARTS: tuple[ChartPlan, ...] = (
-    ("miou", "Validation", "per cent", ("miou", "miou_native", "mf1", "macc")),
+    ("miou", "Validation", "%", ("miou", "miou_native", "mf1", "macc")),
     ("lr", "Learning rate", "", ("lr",)),
     ("gradient", "Gradient norm", "", ("gradient_norm",)),
     ("throughput", "Throughput", "scenes per second", ("scenes_per_second",)),

@@ -159,11 +159,11 @@ class Trainer:
             if resume is None:
                 self._checkpoint()  # a kill before the first interval must find something to resume from
             left = self.extent.last_step - self.position.step
-            with show_progress(self.accelerator, left, "train", is_table=True) as progress:
+            with show_progress(self.accelerator, left, "train") as progress:
                 while not self._is_done():
                     self._epoch(stop, progress)
-            if not self.position.is_validated or self._lacks_best:
-                self._validate()
+                if not self.position.is_validated or self._lacks_best:
+                    self._validate()  # its progress is a line of the table, as that of the other validations
             self._checkpoint()
         ended_early = self.position.step < self.extent.last_step
         if ended_early and self.accelerator.is_main_process:
@@ -427,11 +427,9 @@ def forget_lost_best(run: RunFolder, position: Position) -> bool:
     return False
 
 
-def show_progress(
-    accelerator: Accelerator, total: int, label: str, *, is_table: bool = False
-) -> contextlib.AbstractContextManager[Progress]:
+def show_progress(accelerator: Accelerator, total: int, label: str) -> contextlib.AbstractContextManager[Progress]:
     """A progress display in the main process, nothing in the others; as of :func:`console.progress`."""
-    return console.progress(total if accelerator.is_main_process else 0, label, is_table=is_table)
+    return console.progress(total if accelerator.is_main_process else 0, label)
 
 
 class Pace:

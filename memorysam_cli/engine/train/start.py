@@ -398,16 +398,16 @@ def introduction(
     """
     recipe, accelerator = learner.recipe, learner.accelerator
     settings, processes, modalities = recipe.train, accelerator.num_processes, recipe.data.modalities
-    yield f"run: {run.path}  device: {accelerator.device}  modalities: {', '.join(modalities)}"
+    update = f"batch {settings.batch}, {settings.accumulate} accumulated, {processes} process{'es' * (processes > 1)}"
     trainable, whole = count(learner.parameters.values()), count(learner.network.parameters())
-    yield (
-        f"{scenes} scenes, {steps_per_epoch} updates per epoch, "
-        f"{settings.batch * settings.accumulate * processes} scenes per update (batch {settings.batch}, "
-        f"{settings.accumulate} accumulated, {processes} process{'es' * (processes > 1)}); "
-        f"{trainable:,} of {whole:,} parameters are trained"
-    )
+    yield f"run       {run.path}"  # short lines: a terminal may be narrow
+    yield f"device    {accelerator.device}"
+    yield f"sensors   {', '.join(modalities)}"
+    yield f"scenes    {scenes}, in {steps_per_epoch} updates per epoch"
+    yield f"update    {settings.batch * settings.accumulate * processes} scenes ({update})"
+    yield f"trained   {trainable:,} of {whole:,} parameters"
     if recipe.losses or recipe.trains_subsets:
-        yield f"losses: {', '.join(recipe.terms)}"
+        yield f"losses    {', '.join(recipe.terms)}"
     if recipe.ohem.class_weights != "none":
         pairs = zip(learner.objective.task.classes, learner.objective.state()["ohem/class_weights"], strict=True)
         yield f"class weights: {', '.join(f'{name} {weight:.3g}' for name, weight in pairs)}"

@@ -17,7 +17,7 @@ from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.data.transforms import Sample, for_prediction, to_tensor
 from memorysam_cli.dataset import DatasetInfo, Modality
 from memorysam_cli.engine import runtime
-from memorysam_cli.engine.evaluate.counts import Evaluation
+from memorysam_cli.engine.evaluate.counts import Evaluation, SceneScore
 from memorysam_cli.engine.evaluate.scoring import evaluate
 from memorysam_cli.engine.infer.decision import own_size
 from memorysam_cli.engine.infer.inference import Inference, inference_mode
@@ -152,7 +152,9 @@ class Validation:
         title = f"{self.recipe.data.selection_split} after step {position.step}: mIoU {miou:.2f}"
         draw_confusion(run, result.confusion(HEADLINE), classes=result.classes, title=title)
         with runtime.computing("fp32", self.accelerator.device):
-            draw_samples(self.network, self.manifest, self.scenes, run.samples, is_best=is_best)
+            # In the protocol that scores a label at its own size, as it is drawn.
+            scored = result.scene_scores("native")
+            draw_samples(self.network, self.manifest, scored, run.samples, is_best=is_best)
 
 
 def metric_of(position: Position) -> Metric | None:
@@ -174,31 +176,30 @@ def draw_confusion(run: RunFolder, matrix: Tensor, *, classes: Sequence[str], ti
 
 
 def draw_samples(
-    network: Segmenter, manifest: Manifest, scenes: Sequence[Scene], folder: Path, *, is_best: bool
+    network: Segmenter, manifest: Manifest, scored: Sequence[SceneScore], folder: Path, *, is_best: bool
 ) -> None:
-    """Write ``validation.png``: modalities, label, prediction and errors of a fixed few scenes.
+    """Write ``validation.png``: modalities, label, prediction and errors of a fixed few scenes, with their mIoU.
 
     The first validation's and the best one's are kept beside it, to see what was learned.
 
     Args:
         network: predicts them.
         manifest: of the scenes.
-        scenes: of the split.
+        scored: the scenes of the split, and how well each was segmented.
         folder: where to.
         is_best: the weights are the best so far.
     """
-    shown_scenes = (
-        [scenes[index * len(scenes) // SAMPLES] for index in range(SAMPLES)] if len(scenes) > SAMPLES else scenes
-    )
+    few = [scored[index * len(scored) // SAMPLES] for index in range(SAMPLES)] if len(scored) > SAMPLES else scored
     info = manifest.info
-    rows, masks = [], []
-    for scene in shown_scenes:
-        sample, prediction = _predict(network, manifest, scene)
+    rows, masks, captions = [], [], []
+    for score in few:
+        sample, prediction = _predict(network, manifest, score.scene)
         assert sample.label is not None
         rows.append(pictures.comparison(sample.frames, prediction, palette=info.palette, label=sample.label))
         masks += [sample.label, prediction]
+        captions.append(f"{score.scene.id}   mIoU {score.miou_present:.1f}")
     entries = pictures.legend(masks, classes=info.classes, palette=info.palette)
-    png = images.encode_png(pictures.sheet(rows, entries))
+    png = images.encode_png(pictures.sheet(rows, entries, captions=captions))
     names = [NEWEST] + [BEST] * is_best + [EARLIEST] * (not (folder / EARLIEST).exists())
     for name in names:
         atomic.write_bytes(folder / name, png)

@@ -20,6 +20,7 @@ from torch import Tensor
 from memorysam_cli.data.loader import Batch
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import run_folder, runtime
+from memorysam_cli.engine.evaluate.counts import SceneScore
 from memorysam_cli.engine.evaluate.scoring import evaluate
 from memorysam_cli.engine.infer.inference import Inference
 from memorysam_cli.engine.run_folder import RunFolder
@@ -41,7 +42,7 @@ from memorysam_cli.losses import ohem
 from memorysam_cli.model import load
 from memorysam_cli.model.weights import build_for_training
 from memorysam_cli.recipe import Recipe
-from memorysam_cli.report import console
+from memorysam_cli.report import console, pictures
 from memorysam_cli.storage import documents, images, tensors
 
 
@@ -146,15 +147,20 @@ def test_weights_carry_the_metric_of_their_own_validation_or_none(
 
 
 def test_low_resolution_events_are_drawn_whatever_comes_first(
-    small: Recipe, rendered: Manifest, tmp_path: Path
+    small: Recipe, rendered: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    captions: list[str] = []
+    honest = pictures.sheet
+    monkeypatch.setattr(pictures, "sheet", lambda *given, **more: captions.extend(more["captions"]) or honest(*given))
     network = build_for_training(changed(small, "data", modalities=("event", "img")), rendered.info)
     scene = rendered.scenes[0]
     for path in (*scene.files["img"], *scene.files["event"], scene.label or ""):
         picture = images.read(rendered.root / path)
         images.write_png(tmp_path / path, picture[::2, ::2] if path in scene.files["event"] else picture)
-    draw_samples(network, replace(rendered, root=tmp_path), [scene], tmp_path, is_best=False)
+    scored = [SceneScore(scene, pixels=1, accuracy=0.0, miou_present=12.34, iou=())]
+    draw_samples(network, replace(rendered, root=tmp_path), scored, tmp_path, is_best=False)
     assert images.read(tmp_path / "validation.png").ndim == 3
+    assert captions == [f"{scene.id}   mIoU 12.3"]
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])
