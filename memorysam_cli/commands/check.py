@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -51,6 +52,7 @@ def check(
     from memorysam_cli.commands import prepare_report
     from memorysam_cli.data import preparation
     from memorysam_cli.data.check import draw
+    from memorysam_cli.data.own.sensors import notes_on_bands
     from memorysam_cli.report import console
     from memorysam_cli.storage import atomic, documents
 
@@ -59,6 +61,9 @@ def check(
     atomic.refuse_unwritable(folder)
     with console.progress(len(found.scenes), "check") as bar:
         report = preparation.examine(found, headers_only=headers_only, max_pixels=max_pixels, advance=bar.advance)
+    report = replace(report, notes=tuple(notes_on_bands(found)))
+    for line in report.notes:
+        console.note(line)
     drawn = draw(found, report, folder)
     files = {"report": folder / "report.json", **{path.stem: path for path in drawn}}
     facts = {

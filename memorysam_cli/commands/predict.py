@@ -163,8 +163,6 @@ def predict(
     elif bands or vector:
         option = f"--bands {bands[0]}" if bands else f"--vector {vector}"
         raise UsageError(f"{option}: is for rasters; SCENES are no TIFF, and no --modality NAME=FILE is given")
-    if follow and layout is not None:
-        raise UsageError("--follow: takes no --modality; name the folders as the sensors, or say it with --map")
     _refuse_unfollowed(
         follow=follow, scenes=scenes, batch=batch, only={"--poll": poll, "--settle": settle, "--late": late}
     )

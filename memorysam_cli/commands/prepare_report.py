@@ -49,8 +49,10 @@ def check_and_write(
         shows_choices: print how each sensor's values are understood.
     """
     from memorysam_cli.data import preparation
+    from memorysam_cli.data.own.sensors import notes_on_bands
     from memorysam_cli.report import console
 
+    notes = [*notes, *notes_on_bands(found)]
     for line in notes:
         console.note(line)
     with console.progress(len(found.scenes), "check") as bar:

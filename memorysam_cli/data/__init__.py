@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from memorysam_cli.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from memorysam_cli.data.layout import DatasetLayout
     from memorysam_cli.dataset import DatasetInfo
 
@@ -40,6 +42,11 @@ def layout_of(name: str) -> DatasetLayout:
     module, _, attribute = DATASETS[name].partition(":")
     found: DatasetLayout = getattr(importlib.import_module(module), attribute)
     return found
+
+
+def published_in(folder: Path) -> DatasetLayout | None:
+    """The published data set whose own folder this is, by its files and folders; an incomplete one, too."""
+    return next((layout for layout in map(layout_of, DATASETS) if layout.holds(folder)), None)
 
 
 def published_info(name: str) -> DatasetInfo:

@@ -483,7 +483,9 @@ class Oddities:
         """One picture in two splits, under two names."""
         found = [scenes for scenes in self._pictures.values() if len({scene.split for scene in scenes}) > 1]
         if found:
-            first = " and ".join(f"{shown(scene.id)} ({scene.split})" for scene in found[0][:2])
+            one_each = {scene.split: scene for scene in reversed(found[0])}  # the first of each split
+            pair = [scene for scene in found[0] if scene is one_each[scene.split]][:2]
+            first = " and ".join(f"{shown(scene.id)} ({scene.split})" for scene in pair)
             name = self.info.modalities[0].name
             yield f"{len(found)} pictures ('{name}') occur in more than one split, such as {first}"
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from memorysam_cli.data import DATASETS, layout_of
 from memorysam_cli.data import manifest as manifests
+from memorysam_cli.data import published_in
 from memorysam_cli.data.listing import Pairing, by_suffix, may_be_labels, pair, sample_names, walk
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.data.own.clocks import pair_by_time
@@ -185,14 +185,12 @@ def _of_manifest(
 
 def _refuse_unprepared(path: Path) -> None:
     """Refuse a known data set that is not prepared: its folders are not named as its modalities."""
-    for name in DATASETS:
-        layout = layout_of(name)
-        if layout.holds(path):
-            line = manifests.prepare_line(path, name)
-            raise DataError(
-                f"{path}: is {layout.title}, whose folders are not named as its modalities; type: {line} (or say with "
-                "--map which folder is which modality)"
-            )
+    layout = published_in(path)
+    if layout is not None:
+        raise DataError(
+            f"{path}: is {layout.title}, whose folders are not named as its modalities; type: "
+            f"{manifests.prepare_line(path, layout.name)} (or say with --map which folder is which modality)"
+        )
 
 
 def _chosen(path: Path, wanted: Mapping[str, str], remembered: Reading | None) -> Reading:

@@ -190,6 +190,8 @@ class DatasetLayout:
     """Whether the published code antialiases where images shrink."""
     notes: tuple[str, ...] = ()
     """Lines below the expected tree."""
+    is_plain: bool = False
+    """Anyone's own data may well lie in such folders."""
 
     def info(self, folder: Path) -> DatasetInfo:
         """What the data set is; modalities of which ``folder`` has no file at all are left out, but for the first."""

@@ -62,3 +62,21 @@ def test_the_whole_way(
 def test_no_data_set_is_left_out() -> None:
     assert set(VARIANTS) == set(DATASETS)
     assert len(DATASETS) == 9
+
+
+PLAIN = {"pst900", "fmb", "nyu"}
+"""Whose folders are called as anyone's may be: these are proposed all the same, with a line."""
+
+
+@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("inside", ["", "download"])
+def test_prepare_folder_of_a_published_tree_names_its_own_command(
+    name: str, inside: str, tmp_path: Path, program: Program
+) -> None:
+    write_tree(name, tmp_path / "data" / inside, variant=VARIANTS[name][0])
+    ended = program("prepare", "folder", tmp_path / "data")
+    assert f"memorysam prepare {name} {tmp_path / 'data'}" in ended.err
+    assert ended.code in ((2, 3) if name in PLAIN else (2,))
+    if name not in PLAIN:
+        assert "Proposal" not in ended.out + ended.err and len(ended.err.splitlines()) == 1
+    assert not list((tmp_path / "data").glob("memorysam/*/dataset.json"))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from memorysam_cli.dataset import Layout
 from memorysam_cli.engine.predict import run as running
 from memorysam_cli.errors import Terminated
 from memorysam_cli.storage import documents, images
@@ -107,6 +108,49 @@ def test_what_arrived_is_at_the_end_what_the_command_without_it_writes(
     assert followed == plain, "and in its order"
     again = memorysam(*PLAIN, "--color", "--confidence")
     assert again.code == 0 and "complete already" in again.err
+
+
+RECORDED = 1_700_000_000_000_000_000
+LAYOUT = Layout(modalities={"img": ("camera/*.png",), "depth": ("tof/*.png",)}, pair="nearest", tolerance_ns=20_000_000)
+
+
+def record(number: int, *, behind_ms: int | None) -> Step:
+    """A photo every 100 ms, and a depth image some time behind it, both named by their time; or none."""
+
+    def step() -> None:
+        time_ns = RECORDED + number * 100_000_000
+        names = {"img": ("camera", 0)} | ({} if behind_ms is None else {"depth": ("tof", behind_ms * 1_000_000)})
+        for sensor, (place, behind_ns) in names.items():
+            target = Path(f"rig/{place}/{time_ns + behind_ns}.png")
+            target.parent.mkdir(exist_ok=True, parents=True)
+            shutil.copyfile(f"all/{sensor}/{number:03}.png", target)
+            os.utime(target, (1, number))
+
+    return step
+
+
+@pytest.mark.parametrize("is_remembered", [True, False], ids=["remembered", "--modality"])
+def test_scenes_pair_by_time_as_they_arrive(
+    follow: Callable[..., Ended], memorysam: Program, is_remembered: bool
+) -> None:
+    words: tuple[str, ...] = ()
+    if is_remembered:
+        save_weights(Path("w.safetensors"), write_data(Path("data")).info.model_copy(update={"layout": LAYOUT}))
+        shutil.rmtree("data")
+    else:
+        patterns = [f"{name}={group[0]}" for name, group in LAYOUT.modalities.items()]
+        words = ("--modality", patterns[0], "--modality", patterns[1], "--pair", "nearest", "--tolerance", "20ms")
+    # The second frame's depth is too far, so that it waits for ever; a frame without a depth image waits likewise.
+    steps = [record(0, behind_ms=7), record(1, behind_ms=30), record(2, behind_ms=None), record(3, behind_ms=-9)]
+    ended = follow([*steps, *[nothing] * 4], *words)
+    assert ended.code == 130, ended.err
+    expected = [str(RECORDED + number * 100_000_000) for number in (0, 3)]
+    assert ids() == expected
+    lines = documents.read_json_lines(Path("masks/predictions.jsonl"))
+    assert [line["inputs"]["depth"] for line in lines] == [
+        [f"tof/{RECORDED + number * 100_000_000 + ms * 1_000_000}.png"] for number, ms in ((0, 7), (3, -9))
+    ]
+    assert all(line["modalities"] == ["img", "depth"] for line in lines)
 
 
 def test_a_restart_does_nothing_twice_and_goes_on(

@@ -542,6 +542,8 @@ def test_two_sensors_of_one_raster_are_prepared_trained_and_predicted(
     assert ended.code == 0, ended.err
     assert "'rgb' takes bands 4, 3, 2 (B4, B3, B2) of s2/" in ended.err
     assert "'nir' takes band 5 (B8) of s2/" in ended.err
+    for again in (memorysam("check", root), memorysam("prepare", "manifest", root, "data", "--json")):
+        assert again.code == 0 and "'rgb' takes bands 4, 3, 2 (B4, B3, B2) of s2/" in again.err
     low, high = (ended.answer["stored"]["nir"][0][end] for end in ("low", "high"))
     assert (low, high) == (500, 502 + 199 + 1), "noise of 0 to 199, 500 and the scene's number; of band 5 alone"
     info = manifests.read(root, "data").info

@@ -356,6 +356,15 @@ def test_one_picture_under_two_names_in_two_splits_is_worth_a_warning(listed: Ma
     )
 
 
+def test_a_picture_that_a_split_has_twice_is_named_with_a_scene_of_another_split(listed: Manifest) -> None:
+    first, second = listed.of_split("train")[:2]
+    val = listed.of_split("val")[0]
+    for scene in (second, val):
+        (listed.root / scene.files["img"][0]).write_bytes((listed.root / first.files["img"][0]).read_bytes())
+    (line,) = check(listed).warnings
+    assert f"such as {first.id} (train) and {val.id} (val)" in line
+
+
 def test_a_label_without_any_class_is_worth_a_warning(listed: Manifest) -> None:
     label = listed.scenes[0].label
     assert label is not None

@@ -34,6 +34,7 @@ FMB = DatasetLayout(
         sensor(Modality(name="thermal", kind="thermal"), f"{SPLIT}/Infrared/{{name}}.png"),
     ),
     labels=(place(f"{SPLIT}/Label/{{name}}.png"),),
+    is_plain=True,
     rule=LabelRule(shift=-1, ignore=(0, 255)),
     classes=CLASSES,
     id="{split}/{name}",

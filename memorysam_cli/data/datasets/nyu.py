@@ -34,6 +34,7 @@ NYU = DatasetLayout(
     published_counts={"train": 795, "test": 654},
     other_counts=({"train": 795, "val": 654},),
     folder="NYUDepthv2",
+    is_plain=True,
     signs=(
         ("train.txt", "val.txt", "test.txt"),
         ("RGB", r"rgb/{name:\d+}.png"),

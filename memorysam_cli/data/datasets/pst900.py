@@ -32,6 +32,7 @@ PST900 = DatasetLayout(
         sensor(Modality(name="thermal", kind="thermal"), f"{SPLIT}/thermal/{{name}}.png"),
     ),
     labels=(place(f"{SPLIT}/labels/{{name}}.png"),),
+    is_plain=True,
     classes=CLASSES,
     id="{split}/{name}",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
@@ -167,9 +168,11 @@ def notes_on_values(manifest: Manifest, *, measured: Sequence[str]) -> list[str]
     for modality in manifest.info.modalities:
         name = modality.name
         scenes = [[manifest.root / path for path in scene.files[name]] for scene in manifest.scenes[:LOOKED_AT]]
-        if modality.bands is not None:
-            notes += _note_on_bands(scenes[0][0], modality, root=manifest.root)
-        elif modality.channels is None and any(_channels(paths[0]) == len("RGBA") for paths in scenes):
+        if (
+            modality.bands is None
+            and modality.channels is None
+            and any(_channels(paths[0]) == len("RGBA") for paths in scenes)
+        ):
             notes.append(f"'{name}': the fourth channel is taken for alpha and dropped (--channels says otherwise)")
         found = None if name in measured else value_range(scenes, modality)
         note = None if found is None else _note_on_range(found, modality)
@@ -196,13 +199,17 @@ def _note_on_range(found: ValueRange, modality: Modality) -> str | None:
     return None
 
 
-def _note_on_bands(path: Path, modality: Modality, *, root: Path) -> list[str]:
-    """Which bands of a file are taken, with their descriptions."""
-    try:
-        taken = decode.bands_taken(modality, images.header(path), path=path)
-    except DataError:  # the check will tell
-        return []
-    return [f"'{modality.name}' takes {taken} of {path.relative_to(root)}"]
+def notes_on_bands(manifest: Manifest) -> list[str]:
+    """Which bands of rasters are taken, with their descriptions in the first scene; a line per sensor."""
+    notes = []
+    for modality in manifest.info.modalities if manifest.scenes else ():
+        path = manifest.scenes[0].files.get(modality.name, ("",))[0]
+        if modality.bands is None or not path:
+            continue
+        with suppress(DataError):  # the check will tell
+            header = images.header(manifest.root / path)
+            notes.append(f"'{modality.name}' takes {decode.bands_taken(modality, header, path=Path(path))} of {path}")
+    return notes
 
 
 def _channels(path: Path) -> int:

@@ -68,6 +68,10 @@ class Job:
     """The scenes are those of a folder as they arrive, one by one; ``scenes`` are those that are known so far."""
     aliases: tuple[tuple[str, str], ...] = ()
     """Modality, and what the files of a followed folder call it."""
+    layout: Layout | None = None
+    """Where the files of a followed folder are and how they pair."""
+    is_asked: bool = False
+    """The layout was given for this folder; else it is the one that the weights remember."""
 
     @property
     def stride(self) -> int:
@@ -115,7 +119,7 @@ class Job:
 
     def of(self, scenes: Sequence[Scene]) -> Job:
         """The same job of scenes that are known, as if they had been there from the beginning."""
-        return replace(self, scenes=tuple(scenes), follows=False, aliases=())
+        return replace(self, scenes=tuple(scenes), follows=False, aliases=(), layout=None, is_asked=False)
 
     def load(self, device: torch.device) -> Segmenter:
         """The network, ready to predict.
@@ -316,6 +320,7 @@ def plan(
     job = Job(
         weights, tensors.sha256(weights), card, found, source.root, str(where), chosen, tuple(extras), view or View(),
         batch, precision, is_compiled, wanted, follows, tuple(aliases.items()) if follows else (),
+        layout=(layout or card.dataset.layout) if follows else None, is_asked=follows and layout is not None,
     )  # fmt: skip
     remark(job, strict=strict)
     return job

@@ -220,8 +220,9 @@ class Arrivals:
         names = [modality.name for modality in self.job.modalities]
         try:
             return inputs.discover(
-                self.job.root, modalities=names, aliases=dict(self.job.aliases), dataset=self.job.card.dataset.name
-            ).scenes
+                self.job.root, modalities=names, aliases=dict(self.job.aliases), dataset=self.job.card.dataset.name,
+                layout=self.job.layout, is_asked=self.job.is_asked,
+            ).scenes  # fmt: skip
         except DataError as error:
             self._tell(f"nothing to segment yet: {error}")
             return ()
