@@ -99,9 +99,7 @@ def build() -> typer.Typer:
     )
     app.callback()(_options)
     for name, where in COMMANDS.items():
-        module_name, _, attribute = where.partition(":")
-        module = importlib.import_module(module_name)
-        command = getattr(module, attribute)
+        module, command = _found(where)
         if isinstance(command, typer.Typer):
             _add_texts(command, getattr(module, "EXAMPLES", {}))
             app.add_typer(command, name=name)
@@ -150,6 +148,7 @@ def main() -> None:
             console.hush_libraries()
             _wait_asleep()
             _end_politely()
+            _hush_libraries()
             sys.unraisablehook = _hear_again
             code = run(sys.argv[1:])
         finally:
@@ -209,6 +208,25 @@ def _end_politely() -> None:
             signal.signal(number, unwind)
 
 
+def _hush_libraries() -> None:
+    """What torch and others warn of is not for users, who could do nothing about it; ours is said by the console.
+
+    It is shown where somebody looks for a fault: with $PYTHONWARNINGS or ``python -W``, and with $MEMORYSAM_DEBUG=1.
+    """
+    if sys.warnoptions or _is_debugged():
+        return
+    import logging
+    import warnings
+
+    warnings.simplefilter("ignore")
+    if logging.lastResort is not None:  # what writes records that nobody takes on stderr
+        logging.lastResort.setLevel(logging.CRITICAL)
+
+
+def _is_debugged() -> bool:
+    return os.environ.get("MEMORYSAM_DEBUG", "0") not in {"", "0", "false"}
+
+
 def _hear_again(lost: sys.UnraisableHookArgs) -> None:
     """Python drops what is raised in a weak reference's callback or while it collects garbage: a signal comes again."""
     number = lost.exc_value.number if isinstance(lost.exc_value, Terminated) else signal.SIGINT
@@ -232,16 +250,33 @@ def _leave_signals_to_the_system() -> None:
             signal.signal(number, signal.SIG_DFL)
 
 
+def program() -> Any:
+    """The command line that :func:`build` gives; who runs many lines builds it once: its signatures take 60 ms."""
+    return _built(tuple((name, *_found(where)) for name, where in COMMANDS.items()))
+
+
+@functools.lru_cache(maxsize=1)
+def _built(commands: tuple[tuple[str, Any, Any], ...]) -> Any:  # noqa: ARG001  (what it is built of)
+    return get_command(build())
+
+
+def _found(where: str) -> tuple[Any, Any]:
+    """The module and the object that COMMANDS names."""
+    module_name, _, attribute = where.partition(":")
+    module = importlib.import_module(module_name)
+    return module, getattr(module, attribute)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command line, say on stderr what went wrong, and return the exit code.
 
     Under ``--json`` stdout gets one object, whatever the end: the answer, with ``error`` where the code is not 0.
     """
-    frame = Frame(debug=os.environ.get("MEMORYSAM_DEBUG", "0") not in {"", "0", "false"})
+    frame = Frame(debug=_is_debugged())
     console.setup()  # what an earlier command chose is over, also for a line that no command takes
     message = ""
     try:
-        value = get_command(build()).main(list(arguments), prog_name="memorysam", standalone_mode=False, obj=frame)
+        value = program().main(list(arguments), prog_name="memorysam", standalone_mode=False, obj=frame)
         code = value if isinstance(value, int) else 0
         if code == INTERRUPTED:  # Typer makes an exit of Ctrl-C
             message = "interrupted"

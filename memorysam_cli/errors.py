@@ -78,7 +78,9 @@ drop end export fetch fill fix free get give import install keep label leave let
 mend move name narrow open pip pick point prepare pull put raise read reinstall remove rename report
 resume rescale restore retry rewrite run save say score see send separate set shorten show skip split
 start state take train try turn type undo unpack unset update use wait widen write memorysam torchrun"""
-_ADVICE = re.compile(rf"(?:or |else |then )?(?:{'|'.join(_DOING.split())})\b|--\w|did you mean ", re.IGNORECASE)
+_BEFORE = "or |else |then |(?:not )?retryable: |to use it |on (?:the )?[a-z]+ |for sensors of your own "
+"""What may stand before the verb."""
+_ADVICE = re.compile(rf"(?:{_BEFORE})?(?:{'|'.join(_DOING.split())})\b|--\w|did you mean ", re.IGNORECASE)
 _LEADING = ("did you mean ", "continue with", "resume with", "see ")
 """Beginnings of advice that say themselves what it is."""
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
 import secrets
+import signal
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterator
@@ -16,6 +18,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+gc.disable()  # until all tests are collected
 for name in ("CI", "GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS", "TQDM_DISABLE", "MEMORYSAM_DATA", "MEMORYSAM_DEBUG"):
     os.environ.pop(name, None)
 os.environ |= {
@@ -29,6 +32,14 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
 }
+
+# A shell ignores Ctrl-C on behalf of what a script begins with "&", and that is inherited; tests that send it need it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What these processes write need not survive a power loss; waiting for the disk takes a tenth of the time. That the
+# program asks for it is tried on processes of their own (tests/faults) and on calls written down (tests/storage).
+os.fsync = lambda _descriptor: None  # type: ignore[assignment]
 
 # The first call of some of PyTorch's engines takes half a second, whichever test it falls into.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -95,6 +106,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if any(item.get_closest_marker(name) for name in unwanted)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_collection_finish() -> None:
+    """Python need not look again and again for garbage in what importing has left, which stays to the end."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def _has_gpu() -> bool:

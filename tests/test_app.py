@@ -216,7 +216,10 @@ def test_the_same_word_is_the_same_option_everywhere(path: str) -> None:
 def test_version_and_completion_are_there() -> None:
     done = memorysam("--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"memorysam {__version__}\n", "")
-    assert "_MEMORYSAM_COMPLETE" in memorysam("--show-completion", "bash").stdout
+    # Which shell asks is read off the processes above: here a bash, whoever started the tests.
+    line = ["bash", "-c", '"$0" -m memorysam_cli --show-completion; exit $?', sys.executable]
+    shown = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0 and "_MEMORYSAM_COMPLETE" in shown.stdout, shown.stderr
 
 
 @pytest.mark.parametrize(
@@ -570,6 +573,21 @@ def test_a_signal_that_python_drops_in_a_callback_comes_again() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (143, "goes on\n", "")
+
+
+@pytest.mark.parametrize("is_debugged", [False, True])
+def test_what_other_libraries_warn_of_is_not_shown(is_debugged: bool) -> None:
+    program = (
+        "import logging, warnings; from memorysam_cli import app; from memorysam_cli.report import console\n"
+        "def work(_):\n"
+        "    warnings.warn('theirs'); logging.getLogger('torch.other').warning('theirs, too'); console.warn('ours')\n"
+        "    return 0\n"
+        "app.run = work; app.main()"
+    )
+    environment = os.environ | {"MEMORYSAM_DEBUG": str(int(is_debugged)), "PYTHONWARNINGS": ""}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0 and "memorysam: warning: ours\n" in done.stderr
+    assert ("theirs\n" in done.stderr) == ("theirs, too\n" in done.stderr) == is_debugged
 
 
 def test_the_number_of_a_closed_stream_is_no_file_s() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from memorysam_cli.commands import options
-from memorysam_cli.errors import UsageError
+from memorysam_cli.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -58,15 +58,16 @@ def bench(
     OMP_NUM_THREADS decides how many cores are used.
     """
     options.begin(json=json, verbose=verbose, quiet=quiet)
-    from memorysam_cli.engine import runtime
-    from memorysam_cli.engine.measure.workload import Workload
-    from memorysam_cli.report import console
-
     options.refuse_several("bench")
+    _refuse_impossible(backbone, size)
     if mode == "predict" and saver is not None:
         raise UsageError(f"--saver {saver}: training alone saves memory so; leave it out")
     if mode == "data" and against is not None:
         raise UsageError(f"--against {against}: --mode data compares with the model alone; leave it out")
+    from memorysam_cli.engine import runtime
+    from memorysam_cli.engine.measure.workload import Workload
+    from memorysam_cli.report import console
+
     workload = Workload(
         task="predict" if mode == "predict" else "train", backbone=backbone, modalities=modalities, size=size,
         batch=batch, classes=classes, precision=precision, saver=saver or "auto", compile=compile,
@@ -78,6 +79,16 @@ def bench(
         report = _measure_network(workload, place, against_plain=against == "plain", repeats=repeats)
     if json:
         console.answer(report)
+
+
+def _refuse_impossible(backbone: str, size: int) -> None:
+    """Refuse a backbone that there is not, and a size that no backbone sees."""
+    from memorysam_cli.recipe import BACKBONES
+
+    if backbone not in BACKBONES:
+        raise UsageError(f"--backbone {backbone}: is unknown{did_you_mean(backbone, BACKBONES)}")
+    if size % 32:
+        raise UsageError(f"--size {size}: must be a positive multiple of 32, such as 256 or 1024")
 
 
 def _measure_reading(workload: Workload, device: torch.device, *, repeats: int) -> dict[str, Any]:

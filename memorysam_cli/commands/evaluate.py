@@ -75,10 +75,11 @@ def evaluate(
 
     options.begin(json=json, verbose=verbose, quiet=quiet)
     path = weights or run_folder.default_weights()  # before torch is imported: without weights the answer is instant
-    names, scales = options.names(modalities), options.scales(tta_scales, tta=tta)
-    if robustness is not None and (scales or tile or min_miou is not None):
+    names = options.names(modalities)
+    if robustness is not None and (tta or tta_scales or tile or min_miou is not None):
         raise UsageError("--robustness: is defined without --tta, --tile and --min-miou; leave them out")
     _refuse_idle(robustness, missing=missing, seed=seed, repeats=repeats, noise_extremes=noise_extremes)
+    scales = options.scales(tta_scales, tta=tta)
     from memorysam_cli.engine.evaluate import evaluation
     from memorysam_cli.engine.infer.views import View
     from memorysam_cli.report import console

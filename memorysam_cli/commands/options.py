@@ -80,6 +80,14 @@ def recipe_must_exist(text: str | None) -> str | None:
     return text
 
 
+def may_be_a_device(name: str) -> str:
+    """The callback of ``--device``: a word that names no device of any machine is refused before anything is done."""
+    from memorysam_cli.engine import surroundings
+
+    surroundings.refuse_no_device(name)
+    return name
+
+
 def recipe_names(incomplete: str) -> list[str]:
     """Shipped recipes, and recipe files below the folder that is being typed."""
     package = Path(__file__).parent.parent
@@ -191,6 +199,7 @@ Device = Annotated[
         metavar="NAME",
         help="auto, cpu, cuda, cuda:1 or mps; one that is absent is an error.",
         autocompletion=devices,
+        callback=may_be_a_device,
     ),
 ]
 OptionalSplit = Annotated[

@@ -47,19 +47,19 @@ def plan(
     update as the recipe has. A tenth of the memory stays free. The time is an estimate. Exit code 6: nothing fits.
     """
     from memorysam_cli import recipe as recipes
+    from memorysam_cli.engine import surroundings
 
     options.begin(json=json, verbose=verbose, quiet=quiet)
     options.refuse_several("plan")
     # Here, so that a mistyped key is told before the seconds that torch takes.
     asked = recipes.load(recipe, overrides or [], with_extensions=True)
+    amount = None if gpu_memory is None else surroundings.read_bytes(gpu_memory, option="--gpu-memory")
     from memorysam_cli.data import manifest
     from memorysam_cli.engine import runtime
-    from memorysam_cli.engine import runtime as memory
     from memorysam_cli.engine.measure import plan as planning
     from memorysam_cli.engine.measure import workload
     from memorysam_cli.report import console
 
-    amount = None if gpu_memory is None else memory.read_bytes(gpu_memory, option="--gpu-memory")
     here = runtime.choose_device(device)
     target = workload.find_target(asked, manifest.data_root(data), classes=classes, modalities=modalities)
     found = planning.make_plan(

@@ -138,7 +138,7 @@ def predict(
     classes.json, predictions.jsonl and, last, _SUCCESS.json into the output folder. After a kill or a full disk the
     same command goes on where it was.
     """
-    from memorysam_cli.engine import run_folder
+    from memorysam_cli.engine import run_folder, surroundings
 
     options.begin(json=json, verbose=verbose, quiet=quiet)
     if scenes is not None and data is not None:
@@ -166,11 +166,12 @@ def predict(
     _refuse_unfollowed(
         follow=follow, scenes=scenes, batch=batch, only={"--poll": poll, "--settle": settle, "--late": late}
     )
+    part = surroundings.read_shard(shard)
     path = weights or run_folder.default_weights()  # before torch is imported: without weights the answer is instant
     chosen, scales = options.names(modalities), options.scales(tta_scales, tta=tta)
     from memorysam_cli.engine.infer.views import View
     from memorysam_cli.engine.predict import files, ledger
-    from memorysam_cli.engine.predict.job import RunOptions, plan, read_shard
+    from memorysam_cli.engine.predict.job import RunOptions, plan
     from memorysam_cli.engine.predict.run import Following, run
     from memorysam_cli.engine.predict.run import follow as follow_folder
     from memorysam_cli.report import console
@@ -185,7 +186,7 @@ def predict(
         )  # fmt: skip
         return
     extras = [name for name, wanted in (("color", color), ("overlay", overlay), ("confidence", confidence)) if wanted]
-    run_options = RunOptions(device, workers, on_error == "skip", read_shard(shard), engine, overwrite, resume)
+    run_options = RunOptions(device, workers, on_error == "skip", part, engine, overwrite, resume)
     job = plan(
         path, scenes=scenes, data=data, split=split, modalities=chosen, renames=renames,
         layout=layout, limit=None if follow else limit, view=View(missing, scales, tile, tile_overlap), extras=extras,

@@ -194,6 +194,7 @@ def train(
     --resume. Options such as --batch and --seed are short for --set KEY=…; what ended under torchrun is in exit.json.
     """
     from memorysam_cli import recipe as recipes
+    from memorysam_cli.data import manifest
 
     options.begin(json=json, verbose=verbose, quiet=quiet)
     short = {
@@ -203,8 +204,11 @@ def train(
     }  # fmt: skip
     changes = as_overrides(short, overrides or [])
     if recipe is not None or resume is None:
-        # A mistyped key is reported before the seconds that torch takes.
-        recipes.load(recipe or recipes.DEFAULT, changes, with_extensions=True)
+        # A mistyped key, and data that are not there, are reported before the seconds that torch takes.
+        asked = recipes.load(recipe or recipes.DEFAULT, changes, with_extensions=True)
+        if resume is None:
+            root, name = manifest.data_root(data), asked.data.dataset
+            manifest.read_info(root, manifest.only_prepared(root) if name == recipes.AUTO else name)
     from memorysam_cli.engine.train import tracking
 
     trackers = tracking.names(track or [])

@@ -340,6 +340,7 @@ class TrainingBatches(Source[Batch]):
             modalities=self.modalities,
             share=augment.degrade,
             generator=lambda key: generator(*place, spawn_key=(DEGRADED, key)),
+            sensors={frame: sensor for sensor, frames in self.recipe.sensors.items() for frame in frames},
         )
 
 

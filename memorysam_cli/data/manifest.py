@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from memorysam_cli.data import DATASETS
 from memorysam_cli.dataset import DatasetInfo, Strict, is_inside
-from memorysam_cli.errors import DataError
+from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import atomic, documents
 from memorysam_cli.text import command, is_text
 
@@ -104,6 +104,24 @@ def prepared_root(option: Path | None, *, dataset: str) -> Path:
     if not prepared(root):
         read_info(root, dataset)
     return root
+
+
+def only_prepared(root: Path) -> str:
+    """The one data set that is prepared below a root, which a recipe takes that names none.
+
+    Raises:
+        DataError: there is none; names the line to type.
+        UsageError: there are several.
+    """
+    datasets = prepared(root)
+    if not datasets:
+        raise DataError(f"{root}: no data set is prepared there; type {own_line(root)}, or give --data ROOT")
+    if len(datasets) > 1:
+        raise UsageError(
+            f"{root}: {len(datasets)} data sets are prepared there ({', '.join(datasets)}); choose one with --set "
+            f"data.dataset={datasets[0]}, or with --recipe (see {command('recipes', 'list')})"
+        )
+    return datasets[0]
 
 
 def folder(root: Path, dataset: str) -> Path:

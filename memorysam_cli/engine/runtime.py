@@ -31,7 +31,6 @@ from memorysam_cli.storage import children
 from memorysam_cli.text import few, size
 
 _SHOWN_VARIABLES = 8
-DEVICES = "auto, cpu, cuda, cuda:N, mps"
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 LOOKING = "use a smaller --batch (1 is the least), fewer --modalities, no --tta, or a device with more memory"
 """What helps ``predict`` and ``evaluate``."""
@@ -42,8 +41,6 @@ _NOT_DETERMINISTIC = re.compile(r"(\S+) does not have a deterministic implementa
 _CUBLAS_MISSING = "Deterministic behavior was enabled"
 """How torch says that cuBLAS was started without its workspace."""
 _STATUS = Path("/proc/self/status")
-_UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
-_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
 
 
 def choose_device(name: str) -> torch.device:
@@ -53,11 +50,10 @@ def choose_device(name: str) -> torch.device:
         UsageError: not a device name.
         EnvironmentFault: a device that this machine does not have; never a silent run on the CPU.
     """
+    surroundings.refuse_no_device(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
-    kind, colon, index = name.partition(":")
-    if kind not in {"cpu", "cuda", "mps"} or (colon and (kind != "cuda" or not index.isdecimal())):
-        raise UsageError(f"--device {name}: is no device (known: {DEVICES})")
+    kind, _, index = name.partition(":")
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(_has_mps())}[kind]
     if int(index or 0) >= count:
         have = f"{count} {kind} device{'s' * (count != 1)}"
@@ -294,23 +290,6 @@ def _kilobytes(table: Path, name: str) -> int:
     """A number of one of Linux's ``name: number kB`` tables."""
     line = next(line for line in table.read_text().splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1])
-
-
-def read_bytes(text: str, *, option: str) -> int:
-    """The bytes of an amount such as ``24GB``, ``24 GiB`` or ``24000MB``.
-
-    Args:
-        text: a number and its unit; GB is 10⁹ bytes, GiB 2³⁰.
-        option: whose value it is, for the message.
-
-    Raises:
-        UsageError: anything else, or nothing at all.
-    """
-    amount = _AMOUNT.fullmatch(text.strip())
-    unit = _UNITS.get(amount[2].upper()) if amount else None
-    if amount is None or unit is None or not float(amount[1]):
-        raise UsageError(f"{option} '{text}': must be an amount of memory above 0 with its unit, such as 24GB or 24GiB")
-    return round(float(amount[1]) * unit)
 
 
 @contextlib.contextmanager

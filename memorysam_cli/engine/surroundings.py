@@ -1,19 +1,27 @@
 """What surrounds this process: its place among several, and the cores and the memory of the machine.
 
-The place is what torchrun, accelerate, srun scripts and MPI say in variables; no other module names these. Nothing
-heavy is loaded: every command asks before torch is there.
+The place is what torchrun, accelerate, srun scripts and MPI say in variables; no other module names these. What people
+write of all this (a device, a part of the work, an amount of memory) is read here, too. Nothing heavy is loaded: every
+command asks before torch is there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from memorysam_cli.errors import UsageError
 from memorysam_cli.text import shown
+
+if TYPE_CHECKING:
+    from memorysam_cli.data.manifest import Scene
+
+DEVICES = "auto, cpu, cuda, cuda:N, mps"
 
 VARIABLES = (
     *("RANK", "WORLD_", "LOCAL_", "MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_"),
@@ -26,6 +34,8 @@ _LAUNCHED = ("WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
 _NUMBERS = {"WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0, "MASTER_PORT": 0}
 """Variables that torch reads as whole numbers, and the least that each may be."""
 _MOST_PORT = 65535
+_UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
+_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)")
 _ADVICE = "start all processes with torchrun or accelerate launch, or unset it"
 
 
@@ -151,3 +161,80 @@ def _sum(table: Path, names: tuple[str, ...]) -> int:
     except OSError:
         return 0
     return sum(int(rows.get(name, 0)) for name in names)
+
+
+def refuse_no_device(name: str) -> None:
+    """Refuse what ``--device`` never means, whatever this machine has.
+
+    Raises:
+        UsageError: it is not the name of a device.
+    """
+    kind, colon, index = name.partition(":")
+    if kind not in {"auto", "cpu", "cuda", "mps"} or (colon and (kind != "cuda" or not index.isdecimal())):
+        raise UsageError(f"--device {name}: is no device (known: {DEVICES})")
+
+
+def read_bytes(text: str, *, option: str) -> int:
+    """The bytes of an amount such as ``24GB``, ``24 GiB`` or ``24000MB``.
+
+    Args:
+        text: a number and its unit; GB is 10⁹ bytes, GiB 2³⁰.
+        option: whose value it is, for the message.
+
+    Raises:
+        UsageError: anything else, or nothing at all.
+    """
+    amount = _AMOUNT.fullmatch(text.strip())
+    unit = _UNITS.get(amount[2].upper()) if amount else None
+    if amount is None or unit is None or not float(amount[1]):
+        raise UsageError(f"{option} '{text}': must be an amount of memory above 0 with its unit, such as 24GB or 24GiB")
+    return round(float(amount[1]) * unit)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of several equal shares of the scenes; the work of one process."""
+
+    index: int
+    """From 0."""
+    count: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.index}-of-{self.count}"
+
+    def of(self, scenes: Sequence[Scene], *, stride: int) -> Sequence[Scene]:
+        """Every ``count``-th group of ``stride`` consecutive scenes; all shards together are all scenes, once."""
+        if self.count == 1:
+            return scenes
+        starts = range(self.index * stride, len(scenes), self.count * stride)
+        return [scene for start in starts for scene in scenes[start : start + stride]]
+
+    def divided(self, rank: int, world: int) -> Shard:
+        """What one of ``world`` processes takes of this shard."""
+        return Shard(self.index * world + rank, self.count * world)
+
+
+WHOLE = Shard(0, 1)
+"""All scenes."""
+
+
+def read_shard(text: str | None) -> Shard | None:
+    """The shard that ``--shard i/n`` means; None stays None.
+
+    Raises:
+        UsageError: not two numbers, or not 0 ≤ i < n.
+    """
+    if text is None:
+        return None
+    index, slash, count = text.partition("/")
+    if not slash or not all(word.isascii() and word.isdigit() for word in (index, count)):
+        raise UsageError(f"--shard {text}: must be I/N, such as 0/4 for the first of four")
+    if int(count) == 0:
+        raise UsageError(f"--shard {text}: N, the number of shards, must be 1 or more")
+    if int(index) >= int(count):
+        raise UsageError(
+            f"--shard {text}: shards count from 0, so that the last of {count} is {int(count) - 1}/{count}"
+        )
+    return Shard(int(index), int(count))

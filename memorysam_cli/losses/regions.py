@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from memorysam_cli.dataset import IGNORE
 from memorysam_cli.losses.loss import Exchange, Loss, LossInputs
 from memorysam_cli.losses.ohem import pixel_losses
-from memorysam_cli.recipe import LossSettings
+from memorysam_cli.recipe import Focal
 
 
 class Cells(NamedTuple):
@@ -88,13 +87,8 @@ class FocalLoss(Loss):
     Source: Lin et al. (2017), without α; ``ohem.class_weights`` has weights of classes.
     """
 
-    class Settings(LossSettings):
-        """The recipe's ``losses.focal``."""
-
-        gamma: float = Field(default=2.0, ge=0, le=100)
-        """How much less a pixel counts that is right already; 0: the plain cross entropy."""
-
-    settings: Settings
+    Settings = Focal
+    settings: Focal
 
     def __call__(self, inputs: LossInputs) -> Tensor:
         sums, counts = [], []

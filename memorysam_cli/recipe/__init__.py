@@ -24,6 +24,7 @@ from memorysam_cli.recipe.schema import (
     UNKNOWN_NAME,
     Augment,
     Data,
+    Focal,
     Lora,
     LossSettings,
     Model,
@@ -36,6 +37,7 @@ from memorysam_cli.recipe.schema import (
     Subset,
     Teacher,
     Train,
+    sensor_of,
 )
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "Augment",
     "Data",
     "Document",
+    "Focal",
     "Lora",
     "LossSettings",
     "Measured",
@@ -68,5 +71,6 @@ __all__ = [
     "parse",
     "read",
     "recipes_folder",
+    "sensor_of",
     "shipped",
 ]

@@ -17,7 +17,16 @@ from pydantic import Field, ValidationError
 from memorysam_cli.dataset import Name
 from memorysam_cli.errors import DataError, UsageError, did_you_mean
 from memorysam_cli.recipe.refusals import first_fault, kind_of, line_of
-from memorysam_cli.recipe.schema import SUBSET, TEACHER, UNKNOWN_NAME, LossSettings, Recipe, Section, without_retired
+from memorysam_cli.recipe.schema import (
+    SUBSET,
+    TEACHER,
+    UNKNOWN_NAME,
+    Focal,
+    LossSettings,
+    Recipe,
+    Section,
+    without_retired,
+)
 from memorysam_cli.registry import HINT, LOSSES, add_files
 from memorysam_cli.storage.documents import parse_yaml, read_yaml
 from memorysam_cli.text import is_text, shown
@@ -358,6 +367,24 @@ def parse(content: dict[str, Any], *, where: str) -> Recipe:
         raise UsageError(f"{where}: {refused.reason}") from None
 
 
+LIGHT: dict[str, type[LossSettings]] = {
+    "focal": Focal, **dict.fromkeys(("dice", "lovasz", "single", "prefix"), LossSettings),
+}  # fmt: skip
+"""What the further losses that come with memorysam bring: a recipe is read without them, for they bring torch."""
+
+
+def settings_of(name: str) -> type[LossSettings]:
+    """The class of a further loss's keys.
+
+    Raises:
+        KeyError: it is not registered.
+    """
+    if name in LIGHT:
+        return LIGHT[name]
+    kind: type[LossSettings] = LOSSES.get(name).Settings
+    return kind
+
+
 def loss_settings(recipe: Recipe, name: str) -> LossSettings:
     """The settings of one of ``losses``, of the class that the loss brings.
 
@@ -365,7 +392,7 @@ def loss_settings(recipe: Recipe, name: str) -> LossSettings:
         KeyError: it is not registered.
         ValidationError: they are not those of this loss.
     """
-    kind: type[LossSettings] = LOSSES.get(name).Settings
+    kind = settings_of(name)
     return kind.model_validate_json(json.dumps(recipe.losses[name]), strict=True)
 
 
@@ -417,7 +444,7 @@ def _settings(recipe: Recipe, name: str) -> dict[str, Any]:
     try:
         return loss_settings(recipe, name).model_dump(mode="json")
     except ValidationError as error:
-        keys, reason = first_fault(error, LOSSES.get(name).Settings)
+        keys, reason = first_fault(error, settings_of(name))
         reason = f": {reason.removeprefix(_TOP)}" if reason.startswith(_TOP) else f".{reason}"
         raise _RefusedError(("losses", name, *keys), f"losses.{name}{reason}") from None
 

@@ -255,6 +255,8 @@ def _network_faults(what: str, path: Path) -> Iterator[None]:
     """Turn whatever the Hub's client raises into one line about ``what``, or about the cache at ``path``."""
     retries = _Retries()
     logger = logging.getLogger("huggingface_hub")
+    for handler in logger.handlers:  # its own, which tells the screen of each try
+        handler.setLevel(logging.ERROR)
     logger.addHandler(retries)
     started = time.monotonic()
     try:

@@ -118,6 +118,8 @@ def serve(target: str, warm: list[str]) -> None:
     module = importlib.import_module(name)
     if hasattr(module, "warm"):
         module.warm(*warm)
+    if (program := sys.modules.get("memorysam_cli.app")) is not None:
+        program.program()  # built once, for all children
     # Else each child begins by collecting what importing has left, for as long as a few updates take.
     gc.collect()
     gc.freeze()

@@ -7,6 +7,7 @@ stand in for the upstream code at other sizes.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,10 +55,11 @@ def test_imported_weights_give_what_sam2_s_own_code_gives(backbone: str, size: i
     ours = load(tmp_path / "w.safetensors")
     generator = torch.Generator().manual_seed(8)
     scene = [torch.randn(1, 3, size, size, generator=generator) for _ in MODALITIES]
+    encoded: dict[int, Any] = {}
     for count in range(1, 5):
         with torch.no_grad():
             output = ours(scene[:count])
-            wanted = track(theirs.sam, scene[:count])
+            wanted = track(theirs.sam, scene[:count], encoded)
         assert wanted.shape == (1, 25, size // 4, size // 4) and not bool(output.gate_shift.any())
         error = (output.logits - wanted).abs().max() / wanted.abs().max()
         assert error < 1e-5, f"{count} modalities: {error}"

@@ -166,6 +166,7 @@ def test_an_error_is_one_line_whatever_the_name_of_the_file(capsys: pytest.Captu
         ("No such option: --jsn; see memorysam train --help", "No such option: --jsn → see memorysam train --help"),
         ("a is there; it was written by another", "a is there; it was written by another"),
         ("out: is not empty; --resume auto continues", "out: is not empty → try: --resume auto continues"),
+        ("fp16: is for GPUs; on the CPU use fp32", "fp16: is for GPUs → try: on the CPU use fp32"),
         ("use it", "use it"),
     ],
 )  # fmt: skip

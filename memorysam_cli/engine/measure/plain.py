@@ -62,7 +62,7 @@ class Plain(nn.Module):
             self.sam = build_sam2(
                 backbone, tokens=network.sam.sam_mask_decoder.num_mask_tokens - 1, attention=RoPEAttention
             )
-        self.classes = network.classes
+        self.classes, self.projection = network.classes, network.projection
         self.object_gate = network.object_gate
         trunks = self.sam.image_encoder.trunk, network.sam.image_encoder.trunk
         for twin, block in zip(*(trunk.blocks for trunk in trunks), strict=True):
@@ -90,6 +90,7 @@ class Plain(nn.Module):
             raise ValueError(f"frames: {height}×{width} pixels; the plain network sees squares alone")
         self._use_size(height)
         sam, maps, fine = self.sam, [], []
+        frames, _ = self.projection(frames, range(len(frames)))
         known: dict[str, dict[int, dict[str, Any]]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
         for index, frame in enumerate(frames):
             pyramid, features, positions, sizes = sam._prepare_backbone_features(sam.forward_image(frame))

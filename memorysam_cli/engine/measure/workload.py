@@ -23,9 +23,9 @@ from memorysam_cli.data.transforms import Sample
 from memorysam_cli.dataset import IGNORE, Crop, DatasetInfo, Modality
 from memorysam_cli.engine.train import start
 from memorysam_cli.engine.train.loop import extent_of
-from memorysam_cli.errors import DataError, UsageError, did_you_mean
+from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.model.weights import Segmenter, build_for_measuring
-from memorysam_cli.recipe import ALL, BACKBONES, Recipe
+from memorysam_cli.recipe import ALL, Recipe
 from memorysam_cli.storage import images
 
 LOOKED_AT = 200
@@ -247,10 +247,6 @@ class Workload:
         Raises:
             UsageError: no such backbone, or an impossible size.
         """
-        if self.backbone not in BACKBONES:
-            raise UsageError(f"--backbone {self.backbone}: is unknown{did_you_mean(self.backbone, BACKBONES)}")
-        if self.size <= 0 or self.size % 32:
-            raise UsageError(f"--size {self.size}: must be a positive multiple of 32, such as 256 or 1024")
         names = ", ".join(f"sensor-{number + 1}" for number in range(self.modalities))
         compiled = str(self.compile).lower()
         return recipes.load(

@@ -26,6 +26,7 @@ from memorysam_cli.engine import run_folder, runtime, surroundings
 from memorysam_cli.engine.infer.decision import PLAIN, Wanted
 from memorysam_cli.engine.infer.inference import (
     Inference,
+    by_frame,
     choose_modalities,
     frame_sizes,
     notes_on_sizes,
@@ -35,6 +36,7 @@ from memorysam_cli.engine.infer.inference import (
 )
 from memorysam_cli.engine.infer.views import View
 from memorysam_cli.engine.predict.files import SceneFiles, refuse_collisions
+from memorysam_cli.engine.surroundings import Shard
 from memorysam_cli.errors import DataError, UsageError, WeightsError, did_you_mean
 from memorysam_cli.model.weights import Segmenter, WeightsCard, read_card
 from memorysam_cli.report import console
@@ -173,55 +175,6 @@ def device_name(device: torch.device) -> str:
     return str(runtime.describe(device)["device"])
 
 
-@dataclass(frozen=True)
-class Shard:
-    """One of several equal shares of the scenes; the work of one process."""
-
-    index: int
-    """From 0."""
-    count: int
-
-    @property
-    def name(self) -> str:
-        """Of its folder."""
-        return f"{self.index}-of-{self.count}"
-
-    def of(self, scenes: Sequence[Scene], *, stride: int) -> Sequence[Scene]:
-        """Every ``count``-th group of ``stride`` consecutive scenes; all shards together are all scenes, once."""
-        if self.count == 1:
-            return scenes
-        starts = range(self.index * stride, len(scenes), self.count * stride)
-        return [scene for start in starts for scene in scenes[start : start + stride]]
-
-    def divided(self, rank: int, world: int) -> Shard:
-        """What one of ``world`` processes takes of this shard."""
-        return Shard(self.index * world + rank, self.count * world)
-
-
-WHOLE = Shard(0, 1)
-"""All scenes."""
-
-
-def read_shard(text: str | None) -> Shard | None:
-    """The shard that ``--shard i/n`` means; None stays None.
-
-    Raises:
-        UsageError: not two numbers, or not 0 ≤ i < n.
-    """
-    if text is None:
-        return None
-    index, slash, count = text.partition("/")
-    if not slash or not all(word.isascii() and word.isdigit() for word in (index, count)):
-        raise UsageError(f"--shard {text}: must be I/N, such as 0/4 for the first of four")
-    if int(count) == 0:
-        raise UsageError(f"--shard {text}: N, the number of shards, must be 1 or more")
-    if int(index) >= int(count):
-        raise UsageError(
-            f"--shard {text}: shards count from 0, so that the last of {count} is {int(count) - 1}/{count}"
-        )
-    return Shard(int(index), int(count))
-
-
 Engine = Literal["local", "ray"]
 
 
@@ -304,6 +257,7 @@ def plan(
         run_folder.data_root(run_folder.run_of(weights), data), dataset=card.dataset.name
     )
     if layout is not None:
+        layout = layout.model_copy(update={"modalities": by_frame(layout.modalities, names)})
         _refuse_unknown_sensors(layout, names)
     if follows:
         _refuse_following(where, split=split, dataset=card.dataset.name)

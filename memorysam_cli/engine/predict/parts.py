@@ -22,8 +22,9 @@ from typing import Any, Literal, Self
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.engine.predict import files
 from memorysam_cli.engine.predict.files import EXTRAS, LEDGER, MASKS, PARTS, SUCCESS
-from memorysam_cli.engine.predict.job import WHOLE, Job, Shard
+from memorysam_cli.engine.predict.job import Job
 from memorysam_cli.engine.predict.ledger import SCHEMA_VERSION, counts, merge, scenes_of, survey, totals_of
+from memorysam_cli.engine.surroundings import WHOLE, Shard
 from memorysam_cli.errors import DataError, FolderInUseError, UsageError
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents, lock

@@ -25,7 +25,7 @@ from memorysam_cli.data.transforms import STRIDE, Array, Mask, is_exact, to_tens
 from memorysam_cli.dataset import DatasetInfo, Modality, ValueRange
 from memorysam_cli.engine import runtime
 from memorysam_cli.engine.infer.decision import ONE_BYTE, decide
-from memorysam_cli.engine.infer.inference import Inference, choose_modalities, compared, inference_mode
+from memorysam_cli.engine.infer.inference import Inference, by_frame, choose_modalities, compared, inference_mode
 from memorysam_cli.engine.infer.views import Stripe, Tiled, View
 from memorysam_cli.errors import DataError, UsageError, WeightsError, check_laws, did_you_mean
 from memorysam_cli.model.weights import WeightsCard, read_card
@@ -125,6 +125,7 @@ def plan(
     """
     card = read_card(weights)
     known = [modality.name for modality in card.modalities]
+    sources = by_frame(sources, known)
     for option, given in (("--modality", sources), ("--bands", bands)):
         for name in given:
             if name not in known:

@@ -19,7 +19,7 @@ from memorysam_cli.engine import processes, runtime, surroundings
 from memorysam_cli.engine.infer.inference import frame_sizes
 from memorysam_cli.engine.predict import ledger, segment
 from memorysam_cli.engine.predict.files import LedgerLine, refuse_collisions, remove
-from memorysam_cli.engine.predict.job import WHOLE, Job, RunOptions, device_name, remark
+from memorysam_cli.engine.predict.job import Job, RunOptions, device_name, remark
 from memorysam_cli.engine.predict.parts import Part, PredictionFolder, Wish
 from memorysam_cli.engine.predict.segment import Make
 from memorysam_cli.engine.processes import Peers
@@ -76,7 +76,7 @@ def run(job: Job, out: Path, options: RunOptions) -> dict[str, Any] | None:
 
 def _wish(options: RunOptions, peers: Peers) -> Wish:
     """What is wanted of the folder: each of several processes is a shard of the shard that was requested."""
-    run_shards = tuple((options.shard or WHOLE).divided(rank, peers.world) for rank in range(peers.world))
+    run_shards = tuple((options.shard or surroundings.WHOLE).divided(rank, peers.world) for rank in range(peers.world))
     return Wish(
         run_shards[peers.rank], is_alone=options.shard is None and peers.world == 1, overwrite=options.overwrite,
         resume=options.resume, skip_bad=options.skip_bad, run_shards=run_shards,

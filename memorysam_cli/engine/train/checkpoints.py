@@ -42,6 +42,7 @@ MAY_CHANGE = {
 and ``robust.teacher.weights`` the content counts, not the path."""
 DEFAULTS_BEFORE = {
     "model.fusion": "mean", "model.order": "recipe", "model.modality_embedding": False, "model.memory_mask": "best",
+    "model.projection": [],
     "data.antialias": None, "augment.blur_after_crop": False,
     "ohem.class_weights": "none", "ohem.label_smoothing": 0.0,
     "augment.rotate": 0.0, "augment.stretch": [1.0, 1.0], "augment.degrade": 0.0, "optim.ema": 0.0,

@@ -66,7 +66,8 @@ class Trainer:
         self.recipe, self.accelerator = recipe, accelerator
         self.manifest = manifest = start.counted(recipe, manifest, accelerator)
         runtime.prepare_deterministic(is_wanted=recipe.train.deterministic)
-        modalities_of(manifest.info, [*recipe.data.modalities, *recipe.robust.subset.weak])
+        weak = [name for name in recipe.robust.subset.weak if name not in recipe.sensors]
+        modalities_of(manifest.info, [*recipe.data.modalities, *weak])
         start.refuse_unknown_turns(recipe, manifest)
         self.scenes = manifest.of_split(recipe.data.train_split)
         self.extent = extent_of(

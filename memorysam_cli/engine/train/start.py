@@ -35,7 +35,7 @@ from memorysam_cli.model.weights import own_tensors
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents, lock
-from memorysam_cli.text import command, megabytes, typed
+from memorysam_cli.text import megabytes, typed
 
 AUTO = "auto"
 DISK_MARGIN = 1.05
@@ -65,7 +65,7 @@ def resolve(recipe: Recipe, root: Path) -> Recipe:
     """
     name = recipe.data.dataset
     if name == recipes.AUTO:
-        name = _only_dataset(root)
+        name = manifests.only_prepared(root)
     elif recipe.data.modalities != (recipes.ALL,):
         return recipe
     info = manifests.read_info(root, name)
@@ -75,19 +75,6 @@ def resolve(recipe: Recipe, root: Path) -> Recipe:
             "--labels and --classes to train on it"
         )
     return recipe.for_dataset(name, [modality.name for modality in info.modalities])
-
-
-def _only_dataset(root: Path) -> str:
-    """The one data set that is prepared below a root."""
-    datasets = manifests.prepared(root)
-    if not datasets:
-        raise DataError(f"{root}: no data set is prepared there; type {manifests.own_line(root)}, or give --data ROOT")
-    if len(datasets) > 1:
-        raise UsageError(
-            f"{root}: {len(datasets)} data sets are prepared there ({', '.join(datasets)}); choose one with --set "
-            f"data.dataset={datasets[0]}, or with --recipe (see {command('recipes', 'list')})"
-        )
-    return datasets[0]
 
 
 def refuse_missing_splits(recipe: Recipe, manifest: Manifest) -> None:
@@ -397,12 +384,15 @@ def introduction(
         steps_per_epoch: updates.
     """
     recipe, accelerator = learner.recipe, learner.accelerator
-    settings, processes, modalities = recipe.train, accelerator.num_processes, recipe.data.modalities
+    settings, processes, modalities = recipe.train, accelerator.num_processes, recipe.sensors
     update = f"batch {settings.batch}, {settings.accumulate} accumulated, {processes} process{'es' * (processes > 1)}"
     trainable, whole = count(learner.parameters.values()), count(learner.network.parameters())
     yield f"run       {run.path}"  # short lines: a terminal may be narrow
     yield f"device    {accelerator.device}"
     yield f"sensors   {', '.join(modalities)}"
+    for sensor, frames in modalities.items():
+        if len(frames) > 1:
+            yield f"projected {sensor}, from {', '.join(frames)}"
     yield f"scenes    {scenes}, in {steps_per_epoch} updates per epoch"
     yield f"update    {settings.batch * settings.accumulate * processes} scenes ({update})"
     yield f"trained   {trainable:,} of {whole:,} parameters"

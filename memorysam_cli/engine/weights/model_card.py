@@ -246,8 +246,8 @@ def _sensors(card: WeightsCard) -> str:
 def _trained_sets(card: WeightsCard) -> str:
     """Which sets of the sensors training showed, where there are several."""
     recipe = card.recipe
-    some = recipe.data.modalities[:1]
-    if len(recipe.data.modalities) == 1:
+    some, *others = recipe.sensors.values()
+    if not others:
         return ""
     ways = [way for way, zeroed in (("left out", False), ("zeros", True)) if recipe.trains_on(some, zeroed=zeroed)]
     if not ways:

@@ -244,14 +244,16 @@ class Traceable(nn.Module):
             ``logits`` (B, K, H/4, W/4) float32; ``classes`` (B, H, W) uint8, or int32 where there are more than 255
             classes; ``confidence`` (B, H, W) float32, the probability of that class.
         """
-        network, (batch, modalities) = self.network, frames.shape[:2]
-        # (B, M, 3, H, W) -> (M·B, 3, H, W): all frames in one call, frame after frame.
-        together = network.encode([frames.transpose(0, 1).flatten(0, 1)], sensors=self.sensors[:1])[0]
+        network, batch = self.network, frames.shape[0]
+        joined, sensors = network.projection(frames.unbind(1), self.sensors)
+        # M × (B, 3, H, W) -> (M·B, 3, H, W): all frames in one call, frame after frame.
+        together = network.encode_joined([torch.cat(joined)], sensors[:1])[0]
         parts = (
-            torch.split(part, batch) for part in (together.fine, together.middle, together.coarse, together.position)
+            [torch.unflatten(part, 0, (len(joined), batch))[place] for place in range(len(joined))]
+            for part in (together.fine, together.middle, together.coarse, together.position)
         )
-        pool = [EncodedFrame(*each) for each in zip(*parts, self.sensors, strict=True)]
-        _, output = next(network.outputs(pool, [range(modalities)]))
+        pool = [EncodedFrame(*each) for each in zip(*parts, sensors, strict=True)]
+        _, output = next(network.outputs(pool, [range(len(pool))]))
         # The gate's shift is one number for every class and pixel: it changes neither class nor probability.
         logits = output.logits[:, : network.classes]
         size = (frames.shape[-2], frames.shape[-1])

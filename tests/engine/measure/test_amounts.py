@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from memorysam_cli.engine.runtime import read_bytes
+from memorysam_cli.engine.surroundings import read_bytes
 from memorysam_cli.errors import UsageError
 
 AMOUNTS = {

@@ -17,8 +17,9 @@ from memorysam_cli.engine.predict import ledger as ledgers
 from memorysam_cli.engine.predict import parts
 from memorysam_cli.engine.predict import run as running
 from memorysam_cli.engine.predict.files import PARTS
-from memorysam_cli.engine.predict.job import Job, RunOptions, Shard, read_shard
+from memorysam_cli.engine.predict.job import Job, RunOptions
 from memorysam_cli.engine.predict.parts import Foreign, PredictionFolder, Wish, look
+from memorysam_cli.engine.surroundings import Shard, read_shard
 from memorysam_cli.errors import DataError, FolderInUseError, Stopped, UsageError
 from memorysam_cli.model.weights import Segmenter
 from memorysam_cli.storage import atomic, documents, lock

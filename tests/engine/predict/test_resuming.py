@@ -14,8 +14,9 @@ from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine.predict import parts, segment
 from memorysam_cli.engine.predict import run as running
 from memorysam_cli.engine.predict.files import CLASSES, LEDGER, PARTS, SUCCESS, SceneFiles
-from memorysam_cli.engine.predict.job import Job, RunOptions, Shard
+from memorysam_cli.engine.predict.job import Job, RunOptions
 from memorysam_cli.engine.predict.parts import PredictionFolder
+from memorysam_cli.engine.surroundings import Shard
 from memorysam_cli.errors import DataError, EnvironmentFault, FolderInUseError, UsageError
 from memorysam_cli.storage import atomic, documents, lock
 

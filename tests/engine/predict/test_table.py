@@ -11,9 +11,10 @@ import pytest
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine.predict import parts
 from memorysam_cli.engine.predict.files import LEDGER, PARTS, SUCCESS
-from memorysam_cli.engine.predict.job import Job, RunOptions, Shard
+from memorysam_cli.engine.predict.job import Job, RunOptions
 from memorysam_cli.engine.predict.parts import Action, Begun, Complete, Empty, FolderState, Foreign, Wish, decide, look
 from memorysam_cli.engine.predict.run import run
+from memorysam_cli.engine.surroundings import Shard
 from memorysam_cli.errors import MemorySamError, UsageError
 from memorysam_cli.storage import documents
 
