@@ -169,9 +169,7 @@ class Pretraining:
         size = batches_per_epoch(len(self.scenes), batch=self.recipe.train.batch)
         for epoch in itertools.count(self.step // size):
             pixels = SIZES[epoch % len(SIZES)]
-            recipe = self.recipe.model_copy(
-                update={"data": self.recipe.data.model_copy(update={"image_size": pixels})}
-            )
+            recipe = self.recipe.model_copy(update={"data": self.recipe.data.model_copy(update={"image_size": pixels})})
             start = self.step % size
             yield from training_batches(self.manifest, scenes=self.scenes, recipe=recipe, epoch=epoch, start=start)
 
