@@ -35,7 +35,7 @@ class Level(NamedTuple):
 class Encoder(nn.Module):
     """An image encoder with four levels of features.
 
-    A subclass gives ``channels`` and ``forward``: (N, 3, H, W) normalised images, H and W divisible by 32, to four maps
+    A subclass gives ``channels`` and ``forward``: (N, 3, H, W) normalized images, H and W divisible by 32, to four maps
     (N, C, H/s, W/s) at the strides 4, 8, 16 and 32. It must keep no running statistics (no BatchNorm): weights files
     and checkpoints hold what is trained, and an update may run an image twice.
     """

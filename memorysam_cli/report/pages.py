@@ -355,7 +355,7 @@ def _escaped(value: Any) -> Any:
 
 
 def _breakable(name: str) -> Markup:
-    """A path that may go on in the next line after each of its parts."""
+    """A path that may continue in the next line after each of its parts."""
     return Markup("<wbr>").join(escape(shown(part)) for part in re.split(r"(?<=[/_+])", name))
 
 

@@ -1,4 +1,4 @@
-"""Weights that are whole and valid, but not those that were asked for: refused by name, and nothing is loaded."""
+"""Weights that are whole and valid, but not those that were requested: refused by name, and nothing is loaded."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def watched_stderr(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """A person's stderr, with nothing in the environment against colours and bars.
+    """A person's stderr, with nothing in the environment against colors and bars.
 
     Not a fixture: pytest's own capture would replace it between the fixture and the test.
     """
