@@ -37,7 +37,7 @@ from memorysam_cli.model import Segmenter
 from memorysam_cli.model.network import is_fresh
 from memorysam_cli.model.weights import build_for_training
 from memorysam_cli.recipe import Recipe
-from memorysam_cli.storage import atomic, tensors
+from memorysam_cli.storage import tensors
 
 RECIPE = Path(__file__).with_suffix(".yaml")
 SEED = 1000
