@@ -104,7 +104,7 @@ class Head:
     """Whether it has what SAM 2.1 added: object pointers that know their distance, an embedding of empty frames."""
 
 
-SMALL_HEAD = Head(width=64, memory_width=16, memory_layers=1, memory_mlp=256, decoder_mlp=256, iou_hidden=64)
+SMALL_HEAD = Head(width=128, memory_width=32, memory_layers=1, memory_mlp=256, decoder_mlp=256, iou_hidden=64)
 """That of ``nano``: for trials on a CPU."""
 
 
