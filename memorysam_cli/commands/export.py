@@ -98,12 +98,12 @@ def export(
 
 def _free(text: str | None) -> tuple[Literal["batch", "size"], ...]:
     """``batch,size`` as what stays open."""
-    found: list[Literal["batch", "size"]] = []
-    for word in [] if text is None else map(str.strip, text.split(",")):
-        if word != "batch" and word != "size":
+    words = [] if text is None else [word.strip() for word in text.split(",")]
+    for word in words:
+        if word not in ("batch", "size"):
             raise UsageError(f"--dynamic {text}: '{word}' cannot stay open; must be batch, size or batch,size")
-        found.append(word)
-    return tuple(dict.fromkeys(found))
+    every: tuple[Literal["batch", "size"], ...] = ("batch", "size")
+    return tuple(word for word in every if word in words)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

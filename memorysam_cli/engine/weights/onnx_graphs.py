@@ -65,7 +65,7 @@ class AnyCells:
             raise UsageError(
                 f"--dynamic: the encoder {type(encoder).__name__} is traced for one size only; leave --dynamic out"
             )
-        self.encoder = encoder
+        self.encoder: Any = encoder  # sam2 has no types
         change: dict[str, Any] = {"levels": self.levels}
         encoder.__dict__.update(change)
         network.__dict__["_use_grid"] = lambda *_: None

@@ -94,11 +94,11 @@ class GraphShape(NamedTuple):
         """In which a written graph is compared: its own shape, and where it is free a smaller and a larger one."""
         found = [self]
         for sign in (-1, 1) if self.free else ():
-            more = {"batch": self.batch + (sign == 1)} if "batch" in self.free else {}
+            other = self._replace(batch=self.batch + (sign == 1)) if "batch" in self.free else self
             if "size" in self.free:
                 height, width = (max(32, side + sign * step) for side, step in ((self.height, 64), (self.width, 32)))
-                more |= {"height": height, "width": width}
-            found.append(self._replace(**more))
+                other = other._replace(height=height, width=width)
+            found.append(other)
         return list(dict.fromkeys(found))
 
     @property
