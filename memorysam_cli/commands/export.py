@@ -56,10 +56,10 @@ def export(
     """Write a trained network as one file for other programs.
 
     Base, LoRA and decoder in one, for a fixed number of sensors, size and batch (--dynamic batch,size leaves open
-    what it names; sizes stay multiples of 32). In: normalised float32 frames (batch, sensors, 3, height, width). Out:
+    what it names; sizes stay multiples of 32). In: normalized float32 frames (batch, sensors, 3, height, width). Out:
     logits at a quarter of the size, the class of each pixel, and how sure that is. The file is read back and compared
-    with PyTorch on random input (exit code 10, and no file, if they differ); a .json beside it has classes, colours and
-    normalisation. docs/export.md has ten lines that use it.
+    with PyTorch on random input (exit code 10, and no file, if they differ); a .json beside it has classes, colors and
+    normalization. docs/export.md has ten lines that use it.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     suffix = SUFFIXES[form]
@@ -87,7 +87,7 @@ def export(
             }
         )  # fmt: skip
     console.say(f"{made.out} ({form}, {megabytes(made.out.stat().st_size)}, input {shape}, SHA-256 {made.sha256})")
-    console.say(f"{made.metadata} (classes, colours, normalisation)")
+    console.say(f"{made.metadata} (classes, colors, normalization)")
     for each, likeness in made.checked:
         seen = f" at {'x'.join(map(str, each.frames))}" if free else ""
         console.say(

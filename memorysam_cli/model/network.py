@@ -215,7 +215,7 @@ class MemorySAM(nn.Module):
         """Run the memory across the frames; once, or in several passes over the same encodings.
 
         Args:
-            frames: M tensors (B, 3, H, W), normalised, in the order of the recipe; H and W divisible by 32.
+            frames: M tensors (B, 3, H, W), normalized, in the order of the recipe; H and W divisible by 32.
             passes: each lists the places of the sensors that it sees, which are those in ``frames`` where no projection
                 joins several; the place after the last is a frame of zeros, in the pass's own place of the sensor that
                 is missing. None: one pass over all.
@@ -295,7 +295,7 @@ class MemorySAM(nn.Module):
         Args:
             pool: frames as of :meth:`encode`, all of one batch size and image size.
             sequences: each lists places in ``pool`` in the order of the recipe, which the fusion makes its plan of;
-                in training they are shuffled first where ``order`` says so.
+                in training they are shuffled first where ``order`` is ``shuffled``.
 
         Yields:
             A sequence's number and its output, equal to that of :meth:`forward` on its frames, in the order in which

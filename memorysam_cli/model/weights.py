@@ -23,7 +23,7 @@ from memorysam_cli.recipe import UNKNOWN_NAME, Model, Recipe
 from memorysam_cli.recipe.schema import without_retired
 from memorysam_cli.registry import FUSIONS
 from memorysam_cli.storage import documents, hub, tensors
-from memorysam_cli.text import shown
+from memorysam_cli.text import requirement, shown
 
 CARD = "memorysam"
 """The metadata key under which the card is stored, as JSON."""
@@ -317,4 +317,6 @@ def _parse_card(metadata: dict[str, str], *, where: Path) -> WeightsCard:
                 f"{where}: its card names {place} '{shown(str(first['input'])[:80])}', which memorysam does not know; "
                 "code is never loaded because a file names it: memorysam --extend FILE …"
             ) from None
-        raise WeightsError(f"{where}: its card is not readable by this version: {place}: {first['msg']}") from None
+        raise WeightsError(
+            f"{where}: its card is not readable by this version: {place}: {requirement(first['msg'])}"
+        ) from None

@@ -39,7 +39,7 @@ SUBSET, TEACHER = "subset", "teacher"
 """What the terms of ``robust.subset`` and ``robust.teacher`` are called among the losses."""
 
 DEFAULT = "default"
-"""The recipe of a training that names none."""
+"""The recipe of a training run that names none."""
 AUTO = "auto"
 """As ``data.dataset``: the one that is prepared below the data root."""
 ALL = "all"
@@ -81,7 +81,7 @@ def _registered(registry: Registry) -> Callable[[Any], Any]:
     def check(value: Any) -> Any:
         if not isinstance(value, str) or value not in registry:
             words = {"expected": _expected(tuple(registry)), "hint": HINT}
-            raise PydanticCustomError(UNKNOWN_NAME, "Input should be {expected}; {hint}", words)
+            raise PydanticCustomError(UNKNOWN_NAME, "must be {expected}; {hint}", words)
         return value
 
     return check
@@ -126,7 +126,7 @@ class Data(Section):
     image_size: int = Field(gt=0, multiple_of=32)
     """Side of the training crop, and short side in evaluation, in pixels."""
     train_split: Name = "train"
-    """The split that is learnt from."""
+    """The split that is learned from."""
     selection_split: Name = "val"
     """The split that decides which checkpoint is best."""
     workers: int = Field(default=2, ge=0)
@@ -243,7 +243,7 @@ class Model(Section):
         unknown = [place for place, target in enumerate(value.targets) if target not in LORA_TARGETS]
         if unknown and info.data.get("backbone") in BACKBONES:
             expected = {"expected": _expected(LORA_TARGETS)}
-            error = PydanticCustomError("literal_error", "Input should be {expected}", expected)
+            error = PydanticCustomError("literal_error", "must be {expected}", expected)
             raise ValidationError.from_exception_data(
                 "Lora",
                 [InitErrorDetails(type=error, loc=("targets", place), input=value.targets[place]) for place in unknown],
@@ -324,7 +324,7 @@ class Subset(Section):
     ramp_epochs: float = Field(default=0.0, ge=0)
     """Epochs in which the weight of all that the second pass adds grows in a line from 0."""
     weak: tuple[Name, ...] = ()
-    """Sensors that shall be in the second pass more often. How many it sees is drawn first, from 1 to all but one
+    """Sensors that should be in the second pass more often. How many it sees is drawn first, from 1 to all but one
     alike; then which."""
     weak_odds: float = Field(default=2.0, gt=0, le=1000)
     """How many times as likely as another sensor a weak one is to be drawn."""
@@ -404,7 +404,7 @@ class Train(Section):
     patience: int | None = Field(default=None, gt=0)
     """End after so many validations in a row without a better score; null: train to the last epoch."""
     checkpoint_minutes: float = Field(default=10, gt=0)
-    """Minutes between checkpoints, from which a run can go on."""
+    """Minutes between checkpoints, from which a run can continue."""
     checkpoint_steps: int | None = Field(default=None, gt=0)
     """Also save after every so many updates."""
     keep_checkpoints: int = Field(default=2, ge=2)

@@ -116,7 +116,7 @@ def run(
     accelerator: Accelerator | None = None,
     advance: Callable[[int], object] | None = None,
 ) -> Robustness:
-    """Run one of the benchmarks over labelled scenes.
+    """Run one of the benchmarks over labeled scenes.
 
     Args:
         network: its mode (train or eval) is restored afterwards.

@@ -95,7 +95,7 @@ class Count:
 
     @property
     def peak(self) -> int:
-        """The most that is alive at once; the optimiser works in place of what it has."""
+        """The most that is alive at once; the optimizer works in place of what it has."""
         return max(self.forward, self.backward, self.weights + self.gradients + self.moments + self.inputs)
 
     def to_json(self) -> dict[str, int]:
@@ -238,7 +238,7 @@ def training(recipe: Recipe, *, classes: int, kind: Kind = "cuda") -> Count:
 
 
 def validation(recipe: Recipe, *, classes: int, frames: Frames, kind: Kind = "cuda") -> Count:
-    """Count the scoring of one batch of the largest scenes within a training: LoRA beside the weights, and moments."""
+    """Count the scoring of one batch of the largest scenes during training: LoRA beside the weights, and moments."""
     network = skeleton(recipe, classes=classes)
     trained = sum(_rounded(parameter.nbytes, kind) for parameter in network.parameters() if parameter.requires_grad)
     average = trained if recipe.optim.ema else 0

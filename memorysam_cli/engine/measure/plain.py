@@ -80,7 +80,7 @@ class Plain(nn.Module):
         """Run the memory across the frames.
 
         Args:
-            frames: M tensors (B, 3, S, S), normalised; S divisible by 32.
+            frames: M tensors (B, 3, S, S), normalized; S divisible by 32.
 
         Raises:
             ValueError: frames that are not square, which SAM2 itself does not know.
@@ -206,7 +206,7 @@ class PlainLearner:
 
     Args:
         network: the twin of a network that is set up for training.
-        recipe: its losses and optimiser; precision, saver, compilation and accumulation are not the reference's.
+        recipe: its losses and optimizer; precision, saver, compilation and accumulation are not the reference's.
         detects_anomalies: look for NaN after every step of the backward pass, as the published code does.
     """
 

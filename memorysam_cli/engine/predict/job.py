@@ -186,7 +186,7 @@ class RunOptions:
     workers: int = 2
     """Processes (on Ray: threads) that read ahead."""
     skip_bad: bool = False
-    """List scenes that cannot be read and go on; otherwise the first one ends the work."""
+    """List scenes that cannot be read and continue; otherwise the first one ends the work."""
     shard: Shard | None = None
     engine: Engine = "local"
     overwrite: bool = False

@@ -248,7 +248,7 @@ def _sensor_notes(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
     if then == now:
         yield f"was trained on other settings of sensors: {', '.join(_changed_settings(initial, ours))}"
     else:
-        yield f"was trained on {then}, goes on with {now}"
+        yield f"was trained on {then}, continues with {now}"
 
 
 def _changed_settings(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:

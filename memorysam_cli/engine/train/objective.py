@@ -151,7 +151,7 @@ def draw(recipe: Recipe, moment: Moment | None) -> Draw | None:
 
     Args:
         recipe: with every modality named.
-        moment: None: not within a training; the largest pass, so that what is measured is enough for all.
+        moment: None: not within a training run; the largest pass, so that what is measured is enough for all.
     """
     if not recipe.trains_subsets:
         return None
@@ -285,7 +285,7 @@ class Gradients:
         )
 
     def _taught(self, leaves: Sequence[Outputs], batches: Sequence[Batch]) -> list[Tensor]:
-        """What the second pass shall say of each batch."""
+        """What the second pass should say of each batch."""
         classes = len(self.objective.task.classes)
         if self._teacher is None:
             return [leaf["logits"][:, :classes].detach() for leaf in leaves]
@@ -345,7 +345,7 @@ def _cut(output: Tensor) -> Tensor:
 
 
 def _hand_back(outputs: Outputs, leaves: Outputs) -> None:
-    """Let the gradients that have come to the leaves go on into the network."""
+    """Let the gradients that have come to the leaves flow on into the network."""
     # Nothing comes to what no loss reads.
     pairs = [(outputs[name], leaf.grad) for name, leaf in leaves.items() if leaf.grad is not None]
     tensors, gradients = zip(*pairs, strict=True)

@@ -175,7 +175,7 @@ class RunStart:
     damaged: tuple[Path, ...] = ()
     """Newer checkpoints that cannot be used."""
     abandoned: tuple[Path, ...] = ()
-    """Newer checkpoints that the user does not want to go on from."""
+    """Newer checkpoints that the user does not want to continue from."""
     begins_again: bool = False
     """There is a run in ``out`` that ended before its first checkpoint."""
     notes: tuple[str, ...] = ()

@@ -277,7 +277,7 @@ def _use(facts: CardFacts, *, repo: str | None) -> str:
         "import torch\n"
         "from memorysam_cli.model import load\n\n"
         f"network = load({address!r})\n"
-        f"# One (B, 3, H, W) float32 tensor per sensor, normalised as above: {sensors}\n"
+        f"# One (B, 3, H, W) float32 tensor per sensor, normalized as above: {sensors}\n"
         f"size = {facts.card.image_size}\n"
         "frames = [torch.zeros(1, 3, size, size) for _ in network.card.modalities]\n"
         "with torch.inference_mode():\n"
