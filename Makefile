@@ -20,7 +20,7 @@ help:
 	@echo 'make docs    the documentation as a site that opens from disk: site/index.html'
 	@echo 'make lint    ruff (format, lint) and mypy'
 	@echo 'make check   lint and test'
-	@echo 'make format  let ruff mend what it can'
+	@echo 'make format  let ruff fix what it can'
 	@echo 'make clean   remove what the above made; distclean: .venv too'
 
 # sam2 needs torch to build itself. Without build isolation it takes the one just installed, instead of downloading

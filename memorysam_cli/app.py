@@ -28,6 +28,7 @@ from memorysam_cli.errors import (
     SIGNAL_EXIT_CODES,
     MemorySamError,
     Terminated,
+    UsageError,
     environment_fault,
     most_severe,
     unwind,
@@ -92,7 +93,7 @@ def build() -> typer.Typer:
         help="Multi-modal semantic segmentation: SAM2's memory run across the modalities of one scene.",
         epilog=_epilog(EXAMPLES),
         cls=InCatalogueOrder,
-        no_args_is_help=True,
+        invoke_without_command=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,  # plain help: twice as fast, and brackets are brackets
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -353,9 +354,17 @@ def _options(
             help="Run a Python file that adds encoders, fusions or losses (repeatable; also $MEMORYSAM_EXTEND).",
         ),
     ] = None,
+    json: options.Json = False,
     version: Annotated[  # noqa: ARG001  (its callback does the work)
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     context.ensure_object(Frame).debug |= debug
     registry.add_files(extend or (), where="--extend")
+    if context.invoked_subcommand is None:
+        from memorysam_cli.commands import overview
+
+        options.begin(json=json, verbose=False, quiet=False)
+        overview.show(is_json=json)
+    elif json:
+        raise UsageError(f"--json: give it after the command: memorysam {context.invoked_subcommand} … --json")

@@ -1,4 +1,4 @@
-"""What a data set is: classes, palette, modalities and their normalisation.
+"""What a data set is: classes, palette, modalities and their normalization.
 
 Written by ``memorysam prepare`` as ``dataset.json``, carried inside every weights file, and read by
 training, evaluation and prediction alike.
@@ -104,7 +104,7 @@ class Modality(Strict):
     photometric: tuple[Literal["jitter", "blur"], ...] = ()
     """Which photometric augmentations act on this modality (geometry always acts on all)."""
     channels: tuple[Channel, Channel, Channel] | None = None
-    """Which stored channels are the three, from 0. None: grey is repeated, alpha is dropped; any other number of
+    """Which stored channels are the three, from 0. None: gray is repeated, alpha is dropped; any other number of
     channels needs this."""
     bands: tuple[Band, Band, Band] | None = None
     """The same of a raster (TIFF), whose bands are counted from 1, or go by their descriptions; instead of
@@ -150,10 +150,10 @@ class LabelRule(Strict):
     mapping: tuple[tuple[int, int], ...] = ()
     """(raw, class) pairs; where there are any, all raw values must be listed here or in ``ignore``."""
     colours: bool = False
-    """The files are RGB pictures in the palette's colours; other colours become 255, and the check counts them."""
+    """The files are RGB pictures in the palette's colors; other colors become 255, and the check counts them."""
     first_channel: bool = False
     """Of four channels the first is the number, whatever the others hold (DELIVER). Without, four channels are a number
-    only where R = G = B or G = B = 0: anything else is a picture in colours."""
+    only where R = G = B or G = B = 0: anything else is a picture in colors."""
 
     @model_validator(mode="after")
     def _one_meaning_per_value(self) -> LabelRule:
@@ -171,11 +171,11 @@ class Crop(Strict):
     """Columns dropped at the left at the native height ``of_height``."""
     of_height: Annotated[int, Field(gt=0)] = 1024
     square: bool = False
-    """Then cut the centre square."""
+    """Then cut the center square."""
 
 
 class Statistics(Strict):
-    """The values of one modality over a split, after ``scale`` and ``offset``, before normalisation."""
+    """The values of one modality over a split, after ``scale`` and ``offset``, before normalization."""
 
     split: str
     scenes: Annotated[int, Field(ge=0)]
@@ -275,7 +275,7 @@ class DatasetInfo(Strict):
     @model_validator(mode="after")
     def _one_colour_per_class(self) -> DatasetInfo:
         if not self.classes or len(self.classes) != len(self.palette):
-            raise ValueError(f"{len(self.classes)} classes need as many colours, not {len(self.palette)}")
+            raise ValueError(f"{len(self.classes)} classes need as many colors, not {len(self.palette)}")
         return self
 
     @model_validator(mode="after")

@@ -29,7 +29,7 @@ class ExitCode:
 
 
 EXIT_CODES: dict[int, ExitCode] = {
-    0: ExitCode("all that was asked is done and verified", "–"),
+    0: ExitCode("everything requested is done and verified", "–"),
     1: ExitCode("a bug in memorysam (please report it with the traceback)"),
     2: ExitCode("usage or recipe: nothing was written"),
     3: ExitCode("input data refused (image, label, archive, name collision)"),
@@ -59,13 +59,13 @@ SEVERITY = (1, 8, 6, 5, 3, 7, 4)
 
 
 def exit_codes_table() -> str:
-    """The exit codes as the Markdown table that README shows."""
+    """The exit codes as the Markdown table of docs/exit-codes.md."""
     rows = (f"| {code} | {each.meaning} | {each.retry} |" for code, each in EXIT_CODES.items())
     return "\n".join(["| code | meaning | retry as is? |", "|---|---|---|", *rows])
 
 
 class MemorySamError(Exception):
-    """A fault that the user can mend; shown as one line, never as a traceback.
+    """A fault that the user can fix; shown as one line, never as a traceback.
 
     The message is that line: where, what we got, what is allowed, what to do next.
     """
@@ -78,7 +78,9 @@ drop end export fetch fill fix free get give import install keep label leave let
 mend move name narrow open pip pick point prepare pull put raise read reinstall remove rename report
 resume rescale restore retry rewrite run save say score see send separate set shorten show skip split
 start state take train try turn type undo unpack unset update use wait widen write memorysam torchrun"""
-_ADVICE = re.compile(rf"(?:or |else |then )?(?:{'|'.join(_DOING.split())})\b|--\w|did you mean ", re.IGNORECASE)
+_BEFORE = "or |else |then |(?:not )?retryable: |to use it |on (?:the )?[a-z]+ |for sensors of your own "
+"""What may stand before the verb."""
+_ADVICE = re.compile(rf"(?:{_BEFORE})?(?:{'|'.join(_DOING.split())})\b|--\w|did you mean ", re.IGNORECASE)
 _LEADING = ("did you mean ", "continue with", "resume with", "see ")
 """Beginnings of advice that say themselves what it is."""
 
@@ -261,7 +263,7 @@ def environment_fault(error: BaseException) -> EnvironmentFault | None:
             return gone
     if isinstance(error, OSError) and error.errno in _MACHINE:
         where = f"{_shortened(str(error.filename))}: " if error.filename else ""
-        remedy = "allow more open files (ulimit -n 4096)" if error.errno == errno.EMFILE else "mend that"
+        remedy = "allow more open files (ulimit -n 4096)" if error.errno == errno.EMFILE else "fix that"
         return EnvironmentFault(f"{where}{error.strerror}; {remedy} and run the same command again")
     if isinstance(error, RuntimeError) and str(error).startswith(_NO_THREAD):
         return EnvironmentFault(
@@ -269,9 +271,9 @@ def environment_fault(error: BaseException) -> EnvironmentFault | None:
         )
     if isinstance(error, RuntimeError) and str(error).startswith(_LOOP):
         where = _shortened(str(error).removeprefix(_LOOP).strip(" '"))
-        return EnvironmentFault(f"{where}: the link leads to itself; mend that and run the same command again")
+        return EnvironmentFault(f"{where}: the link leads to itself; fix that and run the same command again")
     if isinstance(error, ImportError) and any(os.strerror(each) in str(error) for each in _SHORTAGES):
-        return EnvironmentFault(f"{error}; mend that (see ulimit -a) and run the same command again")
+        return EnvironmentFault(f"{error}; fix that (see ulimit -a) and run the same command again")
     if is_out_of_memory(error):
         return EnvironmentFault(
             f"out of memory ({shortage(error)}); use a smaller batch or data.image_size, fewer workers, or a device "

@@ -7,6 +7,7 @@ standard library, and little of it: all modules may import this one.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -94,6 +95,32 @@ def few(names: Sequence[str], most: int, *, separator: str = ", ", is_counted: b
     if is_counted:
         return f"{named}{separator.strip(', ')} and {len(names) - most} more"
     return f"{named}{separator}…"
+
+
+def counted(count: int, thing: str) -> str:
+    """``1 pixel``, ``1,234 pixels``."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
+def requirement(message: str) -> str:
+    """What pydantic says of a value, as a rule: ``must be a number``."""
+    rule = re.sub("^(Input|Tuple) should", "must", message.removeprefix("Value error, "))
+    for theirs, ours in _RULES.items():
+        rule = re.sub(theirs, ours, rule)
+    return rule
+
+
+_RULES = {
+    ", unable to (parse|interpret).*": "",
+    " after validation": "",
+    "a valid (number|string|date)": r"a \1",
+    "a string": "text",
+    "a valid integer(, got a number with a fractional part)?": "a whole number",
+    "a valid boolean": "true or false",
+    "a valid (array|list|tuple)": "a list, such as [a, b]",
+    "(an object|a valid dictionary)": "a section",
+}
+"""What pydantic calls a value, as a regular expression, and its name here."""
 
 
 def size(count: int, *, decimals: int = 0, exact_below: int = 0) -> str:

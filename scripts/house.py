@@ -32,7 +32,7 @@ class House:
         closure_train: modules that ``memorysam train`` can reach by imports, at any depth, inside functions too.
         closure_predict: the same of ``memorysam predict``.
         small_single_importer: modules of fewer than ``SMALL_LINES`` lines that one module imports.
-        cycles: groups of neighbours (modules and packages in one package, with all that is in them) that reach each
+        cycles: groups of neighbors (modules and packages in one package, with all that is in them) that reach each
             other by imports, inside functions too.
         shared_names: file names that occur in more than one package.
     """
@@ -87,7 +87,7 @@ class Sources:
     def cycles(self) -> set[tuple[str, ...]]:
         """Neighbours, at any depth, that reach each other by imports.
 
-        An import from ``a.b.c.d`` to ``a.x.y`` is one from ``a.b`` to its neighbour ``a.x``; a package and what is
+        An import from ``a.b.c.d`` to ``a.x.y`` is one from ``a.b`` to its neighbor ``a.x``; a package and what is
         inside it are not two.
         """
         edges: Graph = defaultdict(set)

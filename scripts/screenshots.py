@@ -51,7 +51,7 @@ SHEETS = {
 """Pictures that commands write: in which folder of :func:`folders`, which file, how wide and how much of it."""
 WIDTH = 1280
 MOST_BYTES = 250_000
-"""Of a picture for the documentation; what is larger is stored with fewer colours."""
+"""Of a picture for the documentation; what is larger is stored with fewer colors."""
 FIRST_LINE = "return document.getElementById(arguments[0]).getBoundingClientRect().top + scrollY - 24"
 """The line of a page in pixels that a part begins with, and a margin."""
 
@@ -195,13 +195,13 @@ def picture(browser: Any, page: Path, *, part: str, scheme: str, width: int, hei
 
 
 def stored(taken: Image.Image, *, is_bounded: bool) -> bytes:
-    """A picture as PNG; with fewer colours where it is too large for the documentation."""
+    """A picture as PNG; with fewer colors where it is too large for the documentation."""
     whole = io.BytesIO()
     taken.save(whole, "PNG", optimize=True)
     if whole.tell() <= MOST_BYTES or not is_bounded:
         return whole.getvalue()
     few = io.BytesIO()
-    # An octree keeps rare colours, such as those of a legend.
+    # An octree keeps rare colors, such as those of a legend.
     taken.quantize(255, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(few, "PNG", optimize=True)
     return few.getvalue()
 

@@ -17,7 +17,7 @@ KNOWN = {"FROM", "ARG", "ENV", "WORKDIR", "RUN", "COPY", "USER", "ENTRYPOINT", "
 
 
 def instructions() -> list[tuple[str, str]]:
-    """Word and arguments of every instruction, without comments, lines that go on joined."""
+    """Word and arguments of every instruction, without comments, lines that continue joined."""
     text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
     lines = [line for line in text.replace("\\\n", " ").splitlines() if line.strip()]
     return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in lines)]

@@ -30,7 +30,7 @@ def card(
 ) -> None:
     """Write the Hugging Face model card of weights.
 
-    Sensors, classes with their colours, scores, recipe, provenance and how to use them, with the front matter that the
+    Sensors, classes with their colors, scores, recipe, provenance and how to use them, with the front matter that the
     Hub reads. Scores are those of `memorysam evaluate` where its results lie in the run, else the validation's. Folders
     of this machine are left out. Without --out the card is printed.
     """

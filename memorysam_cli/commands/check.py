@@ -79,6 +79,6 @@ def check(
     if report.problems:
         counted = ", ".join(f"{problem.count} × {problem.kind}" for problem in report.problems)
         raise DataError(
-            f"{data}: data set '{report.dataset}' has problems ({counted}), first {report.problems[0].first[0]}; mend "
+            f"{data}: data set '{report.dataset}' has problems ({counted}), first {report.problems[0].first[0]}; fix "
             f"the files, or leave such scenes out when preparing (--drop-incomplete); {files['report']} lists them"
         )

@@ -1,4 +1,4 @@
-"""``memorysam evaluate``: score weights on labelled splits, or measure how they bear failing sensors."""
+"""``memorysam evaluate``: score weights on labeled splits, or measure what missing sensors cost."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def evaluate(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Score weights, or measure how they bear failing sensors.
+    """Score weights, or measure what missing sensors cost.
 
     IoU, F1 and accuracy per class, condition, failure case and scene, in both protocols. The data set is the one that
     the weights were trained for. Results go to <run>/evaluate/<split>/.

@@ -110,9 +110,13 @@ def data_sets(incomplete: str) -> list[str]:
     """Published data sets, and what is prepared in the data root."""
     from memorysam_cli.data import DATASETS
 
-    root = Path(os.environ.get("MEMORYSAM_DATA") or "data")
-    prepared = (path.parent.name for path in (root / "memorysam").glob("*/dataset.json"))
+    prepared = (path.parent.name for path in (data_root() / "memorysam").glob("*/dataset.json"))
     return _beginning(sorted({*DATASETS, *prepared}), incomplete)
+
+
+def data_root() -> Path:
+    """Where the data lie without ``--data``."""
+    return Path(os.environ.get("MEMORYSAM_DATA") or "data")
 
 
 def runs(incomplete: str) -> list[str]:
@@ -143,8 +147,8 @@ def _files(incomplete: str, endings: tuple[str, ...]) -> list[str]:
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only warnings and errors on stderr.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print more on stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors on stderr.")]
 
 Data = Annotated[
     Path | None,
@@ -213,7 +217,7 @@ Modalities = Annotated[
 
 Missing = Annotated[
     Literal["drop", "zero"],
-    typer.Option(help="Modalities that are left out: not fed at all, or fed as zeros after normalisation."),
+    typer.Option(help="Modalities that are left out: not fed at all, or fed as zeros after normalization."),
 ]
 OptionalMissing = Annotated[
     Literal["drop", "zero"] | None,
@@ -229,7 +233,7 @@ Tile = Annotated[
     bool, typer.Option("--tile", help="See large images at their own resolution, through overlapping windows.")
 ]
 TileOverlap = Annotated[
-    float, typer.Option(min=0, max=0.9, metavar="SHARE", help="Of neighbouring windows' side, at least, with --tile.")
+    float, typer.Option(min=0, max=0.9, metavar="SHARE", help="Of neighboring windows' side, at least, with --tile.")
 ]
 
 Batch = Annotated[
@@ -244,7 +248,7 @@ Compile = Annotated[
     bool, typer.Option("--compile", help="Compile the network first: minutes once, then faster; pays for long runs.")
 ]
 OnError = Annotated[
-    Literal["stop", "skip"], typer.Option(help="At a scene that cannot be read: stop, or list it and go on.")
+    Literal["stop", "skip"], typer.Option(help="At a scene that cannot be read: stop, or list it and continue.")
 ]
 Strict = Annotated[
     bool,

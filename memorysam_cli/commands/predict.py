@@ -1,4 +1,4 @@
-"""``memorysam predict``: segment scenes, labelled or not."""
+"""``memorysam predict``: segment scenes, labeled or not."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ def predict(
         Literal["geojson", "gpkg"] | None,
         typer.Option(help="Of a raster, also its classes' areas as polygons, beside --out."),
     ] = None,
-    color: Annotated[bool, typer.Option("--color", help="Also paint each mask in its classes' colours.")] = False,
-    overlay: Annotated[bool, typer.Option("--overlay", help="Also blend colours over the image, with legend.")] = False,
-    legend: Annotated[bool, typer.Option("--legend", help="Also legend.png: every class and its colour.")] = False,
+    color: Annotated[bool, typer.Option("--color", help="Also paint each mask in its classes' colors.")] = False,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Also blend colors over the image, with legend.")] = False,
+    legend: Annotated[bool, typer.Option("--legend", help="Also legend.png: every class and its color.")] = False,
     confidence: Annotated[bool, typer.Option("--confidence", help="Also write each pixel's probability.")] = False,
     probabilities: Annotated[
         Literal["float16", "uint8"] | None,
-        typer.Option(help="Also write every class's probability per pixel, as NPZ; uint8 is times 255."),
+        typer.Option(help="Also every class's probability per pixel: NPZ, of a raster TIFF; uint8 is times 255."),
     ] = None,
     thresholds: Annotated[
         list[str] | None,
@@ -90,7 +90,7 @@ def predict(
     on_error: options.OnError = "stop",
     strict: options.Strict = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on or begin; never replace another prediction, even a finished one.")
+        bool, typer.Option("--resume", help="Continue or begin; never replace another prediction, even a finished one.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Begin anew, also in a folder that holds other files.")
@@ -136,7 +136,7 @@ def predict(
 
     In the scenes' own tree; no labels needed. A scene may lack modalities that the weights know. Writes masks/,
     classes.json, predictions.jsonl and, last, _SUCCESS.json into the output folder. After a kill or a full disk the
-    same command goes on where it was.
+    same command continues where it was.
     """
     from memorysam_cli.engine import run_folder, surroundings
 
@@ -156,7 +156,7 @@ def predict(
         unfit = {
             "--color": color, "--overlay": overlay, "--legend": legend, "--confidence": confidence, "--split": split,
             "--limit": limit, "--shard": shard, "--map": renames, "--data": data, "--engine ray": engine == "ray",
-            "--probabilities": probabilities, "--threshold": thresholds, "--unsure": unsure is not None,
+            "--threshold": thresholds, "--unsure": unsure is not None,
             "--follow": follow,
         }  # fmt: skip
         refuse_unfit([option for option, value in unfit.items() if value], scenes=scenes, rasters=rasters)
@@ -182,7 +182,7 @@ def predict(
         predict_raster(
             path, scenes, out, sources=rasters, bands=bands, names=chosen, view=view, device=device,
             precision=precision, compiled=compiled, strict=strict, overwrite=overwrite, vector=vector, json=json,
-            is_default=weights is None,
+            is_default=weights is None, probabilities=probabilities,
         )  # fmt: skip
         return
     extras = [name for name, wanted in (("color", color), ("overlay", overlay), ("confidence", confidence)) if wanted]
@@ -256,6 +256,7 @@ def predict_raster(
     vector: str | None,
     json: bool,
     is_default: bool,
+    probabilities: str | None,
 ) -> None:
     """Segment a raster by windows; see :mod:`memorysam_cli.engine.predict.raster`."""
     from memorysam_cli.commands import prepare_options as words
@@ -271,7 +272,7 @@ def predict_raster(
             )
     job = raster.plan(
         weights, scene=scene, sources=paths, names=names, view=view, precision=precision, is_compiled=compiled,
-        bands=words.bands(words.pairs("--bands", bands, known=None), channels=()),
+        bands=words.bands(words.pairs("--bands", bands, known=None), channels=()), probabilities=probabilities,
     )  # fmt: skip
     if is_default:
         run_folder.tell_default(weights)
@@ -279,8 +280,9 @@ def predict_raster(
     report = raster.run(job, out, device=chosen, strict=strict, overwrite=overwrite, vector=vector)
     console.say(f"{report['height']} × {report['width']} pixels, {', '.join(report['modalities'])}")
     console.say(f"{'classes':<10}  {report['out']}")
-    if report["vector"]:
-        console.say(f"{'polygons':<10}  {report['vector']}")
+    for key, what in (("vector", "polygons"), ("probabilities", "probabilities")):
+        if report[key]:
+            console.say(f"{what:<10}  {report[key]}")
     if json:
         console.answer(report)
 

@@ -75,8 +75,8 @@ EXAMPLES = {
         ("prepare manifest ./data sensors --headers-only", "the same in seconds"),
     ],
     "hha": [
-        ("prepare hha ./data --depth 'depth/*.png' --camera 525,525,319.5,239.5", "from 16-bit millimetres"),
-        ("prepare hha ./data --depth 'd/*.npy' --camera 525,525,319.5,239.5 --height 1.4", "from metres; height known"),
+        ("prepare hha ./data --depth 'depth/*.png' --camera 525,525,319.5,239.5", "from 16-bit millimeters"),
+        ("prepare hha ./data --depth 'd/*.npy' --camera 525,525,319.5,239.5 --height 1.4", "from meters; height known"),
     ],
 } | {
     name: [
@@ -196,7 +196,7 @@ def folder(
     ] = None,
     palette: Annotated[
         Literal["given", "safe"],
-        typer.Option(help="Colours of --classes as given, or such that the colour-blind tell them apart."),
+        typer.Option(help="Colours of --classes as given, or such that the color-blind tell them apart."),
     ] = "given",
     split: Annotated[
         Named, typer.Option("--split", metavar="SHARES|NAME=FILE", help="0.8/0.1/0.1, or a list of scenes per split.")
@@ -420,7 +420,7 @@ def hha(
     }  # fmt: skip
     for option, value in positive.items():
         if value is not None and not 0 < value < 1e6:
-            raise UsageError(f"{option} {value}: must be a number above 0, in metres")
+            raise UsageError(f"{option} {value}: must be a number above 0, in meters")
     from memorysam_cli.data.own.hha import Camera, Depths, Encoding, HhaSettings, convert, plan_conversion
     from memorysam_cli.data.own.patterns import Pattern
     from memorysam_cli.report import console

@@ -318,7 +318,7 @@ def recording(
     times: Sequence[Path],
     renames: Sequence[str] | None,
 ) -> Layout | None:
-    """Where ``predict`` shall find the sensors' files; None where nothing is said.
+    """Where ``predict`` should find the sensors' files; None where nothing is said.
 
     Raises:
         UsageError: a wrong pattern, tolerance or table; ``--pair`` without ``--modality``; ``--map`` with it.

@@ -42,7 +42,7 @@ def check_and_write(
         found: a listed data set.
         json: print the one object.
         drop_incomplete, headers_only, max_pixels: as the options.
-        measure: gets the data set as it will be written and returns what its ``dataset.json`` shall say.
+        measure: gets the data set as it will be written and returns what its ``dataset.json`` should say.
         notes: what was assumed in listing it; said here.
         laws: conservation laws that its listing kept.
         accepts_edits: it was read from the files that are now replaced.
@@ -107,7 +107,7 @@ def show_proposal(proposal: Proposal, root: Path) -> None:
 
 
 def agree(proposal: Proposal, found: FolderSurvey, typed_words: Sequence[str], *, is_agreed: bool, json: bool) -> None:
-    """Show a proposal's scenes, and go on only where ``--yes`` or a typed yes says so.
+    """Show a proposal's scenes, and continue only where ``--yes`` or a typed yes says so.
 
     Args:
         proposal: how the tree was understood.
@@ -162,7 +162,7 @@ def measuring(
     Args:
         max_pixels: as the option.
         names: of the sensors that are measured; None: all.
-        normalise: whether its sensors are normalised by them, too; published data sets keep the papers' way.
+        normalize: whether its sensors are normalized by them, too; published data sets keep the papers' way.
     """
 
     def measure(found: Manifest) -> DatasetInfo:
@@ -181,7 +181,7 @@ def show(report: CheckReport) -> None:
     from memorysam_cli.report import console
 
     for problem in report.problems:
-        console.warn(f"{problem.kind}: {problem.count}, the first {len(problem.first)}:")
+        console.warn(f"{problem.kind} ({problem.heading}):")
         for line in problem.first:
             console.warn(f"  {line}")
     for line in report.warnings:
@@ -280,5 +280,5 @@ def _show_classes(report: CheckReport) -> None:
     console.table(
         ["class", *(f"{split} %" for split in labelled)],
         [[name, *row] for name, row in zip((*report.classes, "(ignored)"), shares, strict=True)],
-        title=f"{report.dataset}: share of the labelled pixels",
+        title=f"{report.dataset}: share of the labeled pixels",
     )

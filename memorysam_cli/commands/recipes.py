@@ -64,7 +64,7 @@ NameOrFile = Annotated[
 def list_recipes(json: Json = False, verbose: Verbose = False, quiet: Quiet = False) -> None:
     """List the recipes that come with memorysam.
 
-    With what was published for each: mIoU in per cent, on which split. Memory is the peak of a training by the recipe,
+    With what was published for each: mIoU in %, on which split. Memory is the peak of a training run by the recipe,
     where it was measured; `memorysam plan` measures it on your machine.
     """
     from memorysam_cli import recipe as recipes

@@ -37,9 +37,9 @@ def report(
 ) -> None:
     """Write a page to look at: one HTML file that needs nothing else.
 
-    Of a training: curves, pictures, what the recipe changes. Of an evaluation: classes, confusion, conditions, sensors
-    and the worst and best scenes to flip through. Of a prediction: scenes, class shares, what was left out. Of two runs
-    or evaluations: class by class. Without a folder: runs/latest. The file is report.html in the folder, or --out.
+    Of a training run: curves, pictures, what the recipe changes. Of an evaluation: classes, confusion, conditions,
+    sensors, and the worst and best scenes to flip through. Of predictions: scenes, class shares, what was left out.
+    Of two runs or evaluations: class by class. Without a folder: runs/latest. The file is report.html there, or --out.
     """
     options.begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.engine.reporting import folders

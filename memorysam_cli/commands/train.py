@@ -67,7 +67,7 @@ KEYS = {
 EXAMPLES = [
     ("train --recipe demo --epochs 4 --out runs/trial", "a first try"),
     ("train --recipe deliver --batch auto", "what fits, with the recipe's scenes per update"),
-    ("train --recipe deliver --resume auto", "go on after a kill; for queues that start again"),
+    ("train --recipe deliver --resume auto", "continue after a kill; for queues that start again"),
     ("train --recipe deliver --track tensorboard", "with a dashboard"),
 ]
 

@@ -1,4 +1,4 @@
-"""``memorysam watch``: follow a training from another terminal."""
+"""``memorysam watch``: follow a training run from another terminal."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def watch(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Follow a training from another terminal.
+    """Follow a training run from another terminal.
 
     Step, losses, pace and time left, as numbers and as curves of one line. Looks each second until the run ends, or
     until Ctrl-C, which stops the watching alone. In a pipe, with --json and with --once it looks once. It reads only:

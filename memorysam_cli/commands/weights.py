@@ -295,7 +295,7 @@ def fetch(
 ) -> None:
     """Fetch SAM 2's published weights and check their SHA-256.
 
-    They go to the Hugging Face cache; train does it by itself. HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are honoured.
+    They go to the Hugging Face cache; train does it by itself. HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are honored.
     What is in the cache is checked, not fetched again. A server from which nothing comes for 45 seconds is given up.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
@@ -326,7 +326,9 @@ def fetch(
 def push(
     repo: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the Hub; made if it is not there.")],
     file: options.WeightsFile,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Send it; without it, only say what would be sent.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Send it; without it, only list what would be sent.")
+    ] = False,
     private: Annotated[bool, typer.Option("--private", help="A repository that is made is private.")] = False,
     license: License = "apache-2.0",
     with_card: Annotated[
@@ -342,7 +344,7 @@ def push(
     """Send weights and their model card to the Hugging Face Hub.
 
     The recipe goes along, in one commit or not at all. Without --yes it only says what would be sent and sends nothing,
-    for what is public once is public. HF_TOKEN (or `hf auth login`), HF_ENDPOINT and HF_HUB_OFFLINE are honoured. A
+    for what is public once is public. HF_TOKEN (or `hf auth login`), HF_ENDPOINT and HF_HUB_OFFLINE are honored. A
     README.md that is there and differs is never replaced unasked.
     """
     begin(json=json, verbose=verbose, quiet=quiet)

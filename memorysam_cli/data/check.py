@@ -268,7 +268,7 @@ def _label(scene: Scene, reader: Reader, finding: _SceneFindings) -> FileFacts |
             raise FileNotFoundError
         return reader.label(scene.label)
     except FileNotFoundError:
-        why = "its split is not called unlabelled" if scene.label is None else f"looked for {shown(scene.label)}"
+        why = "its split is not called unlabeled" if scene.label is None else f"looked for {shown(scene.label)}"
         finding.faults.append(("missing label", f"{shown(scene.id)}: has no label ({why})"))
     except DataError as error:
         finding.faults.append(("label", str(error)))
@@ -333,7 +333,7 @@ def draw(manifest: Manifest, report: CheckReport, folder: Path) -> list[Path]:
     written = [folder / SHEET] if draw_sheet(manifest, folder / SHEET) else []
     shares = {split: _shares(counts) for split, counts in report.pixels.items() if sum(counts[:-1])}
     if shares:
-        title = f"{report.dataset}: share of the labelled pixels"
+        title = f"{report.dataset}: share of the labeled pixels"
         atomic.write_bytes(folder / HISTOGRAM, figures.class_histogram(shares, classes=report.classes, title=title))
         written.append(folder / HISTOGRAM)
     if report.offsets:

@@ -1,7 +1,7 @@
 """Files into arrays: the frames of a scene, its label as classes.
 
-First one modality's files, then a label, in numbers or in colours, then a whole scene of one size. Nothing is scaled or
-normalised here: frames keep the dtype of their files, so that the augmentation acts on the same values as the
+First one modality's files, then a label, in numbers or in colors, then a whole scene of one size. Nothing is scaled or
+normalized here: frames keep the dtype of their files, so that the augmentation acts on the same values as the
 reference's.
 """
 
@@ -22,12 +22,12 @@ from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
 from memorysam_cli.storage.headers import Header
 from memorysam_cli.storage.images import Stored
-from memorysam_cli.text import shown
+from memorysam_cli.text import counted, shown
 
 LARGEST = float(np.finfo(np.float32).max)
 """Of stored values, with either sign."""
 PHOTOS = ("rgb", "gray")
-"""Kinds whose channels are the colours of one pixel."""
+"""Kinds whose channels are the colors of one pixel."""
 Size = tuple[int, int]
 """Height and width."""
 CROPPED = 2
@@ -56,7 +56,7 @@ def read_frame(
 
     Returns:
         (H, W, 3) uint8, uint16 or float32, as stored: the modality's three ``channels``; where it has none declared,
-        grey is repeated and alpha is dropped. And (H, W, 3) bool, True where the value is invalid and stands as 0 (see
+        gray is repeated and alpha is dropped. And (H, W, 3) bool, True where the value is invalid and stands as 0 (see
         :func:`find_invalid`); None where all are valid.
 
     Raises:
@@ -281,7 +281,7 @@ def _take(array: Array, modality: Modality, *, channels: tuple[int, int, int], c
     if not 0 <= min(channels) <= max(channels) < count:
         raise DataError(
             f"{path}: has {count} channel(s), but '{modality.name}' takes {', '.join(map(str, channels))} (from 0); "
-            f"mend --channels, or 'channels' in dataset.json{images.axes(array.shape)}"
+            f"fix --channels, or 'channels' in dataset.json{images.axes(array.shape)}"
         )
     if count == 1:
         return cv2.merge([array] * 3)
@@ -311,7 +311,7 @@ def read_label(
             an RGB picture, alpha dropped.
         rule: how raw values map to classes.
         classes: K, at most 255.
-        palette: K colours; for ``rule.colours``.
+        palette: K colors; for ``rule.colours``.
         max_pixels: larger pictures are refused; None: as everywhere.
 
     Returns:
@@ -352,7 +352,7 @@ def raw_label(path: Path, rule: LabelRule, *, max_pixels: int | None = None) -> 
         raise DataError(f"{path}: holds {array.dtype}; labels must be whole numbers")
     is_first = rule.first_channel and array.ndim > len("HW") and array.shape[2] == len("RGBA")
     if not is_first and not is_number(array):
-        raise DataError(f"{path}: is in colour; {_NUMBERS}, or colours that the class list gives")
+        raise DataError(f"{path}: is in color; {_NUMBERS}, or colors that the class list gives")
     return array if array.ndim == len("HW") else array[:, :, 0]
 
 
@@ -388,7 +388,7 @@ def _class_table(rule: LabelRule, classes: int) -> tuple[npt.NDArray[np.uint8], 
             if not (0 <= raw < RAW_VALUES and 0 <= index < classes):
                 raise DataError(
                     f"label.mapping: {raw} → {index} is impossible; raw values are 0..{RAW_VALUES - 1}, classes "
-                    f"0..{classes - 1}; mend dataset.json"
+                    f"0..{classes - 1}; fix dataset.json"
                 )
             table[raw] = index
     is_illegal = (table < 0) | (table >= classes)
@@ -403,10 +403,11 @@ def _illegal(path: Path, raw: Array, wrong: npt.NDArray[np.bool_], *, rule: Labe
     """The message on the first illegal pixel."""
     row, column = (int(index) for index in np.argwhere(wrong)[0])
     value = int(raw[row, column])
-    others = int(wrong.sum() - (raw == value).sum())
-    more = f" (and {others} pixels of other illegal values)" if others else ""
+    same = int((raw == value).sum())
+    others = int(wrong.sum()) - same
+    more = f" (and {counted(others, 'pixel')} of other illegal values)" if others else ""
     return (
-        f"{path}: label value {value} in {int((raw == value).sum())} pixels, first at (row {row}, column {column})"
+        f"{path}: label value {value} in {counted(same, 'pixel')}, first at (row {row}, column {column})"
         f"{more}; legal are {_legal(rule, classes)}, and {_few(rule.ignore)} for 'ignored'"
     )
 
@@ -425,10 +426,10 @@ def _few(values: Sequence[int]) -> str:
 
 
 def _of_colours(path: Path, palette: tuple[Colour, ...], max_pixels: int | None) -> npt.NDArray[np.uint8]:
-    """(H, W) classes of a picture in the palette's colours; other colours become 255."""
+    """(H, W) classes of a picture in the palette's colors; other colors become 255."""
     header = images.header(path)
     if header.is_lossy:
-        raise DataError(f"{path}: is {lossy(header)}; labels in colours must be lossless (PNG), or no colour is exact")
+        raise DataError(f"{path}: is {lossy(header)}; labels in colors must be lossless (PNG), or no color is exact")
     array = images.read(path, max_pixels=max_pixels)
     if array.ndim == len("HW") or array.shape[2] not in (3, 4) or array.dtype != np.uint8:
         raise DataError(f"{path}: is no 8-bit RGB picture, but labels of this data set are (label.colours)")
@@ -443,7 +444,7 @@ def _of_colours(path: Path, palette: tuple[Colour, ...], max_pixels: int | None)
 def _colour_table(palette: tuple[Colour, ...]) -> npt.NDArray[np.uint8]:
     """Colour as one number of 24 bits → class, or 255; 16 MB."""
     if not palette or len(set(palette)) != len(palette):
-        raise DataError(f"labels in colours need a different colour for every class; the palette is {palette}")
+        raise DataError(f"labels in colors need a different color for every class; the palette is {palette}")
     table = np.full(1 << 24, IGNORE, np.uint8)
     for index, (red, green, blue) in enumerate(palette):
         table[red << 16 | green << 8 | blue] = index
@@ -467,7 +468,7 @@ def read_sample(
         modalities: which frames, in this order.
         rule: the label's rule; none leaves the label out.
         classes: K, with ``rule``.
-        palette: K colours, for labels that are pictures in colours.
+        palette: K colors, for labels that are pictures in colors.
 
     Returns:
         Frames of one size, see :func:`frame_size`; sensors of another one are resampled, see

@@ -10,7 +10,7 @@ grid. Labels stay. Gaussian and salt-and-pepper noise are left to the robustness
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,7 +58,12 @@ class Seen:
 
 
 def degrade(
-    sample: Sample, *, modalities: Sequence[Modality], share: float, generator: Callable[[int], np.random.Generator]
+    sample: Sample,
+    *,
+    modalities: Sequence[Modality],
+    share: float,
+    generator: Callable[[int], np.random.Generator],
+    sensors: Mapping[str, str] | None = None,
 ) -> Sample:
     """Damage some of a scene's sensors.
 
@@ -68,17 +73,20 @@ def degrade(
         share: the probability with which each sensor is hit; one that is alone never is.
         generator: random numbers for a key of a sensor's own, so that what happens to one does not depend on which
             others there are, nor on their order. Where all are hit, the one with the largest draw is spared.
+        sensors: modality → the sensor whose frame it is, where several are one's: they are hit alike. None: each is its
+            own.
     """
-    if share <= 0 or len(sample.frames) < 2:
+    owners = {modality.name: (sensors or {}).get(modality.name, modality.name) for modality in modalities}
+    if share <= 0 or len({*owners.values()}) < 2:
         return sample
-    rngs = {modality.name: generator(zlib.crc32(modality.name.encode())) for modality in modalities}
-    draws = {name: rng.random() for name, rng in rngs.items()}
+    rngs = {name: generator(zlib.crc32(owner.encode())) for name, owner in owners.items()}
+    draws = {owners[name]: rng.random() for name, rng in rngs.items()}
     hit = sorted((draw, name) for name, draw in draws.items() if draw < share)
     spared = {hit[-1][1]} if len(hit) == len(draws) else set()
     frames, invalid = dict(sample.frames), dict(sample.invalid)
     for modality in modalities:
         name = modality.name
-        if draws[name] >= share or name in spared:
+        if draws[owners[name]] >= share or owners[name] in spared:
             continue
         gaps = invalid.get(name)
         seen = Seen(frames[name], np.zeros(frames[name].shape, bool) if gaps is None else gaps, modality)

@@ -272,7 +272,7 @@ def raw_histogram(raw: npt.NDArray[Any], rule: LabelRule) -> dict[int, int]:
 
     Args:
         raw: (H, W) whole numbers as stored, all of them legal.
-        rule: how each becomes a class; not of colours.
+        rule: how each becomes a class; not of colors.
     """
     mapping = dict(rule.mapping)
     found: dict[int, int] = {}
@@ -324,6 +324,11 @@ class Problem:
     def of(cls, kind: str, messages: Sequence[str]) -> Self:
         """Name the first ten, count all."""
         return cls(kind, len(messages), tuple(messages[:SHOWN]))
+
+    @property
+    def heading(self) -> str:
+        """How many, and how many of them are named: ``3``, or ``25, the first 10``."""
+        return f"{self.count:,}" + (f", the first {len(self.first)}" if len(self.first) < self.count else "")
 
     def to_json(self) -> dict[str, Any]:
         """As ``--json`` shows it."""
@@ -431,7 +436,7 @@ class Oddities:
             yield f"{_some(self._blank)} no valid pixel at all: every one is nodata or not finite"
         if self._strangers:
             pixels = sum(self._strangers.values())
-            yield f"{_some(list(self._strangers))} colours of no class ({pixels} pixels in all), which are ignored"
+            yield f"{_some(list(self._strangers))} colors of no class ({pixels} pixels in all), which are ignored"
         if self._large:
             yield (
                 f"{_some(list(self._large))} more pixels than the other commands take; let them with "
@@ -530,7 +535,7 @@ class CheckReport:
     """Empty if the whole data set can be used."""
     warnings: tuple[str, ...]
     pixels: dict[str, tuple[int, ...]]
-    """Split → labelled pixels per class, and then the ignored ones."""
+    """Split → labeled pixels per class, and then the ignored ones."""
     stored: dict[str, tuple[StoredForm, ...]] = field(default_factory=dict)
     """Modality → the forms of its files, the commonest first."""
     dropped: tuple[Dropped, ...] = ()

@@ -172,7 +172,7 @@ class DatasetLayout:
     labels: tuple[Place, ...]
     rule: LabelRule = field(default_factory=LabelRule)
     classes: Mapping[str, Colour]
-    """Class → RGB colour, in class order."""
+    """Class → RGB color, in class order."""
     id: str
     """Template of a scene's id; has the fields of all the others, but for the split where lists decide it."""
     lists: Lists | None = None
@@ -439,7 +439,7 @@ class DatasetLayout:
             yield folder
         elif levels:
             for below in subfolders(folder):
-                if os.access(folder / below, os.R_OK | os.X_OK):  # of the neighbours, some may be others' own
+                if os.access(folder / below, os.R_OK | os.X_OK):  # of the neighbors, some may be others' own
                     yield from self._candidates(folder / below, levels=levels - 1)
 
 

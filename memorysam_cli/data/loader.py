@@ -43,7 +43,7 @@ class Batch:
     """Scenes of one size."""
 
     frames: list[Tensor]
-    """M × (B, 3, H, W) float32, normalised, in the asked order."""
+    """M × (B, 3, H, W) float32, normalized, in the asked order."""
     label: Tensor | None
     """(B, H, W) int64, 255 counts nowhere."""
     scenes: tuple[Scene, ...]
@@ -340,6 +340,7 @@ class TrainingBatches(Source[Batch]):
             modalities=self.modalities,
             share=augment.degrade,
             generator=lambda key: generator(*place, spawn_key=(DEGRADED, key)),
+            sensors={frame: sensor for sensor, frames in self.recipe.sensors.items() for frame in frames},
         )
 
 
@@ -439,7 +440,7 @@ def _labelled(manifest: Manifest, scene: Scene, modalities: Sequence[Modality]) 
         if scene.label is None or any(modality.name not in scene.files for modality in modalities):
             raise
         line = f"{sign_line(manifest.root, info.name)} --drop-incomplete"
-        raise DataError(f"{error}; mend the file, or leave all such scenes out: {line}") from error
+        raise DataError(f"{error}; fix the file, or leave all such scenes out: {line}") from error
 
 
 def _whole(sample: Sample, modalities: Sequence[Modality], *, size: int, tile: bool) -> Sample:

@@ -22,7 +22,7 @@ from memorysam_cli.data import DATASETS
 from memorysam_cli.dataset import DatasetInfo, Strict, is_inside
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import atomic, documents
-from memorysam_cli.text import command, is_text
+from memorysam_cli.text import command, is_text, requirement
 
 if TYPE_CHECKING:
     from memorysam_cli.storage.images import Stored
@@ -235,7 +235,7 @@ def _read_scenes(root: Path, info: DatasetInfo) -> Manifest:
         try:
             line = _Line.model_validate(value)
         except ValidationError as error:
-            raise DataError(f"{path}:{number}: {_first_fault(error)}; mend the line or remove it") from None
+            raise DataError(f"{path}:{number}: {_first_fault(error)}; fix the line or remove it") from None
         if line.files.keys() != wanted:
             missing, unknown = sorted(wanted - set(line.files)), sorted(set(line.files) - wanted)
             what = f"has no '{missing[0]}'" if missing else f"has '{unknown[0]}', which {INFO} does not know"
@@ -258,7 +258,7 @@ def read_info(root: Path, dataset: str) -> DatasetInfo:
     try:
         info = DatasetInfo.model_validate_json(documents.to_json(documents.read_json(path)), strict=True)
     except ValidationError as error:
-        raise DataError(f"{path}: {_first_fault(error)}; mend it or prepare it again: {line}") from None
+        raise DataError(f"{path}: {_first_fault(error)}; fix it or prepare it again: {line}") from None
     if info.name != dataset:
         raise DataError(f"{path}: name: is '{info.name}', but its folder is '{dataset}'; write the folder's name there")
     return info
@@ -332,7 +332,7 @@ def _first_fault(error: ValidationError) -> str:
     """The first thing that pydantic refuses: ``key: reason``."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
-    return f"{key}{': ' if key else ''}{first['msg'].removeprefix('Value error, ')}"
+    return f"{key}{': ' if key else ''}{requirement(first['msg'])}"
 
 
 def _line(root: Path, scene: Scene) -> dict[str, Any]:

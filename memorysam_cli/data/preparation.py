@@ -244,7 +244,7 @@ class Prepared:
         return {**first, "manifest": place, **found, "sensors": sensors}
 
     def _sensor(self, modality: Modality, info: DatasetInfo) -> dict[str, Any]:
-        """How a sensor's values are stored and normalised."""
+        """How a sensor's values are stored and normalized."""
         values = info.ranges.get(modality.name)
         return {
             "kind": modality.kind,
@@ -270,7 +270,7 @@ class Prepared:
                 f"{len(report.dropped) + len(report.scenes)} scenes ({counted}); they are listed in "
                 f"{self.manifest / DROPPED}"
             )
-        remedy = "no scene is left; mend the files" if report.dropped else "mend the files, or leave such scenes out"
+        remedy = "no scene is left; fix the files" if report.dropped else "fix the files, or leave such scenes out"
         return DataError(
             f"{report.root}: data set '{report.dataset}' has problems ({counted}), first "
             f"{report.problems[0].first[0]}; no manifest was written; {remedy}"
@@ -297,7 +297,7 @@ def check_and_write(
         drop_incomplete: write a manifest of the scenes that can be used, and list the others in ``dropped.jsonl``.
         headers_only: see :func:`~memorysam_cli.data.check.check`.
         max_pixels: larger pictures are refused.
-        measure: gets the data set as it will be written and returns what its ``dataset.json`` shall say.
+        measure: gets the data set as it will be written and returns what its ``dataset.json`` should say.
         notes: what was assumed in listing it, for the report.
         laws: conservation laws that its listing kept, for the report.
         accepts_edits: the manifest was read from the files that are now replaced.
@@ -464,8 +464,8 @@ def _of_scenes(place: Path, scenes: Sequence[Scene]) -> str | None:
     counts = {"more": len(new.keys() - old.keys()), "fewer": len(old.keys() - new.keys()), "changed": len(changed)}
     if not any(counts.values()):
         return None
-    such = f" (such as {shown(changed[0])})" if changed else ""
-    return f"{', '.join(f'{count} {what}' for what, count in counts.items() if count)}{such} than before"
+    such = f" (e.g. {shown(changed[0])})" if changed else ""
+    return f"scenes differ from before: {', '.join(f'{count} {what}' for what, count in counts.items() if count)}{such}"
 
 
 def _plain(scene: Scene) -> dict[str, Any]:

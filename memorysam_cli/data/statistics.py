@@ -35,7 +35,7 @@ MARGIN = 0.1
 """Times the known range: values that are no further outside are no strangers."""
 
 RESOLUTION = 1e-6
-"""Of float32, in which values are normalised: a deviation below this part of the values is rounding."""
+"""Of float32, in which values are normalized: a deviation below this part of the values is rounding."""
 
 Values = npt.NDArray[Any]
 Triple = tuple[float, float, float]
@@ -154,8 +154,8 @@ def with_statistics(info: DatasetInfo, found: Mapping[str, Statistics], *, norma
     Args:
         info: of the data set.
         found: from :func:`measure`.
-        normalise: take them as mean and deviation of every modality in ``found``; else they are for information, and
-            published data sets keep the papers' normalisation. A constant channel, up to rounding, keeps a deviation
+        normalize: take them as mean and deviation of every modality in ``found``; else they are for information, and
+            published data sets keep the papers' normalization. A constant channel, up to rounding, keeps a deviation
             of 1.
     """
     info = info.model_copy(update={"statistics": dict(found)})

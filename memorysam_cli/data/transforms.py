@@ -1,7 +1,7 @@
 """Samples → samples: training augmentation, the evaluation protocols' sizes, and the last step to tensors.
 
 First the steps of augmentation in their order, then evaluation and prediction, what all share, and the step to tensors.
-Frames keep their dtype throughout, and normalisation comes last, so that padding becomes (0 - mean) / std as in the
+Frames keep their dtype throughout, and normalization comes last, so that padding becomes (0 - mean) / std as in the
 reference. 8-bit and 16-bit values are rounded, never truncated, and clamped to their own range: clamping 8-bit values
 to [0, 1] is a classic of this field. Source: DATASETS §0, §1.3, METHOD §5.
 """
@@ -37,9 +37,9 @@ NEGATED: dict[Flip, tuple[int, ...]] = {"mirror": (), "negate_sine": (0, 2), "ne
 JITTER = (0.5, 1.5)
 """Range of the brightness, contrast and saturation factors."""
 LUMA = (0.2989, 0.587, 0.114)
-"""Weights of red, green and blue in grey (ITU-R 601, as image libraries round them)."""
+"""Weights of red, green and blue in gray (ITU-R 601, as image libraries round them)."""
 HALF = 0.5
-"""Weight of the valid values in a mean of neighbours; with less, it is no measurement."""
+"""Weight of the valid values in a mean of neighbors; with less, it is no measurement."""
 SIGMA_OF_3 = 0.8
 """Pixels: 0.3·((k - 1)/2 - 1) + 0.8 for a kernel of k = 3."""
 
@@ -53,8 +53,8 @@ class Sample:
     label: Array | None
     """(H, W) uint8, 255 counts nowhere."""
     invalid: dict[str, Mask] = field(default_factory=dict)
-    """Modality → (H, W, 3), True where nothing was measured, which is 0 after normalisation; only of frames with such
-    values, which stand as 0 in the frame and have no part in any mean of neighbours."""
+    """Modality → (H, W, 3), True where nothing was measured, which is 0 after normalization; only of frames with such
+    values, which stand as 0 in the frame and have no part in any mean of neighbors."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -141,7 +141,7 @@ def augment(
 def change_colours(
     frame: Array, modality: Modality, *, augment: Augment, draw: Draw, invalid: Mask | None = None
 ) -> Array:
-    """Jitter the colours, where the modality asks for it and the draw hits."""
+    """Jitter the colors, where the modality asks for it and the draw hits."""
     if "jitter" not in modality.photometric or draw.jitter >= augment.jitter:
         return frame
     return jitter_colours(
@@ -163,7 +163,7 @@ def jitter_colours(
     full: float | None = None,
     invalid: Mask | None = None,
 ) -> Array:
-    """Change brightness (times the factor), contrast (away from the mean grey), saturation (away from grey).
+    """Change brightness (times the factor), contrast (away from the mean gray), saturation (away from gray).
 
     Args:
         frame: (H, W, 3) RGB of any dtype.
@@ -171,7 +171,7 @@ def jitter_colours(
         contrast: factor; 1 changes nothing.
         saturation: factor; 1 changes nothing.
         full: the value that counts as 1, such as 4095 for 12 bits in uint16; None: the dtype's highest.
-        invalid: (H, W, 3), pixels that have no part in the mean grey where one of their channels is True.
+        invalid: (H, W, 3), pixels that have no part in the mean gray where one of their channels is True.
 
     Returns:
         (H, W, 3) of the same dtype; each step is clamped to [0, full] unless the frame goes beyond it, integers are
@@ -273,7 +273,7 @@ def soften(frame: Array, modality: Modality, *, augment: Augment, draw: Draw, in
 
 
 def mean_of_valid(frame: Array, invalid: Mask, average: Callable[[Array], Array]) -> tuple[Array, Array]:
-    """A filter that averages neighbours, in which invalid values have no part.
+    """A filter that averages neighbors, in which invalid values have no part.
 
     Args:
         frame: (H, W, 3) uint8, uint16 or float32.
@@ -445,7 +445,7 @@ def between(low: float, high: float, share: float) -> float:
 def _has_own_mean(modality: Modality) -> bool:
     """Whether padding is no measurement rather than the value 0.
 
-    The reference pads photos with black. A sensor that is normalised by its own mean may never see 0: raw thermal
+    The reference pads photos with black. A sensor that is normalized by its own mean may never see 0: raw thermal
     values of 300 K would be padded with -65 deviations. Sparse sensors do: there 0 is "nothing", as where they measure.
     """
     is_own = modality.mean is not None and tuple(modality.mean) != IMAGENET["mean"]
@@ -468,7 +468,7 @@ def for_scoring(sample: Sample, *, modalities: Sequence[Modality], size: int, cr
     """The ``resized`` protocol: frames and label at the size that published figures are scored at.
 
     Without a crop: the short side becomes ``size``, then each side goes up to a multiple of 32 (the aspect changes
-    slightly). With one: the left columns are dropped, the short side becomes ``size``, the centre square is cut.
+    slightly). With one: the left columns are dropped, the short side becomes ``size``, the center square is cut.
 
     Args:
         sample: with its label.
@@ -591,7 +591,7 @@ def resize_nearest(array: Array, *, height: int, width: int) -> Array:
 
 
 def resize_bilinear(array: Array, *, height: int, width: int, antialias: bool = False) -> Array:
-    """Bilinear between pixel centres, computed in float32.
+    """Bilinear between pixel centers, computed in float32.
 
     Args:
         array: (H, W, 3) uint8, uint16 or float32.
@@ -663,7 +663,7 @@ def full_scale(frame: Array) -> int:
 
 
 def to_tensor(frame: Array, modality: Modality, *, invalid: Mask | None = None) -> torch.Tensor:
-    """Stored values → what the modality says they mean, then normalised; 0 where nothing was measured.
+    """Stored values → what the modality says they mean, then normalized; 0 where nothing was measured.
 
     Args:
         frame: (H, W, 3) uint8, uint16 or float32.

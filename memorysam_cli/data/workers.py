@@ -390,7 +390,7 @@ class Pool(Generic[Item]):
                 )
             found = [
                 LostPart(part, DataError(f"{self._source.name(part)}: killed its reader {DEATHS} times (it {how}); "
-                                         "mend its files, or leave it out"))
+                                         "fix its files, or leave it out"))
                 for part in guilty
             ]  # fmt: skip
             task.index = self._source.instead(task.index, found)

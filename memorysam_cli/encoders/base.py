@@ -35,7 +35,7 @@ class Level(NamedTuple):
 class Encoder(nn.Module):
     """An image encoder with four levels of features.
 
-    A subclass gives ``channels`` and ``forward``: (N, 3, H, W) normalised images, H and W divisible by 32, to four maps
+    A subclass gives ``channels`` and ``forward``: (N, 3, H, W) normalized images, H and W divisible by 32, to four maps
     (N, C, H/s, W/s) at the strides 4, 8, 16 and 32. It must keep no running statistics (no BatchNorm): weights files
     and checkpoints hold what is trained, and an update may run an image twice.
     """
@@ -104,7 +104,7 @@ class Head:
     """Whether it has what SAM 2.1 added: object pointers that know their distance, an embedding of empty frames."""
 
 
-SMALL_HEAD = Head(width=64, memory_width=16, memory_layers=1, memory_mlp=256, decoder_mlp=256, iou_hidden=64)
+SMALL_HEAD = Head(width=128, memory_width=32, memory_layers=1, memory_mlp=256, decoder_mlp=256, iou_hidden=64)
 """That of ``nano``: for trials on a CPU."""
 
 

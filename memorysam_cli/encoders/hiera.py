@@ -48,7 +48,7 @@ class Size:
 
 
 SIZES = {
-    "nano": Size(24, 1, (1, 2, 2, 1), (4,), windows=(8, 4, 8, 4)),
+    "nano": Size(32, 1, (1, 2, 2, 1), (4,), windows=(8, 4, 8, 4)),
     "tiny": Size(96, 1, (1, 2, 7, 2), (5, 7, 9)),
     "small": Size(96, 1, (1, 2, 11, 2), (7, 10, 13)),
     "base-plus": Size(112, 2, (2, 3, 16, 3), (12, 16, 20), position_cells=(14, 14)),

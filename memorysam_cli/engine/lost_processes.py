@@ -23,7 +23,7 @@ from typing import NamedTuple
 from memorysam_cli.errors import MemorySamError, environment_fault, signal_exit_code
 
 GRACE_S = 20.0
-"""For how long a process may go on after another was lost: the sum that it waits in should fail by then."""
+"""For how long a process may continue after another was lost: the sum that it waits in should fail by then."""
 _NAMING_S = 2.0
 """How much later than an engine's own error the name of the lost process may come."""
 _JOINING_S = 10.0
@@ -38,7 +38,7 @@ _WORDS_BYTES = 4000
 
 
 class LostProcess(NamedTuple):
-    """A process that cannot go on: killed or cut off, or ended by an error that it reports itself."""
+    """A process that cannot continue: killed or cut off, or ended by an error that it reports itself."""
 
     rank: int
     exit_code: int | None = None
@@ -137,7 +137,7 @@ class PeerWatch:
         """While the block runs, this process needs all others; how it ends, they are told.
 
         Args:
-            advice: where the work stands, and how to go on.
+            advice: where the work stands, and how to continue.
         """
         self._advice.append(advice)
         self._idle.clear()

@@ -159,7 +159,7 @@ def lost_ones_named(accelerator: Accelerator, *, advice: Callable[[], str]) -> I
     """Let the end of another process be reported in one line instead of a traceback.
 
     Args:
-        advice: where the work stood, and how to go on.
+        advice: where the work stood, and how to continue.
 
     Raises:
         EnvironmentFault: another process ended, or was not heard of for too long.

@@ -299,7 +299,7 @@ def newest(recipe: str) -> RunFolder | None:
 
 
 def note_begun(path: Path) -> None:
-    """Let other commands find a run that begins or goes on: ``watch`` at once, the others where none has finished."""
+    """Let other commands find a run that begins or continues: ``watch`` at once, the others where none has finished."""
     _point(BEGUN, path)
     if not RunFolder(RUNS / LATEST).is_finished():
         point_latest(path)

@@ -75,7 +75,7 @@ def make_accelerator(device: torch.device, *, precision: str) -> Accelerator:
 
     Raises:
         UsageError: the device cannot compute in that precision, one device was named for several processes, or
-            ``accelerate launch`` was asked for an engine that does not fit.
+            ``accelerate launch`` was given an engine that does not fit.
         EnvironmentFault: another process did not come.
     """
     refuse_precision(precision, device)

@@ -79,7 +79,7 @@ class LossInputs:
             the frames are looked at; empty unless one of the losses :attr:`~Loss.reads_alone`.
         subset: (B, K, h, w), as ``logits``, of the update's second pass over some of the sensors; empty unless the
             recipe has one (``robust.subset``).
-        teacher: (B, K, h, w), what that pass shall say, without a graph; empty unless the recipe has a teacher.
+        teacher: (B, K, h, w), what that pass should say, without a graph; empty unless the recipe has a teacher.
     """
 
     logits: Sequence[Tensor]

@@ -29,7 +29,7 @@ _LEAST = torch.finfo(torch.float32).tiny
 class OhemLoss(Loss):
     """The mean cross entropy of the hard pixels of an update (METHOD §3); its settings are the recipe's ``ohem``.
 
-    Its state are the weights of the classes, if there are any: a run goes on with those that it began with.
+    Its state are the weights of the classes, if there are any: a run continues with those that it began with.
     """
 
     Settings = Ohem

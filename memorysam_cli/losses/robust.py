@@ -15,7 +15,7 @@ from memorysam_cli.recipe import Teacher
 
 
 class SingleLoss(Loss):
-    """The mean cross entropy of what each sensor's frame says by itself, over all labelled pixels and all frames.
+    """The mean cross entropy of what each sensor's frame says by itself, over all labeled pixels and all frames.
 
     A frame sees the memories of those before it, so only the first stands quite alone. With one sensor the loss is 0:
     its frame's logits are those of the scene already.
@@ -48,7 +48,7 @@ class PrefixLoss(Loss):
 
 
 class TeacherLoss(Loss):
-    """The mean over all labelled pixels of KL(teacher ‖ logits) · T², T being the temperature.
+    """The mean over all labeled pixels of KL(teacher ‖ logits) · T², T being the temperature.
 
     A pixel has the divergence of its cell at stride 4, so that nothing is upsampled.
 
@@ -93,6 +93,6 @@ def _mean(inputs: LossInputs, judged: Callable[[Sequence[Tensor]], Sequence[Tens
         for logits in judged(frames)
     ]
     valid = torch.stack([(label != inputs.ignored).sum() for label in inputs.labels]).sum()
-    # Sums over all processes, as those of a process may have more labelled pixels than those of another.
+    # Sums over all processes, as those of a process may have more labeled pixels than those of another.
     pixels = inputs.total(valid).clamp(min=1) * len(losses) // len(inputs.labels)
     return inputs.total(torch.stack(losses).sum()) / pixels

@@ -52,15 +52,19 @@ class RotaryAttention(RoPEAttention):  # type: ignore[misc]  # sam2 has no types
             self._separate_heads(layer(part), self.num_heads)  # (B, L, C) -> (B, heads, L, d)
             for layer, part in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
         )
-        placed, others = torch.split(key, [key.shape[2] - num_k_exclude_rope, num_k_exclude_rope], dim=2)
-        query, placed = self.rotate(query, placed, freqs_cis=self.freqs_cis, repeat_freqs_k=self.rope_k_repeat)
-        key = torch.cat([placed, others], dim=2)
+        query, key = self.turn(query, key, num_k_exclude_rope)
         if self.training and self.dropout_p:
             mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=self.dropout_p)
         else:
             mixed = scaled_dot_product(query, key, value, learning=torch.is_grad_enabled())
         result: Tensor = self.out_proj(self._recombine_heads(mixed))
         return result
+
+    def turn(self, query: Tensor, key: Tensor, unplaced: int) -> tuple[Tensor, Tensor]:
+        """(B, heads, L', d) queries and (B, heads, L, d) keys, turned by their places; the last keys have none."""
+        placed, others = torch.split(key, [key.shape[2] - unplaced, unplaced], dim=2)
+        query, placed = self.rotate(query, placed, freqs_cis=self.freqs_cis, repeat_freqs_k=self.rope_k_repeat)
+        return query, torch.cat([placed, others], dim=2)
 
 
 def build_sam2(backbone: str | Backbone, *, tokens: int, attention: type[RoPEAttention] = RotaryAttention) -> SAM2Base:

@@ -57,7 +57,7 @@ def load_base(network: MemorySAM, backbone: str, *, source: str, seed: int) -> B
     Args:
         source: ``published``, ``random`` (only for encoders without published weights), or the path of a .pt or
             .safetensors file, with Meta's names or transformers', also ``hf://OWNER/NAME[/FILE]``.
-        seed: for ``random``: the caller has initialised the network from it.
+        seed: for ``random``: the caller has initialized the network from it.
 
     Raises:
         WeightsError: a tensor is missing, extra or of another shape, outside the parts that start fresh.

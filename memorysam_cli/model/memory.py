@@ -36,7 +36,7 @@ class EncodedFrame:
         middle: (B, C/4, 2h, 2w) features at stride 8, already through ``conv_s1``.
         coarse: (B, C, h, w) features at stride 16, not yet conditioned on memory.
         position: (B, C, h, w) sine position encoding of ``coarse``.
-        sensor: which sensor it is of: its place in the recipe's ``data.modalities``, whoever else is there.
+        sensor: which sensor it is of: its place among the recipe's ``sensors``, whoever else is there.
     """
 
     fine: Tensor

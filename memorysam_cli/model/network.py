@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, overload
 
 import torch
@@ -19,6 +18,8 @@ from memorysam_cli.model.memory import EncodedFrame, Notes, Step, Tree
 
 NOTES = "notes."
 """What memories say beside SAM 2's."""
+PROJECTION = "projection."
+"""What makes the frames of one sensor a single one."""
 
 FRESH = (
     "sam.sam_mask_decoder.mask_tokens.",
@@ -26,6 +27,7 @@ FRESH = (
     "sam.sam_mask_decoder.iou_prediction_head.",
     "fusion.",
     NOTES,
+    PROJECTION,
 )
 """Parts that start fresh: SAM2 has them for its own four masks, not for classes, or not at all."""
 
@@ -55,6 +57,76 @@ FROZEN = (
 )
 
 
+class Projection(nn.Module):
+    """Frames of one sensor become one of three channels, by a learned 1×1 projection of all of them.
+
+    It has no bias: frames of zeros, which stand for a missing sensor, stay zeros. At first each channel is the mean of
+    a third of the sensor's channels in their order: neighbors among bands and time bins are most alike.
+
+    Args:
+        sensors: each with the places of its frames among the recipe's modalities, in the order of the memory; none, or
+            of one frame each: every frame is a sensor of its own, and nothing is changed.
+    """
+
+    def __init__(self, sensors: Mapping[str, Sequence[int]] | None = None) -> None:
+        super().__init__()
+        places = {name: tuple(each) for name, each in (sensors or {}).items()}
+        self.sensors = places if any(len(each) > 1 for each in places.values()) else {}
+        self.frames = sum(map(len, self.sensors.values()))
+        for name, each in self.sensors.items():
+            if len(each) > 1:
+                start = torch.eye(3).repeat_interleave(len(each), dim=1) / len(each)  # (3, 3n)
+                self.register_parameter(_weight(name), nn.Parameter(start))
+
+    def groups(self, sensors: Sequence[int]) -> list[tuple[int, list[int]]]:
+        """Which of some frames are one: a sensor's place in the memory's order, and the numbers of its frames.
+
+        Args:
+            sensors: of each frame its place among the recipe's modalities, as of :meth:`MemorySAM.encode`.
+        """
+        if not self.sensors:
+            return [(place, [number]) for number, place in enumerate(sensors)]
+        numbers = {place: number for number, place in enumerate(sensors)}
+        found = [
+            (sensor, [numbers[place] for place in places if place in numbers])
+            for sensor, places in enumerate(self.sensors.values())
+        ]
+        return [(sensor, given) for sensor, given in found if given]
+
+    def forward(self, frames: Sequence[Tensor], sensors: Sequence[int]) -> tuple[list[Tensor], list[int]]:
+        """One frame of each sensor.
+
+        Args:
+            frames: (B, 3, H, W) each. Where a sensor lacks some of its own, their channels are zeros.
+            sensors: as of :meth:`groups`.
+
+        Returns:
+            (B, 3, H, W) of each sensor that has any frame, and its place in the memory's order.
+        """
+        groups = self.groups(sensors)
+        if not self.sensors:
+            return list(frames), list(sensors)
+        names = list(self.sensors)
+        joined = [
+            self._join(names[sensor], {sensors[number]: frames[number] for number in given}) for sensor, given in groups
+        ]
+        return joined, [sensor for sensor, _ in groups]
+
+    def _join(self, name: str, given: Mapping[int, Tensor]) -> Tensor:
+        """(B, 3, H, W) at some places of a sensor's frames -> (B, 3, H, W)."""
+        places, (some, *_) = self.sensors[name], given.values()
+        if len(places) == 1:
+            return some
+        channels = [given[place] if place in given else torch.zeros_like(some) for place in places]
+        weight: Tensor = getattr(self, _weight(name))
+        return F.conv2d(torch.cat(channels, dim=1), weight[:, :, None, None])  # (B, 3n, H, W) -> (B, 3, H, W)
+
+
+def _weight(sensor: str) -> str:
+    """What a sensor's projection is called; a parameter's name has no dot."""
+    return f"{sensor.replace('.', '_')}_weight"
+
+
 class MemorySAM(nn.Module):
     """The network: M aligned images in, class logits out.
 
@@ -66,6 +138,7 @@ class MemorySAM(nn.Module):
         order: in training, whether the memory sees the frames as given or in an order that is drawn for each sequence;
             in eval mode always as given.
         notes: what memories say beside SAM 2's; None: nothing, as in the paper.
+        projection: which of the frames are one sensor's; None: each is a sensor of its own.
 
     Source: MemorySAM (arXiv 2503.06700), METHOD §1.
     """
@@ -79,12 +152,14 @@ class MemorySAM(nn.Module):
         fusion: Fusion | None = None,
         order: Literal["recipe", "shuffled"] = "recipe",
         notes: Notes | None = None,
+        projection: Projection | None = None,
     ) -> None:
         super().__init__()
         use_fast_linears(sam)
         self.sam = sam
         self.fusion = Mean() if fusion is None else fusion
         self.notes = Notes(sam.mem_dim) if notes is None else notes
+        self.projection = Projection() if projection is None else projection
         self.classes = classes
         self.object_gate = object_gate
         self.order = order
@@ -140,9 +215,10 @@ class MemorySAM(nn.Module):
         """Run the memory across the frames; once, or in several passes over the same encodings.
 
         Args:
-            frames: M tensors (B, 3, H, W), normalised, in the order of the recipe; H and W divisible by 32.
-            passes: each lists the places in ``frames`` that it sees; the place M is a frame of zeros, in the pass's own
-                place of the sensor that is missing. None: one pass over all frames.
+            frames: M tensors (B, 3, H, W), normalized, in the order of the recipe; H and W divisible by 32.
+            passes: each lists the places of the sensors that it sees, which are those in ``frames`` where no projection
+                joins several; the place after the last is a frame of zeros, in the pass's own place of the sensor that
+                is missing. None: one pass over all.
             alone: the numbers of the passes of which it is also wanted what each frame says by itself.
             sensors: as of :meth:`encode`.
 
@@ -155,9 +231,9 @@ class MemorySAM(nn.Module):
         """
         pool = self.encode(frames, sensors=sensors)
         if passes is None:
-            _, output = next(self.outputs(pool, [range(len(frames))]))
+            _, output = next(self.outputs(pool, [range(len(pool))]))
             return output
-        count = len(frames)
+        count = len(pool)
         if any(count in places for places in passes):
             (zero,) = self.encode([torch.zeros_like(frames[0][:1])], sensors=[0])
             pool = [*pool, *(zero.expand(len(frames[0]), sensor=frame.sensor) for frame in pool)]
@@ -169,7 +245,7 @@ class MemorySAM(nn.Module):
         return [found[number] for number in range(len(passes))]
 
     def encode(self, frames: Sequence[Tensor], *, sensors: Sequence[int] | None = None) -> list[EncodedFrame]:
-        """Encode all frames at once; their encodings do not depend on each other.
+        """Encode all frames at once, those of one sensor as one; their encodings do not depend on each other.
 
         Args:
             frames: as in :meth:`forward`.
@@ -180,12 +256,22 @@ class MemorySAM(nn.Module):
             ValueError: as in :meth:`forward`.
         """
         _check(frames)
-        sensors = self._which(frames, sensors)
+        return self.encode_joined(*self.projection(frames, self._which(frames, sensors)))
+
+    def encode_joined(self, frames: Sequence[Tensor], sensors: Sequence[int]) -> list[EncodedFrame]:
+        """As :meth:`encode`, of one frame for each sensor.
+
+        Args:
+            frames: (B, 3, H, W) each, as :class:`Projection` gives them.
+            sensors: their places in the memory's order.
+        """
         batch = frames[0].shape[0]
         calls = frames if self._unit else [torch.cat(list(frames))]  # (M·B, 3, H, W)
         levels = zip(*(self._pyramid(call) for call in calls), strict=True)
+        are_together = len(calls) < len(frames)
         fine, middle, coarse = (
-            list(itertools.chain.from_iterable(torch.split(part, batch) for part in level)) for level in levels
+            [piece for part in level for piece in (torch.split(part, batch) if are_together else [part])]
+            for level in levels
         )
         position = self.sam.image_encoder.neck.position_encoding(coarse[0][:1]).to(coarse[0].dtype)
         positions = [position.expand(batch, -1, -1, -1)] * len(frames)
@@ -193,12 +279,13 @@ class MemorySAM(nn.Module):
 
     def _which(self, frames: Sequence[Tensor], sensors: Sequence[int] | None) -> Sequence[int]:
         """The sensors that frames are of; refuses to guess."""
-        known = None if self.notes.sensors is None else len(self.notes.sensors)
+        known = self.projection.frames or (None if self.notes.sensors is None else len(self.notes.sensors))
         if sensors is None:
             if known not in {None, len(frames)}:
                 raise ValueError(f"frames: {len(frames)} of {known} sensors; say of which (sensors=)")
             return range(len(frames))
-        if len(sensors) != len(frames) or (known is not None and not all(0 <= each < known for each in sensors)):
+        is_known = known is None or all(0 <= each < known for each in sensors)
+        if len(sensors) != len(frames) or not is_known or (self.projection.frames and len({*sensors}) < len(sensors)):
             raise ValueError(f"sensors: {list(sensors)}; needs {len(frames)} places among {known or 'all'} sensors")
         return sensors
 
@@ -208,7 +295,7 @@ class MemorySAM(nn.Module):
         Args:
             pool: frames as of :meth:`encode`, all of one batch size and image size.
             sequences: each lists places in ``pool`` in the order of the recipe, which the fusion makes its plan of;
-                in training they are shuffled first where ``order`` says so.
+                in training they are shuffled first where ``order`` is ``shuffled``.
 
         Yields:
             A sequence's number and its output, equal to that of :meth:`forward` on its frames, in the order in which

@@ -18,12 +18,12 @@ from memorysam_cli.model.backbone import build_sam2
 from memorysam_cli.model.base_weights import IMPORTED, Base, Sha256, copy_tensors, load_base, reload_base
 from memorysam_cli.model.lora import add_folding_lora, add_lora, has_lora, merge_lora
 from memorysam_cli.model.memory import Notes
-from memorysam_cli.model.network import MemorySAM, is_fresh, set_trainable, start_fresh
+from memorysam_cli.model.network import MemorySAM, Projection, is_fresh, set_trainable, start_fresh
 from memorysam_cli.recipe import UNKNOWN_NAME, Model, Recipe
 from memorysam_cli.recipe.schema import without_retired
 from memorysam_cli.registry import FUSIONS
 from memorysam_cli.storage import documents, hub, tensors
-from memorysam_cli.text import shown
+from memorysam_cli.text import requirement, shown
 
 CARD = "memorysam"
 """The metadata key under which the card is stored, as JSON."""
@@ -106,10 +106,15 @@ def build(card: WeightsCard) -> Segmenter:
         classes, model = len(card.dataset.classes), recipe.model
         notes = Notes(
             sam.mem_dim,
-            sensors=len(recipe.data.modalities) if model.modality_embedding else 0,
+            sensors=len(recipe.sensors) if model.modality_embedding else 0,
             classes=classes if model.memory_mask == "classes" else 0,
         )
-        network = Segmenter(sam, classes=classes, object_gate=model.object_gate, order=model.order, notes=notes)
+        names = recipe.data.modalities
+        places = {sensor: [names.index(name) for name in frames] for sensor, frames in recipe.sensors.items()}
+        network = Segmenter(
+            sam, classes=classes, object_gate=model.object_gate, order=model.order, notes=notes,
+            projection=Projection(places),
+        )  # fmt: skip
         start_fresh(network)
         network.fusion = FUSIONS.get(model.fusion)()  # last: what it draws changes nothing before
     network.card = card
@@ -135,7 +140,7 @@ def prepare_training(network: MemorySAM, settings: Model, *, modalities: int, fo
     Args:
         network: on its base weights.
         settings: what of the encoder learns, and how.
-        modalities: M; with one, the memory is not trained.
+        modalities: sensors that the memory sees; with one, it is not trained.
         folding: make room for LoRA's tensors only, to be filled and merged.
     """
     if settings.encoder == "lora":
@@ -237,7 +242,7 @@ def _load(path: Path, *, folding: bool) -> Segmenter:
     if card.kind == "trained":
         reload_base(network, card.base, where=str(path))
     if card.kind != "merged":
-        prepare_training(network, card.recipe.model, modalities=len(card.recipe.data.modalities), folding=folding)
+        prepare_training(network, card.recipe.model, modalities=len(card.recipe.sensors), folding=folding)
     if card.kind == "trained":
         fill_own(network, state, where=str(path))
     else:
@@ -269,7 +274,7 @@ def _with_lora(network: Segmenter) -> Segmenter:
     recipe = network.card.recipe
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed + 1)
-        prepare_training(network, recipe.model, modalities=len(recipe.data.modalities))
+        prepare_training(network, recipe.model, modalities=len(recipe.sensors))
     return network
 
 
@@ -312,4 +317,6 @@ def _parse_card(metadata: dict[str, str], *, where: Path) -> WeightsCard:
                 f"{where}: its card names {place} '{shown(str(first['input'])[:80])}', which memorysam does not know; "
                 "code is never loaded because a file names it: memorysam --extend FILE …"
             ) from None
-        raise WeightsError(f"{where}: its card is not readable by this version: {place}: {first['msg']}") from None
+        raise WeightsError(
+            f"{where}: its card is not readable by this version: {place}: {requirement(first['msg'])}"
+        ) from None

@@ -37,6 +37,7 @@ from memorysam_cli.recipe.schema import (
     Subset,
     Teacher,
     Train,
+    sensor_of,
 )
 
 __all__ = [
@@ -70,5 +71,6 @@ __all__ = [
     "parse",
     "read",
     "recipes_folder",
+    "sensor_of",
     "shipped",
 ]

@@ -73,7 +73,7 @@ def changes_yaml(parent: str, before: Recipe, after: Recipe) -> str:
     """A recipe as YAML that extends another one and says what differs from it, no more.
 
     Args:
-        parent: what ``extends`` shall say.
+        parent: what ``extends`` should say.
         before: that other recipe.
         after: the one to be written.
     """

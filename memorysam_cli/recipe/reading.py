@@ -40,7 +40,7 @@ class Reported(Section):
     """What was published for exactly this recipe; a recipe that extends it does not inherit the claim."""
 
     miou: float = Field(ge=0, le=100)
-    """Mean IoU over all classes, in per cent."""
+    """Mean IoU over all classes, in %."""
     split: Name
     """The split that it was measured on."""
     epoch: int | None = Field(default=None, gt=0)
@@ -52,7 +52,7 @@ class Reported(Section):
 
 
 class Measured(Section):
-    """What a training by exactly this recipe was seen to need; not inherited either."""
+    """What a training run with exactly this recipe was seen to need; not inherited either."""
 
     memory_gb: float = Field(gt=0)
     """Peak memory of training and validation, in 10⁹ bytes."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from types import UnionType
 from typing import TYPE_CHECKING, get_args
@@ -12,6 +11,7 @@ import yaml
 from pydantic import BaseModel
 
 from memorysam_cli.errors import closest, did_you_mean
+from memorysam_cli.text import requirement
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -70,12 +70,7 @@ def _explain(error: ErrorDetails, keys: tuple[str, ...], sections: dict[str, lis
         return f"{section or 'top level'}: unknown key '{key}'{hint}"
     if error["type"] == "model_type":
         return f"{path}: must be a section with the keys {', '.join(sections[path])}, not {kind_of(error['input'])}"
-    message = re.sub("^(Input|Tuple) should", "must", error["msg"].removeprefix("Value error, "))
-    message = (
-        message.replace("a valid array", "a list, such as [a, b]")
-        .replace("an object", "a section")
-        .replace(" after validation", "")
-    )
+    message = requirement(error["msg"])
     got = "" if isinstance(error["input"], dict) else f" (got {json.dumps(error['input'], ensure_ascii=False)})"
     return f"{path}: {message}{got}" if path else message
 

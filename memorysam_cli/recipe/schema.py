@@ -6,7 +6,7 @@ A key is a field with a docstring; the pages and the JSON Schema for editors are
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -39,7 +39,7 @@ SUBSET, TEACHER = "subset", "teacher"
 """What the terms of ``robust.subset`` and ``robust.teacher`` are called among the losses."""
 
 DEFAULT = "default"
-"""The recipe of a training that names none."""
+"""The recipe of a training run that names none."""
 AUTO = "auto"
 """As ``data.dataset``: the one that is prepared below the data root."""
 ALL = "all"
@@ -81,7 +81,7 @@ def _registered(registry: Registry) -> Callable[[Any], Any]:
     def check(value: Any) -> Any:
         if not isinstance(value, str) or value not in registry:
             words = {"expected": _expected(tuple(registry)), "hint": HINT}
-            raise PydanticCustomError(UNKNOWN_NAME, "Input should be {expected}; {hint}", words)
+            raise PydanticCustomError(UNKNOWN_NAME, "must be {expected}; {hint}", words)
         return value
 
     return check
@@ -98,6 +98,12 @@ LoraTarget = Annotated[str, _choices(LORA_TARGETS)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 HEAVIEST = 1e6
 ClassWeight = Annotated[float, Field(ge=0, le=HEAVIEST)]
+
+
+def sensor_of(frame: str) -> str:
+    """The sensor of more than three channels whose frame ``ms-2`` is: ``ms``; of any other name, that itself."""
+    sensor, dash, number = frame.rpartition("-")
+    return sensor if dash and number.isdecimal() else frame
 
 
 class Section(Strict):
@@ -120,7 +126,7 @@ class Data(Section):
     image_size: int = Field(gt=0, multiple_of=32)
     """Side of the training crop, and short side in evaluation, in pixels."""
     train_split: Name = "train"
-    """The split that is learnt from."""
+    """The split that is learned from."""
     selection_split: Name = "val"
     """The split that decides which checkpoint is best."""
     workers: int = Field(default=2, ge=0)
@@ -225,6 +231,10 @@ class Model(Section):
     memory_mask: Literal["best", "classes"] = "best"
     """What a memory holds of the classes: the mask whose predicted IoU is best, as in the paper, or also how probable
     each class is in each cell, by a learned vector of each."""
+    projection: tuple[Name, ...] = ()
+    """Sensors of more than three channels, such as ``ms`` where ``data.modalities`` has its frames ``ms-1``, ``ms-2``:
+    a learned 1×1 projection brings all their channels to one frame of three. None: each frame is a sensor of its
+    own."""
 
     @field_validator("lora")
     @classmethod
@@ -233,7 +243,7 @@ class Model(Section):
         unknown = [place for place, target in enumerate(value.targets) if target not in LORA_TARGETS]
         if unknown and info.data.get("backbone") in BACKBONES:
             expected = {"expected": _expected(LORA_TARGETS)}
-            error = PydanticCustomError("literal_error", "Input should be {expected}", expected)
+            error = PydanticCustomError("literal_error", "must be {expected}", expected)
             raise ValidationError.from_exception_data(
                 "Lora",
                 [InitErrorDetails(type=error, loc=("targets", place), input=value.targets[place]) for place in unknown],
@@ -314,7 +324,7 @@ class Subset(Section):
     ramp_epochs: float = Field(default=0.0, ge=0)
     """Epochs in which the weight of all that the second pass adds grows in a line from 0."""
     weak: tuple[Name, ...] = ()
-    """Sensors that shall be in the second pass more often. How many it sees is drawn first, from 1 to all but one
+    """Sensors that should be in the second pass more often. How many it sees is drawn first, from 1 to all but one
     alike; then which."""
     weak_odds: float = Field(default=2.0, gt=0, le=1000)
     """How many times as likely as another sensor a weak one is to be drawn."""
@@ -394,7 +404,7 @@ class Train(Section):
     patience: int | None = Field(default=None, gt=0)
     """End after so many validations in a row without a better score; null: train to the last epoch."""
     checkpoint_minutes: float = Field(default=10, gt=0)
-    """Minutes between checkpoints, from which a run can go on."""
+    """Minutes between checkpoints, from which a run can continue."""
     checkpoint_steps: int | None = Field(default=None, gt=0)
     """Also save after every so many updates."""
     keep_checkpoints: int = Field(default=2, ge=2)
@@ -434,6 +444,33 @@ class Recipe(Section):
         # What a recipe inherits it can take back only so.
         return {name: each for name, each in value.items() if each is not None} if isinstance(value, dict) else value
 
+    @model_validator(mode="after")
+    def _joins_frames(self) -> Recipe:
+        if self.data.modalities != (ALL,):
+            _ = self.sensors
+        return self
+
+    @property
+    def sensors(self) -> dict[str, tuple[str, ...]]:
+        """What the memory sees, in its order: sensor → its modalities, of which ``model.projection`` joins several.
+
+        Raises:
+            ValueError: a sensor of ``model.projection`` has no frames to join.
+        """
+        names, found = self.data.modalities, dict[str, tuple[str, ...]]()
+        for sensor in self.model.projection:
+            if sensor in names:
+                raise ValueError(f"model.projection: '{sensor}' is a single frame, a modality of data.modalities")
+            if sum(sensor_of(name) == sensor for name in names) < len(("one", "another")):
+                raise ValueError(
+                    f"model.projection: '{sensor}' needs frames to join, {sensor}-1 and {sensor}-2 at least, and "
+                    f"data.modalities has {', '.join(names)}"
+                )
+        for name in names:
+            sensor = sensor_of(name) if sensor_of(name) in self.model.projection else name
+            found[sensor] = (*found.get(sensor, ()), name)
+        return found
+
     @property
     def terms(self) -> tuple[str, ...]:
         """The names of all losses, in the order in which they are reported; the pixels' own comes first."""
@@ -443,8 +480,8 @@ class Recipe(Section):
     @property
     def trains_subsets(self) -> bool:
         """Whether updates have a second pass over some of the sensors: of a single one there is no smaller set."""
-        is_alone = len(self.data.modalities) == 1 and self.data.modalities != (ALL,)
-        return any(self.robust.weights.values()) and not is_alone
+        is_known = self.data.modalities != (ALL,)
+        return any(self.robust.weights.values()) and not (is_known and len(self.sensors) == 1)
 
     def trained_subsets(self, *, zeroed: bool) -> tuple[tuple[str, ...], ...]:
         """The sets of sensors that training shows the network, all sensors first, in the order of the recipe.
@@ -452,10 +489,14 @@ class Recipe(Section):
         Args:
             zeroed: those whose other sensors are frames of zeros; else those whose other sensors are left out.
         """
-        names = self.data.modalities
         if not self._shows_subsets(zeroed=zeroed):
-            return (names,)
-        return tuple(some for size in range(len(names), 0, -1) for some in combinations(names, size))
+            return (self.data.modalities,)
+        sensors = list(self.sensors.values())
+        return tuple(
+            tuple(chain.from_iterable(some))
+            for size in range(len(sensors), 0, -1)
+            for some in combinations(sensors, size)
+        )
 
     def trains_on(self, names: Collection[str], *, zeroed: bool) -> bool:
         """Whether training shows the network these sensors: :meth:`trained_subsets`, of any number of sensors at once.
@@ -464,7 +505,9 @@ class Recipe(Section):
             names: at least one, all of the recipe.
             zeroed: the others are frames of zeros; else they are left out.
         """
-        return set(names) == set(self.data.modalities) or self._shows_subsets(zeroed=zeroed)
+        known, given = self.data.modalities, set(names)
+        is_whole = all(given.isdisjoint(frames) or given.issuperset(frames) for frames in self.sensors.values())
+        return given == set(known) or (is_whole and self._shows_subsets(zeroed=zeroed))
 
     def _shows_subsets(self, *, zeroed: bool) -> bool:
         """Whether any set of sensors may come up in training: in a second pass, or as a beginning of a random order."""
@@ -486,9 +529,18 @@ class Recipe(Section):
         Args:
             dataset: the data set that ``auto`` means here.
             modalities: all that it has.
+
+        Raises:
+            UsageError: ``model.projection`` does not fit them.
         """
         names = tuple(modalities) if self.data.modalities == (ALL,) else self.data.modalities
-        return self.model_copy(update={"data": self.data.model_copy(update={"dataset": dataset, "modalities": names})})
+        data = self.data.model_copy(update={"dataset": dataset, "modalities": names})
+        filled = self.model_copy(update={"data": data})
+        try:
+            _ = filled.sensors
+        except ValueError as error:
+            raise UsageError(f"recipe {self.name}: {error}") from None
+        return filled
 
     def to_yaml(self) -> str:
         """The recipe with every value written out, in the schema's order; ``load`` reads the same recipe from it."""

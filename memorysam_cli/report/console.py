@@ -3,8 +3,8 @@
 What is printed may hold names from files. Therefore everything passes one place, :func:`_write` or what draws tables,
 bars and screens, where control characters and undecodable bytes are escaped: no file drives a terminal.
 
-Colour follows ``NO_COLOR``, ``FORCE_COLOR`` (colour only, never a bar) and ``TERM=dumb``. rich is imported
-only where colour or a table is drawn.
+Color follows ``NO_COLOR``, ``FORCE_COLOR`` (color only, never a bar) and ``TERM=dumb``. rich is imported
+only where color or a table is drawn.
 """
 
 from __future__ import annotations
@@ -279,7 +279,7 @@ def screen() -> Iterator[Callable[[Sequence[str]], None]]:
 
 @contextlib.contextmanager
 def log_to(path: Path) -> Iterator[None]:
-    """Append all that is said on stderr (details too, bars as sober lines) to a text file, with time and no colour.
+    """Append all that is said on stderr (details too, bars as sober lines) to a text file, with time and no color.
 
     An exception that leaves the context is recorded as the last line.
     """
@@ -361,7 +361,7 @@ def _rich(stream: TextIO) -> Console:
 
     color = _has_color(stream)
     width = None if stream.isatty() or os.environ.get("COLUMNS") else _PIPED_WIDTH
-    is_screen = stream.isatty() and _moves_cursor()  # also without colour: what is drawn live needs no more
+    is_screen = stream.isatty() and _moves_cursor()  # also without color: what is drawn live needs no more
     return Steady(file=stream, force_terminal=color or is_screen, no_color=not color, width=width, highlight=False)
 
 

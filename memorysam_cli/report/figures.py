@@ -1,7 +1,7 @@
 """Figures as PNG bytes: confusion matrix, per-class bars, training curves, and how a cost grows with a size.
 
 Matplotlib is imported only when a figure is drawn, without pyplot, so that no window system and no global
-state is touched. Colours: Okabe and Ito's, and a single-hue map; both are safe for the colour-blind.
+state is touched. Colors: Okabe and Ito's, and a single-hue map; both are safe for the color-blind.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PALE = 0.3
 TERM_TITLES = {"spmm": "SPMM loss, before its weight"}
 """Of the panels of losses whose values ``metrics.jsonl`` has otherwise than the sum does."""
 Panels = dict[str, dict[str, tuple[str, str]]]
-"""Titles of panels → key of a row → the name and colour of its line."""
+"""Titles of panels → key of a row → the name and color of its line."""
 CURVES: Panels = {
     "Validation mIoU, %": {"miou": ("mIoU", GREEN), "miou_native": ("mIoU, native", GREY)},
     "Learning rate": {"lr": ("learning rate", VERMILION)},
@@ -65,7 +65,7 @@ def confusion_matrix(matrix: ArrayLike, *, classes: Sequence[str], title: str = 
 
     Returns:
         A PNG of bounded size. Cells from 1 % on carry their percentage, of up to :data:`MOST_WITH_TEXT` classes; a
-        class without ground truth is grey.
+        class without ground truth is gray.
     """
     counts = np.asarray(matrix, dtype=np.float64)
     truth = counts.sum(1, keepdims=True)
@@ -132,7 +132,7 @@ def failure_bars(
     means: Sequence[float] = (),
     title: str = "",
 ) -> bytes:
-    """Horizontal bars of the mIoU under each sensor failure, one colour per level.
+    """Horizontal bars of the mIoU under each sensor failure, one color per level.
 
     Args:
         bars: level → the mIoU in percent of each failure and its standard deviation, if it has one.
@@ -174,7 +174,7 @@ def failure_bars(
 
 
 def class_histogram(shares: Mapping[str, Sequence[float]], *, classes: Sequence[str], title: str = "") -> bytes:
-    """Horizontal bars of how much of each split belongs to each class, one colour per split.
+    """Horizontal bars of how much of each split belongs to each class, one color per split.
 
     Args:
         shares: split → K percentages.
@@ -208,7 +208,7 @@ def class_histogram(shares: Mapping[str, Sequence[float]], *, classes: Sequence[
             axes.set_xlim(0, max([*positive, 1.0]) * 1.08)
         axes.set_yticks(range(len(classes)), [_short(name) for name in classes], fontsize=8)
         axes.set_ylim(len(classes) - 0.4, -0.6)  # the first class on top
-        axes.set_xlabel("% of the labelled pixels" + (", logarithmic" if is_skewed else ""))
+        axes.set_xlabel("% of the labeled pixels" + (", logarithmic" if is_skewed else ""))
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -324,7 +324,7 @@ COST_SHADES = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, GREY)
 
 
 def scaling(panels: Mapping[str, Costs], *, against: str, title: str = "") -> bytes:
-    """Lines over one axis, a panel for each cost; a series has one colour in all panels.
+    """Lines over one axis, a panel for each cost; a series has one color in all panels.
 
     Args:
         panels: what a cost is called, with its unit → its series; every cost is 0 at the least.

@@ -57,6 +57,8 @@ class Series:
     points: Sequence[tuple[float, float | None]]
     is_main: bool = True
     """Drawn strongly."""
+    course: Sequence[tuple[float, float | None]] = ()
+    """The same smoothed: then it is the line, and the values are pale behind it."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class ChartLine:
     hover: tuple[tuple[float, float, float, float], ...]
     """x, y, and where that lies in the SVG."""
     is_main: bool
+    under: str = ""
+    """The path of the values behind a smoothed line."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +127,11 @@ def line_chart(name: str, title: str, series: Sequence[Series], *, unit: str = "
         points = thinned(each.points, most=MOST_POINTS)
         placed = [(x, y, round(across(x), 1), round(up(y), 1)) for x, y in points if y is not None and _is_value(y)]
         marks = tuple((px, py) for *_, px, py in placed) if len(placed) <= 40 else ()
-        path = _path([(across(x), up(y)) if y is not None and _is_value(y) else None for x, y in points])
-        lines.append(ChartLine(each.name, path, marks, tuple(placed), each.is_main))
+        path, course = (
+            _path([(across(x), up(y)) if y is not None and _is_value(y) else None for x, y in some])
+            for some in (points, thinned(each.course, most=MOST_POINTS))
+        )
+        lines.append(ChartLine(each.name, course or path, marks, tuple(placed), each.is_main, path if course else ""))
     return Chart(
         name, title, unit, tuple(lines),
         tuple((round(across(x), 1), number(x)) for x in x_steps),
@@ -348,7 +355,7 @@ def _escaped(value: Any) -> Any:
 
 
 def _breakable(name: str) -> Markup:
-    """A path that may go on in the next line after each of its parts."""
+    """A path that may continue in the next line after each of its parts."""
     return Markup("<wbr>").join(escape(shown(part)) for part in re.split(r"(?<=[/_+])", name))
 
 

@@ -1,4 +1,4 @@
-"""Pictures of scenes for people: colours, blends, error maps and sheets with a legend; and galleries of them.
+"""Pictures of scenes for people: colors, blends, error maps and sheets with a legend; and galleries of them.
 
 Pictures are NumPy arrays, RGB order, uint8; files are written by ``storage.images``. A gallery is a folder of small
 pictures, layer by layer, for reports to flip through: ``gallery.json``, and the pictures that it names beside it. The
@@ -36,7 +36,7 @@ MATTE: Colour = (29, 32, 36)
 PAPER: Colour = (255, 255, 255)
 """Of a legend alone, which goes into other people's figures."""
 OPACITY = 0.35
-"""The share of a class's colour inside its contour: the picture below stays readable."""
+"""The share of a class's color inside its contour: the picture below stays readable."""
 CONTOUR_SHARE = 1 / 500
 """Width of a contour on each side, as a share of the picture's short side; one pixel at least."""
 SHOWN_PX = 1100
@@ -49,7 +49,7 @@ GALLERY_VERSION = 1
 LONG_SIDE = 480
 """Pixels: more than a card of a report shows, and few enough for many scenes."""
 QUALITY = 82
-"""Of the sensors' JPEGs; what has flat colours is PNG."""
+"""Of the sensors' JPEGs; what has flat colors is PNG."""
 MAPS = {"label": "Label", "prediction": "Prediction", "error": "Errors", "confidence": "Confidence"}
 """The layers that are no sensor, and their titles."""
 
@@ -67,11 +67,11 @@ class Panel:
 
 
 def colour(mask: Mask, palette: Sequence[Colour]) -> Picture:
-    """Paint each class in its colour; what is ignored (255) becomes dark stripes.
+    """Paint each class in its color; what is ignored (255) becomes dark stripes.
 
     Args:
         mask: (H, W) integers in 0..K-1, or 255.
-        palette: K colours.
+        palette: K colors.
 
     Returns:
         (H, W, 3).
@@ -82,20 +82,20 @@ def colour(mask: Mask, palette: Sequence[Colour]) -> Picture:
     ignored = _ignored(mask, len(palette))
     legal = np.where(ignored, 0, mask)
     if legal.size and not 0 <= int(legal.min()) <= int(legal.max()) < len(palette):
-        raise ValueError(f"mask: values {legal.min()}..{legal.max()}, the palette has {len(palette)} colours")
+        raise ValueError(f"mask: values {legal.min()}..{legal.max()}, the palette has {len(palette)} colors")
     painted = np.asarray(palette, np.uint8)[legal]
     painted[ignored] = _stripes(mask.shape)[ignored]
     return painted
 
 
 def overlay(image: Picture, mask: Mask, palette: Sequence[Colour], alpha: float = OPACITY) -> Picture:
-    """Tint an image with the mask's colours and outline each region in its own; ignored pixels show the image alone.
+    """Tint an image with the mask's colors and outline each region in its own; ignored pixels show the image alone.
 
     Args:
         image: (H, W, 3).
         mask: (H, W), of the image's size.
-        palette: K colours.
-        alpha: the share of the mask's colour inside the contours, 0..1.
+        palette: K colors.
+        alpha: the share of the mask's color inside the contours, 0..1.
 
     Returns:
         (H, W, 3).
@@ -180,7 +180,7 @@ def comparison(
     Args:
         frames: modality → (H, W) or (H, W, 3), all of one size; the first one is under the error map.
         prediction: (H, W), of the same size.
-        palette: K colours.
+        palette: K colors.
         label: (H, W); without it there are no panels of label and errors.
     """
     pictures = {name: as_picture(frame) for name, frame in frames.items()}
@@ -194,7 +194,7 @@ def comparison(
 
 
 def legend(masks: Sequence[Mask], *, classes: Sequence[str], palette: Sequence[Colour]) -> list[tuple[str, Colour]]:
-    """Name and colour of each class that occurs in any of the masks, in the order of the classes."""
+    """Name and color of each class that occurs in any of the masks, in the order of the classes."""
     present = {int(index) for mask in masks for index in np.unique(mask)}
     return [(name, palette[index]) for index, name in enumerate(classes) if index in present]
 
@@ -210,7 +210,7 @@ def sheet(
 
     Args:
         rows: panels of any size; each is scaled to ``panel_px`` high (enlarged without smoothing).
-        entries: name and colour of the legend, as of :func:`legend`.
+        entries: name and color of the legend, as of :func:`legend`.
         captions: a line above each row, such as the scene's name; or none.
         panel_px: height of each panel in pixels.
 
@@ -242,10 +242,10 @@ def sheet(
 
 
 def key(entries: Sequence[tuple[str, Colour]], *, width: int) -> Picture:
-    """Names and colours alone, in columns, on white paper.
+    """Names and colors alone, in columns, on white paper.
 
     Args:
-        entries: name and colour.
+        entries: name and color.
         width: pixels, at least; long names take more.
 
     Returns:
@@ -350,7 +350,7 @@ def _widen(strip: Picture, width: int) -> Picture:
 
 
 def _stripes(shape: tuple[int, ...]) -> Picture:
-    """Dark diagonal stripes, 4 pixels each, that no palette's plain colour can be mistaken for."""
+    """Dark diagonal stripes, 4 pixels each, that no palette's plain color can be mistaken for."""
     rows, columns = np.indices(shape)
     tone = np.where((rows + columns) // 4 % 2, 70, 20).astype(np.uint8)
     return np.repeat(tone[..., None], 3, axis=2)
@@ -418,7 +418,7 @@ def gallery_layers(
     Args:
         frames: modality → (H, W) or (H, W, 3), all of one size.
         prediction: (H, W) class indices, of that size.
-        palette: K colours.
+        palette: K colors.
         label: (H, W) class indices or 255; without it neither label nor errors.
         confidence: (H, W), 0 to 1: the probability of the predicted class.
 
@@ -525,6 +525,6 @@ def shrunk(array: NDArray[Any], *, smooth: bool = False, long_side: int = LONG_S
 
 
 def heat(confidence: Confidence) -> Picture:
-    """0 to 1 as dark to light, in a map that the colour-blind read alike."""
+    """0 to 1 as dark to light, in a map that the color-blind read alike."""
     painted = cv2.applyColorMap(np.rint(np.clip(confidence, 0, 1) * 255).astype(np.uint8), cv2.COLORMAP_CIVIDIS)
     return cv2.cvtColor(painted, cv2.COLOR_BGR2RGB).astype(np.uint8)

@@ -330,7 +330,7 @@ def safe_parts(name: str) -> tuple[str, ...]:
     """The parts of a stored name; ``.`` and empty parts stand for nothing.
 
     Raises:
-        Refused: it leads out of the archive, or no disk or terminal could bear it.
+        Refused: it leads out of the archive, or no disk or terminal could take it.
     """
     entry = f"entry '{shown(name)}'"
     if any("\ud800" <= letter <= "\udfff" for letter in name):

@@ -49,7 +49,7 @@ def faults(path: Path, *, needed_bytes: int | None = None) -> Iterator[None]:
     """Turn every ``OSError`` of a write to ``path`` into one line for the user.
 
     Args:
-        path: the file or folder that was asked for (not the temporary).
+        path: the file or folder that was requested (not the temporary).
         needed_bytes: size of what is written, for the message of a full disk.
 
     Raises:

@@ -117,7 +117,7 @@ def _marked(error: yaml.MarkedYAMLError, text: str) -> tuple[int, str]:
     if "\t" in content[: len(content) - len(content.lstrip())] or "'\\t'" in str(error.problem):
         return line, "a tab in the indentation; use spaces"
     context = f"{error.context}: " if error.context else ""
-    return line, " ".join(f"not valid YAML: {context}{error.problem}; mend the line, or quote the text".split())
+    return line, " ".join(f"not valid YAML: {context}{error.problem}; fix the line, or quote the text".split())
 
 
 def _value(node: yaml.Node) -> Any:
@@ -228,7 +228,7 @@ def read_bytes(
         return path.read_bytes()
     except OSError as error:
         raise_shortage(error)
-        raise kind(f"{name}: cannot read: {error.strerror}; mend that and run the same command again") from error
+        raise kind(f"{name}: cannot read: {error.strerror}; fix that and run the same command again") from error
 
 
 def read_json(path: Path) -> Any:
@@ -412,4 +412,4 @@ def each_json_line(path: Path, *, may_be_torn: bool = True) -> Iterator[Any]:
                     yield parse_json(line, where=f"{name}:{number}")
     except OSError as error:
         raise_shortage(error)
-        raise DataError(f"{name}: cannot read: {error.strerror}; mend that and run the same command again") from error
+        raise DataError(f"{name}: cannot read: {error.strerror}; fix that and run the same command again") from error

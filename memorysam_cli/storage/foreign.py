@@ -136,7 +136,7 @@ def _answer(stream: IO[bytes], *, size: int) -> dict[str, torch.Tensor]:
     if "refused" in answer:
         raise Refused(shown(answer["refused"][:1000]))
     if "failed" in answer:
-        raise EnvironmentFault(f"the process that opens .pt files failed: {shown(answer['failed'][:400])}; mend that")
+        raise EnvironmentFault(f"the process that opens .pt files failed: {shown(answer['failed'][:400])}; fix that")
     logger.debug("network: %s", shown(answer.get("network", "")))
     return receive(stream, most=most_bytes(size))
 

@@ -43,13 +43,13 @@ class Header:
     """1 is (H, W); 3 is RGB; 4 is RGBA; arrays have any number."""
     dtype: str
     has_palette: bool = False
-    """The stored values are indices; reading gives their colours, unless the numbers are asked for."""
+    """The stored values are indices; reading gives their colors, unless the numbers are requested."""
     is_turned: bool = False
     """An EXIF mark asks viewers to turn the picture; we never do."""
     nodata: float | None = None
     """The value that GDAL's tag of a TIFF declares to be no measurement; may be NaN."""
     is_lossy: bool = False
-    """Its compression changes values: no class number and no colour of a label is exact in it."""
+    """Its compression changes values: no class number and no color of a label is exact in it."""
     needs: str = ""
     """Why OpenCV cannot decode a sound TIFF, and GDAL can; empty where OpenCV can."""
     instead: str = ""
@@ -138,7 +138,7 @@ def _parse_png(stream: BinaryIO) -> Header:
     if (length, kind) != (13, b"IHDR") or color not in {0, 2, 3, 4, 6}:
         raise Refused(f"damaged PNG: its header makes no sense; {_AGAIN}")
     if bits not in {8, 16} and color != 3:
-        raise Refused(f"a {bits}-bit grey PNG; save it with 8 or 16 bits (decoders rescale such values)")
+        raise Refused(f"a {bits}-bit gray PNG; save it with 8 or 16 bits (decoders rescale such values)")
     extras = set()
     while kind != b"IDAT":
         length, kind = struct.unpack(">I4s", take(stream, 8))
@@ -199,7 +199,7 @@ def _parse_jpeg(stream: BinaryIO) -> Header:
             bits, height, width, channels = struct.unpack(">BHHB", take(stream, 6))
             if bits != _SHORT_BITS or channels not in {1, 3}:
                 kind = "CMYK" if channels == 4 else f"{channels}-channel {bits}-bit"
-                raise Refused(f"a {kind} JPEG; convert it to RGB or grey with 8 bits")
+                raise Refused(f"a {kind} JPEG; convert it to RGB or gray with 8 bits")
             return Header("jpeg", height, width, channels, "uint8", is_turned=is_turned, is_lossy=True)
         if marker == _EXIF:
             is_turned |= _is_turned(take(stream, max(0, length - 2)))
@@ -283,7 +283,7 @@ _DTYPES_OF_GDAL = {
     **{(bits, _UNSIGNED): "uint8" for bits in (1, 2, 4)},
     (64, _UNSIGNED): "uint64", (64, _SIGNED): "int64", (64, _FLOATING): "float64",
 }  # fmt: skip
-_COLORS = {1: "grey", 2: "RGB", 3: "a color table", 6: "YCbCr"}
+_COLORS = {1: "gray", 2: "RGB", 3: "a color table", 6: "YCbCr"}
 _GREY, _COLOR_TABLE = 1, 3
 _JPEG_IN_TIFF = 7
 _COMPRESSIONS = {1, 5, _JPEG_IN_TIFF, 8, 32773, 32946}
@@ -319,7 +319,7 @@ def _parse_tiff(stream: BinaryIO) -> Header:
         raise Refused(f"a TIFF compressed with {name}, which no decoder here has; {_DEFLATED}")
     has_palette = color == _COLOR_TABLE
     if color not in {*_COLORS, -1} or (has_palette and (channels, dtype) != (1, "uint8")):
-        raise Refused(f"a TIFF of colour kind {color} ({channels} x {dtype}), not grey or RGB; {_CONVERT}")
+        raise Refused(f"a TIFF of color kind {color} ({channels} x {dtype}), not gray or RGB; {_CONVERT}")
     tiles = {_TILE_WIDTH: width, _TILE_HEIGHT: height}
     if any(fields.get(tag, (1,))[0] > max(_LARGEST_TILE, 2 * side) for tag, side in tiles.items()):
         raise Refused(f"damaged TIFF: its tiles are larger than the picture; {_AGAIN}")
@@ -353,11 +353,11 @@ def _needs_gdal(
         return f"a TIFF of {kind[0]} bits (sample format {kind[1]})", f"{_CONVERT} or a float32 TIFF"
     if channels not in {1, 3} or (channels == 3 and color == 1 and _DTYPES[kind] != "float32"):
         # OpenCV drops bands, or multiplies by the fourth.
-        return f"a TIFF of {channels} bands, but OpenCV reads grey and RGB alone", _as_array(channels)
+        return f"a TIFF of {channels} bands, but OpenCV reads gray and RGB alone", _as_array(channels)
     if planar != 1 and channels != 1:
         return "a TIFF with one plane per channel", f"save it interleaved by pixel, or {_as_array(channels)}"
     if color == -1:
-        return "a TIFF that does not say which colours its numbers are", _CONVERT
+        return "a TIFF that does not say which colors its numbers are", _CONVERT
     return "", ""
 
 
@@ -512,18 +512,18 @@ def _parse_bmp(stream: BinaryIO) -> Header:
         *colors, alpha = struct.unpack("<4I", take(stream, 16)) if compression == _BITFIELDS else (*_MASKS, 0)
         alpha = alpha if size >= _WITH_ALPHA_MASK else 0
         if tuple(colors) != _MASKS or alpha not in {0, _ALPHA_MASK}:
-            raise Refused(f"a BMP whose colours are stored in a rare order; {_CONVERT}")
+            raise Refused(f"a BMP whose colors are stored in a rare order; {_CONVERT}")
         return Header("bmp", abs(height), width, 4 if alpha else 3, "uint8")
     stream.seek(14 + size)
     table = take(stream, 4 * min(used or 1 << bits, 1 << bits))
-    # As OpenCV: the stored numbers become their colours, and grey where all colours are grey.
+    # As OpenCV: the stored numbers become their colors, and gray where all colors are gray.
     is_grey = all(table[at] == table[at + 1] == table[at + 2] for at in range(0, len(table), 4))
     is_number = is_grey and list(table[::4]) == list(range(len(table) // 4))
     return Header("bmp", abs(height), width, 1 if is_grey else 3, "uint8", has_palette=not is_number)
 
 
 def _bmp_fields(stream: BinaryIO) -> tuple[int, ...]:
-    """Offset of the pixels, size of the header, width, height (negative: from the top), bits, compression, colours."""
+    """Offset of the pixels, size of the header, width, height (negative: from the top), bits, compression, colors."""
     return struct.unpack("<10xIIii2xHI12xI4x", take(stream, 54))
 
 

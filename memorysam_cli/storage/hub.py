@@ -30,9 +30,9 @@ from memorysam_cli.text import shown
 
 LOCAL = "or give a local file as model.base_weights"
 PIECE_BYTES = 65_536
-"""In which a download reaches the disk; the client's own 10 MB would hide for minutes that a slow one goes on."""
+"""In which a download reaches the disk; the client's own 10 MB would hide for minutes that a slow one is alive."""
 PATIENCE_S = 45.0
-"""Without a piece of ``PIECE_BYTES``; a download that goes on may take hours."""
+"""Without a piece of ``PIECE_BYTES``; a download that continues may take hours."""
 MAX_BYTES = 4_000_000_000
 """More than four times the largest file that we ask for."""
 _POLL_S = 0.1
@@ -100,7 +100,7 @@ def fetch(
     """A file of a Hub repository, from the cache where it is there, downloaded otherwise, verified always.
 
     ``HF_ENDPOINT``, ``HF_HOME``, ``HF_HUB_CACHE``, ``HF_HUB_OFFLINE``, ``HF_TOKEN``, ``HF_HUB_ETAG_TIMEOUT`` and
-    ``HF_HUB_DOWNLOAD_TIMEOUT`` (seconds of silence in one try) are honoured. A verified cached file costs no request.
+    ``HF_HUB_DOWNLOAD_TIMEOUT`` (seconds of silence in one try) are honored. A verified cached file costs no request.
 
     Args:
         repo: such as ``facebook/sam2-hiera-tiny``.
@@ -344,7 +344,7 @@ def refuse_name(repo: str) -> None:
 def send(upload: Upload, *, show_progress: bool = True) -> str:
     """Make the repository if need be, and commit the files.
 
-    ``HF_ENDPOINT``, ``HF_TOKEN`` (or the login of ``hf auth login``) and ``HF_HUB_OFFLINE`` are honoured.
+    ``HF_ENDPOINT``, ``HF_TOKEN`` (or the login of ``hf auth login``) and ``HF_HUB_OFFLINE`` are honored.
 
     Args:
         upload: what, and where to.

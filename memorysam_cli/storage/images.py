@@ -205,16 +205,16 @@ def load(path: Stored, *, max_pixels: int | None = None, as_numbers: bool = Fals
     """Read an image or array whole, or not at all, with what its header says; NaN and infinity stay as they are.
 
     Args:
-        path: PNG (8 or 16 bit; grey, RGB, palette, with or without alpha), JPEG (grey, RGB), TIFF (integers of up to
-            32 bits, float32; grey, RGB, 8-bit color table; with GDAL any number of bands and any compression), BMP,
+        path: PNG (8 or 16 bit; gray, RGB, palette, with or without alpha), JPEG (gray, RGB), TIFF (integers of up to
+            32 bits, float32; gray, RGB, 8-bit color table; with GDAL any number of bands and any compression), BMP,
             WebP, ``.npy`` or ``.npz`` with one array. The content decides, not the suffix.
         max_pixels: H·W above this is refused from the header, before anything is decoded; None:
             :func:`pixel_limit`.
-        as_numbers: palettes give their indices, (H, W) uint8, instead of colours.
+        as_numbers: palettes give their indices, (H, W) uint8, instead of colors.
 
     Returns:
-        The header, and (H, W), (H, W, 3) RGB or (H, W, 4) RGBA, with the dtype that is stored. Grey with alpha and
-        palettes come expanded to colours. Arrays as stored in dtype and shape, native byte order.
+        The header, and (H, W), (H, W, 3) RGB or (H, W, 4) RGBA, with the dtype that is stored. Gray with alpha and
+        palettes come expanded to colors. Arrays as stored in dtype and shape, native byte order.
 
     Raises:
         DataError: missing, empty, a folder, truncated, damaged, too large, or no such format.

@@ -389,7 +389,7 @@ class Marker:
         return touched
 
     def _beat(self) -> None:
-        """Keep the marker young; without it there is another owner, and two must not go on."""
+        """Keep the marker young; without it there is another owner, and two must not continue."""
         while not self._over.wait(BEAT_S):
             with contextlib.suppress(OSError):  # a network file system may be away for a while
                 if self._is_ours():

@@ -72,7 +72,7 @@ def settings() -> Iterator[None]:
 
 @contextmanager
 def opened(stream: BinaryIO, path: Path, found: Header) -> Iterator[DatasetReader]:
-    """A TIFF for GDAL, which reads its blocks as they are asked for.
+    """A TIFF for GDAL, which reads its blocks as they are requested.
 
     Args:
         stream: the file.
@@ -122,7 +122,7 @@ def read_whole(stream: BinaryIO, path: Path, found: Header, *, as_numbers: bool)
         stream: the file.
         path: of the file.
         found: its header, whose size was checked.
-        as_numbers: a palette gives its indices, (H, W) uint8, instead of its colours.
+        as_numbers: a palette gives its indices, (H, W) uint8, instead of its colors.
 
     Raises:
         Refused: as :func:`opened`.
@@ -279,17 +279,27 @@ Colors = Mapping[int, tuple[int, int, int, int]]
 """Value → red, green, blue, alpha."""
 
 
-def create(path: Path, grid: Grid, *, dtype: str, nodata: int, colors: Colors, tags: Mapping[str, str]) -> None:
-    """Make a raster of one band for :func:`write_rows`: not compressed, and all of it there, so that what is written
+def create(
+    path: Path,
+    grid: Grid,
+    *,
+    dtype: str,
+    nodata: float | None,
+    colors: Colors,
+    tags: Mapping[str, str],
+    bands: Sequence[str] = ("",),
+) -> None:
+    """Make a raster for :func:`write_rows`: not compressed, and all of it there, so that what is written
     later changes its pixels and nothing else.
 
     Args:
         path: of the file.
         grid: its pixels.
-        dtype: uint8 or uint16.
-        nodata: the value of a pixel that counts nowhere; all have it.
+        dtype: uint8, uint16 or float32.
+        nodata: the value of a pixel that counts nowhere; all have it. None: there is none, all are 0.
         colors: the color table; only of uint8.
         tags: what else is stored in it.
+        bands: their descriptions.
 
     Raises:
         EnvironmentFault: it cannot be written.
@@ -297,17 +307,19 @@ def create(path: Path, grid: Grid, *, dtype: str, nodata: int, colors: Colors, t
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
 
-    needed = grid.height * grid.width * np.dtype(dtype).itemsize
+    needed = len(bands) * grid.height * grid.width * np.dtype(dtype).itemsize
     place = {} if grid.crs is None and grid.transform.is_identity else {"transform": grid.transform}
     with atomic.new_file(path, needed_bytes=needed) as temporary, _writing(temporary, needed_bytes=needed):
         with _opening, warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             dataset = rasterio.open(
-                temporary, "w", driver="GTiff", count=1, height=grid.height, width=grid.width, dtype=dtype,
+                temporary, "w", driver="GTiff", count=len(bands), height=grid.height, width=grid.width, dtype=dtype,
                 nodata=nodata, crs=grid.crs, BIGTIFF="IF_NEEDED", **place,
             )  # fmt: skip
         with dataset:
             dataset.update_tags(**tags)
+            if any(bands):
+                dataset.descriptions = tuple(bands)
             if colors and dtype == "uint8":
                 dataset.write_colormap(1, colors)
 
@@ -317,7 +329,7 @@ def write_rows(path: Path, values: npt.NDArray[Any], *, top: int, left: int) -> 
 
     Args:
         path: of the file.
-        values: (h, w), of its type.
+        values: (h, w), or (bands, h, w), of its type.
         top, left: where they lie, in pixels.
 
     Raises:
@@ -332,7 +344,8 @@ def write_rows(path: Path, values: npt.NDArray[Any], *, top: int, left: int) -> 
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             dataset = rasterio.open(path, "r+", driver="GTiff")
         with dataset:
-            dataset.write(values, 1, window=Window(left, top, values.shape[1], values.shape[0]))
+            window = Window(left, top, values.shape[-1], values.shape[-2])
+            dataset.write(values if values.ndim > len("HW") else values[None], window=window)
     atomic.sync(path)
 
 
@@ -368,7 +381,7 @@ Geometry = dict[str, Any]
 
 
 def polygons(path: Path, found: Header, *, nodata: int) -> Iterator[tuple[int, Geometry]]:
-    """The areas of one value in a raster of one band, along the pixels' edges; diagonal neighbours are two areas.
+    """The areas of one value in a raster of one band, along the pixels' edges; diagonal neighbors are two areas.
 
     Args:
         path: of the file.

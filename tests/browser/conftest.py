@@ -35,7 +35,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def opened(browser: Any) -> Iterator[Opened]:
-    """Opens a page in a window of a size and a colour scheme; its console must stay empty."""
+    """Opens a page in a window of a size and a color scheme; its console must stay empty."""
 
     def load(path: Path, *, width: int = 1280, height: int = 900, scheme: str = "light") -> Any:
         wishes = {

@@ -1,4 +1,4 @@
-"""How the pages look where it is easily spoilt: long names, tall pictures, colours, narrow windows, paper."""
+"""How the pages look where it is easily spoilt: long names, tall pictures, colors, narrow windows, paper."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ LONG = "night/val/" + "MAP_10_point12_underexposure_and_motionblur/" * 3 + "0001
 IN_VIEW = "const box = arguments[0].getBoundingClientRect(); return box.right <= innerWidth + 1 && box.left >= -1"
 CONTRASTS = """
 const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-function painted(...layers) {  // what is seen of colours over each other, each with its opacity
+function painted(...layers) {  // what is seen of colors over each other, each with its opacity
   canvas.globalAlpha = 1; canvas.fillStyle = "#fff"; canvas.fillRect(0, 0, 1, 1);
-  for (const [colour, opacity] of layers) {
-    canvas.globalAlpha = opacity; canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+  for (const [color, opacity] of layers) {
+    canvas.globalAlpha = opacity; canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
   }
   const linear = [...canvas.getImageData(0, 0, 1, 1).data].map((value) =>
     value / 255 <= 0.04045 ? value / 255 / 12.92 : ((value / 255 + 0.055) / 1.055) ** 2.4);

@@ -127,13 +127,13 @@ def test_row_10_missing_files_of_each_kind(tree: Path, capsys: pytest.CaptureFix
         path.unlink()
     code, err = prepare(capsys, tree)
     assert code == 3
-    for line in ("missing event: 3, the first 3:", "missing img: 1, the first 1:", "missing label: 1, the first 1:"):
+    for line in ("missing event (3):", "missing img (1):", "missing label (1):"):
         assert f"memorysam: warning: {line}" in err
     for path in (*files["event"][:3], files["img"][4], files["semantic"][5]):
         assert f"(looked for {path.relative_to(tree)})" in err
     assert not (tree / "memorysam" / "deliver" / "dataset.json").exists()
     code, err = prepare(capsys, tree, "--drop-incomplete")
-    assert code == 4 and "missing event: 3, the first 3:" in err
+    assert code == 4 and "missing event (3):" in err
     dropped = (tree / "memorysam" / "deliver" / "dropped.jsonl").read_text().splitlines()
     assert len(dropped) + len(manifests.read(tree, "deliver").scenes) == 7
     assert len(dropped) == 5

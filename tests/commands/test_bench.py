@@ -38,7 +38,7 @@ def bench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch) -> list[Trial]:
-    """The trials that were asked for; all fit, and none is made."""
+    """The trials that were requested; all fit, and none is made."""
     asked: list[Trial] = []
 
     def run(trial: Trial) -> Outcome:
@@ -78,7 +78,7 @@ def test_people_get_a_table(bench: Any, tried: list[Trial]) -> None:
     assert ended.code == 0
     lines = [line.split("  ")[0] for line in ended.out.splitlines()]
     assert lines[0] == "train nano, 64×64 pixels, 2 modalities, batch 1, fp32, saver on"
-    assert "peak memory in GB" in lines and "share of it in per cent (MFU)" in lines
+    assert "peak memory in GB" in lines and "share of it in % (MFU)" in lines
     assert "plain" not in ended.out
     assert tried[0].recipe.train.saver == "on"
 

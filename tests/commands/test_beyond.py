@@ -76,9 +76,10 @@ def test_every_command_says_which_sensors_are_there(
     assert seen == {(1, 2)}
 
 
-def test_what_the_upstream_code_has_no_place_for_is_refused(here: Path, memorysam: Program) -> None:
-    card = memorysam("weights", "export", "w.safetensors", "--format", "reference", "--out", "r.pth")
-    assert card.code == 5 and "use --format merged" in card.err
+def test_what_other_code_has_no_place_for_is_refused(here: Path, memorysam: Program) -> None:
+    for form in ("reference", "merged"):
+        card = memorysam("weights", "export", "w.safetensors", "--format", form, "--out", "r.pth")
+        assert card.code == 5 and "was trained with model.fusion" in card.err and not Path("r.pth").exists()
     ended = memorysam("weights", "merge", "w.safetensors", "--out", "m.safetensors")
     assert ended.code == 0, ended.err
     merged, before = load("m.safetensors"), load("w.safetensors")

@@ -206,8 +206,8 @@ def test_panoptic_segments_become_classes(memorysam: Program) -> None:
     assert read_masks("m")["x"].tolist() == [[1, 0], [255, 255]] and json.loads(ended.out)["left_out"] == ["y.jpg"]
     for change, reason in (
         ({"file_name": "../x.png"}, "leads out of"),
-        ({"segments_info": segments[:1]}, "the colour 1,0,0 is no segment"),
-        ({"segments_info": [{"id": 0, "category_id": 7}]}, "segment 0 is there twice, or is no colour"),
+        ({"segments_info": segments[:1]}, "the color 1,0,0 is no segment"),
+        ({"segments_info": [{"id": 0, "category_id": 7}]}, "segment 0 is there twice, or is no color"),
         ({"segments_info": 3}, "'segments_info' must be a list"),
     ):
         place = coco([size], [{**annotation, **change}], CATEGORIES)
@@ -333,7 +333,7 @@ def test_labels_of_cvat_are_read_by_their_colours(memorysam: Program) -> None:
     images.write_png(Path("c/SegmentationClass/a.png"), np.array([[0, 1]], np.uint8))  # one channel: the list's numbers
     assert memorysam("convert", "c", "--to", "masks", "--out", "o").code == 0
     assert read_masks("o")["a"].tolist() == [[255, 0]]
-    for values, reason in (([[0, 2]], "a.png"), ([[[1, 1, 1]]], "the colour 1,1,1 is no label")):
+    for values, reason in (([[0, 2]], "a.png"), ([[[1, 1, 1]]], "the color 1,1,1 is no label")):
         images.write_png(Path("c/SegmentationClass/a.png"), np.array(values, np.uint8))
         refuse("c", reason)
     for text, reason in (

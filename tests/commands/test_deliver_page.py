@@ -41,7 +41,7 @@ def test_every_command_of_the_page_works_as_written(
         assert ended.code == 0, f"memorysam {shlex.join(command)}: {ended.err}"
     assert len(list((tmp_path / "masks").rglob("masks/*/test/*/*.png"))) == SCENES["test"]
     run = next((tmp_path / "runs").glob("deliver-*"))
-    assert len(list((tmp_path / "runs").glob("deliver-*"))) == 1, "--resume auto goes on, and starts no second run"
+    assert len(list((tmp_path / "runs").glob("deliver-*"))) == 1, "--resume auto continues, and starts no second run"
     told = set(re.findall(r"`(\w+\.(?:json|csv))`", PAGE.split("## Score")[1].split("## Segment")[0]))
     assert told == {"metrics.json", "breakdown.csv", "scenes.csv"}
     assert not [name for name in told if not (run / "evaluate" / "val" / name).is_file()]

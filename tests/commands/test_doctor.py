@@ -12,11 +12,11 @@ def test_a_problem_ends_with_6_and_its_remedy(memorysam: Program, monkeypatch: p
     monkeypatch.setattr(
         diagnosis,
         "examine",
-        lambda: [ok("a", "fine"), warning("b", "slow", "hurry"), problem("c", "broken", "mend it")],
+        lambda: [ok("a", "fine"), warning("b", "slow", "hurry"), problem("c", "broken", "fix it")],
     )
     ended = memorysam("doctor")
     assert ended.code == 6
-    assert "warning: b: hurry" in ended.out and "problem: c: mend it" in ended.out
+    assert "warning: b: hurry" in ended.out and "problem: c: fix it" in ended.out
     assert "1 ok, 1 warning(s), 1 problem(s)" in ended.out
     assert "doctor: 1 problem(s): c" in ended.err
 

@@ -99,7 +99,7 @@ def test_what_arrived_is_at_the_end_what_the_command_without_it_writes(
 ) -> None:
     steps = [send(2), send(0), nothing, nothing, send(1), send(3, "depth"), send(3, "img"), *[nothing] * 3]
     ended = follow(steps, "--color", "--confidence")
-    assert ended.code == 130 and "stopped by a signal; the same command goes on" in ended.err
+    assert ended.code == 130 and "stopped by a signal; the same command continues" in ended.err
     assert ended.out.splitlines()[:4] == [f"masks/masks/{number:03}.png" for number in (2, 0, 1, 3)]
     assert memorysam(*PLAIN, "--color", "--confidence", "--out", "plain").code == 0
     plain = {name: data.replace(b'"plain', b'"masks') for name, data in tree(Path("plain")).items()}
@@ -107,7 +107,7 @@ def test_what_arrived_is_at_the_end_what_the_command_without_it_writes(
     followed.pop("errors.jsonl", None)
     assert followed == plain, "and in its order"
     again = memorysam(*PLAIN, "--color", "--confidence")
-    assert again.code == 0 and "complete already" in again.err
+    assert again.code == 0 and "already complete" in again.err
 
 
 RECORDED = 1_700_000_000_000_000_000
@@ -160,7 +160,7 @@ def test_a_restart_does_nothing_twice_and_goes_on(
     before = {path: path.stat().st_mtime_ns for path in Path("masks/masks").glob("*.png")}
     assert ids() == ["000", "001"]
     ended = follow([send(2), *[nothing] * 3])
-    assert ended.code == 130 and "goes on: 2 scenes are done" in ended.err
+    assert ended.code == 130 and "continues: 2 scenes done" in ended.err
     assert ended.out.splitlines()[0] == "masks/masks/002.png"
     assert ids() == ["000", "001", "002"]
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -266,10 +266,10 @@ def test_a_folder_that_is_empty_or_odd_is_waited_for_and_told_once(follow: Calla
     def odd() -> None:
         Path("rig/img/000.jpg").write_bytes(b"a second one")
 
-    def mended() -> None:
+    def fixed() -> None:
         Path("rig/img/000.jpg").unlink()
 
-    ended = follow([nothing, nothing, send(0), odd, nothing, nothing, mended, *[nothing] * 4])
+    ended = follow([nothing, nothing, send(0), odd, nothing, nothing, fixed, *[nothing] * 4])
     assert ended.code == 130 and ids() == ["000"]
     assert ended.err.count("no scene found") == 1 and ended.err.count("stand for the same thing") == 1
     nobody = follow([nothing], "--out", "none", "--json")
@@ -284,12 +284,12 @@ def test_a_bad_scene_ends_it_or_is_listed(follow: Callable[..., Ended]) -> None:
     ended = follow(steps)
     assert ended.code == 3 and "001.png" in ended.err and "--on-error skip" in ended.err
     ended = follow([nothing] * 4, "--on-error", "skip")
-    assert ended.code == 130 and "goes on: 1 scenes are done" in ended.err
+    assert ended.code == 130 and "continues: 1 scene done" in ended.err
     assert [line["status"] for line in documents.read_json_lines(Path("masks/predictions.jsonl"))] == ["done", "failed"]
     ended = follow([send(1), *[nothing] * 4], "--on-error", "skip")
     assert [line["status"] for line in documents.read_json_lines(Path("masks/predictions.jsonl"))] == ["done", "failed"]
     ended = follow([nothing] * 4, "--on-error", "skip", "--limit", 2)
-    assert ended.code == 0 and ids() == ["000", "001"], "a mended scene is taken up by the next start"
+    assert ended.code == 0 and ids() == ["000", "001"], "a fixed scene is taken up by the next start"
 
 
 def test_another_prediction_is_not_replaced_by_mistake(follow: Callable[..., Ended], memorysam: Program) -> None:

@@ -31,6 +31,7 @@ TINY = ["data.image_size=64", "data.workers=0", "train.batch=4", "train.max_step
 CHANGES = [word for change in TINY for word in ("--set", change)]
 BEST = "runs/latest/checkpoints/best.safetensors"
 COMMANDS = {
+    "memorysam": [],
     "prepare": ["prepare", "synthetic", "data", "--scenes", "20", "--size", "72"],
     "check": ["check", "data"],
     "prepare hha": [
@@ -94,7 +95,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         for name, arguments in COMMANDS.items():
             out = io.StringIO()
             with contextlib.redirect_stdout(out):
-                assert app.run([*arguments, "--json", "-q"]) == 0, name
+                assert app.run([*arguments, "--json", *(["-q"] if arguments else [])]) == 0, name
             found[name] = out.getvalue()
     return found
 

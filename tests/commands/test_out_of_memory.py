@@ -1,4 +1,4 @@
-"""``predict`` and ``evaluate`` without enough memory: exit code 6, one line, what was asked for and what helps."""
+"""``predict`` and ``evaluate`` without enough memory: exit code 6, one line, what was requested and what helps."""
 
 from __future__ import annotations
 

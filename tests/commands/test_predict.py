@@ -139,7 +139,7 @@ def test_probabilities_and_thresholds_of_a_job_are_its_own_and_are_taken_up_agai
     lines = Path("masks/predictions.jsonl").read_bytes()
     (here / f"masks/probabilities/{PLANS[0][0]}.npz").unlink()
     again = memorysam(*words)
-    assert again.answer == report and "goes on: 2 of 6 scenes are done" in again.err
+    assert again.answer == report and "continues: 2 of 6 scenes done" in again.err
     assert Path("masks/predictions.jsonl").read_bytes() == lines
     for other in (("--unsure", CLASSES[1]), ("--threshold", "road=0.3"), ("--probabilities", "uint8")):
         swapped = [word for word in words if word != "road=0.26" or other[0] != "--threshold"]
@@ -246,10 +246,10 @@ def test_the_same_command_is_answered_at_once_goes_on_or_begins_anew(here: Path,
     before = {path: path.read_bytes() for path in Path("masks").rglob("*") if path.is_file() and path.name != ".lock"}
     assert all(law["holds"] for law in first["laws"].values()) and len(first["laws"]) == 3
     again = memorysam(*arguments)
-    assert again.answer == first and "complete already" in again.err
+    assert again.answer == first and "already complete" in again.err
     Path("masks/masks/fog/val/a/000001.png").unlink()
     more = memorysam(*arguments, "--resume")
-    assert more.answer == first and "goes on: 2 of 6 scenes are done" in more.err
+    assert more.answer == first and "continues: 2 of 6 scenes done" in more.err
     assert memorysam(*arguments, "--overwrite").answer == first
     assert before == {path: path.read_bytes() for path in before}
 
@@ -272,7 +272,7 @@ def test_an_unfinished_prediction_is_not_replaced_by_mistake(here: Path, memorys
     other = memorysam(*arguments, "--color")
     assert other.code == 2 and "5 scenes of another prediction (other pictures)" in other.err
     ended = memorysam(*arguments, "--on-error", "skip")
-    assert ended.code == 4 and "goes on: 5 of 6 scenes are done" in ended.err
+    assert ended.code == 4 and "continues: 5 of 6 scenes done" in ended.err
 
 
 def test_a_foreign_folder_is_refused_untouched_unless_it_may_be_used(here: Path, memorysam: Program) -> None:
@@ -308,7 +308,7 @@ def test_a_bad_scene_ends_with_3_or_is_left_out_with_4(here: Path, memorysam: Pr
     ended = memorysam(*arguments)
     assert (ended.code, ended.answer["error"]["code"]) == (3, 3) and f"cellar/a/depth{suffix}" in ended.err
     assert "lack" not in ended.err
-    assert ended.err.endswith("; mend the file, or go on without such scenes: --on-error skip\n")
+    assert ended.err.endswith("; fix the file, or continue without such scenes: --on-error skip\n")
     assert not Path("masks/_SUCCESS.json").exists()
     ended = memorysam(*arguments, "--on-error", "skip")
     assert ended.code == 4 and "1 of 2 scenes were left out" in ended.err

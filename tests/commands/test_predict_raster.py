@@ -141,7 +141,7 @@ def test_what_was_killed_goes_on_where_it_was(
         rasters, "write_rows", lambda *a, top, left, **k: (written.append((top, left)), write(*a, top=top, left=left))
     )
     ended = memorysam("predict", scene, "--weights", weights, "--out", "classes.tif")
-    assert ended.code == 0 and "goes on: " in ended.err, ended.err
+    assert ended.code == 0 and "continues: " in ended.err, ended.err
     assert len(written) == len(set(written)), "no rows twice"
     np.testing.assert_array_equal(classes_of(Path("classes.tif")), classes_of(Path("whole.tif")))
     assert not Path(".classes.tif.work").exists()
@@ -323,3 +323,54 @@ def test_every_key_of_the_answer_is_documented(memorysam: Program, weights: Path
     page = (Path(__file__).parent.parent.parent / "docs/json.md").read_text(encoding="utf-8")
     paragraph = page.partition("Of a raster (")[2].partition("\n\n")[0]
     assert set(ended.answer) == set(re.findall("`(\\w+)`", paragraph)) - {"predict", "value"}
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16"])
+def test_probabilities_are_a_band_for_each_class_and_survive_a_kill(
+    dtype: str, memorysam: Program, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stored = smooth(5, 160, 64) + 1
+    stored[:, :40, :50] = 0  # no sensor measured anything there
+    write_geotiff(tmp_path / "a.tif", stored, nodata=0)
+    line = (
+        "predict",
+        "a.tif",
+        "--weights",
+        weights,
+        "--out",
+        "c.tif",
+        "--bands",
+        "rgb=4,3,2",
+        "--probabilities",
+        dtype,
+    )
+    written = rasters.write_rows
+    calls = []
+
+    def killed(path: Path, values: Any, **place: Any) -> None:
+        calls.append(path.name)
+        if len(calls) == 4:  # the second rows' classes are there, their probabilities are not
+            raise Terminated(15)
+        written(path, values, **place)
+
+    monkeypatch.setattr(rasters, "write_rows", killed)
+    assert memorysam(*line).code == 143
+    monkeypatch.setattr(rasters, "write_rows", written)
+    ended = memorysam(*line, "--json")
+    assert ended.code == 0 and "goes on" in ended.err, ended.err
+    assert ended.answer["probabilities"] == "c.probabilities.tif"
+    with rasterio.open("a.tif") as source, rasterio.open("c.probabilities.tif") as made:
+        assert (made.crs, made.transform, made.shape) == (source.crs, source.transform, source.shape)
+        assert made.descriptions == CLASSES and made.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        found = made.read().astype(np.float64)
+        assert made.dtypes[0] == ("uint8" if dtype == "uint8" else "float32")
+    gap = np.zeros(found.shape[1:], bool)
+    gap[:40, :50] = True
+    assert (found[:, gap] == 0).all() if dtype == "uint8" else np.isnan(found[:, gap]).all()
+    whole, step = (255, 1) if dtype == "uint8" else (1, 1e-3)
+    np.testing.assert_allclose(found[:, ~gap].sum(0), whole, atol=3 * step)
+    winner = np.take_along_axis(found, np.where(gap, 0, classes_of(Path("c.tif")))[None].astype(np.int64), axis=0)[0]
+    assert (winner[~gap] >= found.max(0)[~gap]).all(), "rounding may make two alike, but never turns them round"
+    ended = memorysam(*line)
+    assert ended.code == 2 and "exists already" in ended.err

@@ -116,7 +116,7 @@ def test_scenes_and_files_are_shown_in_tables(tmp_path: Path, capsys: pytest.Cap
 def test_a_data_set_without_labels_shows_no_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_tree("muses", tmp_path, scenes={"test": 2})
     assert run(["prepare", "muses", str(tmp_path)]) == 0
-    assert "share of the labelled pixels" not in capsys.readouterr().out
+    assert "share of the labeled pixels" not in capsys.readouterr().out
 
 
 def test_measured_statistics_are_stored_and_the_normalisation_stays(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ LABEL = np.repeat([[0, 1, 1, 2]], 4, axis=0).astype(np.uint8).repeat(8, axis=0).
 COLOURS = np.array([(0, 0, 0, 255), (0, 200, 0, 255), (0, 0, 200, 255)], np.uint8)
 CLASSES = {"plain": "left\nmiddle\nright\n", "camvid": "name,r,g,b\nleft,0,0,0\nmiddle,0,200,0\nright,0,0,200\n"}
 LABEL_FORMS = {
-    "rgba": (COLOURS[LABEL], "plain", "is in colour; give each class its colour in the class list"),
+    "rgba": (COLOURS[LABEL], "plain", "is in color; give each class its color in the class list"),
     "rgba with CamVid's list": (COLOURS[LABEL], "camvid", None),
     "indexed": (LABEL, "plain", None),
     "void": (np.full_like(LABEL, 255), "plain", "no labeled pixel in 'train'"),
@@ -437,7 +437,7 @@ def test_a_rig_is_prepared_without_a_pattern_after_it_was_shown(memorysam: Progr
     assert [(each.name, each.kind) for each in info.modalities] == [
         ("rgb", "rgb"), ("depth", "depth"), ("Waermebild-Kamera", "thermal"),
     ]  # fmt: skip
-    # No class list: the values are the classes, in the palette's colours.
+    # No class list: the values are the classes, in the palette's colors.
     assert (info.classes, info.palette) == (("class_0", "class_1", "class_2"), ((0, 0, 0), (128, 0, 0), (0, 128, 0)))
     sizes = {name: form[0]["scenes"] for name, form in agreed.answer["stored"].items()}
     assert sizes == {"rgb": 8, "depth": 8, "Waermebild-Kamera": 8}
@@ -614,7 +614,7 @@ def test_frames_pair_by_time_and_the_offsets_are_shown(memorysam: Program, tmp_p
         (["--pair", "nearest", "--tolerance", "20ms", "--times", "no.csv"], 2, "--times no.csv: does not exist"),
         (["--pair", "nearest", "--tolerance", "1ms"], 3, "no frame of 'ir' is within 1 ms of one of 'rgb'"),
         (["--resize", "ir=cubic"], 2, "--resize ir=cubic: must be nearest or bilinear"),
-        (["--kind", "ir=depth", "--resize", "ir=bilinear"], 2, "a value between two neighbours was never measured"),
+        (["--kind", "ir=depth", "--resize", "ir=bilinear"], 2, "a value between two neighbors was never measured"),
     ],
 )
 def test_what_cannot_pair_or_resize_is_refused(

@@ -245,7 +245,7 @@ def test_a_run_begins_from_the_weights_of_another_one(memorysam: Run) -> None:
     other = changes("data.modalities=[img]")
     third = memorysam("train", "-r", "demo", "--json", "--init", first["best"], "--out", "third", *other)
     assert third.code == 0, third.err
-    said = "was trained on img, depth, event, lidar, goes on with img"
+    said = "was trained on img, depth, event, lidar, continues with img"
     assert said in third.err and said in (Path("third") / "train.log").read_text()
     refused = memorysam(
         "train", "-r", "demo", "--init", first["best"], "--out", "fourth", *changes("model.lora.rank=3")
@@ -263,7 +263,7 @@ def test_under_a_launcher_the_exit_code_is_in_a_file(memorysam: Run, monkeypatch
 
 
 def test_running_out_of_memory_ends_with_6_and_keeps_the_run(memorysam: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the second update; the checkpoint of the first one goes on with the saver."""
+    """In the second update; the checkpoint of the first one continues with the saver."""
     sets = changes("train.max_steps=3", "train.checkpoint_minutes=0.000001", "train.saver=off")
     command = ["train", "-r", "demo", "--out", "run", *sets]
     calls, forward = [], MemorySAM.forward

@@ -199,7 +199,7 @@ def test_what_is_no_photo_is_measured_unless_stored_and_a_line_says_so(memorysam
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a data set of millimetres, and the same scenes in metres; each command has its own copy."""
+    """Weights of a data set of millimeters, and the same scenes in meters; each command has its own copy."""
     from memorysam_cli import app
 
     here = tmp_path_factory.mktemp("values")

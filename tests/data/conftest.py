@@ -19,7 +19,7 @@ DeliverWriter = Callable[..., Path]
 
 
 def write_deliver(folder: Path, scenes: Sequence[str], *, height: int = 6, width: int = 8) -> Path:
-    """DELIVER files for ids such as ``cloud/train/MAP_1_point1/000050``; every scene has its own colours."""
+    """DELIVER files for ids such as ``cloud/train/MAP_1_point1/000050``; every scene has its own colors."""
     for number, scene in enumerate(scenes):
         rng = np.random.Generator(np.random.PCG64(number))
         for place, suffix in (("img", "rgb"), ("hha", "depth"), ("event", "event"), ("lidar", "lidar")):

@@ -115,7 +115,7 @@ def test_an_illegal_label_value_is_a_problem_with_its_place(listed: Manifest) ->
     images.write_png(listed.root / label, pixels)
     kind, count, first = only_problem(check(listed))
     assert (kind, count) == ("label", 1)
-    assert "label value 26 in 1 pixels, first at (row 4, column 5)" in first
+    assert "label value 26 in 1 pixel, first at (row 4, column 5)" in first
 
 
 def test_damaged_files_and_odd_dtypes_are_problems(listed: Manifest) -> None:
@@ -226,7 +226,7 @@ def test_the_json_has_the_documented_keys(listed: Manifest) -> None:
         "modalities": ["img", "depth", "event", "lidar"],
         "classes": 25,
         "problems": [
-            {"kind": "missing label", "count": 1, "first": ["x: has no label (its split is not called unlabelled)"]}
+            {"kind": "missing label", "count": 1, "first": ["x: has no label (its split is not called unlabeled)"]}
         ],
         "dropped": 0,
         "strays": {"count": 0, "first": []},

@@ -31,7 +31,7 @@ MODALITIES = {
     "muses": ["frame_camera", "lidar", "radar", "event_camera"],
 }
 FACTS = {
-    # classes, first class and its colour, last class, shift, ignored, native size, published scenes
+    # classes, first class and its color, last class, shift, ignored, native size, published scenes
     "deliver": (25, "Building", (70, 70, 70), "Truck", -1, (0, 255), (1042, 1042), 7885),
     "mcubes": (20, "asphalt", (44, 160, 44), "sky", 0, (255,), (1024, 1224), 500),
     "mfnet": (9, "unlabeled", (0, 0, 0), "bump", 0, (255,), (480, 640), 1569),

@@ -144,7 +144,7 @@ def test_an_illegal_value_is_named_with_its_pixels_and_place(tmp_path: Path) -> 
     with pytest.raises(DataError) as caught:
         decode.read_label(path, DELIVER_RULE, 25)
     assert str(caught.value) == (
-        f"{path}: label value 26 in 2 pixels, first at (row 1, column 1) (and 1 pixels of other illegal values); "
+        f"{path}: label value 26 in 2 pixels, first at (row 1, column 1) (and 1 pixel of other illegal values); "
         "legal are 1..25, and 0, 255 for 'ignored'"
     )
 
@@ -152,7 +152,7 @@ def test_an_illegal_value_is_named_with_its_pixels_and_place(tmp_path: Path) -> 
 @pytest.mark.parametrize("value", [-1, 25, 254, 256, 281, 300, 65536, 2**32])
 def test_no_integer_wraps_into_a_class(tmp_path: Path, value: int) -> None:
     np.save(tmp_path / "l.npy", np.array([[3, value]], np.int64))
-    with pytest.raises(DataError, match=rf"label value {value} in 1 pixels, first at \(row 0, column 1\)"):
+    with pytest.raises(DataError, match=rf"label value {value} in 1 pixel, first at \(row 0, column 1\)"):
         decode.read_label(tmp_path / "l.npy", LabelRule(), 25)
 
 
@@ -176,7 +176,7 @@ def test_four_channels_in_colour_are_no_number(tmp_path: Path, colour: tuple[int
     picture[..., :3] = 0
     picture[1, 2, :3] = colour
     images.write_png(tmp_path / "l.png", picture)
-    with pytest.raises(DataError, match="is in colour; labels must be class numbers"):
+    with pytest.raises(DataError, match="is in color; labels must be class numbers"):
         decode.read_label(tmp_path / "l.png", LabelRule(), 25)
 
 
@@ -200,7 +200,7 @@ def test_indexed_pngs_give_their_indices(tmp_path: Path, bits: int) -> None:
     colours = np.random.Generator(np.random.PCG64(7)).integers(0, 256, 3 << bits, np.uint8).tobytes()
     (tmp_path / "l.png").write_bytes(palette_png(label, bits, colours))
     np.testing.assert_array_equal(decode.read_label(tmp_path / "l.png", LabelRule(), 25), label)
-    assert images.read(tmp_path / "l.png").shape == (7, 11, 4)  # anywhere else their colours, with alpha
+    assert images.read(tmp_path / "l.png").shape == (7, 11, 4)  # anywhere else their colors, with alpha
 
 
 def test_indices_that_no_png_has_are_refused(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_tiffs_of_every_integer_type_are_labels(tmp_path: Path, dtype: type) -> 
     (tmp_path / "l.tif").write_bytes(gray_tiff(np.array([[0, 24, ignored]], dtype)))
     np.testing.assert_array_equal(decode.read_label(tmp_path / "l.tif", rule, 25), [[0, 24, 255]])
     (tmp_path / "l.tif").write_bytes(gray_tiff(np.array([[0, 24, 25]], dtype)))
-    with pytest.raises(DataError, match="label value 25 in 1 pixels"):
+    with pytest.raises(DataError, match="label value 25 in 1 pixel"):
         decode.read_label(tmp_path / "l.tif", rule, 25)
 
 
@@ -252,7 +252,7 @@ def test_a_label_in_colours_or_as_jpeg_or_with_fractions_is_refused(tmp_path: Pa
     jpeg = cv2.imencode(".jpg", np.zeros((8, 8), np.uint8))[1].tobytes()
     (tmp_path / "really_jpeg.png").write_bytes(jpeg)
     np.save(tmp_path / "float.npy", np.zeros((2, 2)))
-    for name, why in [("colour.png", "in colour"), ("really_jpeg.png", "a JPEG"), ("float.npy", "whole numbers")]:
+    for name, why in [("colour.png", "in color"), ("really_jpeg.png", "a JPEG"), ("float.npy", "whole numbers")]:
         with pytest.raises(DataError, match=why):
             decode.read_label(tmp_path / name, LabelRule(), 25)
 
@@ -268,7 +268,7 @@ def test_a_mapping_decides_by_hand(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [1, 8, 254])
 def test_what_a_mapping_does_not_list_is_refused(tmp_path: Path, value: int) -> None:
     images.write_png(tmp_path / "l.png", np.array([[7, value]], np.uint8))
-    with pytest.raises(DataError, match=rf"label value {value} in 1 pixels.*legal are 7, 11, 34, and 0, 255 for 'ign"):
+    with pytest.raises(DataError, match=rf"label value {value} in 1 pixel.*legal are 7, 11, 34, and 0, 255 for 'ign"):
         decode.read_label(tmp_path / "l.png", MAPPING, 2)
 
 
@@ -323,7 +323,7 @@ def test_colours_need_colours(tmp_path: Path) -> None:
 @pytest.mark.parametrize("palette", [(), ((1, 1, 1), (1, 1, 1))])
 def test_two_classes_of_one_colour_are_refused(tmp_path: Path, palette: tuple[tuple[int, int, int], ...]) -> None:
     images.write_png(tmp_path / "l.png", np.zeros((2, 2, 3), np.uint8))
-    with pytest.raises(DataError, match="a different colour for every class"):
+    with pytest.raises(DataError, match="a different color for every class"):
         decode.read_label(tmp_path / "l.png", COLOURS, 2, palette=palette)
 
 

@@ -156,3 +156,19 @@ def test_labels_and_what_happens_to_one_sensor_do_not_depend_on_the_others() -> 
     first, again = degraded(0.4, number=4), degraded(0.4, number=4)
     for name in NAMES:
         np.testing.assert_array_equal(first.frames[name], again.frames[name])
+
+
+def test_frames_of_one_sensor_are_hit_alike_and_one_whole_sensor_is_spared() -> None:
+    """``depth`` and ``aolp`` stand for the frames of one sensor."""
+    owner = {"depth": "ms", "aolp": "ms"}
+    known = [modality for modality in SENSORS if modality.name in {*owner, "rgb"}]
+    whole = sample()
+    part = Sample({modality.name: whole.frames[modality.name] for modality in known}, whole.label, whole.invalid)
+    hits = Counter[tuple[str, ...]]()
+    for number in range(12):
+        found = degrade(
+            part, modalities=known, share=0.6, sensors=owner,
+            generator=lambda key, number=number: generator(3, 0, number, spawn_key=(2, key)),  # type: ignore[misc]
+        )  # fmt: skip
+        hits[tuple(name for name in part.frames if found.frames[name] is not part.frames[name])] += 1
+    assert set(hits) == {(), ("rgb",), ("depth", "aolp")}

@@ -137,7 +137,7 @@ def test_no_size_blends_what_was_measured_with_what_was_not(modality: Modality, 
 
 @pytest.mark.parametrize("kind", ["DEM", "PHOTO"])
 def test_augmentation_blends_nothing_either(kind: str) -> None:
-    """Crop, flip and blur, and jitter's mean grey: every measured pixel stays alike, every gap is 0 in the tensor."""
+    """Crop, flip and blur, and jitter's mean gray: every measured pixel stays alike, every gap is 0 in the tensor."""
     modality = {"DEM": DEM, "PHOTO": PHOTO}[kind]
     frame = np.where(gap_of(48, 64), 0, 100).astype(np.uint8)
     always = Augment(jitter=1.0, flip=0.5, blur=1.0, scale=(0.5, 2.0))

@@ -133,7 +133,7 @@ def test_a_bad_file_ends_with_its_own_message(prepared: Manifest, small_recipe: 
         batches(prepared, small_recipe, workers=workers)
     line = f"memorysam prepare manifest {prepared.root} deliver --drop-incomplete"
     assert str(caught.value) == (
-        f"{bad}: empty (0 bytes); get the file again; mend the file, or leave all such scenes out: {line}"
+        f"{bad}: empty (0 bytes); get the file again; fix the file, or leave all such scenes out: {line}"
     )
 
 

@@ -53,7 +53,7 @@ def test_brightness_contrast_saturation_by_hand() -> None:
     assert red(contrast=0.5) == [125, 175]
     assert red(saturation=0.5) == [100, 200]
     colour = np.array([[[255, 0, 0]]], np.uint8)
-    np.testing.assert_array_equal(  # grey 0.2989 · 255 = 76.2; half way: 165.6, 38.1
+    np.testing.assert_array_equal(  # gray 0.2989 · 255 = 76.2; half way: 165.6, 38.1
         jitter_colours(colour, brightness=1, contrast=1, saturation=0.5), [[[166, 38, 38]]]
     )
 

@@ -245,4 +245,4 @@ def test_labels_that_a_layout_calls_hidden_count_once_they_are_there(tmp_path: P
     assert [(problem.kind, problem.count) for problem in prepared.report.problems] == [
         ("missing label", len(frames) - 1)
     ]
-    assert "its split is not called unlabelled" in prepared.report.problems[0].first[0]
+    assert "its split is not called unlabeled" in prepared.report.problems[0].first[0]

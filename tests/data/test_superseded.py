@@ -58,5 +58,5 @@ def test_scenes_that_come_go_and_change_are_counted(prepared: Manifest) -> None:
     one, two, *others = prepared.scenes
     listed = [replace(two, condition="snow"), *others, replace(one, id="new")]
     (line,) = preparation.keep_superseded(prepared.root, prepared.info, listed)
-    assert f"scenes.jsonl: 1 more, 1 fewer, 1 changed (such as {two.id}) than before" in line
+    assert f"scenes.jsonl: scenes differ from before: 1 more, 1 fewer, 1 changed (e.g. {two.id})" in line
     assert preparation.keep_superseded(prepared.root, prepared.info, prepared.scenes) == []

@@ -63,7 +63,7 @@ def test_flip_and_crop_are_the_same_for_all_frames_and_the_label() -> None:
         # Nearest frames carry the very coordinates that the label was read at.
         rows, columns = result.frames["lidar"][..., 0].astype(int), result.frames["lidar"][..., 1].astype(int)
         np.testing.assert_array_equal(result.label[valid], label[rows, columns][valid])
-        # Shrinking 2.5 times, floor-nearest reads up to 0.5 · 2.5 - 0.5 + 1 pixels beside the bilinear centre.
+        # Shrinking 2.5 times, floor-nearest reads up to 0.5 · 2.5 - 0.5 + 1 pixels beside the bilinear center.
         assert np.abs(result.frames["img"] - result.frames["lidar"])[valid].max() < 1.75
 
 

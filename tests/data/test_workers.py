@@ -60,7 +60,7 @@ def test_a_bug_stays_a_bug(workers: int) -> None:
 def test_an_item_that_kills_its_readers_is_refused_by_name_in_its_place() -> None:
     items = load(Numbers(), [0, 1, 4, 2], workers=2)
     assert [int(next(items)), int(next(items))] == [0, 10]
-    with pytest.raises(DataError, match=r"^item 4: killed its reader 3 times \(it was killed by SIGKILL\); mend"):
+    with pytest.raises(DataError, match=r"^item 4: killed its reader 3 times \(it was killed by SIGKILL\); fix"):
         next(items)
 
 

@@ -11,7 +11,7 @@ _KINDS = {"u": 1, "i": 2, "f": 3}
 
 
 def tiff(array: np.ndarray, *, nodata: str | None = None) -> bytes:
-    """One grey page, one strip, little-endian; ``nodata`` is what tag 42113 says."""
+    """One gray page, one strip, little-endian; ``nodata`` is what tag 42113 says."""
     height, width = array.shape
     text = b"" if nodata is None else nodata.encode() + b"\0"
     fields = [(256, width), (257, height), (258, array.itemsize * 8), (259, 1), (262, 1), (273, 0), (277, 1)]

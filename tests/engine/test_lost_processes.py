@@ -33,7 +33,7 @@ class Company:
 
     def at_work(self, rank: int) -> None:
         """Enter the work and stay in it."""
-        work = self.each[rank].at_work(lambda: f"rank {rank} goes on")
+        work = self.each[rank].at_work(lambda: f"rank {rank} continues")
         work.__enter__()
         self.works.append(work)  # one that is forgotten ends
 
@@ -87,7 +87,7 @@ def test_all_hear_who_was_lost(lost: int, company: Company) -> None:
         assert found == LostProcess(lost) and str(found) == f"rank {lost} was lost"
     # Those that are still waiting for it later are told that they are stuck, with their own advice.
     wait_for(lambda: len(company.stuck) >= 2)
-    assert {(0, LostProcess(lost), "rank 0 goes on"), (other, LostProcess(lost), f"rank {other} goes on")} <= {
+    assert {(0, LostProcess(lost), "rank 0 continues"), (other, LostProcess(lost), f"rank {other} continues")} <= {
         *company.stuck
     }
 

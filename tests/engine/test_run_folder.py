@@ -64,7 +64,7 @@ def test_latest_is_unfinished_only_until_a_run_has_finished() -> None:
         run = made(f"runs/{name}", finished=finished)
         run_folder.note_begun(run.path)
         if finished:
-            run_folder.point_latest(run.path)  # as a training does at its end
+            run_folder.point_latest(run.path)  # as a training run does at its end
         assert Path("runs/latest").resolve().name == latest, f"after {name}"
     run_folder.point_latest(Path("runs/a"))
     assert Path("runs/latest").resolve().name == "a", "the last one that finished"

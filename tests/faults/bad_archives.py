@@ -110,7 +110,7 @@ def foreign_out(*arguments: str) -> Callable[[Place], Arguments]:
     return make
 
 
-COUNTS = ("missing event: 3, the first 3:", "missing img: 1, the first 1:", "missing label: 1, the first 1:")
+COUNTS = ("missing event (3):", "missing img (1):", "missing label (1):")
 KEPT = ("DELIVER/memorysam",)
 """What ``prepare`` writes, or remembers of its reading."""
 

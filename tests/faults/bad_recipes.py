@@ -23,7 +23,7 @@ LR, EPOCHS = "  lr: 1e-4\n", "  epochs: 1\n"
 PART = tuple[str, str, tuple[str, ...]]
 
 WRONG: dict[str, PART] = {
-    "text": (LR, '  lr: "abc"\n', (":11: optim.lr: must be a valid number", '"abc"')),
+    "text": (LR, '  lr: "abc"\n', (":11: optim.lr: must be a number", '"abc"')),
     "mistyped key": (LR, "  lrr: 1\n", (":11: optim: unknown key 'lrr'", "did you mean 'lr'?")),
     "key twice": (LR, "  lr: 1\n  lr: 2\n", (":12: ", "'lr' is given twice (first on line 11)", "keep one")),
     "object": (LR, '  lr: !!python/object/apply:os.system ["touch evil"]\n', (":11: ", "python/object", "not allowed")),

@@ -180,7 +180,7 @@ def stop_dead(rank: int, _base: Path, _place: Path, *, stopped: int, grace_s: fl
     """A process is killed, and the others are in a call that hears of nothing."""
     lost_processes.GRACE_S = grace_s
     accelerator = runtime.make_accelerator(torch.device("cpu"), precision="fp32")
-    with processes.lost_ones_named(accelerator, advice=lambda: "go on somehow"):
+    with processes.lost_ones_named(accelerator, advice=lambda: "continue somehow"):
         processes.wait_for_all(accelerator)
         if rank == stopped:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -58,7 +58,7 @@ def recipe_of() -> Recipe:
 
 
 def line(base: Path, run: Path, *sets: str) -> list[str]:
-    """The command that begins a run, or goes on."""
+    """The command that begins a run, or continues."""
     words = [word for change in sets for word in ("--set", change)]
     return [
         "train", "-r", str(base / "small.yaml"), "--data", str(base / "data"), "--out", str(run), "--resume", "auto",

@@ -66,7 +66,7 @@ def warm(base: str) -> None:
 
 
 def run(way: str, base: str, out: str, workers: int, most_bytes: int | None) -> None:
-    """Begin the training in a folder, or go on where it stood there.
+    """Begin the training in a folder, or continue where it stood there.
 
     Args:
         way: ``ours``, or one of :func:`tests.faults.naive.training.train`.
@@ -106,6 +106,6 @@ def ours(recipe: Recipe, manifest: Manifest, out: Path, accelerator: Accelerator
 
 
 def _draw_nothing(trainer: Any) -> None:
-    """Pictures take most of such a small training's time, and nothing is learnt from them."""
+    """Pictures take most of such a small training's time, and nothing is learned from them."""
     trainer.validation.draw = lambda *_, **__: None
     trainers.draw_first_batch = lambda *_: None

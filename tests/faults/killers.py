@@ -155,7 +155,7 @@ class Evil:
 
 def _do(how: str) -> None:
     if how == "raise":
-        raise DataError("the file: is bad; mend it")
+        raise DataError("the file: is bad; fix it")
     if how == "hang":
         time.sleep(HANG_S)
     if how == "exit":

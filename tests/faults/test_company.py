@@ -21,7 +21,7 @@ from tests.faults.jobs_bad_inputs import RECIPE
 from tests.storage.test_hub import FLIPPED, served
 
 LONG = ["--set", "train.epochs=100000", "--set", "train.validate_every=100000"]
-"""A training that ends only when it is told to."""
+"""A training run that ends only when it is told to."""
 PATIENCE_S = 60
 
 
@@ -56,7 +56,7 @@ def told(process: subprocess.Popen[str]) -> tuple[str, str]:
 
 
 def until_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
-    """Wait until a training has logged an update."""
+    """Wait until a training run has logged an update."""
     deadline = time.monotonic() + PATIENCE_S
     metrics = run / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text().count('"loss"') >= step):
@@ -91,7 +91,7 @@ def test_a_hub_that_does_not_deliver_ends_with_7(mode: str, words: tuple[str, ..
 
 
 def stopped(process: subprocess.Popen[str], here: Path, number: signal.Signals, *, code: int) -> str:
-    """Tell a training to end: it saves, says how to go on, and leaves no temporary. All that it said on stderr."""
+    """Tell a training to end: it saves, says how to continue, and leaves no temporary. All that it said on stderr."""
     process.send_signal(number)
     err, line = told(process)
     assert process.returncode == code and line.startswith(f"{ERROR}{code}]: ")
@@ -110,7 +110,7 @@ def test_a_training_that_is_interrupted_says_how_to_go_on(here: Path) -> None:
 
 
 def readers_of(process: subprocess.Popen[str]) -> list[int]:
-    """The worker processes of a training."""
+    """The worker processes of a training run."""
     found = []
     for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -120,7 +120,7 @@ def readers_of(process: subprocess.Popen[str]) -> list[int]:
 
 
 def test_a_reader_of_scenes_that_is_killed_is_replaced_until_the_end(here: Path) -> None:
-    """RELIABILITY §4, rows 42 and 41: the out-of-memory killer takes a worker, the run goes on; then exit code 143."""
+    """RELIABILITY §4, rows 42 and 41: the out-of-memory killer takes a worker; then exit code 143."""
     if sys.platform != "linux":
         pytest.skip("the children of a process are read from /proc, which is Linux's")
     process = start(here, "train", "-r", "tiny.yaml", "--out", "runs/new", "--set", "data.workers=1", *LONG)

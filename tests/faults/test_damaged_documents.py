@@ -1,6 +1,6 @@
 """Every document that a command reads back, mutated field by field: the command ends with 0 or a documented code.
 
-The files are those that a training, an evaluation and a prediction have left. In each one every field in turn is taken
+The files are those that training, evaluation and prediction have left. In each one every field in turn is taken
 away, or becomes something else; the commands that read it must answer with one line, whatever they find.
 """
 
@@ -174,7 +174,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def made(base: Path) -> Path:
-    """What a training, an evaluation and a prediction have left, not to be written to."""
+    """What a training run, an evaluation and a prediction have left, not to be written to."""
     made = base / "made"
     jobs_bad_inputs.warm(str(made))
     with lock.hold(made / RUN):

@@ -24,7 +24,7 @@ SIZE = (61, 83)
 
 
 def smooth(channels: int, dtype: type) -> npt.NDArray[Any]:
-    """Pixels as of a photograph: neighbours are alike, and there is some noise."""
+    """Pixels as of a photograph: neighbors are alike, and there is some noise."""
     rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
     noise = np.random.Generator(np.random.PCG64(4)).integers(0, 9, (*SIZE, channels))
     values = (rows * 2 + columns)[..., None] + noise + 20 * np.arange(channels)

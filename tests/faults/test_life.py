@@ -65,7 +65,7 @@ class Life(RuleBasedStateMachine):
         self.saved = -1
         """The newest step that is known to be saved and undamaged."""
         self.asked = 0
-        """The most updates that a training was asked for and said to have done."""
+        """The most updates that a training run was asked for and said to have done."""
         self.is_predicted = False
         self.damaged = 0
         self.counts["lives"] += 1

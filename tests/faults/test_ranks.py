@@ -71,7 +71,7 @@ def test_a_killed_process_ends_the_others_at_once_by_name_and_costs_no_checkpoin
             pass
     figures("L", killed_ranks=tries, checkpoints_lost=0)
     assert slowest < 30 and lost_processes.GRACE_S < 30
-    # The last of these goes on with the same command.
+    # The last of these continues with the same command.
     last = checkpoints.read(newest).position.step + 2
     again = launch(forks, base, out, "train", world, every=1, updates=last)
     assert [each.code for each in again] == [0] * world, again
@@ -192,7 +192,8 @@ def test_a_process_that_hears_of_nothing_is_ended_when_another_is_lost(
         if rank != stopped:
             assert each.code == 6 and each.seconds < 30, ranks
             assert (
-                f"error [6]: rank {stopped} was lost, and this process still waited for it; go on somehow" in each.said
+                f"error [6]: rank {stopped} was lost, and this process still waited for it; continue somehow"
+                in each.said
             )
     figures("L", stuck_ranks=2, hung=0)
 

@@ -37,7 +37,7 @@ def kept(folder: Path) -> Kept:
 
 
 def attempts(folder: Path, forks: Forks, rng: random.Random, way: str) -> Iterator[Kept]:
-    """What each of many kills left, within a few saves; each child goes on where the one before was killed."""
+    """What each of many kills left, within a few saves; each child continues where the one before was killed."""
     few, step = 0.02, 1
     while True:  # the time in which a new child saves some, its first save being slower than the next
         few *= 1.5

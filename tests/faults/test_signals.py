@@ -1,4 +1,4 @@
-"""Block N: SIGTERM, SIGINT and SIGUSR1 at random moments of a training; a second one while the first is obeyed."""
+"""Block N: SIGTERM, SIGINT and SIGUSR1 at random moments of a training run; a second one while the first is obeyed."""
 
 from __future__ import annotations
 

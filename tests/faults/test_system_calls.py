@@ -92,7 +92,7 @@ def swept(name: str, base: Path) -> tuple[int, list[str]]:
 
 
 def _harm(name: str, folder: Path, found: str, code: int) -> list[str]:
-    """What a fault did that it must not do, and whether the same job mends it."""
+    """What a fault did that it must not do, and whether the same job fixes it."""
     harm = []
     if found not in {"old", "new"}:
         harm.append(found)

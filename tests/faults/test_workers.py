@@ -110,7 +110,7 @@ def test_a_scene_that_always_kills_its_reader_is_named_in_its_place(
     name, how = rng.choice(used), rng.choice(DEATHS)
     evil.scenes = {name: (how, 1000)}
     place = next(index for index, each in enumerate(whole[kind]) if name in each.names)
-    words = rf"^scene {name}: killed its reader 3 times \(it .*\); mend its files, or leave it out"
+    words = rf"^scene {name}: killed its reader 3 times \(it .*\); fix its files, or leave it out"
     if kind == "predict":  # the fault stands in the scene's place, and the others follow
         found = [seen(item) for item in read(kind, manifest, workers=2)]
         assert found[place].names == ("fault",)
@@ -157,9 +157,9 @@ def test_a_scene_that_raises_is_told_in_its_place_with_and_without_workers(
     except DataError as raised:
         fault = str(raised)
     if kind == "predict":
-        assert found[place] == Seen(("fault",), "the file: is bad; mend it") and len(found) == len(whole[kind])
+        assert found[place] == Seen(("fault",), "the file: is bad; fix it") and len(found) == len(whole[kind])
     else:
-        assert fault is not None and fault.startswith("the file: is bad; mend it")
+        assert fault is not None and fault.startswith("the file: is bad; fix it")
 
 
 @pytest.mark.parametrize("naive", [reading.plain, reading.restarting, reading.skipping])

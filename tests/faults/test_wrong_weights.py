@@ -1,4 +1,4 @@
-"""Weights that are whole and valid, but not those that were asked for: refused by name, and nothing is loaded."""
+"""Weights that are whole and valid, but not those that were requested: refused by name, and nothing is loaded."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ BASES: dict[str, tuple[Callable[[State], State], str]] = {
     "our own prefix": (renamed(lambda name: f"sam.{name}"), "its names begin with 'sam.'"),
     "another prefix": (renamed(lambda name: f"net.{name}"), "its names begin with 'net.'"),
     "names in capitals": (renamed(str.upper), "it looks like none of SAM 2's"),
-    "transposed": (lambda s: s | {MLP: s[MLP].T}, "is (24, 96), not (96, 24)"),
-    "flattened": (lambda s: s | {MLP: s[MLP].flatten()}, "is (2304,), not (96, 24)"),
+    "transposed": (lambda s: s | {MLP: s[MLP].T}, "is (32, 128), not (128, 32)"),
+    "flattened": (lambda s: s | {MLP: s[MLP].flatten()}, "is (4096,), not (128, 32)"),
     "one tensor is missing": (only(lambda name: name != "no_mem_embed"), "1 missing (no_mem_embed)"),
     "one tensor is extra": (plus(surprise=torch.zeros(1)), "1 unknown (surprise)"),
     "three tensors": (only(lambda name: name.startswith("no_")), "missing"),
@@ -131,7 +131,7 @@ TRAINED: dict[str, tuple[Trained, str]] = {
     "transposed": (lambda s, _: s.update({NEXT: s[NEXT].T}), "1 of another shape"),
     "whole numbers": (lambda s, _: s.update({NEXT: s[NEXT].short()}), "torch.int16, not torch.float32"),
     "NaN": (lambda s, _: s.update({NEXT: s[NEXT] * float("nan")}), "NaN or infinity in 1 tensors"),
-    "LoRA of another rank": (lambda s, _: s.update({LORA: torch.ones(7, 24)}), "is (7, 24), not (4, 24)"),
+    "LoRA of another rank": (lambda s, _: s.update({LORA: torch.ones(7, 32)}), "is (7, 32), not (4, 32)"),
     "no LoRA": (lambda s, _: [s.pop(name) for name in list(s) if ".lora_" in name], "missing (sam.image_encoder"),
     "LoRA on another base": (other("base", "sha256", to="0" * 64), "was trained on base weights with SHA-256 000000"),
     "a base that is not there": (other("base", "source", to="file:/nowhere.pt"), "needs its base weights /nowhere.pt"),

@@ -64,7 +64,7 @@ def test_losses_by_hand() -> None:
     logits = torch.tensor([[[[0.0, 4.0]], [[0.0, 0.0]]]])  # class 0 leads class 1 by 0, then by 4
     label = torch.tensor([[[0, 0, 0, 255], [0, 1, 0, 0]]])
     losses = pixel_losses(logits, label)
-    lead = [0.0, 1.0, 3.0, 4.0]  # at a quarter and three quarters of the way, and level beyond the centres
+    lead = [0.0, 1.0, 3.0, 4.0]  # at a quarter and three quarters of the way, and level beyond the centers
     wanted = [[math.log1p(math.exp(-x)) for x in lead], [math.log1p(math.exp(-x)) for x in lead]]
     wanted[0][3], wanted[1][1] = 0.0, math.log1p(math.exp(1.0))
     torch.testing.assert_close(losses, torch.tensor([wanted]))
@@ -191,7 +191,7 @@ def test_class_logits_of_all_pixels_never_come_about(largest: Any, monkeypatch: 
     monkeypatch.setitem(ohem.SLAB_BYTES, "cpu", whole // 16)
     with largest:
         pixel_losses(logits.requires_grad_(), label).sum().backward()
-    assert largest.bytes <= whole // 16 * 2  # the slab is two rows of cells, and two more are their neighbours
+    assert largest.bytes <= whole // 16 * 2  # the slab is two rows of cells, and two more are their neighbors
     with largest:
         plain(logits, label)
     assert largest.bytes == whole

@@ -41,7 +41,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def watched_stderr(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """A person's stderr, with nothing in the environment against colours and bars.
+    """A person's stderr, with nothing in the environment against colors and bars.
 
     Not a fixture: pytest's own capture would replace it between the fixture and the test.
     """
@@ -166,6 +166,7 @@ def test_an_error_is_one_line_whatever_the_name_of_the_file(capsys: pytest.Captu
         ("No such option: --jsn; see memorysam train --help", "No such option: --jsn → see memorysam train --help"),
         ("a is there; it was written by another", "a is there; it was written by another"),
         ("out: is not empty; --resume auto continues", "out: is not empty → try: --resume auto continues"),
+        ("fp16: is for GPUs; on the CPU use fp32", "fp16: is for GPUs → try: on the CPU use fp32"),
         ("use it", "use it"),
     ],
 )  # fmt: skip

@@ -140,7 +140,7 @@ def test_a_smoothed_line_is_the_mean_around_each_value_and_keeps_its_gaps() -> N
 
 
 def test_a_loss_that_is_a_thousandth_of_the_sum_has_an_axis_of_its_own() -> None:
-    """On the sum's axis it is a flat line: of the picture's rows, its colour takes but a few."""
+    """On the sum's axis it is a flat line: of the picture's rows, its color takes but a few."""
     rows = [{"step": step, "loss": 3.0, "ohem": 3.0, "spmm": 1e-3 * (step % 2)} for step in range(20)]
     picture = decoded(figures.curves(rows))
     assert np.ptp(np.nonzero((picture == [204, 121, 167]).all(-1))[0]) > 100  # PURPLE

@@ -55,3 +55,14 @@ def test_the_table_ends_with_the_last_step() -> None:
     chart = pages.line_chart("a", "A", [Series("a", [(step, float(step)) for step in range(1, 1001)])])
     assert chart is not None
     assert len(chart.rows) <= pages.MOST_ROWS and chart.rows[-1] == ("1,000", "1000")
+
+
+def test_a_smoothed_course_is_the_line_and_the_values_lie_behind_it() -> None:
+    values = [(0.0, 0.0), (1.0, 10.0), (2.0, 0.0)]
+    plain = pages.line_chart("a", "A", [Series("a", values)])
+    smooth = pages.line_chart("a", "A", [Series("a", values, course=[(0.0, 5.0), (2.0, 5.0)])])
+    assert plain is not None and smooth is not None
+    (line,), (both,) = plain.lines, smooth.lines
+    assert line.under == "" and both.under == line.path and both.hover == line.hover and smooth.rows == plain.rows
+    middle = (pages.TOP + pages.HEIGHT - pages.BOTTOM) / 2
+    assert both.path == f"M{pages.LEFT:.1f} {middle:.1f}L{pages.WIDTH - pages.RIGHT:.1f} {middle:.1f}"

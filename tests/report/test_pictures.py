@@ -43,7 +43,7 @@ def test_colours_lead_back_to_the_classes(dtype: type[np.integer], seed: int) ->
 
 @pytest.mark.parametrize("value", [3, 254, -1])
 def test_a_value_without_a_colour_is_refused(value: int) -> None:
-    with pytest.raises(ValueError, match="3 colours"):
+    with pytest.raises(ValueError, match="3 colors"):
         pictures.colour(np.array([[0, value]]), PALETTE)
 
 
@@ -52,7 +52,7 @@ def test_a_region_is_tinted_inside_and_has_a_contour_of_its_own_colour_and_ignor
     mask = np.array([[1], [1], [1], [255]], np.uint8)
     drawn = pictures.overlay(image, mask, PALETTE, alpha=0.5)
     np.testing.assert_array_equal(drawn[:, 0], [[150, 50, 50], [150, 50, 50], [200, 0, 0], [100, 100, 100]])
-    assert 0 < pictures.OPACITY < 0.5, "more of the picture than of the colour"
+    assert 0 < pictures.OPACITY < 0.5, "more of the picture than of the color"
 
 
 @pytest.mark.parametrize(("height", "width"), [(300, 1), (1000, 2), (2000, 4)])
@@ -73,7 +73,7 @@ def test_errors_are_red_where_and_only_where_the_prediction_is_wrong() -> None:
     label = np.array([[0, 0, 255]], np.uint8)
     shown = pictures.errors(noise(1, 3), np.array([[0, 1, 1]], np.uint8), label)
     assert (shown == pictures.WRONG).all(-1).tolist() == [[False, True, False]]
-    assert len(set(shown[0, 0].tolist())) == 1  # grey
+    assert len(set(shown[0, 0].tolist())) == 1  # gray
 
 
 @pytest.mark.parametrize("picture", [pictures.overlay, pictures.errors])

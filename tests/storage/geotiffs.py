@@ -28,7 +28,7 @@ def write_geotiff(
     mask: Array | None = None,
     **profile: Any,
 ) -> Path:
-    """Write (C, H, W); ``origin`` is the north-west corner in UTM 33 N, and ``pixel`` a pixel's side in metres."""
+    """Write (C, H, W); ``origin`` is the north-west corner in UTM 33 N, and ``pixel`` a pixel's side in meters."""
     path.parent.mkdir(parents=True, exist_ok=True)
     place = {} if origin is None else {"crs": UTM, "transform": from_origin(*origin, pixel, pixel)}
     count, height, width = array.shape

@@ -242,7 +242,7 @@ def test_a_folder_that_another_thread_makes_meanwhile_is_no_fault(
     is_dir, asked = Path.is_dir, []
 
     def late(path: Path) -> bool:
-        """The folder appears right after it was asked for."""
+        """The folder appears right after it was requested."""
         if path == tmp_path / "a" and not asked:
             asked.append(path)
             path.mkdir()

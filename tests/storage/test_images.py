@@ -73,22 +73,22 @@ GREY16, COLOR16 = noise(HEIGHT, WIDTH, dtype=np.uint16), noise(HEIGHT, WIDTH, 3,
 FLOAT = (GREY16 / 7).astype(np.float32)
 
 LOSSLESS: dict[str, tuple[bytes, Array]] = {
-    "png grey": (pillow(GREY, "PNG"), GREY),
+    "png gray": (pillow(GREY, "PNG"), GREY),
     "png rgb": (pillow(COLOR, "PNG"), COLOR),
     "png rgba": (pillow(ALPHA, "PNG"), ALPHA),
-    "png grey 16": (pillow(GREY16, "PNG"), GREY16),
+    "png gray 16": (pillow(GREY16, "PNG"), GREY16),
     "png rgb 16": (opencv(COLOR16[..., ::-1], ".png"), COLOR16),
-    "bmp grey": (pillow(GREY, "BMP"), GREY),
+    "bmp gray": (pillow(GREY, "BMP"), GREY),
     "bmp rgb": (pillow(COLOR, "BMP"), COLOR),
     "bmp rgba": (opencv(cv2.cvtColor(ALPHA, cv2.COLOR_RGBA2BGRA), ".bmp"), ALPHA),
     "webp rgb": (pillow(COLOR, "WEBP", lossless=True), COLOR),
     "webp rgba": (pillow(ALPHA, "WEBP", lossless=True, exact=True), ALPHA),
-    "bigtiff grey 16": (tiff(GREY16, is_big=True), GREY16),
+    "bigtiff gray 16": (tiff(GREY16, is_big=True), GREY16),
     "bigtiff float": (tiff(FLOAT, is_big=True, order=">"), FLOAT),
-    "tiff grey": (pillow(GREY, "TIFF"), GREY),
+    "tiff gray": (pillow(GREY, "TIFF"), GREY),
     "tiff rgb lzw": (pillow(COLOR, "TIFF", compression="tiff_lzw"), COLOR),
     "tiff rgb deflate": (pillow(COLOR, "TIFF", compression="tiff_adobe_deflate"), COLOR),
-    "tiff grey 16": (pillow(GREY16, "TIFF"), GREY16),
+    "tiff gray 16": (pillow(GREY16, "TIFF"), GREY16),
     "tiff rgb 16": (opencv(COLOR16[..., ::-1], ".tiff"), COLOR16),
     "tiff float": (pillow(FLOAT, "TIFF"), FLOAT),
     "npy float": (numpy_file(FLOAT), FLOAT),
@@ -155,7 +155,7 @@ CUT = {
     **{
         name: LOSSLESS[name][0]
         for name in LOSSLESS
-        if name not in {"png grey 16", "png rgba", "npy fortran", "tiff grey"}
+        if name not in {"png gray 16", "png rgba", "npy fortran", "tiff gray"}
     },
     "jpeg": pillow(smooth(HEIGHT, WIDTH, 3), "JPEG"),
     "jpeg with thumbnail": pillow(smooth(HEIGHT, WIDTH, 3), "JPEG", exif=b"Exif\0\0" + pillow(smooth(9, 9, 3), "JPEG")),
@@ -186,7 +186,7 @@ def test_the_cuts_above_would_have_passed_a_naive_reader(tmp_path: Path) -> None
     assert cv2.imread(str(tmp_path / "x.jpg"), cv2.IMREAD_UNCHANGED) is not None
 
 
-@pytest.mark.parametrize("name", ["png grey", "png rgb 16", "npz"])
+@pytest.mark.parametrize("name", ["png gray", "png rgb 16", "npz"])
 def test_a_flipped_bit_is_noticed_where_the_format_has_checksums(name: str, tmp_path: Path) -> None:
     data, expected = LOSSLESS[name]
     positions = np.random.default_rng(3).integers(0, len(data), 200)
@@ -322,13 +322,13 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "many bands": (tiff(noise(HEIGHT, WIDTH, 12)), "12 bands"),
     "grey bands": (tiff(COLOR), "3 bands"),
     "zero rows": (png_header(10, 0), "no pixels"),
-    "1-bit": (pillow(Image.fromarray(GREY > 100), "PNG"), "1-bit grey PNG"),
+    "1-bit": (pillow(Image.fromarray(GREY > 100), "PNG"), "1-bit gray PNG"),
     "animated": (
         pillow(Image.fromarray(COLOR), "PNG", save_all=True, append_images=[Image.fromarray(COLOR[::-1])]),
         "animated",
     ),
     "cmyk jpeg": (pillow(Image.fromarray(COLOR).convert("CMYK"), "JPEG"), "CMYK"),
-    "cmyk tiff": (pillow(Image.fromarray(COLOR).convert("CMYK"), "TIFF"), "colour kind 5"),
+    "cmyk tiff": (pillow(Image.fromarray(COLOR).convert("CMYK"), "TIFF"), "color kind 5"),
     "rgba tiff": (pillow(ALPHA, "TIFF"), "4 bands"),
     "double tiff": (opencv(GREY.astype(np.float64), ".tiff"), "64 bits"),
     "pages": (

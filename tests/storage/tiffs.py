@@ -11,7 +11,7 @@ Array = npt.NDArray[Any]
 
 
 def tiff(array: Array, *, is_big: bool = False, order: str = "<", compression: int = 1) -> bytes:
-    """A TIFF of one strip, written by hand: (H, W) or (H, W, C), grey whatever C is; the bytes are never compressed."""
+    """A TIFF of one strip, written by hand: (H, W) or (H, W, C), gray whatever C is; the bytes are never compressed."""
     height, width, channels = (*array.shape, 1)[:3]
     data = array.astype(array.dtype.newbyteorder(order)).tobytes()
     start = 16 if is_big else 8

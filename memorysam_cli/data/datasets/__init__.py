@@ -7,7 +7,7 @@ from typing import Any
 from memorysam_cli.dataset import IMAGENET, Colour
 
 CAMERA: dict[str, Any] = {"kind": "rgb", "photometric": ("jitter", "blur"), **IMAGENET}
-"""A colour camera: it alone is jittered and blurred in training."""
+"""A color camera: it alone is jittered and blurred in training."""
 
 # fmt: off
 CITYSCAPES: dict[str, Colour] = {

@@ -1,4 +1,4 @@
-"""MCubeS: real street scenes with RGB, polarisation and near infrared, labelled by material.
+"""MCubeS: real street scenes with RGB, polarization and near infrared, labeled by material.
 
 Source: Liang et al., "Multimodal Material Segmentation", CVPR 2022; DATASETS §1.5, §2. The split lists decide; the
 published protocol drops the first 192 of 1224 columns. ``NIR_warped_mask``, ``SS`` and ``SSGT4MS`` are not used.

@@ -1,7 +1,7 @@
 """UrbanLF: light fields of street scenes, real and synthetic, 9 × 9 views.
 
-Source: DATASETS §2. The view in the middle, ``5_5``, is the modality ``img`` and the one that is labelled; the others
-are called as their files. Real labels are pictures in the palette's colours, synthetic ones arrays; the label's file
+Source: DATASETS §2. The view in the middle, ``5_5``, is the modality ``img`` and the one that is labeled; the others
+are called as their files. Real labels are pictures in the palette's colors, synthetic ones arrays; the label's file
 tells which, never the name of a folder above. Unconfirmed [G]: the number of scenes per split.
 """
 

@@ -44,7 +44,7 @@ class Request:
     """What the command line says beside the source."""
 
     classes: ClassList | None = None
-    """Names, numbers and colours, in the place of the source's own."""
+    """Names, numbers and colors, in the place of the source's own."""
     background: str | None = None
     """The class of the pixels that have none."""
     pictures: Path | None = None
@@ -146,7 +146,7 @@ def size_of(entry: Any, at: str, *, keys: tuple[str, str] = ("height", "width"))
 
 
 def class_list(names: Sequence[str], colours: Sequence[Colour | None], *, at: str) -> ClassList:
-    """Classes that a tool names, in its order, in its colours if they can be told apart."""
+    """Classes that a tool names, in its order, in its colors if they can be told apart."""
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise DataError(f"{at}: two classes are called '{shown(twice)}'; rename one of them")
@@ -187,7 +187,7 @@ def note_on_unread(count: int) -> tuple[str, ...]:
 
 
 def colour_of(value: Any) -> Colour | None:
-    """A list of three numbers to 255 as a colour; None for anything else."""
+    """A list of three numbers to 255 as a color; None for anything else."""
     is_colour = isinstance(value, list) and len(value) == len("RGB")
     if not is_colour or not all(type(part) is int and 0 <= part <= 255 for part in value):
         return None
@@ -195,7 +195,7 @@ def colour_of(value: Any) -> Colour | None:
 
 
 def free_colour(taken: Iterable[Colour]) -> Colour:
-    """A colour of no class."""
+    """A color of no class."""
     known = set(taken)
     return next(colour for colour in safe_palette(len(known) + 1) if colour not in known)
 
@@ -381,20 +381,20 @@ def to_brush(mask: Mask) -> list[int]:
 
 
 def of_colours(path: Path, picture: npt.NDArray[np.uint8], table: dict[int, int], *, order: str, what: str) -> ClassMap:
-    """The classes of a picture in colours.
+    """The classes of a picture in colors.
 
     Args:
         path: for messages.
         picture: (H, W, 3|4).
-        table: colour as a number → class.
+        table: color as a number → class.
         order: ``RGB`` or ``BGR``: which channel is the number's highest byte.
-        what: the colours mean, for messages.
+        what: the colors mean, for messages.
 
     Returns:
         (H, W).
 
     Raises:
-        DataError: a colour is none of the table's.
+        DataError: a color is none of the table's.
     """
     shifts = [16 - 8 * order.index(channel) for channel in "RGB"]
     codes = np.zeros(picture.shape[:2], np.int64)
@@ -405,7 +405,7 @@ def of_colours(path: Path, picture: npt.NDArray[np.uint8], table: dict[int, int]
     if unknown:
         red, green, blue = (unknown[0] >> shift & 255 for shift in shifts)
         raise DataError(
-            f"{shown(path)}: the colour {red},{green},{blue} is no {what} that is listed; export the masks again"
+            f"{shown(path)}: the color {red},{green},{blue} is no {what} that is listed; export the masks again"
         )
     found = np.array([table[int(value)] for value in values], np.uint8)
     return found[places].reshape(picture.shape[:2])

@@ -144,7 +144,7 @@ def _panoptic(
         for segment in field_of(annotation, "segments_info", list, at=place):
             identity = field_of(segment, "id", int, at=place)
             if identity in table or not 0 < identity < 1 << 24:
-                raise DataError(f"{place}: the segment {identity} is there twice, or is no colour; export it again")
+                raise DataError(f"{place}: the segment {identity} is there twice, or is no color; export it again")
             table[identity] = _category(segment, numbers, place)
         size = size_of(entry, at) if "height" in entry else None
         pictures.append(Picture(name, functools.partial(_panoptic_map, folder / file, table, size)))
@@ -155,7 +155,7 @@ def _panoptic_map(path: Path, table: dict[int, int], size: Size | None, _: Tally
     """The classes of a PNG of segment ids; 0 is no segment."""
     picture = images.read(path)
     if picture.ndim != len("HWC") or picture.dtype != np.uint8:
-        raise DataError(f"{shown(path)}: is no picture in colours, which segments are numbered by; get the file again")
+        raise DataError(f"{shown(path)}: is no picture in colors, which segments are numbered by; get the file again")
     if size not in {None, picture.shape[:2]}:
         raise DataError(f"{shown(path)}: is of {picture.shape[:2]} pixels, its image of {size}; export both again")
     return of_colours(path, picture, {0: IGNORE, **table}, order="BGR", what="segment")
@@ -303,7 +303,7 @@ def _label_studio_map(size: Size, regions: Sequence[tuple[int, Any, str]], tally
 
 
 def _drawn(value: Any, size: Size, at: str) -> Mask:
-    """A brush's pixels, or those within a polygon, whose corners are in per cent of the picture."""
+    """A brush's pixels, or those within a polygon, whose corners are in % of the picture."""
     if "brushlabels" in value:
         return brush(field_of(value, "rle", list, at=at), size, at)
     points = field_of(value, "points", list, at=at)

@@ -1,6 +1,6 @@
-"""Class lists: a name per line, with a colour and a label value where they matter; also CamVid's and CVAT's files.
+"""Class lists: a name per line, with a color and a label value where they matter; also CamVid's and CVAT's files.
 
-Colours for classes that have none: told apart by everybody, those who see no red or no green too.
+Colors for classes that have none: told apart by everybody, those who see no red or no green too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from memorysam_cli.storage import documents, images
 from memorysam_cli.text import shown
 
 _LEVELS = 9
-"""Steps of red, green and blue among which colours are chosen."""
+"""Steps of red, green and blue among which colors are chosen."""
 VISIONS: dict[str, NDArray[np.float64]] = {
     "usual": np.eye(3),
     "protanopia": np.array(
@@ -52,7 +52,7 @@ _MEANINGS = {word: meaning for meaning, words in _WORDS.items() for word in word
 _DELIMITERS = ",;\t"
 
 Row = tuple[int | None, str, Colour | None]
-"""Value, name and colour of a class."""
+"""Value, name and color of a class."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class ClassList:
     names: tuple[str, ...]
     palette: tuple[Colour, ...]
     has_colours: bool
-    """The colours are the file's, not ours."""
+    """The colors are the file's, not ours."""
     mapping: tuple[tuple[int, int], ...]
     """(value in the label files, class), if the file gives values."""
 
@@ -72,7 +72,7 @@ def read_classes(path: Path, *, is_safe: bool = False) -> ClassList:
 
     Args:
         path: of the file.
-        is_safe: take colours that the colour-blind tell apart in the place of the file's own.
+        is_safe: take colors that the color-blind tell apart in the place of the file's own.
 
     Each line is ``name``, ``name r g b`` or ``name #rrggbb``, with ``value:`` before it where the label files do not
     hold 0, 1, 2, …; empty lines and lines that begin with ``#`` count for nothing. A first line such as ``name,r,g,b``
@@ -80,13 +80,13 @@ def read_classes(path: Path, *, is_safe: bool = False) -> ClassList:
     A ``.json`` is what ``predict`` and ``convert`` write beside masks: a list of ``id``, ``name`` and ``color``.
 
     Raises:
-        UsageError: ``file:line`` and what is wrong; or no class, more than 255, a name, colour or value twice.
+        UsageError: ``file:line`` and what is wrong; or no class, more than 255, a name, color or value twice.
     """
     rows = _rows_of_json(path) if path.suffix.lower() == ".json" else _rows(path)
     if not 0 < len(rows) <= IGNORE:
         raise UsageError(f"{path}: {len(rows)} classes; from 1 to {IGNORE} are possible, one per line")
     values, names, colours = zip(*rows, strict=True)
-    for what, items in (("name", names), ("colour", colours), ("value", values)):
+    for what, items in (("name", names), ("color", colours), ("value", values)):
         given = [item for item in items if item is not None]
         twice = next((item for item in given if given.count(item) > 1), None)
         if twice is not None:
@@ -145,7 +145,7 @@ def classes_of_values(root: Path, paths: Sequence[str], *, ignored: Sequence[int
         ignored: values that are no class; None: 255, unless but one other value were left (masks of 0 and 255).
 
     Returns:
-        Classes ``class_0``, … in the colours of the files' palette, if they have one.
+        Classes ``class_0``, … in the colors of the files' palette, if they have one.
 
     Raises:
         DataError: no label holds class numbers, or they hold more than 255.
@@ -155,7 +155,7 @@ def classes_of_values(root: Path, paths: Sequence[str], *, ignored: Sequence[int
     values = sorted(set().union(*(each for each in found if not isinstance(each, DataError))))
     faults = [each for each in found if isinstance(each, DataError)]
     if faults and not values:
-        raise DataError(f"{faults[0]}; --classes gives names, and colours where labels are pictures in colours")
+        raise DataError(f"{faults[0]}; --classes gives names, and colors where labels are pictures in colors")
     kept = [value for value in values if value not in (ignored or (IGNORE,))]
     kept = values if ignored is None and len(kept) < 2 else kept
     if not 0 < len(kept) <= IGNORE or kept[0] < 0:
@@ -180,7 +180,7 @@ def _values(path: Path) -> set[int] | DataError:
 
 
 def _palette_of_files(root: Path, paths: Sequence[str], values: Sequence[int]) -> tuple[Colour, ...]:
-    """The colours of these values in indexed pictures; empty where one has none of its own, or all are grey."""
+    """The colors of these values in indexed pictures; empty where one has none of its own, or all are gray."""
     found: dict[int, Colour] = {}
     for path in paths:
         with suppress(DataError):
@@ -230,7 +230,7 @@ def _row_of_columns(line: str, columns: Sequence[str], *, where: str) -> Row:
 
 
 def _row(line: str, *, where: str) -> Row:
-    """Value, name and colour of a line."""
+    """Value, name and color of a line."""
     if cvat := _CVAT.fullmatch(line):
         line = f"{cvat[1]} {cvat[2]} {cvat[3]} {cvat[4]}"
     value = _VALUE.match(line)
@@ -241,7 +241,7 @@ def _row(line: str, *, where: str) -> Row:
     elif numbers := _RGB.search(rest):
         colour, rest = tuple(int(number) for number in numbers.groups()), rest[: numbers.start()]
     if colour is not None and max(colour) > 255:
-        raise UsageError(f"{where}: a colour is three numbers from 0 to 255, not {' '.join(map(str, colour))}")
+        raise UsageError(f"{where}: a color is three numbers from 0 to 255, not {' '.join(map(str, colour))}")
     if not rest.strip():
         raise UsageError(f"{where}: a class needs a name, such as 'road 128 64 128'")
     found = None if colour is None else (colour[0], colour[1], colour[2])
@@ -252,7 +252,7 @@ def safe_palette(count: int) -> tuple[Colour, ...]:
     """Colours that are easily told apart, from each other and from black and white, in each of :data:`VISIONS`.
 
     Each is the one that is farthest (CIELAB distance, in the vision where it is nearest) from all before it, so that
-    more classes change no colour.
+    more classes change no color.
     """
     steps = np.linspace(0, 1, _LEVELS)
     grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
@@ -268,7 +268,7 @@ def safe_palette(count: int) -> tuple[Colour, ...]:
 
 
 def appearances(colours: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How colours look in each of :data:`VISIONS`.
+    """How colors look in each of :data:`VISIONS`.
 
     Args:
         colours: (N, 3) sRGB, 0 to 1.
@@ -287,6 +287,6 @@ def _lab(linear: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _distance(seen: NDArray[np.float64], index: int) -> NDArray[np.float64]:
-    """(visions, N, 3) -> (N,): how far each colour is from one of them, where they look most alike."""
+    """(visions, N, 3) -> (N,): how far each color is from one of them, where they look most alike."""
     distance: NDArray[np.float64] = np.linalg.norm(seen - seen[:, index, None], axis=2).min(axis=0)
     return distance

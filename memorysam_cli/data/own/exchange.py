@@ -155,7 +155,8 @@ def remarks(found: Annotated, form: str) -> list[str]:
     if tally.unknown and form != "masks":
         share = 100 * tally.unknown / (tally.known + tally.unknown)
         lines.append(
-            f"{share:.3g} % of the pixels are in no annotation and become 255 (ignored), or --background CLASS"
+            f"{share:.3g} % of the pixels are in no annotation: they become 255, which is ignored; --background CLASS "
+            "gives them a class"
         )
     return lines
 
@@ -210,7 +211,7 @@ def _read_masks(source: Path, request: Request) -> Annotated:
     folder = source / MASKS if is_ours else source
     classes = request.classes or (read_classes(source / CLASSES) if (source / CLASSES).is_file() else None)
     if classes is None:
-        raise UsageError(f"{shown(source)}: has no {CLASSES}; give --classes FILE, a class per line")
+        raise UsageError(f"{shown(source)}: has no {CLASSES}; give --classes FILE or another tool's file or folder")
     matches = Pattern("**/*.png").find(folder)
     rule = label_rule(folder, matches, FolderRequest(name="masks", modalities={}, classes=classes))
     names = _names_in_ledger(source / LEDGER) if is_ours else {}
@@ -276,7 +277,7 @@ def _read_cvat(source: Path, request: Request) -> Annotated:
 
 
 def _labelmap(path: Path) -> dict[str, Colour]:
-    """Label → colour, in the file's order."""
+    """Label → color, in the file's order."""
     found: dict[str, Colour] = {}
     for number, line in enumerate(documents.read_text(path).splitlines(), 1):
         if not line.strip() or line.startswith("#"):
@@ -285,15 +286,15 @@ def _labelmap(path: Path) -> dict[str, Colour]:
         colour = colour_of([int(part) for part in match.groups()[1:]]) if match else None
         at = f"{shown(path)}:{number}"
         if match is None or colour is None:
-            raise DataError(f"{at}: must be name:red,green,blue:: with colours to 255, not {shown(line, most=40)!r}")
+            raise DataError(f"{at}: must be name:red,green,blue:: with colors to 255, not {shown(line, most=40)!r}")
         if match[1] in found or colour in found.values():
-            raise DataError(f"{at}: another label has this name or this colour already; give each its own")
+            raise DataError(f"{at}: another label has this name or this color already; give each its own")
         found[match[1]] = colour
     return found
 
 
 def _cvat_map(path: Path, table: dict[int, int], in_order: Sequence[int], _: Tally) -> ClassMap:
-    """The classes of a mask in the labels' colours; of one channel, of their numbers in the list."""
+    """The classes of a mask in the labels' colors; of one channel, of their numbers in the list."""
     header, picture = images.load(path)
     if header.is_lossy or picture.dtype != np.uint8:
         raise DataError(f"{shown(path)}: is no PNG of 8 bits, as CVAT writes it; get the file again")
@@ -331,7 +332,7 @@ def _write_cvat(classes: ClassList, maps: Maps, out: Path, _: Request) -> None:
 
 
 def _cvat_colours(classes: ClassList) -> list[Colour]:
-    """The classes' colours, each once; black is for the background alone."""
+    """The classes' colors, each once; black is for the background alone."""
     colours: list[Colour] = []
     for name, shade in zip(classes.names, classes.palette, strict=True):
         is_background = name == BACKGROUND

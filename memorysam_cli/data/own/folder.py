@@ -59,7 +59,7 @@ NAMED = 5
 
 @dataclass(frozen=True)
 class FolderRequest:
-    """What ``memorysam prepare folder`` was asked for."""
+    """What ``memorysam prepare folder`` was asked to do."""
 
     name: str
     """Of the data set."""
@@ -88,7 +88,7 @@ class FolderRequest:
     times: tuple[str, ...] = ()
     """Tables of times, relative to the root."""
     measured: Measured = "others"
-    """Whose normalisation follows from the data, so that nothing need be said about their ranges."""
+    """Whose normalization follows from the data, so that nothing need be said about their ranges."""
 
     def in_frames(self) -> FolderRequest:
         """Sensors with more than three channels as sensors of three each, which share files and all that was said.
@@ -449,7 +449,7 @@ def label_rule(root: Path, labels: Sequence[Match], request: FolderRequest) -> L
     """How the label files' values become classes.
 
     Raises:
-        UsageError: they are in colour, and the class list has no colours; or values are both listed and shifted, or
+        UsageError: they are in color, and the class list has no colors; or values are both listed and shifted, or
             listed and ignored.
     """
     ignored = (IGNORE,) if request.ignore is None else request.ignore
@@ -459,13 +459,13 @@ def label_rule(root: Path, labels: Sequence[Match], request: FolderRequest) -> L
     is_colour, mapping = in_colour is not None, request.classes.mapping
     if is_colour and not request.classes.has_colours:
         raise UsageError(
-            f"{in_colour}: is in colour; give each class its colour in the class list, such as "
+            f"{in_colour}: is in color; give each class its color in the class list, such as "
             f"'{request.classes.names[0]} 128 64 128', or make labels of class numbers"
         )
     if mapping and request.label_shift:
         raise UsageError(f"--label-shift {request.label_shift}: the class list gives the values already; leave one out")
     listed = {raw for raw, _ in mapping}
-    # 255 is ignored unless told otherwise; any other value was asked for.
+    # 255 is ignored unless told otherwise; any other value was given.
     if both := sorted(listed & set(ignored) - {IGNORE}):
         raise UsageError(f"--ignore {both[0]}: is the value of a class in the class list; leave one out")
     ignore = tuple(value for value in ignored if value not in listed)
@@ -473,9 +473,9 @@ def label_rule(root: Path, labels: Sequence[Match], request: FolderRequest) -> L
 
 
 def _first_in_colour(root: Path, paths: Sequence[str], classes: ClassList) -> str | None:
-    """The first label that is a picture in colours; None if the labels hold class numbers.
+    """The first label that is a picture in colors; None if the labels hold class numbers.
 
-    A palette's picture and one of four channels may be either. Where the class list has colours, they are colours if
+    A palette's picture and one of four channels may be either. Where the class list has colors, they are colors if
     most of those found are the classes'; where it has none, they are numbers if they can be.
     """
     seen: dict[str, set[Colour]] = {}
@@ -495,7 +495,7 @@ def _first_in_colour(root: Path, paths: Sequence[str], classes: ClassList) -> st
 
 
 def _colours(picture: Any) -> set[Colour]:
-    """All colours of an (H, W), (H, W, 3) or (H, W, 4) picture."""
+    """All colors of an (H, W), (H, W, 3) or (H, W, 4) picture."""
     channels = np.stack([picture] * 3, axis=-1) if picture.ndim == len("HW") else picture[..., :3]
     return {(red, green, blue) for red, green, blue in np.unique(channels.reshape(-1, 3), axis=0).tolist()}
 
@@ -515,7 +515,7 @@ def _notes_on_tags(manifest: Manifest) -> list[str]:
     counted = {raw for raw, _ in rule.mapping} or {index - rule.shift for index in range(len(manifest.info.classes))}
     kept = sorted(int(tag) for tag in tags if tag is not None and tag in counted - set(rule.ignore))
     return [
-        f"the first labels' own tag calls {value} nodata, but it is the number of a class; if these pixels shall count "
+        f"the first labels' own tag calls {value} nodata, but it is the number of a class; if these should count "
         f"nowhere: --ignore {value}"
         for value in kept
     ]

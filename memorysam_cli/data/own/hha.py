@@ -4,7 +4,7 @@ After Gupta, Girshick, Arbeláez and Malik, "Learning Rich Features from RGB-D I
 Segmentation" (ECCV 2014), and their way to find gravity (CVPR 2013). Written from the papers; the scaling to 8 bits is
 that of the HHA images in use, and can be changed for scenes larger than a room.
 
-Camera coordinates: x to the right, y down, z forwards, in metres. All arrays are (H, W) float64 unless said otherwise.
+Camera coordinates: x to the right, y down, z forwards, in meters. All arrays are (H, W) float64 unless said otherwise.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ LEAST_POINTS = 8
 MARKER = "hha.json"
 """In the output folder: how its images were made."""
 MILLIMETRES = 0.001
-"""In metres."""
+"""In meters."""
 DEPTH = Modality(name="depth", kind="depth")
 THREADS = 8
 """At most; each needs some 200 bytes per pixel."""
@@ -65,20 +65,20 @@ class Camera:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How metres and degrees become 8 bits.
+    """How meters and degrees become 8 bits.
 
     Red: ``255 · nearest / z``, from 1 to 255. Green: ``255 · height / tallest``, from 0 to 255. Blue: the angle
     between the surface's normal, pointing away from the camera, and gravity, in degrees, plus 38: floor 38, wall 128,
-    ceiling 218. A pixel without a measurement is 0 in all three; one without enough neighbours for a surface has the
+    ceiling 218. A pixel without a measurement is 0 in all three; one without enough neighbors for a surface has the
     angle of a wall.
     """
 
     nearest: float = 310 / 255
-    """The distance in metres that becomes 255; what is nearer, too. The usual HHA images have 31000 / centimetres."""
+    """The distance in meters that becomes 255; what is nearer, too. The usual HHA images have 31000 / centimeters."""
     tallest: float = 2.55
-    """The height in metres that becomes 255; what is higher, too. The usual: a centimetre per step."""
+    """The height in meters that becomes 255; what is higher, too. The usual: a centimeter per step."""
     camera_height: float | None = None
-    """Of the camera above the ground in metres; None: the ground is where the lowest points of each image are."""
+    """Of the camera above the ground in meters; None: the ground is where the lowest points of each image are."""
     gravity: Vector | None = None
     """Where down is, in camera coordinates; None: found in each image."""
 
@@ -87,7 +87,7 @@ def encode(depth: Map, camera: Camera, encoding: Encoding | None = None) -> npt.
     """Encode one depth image.
 
     Args:
-        depth: (H, W) in metres along the optical axis; 0 where there is no measurement.
+        depth: (H, W) in meters along the optical axis; 0 where there is no measurement.
         camera: of this image size.
         encoding: the default is as in the paper's images.
 
@@ -128,7 +128,7 @@ def surface_normals(depth: Map, across: Map, down: Map) -> Map:
     with the pixel itself.
 
     Args:
-        depth: (H, W) in metres, 0 where there is no measurement.
+        depth: (H, W) in meters, 0 where there is no measurement.
         across: x / z.
         down: y / z.
 
@@ -149,7 +149,7 @@ def surface_normals(depth: Map, across: Map, down: Map) -> Map:
         return shifted, worse
 
     best, best_misfit = misfit((0, 0))
-    best_misfit = best_misfit / 2  # on a flat surface the centred window is the one to take
+    best_misfit = best_misfit / 2  # on a flat surface the centered window is the one to take
     for rows in (-radius, 0, radius):
         for columns in (-radius, 0, radius):
             shifted, worse = misfit((rows, columns))
@@ -239,7 +239,7 @@ def _moved(values: Map, shift: tuple[int, int]) -> Map:
 
 @dataclass(frozen=True)
 class Depths:
-    """How stored values become metres."""
+    """How stored values become meters."""
 
     scale: float | None = None
     """Metres per unit; None: a thousandth for whole numbers, 1 for floating point."""
@@ -247,7 +247,7 @@ class Depths:
     """Metres; what is farther counts as not measured."""
 
     def read(self, path: Path) -> Map:
-        """A depth image in metres, 0 where nothing was measured.
+        """A depth image in meters, 0 where nothing was measured.
 
         That is 0 itself, less, the largest whole number there is, NaN, infinity, and what a TIFF's own tag says.
 
@@ -330,7 +330,7 @@ def convert(work: Conversion, *, advance: Callable[[], object] | None = None) ->
 
     Raises:
         DataError: a depth image is unusable; what is done stays.
-        UsageError: the camera's centre lies outside an image.
+        UsageError: the camera's center lies outside an image.
         EnvironmentFault: the disk is full or read-only.
     """
     camera = work.settings.camera
@@ -340,7 +340,7 @@ def convert(work: Conversion, *, advance: Callable[[], object] | None = None) ->
         height, width = depth.shape
         if not (0 <= camera.cx <= width and 0 <= camera.cy <= height):
             raise UsageError(
-                f"--camera: its centre ({camera.cx:g}, {camera.cy:g}) lies outside {job[0]} ({height}×{width}); the "
+                f"--camera: its center ({camera.cx:g}, {camera.cy:g}) lies outside {job[0]} ({height}×{width}); the "
                 "camera's numbers must be those of this image size"
             )
         images.write_png(job[1], encode(depth, camera, work.settings.encoding), fsync=False)

@@ -220,7 +220,7 @@ def not_taken(root: Path, patterns: Iterable[Pattern], taken: Container[str]) ->
 
     Args:
         root: the data root.
-        patterns: all that were asked for.
+        patterns: all that were requested.
         taken: paths below the root.
 
     Returns:
@@ -352,7 +352,7 @@ def split_by_shares(names: Sequence[str], shares: Shares, *, seed: int) -> dict[
         DataError: fewer than two scenes.
     """
     if len(names) < 2:
-        raise DataError(f"{len(names)} labelled scene: cannot be divided into train and val; label at least two")
+        raise DataError(f"{len(names)} labeled scene: cannot be divided into train and val; label at least two")
     places = {name: _place(name, seed) for name in names}
     first, second = shares[0], shares[0] + shares[1]
     found = {

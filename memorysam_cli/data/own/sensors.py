@@ -18,7 +18,7 @@ from memorysam_cli.storage import images
 
 Chosen = TypeVar("Chosen", int, int | str)
 Measured = Literal["all", "others", "none"]
-"""Which sensors are normalised by their own mean and deviation: others are those that are no photos."""
+"""Which sensors are normalized by their own mean and deviation: others are those that are no photos."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 LOOKED_AT = 3
 """Files of each sensor, and labels."""
@@ -37,7 +37,7 @@ class Defaults:
     """How the frames of a kind are treated."""
 
     looks_like_a_photo: bool = False
-    """Normalised as ImageNet's photos and changed in colour and sharpness during training; others: neither, as the
+    """Normalised as ImageNet's photos and changed in color and sharpness during training; others: neither, as the
     reference does it."""
     interpolation: Interpolation = "bilinear"
     flip: Flip = "mirror"
@@ -58,7 +58,7 @@ DEFAULTS: dict[Kind, Defaults] = {
 }
 
 WORDS: dict[Kind, str] = {
-    "rgb": "rgb img image images color colour camera cam visible vis photo ms multispectral hyperspectral",
+    "rgb": "rgb img image images color color camera cam visible vis photo ms multispectral hyperspectral",
     "gray": "gray grey mono pan panchromatic nir swir dolp",
     "depth": "depth disparity disp distance range dsm dem tiefe",
     "hha": "hha",
@@ -109,7 +109,7 @@ def make_modality(
 
     Args:
         name: of the modality.
-        kind: decides normalisation, interpolation, photometric augmentation and flip.
+        kind: decides normalization, interpolation, photometric augmentation and flip.
         scale: of stored values; None: by dtype.
         channels: which three stored channels to take, from 0; one is taken three times.
         bands: the same of rasters, from 1 or by description.
@@ -151,7 +151,7 @@ def _three(chosen: Sequence[Chosen] | None) -> tuple[Chosen, Chosen, Chosen] | N
 
 
 def names_to_measure(modalities: Sequence[Modality], measured: Measured) -> tuple[str, ...]:
-    """The sensors that are normalised by their own mean and deviation."""
+    """The sensors that are normalized by their own mean and deviation."""
     if measured == "none":
         return ()
     return tuple(each.name for each in modalities if measured == "all" or not DEFAULTS[each.kind].looks_like_a_photo)
@@ -162,7 +162,7 @@ def notes_on_values(manifest: Manifest, *, measured: Sequence[str]) -> list[str]
 
     Args:
         manifest: not written yet.
-        measured: sensors that are normalised by what they hold, whatever that is.
+        measured: sensors that are normalized by what they hold, whatever that is.
     """
     notes = []
     for modality in manifest.info.modalities:

@@ -56,7 +56,7 @@ class EvaluationJob:
     folder: Path
     """Where the results go."""
     weights_sha256: str
-    """Of the file as it was before it was loaded: a training may replace it meanwhile."""
+    """Of the file as it was before it was loaded: a training run may replace it meanwhile."""
     is_compiled: bool = False
     doubts: tuple[str, ...] = ()
     """Which sensors hold other values than the weights were trained on, and which sets of them training never had."""

@@ -31,6 +31,7 @@ from memorysam_cli.errors import DataError, Laws, UsageError, check_laws
 from memorysam_cli.model.fusion import Output
 from memorysam_cli.model.memory import EncodedFrame
 from memorysam_cli.model.network import MemorySAM
+from memorysam_cli.recipe import sensor_of
 
 BenchmarkKind = Literal["any", "emm", "rmm", "nm"]
 KINDS: tuple[BenchmarkKind, ...] = get_args(BenchmarkKind)
@@ -47,7 +48,7 @@ CLEAN, ZERO = "clean", "zero"
 """Variants of a frame beside the levels of corruption."""
 
 Variant = tuple[int, str]
-"""A modality's place, and CLEAN, ZERO or a level of corruption."""
+"""A sensor's place, and CLEAN, ZERO or a level of corruption."""
 
 
 class Cell(NamedTuple):
@@ -55,7 +56,7 @@ class Cell(NamedTuple):
 
     level: str | None
     missing: tuple[int, ...]
-    """Places of the modalities."""
+    """Places of the sensors."""
 
 
 def missing_sets(count: int) -> list[tuple[int, ...]]:
@@ -115,7 +116,7 @@ def run(
     accelerator: Accelerator | None = None,
     advance: Callable[[int], object] | None = None,
 ) -> Robustness:
-    """Run one of the benchmarks over labelled scenes.
+    """Run one of the benchmarks over labeled scenes.
 
     Args:
         network: its mode (train or eval) is restored afterwards.
@@ -150,7 +151,8 @@ def run(
     missing = missing or inference.view.missing
     _refuse_without_meaning(kind, repeats=repeats, missing=missing)
     rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
-    plan = plan_of(kind, modalities=len(inference.modalities), missing=missing)
+    sensors = sensors_in(network, inference)
+    plan = plan_of(kind, modalities=len(sensors), missing=missing)
     tally = FailureTally(
         network, plan, inference, classes=len(manifest.info.classes), protocol=protocol,
         draws=[Draw(seed, repeat, extremes=noise_extremes) for repeat in range(repeats)],
@@ -165,7 +167,7 @@ def run(
             if advance is not None:
                 advance(len(together))
     return Robustness(
-        kind=kind, classes=manifest.info.classes, modalities=tuple(modality.name for modality in inference.modalities),
+        kind=kind, classes=manifest.info.classes, modalities=tuple(sensors),
         missing=missing, protocol=protocol, scenes=len(scenes), seed=seed, noise_extremes=noise_extremes,
         batch=inference.batch, processes=world, cells=tuple(plan), confusions=tally.counts(accelerator),
     )  # fmt: skip
@@ -176,6 +178,19 @@ def _refuse_without_meaning(kind: BenchmarkKind, *, repeats: int, missing: Proto
         raise UsageError(f"--repeats {repeats}: nothing in '{kind}' is random; use it with rmm or nm")
     if missing == "zero" and kind in ("rmm", "nm"):
         raise UsageError(f"--missing zero: '{kind}' says itself what becomes of a sensor; use it with any or emm")
+
+
+def sensors_in(network: MemorySAM, inference: Inference) -> dict[str, tuple[int, list[int]]]:
+    """What can fail: each sensor with its place in the memory's order, and the numbers of its frames among those shown.
+
+    Frames that the network joins (``model.projection``) are one sensor's, and fail together.
+    """
+    names = [modality.name for modality in inference.modalities]
+    found = network.projection.groups(inference.sensors)
+    return {
+        names[numbers[0]] if len(numbers) == 1 else sensor_of(names[numbers[0]]): (place, numbers)
+        for place, numbers in found
+    }  # fmt: skip
 
 
 class FailureTally:
@@ -202,6 +217,7 @@ class FailureTally:
     ) -> None:
         self.network, self.draws, self.protocol, self.classes = network, draws, protocol, classes
         self.modalities, self.sensors, self.device = inference.modalities, inference.sensors, inference.device
+        self.groups = list(sensors_in(network, inference).values())
         # With nothing missing all levels are one: it runs once, and counts for each.
         self.cells: dict[tuple[Variant, ...], list[int]] = {}
         for index, variants in enumerate(plan.values()):
@@ -244,10 +260,10 @@ class FailureTally:
     def _seen(self, scored: ScoredScene) -> Batch:
         return scored.resized if self.protocol == "resized" else scored.whole
 
-    def _encode(self, frames: Sequence[Tensor], places: Iterable[int]) -> list[EncodedFrame]:
-        """Frames of the modalities at these places, encoded."""
+    def _encode(self, frames: Sequence[Tensor], numbers: Iterable[int]) -> list[EncodedFrame]:
+        """The sensors whose frames have these numbers, encoded."""
         moved = [frame.to(self.device, non_blocking=True) for frame in frames]
-        return self.network.encode(moved, sensors=[self.sensors[place] for place in places])
+        return self.network.encode(moved, sensors=[self.sensors[number] for number in numbers])
 
     def _others(self, frames: Sequence[Tensor], scenes: Sequence[str], draw: Draw) -> dict[Variant, EncodedFrame]:
         """All variants of the plan beside the clean ones, encoded one level at a time."""
@@ -258,19 +274,20 @@ class FailureTally:
             if level == ZERO:
                 encoded |= {variant: self._zero(frames[0], variant[0]) for variant in variants}
                 continue
+            numbers = [number for place, _ in variants for number in self.groups[place][1]]
             spoilt = [
-                corrupt(frames[place], self.modalities[place], scenes=scenes, level=level, draw=draw)
-                for place, _ in variants
+                corrupt(frames[number], self.modalities[number], scenes=scenes, level=level, draw=draw)
+                for number in numbers
             ]
-            encoded |= zip(variants, self._encode(spoilt, (place for place, _ in variants)), strict=True)
+            encoded |= zip(variants, self._encode(spoilt, numbers), strict=True)
         return encoded
 
     def _zero(self, frame: Tensor, place: int) -> EncodedFrame:
-        """An encoded frame of zeros for a batch like ``frame``, of the modality at a place; a size is encoded once."""
+        """An encoded frame of zeros for a batch like ``frame``, of the sensor at a place; a size is encoded once."""
         shape = tuple(frame.shape[1:])
         if shape not in self._zeros:
             self._zeros = {shape: self._encode([torch.zeros(1, *shape)], [0])[0]}  # scenes of one size come in a row
-        return self._zeros[shape].expand(frame.shape[0], sensor=self.sensors[place])
+        return self._zeros[shape].expand(frame.shape[0], sensor=self.groups[place][0])
 
     def _add_all(
         self, pool: dict[Variant, EncodedFrame], labels: Sequence[Tensor], *, size: tuple[int, int], repeat: int

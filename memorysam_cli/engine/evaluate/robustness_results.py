@@ -20,8 +20,8 @@ TITLES = {
 }
 FED = {
     "drop": "not fed",
-    "zero": "fed as zeros after normalisation",
-    "both": "not fed (dropped), or fed as zeros after normalisation (zeroed)",
+    "zero": "fed as zeros after normalization",
+    "both": "not fed (dropped), or fed as zeros after normalization (zeroed)",
 }
 LEVELS = {"any": "", "emm": "", "rmm": "r = ", "nm": ""}
 """What stands before a level's name."""

@@ -1,4 +1,4 @@
-"""Scoring: one pass over labelled scenes gives both protocols, every condition and every failure case.
+"""Scoring: one pass over labeled scenes gives both protocols, every condition and every failure case.
 
 Training's validation and ``memorysam evaluate`` call :func:`evaluate`, so that their numbers are the same.
 """
@@ -49,7 +49,7 @@ def evaluate(
     accelerator: Accelerator | None = None,
     advance: Callable[[int], object] | None = None,
 ) -> Evaluation:
-    """Score a network on labelled scenes.
+    """Score a network on labeled scenes.
 
     Args:
         network: gives the logits of the data set's K classes; its mode (train or eval) is restored afterwards.

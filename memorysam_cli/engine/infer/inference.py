@@ -22,11 +22,12 @@ from memorysam_cli.dataset import DatasetInfo, Modality, ValueRange
 from memorysam_cli.engine import runtime
 from memorysam_cli.engine.infer.views import Network, Shown, View, sensors_of, show
 from memorysam_cli.errors import DataError, UsageError, did_you_mean
-from memorysam_cli.recipe import Recipe
+from memorysam_cli.recipe import Recipe, sensor_of
 from memorysam_cli.storage import images
 from memorysam_cli.text import few, shown
 
 Item = TypeVar("Item")
+Value = TypeVar("Value")
 MUCH_LARGER, FAR_FROM_SQUARE = 3, 3
 """Times the size that the weights were trained at, and times the short side: beyond, a word is said."""
 LOOKED_AT = 200
@@ -93,17 +94,33 @@ class Inference:
         return network.logits([torch.cat(parts) for parts in moved])
 
 
+def by_frame(given: Mapping[str, Value], known: Sequence[str]) -> dict[str, Value]:
+    """What is given for a sensor that is fed as several frames (``ms``), for each of them (``ms-1``, ``ms-2``).
+
+    Args:
+        given: by name; what no sensor has stays as it is.
+        known: the modalities of the weights.
+    """
+    found: dict[str, Value] = {}
+    for name, value in given.items():
+        frames = [frame for frame in known if sensor_of(frame) == name] if name not in known else []
+        found |= dict.fromkeys(frames or [name], value)
+    return found
+
+
 def choose_modalities(known: Sequence[Modality], names: Sequence[str] | None) -> tuple[Modality, ...]:
     """The modalities of ``--modalities``, in the order in which the weights' memory sees them.
 
     Args:
         known: those of the weights.
-        names: in any order; None means all.
+        names: in any order, ``ms`` for all of ``ms-1``, ``ms-2``, …; None means all.
 
     Raises:
         UsageError: the weights know no such modality.
     """
     known_names = [modality.name for modality in known]
+    if names is not None:
+        names = list(by_frame(dict.fromkeys(names), known_names))
     for name in names or ():
         if name not in known_names:
             hint = did_you_mean(name, known_names)

@@ -65,7 +65,7 @@ class View:
     tile: bool = False
     """Large frames keep their own resolution, and are seen through windows of the network's size."""
     overlap: float = OVERLAP
-    """Of neighbouring windows, as a share of their side, at least."""
+    """Of neighboring windows, as a share of their side, at least."""
 
     @property
     def name(self) -> str:
@@ -246,7 +246,7 @@ class Tiled(Wrapper[Shown]):
     Args:
         network: takes frames of ``size`` × ``size``, and smaller ones whose sides are multiples of 32.
         size: side of a window, in pixels, a multiple of 32.
-        overlap: share of the side that neighbouring windows have in common, at least; windows are spread evenly.
+        overlap: share of the side that neighboring windows have in common, at least; windows are spread evenly.
 
     Raises:
         ValueError: a size that is no positive multiple of 32, or an overlap outside 0 ≤ overlap < 1.
@@ -416,7 +416,7 @@ def window_starts(length: int, *, size: int, overlap: float) -> list[int]:
 
 
 def _ramp(length: int, *, starts: Sequence[int], like: Tensor) -> Tensor:
-    """Weights along a window's side: 1 inside, falling smoothly to almost 0 over what neighbours share."""
+    """Weights along a window's side: 1 inside, falling smoothly to almost 0 over what neighbors share."""
     shared = 0 if len(starts) == 1 else length - min(b - a for a, b in itertools.pairwise(starts))
     place = torch.arange(length, device=like.device, dtype=like.dtype) + 0.5
     distance = torch.minimum(place, length - place)  # to the nearer end

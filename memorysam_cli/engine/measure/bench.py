@@ -354,7 +354,7 @@ ROWS = {
     "TFLOP per step": ("tflop", ".4g"),
     "TFLOP per second": ("tflop_per_second", ".4g"),
     "best matrix product, TFLOP per second": ("matmul_tflop_per_second", ".4g"),
-    "share of it in per cent (MFU)": ("mfu_percent", ".1f"),
+    "share of it in % (MFU)": ("mfu_percent", ".1f"),
     "peak memory in GB": ("peak_bytes", ".2f"),
 }
 """What a line says, its key, and its digits."""

@@ -95,7 +95,7 @@ class Count:
 
     @property
     def peak(self) -> int:
-        """The most that is alive at once; the optimiser works in place of what it has."""
+        """The most that is alive at once; the optimizer works in place of what it has."""
         return max(self.forward, self.backward, self.weights + self.gradients + self.moments + self.inputs)
 
     def to_json(self) -> dict[str, int]:
@@ -238,7 +238,7 @@ def training(recipe: Recipe, *, classes: int, kind: Kind = "cuda") -> Count:
 
 
 def validation(recipe: Recipe, *, classes: int, frames: Frames, kind: Kind = "cuda") -> Count:
-    """Count the scoring of one batch of the largest scenes within a training: LoRA beside the weights, and moments."""
+    """Count the scoring of one batch of the largest scenes during training: LoRA beside the weights, and moments."""
     network = skeleton(recipe, classes=classes)
     trained = sum(_rounded(parameter.nbytes, kind) for parameter in network.parameters() if parameter.requires_grad)
     average = trained if recipe.optim.ema else 0
@@ -295,7 +295,7 @@ def _second_pass_flops(recipe: Recipe, *, classes: int) -> int:
         return 0
     network = skeleton(recipe, classes=classes)
     costs = _look_flops(network, recipe)
-    full = network.fusion.plan(range(len(recipe.data.modalities)))
+    full = network.fusion.plan(range(len(recipe.sensors)))
     looks = (look for places in passes for look in _looks_not_shared(network, network.fusion.plan(places), full))
     return 3 * sum(costs[len(look.sees)] for look in looks) // UPDATES
 
@@ -306,7 +306,7 @@ def _look_flops(network: Segmenter, recipe: Recipe) -> list[int]:
     with _counting("cuda", "fp32"), torch.no_grad():
         fresh = _fresh(network).eval()
         fresh.fusion = Mean()
-        pool = fresh.encode([torch.empty(1, 3, size, size, device=META)]) * len(recipe.data.modalities)
+        pool = fresh.encode([torch.empty(1, 3, size, size, device=META)], sensors=[0]) * len(recipe.sensors)
         for length in range(1, len(pool) + 1):
             with FlopCounterMode(display=False) as counter:
                 list(fresh.outputs(pool, [range(length)]))

@@ -62,7 +62,7 @@ class Plain(nn.Module):
             self.sam = build_sam2(
                 backbone, tokens=network.sam.sam_mask_decoder.num_mask_tokens - 1, attention=RoPEAttention
             )
-        self.classes = network.classes
+        self.classes, self.projection = network.classes, network.projection
         self.object_gate = network.object_gate
         trunks = self.sam.image_encoder.trunk, network.sam.image_encoder.trunk
         for twin, block in zip(*(trunk.blocks for trunk in trunks), strict=True):
@@ -80,7 +80,7 @@ class Plain(nn.Module):
         """Run the memory across the frames.
 
         Args:
-            frames: M tensors (B, 3, S, S), normalised; S divisible by 32.
+            frames: M tensors (B, 3, S, S), normalized; S divisible by 32.
 
         Raises:
             ValueError: frames that are not square, which SAM2 itself does not know.
@@ -90,6 +90,7 @@ class Plain(nn.Module):
             raise ValueError(f"frames: {height}×{width} pixels; the plain network sees squares alone")
         self._use_size(height)
         sam, maps, fine = self.sam, [], []
+        frames, _ = self.projection(frames, range(len(frames)))
         known: dict[str, dict[int, dict[str, Any]]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
         for index, frame in enumerate(frames):
             pyramid, features, positions, sizes = sam._prepare_backbone_features(sam.forward_image(frame))
@@ -205,7 +206,7 @@ class PlainLearner:
 
     Args:
         network: the twin of a network that is set up for training.
-        recipe: its losses and optimiser; precision, saver, compilation and accumulation are not the reference's.
+        recipe: its losses and optimizer; precision, saver, compilation and accumulation are not the reference's.
         detects_anomalies: look for NaN after every step of the backward pass, as the published code does.
     """
 

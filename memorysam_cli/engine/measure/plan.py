@@ -90,7 +90,7 @@ class Room:
         total: bytes of the device.
         free: of them, free now.
         memory: what is planned for: the free memory, or what the user said.
-        limit: what a training may take of it.
+        limit: what a training run may take of it.
     """
 
     device: str
@@ -461,7 +461,7 @@ def _changes(proposal: Candidate, overrides: Sequence[str]) -> list[str]:
 
 
 def settle(planned: start.RunStart, manifest: Manifest, accelerator: Accelerator) -> start.RunStart:
-    """Let what fits decide the batch of a training that is about to begin.
+    """Let what fits decide the batch of a training run that is about to begin.
 
     A run that is continued keeps its own batch, so that one line can start and continue it.
 

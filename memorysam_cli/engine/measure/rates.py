@@ -196,7 +196,7 @@ def timed(work: Work, device: torch.device) -> float:
 def synchronize(device: torch.device) -> None:
     """Wait until a device has done all that it was given; a CPU has."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)  # not the current one, which need not be the one that was asked for
+        torch.cuda.synchronize(device)  # not the current one, which need not be the one that was requested
     elif device.type != "cpu":
         getattr(torch, device.type).synchronize()
 

@@ -59,7 +59,7 @@ class Trial:
     Attributes:
         recipe: names its modalities; says sizes, batch, accumulation, saver and precision.
         classes: K.
-        task: ``train``: updates with the optimiser, and then, where ``frames`` are given, a validation; ``validate``:
+        task: ``train``: updates with the optimizer, and then, where ``frames`` are given, a validation; ``validate``:
             such a validation alone; ``predict``: segmenting with LoRA merged.
         device: as PyTorch calls it.
         manner: ``plain``: the network as the reference runs it.
@@ -345,7 +345,7 @@ def _plain_updates(trial: Trial, network: Segmenter, device: torch.device) -> Ca
 
 
 def _validate(trial: Trial, device: torch.device, tell: Tell) -> None:
-    """Scoring alone, LoRA not merged, as within a training."""
+    """Scoring alone, LoRA not merged, as within a training run."""
     network = _network(trial).to(device)
     _look(network, trial, device=device, tell=tell, name="validation_peak")
 

@@ -193,7 +193,7 @@ class SceneFiles:
         return pictures.sheet([[pictures.Panel(scene.id, blend)]], entries, panel_px=panel_px)
 
     def overlay(self, scene: Scene, modalities: Sequence[str], *, mask: NDArray[Any]) -> pictures.Picture:
-        """A mask's colours over a scene's RGB picture, or over that of its first modality: (H, W, 3).
+        """A mask's colors over a scene's RGB picture, or over that of its first modality: (H, W, 3).
 
         Args:
             scene: what was segmented.
@@ -306,7 +306,7 @@ def class_list(info: DatasetInfo) -> list[dict[str, Any]]:
 
 
 def write_legend(out: Path, info: DatasetInfo) -> None:
-    """Write ``legend.png`` beside ``classes.json``: every class and its colour.
+    """Write ``legend.png`` beside ``classes.json``: every class and its color.
 
     Raises:
         EnvironmentFault: it cannot be written.

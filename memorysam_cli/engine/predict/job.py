@@ -26,6 +26,7 @@ from memorysam_cli.engine import run_folder, runtime, surroundings
 from memorysam_cli.engine.infer.decision import PLAIN, Wanted
 from memorysam_cli.engine.infer.inference import (
     Inference,
+    by_frame,
     choose_modalities,
     frame_sizes,
     notes_on_sizes,
@@ -185,7 +186,7 @@ class RunOptions:
     workers: int = 2
     """Processes (on Ray: threads) that read ahead."""
     skip_bad: bool = False
-    """List scenes that cannot be read and go on; otherwise the first one ends the work."""
+    """List scenes that cannot be read and continue; otherwise the first one ends the work."""
     shard: Shard | None = None
     engine: Engine = "local"
     overwrite: bool = False
@@ -256,6 +257,7 @@ def plan(
         run_folder.data_root(run_folder.run_of(weights), data), dataset=card.dataset.name
     )
     if layout is not None:
+        layout = layout.model_copy(update={"modalities": by_frame(layout.modalities, names)})
         _refuse_unknown_sensors(layout, names)
     if follows:
         _refuse_following(where, split=split, dataset=card.dataset.name)

@@ -440,7 +440,7 @@ class PredictionFolder:
             failed = (_report(self.out) or {}).get("failed")
             left_out = f"; without --shard, the {failed} scenes left out are tried again" if failed else ""
             again = f"remove the folder to make it again{left_out}"
-        console.note(f"{self.out}: this very prediction is complete already; {again}")
+        console.note(f"{self.out}: this prediction is already complete; {again}")
 
     def _act(self, action: Action, locks: contextlib.ExitStack) -> None:
         """Make the folder one in which the part can be worked on, and hold the part's lock."""

@@ -24,7 +24,13 @@ from memorysam_cli.data.loader import unlabelled_scenes
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.engine import runtime
 from memorysam_cli.engine.infer.decision import probabilities
-from memorysam_cli.engine.infer.inference import choose_modalities, inference_mode, tell_untrained, unlike_training
+from memorysam_cli.engine.infer.inference import (
+    by_frame,
+    choose_modalities,
+    inference_mode,
+    tell_untrained,
+    unlike_training,
+)
 from memorysam_cli.engine.infer.views import OVERLAP, Missing, View
 from memorysam_cli.engine.predict.files import SceneFiles
 from memorysam_cli.engine.predict.job import Job, what_is_wanted
@@ -205,7 +211,8 @@ class Predictor:
 
         Args:
             scenes: modality → (H, W) or (H, W, C) array, tensor or path, with the values and the channel order (RGB)
-                that files have; arrays are copied. A list is a batch, of any sizes.
+                that files have; arrays are copied. A sensor that is fed as several frames (``ms-1``, ``ms-2``) may go
+                by its own name (``ms``). A list is a batch, of any sizes.
 
         Returns:
             A result, or one for each scene, in their order.
@@ -267,6 +274,7 @@ class Predictor:
         if not isinstance(scene, Mapping):
             raise DataError(f"{where}: is of type '{type(scene).__name__}'; {_SCENE}")
         known = [modality.name for modality in self._job.card.modalities]
+        scene = by_frame(scene, known)
         for key in scene:
             if key not in known:
                 hint = did_you_mean(str(key), known)

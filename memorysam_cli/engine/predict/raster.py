@@ -1,7 +1,7 @@
 """Predicting a raster: read, segmented and written by windows, so that memory does not grow with its size.
 
 First what is asked for, then the way of one stripe of the raster: windows of all sensors, blended as ``--tile`` blends
-them, and rows of classes that are on the disk before the next ones are computed. A run that was killed goes on after
+them, and rows of classes that are on the disk before the next ones are computed. A run that was killed continues after
 the last such rows. The result takes its name when all of it is there.
 """
 
@@ -24,8 +24,8 @@ from memorysam_cli.data import decode, statistics
 from memorysam_cli.data.transforms import STRIDE, Array, Mask, is_exact, to_tensor
 from memorysam_cli.dataset import DatasetInfo, Modality, ValueRange
 from memorysam_cli.engine import runtime
-from memorysam_cli.engine.infer.decision import ONE_BYTE, decide
-from memorysam_cli.engine.infer.inference import Inference, choose_modalities, compared, inference_mode
+from memorysam_cli.engine.infer.decision import ONE_BYTE, Wanted, decide
+from memorysam_cli.engine.infer.inference import Inference, by_frame, choose_modalities, compared, inference_mode
 from memorysam_cli.engine.infer.views import Stripe, Tiled, View
 from memorysam_cli.errors import DataError, UsageError, WeightsError, check_laws, did_you_mean
 from memorysam_cli.model.weights import WeightsCard, read_card
@@ -44,7 +44,7 @@ COPY = 1.5
 """What a COG with its overviews may need, in times the bytes of its pixels."""
 LOOKS = 8
 """Windows whose values are compared with those of the training."""
-PROGRESS, JOB, CLASSES = "done.jsonl", "job.json", "classes.tif"
+PROGRESS, JOB, CLASSES, PROBABILITIES = "done.jsonl", "job.json", "classes.tif", "probabilities.tif"
 """In the folder of what is being made."""
 Bands = Mapping[str, tuple[int | str, ...]]
 
@@ -63,6 +63,24 @@ class RasterJob:
     view: View
     precision: str = "fp32"
     is_compiled: bool = False
+    probabilities: str | None = None
+    """``uint8`` or ``float16``: every class's probability is written, too, a band for each class."""
+
+    @property
+    def wanted(self) -> Wanted:
+        """What is decided of each pixel."""
+        return Wanted(probabilities=None if self.probabilities is None else getattr(torch, self.probabilities))
+
+    @property
+    def stored(self) -> str:
+        """The type of the file of probabilities: readers of TIFF do not know float16."""
+        return "uint8" if self.probabilities == "uint8" else "float32"
+
+    @property
+    def bytes_per_pixel(self) -> int:
+        """Of all that is written."""
+        every = 0 if self.probabilities is None else len(self.info.classes) * np.dtype(self.stored).itemsize
+        return np.dtype(self.dtype).itemsize + every
 
     @property
     def info(self) -> DatasetInfo:
@@ -80,7 +98,7 @@ class RasterJob:
         return int(np.iinfo(self.dtype).max)
 
     def marks(self, grid: Grid) -> dict[str, Any]:
-        """What must agree for a run to go on with what another one has left."""
+        """What must agree for a run to continue with what another one has left."""
         stamps = {name: path.stat() for name, path in self.sources.items()}
         return {
             "weights": self.weights_sha256,
@@ -93,6 +111,7 @@ class RasterJob:
             "--precision": self.precision,
             "--compile": self.is_compiled,
             "versions": runtime.describe("cpu", self.precision)["versions"],
+            **({} if self.probabilities is None else {"--probabilities": self.probabilities}),
         }  # fmt: skip
 
 
@@ -106,6 +125,7 @@ def plan(
     view: View,
     precision: str = "fp32",
     is_compiled: bool = False,
+    probabilities: str | None = None,
 ) -> RasterJob:
     """See that every sensor has a raster, and its bands are known.
 
@@ -118,6 +138,7 @@ def plan(
         view: how windows are shown to the network.
         precision: of the computing.
         is_compiled: whether the network's blocks are compiled.
+        probabilities: ``uint8`` or ``float16``, if those of all classes are wanted.
 
     Raises:
         WeightsError: the weights are refused.
@@ -125,6 +146,7 @@ def plan(
     """
     card = read_card(weights)
     known = [modality.name for modality in card.modalities]
+    sources = by_frame(sources, known)
     for option, given in (("--modality", sources), ("--bands", bands)):
         for name in given:
             if name not in known:
@@ -144,8 +166,9 @@ def plan(
         console.note(f"without '{', '.join(missing)}': predicting with the modalities that are there")
     paths = {name: path for name, path in places.items() if path is not None}
     return RasterJob(
-        weights, tensors.sha256(weights), card, paths, made, replace(view, tile=True), precision, is_compiled
-    )
+        weights, tensors.sha256(weights), card, paths, made, replace(view, tile=True), precision, is_compiled,
+        probabilities,
+    )  # fmt: skip
 
 
 def _with_bands(modality: Modality, bands: Sequence[int | str] | None) -> Modality:
@@ -268,27 +291,36 @@ def run(
         FolderInUseError: another run makes the same file.
     """
     shapes = None if vector is None else out.with_suffix(f".{vector}")
-    _refuse_out(job, out, shapes, overwrite=overwrite)
-    runtime.refuse_precision(job.precision, device)
+    every = None if job.probabilities is None else out.with_name(f"{out.stem}.{PROBABILITIES}")
     work = out.with_name(f".{out.name}.work")
+    _refuse_out(job, out, shapes, overwrite=overwrite)
+    if every is not None and every.exists() and not overwrite and not (work / JOB).exists():
+        raise UsageError(f"--out {shown(out)}: {shown(every)} exists already; give another name or --overwrite")
+    runtime.refuse_precision(job.precision, device)
     with ExitStack() as stack:
         sensors = _Sensors(job, stack)
         for name, words in sensors.taken().items():
             console.note(f"'{name}' takes {words}")
         for line in compared(job.info, sensors.ranges(size=job.card.image_size), strict=strict):
             console.warn(line)
-        needed = round((1 + COPY) * sensors.grid.height * sensors.grid.width * np.dtype(job.dtype).itemsize)
+        needed = round((1 + COPY) * sensors.grid.height * sensors.grid.width * job.bytes_per_pixel)
         made = work / CLASSES
-        there = made.stat().st_size if made.exists() else 0
+        there = sum(path.stat().st_size for path in (made, work / PROBABILITIES) if path.exists())
         atomic.refuse_unwritable(out.parent, needed_bytes=max(1, needed - there))
         with lock.hold(work):
             _begin(job, sensors.grid, work)
             _segment(job, sensors, work, device)
+            if every is not None:  # the classes last: where they are, all is done
+                rasters.write_cog(work / PROBABILITIES, every, scratch=work, needed_bytes=needed)
             rasters.write_cog(made, out, scratch=work, needed_bytes=needed)
     shutil.rmtree(work, ignore_errors=True)
     if shapes is not None:
         _write_polygons(job, out, shapes, crs=sensors.grid.crs)
-    return {**_report(job, sensors, out, device), "vector": None if shapes is None else str(shapes)}
+    also = {"vector": shapes, "probabilities": every}
+    return {
+        **_report(job, sensors, out, device),
+        **{key: None if path is None else str(path) for key, path in also.items()},
+    }
 
 
 def _write_polygons(job: RasterJob, out: Path, shapes: Path, *, crs: Any) -> None:
@@ -321,7 +353,7 @@ def _begin(job: RasterJob, grid: Grid, work: Path) -> None:
         if documents.read_json(work / JOB) == marks:
             return
         console.note(f"{work}: what another run has left is of other rasters, weights or options; begins anew")
-        for name in (JOB, PROGRESS, CLASSES):
+        for name in (JOB, PROGRESS, CLASSES, PROBABILITIES):
             (work / name).unlink(missing_ok=True)
     (work / PROGRESS).unlink(missing_ok=True)
     named = zip(job.info.classes, job.info.palette, strict=True)
@@ -330,6 +362,11 @@ def _begin(job: RasterJob, grid: Grid, work: Path) -> None:
         colors={index: (*color, 255) for index, color in enumerate(job.info.palette)} | {job.nodata: (0, 0, 0, 0)},
         tags={f"CLASS_{index}": name for index, (name, _) in enumerate(named)},
     )  # fmt: skip
+    if job.probabilities is not None:
+        rasters.create(
+            work / PROBABILITIES, grid, dtype=job.stored, nodata=None if job.stored == "uint8" else np.nan,
+            colors={}, tags={}, bands=job.info.classes,
+        )  # fmt: skip
     documents.write_json(work / JOB, marks)  # last: then all of it is there
 
 
@@ -349,7 +386,7 @@ def _segment(job: RasterJob, sensors: _Sensors, work: Path, device: torch.device
     stripes = tiled.stripes(sensors.grid.width, most_px=most_px)
     done = _rows_done(work, len(stripes))
     if any(done):
-        console.note(f"{work}: goes on: {sum(done):,} of {len(stripes) * sensors.grid.height:,} rows are done")
+        console.note(f"{work}: continues: {sum(done):,} of {len(stripes) * sensors.grid.height:,} rows are done")
     with (
         runtime.explained(device, levers=runtime.LOOKING),
         inference_mode(network),
@@ -357,8 +394,11 @@ def _segment(job: RasterJob, sensors: _Sensors, work: Path, device: torch.device
     ):
         progress.advance(sum(done))
         for number, stripe in enumerate(stripes):
-            for rows, classes in _classes(job, sensors, tiled, inference, stripe, first=done[number]):
+            for rows, classes, every in _classes(job, sensors, tiled, inference, stripe, first=done[number]):
                 rasters.write_rows(work / CLASSES, classes, top=rows.start, left=stripe.left)
+                if every is not None:
+                    values = every.astype(job.stored, copy=False)
+                    rasters.write_rows(work / PROBABILITIES, values, top=rows.start, left=stripe.left)
                 documents.append_json_line(work / PROGRESS, {"stripe": number, "rows": rows.stop}, fsync=True)
                 progress.advance(rows.stop - rows.start)
 
@@ -376,8 +416,11 @@ def _rows_done(work: Path, stripes: int) -> list[int]:
 
 def _classes(
     job: RasterJob, sensors: _Sensors, tiled: Tiled, inference: Inference, stripe: Stripe, *, first: int
-) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
-    """The rows of a stripe from ``first`` on, as classes; nodata where no sensor measured anything."""
+) -> Iterator[tuple[slice, npt.NDArray[Any], npt.NDArray[Any] | None]]:
+    """The rows of a stripe from ``first`` on, as classes and, where wanted, (K, h, w) probabilities.
+
+    Where no sensor measured anything, classes are nodata, and probabilities NaN, or 0 in bytes.
+    """
     size, grid = job.card.image_size, sensors.grid
     is_gap = np.zeros((size, stripe.end - stripe.begin), bool)
     begun = 0  # the row in which the windows of is_gap begin
@@ -393,12 +436,16 @@ def _classes(
 
     for rows, logits in tiled.rows(see, stripe, height=grid.height, first=first):
         (decision,) = decide(
-            logits, [(rows.stop - rows.start, stripe.right - stripe.left)], classes=len(job.info.classes)
-        )
-        classes = decision.arrays()[0]
+            logits, [(rows.stop - rows.start, stripe.right - stripe.left)], classes=len(job.info.classes),
+            wanted=job.wanted,
+        )  # fmt: skip
+        classes, _, every = decision.arrays()
         columns = slice(stripe.left - stripe.begin, stripe.right - stripe.begin)
-        classes[is_gap[rows.start - begun : rows.stop - begun, columns]] = job.nodata
-        yield rows, classes
+        gaps = is_gap[rows.start - begun : rows.stop - begun, columns]
+        classes[gaps] = job.nodata
+        if every is not None:
+            every[:, gaps] = 0 if job.stored == "uint8" else np.nan
+        yield rows, classes, every
 
 
 def _window(sensors: _Sensors, inference: Inference, *, top: int, left: int, size: int) -> tuple[list[Tensor], Mask]:

@@ -26,7 +26,7 @@ from memorysam_cli.engine.processes import Peers
 from memorysam_cli.errors import DataError, Stopped, Terminated, UsageError, signal_exit_code
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents
-from memorysam_cli.text import few, shown
+from memorysam_cli.text import counted, few, shown
 
 NAMED = 6
 """Scenes that a message names."""
@@ -123,7 +123,7 @@ def _do(job: Job, part: Part, make: Make, *, skip_bad: bool, notice: Callable[[]
     devices = dict.fromkeys(part.devices() if inventory.count else ())
     _refuse_full(job, part.out, inventory.left)
     if inventory.count:
-        console.note(f"{part.out}: goes on: {inventory.count:,} of {len(scenes):,} scenes are done")
+        console.note(f"{part.out}: continues: {inventory.count:,} of {counted(len(scenes), 'scene')} done")
     label = "predict" if part.shard.count == 1 else f"predict {part.shard.index}/{part.shard.count}"
     with console.progress(len(scenes), label) as progress:
         progress.advance(inventory.count)
@@ -291,7 +291,7 @@ def follow(
                 _do_arriving(job, folder, make, arrivals, skip_bad=options.skip_bad, strict=strict)
         except (KeyboardInterrupt, Terminated) as signalled:
             code = signal_exit_code(signalled)
-            stopped = Stopped("stopped by a signal; the same command goes on", exit_code=code)
+            stopped = Stopped("stopped by a signal; the same command continues", exit_code=code)
         return _conclude(job, folder, arrivals), stopped
 
 
@@ -346,7 +346,7 @@ def _taken_up(job: Job, part: Part, *, skip_bad: bool) -> list[Scene]:
         remove(part.out, job.files(part.out).paths(scene))
     known = ledger.scenes_of(part.ledger)
     if known:
-        console.note(f"{part.out}: goes on: {len(known):,} scenes are done")
+        console.note(f"{part.out}: continues: {counted(len(known), 'scene')} done")
     return known
 
 

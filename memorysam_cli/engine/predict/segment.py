@@ -92,7 +92,7 @@ def segment_scenes(
         for seen in look(network, source, inference, classes=len(files.info.classes), wanted=wanted):
             if isinstance(seen, DataError):
                 if not skip_bad:
-                    advice = "mend the file, or go on without such scenes: --on-error skip"
+                    advice = "fix the file, or continue without such scenes: --on-error skip"
                     raise DataError(f"{seen}; {advice}") from seen
                 writing.add(functools.partial(files.left_out, next(order), seen))
                 continue
@@ -165,7 +165,7 @@ class _PendingWrite(Generic[Result]):
     """Its report has begun: the line may be there, so that the files must stay."""
 
     def run(self, work: Callable[[], Result]) -> None:
-        """Do it, unless it was cancelled in the meantime."""
+        """Do it, unless it was canceled in the meantime."""
         if self.future.set_running_or_notify_cancel():
             try:
                 self.future.set_result(work())

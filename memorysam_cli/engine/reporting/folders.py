@@ -49,11 +49,11 @@ def kind(folder: Path) -> FolderKind:
         return "evaluation"
     if any((folder / name).is_file() for name in (predictions.SUCCESS, predictions.LEDGER)):
         return "prediction"
-    looked = f"a run ({RECIPE}), an evaluation ({NAMES['metrics']}), a prediction ({predictions.LEDGER})"
-    what = "holds none of these" if folder.is_dir() else "is no folder" if folder.exists() else "does not exist"
+    looked = f"a run ({RECIPE}), an evaluation ({NAMES['metrics']}), predictions ({predictions.LEDGER})"
+    what = "nothing to report on" if folder.is_dir() else "is no folder" if folder.exists() else "does not exist"
     if (folder / predictions.PARTS).is_dir():
-        what = "holds a prediction that is not done; run its command again first"
-    raise UsageError(f"{folder}: {what}; a report is made of {looked}")
+        raise UsageError(f"{folder}: holds predictions that are not done; run their command again first")
+    raise UsageError(f"{folder}: {what}; expected {looked}")
 
 
 def newest_evaluation(run: Path, *, name: str = NAMES["metrics"]) -> Path | None:

@@ -264,7 +264,7 @@ def subset_levels(folder: Path, *, protocol: str | None = None) -> tuple[Facts, 
             found = found or benchmark
             if any(benchmark[key] != found[key] for key in ("weights_sha256", "split_sha256", "protocol")):
                 continue  # of other weights, and stayed in the folder
-            for level in benchmark["levels"]:  # of earlier versions, and where one was asked for, it has no name
+            for level in benchmark["levels"]:  # of earlier versions, and where one was requested, it has no name
                 levels.setdefault(level["level"] or LEVEL_OF[benchmark["missing"]], level)
     return found, levels
 

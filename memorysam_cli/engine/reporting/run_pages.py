@@ -6,6 +6,7 @@ First the file; then the page of a training run, which has that of its newest ev
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from memorysam_cli.engine.reporting.folders import Facts
 from memorysam_cli.engine.run_folder import RECIPE, RunFolder, resume_command
 from memorysam_cli.errors import UsageError
 from memorysam_cli.recipe import Recipe, comparing
-from memorysam_cli.report import console, pages, pictures
+from memorysam_cli.report import console, figures, pages, pictures
 from memorysam_cli.report.pages import Chart, Series
 from memorysam_cli.storage import atomic, documents, images
 from memorysam_cli.text import command, duration, megabytes
@@ -91,6 +92,8 @@ CHARTS: tuple[ChartPlan, ...] = (
 """The charts beside those of the losses."""
 VALUE_NAMES = {"miou": "mIoU", "miou_native": "mIoU, native", "mf1": "mF1", "macc": "mAcc", "lr": "learning rate"}
 """Values by other names than their keys."""
+PLAIN = {"miou", "lr", "memory"}
+"""Charts whose values are not noisy; the others are smoothed."""
 FROM_ZERO = {"throughput", "memory", "miou"}
 PICTURE_SIDE = 1600
 """Pixels: scenes side by side, with words that can be read."""
@@ -164,12 +167,26 @@ def draw(what: ChartPlan, runs: Sequence[tuple[str, Sequence[Facts]]]) -> Chart 
     name, title, unit, keys = what
     keys = keys if len(runs) == 1 else keys[:1]
     series = [
-        Series(label or VALUE_NAMES.get(key, key.replace("_", " ")), points, is_main=index == 0 or len(runs) > 1)
+        Series(
+            label or VALUE_NAMES.get(key, key.replace("_", " ")),
+            points,
+            is_main=index == 0 or len(runs) > 1,
+            course=() if name in PLAIN else smoothed(points),
+        )
         for label, rows in runs
         for index, key in enumerate(keys)
         if (points := [(row["step"], row[key]) for row in rows if key in row])
     ]
     return pages.line_chart(name, title, series, unit=unit, zero=name in FROM_ZERO)
+
+
+def smoothed(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, float | None]]:
+    """The course of many values, as ``curves.png`` draws it; few have none."""
+    if len(points) < figures.FEW:
+        return []
+    values = [math.nan if value is None else value for _, value in points]
+    means = figures.smoothed(values, window=len(points) // figures.SMOOTH_SHARE)
+    return [(step, float(mean)) for (step, _), mean in zip(points, means, strict=True)]
 
 
 def against_parent(trained: Recipe) -> tuple[str, list[tuple[str, str, str]]]:

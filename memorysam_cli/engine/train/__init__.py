@@ -1,1 +1,1 @@
-"""Training: the loop, its checkpoints, and how a run begins or goes on."""
+"""Training: the loop, its checkpoints, and how a run begins or continues."""

@@ -27,6 +27,7 @@ from memorysam_cli.model.weights import Metric, fill_own, own_tensors
 from memorysam_cli.recipe import Recipe, Robust, comparing
 from memorysam_cli.recipe.schema import is_retired
 from memorysam_cli.storage import atomic, documents, tensors
+from memorysam_cli.text import requirement
 
 MANIFEST = "MANIFEST.json"
 TENSORS = ("model", "optimizer", "rng")
@@ -42,6 +43,7 @@ MAY_CHANGE = {
 and ``robust.teacher.weights`` the content counts, not the path."""
 DEFAULTS_BEFORE = {
     "model.fusion": "mean", "model.order": "recipe", "model.modality_embedding": False, "model.memory_mask": "best",
+    "model.projection": [],
     "data.antialias": None, "augment.blur_after_crop": False,
     "ohem.class_weights": "none", "ohem.label_smoothing": 0.0,
     "augment.rotate": 0.0, "augment.stretch": [1.0, 1.0], "augment.degrade": 0.0, "optim.ema": 0.0,
@@ -142,7 +144,7 @@ def identity_of(
 
 
 def conditions(accelerator: Accelerator) -> dict[str, Any]:
-    """What else decides the last bits of a result; a run may go on under others, and says so."""
+    """What else decides the last bits of a result; a run may continue under others, and says so."""
     return {
         "memorysam": __version__,
         "torch": torch.__version__,
@@ -279,7 +281,7 @@ def sweep(folder: Path) -> None:
 
 
 def set_aside(path: Path, suffix: Literal["corrupt", "abandoned"]) -> Path:
-    """Rename a checkpoint that is damaged, or not of the branch that goes on: out of the way, but not lost."""
+    """Rename a checkpoint that is damaged, or not of the branch that continues: out of the way, but not lost."""
     target = path.with_name(f"{path.name}.{suffix}")
     if target.exists():
         shutil.rmtree(target)
@@ -337,7 +339,7 @@ def read_header(path: Path) -> CheckpointHeader:
     if odd := [f"{name} is missing" for name in sorted(known - given - NEWER)] + [
         f"{name} is unknown" for name in sorted(given - known)
     ]:
-        raise WeightsError(f"{where}: {'; '.join(odd)}; it was written by another version, which can go on with it")
+        raise WeightsError(f"{where}: {'; '.join(odd)}; it was written by another version, which can continue with it")
     identity, made_by = content.pop("identity"), content.pop("made_by")
     try:
         # As JSON: lists are lists.
@@ -347,7 +349,7 @@ def read_header(path: Path) -> CheckpointHeader:
     except ValidationError as error:
         first = error.errors()[0]
         raise WeightsError(
-            f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}; take another checkpoint"
+            f"{where}: {'.'.join(map(str, first['loc']))}: {requirement(first['msg'])}; take another checkpoint"
         ) from None
     if not (isinstance(identity, dict) and isinstance(made_by, dict)):
         raise WeightsError(f"{where}: says not of which run it is; take another checkpoint")
@@ -368,11 +370,11 @@ def read(path: Path) -> State:
 
 
 def refuse_other(then: dict[str, Any], now: dict[str, Any], *, worlds: tuple[int, int], where: str) -> None:
-    """Refuse to go on from a checkpoint of another run.
+    """Refuse to continue from a checkpoint of another run.
 
     Args:
         then: the identity in the checkpoint.
-        now: that of the run that wants to go on.
+        now: that of the run that wants to continue.
         worlds: the numbers of processes, then and now.
         where: the checkpoint, for messages.
 
@@ -416,14 +418,14 @@ def put_back(state: State, learner: Learner, *, where: str) -> Position:
 
 
 def _own_rng(state: State, learner: Learner, *, where: str) -> dict[str, torch.Tensor]:
-    """The state of this process's random numbers. Without it, a run that goes on would be another one."""
+    """The state of this process's random numbers. Without it, a run that continues would be another one."""
     accelerator = learner.accelerator
     prefix = f"{accelerator.process_index}/"
     own = {name.removeprefix(prefix): value for name, value in state.rng.items() if name.startswith(prefix)}
     if missing := sorted(rng_state(accelerator.device).keys() - own.keys()):
         raise WeightsError(
             f"{where}: has no state of the random numbers of process {prefix[:-1]} ({', '.join(missing)}), so that the "
-            "run could not go on as it was; take another checkpoint, or the device that the run began on"
+            "run could not continue as it was; take another checkpoint, or the device that the run began on"
         )
     return own
 
@@ -435,6 +437,6 @@ def _restore_learner(state: State, learner: Learner, *, where: str) -> None:
         learner.restore(saved)
     except (KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:200]
-        raise WeightsError(f"{where}: its optimiser is not of this network ({reason}); take another") from error
+        raise WeightsError(f"{where}: its optimizer is not of this network ({reason}); take another") from error
     if difference := base_weights.difference(base_weights.shapes_of(saved), base_weights.shapes_of(learner.state())):
-        raise WeightsError(f"{where}: its optimiser is not of this network: {difference}; take another checkpoint")
+        raise WeightsError(f"{where}: its optimizer is not of this network: {difference}; take another checkpoint")

@@ -51,7 +51,7 @@ from memorysam_cli.text import few, shown
 
 GRACE_S = 5.0
 """For how long a second signal may wait for the main thread to hear of it, and to tidy up."""
-_LAST_WORDS = "memorysam: error [{}]: ended at once by a second signal; --resume goes on from the last checkpoint\n"
+_LAST_WORDS = "memorysam: error [{}]: ended at once by a second signal; --resume continues from the last checkpoint\n"
 _BUG = 1
 _SHOWN_FILES = 4
 _SHOWN_SCENES = 10
@@ -212,7 +212,7 @@ class Quarantine:
         some = few(list(self.listed.values()), _SHOWN_SCENES, separator="; ")
         return DataError(
             f"{len(self)} of {self.scenes} training scenes cannot be read, more than data.max_bad={self.share:g} "
-            f"allows: {some}; {self.run.quarantine} lists them: mend the files, or raise --max-bad"
+            f"allows: {some}; {self.run.quarantine} lists them: fix the files, or raise --max-bad"
         )
 
 
@@ -319,7 +319,7 @@ def finish(
     run: RunFolder, learner: Learner, position: Position, quarantine: Quarantine, *, scenes: int, seconds: float,
     resumed: bool, ended_early: bool = False,
 ) -> TrainingResult:  # fmt: skip
-    """Check what came of a training and write it into the run's folder.
+    """Check what came of a training run and write it into the run's folder.
 
     Args:
         run: the folder.
@@ -336,7 +336,7 @@ def finish(
         LawBroken: something was lost or counted twice.
     """
     if position.all_ignored:
-        console.warn(f"{position.all_ignored} batches had no labelled pixel and taught nothing")
+        console.warn(f"{position.all_ignored} batches had no labeled pixel and taught nothing")
     if len(quarantine):
         console.warn(
             f"{len(quarantine)} training scenes cannot be read, others stood in for them; {run.quarantine} lists them"
@@ -374,7 +374,7 @@ def _check_laws(learner: Learner, position: Position, *, expected: int, last: Pa
     # LoRA cuts the base's fused projections into three: tensors do not stay as many, their values do.
     base = sum(math.prod(shape) for shape in base_shapes(network.card.base.backbone).values())
     laws = {
-        "scenes learnt from = steps × batch × accumulate × processes": (position.scenes, expected),
+        "scenes learned from = steps × batch × accumulate × processes": (position.scenes, expected),
         "values of the base + values of new tensors = values of the model": (
             base + sum(state[name].numel() for name in new),
             sum(tensor.numel() for tensor in state.values()),

@@ -153,10 +153,12 @@ def _shares_shape(initial: WeightsCard, ours: WeightsCard) -> bool:
     return (
         initial.tokens == ours.tokens
         and then.model.modality_embedding == now.model.modality_embedding
-        and (then.data.modalities == now.data.modalities or not now.model.modality_embedding)
+        and (list(then.sensors) == list(now.sensors) or not now.model.modality_embedding)
+        and then.model.projection == now.model.projection
+        and (then.sensors == now.sensors or not now.model.projection)
         and then.model.memory_mask == now.model.memory_mask
         and initial.dataset.classes == ours.dataset.classes
-        and (len(initial.modalities) == 1) == (len(ours.modalities) == 1)
+        and (len(then.sensors) == 1) == (len(now.sensors) == 1)
         and then.model.fusion == now.model.fusion
     )
 
@@ -199,7 +201,7 @@ def _memory_notes(
         name: own[name].clone() for name in (f"{NOTES}sensors", f"{NOTES}classes") if name in own and name in state
     }
     if (name := f"{NOTES}sensors") in found:  # (M, C_m)
-        then, now = initial.recipe.data.modalities, ours.recipe.data.modalities
+        then, now = list(initial.recipe.sensors), list(ours.recipe.sensors)
         for sensor in set(then) & set(now):
             found[name][now.index(sensor)] = state[name][then.index(sensor)]
     if (name := f"{NOTES}classes") in found:  # (C_m, K, 1, 1)
@@ -246,7 +248,7 @@ def _sensor_notes(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
     if then == now:
         yield f"was trained on other settings of sensors: {', '.join(_changed_settings(initial, ours))}"
     else:
-        yield f"was trained on {then}, goes on with {now}"
+        yield f"was trained on {then}, continues with {now}"
 
 
 def _changed_settings(initial: WeightsCard, ours: WeightsCard) -> Iterator[str]:
@@ -300,7 +302,7 @@ def _without_base(
     One sensor alone has no memory, so that nobody asks what its tensors are; those of trained ones differ.
     """
     base = {name: tensor for name, tensor in network.state_dict().items() if name not in own}
-    idle = {name for name in base if len(network.card.modalities) == 1 and name.startswith(MEMORY)}
+    idle = {name for name in base if len(network.card.recipe.sensors) == 1 and name.startswith(MEMORY)}
     others = [
         name
         for name, tensor in base.items()

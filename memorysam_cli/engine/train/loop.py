@@ -66,7 +66,8 @@ class Trainer:
         self.recipe, self.accelerator = recipe, accelerator
         self.manifest = manifest = start.counted(recipe, manifest, accelerator)
         runtime.prepare_deterministic(is_wanted=recipe.train.deterministic)
-        modalities_of(manifest.info, [*recipe.data.modalities, *recipe.robust.subset.weak])
+        weak = [name for name in recipe.robust.subset.weak if name not in recipe.sensors]
+        modalities_of(manifest.info, [*recipe.data.modalities, *weak])
         start.refuse_unknown_turns(recipe, manifest)
         self.scenes = manifest.of_split(recipe.data.train_split)
         self.extent = extent_of(
@@ -347,7 +348,7 @@ class Extent:
 
 
 def extent_of(recipe: Recipe, *, scenes: int, processes: int, dataset: str) -> Extent:
-    """The extent of a training.
+    """The extent of a training run.
 
     Args:
         recipe: batch, accumulation, epochs, ``train.max_steps``.
@@ -383,11 +384,11 @@ def validations_since_best(position: Position, extent: Extent, *, every: int) ->
 
 
 def record_resume(run: RunFolder, position: Position, *, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Note in the run's folder that it goes on, warn where it does so under other conditions, and tidy its metrics.
+    """Note in the run's folder that it continues, warn where it does so under other conditions, and tidy its metrics.
 
     Args:
         run: the folder.
-        position: where it goes on.
+        position: where it continues.
         then: the conditions of the checkpoint (:func:`memorysam_cli.engine.train.checkpoints.conditions`).
         now: those of this process.
     """
@@ -395,7 +396,7 @@ def record_resume(run: RunFolder, position: Position, *, then: dict[str, Any], n
     if changed:
         differences = ", ".join(f"{key} was {was}, is {now}" for key, (was, now) in changed.items())
         console.warn(
-            f"{run.path}: goes on under other conditions ({differences}): its last bits may differ from here on"
+            f"{run.path}: continues under other conditions ({differences}): its last bits may differ from here on"
         )
     moment = datetime.now().astimezone().isoformat(timespec="seconds")
     documents.append_json_line(

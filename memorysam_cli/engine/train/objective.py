@@ -108,7 +108,7 @@ def task_of(network: Segmenter, recipe: Recipe, device: torch.device) -> Task:
     dataset = network.card.dataset
     return Task(
         classes=tuple(dataset.classes),
-        modalities=recipe.data.modalities,
+        modalities=tuple(recipe.sensors),
         width=network.sam.sam_mask_decoder.conv_s0.out_channels,
         device=device,
         class_pixels=dataset.class_pixels.get(recipe.data.train_split),
@@ -135,7 +135,7 @@ class Draw(NamedTuple):
     """What an update's second pass sees.
 
     Attributes:
-        places: of the frames, in the order of the recipe; M, the number of sensors, stands for a frame of zeros.
+        places: of the sensors, in the order of the recipe; their number stands for a frame of zeros.
         ramp: the factor, from above 0 to 1, of the weight of all losses that the second pass adds.
     """
 
@@ -151,18 +151,19 @@ def draw(recipe: Recipe, moment: Moment | None) -> Draw | None:
 
     Args:
         recipe: with every modality named.
-        moment: None: not within a training; the largest pass, so that what is measured is enough for all.
+        moment: None: not within a training run; the largest pass, so that what is measured is enough for all.
     """
     if not recipe.trains_subsets:
         return None
-    settings, names = recipe.robust.subset, recipe.data.modalities
-    count = len(names)
+    settings, sensors = recipe.robust.subset, recipe.sensors
+    count = len(sensors)
     if moment is None:
         kept, is_zeroed, ramp = range(1, count), settings.zeroed > 0, 1.0
     else:
         rng = generator(recipe.train.seed, moment.epoch, moment.update, spawn_key=(SPAWN,))
         size = 1 + int(rng.random() * (count - 1))
-        odds = np.array([settings.weak_odds if name in settings.weak else 1.0 for name in names])
+        is_weak = [not {sensor, *frames}.isdisjoint(settings.weak) for sensor, frames in sensors.items()]
+        odds = np.where(is_weak, settings.weak_odds, 1.0)
         finish = -np.log1p(-rng.random(count)) / odds
         kept = np.argsort(finish, kind="stable")[:size].tolist()
         is_zeroed = bool(rng.random() < settings.zeroed)
@@ -239,7 +240,7 @@ class Gradients:
         if draw is None and not self.objective.reads_alone:
             output: Output = model(frames)
             return {"logits": output.logits, "features": output.features}
-        passes = [range(len(frames)), *([] if draw is None else [draw.places])]
+        passes = [range(len(self.objective.task.modalities)), *([] if draw is None else [draw.places])]
         found: list[Pass] = model(frames, passes, alone=[0] if self.objective.reads_alone else [])
         outputs = {"logits": found[0].output.logits, "features": found[0].output.features}
         outputs |= {_alone(number): logits for number, logits in enumerate(found[0].frames)}
@@ -284,7 +285,7 @@ class Gradients:
         )
 
     def _taught(self, leaves: Sequence[Outputs], batches: Sequence[Batch]) -> list[Tensor]:
-        """What the second pass shall say of each batch."""
+        """What the second pass should say of each batch."""
         classes = len(self.objective.task.classes)
         if self._teacher is None:
             return [leaf["logits"][:, :classes].detach() for leaf in leaves]
@@ -320,7 +321,7 @@ def _teacher(recipe: Recipe, task: Task) -> Segmenter | None:
     path, card = file
     for what, theirs, ours in (
         ("classes", len(card.dataset.classes), len(task.classes)),
-        ("sensors", ", ".join(card.recipe.data.modalities), ", ".join(task.modalities)),
+        ("sensors", ", ".join(card.recipe.data.modalities), ", ".join(recipe.data.modalities)),
     ):
         if theirs != ours:
             raise WeightsError(
@@ -344,7 +345,7 @@ def _cut(output: Tensor) -> Tensor:
 
 
 def _hand_back(outputs: Outputs, leaves: Outputs) -> None:
-    """Let the gradients that have come to the leaves go on into the network."""
+    """Let the gradients that have come to the leaves flow on into the network."""
     # Nothing comes to what no loss reads.
     pairs = [(outputs[name], leaf.grad) for name, leaf in leaves.items() if leaf.grad is not None]
     tensors, gradients = zip(*pairs, strict=True)

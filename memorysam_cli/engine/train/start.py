@@ -175,7 +175,7 @@ class RunStart:
     damaged: tuple[Path, ...] = ()
     """Newer checkpoints that cannot be used."""
     abandoned: tuple[Path, ...] = ()
-    """Newer checkpoints that the user does not want to go on from."""
+    """Newer checkpoints that the user does not want to continue from."""
     begins_again: bool = False
     """There is a run in ``out`` that ended before its first checkpoint."""
     notes: tuple[str, ...] = ()
@@ -384,12 +384,15 @@ def introduction(
         steps_per_epoch: updates.
     """
     recipe, accelerator = learner.recipe, learner.accelerator
-    settings, processes, modalities = recipe.train, accelerator.num_processes, recipe.data.modalities
+    settings, processes, modalities = recipe.train, accelerator.num_processes, recipe.sensors
     update = f"batch {settings.batch}, {settings.accumulate} accumulated, {processes} process{'es' * (processes > 1)}"
     trainable, whole = count(learner.parameters.values()), count(learner.network.parameters())
     yield f"run       {run.path}"  # short lines: a terminal may be narrow
     yield f"device    {accelerator.device}"
     yield f"sensors   {', '.join(modalities)}"
+    for sensor, frames in modalities.items():
+        if len(frames) > 1:
+            yield f"projected {sensor}, from {', '.join(frames)}"
     yield f"scenes    {scenes}, in {steps_per_epoch} updates per epoch"
     yield f"update    {settings.batch * settings.accumulate * processes} scenes ({update})"
     yield f"trained   {trainable:,} of {whole:,} parameters"

@@ -149,7 +149,7 @@ class Tracker:
         raise NotImplementedError
 
     def ids(self) -> dict[str, str]:
-        """What is needed to go on with the same record; after the start."""
+        """What is needed to continue with the same record; after the start."""
         return {}
 
     def begin(self) -> None:
@@ -190,7 +190,7 @@ class TensorBoard(Tracker):
     def open(self) -> Any:
         """As :class:`Tracker`."""
         self.is_new = not (self.own / self.name).is_dir()
-        # What was written after the step that the training goes on from is hidden: it comes again.
+        # What was written after the step that the training continues from is hidden: it comes again.
         return tracking.TensorBoardTracker(self.name, self.own, purge_step=self.step + 1)
 
     def begin(self) -> None:
@@ -282,7 +282,7 @@ class MLflow(Tracker):
         return {"run": self.tracker.tracker.info.run_id}
 
     def begin(self) -> None:
-        """As :class:`Tracker`; a record that goes on has values of steps that come again, which are not doubled."""
+        """As :class:`Tracker`; a record that continues has values of steps that come again, which are not doubled."""
         super().begin()
         self._logged: dict[str, int] = {}
 
@@ -303,7 +303,7 @@ class MLflow(Tracker):
         self.tracker.log_artifact(str(table), artifact_path=place)
 
     def _last(self, name: str) -> int:
-        """The last step of a metric in a record that goes on."""
+        """The last step of a metric in a record that continues."""
         if not self.known:
             return -1
         if name not in self._logged:

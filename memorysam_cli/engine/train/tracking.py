@@ -38,13 +38,13 @@ OPT_OUT = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "DO_NOT_TRACK": "true",
 }
-"""What keeps the trackers' own makers from hearing of a training."""
+"""What keeps the trackers' own makers from hearing of a training run."""
 GIVE_UP_SOON = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 """What lets a server that is away be given up before the training's end; the user's own values come first."""
 MOST_BYTES = 4_000_000
 """That wait for a tracker: some ten thousand updates. One that is further behind does nothing any more."""
 PATIENCE_S = 60.0
-"""At the end of a training, for what a tracker still has to write or to send."""
+"""At the end of a training run, for what a tracker still has to write or to send."""
 PATIENCE_STOPPED_S = 10.0
 """At the end of one that was asked to stop, or failed."""
 
@@ -245,4 +245,4 @@ def _warned_of(name: str) -> Iterator[None]:
 
 
 def _warn(name: str, why: str, *, how: str = "without it") -> None:
-    console.warn(f"--track {name}: {why}; the training goes on ({how}), and metrics.jsonl has every value")
+    console.warn(f"--track {name}: {why}; the training continues ({how}), and metrics.jsonl has every value")

@@ -162,4 +162,4 @@ class _MemoryAdvice:
         if self.run is None or is_saving:
             return advice
         line = run_folder.resume_command(self.run.path, "--saver", "on")
-        return f"{self.run.path} can go on: {line}; otherwise {advice}"
+        return f"{self.run.path} can continue: {line}; otherwise {advice}"

@@ -97,7 +97,7 @@ class StepResult:
         terms: each weighted loss by name, in the objective's order; the mean of all processes.
         gradient_norm: of all trained parameters, before the update.
         is_finite: whether loss and gradient are, in every process; if not, nothing was updated.
-        all_ignored: batches of all processes without a labelled pixel.
+        all_ignored: batches of all processes without a labeled pixel.
     """
 
     terms: dict[str, float]
@@ -156,7 +156,7 @@ class Learner:
         Args:
             batches: with labels of one size, on any device.
             rate: the learning rate.
-            moment: when it is made, which what is drawn for it depends on; None: not within a training, where the
+            moment: when it is made, which what is drawn for it depends on; None: not within a training run, where the
                 draw that takes most is made.
             meanwhile: called while the device is busy; should not raise.
 
@@ -225,7 +225,7 @@ class Learner:
             console.note("out of memory; going on with train.saver=on: the same results, less memory, more time")
 
     def _report(self, terms: Tensor, batches: Sequence[Batch]) -> Tensor:
-        """Terms, gradient norm and batches without a labelled pixel, added up over all processes: (T + 2,) float32.
+        """Terms, gradient norm and batches without a labeled pixel, added up over all processes: (T + 2,) float32.
 
         Whatever is not finite in one process is not finite in the sum.
         """
@@ -246,7 +246,7 @@ class Learner:
         return StepResult(terms, norm, is_finite=is_finite, all_ignored=round(ignored))
 
     def _is_fine(self, norm: float) -> bool:
-        """Whether a gradient norm may go on: in fp16 some overflows are expected, for the scaler skips such a step."""
+        """Whether a gradient norm may pass: in fp16 some overflows are expected, for the scaler skips such a step."""
         self._overflows = 0 if math.isfinite(norm) else self._overflows + 1
         allowed = MOST_OVERFLOWS if self.accelerator.scaler is not None else 0
         return self._overflows <= allowed

@@ -348,6 +348,7 @@ def export(path: Path, out: Path, *, form: WeightsFormat) -> ExportedWeights:
     """
     card = read_card(path)
     if form == "merged":
+        _refuse_beyond_sam2(card, where=shown(path), whose="plain sam2")
         state = {name.removeprefix("sam."): tensor for name, tensor in load(path).state_dict().items()}
         return ExportedWeights(len(state), _write(out, state))
     _refuse_without_lora(card, form=form, where=shown(path))
@@ -384,15 +385,17 @@ def _refuse_other_networks(card: WeightsCard, *, where: str) -> None:
             f"{where}: its encoder is '{shown(model.backbone)}'; the upstream layout knows SAM 2's Hiera only; "
             "use --format merged"
         )
-    if model.fusion != "mean":
-        raise WeightsError(
-            f"{where}: its fusion is '{shown(model.fusion)}'; the upstream code knows the mean only; "
-            "use --format merged"
-        )
-    for key, paper in {"modality_embedding": False, "memory_mask": "best"}.items():
-        if getattr(model, key) != paper:
+    _refuse_beyond_sam2(card, where=where, whose="the upstream code")
+
+
+def _refuse_beyond_sam2(card: WeightsCard, *, where: str, whose: str) -> None:
+    """Other code has SAM 2's parts alone, and takes the mean of the frames; the rest would be lost without a word."""
+    plain = {"fusion": "mean", "modality_embedding": False, "memory_mask": "best", "projection": ()}
+    for key, value in plain.items():
+        if getattr(card.recipe.model, key) != value:
             raise WeightsError(
-                f"{where}: was trained with model.{key}; the upstream code has no place for it; use --format merged"
+                f"{where}: was trained with model.{key}, which {whose} has no place for; `memorysam weights merge` "
+                "writes one complete file for memorysam, `memorysam export` one for other programs"
             )
 
 

@@ -246,8 +246,8 @@ def _sensors(card: WeightsCard) -> str:
 def _trained_sets(card: WeightsCard) -> str:
     """Which sets of the sensors training showed, where there are several."""
     recipe = card.recipe
-    some = recipe.data.modalities[:1]
-    if len(recipe.data.modalities) == 1:
+    some, *others = recipe.sensors.values()
+    if not others:
         return ""
     ways = [way for way, zeroed in (("left out", False), ("zeros", True)) if recipe.trains_on(some, zeroed=zeroed)]
     if not ways:
@@ -277,7 +277,7 @@ def _use(facts: CardFacts, *, repo: str | None) -> str:
         "import torch\n"
         "from memorysam_cli.model import load\n\n"
         f"network = load({address!r})\n"
-        f"# One (B, 3, H, W) float32 tensor per sensor, normalised as above: {sensors}\n"
+        f"# One (B, 3, H, W) float32 tensor per sensor, normalized as above: {sensors}\n"
         f"size = {facts.card.image_size}\n"
         "frames = [torch.zeros(1, 3, size, size) for _ in network.card.modalities]\n"
         "with torch.inference_mode():\n"

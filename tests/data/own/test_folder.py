@@ -291,7 +291,7 @@ def test_labels_become_classes_by_the_list(root: Path) -> None:
 def test_labels_in_colour_need_the_colours(root: Path) -> None:
     for path in (root / "masks").rglob("*.png"):
         images.write_png(path, np.full((40, 56, 3), (10, 20, 30), np.uint8))
-    with pytest.raises(UsageError, match="is in colour; give each class its colour in the class list"):
+    with pytest.raises(UsageError, match="is in color; give each class its color in the class list"):
         survey(root, plan(root))
     coloured = plan(root, classes=classes(root, "a 10 20 30\nb #ff0000\n"))
     found = survey(root, coloured).manifest.info
@@ -309,7 +309,7 @@ def test_labels_in_colour_are_refused_whichever_file_shows_it(root: Path, channe
     for path in others:
         picture = np.full((40, 56, 3), (0, 200, 0), np.uint8)
         images.write_png(path, with_alpha(picture) if channels == 4 else picture)
-    with pytest.raises(UsageError, match="is in colour; give each class its colour in the class list"):
+    with pytest.raises(UsageError, match="is in color; give each class its color in the class list"):
         survey(root, plan(root))
 
 

@@ -27,7 +27,7 @@ def gravity(*, pitch: float, roll: float = 0.0) -> tuple[float, float, float]:
 
 
 def room(*, pitch: float, roll: float = 0.0, height: float = 1.5, wall: float = 3.0) -> tuple[Map, Map, Map]:
-    """A floor ``height`` metres below and an upright wall ``wall`` metres before the camera: depth and both masks."""
+    """A floor ``height`` meters below and an upright wall ``wall`` meters before the camera: depth and both masks."""
     down = np.array(gravity(pitch=pitch, roll=roll))
     forwards = np.array([0.0, 0.0, 1.0]) - down[2] * down
     forwards /= np.linalg.norm(forwards)
@@ -63,14 +63,14 @@ def test_floor_and_wall_have_the_written_values() -> None:
     # Angle: 0 on the floor, 90 on the wall, plus 38; at the foot of the wall a window may see both.
     assert np.median(found[inner_floor, 2]) == 38 and np.median(found[inner_wall, 2]) == 128
     assert (abs(found[inner_floor, 2] - 38) <= 1).mean() > 0.9 and (abs(found[inner_wall, 2] - 128) <= 1).mean() > 0.9
-    # Height: the floor is 0, the wall rises by 100 steps per metre.
+    # Height: the floor is 0, the wall rises by 100 steps per meter.
     assert found[inner_floor, 1].max() <= 1
     across, down = hha.rays(SIZE, CAMERA)
     x, y, z = gravity(pitch=20)
     true_height = 1.5 - depth * (across * x + down * y + z)
     expected = np.clip(np.rint(100 * true_height), 0, 255)
     assert abs(found[..., 1] - expected).max() <= 1
-    # Disparity: 31000 / centimetres.
+    # Disparity: 31000 / centimeters.
     assert (found[..., 0] == np.clip(np.rint(310 / depth), 1, 255)).all()
 
 
@@ -78,7 +78,7 @@ def test_a_value_by_hand() -> None:
     depth = np.full(SIZE, 2.0)
     found = hha.encode(depth, CAMERA, Encoding(camera_height=1.0, gravity=(0, 2, 0)))
     assert found.dtype == np.uint8 and found.shape == (*SIZE, 3)
-    # 310 / 2 = 155; on the axis a metre high: 100; a wall: 90 + 38. Row 59 is half a pixel above the axis.
+    # 310 / 2 = 155; on the axis a meter high: 100; a wall: 90 + 38. Row 59 is half a pixel above the axis.
     assert found[59, 80].tolist() == [155, 101, 128]
 
 
@@ -128,10 +128,10 @@ def test_an_edge_does_not_bend_the_surfaces_beside_it() -> None:
 
 
 def test_without_a_floor_in_view_the_ground_is_guessed() -> None:
-    depth = np.full(SIZE, 1.0)  # the lowest point is half a metre below the camera
+    depth = np.full(SIZE, 1.0)  # the lowest point is half a meter below the camera
     height = hha.encode(depth, CAMERA, Encoding(gravity=hha.DOWN))[..., 1]
     assert height[59, 80] == 130  # and half a pixel
-    depth = np.full(SIZE, 2.0)  # the lowest is a metre below
+    depth = np.full(SIZE, 2.0)  # the lowest is a meter below
     lowest = hha.encode(depth, CAMERA, Encoding(gravity=hha.DOWN))[-1, 80, 1]
     assert lowest <= 1
 

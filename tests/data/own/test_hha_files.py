@@ -107,7 +107,7 @@ def test_a_damaged_depth_is_named_and_the_others_stay(root: Path) -> None:
 
 
 def test_a_camera_of_another_size_is_refused(root: Path) -> None:
-    with pytest.raises(UsageError, match=r"its centre \(320, 240\) lies outside"):
+    with pytest.raises(UsageError, match=r"its center \(320, 240\) lies outside"):
         convert(planned(root, HhaSettings(camera=Camera(500, 500, 320, 240))))
 
 

@@ -7,7 +7,7 @@ from memorysam_cli.data.own import classes
 
 
 def least_distance(colours: object) -> dict[str, float]:
-    """Of the two colours that look most alike, in each vision; CIELAB."""
+    """Of the two colors that look most alike, in each vision; CIELAB."""
     seen = classes.appearances(np.array(colours, dtype=float) / 255)
     apart = np.linalg.norm(seen[:, :, None] - seen[:, None], axis=-1) + 1e9 * np.eye(seen.shape[1])
     return dict(zip(classes.VISIONS, apart.min((1, 2)).tolist(), strict=True))

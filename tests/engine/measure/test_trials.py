@@ -51,7 +51,7 @@ def test_a_trial_is_the_same_on_the_other_side() -> None:
 
 
 def test_a_training_that_fits_tells_its_peaks_alone_even_under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two batches of two make an update, with the optimiser; then a validation of larger frames."""
+    """Two batches of two make an update, with the optimizer; then a validation of larger frames."""
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MASTER_PORT", "1")

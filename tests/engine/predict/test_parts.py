@@ -297,7 +297,7 @@ def test_a_complete_prediction_is_not_made_again_by_a_shard(
     running.run(job, out, RunOptions("cpu", workers=0))
     before = tree(out)
     report = shard(job, out, 1)
-    assert "complete already" in capsys.readouterr().err
+    assert "already complete" in capsys.readouterr().err
     assert tree(out) == before and report == documents.read_json(out / folder.SUCCESS)
 
 

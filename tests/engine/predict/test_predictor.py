@@ -202,7 +202,7 @@ def test_anything_wrong_in_a_scene_is_one_exception_with_one_line(name: str, pre
     with pytest.raises(DataError, match=message) as raised:
         predictor(scene)
     assert "\n" not in str(raised.value) and isinstance(raised.value, MemorySamError)
-    assert predictor(SCENES["a-plain"]).classes.shape == (41, 57), "the predictor goes on"
+    assert predictor(SCENES["a-plain"]).classes.shape == (41, 57), "the predictor continues"
 
 
 def test_a_picture_beyond_the_limit_is_refused_as_a_file_is(

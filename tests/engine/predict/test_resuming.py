@@ -1,4 +1,4 @@
-"""A prediction that was cut short goes on; one that is complete is answered at once; nothing else is believed."""
+"""A prediction that was cut short continues; one that is complete is answered at once; nothing else is believed."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_the_same_command_goes_on_in_whole_groups_and_ends_with_the_same_bytes(
     kept = after // job.batch * job.batch
     assert computed == [scene.id for scene in job.scenes[kept:]]
     assert tree(out) == expected and report == documents.read_json(out / SUCCESS)
-    assert (f"goes on: {kept} of 6 scenes are done" in capsys.readouterr().err) == (kept > 0)
+    assert (f"continues: {kept} of 6 scenes done" in capsys.readouterr().err) == (kept > 0)
 
 
 def test_a_complete_prediction_is_answered_from_its_report_without_weights(
@@ -102,7 +102,7 @@ def test_a_complete_prediction_is_answered_from_its_report_without_weights(
     report, before = predict(job, out), tree(out)
     monkeypatch.setattr(Job, "load", lambda *_: pytest.fail("loaded"))
     assert predict(job, out) == report and tree(out) == before
-    assert "complete already" in capsys.readouterr().err
+    assert "already complete" in capsys.readouterr().err
 
 
 def test_overwriting_begins_anew_finished_or_not(job: Job, out: Path, computed: list[str]) -> None:

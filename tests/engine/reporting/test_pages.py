@@ -392,12 +392,12 @@ def test_what_does_not_compare_is_refused(evaluation: Path, tmp_path: Path) -> N
 
 
 def test_a_folder_of_nothing_is_refused_by_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"holds none of these; a report is made of a run \(recipe.yaml\)"):
+    with pytest.raises(UsageError, match=r"nothing to report on; expected a run \(recipe.yaml\)"):
         write([tmp_path])
     with pytest.raises(UsageError, match="does not exist"):
         write([tmp_path / "nowhere"])
     (tmp_path / ".parts").mkdir()
-    with pytest.raises(UsageError, match="is not done; run its command again first"):
+    with pytest.raises(UsageError, match="are not done; run their command again first"):
         write([tmp_path])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,20 @@ BEYOND: dict[str, Any] = {
 
 
 @pytest.fixture
+def joined(small: Recipe, rendered: Manifest) -> tuple[Recipe, Manifest]:
+    """Depth and event as the two frames of one sensor, whose channels are projected."""
+    names = {"ms-1": "depth", "ms-2": "event"}
+    more = tuple(rendered.info.modality(known).model_copy(update={"name": name}) for name, known in names.items())
+    scenes = tuple(
+        replace(scene, files=scene.files | {name: scene.files[known] for name, known in names.items()})
+        for scene in rendered.scenes
+    )
+    info = rendered.info.model_copy(update={"modalities": (*rendered.info.modalities, *more)})
+    recipe = changed(changed(small, "data", modalities=("img", *names)), "model", projection=("ms",))
+    return recipe, replace(rendered, info=info, scenes=scenes)
+
+
+@pytest.fixture
 def beyond(small: Recipe) -> Recipe:
     return changed(small, "model", **BEYOND)
 
@@ -42,6 +57,68 @@ def test_a_resumed_run_ends_bit_for_bit_the_same(beyond: Recipe, rendered: Manif
     assert loaded.keys() == {"sensors", "classes"}
     for name, tensor in loaded.items():
         assert torch.equal(tensor, state[f"notes.{name}"]) and bool(tensor.any())
+
+
+def test_a_projection_is_trained_and_resumes_bit_for_bit(joined: tuple[Recipe, Manifest], tmp_path: Path) -> None:
+    recipe, manifest = joined
+    whole = start(recipe, manifest, tmp_path / "whole")
+    start(changed(recipe, "train", max_steps=3), manifest, tmp_path / "run")
+    path, _ = checkpoints.newest_valid(RunFolder(tmp_path / "run").checkpoints)
+    start(recipe, manifest, tmp_path / "run", resume=path)
+    state = state_of(tmp_path / "run")
+    torch.testing.assert_close(state, state_of(whole.run), rtol=0, atol=0)
+    ((name, trained),) = load(whole.last).projection.named_parameters()
+    ((_, begun),) = build_for_training(recipe, manifest.info).projection.named_parameters()
+    assert torch.equal(trained, state[f"projection.{name}"]) and not torch.equal(trained, begun)
+    assert f"adamw/exp_avg/projection.{name}" in state
+
+
+@pytest.mark.parametrize("saver", ["on", "off"])
+def test_a_projection_s_gradient_is_that_of_one_large_batch(saver: str, joined: tuple[Recipe, Manifest]) -> None:
+    recipe, manifest = joined
+    recipe = changed(recipe, "train", saver=saver)
+    frames = [torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(place)) for place in range(3)]
+    whole = replace(batch_of(4), frames=frames)
+    parts = [part(whole, slice(*pair)) for pair in ((0, 1), (1, 4))]
+    wanted, found = (gradients_of(learner_of(recipe, manifest), batches) for batches in ([whole], parts))
+    (name,) = (name for name in wanted if name.startswith("projection."))
+    assert bool(wanted[name].any())
+    torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-5 * float(wanted[name].abs().max()))
+
+
+def test_a_projection_costs_a_sensor_less_and_is_counted(joined: tuple[Recipe, Manifest]) -> None:
+    """Of three frames the memory sees two; the weights are three rows of six numbers more."""
+    recipe, _ = joined
+    frames, pair = (
+        count.training(other, classes=25)
+        for other in (
+            changed(recipe, "model", projection=()),
+            changed(changed(recipe, "model", projection=()), "data", modalities=("img", "ms")),
+        )
+    )
+    found = count.training(recipe, classes=25)
+    assert pair.activations < found.activations < frames.activations
+    block = -(-4 * 3 * 6 // 512) * 512
+    assert (found.weights - pair.weights, found.gradients - pair.gradients) == (block, block)
+
+
+def test_a_run_with_a_projection_can_begin_from_weights_without_one_and_back(
+    joined: tuple[Recipe, Manifest], tmp_path: Path
+) -> None:
+    recipe, manifest = joined
+    for first, second in (
+        (recipe, changed(recipe, "model", projection=())),
+        (changed(recipe, "model", projection=()), recipe),
+    ):
+        path = tmp_path / "w.safetensors"
+        before = build_for_training(first, manifest.info)
+        with torch.no_grad():
+            before.sam.no_mem_embed.add_(1.0)
+        save(before, path)
+        after = build_for_training(second, manifest.info)
+        told = load_initial(after, str(path))
+        torch.testing.assert_close(after.sam.no_mem_embed, before.sam.no_mem_embed, rtol=0, atol=0)
+        assert any("projection" in note for note in told.notes)
 
 
 def test_accumulated_batches_are_one_large_batch(beyond: Recipe, rendered: Manifest) -> None:

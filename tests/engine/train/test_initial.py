@@ -137,7 +137,7 @@ def test_one_sensor_more_or_less(trained: Path, small: Recipe, rendered: Manifes
     for name, tensor in own_tensors(network).items():
         torch.testing.assert_close(tensor, state[name], rtol=0, atol=0)
     told = " ".join(found.notes)
-    assert found.fresh == 0 and "was trained on img, depth, goes on with img" in told
+    assert found.fresh == 0 and "was trained on img, depth, continues with img" in told
     assert "tensors are not used here: maskmem_tpos_enc, memory_attention, memory_encoder, no_obj_ptr" in told
     save(network, tmp_path / "alone.safetensors")
     several, plain = network_of(small, rendered), own_tensors(network_of(small, rendered))
@@ -153,7 +153,7 @@ def test_other_modalities_of_a_like_number_are_taken_and_told(trained: Path, sma
     found = initial.load_initial(
         network_of(changed(small, "data", modalities=("img", "event")), rendered), str(trained)
     )
-    assert found.notes == (f"--init {trained}: was trained on img, depth, goes on with img, event",)
+    assert found.notes == (f"--init {trained}: was trained on img, depth, continues with img, event",)
 
 
 def test_settings_of_the_same_sensors_that_changed_are_told(trained: Path, small: Recipe, rendered: Manifest) -> None:

@@ -19,7 +19,7 @@ DEPTH = Modality(name="depth", kind="depth")
 
 
 def normalised(colour: tuple[int, int, int], size: int = 32) -> torch.Tensor:
-    """(1, 3, size, size) of one colour, as the loader hands it over."""
+    """(1, 3, size, size) of one color, as the loader hands it over."""
     values = (torch.tensor(colour) / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
     return values.reshape(1, 3, 1, 1).expand(1, 3, size, size)
 

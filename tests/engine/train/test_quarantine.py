@@ -22,7 +22,7 @@ from .test_trainer import accelerator, changed, start, state_of
 
 
 def lacking(*scenes: str) -> Batch:
-    return Batch([], None, (), tuple(LeftOut(scene, f"{scene}.png: is cut; mend it") for scene in scenes))
+    return Batch([], None, (), tuple(LeftOut(scene, f"{scene}.png: is cut; fix it") for scene in scenes))
 
 
 def quarantine(run: Path, share: float = 0.5) -> Quarantine:
@@ -55,7 +55,7 @@ def bad_scene(rendered: Manifest, monkeypatch: pytest.MonkeyPatch) -> Iterator[s
 
     def read(root: Path, scene: Any, **options: Any) -> Any:
         if scene.id == name:
-            raise DataError(f"{scene.id}.png: is cut; mend it")
+            raise DataError(f"{scene.id}.png: is cut; fix it")
         return honest(root, scene, **options)
 
     monkeypatch.setattr(decode, "read_sample", read)
@@ -89,7 +89,7 @@ def test_without_leave_the_first_bad_scene_ends_the_run_and_what_was_learnt_is_k
     assert found is not None and not damaged
     learnt = [row["step"] for row in documents.read_json_lines(tmp_path / "run" / "metrics.jsonl")]
     assert checkpoints.read_header(found).position.step == max(learnt, default=0)
-    monkeypatch.undo()  # the file is mended
+    monkeypatch.undo()  # the file is fixed
     assert (
         loop.Trainer(recipe, rendered, accelerator=accelerator()).fit(RunFolder(tmp_path / "run"), resume=found).resumed
     )

@@ -1,4 +1,4 @@
-"""Training for failing sensors: which subsets are drawn, what is learnt of them, and that updates stay exact."""
+"""Training for failing sensors: which subsets are drawn, what is learned of them, and that updates stay exact."""
 
 from __future__ import annotations
 

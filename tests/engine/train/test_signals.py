@@ -195,7 +195,7 @@ def test_a_signal_to_all_while_a_worker_is_forked_is_no_second_one_for_the_paren
         "    if not (child := os.fork()): os._exit(0)\n"
         "    os.waitpid(child, 0); time.sleep(0.3)\n"
         "    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())\n"
-        "    print('goes on', stop.exit_code)\n"
+        "    print('continues', stop.exit_code)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "goes on 143\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "continues 143\n"), done.stderr

@@ -92,7 +92,7 @@ def test_whatever_becomes_of_the_trackers_the_training_makes_the_same_bits(
     for name, why in (("crash", ""), ("hang", "did not finish in time"), ("fail", "OSError: no such server")):
         assert said.count(f"--track {name}: ") - said.count(f"--track {name}: here") == 1, "told once"
         assert f"--track {name}: {why}" in said
-    assert "--track trouble: step 1: away; the training goes on (it tries on)" in said
+    assert "--track trouble: step 1: away; the training continues (it tries on)" in said
     assert "warning: --track record" not in said and len(heard(tracked)) == len(heard(tracked, "trouble"))
 
 
@@ -154,7 +154,7 @@ def test_one_that_reads_nothing_is_given_up_and_no_row_is_waited_for(
         for step in range(5000):
             tracked.log(step, {"loss": 1.0})
     assert time.monotonic() - begun < 10
-    assert capsys.readouterr().err.count("does not keep up, or hangs; the training goes on") == 1
+    assert capsys.readouterr().err.count("does not keep up, or hangs; the training continues") == 1
 
 
 def test_after_a_fault_nobody_waits_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

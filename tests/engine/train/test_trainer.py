@@ -340,7 +340,7 @@ def test_the_laws_of_a_run_hold_over_its_resumes_and_are_written_down(
     assert finished.scenes == 4 * 5 and len(finished.laws) == 3
     written = documents.read_json(finished.run / "result.json")
     assert written == {"schema_version": 1, **finished.to_json()}
-    assert written["laws"]["scenes learnt from = steps × batch × accumulate × processes"]["left"] == 20
+    assert written["laws"]["scenes learned from = steps × batch × accumulate × processes"]["left"] == 20
     start(changed(small, "train", max_steps=3), rendered, tmp_path / "run")
     path, _ = checkpoints.newest_valid(tmp_path / "run" / "checkpoints")
     again = start(small, rendered, tmp_path / "run", resume=path)
@@ -354,7 +354,7 @@ def test_a_scene_that_is_not_counted_breaks_a_law(
     monkeypatch.setattr(
         loop, "training_batches", lambda *a, **k: (replace(b, scenes=b.scenes[1:]) for b in honest(*a, **k))
     )
-    with pytest.raises(LawBroken, match=r"scenes learnt from .*: 4 ≠ 5"):
+    with pytest.raises(LawBroken, match=r"scenes learned from .*: 4 ≠ 5"):
         start(changed(small, "train", max_steps=1), rendered, tmp_path / "run")
 
 
@@ -416,7 +416,7 @@ def test_a_checkpoint_without_a_part_of_its_state_is_refused_with_5(
         {"other/cpu": state.rng["0/cpu"]} if part == "rng" else {**state.optimizer, "adamw/step/no.such": torch.ones(1)}
     )
     bad = checkpoints.write(tmp_path / "bad", replace(state, **{part: less}), keep=2)
-    said = "no state of the random numbers" if part == "rng" else "its optimiser is not of this network"
+    said = "no state of the random numbers" if part == "rng" else "its optimizer is not of this network"
     with pytest.raises(WeightsError, match=said):
         start(changed(small, "train", max_steps=2), rendered, tmp_path / "run", resume=bad)
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 
 def read(path: Path) -> npt.NDArray[Any]:
-    """By the file's name; colours in OpenCV's order are put right."""
+    """By the file's name; colors in OpenCV's order are put right."""
     if path.suffix == ".npy":
         return np.fromfile(path, np.uint8)
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)

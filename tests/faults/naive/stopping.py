@@ -1,4 +1,4 @@
-"""A training that takes no note of signals, and one that writes its checkpoints where they will be."""
+"""A training run that takes no note of signals, and one that writes its checkpoints where they will be."""
 
 from __future__ import annotations
 

@@ -1,0 +1,142 @@
+"""``memorysam`` alone: the five steps from files to masks, and how far this folder has come.
+
+Only names and a few small files are looked at, so that it answers at once, whatever lies there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from memorysam_cli.commands.options import data_root
+from memorysam_cli.errors import MemorySamError
+from memorysam_cli.storage import documents
+from memorysam_cli.text import command, counted
+
+LOOKED_AT, SHOWN = 500, 5
+"""Entries of a folder that are looked at, and those that are shown: the newest."""
+MOST_BYTES = 2_000_000
+"""Of a document; what is larger is none of ours."""
+RUNS, MASKS = Path("runs"), Path("masks")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set that is prepared below the data root."""
+
+    name: str
+    scenes: int | None
+    """None where ``dataset.json`` cannot be read."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run below ``runs/``."""
+
+    run: str
+    miou: float | None
+    """Best validation score in percent; None while the run has not finished."""
+
+
+def show(*, is_json: bool) -> None:
+    """Print the steps, each with what is there; under ``--json`` the same as one object."""
+    from memorysam_cli.report import console
+
+    root = data_root()
+    prepared, trained = list(data_sets(root)), list(runs())
+    lines = steps(root)
+    following = next_step(root, prepared, trained)
+    if is_json:
+        found = {"prepared": [asdict(each) for each in prepared], "trained": [asdict(each) for each in trained]}
+        console.answer({"schema_version": 1, "root": str(root), **found, "steps": lines, "next": following})
+        return
+    there = {"prepare": [_scenes(each) for each in prepared], "train": [_score(each) for each in trained]}
+    for number, (name, line) in enumerate(lines.items(), 1):
+        console.say(f"{number}  {name:<9} {line}")
+        for words in _few(there.get(name, [])):
+            console.say(f"{'':13}{words}")
+    console.say("")
+    console.say(f"next          {following}")
+    console.say(f"all commands  {command('--help')}")
+
+
+def steps(root: Path) -> dict[str, str]:
+    """The command of each step."""
+    return {
+        "prepare": command("prepare", "folder", root),
+        "check": command("check", root),
+        "train": command("train", "--data", root),
+        "evaluate": command("evaluate"),
+        "predict": command("predict", root, "--out", MASKS),
+    }
+
+
+def next_step(root: Path, prepared: list[Prepared], trained: list[Trained]) -> str:
+    """The command of the first step that is still to be done."""
+    lines = steps(root)
+    if not prepared:
+        return lines["prepare"] if root.is_dir() else command("prepare", "synthetic", root)
+    finished = [each for each in trained if each.miou is not None]
+    if not finished:
+        return lines["train"]
+    if not any((Path(each.run) / "evaluate").is_dir() for each in finished):
+        return lines["evaluate"]
+    return command("report") if (MASKS / "_SUCCESS.json").is_file() else lines["predict"]
+
+
+def data_sets(root: Path) -> Iterator[Prepared]:
+    """Those below a data root, by name."""
+    for place in sorted(_folders(root / "memorysam", holding="dataset.json")):
+        counts = _read(place / "dataset.json").get("counts")
+        numbers = list(counts.values()) if isinstance(counts, dict) else []
+        known = numbers and all(isinstance(each, int) and each >= 0 for each in numbers)
+        yield Prepared(place.name, sum(numbers) if known else None)
+
+
+def runs() -> Iterator[Trained]:
+    """Those below ``runs/``, the newest first."""
+    for place in sorted(_folders(RUNS, holding="recipe.yaml"), key=_age):
+        miou = _read(place / "result.json").get("miou")
+        yield Trained(str(place), float(miou) if isinstance(miou, int | float) else None)
+
+
+def _folders(parent: Path, *, holding: str) -> list[Path]:
+    """The folders below another one that hold a file; links such as ``runs/latest`` are no folders of their own."""
+    try:
+        entries = itertools.islice(parent.iterdir(), LOOKED_AT)
+        return [place for place in entries if not place.is_symlink() and (place / holding).is_file()]
+    except (OSError, ValueError):
+        return []
+
+
+def _age(place: Path) -> float:
+    try:
+        return -(place / "recipe.yaml").stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A document of ours; empty where there is none."""
+    try:
+        found = documents.parse_json(documents.read_bytes(path, limit=MOST_BYTES), where=str(path))
+    except (MemorySamError, OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _few(lines: list[str]) -> list[str]:
+    """The first of some lines, and how many are left out."""
+    left = len(lines) - SHOWN
+    return [*lines[:SHOWN], *([f"and {left} more"] if left > 0 else [])]
+
+
+def _scenes(each: Prepared) -> str:
+    return f"{each.name}: {'unreadable' if each.scenes is None else counted(each.scenes, 'scene')}"
+
+
+def _score(each: Trained) -> str:
+    return f"{each.run}: {'not finished' if each.miou is None else f'val mIoU {each.miou:.2f}'}"

@@ -1,0 +1,85 @@
+"""``memorysam`` without a command: five steps, what is there, and what comes next; whatever lies in the folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .trained import Program
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MEMORYSAM_DATA", raising=False)
+    return tmp_path
+
+
+def write(path: str, value: object = "") -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(value if isinstance(value, str) else json.dumps(value))
+
+
+def test_each_step_that_is_done_leads_to_the_next(memorysam: Program) -> None:
+    following = []
+
+    def look() -> None:
+        ended = memorysam("--json")
+        assert ended.code == 0 and ended.err == ""
+        following.append(ended.answer["next"])
+
+    look()
+    Path("data").mkdir()
+    look()
+    write("data/memorysam/rig/dataset.json", {"counts": {"train": 8, "val": 2}})
+    look()
+    write("runs/rig-1/recipe.yaml")
+    look()  # not finished: nothing to evaluate
+    write("runs/rig-1/result.json", {"miou": 41.5})
+    look()
+    Path("runs/rig-1/evaluate").mkdir()
+    look()
+    write("masks/_SUCCESS.json", "{}")
+    look()
+    assert following == [
+        "memorysam prepare synthetic data", "memorysam prepare folder data", "memorysam train --data data",
+        "memorysam train --data data", "memorysam evaluate", "memorysam predict data --out masks", "memorysam report",
+    ]  # fmt: skip
+    ended = memorysam()
+    assert ended.code == 0
+    assert [line[:12].strip() for line in ended.out.splitlines() if line[:1].isdigit()] == [
+        "1  prepare", "2  check", "3  train", "4  evaluate", "5  predict",
+    ]  # fmt: skip
+    assert "  rig: 10 scenes\n" in ended.out and "  runs/rig-1: val mIoU 41.50\n" in ended.out
+
+
+def test_whatever_lies_there_is_looked_at_in_bounds_and_never_opened_when_it_is_no_file(memorysam: Program) -> None:
+    write("data/memorysam/bad/dataset.json", "{" * 100_000)
+    write("data/memorysam/odd\x1b[2J/dataset.json", {"counts": {"train": "many"}})
+    write("data/memorysam/list/dataset.json", "[1]")
+    Path("data/memorysam/pipe").mkdir()
+    os.mkfifo("data/memorysam/pipe/dataset.json")
+    Path("runs").mkdir()
+    Path("runs/latest").symlink_to("latest")
+    for number in range(7):
+        write(f"runs/r{number}/recipe.yaml")
+    write("runs/r0/result.json", {"miou": None})
+    ended = memorysam()
+    assert ended.code == 0 and ended.err == "" and "\x1b" not in ended.out
+    assert ended.out.count(": unreadable\n") == 3 and "and 2 more\n" in ended.out
+    assert [each["name"] for each in memorysam("--json").answer["prepared"]] == ["bad", "list", "odd\x1b[2J"]
+    assert memorysam("--json", "recipes", "list").code == 2
+
+
+def test_nothing_heavy_is_imported() -> None:
+    program = (
+        "import sys; from memorysam_cli import app; code = app.run([])\n"
+        "sys.exit(str({'torch', 'numpy', 'cv2', 'matplotlib', 'accelerate'} & set(sys.modules) or code))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stderr == "0\n"
