@@ -358,7 +358,7 @@ def test_probabilities_are_a_band_for_each_class_and_survive_a_kill(
     assert memorysam(*line).code == 143
     monkeypatch.setattr(rasters, "write_rows", written)
     ended = memorysam(*line, "--json")
-    assert ended.code == 0 and "goes on" in ended.err, ended.err
+    assert ended.code == 0 and "continues" in ended.err, ended.err
     assert ended.answer["probabilities"] == "c.probabilities.tif"
     with rasterio.open("a.tif") as source, rasterio.open("c.probabilities.tif") as made:
         assert (made.crs, made.transform, made.shape) == (source.crs, source.transform, source.shape)

@@ -143,7 +143,7 @@ def test_a_term_is_seen_everywhere(
         assert list(row)[2:7] == ["loss", "ohem", "spmm", "z_loss", "drift"]
         assert row["loss"] == pytest.approx(row["ohem"] + row["spmm"] + row["z_loss"] + row["drift"])
         assert row["z_loss"] > 0
-    assert "losses: ohem, spmm, z_loss, drift" in terminal.getvalue()
+    assert "losses    ohem, spmm, z_loss, drift" in terminal.getvalue()
     (names,) = {line for line in terminal.getvalue().splitlines() if "best mIoU" in line and "z_loss" in line} or {""}
     assert re.search(r"loss +spmm +z_loss +drift +lr", re.sub(r"\x1b\[[0-9;]*m", "", names))
     assert {"loss", "ohem", "spmm", "z_loss", "drift"} <= drawn
