@@ -115,6 +115,11 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    """What is frozen would count as leaked when Python ends."""
+    gc.unfreeze()
+
+
 def _has_gpu() -> bool:
     import torch
 

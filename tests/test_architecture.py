@@ -29,7 +29,7 @@ LAYERS = [
     {"errors", "text"},
 ]
 """From top to bottom; a module imports from its own layer's package or from lower layers."""
-LIMITS = {"files": 179, "closure_train": 80, "closure_predict": 70}
+LIMITS = {"files": 180, "closure_train": 80, "closure_predict": 70}
 """Today's values, rounded up a little. Guides, not quotas: the aims are 140 files and closures of 55 and 45. Whoever
 makes the house smaller lowers them; whoever has a reason to raise one says it in the commit."""
 SMALL_ROOMS = {

@@ -139,6 +139,9 @@ OTHERS = {
     "scripts": "--demo --work --small --seeds --variants --write",
     "pip": "--force-reinstall",
     "all": "--help",
+    "trtexec": "--onnx --stronglyTyped --saveEngine --loadEngine --minShapes --optShapes --maxShapes --shapes --fp16 "
+    "--noTF32",
+    "polygraphy": "--onnxrt --trt --strongly-typed --input-shapes --atol --rtol",
 }
 """Options that pages speak of and that are not ours."""
 

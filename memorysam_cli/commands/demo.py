@@ -35,7 +35,7 @@ def demo(
     from memorysam_cli import recipe
 
     options.begin(json=json, verbose=verbose, quiet=quiet)
-    recipe.load("demo", overrides or [])  # a mistyped key is told at once, and leaves no temporary folder
+    recipe.load("demo", overrides or [])  # a mistyped key is reported at once, and leaves no temporary folder
     from memorysam_cli.engine import runtime
     from memorysam_cli.engine.demo import run_demo
     from memorysam_cli.engine.run_folder import RunFolder

@@ -25,6 +25,7 @@ SCHEMA_VERSION = 1
 SUFFIXES = {"torch-export": ".pt2", "onnx": ".onnx"}
 EXAMPLES = [
     ("export runs/latest/checkpoints/best.safetensors --format onnx --out model.onnx", "for onnxruntime"),
+    ("export best.safetensors --format onnx --dynamic batch,size --half", "any batch and size, in float16"),
     ("export best.safetensors --format torch-export --size 384x640 --modalities img,depth", "for torch, two sensors"),
 ]
 
@@ -41,6 +42,11 @@ def export(
         typer.Option("--size", metavar="PX|HxW", help="Of the images, multiples of 32 (else the training's)."),
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, metavar="N", help="Scenes at once.")] = 1,
+    dynamic: Annotated[
+        str | None,
+        typer.Option("--dynamic", metavar="batch,size", help="What stays open in an ONNX file: any batch, any size."),
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="ONNX whose products are in float16: half the file.")] = False,
     out: OptionalOut = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it exists.")] = False,
     json: Json = False,
@@ -49,23 +55,26 @@ def export(
 ) -> None:
     """Write a trained network as one file for other programs.
 
-    Base, LoRA and decoder in one, for a fixed number of sensors, size and batch. In: normalized float32 frames
-    (batch, sensors, 3, height, width). Out: logits at a quarter of the size, the class of each pixel, and how sure that
-    is. The file is read back and compared with PyTorch on random input (exit code 10, and no file, if they differ); a
-    .json beside it has classes, colors and normalization. docs/export.md has ten lines that use it.
+    Base, LoRA and decoder in one, for a fixed number of sensors, size and batch (--dynamic batch,size leaves open
+    what it names; sizes stay multiples of 32). In: normalized float32 frames (batch, sensors, 3, height, width). Out:
+    logits at a quarter of the size, the class of each pixel, and how sure that is. The file is read back and compared
+    with PyTorch on random input (exit code 10, and no file, if they differ); a .json beside it has classes, colors and
+    normalization. docs/export.md has ten lines that use it.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     suffix = SUFFIXES[form]
     target = file.with_suffix(suffix) if out is None else out
     if target.suffix != suffix:
         raise UsageError(f"--out {target}: must end in {suffix}, as --format {form} is read by its name")
-    sides = _size(size)
+    sides, free = _size(size), _free(dynamic)
     refuse_taken(target, source=file, overwrite=overwrite)
     refuse_taken(target.with_suffix(".json"), source=file, overwrite=overwrite)
     from memorysam_cli.engine.weights import portable
     from memorysam_cli.report import console
 
-    made = portable.export(file, target, form=form, modalities=names(modalities), size=sides, batch=batch)
+    made = portable.export(
+        file, target, form=form, modalities=names(modalities), size=sides, batch=batch, free=free, half=half
+    )
     likeness, shape = made.likeness, "x".join(map(str, made.shape.frames))
     if json:
         console.answer(
@@ -73,15 +82,28 @@ def export(
                 "schema_version": SCHEMA_VERSION, "file": str(file), "out": str(made.out),
                 "metadata": str(made.metadata), "format": form, "input": list(made.shape.frames),
                 "sha256": made.sha256, "bytes": made.out.stat().st_size, "difference": likeness.difference,
-                "relative": likeness.relative, "agreement": likeness.agreement,
+                "relative": likeness.relative, "agreement": likeness.agreement, "dynamic": list(free),
+                "half": half, "checked": made.to_json(),
             }
         )  # fmt: skip
     console.say(f"{made.out} ({form}, {megabytes(made.out.stat().st_size)}, input {shape}, SHA-256 {made.sha256})")
     console.say(f"{made.metadata} (classes, colors, normalization)")
-    console.say(
-        f"against PyTorch: logits differ by {likeness.difference:.2g} at most ({likeness.relative:.1g} of their size), "
-        f"{likeness.agreement:.2f} % of the pixels get the same class"
-    )
+    for each, likeness in made.checked:
+        seen = f" at {'x'.join(map(str, each.frames))}" if free else ""
+        console.say(
+            f"against PyTorch{' in float32' if half else ''}{seen}: logits differ by {likeness.difference:.2g} at most "
+            f"({likeness.relative:.1g} of their size), {likeness.agreement:.2f} % of the pixels get the same class"
+        )
+
+
+def _free(text: str | None) -> tuple[Literal["batch", "size"], ...]:
+    """``batch,size`` as what stays open."""
+    words = [] if text is None else [word.strip() for word in text.split(",")]
+    for word in words:
+        if word not in ("batch", "size"):
+            raise UsageError(f"--dynamic {text}: '{word}' cannot stay open; must be batch, size or batch,size")
+    every: tuple[Literal["batch", "size"], ...] = ("batch", "size")
+    return tuple(word for word in every if word in words)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, overload
 
@@ -264,8 +263,10 @@ class MemorySAM(nn.Module):
         batch = frames[0].shape[0]
         calls = frames if self._unit else [torch.cat(list(frames))]  # (M·B, 3, H, W)
         levels = zip(*(self._pyramid(call) for call in calls), strict=True)
+        are_together = len(calls) < len(frames)
         fine, middle, coarse = (
-            list(itertools.chain.from_iterable(torch.split(part, batch) for part in level)) for level in levels
+            [piece for part in level for piece in (torch.split(part, batch) if are_together else [part])]
+            for level in levels
         )
         position = self.sam.image_encoder.neck.position_encoding(coarse[0][:1]).to(coarse[0].dtype)
         positions = [position.expand(batch, -1, -1, -1)] * len(frames)

@@ -61,7 +61,9 @@ def test_the_ten_lines_of_the_page_segment_an_image_as_the_network_does(here: Pa
     (confidence,) = session.run(["confidence"], {"frames": frames.numpy()})
     np.testing.assert_allclose(confidence, sure.numpy(), atol=1e-4)
     about = json.loads(session.get_modelmeta().custom_metadata_map["memorysam"])
-    assert about == json.loads(Path("m.json").read_text()) and about["format"] == "onnx"
+    beside = json.loads(Path("m.json").read_text())
+    assert about | {"checked": answer["checked"]} == beside and about["format"] == "onnx"
+    assert [each["input"] for each in answer["checked"]] == [[1, 1, 3, 64, 96]] and answer["dynamic"] == []
 
 
 def test_the_answer_for_people_says_how_near_it_comes(
@@ -70,10 +72,12 @@ def test_the_answer_for_people_says_how_near_it_comes(
     from memorysam_cli.engine.weights import portable
 
     def made(path: Path, out: Path, **asked: object) -> portable.PortableFile:
-        assert asked == {"form": "torch-export", "modalities": ("img",), "size": (96, 96), "batch": 2}
+        expected = {"form": "torch-export", "modalities": ("img",), "size": (96, 96), "batch": 2}
+        assert asked == expected | {"free": (), "half": False}
         out.write_bytes(b"x")
         near = portable.Likeness(relative=3e-7, difference=4e-6, agreement=100.0, is_silent=False)
-        return portable.PortableFile(out, out.with_suffix(".json"), "ab", portable.GraphShape(2, 1, 96, 96), near)
+        shape = portable.GraphShape(2, 1, 96, 96)
+        return portable.PortableFile(out, out.with_suffix(".json"), "ab", shape, near, ((shape, near),))
 
     monkeypatch.setattr(portable, "export", made)
     ended = memorysam(
@@ -82,6 +86,20 @@ def test_the_answer_for_people_says_how_near_it_comes(
     assert ended.code == 0
     assert "best.pt2 (torch-export, 0.0 MB, input 2x1x3x96x96" in ended.out
     assert "logits differ by 4e-06 at most (3e-07 of their size), 100.00 % of the pixels" in ended.out
+
+
+def test_half_precision_is_compared_with_float32_and_its_figures_are_told(here: Path, memorysam: Program) -> None:
+    """In onnxruntime; the same graph that any batch and size is made of is that of test_onnx_graphs.py."""
+    asked = ("export", "best.safetensors", "--format", "onnx", "--size", "32", "--half", "--out", "h.onnx", "--json")
+    ended = memorysam(*asked)
+    assert ended.code == 0, ended.err
+    answer = ended.answer
+    assert answer["half"] and 1e-5 < answer["relative"] < 0.05 and 90 < answer["agreement"] <= 100
+    assert answer["checked"] == [
+        {"input": [1, 1, 3, 32, 32]} | {key: answer[key] for key in ("difference", "relative", "agreement")}
+    ]
+    about = json.loads(Path("h.json").read_text())
+    assert about["products"] == "float16" and about["checked"] == answer["checked"]
 
 
 @pytest.mark.parametrize(
@@ -96,6 +114,8 @@ def test_the_answer_for_people_says_how_near_it_comes(
         (("--out", "beside.onnx"), "--out beside.json: exists already"),
         (("--modalities", "lidar"), "lidar"),
         (("--format", "tflite"), "tflite"),
+        (("--dynamic", "time"), "--dynamic time: 'time' cannot stay open; must be batch, size or batch,size"),
+        (("--dynamic", "batch,"), "--dynamic"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(

@@ -40,6 +40,8 @@ def data(tmp_path: Path) -> Path:
         save(root / f"aolp/sin/{name}.npy", np.sin(label.astype(np.float32)))
         save(root / f"aolp/cos/{name}.npy", np.cos(label.astype(np.float32)))
         images.write_png(root / f"masks/{name}.png", label, fsync=False)
+    for sensor in ("images", "depth", "masks"):
+        shutil.copytree(root / sensor, tmp_path / "rig" / sensor)
     for sensor in ("images", "depth"):
         shutil.copytree(root / sensor, tmp_path / "data2" / sensor)
     for number in range(3):

@@ -45,7 +45,7 @@ from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.losses import ohem
 from memorysam_cli.model import Segmenter
 from memorysam_cli.model.fusion import Mean
-from memorysam_cli.model.memory import Look
+from memorysam_cli.model.memory import Look, in_turn
 from memorysam_cli.model.weights import WeightsCard, build_for_measuring, read_card
 from memorysam_cli.recipe import Recipe
 
@@ -276,7 +276,21 @@ def training_flops(recipe: Recipe, *, classes: int) -> int:
     size = recipe.data.image_size
     with Tracker():
         flops = rates.count_call_flops(twin, [torch.empty(1, 3, size, size, device=META)] * len(recipe.data.modalities))
-    return flops.training + _second_pass_flops(recipe, classes=classes) + _teacher_flops(recipe)
+    more = _fusion_flops(recipe, classes=classes) + _second_pass_flops(recipe, classes=classes)
+    return flops.training + more + _teacher_flops(recipe)
+
+
+def _fusion_flops(recipe: Recipe, *, classes: int) -> int:
+    """What a fusion adds for a scene to the plain network, which looks once at each sensor in turn: forward and back.
+
+    The backward pass of a look is twice its forward pass, as in :func:`_second_pass_flops`.
+    """
+    network, places = skeleton(recipe, classes=classes), range(len(recipe.sensors))
+    looks = list(network.fusion.plan(places))
+    if looks == in_turn(places):
+        return 0
+    costs = _look_flops(network, recipe)
+    return 3 * (sum(costs[min(len(look.sees), len(costs) - 1)] for look in looks) - sum(costs))
 
 
 UPDATES = 64

@@ -8,13 +8,14 @@ numbers; the graph has none of that, and computes the same.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import importlib.util
 import io
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -30,6 +31,18 @@ from memorysam_cli.encoders import products
 from memorysam_cli.engine.infer.decision import ONE_BYTE
 from memorysam_cli.engine.infer.inference import choose_modalities
 from memorysam_cli.engine.infer.views import sensors_of
+from memorysam_cli.engine.weights.onnx_graphs import (
+    CELL,
+    AnyCells,
+    Cells,
+    Free,
+    halve,
+    open_input,
+    rotated,
+    rounding,
+    seven_sided,
+    traced,
+)
 from memorysam_cli.errors import CheckFailedError, UsageError
 from memorysam_cli.model import Segmenter, load
 from memorysam_cli.model.backbone import RotaryAttention
@@ -44,6 +57,8 @@ INPUT = "frames"
 OUTPUTS = ("logits", "classes", "confidence")
 TOLERANCE = 1e-3
 """Of the logits' largest size: more than float32 sums in another order make, less than a wrong operator does."""
+HALF_TOLERANCE = 0.05
+"""The same of products in float16, whose steps are 5e-4 of a number's size, and add up from layer to layer."""
 TRIALS = 3
 """Random inputs of the check. A network that picks its best mask may pick another one by a hair on one of them."""
 OPSET = 20
@@ -65,6 +80,26 @@ class GraphShape(NamedTuple):
     width: int
     sensors: tuple[int, ...] = ()
     """Which they are, by their places among those of the weights; empty: all."""
+    free: tuple[Free, ...] = ()
+    """What may also be otherwise when the graph runs."""
+    half: bool = False
+    """Whether products are in float16."""
+
+    @property
+    def tolerance(self) -> float:
+        """The difference from PyTorch that is allowed."""
+        return HALF_TOLERANCE if self.half else TOLERANCE
+
+    def checked(self) -> list[GraphShape]:
+        """In which a written graph is compared: its own shape, and where it is free a smaller and a larger one."""
+        found = [self]
+        for sign in (-1, 1) if self.free else ():
+            other = self._replace(batch=self.batch + (sign == 1)) if "batch" in self.free else self
+            if "size" in self.free:
+                height, width = (max(32, side + sign * step) for side, step in ((self.height, 64), (self.width, 32)))
+                other = other._replace(height=height, width=width)
+            found.append(other)
+        return list(dict.fromkeys(found))
 
     @property
     def frames(self) -> tuple[int, int, int, int, int]:
@@ -94,6 +129,17 @@ class PortableFile:
     sha256: str
     shape: GraphShape
     likeness: Likeness
+    """The least like of :attr:`checked`."""
+    checked: tuple[tuple[GraphShape, Likeness], ...] = ()
+    """Each shape that was compared."""
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """What was compared, and how near it came."""
+        keys = ("difference", "relative", "agreement")
+        return [
+            {"input": list(shape.frames)} | {key: getattr(likeness, key) for key in keys}
+            for shape, likeness in self.checked
+        ]
 
 
 def export(
@@ -104,8 +150,10 @@ def export(
     modalities: Sequence[str] | None = None,
     size: tuple[int, int] | None = None,
     batch: int = 1,
+    free: Sequence[Free] = (),
+    half: bool = False,
 ) -> PortableFile:
-    """Write a trained network, base and LoRA in one, for a fixed batch, sensors and size.
+    """Write a trained network, base and LoRA in one, for fixed sensors, batch and size, or for any batch and size.
 
     Args:
         path: a weights file of ours.
@@ -114,14 +162,20 @@ def export(
         modalities: names, if not all of the weights'.
         size: height and width in pixels, divisible by 32; else the square of the weights' image size.
         batch: scenes at once.
+        free: what of ``batch`` and ``size`` may be otherwise later; those above are then what is compared first.
+        half: multiply in float16.
 
     Raises:
-        UsageError: a package is missing, or no such modality or size.
+        UsageError: what is free or half is not ONNX, an encoder cannot be traced for any size, a package is missing, or
+            no such modality or size.
         WeightsError: the weights are refused.
         CheckFailedError: what was written computes something else than PyTorch; nothing is kept.
         EnvironmentFault: it cannot be written.
     """
     refuse_missing(form)
+    for option, given in (("--dynamic", bool(free)), ("--half", half)):
+        if given and form != "onnx":
+            raise UsageError(f"{option}: is for --format onnx; --format {form} is of one shape, in float32")
     card = read_card(path)
     chosen = choose_modalities(card.modalities, modalities)
     height, width = size or (card.image_size, card.image_size)
@@ -129,25 +183,47 @@ def export(
         raise UsageError(f"--size {height}x{width}: height and width must be multiples of 32")
     values = sum(math.prod(each) for each in base_shapes(card.base.backbone).values())
     atomic.refuse_unwritable(out.parent, needed_bytes=4 * values)  # float32; and little more
-    shape = GraphShape(batch, len(chosen), height, width, tuple(sensors_of(chosen, card.modalities)))
+    shape = GraphShape(batch, len(chosen), height, width, tuple(sensors_of(chosen, card.modalities)), tuple(free), half)
     digest = tensors.sha256(path)
     about = describe(card, [modality.name for modality in chosen], shape, form=form, digest=digest)
     with _quiet():
-        data = _write(trace(load(path), shape), about, form=form)
-        likeness = compare(load(path), _reader(data, form=form), shape)
-        if likeness.is_silent:  # as a rule noise shows a network nothing: the same graph, but for its gate
-            opened = _write(trace(_open(load(path)), shape), about, form=form)
-            likeness = compare(_open(load(path)), _reader(opened, form=form), shape)
-    if not likeness.relative <= TOLERANCE:
-        raise CheckFailedError(
-            f"{shown(out)}: the written network differs from PyTorch by {likeness.difference:.3g} "
-            f"({likeness.relative:.2g} of the logits' size, allowed {TOLERANCE:g}); it was not kept; "
-            "try --format torch-export, or another PyTorch or onnxruntime"
-        )
-    metadata = out.with_suffix(".json")
+        data = _write(trace(load(path), shape), about, shape, form=form)
+        found = _compared(load(path), _reader(rounding(data) if half else data, form=form), shape)
+        if any(likeness.is_silent for likeness in found.values()):
+            # As a rule noise shows a network nothing: the same graph, but for its gate.
+            opened = _write(trace(_open(load(path)), shape), about, shape, form=form)
+            found = _compared(_open(load(path)), _reader(rounding(opened) if half else opened, form=form), shape)
+    _refuse_unlike(found, out)
+    made = PortableFile(
+        out, out.with_suffix(".json"), hashlib.sha256(data).hexdigest(), shape,
+        max(found.values(), key=lambda likeness: likeness.relative), tuple(found.items()),
+    )  # fmt: skip
     atomic.write_bytes(out, data)
-    documents.write_json(metadata, about)
-    return PortableFile(out, metadata, tensors.sha256(out), shape, likeness)
+    documents.write_json(made.metadata, about | {"checked": made.to_json()})
+    return made
+
+
+def _refuse_unlike(found: Mapping[GraphShape, Likeness], out: Path) -> None:
+    """Refuse a written network that computes something else.
+
+    Raises:
+        CheckFailedError: says by how much, and where the size is free for which.
+    """
+    for shape, likeness in found.items():
+        if not likeness.relative <= shape.tolerance:
+            where = f" for input {'x'.join(map(str, shape.frames))}" if shape.free else ""
+            remedy = (
+                "leave --half out" if shape.half else "try --format torch-export, or another PyTorch or onnxruntime"
+            )
+            raise CheckFailedError(
+                f"{shown(out)}: the written network differs from PyTorch by {likeness.difference:.3g}{where} "
+                f"({likeness.relative:.2g} of the logits' size, allowed {shape.tolerance:g}); it was not kept; {remedy}"
+            )
+
+
+def _compared(network: Segmenter, run: Run, shape: GraphShape) -> dict[GraphShape, Likeness]:
+    """As :func:`compare`, in all shapes."""
+    return {each: compare(network, run, each) for each in shape.checked()}
 
 
 def refuse_missing(form: PortableFormat) -> None:
@@ -184,7 +260,14 @@ def describe(
     return {
         "schema_version": 1,
         "format": form,
-        "input": {"name": INPUT, "shape": list(shape.frames), "dtype": "float32"},
+        "input": {
+            "name": INPUT,
+            "shape": list(shape.frames),
+            "dtype": "float32",
+            "dynamic": list(shape.free),
+            "multiple_of": CELL,
+        },
+        "products": "float16" if shape.half else "float32",
         "outputs": [{"name": name, "shape": shapes[name][0], "dtype": shapes[name][1]} for name in OUTPUTS],
         "modalities": [{key: sensor[key] for key in keys} for sensor in sensors],
         "classes": list(card.dataset.classes),
@@ -205,6 +288,8 @@ def trace(network: Segmenter, shape: GraphShape) -> torch.export.ExportedProgram
         network: loaded for use; changed, and of no other use afterwards.
         shape: of the graph; height and width divisible by 32.
     """
+    if shape.free:
+        return _trace_open(network, shape)
     traceable, example = Traceable(network, shape.sensors).eval(), torch.zeros(shape.frames)
     with _plain_products():
         # The first run makes the tables of this size, the second one SAM2's position encodings, which the making of
@@ -217,16 +302,29 @@ def trace(network: Segmenter, shape: GraphShape) -> torch.export.ExportedProgram
         return plain
 
 
+def _trace_open(network: Segmenter, shape: GraphShape) -> torch.export.ExportedProgram:
+    """As :func:`trace`, where batch or size are free: by a shape of its own choice, for which nothing is computed."""
+    cells = AnyCells(network)
+    rows, columns = cells.example if "size" in shape.free else (shape.height // CELL, shape.width // CELL)
+    batch = 3 if "batch" in shape.free else shape.batch
+    traceable = Traceable(network, shape.sensors, cells).eval()
+    sides = seven_sided((batch, shape.modalities, 3, rows * CELL, columns * CELL))
+    with _plain_products():
+        return traced(traceable, torch.zeros(sides), shape.free)
+
+
 class Traceable(nn.Module):
     """A network as a function of one tensor.
 
     Args:
         network: loaded for use (LoRA merged, eval mode, on the CPU); it is changed and of no other use afterwards.
         sensors: which of its sensors the frames will be of; empty: all.
+        cells: what makes it one of any size; frames are then those of :func:`seven_sided`.
     """
 
-    def __init__(self, network: Segmenter, sensors: Sequence[int]) -> None:
+    def __init__(self, network: Segmenter, sensors: Sequence[int], cells: AnyCells | None = None) -> None:
         super().__init__()
+        self.cells = cells
         network.use_plain_encoder()
         for module in network.modules():
             if isinstance(module, RotaryAttention):
@@ -245,6 +343,10 @@ class Traceable(nn.Module):
             classes; ``confidence`` (B, H, W) float32, the probability of that class.
         """
         network, batch = self.network, frames.shape[0]
+        if self.cells is not None:
+            self.cells.now = Cells(frames.shape[3], frames.shape[5])
+            sides = (CELL * length for length in self.cells.now)
+            frames = frames.reshape(*frames.shape[:3], *sides)
         joined, sensors = network.projection(frames.unbind(1), self.sensors)
         # M × (B, 3, H, W) -> (M·B, 3, H, W): all frames in one call, frame after frame.
         together = network.encode_joined([torch.cat(joined)], sensors[:1])[0]
@@ -269,14 +371,7 @@ def rotate_in_real_numbers(
     table = torch.view_as_real(freqs_cis)  # (L', d/2, 2); a constant of the graph
     cosine, sine = table[..., 0].contiguous(), table[..., 1].contiguous()
     turns = key.shape[2] // query.shape[2] if repeat_freqs_k else 1
-    return _rotate(query, cosine, sine), _rotate(key, cosine.repeat(turns, 1), sine.repeat(turns, 1))
-
-
-def _rotate(values: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotate pairs of channels: (B, heads, L, d) by (L, d/2)."""
-    real, imaginary = values.reshape(*values.shape[:-1], -1, 2).unbind(dim=-1)
-    rotated = torch.stack([real * cosine - imaginary * sine, real * sine + imaginary * cosine], dim=-1)
-    return rotated.flatten(-2)
+    return rotated(query, cosine, sine), rotated(key, cosine.repeat(turns, 1), sine.repeat(turns, 1))
 
 
 @contextlib.contextmanager
@@ -290,7 +385,9 @@ def _plain_products() -> Iterator[None]:
         products.TYPES = before
 
 
-def _write(program: torch.export.ExportedProgram, about: dict[str, Any], *, form: PortableFormat) -> bytes:
+def _write(
+    program: torch.export.ExportedProgram, about: dict[str, Any], shape: GraphShape, *, form: PortableFormat
+) -> bytes:
     """The file's content."""
     text = documents.to_json(about)
     if form == "torch-export":
@@ -302,6 +399,10 @@ def _write(program: torch.export.ExportedProgram, about: dict[str, Any], *, form
     )
     assert converted is not None
     proto = converted.model_proto
+    if shape.free:
+        open_input(proto, INPUT, OUTPUTS, modalities=shape.modalities, free=shape.free)
+    if shape.half:
+        halve(proto)
     entry = proto.metadata_props.add()
     entry.key, entry.value = METADATA, text
     size = proto.ByteSize()

@@ -216,6 +216,16 @@ def test_a_second_pass_takes_more_memory_and_the_arithmetic_of_its_own_looks() -
     assert count.training_flops(zeroed, classes=5) - before == more
 
 
+def test_the_arithmetic_of_second_looks_is_counted() -> None:
+    """Of two sensors, by hand: each is looked at again with the other's memory; alone, the first looks have none."""
+    plain = recipe_of()
+    before = count.training_flops(plain, classes=5)
+    alone, seeing = count._look_flops(count.skeleton(plain, classes=5), plain)
+    looks = {"mean": 0, "two_pass": 2 * seeing, "two_pass_alone": alone + seeing}
+    for fusion, more in looks.items():
+        assert count.training_flops(recipe_of(f"model.fusion={fusion}"), classes=5) - before == 3 * more
+
+
 def test_a_teacher_of_its_own_weights_is_counted_without_loading_it(tmp_path: Path) -> None:
     recipe = recipe_of("train.saver=off")
     network = build_for_measuring(recipe, made_up_dataset(recipe, classes=5))

@@ -59,7 +59,8 @@ def test_a_graph_gives_logits_classes_and_confidence_of_the_network(
     assert classes.dtype == torch.uint8 and classes.shape == (2, 32, 64)
     assert torch.equal(classes.long(), expected.argmax(1))
     torch.testing.assert_close(confidence, expected.softmax(1).amax(1), rtol=1e-4, atol=1e-5)
-    assert json.loads(extra["memorysam.json"]) == json.loads(traced.metadata.read_text())
+    checked = {"checked": traced.to_json()}
+    assert json.loads(extra["memorysam.json"]) | checked == json.loads(traced.metadata.read_text())
     assert capfd.readouterr().out == ""
 
 
@@ -72,7 +73,9 @@ def test_a_graph_has_operators_of_pytorch_only(traced: portable.PortableFile) ->
 
 def test_the_description_says_all_that_a_consumer_needs(weights: Path, traced: portable.PortableFile) -> None:
     about = json.loads(traced.metadata.read_text())
-    assert about["input"] == {"name": "frames", "shape": [2, 2, 3, 32, 64], "dtype": "float32"}
+    assert about["input"] == {
+        "name": "frames", "shape": [2, 2, 3, 32, 64], "dtype": "float32", "dynamic": [], "multiple_of": 32
+    }  # fmt: skip
     assert [(one["name"], one["shape"]) for one in about["outputs"]] == [
         ("logits", [2, 3, 8, 16]), ("classes", [2, 32, 64]), ("confidence", [2, 32, 64]),
     ]  # fmt: skip
