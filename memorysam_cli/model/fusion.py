@@ -56,7 +56,7 @@ class Fusion(nn.Module):
         Sequences that begin with the same looks share their results, so a look may depend on nothing else.
 
         Args:
-            places: the scene's frames by their place among the encoded ones, in the recipe's ``model.order``. What is
+            places: the scene's frames by their place among the encoded ones, in the order in which they come. What is
                 drawn here is drawn from PyTorch's random numbers, which training replays and checkpoints store.
 
         Returns:

@@ -135,8 +135,6 @@ class MemorySAM(nn.Module):
         classes: K, how many of the decoder's class tokens the data set uses (imported weights may have more).
         object_gate: whether SAM2's object score may silence a frame (METHOD §1.5).
         fusion: how the frames come together; None: their mean, as in the paper.
-        order: in training, whether the memory sees the frames as given or in an order that is drawn for each sequence;
-            in eval mode always as given.
         notes: what memories say beside SAM 2's; None: nothing, as in the paper.
         projection: which of the frames are one sensor's; None: each is a sensor of its own.
 
@@ -150,7 +148,6 @@ class MemorySAM(nn.Module):
         classes: int,
         object_gate: bool = True,
         fusion: Fusion | None = None,
-        order: Literal["recipe", "shuffled"] = "recipe",
         notes: Notes | None = None,
         projection: Projection | None = None,
     ) -> None:
@@ -162,7 +159,6 @@ class MemorySAM(nn.Module):
         self.projection = Projection() if projection is None else projection
         self.classes = classes
         self.object_gate = object_gate
-        self.order = order
         self.saver = False
         self._unit: Callable[..., Any] | None = None
         self._grid: tuple[int, int, torch.device] | None = None
@@ -217,8 +213,8 @@ class MemorySAM(nn.Module):
         Args:
             frames: M tensors (B, 3, H, W), normalized, in the order of the recipe; H and W divisible by 32.
             passes: each lists the places of the sensors that it sees, which are those in ``frames`` where no projection
-                joins several; the place after the last is a frame of zeros, in the pass's own place of the sensor that
-                is missing. None: one pass over all.
+                joins several, in the order in which it sees them; M + N is a frame of zeros instead of sensor N of M.
+                None: one pass over all, in the order of the recipe.
             alone: the numbers of the passes of which it is also wanted what each frame says by itself.
             sensors: as of :meth:`encode`.
 
@@ -234,10 +230,9 @@ class MemorySAM(nn.Module):
             _, output = next(self.outputs(pool, [range(len(pool))]))
             return output
         count = len(pool)
-        if any(count in places for places in passes):
+        if any(place >= count for places in passes for place in places):
             (zero,) = self.encode([torch.zeros_like(frames[0][:1])], sensors=[0])
             pool = [*pool, *(zero.expand(len(frames[0]), sensor=frame.sensor) for frame in pool)]
-            passes = [[place + own * (place == count) for own, place in enumerate(places)] for places in passes]
         found = {
             number: Pass(self.fusion.join(steps), _last_looks(steps) if number in alone else [])
             for number, steps in self._walk(pool, passes)
@@ -294,8 +289,7 @@ class MemorySAM(nn.Module):
 
         Args:
             pool: frames as of :meth:`encode`, all of one batch size and image size.
-            sequences: each lists places in ``pool`` in the order of the recipe, which the fusion makes its plan of;
-                in training they are shuffled first where ``order`` is ``shuffled``.
+            sequences: each lists places in ``pool``, which the fusion makes its plan of.
 
         Yields:
             A sequence's number and its output, equal to that of :meth:`forward` on its frames, in the order in which
@@ -314,8 +308,6 @@ class MemorySAM(nn.Module):
         """As :meth:`outputs`, with the looks instead of what they come to."""
         if not all(sequences):
             raise ValueError("sequences: each needs at least one frame")
-        if self.training and self.order == "shuffled":
-            sequences = [_shuffled(places) for places in sequences]
         plans = [self.fusion.plan(places) for places in sequences]
         for looks, places in zip(plans, sequences, strict=True):
             refuse_impossible(looks, places)
@@ -388,7 +380,7 @@ class MemorySAM(nn.Module):
 def _last_looks(steps: Sequence[Step]) -> list[Tensor]:
     """What each frame says of the scene, at the last look that was taken at it: (B, tokens, h, w), 0 where gated.
 
-    In the order in which frames are first looked at: shuffled where training shuffles them.
+    In the order in which frames are first looked at.
     """
     last = {id(step.frame): step for step in steps}
     return open_logits(list(last.values()))[1]
@@ -403,11 +395,6 @@ def _map(level: Level, chain: Sequence[nn.Conv2d]) -> Tensor:
             outer = layer.weight.flatten(1)
             weight, bias = outer @ weight, F.linear(bias, outer, layer.bias)  # type: ignore[arg-type]
     return order.join(linear(tokens, weight, bias)).permute(0, 3, 1, 2).contiguous()
-
-
-def _shuffled(places: Sequence[int]) -> list[int]:
-    """The same places in an order drawn from PyTorch's random numbers: on the CPU, so that any device trains alike."""
-    return [places[number] for number in torch.randperm(len(places), device="cpu").tolist()]
 
 
 def _check(frames: Sequence[Tensor]) -> None:

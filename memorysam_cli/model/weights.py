@@ -112,8 +112,7 @@ def build(card: WeightsCard) -> Segmenter:
         names = recipe.data.modalities
         places = {sensor: [names.index(name) for name in frames] for sensor, frames in recipe.sensors.items()}
         network = Segmenter(
-            sam, classes=classes, object_gate=model.object_gate, order=model.order, notes=notes,
-            projection=Projection(places),
+            sam, classes=classes, object_gate=model.object_gate, notes=notes, projection=Projection(places),
         )  # fmt: skip
         start_fresh(network)
         network.fusion = FUSIONS.get(model.fusion)()  # last: what it draws changes nothing before

@@ -100,7 +100,10 @@ def to_yaml(content: dict[str, Any], *, width: int = 120) -> str:
 
 def yaml_value(value: Any) -> str:
     """A value as a recipe would say it, on one line."""
-    return to_yaml({"x": value}, width=10**6).removeprefix("x:").strip()
+    line = yaml.dump(
+        [_written(value)], Dumper=Dumper, allow_unicode=True, width=10**6, default_flow_style=True, sort_keys=False
+    )
+    return line.strip()[1:-1]
 
 
 def _written(value: Any) -> Any:
@@ -365,8 +368,10 @@ def _entry(key: Key, value: Any, *, is_changed: bool) -> Iterator[str]:
         yield f"{margin}{last}:"
         return
     yield from _comment(f"{key.meaning}{f' ({_allowed(key)})' if _allowed(key) else ''}", margin)
-    for line in to_yaml({last: value}).splitlines():
-        yield f"{margin}{'' if is_changed else '#'}{line}"
+    if is_changed:
+        yield from (f"{margin}{line}" for line in to_yaml({last: value}).splitlines())
+    else:  # on one line, which is uncommented at once
+        yield f"{margin}#{last}: {yaml_value(value)}"
 
 
 def _allowed(key: Key) -> str:

@@ -37,7 +37,7 @@ def test_as_many_differences_as_were_made_and_none_to_itself(changes: list[str])
 
 
 def test_a_loss_that_only_one_recipe_has_is_a_difference_either_way(tmp_path: Path) -> None:
-    plain = recipe.load("demo")
+    plain = recipe.load("deliver")
     more = plain.model_copy(update={"losses": {"dice": {"weight": 0.5}}})
     assert [(each.key, each.a, each.b) for each in comparing.differences(plain, more)] == [
         ("losses.dice.weight", None, 0.5)
@@ -45,11 +45,11 @@ def test_a_loss_that_only_one_recipe_has_is_a_difference_either_way(tmp_path: Pa
     assert [(each.key, each.a, each.b) for each in comparing.differences(more, plain)] == [
         ("losses.dice.weight", 0.5, None)
     ]
-    parent, child = tmp_path / "more.yaml", tmp_path / "demo.yaml"
+    parent, child = tmp_path / "more.yaml", tmp_path / "deliver.yaml"
     parent.write_text(more.to_yaml())
     child.write_text(comparing.changes_yaml("more.yaml", more, plain))
     assert recipe.load(child, is_stored=True).losses == {}
-    child.write_text(comparing.changes_yaml("demo", plain, more))
+    child.write_text(comparing.changes_yaml("deliver", plain, more))
     assert recipe.load(child, is_stored=True).losses == more.losses
 
 

@@ -42,7 +42,7 @@ def test_the_schema_for_editors_is_the_one_in_docs() -> None:
 
 def test_every_key_of_a_recipe_is_described() -> None:
     described = {key.path: key for key in keys()}
-    values = {path for path, _ in leaves(recipe.load("demo").model_dump(mode="json"))}
+    values = {path for path, _ in leaves(recipe.load("deliver").model_dump(mode="json"))}
     assert values <= set(described)
     assert not [key.path for key in keys() if len(key.meaning) < 10 or not key.meaning.endswith((".", "`."))]
     assert len(described) == len(keys())

@@ -60,7 +60,7 @@ def test_a_checkpoint_of_before_is_of_the_same_run() -> None:
 
 @pytest.mark.parametrize("key", checkpoints.DEFAULTS_BEFORE)
 def test_a_checkpoint_from_before_a_key_is_of_the_same_run_where_the_key_changes_nothing(key: str) -> None:
-    now = checkpoints.identity_of(recipes.load("demo"), dataset="a", base="b", initial=None)
+    now = checkpoints.identity_of(recipes.load("demo", ["model.order=recipe"]), dataset="a", base="b", initial=None)
     then = {name: value for name, value in now.items() if name != key}
     checkpoints.refuse_other(then, now, worlds=(1, 1), where="step-00000001")
     with pytest.raises(UsageError, match=re.escape(f"{key} was {now[key]}, is another")):

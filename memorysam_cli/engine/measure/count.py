@@ -304,13 +304,13 @@ def _second_pass_flops(recipe: Recipe, *, classes: int) -> int:
     of zeros is encoded once for a whole batch and not counted.
     """
     found = [draw(recipe, Moment(0, update, epochs=1.0)) for update in range(UPDATES)]
-    passes = [each.places for each in found if each is not None]
+    passes = [(each.order, each.places) for each in found if each.places]
     if not passes:
         return 0
     network = skeleton(recipe, classes=classes)
     costs = _look_flops(network, recipe)
-    full = network.fusion.plan(range(len(recipe.sensors)))
-    looks = (look for places in passes for look in _looks_not_shared(network, network.fusion.plan(places), full))
+    plan = network.fusion.plan
+    looks = (look for order, places in passes for look in _looks_not_shared(network, plan(places), plan(order)))
     return 3 * sum(costs[len(look.sees)] for look in looks) // UPDATES
 
 

@@ -20,7 +20,7 @@ from memorysam_cli.engine.runtime import rng_state, set_rng_state
 from memorysam_cli.errors import WeightsError
 from memorysam_cli.losses.loss import Loss, LossInputs, Task
 from memorysam_cli.model import Segmenter, load
-from memorysam_cli.model.fusion import Output, Pass
+from memorysam_cli.model.fusion import Pass
 from memorysam_cli.model.weights import WeightsCard, read_card
 from memorysam_cli.recipe import SUBSET, TEACHER, Recipe, loss_settings
 from memorysam_cli.registry import LOSSES
@@ -115,9 +115,10 @@ def task_of(network: Segmenter, recipe: Recipe, device: torch.device) -> Task:
     )
 
 
-SPAWN = 2
-"""Spawn key of the draws of subsets, apart from the order of an epoch and the random numbers of its scenes: neither
-the batches that an update is cut into nor the number of processes changes them, and they take none of PyTorch's."""
+SPAWN, SPAWN_ORDER = (2,), (2, 1)
+"""Spawn keys of the draws of subsets and of the sensors' order, apart from the order of an epoch and the random numbers
+of its scenes: neither the batches that an update is cut into nor the number of processes changes them, and they take
+none of PyTorch's."""
 
 
 class Moment(NamedTuple):
@@ -132,19 +133,22 @@ class Moment(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """What an update's second pass sees.
+    """What an update's passes see, sensors by their places in the recipe.
 
     Attributes:
-        places: of the sensors, in the order of the recipe; their number stands for a frame of zeros.
+        order: of all sensors, as the first pass sees them.
+        places: what the second pass sees, in that order; M + N: a frame of zeros instead of sensor N of M. Empty: there
+            is no second pass.
         ramp: the factor, from above 0 to 1, of the weight of all losses that the second pass adds.
     """
 
-    places: tuple[int, ...]
-    ramp: float
+    order: tuple[int, ...]
+    places: tuple[int, ...] = ()
+    ramp: float = 1.0
 
 
-def draw(recipe: Recipe, moment: Moment | None) -> Draw | None:
-    """The second pass of an update; none where the recipe has none.
+def draw(recipe: Recipe, moment: Moment | None) -> Draw:
+    """What the passes of an update see: the order of the sensors and, where the recipe has one, the second pass.
 
     How many sensors it sees is drawn first, from 1 to all but one alike. Then they win places one by one, each with a
     probability that is proportional to its odds among those that are left (by a race of exponential clocks).
@@ -153,14 +157,18 @@ def draw(recipe: Recipe, moment: Moment | None) -> Draw | None:
         recipe: with every modality named.
         moment: None: not within a training run; the largest pass, so that what is measured is enough for all.
     """
-    if not recipe.trains_subsets:
-        return None
     settings, sensors = recipe.robust.subset, recipe.sensors
     count = len(sensors)
+    order = tuple(range(count))
+    if recipe.model.order == "shuffled" and moment is not None:
+        shuffled = generator(recipe.train.seed, moment.epoch, moment.update, spawn_key=SPAWN_ORDER).permutation(count)
+        order = tuple(shuffled.tolist())
+    if not recipe.trains_subsets:
+        return Draw(order)
     if moment is None:
         kept, is_zeroed, ramp = range(1, count), settings.zeroed > 0, 1.0
     else:
-        rng = generator(recipe.train.seed, moment.epoch, moment.update, spawn_key=(SPAWN,))
+        rng = generator(recipe.train.seed, moment.epoch, moment.update, spawn_key=SPAWN)
         size = 1 + int(rng.random() * (count - 1))
         is_weak = [not {sensor, *frames}.isdisjoint(settings.weak) for sensor, frames in sensors.items()]
         odds = np.where(is_weak, settings.weak_odds, 1.0)
@@ -169,8 +177,8 @@ def draw(recipe: Recipe, moment: Moment | None) -> Draw | None:
         is_zeroed = bool(rng.random() < settings.zeroed)
         ramp = min(1.0, moment.epochs / settings.ramp_epochs) if settings.ramp_epochs else 1.0
     if is_zeroed:
-        return Draw(tuple(place if place in kept else count for place in range(count)), ramp)
-    return Draw(tuple(sorted(kept)), ramp)
+        return Draw(order, tuple(place if place in kept else count + place for place in order), ramp)
+    return Draw(order, tuple(place for place in order if place in kept), ramp)
 
 
 class Gradients:
@@ -189,7 +197,7 @@ class Gradients:
         self._teacher = _teacher(recipe, self.objective.task)
         self._exchange = exchange_of(accelerator)
 
-    def add(self, batches: Sequence[Batch], draw: Draw | None = None) -> Tensor:
+    def add(self, batches: Sequence[Batch], draw: Draw) -> Tensor:
         """The gradients of one batch as large as all of these; what the losses keep moves on.
 
         Hard pixels are chosen among those of all batches, and prototypes are means over all of them, so losses need
@@ -199,7 +207,7 @@ class Gradients:
 
         Args:
             batches: with labels of one size, on any device.
-            draw: what a second pass over the same encodings sees, the same in every process; none: there is none.
+            draw: what the passes see, the same in every process.
 
         Returns:
             (T,) the weighted terms of this process in the objective's order, without a graph.
@@ -212,7 +220,7 @@ class Gradients:
             states.append(rng_state(device))
             outputs.append(self._forward(batch, draw, place) if place == last else self._outline(batch, draw))
         leaves = [{name: _cut(part) for name, part in output.items()} for output in outputs]
-        terms = self.objective(self._inputs(leaves, batches), ramp=1.0 if draw is None else draw.ramp)
+        terms = self.objective(self._inputs(leaves, batches), ramp=draw.ramp)
         end = rng_state(device)  # a loss may draw random numbers too
         self.accelerator.backward(terms.sum())
         for place in range(last, -1, -1):
@@ -225,7 +233,7 @@ class Gradients:
         set_rng_state(end, device)
         return terms.detach()
 
-    def rehearse(self, batch: Batch, draw: Draw | None = None) -> None:
+    def rehearse(self, batch: Batch, draw: Draw) -> None:
         """Forward and backward of a batch, with nothing sent to other processes.
 
         The bare network: an error in DDP's forward pass would leave it out of step with the other processes'.
@@ -234,21 +242,18 @@ class Gradients:
             outputs = self._outputs(self.network, batch, draw)
         torch.stack([part.float().sum() for part in outputs.values()]).sum().backward()  # type: ignore[no-untyped-call]
 
-    def _outputs(self, model: nn.Module, batch: Batch, draw: Draw | None) -> Outputs:
+    def _outputs(self, model: nn.Module, batch: Batch, draw: Draw) -> Outputs:
         """What the network says of a batch, as far as a loss may read it."""
         frames = batch.to(self.accelerator.device).frames
-        if draw is None and not self.objective.reads_alone:
-            output: Output = model(frames)
-            return {"logits": output.logits, "features": output.features}
-        passes = [range(len(self.objective.task.modalities)), *([] if draw is None else [draw.places])]
+        passes = [draw.order, *([draw.places] if draw.places else [])]
         found: list[Pass] = model(frames, passes, alone=[0] if self.objective.reads_alone else [])
         outputs = {"logits": found[0].output.logits, "features": found[0].output.features}
         outputs |= {_alone(number): logits for number, logits in enumerate(found[0].frames)}
-        if draw is not None:
+        if draw.places:
             outputs[SUBSET] = found[1].output.logits
         return outputs
 
-    def _outline(self, batch: Batch, draw: Draw | None) -> Outputs:
+    def _outline(self, batch: Batch, draw: Draw) -> Outputs:
         """The outputs alone; by the bare network, for DDP would make ready for a backward pass.
 
         With gradients on, though the graph is dropped at once: without them the encoder takes kernels that round
@@ -258,7 +263,7 @@ class Gradients:
             outputs = self._outputs(self.network, batch, draw)
         return {name: part.detach() for name, part in outputs.items()}
 
-    def _forward(self, batch: Batch, draw: Draw | None, place: int) -> Outputs:
+    def _forward(self, batch: Batch, draw: Draw, place: int) -> Outputs:
         """The outputs with their graph."""
         with self._sending(place), self.accelerator.autocast():
             return self._outputs(self.model, batch, draw)

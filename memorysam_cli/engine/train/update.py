@@ -200,10 +200,10 @@ class Learner:
         if agree(is_short, self.accelerator):
             self._start_saving()
 
-    def _add_gradients(self, batches: Sequence[Batch], subset: Draw | None, before: Snapshot) -> Tensor:
+    def _add_gradients(self, batches: Sequence[Batch], drawn: Draw, before: Snapshot) -> Tensor:
         """As :meth:`Gradients.add`; out of memory for the first time, once more with the memory saver on."""
         try:
-            return self.gradients.add(batches, subset)
+            return self.gradients.add(batches, drawn)
         except RuntimeError as error:
             # Where several processes are, the others wait in a sum, and this one cannot begin again.
             if not is_out_of_memory(error) or not self._may_save() or self._exchange is not None:
@@ -211,7 +211,7 @@ class Learner:
         # Not in the handler: the traceback keeps every activation alive.
         self._undo(before)
         self._start_saving()
-        return self.gradients.add(batches, subset)
+        return self.gradients.add(batches, drawn)
 
     def _may_save(self) -> bool:
         """Whether the memory saver is still to be had."""

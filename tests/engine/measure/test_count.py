@@ -205,12 +205,12 @@ def test_a_second_pass_takes_more_memory_and_the_arithmetic_of_its_own_looks() -
     peaks = [count.training(recipe, classes=5).peak for recipe in larger]
     assert peaks[1] > 1.03 * peaks[0]
     before, after = (count.training_flops(recipe, classes=5) for recipe in (plain, robust))
-    seconds = [draw(robust, Moment(0, update, 1.0)) == ((1,), 1.0) for update in range(count.UPDATES)]
+    seconds = [draw(robust, Moment(0, update, 1.0)).places == (1,) for update in range(count.UPDATES)]
     first, second = count._look_flops(count.skeleton(plain, classes=5), plain)
     assert after - before == 3 * first * sum(seconds) // count.UPDATES and 20 < sum(seconds) < 44
     assert second > first
     zeroed = recipe_of("robust.subset.weight=1", "robust.subset.zeroed=1")
-    share = sum(draw(zeroed, Moment(0, update, 1.0)) == ((2, 1), 1.0) for update in range(count.UPDATES))
+    share = sum(draw(zeroed, Moment(0, update, 1.0)).places == (2, 1) for update in range(count.UPDATES))
     # Zeros and the second share nothing; the first and zeros share the first look.
     more = 3 * (first * share + second * count.UPDATES) // count.UPDATES
     assert count.training_flops(zeroed, classes=5) - before == more

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from memorysam_cli.data.loader import Batch
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import runtime
+from memorysam_cli.engine.train.objective import draw
 from memorysam_cli.engine.train.update import Learner, make_optimizer, starts_saving
 from memorysam_cli.model.fusion import Output
 from memorysam_cli.model.weights import build_for_training
@@ -49,7 +50,7 @@ def part(batch: Batch, rows: slice) -> Batch:
 
 def gradients_of(learner: Learner, batches: Sequence[Batch]) -> dict[str, Tensor]:
     """The gradients of an update, left in place by an update that is not made."""
-    learner.gradients.add(batches)
+    learner.gradients.add(batches, draw(learner.recipe, None))
     found = {n: p.grad.clone() for n, p in learner.parameters.items() if p.grad is not None}
     learner.optimizer.zero_grad(set_to_none=True)
     return found
@@ -115,10 +116,10 @@ def test_a_batch_gives_the_same_outputs_both_times_dropout_included(
     seen: list[Output] = []
     honest = learner.network.forward
 
-    def watched(frames: Sequence[Tensor]) -> Output:
-        output = honest(frames)
-        seen.append(Output(*(part.detach().clone() for part in output)))
-        return output
+    def watched(*arguments: Any, **options: Any) -> Any:
+        found = honest(*arguments, **options)
+        seen.append(Output(*(part.detach().clone() for part in found[0].output)))
+        return found
 
     monkeypatch.setattr(learner.network, "forward", watched)
     torch.manual_seed(3)
@@ -177,11 +178,11 @@ def short_of_memory(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the network run out of memory, late in a forward pass with gradients, until its saver is on."""
     honest = learner.network.forward
 
-    def hungry(frames: Sequence[Tensor]) -> Output:
-        output = honest(frames)
-        if output.logits.requires_grad and not learner.network.saver:
+    def hungry(*arguments: Any, **options: Any) -> Any:
+        found = honest(*arguments, **options)
+        if found[0].output.logits.requires_grad and not learner.network.saver:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return output
+        return found
 
     monkeypatch.setattr(learner.network, "forward", hungry)
 
