@@ -21,6 +21,7 @@ from memorysam_cli.text import duration
 if TYPE_CHECKING:
     from rich.console import Console, Group, RenderableType
     from rich.table import Table
+    from rich.text import Text
 
 LINES = 20
 """Sober lines in all: one every 5 %."""
@@ -374,21 +375,22 @@ class Inner(Progress):
         self._outer.draw()
 
 
-def _bar(of: Progress, *, width: int, status: str = "") -> Table:
-    """Label, bar, share, count and times of a progress, and what it says of itself."""
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
+def _bar(of: Progress, *, width: int, status: str = "") -> Text:
+    """Label, bar, share, count and times of a progress, and what it says of itself: one line, drawn by tqdm."""
     from rich.text import Text
+    from tqdm import tqdm
 
-    cells: list[RenderableType] = [
-        Text(f"{of.label:<8}", style="bold", no_wrap=True),
-        ProgressBar(total=of.total, completed=of.done, width=min(BAR_COLUMNS, max(4, width - NARROW))),
-        Text(f"{100 * of.done // of.total:3d} % ({of.done:,} of {of.total:,})", no_wrap=True),
-        Text(", ".join(filter(None, (_times(of), status))), style="dim", no_wrap=True, overflow="ellipsis"),
-    ]
-    grid = Table.grid(padding=(0, 1))
-    grid.add_row(*cells[: 4 if width >= NARROW else 3])
-    return grid
+    label, columns = f"{of.label:<8}", min(BAR_COLUMNS, max(4, width - NARROW))
+    times = ", ".join(filter(None, (_times(of), status))) if width >= NARROW else ""
+    line = tqdm.format_meter(
+        of.done, of.total, of.seconds(), ncols=width, prefix=label,
+        ascii=not (sys.stderr.encoding or "").lower().startswith("utf"),
+        bar_format=f"{{desc}} {{bar:{columns}}} {100 * of.done // of.total:3d} % ({{n:,}} of {{total:,}}) "
+        + times.replace("{", "{{").replace("}", "}}"),
+    )  # fmt: skip
+    text = Text(line.rstrip(), no_wrap=True, overflow="ellipsis")
+    text.stylize("bold", 0, len(label))
+    return text
 
 
 def _times(of: Progress) -> str:
