@@ -40,6 +40,6 @@ def test_a_long_batch_shows_its_first_scenes(tmp_path: Path) -> None:
     info = write_data(tmp_path / "data").info
     batch = Batch([torch.rand(9, 3, 32, 32)], torch.full((9, 32, 32), 255), ())
     validation.draw_first_batch(batch, info, [DEPTH], tmp_path)
-    rows = images.read(tmp_path / validation.FIRST).shape[0] / (256 + 22 + GAP_PX)
+    rows = images.read(tmp_path / validation.FIRST).shape[0] / (256 + GAP_PX)  # and titles, once
     assert validation.SAMPLES <= rows < validation.SAMPLES + 1
     assert len(CLASSES) == len(info.classes)
