@@ -75,6 +75,8 @@ class Study:
 
     work: Path
     recipe: str
+    common: tuple[str, ...]
+    """Values of all variants, before their own."""
     variants: tuple[Variant, ...]
     seeds: tuple[int, ...]
     values: tuple[str, ...]
@@ -100,7 +102,7 @@ class Study:
 
     def overrides(self, variant: Variant, seed: int) -> list[str]:
         """What ``--set`` gets."""
-        values = [*variant.values, *self.values]
+        values = [*self.common, *variant.values, *self.values]
         return [*values, f"train.seed={recipes.load(self.recipe, values).train.seed + seed}"]
 
     def resolved(self, variant: Variant, seed: int) -> Recipe:
@@ -173,7 +175,7 @@ def study_of(asked: argparse.Namespace) -> Study:
     """What is asked for; every recipe is checked before anything is rendered or trained."""
     content = documents.read_yaml(asked.file)
     study = Study(
-        work=asked.work, recipe=content["recipe"],
+        work=asked.work, recipe=content["recipe"], common=tuple(content["common"]),
         variants=tuple(variant_of(name, content["variants"], asked.file) for name in dict.fromkeys(asked.variants)),
         seeds=tuple(range(asked.seeds)), values=(*(SMALL_VALUES if asked.small else ()), *asked.set),
         timing=tuple(content["timing"]), split=asked.split,

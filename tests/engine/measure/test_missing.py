@@ -117,7 +117,7 @@ def test_a_variant_that_cannot_be_is_refused_before_anything_is_made(
 ) -> None:
     file = tmp_path / "variants.yaml"
     file.write_text(
-        "recipe: demo\ntiming: []\nvariants:\n"
+        "recipe: demo\ncommon: []\ntiming: []\nvariants:\n"
         "  paper: {about: as published}\n"
         "  odd: {about: one key too many, set: [model.colour=red]}\n"
         "  odder: {about: on top of it, base: [paper, odd]}\n"
