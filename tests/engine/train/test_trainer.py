@@ -40,7 +40,7 @@ from memorysam_cli.errors import (
 )
 from memorysam_cli.losses import ohem
 from memorysam_cli.model import load
-from memorysam_cli.model.weights import build_for_training
+from memorysam_cli.model.weights import build_for_training, save
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console, pictures
 from memorysam_cli.storage import documents, images, tensors
@@ -488,7 +488,10 @@ def test_a_run_from_trained_weights_needs_their_file_no_more_once_it_has_begun(
     assert again.fit(RunFolder(tmp_path / "run"), resume=path).steps == 4
     newest, _ = checkpoints.newest_valid(tmp_path / "run" / "checkpoints")
     assert newest is not None
-    shutil.copy(finished.last, weights)
+    other_weights = load(finished.best)
+    with torch.no_grad():
+        other_weights.sam.no_mem_embed.add_(1.0)
+    save(other_weights, weights)
     other = Trainer(recipe, rendered, accelerator=accelerator(), is_resumed=True)
     with pytest.raises(UsageError, match="initial weights was"):
         other.refuse_other(newest)
