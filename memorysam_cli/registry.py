@@ -109,6 +109,7 @@ ENCODERS = Registry(
     "encoder",
     {
         "nano": f"{_HIERA}:NANO",
+        "nano-1": f"{_HIERA}:NANO_1",
         "sam2-hiera-tiny": f"{_HIERA}:SAM2_TINY",
         "sam2-hiera-small": f"{_HIERA}:SAM2_SMALL",
         "sam2-hiera-base-plus": f"{_HIERA}:SAM2_BASE_PLUS",

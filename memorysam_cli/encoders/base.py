@@ -8,7 +8,7 @@ until its gradient is wanted.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -106,6 +106,8 @@ class Head:
 
 SMALL_HEAD = Head(width=128, memory_width=32, memory_layers=1, memory_mlp=256, decoder_mlp=256, iou_hidden=64)
 """That of ``nano``: for trials on a CPU."""
+SMALLER_HEAD = replace(SMALL_HEAD, width=64, memory_width=16)
+"""That of ``nano-1``, which nano was before."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from sam2.modeling.backbones.hieradet import Hiera, MultiScaleAttention, MultiSc
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from memorysam_cli.encoders.base import SMALL_HEAD, Backbone, Encoder, Head, Level, Published, saving
+from memorysam_cli.encoders.base import SMALL_HEAD, SMALLER_HEAD, Backbone, Encoder, Head, Level, Published, saving
 from memorysam_cli.encoders.products import Linear, adapted, in_product_type, linear, product, scaled_dot_product
 from memorysam_cli.encoders.windows import Chunk, TokenOrder, Windows, chunks
 
@@ -30,6 +30,7 @@ CACHED = 2048
 LARGE = 1 << 18
 """Tokens of a chunk elsewhere: enough to keep a GPU busy, few enough to bound what a block holds at once."""
 NANO_FILE = Path(__file__).parent.parent / "model" / "nano.safetensors"
+NANO_1_FILE = NANO_FILE.with_name("nano-1.safetensors")
 
 Block = Callable[[MultiScaleBlock, Tensor, Sequence[Windows]], Tensor]
 """A block on some windows, differentiable in everything: (T, C) -> (T', C')."""
@@ -49,6 +50,7 @@ class Size:
 
 SIZES = {
     "nano": Size(32, 1, (1, 2, 2, 1), (4,), windows=(8, 4, 8, 4)),
+    "nano-1": Size(24, 1, (1, 2, 2, 1), (4,), windows=(8, 4, 8, 4)),
     "tiny": Size(96, 1, (1, 2, 7, 2), (5, 7, 9)),
     "small": Size(96, 1, (1, 2, 11, 2), (7, 10, 13)),
     "base-plus": Size(112, 2, (2, 3, 16, 3), (12, 16, 20), position_cells=(14, 14)),
@@ -415,6 +417,8 @@ def _backbone(name: str) -> Backbone:
 
 
 NANO = Backbone(partial(HieraEncoder, SIZES["nano"]), SMALL_HEAD, packaged=NANO_FILE)
+NANO_1 = Backbone(partial(HieraEncoder, SIZES["nano-1"]), SMALLER_HEAD, packaged=NANO_1_FILE)
+"""What was called nano before it became wider: weights that were trained on it still load."""
 SAM2_TINY = _backbone("sam2-hiera-tiny")
 SAM2_SMALL = _backbone("sam2-hiera-small")
 SAM2_BASE_PLUS = _backbone("sam2-hiera-base-plus")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, ValidationError, model_validator
@@ -31,6 +31,8 @@ SEAL = "memorysam_sha256"
 """That of the card's own SHA-256, in hex; the card has that of the tensors. Files of before it have none."""
 
 
+NANO_1_SHA256 = "ad97f69f25da1b77e7dfad68fbe05e1b124ae547ca82019dc22e2236b641bbd4"
+"""Of nano's base weights before it became wider."""
 MOST_TOKENS, LARGEST_PX = 4096, 65536
 """Beyond these a card asks for memory that no machine has, before its tensors show that it lies."""
 
@@ -292,6 +294,16 @@ def seal_of(card: str) -> str:
     return hashlib.sha256(card.encode()).hexdigest()
 
 
+def _name_the_first_nano(content: dict[str, Any]) -> None:
+    """Weights of before nano became wider call its base nano, too; it is ``nano-1`` now."""
+    base, recipe = content.get("base"), content.get("recipe")
+    model = recipe.get("model") if isinstance(recipe, dict) else None
+    if not isinstance(base, dict) or not isinstance(model, dict) or base.get("sha256") != NANO_1_SHA256:
+        return
+    if base.get("backbone") == model.get("backbone") == "nano":
+        base["backbone"] = model["backbone"] = "nano-1"
+
+
 def _parse_card(metadata: dict[str, str], *, where: Path) -> WeightsCard:
     if CARD not in metadata:
         raise WeightsError(
@@ -305,6 +317,7 @@ def _parse_card(metadata: dict[str, str], *, where: Path) -> WeightsCard:
         content = documents.parse_json(metadata[CARD].encode(), where="its card")
         if isinstance(content, dict):
             content["recipe"] = without_retired(content.get("recipe"))
+            _name_the_first_nano(content)
         return WeightsCard.model_validate_json(documents.to_json(content), strict=True)
     except DataError as error:
         raise WeightsError(f"{where}: {error}") from None

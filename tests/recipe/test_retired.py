@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from memorysam_cli import recipe as recipes
 from memorysam_cli.data.datasets.deliver import DELIVER
+from memorysam_cli.encoders.hiera import NANO_1_FILE
 from memorysam_cli.engine.train import checkpoints
-from memorysam_cli.errors import UsageError
+from memorysam_cli.errors import UsageError, WeightsError
 from memorysam_cli.model import weights
+from memorysam_cli.model.weights import build_for_training
 from memorysam_cli.storage import tensors
 from tests.commands.trained import save_weights
 
@@ -48,6 +52,28 @@ def test_weights_of_before_load(tmp_path: Path) -> None:
     tensors.write(path, state, {weights.CARD: text, weights.SEAL: weights.seal_of(text)})
     found = weights.read_card(path)
     assert found.recipe.augment.flip == 0.5 and "aolp_flip" not in found.model_dump_json()
+
+
+def test_weights_on_the_first_nano_load_as_nano_1_though_they_call_it_nano(tmp_path: Path) -> None:
+    """24 channels instead of 32; the card of before says nano, and which base weights they were."""
+    path = tmp_path / "best.safetensors"
+    recipe = recipes.load("demo", ["model.backbone=nano-1"])
+    network = build_for_training(recipe, DELIVER.published_info)
+    assert network.card.base.sha256 == weights.NANO_1_SHA256 == hashlib.sha256(NANO_1_FILE.read_bytes()).hexdigest()
+    weights.save(network, path)
+    state, metadata = tensors.read(path)
+    text = metadata[weights.CARD].replace('"nano-1"', '"nano"')
+    assert text.count('"nano"') == 2
+    tensors.write(path, state, {weights.CARD: text, weights.SEAL: weights.seal_of(text)})
+    found = weights.load(path)
+    assert found.card.recipe == recipe and found.sam.no_mem_embed.shape[-1] == 64
+    for name, tensor in network.state_dict().items():
+        if name in found.state_dict():  # LoRA's own are folded in
+            torch.testing.assert_close(found.state_dict()[name], tensor, rtol=0, atol=0)
+    text = text.replace(weights.NANO_1_SHA256, "0" * 64)
+    tensors.write(path, state, {weights.CARD: text, weights.SEAL: weights.seal_of(text)})
+    with pytest.raises(WeightsError):
+        weights.load(path)
 
 
 def test_a_checkpoint_of_before_is_of_the_same_run() -> None:
