@@ -76,8 +76,9 @@ def test_a_gpu_that_is_not_here_is_planned_for_and_nothing_is_tried(memorysam: P
     peaks = {}
     for precision in ("fp32", "bf16"):
         ended = memorysam(
-            "plan", "-r", "demo", *SETS, "--set", f"train.precision={precision}", "--gpu-memory", "24GB", "--json"
-        )
+            "plan", "-r", "demo", *SETS, "--set", f"train.precision={precision}", "--gpu-memory", "24GB", "--json",
+            "--set", "data.image_size=192",
+        )  # fmt: skip
         assert ended.code == 0, ended.err
         answer = ended.answer
         assert (answer["device"], answer["total"]) == ("cuda", 24 * 10**9) and answer["proposal"]["batch"] == 4
