@@ -8,18 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from memorysam_cli import app
 from memorysam_cli import recipe as recipes
+from memorysam_cli.data import manifest
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.train import checkpoints, training
-from memorysam_cli.model.fusion import Output
 from memorysam_cli.model.network import MemorySAM
 from memorysam_cli.storage import documents, tensors
 
@@ -197,6 +197,7 @@ def test_short_options_are_the_same_as_set(words: str, tmp_path: Path, monkeypat
     Path("a:b#c.safetensors").touch()
     seen = []
     monkeypatch.setattr(training, "train", seen.append)
+    monkeypatch.setattr(manifest, "read_info", lambda *_: None)  # nothing is prepared here
     key, value = SHORT[words]
     assert app.run(["train", "-r", "demo", *words.split()]) == 0
     section, _, name = key.partition(".")
@@ -230,6 +231,7 @@ def test_two_values_and_impossible_ones_are_refused(words: str, said: str, memor
 def test_the_same_value_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(training, "train", seen.append)
+    monkeypatch.setattr(manifest, "read_info", lambda *_: None)  # nothing is prepared here
     assert app.run(["train", "-r", "demo", "--set", "train.batch=4", "--batch", "4"]) == 0
     assert app.run(["train", "-r", "demo", "--set", "train.batch=4", "--batch", "auto"]) == 0
     assert [recipes.load("demo", each.overrides).train.batch for each in seen] == [4, 4]
@@ -268,11 +270,11 @@ def test_running_out_of_memory_ends_with_6_and_keeps_the_run(memorysam: Run, mon
     command = ["train", "-r", "demo", "--out", "run", *sets]
     calls, forward = [], MemorySAM.forward
 
-    def greedy(self: MemorySAM, frames: Sequence[Tensor]) -> Output:
+    def greedy(self: MemorySAM, *arguments: Any, **options: Any) -> Any:
         calls.append(self.training)
         if calls.count(True) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity …")
-        return forward(self, frames)
+        return forward(self, *arguments, **options)
 
     monkeypatch.setattr(MemorySAM, "forward", greedy)
     ended = memorysam(*command)

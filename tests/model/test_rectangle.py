@@ -37,16 +37,16 @@ def test_memory_attention_turns_queries_and_keys_by_their_true_row_and_column(ne
     attention = network.sam.memory_attention.layers[0].cross_attn_image
     assert isinstance(attention, RoPEAttention)
     generator = torch.Generator().manual_seed(1)
-    cells = height * width
-    queries = torch.randn(2, cells, 64, generator=generator)
-    memory = torch.randn(2, 2 * cells + pointers, 16, generator=generator)
+    cells, channels, memory_width = height * width, network.sam.hidden_dim, network.sam.mem_dim
+    queries = torch.randn(2, cells, channels, generator=generator)
+    memory = torch.randn(2, 2 * cells + pointers, memory_width, generator=generator)
     with torch.no_grad():
         found = attention(q=queries, k=memory, v=memory, num_k_exclude_rope=pointers)
         q = rotation(attention.q_proj(queries), width=width)
         k = attention.k_proj(memory)
-        spatial = k[:, : 2 * cells].reshape(2, 2, cells, 64)  # each memory is turned by the same grid
+        spatial = k[:, : 2 * cells].reshape(2, 2, cells, channels)  # each memory is turned by the same grid
         k = torch.cat([rotation(spatial, width=width).flatten(1, 2), k[:, 2 * cells :]], dim=1)
-        weights = (q @ k.transpose(1, 2) / math.sqrt(64)).softmax(-1)
+        weights = (q @ k.transpose(1, 2) / math.sqrt(channels)).softmax(-1)
         wanted = attention.out_proj(weights @ attention.v_proj(memory))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 

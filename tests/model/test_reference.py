@@ -18,7 +18,7 @@ from .upstream import drawn
 
 SHAPES = reference_shapes("nano", tokens=5, rank=3)
 WIDE = "sam.image_encoder.trunk.blocks.1.attn.qkv.{}.lora_B.default.weight"
-"""Of nano's first transition block: 24 channels in, 48 out."""
+"""Of nano's first transition block: 32 channels in, 64 out."""
 
 
 def exactly(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
@@ -51,12 +51,12 @@ def test_a_network_of_ours_that_was_never_trained_has_its_place_there() -> None:
 def test_wide_rows_are_padded_after_q_and_before_v() -> None:
     translated = from_reference(drawn(SHAPES))
     q, v = translated[WIDE.format("q")], translated[WIDE.format("v")]
-    assert q.shape == v.shape == (48, 3)
-    assert bool(q[:24].all()) and not bool(q[24:].any())
-    assert bool(v[24:].all()) and not bool(v[:24].any())
+    assert q.shape == v.shape == (64, 3)
+    assert bool(q[:32].all()) and not bool(q[32:].any())
+    assert bool(v[32:].all()) and not bool(v[:32].any())
 
 
-@pytest.mark.parametrize(("part", "row"), [("q", 24), ("v", 23)])
+@pytest.mark.parametrize(("part", "row"), [("q", 32), ("v", 31)])
 def test_lora_wider_than_the_references_is_refused_by_block(part: str, row: int) -> None:
     own = from_reference(drawn(SHAPES))
     own[WIDE.format(part)][row, 0] = 1e-30
