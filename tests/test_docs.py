@@ -177,6 +177,7 @@ PARSED = {
     "check.md": "run in commands/test_check.py with other folders",
     "doctor.md": "run in commands/test_doctor.py; it takes seconds and looks at the machine",
     "export.md": "run in commands/test_export.py with other weights",
+    "tensorrt.md": "run in commands/test_export.py with other weights",
     "extending.md": "its files are run in tests/extending",
     "install.md": "downloads gigabytes",
     "many-gpus.md": "needs processes by the dozen; run in small in tests/engine",

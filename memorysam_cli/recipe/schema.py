@@ -223,7 +223,7 @@ class Model(Section):
     """How the sensors' results become one: ``mean`` is the paper's. ``two_pass`` looks at every sensor again, with the
     memories of all others; ``two_pass_alone`` does so after a first look at each alone. Others: extending.md."""
     order: Literal["recipe", "shuffled"] = "recipe"
-    """The order in which training shows the sensors to the memory: as in ``data.modalities``, or drawn anew for every
+    """The order in which training shows the sensors to the memory: as in ``data.modalities``, or drawn anew for each
     update. Validation, evaluation and prediction always take that of ``data.modalities``."""
     modality_embedding: bool = False
     """Tell the network which sensor a memory comes from, by a learned embedding of each; false: as in the paper, all

@@ -301,8 +301,8 @@ TORCH_FILES: dict[str, tuple[Bad, str]] = {
     ),
     "34 another model": (lambda _: saved({"fc.weight": torch.ones(1)}), "none of its 1 tensors"),
     "34 ranks that differ": (
-        changed(lambda s: s.update({"sam.image_encoder.trunk.blocks.3.attn.qkv.linear_a_q.weight": torch.ones(9, 48)})),
-        "is (9, 48), not (4, 48)",
+        changed(lambda s: s.update({"sam.image_encoder.trunk.blocks.3.attn.qkv.linear_a_q.weight": torch.ones(9, 64)})),
+        "is (9, 64), not (4, 64)",
     ),
     "35": (changed(with_nan), "NaN or infinity in 1 tensors (sam.no_mem_embed)"),
 }

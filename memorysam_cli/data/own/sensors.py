@@ -58,7 +58,7 @@ DEFAULTS: dict[Kind, Defaults] = {
 }
 
 WORDS: dict[Kind, str] = {
-    "rgb": "rgb img image images color color camera cam visible vis photo ms multispectral hyperspectral",
+    "rgb": "rgb img image images color colour camera cam visible vis photo ms multispectral hyperspectral",
     "gray": "gray grey mono pan panchromatic nir swir dolp",
     "depth": "depth disparity disp distance range dsm dem tiefe",
     "hha": "hha",

@@ -21,7 +21,8 @@ ALL = ("img", "depth", "event", "lidar")
 
 
 def recipe(*values: str) -> recipes.Recipe:
-    return recipes.load("demo", values)
+    """Of the demo in the published manner, with these values."""
+    return recipes.load("demo", ["model.order=recipe", "losses.prefix=null", *values])
 
 
 def scenes(**counts: int) -> list[Scene]:
