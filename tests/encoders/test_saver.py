@@ -20,7 +20,7 @@ from memorysam_cli.recipe import Model
 def build(backbone: str = "nano") -> MemorySAM:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = MemorySAM(build_sam2(backbone, tokens=5), classes=5)
+        network = MemorySAM(build_sam2(backbone, tokens=5), classes=5, object_gate=False)  # which chance may close
         prepare_training(network, Model(backbone=backbone), modalities=3)  # type: ignore[arg-type]
     return network.train()
 
