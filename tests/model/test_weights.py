@@ -220,4 +220,8 @@ def test_a_card_of_before_a_key_of_the_model_means_the_paper_s_network(network: 
     text = json.dumps(card)
     tensors.write(path, state, {CARD: text, SEAL: seal_of(text)})
     found = load(path)
-    assert type(found.fusion) is Mean and found.card.recipe.model.order == "recipe" and not dict(found.notes.named_parameters())
+    assert (
+        type(found.fusion) is Mean
+        and found.card.recipe.model.order == "recipe"
+        and not dict(found.notes.named_parameters())
+    )
