@@ -74,7 +74,7 @@ def refuse_unknown(line: str) -> None:
     program, *words = shlex.split(line)
     assert program == "memorysam"
     path = "memorysam"
-    while words and hasattr(ALL[path], "commands"):
+    while words and words[0] != "--help" and hasattr(ALL[path], "commands"):
         if words[0] == "--extend":
             del words[:2]
             continue

@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ from memorysam_cli.engine.train.update import Learner, StepResult
 from memorysam_cli.errors import NetworkError
 from memorysam_cli.losses.spmm import PrototypeMemory
 from memorysam_cli.model import Segmenter, load
-from memorysam_cli.model.fusion import Output
 from memorysam_cli.model.weights import build_for_training
 from memorysam_cli.recipe import Recipe
 
@@ -165,13 +164,13 @@ def rehearsed(manifest: Manifest, accelerator: Accelerator) -> list[Any]:
     return [int(savers), result.terms["ohem"]]
 
 
-def hungry(honest: Callable[[Sequence[Tensor]], Output], network: Segmenter) -> Callable[[Sequence[Tensor]], Output]:
+def hungry(honest: Callable[..., Any], network: Segmenter) -> Callable[..., Any]:
     """A forward pass that is out of memory until the saver is on."""
 
-    def forward(frames: Sequence[Tensor]) -> Output:
+    def forward(*arguments: Any, **options: Any) -> Any:
         if not network.saver:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return honest(frames)
+        return honest(*arguments, **options)
 
     return forward
 

@@ -57,6 +57,6 @@ CASES = [
     *into(38, "path too long", LONG, "File name too long"),
     *into(38, "no such file system", "/proc/memorysam", "/proc/memorysam"),
     Case(43, "learning rate of 1e30", spoilt(nothing, *TRAIN, "--set", "optim.lr=1e30"), 8,
-         words=("step 2", "loss nan", "gradient norm", "lr ", "rain/train/", "the weights of step 1"), outputs=RUN,
+         words=("step 2", "loss ", "gradient norm nan", "lr ", "rain/train/", "the weights of step 1"), outputs=RUN,
          recorded="runs/new"),
 ]  # fmt: skip

@@ -178,7 +178,7 @@ def works(row: int, name: str, spoil: Callable[[Path], object], *arguments: str)
 
 CUT_PNG = encoded(".png", NOISE)[:-30]
 SMALL_LABEL, WIDE = np.ones((36, 43), np.uint8), np.ones((97, 130), np.uint8)
-LEGAL = "label value 300 in 1584 pixels, first at (row 0, column 0); legal are 1..25"
+LEGAL = "label value 300 in 1,584 pixels, first at (row 0, column 0); legal are 1..25"
 CASES = [
     prepared(14, "cut JPEG", put(RGB, CUT), RGB, *TRUNCATED),
     *predicted(14, "cut JPEG", photo("rgb.jpg", CUT), *TRUNCATED, where="kitchen/a/rgb.jpg"),

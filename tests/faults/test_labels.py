@@ -77,7 +77,7 @@ def harm(values: npt.NDArray[Any], rule: LabelRule, classes: int, read: Callable
         if first is None:
             return f"refused legal values: {fault}"
         value, (row, column) = int(values.flat[first]), divmod(first, values.shape[1])
-        said = f"label value {value} in {bad[value]} pixels, first at (row {row}, column {column})"
+        said = f"label value {value} in {bad[value]:,} pixel{'s' * (bad[value] != 1)}, first at (row {row}, column {column})"
         return "" if said in str(fault) else f"'{said}' is not in '{fault}'"
     if bad:
         return f"accepted {min(bad)}"
