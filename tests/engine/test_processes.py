@@ -118,7 +118,8 @@ def test_two_processes_learn_what_one_does_of_subsets_and_of_each_sensor(
 ) -> None:
     recipe = script.robust_recipe()
     assert recipe.terms == ("ohem", "spmm", "subset", "single")
-    assert [draw(recipe, script.moment_of(step)) for step in range(3)] == [((0,), 0.25), ((2, 1), 0.5), ((1,), 0.75)]
+    draws = [draw(recipe, script.moment_of(step)) for step in range(3)]
+    assert [each[1:] for each in draws] == [((0,), 0.25), ((2, 1), 0.5), ((1,), 0.75)]
     assert_same(found["robust"], script.learned(rendered, alone(), accumulate=1, recipe=recipe))
 
 

@@ -196,9 +196,17 @@ WORLDS: dict[str, World] = {
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Worlds in the order in which they can be entered: mounts first, then what takes the right to mount away."""
+    """Worlds in the order in which they can be entered: mounts first, then what takes the right to mount away.
+
+    Few descriptors come last, for entering takes some.
+    """
     return sorted(
-        names, key=lambda name: (name not in _MOUNTS, _LOSE_RIGHTS.index(name) if name in _LOSE_RIGHTS else -1)
+        names,
+        key=lambda name: (
+            name not in _MOUNTS,
+            name.endswith("descriptors"),
+            _LOSE_RIGHTS.index(name) if name in _LOSE_RIGHTS else -1,
+        ),
     )
 
 
