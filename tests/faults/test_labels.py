@@ -77,7 +77,8 @@ def harm(values: npt.NDArray[Any], rule: LabelRule, classes: int, read: Callable
         if first is None:
             return f"refused legal values: {fault}"
         value, (row, column) = int(values.flat[first]), divmod(first, values.shape[1])
-        said = f"label value {value} in {bad[value]:,} pixel{'s' * (bad[value] != 1)}, first at (row {row}, column {column})"
+        count = f"{bad[value]:,} pixel{'s' * (bad[value] != 1)}"
+        said = f"label value {value} in {count}, first at (row {row}, column {column})"
         return "" if said in str(fault) else f"'{said}' is not in '{fault}'"
     if bad:
         return f"accepted {min(bad)}"
