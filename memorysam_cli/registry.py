@@ -18,8 +18,9 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from memorysam_cli.errors import UsageError
@@ -45,12 +46,14 @@ class Registry:
     Args:
         kind: what is registered, for messages: "encoder".
         known: name -> ``"package.module:attribute"``.
+        older: more of them, which files of before need and no list shows.
     """
 
-    def __init__(self, kind: str, known: dict[str, str]) -> None:
+    def __init__(self, kind: str, known: dict[str, str], *, older: Mapping[str, str] = MappingProxyType({})) -> None:
         self.kind = kind
         self.built_in = tuple(known)
-        self._known: dict[str, Any] = dict(known)
+        self._older = frozenset(older)
+        self._known: dict[str, Any] = {**known, **older}
 
     def __contains__(self, name: object) -> bool:
         _run_files()
@@ -58,7 +61,7 @@ class Registry:
 
     def __iter__(self) -> Iterator[str]:
         _run_files()
-        return iter(tuple(self._known))
+        return iter(tuple(name for name in self._known if name not in self._older))
 
     def register(self, name: str, value: Any) -> None:
         """Add a name.
@@ -109,7 +112,6 @@ ENCODERS = Registry(
     "encoder",
     {
         "nano": f"{_HIERA}:NANO",
-        "nano-1": f"{_HIERA}:NANO_1",
         "sam2-hiera-tiny": f"{_HIERA}:SAM2_TINY",
         "sam2-hiera-small": f"{_HIERA}:SAM2_SMALL",
         "sam2-hiera-base-plus": f"{_HIERA}:SAM2_BASE_PLUS",
@@ -119,6 +121,7 @@ ENCODERS = Registry(
         "sam2.1-hiera-base-plus": f"{_HIERA}:SAM21_BASE_PLUS",
         "sam2.1-hiera-large": f"{_HIERA}:SAM21_LARGE",
     },
+    older={"nano-1": f"{_HIERA}:NANO_1"},
 )
 """``model.backbone`` → a :class:`memorysam_cli.encoders.base.Backbone`."""
 _FUSION = "memorysam_cli.model.fusion"

@@ -28,7 +28,7 @@ from memorysam_cli.errors import UsageError
 from memorysam_cli.registry import ENCODERS, FUSIONS, HINT, Registry
 from memorysam_cli.storage.documents import parse_yaml
 
-BACKBONES = tuple(name for name in ENCODERS.built_in if name != "nano-1")  # that is for older weights only
+BACKBONES = ENCODERS.built_in
 """The backbones that come with memorysam."""
 UNKNOWN_NAME = "unknown_name"
 """The type of pydantic's error for a name that a registry does not have."""
