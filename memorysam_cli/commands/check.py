@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from memorysam_cli.commands import options
 from memorysam_cli.commands.prepare_options import HeadersOnly, MaxPixels
 from memorysam_cli.errors import DataError
+
+if TYPE_CHECKING:
+    from memorysam_cli.data.findings import CheckReport
 
 SCHEMA_VERSION = 1
 EXAMPLES = [
@@ -76,9 +79,14 @@ def check(
     console.say(f"pictures    {', '.join(map(str, drawn)) or 'none: no scene can be read'}")
     if json:
         console.answer(facts)
+    _refuse_problems(report, data=data, listed=files["report"])
+
+
+def _refuse_problems(report: CheckReport, *, data: Path, listed: Path) -> None:
+    """End with exit code 3 if there is any problem, with their number and the first one."""
     if report.problems:
         counted = ", ".join(f"{problem.count} × {problem.kind}" for problem in report.problems)
         raise DataError(
             f"{data}: data set '{report.dataset}' has problems ({counted}), first {report.problems[0].first[0]}; fix "
-            f"the files, or leave such scenes out when preparing (--drop-incomplete); {files['report']} lists them"
+            f"the files, or leave such scenes out when preparing (--drop-incomplete); {listed} lists them"
         )

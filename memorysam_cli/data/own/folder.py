@@ -189,15 +189,9 @@ def survey(root: Path, request: FolderRequest) -> FolderSurvey:
     )
     classes = request.classes or NO_CLASSES
     info = DatasetInfo(
-        name=request.name,
-        title=request.name,
-        classes=classes.names,
-        palette=classes.palette,
-        modalities=modalities,
-        label=label_rule(root, matches.get(LABEL, []), request),
-        unlabelled=unlabelled,
-        layout=request.layout(),
-    )
+        name=request.name, title=request.name, classes=classes.names, palette=classes.palette, modalities=modalities,
+        label=label_rule(root, matches.get(LABEL, []), request), unlabelled=unlabelled, layout=request.layout(),
+    )  # fmt: skip
     manifest = Manifest(root=root, info=info, scenes=tuple(scenes))
     return FolderSurvey(
         manifest,
