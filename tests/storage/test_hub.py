@@ -75,7 +75,11 @@ class Hub(BaseHTTPRequestHandler):
 
 @contextmanager
 def served() -> Iterator[str]:
-    """The address of a running Hub."""
+    """The address of a running Hub, which has had no request yet.
+
+    The fixtures of this module are made twice where another module's tests come between its own (pytest-xdist).
+    """
+    Hub.requests.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
@@ -123,7 +127,7 @@ FAST, PATIENT = ("flip", "404", "401", "html", "offline"), ("500", "refused")
 
 
 @pytest.fixture(scope="module")
-def answers(endpoint: str, closed_port: str, tmp_path_factory: pytest.TempPathFactory) -> Answers:
+def answers(endpoint: str, closed_port: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Answers]:
     """Fetch from broken Hubs, all of a group at once: the patient ones give up only after 23 s of retries."""
     processes: dict[str, subprocess.Popen[str]] = {}
     found: dict[str, dict[str, object]] = {}
@@ -138,7 +142,10 @@ def answers(endpoint: str, closed_port: str, tmp_path_factory: pytest.TempPathFa
             found[mode] = answer(processes[mode])
         return found[mode]
 
-    return of
+    yield of
+    for unread in processes.keys() - found.keys():
+        processes[unread].kill()
+        processes[unread].communicate()
 
 
 def test_a_good_file_arrives_and_a_warm_cache_needs_no_request(endpoint: str, closed_port: str, tmp_path: Path) -> None:
