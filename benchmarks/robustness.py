@@ -22,14 +22,13 @@ import torch
 from memorysam_cli import recipe as recipes
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data import preparation
-from memorysam_cli.data.loader import modalities_of
+from memorysam_cli.data.manifest import modalities_of
 from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.engine import runtime
 from memorysam_cli.engine.evaluate import robustness, scoring
 from memorysam_cli.engine.evaluate.robustness import missing_sets
 from memorysam_cli.engine.infer.inference import Inference
-from memorysam_cli.model import weights
-from memorysam_cli.model.base_weights import Base
+from memorysam_cli.model import Base, weights
 
 MODALITIES = ["img", "depth", "event", "lidar"]
 

@@ -74,7 +74,7 @@ def evaluate(
     from memorysam_cli.engine import run_folder
 
     options.begin(json=json, verbose=verbose, quiet=quiet)
-    path = weights or run_folder.default_weights()  # before torch is imported: without weights the answer is instant
+    path = weights or run_folder.default_weights()
     names = options.names(modalities)
     if robustness is not None and (tta or tta_scales or tile or min_miou is not None):
         raise UsageError("--robustness: is defined without --tta, --tile and --min-miou; leave them out")

@@ -67,13 +67,28 @@ def export(
     if target.suffix != suffix:
         raise UsageError(f"--out {target}: must end in {suffix}, as --format {form} is read by its name")
     sides, free = _size(size), _free(dynamic)
+    for option, given in (("--dynamic", bool(free)), ("--half", half)):
+        if given and form != "onnx":
+            raise UsageError(f"{option}: is for --format onnx; --format {form} is of one shape, in float32")
     refuse_taken(target, source=file, overwrite=overwrite)
     refuse_taken(target.with_suffix(".json"), source=file, overwrite=overwrite)
+    from memorysam_cli.engine.infer.inference import choose_modalities
+    from memorysam_cli.model import read_card
+
+    chosen = choose_modalities(read_card(file).modalities, names(modalities))
+    # Here: what was typed has been looked at, and torch takes seconds.
     from memorysam_cli.engine.weights import portable
     from memorysam_cli.report import console
 
     made = portable.export(
-        file, target, form=form, modalities=names(modalities), size=sides, batch=batch, free=free, half=half
+        file,
+        target,
+        form=form,
+        modalities=[each.name for each in chosen],
+        size=sides,
+        batch=batch,
+        free=free,
+        half=half,
     )
     likeness, shape = made.likeness, "x".join(map(str, made.shape.frames))
     if json:

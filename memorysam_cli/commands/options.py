@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from memorysam_cli.errors import DataError, MemorySamError, UsageError, WeightsError, refuse_gone_folder
-from memorysam_cli.text import shown
+from memorysam_cli.text import shown, typed_path
 
 
 def must_exist(fault: type[MemorySamError], where: str = "", *, but: str = "") -> Callable[[Any], Any]:
@@ -42,15 +42,22 @@ def must_exist(fault: type[MemorySamError], where: str = "", *, but: str = "") -
 
 
 def weights_must_exist(where: str = "", *, fault: type[MemorySamError] = WeightsError) -> Callable[[Any], Any]:
-    """As :func:`must_exist` for a weights file; one in a repository of the Hub is fetched."""
+    """As :func:`must_exist` for a weights file; one in a repository of the Hub is fetched.
+
+    Its header and its card are read, too, unless another ``fault`` says that the command judges the file.
+    """
     look = must_exist(fault, where)
 
     def found(value: Any) -> Any:
-        if str(value).startswith("hf:/"):
-            from memorysam_cli.storage import hub
+        if value is None:
+            return value
+        from memorysam_cli.model import read_card
+        from memorysam_cli.storage import hub
 
-            return hub.local_path(value)
-        return look(value)
+        path = hub.local_path(value) if str(value).startswith("hf:/") else look(value)
+        if fault is WeightsError:
+            read_card(typed_path(path))
+        return path
 
     return found
 

@@ -51,17 +51,18 @@ def plan(
 
     options.begin(json=json, verbose=verbose, quiet=quiet)
     options.refuse_several("plan")
-    # Here, so that a mistyped key is reported before the seconds that torch takes.
+    # Here, so that what is mistyped or not there is reported before the seconds that torch takes.
     asked = recipes.load(recipe, overrides or [], with_extensions=True)
     amount = None if gpu_memory is None else surroundings.read_bytes(gpu_memory, option="--gpu-memory")
     from memorysam_cli.data import manifest
+    from memorysam_cli.engine.measure import workload
+
+    target = workload.find_target(asked, manifest.data_root(data), classes=classes, modalities=modalities)
     from memorysam_cli.engine import runtime
     from memorysam_cli.engine.measure import plan as planning
-    from memorysam_cli.engine.measure import workload
     from memorysam_cli.report import console
 
     here = runtime.choose_device(device)
-    target = workload.find_target(asked, manifest.data_root(data), classes=classes, modalities=modalities)
     found = planning.make_plan(
         target, here, amount=amount, is_named=device != "auto", tries=tries, timeout=60 * timeout
     )  # fmt: skip

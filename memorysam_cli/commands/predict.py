@@ -167,13 +167,11 @@ def predict(
         follow=follow, scenes=scenes, batch=batch, only={"--poll": poll, "--settle": settle, "--late": late}
     )
     part = surroundings.read_shard(shard)
-    path = weights or run_folder.default_weights()  # before torch is imported: without weights the answer is instant
+    path = weights or run_folder.default_weights()
     chosen, scales = options.names(modalities), options.scales(tta_scales, tta=tta)
     from memorysam_cli.engine.infer.views import View
-    from memorysam_cli.engine.predict import files, ledger
+    from memorysam_cli.engine.predict import files
     from memorysam_cli.engine.predict.job import RunOptions, plan
-    from memorysam_cli.engine.predict.run import Following, run
-    from memorysam_cli.engine.predict.run import follow as follow_folder
     from memorysam_cli.report import console
     from memorysam_cli.storage import lock
 
@@ -193,8 +191,14 @@ def predict(
         batch=batch or (1 if follow else 4), precision=precision, is_compiled=compiled, strict=strict,
         probabilities=probabilities, thresholds=thresholds or (), unsure=unsure, follows=follow,
     )  # fmt: skip
+    files.refuse_out(out, overwrite=overwrite)
     if weights is None:
         run_folder.tell_default(path)
+    # Here: what was typed, and what lies there, has been looked at, and torch takes seconds.
+    from memorysam_cli.engine.predict import ledger
+    from memorysam_cli.engine.predict.run import Following, run
+    from memorysam_cli.engine.predict.run import follow as follow_folder
+
     stopped = None
     if follow:
         following = Following(1.0 if poll is None else poll, 2.0 if settle is None else settle, late, limit)
@@ -256,11 +260,11 @@ def predict_raster(
     vector: str | None,
     json: bool,
     is_default: bool,
-    probabilities: str | None,
+    probabilities: Literal["float16", "uint8"] | None,
 ) -> None:
     """Segment a raster by windows; see :mod:`memorysam_cli.engine.predict.raster`."""
     from memorysam_cli.commands import prepare_options as words
-    from memorysam_cli.engine import run_folder, runtime
+    from memorysam_cli.engine import run_folder
     from memorysam_cli.engine.predict import raster
     from memorysam_cli.report import console
 
@@ -276,8 +280,7 @@ def predict_raster(
     )  # fmt: skip
     if is_default:
         run_folder.tell_default(weights)
-    chosen = runtime.choose_device(device)
-    report = raster.run(job, out, device=chosen, strict=strict, overwrite=overwrite, vector=vector)
+    report = raster.run(job, out, device=device, strict=strict, overwrite=overwrite, vector=vector)
     console.say(f"{report['height']} × {report['width']} pixels, {', '.join(report['modalities'])}")
     console.say(f"{'classes':<10}  {report['out']}")
     for key, what in (("vector", "polygons"), ("probabilities", "probabilities")):

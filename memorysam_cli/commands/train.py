@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from memorysam_cli.commands import options
 from memorysam_cli.errors import UsageError, WeightsError
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+    from memorysam_cli.data.manifest import Manifest
+    from memorysam_cli.engine.train.start import RunStart
+    from memorysam_cli.recipe import Recipe
 
 AUTO = "auto"
 
@@ -142,6 +150,20 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def _settle(run_start: RunStart, scenes: Manifest, accelerator: Accelerator) -> RunStart:
+    """``--batch auto``; imported when a run begins, for counting needs torch."""
+    from memorysam_cli.engine.measure import plan
+
+    return plan.settle(run_start, scenes, accelerator)
+
+
+def _advise(device: torch.device, recipe: Recipe) -> str | None:
+    """A word on the precision, likewise."""
+    from memorysam_cli.engine.measure import rates
+
+    return rates.bf16_advice(device, recipe)
+
+
 def train(
     recipe: Annotated[
         str | None,
@@ -212,7 +234,6 @@ def train(
     from memorysam_cli.engine.train import tracking
 
     trackers = tracking.names(track or [])
-    from memorysam_cli.engine.measure import plan, rates
     from memorysam_cli.engine.train import training
     from memorysam_cli.report import console
 
@@ -224,9 +245,9 @@ def train(
             out,
             resume,
             device,
-            choose_batch=plan.settle if batch == AUTO else None,
+            choose_batch=_settle if batch == AUTO else None,
             trackers=trackers,
-            advise=rates.bf16_advice,
+            advise=_advise,
             strict=strict,
         )
     )

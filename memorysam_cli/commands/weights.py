@@ -83,7 +83,7 @@ def info(file: File, json: Json = False, verbose: Verbose = False, quiet: Quiet 
     Classes, modalities, base, recipe and result.
     """
     from memorysam_cli.data.own.sensors import choices
-    from memorysam_cli.model.weights import read_card
+    from memorysam_cli.model import read_card
     from memorysam_cli.report import console
 
     begin(json=json, verbose=verbose, quiet=quiet)
@@ -126,12 +126,14 @@ def verify(
 
     Computes one scene with them, too. Exit code 10 if anything is wrong.
     """
-    from memorysam_cli.engine.weights.exchange import verify_weights
-    from memorysam_cli.errors import CheckFailedError, WeightsError
+    from memorysam_cli.model import read_card
     from memorysam_cli.report import console
 
     begin(json=json, verbose=verbose, quiet=quiet)
     try:
+        read_card(file)  # what is no weights file is told before the seconds that torch takes
+        from memorysam_cli.engine.weights.exchange import verify_weights
+
         facts = verify_weights(file)
     except WeightsError as error:
         if json:
@@ -152,11 +154,11 @@ def merge(
     quiet: Quiet = False,
 ) -> None:
     """Fold LoRA into the base: one file that needs no base weights."""
+    begin(json=json, verbose=verbose, quiet=quiet)
+    refuse_taken(out, source=file, overwrite=overwrite)
     from memorysam_cli.model.weights import load, save_merged
     from memorysam_cli.report import console
 
-    begin(json=json, verbose=verbose, quiet=quiet)
-    refuse_taken(out, source=file, overwrite=overwrite)
     digest = save_merged(load(file), out)
     if json:
         console.answer({"schema_version": SCHEMA_VERSION, "file": str(file), "out": str(out), "sha256": digest})
@@ -193,6 +195,10 @@ def import_weights(
     if out.suffix != ".safetensors":
         raise UsageError(f"--out {out}: must end in .safetensors")
     options.refuse_taken(out, source=file, overwrite=overwrite)
+    if recipe is not None:
+        from memorysam_cli import recipe as recipes
+
+        recipes.load(recipe, with_extensions=True)  # a wrong one is refused before a large file is read
     from memorysam_cli.engine.weights.exchange import import_reference
     from memorysam_cli.report import console
 

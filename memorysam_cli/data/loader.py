@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from memorysam_cli.data import decode, degrade, transforms
-from memorysam_cli.data.manifest import Manifest, Scene, sign_line
+from memorysam_cli.data.manifest import Manifest, Scene, modalities_of, sign_line
 from memorysam_cli.data.transforms import Sample
 from memorysam_cli.data.workers import LostPart, Source, load, load_in_threads
-from memorysam_cli.dataset import DatasetInfo, Modality
-from memorysam_cli.errors import DataError, did_you_mean
+from memorysam_cli.dataset import Modality
+from memorysam_cli.errors import DataError
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.text import shown
 
@@ -200,19 +200,6 @@ def unlabelled_scenes(
     """
     source = UnlabelledScenes(root, scenes, tuple(modalities), size, tile)
     return (load_in_threads if in_threads else load)(source, range(len(scenes)), workers=workers)
-
-
-def modalities_of(info: DatasetInfo, names: Sequence[str], *, antialias: bool | None = None) -> tuple[Modality, ...]:
-    """The modalities of these names, in this order, as of :meth:`DatasetInfo.chosen`.
-
-    Raises:
-        DataError: the data set has no such modality.
-    """
-    known = [modality.name for modality in info.modalities]
-    for name in names:
-        if name not in known:
-            raise DataError(f"{info.name}: has no modality '{name}'{did_you_mean(name, known)}")
-    return info.chosen(names, antialias=antialias)
 
 
 def batches_per_epoch(count: int, *, batch: int, world: int = 1) -> int:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, ValidationError, field_validator
 
 from memorysam_cli.data import DATASETS
-from memorysam_cli.dataset import DatasetInfo, Strict, is_inside
-from memorysam_cli.errors import DataError, UsageError
+from memorysam_cli.dataset import DatasetInfo, Modality, Strict, is_inside
+from memorysam_cli.errors import DataError, UsageError, did_you_mean
 from memorysam_cli.storage import atomic, documents
 from memorysam_cli.text import command, is_text, requirement
 
@@ -342,3 +342,16 @@ def _line(root: Path, scene: Scene) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}, though it was there a moment ago; try again") from None
     return {**asdict(scene), "bytes": sizes}
+
+
+def modalities_of(info: DatasetInfo, names: Sequence[str], *, antialias: bool | None = None) -> tuple[Modality, ...]:
+    """The modalities of these names, in this order, as of :meth:`DatasetInfo.chosen`.
+
+    Raises:
+        DataError: the data set has no such modality.
+    """
+    known = [modality.name for modality in info.modalities]
+    for name in names:
+        if name not in known:
+            raise DataError(f"{info.name}: has no modality '{name}'{did_you_mean(name, known)}")
+    return info.chosen(names, antialias=antialias)

@@ -27,8 +27,7 @@ from memorysam_cli.engine.predict.run import run as run_prediction
 from memorysam_cli.engine.train.endings import TrainingResult
 from memorysam_cli.engine.train.loop import Trainer
 from memorysam_cli.engine.train.validation import HEADLINE
-from memorysam_cli.model import load
-from memorysam_cli.model.weights import read_card
+from memorysam_cli.model import load, read_card
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
 from memorysam_cli.storage import tensors

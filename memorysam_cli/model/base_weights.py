@@ -9,16 +9,15 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from memorysam_cli.dataset import Strict
 from memorysam_cli.encoders.base import Backbone
 from memorysam_cli.errors import WeightsError
+from memorysam_cli.model import Base
 from memorysam_cli.model.backbone import build_sam2
 from memorysam_cli.model.network import MemorySAM, is_fresh
 from memorysam_cli.recipe import BACKBONES
@@ -32,23 +31,6 @@ USUAL = "model.safetensors"
 """What transformers calls the file of a repository."""
 _FITTING = "give the file that belongs to model.backbone"
 _NAMES_SHOWN = 3
-
-
-IMPORTED = "import"
-"""The kind of source of which nothing can be loaded: the weights that name it are complete."""
-Sha256 = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
-"""In hex; empty where none is known."""
-
-
-class Base(Strict):
-    """Which base weights a network was built on; carried by every checkpoint that does not contain them."""
-
-    backbone: str
-    source: Annotated[str, Field(pattern=rf"^(package|random:[0-9]{{1,18}}|(hub|hf|file|{IMPORTED}):[^\x00-\x1f]+)$")]
-    """``hub:facebook/…`` as published, ``hf://OWNER/NAME/FILE``, ``package``, ``random:SEED``, ``file:PATH``, or
-    ``import:NAME`` of complete weights."""
-    sha256: Sha256
-    """Of the file; of the tensors' bytes for random weights."""
 
 
 def load_base(network: MemorySAM, backbone: str, *, source: str, seed: int) -> Base:

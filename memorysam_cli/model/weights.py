@@ -2,90 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from memorysam_cli import __version__
-from memorysam_cli.dataset import DatasetInfo, Modality, Strict
-from memorysam_cli.errors import DataError, WeightsError
+from memorysam_cli.dataset import DatasetInfo
+from memorysam_cli.errors import WeightsError
+from memorysam_cli.model import CARD, SEAL, Base, Metric, WeightsCard, parse_card, seal_of
 from memorysam_cli.model.backbone import build_sam2
-from memorysam_cli.model.base_weights import IMPORTED, Base, Sha256, copy_tensors, load_base, reload_base
+from memorysam_cli.model.base_weights import copy_tensors, load_base, reload_base
 from memorysam_cli.model.lora import add_folding_lora, add_lora, has_lora, merge_lora
 from memorysam_cli.model.memory import Notes
 from memorysam_cli.model.network import MemorySAM, Projection, is_fresh, set_trainable, start_fresh
-from memorysam_cli.recipe import UNKNOWN_NAME, Model, Recipe
-from memorysam_cli.recipe.schema import without_retired
+from memorysam_cli.recipe import Model, Recipe
 from memorysam_cli.registry import FUSIONS
-from memorysam_cli.storage import documents, hub, tensors
-from memorysam_cli.text import requirement, shown
-
-CARD = "memorysam"
-"""The metadata key under which the card is stored, as JSON."""
-SEAL = "memorysam_sha256"
-"""That of the card's own SHA-256, in hex; the card has that of the tensors. Files of before it have none."""
-
-
-NANO_1_SHA256 = "ad97f69f25da1b77e7dfad68fbe05e1b124ae547ca82019dc22e2236b641bbd4"
-"""Of nano's base weights before it became wider."""
-MOST_TOKENS, LARGEST_PX = 4096, 65536
-"""Beyond these a card asks for memory that no machine has, before its tensors show that it lies."""
-
-
-class Metric(Strict):
-    """The validation result that these weights had."""
-
-    miou: Annotated[float, Field(ge=0, le=100)]
-    """Percent."""
-    protocol: Literal["resized", "native"]
-    split: Annotated[str, Field(min_length=1)]
-    epoch: Annotated[int, Field(ge=0)]
-    step: Annotated[int, Field(ge=0)] | None
-    """None where only the epoch is known, as of the authors' weights."""
-
-
-class WeightsCard(Strict):
-    """What a weights file says of itself.
-
-    ``kind`` is ``trained`` where the file holds only what does not come from the base, ``complete`` where it holds
-    every tensor and its LoRA apart (imported weights), and ``merged`` where it is complete and its LoRA is folded in.
-    """
-
-    format_version: Literal[1] = 1
-    kind: Literal["trained", "complete", "merged"] = "trained"
-    recipe: Recipe
-    dataset: DatasetInfo
-    base: Base
-    tokens: Annotated[int, Field(gt=0, le=MOST_TOKENS)]
-    """The decoder's class tokens, at least the data set's number of classes."""
-    image_size: Annotated[int, Field(gt=0, le=LARGEST_PX, multiple_of=32)]
-    tensors_sha256: Sha256 = ""
-    """Over names, dtypes, shapes and bytes of the file's tensors."""
-    versions: dict[str, str]
-    metric: Metric | None = None
-
-    @model_validator(mode="after")
-    def _agrees_with_itself(self) -> WeightsCard:
-        if self.tokens < len(self.dataset.classes):
-            raise ValueError(f"{self.tokens} tokens are too few for {len(self.dataset.classes)} classes")
-        known = {modality.name for modality in self.dataset.modalities}
-        if not known.issuperset(self.recipe.data.modalities):
-            raise ValueError("the recipe uses a modality that the data set does not have")
-        if self.base.backbone != self.recipe.model.backbone:
-            raise ValueError(f"base: is of {self.base.backbone}, the recipe of {self.recipe.model.backbone}")
-        if self.kind == "trained" and self.base.source.startswith(f"{IMPORTED}:"):
-            raise ValueError("base: was imported, so that the file must be complete, and is not")
-        return self
-
-    @property
-    def modalities(self) -> tuple[Modality, ...]:
-        """The sensors, in the order in which the memory sees them."""
-        return self.dataset.chosen(self.recipe.data.modalities, antialias=self.recipe.data.antialias)
+from memorysam_cli.storage import hub, tensors
 
 
 class Segmenter(MemorySAM):
@@ -188,11 +122,6 @@ def save_complete(card: WeightsCard, state: dict[str, Tensor], path: Path) -> st
     return _write(path, state, card.model_copy(update={"kind": "complete"}))
 
 
-def read_card(path: Path) -> WeightsCard:
-    """The card of a weights file, without its tensors."""
-    return _parse_card(tensors.read_metadata(path), where=path)
-
-
 def read(path: Path) -> tuple[dict[str, Tensor], WeightsCard]:
     """The tensors and the card of a weights file, exactly as they were written.
 
@@ -200,7 +129,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], WeightsCard]:
         WeightsError: the file is damaged, in whatever bit, or not ours.
     """
     state, metadata = tensors.read(path)
-    card = _parse_card(metadata, where=path)
+    card = parse_card(metadata, where=path)
     if tensors.digest(state) != card.tensors_sha256:
         raise WeightsError(
             f"{path}: its tensors are not those that were written (their SHA-256 differs); copy it again"
@@ -287,48 +216,3 @@ def _write(path: Path, state: dict[str, Tensor], card: WeightsCard) -> str:
     signed = card.model_copy(update={"tensors_sha256": tensors.digest(state)})
     text = signed.model_dump_json()
     return tensors.write(path, state, {CARD: text, SEAL: seal_of(text)})
-
-
-def seal_of(card: str) -> str:
-    """SHA-256 of a card's text, in hex."""
-    return hashlib.sha256(card.encode()).hexdigest()
-
-
-def _name_the_first_nano(content: dict[str, Any]) -> None:
-    """Weights of before nano became wider call its base nano, too; it is ``nano-1`` now."""
-    base, recipe = content.get("base"), content.get("recipe")
-    model = recipe.get("model") if isinstance(recipe, dict) else None
-    if not isinstance(base, dict) or not isinstance(model, dict) or base.get("sha256") != NANO_1_SHA256:
-        return
-    if base.get("backbone") == model.get("backbone") == "nano":
-        base["backbone"] = model["backbone"] = "nano-1"
-
-
-def _parse_card(metadata: dict[str, str], *, where: Path) -> WeightsCard:
-    if CARD not in metadata:
-        raise WeightsError(
-            f"{where}: is no memorysam weights file (its metadata has no '{CARD}' entry); "
-            "give a checkpoint from a run's checkpoints/ folder"
-        )
-    if seal_of(metadata[CARD]) != metadata.get(SEAL, seal_of(metadata[CARD])):
-        raise WeightsError(f"{where}: its card is not the one that was written (its SHA-256 differs); copy it again")
-    try:
-        # As our JSON first: a key that is given twice, 1e999 and NaN pass pydantic. Then strictly: no true for 1.
-        content = documents.parse_json(metadata[CARD].encode(), where="its card")
-        if isinstance(content, dict):
-            content["recipe"] = without_retired(content.get("recipe"))
-            _name_the_first_nano(content)
-        return WeightsCard.model_validate_json(documents.to_json(content), strict=True)
-    except DataError as error:
-        raise WeightsError(f"{where}: {error}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        if first["type"] == UNKNOWN_NAME:
-            raise WeightsError(
-                f"{where}: its card names {place} '{shown(str(first['input'])[:80])}', which memorysam does not know; "
-                "code is never loaded because a file names it: memorysam --extend FILE …"
-            ) from None
-        raise WeightsError(
-            f"{where}: its card is not readable by this version: {place}: {requirement(first['msg'])}"
-        ) from None

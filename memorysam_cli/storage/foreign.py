@@ -26,7 +26,16 @@ import torch
 
 from memorysam_cli.errors import EnvironmentFault, WeightsError, is_out_of_memory
 from memorysam_cli.storage import atomic, children
-from memorysam_cli.storage.tensors import DTYPES, MAX_TENSORS, Malformed, check_file, check_finite, receive, sha256
+from memorysam_cli.storage.tensors import (
+    DTYPES,
+    MAX_TENSORS,
+    Malformed,
+    check_file,
+    check_finite,
+    dtype_name,
+    receive,
+    sha256,
+)
 from memorysam_cli.storage.torch_format import AGAIN, EXPORT, Attempt, Refused, check_archive, culprit, most_bytes
 from memorysam_cli.text import is_text, shown
 
@@ -211,7 +220,7 @@ def _tensor(value: object, *, name: object) -> torch.Tensor:
         raise Refused(f"{where} is {_kind(value)}, not a tensor; {EXPORT}")
     if value.layout != torch.strided or value.is_quantized or value.is_meta:
         raise Refused(f"{where} is a sparse, quantized or empty-shell tensor; save it dense")
-    if value.dtype not in DTYPES:
+    if dtype_name(value) not in DTYPES:
         raise Refused(f"{where} is {value.dtype}; weights are one of {', '.join(DTYPES.values())}")
     if value.nbytes > value.untyped_storage().nbytes():
         raise Refused(f"{where} claims {value.nbytes} bytes, stored are {value.untyped_storage().nbytes()}; refused")

@@ -3,6 +3,8 @@
 Files are written by hand, not by ``safetensors.save_file``, whose metadata order changes from run to run (the
 same weights would have another SHA-256) and whose files have mode 0600. Reading goes through ``safetensors``, but for
 the header, which is checked first, and for tensors from a pipe, which are believed as little as a file's.
+
+The header is read without torch, which only those wait for who want tensors.
 """
 
 from __future__ import annotations
@@ -17,29 +19,31 @@ import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
-
-import torch
+from typing import IO, TYPE_CHECKING, Any
 
 from memorysam_cli.errors import WeightsError, raise_shortage
 from memorysam_cli.storage import atomic
 from memorysam_cli.text import few, shown
 
+if TYPE_CHECKING:
+    import torch
+
 MAX_HEADER_BYTES = 16_000_000
 MAX_TENSORS = 20_000
 METADATA = "__metadata__"
 DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
 }
+"""torch's name → that of safetensors."""
 _BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
 
 _NAMES_SHOWN = 5
@@ -153,18 +157,26 @@ def _header(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) ->
     position = 0
     for name in names:
         tensor = tensors[name]
-        if tensor.dtype not in DTYPES or name == METADATA:
+        dtype = dtype_name(tensor)
+        if dtype not in DTYPES or name == METADATA:
             raise ValueError(f"'{name}' is {tensor.dtype}; only {', '.join(DTYPES.values())} can be written")
         end = position + tensor.nbytes
-        entries[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [position, end]}
+        entries[name] = {"dtype": DTYPES[dtype], "shape": list(tensor.shape), "data_offsets": [position, end]}
         position = end
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text, names
 
 
+def dtype_name(tensor: torch.Tensor) -> str:
+    """The type of a tensor's numbers by torch's name, such as ``float32``."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
 def _raw(tensor: torch.Tensor) -> memoryview:
     """A dense tensor's bytes in little-endian order, row by row."""
+    import torch
+
     return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
@@ -248,6 +260,8 @@ def receive(stream: IO[bytes], *, most: int) -> dict[str, torch.Tensor]:
         Malformed: a rule of the header is broken, there is a gap, an overlap or an unknown dtype, shape and bytes
             disagree, there is more than ``most``, or it ends too early.
     """
+    import torch
+
     entries, _ = _read_header(stream)
     plan = sorted((_planned(name, entry) for name, entry in entries.items()), key=lambda it: it[1:3])
     position = 0
@@ -270,8 +284,11 @@ def receive(stream: IO[bytes], *, most: int) -> dict[str, torch.Tensor]:
 
 def _planned(name: str, entry: Any) -> tuple[str, int, int, torch.dtype, list[int]]:
     """Name, begin, end, dtype and shape of an entry."""
+    import torch
+
     try:
-        (begin, end), shape, dtype = entry["data_offsets"], entry["shape"], _BY_NAME[entry["dtype"]]
+        dtype: torch.dtype = getattr(torch, _BY_NAME[entry["dtype"]])
+        (begin, end), shape = entry["data_offsets"], entry["shape"]
         is_whole = all(type(number) is int and number >= 0 for number in (begin, end, *shape))
         if is_whole and end - begin == math.prod(shape) * dtype.itemsize:
             return name, begin, end, dtype, list(shape)
@@ -331,6 +348,8 @@ def check_finite(tensors: Mapping[str, torch.Tensor], *, where: str) -> None:
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
+    import torch
+
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return True
     if tensor.element_size() == 1:  # float8 has no isfinite

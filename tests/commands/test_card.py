@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 
 from memorysam_cli.dataset import DatasetInfo, Modality
 from memorysam_cli.engine.weights import model_card as cards
-from memorysam_cli.model.weights import read_card
+from memorysam_cli.model import read_card
 from memorysam_cli.storage import tensors
 
 from .trained import Program, save_weights

@@ -7,14 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from memorysam_cli.recipe import LossSettings
 from memorysam_cli.recipe.reading import LIGHT, settings_of
 from memorysam_cli.registry import LOSSES
+from memorysam_cli.storage import tensors
 
-from ..engine.stand_ins import write_data
+from ..engine.stand_ins import CLASSES, write_data
 from ..faults.forks import Forks
 from ..faults.search_lines import COMMANDS
+from ..storage.geotiffs import noise, write_geotiff
 from .light import LOADED
 from .trained import save_weights
 
@@ -27,6 +30,12 @@ train: {epochs: 1}
 """
 FURTHER = "losses: {dice: {}, lovasz: {weight: 2}, focal: {gamma: 1}, single: {}}\n"
 ON = "-w w.safetensors -d data"
+AT = "predict data -w w.safetensors"
+RASTER = "predict scene.tif -w w.safetensors"
+NO_WEIGHTS = ("text", "bare.safetensors")
+"""Files that are there: no safetensors, and one without a card."""
+NO_FOLDER = ("text", "text/below")
+"""Where no folder can be made: a file, and below one."""
 LINES = {
     "prepare synthetic": {"prepare synthetic out --layout nosuch": 2, "prepare synthetic out --scenes none": 2},
     "prepare folder": {"prepare folder nosuch": 3, "prepare folder data -m rgb=nosuch/*.png": 3},
@@ -46,7 +55,10 @@ LINES = {
         "plan -r nosuch": 2, "plan -r nosuch.yaml": 2, "plan -r tiny.yaml -d nosuch": 3,
         "plan -r tiny.yaml --set optim.lr=x": 2, "plan -r further.yaml --set losses.focal.gamma=x": 2,
         "plan -r tiny.yaml --gpu-memory 24XB": 2, "plan -r tiny.yaml --device gpu": 2,
-        "plan -r tiny.yaml --timeout x": 2,
+        "plan -r tiny.yaml --timeout x": 2, "plan -r tiny.yaml -d data --modalities 3": 2,
+        "plan -r tiny.yaml -d empty": 2,
+        "plan -r tiny.yaml -d data --set data.modalities=[nosuch]": 3, "plan -d empty": 2,
+        "plan -r tiny.yaml -d data --set data.selection_split=nosuch": 3,
     },
     "train": {
         "train -r nosuch": 2, "train -r tiny.yaml -d nosuch": 3, "train -r tiny.yaml -d empty": 3,
@@ -55,12 +67,25 @@ LINES = {
         "train -r tiny.yaml -d data --device cuda:x": 2, "train -r tiny.yaml -d data --size 33": 2,
         "train -r tiny.yaml -d data --batch x": 2, "train -r tiny.yaml -d data --track nosuch": 2,
         "train -r tiny.yaml -d data --init nosuch.safetensors": 5, "train --resume nosuch": 5,
+        "train --resume empty": 5, "train --resume data": 5, "train --resume text": 5,
+        "train -r tiny.yaml -d data --resume empty": 5,
+        **{f"train -r tiny.yaml -d data --init {file}": 5 for file in NO_WEIGHTS},
+        "train -r tiny.yaml -d data --out text": 2, "train -r tiny.yaml -d data --out text/below": 6,
+        "train -r tiny.yaml -d data --out data": 2, "train --resume run": 5, "train -r tiny.yaml -d data --batch 2": 3,
+        "train -r tiny.yaml -d data --set data.modalities=[nosuch]": 3,
+        "train -r tiny.yaml -d data --set data.train_split=nosuch": 3,
+        "train -r tiny.yaml -d data --set data.selection_split=nosuch": 3,
     },
-    "watch": {"watch nosuch": 2, "watch": 2},
+    "watch": {"watch nosuch": 2, "watch": 2, "watch empty": 2, "watch text": 2},
     "evaluate": {
         "evaluate": 5, "evaluate -w nosuch.safetensors": 5, "evaluate -w w.safetensors -d nosuch": 3,
         f"evaluate {ON} --device gpu": 2, f"evaluate {ON} -m img,,depth": 2, f"evaluate {ON} --tta-scales x": 2,
         f"evaluate {ON} --robustness emm --tta": 2, f"evaluate {ON} --repeats 3": 2, f"evaluate {ON} --batch 0": 2,
+        **{f"evaluate -d data -w {file}": 5 for file in NO_WEIGHTS},
+        f"evaluate {ON} -m nosuch": 2, f"evaluate {ON} --split nosuch": 3, f"evaluate {ON} --split val,": 2,
+        **{f"evaluate {ON} --out {path}": 6 for path in NO_FOLDER},
+        f"evaluate {ON} --out taken": 2, "evaluate -w w.safetensors -d empty": 3,
+        "evaluate -w other.safetensors -d data": 5,
     },
     "predict": {
         "predict": 5, "predict nosuch -w w.safetensors": 3, "predict data -w nosuch.safetensors": 5,
@@ -69,37 +94,84 @@ LINES = {
         "predict data -w w.safetensors --resume --overwrite": 2, "predict data -w w.safetensors --bands a=1": 2,
         "predict data -w w.safetensors -d data": 2, "predict data -w w.safetensors --poll 2": 2,
         "predict data -w w.safetensors --follow --batch 3": 2, "predict data -w w.safetensors -m img,": 2,
+        **{f"predict data -w {file}": 5 for file in NO_WEIGHTS},
+        f"{AT} --out text": 2, f"{AT} --out text/below": 6,
+        f"{AT} --out taken": 2, f"{AT} --out taken --resume": 2, f"{AT} -m nosuch": 2, f"{AT} --split nosuch": 3,
+        f"{AT} --map nosuch=rgb": 2, f"{AT} --map img": 2,
+        f"{AT} --map img=depth": 2, f"{AT} --threshold nosuch=0.5": 2, f"{AT} --threshold road=2": 2,
+        f"{AT} --threshold road": 2, f"{AT} --unsure sky": 2, f"{AT} --threshold road=0.5 --unsure nosuch": 2,
+        f"{AT} --probabilities uint8 --threshold road=0.5 --unsure 9": 2, f"{AT} --modality nosuch=x/*.png": 2,
+        f"{AT} --modality img=nosuch/*.png": 3, f"{AT} --modality img": 2, f"{AT} --pair clock": 2,
+        f"{AT} --tta-scales 9": 2, f"{AT} --follow": 2, "predict empty -w w.safetensors": 3,
+        "predict text -w w.safetensors": 3,
+        "predict empty -w w.safetensors --split val": 2, "predict -w w.safetensors -d empty": 3,
+        "predict -w w.safetensors --modality img=nosuch.tif": 3,
+        "predict -w w.safetensors --modality nosuch=scene.tif": 2,
+        f"{RASTER} --out out.tif --bands nosuch=1": 2, f"{RASTER} --out out.tif --bands img=x,y": 2,
+        f"{RASTER} --out out.tif --bands img": 2,
+        f"{RASTER} --out out.png": 2, f"{RASTER} --out empty": 2, f"{RASTER} --out scene.tif -m img": 2,
+        f"{RASTER} --color": 2,
+        f"{RASTER} --out out.tif -m nosuch": 2, f"{RASTER} --out text/below.tif -m img": 6,
     },
-    "report": {"report nosuch": 2},
-    "demo": {"demo --device gpu": 2, "demo --set train.epochs=x": 2, "demo --scenes 3": 2},
+    "report": {
+        "report nosuch": 2, "report": 2, "report empty": 2, "report data": 2, "report text": 2, "report taken empty": 2,
+    },
+    "demo": {
+        "demo --device gpu": 2, "demo --set train.epochs=x": 2, "demo --scenes 3": 2,
+        **{f"demo --out {path}": 6 for path in NO_FOLDER},
+    },
     "recipes list": {"recipes list --nosuch": 2},
     "recipes show": {"recipes show nosuch": 2, "recipes show further.yaml --set losses.nosuch.weight=1": 2},
     "recipes copy": {"recipes copy nosuch out.yaml": 2, "recipes copy demo tiny.yaml": 2},
     "recipes check": {"recipes check nosuch.yaml": 2, "recipes check further.yaml": 0},
     "recipes diff": {"recipes diff demo nosuch": 2, "recipes diff tiny.yaml further.yaml": 0},
     "recipes schema": {"recipes schema --nosuch": 2},
-    "weights info": {"weights info nosuch": 5},
-    "weights verify": {"weights verify nosuch": 10},
-    "weights merge": {"weights merge nosuch --out out.safetensors": 5},
+    "weights info": {"weights info nosuch": 5, **{f"weights info {file}": 5 for file in NO_WEIGHTS}},
+    "weights verify": {"weights verify nosuch": 10, **{f"weights verify {file}": 10 for file in NO_WEIGHTS}},
+    "weights merge": {
+        "weights merge nosuch --out out.safetensors": 5, "weights merge w.safetensors --out w.safetensors": 2,
+        "weights merge w.safetensors --out w.safetensors --overwrite": 2,
+        "weights merge w.safetensors --out text/below.safetensors": 6,
+        **{f"weights merge {file} --out out.safetensors": 5 for file in NO_WEIGHTS},
+    },
     "weights import": {
         "weights import nosuch --out out.safetensors": 5, "weights import tiny.yaml --out out.pth": 2,
         "weights import tiny.yaml --out out.safetensors -d nosuch": 3,
+        "weights import text --out out.safetensors --recipe nosuch": 2,
+        "weights import text --out out.safetensors --recipe nosuch.yaml": 2,
+        "weights import text --out out.safetensors -m img,": 2, "weights import w.safetensors --out w.safetensors": 2,
+        "weights import text --out text/below.safetensors": 6,
     },
     "weights export": {
         "weights export nosuch --format peft --out out": 5,
         "weights export w.safetensors --format reference --out out.bin": 2,
         "weights export w.safetensors --format peft --out out.pth": 2,
+        "weights export w.safetensors --format merged --out w.safetensors": 2,
+        "weights export w.safetensors --format nosuch --out out": 2,
+        "weights export w.safetensors --format peft --out taken": 2,
+        "weights export w.safetensors --format peft --out text/below": 6,
+        **{f"weights export {file} --format peft --out out": 5 for file in NO_WEIGHTS},
     },
     "weights fetch": {"weights fetch": 2, "weights fetch nosuch": 2},
-    "weights push": {"weights push alice/demo nosuch": 5, "weights push no-owner w.safetensors": 2},
+    "weights push": {"weights push alice/demo nosuch": 5, "weights push no-owner w.safetensors": 2,
+        **{f"weights push alice/demo {file}": 5 for file in NO_WEIGHTS},
+    },
     "export": {
         "export nosuch --format onnx": 5, "export w.safetensors --format onnx --out out.pt2": 2,
         "export w.safetensors --format onnx --size 33": 2,
+        **{f"export {file} --format onnx": 5 for file in NO_WEIGHTS},
+        "export w.safetensors --format onnx -m nosuch": 2, "export w.safetensors --format onnx --dynamic x": 2,
+        "export w.safetensors --format torch-export --half": 2,
+        "export w.safetensors --format torch-export --dynamic size": 2,
+        "export w.safetensors --format onnx --out text/below.onnx": 6, "export w.safetensors --format nosuch": 2,
     },
-    "card": {"card nosuch": 5, "card w.safetensors --out w.safetensors": 2},
+    "card": {"card nosuch": 5, "card w.safetensors --out w.safetensors": 2,
+        "card w.safetensors --out text/below.md": 6, **{f"card {file}": 5 for file in NO_WEIGHTS},
+    },
     "bench": {
         "bench --backbone nosuch": 2, "bench --size 100": 2, "bench --device gpu": 2,
-        "bench --mode predict --saver on": 2, "bench --mode data --against plain": 2,
+        "bench --mode predict --saver on": 2, "bench --classes 1": 2, "bench --mode nosuch": 2,
+        "bench --mode data --against plain": 2,
     },
     "doctor": {"doctor --nosuch": 2},
 }  # fmt: skip
@@ -110,8 +182,17 @@ LINES = {
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the lines name: prepared data, weights, recipes; no line writes anything."""
     folder = tmp_path_factory.mktemp("here")
-    save_weights(folder / "w.safetensors", write_data(folder / "data").info)
+    info = write_data(folder / "data").info
+    save_weights(folder / "w.safetensors", info)
     (folder / "empty").mkdir()
+    (folder / "text").write_text("no weights, no folder")
+    tensors.write(folder / "bare.safetensors", {"x": torch.zeros(1)}, {})
+    save_weights(folder / "other.safetensors", info.model_copy(update={"classes": (*CLASSES[:-1], "lamp")}))
+    (folder / "taken").mkdir()
+    (folder / "taken" / "metrics.json").write_text("{}")
+    (folder / "run").mkdir()
+    (folder / "run" / "recipe.yaml").write_text(RECIPE)
+    write_geotiff(folder / "scene.tif", noise(4, 64, 64))
     (folder / "tiny.yaml").write_text(RECIPE)
     (folder / "further.yaml").write_text(RECIPE + FURTHER)
     return folder

@@ -17,7 +17,7 @@ from memorysam_cli.engine import run_folder
 from memorysam_cli.engine.evaluate import evaluation, scoring
 from memorysam_cli.engine.evaluate.scoring import evaluate
 from memorysam_cli.engine.infer.inference import Inference
-from memorysam_cli.model import load, weights
+from memorysam_cli.model import load, read_card, weights
 from memorysam_cli.storage import images, tensors
 
 from ..engine.stand_ins import CLASSES, write_data
@@ -85,7 +85,7 @@ def test_the_result_is_that_of_the_function_that_training_validates_with(here: P
 
 def test_unmerged_weights_in_training_score_as_the_saved_ones(here: Path) -> None:
     data, path = _manifest(here), Path("runs/latest/checkpoints/best.safetensors")
-    live = weights.build_for_training(weights.read_card(path).recipe, data.info).train()
+    live = weights.build_for_training(read_card(path).recipe, data.info).train()
     merged = load(path)
     options: dict[str, Any] = {
         "scenes": data.of_split("val"), "inference": Inference(merged.card.modalities, 32, "cpu", workers=0),

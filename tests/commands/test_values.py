@@ -14,7 +14,7 @@ from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.own.sensors import choices
 from memorysam_cli.data.statistics import with_ranges
 from memorysam_cli.engine.reporting import result_pages
-from memorysam_cli.model.weights import read_card
+from memorysam_cli.model import read_card
 from memorysam_cli.storage import images
 
 from ..data.tiffs import tiff

@@ -19,9 +19,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from memorysam_cli.model import load
+from memorysam_cli.model import load, read_card
 from memorysam_cli.model.reference import reference_shapes
-from memorysam_cli.model.weights import read_card
 from memorysam_cli.storage import tensors
 
 from ..engine.stand_ins import write_data

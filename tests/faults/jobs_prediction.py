@@ -23,7 +23,7 @@ from memorysam_cli.engine.predict import segment
 from memorysam_cli.engine.predict.files import SceneFiles
 from memorysam_cli.engine.predict.job import Job, RunOptions
 from memorysam_cli.engine.predict.parts import PredictionFolder
-from memorysam_cli.model.weights import read_card
+from memorysam_cli.model import read_card
 from memorysam_cli.storage import tensors
 from tests.commands.trained import save_weights
 from tests.engine.stand_ins import Brightness, Plan, write_data

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from memorysam_cli.engine.train import checkpoints
 from memorysam_cli.errors import WeightsError
-from memorysam_cli.model import weights
+from memorysam_cli.model import read_card, weights
 from memorysam_cli.model.base_weights import reload_base
 from memorysam_cli.storage import foreign, tensors, torch_format
 from tests.commands.trained import save_weights
@@ -138,7 +138,7 @@ def test_a_base_of_the_old_format_has_no_checksums_but_the_weights_trained_on_it
 ) -> None:
     info = write_data(tmp_path / "data").info
     trained = save_weights(tmp_path / "w.safetensors", info)
-    card = weights.read_card(trained)
+    card = read_card(trained)
     plain = card.recipe.model_copy(update={"model": card.recipe.model.model_copy(update={"encoder": "frozen"})})
     network = weights.build_for_training(plain, info)
     path = tmp_path / "base.pt"

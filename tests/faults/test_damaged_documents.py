@@ -23,7 +23,7 @@ from memorysam_cli import app
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.engine.train import checkpoints
 from memorysam_cli.errors import EXIT_CODES, DataError, WeightsError
-from memorysam_cli.model import weights
+from memorysam_cli.model import parse_card, weights
 from memorysam_cli.storage import documents, lock, tensors
 from tests.commands.trained import save_weights
 from tests.engine.stand_ins import write_data
@@ -251,13 +251,13 @@ def test_a_card_that_is_mutated_is_refused_or_says_what_can_be(trained: Path, fi
     for keys, what in every_mutation(card):
         tried += 1
         try:
-            found = weights._parse_card(seal(written(mutated(card, keys, what))), where=trained)
+            found = parse_card(seal(written(mutated(card, keys, what))), where=trained)
         except WeightsError as error:
             refused += 1
             assert "\n" not in str(error)
         else:  # what it says can be written down, and is the same when it is read again
             again = seal(found.model_dump_json().encode())
-            assert weights._parse_card(again, where=trained) == found, (keys, what)
+            assert parse_card(again, where=trained) == found, (keys, what)
     assert refused > tried / 2
     figures("R", documents=tried, refused=refused, lost=0)
 

@@ -14,21 +14,17 @@ from torch import Tensor
 
 from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.errors import WeightsError
+from memorysam_cli.model import CARD, SEAL, Metric, read_card, seal_of
 from memorysam_cli.model.fusion import Mean
 from memorysam_cli.model.lora import merge_lora
 from memorysam_cli.model.weights import (
-    CARD,
-    SEAL,
-    Metric,
     Segmenter,
     build_for_training,
     load,
     load_unmerged,
     own_tensors,
-    read_card,
     save,
     save_merged,
-    seal_of,
 )
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.storage import tensors

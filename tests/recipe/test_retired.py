@@ -15,7 +15,7 @@ from memorysam_cli.data.datasets.deliver import DELIVER
 from memorysam_cli.encoders.hiera import NANO_1_FILE
 from memorysam_cli.engine.train import checkpoints
 from memorysam_cli.errors import UsageError, WeightsError
-from memorysam_cli.model import weights
+from memorysam_cli.model import NANO_1_SHA256, read_card, weights
 from memorysam_cli.model.weights import build_for_training
 from memorysam_cli.storage import tensors
 from tests.commands.trained import save_weights
@@ -50,7 +50,7 @@ def test_weights_of_before_load(tmp_path: Path) -> None:
     card["recipe"]["augment"]["aolp_flip"] = "reference"
     text = json.dumps(card)
     tensors.write(path, state, {weights.CARD: text, weights.SEAL: weights.seal_of(text)})
-    found = weights.read_card(path)
+    found = read_card(path)
     assert found.recipe.augment.flip == 0.5 and "aolp_flip" not in found.model_dump_json()
 
 
@@ -59,7 +59,7 @@ def test_weights_on_the_first_nano_load_as_nano_1_though_they_call_it_nano(tmp_p
     path = tmp_path / "best.safetensors"
     recipe = recipes.load("demo", ["model.backbone=nano-1"])
     network = build_for_training(recipe, DELIVER.published_info)
-    assert network.card.base.sha256 == weights.NANO_1_SHA256 == hashlib.sha256(NANO_1_FILE.read_bytes()).hexdigest()
+    assert network.card.base.sha256 == NANO_1_SHA256 == hashlib.sha256(NANO_1_FILE.read_bytes()).hexdigest()
     weights.save(network, path)
     state, metadata = tensors.read(path)
     text = metadata[weights.CARD].replace('"nano-1"', '"nano"')
@@ -70,7 +70,7 @@ def test_weights_on_the_first_nano_load_as_nano_1_though_they_call_it_nano(tmp_p
     for name, tensor in network.state_dict().items():
         if name in found.state_dict():  # LoRA's own are folded in
             torch.testing.assert_close(found.state_dict()[name], tensor, rtol=0, atol=0)
-    text = text.replace(weights.NANO_1_SHA256, "0" * 64)
+    text = text.replace(NANO_1_SHA256, "0" * 64)
     tensors.write(path, state, {weights.CARD: text, weights.SEAL: weights.seal_of(text)})
     with pytest.raises(WeightsError):
         weights.load(path)

@@ -1,4 +1,7 @@
-"""What ``memorysam evaluate`` does: from its options to scores, or to a robustness benchmark, and their files."""
+"""What ``memorysam evaluate`` does: from its options to scores, or to a robustness benchmark, and their files.
+
+:func:`plan` looks at all that was typed, and waits for no torch; what computes is imported by those who compute.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,13 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from accelerate import Accelerator
-
-from memorysam_cli import model as models
 from memorysam_cli import recipe
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest, Scene
-from memorysam_cli.engine import run_folder, runtime
-from memorysam_cli.engine.evaluate import result_files, results, robustness, robustness_results, scoring
-from memorysam_cli.engine.evaluate.counts import ProtocolName
-from memorysam_cli.engine.evaluate.robustness import BenchmarkKind, Protocols
-from memorysam_cli.engine.infer.corruption import Extremes
+from memorysam_cli.engine import run_folder
+from memorysam_cli.engine.evaluate import result_files
 from memorysam_cli.engine.infer.inference import (
     Inference,
     choose_modalities,
@@ -31,12 +28,20 @@ from memorysam_cli.engine.infer.inference import (
     untrained_sets,
 )
 from memorysam_cli.engine.infer.views import View
-from memorysam_cli.engine.processes import lost_ones_named
-from memorysam_cli.errors import DataError, UsageError
-from memorysam_cli.model.weights import Segmenter, WeightsCard, read_card
+from memorysam_cli.errors import DataError, UsageError, WeightsError
+from memorysam_cli.model import WeightsCard, read_card
 from memorysam_cli.report import console
-from memorysam_cli.storage import documents, lock, tensors
+from memorysam_cli.storage import atomic, documents, lock, tensors
 from memorysam_cli.text import command
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from memorysam_cli.dataset import DatasetInfo
+    from memorysam_cli.engine.evaluate.counts import ProtocolName
+    from memorysam_cli.engine.evaluate.robustness import BenchmarkKind, Protocols
+    from memorysam_cli.engine.infer.corruption import Extremes
+    from memorysam_cli.model import Segmenter
 
 ALL = "all"
 """What ``--split`` calls every split that has labels."""
@@ -102,13 +107,14 @@ def plan(
         WeightsError: the weights are refused, or know other classes than the data set.
         UsageError: an unknown modality, a split's name is missing, or ``out`` holds files of the results' names that
             are not ours.
+        EnvironmentFault: nothing can be written to ``out``.
         DataError: the data set is not prepared, a split is unknown or has no labels; or ``strict``.
     """
     card = read_card(weights)
     chosen = choose_modalities(card.modalities, modalities)
     run = run_folder.run_of(weights)
     manifest = manifests.read(run_folder.data_root(run, data), card.dataset.name)
-    scoring.check_classes(card.dataset, manifest.info, weights=str(weights))
+    check_classes(card.dataset, manifest.info, weights=str(weights))
     splits = labelled_splits(manifest, split)
     digest = tensors.sha256(weights)
     folder = out or result_files.folder_for(
@@ -117,6 +123,7 @@ def plan(
     if out is None and precision != "fp32":
         folder /= precision  # beside the exact result, never in its place
     result_files.refuse_foreign(folder)
+    atomic.refuse_unwritable(folder)
     scenes = tuple(scene for name in splits for scene in manifest.of_split(name))
     sizes = frame_sizes(scenes, root=manifest.root, modalities=chosen)
     for note in notes_on_sizes(sizes, size=card.image_size, tile=view.tile):
@@ -138,6 +145,23 @@ def _doubts(
     return (
         *unlike_training(card.dataset, manifest.root, scenes, chosen, strict=strict),
         *tell_untrained(card.recipe, untrained, view, of=len(scenes)),
+    )
+
+
+def check_classes(trained: DatasetInfo, prepared: DatasetInfo, *, weights: str) -> None:
+    """Refuse to score weights on a data set whose classes are not theirs.
+
+    Raises:
+        WeightsError: the classes differ in number, name or order.
+    """
+    if trained.classes == prepared.classes:
+        return
+    pairs = zip(trained.classes, prepared.classes, strict=False)
+    differing = next((pair for pair in pairs if pair[0] != pair[1]), None)
+    first = f", the first difference is '{differing[0]}' against '{differing[1]}'" if differing else ""
+    raise WeightsError(
+        f"{weights}: knows {len(trained.classes)} classes, the prepared data set {prepared.name} has "
+        f"{len(prepared.classes)}{first}; prepare the data that these weights were trained on"
     )
 
 
@@ -177,9 +201,7 @@ def _without_label(scenes: Sequence[Scene]) -> int:
     return sum(scene.label is None for scene in scenes)
 
 
-def score(
-    job: EvaluationJob, *, protocol: ProtocolName, pictured: int = results.PICTURED
-) -> dict[str, Any] | None:  # fmt: skip
+def score(job: EvaluationJob, *, protocol: ProtocolName, pictured: int) -> dict[str, Any] | None:
     """Score, write the result's files, print its tables.
 
     Args:
@@ -196,6 +218,8 @@ def score(
         EnvironmentFault: a device that is not there, a disk that is full.
         FolderInUseError: another process writes its results there.
     """
+    from memorysam_cli.engine.evaluate import results, scoring
+
     if job.inference.view.missing == "zero" and job.inference.modalities == job.card.modalities:
         console.note("--missing zero: means nothing here, for no modality is left out; choose some with --modalities")
         view = dataclasses.replace(job.inference.view, missing="drop")
@@ -246,6 +270,8 @@ def measure_robustness(
         EnvironmentFault: a device that is not there, a disk that is full.
         FolderInUseError: another process writes its results there.
     """
+    from memorysam_cli.engine.evaluate import robustness, robustness_results
+
     with _open(job) as (accelerator, network, inference, advance):
         counts = robustness.run(
             network, job.manifest, scenes=job.scenes, inference=inference, kind=kind, missing=missing, seed=seed,
@@ -262,6 +288,10 @@ def measure_robustness(
 @contextlib.contextmanager
 def _open(job: EvaluationJob) -> Iterator[tuple[Accelerator, Segmenter, Inference, Callable[[int], object]]]:
     """Lock the folder and load the network: gives processes, network, how it looks, and what advances the progress."""
+    from memorysam_cli import model as models
+    from memorysam_cli.engine import runtime
+    from memorysam_cli.engine.processes import lost_ones_named
+
     device = runtime.choose_device(str(job.inference.device))
     runtime.refuse_precision(job.inference.precision, device)
     accelerator = runtime.make_accelerator(device, precision="fp32")
@@ -283,6 +313,8 @@ def _open(job: EvaluationJob) -> Iterator[tuple[Accelerator, Segmenter, Inferenc
 
 def facts(job: EvaluationJob, inference: Inference) -> dict[str, Any]:
     """What was scored on what, and how: the part of a report that no pixel decides."""
+    from memorysam_cli.engine import runtime
+
     by_split = {name: job.manifest.of_split(name) for name in job.splits}
     return {
         "dataset": job.manifest.info.name,

@@ -13,7 +13,7 @@ from memorysam_cli.storage import documents, lock
 
 if TYPE_CHECKING:
     from memorysam_cli.engine.infer.views import View
-    from memorysam_cli.model.weights import WeightsCard
+    from memorysam_cli.model import WeightsCard
 
 NAMES = {
     "metrics": "metrics.json",

@@ -14,30 +14,12 @@ from torch import Tensor
 
 from memorysam_cli.data.loader import ScoredScene, scored_scenes
 from memorysam_cli.data.manifest import Manifest, Scene
-from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.engine.evaluate.counts import Evaluation, ProtocolName, Tally
 from memorysam_cli.engine.infer.decision import class_map
 from memorysam_cli.engine.infer.inference import Inference, batches, inference_mode
 from memorysam_cli.engine.infer.views import Network
-from memorysam_cli.errors import DataError, WeightsError
+from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
-
-
-def check_classes(trained: DatasetInfo, prepared: DatasetInfo, *, weights: str) -> None:
-    """Refuse to score weights on a data set whose classes are not theirs.
-
-    Raises:
-        WeightsError: the classes differ in number, name or order.
-    """
-    if trained.classes == prepared.classes:
-        return
-    pairs = zip(trained.classes, prepared.classes, strict=False)
-    differing = next((pair for pair in pairs if pair[0] != pair[1]), None)
-    first = f", the first difference is '{differing[0]}' against '{differing[1]}'" if differing else ""
-    raise WeightsError(
-        f"{weights}: knows {len(trained.classes)} classes, the prepared data set {prepared.name} has "
-        f"{len(prepared.classes)}{first}; prepare the data that these weights were trained on"
-    )
 
 
 def evaluate(

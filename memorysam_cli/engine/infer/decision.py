@@ -1,39 +1,43 @@
 """From logits to the class of each pixel of a scene at its own size.
 
 :func:`decide` does it for prediction: one byte per pixel leaves the device, and nobody waits for it. :func:`class_map`
-is the same for scoring, where the classes stay on the device.
+is the same for scoring, where the classes stay on the device. torch is imported where something is decided: who only
+says what is wanted waits for no torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from memorysam_cli.dataset import IGNORE
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 ONE_BYTE = 255
 """So many classes fit into a byte beside 255, which counts nowhere."""
 AT_ONCE = 2**26
 """Logits that are brought to a scene's own size at once: 25 classes of 100 megapixels would be 10 GB."""
+Share = Literal["float16", "float32", "uint8"]
+"""How a probability is stored."""
 
 
 @dataclass(frozen=True)
 class Wanted:
     """What is decided of each pixel beside its class, and how sure a class must be.
 
-    Probabilities are float16 or float32, or uint8: times 255, rounded.
+    Probabilities are of a type of torch's: float16 or float32, or uint8: times 255, rounded.
     """
 
-    sureness: torch.dtype | None = None
+    sureness: Share | None = None
     """Of the winning class's probability; None: it is not wanted."""
-    probabilities: torch.dtype | None = None
+    probabilities: Share | None = None
     """Of every class's probability; None: they are not wanted."""
     thresholds: tuple[float, ...] = ()
     """The probability that each of the K classes needs where it wins; none: no class needs any."""
@@ -86,6 +90,8 @@ def decide(logits: Tensor, sizes: Sequence[tuple[int, int]], *, classes: int, wa
 
     Source: METHOD §5, ``native``: the logits are brought to the scene's own size before the argmax.
     """
+    import torch
+
     arrival = torch.cuda.Event(blocking=True) if logits.is_cuda else None  # type: ignore[no-untyped-call]
     dtype = torch.uint8 if classes <= ONE_BYTE else torch.int32  # no uint16: few of torch's devices know it
     decisions = []
@@ -100,12 +106,16 @@ def decide(logits: Tensor, sizes: Sequence[tuple[int, int]], *, classes: int, wa
 
 def class_map(logits: Tensor, *, height: int, width: int) -> Tensor:
     """The class of each pixel of a scene at its own size: (K, h, w) -> (height, width) int64."""
+    import torch
+
     return _decide(logits, height=height, width=width, dtype=torch.int64)[0]
 
 
 def probabilities(logits: Tensor, *, height: int, width: int) -> Tensor:
     """Those of all classes in each pixel of a scene at its own size: (K, h, w) -> (K, height, width) float32."""
-    wanted = Wanted(probabilities=torch.float32)
+    import torch
+
+    wanted = Wanted(probabilities="float32")
     found = _decide(logits.float(), height=height, width=width, dtype=torch.int64, wanted=wanted)[2]
     assert found is not None
     return found
@@ -115,11 +125,13 @@ def _decide(
     logits: Tensor, *, height: int, width: int, dtype: torch.dtype, wanted: Wanted = PLAIN
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(K, h, w) -> (height, width) classes, and sureness and probabilities as wanted; some rows at a time."""
-    mask = logits.new_empty((height, width), dtype=dtype)
-    sureness = None if wanted.sureness is None else logits.new_empty((height, width), dtype=wanted.sureness)
-    every = None
+    import torch
+
+    mask, sureness, every = logits.new_empty((height, width), dtype=dtype), None, None
+    if wanted.sureness is not None:
+        sureness = logits.new_empty((height, width), dtype=getattr(torch, wanted.sureness))
     if wanted.probabilities is not None:
-        every = logits.new_empty((len(logits), height, width), dtype=wanted.probabilities)
+        every = logits.new_empty((len(logits), height, width), dtype=getattr(torch, wanted.probabilities))
     for rows, some in own_rows(logits, height=height, width=width):
         # max, not argmax: the same first best class, and 2.6 times as fast on a CPU.
         winner = some.max(0).indices
@@ -138,6 +150,8 @@ def _decide(
 
 def _stored(probability: Tensor, dtype: torch.dtype) -> Tensor:
     """Numbers from 0 to 1 in another type; in bytes 0 to 255, rounded."""
+    import torch
+
     return (probability * 255).round().to(dtype) if dtype == torch.uint8 else probability.to(dtype)
 
 
@@ -147,6 +161,8 @@ def own_rows(logits: Tensor, *, height: int, width: int) -> Iterator[tuple[slice
     Yields:
         Which rows, and their (K, rows, width); together all of them once. The view is only good until the next one.
     """
+    import torch
+
     classes, source = logits.shape[0], logits.shape[1]
     count = max(1, AT_ONCE // (classes * width))
     if count >= height or logits.shape[-2:] == (height, width):
@@ -166,6 +182,8 @@ def own_size(logits: Tensor, *, height: int, width: int) -> Tensor:
     """Bring one scene's logits to its own size: (K, h, w) -> (K, height, width), bilinear as METHOD §5 says."""
     if logits.shape[-2:] == (height, width):
         return logits
+    import torch.nn.functional as F
+
     return F.interpolate(logits[None], size=(height, width), mode="bilinear", align_corners=False)[0]
 
 
@@ -173,5 +191,7 @@ def _to_host(values: Tensor) -> Tensor:
     """The same on the host; from CUDA without waiting, which only pinned memory allows."""
     if not values.is_cuda:
         return values.cpu()
+    import torch
+
     pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
     return pinned.copy_(values, non_blocking=True)

@@ -1,4 +1,7 @@
-"""One inference: what a network is shown of each scene, how, where, and how many scenes at once."""
+"""One inference: what a network is shown of each scene, how, where, and how many scenes at once.
+
+torch is imported where a network looks: who only says how it will look waits for no torch.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,22 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import TypeVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeVar
 
 from memorysam_cli.data import decode
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.data.statistics import strangers, value_ranges
 from memorysam_cli.data.transforms import LONGEST, seen_size
 from memorysam_cli.dataset import DatasetInfo, Modality, ValueRange
-from memorysam_cli.engine import runtime
 from memorysam_cli.engine.infer.views import Network, Shown, View, sensors_of, show
 from memorysam_cli.errors import DataError, UsageError, did_you_mean
 from memorysam_cli.recipe import Recipe, sensor_of
 from memorysam_cli.storage import images
 from memorysam_cli.text import few, shown
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -85,10 +88,16 @@ class Inference:
 
     def computing(self) -> AbstractContextManager[None]:
         """Compute in the precision, as long as the context is open."""
+        import torch
+
+        from memorysam_cli.engine import runtime
+
         return runtime.computing(self.precision, torch.device(self.device))
 
     def logits(self, network: Shown, scenes: Iterable[Sequence[Tensor]]) -> Tensor:
         """One forward pass: B scenes of M × (1, 3, H, W), of one size -> (B, K, H, W)."""
+        import torch
+
         # Moved before they are joined: only what the loader has pinned travels while the device computes.
         moved = ([part.to(self.device, non_blocking=True) for part in parts] for parts in zip(*scenes, strict=True))
         return network.logits([torch.cat(parts) for parts in moved])
@@ -199,6 +208,8 @@ def tell_untrained(recipe: Recipe, sets: Mapping[tuple[str, ...], int], view: Vi
 @contextmanager
 def inference_mode(network: Shown) -> Iterator[None]:
     """No gradients, no dropout; the network's mode is restored afterwards, also after an error."""
+    import torch
+
     was_training = network.training
     network.eval()
     try:

@@ -2,6 +2,8 @@
 
 Each way is a network itself, so that scoring and prediction need not know. Those that average several views give the
 logarithm of the mean probability: its argmax is the decision, and its softmax the confidence.
+
+torch is imported where frames are looked at: who only says how waits for no torch.
 """
 
 from __future__ import annotations
@@ -10,14 +12,13 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from memorysam_cli.data.transforms import STRIDE
 from memorysam_cli.dataset import Modality
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Missing = Literal["drop", "zero"]
 
@@ -178,6 +179,8 @@ class WithZeros(Wrapper[Shown]):
 
     def logits(self, frames: list[Tensor]) -> Tensor:
         """Given M × (B, 3, H, W) -> (B, K, H, W)."""
+        import torch
+
         rest = iter(frames)
         zero = torch.zeros_like(frames[0])
         return self.network.logits([next(rest) if is_given else zero for is_given in self.is_given])
@@ -262,6 +265,8 @@ class Tiled(Wrapper[Shown]):
 
     def logits(self, frames: list[Tensor]) -> Tensor:
         """M × (B, 3, H, W) -> (B, K, H, W); logarithms of probabilities where one window is not enough."""
+        import torch
+
         height, width = frames[0].shape[-2:]
 
         def see(top: int, left: int) -> Tensor:
@@ -316,6 +321,8 @@ class Tiled(Wrapper[Shown]):
             Some rows of the frame, and their (B, K, rows, columns of the stripe), logarithms of probabilities; from top
             to bottom, each row from ``first`` on once.
         """
+        import torch
+
         tops, tall = window_starts(height, size=self.size, overlap=self.overlap), min(self.size, height)
         blended, total, weight = torch.zeros(()), torch.zeros(()), torch.zeros(())
         for top, after in itertools.pairwise((*tops, height)):
@@ -417,6 +424,8 @@ def window_starts(length: int, *, size: int, overlap: float) -> list[int]:
 
 def _ramp(length: int, *, starts: Sequence[int], like: Tensor) -> Tensor:
     """Weights along a window's side: 1 inside, falling smoothly to almost 0 over what neighbors share."""
+    import torch
+
     shared = 0 if len(starts) == 1 else length - min(b - a for a, b in itertools.pairwise(starts))
     place = torch.arange(length, device=like.device, dtype=like.dtype) + 0.5
     distance = torch.minimum(place, length - place)  # to the nearer end
@@ -427,6 +436,8 @@ def _ramp(length: int, *, starts: Sequence[int], like: Tensor) -> Tensor:
 
 def _log_of_mean(views: Iterable[Tensor]) -> Tensor:
     """The logarithm of the mean probability over the logits of several views, one in memory at a time."""
+    import torch
+
     total, count = torch.zeros(()), 0
     for logits in views:
         probability = logits.float().softmax(1)
@@ -437,6 +448,8 @@ def _log_of_mean(views: Iterable[Tensor]) -> Tensor:
 
 def _log(probability: Tensor) -> Tensor:
     """In place; finite also where a probability is too small for float32: -inf would make NaN when interpolated."""
+    import torch
+
     return probability.clamp_(min=torch.finfo(probability.dtype).tiny).log_()
 
 
@@ -444,6 +457,8 @@ def _resized(values: Tensor, *, size: tuple[int, ...], how: str) -> Tensor:
     """(B, C, H, W) at another size, bilinear or floor-nearest; itself where its size is right."""
     if values.shape[-2:] == size:
         return values
+    import torch.nn.functional as F
+
     if how == "nearest":
         return F.interpolate(values, size=size, mode="nearest")
     return F.interpolate(values, size=size, mode="bilinear", align_corners=False)

@@ -43,10 +43,10 @@ from memorysam_cli.engine.train import objective
 from memorysam_cli.engine.train.objective import Moment, draw, teacher_file
 from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.losses import ohem
-from memorysam_cli.model import Segmenter
+from memorysam_cli.model import Segmenter, WeightsCard, read_card
 from memorysam_cli.model.fusion import Mean
 from memorysam_cli.model.memory import Look, in_turn
-from memorysam_cli.model.weights import WeightsCard, build_for_measuring, read_card
+from memorysam_cli.model.weights import build_for_measuring
 from memorysam_cli.recipe import Recipe
 
 Kind = Literal["cuda", "cpu"]

@@ -1,7 +1,8 @@
 """What is measured: a recipe with its modalities, classes and frames, and made-up work of these sizes.
 
 First what a plan is for: what the recipe leaves open is completed by what is prepared, published or said, and so are
-the largest frames that validation will meet. Then made-up data sets, batches and networks, which need no file.
+the largest frames that validation will meet; all of that without torch. Then made-up data sets, batches and networks,
+which need no file.
 """
 
 from __future__ import annotations
@@ -9,24 +10,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 
 from memorysam_cli import recipe as recipes
 from memorysam_cli.data import DATASETS, decode, layout_of, transforms
 from memorysam_cli.data import manifest as manifests
-from memorysam_cli.data.loader import Batch, modalities_of
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.data.transforms import Sample
 from memorysam_cli.dataset import IGNORE, Crop, DatasetInfo, Modality
 from memorysam_cli.engine.train import start
-from memorysam_cli.engine.train.loop import extent_of
 from memorysam_cli.errors import DataError, UsageError
-from memorysam_cli.model.weights import Segmenter, build_for_measuring
 from memorysam_cli.recipe import ALL, Recipe
 from memorysam_cli.storage import images
+
+if TYPE_CHECKING:
+    import torch
+
+    from memorysam_cli.data.loader import Batch
+    from memorysam_cli.model import Segmenter
 
 LOOKED_AT = 200
 """Scenes, spread over a split, whose sizes are read."""
@@ -66,7 +69,7 @@ class Target:
         train = self.recipe.train
         if self.scenes is None or self.scenes < train.batch * train.accumulate:
             return None
-        return extent_of(self.recipe, scenes=self.scenes, processes=1, dataset=self.recipe.data.dataset).last_step
+        return start.extent_of(self.recipe, scenes=self.scenes, processes=1, dataset=self.recipe.data.dataset).last_step
 
 
 def find_target(recipe: Recipe, root: Path, *, classes: int | None = None, modalities: int | None = None) -> Target:
@@ -117,7 +120,7 @@ def target_of(recipe: Recipe, manifest: Manifest, *, classes: int | None = None)
     Raises:
         DataError: as :func:`find_target`.
     """
-    modalities = modalities_of(manifest.info, recipe.data.modalities, antialias=recipe.data.antialias)
+    modalities = manifests.modalities_of(manifest.info, recipe.data.modalities, antialias=recipe.data.antialias)
     split = recipe.data.selection_split
     scenes = manifest.of_split(split)
     some = scenes[:: -(-len(scenes) // LOOKED_AT)]
@@ -202,6 +205,10 @@ def made_up_batch(recipe: Recipe, *, classes: int, seed: int = 0, device: torch.
         seed: of everything.
         device: where it is wanted.
     """
+    import torch
+
+    from memorysam_cli.data.loader import Batch
+
     random = torch.Generator().manual_seed(seed)
     size, scenes = recipe.data.image_size, recipe.train.batch
     frames = [torch.randn(scenes, 3, size, size, generator=random) for _ in recipe.data.modalities]
@@ -260,6 +267,10 @@ class Workload:
 
     def network(self, recipe: Recipe) -> Segmenter:
         """The network on random weights, with its gates open."""
+        import torch
+
+        from memorysam_cli.model.weights import build_for_measuring
+
         network = build_for_measuring(recipe, made_up_dataset(recipe, classes=self.classes))
         with torch.no_grad():
             network.sam.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(OPEN)

@@ -28,9 +28,9 @@ from memorysam_cli.data.manifest import Scene
 from memorysam_cli.data.transforms import resize_nearest
 from memorysam_cli.dataset import IGNORE, DatasetInfo, Modality
 from memorysam_cli.engine.infer.decision import PLAIN, Decision, Wanted
-from memorysam_cli.errors import DataError
+from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.report import console, pictures
-from memorysam_cli.storage import atomic, documents, images
+from memorysam_cli.storage import atomic, documents, images, lock
 
 LEDGER = "predictions.jsonl"
 CLASSES = "classes.json"
@@ -43,6 +43,9 @@ SUFFIXES = {"probabilities": ".npz"}
 """Of the trees whose files are no PNG."""
 PARTS = ".parts"
 """The folder of what shards have done; there only until the last of them is."""
+
+FOREIGN = "is not empty and holds no predictions; give another folder, or --overwrite"
+"""Why such a folder is left alone."""
 
 LedgerLine = dict[str, Any]
 """Of the ledger: ``id``, ``status`` and more."""
@@ -60,6 +63,34 @@ def refuse_collisions(scenes: Sequence[Scene]) -> None:
         DataError: as :func:`~memorysam_cli.data.listing.refuse_collisions`.
     """
     listing.refuse_collisions([scene.id for scene in scenes])
+
+
+def refuse_out(out: Path, *, overwrite: bool = False) -> None:
+    """Refuse an output folder that cannot be one; it need not exist yet.
+
+    Args:
+        out: what files will be written to.
+        overwrite: it may hold what is no prediction.
+
+    Raises:
+        UsageError: it is a file, or holds what is no prediction.
+        EnvironmentFault: nothing can be written there.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: is a file; give a folder")
+    if not overwrite and is_foreign(out):
+        raise UsageError(f"--out {out}: {FOREIGN}")
+    atomic.refuse_unwritable(out)
+
+
+def is_foreign(out: Path) -> bool:
+    """Whether a folder holds something, and no prediction.
+
+    One look: what another shard makes meanwhile is not taken for somebody else's. Weights that are refused leave no
+    more than a lock's files in an otherwise untouched folder.
+    """
+    names = {entry.name for entry in out.iterdir()} - {*lock.NAMES, lock.FAULTS} if out.is_dir() else set()
+    return bool(names) and not names & {LEDGER, PARTS}
 
 
 @dataclass(frozen=True)

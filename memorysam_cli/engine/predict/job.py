@@ -1,6 +1,7 @@
 """A prediction's job: all that decides a byte of its results, taken from what the user typed; and who does it.
 
-Loads no weights before :meth:`Job.load`, and reads a few scenes only, to compare their values with the training's.
+Loads no weights, and no torch, before :meth:`Job.load`; reads a few scenes only, to compare their values with the
+training's.
 """
 
 from __future__ import annotations
@@ -13,17 +14,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from memorysam_cli import model as models
 from memorysam_cli.data import decode, inputs
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import IGNORE, Layout, Modality
-from memorysam_cli.engine import run_folder, runtime, surroundings
-from memorysam_cli.engine.infer.decision import PLAIN, Wanted
+from memorysam_cli.engine import run_folder, surroundings
+from memorysam_cli.engine.infer.decision import PLAIN, Share, Wanted
 from memorysam_cli.engine.infer.inference import (
     Inference,
     by_frame,
@@ -38,9 +37,14 @@ from memorysam_cli.engine.infer.views import View
 from memorysam_cli.engine.predict.files import SceneFiles, refuse_collisions
 from memorysam_cli.engine.surroundings import Shard
 from memorysam_cli.errors import DataError, UsageError, WeightsError, did_you_mean
-from memorysam_cli.model.weights import Segmenter, WeightsCard, read_card
+from memorysam_cli.model import WeightsCard, read_card
 from memorysam_cli.report import console
 from memorysam_cli.storage import documents, images, tensors
+
+if TYPE_CHECKING:
+    import torch
+
+    from memorysam_cli.model import Segmenter
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ class Job:
     @cached_property
     def marks(self) -> dict[str, Any]:
         """What must agree for two runs to be the same job, in words for people."""
+        from memorysam_cli.engine import runtime
+
         return {
             "weights": self.weights_sha256,
             "scenes": "as they arrive" if self.follows else _digest(_scene_lines(self.scenes)),
@@ -142,6 +148,8 @@ class Job:
         Args:
             devices: names of those that computed it, as of :func:`device_name`, each once.
         """
+        from memorysam_cli.engine import runtime
+
         return {
             "job": self.sha256,
             "inputs": self.source,
@@ -164,7 +172,7 @@ def _decided(job: Job) -> dict[str, Any]:
     needed, kind = job.wanted.thresholds, job.wanted.probabilities
     named = dict(zip(job.card.dataset.classes, needed, strict=True)) if needed else {}
     return {
-        "probabilities": None if kind is None else str(kind).removeprefix("torch."),
+        "probabilities": kind,
         "thresholds": {name: share for name, share in named.items() if share} or None,
         "unsure": job.wanted.unsure if needed else None,
     }
@@ -172,6 +180,8 @@ def _decided(job: Job) -> dict[str, Any]:
 
 def device_name(device: torch.device) -> str:
     """What a report calls a device."""
+    from memorysam_cli.engine import runtime
+
     return str(runtime.describe(device)["device"])
 
 
@@ -211,7 +221,7 @@ def plan(
     precision: str = "fp32",
     is_compiled: bool = False,
     strict: bool = False,
-    probabilities: str | None = None,
+    probabilities: Share | None = None,
     thresholds: Sequence[str] = (),
     unsure: str | None = None,
     follows: bool = False,
@@ -318,7 +328,7 @@ def what_is_wanted(
     thresholds: Mapping[str, float],
     *,
     unsure: str | None = None,
-    probabilities: str | None = None,
+    probabilities: Share | None = None,
 ) -> Wanted:
     """What is decided of each pixel.
 
@@ -344,7 +354,7 @@ def what_is_wanted(
         allowed = f"{IGNORE}, or a class by name or number (0 to {len(classes) - 1})"
         raise UsageError(f"--unsure {unsure}: must be {allowed}{did_you_mean(str(unsure), classes)}")
     needed = tuple(float(thresholds.get(name, 0)) for name in classes) if thresholds else ()
-    return Wanted(None, None if probabilities is None else getattr(torch, probabilities), needed, value)
+    return Wanted(None, probabilities, needed, value)
 
 
 def _number(text: str) -> int:

@@ -166,7 +166,7 @@ def _refusal(out: Path, state: FolderState, wish: Wish) -> str:
                 f"--resume: {out} holds a finished prediction of another job (weights, options, scenes or versions "
                 "differ); give another folder, or leave --resume out to replace it"
             )
-    return f"--out {out}: is not empty and holds no predictions; give another folder, or --overwrite"
+    return f"--out {out}: {files.FOREIGN}"
 
 
 def look(out: Path, job: Job, *, parts: int) -> FolderState:
@@ -174,10 +174,10 @@ def look(out: Path, job: Job, *, parts: int) -> FolderState:
 
     Raises:
         UsageError: it is a file.
+        EnvironmentFault: nothing can be written there.
         DataError: the note of what has begun is damaged.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out}: is a file; give a folder")
+    files.refuse_out(out, overwrite=True)  # what is foreign is for :func:`decide`
     report = _report(out)
     if report is not None and (out / LEDGER).is_file():
         # A folder that was followed holds the prediction of the scenes that had arrived.
@@ -186,10 +186,7 @@ def look(out: Path, job: Job, *, parts: int) -> FolderState:
     note = _read_note(out)
     if note is not None:
         return _begun(out, job, note, parts=parts)
-    # One look: what another shard makes meanwhile is not taken for somebody else's. Weights that are refused leave no
-    # more than a lock's files in an otherwise untouched folder.
-    names = {entry.name for entry in out.iterdir()} - {*lock.NAMES, lock.FAULTS} if out.is_dir() else set()
-    if names and not names & {LEDGER, PARTS}:
+    if files.is_foreign(out):
         return Foreign()
     return Complete({}, is_wanted=False) if (out / SUCCESS).is_file() else Empty()
 

@@ -36,7 +36,7 @@ from memorysam_cli.engine.predict.files import SceneFiles
 from memorysam_cli.engine.predict.job import Job, what_is_wanted
 from memorysam_cli.engine.predict.segment import Seen, look
 from memorysam_cli.errors import DataError, UsageError, WeightsError, did_you_mean
-from memorysam_cli.model.weights import read_card
+from memorysam_cli.model import read_card
 from memorysam_cli.storage import tensors
 from memorysam_cli.storage.images import InMemory, Stored
 from memorysam_cli.text import shown
@@ -176,7 +176,7 @@ class Predictor:
         self._job = Job(
             path, tensors.sha256(path), card, (), _HERE, "arrays", choose_modalities(card.modalities, modalities),
             view=View(missing, tuple(scales), tile, tile_overlap), batch=batch, precision=precision,
-            is_compiled=compiled, wanted=replace(wanted, sureness=torch.float32),
+            is_compiled=compiled, wanted=replace(wanted, sureness="float32"),
         )  # fmt: skip
         self._strict, self._judged, self._sets = strict, set[tuple[str, str]](), set[tuple[str, ...]]()
         self._turn, self._words = threading.Lock(), threading.Lock()

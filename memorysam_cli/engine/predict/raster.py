@@ -12,28 +12,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from memorysam_cli import model as models
 from memorysam_cli.data import decode, statistics
 from memorysam_cli.data.transforms import STRIDE, Array, Mask, is_exact, to_tensor
 from memorysam_cli.dataset import DatasetInfo, Modality, ValueRange
-from memorysam_cli.engine import runtime
-from memorysam_cli.engine.infer.decision import ONE_BYTE, Wanted, decide
+from memorysam_cli.engine.infer.decision import ONE_BYTE, Share, Wanted, decide
 from memorysam_cli.engine.infer.inference import Inference, by_frame, choose_modalities, compared, inference_mode
 from memorysam_cli.engine.infer.views import Stripe, Tiled, View
 from memorysam_cli.errors import DataError, UsageError, WeightsError, check_laws, did_you_mean
-from memorysam_cli.model.weights import WeightsCard, read_card
+from memorysam_cli.model import WeightsCard, read_card
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents, images, lock, rasters, tensors
 from memorysam_cli.storage.headers import Header
 from memorysam_cli.storage.rasters import Grid, Windows
 from memorysam_cli.text import shown
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 SUFFIXES = (".tif", ".tiff")
 STRIPE_BYTES = 2**30
@@ -63,13 +64,13 @@ class RasterJob:
     view: View
     precision: str = "fp32"
     is_compiled: bool = False
-    probabilities: str | None = None
+    probabilities: Share | None = None
     """``uint8`` or ``float16``: every class's probability is written, too, a band for each class."""
 
     @property
     def wanted(self) -> Wanted:
         """What is decided of each pixel."""
-        return Wanted(probabilities=None if self.probabilities is None else getattr(torch, self.probabilities))
+        return Wanted(probabilities=self.probabilities)
 
     @property
     def stored(self) -> str:
@@ -99,6 +100,8 @@ class RasterJob:
 
     def marks(self, grid: Grid) -> dict[str, Any]:
         """What must agree for a run to continue with what another one has left."""
+        from memorysam_cli.engine import runtime
+
         stamps = {name: path.stat() for name, path in self.sources.items()}
         return {
             "weights": self.weights_sha256,
@@ -125,7 +128,7 @@ def plan(
     view: View,
     precision: str = "fp32",
     is_compiled: bool = False,
-    probabilities: str | None = None,
+    probabilities: Share | None = None,
 ) -> RasterJob:
     """See that every sensor has a raster, and its bands are known.
 
@@ -265,7 +268,7 @@ def run(
     job: RasterJob,
     out: Path,
     *,
-    device: torch.device,
+    device: str,
     strict: bool = False,
     overwrite: bool = False,
     vector: str | None = None,
@@ -275,7 +278,7 @@ def run(
     Args:
         job: of :func:`plan`.
         out: the class raster, a COG.
-        device: where to compute.
+        device: as in ``--device``.
         strict: refuse values that are not those of the training, instead of a warning.
         overwrite: replace files that are there.
         vector: of :data:`memorysam_cli.storage.rasters.VECTORS`: polygons are written beside ``out``, too.
@@ -296,7 +299,6 @@ def run(
     _refuse_out(job, out, shapes, overwrite=overwrite)
     if every is not None and every.exists() and not overwrite and not (work / JOB).exists():
         raise UsageError(f"--out {shown(out)}: {shown(every)} exists already; give another name or --overwrite")
-    runtime.refuse_precision(job.precision, device)
     with ExitStack() as stack:
         sensors = _Sensors(job, stack)
         for name, words in sensors.taken().items():
@@ -307,9 +309,10 @@ def run(
         made = work / CLASSES
         there = sum(path.stat().st_size for path in (made, work / PROBABILITIES) if path.exists())
         atomic.refuse_unwritable(out.parent, needed_bytes=max(1, needed - there))
+        chosen = _device(job, device)
         with lock.hold(work):
             _begin(job, sensors.grid, work)
-            _segment(job, sensors, work, device)
+            _segment(job, sensors, work, chosen)
             if every is not None:  # the classes last: where they are, all is done
                 rasters.write_cog(work / PROBABILITIES, every, scratch=work, needed_bytes=needed)
             rasters.write_cog(made, out, scratch=work, needed_bytes=needed)
@@ -318,9 +321,18 @@ def run(
         _write_polygons(job, out, shapes, crs=sensors.grid.crs)
     also = {"vector": shapes, "probabilities": every}
     return {
-        **_report(job, sensors, out, device),
+        **_report(job, sensors, out, chosen),
         **{key: None if path is None else str(path) for key, path in also.items()},
     }
+
+
+def _device(job: RasterJob, name: str) -> torch.device:
+    """The device of a name; torch is waited for here, when all that was typed has been looked at."""
+    from memorysam_cli.engine import runtime
+
+    device = runtime.choose_device(name)
+    runtime.refuse_precision(job.precision, device)
+    return device
 
 
 def _write_polygons(job: RasterJob, out: Path, shapes: Path, *, crs: Any) -> None:
@@ -372,6 +384,8 @@ def _begin(job: RasterJob, grid: Grid, work: Path) -> None:
 
 def _segment(job: RasterJob, sensors: _Sensors, work: Path, device: torch.device) -> None:
     """Segment the stripes that are not done."""
+    from memorysam_cli.engine import runtime
+
     network = models.load(job.weights, device=device)
     if tensors.sha256(job.weights) != job.weights_sha256:
         raise WeightsError(f"{job.weights}: has changed since this prediction began; run the same command again")
@@ -451,6 +465,8 @@ def _classes(
 def _window(sensors: _Sensors, inference: Inference, *, top: int, left: int, size: int) -> tuple[list[Tensor], Mask]:
     """A window as the network takes it, M × (1, 3, h', w'), sides up to multiples of 32; and (h, w), where it has
     nothing to see."""
+    import torch
+
     frames, gaps = [], np.ones((), bool)
     for modality in inference.modalities:
         frame, invalid = sensors.frame(modality.name, top=top, left=left, size=size)
@@ -465,6 +481,8 @@ def _window(sensors: _Sensors, inference: Inference, *, top: int, left: int, siz
 
 def _report(job: RasterJob, sensors: _Sensors, out: Path, device: torch.device) -> dict[str, Any]:
     """What was made, read back from the file."""
+    from memorysam_cli.engine import runtime
+
     counts = np.zeros(job.nodata + 1, np.int64)
     header, grid = images.header(out), sensors.grid
     with rasters.windows(out, header) as written:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from memorysam_cli.data import inputs
@@ -153,7 +154,7 @@ def _refuse_full(job: Job, out: Path, scenes: Sequence[Scene]) -> None:
     sizes = frame_sizes(scenes, root=job.root, modalities=job.modalities).values()
     if job.wanted.probabilities is not None and sizes:
         pixels = -(-sum(height * width for height, width in sizes) * len(scenes) // len(sizes))
-        needed = pixels * len(job.card.dataset.classes) * job.wanted.probabilities.itemsize
+        needed = pixels * len(job.card.dataset.classes) * np.dtype(job.wanted.probabilities).itemsize
         atomic.refuse_unwritable(out, needed_bytes=needed)
 
 

@@ -83,7 +83,7 @@ def segment_scenes(
         workers=inference.workers, tile=inference.view.tile, in_threads=in_threads,
     )  # fmt: skip
     order = iter(scenes)
-    wanted = replace(files.wanted, sureness=torch.uint8) if "confidence" in files.extras else files.wanted
+    wanted = replace(files.wanted, sureness="uint8") if "confidence" in files.extras else files.wanted
     with (
         runtime.explained(torch.device(inference.device), levers=runtime.LOOKING),
         inference_mode(network),

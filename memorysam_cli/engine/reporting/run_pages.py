@@ -61,8 +61,8 @@ def write(folder: Sequence[Path], *, out: Path | None = None) -> WrittenReport:
     path = out or (folder[0] / NAME if len(folder) == 1 else Path(NAME))
     if path.is_dir():
         raise UsageError(f"--out {path}: is a folder; give a file, such as {path / NAME}")
-    atomic.refuse_unwritable(path.parent)
     gather = GATHER[folders.kind(folder[0])] if len(folder) == 1 else gather_comparison
+    atomic.refuse_unwritable(path.parent)
     with documents.understood(folder[0]):  # what no closer look has found, up to what the page makes of a value
         facts = gather(*folder)
         text = pages.render(facts["kind"], **facts)

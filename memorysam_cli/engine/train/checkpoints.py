@@ -1,7 +1,7 @@
 """Checkpoints: the whole state of a run, written so that a kill or a full disk at any moment costs nothing.
 
 What a checkpoint holds, then its way: the state is taken, written, found again, read, compared with the run that wants
-to continue, and put back.
+to continue, and put back. Which there are, and whether they are whole, is found out without torch.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ import re
 import shutil
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from pydantic import Field, TypeAdapter, ValidationError
-from torch import Tensor
 
 from memorysam_cli import __version__
-from memorysam_cli.engine.runtime import rng_state, set_rng_state
-from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.errors import DataError, DivergedError, MemorySamError, UsageError, WeightsError
-from memorysam_cli.model import base_weights
-from memorysam_cli.model.weights import Metric, fill_own, own_tensors
+from memorysam_cli.model import Metric
 from memorysam_cli.recipe import Recipe, Robust, comparing
 from memorysam_cli.recipe.schema import is_retired
 from memorysam_cli.storage import atomic, documents, tensors
 from memorysam_cli.text import requirement
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+    from torch import Tensor
+
+    from memorysam_cli.engine.train.update import Learner
 
 MANIFEST = "MANIFEST.json"
 TENSORS = ("model", "optimizer", "rng")
@@ -73,7 +73,7 @@ class Position:
         batch: batches of that epoch that are done.
         best_miou: the best validation so far in percent; none before the first.
         best_step: its step.
-        validation: the last validation's :class:`~memorysam_cli.model.weights.Metric`, as JSON; its ``miou`` is none
+        validation: the last validation's :class:`~memorysam_cli.model.Metric`, as JSON; its ``miou`` is none
             where that was no number.
         all_ignored: batches so far in which no pixel counted.
         scenes: that were learned from so far, in all processes, each as often as it came.
@@ -145,6 +145,8 @@ def identity_of(
 
 def conditions(accelerator: Accelerator) -> dict[str, Any]:
     """What else decides the last bits of a result; a run may continue under others, and says so."""
+    import torch
+
     return {
         "memorysam": __version__,
         "torch": torch.__version__,
@@ -166,6 +168,13 @@ def take(learner: Learner, position: Position, *, identity: dict[str, Any], scen
     Raises:
         DivergedError: an update has left something that is not finite, in every process.
     """
+    import torch
+    from accelerate.utils import gather_object
+
+    from memorysam_cli.engine.runtime import rng_state
+    from memorysam_cli.model import base_weights
+    from memorysam_cli.model.weights import own_tensors
+
     accelerator = learner.accelerator
     own = rng_state(accelerator.device)
     rng = gather_object([own]) if accelerator.num_processes > 1 else [own]
@@ -400,6 +409,9 @@ def put_back(state: State, learner: Learner, *, where: str) -> Position:
     Raises:
         WeightsError: the tensors are not of this network, or there is no state of the random numbers.
     """
+    from memorysam_cli.engine.runtime import set_rng_state
+    from memorysam_cli.model.weights import fill_own
+
     accelerator = learner.accelerator
     random = _own_rng(state, learner, where=where)
     fill_own(learner.network, state.model, where=where)
@@ -419,6 +431,8 @@ def put_back(state: State, learner: Learner, *, where: str) -> Position:
 
 def _own_rng(state: State, learner: Learner, *, where: str) -> dict[str, torch.Tensor]:
     """The state of this process's random numbers. Without it, a run that continues would be another one."""
+    from memorysam_cli.engine.runtime import rng_state
+
     accelerator = learner.accelerator
     prefix = f"{accelerator.process_index}/"
     own = {name.removeprefix(prefix): value for name, value in state.rng.items() if name.startswith(prefix)}
@@ -432,6 +446,8 @@ def _own_rng(state: State, learner: Learner, *, where: str) -> dict[str, torch.T
 
 def _restore_learner(state: State, learner: Learner, *, where: str) -> None:
     """Put optimizer and losses back; all that the checkpoint has, and no more."""
+    from memorysam_cli.model import base_weights
+
     saved = {name: value for name, value in state.optimizer.items() if name != UPDATES}
     try:
         learner.restore(saved)

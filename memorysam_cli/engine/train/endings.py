@@ -17,17 +17,10 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-
-from memorysam_cli.data.loader import Batch
 from memorysam_cli.engine import surroundings
-from memorysam_cli.engine.processes import agree
 from memorysam_cli.engine.run_folder import RunFolder
-from memorysam_cli.engine.train.checkpoints import Position
-from memorysam_cli.engine.train.update import Learner, StepResult
 from memorysam_cli.errors import (
     EXIT_CODES,
     SIGNAL_EXIT_CODES,
@@ -43,11 +36,16 @@ from memorysam_cli.errors import (
     take_once,
     unwind,
 )
-from memorysam_cli.model.base_weights import base_shapes
-from memorysam_cli.model.network import is_fresh
 from memorysam_cli.report import console
 from memorysam_cli.storage import documents, lock, tensors
 from memorysam_cli.text import few, shown
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from memorysam_cli.data.loader import Batch
+    from memorysam_cli.engine.train.checkpoints import Position
+    from memorysam_cli.engine.train.update import Learner, StepResult
 
 GRACE_S = 5.0
 """For how long a second signal may wait for the main thread to hear of it, and to tidy up."""
@@ -193,6 +191,10 @@ class Quarantine:
         """
         if not self.share:  # then the loader ends the run by itself
             return
+        from accelerate.utils import gather_object
+
+        from memorysam_cli.engine.processes import agree
+
         own = {left.scene: left.why for batch in batches for left in batch.left_out if left.scene not in self.listed}
         if not agree(bool(own), self.accelerator):
             return
@@ -241,7 +243,11 @@ def describe_divergence(
         for number, batch in enumerate(batches)
         for scene in batch.scenes
     ]
-    scenes = gather_object(own) if accelerator.num_processes > 1 else own
+    scenes = own
+    if accelerator.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        scenes = gather_object(own)
     figures = {"loss": result.loss, **result.terms, "gradient_norm": result.gradient_norm}
     finite = {name: value if math.isfinite(value) else str(value) for name, value in figures.items()}
     return {"step": position.step + 1, "epoch": position.epoch, **finite, "lr": rate, "scenes": scenes}
@@ -365,6 +371,9 @@ def _check_laws(learner: Learner, position: Position, *, expected: int, last: Pa
         expected: steps × batch × accumulate × processes.
         last: the newest weights, which are read back.
     """
+    from memorysam_cli.model.base_weights import base_shapes
+    from memorysam_cli.model.network import is_fresh
+
     network = learner.network
     state = network.state_dict()
     new = [name for name in state if is_fresh(name) or ".lora_" in name]

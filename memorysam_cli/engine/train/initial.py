@@ -19,9 +19,9 @@ from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine.infer.inference import compared
 from memorysam_cli.engine.train.objective import teacher_file
 from memorysam_cli.errors import WeightsError
-from memorysam_cli.model import Segmenter, base_weights
+from memorysam_cli.model import Segmenter, WeightsCard, base_weights, read_card
 from memorysam_cli.model.network import MEMORY, NOTES
-from memorysam_cli.model.weights import WeightsCard, fill_own, own_tensors, read, read_card
+from memorysam_cli.model.weights import fill_own, own_tensors, read
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.storage import tensors
 from memorysam_cli.text import typed_path

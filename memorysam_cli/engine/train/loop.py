@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from memorysam_cli import __version__
-from memorysam_cli.data.loader import Batch, modalities_of, training_batches
+from memorysam_cli.data.loader import Batch, training_batches
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine import runtime
 from memorysam_cli.engine.processes import agree, lost_ones_named, refuse_differing, wait_for_all
@@ -66,11 +65,9 @@ class Trainer:
         self.recipe, self.accelerator = recipe, accelerator
         self.manifest = manifest = start.counted(recipe, manifest, accelerator)
         runtime.prepare_deterministic(is_wanted=recipe.train.deterministic)
-        weak = [name for name in recipe.robust.subset.weak if name not in recipe.sensors]
-        modalities_of(manifest.info, [*recipe.data.modalities, *weak])
-        start.refuse_unknown_turns(recipe, manifest)
+        start.refuse_sensors(recipe, manifest)
         self.scenes = manifest.of_split(recipe.data.train_split)
-        self.extent = extent_of(
+        self.extent = start.extent_of(
             recipe, scenes=len(self.scenes), processes=accelerator.num_processes, dataset=manifest.info.name
         )
         self.network = build_for_training(recipe, manifest.info)
@@ -337,40 +334,7 @@ class Trainer:
         return path
 
 
-@dataclass(frozen=True)
-class Extent:
-    """What a recipe comes to on a data set, for a number of processes."""
-
-    scenes_per_step: int
-    """Of all processes."""
-    steps_per_epoch: int
-    last_step: int
-
-
-def extent_of(recipe: Recipe, *, scenes: int, processes: int, dataset: str) -> Extent:
-    """The extent of a training run.
-
-    Args:
-        recipe: batch, accumulation, epochs, ``train.max_steps``.
-        scenes: of the training split.
-        processes: that train together.
-        dataset: its name, for messages.
-
-    Raises:
-        DataError: the scenes do not suffice for one update.
-    """
-    settings = recipe.train
-    at_once = settings.batch * settings.accumulate * processes
-    if scenes < at_once:
-        raise DataError(
-            f"{dataset}: split '{recipe.data.train_split}' has {scenes} scenes, fewer than the {at_once} of one "
-            "update; lower train.batch or train.accumulate"
-        )
-    whole = scenes // at_once * settings.epochs
-    return Extent(at_once, scenes // at_once, min(whole, settings.max_steps or whole))
-
-
-def validations_since_best(position: Position, extent: Extent, *, every: int) -> int:
+def validations_since_best(position: Position, extent: start.Extent, *, every: int) -> int:
     """How many validations in a row have given nothing better.
 
     Args:

@@ -19,9 +19,8 @@ from memorysam_cli.engine.processes import exchange_of
 from memorysam_cli.engine.runtime import rng_state, set_rng_state
 from memorysam_cli.errors import WeightsError
 from memorysam_cli.losses.loss import Loss, LossInputs, Task
-from memorysam_cli.model import Segmenter, load
+from memorysam_cli.model import Segmenter, WeightsCard, load, read_card
 from memorysam_cli.model.fusion import Pass
-from memorysam_cli.model.weights import WeightsCard, read_card
 from memorysam_cli.recipe import SUBSET, TEACHER, Recipe, loss_settings
 from memorysam_cli.registry import LOSSES
 from memorysam_cli.text import typed_path

@@ -1,7 +1,7 @@
 """Which run a ``memorysam train`` begins or continues, and what must hold before its first update.
 
 In the order of a start: the recipe, its data set, the run's folder and checkpoint, the weights of ``--init``, the
-room on the disk, and what is printed before the first update.
+room on the disk, and what is printed before the first update. What is asked for is looked at without torch.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from memorysam_cli import recipe as recipes
 from memorysam_cli.data import decode
@@ -27,15 +24,18 @@ from memorysam_cli.dataset import IGNORE
 from memorysam_cli.engine import run_folder
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.train import checkpoints
-from memorysam_cli.engine.train.checkpoints import Position
-from memorysam_cli.engine.train.update import Learner
 from memorysam_cli.errors import DataError, EnvironmentFault, MemorySamError, UsageError, WeightsError
-from memorysam_cli.model.network import count
-from memorysam_cli.model.weights import own_tensors
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents, lock
 from memorysam_cli.text import megabytes, typed
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor
+
+    from memorysam_cli.engine.train.checkpoints import Position
+    from memorysam_cli.engine.train.update import Learner
 
 AUTO = "auto"
 DISK_MARGIN = 1.05
@@ -119,6 +119,17 @@ def refuse_unlabelled(recipe: Recipe, manifest: Manifest) -> None:
             )
 
 
+def refuse_sensors(recipe: Recipe, manifest: Manifest) -> None:
+    """Refuse sensors that the data set does not have, and those of which it does not say enough.
+
+    Raises:
+        DataError: names the sensor.
+    """
+    weak = [name for name in recipe.robust.subset.weak if name not in recipe.sensors]
+    manifests.modalities_of(manifest.info, [*recipe.data.modalities, *weak])
+    refuse_unknown_turns(recipe, manifest)
+
+
 def refuse_unknown_turns(recipe: Recipe, manifest: Manifest) -> None:
     """Refuse to turn pictures of angles of which nobody has said how they turn with them.
 
@@ -146,8 +157,43 @@ def counted(recipe: Recipe, manifest: Manifest, accelerator: Accelerator) -> Man
     split = recipe.data.train_split
     found = [with_class_pixels(manifest, split=split).info.class_pixels if accelerator.is_main_process else None]
     if accelerator.num_processes > 1:
+        from accelerate.utils import broadcast_object_list
+
         broadcast_object_list(found)
     return replace(manifest, info=manifest.info.model_copy(update={"class_pixels": found[0]}))
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What a recipe comes to on a data set, for a number of processes."""
+
+    scenes_per_step: int
+    """Of all processes."""
+    steps_per_epoch: int
+    last_step: int
+
+
+def extent_of(recipe: Recipe, *, scenes: int, processes: int, dataset: str) -> Extent:
+    """The extent of a training run.
+
+    Args:
+        recipe: batch, accumulation, epochs, ``train.max_steps``.
+        scenes: of the training split.
+        processes: that train together.
+        dataset: its name, for messages.
+
+    Raises:
+        DataError: the scenes do not suffice for one update.
+    """
+    settings = recipe.train
+    at_once = settings.batch * settings.accumulate * processes
+    if scenes < at_once:
+        raise DataError(
+            f"{dataset}: split '{recipe.data.train_split}' has {scenes} scenes, fewer than the {at_once} of one "
+            "update; lower train.batch or train.accumulate"
+        )
+    whole = scenes // at_once * settings.epochs
+    return Extent(at_once, scenes // at_once, min(whole, settings.max_steps or whole))
 
 
 def _may_have_class(scene: Scene, manifest: Manifest) -> bool:
@@ -190,6 +236,7 @@ def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunStart:
 
     Raises:
         UsageError: ``out`` is taken by something else.
+        EnvironmentFault: nothing can be written there.
         FolderInUseError: a process of this machine is at work there.
         WeightsError: there is a run, or one was requested, but no valid checkpoint; never a silent fresh start.
     """
@@ -199,6 +246,7 @@ def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunStart:
     if run is None:
         if out is not None:
             run_folder.refuse_taken(out)
+        atomic.refuse_unwritable(out or run_folder.RUNS)
         where = out or f"{run_folder.RUNS}/{recipe.name}-…"
         notes = (f"{where}: holds no run yet; starting one",) if resume == AUTO else ()
         return RunStart(recipe, out, run=None, checkpoint=None, notes=notes)
@@ -275,6 +323,8 @@ def _refuse_used(folder: Path) -> None:
 
 def checkpoint_bytes(learner: Learner) -> int:
     """What a checkpoint takes: the tensors, two moments of each that is trained, its average, and what losses keep."""
+    from memorysam_cli.model.weights import own_tensors
+
     kept = _bytes(learner.average.tensors) + _bytes(learner.objective.state())
     return _bytes(own_tensors(learner.network)) + 2 * _bytes(learner.parameters) + kept
 
@@ -305,6 +355,8 @@ def begin(run_start: RunStart, accelerator: Accelerator, *, checkpoint_bytes: in
             except MemorySamError as error:
                 answer = [error]
         if accelerator.num_processes > 1:
+            from accelerate.utils import broadcast_object_list
+
             broadcast_object_list(answer)
         run = answer[0]
         if isinstance(run, MemorySamError):
@@ -383,6 +435,8 @@ def introduction(
         scenes: of the training split.
         steps_per_epoch: updates.
     """
+    from memorysam_cli.model.network import count
+
     recipe, accelerator = learner.recipe, learner.accelerator
     settings, processes, modalities = recipe.train, accelerator.num_processes, recipe.sensors
     update = f"batch {settings.batch}, {settings.accumulate} accumulated, {processes} process{'es' * (processes > 1)}"

@@ -7,26 +7,28 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from accelerate import Accelerator
+from typing import TYPE_CHECKING, Any
 
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.data.statistics import with_ranges
-from memorysam_cli.engine import run_folder, runtime
-from memorysam_cli.engine.processes import lost_ones_named
+from memorysam_cli.engine import run_folder, surroundings
 from memorysam_cli.engine.run_folder import RunFolder
-from memorysam_cli.engine.train import initial, start
-from memorysam_cli.engine.train.endings import Ending, TrainingResult
-from memorysam_cli.engine.train.loop import Trainer
+from memorysam_cli.engine.train import start
+from memorysam_cli.engine.train.endings import Ending
 from memorysam_cli.engine.train.tracking import Tracking
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
 from memorysam_cli.storage import documents
 
-BatchChoice = Callable[[start.RunStart, Manifest, Accelerator], start.RunStart]
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+    from memorysam_cli.engine.train.endings import TrainingResult
+    from memorysam_cli.engine.train.loop import Trainer
+
+BatchChoice = Callable[[start.RunStart, Manifest, "Accelerator"], start.RunStart]
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,18 @@ def _train(request: Request, ending: Ending) -> FinishedRun | None:
     run_start = start.plan(recipe, out=request.out, resume=request.resume)
     scenes = manifests.read(root, recipe.data.dataset)
     start.refuse_missing_splits(recipe, scenes)
+    start.refuse_sensors(recipe, scenes)
     scenes = with_ranges(scenes)  # for the weights' card
+    if not request.plans_batch:
+        to_learn = len(scenes.of_split(recipe.data.train_split))
+        start.extent_of(recipe, scenes=to_learn, processes=surroundings.world(), dataset=scenes.info.name)
     start.refuse_unlabelled(recipe, scenes)
+    # Here: what was typed, and what lies there, has been looked at, and torch takes seconds.
+    from memorysam_cli.engine import runtime
+    from memorysam_cli.engine.processes import lost_ones_named
+    from memorysam_cli.engine.train import initial
+    from memorysam_cli.engine.train.loop import Trainer
+
     runtime.prepare_deterministic(is_wanted=recipe.train.deterministic)
     device = runtime.choose_device(request.device)
     accelerator = runtime.make_accelerator(device, precision=recipe.train.precision)

@@ -23,8 +23,7 @@ from memorysam_cli.engine.infer.decision import own_size
 from memorysam_cli.engine.infer.inference import Inference, inference_mode
 from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.train.checkpoints import Position
-from memorysam_cli.model import Segmenter
-from memorysam_cli.model.weights import Metric
+from memorysam_cli.model import Metric, Segmenter
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import figures, pictures
 from memorysam_cli.report.pictures import Panel

@@ -21,20 +21,10 @@ from memorysam_cli.data import manifest as manifests
 from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.engine.train.start import resolve
 from memorysam_cli.errors import UsageError, WeightsError, did_you_mean
-from memorysam_cli.model.base_weights import Base
+from memorysam_cli.model import CARD, Base, Metric, WeightsCard, read_card
 from memorysam_cli.model.lora import adapter_config, adapter_state, scale_of
 from memorysam_cli.model.reference import Identity, from_reference, identify, to_reference, unwrapped
-from memorysam_cli.model.weights import (
-    CARD,
-    Metric,
-    Segmenter,
-    WeightsCard,
-    load,
-    load_unmerged,
-    read_card,
-    save_complete,
-    versions,
-)
+from memorysam_cli.model.weights import Segmenter, load, load_unmerged, save_complete, versions
 from memorysam_cli.recipe import BACKBONES, Recipe
 from memorysam_cli.registry import ENCODERS
 from memorysam_cli.storage import atomic, documents, foreign, tensors
@@ -88,8 +78,6 @@ def import_reference(
         WeightsError: it is unsafe, damaged, incomplete or no MemorySAM checkpoint.
         DataError: ``root`` does not have the data set.
     """
-    if recipe is not None:
-        recipes.load(recipe, with_extensions=True)  # a wrong recipe is refused before a large file is read
     state = _read(path)
     identity = identify(state, where=shown(path))
     chosen = resolve(choose_recipe(path, recipe=recipe, modalities=modalities), manifests.data_root(root))

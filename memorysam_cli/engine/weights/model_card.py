@@ -16,7 +16,7 @@ from typing import Any
 from memorysam_cli.data.statistics import range_text
 from memorysam_cli.engine import run_folder
 from memorysam_cli.errors import DataError
-from memorysam_cli.model.weights import WeightsCard, load_unmerged, read_card
+from memorysam_cli.model import WeightsCard, read_card
 from memorysam_cli.report import console
 from memorysam_cli.storage import documents, tensors
 from memorysam_cli.storage.hub import CARD, Upload
@@ -346,6 +346,8 @@ def plan(repo: str, path: Path, *, license: str, with_card: bool, private: bool,
     Raises:
         WeightsError: they are damaged, not ours, or their base is not to be had.
     """
+    from memorysam_cli.model.weights import load_unmerged
+
     load_unmerged(path)
     facts = gather(path)
     if facts.card.kind == "trained" and facts.card.base.source.startswith("file:"):

@@ -44,11 +44,10 @@ from memorysam_cli.engine.weights.onnx_graphs import (
     traced,
 )
 from memorysam_cli.errors import CheckFailedError, UsageError
-from memorysam_cli.model import Segmenter, load
+from memorysam_cli.model import Segmenter, WeightsCard, load, read_card
 from memorysam_cli.model.backbone import RotaryAttention
 from memorysam_cli.model.base_weights import base_shapes
 from memorysam_cli.model.memory import EncodedFrame
-from memorysam_cli.model.weights import WeightsCard, read_card
 from memorysam_cli.storage import atomic, documents, tensors
 from memorysam_cli.text import shown
 
@@ -166,16 +165,13 @@ def export(
         half: multiply in float16.
 
     Raises:
-        UsageError: what is free or half is not ONNX, an encoder cannot be traced for any size, a package is missing, or
+        UsageError: an encoder cannot be traced for any size, a package is missing, or
             no such modality or size.
         WeightsError: the weights are refused.
         CheckFailedError: what was written computes something else than PyTorch; nothing is kept.
         EnvironmentFault: it cannot be written.
     """
     refuse_missing(form)
-    for option, given in (("--dynamic", bool(free)), ("--half", half)):
-        if given and form != "onnx":
-            raise UsageError(f"{option}: is for --format onnx; --format {form} is of one shape, in float32")
     card = read_card(path)
     chosen = choose_modalities(card.modalities, modalities)
     height, width = size or (card.image_size, card.image_size)

@@ -12,7 +12,7 @@ from memorysam_cli import recipe as recipes
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.engine.infer.inference import tell_untrained, untrained_sets
 from memorysam_cli.engine.infer.views import View
-from memorysam_cli.model.weights import WeightsCard
+from memorysam_cli.model import WeightsCard
 
 from ..stand_ins import CLASSES, MODALITIES, PALETTE
 

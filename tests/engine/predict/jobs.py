@@ -9,7 +9,7 @@ from typing import Any
 
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.engine.predict.job import Job
-from memorysam_cli.model.weights import read_card
+from memorysam_cli.model import read_card
 from memorysam_cli.storage import tensors
 
 from ...commands.trained import save_weights

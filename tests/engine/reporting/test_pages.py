@@ -80,7 +80,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
             root / "w.safetensors", data=root / "data", split="val", modalities=names, view=View(),
             out=root / "out" / ("img" if names else "."), device="cpu", batch=2, workers=0,
         )  # fmt: skip
-        evaluation_run.score(task, protocol="resized")
+        evaluation_run.score(task, protocol="resized", pictured=4)
     return root / "out"
 
 

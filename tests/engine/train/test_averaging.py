@@ -18,7 +18,8 @@ from memorysam_cli.engine.run_folder import RunFolder
 from memorysam_cli.engine.train import checkpoints
 from memorysam_cli.engine.train import start as starting
 from memorysam_cli.engine.train.update import Average
-from memorysam_cli.model.weights import load, read, read_card
+from memorysam_cli.model import read_card
+from memorysam_cli.model.weights import load, read
 from memorysam_cli.recipe import Recipe
 
 from .test_learner import batch_of, learner_of, nan

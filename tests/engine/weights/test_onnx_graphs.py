@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +17,7 @@ from memorysam_cli.encoders.hiera import SIZES, HieraEncoder
 from memorysam_cli.engine.weights import portable
 from memorysam_cli.engine.weights.onnx_graphs import AnyCells, halve, rounding, seven_sided
 from memorysam_cli.engine.weights.portable import GraphShape, Traceable
-from memorysam_cli.errors import CheckFailedError, UsageError
+from memorysam_cli.errors import CheckFailedError
 from memorysam_cli.model import load
 
 from ...commands.trained import save_weights
@@ -163,12 +162,6 @@ def test_a_weight_beyond_float16_is_refused() -> None:
     )  # fmt: skip
     with pytest.raises(CheckFailedError, match=r"the weights hold 7e\+04, more than float16 can"):
         halve(helper.make_model(graph))
-
-
-@pytest.mark.parametrize("asked", [{"free": ("size",)}, {"half": True}])
-def test_only_onnx_is_open_or_half(asked: dict[str, Any], weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is for --format onnx"):
-        portable.export(weights, tmp_path / "m.pt2", form="torch-export", **asked)
 
 
 def test_shapes_that_are_compared_are_those_that_are_open() -> None:
