@@ -19,6 +19,7 @@ from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.dataset import Crop, DatasetInfo
 from memorysam_cli.engine.evaluate import counts, scoring
 from memorysam_cli.engine.evaluate.counts import PROTOCOLS, Evaluation, confusion, scores
+from memorysam_cli.engine.evaluate.evaluation import check_classes
 from memorysam_cli.engine.infer import decision
 from memorysam_cli.engine.infer.inference import Inference, batches, choose_modalities
 from memorysam_cli.engine.infer.views import Tiled, View
@@ -293,8 +294,8 @@ def test_an_unknown_modality_is_refused_with_a_suggestion() -> None:
 def test_weights_of_other_classes_are_refused(data: Manifest, classes: tuple[str, ...], words: str) -> None:
     other: DatasetInfo = data.info.model_copy(update={"classes": classes})
     with pytest.raises(WeightsError, match=words):
-        scoring.check_classes(data.info, other, weights="w.safetensors")
-    scoring.check_classes(data.info, data.info, weights="w.safetensors")
+        check_classes(data.info, other, weights="w.safetensors")
+    check_classes(data.info, data.info, weights="w.safetensors")
 
 
 def test_batches_never_hold_more_than_they_may() -> None:

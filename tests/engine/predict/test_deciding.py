@@ -12,7 +12,7 @@ from memorysam_cli.engine.infer.decision import Wanted, decide
 
 def test_a_decision_by_hand() -> None:
     logits = torch.tensor([[[[0.0, 2.0]], [[0.0, 0.0]], [[np.log(2), 0.0]]]])  # (1, 3, 1, 2)
-    (found,) = decide(logits, [(1, 2)], classes=3, wanted=Wanted(sureness=torch.uint8))
+    (found,) = decide(logits, [(1, 2)], classes=3, wanted=Wanted(sureness="uint8"))
     mask, sureness, _ = found.arrays()
     assert mask.tolist() == [[2, 0]] and mask.dtype == np.uint8
     # 2 / (1 + 1 + 2), and e² / (e² + 2)
@@ -58,7 +58,7 @@ def test_rows_at_a_time_decide_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.gpu
 def test_what_comes_from_a_gpu_is_what_is_decided_there() -> None:
     logits = torch.randn(3, 4, 64, 64, device="cuda", generator=torch.Generator("cuda").manual_seed(0))
-    found = decide(logits, [(64, 64)] * 3, classes=4, wanted=Wanted(sureness=torch.uint8))
+    found = decide(logits, [(64, 64)] * 3, classes=4, wanted=Wanted(sureness="uint8"))
     assert all(each.classes.is_pinned() and each.arrival is found[0].arrival for each in found)
     for each, one in zip(found, logits, strict=True):
         np.testing.assert_array_equal(each.arrays()[0], one.argmax(0).cpu().numpy())
@@ -69,7 +69,7 @@ def test_thresholds_and_probabilities_by_hand() -> None:
     logits = torch.tensor([[[[math.log(3), 0.0]], [[0.0, 0.0]]]])  # (1, 2, 1, 2)
     whole, half, byte = (
         decide(logits, [(1, 2)], classes=2, wanted=Wanted(kind, kind, (0.75, 0.0), unsure))[0].arrays()
-        for kind, unsure in ((torch.float32, 255), (torch.float16, 1), (torch.uint8, 0))
+        for kind, unsure in (("float32", 255), ("float16", 1), ("uint8", 0))
     )
     assert whole[0].tolist() == [[0, 255]] and half[0].tolist() == [[0, 1]] and byte[0].tolist() == [[0, 0]]
     np.testing.assert_allclose(whole[1], [[0.75, 0.5]], atol=1e-6)
@@ -80,7 +80,7 @@ def test_thresholds_and_probabilities_by_hand() -> None:
 
 def test_probabilities_and_thresholds_are_the_same_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(2))
-    wanted = Wanted(torch.float32, torch.float16, (0.4, 0.5, 0.6, 0.7))
+    wanted = Wanted("float32", "float16", (0.4, 0.5, 0.6, 0.7))
     whole = decide(logits, [(50, 40)], classes=4, wanted=wanted)[0].arrays()
     monkeypatch.setattr(decision, "AT_ONCE", 4 * 40 * 7)
     rows = decide(logits, [(50, 40)], classes=4, wanted=wanted)[0].arrays()

@@ -34,7 +34,7 @@ def write(
     extras: tuple[str, ...] = (), info: Any = None,
 ) -> LedgerLine:  # fmt: skip
     info = info or data.info
-    kinds = (torch.uint8 if "confidence" in extras else None, torch.uint8 if "probabilities" in extras else None)
+    kinds = ("uint8" if "confidence" in extras else None, "uint8" if "probabilities" in extras else None)
     (decision,) = decide(logits[None], [SIZE], classes=len(info.classes), wanted=Wanted(*kinds))
     files = SceneFiles(out, data.root, info, MODALITIES, extras)
     return files.write(scene, decision, modalities=modalities)
