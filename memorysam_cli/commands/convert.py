@@ -87,7 +87,7 @@ def convert(
         pictures=pictures,
         prefix=LOCAL_FILES if prefix is None else prefix,
     )
-    kind = form or exchange.recognise(source)
+    kind = form or exchange.recognize(source)
     found = exchange.read(source, kind, request)
     with console.progress(len(found.pictures), "convert") as bar:
         laws = exchange.write(found, to, out, request, advance=bar.advance)

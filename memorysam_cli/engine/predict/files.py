@@ -185,7 +185,7 @@ class SceneFiles:
 
     def _picture(self, extra: str, scene: Scene, modalities: Sequence[str], *, mask: NDArray[Any]) -> pictures.Picture:
         if extra == "color":
-            return pictures.colour(mask, self.info.palette)
+            return pictures.paint(mask, self.info.palette)
         height, width = mask.shape
         blend = self.overlay(scene, modalities, mask=mask)
         entries = pictures.legend([mask], classes=self.info.classes, palette=self.info.palette)

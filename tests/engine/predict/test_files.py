@@ -111,7 +111,7 @@ def test_pixels_of_no_class_are_counted_apart(data: Manifest, tmp_path: Path) ->
         assert not files.is_done(data.scenes[0], {key: value for key, value in line.items() if key != "unsure"})
 
 
-def test_an_overlay_without_a_colour_image_uses_the_first_modality(data: Manifest, tmp_path: Path) -> None:
+def test_an_overlay_without_a_color_image_uses_the_first_modality(data: Manifest, tmp_path: Path) -> None:
     write(data, tmp_path / "out", data.scenes[0], logits_of(), modalities=("depth",), extras=("overlay",))
     assert images.shape(tmp_path / "out/overlay/fog/val/a/000001.png")[0] > SIZE[0]  # the legend is below
 
