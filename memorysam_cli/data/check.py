@@ -393,10 +393,8 @@ def _samples(manifest: Manifest) -> Iterator[tuple[str, Sample]]:
         for scene in _middle(scenes)[:TRIES]:
             try:
                 modalities = [modality for modality in info.modalities if modality.name in scene.files]
-                sample = read_sample(
-                    manifest.root, scene, modalities=modalities, classes=len(info.classes), palette=info.palette,
-                    rule=None if scene.label is None else info.label,
-                )  # fmt: skip
+                labels = None if scene.label is None else info
+                sample = read_sample(manifest.root, scene, modalities=modalities, labels=labels)
                 yield "   ".join(dict.fromkeys((scene.split, name, scene.id))), sample
                 break
             except (DataError, OSError):

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.data.transforms import Array, Mask, Sample, is_exact, on_grid
-from memorysam_cli.dataset import IGNORE, RAW_VALUES, Color, LabelRule, Modality
+from memorysam_cli.dataset import IGNORE, RAW_VALUES, Color, DatasetInfo, LabelRule, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
 from memorysam_cli.storage.headers import Header
@@ -456,19 +456,15 @@ def read_sample(
     scene: Scene,
     *,
     modalities: Sequence[Modality],
-    rule: LabelRule | None = None,
-    classes: int = 0,
-    palette: Sequence[Color] = (),
+    labels: DatasetInfo | None = None,
 ) -> Sample:
-    """Read a scene's frames, and its label where a rule is given, all of one size.
+    """Read a scene's frames, and its label where it is wanted, all of one size.
 
     Args:
         root: the data root.
         scene: which files; modalities that it lacks are refused.
         modalities: which frames, in this order.
-        rule: the label's rule; none leaves the label out.
-        classes: K, with ``rule``.
-        palette: K colors, for labels that are pictures in colors.
+        labels: the data set, whose rule, classes and palette say how labels are stored; none leaves the label out.
 
     Returns:
         Frames of one size, see :func:`frame_size`; sensors of another one are resampled, see
@@ -488,10 +484,10 @@ def read_sample(
         if gaps is not None:
             invalid[modality.name] = gaps
     label = None
-    if rule is not None:
+    if labels is not None:
         if scene.label is None:
             raise DataError(f"scene {scene.id}: has no label; only 'predict' works without labels")
-        label = read_label(root / scene.label, rule, classes, palette=palette)
+        label = read_label(root / scene.label, labels.label, len(labels.classes), palette=labels.palette)
     sizes = {name: (int(frame.shape[0]), int(frame.shape[1])) for name, frame in frames.items()}
     own = None if label is None else (int(label.shape[0]), int(label.shape[1]))
     size = frame_size(sizes, kinds={modality.name: modality.kind for modality in modalities}, label=own)

@@ -426,20 +426,12 @@ def _named(scenes: Iterable[Scene]) -> str:
 
 def _labeled(manifest: Manifest, scene: Scene, modalities: Sequence[Modality]) -> Sample:
     """A scene's frames and label."""
-    info = manifest.info
     try:
-        return decode.read_sample(
-            manifest.root,
-            scene,
-            modalities=modalities,
-            rule=info.label,
-            classes=len(info.classes),
-            palette=info.palette,
-        )
+        return decode.read_sample(manifest.root, scene, modalities=modalities, labels=manifest.info)
     except DataError as error:
         if scene.label is None or any(modality.name not in scene.files for modality in modalities):
             raise
-        line = f"{sign_line(manifest.root, info.name)} --drop-incomplete"
+        line = f"{sign_line(manifest.root, manifest.info.name)} --drop-incomplete"
         raise DataError(f"{error}; fix the file, or leave all such scenes out: {line}") from error
 
 

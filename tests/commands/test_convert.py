@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from memorysam_cli.data.own import exchange
+from memorysam_cli.data.own import mask_formats
 from memorysam_cli.data.own.annotated import Request, to_brush
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
@@ -20,7 +20,7 @@ from .trained import Program
 
 NAMES = ["road", 'a <b> & "c"', "sky", "never seen"]
 COLORS = [[128, 64, 128], [0, 0, 0], [70, 130, 180], [1, 2, 3]]
-TOOLS = sorted(set(exchange.FORMATS) - {"masks"})
+TOOLS = sorted(set(mask_formats.FORMATS) - {"masks"})
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 def out_of(form: str) -> str:
-    return "there.json" if exchange.FORMATS[form].is_file else "there"
+    return "there.json" if mask_formats.FORMATS[form].is_file else "there"
 
 
 @pytest.mark.parametrize("names", [NAMES, ["road", "background", "sky", "x"]], ids=["plain", "a class background"])
@@ -220,8 +220,10 @@ def refuse(place: str | Path, reason: str) -> None:
     """As the command does it, which takes ten times as long: a DataError is one line and exit code 3."""
     source, request = Path(place), Request()
     with pytest.raises(DataError) as refused:
-        form = exchange.recognize(source)
-        exchange.write(exchange.read(source, form, request), "masks", Path("refused"), request, advance=lambda: None)
+        form = mask_formats.recognize(source)
+        mask_formats.write(
+            mask_formats.read(source, form, request), "masks", Path("refused"), request, advance=lambda: None
+        )
     assert reason in str(refused.value) and len(str(refused.value).splitlines()) == 1, refused.value
     assert not Path("refused").exists() and not list(Path().glob(".refused*"))
 

@@ -68,14 +68,8 @@ def test_every_scene_decodes_to_normalized_tensors(tmp_path: Path, name: str, va
     folder = write_tree(name, tmp_path, variant=variant, scenes={"train": 1, "val": 1, "test": 1})
     info = layout_of(name).info(folder)
     for scene in layout_of(name).survey(folder, tmp_path):
-        sample = decode.read_sample(
-            tmp_path,
-            scene,
-            modalities=info.modalities,
-            rule=None if scene.label is None else info.label,
-            classes=len(info.classes),
-            palette=info.palette,
-        )
+        labels = None if scene.label is None else info
+        sample = decode.read_sample(tmp_path, scene, modalities=info.modalities, labels=labels)
         assert sample.size == (HEIGHT, WIDTH)
         if sample.label is not None:
             assert set(np.unique(sample.label)) <= {*range(len(info.classes)), 255}

@@ -330,9 +330,7 @@ def test_two_classes_of_one_color_are_refused(tmp_path: Path, palette: tuple[tup
 def read(manifest: Manifest, number: int = 0, *, names: tuple[str, ...] = ("img", "event")) -> decode.Sample:
     """One scene of the hand-made DELIVER."""
     modalities = [manifest.info.modality(name) for name in names]
-    return decode.read_sample(
-        manifest.root, manifest.scenes[number], modalities=modalities, rule=manifest.info.label, classes=25
-    )
+    return decode.read_sample(manifest.root, manifest.scenes[number], modalities=modalities, labels=manifest.info)
 
 
 def test_a_sample_has_the_asked_frames_in_the_asked_order(prepared: Manifest) -> None:
@@ -353,9 +351,7 @@ def resampled(prepared: Manifest, kind: Kind, stored: np.ndarray) -> np.ndarray:
     """What becomes of a sensor's file of this kind beside an image and a label of 6×8."""
     images.write_png(prepared.root / prepared.scenes[0].files["lidar"][0], stored)
     made = [prepared.info.modality("img"), Modality(name="lidar", kind=kind)]
-    sample = decode.read_sample(
-        prepared.root, prepared.scenes[0], modalities=made, rule=prepared.info.label, classes=25
-    )
+    sample = decode.read_sample(prepared.root, prepared.scenes[0], modalities=made, labels=prepared.info)
     return sample.frames["lidar"]
 
 

@@ -1,7 +1,7 @@
 """What annotations say of pictures, whatever tool they are of: class maps, and how outlines and runs become pixels.
 
 Nothing that a file says of sizes, counts and places is believed, for annotations come from strangers. The tools' own
-forms are in :mod:`~memorysam_cli.data.own.exchange` and :mod:`~memorysam_cli.data.own.annotation_tools`.
+forms are in :mod:`~memorysam_cli.data.own.mask_formats` and :mod:`~memorysam_cli.data.own.annotation_tools`.
 """
 
 from __future__ import annotations

@@ -208,14 +208,7 @@ def draw_samples(
 def _predict(network: Segmenter, manifest: Manifest, scene: Scene) -> tuple[Sample, pictures.Mask]:
     """A scene as its files have it, and the class map of its own size."""
     info, modalities = manifest.info, network.card.modalities
-    sample = read_sample(
-        manifest.root,
-        scene,
-        modalities=modalities,
-        rule=info.label,
-        classes=len(info.classes),
-        palette=info.palette,
-    )
+    sample = read_sample(manifest.root, scene, modalities=modalities, labels=info)
     seen = for_prediction(sample, modalities=modalities, size=network.image_size)
     tensors = [to_tensor(seen.frames[m.name], m, invalid=seen.invalid.get(m.name)) for m in modalities]
     frames = [tensor.unsqueeze(0).to(network.device) for tensor in tensors]

@@ -60,9 +60,7 @@ def native_pixels(data: Manifest, scenes: Sequence[Scene]) -> int:
 @pytest.mark.parametrize("crop", [None, Crop(left=20, of_height=97, square=True)], ids=["whole", "cropped"])
 def test_both_matrices_are_those_of_the_protocols_done_by_hand(tmp_path: Path, crop: Crop | None) -> None:
     data = write_data(tmp_path, PLANS[:1], crop=crop)
-    sample = decode.read_sample(
-        tmp_path, data.scenes[0], modalities=MODALITIES, rule=data.info.label, classes=len(CLASSES)
-    )
+    sample = decode.read_sample(tmp_path, data.scenes[0], modalities=MODALITIES, labels=data.info)
     scored = transforms.for_scoring(sample, modalities=MODALITIES, size=64, crop=crop)
     whole = transforms.for_prediction(sample, modalities=MODALITIES, size=64)
     found = score(Brightness(), data)
