@@ -33,7 +33,7 @@ MOST_WITH_TEXT = 40
 """Classes up to which the cells of a confusion matrix carry their percentage."""
 WIDEST_MATRIX = 28.0
 """Inches: 3,360 pixels. 255 classes at the size of 40 would take gigabytes."""
-AXIS_ENDS = (30, 60, 108)
+AXIS_ENDS = (15, 30, 45, 60, 80, 108)
 """Where an axis of percentages may end: behind the longest bar and its figure."""
 TALLEST = 240.0
 """Inches of any figure: 28,800 pixels; Matplotlib refuses 65,536."""
@@ -44,8 +44,8 @@ SMOOTH_SHARE = 20
 """A smoothed line averages this part of a run's steps around each step."""
 PALE = 0.3
 """Opacity of the values themselves behind their smoothed line."""
-TERM_TITLES = {"spmm": "SPMM loss, before its weight"}
-"""Of the panels of losses whose values ``metrics.jsonl`` has otherwise than the sum does."""
+TERM_TITLES = {"spmm": ("SPMM loss", "before its weight")}
+"""Title and note of losses whose values ``metrics.jsonl`` has otherwise than the sum does."""
 Panels = dict[str, dict[str, tuple[str, str]]]
 """Titles of panels → key of a row → the name and color of its line."""
 CURVES: Panels = {
@@ -53,6 +53,11 @@ CURVES: Panels = {
     "Learning rate": {"lr": ("learning rate", VERMILION)},
 }
 """The panels of :func:`curves` below those of the losses."""
+
+
+def term_title(name: str) -> tuple[str, str]:
+    """The title of a loss's panel or chart, and a note; the note may be empty."""
+    return TERM_TITLES.get(name, (f"{name[:1].upper()}{name[1:]} loss", ""))
 
 
 def confusion_matrix(matrix: ArrayLike, *, classes: Sequence[str], title: str = "") -> bytes:
@@ -255,7 +260,7 @@ def curves(rows: Sequence[Mapping[str, Any]], *, terms: Sequence[str] = ("ohem",
     """
     shades = dict(zip(terms, cycle(TERM_COLORS), strict=False))
     losses: Panels = {"Loss": {"loss": ("loss", BLUE), **{name: (name, shades[name]) for name in terms[:1]}}}
-    losses |= {TERM_TITLES.get(name, f"{name} loss"): {name: (name, shades[name])} for name in terms[1:]}
+    losses |= {", ".join(filter(None, term_title(name))): {name: (name, shades[name])} for name in terms[1:]}
     found = {
         panel: kept
         for panel, lines in (losses | CURVES).items()

@@ -189,6 +189,11 @@ def test_failure_bars_are_as_long_as_their_figures_and_have_a_color_per_level() 
     assert abs(first / second - 2) < 0.1
 
 
+def test_a_loss_is_titled_as_a_title_is_written() -> None:
+    assert figures.term_title("prefix") == ("Prefix loss", "")
+    assert figures.term_title("spmm") == ("SPMM loss", "before its weight")
+
+
 def test_failure_bars_show_deviations_and_means() -> None:
     plain = decoded(figures.failure_bars({"": [(50.0, None)]}, labels=["a"], what="noise"))
     spread = decoded(figures.failure_bars({"": [(50.0, 9.0)]}, labels=["a"], what="noise"))

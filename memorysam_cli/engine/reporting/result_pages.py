@@ -209,7 +209,7 @@ def _sensors(folder: Path, report: Facts) -> list[Facts]:
         # A result of other weights or scenes that stayed in the folder compares with nothing here.
         if all(part.get(key) == report.get(key) for key in ("weights_sha256", "split_sha256", "protocol")):
             rows.append(row)
-    groups = [{"title": "Sensors and ways of looking", "note": "", "rows": _descending(rows)}] if len(rows) > 1 else []
+    groups = [{"title": "Sensors and settings", "note": "", "rows": _descending(rows)}] if len(rows) > 1 else []
     return groups + _benchmarks(folder, digest=report["weights_sha256"])
 
 

@@ -57,7 +57,9 @@ def draw_first_batch(batch: Batch, info: DatasetInfo, modalities: Sequence[Modal
         ]
         rows.append([*panels, Panel("label", pictures.paint(label, info.palette))])
     entries = pictures.legend(list(labels[:SAMPLES]), classes=info.classes, palette=info.palette)
-    images.write_png(folder / FIRST, pictures.sheet(rows, entries))
+    images.write_png(
+        folder / FIRST, pictures.sheet(rows, entries, captions=[scene.id for scene in batch.scenes[:SAMPLES]])
+    )
 
 
 def _seen(frame: Tensor, modality: Modality) -> pictures.Picture:

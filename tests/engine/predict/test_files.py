@@ -82,7 +82,9 @@ def test_extras_lie_in_trees_of_their_own(data: Manifest, tmp_path: Path) -> Non
     blend = pictures.overlay(images.read(data.root / scene.files["img"][0]), mask, PALETTE)
     top = (overlay == blend[0, 0]).all(-1)
     row, column = np.argwhere(top)[0]
-    np.testing.assert_array_equal(overlay[row : row + SIZE[0], column : column + SIZE[1]], blend)
+    # 131 pixels: four times as many are nearest to 480.
+    enlarged = np.repeat(np.repeat(blend, 4, axis=0), 4, axis=1)
+    np.testing.assert_array_equal(overlay[row : row + 4 * SIZE[0], column : column + 4 * SIZE[1]], enlarged)
     with np.load(tmp_path / "out" / line["probabilities"]) as archive:
         assert archive["classes"].tolist() == list(CLASSES)
         np.testing.assert_array_equal(archive["probabilities"], (logits.softmax(0) * 255).round().numpy())

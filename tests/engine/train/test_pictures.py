@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,4 +43,8 @@ def test_a_long_batch_shows_its_first_scenes(tmp_path: Path) -> None:
     validation.draw_first_batch(batch, info, [DEPTH], tmp_path)
     rows = images.read(tmp_path / validation.FIRST).shape[0] / (256 + GAP_PX)  # and titles, once
     assert validation.SAMPLES <= rows < validation.SAMPLES + 1
+    named = replace(batch, scenes=write_data(tmp_path / "data").of_split("train")[:1] * 9)
+    validation.draw_first_batch(named, info, [DEPTH], tmp_path)
+    lines = images.read(tmp_path / validation.FIRST).shape[0] / (256 + GAP_PX) - rows
+    assert round(lines * (256 + GAP_PX)) == validation.SAMPLES * 22  # a line of 22 pixels above each row
     assert len(CLASSES) == len(info.classes)
