@@ -50,7 +50,7 @@ LedgerLine = dict[str, Any]
 KEY_PX = 480
 """Width of the legend."""
 SMALL_PX = 480
-"""Overlays of smaller scenes are enlarged to about this, by a whole number, so that their legend does not dwarf them."""
+"""Overlays of smaller scenes are enlarged to about this by a whole number: their legend must not dwarf them."""
 
 
 def refuse_collisions(scenes: Sequence[Scene]) -> None:
