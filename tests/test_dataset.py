@@ -89,3 +89,11 @@ def test_labels_of_a_deliver_of_an_earlier_version_are_read_as_they_were(name: s
     assert DatasetInfo.model_validate({**INFO, "name": name, "label": label}).label.first_channel is is_first
     said = DatasetInfo.model_validate({**INFO, "name": name, "label": {**label, "first_channel": False}})
     assert not said.label.first_channel
+
+
+def test_british_keys_of_an_earlier_version_are_read_and_written_anew() -> None:
+    info = DatasetInfo.model_validate({**INFO, "label": {"colours": True}, "unlabelled": ["test"]})
+    assert info.label.colors and info.unlabeled == ("test",)
+    written = info.model_dump(mode="json")
+    assert written["label"]["colors"] and written["unlabeled"] == ["test"]
+    assert DatasetInfo.model_validate(written) == info

@@ -74,7 +74,7 @@ def convert(
         raise UsageError(f"--out {shown(out)}: {'must end in .json' if to == 'coco' else 'must be a folder, no .json'}")
     if prefix is not None and to != "label-studio":
         raise UsageError(f"--prefix {shown(prefix)}: is for --to label-studio; leave it out")
-    from memorysam_cli.data.own import exchange
+    from memorysam_cli.data.own import mask_formats
     from memorysam_cli.data.own.annotated import LOCAL_FILES, Request
     from memorysam_cli.data.own.classes import read_classes
     from memorysam_cli.report import console
@@ -87,11 +87,11 @@ def convert(
         pictures=pictures,
         prefix=LOCAL_FILES if prefix is None else prefix,
     )
-    kind = form or exchange.recognise(source)
-    found = exchange.read(source, kind, request)
+    kind = form or mask_formats.recognize(source)
+    found = mask_formats.read(source, kind, request)
     with console.progress(len(found.pictures), "convert") as bar:
-        laws = exchange.write(found, to, out, request, advance=bar.advance)
-    remarks = exchange.remarks(found, kind)
+        laws = mask_formats.write(found, to, out, request, advance=bar.advance)
+    remarks = mask_formats.remarks(found, kind)
     for line in remarks:
         console.warn(line)
     tally = found.tally
@@ -100,11 +100,19 @@ def convert(
     console.say(f"{'classes':<10}  {len(found.classes.names)}")
     console.say(f"{'out':<10}  {out}")
     if to == "masks" and kind != "masks":
-        labels = out / exchange.MASKS / "**" / "*.png"
+        labels = out / mask_formats.MASKS / "**" / "*.png"
         console.note(
             "next, in the folder of your sensors: "
             + command(
-                "prepare", "folder", ".", "--modality", "rgb=…", "--labels", labels, "--classes", out / exchange.CLASSES
+                "prepare",
+                "folder",
+                ".",
+                "--modality",
+                "rgb=…",
+                "--labels",
+                labels,
+                "--classes",
+                out / mask_formats.CLASSES,
             )
         )
     if json:

@@ -152,7 +152,7 @@ def command_of(name: str) -> Callable[..., None]:
             drop_incomplete=drop_incomplete,
             headers_only=headers_only,
             max_pixels=max_pixels,
-            measure=measuring(max_pixels=max_pixels, normalise=False) if measure else None,
+            measure=measuring(max_pixels=max_pixels, normalize=False) if measure else None,
         )
 
     return prepare
@@ -196,7 +196,7 @@ def folder(
     ] = None,
     palette: Annotated[
         Literal["given", "safe"],
-        typer.Option(help="Colours of --classes as given, or such that the color-blind tell them apart."),
+        typer.Option(help="Colors of --classes as given, or such that the color-blind tell them apart."),
     ] = "given",
     split: Annotated[
         Named, typer.Option("--split", metavar="SHARES|NAME=FILE", help="0.8/0.1/0.1, or a list of scenes per split.")
@@ -338,7 +338,7 @@ def folder(
         drop_incomplete=drop_incomplete,
         headers_only=headers_only,
         max_pixels=max_pixels,
-        measure=measuring(max_pixels=max_pixels, normalise=True, names=measured) if measured else None,
+        measure=measuring(max_pixels=max_pixels, normalize=True, names=measured) if measured else None,
         notes=found.notes,
         laws=found.laws,
         shows_choices=True,
@@ -372,7 +372,7 @@ def manifest(
         drop_incomplete=drop_incomplete,
         headers_only=headers_only,
         max_pixels=max_pixels,
-        measure=measuring(max_pixels=max_pixels, normalise=False) if measure else None,
+        measure=measuring(max_pixels=max_pixels, normalize=False) if measure else None,
         accepts_edits=True,
     )
 
@@ -386,7 +386,7 @@ def hha(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="Where to, below ROOT.")] = Path("hha"),
     depth_scale: Annotated[
         float | None,
-        typer.Option("--depth-scale", metavar="X", help="Metres per unit (else 0.001, for floating point 1)."),
+        typer.Option("--depth-scale", metavar="X", help="Meters per unit (else 0.001, for floating point 1)."),
     ] = None,
     farthest: Annotated[
         float | None, typer.Option("--farthest", metavar="M", help="What is farther counts as not measured.")

@@ -13,7 +13,7 @@ from memorysam_cli.errors import UsageError
 SCHEMA_VERSION = 1
 EXAMPLES = [
     ("report --open", "the newest run, in the browser"),
-    ("report runs/latest/evaluate/val --out val.html", "an evaluation, as an artefact"),
+    ("report runs/latest/evaluate/val --out val.html", "an evaluation, as an artifact"),
     ("report runs/a runs/b", "two runs, class by class"),
     ("report ./masks", "a prediction"),
 ]

@@ -181,7 +181,7 @@ class Reader:
                 max_pixels=self.max_pixels,
             )
             counts = class_histogram(label)
-            if not self.info.label.colours:
+            if not self.info.label.colors:
                 raw = decode.raw_label(path, self.info.label, max_pixels=self.max_pixels)
                 refuse_changed(path, raw_histogram(raw, self.info.label), counts)
             return form.model_copy(update={"pixels": counts})
@@ -412,7 +412,7 @@ class Oddities:
             self._add_size(scene.label, label)
             if set(label.pixels) == {IGNORE}:
                 self._empty.append(scene.label)
-            if self.info.label.colours and IGNORE in label.pixels:
+            if self.info.label.colors and IGNORE in label.pixels:
                 self._strangers[scene.label] = label.pixels[IGNORE]
 
     def stored(self) -> dict[str, tuple[StoredForm, ...]]:

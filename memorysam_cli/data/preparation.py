@@ -74,10 +74,10 @@ def _listed(layout: DatasetLayout, *, folder: Path, root: Path) -> Manifest:
     """The unwritten manifest of a folder."""
     scenes = tuple(layout.survey(folder, root))
     info = layout.info(folder)
-    labelled = {scene.split for scene in scenes if scene.label is not None}
+    labeled = {scene.split for scene in scenes if scene.label is not None}
     # Labels that a layout calls hidden may have been published since.
-    hidden = tuple(split for split in info.unlabelled if split not in labelled)
-    update = {"root": relative(folder, root).as_posix(), "unlabelled": hidden}
+    hidden = tuple(split for split in info.unlabeled if split not in labeled)
+    update = {"root": relative(folder, root).as_posix(), "unlabeled": hidden}
     return Manifest(root=root, info=info.model_copy(update=update), scenes=scenes)
 
 

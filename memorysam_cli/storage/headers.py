@@ -517,9 +517,9 @@ def _parse_bmp(stream: BinaryIO) -> Header:
     stream.seek(14 + size)
     table = take(stream, 4 * min(used or 1 << bits, 1 << bits))
     # As OpenCV: the stored numbers become their colors, and gray where all colors are gray.
-    is_grey = all(table[at] == table[at + 1] == table[at + 2] for at in range(0, len(table), 4))
-    is_number = is_grey and list(table[::4]) == list(range(len(table) // 4))
-    return Header("bmp", abs(height), width, 1 if is_grey else 3, "uint8", has_palette=not is_number)
+    is_gray = all(table[at] == table[at + 1] == table[at + 2] for at in range(0, len(table), 4))
+    is_number = is_gray and list(table[::4]) == list(range(len(table) // 4))
+    return Header("bmp", abs(height), width, 1 if is_gray else 3, "uint8", has_palette=not is_number)
 
 
 def _bmp_fields(stream: BinaryIO) -> tuple[int, ...]:

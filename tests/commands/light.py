@@ -12,7 +12,7 @@ from memorysam_cli import app
 HEAVY = ("torch", "peft", "accelerate", "sam2", "matplotlib")
 LOADED = "loaded: "
 LIGHT = (
-    "data.check", "data.inputs", "engine.evaluate.evaluation", "engine.measure.workload", "engine.predict.raster",
+    "data.check", "data.inputs", "data.own.mask_formats", "engine.evaluate.evaluation", "engine.measure.workload", "engine.predict.raster",
     "engine.predict.job", "engine.train.training", "engine.train.tracking", "engine.weights.model_card",
     "engine.reporting.run_pages", "model", "recipe", "storage.hub",
 )  # fmt: skip

@@ -245,7 +245,7 @@ def test_frames_of_the_models_size_need_no_windows(here: Path, memorysam: Progra
 
 def test_a_split_without_labels_is_refused_and_left_out_of_all(here: Path, memorysam: Program) -> None:
     data = _manifest(here)
-    info = data.info.model_copy(update={"unlabelled": ("test",)})
+    info = data.info.model_copy(update={"unlabeled": ("test",)})
     bare = dataclasses.replace(data.scenes[0], id="test/a", split="test", label=None)
     manifest.write(data.root, info, [*data.scenes, bare])
     ended = memorysam("evaluate", "--split", "test")

@@ -82,11 +82,11 @@ def test_six_sensors_in_five_formats_are_prepared_trained_evaluated_and_predicte
 
 
 LABEL = np.repeat([[0, 1, 1, 2]], 4, axis=0).astype(np.uint8).repeat(8, axis=0).repeat(8, axis=1)  # 32 × 32
-COLOURS = np.array([(0, 0, 0, 255), (0, 200, 0, 255), (0, 0, 200, 255)], np.uint8)
+COLORS = np.array([(0, 0, 0, 255), (0, 200, 0, 255), (0, 0, 200, 255)], np.uint8)
 CLASSES = {"plain": "left\nmiddle\nright\n", "camvid": "name,r,g,b\nleft,0,0,0\nmiddle,0,200,0\nright,0,0,200\n"}
 LABEL_FORMS = {
-    "rgba": (COLOURS[LABEL], "plain", "is in color; give each class its color in the class list"),
-    "rgba with CamVid's list": (COLOURS[LABEL], "camvid", None),
+    "rgba": (COLORS[LABEL], "plain", "is in color; give each class its color in the class list"),
+    "rgba with CamVid's list": (COLORS[LABEL], "camvid", None),
     "indexed": (LABEL, "plain", None),
     "void": (np.full_like(LABEL, 255), "plain", "no labeled pixel in 'train'"),
 }
@@ -96,7 +96,7 @@ LABEL_FORMS = {
 def test_labels_mean_what_they_say_or_are_refused(form: str, memorysam: Program, tmp_path: Path) -> None:
     stored, classes, refusal = LABEL_FORMS[form]
     for number in range(4):
-        images.write_png(tmp_path / f"own/images/{number}.png", COLOURS[LABEL][..., :3])
+        images.write_png(tmp_path / f"own/images/{number}.png", COLORS[LABEL][..., :3])
         images.write_png(tmp_path / f"own/masks/{number}.png", stored)
         if form == "indexed":
             picture = Image.fromarray(stored, "L")
@@ -141,7 +141,7 @@ def test_a_missing_file_ends_with_3_or_4(memorysam: Program, own: Path) -> None:
 
 def test_without_labels_a_data_set_can_be_predicted_and_training_says_why_not(memorysam: Program, own: Path) -> None:
     assert memorysam("prepare", "folder", own, *sensors("rgb"), "--name", "drive").code == 0
-    assert manifests.read(own, "drive").info.unlabelled == ("test",)
+    assert manifests.read(own, "drive").info.unlabeled == ("test",)
     ended = memorysam("train", "--data", own)
     assert ended.code == 3 and "prepared without labels and can only be predicted" in ended.err
 
@@ -284,11 +284,11 @@ def test_hha_is_made_once_and_can_be_prepared(memorysam: Program, own: Path) -> 
         ([*HHA, "--gravity", "0,0,0"], 2, "--gravity 0,0,0: has no direction"),
         ([*HHA, "--nearest", "-1"], 2, "--nearest -1.0: must be a number above 0"),
         (["--depth", "depth/**/*_depth.png", "--camera", "500,500,320,240"], 2, "lies outside"),
-        (["--depth", "colour/*.png", "--camera", "50,50,28,20"], 3, "has 3 channels that differ; depth has one"),
+        (["--depth", "color/*.png", "--camera", "50,50,28,20"], 3, "has 3 channels that differ; depth has one"),
     ],
 )
 def test_hha_refuses(memorysam: Program, own: Path, arguments: list[str], code: int, said: str) -> None:
-    images.write_png(own / "colour/1.png", np.tile(np.uint8([1, 2, 3]), (40, 56, 1)))
+    images.write_png(own / "color/1.png", np.tile(np.uint8([1, 2, 3]), (40, 56, 1)))
     ended = memorysam("prepare", "hha", own, *arguments)
     assert ended.code == code and said in ended.err, ended.err
     assert not list((own / "hha").rglob("*.png"))

@@ -162,7 +162,7 @@ def test_jitter_takes_its_mean_from_measured_pixels() -> None:
     frame = np.full((2, 2, 3), 100, np.uint8)
     invalid = np.zeros((2, 2, 3), bool)
     frame[0], invalid[0] = 0, True
-    found = transforms.jitter_colours(frame, brightness=1, contrast=0.5, saturation=1, invalid=invalid)
+    found = transforms.jitter_colors(frame, brightness=1, contrast=0.5, saturation=1, invalid=invalid)
     assert (found[1] == 100).all()  # 0.5 · 100 + 0.5 · 100; with the gap's 0 it would be 75
 
 

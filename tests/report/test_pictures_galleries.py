@@ -34,7 +34,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert pictures.read_gallery(tmp_path) == gallery
 
 
-def test_layers_come_in_order_are_small_and_keep_their_colours(tmp_path: Path) -> None:
+def test_layers_come_in_order_are_small_and_keep_their_colors(tmp_path: Path) -> None:
     layers = {layer.key: images.read(tmp_path / layer.file) for layer in stored(tmp_path).scenes[0].layers}
     assert list(layers) == ["img", "label", "prediction", "error", "confidence"]
     assert all(picture.shape == (36, 480, 3) for picture in layers.values())

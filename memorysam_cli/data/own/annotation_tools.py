@@ -27,11 +27,11 @@ from memorysam_cli.data.own.annotated import (
     class_list,
     class_of,
     coco_region,
-    colour_of,
+    color_of,
     field_of,
     note_on_unread,
     numbers_of,
-    of_colours,
+    of_colors,
     painted,
     polygon,
     read_annotations,
@@ -101,7 +101,7 @@ def _categories(entries: Sequence[Any], request: Request, where: str) -> tuple[C
         found[identity] = (field_of(entry, "name", str, at=at), entry.get("color"))
     ordered = sorted(found)
     own = class_list(
-        [found[identity][0] for identity in ordered], [colour_of(found[identity][1]) for identity in ordered], at=where
+        [found[identity][0] for identity in ordered], [color_of(found[identity][1]) for identity in ordered], at=where
     )
     classes = request.classes or own
     numbers = numbers_of(classes)
@@ -158,7 +158,7 @@ def _panoptic_map(path: Path, table: dict[int, int], size: Size | None, _: Tally
         raise DataError(f"{shown(path)}: is no picture in colors, which segments are numbered by; get the file again")
     if size not in {None, picture.shape[:2]}:
         raise DataError(f"{shown(path)}: is of {picture.shape[:2]} pixels, its image of {size}; export both again")
-    return of_colours(path, picture, {0: IGNORE, **table}, order="BGR", what="segment")
+    return of_colors(path, picture, {0: IGNORE, **table}, order="BGR", what="segment")
 
 
 def write_coco(classes: ClassList, maps: Maps, out: Path, _: Request) -> None:
@@ -290,10 +290,10 @@ def _config(path: Path) -> ClassList | None:
         {name: html.unescape(double or single) for name, double, single in _ATTRIBUTE.findall(tag)}
         for tag in _LABEL.findall(documents.read_text(path))
     ]
-    colours = [re.fullmatch("#([0-9a-fA-F]{6})", each.get("background", "")) for each in labels]
+    colors = [re.fullmatch("#([0-9a-fA-F]{6})", each.get("background", "")) for each in labels]
     return class_list(
         [each.get("value", "") for each in labels],
-        [colour_of(list(bytes.fromhex(match[1]))) if match else None for match in colours],
+        [color_of(list(bytes.fromhex(match[1]))) if match else None for match in colors],
         at=shown(path),
     )
 

@@ -37,7 +37,7 @@ class Defaults:
     """How the frames of a kind are treated."""
 
     looks_like_a_photo: bool = False
-    """Normalised as ImageNet's photos and changed in color and sharpness during training; others: neither, as the
+    """Normalized as ImageNet's photos and changed in color and sharpness during training; others: neither, as the
     reference does it."""
     interpolation: Interpolation = "bilinear"
     flip: Flip = "mirror"

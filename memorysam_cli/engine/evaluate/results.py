@@ -180,10 +180,7 @@ def write_pictures(
     for number, ((score, rank), seen) in enumerate(zip(chosen, source, strict=True)):
         scene = score.scene
         prediction, confidence = _predict(network, seen, inference)
-        sample = read_sample(
-            manifest.root, scene, modalities=inference.modalities, rule=info.label, classes=len(info.classes),
-            palette=info.palette,
-        )  # fmt: skip
+        sample = read_sample(manifest.root, scene, modalities=inference.modalities, labels=info)
         layers = pictures.gallery_layers(
             sample.frames, prediction, palette=info.palette, label=sample.label, confidence=confidence
         )

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from memorysam_cli.data.decode import ALLOWED
-from memorysam_cli.data.loader import unlabelled_scenes
+from memorysam_cli.data.loader import unlabeled_scenes
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.engine import runtime
 from memorysam_cli.engine.infer.decision import probabilities
@@ -250,7 +250,7 @@ class Predictor:
         self._compare(scenes)
         job = self._job
         inference, files = job.inference(self._device), job.files(_HERE)
-        source = unlabelled_scenes(
+        source = unlabeled_scenes(
             _HERE, scenes=scenes, modalities=job.modalities, size=job.card.image_size, workers=0, tile=job.view.tile
         )  # fmt: skip
         read = [_readable(scene) for scene in source]  # before the network's turn: others read meanwhile

@@ -107,7 +107,7 @@ def _train(request: Request, ending: Ending) -> FinishedRun | None:
     if not request.plans_batch:
         to_learn = len(scenes.of_split(recipe.data.train_split))
         start.extent_of(recipe, scenes=to_learn, processes=surroundings.world(), dataset=scenes.info.name)
-    start.refuse_unlabelled(recipe, scenes)
+    start.refuse_unlabeled(recipe, scenes)
     # Here: what was typed, and what lies there, has been looked at, and torch takes seconds.
     from memorysam_cli.engine import runtime
     from memorysam_cli.engine.processes import lost_ones_named

@@ -60,7 +60,7 @@ def test_names_that_differ_in_a_letter_are_all_welcome(names: list[str]) -> None
     folder.refuse_collisions(scenes(*names))
 
 
-def test_classes_are_listed_with_number_name_and_colour(data: Manifest, tmp_path: Path) -> None:
+def test_classes_are_listed_with_number_name_and_color(data: Manifest, tmp_path: Path) -> None:
     folder.clear_earlier(tmp_path / "out", data.info)
     listed = documents.read_json(tmp_path / "out/classes.json")
     assert listed[2] == {"id": 2, "name": "pole", "color": [153, 153, 153]} and len(listed) == len(CLASSES)

@@ -374,7 +374,7 @@ def test_other_ways_of_looking_are_labeled_beside_parts_of_the_sensors(evaluatio
     words = told(evaluation).words
     for name in ("img+depth (test-time augmentation)", "img+depth (tiled)", "img+depth (bf16)"):
         assert name in words
-    assert "other" not in words.partition("Sensors and ways of looking")[2].partition("Scenes")[0]
+    assert "other" not in words.partition("Sensors and settings")[2].partition("Scenes")[0]
 
 
 def test_what_does_not_compare_is_refused(evaluation: Path, tmp_path: Path) -> None:

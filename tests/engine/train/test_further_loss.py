@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import json
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from memorysam_cli.registry import LOSSES
 from memorysam_cli.report import console
 from memorysam_cli.storage import documents
 
+from ...losses.conftest import side_by_side
 from .test_learner import batch_of, gradients_of, learner_of, nan, part
 from .test_trainer import accelerator, changed, start, state_of, without_clock
 
@@ -218,37 +218,6 @@ def test_what_a_loss_keeps_is_undone_with_an_update_that_is_not_finite(taught: R
     torch.testing.assert_close(learner.state(), before, rtol=0, atol=0)
 
 
-class Seat:
-    """One of two threads that add tensors up."""
-
-    world = 2
-
-    def __init__(self, rank: int, table: list[Tensor], barrier: threading.Barrier) -> None:
-        self.rank, self.table, self.barrier = rank, table, barrier
-
-    def sum(self, values: Tensor) -> Tensor:
-        total: Tensor = _Sum.apply(values, self)
-        return total
-
-    def add(self, values: Tensor) -> Tensor:
-        self.table[self.rank] = values.detach()
-        self.barrier.wait()
-        total = torch.stack(self.table).sum(dim=0)
-        self.barrier.wait()
-        return total
-
-
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, seat: Seat) -> Tensor:
-        ctx.seat = seat
-        return seat.add(values)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.seat.add(gradient), None
-
-
 def test_two_processes_with_half_of_the_scenes_are_one_with_all(taught: Recipe) -> None:
     generator = torch.Generator().manual_seed(3)
     logits, features = torch.randn(4, 3, 4, 4, generator=generator), torch.randn(4, 5, 4, 4, generator=generator)
@@ -265,11 +234,8 @@ def test_two_processes_with_half_of_the_scenes_are_one_with_all(taught: Recipe) 
         assert leaf.grad is not None
         return terms.detach(), leaf.grad
 
-    table, barrier = [torch.empty(0)] * 2, threading.Barrier(2, timeout=30)
-    with ThreadPoolExecutor(2) as threads:
-        halves = [slice(0, 2), slice(2, 4)]
-        futures = [threads.submit(terms_of, half, Seat(rank, table, barrier)) for rank, half in enumerate(halves)]
-        (first, gradient), (second, other) = (future.result() for future in futures)
+    halves = [functools.partial(terms_of, half) for half in (slice(0, 2), slice(2, 4))]
+    (first, gradient), (second, other) = side_by_side(halves)
     terms, wanted = terms_of(slice(None), None)
     torch.testing.assert_close((first + second) / 2, terms)
     torch.testing.assert_close(torch.cat([gradient, other]) / 2, wanted)  # the mean over processes
