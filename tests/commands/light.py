@@ -12,9 +12,9 @@ from memorysam_cli import app
 HEAVY = ("torch", "peft", "accelerate", "sam2", "matplotlib")
 LOADED = "loaded: "
 LIGHT = (
-    "data.check", "data.inputs", "data.own.mask_formats", "engine.evaluate.evaluation", "engine.measure.workload", "engine.predict.raster",
-    "engine.predict.job", "engine.train.training", "engine.train.tracking", "engine.weights.model_card",
-    "engine.reporting.run_pages", "model", "recipe", "storage.hub",
+    "data.check", "data.inputs", "data.own.mask_formats", "engine.evaluate.evaluation", "engine.measure.workload",
+    "engine.predict.raster", "engine.predict.job", "engine.train.training", "engine.train.tracking",
+    "engine.weights.model_card", "engine.reporting.run_pages", "model", "recipe", "storage.hub",
 )  # fmt: skip
 """Modules that look at what was typed."""
 

@@ -132,6 +132,20 @@ def test_a_prediction_goes_by_its_photos_names(memorysam: Program) -> None:
     assert images.read(Path("c/SegmentationClass/rgb/7_a.png")).tolist() == [[COLORS[0]] * 2] * 2
 
 
+def test_the_masks_of_a_prediction_are_the_prediction(memorysam: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_masks("here", maps())
+    assert memorysam("convert", "here", "--to", "coco", "--out", "whole.json").code == 0
+    ended = memorysam("convert", "here/masks", "--to", "coco", "--out", "inner.json")
+    assert ended.code == 0, ended.err
+    monkeypatch.chdir("here/masks")
+    assert memorysam("convert", ".", "--to", "coco", "--out", "../../dot.json").code == 0
+    assert Path("../../inner.json").read_bytes() == Path("../../whole.json").read_bytes()
+    assert Path("../../dot.json").read_bytes() == Path("../../whole.json").read_bytes()
+    Path("../classes.json").unlink()
+    ended = memorysam("convert", ".", "--to", "coco", "--out", "../../none.json")
+    assert ended.code == 2 and "give --classes FILE" in ended.err
+
+
 def test_pictures_are_found_by_their_names_and_copied_for_fiftyone(memorysam: Program) -> None:
     write_masks("here", maps())
     for name in maps():

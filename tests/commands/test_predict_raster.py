@@ -147,6 +147,28 @@ def test_what_was_killed_goes_on_where_it_was(
     assert not Path(".classes.tif.work").exists()
 
 
+@pytest.mark.parametrize("moment", ["write_geojson", "write_cog"])
+def test_a_kill_leaves_no_raster_without_its_polygons(
+    moment: str, memorysam: Program, weights: Path, scene: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ("predict", scene, "--weights", weights, "--out", "c.tif", "--vector", "geojson")
+    with monkeypatch.context() as patched:
+        patched.setattr(rasters, moment, killed_at_once)
+        assert memorysam(*line).code == 143
+    # The classes come last: where they are, all is there, and the same command has nothing to do.
+    assert not Path("c.tif").exists() and Path("c.geojson").exists() == (moment == "write_cog")
+    assert memorysam(*line).code == 0
+    assert {path.name for path in Path().glob("*c.*")} == {"c.tif", "c.geojson"}
+    assert json.loads(Path("c.geojson").read_text())["features"]
+    Path("c.tif").unlink()
+    ended = memorysam(*line)
+    assert ended.code == 2 and "--out c.tif: c.geojson exists already; give another name" in ended.err
+
+
+def killed_at_once(*_: Any, **__: Any) -> None:
+    raise Terminated(15)
+
+
 def test_a_raster_smaller_than_a_window_is_seen_too(
     memorysam: Program, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

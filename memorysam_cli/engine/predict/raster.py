@@ -296,9 +296,7 @@ def run(
     shapes = None if vector is None else out.with_suffix(f".{vector}")
     every = None if job.probabilities is None else out.with_name(f"{out.stem}.{PROBABILITIES}")
     work = out.with_name(f".{out.name}.work")
-    _refuse_out(job, out, shapes, overwrite=overwrite)
-    if every is not None and every.exists() and not overwrite and not (work / JOB).exists():
-        raise UsageError(f"--out {shown(out)}: {shown(every)} exists already; give another name or --overwrite")
+    _refuse_out(job, out, (shapes, every), work, overwrite=overwrite)
     with ExitStack() as stack:
         sensors = _Sensors(job, stack)
         for name, words in sensors.taken().items():
@@ -313,12 +311,15 @@ def run(
         with lock.hold(work):
             _begin(job, sensors.grid, work)
             _segment(job, sensors, work, chosen)
-            if every is not None:  # the classes last: where they are, all is done
+            # The classes last: where they are, all is done.
+            if shapes is not None:
+                _begun(work, shapes).touch()
+                _write_polygons(job, made, shapes, crs=sensors.grid.crs)
+            if every is not None:
+                _begun(work, every).touch()
                 rasters.write_cog(work / PROBABILITIES, every, scratch=work, needed_bytes=needed)
             rasters.write_cog(made, out, scratch=work, needed_bytes=needed)
     shutil.rmtree(work, ignore_errors=True)
-    if shapes is not None:
-        _write_polygons(job, out, shapes, crs=sensors.grid.crs)
     also = {"vector": shapes, "probabilities": every}
     return {
         **_report(job, sensors, out, chosen),
@@ -335,16 +336,18 @@ def _device(job: RasterJob, name: str) -> torch.device:
     return device
 
 
-def _write_polygons(job: RasterJob, out: Path, shapes: Path, *, crs: Any) -> None:
-    """The areas of each class of a raster that is made."""
-    found = rasters.polygons(out, images.header(out), nodata=job.nodata)
+def _write_polygons(job: RasterJob, made: Path, shapes: Path, *, crs: Any) -> None:
+    """The areas of each class of a raster all of whose rows are made."""
+    found = rasters.polygons(made, images.header(made), nodata=job.nodata)
     rows = ((value, job.info.classes[value], geometry) for value, geometry in found)
     write = rasters.write_geojson if shapes.suffix == ".geojson" else rasters.write_gpkg
     write(shapes, rows, crs=crs)
 
 
-def _refuse_out(job: RasterJob, out: Path, shapes: Path | None, *, overwrite: bool) -> None:
-    """Refuse what must not be replaced, before anything is computed."""
+def _refuse_out(
+    job: RasterJob, out: Path, beside: Sequence[Path | None], work: Path, *, overwrite: bool
+) -> None:  # fmt: skip
+    """Refuse what must not be replaced, before anything is computed; what a killed run has left beside ``out`` may."""
     if out.suffix.lower() not in SUFFIXES:
         raise UsageError(
             f"--out {shown(out)}: the classes of a raster are one file; give it a name such as classes.tif"
@@ -353,9 +356,15 @@ def _refuse_out(job: RasterJob, out: Path, shapes: Path | None, *, overwrite: bo
         raise UsageError(f"--out {shown(out)}: is a folder; give a file's name, such as classes.tif")
     if any(out.exists() and out.samefile(path) for path in job.sources.values() if path.exists()):
         raise UsageError(f"--out {shown(out)}: is the raster that is read; give another name")
-    for path in (out, shapes):
-        if path is not None and path.exists() and not overwrite:
-            raise UsageError(f"--out {shown(path)}: exists already; give another name or --overwrite")
+    for path in () if overwrite else (out, *beside):
+        if path is not None and path.exists() and not _begun(work, path).exists():
+            its = "" if path == out else f"{shown(path)} "
+            raise UsageError(f"--out {shown(out)}: {its}exists already; give another name or --overwrite")
+
+
+def _begun(work: Path, path: Path) -> Path:
+    """What stands in the folder of what is being made as soon as a file beside ``--out`` may be this run's own."""
+    return work / f"{path.name}.begun"
 
 
 def _begin(job: RasterJob, grid: Grid, work: Path) -> None:
