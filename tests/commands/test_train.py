@@ -195,6 +195,7 @@ SHORT = {
 def test_short_options_are_the_same_as_set(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a:b#c.safetensors").touch()
+    monkeypatch.setattr("memorysam_cli.model.read_card", lambda _: None)  # and no weights are
     seen = []
     monkeypatch.setattr(training, "train", seen.append)
     monkeypatch.setattr(manifest, "read_info", lambda *_: None)  # nothing is prepared here
