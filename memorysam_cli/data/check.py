@@ -238,7 +238,7 @@ def _misfit(facts: FileFacts, modality: Modality, *, files: int) -> str | None:
     if facts.channels not in (1, 3, 4):
         return decode.undeclared((facts.height, facts.width, facts.channels), modality)
     if modality.kind == "angle" and facts.channels == 1:
-        return "one plane is no angle; its sine and its cosine are needed"
+        return "one plane is not an angle; its sine and its cosine are needed"
     return None
 
 

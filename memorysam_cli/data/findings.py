@@ -57,7 +57,7 @@ class FileFacts(Strict):
     """The least valid stored value; None where the header alone was read, for labels, and where no pixel is valid."""
     high: float | None = None
     invalid: int = 0
-    """Pixels of which a value is no measurement: NaN, infinity, nodata."""
+    """Pixels of which a value is not a measurement: NaN, infinity, nodata."""
     nodata: float | None = None
     """What the file's own tag says."""
     shared: dict[float, int] = Field(default_factory=dict)
@@ -445,7 +445,7 @@ class Oddities:
         yield from self._twins()
 
     def _of_validity(self, modality: Modality, forms: Sequence[StoredForm]) -> Iterator[str]:
-        """What is no measurement, and what may be none."""
+        """What is not a measurement, and what may be none."""
         name = modality.name
         gone, pixels = sum(form.invalid for form in forms), sum(form.pixels for form in forms)
         if gone:
@@ -461,7 +461,7 @@ class Oddities:
         for value, count in sorted(self._shared[name].items()) if is_own else ():
             yield (
                 f"'{name}': {count} of {pixels} pixels ({100 * count / pixels:.2g} %) hold {value:.7g}, far from all "
-                f"others; if that is no measurement, prepare with --nodata {name}={value:.7g}"
+                f"others; if that is not a measurement, prepare with --nodata {name}={value:.7g}"
             )
 
     def _add_size(self, path: str, facts: FileFacts) -> None:

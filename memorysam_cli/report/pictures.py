@@ -357,7 +357,7 @@ def _stripes(shape: tuple[int, ...]) -> Picture:
 
 
 def _ignored(mask: Mask, classes: int) -> NDArray[np.bool_]:
-    """Where the mask says 255 and 255 is no class."""
+    """Where the mask says 255 and 255 is not a class."""
     return np.asarray((mask == IGNORE) & (classes <= IGNORE))
 
 
@@ -502,7 +502,7 @@ def parse_gallery(document: Any, *, where: str) -> Gallery:
             raise ValueError
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{where}: is no gallery of this version of memorysam; run `memorysam evaluate` again to make it anew"
+            f"{where}: is not a gallery of this version of memorysam; run `memorysam evaluate` again"
         ) from error
     return gallery
 

@@ -65,7 +65,7 @@ def prepare(memorysam: Program, root: Path, *more: object, **sensors: str) -> En
 
 
 def gap(values: np.ndarray, value: float) -> np.ndarray:
-    """The upper quarter is no measurement."""
+    """The upper quarter is not a measurement."""
     values[: SIDE // 4] = value
     return values
 
@@ -136,7 +136,7 @@ def test_a_label_s_tag_that_names_a_class_is_noted(
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("dept=1", "'dept' is no --modality"),
+        ("dept=1", "'dept' is not a --modality"),
         ("depth=none", "'none' must be a number such as 65535, nan or inf"),
         ("depth", "must be NAME=VALUE"),
     ],
