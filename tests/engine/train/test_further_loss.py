@@ -150,7 +150,7 @@ def test_a_term_is_seen_everywhere(
     assert {"loss", "ohem", "spmm", "z_loss", "drift"} <= drawn
     assert {"train/z_loss", "train/drift", "train/spmm"} <= tracked
     charts = run_pages.gather_training(run.path)["charts"]
-    assert [chart.title for chart in charts][:4] == ["Loss", "SPMM loss", "z_loss loss", "drift loss"]
+    assert [chart.title for chart in charts][:4] == ["Loss", "SPMM loss", "Z loss", "Drift loss"]
     # In processes that have not loaded the file: what is only looked at needs no code.
     answer = json.loads(program("watch", run.path, "--json", cwd=tmp_path).stdout)
     assert list(answer["latest"])[:4] == ["loss", "spmm", "z_loss", "drift"]
