@@ -81,7 +81,7 @@ def test_help_is_fast_and_imports_nothing_heavy(fastest: Callable[..., float]) -
     assert fastest(lambda: memorysam("--help")) < 0.3
 
 
-def test_the_catalogue_is_complete() -> None:
+def test_the_catalog_is_complete() -> None:
     assert list(app.COMMANDS) == [
         *("prepare", "check", "plan", "train", "watch", "evaluate", "predict", "convert", "report", "demo", "recipes"),
         *("weights", "export", "card", "bench", "doctor"),

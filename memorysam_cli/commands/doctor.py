@@ -34,4 +34,4 @@ def doctor(json: options.Json = False, verbose: options.Verbose = False, quiet: 
     console.say(f"{counts['ok']} ok, {counts['warning']} warning(s), {counts['problem']} problem(s)")
     if counts["problem"]:
         names = ", ".join(each.name for each in found if each.state == "problem")
-        raise EnvironmentFault(f"doctor: {counts['problem']} problem(s): {names}; the remedies stand above")
+        raise EnvironmentFault(f"doctor: {counts['problem']} problem(s): {names}; see the fixes above")

@@ -152,7 +152,7 @@ def command_of(name: str) -> Callable[..., None]:
             drop_incomplete=drop_incomplete,
             headers_only=headers_only,
             max_pixels=max_pixels,
-            measure=measuring(max_pixels=max_pixels, normalise=False) if measure else None,
+            measure=measuring(max_pixels=max_pixels, normalize=False) if measure else None,
         )
 
     return prepare
@@ -196,7 +196,7 @@ def folder(
     ] = None,
     palette: Annotated[
         Literal["given", "safe"],
-        typer.Option(help="Colours of --classes as given, or such that the color-blind tell them apart."),
+        typer.Option(help="Colors of --classes as given, or such that the color-blind tell them apart."),
     ] = "given",
     split: Annotated[
         Named, typer.Option("--split", metavar="SHARES|NAME=FILE", help="0.8/0.1/0.1, or a list of scenes per split.")
@@ -250,7 +250,7 @@ def folder(
     tolerance: words.Tolerance = None,
     times: words.Times = None,
     ignore: Annotated[
-        list[int] | None, typer.Option(metavar="VALUE", help="Label value that counts nowhere, else 255 (repeatable).")
+        list[int] | None, typer.Option(metavar="VALUE", help="Label value to ignore, else 255 (repeatable).")
     ] = None,
     label_shift: Annotated[
         int, typer.Option(min=-65535, max=65535, metavar="N", help="Added to label values, as -1 for 1..K.")
@@ -301,7 +301,9 @@ def folder(
     patterns = words.patterns(modality or [])
     span = words.nanoseconds(tolerance, pair=pair, times=times or [])
     if measure and stored:
-        raise UsageError("--measure and --stored exclude each other; give one, or neither to measure what is no photo")
+        raise UsageError(
+            "--measure and --stored exclude each other; give one, or neither to measure what is not a photo"
+        )
     if labels is None and class_file is not None:
         raise UsageError("--classes: without --labels there is nothing to name; give both, or neither to predict only")
     chosen = words.channels(words.pairs("--channels", channels, known=patterns))
@@ -338,7 +340,7 @@ def folder(
         drop_incomplete=drop_incomplete,
         headers_only=headers_only,
         max_pixels=max_pixels,
-        measure=measuring(max_pixels=max_pixels, normalise=True, names=measured) if measured else None,
+        measure=measuring(max_pixels=max_pixels, normalize=True, names=measured) if measured else None,
         notes=found.notes,
         laws=found.laws,
         shows_choices=True,
@@ -372,7 +374,7 @@ def manifest(
         drop_incomplete=drop_incomplete,
         headers_only=headers_only,
         max_pixels=max_pixels,
-        measure=measuring(max_pixels=max_pixels, normalise=False) if measure else None,
+        measure=measuring(max_pixels=max_pixels, normalize=False) if measure else None,
         accepts_edits=True,
     )
 
@@ -386,7 +388,7 @@ def hha(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="Where to, below ROOT.")] = Path("hha"),
     depth_scale: Annotated[
         float | None,
-        typer.Option("--depth-scale", metavar="X", help="Metres per unit (else 0.001, for floating point 1)."),
+        typer.Option("--depth-scale", metavar="X", help="Meters per unit (else 0.001, for floating point 1)."),
     ] = None,
     farthest: Annotated[
         float | None, typer.Option("--farthest", metavar="M", help="What is farther counts as not measured.")

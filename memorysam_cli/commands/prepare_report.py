@@ -155,7 +155,7 @@ def agree(proposal: Proposal, found: FolderSurvey, typed_words: Sequence[str], *
 
 
 def measuring(
-    *, max_pixels: int | None, normalise: bool, names: Sequence[str] | None = None
+    *, max_pixels: int | None, normalize: bool, names: Sequence[str] | None = None
 ) -> Callable[[Manifest], DatasetInfo]:
     """What ``--measure`` does with a data set: its training split's statistics go into what it is.
 
@@ -171,7 +171,7 @@ def measuring(
 
         with console.progress(len(statistics.measured_scenes(found)), "measure") as bar:
             values = statistics.measure(found, names=names, max_pixels=max_pixels, advance=bar.advance)
-        return statistics.with_statistics(found.info, values, normalise=normalise)
+        return statistics.with_statistics(found.info, values, normalize=normalize)
 
     return measure
 
@@ -272,15 +272,15 @@ def _show_classes(report: CheckReport) -> None:
     from memorysam_cli.report import console
 
     totals = {split: sum(counts) for split, counts in report.pixels.items()}
-    labelled = {split: total for split, total in totals.items() if total}
-    if not labelled:
+    labeled = {split: total for split, total in totals.items() if total}
+    if not labeled:
         return
     shares = [
-        [f"{100 * report.pixels[split][row] / total:.3f}" for split, total in labelled.items()]
+        [f"{100 * report.pixels[split][row] / total:.3f}" for split, total in labeled.items()]
         for row in range(len(report.classes) + 1)
     ]
     console.table(
-        ["class", *(f"{split} %" for split in labelled)],
+        ["class", *(f"{split} %" for split in labeled)],
         [[name, *row] for name, row in zip((*report.classes, "(ignored)"), shares, strict=True)],
         title=f"{report.dataset}: share of the labeled pixels",
     )

@@ -13,7 +13,7 @@ from memorysam_cli.errors import UsageError
 SCHEMA_VERSION = 1
 EXAMPLES = [
     ("report --open", "the newest run, in the browser"),
-    ("report runs/latest/evaluate/val --out val.html", "an evaluation, as an artefact"),
+    ("report runs/latest/evaluate/val --out val.html", "an evaluation, as an artifact"),
     ("report runs/a runs/b", "two runs, class by class"),
     ("report ./masks", "a prediction"),
 ]
@@ -24,7 +24,7 @@ def report(
         list[Path] | None,
         typer.Argument(
             metavar="[FOLDER [FOLDER]]",
-            help="Of a run, an evaluation or a prediction; two: compared.",
+            help="Folder of a run, an evaluation or a prediction; two folders are compared.",
             autocompletion=options.runs,
             callback=options.must_exist(UsageError),
         ),

@@ -1,6 +1,6 @@
 """Scenes: where they lie, how they become tensors.
 
-``DATASETS`` is the catalogue: plain strings, so that listing it loads nothing. A new data set is one declaration in
+``DATASETS`` is the catalog: plain strings, so that listing it loads nothing. A new data set is one declaration in
 ``data/datasets/``, a :class:`~memorysam_cli.data.layout.DatasetLayout`, one line here and one test.
 """
 
@@ -32,13 +32,13 @@ DATASETS: dict[str, str] = {
 
 
 def layout_of(name: str) -> DatasetLayout:
-    """The layout of a catalogued data set.
+    """The layout of a cataloged data set.
 
     Raises:
-        UsageError: the catalogue has no such name.
+        UsageError: the catalog has no such name.
     """
     if name not in DATASETS:
-        raise UsageError(f"'{name}' is no known data set{did_you_mean(name, DATASETS)}")
+        raise UsageError(f"'{name}' is not a known data set{did_you_mean(name, DATASETS)}")
     module, _, attribute = DATASETS[name].partition(":")
     found: DatasetLayout = getattr(importlib.import_module(module), attribute)
     return found
@@ -53,6 +53,6 @@ def published_info(name: str) -> DatasetInfo:
     """What a published data set is, with all modalities that it may have, without its folder.
 
     Raises:
-        UsageError: the catalogue has no such name.
+        UsageError: the catalog has no such name.
     """
     return layout_of(name).published_info

@@ -57,7 +57,7 @@ class FileFacts(Strict):
     """The least valid stored value; None where the header alone was read, for labels, and where no pixel is valid."""
     high: float | None = None
     invalid: int = 0
-    """Pixels of which a value is no measurement: NaN, infinity, nodata."""
+    """Pixels of which a value is not a measurement: NaN, infinity, nodata."""
     nodata: float | None = None
     """What the file's own tag says."""
     shared: dict[float, int] = Field(default_factory=dict)
@@ -181,7 +181,7 @@ class Reader:
                 max_pixels=self.max_pixels,
             )
             counts = class_histogram(label)
-            if not self.info.label.colours:
+            if not self.info.label.colors:
                 raw = decode.raw_label(path, self.info.label, max_pixels=self.max_pixels)
                 refuse_changed(path, raw_histogram(raw, self.info.label), counts)
             return form.model_copy(update={"pixels": counts})
@@ -428,7 +428,7 @@ class Oddities:
             self._add_size(scene.label, label)
             if set(label.pixels) == {IGNORE}:
                 self._empty.append(scene.label)
-            if self.info.label.colours and IGNORE in label.pixels:
+            if self.info.label.colors and IGNORE in label.pixels:
                 self._strangers[scene.label] = label.pixels[IGNORE]
 
     def stored(self) -> dict[str, tuple[StoredForm, ...]]:
@@ -461,7 +461,7 @@ class Oddities:
         yield from self._twins()
 
     def remarks(self) -> Iterator[str]:
-        """What was declared to be no measurement, a line for each sensor."""
+        """What was declared not to be a measurement, a line for each sensor."""
         for modality in self.info.modalities:
             if modality.nodata:
                 yield from self._gaps(modality, self.stored()[modality.name])
@@ -480,7 +480,7 @@ class Oddities:
             )
 
     def _of_validity(self, modality: Modality, forms: Sequence[StoredForm]) -> Iterator[str]:
-        """What is no measurement though nobody declared it, and what may be none."""
+        """What is not a measurement though nobody declared it, and what may be none."""
         name, pixels = modality.name, sum(form.pixels for form in forms)
         if not modality.nodata:
             yield from self._gaps(modality, forms)
@@ -493,7 +493,7 @@ class Oddities:
             )
             yield (
                 f"'{name}': {count} of {pixels} pixels ({100 * count / pixels:.2g} %) hold {value:.7g}, {why}; if that "
-                f"is no measurement, prepare with --nodata {name}={value:.7g}"
+                f"is not a measurement, prepare with --nodata {name}={value:.7g}"
             )
 
     def _add_size(self, path: str, facts: FileFacts) -> None:

@@ -74,10 +74,10 @@ def _listed(layout: DatasetLayout, *, folder: Path, root: Path) -> Manifest:
     """The unwritten manifest of a folder."""
     scenes = tuple(layout.survey(folder, root))
     info = layout.info(folder)
-    labelled = {scene.split for scene in scenes if scene.label is not None}
+    labeled = {scene.split for scene in scenes if scene.label is not None}
     # Labels that a layout calls hidden may have been published since.
-    hidden = tuple(split for split in info.unlabelled if split not in labelled)
-    update = {"root": relative(folder, root).as_posix(), "unlabelled": hidden}
+    hidden = tuple(split for split in info.unlabeled if split not in labeled)
+    update = {"root": relative(folder, root).as_posix(), "unlabeled": hidden}
     return Manifest(root=root, info=info.model_copy(update=update), scenes=scenes)
 
 
@@ -92,7 +92,9 @@ def find_target(root: Path, *, dataset: str | None = None) -> Manifest:
         DataError: none, or more than one; says which, and what to type.
     """
     if not root.is_dir():
-        raise DataError(f"{root}: {'is no folder' if root.exists() else 'does not exist'}; name the folder of the data")
+        raise DataError(
+            f"{root}: {'is not a folder' if root.exists() else 'does not exist'}; name the folder of the data"
+        )
     prepared = manifests.prepared(root)
     if dataset in prepared or (dataset is None and len(prepared) == 1):
         return manifests.read_unsigned(root, dataset or prepared[0])

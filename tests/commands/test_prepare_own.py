@@ -82,11 +82,11 @@ def test_six_sensors_in_five_formats_are_prepared_trained_evaluated_and_predicte
 
 
 LABEL = np.repeat([[0, 1, 1, 2]], 4, axis=0).astype(np.uint8).repeat(8, axis=0).repeat(8, axis=1)  # 32 × 32
-COLOURS = np.array([(0, 0, 0, 255), (0, 200, 0, 255), (0, 0, 200, 255)], np.uint8)
+COLORS = np.array([(0, 0, 0, 255), (0, 200, 0, 255), (0, 0, 200, 255)], np.uint8)
 CLASSES = {"plain": "left\nmiddle\nright\n", "camvid": "name,r,g,b\nleft,0,0,0\nmiddle,0,200,0\nright,0,0,200\n"}
 LABEL_FORMS = {
-    "rgba": (COLOURS[LABEL], "plain", "is in color; give each class its color in the class list"),
-    "rgba with CamVid's list": (COLOURS[LABEL], "camvid", None),
+    "rgba": (COLORS[LABEL], "plain", "is in color; give each class its color in the class list"),
+    "rgba with CamVid's list": (COLORS[LABEL], "camvid", None),
     "indexed": (LABEL, "plain", None),
     "void": (np.full_like(LABEL, 255), "plain", "no labeled pixel in 'train'"),
 }
@@ -96,7 +96,7 @@ LABEL_FORMS = {
 def test_labels_mean_what_they_say_or_are_refused(form: str, memorysam: Program, tmp_path: Path) -> None:
     stored, classes, refusal = LABEL_FORMS[form]
     for number in range(4):
-        images.write_png(tmp_path / f"own/images/{number}.png", COLOURS[LABEL][..., :3])
+        images.write_png(tmp_path / f"own/images/{number}.png", COLORS[LABEL][..., :3])
         images.write_png(tmp_path / f"own/masks/{number}.png", stored)
         if form == "indexed":
             picture = Image.fromarray(stored, "L")
@@ -141,7 +141,7 @@ def test_a_missing_file_ends_with_3_or_4(memorysam: Program, own: Path) -> None:
 
 def test_without_labels_a_data_set_can_be_predicted_and_training_says_why_not(memorysam: Program, own: Path) -> None:
     assert memorysam("prepare", "folder", own, *sensors("rgb"), "--name", "drive").code == 0
-    assert manifests.read(own, "drive").info.unlabelled == ("test",)
+    assert manifests.read(own, "drive").info.unlabeled == ("test",)
     ended = memorysam("train", "--data", own)
     assert ended.code == 3 and "prepared without labels and can only be predicted" in ended.err
 
@@ -161,8 +161,8 @@ def test_values_and_lists_are_taken_from_files_below_the_root(memorysam: Program
 
 REFUSALS = {
     "no kind": (["--modality", "x=images/**/*.jpg"], 2, "--modality x: its name tells no kind; say --kind x=KIND"),
-    "an unknown kind": ([*sensors("rgb"), "--kind", "rgb=rbg"], 2, "'rbg' is no kind; did you mean 'rgb'?"),
-    "an option for no sensor": ([*sensors("rgb"), "--scale", "dept=1"], 2, "'dept' is no --modality"),
+    "an unknown kind": ([*sensors("rgb"), "--kind", "rgb=rbg"], 2, "'rbg' is not a kind; did you mean 'rgb'?"),
+    "an option for no sensor": ([*sensors("rgb"), "--scale", "dept=1"], 2, "'dept' is not a --modality"),
     "no pattern": (["--modality", "rgb"], 2, "--modality rgb: must be NAME=VALUE"),
     "a sensor twice": ([*sensors("rgb"), *sensors("rgb")], 2, "'rgb' is given twice"),
     "a name that is reserved": (["--modality", "all=images/**/*.jpg"], 2, "'all' means all modalities"),
@@ -171,7 +171,7 @@ REFUSALS = {
     "an empty list": (
         [*sensors("rgb"), *LABELS, "--split", "train=classes.txt"],
         3,
-        "classes.txt:1: 'ground' is no scene",
+        "classes.txt:1: 'ground' is not a scene",
     ),
     "nothing that matches": (["--modality", "rgb=images/*.png"], 3, "no file matches 'images/*.png' (saw in images/: "),
     "classes without labels": ([*sensors("rgb"), "--classes", "classes.txt"], 2, "give both, or neither"),
@@ -284,11 +284,11 @@ def test_hha_is_made_once_and_can_be_prepared(memorysam: Program, own: Path) -> 
         ([*HHA, "--gravity", "0,0,0"], 2, "--gravity 0,0,0: has no direction"),
         ([*HHA, "--nearest", "-1"], 2, "--nearest -1.0: must be a number above 0"),
         (["--depth", "depth/**/*_depth.png", "--camera", "500,500,320,240"], 2, "lies outside"),
-        (["--depth", "colour/*.png", "--camera", "50,50,28,20"], 3, "has 3 channels that differ; depth has one"),
+        (["--depth", "color/*.png", "--camera", "50,50,28,20"], 3, "has 3 channels that differ; depth has one"),
     ],
 )
 def test_hha_refuses(memorysam: Program, own: Path, arguments: list[str], code: int, said: str) -> None:
-    images.write_png(own / "colour/1.png", np.tile(np.uint8([1, 2, 3]), (40, 56, 1)))
+    images.write_png(own / "color/1.png", np.tile(np.uint8([1, 2, 3]), (40, 56, 1)))
     ended = memorysam("prepare", "hha", own, *arguments)
     assert ended.code == code and said in ended.err, ended.err
     assert not list((own / "hha").rglob("*.png"))
@@ -304,7 +304,7 @@ def test_hha_of_a_known_scene(memorysam: Program, tmp_path: Path) -> None:
 def test_what_was_assumed_is_in_the_answer_too(memorysam: Program, own: Path) -> None:
     ended = memorysam("prepare", "folder", own, *sensors("rgb", "ir"), *LABELS, "--json")
     assert ended.code == 0, ended.err
-    (line,) = [line for line in ended.answer["warnings"] if line.startswith("'ir' is taken for kind 'thermal'")]
+    (line,) = [line for line in ended.answer["warnings"] if line.startswith("'ir' is treated as kind 'thermal'")]
     assert ended.err.count(line) == 1
 
 
@@ -561,7 +561,10 @@ def test_two_sensors_of_one_raster_are_prepared_trained_and_predicted(
         (["--bands", "s2=0,1,2"], "bands are counted from 1, as GDAL does; there is no band 0"),
         (["--bands", "s2=4,3"], "give one or three bands, such as 4,3,2 or B4,B3,B2"),
         (["--bands", "s2=4,3,2", "--channels", "s2=3,2,1"], "--channels s2=… is given as well"),
-        (["--modality", "x=s2/*.npy", "--bands", "x=3,2,1"], "s2/0.npy is no raster (TIFF); --channels x=… takes its"),
+        (
+            ["--modality", "x=s2/*.npy", "--bands", "x=3,2,1"],
+            "s2/0.npy is not a raster (TIFF); --channels x=… takes its",
+        ),
     ],
 )
 def test_no_one_is_off_by_one(options: list[str], said: str, memorysam: Program, rasters_of_five_bands: Path) -> None:

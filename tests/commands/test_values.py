@@ -65,7 +65,7 @@ def prepare(memorysam: Program, root: Path, *more: object, **sensors: str) -> En
 
 
 def gap(values: np.ndarray, value: float) -> np.ndarray:
-    """The upper quarter is no measurement."""
+    """The upper quarter is not a measurement."""
     values[: SIDE // 4] = value
     return values
 
@@ -151,7 +151,7 @@ def test_a_label_s_tag_that_names_a_class_is_noted(
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("dept=1", "'dept' is no --modality"),
+        ("dept=1", "'dept' is not a --modality"),
         ("depth=none", "'none' must be a number such as 65535, nan or inf"),
         ("depth", "must be NAME=VALUE"),
     ],
@@ -219,7 +219,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     here = tmp_path_factory.mktemp("values")
     root = write(here / "own", depth=(".png", depth))
-    write(here / "metres", depth=(".npy", lambda number: (depth(number) / 1000).astype(np.float32)))
+    write(here / "meters", depth=(".npy", lambda number: (depth(number) / 1000).astype(np.float32)))
     write(here / "far", depth=(".png", lambda number: (depth(number) * 10).astype(np.uint16)))
     command = ["prepare", "folder", str(root), "-m", "rgb=rgb/*.png", "-m", "depth=depth/*.png", "--name", "own"]
     assert app.run([*command, "--labels", "masks/*.png", "--classes", "classes.txt", "--split", "0.5/0.5", "-q"]) == 0
@@ -236,7 +236,7 @@ def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 KNOWN = "'depth': the weights were trained on uint16 80"
 """The rest of the range is by the drawn pixels: 800 to 4029."""
-STRANGE = {"metres": "these scenes hold float32 0.8", "far": "these scenes hold uint16 800"}
+STRANGE = {"meters": "these scenes hold float32 0.8", "far": "these scenes hold uint16 800"}
 
 
 @pytest.mark.parametrize("scenes", ["own", *STRANGE])
@@ -257,16 +257,16 @@ def test_predict_compares_the_scenes_with_the_training_s(scenes: str, memorysam:
 
 @pytest.mark.parametrize("command", ["evaluate", "train"])
 def test_evaluate_and_train_compare_too(command: str, memorysam: Program, place: Path) -> None:
-    assert prepare(memorysam, place / "metres", "-q", depth="depth/*.npy").code == 0
+    assert prepare(memorysam, place / "meters", "-q", depth="depth/*.npy").code == 0
     tiny = ("model.backbone=nano", "data.image_size=32", "data.workers=0", "train.batch=2", "train.max_steps=1")
     arguments = {
-        "evaluate": ("evaluate", "--weights", "w.safetensors", "--data", "metres", "--workers", 0, "--out", "e"),
+        "evaluate": ("evaluate", "--weights", "w.safetensors", "--data", "meters", "--workers", 0, "--out", "e"),
         "train": (
             "train",
             "--init",
             "w.safetensors",
             "--data",
-            "metres",
+            "meters",
             *(word for key in tiny for word in ("--set", key)),
         ),
     }[command]
@@ -291,8 +291,8 @@ def test_a_card_of_before_cannot_warn_and_loads(memorysam: Program, place: Path)
     info = manifests.read(place / "own", "own").info
     save_weights(place / "old.safetensors", info, modalities=("rgb", "depth"))
     assert read_card(place / "old.safetensors").dataset.ranges == {}
-    (place / "metres/masks").rename(place / "labels")
-    ended = memorysam("predict", "metres", "--weights", "old.safetensors", "--workers", 0, "--out", "a", "--strict")
+    (place / "meters/masks").rename(place / "labels")
+    ended = memorysam("predict", "meters", "--weights", "old.safetensors", "--workers", 0, "--out", "a", "--strict")
     assert ended.code == 0 and "trained on" not in ended.err
 
 

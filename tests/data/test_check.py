@@ -393,7 +393,7 @@ def test_a_turned_jpeg_is_noted(listed: Manifest) -> None:
 def test_a_split_without_published_labels_needs_none(listed: Manifest) -> None:
     scenes = tuple(replace(scene, label=None) if scene.split == "val" else scene for scene in listed.scenes)
     assert check(replace(listed, scenes=scenes)).problems[0].count == 2
-    info = listed.info.model_copy(update={"unlabelled": ("val",)})
+    info = listed.info.model_copy(update={"unlabeled": ("val",)})
     report = check(replace(listed, scenes=scenes, info=info))
     assert report.problems == ()
     assert sum(report.pixels["val"]) == 0
@@ -417,7 +417,7 @@ def test_the_check_refuses_exactly_what_training_could_not_read(
 ) -> None:
     path = tmp_path / "x.npy"
     np.save(path, np.ones(shape, dtype))
-    info = listed.info.model_copy(update={"modalities": (modality,), "unlabelled": ("train",)})
+    info = listed.info.model_copy(update={"modalities": (modality,), "unlabeled": ("train",)})
     scene = Scene("a", "train", None, None, {"x": ("x.npy",)}, None)
     problems = check(Manifest(tmp_path, info, (scene,))).problems
     try:

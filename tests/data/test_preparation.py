@@ -231,7 +231,7 @@ def test_the_json_is_the_documented_object(tmp_path: Path) -> None:
 
 def test_labels_that_a_layout_calls_hidden_count_once_they_are_there(tmp_path: Path) -> None:
     folder = write_tree("muses", tmp_path / "MUSES")
-    assert preparation.survey("muses", tmp_path).info.unlabelled == ("test",)
+    assert preparation.survey("muses", tmp_path).info.unlabeled == ("test",)
     frames = sorted((folder / "frame_camera" / "test").rglob("*.png"))
     label = next((folder / "gt_semantic" / "val").rglob("*.png")).read_bytes()
     for number, frame in enumerate(frames):

@@ -31,7 +31,7 @@ BENCHMARKS = {
 LEVEL_OF = {"drop": "dropped", "zero": "zeroed"}
 """What the one level of a benchmark ``any`` is called where it has no name, by what a missing sensor was."""
 ANY = Modality(name="any", kind="depth")
-"""Of a file whose meaning is not known any more: only what it says itself is no measurement."""
+"""Of a file whose meaning is not known any more: only what it says itself is not a measurement."""
 GRAY = [128, 128, 128]
 SHOWN_SCENES = 12
 """Of the gallery, spread evenly over the prediction."""
@@ -209,7 +209,7 @@ def _sensors(folder: Path, report: Facts) -> list[Facts]:
         # A result of other weights or scenes that stayed in the folder compares with nothing here.
         if all(part.get(key) == report.get(key) for key in ("weights_sha256", "split_sha256", "protocol")):
             rows.append(row)
-    groups = [{"title": "Sensors and ways of looking", "note": "", "rows": _descending(rows)}] if len(rows) > 1 else []
+    groups = [{"title": "Sensors and settings", "note": "", "rows": _descending(rows)}] if len(rows) > 1 else []
     return groups + _benchmarks(folder, digest=report["weights_sha256"])
 
 
@@ -361,18 +361,18 @@ def _shares(classes: Sequence[Facts], *, others: int) -> list[Facts]:
     return [{**each, "pixels": each.get("pixels", 0), "share": 100 * each.get("pixels", 0) / total} for each in classes]
 
 
-def _prediction_scene(folder: Path, line: Facts, report: Facts, *, palette: Sequence[pictures.Colour]) -> Facts:
+def _prediction_scene(folder: Path, line: Facts, report: Facts, *, palette: Sequence[pictures.Color]) -> Facts:
     """A scene's sensors as far as their files are still there, its mask, and its confidence if that was kept."""
     layers, root = [], _inputs_root(report)
     for name, paths in line["inputs"].items():
         shown = _frame(root / _inside(paths[0]))
         layers += [] if shown is None else [_layer(name, name, shown, kind="jpeg")]
     mask = _map(folder / _inside(line["mask"]))
-    layers.append(_layer("prediction", "Prediction", pictures.colour(pictures.shrunk(mask), palette), kind="png"))
+    layers.append(_layer("prediction", "Prediction", pictures.paint(pictures.shrunk(mask), palette), kind="png"))
     if "confidence" in line:
         sure = pictures.shrunk(_map(folder / _inside(line["confidence"])))
         layers.append(_layer("confidence", "Confidence", pictures.heat((sure / 255).astype(np.float32)), kind="png"))
-    missing = [] if len(layers) > 1 else ["its sensors' files are not there any more"]
+    missing = [] if len(layers) > 1 else ["its sensors' files no longer exist"]
     size = f"{line['size'][1]} × {line['size'][0]}"
     return folders.scene(line["id"], [size, *missing], layers)
 

@@ -72,7 +72,7 @@ def write(folder: Sequence[Path], *, out: Path | None = None) -> WrittenReport:
     size = len(text.encode())
     if size > pages.MOST_BYTES:
         console.warn(
-            f"{path}: has {megabytes(size, decimals=0)}, for it has very many classes; mail and CI may refuse it"
+            f"{path}: has {megabytes(size, decimals=0)}, because it has very many classes; mail and CI may refuse it"
         )
     atomic.write_text(path, text)
     return WrittenReport(facts["kind"], path, size)
@@ -80,8 +80,6 @@ def write(folder: Sequence[Path], *, out: Path | None = None) -> WrittenReport:
 
 ChartPlan = tuple[str, str, str, tuple[str, ...]]
 """Name, title, unit, and which values of ``metrics.jsonl`` a chart shows."""
-TERMS = {"spmm": ("SPMM loss", "before its weight")}
-"""Losses whose charts have another title than their name, and a unit."""
 CHARTS: tuple[ChartPlan, ...] = (
     ("miou", "Validation", "%", ("miou", "miou_native", "mf1", "macc")),
     ("lr", "Learning rate", "", ("lr",)),
@@ -148,7 +146,7 @@ def charts_of(terms: Sequence[str]) -> list[ChartPlan]:
     """
     first, *further = terms
     losses: list[ChartPlan] = [("loss", "Loss", "", ("loss", first))]
-    losses += [(name, *TERMS.get(name, (f"{name} loss", "")), (name,)) for name in further]
+    losses += [(name, *figures.term_title(name), (name,)) for name in further]
     return [*losses, *CHARTS]
 
 

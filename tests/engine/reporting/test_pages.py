@@ -29,7 +29,7 @@ from ..stand_ins import CLASSES, PALETTE, write_data
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'\u202e\x1b[2J\udcff.png"
 SHOWN = "</script><img src=x onerror=alert(1)>\"'\\u202e\\x1b[2J\\udcff.png"
-"""The same as people may see it: still words, and nothing that turns, drives a terminal, or is no text."""
+"""The same as people may see it: still words, and nothing that turns, drives a terminal, or is not text."""
 VOID = {"meta", "img", "input", "br", "wbr", "rect", "line", "path", "circle", "link"}
 
 
@@ -374,7 +374,7 @@ def test_other_ways_of_looking_are_labeled_beside_parts_of_the_sensors(evaluatio
     words = told(evaluation).words
     for name in ("img+depth (test-time augmentation)", "img+depth (tiled)", "img+depth (bf16)"):
         assert name in words
-    assert "other" not in words.partition("Sensors and ways of looking")[2].partition("Scenes")[0]
+    assert "other" not in words.partition("Sensors and settings")[2].partition("Scenes")[0]
 
 
 def test_what_does_not_compare_is_refused(evaluation: Path, tmp_path: Path) -> None:
