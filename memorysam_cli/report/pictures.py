@@ -150,12 +150,14 @@ def as_picture(frame: NDArray[np.generic]) -> Picture:
     """Any modality's frame as a picture: 8-bit as it is, others stretched from their 1st to 99th percentile.
 
     Args:
-        frame: (H, W) or (H, W, 3); uint8, uint16 or float. Zeros (no measurement) do not set the range.
+        frame: (H, W) or (H, W, C); uint8, uint16 or float. Zeros (no measurement) do not set the range. Of more than
+            three channels the first three are shown, of fewer the last one fills up.
 
     Returns:
         (H, W, 3).
     """
-    spread = frame if frame.ndim == 3 else np.repeat(frame[..., None], 3, axis=2)
+    channels = frame[..., None] if frame.ndim == 2 else frame
+    spread = channels[..., [min(place, channels.shape[2] - 1) for place in range(3)]]
     if spread.dtype == np.uint8:
         return spread.astype(np.uint8)
     values = spread.astype(np.float32)
