@@ -285,6 +285,7 @@ def folder(
     from memorysam_cli.data.own.classes import read_classes
     from memorysam_cli.data.own.folder import FolderRequest, survey
     from memorysam_cli.data.own.patterns import Pattern
+    from memorysam_cli.data.own.proposal import survey_proposed
     from memorysam_cli.data.own.sensors import names_to_measure
 
     class_file = None if classes is None else words.existing("--classes ", classes, root)
@@ -327,11 +328,13 @@ def folder(
         nodata=words.nodata(nodata, known=patterns),
         measured="all" if measure else "none" if stored else "others",
     )
-    found = survey(root, request)
-    if proposal is not None:
+    if proposal is None:
+        found = survey(root, request)
+    else:
         typed = words.given(context, but=("modality", "labels", "classes", "kind", "channels", "bands", "yes", "json"))
+        found, pairing = (survey(root, request), []) if "--pair" in typed else survey_proposed(root, request)
         counted = [*words.options("--channels", channels), *words.options("--bands", bands)]
-        more = [*words.options("--kind", kind), *counted, *typed]
+        more = [*words.options("--kind", kind), *counted, *typed, *pairing]
         agree(proposal, found, [*proposal.words(), *more], is_agreed=yes, json=json)
     measured = names_to_measure(found.manifest.info.modalities, request.measured)
     check_and_write(
