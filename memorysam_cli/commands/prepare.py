@@ -16,7 +16,7 @@ import typer
 from memorysam_cli.commands import prepare_options as words
 from memorysam_cli.commands.options import Json, Quiet, Verbose, begin, must_exist
 from memorysam_cli.commands.prepare_options import DropIncomplete, ExistingRoot, HeadersOnly, MaxPixels, Root
-from memorysam_cli.commands.prepare_report import agree, check_and_write, measuring, show_proposal
+from memorysam_cli.commands.prepare_report import agree, check_and_write, measuring, show_proposal, surveyed
 from memorysam_cli.data import DATASETS
 from memorysam_cli.errors import DataError, UsageError
 
@@ -285,7 +285,6 @@ def folder(
     from memorysam_cli.data.own.classes import read_classes
     from memorysam_cli.data.own.folder import FolderRequest, survey
     from memorysam_cli.data.own.patterns import Pattern
-    from memorysam_cli.data.own.proposal import survey_proposed
     from memorysam_cli.data.own.sensors import names_to_measure
 
     class_file = None if classes is None else words.existing("--classes ", classes, root)
@@ -332,7 +331,7 @@ def folder(
         found = survey(root, request)
     else:
         typed = words.given(context, but=("modality", "labels", "classes", "kind", "channels", "bands", "yes", "json"))
-        found, pairing = (survey(root, request), []) if "--pair" in typed else survey_proposed(root, request)
+        found, pairing = (survey(root, request), []) if "--pair" in typed else surveyed(root, request)
         counted = [*words.options("--channels", channels), *words.options("--bands", bands)]
         more = [*words.options("--kind", kind), *counted, *typed, *pairing]
         agree(proposal, found, [*proposal.words(), *more], is_agreed=yes, json=json)

@@ -10,18 +10,10 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from memorysam_cli.data.listing import SEPARATORS, by_suffix, may_be_labels, sample_names, walk
-from memorysam_cli.data.own.folder import (
-    PAIR_BY_TIME,
-    TOLERANCE_NS,
-    FolderRequest,
-    FolderSurvey,
-    TimesDifferError,
-    survey,
-)
 from memorysam_cli.data.own.patterns import OURS, SPLIT, Pattern
 from memorysam_cli.data.own.sensors import KINDS, told_kinds
 from memorysam_cli.dataset import Kind, word_of
@@ -137,27 +129,6 @@ def propose(
         | ({LABELS: tuple(sorted(known) or _files_of(groups))} if taken else {}),
         notes=(*notes, *label_notes, *name_notes, *channel_notes),
     )
-
-
-def survey_proposed(root: Path, request: FolderRequest) -> tuple[FolderSurvey, list[str]]:
-    """List the scenes of a proposal, by the nearest times where the files' names hold times that differ.
-
-    Args:
-        root: the data root.
-        request: the proposal's patterns, to be paired by name.
-
-    Returns:
-        The scenes; the options that pair them, none for names.
-
-    Raises:
-        DataError: as of :func:`~memorysam_cli.data.own.folder.survey`.
-        UsageError: the same.
-    """
-    try:
-        return survey(root, request), []
-    except TimesDifferError:
-        found = survey(root, replace(request, pair="nearest", tolerance_ns=TOLERANCE_NS))
-    return found, [word for option in PAIR_BY_TIME.items() for word in option]
 
 
 def _files_of(groups: Mapping[_Role, Sequence[str]]) -> list[str]:
