@@ -247,6 +247,20 @@ LACKS = (
 )
 
 
+def test_every_extra_that_a_page_or_a_message_names_exists() -> None:
+    """``pip`` only warns of one that does not, and installs nothing."""
+    known = set(tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"])
+    texts = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "memorysam_cli").rglob("*.py")]
+    named = {
+        (path.name, extra)
+        for path in texts
+        for found in re.findall(r"(?:memorysam|['\"]\.)\[([a-z,]+)\]", path.read_text("utf-8"))
+        for extra in found.split(",")
+    }
+    assert {path for path, _ in named} >= {"install.md", "export.md", "portable.py"}
+    assert sorted(each for each in named if each[1] not in known) == []
+
+
 def test_what_was_not_tried_stands_in_one_place() -> None:
     assert "## Not tried yet" in (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     assert not [page.name for page in PAGES if re.search(LACKS, page.read_text(encoding="utf-8"))]

@@ -11,7 +11,8 @@ from memorysam_cli.commands.options import Json, OptionalOut, Quiet, Verbose, We
 SCHEMA_VERSION = 1
 
 License = Annotated[
-    str, typer.Option("--license", metavar="ID", help="As the Hub names it, such as apache-2.0 or cc-by-nc-4.0.")
+    str,
+    typer.Option("--license", metavar="ID", help="License as the Hub names it, such as apache-2.0 or cc-by-nc-4.0."),
 ]
 EXAMPLES = [
     ("card runs/latest/checkpoints/best.safetensors", "read it"),

@@ -35,7 +35,7 @@ def check(
     dataset: Annotated[
         str | None,
         typer.Option(
-            "--dataset", metavar="NAME", help="Which one, where DATA holds several.", autocompletion=options.data_sets
+            "--dataset", metavar="NAME", help="Which data set, if DATA holds several.", autocompletion=options.data_sets
         ),
     ] = None,
     out: options.OptionalOut = None,

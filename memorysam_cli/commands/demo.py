@@ -17,7 +17,7 @@ EXAMPLES = [
 
 def demo(
     out: options.OptionalOut = None,
-    seed: Annotated[int, typer.Option(min=0, metavar="S", help="Another seed: other scenes, another training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="S", help="Seed of the scenes and of training.")] = 0,
     scenes: Annotated[int, typer.Option(min=40, metavar="N", help="How many scenes to render.")] = 240,
     overrides: options.Set = None,
     device: options.Device = "auto",

@@ -35,4 +35,4 @@ def doctor(json: options.Json = False, verbose: options.Verbose = False, quiet: 
     console.say(f"{counts['ok']} ok, {counted(counts['warning'], 'warning')}, {counted(counts['problem'], 'problem')}")
     if counts["problem"]:
         names = ", ".join(each.name for each in found if each.state == "problem")
-        raise EnvironmentFault(f"doctor: {counted(counts['problem'], 'problem')}: {names}; the remedies stand above")
+        raise EnvironmentFault(f"doctor: {counted(counts['problem'], 'problem')}: {names}; see the fixes above")

@@ -39,14 +39,16 @@ def export(
     modalities: Modalities = None,
     size: Annotated[
         str | None,
-        typer.Option("--size", metavar="PX|HxW", help="Of the images, multiples of 32 (else the training's)."),
+        typer.Option(
+            "--size", metavar="PX|HxW", help="Size of the images, in multiples of 32 (else that of training)."
+        ),
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, metavar="N", help="Scenes at once.")] = 1,
     dynamic: Annotated[
         str | None,
-        typer.Option("--dynamic", metavar="batch,size", help="What stays open in an ONNX file: any batch, any size."),
+        typer.Option("--dynamic", metavar="batch,size", help="What an ONNX file leaves open: any batch, any size."),
     ] = None,
-    half: Annotated[bool, typer.Option("--half", help="ONNX whose products are in float16: half the file.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="ONNX with float16 products: half the file size.")] = False,
     out: OptionalOut = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it exists.")] = False,
     json: Json = False,

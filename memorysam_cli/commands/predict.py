@@ -19,7 +19,7 @@ SCENES = (
     "prepared below --data."
 )
 EXAMPLES = [
-    ("predict ./photos --out ./masks --map img=rgb --color --overlay", "folders img/ and depth/ of one's own"),
+    ("predict ./photos --out ./masks --map img=rgb --color --overlay", "your own folders img/ and depth/"),
     (
         "predict ./data --out ./masks --split test --probabilities uint8 --threshold Sky=0.7",
         "a prepared data set, for other programs; unsure pixels are 255",
@@ -46,7 +46,7 @@ def predict(
     tile_overlap: options.TileOverlap = 0.25,
     renames: Annotated[
         list[str] | None,
-        typer.Option("--map", metavar="MODALITY=NAME", help="What your files call a modality (repeatable)."),
+        typer.Option("--map", metavar="MODALITY=NAME", help="Your files' name for a modality (repeatable)."),
     ] = None,
     modality: Annotated[
         list[str] | None,
@@ -68,15 +68,19 @@ def predict(
     ] = None,
     vector: Annotated[
         Literal["geojson", "gpkg"] | None,
-        typer.Option(help="Of a raster, also its classes' areas as polygons, beside --out."),
+        typer.Option(help="For a raster, also write the classes' areas as polygons beside --out."),
     ] = None,
     color: Annotated[bool, typer.Option("--color", help="Also paint each mask in its classes' colors.")] = False,
-    overlay: Annotated[bool, typer.Option("--overlay", help="Also blend colors over the image, with legend.")] = False,
-    legend: Annotated[bool, typer.Option("--legend", help="Also legend.png: every class and its color.")] = False,
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="Also write colors blended over the image, with a legend.")
+    ] = False,
+    legend: Annotated[bool, typer.Option("--legend", help="Also write legend.png: every class and its color.")] = False,
     confidence: Annotated[bool, typer.Option("--confidence", help="Also write each pixel's probability.")] = False,
     probabilities: Annotated[
         Literal["float16", "uint8"] | None,
-        typer.Option(help="Also every class's probability per pixel: NPZ, of a raster TIFF; uint8 is times 255."),
+        typer.Option(
+            help="Also write every class's probability per pixel: NPZ, or TIFF for a raster; uint8 is times 255."
+        ),
     ] = None,
     thresholds: Annotated[
         list[str] | None,
@@ -93,7 +97,7 @@ def predict(
         bool, typer.Option("--resume", help="Continue or begin; never replace another prediction, even a finished one.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Begin anew, also in a folder that holds other files.")
+        bool, typer.Option("--overwrite", help="Start over, even in a folder that holds other files.")
     ] = False,
     follow: Annotated[
         bool, typer.Option("--follow", help="Segment scenes as they arrive in SCENES, until Ctrl-C or --limit.")
@@ -123,7 +127,7 @@ def predict(
             "--batch",
             min=1,
             metavar="N",
-            help="Scenes of one size that are computed at once.",
+            help="Scenes per batch.",
             show_default="4; 1 with --follow",
         ),
     ] = None,
@@ -268,7 +272,7 @@ def predict_raster(
     for name, path in paths.items():
         if not path.is_file():
             raise DataError(
-                f"--modality {name}={path}: {'is no file' if path.exists() else 'does not exist'}; check it"
+                f"--modality {name}={path}: {'is not a file' if path.exists() else 'does not exist'}; check it"
             )
     job = raster.plan(
         weights, scene=scene, sources=paths, names=names, view=view, precision=precision, is_compiled=compiled,

@@ -250,7 +250,7 @@ def folder(
     tolerance: words.Tolerance = None,
     times: words.Times = None,
     ignore: Annotated[
-        list[int] | None, typer.Option(metavar="VALUE", help="Label value that counts nowhere, else 255 (repeatable).")
+        list[int] | None, typer.Option(metavar="VALUE", help="Label value to ignore, else 255 (repeatable).")
     ] = None,
     label_shift: Annotated[
         int, typer.Option(min=-65535, max=65535, metavar="N", help="Added to label values, as -1 for 1..K.")
@@ -301,7 +301,9 @@ def folder(
     patterns = words.patterns(modality or [])
     span = words.nanoseconds(tolerance, pair=pair, times=times or [])
     if measure and stored:
-        raise UsageError("--measure and --stored exclude each other; give one, or neither to measure what is no photo")
+        raise UsageError(
+            "--measure and --stored exclude each other; give one, or neither to measure what is not a photo"
+        )
     if labels is None and class_file is not None:
         raise UsageError("--classes: without --labels there is nothing to name; give both, or neither to predict only")
     chosen = words.channels(words.pairs("--channels", channels, known=patterns))

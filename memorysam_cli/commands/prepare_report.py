@@ -184,6 +184,8 @@ def show(report: CheckReport) -> None:
         console.warn(f"{problem.kind} ({problem.heading}):")
         for line in problem.first:
             console.warn(f"  {line}")
+    for line in report.remarks:
+        console.note(line)
     for line in report.warnings:
         console.warn(line)
     if report.strays is not None:

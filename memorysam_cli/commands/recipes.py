@@ -21,10 +21,10 @@ app = typer.Typer(help="List, show, copy, check and compare recipes.", no_args_i
 EXAMPLES = {
     "": [
         ("recipes list", "those that come with memorysam"),
-        ("recipes copy deliver mine.yaml", "one of your own"),
+        ("recipes copy deliver mine.yaml", "your own recipe"),
     ],
     "list": [
-        ("recipes list", "with what they reached"),
+        ("recipes list", "with their scores"),
         ("recipes list --json", "for a script"),
     ],
     "show": [

@@ -24,7 +24,7 @@ def report(
         list[Path] | None,
         typer.Argument(
             metavar="[FOLDER [FOLDER]]",
-            help="Of a run, an evaluation or a prediction; two: compared.",
+            help="Folder of a run, an evaluation or a prediction; two folders are compared.",
             autocompletion=options.runs,
             callback=options.must_exist(UsageError),
         ),

@@ -24,7 +24,7 @@ NAMES = {
 """Series → what it is called, and how its numbers are written; a loss that is not here is called by its own name."""
 EXAMPLES = [
     ("watch", "the newest run, until it ends"),
-    ("watch runs/deliver-20261101-120000-ab12 --once", "one look at another"),
+    ("watch runs/deliver-20261101-120000-ab12 --once", "one look at another run"),
     ("watch --json", "for a script"),
 ]
 

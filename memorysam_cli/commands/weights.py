@@ -24,7 +24,7 @@ UpstreamFile = Annotated[
     Path,
     typer.Argument(
         metavar="FILE",
-        help="A .pth of the upstream MemorySAM code, or its .safetensors.",
+        help="A .pth of the authors' MemorySAM code, or its .safetensors.",
         callback=must_exist(WeightsError),
     ),
 ]
@@ -34,7 +34,7 @@ TrainedBy = Annotated[
         "--recipe",
         "-r",
         metavar="NAME|FILE",
-        help="How they were trained (else by the file's name).",
+        help="How they were trained (else from the file's name).",
         callback=options.recipe_must_exist,
     ),
 ]
@@ -43,19 +43,19 @@ SUFFIXES = (".safetensors", ".pth", ".pt")
 app = typer.Typer(help="Show, verify, merge, import, export, fetch and push weights.", no_args_is_help=True)
 EXAMPLES = {
     "": [
-        ("weights info runs/latest/checkpoints/best.safetensors", "what a file is"),
+        ("weights info runs/latest/checkpoints/best.safetensors", "what a file contains"),
         ("weights fetch --all", "SAM 2's weights, ahead of time"),
     ],
     "info": [
         ("weights info runs/latest/checkpoints/best.safetensors", "classes, sensors, recipe, result"),
-        ("weights info hf://alice/memorysam-demo --json", "of a repository of the Hugging Face Hub, for a script"),
+        ("weights info hf://alice/memorysam-demo --json", "from the Hugging Face Hub, for a script"),
     ],
     "verify": [
-        ("weights verify best.safetensors", "whole, and what its seal says"),
+        ("weights verify best.safetensors", "whether it is intact, and its checksum"),
         ("weights verify best.safetensors || echo 'do not use'", "exit code 10 if not"),
     ],
     "merge": [
-        ("weights merge best.safetensors --out full.safetensors", "needs no base any more"),
+        ("weights merge best.safetensors --out full.safetensors", "needs no base weights"),
         ("weights merge runs/latest/checkpoints/best.safetensors --out full.safetensors --overwrite", "anew"),
     ],
     "import": [
@@ -64,11 +64,11 @@ EXAMPLES = {
     ],
     "export": [
         ("weights export rgbdel.safetensors --format reference --out rgbdel.pth", "for the authors' code"),
-        ("weights export best.safetensors --format merged --out merged.pth", "for sam2 as it is"),
+        ("weights export best.safetensors --format merged --out merged.pth", "for plain sam2"),
     ],
     "fetch": [
         ("weights fetch sam2-hiera-base-plus", "one, verified"),
-        ("weights fetch --all", "all, before the network is gone"),
+        ("weights fetch --all", "all, while there is a network"),
     ],
     "push": [
         ("weights push alice/memorysam-demo best.safetensors", "what would be sent"),
@@ -170,7 +170,7 @@ def import_weights(
     recipe: TrainedBy = None,
     modalities: Annotated[
         str | None,
-        typer.Option("--modalities", "-m", metavar="A,B", help="In the order of the training (else by the name)."),
+        typer.Option("--modalities", "-m", metavar="A,B", help="In the order of training (else from the name)."),
     ] = None,
     data: Annotated[
         Path | None,
@@ -237,7 +237,7 @@ def export(
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="PATH", help="A .pth, .pt or .safetensors; a folder for peft.")
     ],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it is a file that exists.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it is an existing file.")] = False,
     json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -309,7 +309,7 @@ def fetch(
         if name == "nano":
             raise UsageError("nano: its weights come with memorysam; there is nothing to fetch")
         if name not in published:
-            raise UsageError(f"{name}: is no published backbone{did_you_mean(name, published)}")
+            raise UsageError(f"{name}: is not a published backbone{did_you_mean(name, published)}")
     from memorysam_cli.encoders.hiera import PUBLISHED
     from memorysam_cli.storage import hub
 
@@ -324,18 +324,18 @@ def fetch(
 
 
 def push(
-    repo: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the Hub; made if it is not there.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the Hub; created if missing.")],
     file: options.WeightsFile,
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Send it; without it, only list what would be sent.")
     ] = False,
-    private: Annotated[bool, typer.Option("--private", help="A repository that is made is private.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Create the repository as private.")] = False,
     license: License = "apache-2.0",
     with_card: Annotated[
         bool, typer.Option("--card/--no-card", help="Send a README.md as `memorysam card` writes it.")
     ] = True,
     replace_card: Annotated[
-        bool, typer.Option("--replace-card", help="Replace a README.md that is there and differs.")
+        bool, typer.Option("--replace-card", help="Replace an existing README.md that differs.")
     ] = False,
     json: Json = False,
     verbose: Verbose = False,

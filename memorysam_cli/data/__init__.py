@@ -43,7 +43,7 @@ def layout_of(name: str) -> DatasetLayout:
         UsageError: the catalog has no such name.
     """
     if name not in DATASETS:
-        raise UsageError(f"'{name}' is no known data set{did_you_mean(name, DATASETS)}")
+        raise UsageError(f"'{name}' is not a known data set{did_you_mean(name, DATASETS)}")
     module, _, attribute = DATASETS[name].partition(":")
     found: DatasetLayout = getattr(importlib.import_module(module), attribute)
     return found

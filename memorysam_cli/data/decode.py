@@ -120,7 +120,7 @@ def _three_channels(array: Array, modality: Modality, *, path: Stored) -> Array:
     if count != 1:
         raise DataError(f"{path}: {undeclared(array.shape, modality)}")
     if modality.kind == "angle":
-        raise DataError(f"{path}: one plane is no angle; '{modality.name}' needs its sine and its cosine")
+        raise DataError(f"{path}: one plane is not an angle; '{modality.name}' needs its sine and its cosine")
     return cv2.merge([array] * 3)  # (H, W) -> (H, W, 3)
 
 
@@ -149,7 +149,7 @@ def with_channels(modality: Modality, header: Header, *, path: Stored) -> Modali
         path: of the file.
 
     Raises:
-        DataError: the file is no raster, or lacks a band, or two bands go by one description; or it has another number
+        DataError: the file is not a raster, or lacks a band, or two bands share a description; or it has another number
             of bands than one, three, or three and alpha, and which to take is not declared.
     """
     if header.format != "tiff":
@@ -318,7 +318,7 @@ def read_label(
         (H, W) uint8: 0..K-1, or 255 where the pixel counts nowhere.
 
     Raises:
-        DataError: the file is unusable, or holds a value that is no class: file, value, how many pixels,
+        DataError: the file is unusable, or holds a value that is not a class: file, value, how many pixels,
             the first (row, column), and what is legal; or the rule itself is impossible.
     """
     if rule.colors:
@@ -432,7 +432,7 @@ def _of_colors(path: Path, palette: tuple[Color, ...], max_pixels: int | None) -
         raise DataError(f"{path}: is {lossy(header)}; labels in colors must be lossless (PNG), or no color is exact")
     array = images.read(path, max_pixels=max_pixels)
     if array.ndim == len("HW") or array.shape[2] not in (3, 4) or array.dtype != np.uint8:
-        raise DataError(f"{path}: is no 8-bit RGB picture, but labels of this data set are (label.colors)")
+        raise DataError(f"{path}: is not an 8-bit RGB picture, but labels of this data set are (label.colors)")
     packed = array[:, :, 0].astype(np.int32) << 8  # (H, W, 3) -> (H, W)
     packed |= array[:, :, 1]
     packed <<= 8

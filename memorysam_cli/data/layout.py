@@ -349,7 +349,7 @@ class DatasetLayout:
                 if not each.is_optional and each.modality.name not in present
             ),
             *(
-                f"'{name}' is no {what} of {self.title}; kept as its own"
+                f"'{name}' is not a {what} of {self.title}; kept as its own"
                 for what, known, there in (
                     ("condition", self.conditions, {scene.condition for scene in scenes}),
                     ("failure case", self.cases, {scene.case for scene in scenes}),

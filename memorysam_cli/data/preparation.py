@@ -92,7 +92,9 @@ def find_target(root: Path, *, dataset: str | None = None) -> Manifest:
         DataError: none, or more than one; says which, and what to type.
     """
     if not root.is_dir():
-        raise DataError(f"{root}: {'is no folder' if root.exists() else 'does not exist'}; name the folder of the data")
+        raise DataError(
+            f"{root}: {'is not a folder' if root.exists() else 'does not exist'}; name the folder of the data"
+        )
     prepared = manifests.prepared(root)
     if dataset in prepared or (dataset is None and len(prepared) == 1):
         return manifests.read_unsigned(root, dataset or prepared[0])

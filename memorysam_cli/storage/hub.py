@@ -340,7 +340,7 @@ def refuse_name(repo: str) -> None:
     is_one = slash and len(repo) <= _LONGEST and all(_NAME.fullmatch(part) for part in (owner, name))
     if not is_one or ".." in repo or "--" in repo or name.endswith(".git"):
         raise UsageError(
-            f"{shown(repo)}: is no repository of the Hub; give OWNER/NAME, such as alice/memorysam-deliver"
+            f"{shown(repo)}: is not a repository of the Hub; give OWNER/NAME, such as alice/memorysam-deliver"
         )
 
 

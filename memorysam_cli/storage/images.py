@@ -170,7 +170,7 @@ def pixel_limit() -> int:
     """The largest H·W that is decoded: ``$MEMORYSAM_MAX_PIXELS``, or 100 million.
 
     Raises:
-        UsageError: the variable is no positive whole number.
+        UsageError: the variable is not a positive whole number.
     """
     text = os.environ.get("MEMORYSAM_MAX_PIXELS", "")
     if text and not (text.isascii() and text.isdigit() and int(text)):

@@ -98,7 +98,7 @@ def opened(stream: BinaryIO, path: Path, found: Header) -> Iterator[DatasetReade
     except RasterioError as error:
         said = str(error.__cause__ or error).replace(str(name), path.name)
         reason = " ".join(re.sub(rf"^{stream.fileno()}, ", "", said).split())[:200].rstrip(".")
-        raise Refused(f"a TIFF that GDAL cannot read: {reason}; get the file again, or save it anew") from error
+        raise Refused(f"a TIFF that GDAL cannot read: {reason}; get the file again, or save it again") from error
 
 
 def _at_start(stream: BinaryIO) -> BinaryIO:

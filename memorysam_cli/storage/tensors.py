@@ -295,7 +295,7 @@ def sha256(path: Path) -> str:
 
 
 def check_file(path: Path) -> None:
-    """Refuse what is no weights file at first sight.
+    """Refuse what is not a weights file at first sight.
 
     Raises:
         WeightsError: missing, a folder, empty, a Git-LFS pointer, a web page.

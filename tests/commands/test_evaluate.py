@@ -251,7 +251,7 @@ def test_a_split_without_labels_is_refused_and_left_out_of_all(here: Path, memor
     ended = memorysam("evaluate", "--split", "test")
     assert (ended.code, ended.out) == (3, "") and "predict --split test" in ended.err and ended.err.count("\n") == 1
     ended = memorysam("evaluate", "--split", "all", "--json", "--workers", 0)
-    assert ended.code == 0 and "left out, for lack of labels: test" in ended.err
+    assert ended.code == 0 and "left out, because they have no labels: test" in ended.err
     assert ended.answer["split"] == "train+val"
 
 

@@ -161,8 +161,8 @@ def test_values_and_lists_are_taken_from_files_below_the_root(memorysam: Program
 
 REFUSALS = {
     "no kind": (["--modality", "x=images/**/*.jpg"], 2, "--modality x: its name tells no kind; say --kind x=KIND"),
-    "an unknown kind": ([*sensors("rgb"), "--kind", "rgb=rbg"], 2, "'rbg' is no kind; did you mean 'rgb'?"),
-    "an option for no sensor": ([*sensors("rgb"), "--scale", "dept=1"], 2, "'dept' is no --modality"),
+    "an unknown kind": ([*sensors("rgb"), "--kind", "rgb=rbg"], 2, "'rbg' is not a kind; did you mean 'rgb'?"),
+    "an option for no sensor": ([*sensors("rgb"), "--scale", "dept=1"], 2, "'dept' is not a --modality"),
     "no pattern": (["--modality", "rgb"], 2, "--modality rgb: must be NAME=VALUE"),
     "a sensor twice": ([*sensors("rgb"), *sensors("rgb")], 2, "'rgb' is given twice"),
     "a name that is reserved": (["--modality", "all=images/**/*.jpg"], 2, "'all' means all modalities"),
@@ -171,7 +171,7 @@ REFUSALS = {
     "an empty list": (
         [*sensors("rgb"), *LABELS, "--split", "train=classes.txt"],
         3,
-        "classes.txt:1: 'ground' is no scene",
+        "classes.txt:1: 'ground' is not a scene",
     ),
     "nothing that matches": (["--modality", "rgb=images/*.png"], 3, "no file matches 'images/*.png' (saw in images/: "),
     "classes without labels": ([*sensors("rgb"), "--classes", "classes.txt"], 2, "give both, or neither"),
@@ -304,7 +304,7 @@ def test_hha_of_a_known_scene(memorysam: Program, tmp_path: Path) -> None:
 def test_what_was_assumed_is_in_the_answer_too(memorysam: Program, own: Path) -> None:
     ended = memorysam("prepare", "folder", own, *sensors("rgb", "ir"), *LABELS, "--json")
     assert ended.code == 0, ended.err
-    (line,) = [line for line in ended.answer["warnings"] if line.startswith("'ir' is taken for kind 'thermal'")]
+    (line,) = [line for line in ended.answer["warnings"] if line.startswith("'ir' is treated as kind 'thermal'")]
     assert ended.err.count(line) == 1
 
 
@@ -561,7 +561,10 @@ def test_two_sensors_of_one_raster_are_prepared_trained_and_predicted(
         (["--bands", "s2=0,1,2"], "bands are counted from 1, as GDAL does; there is no band 0"),
         (["--bands", "s2=4,3"], "give one or three bands, such as 4,3,2 or B4,B3,B2"),
         (["--bands", "s2=4,3,2", "--channels", "s2=3,2,1"], "--channels s2=… is given as well"),
-        (["--modality", "x=s2/*.npy", "--bands", "x=3,2,1"], "s2/0.npy is no raster (TIFF); --channels x=… takes its"),
+        (
+            ["--modality", "x=s2/*.npy", "--bands", "x=3,2,1"],
+            "s2/0.npy is not a raster (TIFF); --channels x=… takes its",
+        ),
     ],
 )
 def test_no_one_is_off_by_one(options: list[str], said: str, memorysam: Program, rasters_of_five_bands: Path) -> None:

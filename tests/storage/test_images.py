@@ -310,7 +310,7 @@ np.save(OBJECTS, np.array([[{}]], dtype=object), allow_pickle=True)
 
 REFUSED: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "empty"),
-    "text": (b"hello, this is no image", "not PNG, JPEG, TIFF, BMP, WebP or NumPy"),
+    "text": (b"hello, this is not an image", "not PNG, JPEG, TIFF, BMP, WebP or NumPy"),
     "html": (b"<!doctype html><html></html>", "starts with b'<!doctype"),
     "gif": (pillow(GRAY, "GIF"), "is a GIF, not PNG"),
     "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),

@@ -293,7 +293,7 @@ def read_times(path: Path) -> dict[str, Clock]:
         where, cells = f"{shown(path)}:{number}", _table_cells(line)
         at = (files[0], columns[0]) if columns and files else _columns_of(cells)
         if max(at) >= len(cells) or at[0] == at[1]:
-            raise DataError(f"{where}: '{shown(line, most=60)}' is no file and its time")
+            raise DataError(f"{where}: '{shown(line, most=60)}' is not a file and its time")
         name, clock = cells[at[0]].removeprefix("./"), _table_time(cells[at[1]], unit)
         if clock is None:
             raise DataError(

@@ -250,7 +250,8 @@ def _refuse_miscounted(matches: Mapping[Role, Sequence[Match]], request: FolderR
         other = next((match.path for match in matches[name] if not _is_raster(match.path)), None)
         if other is not None:
             raise UsageError(
-                f"--bands {name}={','.join(map(str, wanted))}: {shown(other)} is no raster (TIFF); --channels {name}=… "
+                f"--bands {name}={','.join(map(str, wanted))}: {shown(other)} is not a raster (TIFF); "
+                f"--channels {name}=… "
                 "takes its channels, counted from 0"
             )
 
@@ -268,7 +269,7 @@ def _modalities(request: FolderRequest) -> tuple[tuple[Modality, ...], list[str]
         if kind is None:
             kind = "angle" if len(group) > 1 else guess_kind(name)
             if kind != name:
-                notes.append(f"'{name}' is taken for kind '{kind}'; --kind {name}=… says otherwise")
+                notes.append(f"'{name}' is treated as kind '{kind}'; --kind {name}=… overrides this")
         if (kind == "angle") != (len(group) > 1) and not (
             kind == "angle" and name in {**request.channels, **request.bands}
         ):
@@ -509,8 +510,8 @@ def _notes_on_tags(manifest: Manifest) -> list[str]:
     counted = {raw for raw, _ in rule.mapping} or {index - rule.shift for index in range(len(manifest.info.classes))}
     kept = sorted(int(tag) for tag in tags if tag is not None and tag in counted - set(rule.ignore))
     return [
-        f"the first labels' own tag calls {value} nodata, but it is the number of a class; if these should count "
-        f"nowhere: --ignore {value}"
+        f"the first labels' own tag calls {value} nodata, but it is the number of a class; if these should be "
+        f"ignored: --ignore {value}"
         for value in kept
     ]
 

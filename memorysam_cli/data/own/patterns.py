@@ -395,7 +395,7 @@ def split_by_lists(known: Mapping[str, Sequence[str]], lists: Mapping[str, Path]
             # Some lists name the label in a second word; a name may as well hold blanks.
             scenes = names.get(_bare(line)) or names.get(_bare(word), set())
             if len(scenes) != 1:
-                why = "is no scene" if not scenes else f"may be {' or '.join(sorted(scenes)[:3])}"
+                why = "is not a scene" if not scenes else f"may be {' or '.join(sorted(scenes)[:3])}"
                 raise DataError(f"{where}: '{word}' {why} (a scene is called, for example, {next(iter(known))})")
             (scene,) = scenes
             before, place = found.setdefault(scene, (split, where))

@@ -124,7 +124,7 @@ class Predictor:
 
     Args:
         weights: a ``.safetensors`` file of memorysam.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; one that is absent is an error.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; a missing device is an error.
         modalities: use only these; None: all that the weights know.
         batch: scenes of one call that share a forward pass, at most, where their sizes and sensors are the same.
         precision: ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
@@ -164,7 +164,9 @@ class Predictor:
     ) -> None:
         path = Path(weights)
         if not path.is_file():
-            raise WeightsError(f"{shown(path)}: {'is no file' if path.exists() else 'does not exist'}; check the path")
+            raise WeightsError(
+                f"{shown(path)}: {'is not a file' if path.exists() else 'does not exist'}; check the path"
+            )
         if batch < 1:
             raise UsageError(f"batch={batch}: must be 1 or more")
         card = read_card(path)
@@ -334,7 +336,7 @@ def _stored(value: Any, name: str) -> Stored:
         except (TypeError, RuntimeError) as error:  # bfloat16, sparse
             raise DataError(f"{name}: is a tensor of {value.dtype} that NumPy cannot hold; {ALLOWED}") from error
     if isinstance(value, np.ma.MaskedArray):
-        raise DataError(f"{name}: is a masked array; fill it with the value that is no measurement: array.filled(0)")
+        raise DataError(f"{name}: is a masked array; fill it with the value that is not a measurement: array.filled(0)")
     if not isinstance(value, np.ndarray):
         kind = type(value).__name__
         raise DataError(f"{name}: is of type '{kind}'; give an array (H, W) or (H, W, C), a tensor or a path")

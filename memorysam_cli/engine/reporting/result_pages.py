@@ -31,7 +31,7 @@ BENCHMARKS = {
 LEVEL_OF = {"drop": "dropped", "zero": "zeroed"}
 """What the one level of a benchmark ``any`` is called where it has no name, by what a missing sensor was."""
 ANY = Modality(name="any", kind="depth")
-"""Of a file whose meaning is not known any more: only what it says itself is no measurement."""
+"""Of a file whose meaning is not known any more: only what it says itself is not a measurement."""
 GRAY = [128, 128, 128]
 SHOWN_SCENES = 12
 """Of the gallery, spread evenly over the prediction."""
@@ -372,7 +372,7 @@ def _prediction_scene(folder: Path, line: Facts, report: Facts, *, palette: Sequ
     if "confidence" in line:
         sure = pictures.shrunk(_map(folder / _inside(line["confidence"])))
         layers.append(_layer("confidence", "Confidence", pictures.heat((sure / 255).astype(np.float32)), kind="png"))
-    missing = [] if len(layers) > 1 else ["its sensors' files are not there any more"]
+    missing = [] if len(layers) > 1 else ["its sensors' files no longer exist"]
     size = f"{line['size'][1]} × {line['size'][0]}"
     return folders.scene(line["id"], [size, *missing], layers)
 

@@ -72,7 +72,7 @@ def write(folder: Sequence[Path], *, out: Path | None = None) -> WrittenReport:
     size = len(text.encode())
     if size > pages.MOST_BYTES:
         console.warn(
-            f"{path}: has {megabytes(size, decimals=0)}, for it has very many classes; mail and CI may refuse it"
+            f"{path}: has {megabytes(size, decimals=0)}, because it has very many classes; mail and CI may refuse it"
         )
     atomic.write_text(path, text)
     return WrittenReport(facts["kind"], path, size)

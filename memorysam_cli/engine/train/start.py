@@ -209,7 +209,7 @@ def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunStart:
     if target.resolve() != run.path.resolve():
         if not checkpoints.is_valid(target):
             raise WeightsError(
-                f"--resume {target}: is no valid checkpoint; --resume {typed(run.path)} takes the newest valid"
+                f"--resume {target}: is not a valid checkpoint; --resume {typed(run.path)} takes the newest valid"
             )
         return RunStart(recipe, out, run, checkpoint=target, abandoned=tuple(checkpoints.newer_than(target)))
     newest, damaged = checkpoints.newest_valid(run.checkpoints)
@@ -254,7 +254,7 @@ def _run_at(path: Path) -> RunFolder:
     for folder in (path, path.parent.parent):
         if RunFolder(folder).holds_run():
             return RunFolder(run_folder.by_its_name(folder))
-    what = "does not exist" if not path.exists() else "is no run folder and no checkpoint of one"
+    what = "does not exist" if not path.exists() else "is neither a run folder nor a checkpoint of one"
     raise WeightsError(f"--resume {path}: {what}; give a folder such as runs/latest, or --resume auto")
 
 

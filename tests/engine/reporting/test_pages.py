@@ -29,7 +29,7 @@ from ..stand_ins import CLASSES, PALETTE, write_data
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'\u202e\x1b[2J\udcff.png"
 SHOWN = "</script><img src=x onerror=alert(1)>\"'\\u202e\\x1b[2J\\udcff.png"
-"""The same as people may see it: still words, and nothing that turns, drives a terminal, or is no text."""
+"""The same as people may see it: still words, and nothing that turns, drives a terminal, or is not text."""
 VOID = {"meta", "img", "input", "br", "wbr", "rect", "line", "path", "circle", "link"}
 
 
