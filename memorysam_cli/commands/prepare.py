@@ -16,7 +16,7 @@ import typer
 from memorysam_cli.commands import prepare_options as words
 from memorysam_cli.commands.options import Json, Quiet, Verbose, begin, must_exist
 from memorysam_cli.commands.prepare_options import DropIncomplete, ExistingRoot, HeadersOnly, MaxPixels, Root
-from memorysam_cli.commands.prepare_report import agree, check_and_write, measuring, show_proposal
+from memorysam_cli.commands.prepare_report import agree, check_and_write, measuring, show_proposal, surveyed
 from memorysam_cli.data import DATASETS
 from memorysam_cli.errors import DataError, UsageError
 
@@ -327,11 +327,13 @@ def folder(
         nodata=words.nodata(nodata, known=patterns),
         measured="all" if measure else "none" if stored else "others",
     )
-    found = survey(root, request)
-    if proposal is not None:
+    if proposal is None:
+        found = survey(root, request)
+    else:
         typed = words.given(context, but=("modality", "labels", "classes", "kind", "channels", "bands", "yes", "json"))
+        found, pairing = (survey(root, request), []) if "--pair" in typed else surveyed(root, request)
         counted = [*words.options("--channels", channels), *words.options("--bands", bands)]
-        more = [*words.options("--kind", kind), *counted, *typed]
+        more = [*words.options("--kind", kind), *counted, *typed, *pairing]
         agree(proposal, found, [*proposal.words(), *more], is_agreed=yes, json=json)
     measured = names_to_measure(found.manifest.info.modalities, request.measured)
     check_and_write(

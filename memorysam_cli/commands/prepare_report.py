@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from memorysam_cli.text import command, shown, typed
 if TYPE_CHECKING:
     from memorysam_cli.data.findings import CheckReport, StoredForm
     from memorysam_cli.data.manifest import Manifest
-    from memorysam_cli.data.own.folder import FolderSurvey
+    from memorysam_cli.data.own.folder import FolderRequest, FolderSurvey
     from memorysam_cli.data.own.proposal import Proposal
     from memorysam_cli.dataset import DatasetInfo
     from memorysam_cli.errors import Laws
@@ -104,6 +105,29 @@ def show_proposal(proposal: Proposal, root: Path) -> None:
     console.table(["sensor", "kind", "files", "height × width", "pattern", "first file"], rows, title="Proposal")
     for line in proposal.notes:
         console.note(line)
+
+
+def surveyed(root: Path, request: FolderRequest) -> tuple[FolderSurvey, list[str]]:
+    """List the scenes of a proposal, by the nearest times where the files' names hold times that differ.
+
+    Args:
+        root: the data root.
+        request: the proposal's patterns, to be paired by name.
+
+    Returns:
+        The scenes; the options that pair them, none for names.
+
+    Raises:
+        DataError: as of :func:`~memorysam_cli.data.own.folder.survey`.
+        UsageError: the same.
+    """
+    from memorysam_cli.data.own.folder import PAIR_BY_TIME, TOLERANCE_NS, TimesDifferError, survey
+
+    try:
+        return survey(root, request), []
+    except TimesDifferError:
+        found = survey(root, replace(request, pair="nearest", tolerance_ns=TOLERANCE_NS))
+    return found, [word for option in PAIR_BY_TIME.items() for word in option]
 
 
 def agree(proposal: Proposal, found: FolderSurvey, typed_words: Sequence[str], *, is_agreed: bool, json: bool) -> None:

@@ -597,6 +597,13 @@ def test_frames_pair_by_time_and_the_offsets_are_shown(memorysam: Program, tmp_p
     assert "5 pairs within 20 ms; without a partner: 1 of 'rgb', 0 of 'ir'" in ended.err
     layout = manifests.read(tmp_path / "drive", "drive").info.layout
     assert layout is not None and (layout.pair, layout.tolerance_ns) == ("nearest", 20_000_000)
+    made = (tmp_path / "drive/memorysam/drive/dataset.json").read_bytes()
+    # Without a pattern the same is proposed, and said in the line to type; a pairing that was typed is kept to.
+    proposed = memorysam("prepare", "folder", "drive")
+    assert proposed.code == 2 and "--pair nearest --tolerance 20ms" in proposed.out, proposed.err
+    assert memorysam("prepare", "folder", "drive", "--yes").code == 0
+    assert (tmp_path / "drive/memorysam/drive/dataset.json").read_bytes() == made
+    assert memorysam("prepare", "folder", "drive", "--pair", "name", "--yes").code == 3
     checked = memorysam("check", "drive")
     assert checked.code == 0 and "drive: 'ir' behind 'rgb'" in checked.out, checked.err
     assert images.read(tmp_path / "check-drive/offsets.png").ndim == 3
