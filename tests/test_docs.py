@@ -284,18 +284,3 @@ def test_pages_and_messages_are_plain_english() -> None:
                 text = re.sub(r"`[^`]*`", "", node.value)
                 found = [words for words in DIALECT[:12] if words in text]
                 assert not found, f"{module.name}:{node.lineno}: {found}"
-
-
-def test_every_extra_that_a_page_or_a_message_names_exists() -> None:
-    """pip only warns of an extra that is not there, and installs nothing for it."""
-    known = set(
-        tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    )
-    places = [*PAGES, ROOT / "Makefile", ROOT / "Dockerfile", *(ROOT / "memorysam_cli").rglob("*.py")]
-    named = {
-        extra
-        for place in places
-        for found in re.findall(r"(?:memorysam|['\"]\.)\[(\w+(?:,\w+)*)\]", place.read_text(encoding="utf-8"))
-        for extra in found.split(",")
-    }
-    assert {"geo", "onnx", "ray", "docs", "dev"} <= named <= known
