@@ -79,7 +79,8 @@ def preparing(root: Path, prepared: list[Prepared]) -> str:
     """What prepares what is prepared already, a published data set, its archive, or else sensors of one's own."""
     from memorysam_cli.data import DATASETS, layout_of, published_below
     from memorysam_cli.data import manifest as manifests
-    from memorysam_cli.data.layout import archives_in, is_named, is_rendered
+    from memorysam_cli.data.layout import is_rendered
+    from memorysam_cli.storage.archive import archives_in
 
     if prepared:
         return manifests.prepare_line(root, prepared[0].name)
@@ -88,9 +89,8 @@ def preparing(root: Path, prepared: list[Prepared]) -> str:
             if not layout.is_plain and not is_rendered(place):
                 return command("prepare", layout.name, root)
         for layout in map(layout_of, DATASETS):
-            for archive in archives_in(root, layout)[:1]:
-                if is_named(archive.name, layout):
-                    return command("prepare", layout.name, archive)
+            for archive in archives_in(root, named=(layout.name, layout.folder)):
+                return command("prepare", layout.name, archive)
     except (MemorySamError, OSError):
         pass  # a folder that cannot be looked into: the step itself says so
     return manifests.own_line(root)

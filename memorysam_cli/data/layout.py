@@ -21,7 +21,6 @@ from memorysam_cli.data.listing import (
     Template,
     Tree,
     compiled,
-    files_in,
     relative,
     sample_names,
     subfolders,
@@ -31,8 +30,7 @@ from memorysam_cli.data.manifest import SPLITS, Scene
 from memorysam_cli.dataset import Color, Crop, DatasetInfo, LabelRule, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import documents
-from memorysam_cli.storage.archive import SUFFIXES
-from memorysam_cli.text import command, shown
+from memorysam_cli.text import shown
 
 MARKER = "memorysam-synthetic.json"
 """Lies in a folder that ``prepare synthetic`` rendered; holds the arguments it was rendered with."""
@@ -442,14 +440,11 @@ class DatasetLayout:
     def _not_found(self, root: Path, what: str) -> DataNotFound:
         """Nothing to prepare: where the data are published, and how large they are."""
         size = "" if self.download_gb is None else f" ({self.download_gb:g} GB)"
-        packed = archives_in(root, self)
-        remedy = (
-            f"unpack {packed[0].name}: {command('prepare', self.name, packed[0])}"
-            if packed
-            else f"{self.title} is published at {self.published_at}{size}: unpack it there, or give the folder that it "
-            "is in"
+        return DataNotFound(
+            f"{root}: {what}; {self.title} is published at {self.published_at}{size}: unpack it there, or give the "
+            "folder that it is in",
+            expected_tree=self.expected_tree,
         )
-        return DataNotFound(f"{root}: {what}; {remedy}", expected_tree=self.expected_tree)
 
     def _candidates(self, folder: Path, *, levels: int) -> Iterator[Path]:
         """The folders that hold the layout, not looking inside those that do, nor into hidden ones."""
@@ -459,17 +454,6 @@ class DatasetLayout:
             for below in subfolders(folder):
                 if os.access(folder / below, os.R_OK | os.X_OK):  # of the neighbors, some may be others' own
                     yield from self._candidates(folder / below, levels=levels - 1)
-
-
-def archives_in(root: Path, layout: DatasetLayout) -> list[Path]:
-    """The archives directly in a folder: first those whose name is the data set's or its folder's, then by name."""
-    names = [name for name in files_in(root) if name.lower().endswith(SUFFIXES)]
-    return [root / name for name in sorted(names, key=lambda name: not is_named(name, layout))]
-
-
-def is_named(archive: str, layout: DatasetLayout) -> bool:
-    """Whether an archive is called as a data set or as the folder that it unpacks into: ``DELIVER_all.zip``."""
-    return any(word.lower() in archive.lower() for word in (layout.name, layout.folder))
 
 
 def is_rendered(folder: Path) -> bool:
