@@ -16,8 +16,8 @@ EXAMPLES = [
 def doctor(json: options.Json = False, verbose: options.Verbose = False, quiet: options.Quiet = False) -> None:
     """Examine this machine: packages, GPU, disks, limits, the Hub.
 
-    Each line is ok, warning or problem, with what to do. It sends nothing but one request for the Hub's front page,
-    and not even that in offline mode (HF_HUB_OFFLINE=1). Exit code 6: there is a problem, and commands will fail.
+    Each line is ok, warning or problem, with a fix. Its only network access is one request for the Hub's front page
+    (none with HF_HUB_OFFLINE=1). Exit code 6: there is a problem, and commands will fail.
     """
     options.begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.engine.diagnosis import examine
