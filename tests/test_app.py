@@ -722,7 +722,7 @@ def test_helps_and_recipe_keys_are_the_same_where_python_drops_docstrings() -> N
         ).stdout
         for flags in ((), ("-OO",))
     ]  # fmt: skip
-    assert "Train a model by a recipe." in said[0] and said[0] == said[1]
+    assert "Train a model from a recipe." in said[0] and said[0] == said[1]
 
 
 @pytest.mark.parametrize(("words", "code"), [(["recipes", "list"], 6), (["train"], 6), (["--version"], 0)])

@@ -63,11 +63,11 @@ def convert(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write masks for another tool, or make masks of its labels.
+    """Convert masks for another tool, or its labels into masks.
 
     COCO (run lengths and polygons; panoptic is read, too), CVAT (Segmentation mask 1.1), Label Studio (brushes) and
-    FiftyOne. Pixels that no annotation covers are 255, which counts nowhere, and 255 gets no annotation; where
-    annotations overlap, the later one counts. docs/other-tools.md says what each tool needs.
+    FiftyOne. Pixels without annotation become 255, which is ignored, and 255 gets no annotation. Where annotations
+    overlap, the later one counts. docs/other-tools.md describes each tool.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     if out.exists() and not (out.is_dir() and to != "coco" and not any(out.iterdir())):

@@ -25,10 +25,10 @@ def demo(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Render mini-DELIVER, train, evaluate, predict: the whole way.
+    """Render mini-DELIVER, then train, evaluate and predict.
 
-    Trains with all sensors and with RGB alone, some minutes on two CPU cores. Everything goes to --out, else to a new
-    temporary folder that is kept.
+    Trains with all sensors and with RGB alone, which takes some minutes on two CPU cores. Everything goes to --out, or
+    to a new temporary folder that is kept.
     """
     import tempfile
 

@@ -67,10 +67,10 @@ def evaluate(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Score weights, or measure what missing sensors cost.
+    """Score weights, or measure robustness to missing sensors.
 
-    IoU, F1 and accuracy per class, condition, failure case and scene, in both protocols. The data set is the one that
-    the weights were trained for. Results go to <run>/evaluate/<split>/.
+    Prints IoU, F1 and accuracy per class, condition, sensor failure and scene, in both protocols. Uses the data set
+    that the weights were trained on. Results go to <run>/evaluate/<split>/.
     """
     from memorysam_cli.engine import run_folder
 

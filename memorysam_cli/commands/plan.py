@@ -51,8 +51,8 @@ def plan(
     """Find the largest settings that fit, and print the command.
 
     Counts the memory of an update (forward, backward, optimizer), of validation and of prediction on tensors without
-    values: in seconds, without a GPU, data or weights. The largest batch that fits is proposed, with as many scenes per
-    update as the recipe has. A tenth of the memory stays free. The time is an estimate. Exit code 6: nothing fits.
+    values, in seconds, without a GPU, data or weights. Proposes the largest batch that fits and keeps the recipe's
+    scenes per update. A tenth of the memory stays free. The time is an estimate. Exit code 6: nothing fits.
     """
     from memorysam_cli import recipe as recipes
     from memorysam_cli.engine import surroundings

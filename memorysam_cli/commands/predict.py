@@ -70,7 +70,7 @@ def predict(
         Literal["geojson", "gpkg"] | None,
         typer.Option(help="For a raster, also write the classes' areas as polygons beside --out."),
     ] = None,
-    color: Annotated[bool, typer.Option("--color", help="Also paint each mask in its classes' colors.")] = False,
+    color: Annotated[bool, typer.Option("--color", help="Also write each mask in its classes' colors.")] = False,
     overlay: Annotated[
         bool, typer.Option("--overlay", help="Also write colors blended over the image, with a legend.")
     ] = False,
@@ -84,13 +84,13 @@ def predict(
     ] = None,
     thresholds: Annotated[
         list[str] | None,
-        typer.Option("--threshold", metavar="CLASS=P", help="The probability that a class needs to win (repeatable)."),
+        typer.Option("--threshold", metavar="CLASS=P", help="Least probability for a class to win (repeatable)."),
     ] = None,
     unsure: Annotated[
         str | None,
-        typer.Option(metavar="VALUE", help="What pixels below --threshold get: 255 (the default), or a class."),
+        typer.Option(metavar="VALUE", help="Value of pixels below --threshold: 255 (the default), or a class."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first so many scenes.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Segment only the first N scenes.")] = None,
     on_error: options.OnError = "stop",
     strict: options.Strict = False,
     resume: Annotated[
@@ -104,11 +104,15 @@ def predict(
     ] = False,
     poll: Annotated[
         float | None,
-        typer.Option(min=0.01, metavar="SECONDS", help="Between two looks of --follow.", show_default="1"),
+        typer.Option(
+            min=0.01, metavar="SECONDS", help="Interval at which --follow looks for scenes.", show_default="1"
+        ),
     ] = None,
     settle: Annotated[
         float | None,
-        typer.Option(min=0, metavar="SECONDS", help="So long a new file must not change (--follow).", show_default="2"),
+        typer.Option(
+            min=0, metavar="SECONDS", help="How long a new file must be unchanged (--follow).", show_default="2"
+        ),
     ] = None,
     late: Annotated[
         float | None,
@@ -136,11 +140,11 @@ def predict(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Segment scenes: a class-id PNG of each scene's own size.
+    """Segment scenes: writes a PNG of class ids at each scene's size.
 
-    In the scenes' own tree; no labels needed. A scene may lack modalities that the weights know. Writes masks/,
-    classes.json, predictions.jsonl and, last, _SUCCESS.json into the output folder. After a kill or a full disk the
-    same command continues where it was.
+    Masks keep the scenes' folder tree. Labels are not needed, and a scene may lack some of the modalities. Writes
+    masks/, classes.json, predictions.jsonl and, last, _SUCCESS.json into the output folder. After a kill or a full
+    disk the same command continues.
     """
     from memorysam_cli.engine import run_folder, surroundings
 

@@ -184,12 +184,12 @@ def train(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Train a model by a recipe.
+    """Train a model from a recipe.
 
     LoRA, OHEM and the SPMM, on SAM 2's memory across modalities. Without --recipe: the recipe `default`, on the one
     data set that is prepared below ROOT, with all its sensors. Writes runs/<recipe>-<date>-<id>/ with the best and last
-    weights, curves, metrics and sample pictures. Stops cleanly on Ctrl-C or SIGTERM, and continues where it stood with
-    --resume. Options such as --batch and --seed are short for --set KEY=…; what ended under torchrun is in exit.json.
+    weights, curves, metrics and sample pictures. Stops cleanly on Ctrl-C or SIGTERM, and continues with --resume.
+    Options such as --batch and --seed are short for --set KEY=…. Under torchrun, exit.json has the exit code.
     """
     from memorysam_cli import recipe as recipes
     from memorysam_cli.data import manifest

@@ -78,7 +78,7 @@ EXAMPLES = {
 
 
 def info(file: File, json: Json = False, verbose: Verbose = False, quiet: Quiet = False) -> None:
-    """Show what a weights file says of itself.
+    """Show what a weights file contains.
 
     Classes, modalities, base, recipe and result.
     """
@@ -122,9 +122,9 @@ def verify(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check that weights are whole, finite and fit their base.
+    """Check that weights are complete, finite and fit their base.
 
-    Computes one scene with them, too. Exit code 10 if anything is wrong.
+    Also runs one scene through the model. Exit code 10 if anything is wrong.
     """
     from memorysam_cli.engine.weights.exchange import verify_weights
     from memorysam_cli.errors import CheckFailedError, WeightsError
@@ -183,10 +183,10 @@ def import_weights(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Make the authors' weights into a file that all commands take.
+    """Convert the authors' weights into a file for all commands.
 
-    Backbone, LoRA rank and class tokens are read off the tensors, modalities and result off the file's name
-    (RGBDEL_epoch95_65.38.pth). What neither says is asked for.
+    Backbone, LoRA rank and class tokens are read from the tensors, modalities and result from the file's name
+    (RGBDEL_epoch95_65.38.pth). For anything else there are options.
     """
     options.begin(json=json, verbose=verbose, quiet=quiet)
     names = options.names(modalities)
@@ -295,8 +295,8 @@ def fetch(
 ) -> None:
     """Fetch SAM 2's published weights and check their SHA-256.
 
-    They go to the Hugging Face cache; train does it by itself. HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are honored.
-    What is in the cache is checked, not fetched again. A server from which nothing comes for 45 seconds is given up.
+    They go to the Hugging Face cache; train does this automatically. HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are
+    honored. Cached files are verified, not fetched again. A server that sends nothing for 45 seconds is given up.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.recipe import BACKBONES
@@ -343,9 +343,9 @@ def push(
 ) -> None:
     """Send weights and their model card to the Hugging Face Hub.
 
-    The recipe goes along, in one commit or not at all. Without --yes it only says what would be sent and sends nothing,
-    for what is public once is public. HF_TOKEN (or `hf auth login`), HF_ENDPOINT and HF_HUB_OFFLINE are honored. A
-    README.md that is there and differs is never replaced unasked.
+    Sends the recipe too, all in one commit. Without --yes it only lists what would be sent, because published files
+    stay public. HF_TOKEN (or `hf auth login`), HF_ENDPOINT and HF_HUB_OFFLINE are honored. An existing README.md that
+    differs is only replaced on request.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.storage import hub

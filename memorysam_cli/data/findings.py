@@ -467,7 +467,7 @@ class Oddities:
                 yield from self._gaps(modality, self.stored()[modality.name])
 
     def _gaps(self, modality: Modality, forms: Sequence[StoredForm]) -> Iterator[str]:
-        """How much of a sensor is no measurement."""
+        """How much of a sensor is not a measurement."""
         gone, pixels = sum(form.invalid for form in forms), sum(form.pixels for form in forms)
         if gone:
             values = sorted({*self._tags[modality.name], *modality.nodata})

@@ -110,7 +110,7 @@ def test_gaps_are_counted_and_left_out_of_mean_deviation_and_range(
 def test_a_depth_of_0_is_pointed_at_however_near_it_is_and_a_declared_one_is_no_warning(
     memorysam: Program, tmp_path: Path
 ) -> None:
-    """Depth and heat have the same values, a quarter of them 0: only of depth that is no measurement."""
+    """Depth and heat have the same values, a quarter of them 0: only of depth that is not a measurement."""
     near = (".png", lambda number: gap(depth(number), 0))
     root = write(tmp_path / "own", depth=near, heat=near)
     options = ("--kind", "heat=thermal")
