@@ -138,7 +138,7 @@ OTHERS = {
     "--time",
     "trackers": "--append --backend-store-uri --logdir",
     "scripts": "--demo --work --small --seeds --variants --write",
-    "pip": "--force-reinstall",
+    "pip": "--force-reinstall --upgrade --build-constraint",
     "all": "--help",
     "trtexec": "--onnx --stronglyTyped --saveEngine --loadEngine --minShapes --optShapes --maxShapes --shapes --fp16 "
     "--noTF32",

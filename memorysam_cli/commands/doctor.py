@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from memorysam_cli.commands import options
 from memorysam_cli.errors import EnvironmentFault
+from memorysam_cli.text import counted
 
 SCHEMA_VERSION = 1
 EXAMPLES = [
@@ -31,7 +32,7 @@ def doctor(json: options.Json = False, verbose: options.Verbose = False, quiet: 
     for each in found:
         if each.remedy:
             console.say(f"{each.state}: {each.name}: {each.remedy}")
-    console.say(f"{counts['ok']} ok, {counts['warning']} warning(s), {counts['problem']} problem(s)")
+    console.say(f"{counts['ok']} ok, {counted(counts['warning'], 'warning')}, {counted(counts['problem'], 'problem')}")
     if counts["problem"]:
         names = ", ".join(each.name for each in found if each.state == "problem")
-        raise EnvironmentFault(f"doctor: {counts['problem']} problem(s): {names}; see the fixes above")
+        raise EnvironmentFault(f"doctor: {counted(counts['problem'], 'problem')}: {names}; see the fixes above")

@@ -48,8 +48,8 @@ def show(*, is_json: bool) -> None:
 
     prepared, trained = [each for place in data_roots() for each in data_sets(place)], list(runs())
     root = Path(prepared[0].root) if prepared else data_root()
-    lines = steps(root)
-    following = next_step(root, prepared, trained)
+    lines = steps(root, prepared)
+    following = next_step(root, lines, prepared, trained)
     if is_json:
         found = {"prepared": [asdict(each) for each in prepared], "trained": [asdict(each) for each in trained]}
         console.answer({"schema_version": 1, "root": str(root), **found, "steps": lines, "next": following})
@@ -64,10 +64,10 @@ def show(*, is_json: bool) -> None:
     console.say(f"all commands  {command('--help')}")
 
 
-def steps(root: Path) -> dict[str, str]:
+def steps(root: Path, prepared: list[Prepared]) -> dict[str, str]:
     """The command of each step."""
     return {
-        "prepare": command("prepare", "folder", root),
+        "prepare": preparing(root, prepared),
         "check": command("check", root),
         "train": command("train", "--data", root),
         "evaluate": command("evaluate"),
@@ -75,9 +75,29 @@ def steps(root: Path) -> dict[str, str]:
     }
 
 
-def next_step(root: Path, prepared: list[Prepared], trained: list[Trained]) -> str:
+def preparing(root: Path, prepared: list[Prepared]) -> str:
+    """What prepares what is prepared already, a published data set, its archive, or else sensors of one's own."""
+    from memorysam_cli.data import DATASETS, layout_of, published_below
+    from memorysam_cli.data import manifest as manifests
+    from memorysam_cli.data.layout import is_rendered
+    from memorysam_cli.storage.archive import archives_in
+
+    if prepared:
+        return manifests.prepare_line(root, prepared[0].name)
+    try:
+        for place, layout in published_below(root):
+            if not layout.is_plain and not is_rendered(place):
+                return command("prepare", layout.name, root)
+        for layout in map(layout_of, DATASETS):
+            for archive in archives_in(root, named=(layout.name, layout.folder)):
+                return command("prepare", layout.name, archive)
+    except (MemorySamError, OSError):
+        pass  # a folder that cannot be looked into: the step itself says so
+    return manifests.own_line(root)
+
+
+def next_step(root: Path, lines: dict[str, str], prepared: list[Prepared], trained: list[Trained]) -> str:
     """The command of the first step that is still to be done."""
-    lines = steps(root)
     finished = [each for each in trained if each.miou is not None]
     if not prepared and not finished:
         return lines["prepare"] if root.is_dir() else command("prepare", "synthetic", root)

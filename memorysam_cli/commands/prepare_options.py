@@ -111,17 +111,15 @@ def proposed(root: Path, *, labels: str | None, classes: Path | None, kind: Sequ
         DataError: as that.
     """
     from memorysam_cli.data import manifest as manifests
-    from memorysam_cli.data import published_in
-    from memorysam_cli.data.listing import subfolders
+    from memorysam_cli.data import published_below
     from memorysam_cli.data.own.proposal import propose
     from memorysam_cli.report import console
 
-    for place in (root, *(root / name for name in subfolders(root))):
-        layout = published_in(place)
-        line = "" if layout is None else manifests.prepare_line(root, layout.name)
-        if layout is not None and layout.is_plain:
+    for place, layout in published_below(root):
+        line = manifests.prepare_line(root, layout.name)
+        if layout.is_plain:
             console.note(f"{shown(place)}: looks like {layout.title}; if it is, type: {line}")
-        elif layout is not None:
+        else:
             raise UsageError(
                 f"{shown(place)}: is {layout.title}; type: {line} (or say which files are which of your sensors with "
                 "--modality NAME=PATTERN)"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memorysam_cli.data import decode, degrade, transforms
+from memorysam_cli.data import DATASETS, decode, degrade, layout_of, transforms
 from memorysam_cli.data.manifest import Manifest, Scene, sign_line
 from memorysam_cli.data.transforms import Sample
 from memorysam_cli.data.workers import LostPart, Source, load, load_in_threads
@@ -206,12 +206,20 @@ def modalities_of(info: DatasetInfo, names: Sequence[str], *, antialias: bool | 
     """The modalities of these names, in this order, as of :meth:`DatasetInfo.chosen`.
 
     Raises:
-        DataError: the data set has no such modality.
+        DataError: the data set has no such modality; of a published one that was prepared without it, its files.
     """
     known = [modality.name for modality in info.modalities]
     for name in names:
-        if name not in known:
-            raise DataError(f"{info.name}: has no modality '{name}'{did_you_mean(name, known)}")
+        if name in known:
+            continue
+        published = layout_of(info.name).sensors if info.name in DATASETS else ()
+        for sensor in published:
+            if sensor.modality.name == name:
+                raise DataError(
+                    f"{info.name}: was prepared without '{name}' (looked for {sensor.shown}); add the files and "
+                    f"prepare it again, or choose from {', '.join(known)}"
+                )
+        raise DataError(f"{info.name}: has no modality '{name}'{did_you_mean(name, known)}")
     return info.chosen(names, antialias=antialias)
 
 

@@ -114,6 +114,16 @@ def unpack_beside(
     return target, True
 
 
+def archives_in(folder: Path, *, named: Iterable[str] = ("",)) -> list[Path]:
+    """The archives directly in a folder by name, of those whose names have one of some words; hidden ones left out."""
+    try:
+        found = sorted(path for path in folder.iterdir() if path.name.lower().endswith(SUFFIXES))
+    except OSError:
+        return []
+    words = [word.lower() for word in named]
+    return [path for path in found if path.name[0] != "." and any(word in path.name.lower() for word in words)]
+
+
 def megabytes(path: Path) -> int:
     """The length of an archive's progress bar."""
     return path.stat().st_size // _MEGABYTE + 1

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from memorysam_cli.data import DATASETS, layout_of
+from memorysam_cli.data.layout import MARKER
+
+from ..data.trees import write_tree
 from .trained import Program
 
 
@@ -112,3 +117,27 @@ def test_nothing_heavy_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stderr == "0\n"
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_a_published_data_set_is_prepared_by_its_name_wherever_it_lies_and_packed(
+    name: str, memorysam: Program
+) -> None:
+    """Those whose folders may be anyone's own (``rgb``, ``labels``) are looked at as sensors of one's own."""
+    layout = layout_of(name)
+    line = "prepare folder data" if layout.is_plain else f"prepare {name} data"
+    write_tree(name, Path("data/unpacked/again") / layout.folder, scenes={"train": 1, "val": 1, "test": 1})
+    assert memorysam("--json").answer["steps"]["prepare"] == f"memorysam {line}"
+    refused = memorysam("prepare", "folder", "data")
+    assert layout.is_plain or (refused.code == 2 and f"is {layout.title}; type: memorysam {line} " in refused.err)
+    shutil.rmtree("data")
+    write(f"data/{name.upper()}_v1.zip")
+    assert memorysam("--json").answer["next"] == f"memorysam prepare {name} data/{name.upper()}_v1.zip"
+    write(f"data/memorysam/{name}/dataset.json", {"counts": {"train": 1}})
+    assert memorysam("--json").answer["steps"]["prepare"] == f"memorysam prepare {name} data"
+
+
+def test_rendered_scenes_are_not_taken_for_the_published_ones(memorysam: Program) -> None:
+    write_tree("deliver", Path("data/mini-deliver"), scenes={"train": 1})
+    write(f"data/mini-deliver/{MARKER}")
+    assert memorysam("--json").answer["next"] == "memorysam prepare folder data"

@@ -41,6 +41,7 @@ from memorysam_cli.errors import DataError, UsageError, WeightsError, did_you_me
 from memorysam_cli.model.weights import Segmenter, WeightsCard, read_card
 from memorysam_cli.report import console
 from memorysam_cli.storage import documents, images, tensors
+from memorysam_cli.text import shown
 
 
 @dataclass(frozen=True)
@@ -269,6 +270,8 @@ def plan(
         )  # fmt: skip
     found = source.scenes[:limit]
     refuse_collisions(found)
+    if scenes is None and data is None:
+        console.note(f"scenes of {shown(where)}; others are given as SCENES, or by --data")
     for text in source.notes:
         console.note(text)
     job = Job(

@@ -35,7 +35,7 @@ from memorysam_cli.model.weights import own_tensors
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents, lock
-from memorysam_cli.text import megabytes, typed
+from memorysam_cli.text import counted, megabytes, typed
 
 AUTO = "auto"
 DISK_MARGIN = 1.05
@@ -136,7 +136,7 @@ def refuse_unknown_turns(recipe: Recipe, manifest: Manifest) -> None:
             )
 
 
-def counted(recipe: Recipe, manifest: Manifest, accelerator: Accelerator) -> Manifest:
+def with_counted_classes(recipe: Recipe, manifest: Manifest, accelerator: Accelerator) -> Manifest:
     """The data set with its classes' pixels where the recipe's weights of classes are worked out from them.
 
     One process counts, for all of them; every process must call this.
@@ -393,7 +393,7 @@ def introduction(
     for sensor, frames in modalities.items():
         if len(frames) > 1:
             yield f"projected {sensor}, from {', '.join(frames)}"
-    yield f"scenes    {scenes}, in {steps_per_epoch} updates per epoch"
+    yield f"scenes    {scenes}, in {counted(steps_per_epoch, 'update')} per epoch"
     yield f"update    {settings.batch * settings.accumulate * processes} scenes ({update})"
     yield f"trained   {trainable:,} of {whole:,} parameters"
     if recipe.losses or recipe.trains_subsets:
