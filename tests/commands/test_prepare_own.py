@@ -418,7 +418,7 @@ def test_a_rig_is_prepared_without_a_pattern_after_it_was_shown(memorysam: Progr
     write_trip(tmp_path / "mein rig")
     shown = memorysam("prepare", "folder", "mein rig", "--split", "0.5/0.5")
     assert shown.code == 2 and "nothing is prepared yet; add --yes" in shown.err
-    assert "the data set is called 'mein-rig'" in shown.err and "called 'Waermebild-Kamera'" in shown.err
+    assert "the data set is named 'mein-rig'" in shown.err and "renamed to 'Waermebild-Kamera'" in shown.err
     assert "files pair by their numbers" in shown.err
     assert not (tmp_path / "mein rig/memorysam/mein-rig/dataset.json").exists()
     (sheet,) = re.findall(r"pictures    (.*)", shown.out)
@@ -640,7 +640,7 @@ def test_what_cannot_pair_or_resize_is_refused(
     ("words", "said"),
     [
         (["--pair", "nearest"], "--pair, --tolerance, --times: are for --modality"),
-        (["--modality", "rgb=*.png", "--map", "rgb=x"], "--map says it already"),
+        (["--modality", "rgb=*.png", "--map", "rgb=x"], "--map names it already"),
         (["--modality", "rgb"], "--modality rgb: must be NAME=VALUE"),
     ],
 )

@@ -270,7 +270,7 @@ def _notes_on_splits(paths: Sequence[str]) -> list[str]:
     if not long:
         return []
     return [
-        f"{' and '.join(f'{name}/' for name in long)}: splits are called train, val and test here; rename the folders"
+        f"{' and '.join(f'{name}/' for name in long)}: splits must be named train, val and test; rename the folders"
     ]
 
 
@@ -303,7 +303,7 @@ def _names(sensors: Mapping[_Role, str]) -> tuple[dict[str, list[_Role]], list[s
         names[name] = roles
         if word and name != word and not is_weak:
             notes.append(
-                f"'{shown(word)}' is called '{name}' here: a sensor's name has letters, digits, '.', '_' and '-'"
+                f"'{shown(word)}' is renamed to '{name}': a sensor's name has letters, digits, '.', '_' and '-'"
             )
     return names, notes
 
