@@ -176,7 +176,11 @@ REFUSALS = {
     "nothing that matches": (["--modality", "rgb=images/*.png"], 3, "no file matches 'images/*.png' (saw in images/: "),
     "classes without labels": ([*sensors("rgb"), "--classes", "classes.txt"], 2, "give both, or neither"),
     "no class list": ([*sensors("rgb"), *LABELS[:3], "no.txt"], 2, "--classes no.txt: does not exist"),
-    "odd shares": ([*sensors("rgb"), *LABELS, "--split", "0.5/0.1"], 2, "such as 0.8/0.1/0.1"),
+    "odd shares": (
+        [*sensors("rgb"), *LABELS, "--split", "0.5/0.1"],
+        2,
+        "add up to 0.6, not to 1 (or 100); give the shares",
+    ),
     "shares twice": ([*sensors("rgb"), *LABELS, "--split", "0.5/0.5", "--split", "0.9/0.1"], 2, "given once"),
     "two channels": ([*sensors("rgb"), "--channels", "rgb=0,1"], 2, "give one or three channels"),
     "no scale": ([*sensors("rgb"), "--scale", "rgb=0"], 2, "must be a number other than 0"),
