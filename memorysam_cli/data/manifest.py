@@ -226,7 +226,7 @@ def _read_scenes(root: Path, info: DatasetInfo) -> Manifest:
     """The one reader of ``scenes.jsonl``, for all commands: nothing is taken on trust.
 
     Raises:
-        DataError: a line is no scene of this data set; names ``file:line`` and the key.
+        DataError: a line is not a scene of this data set; names ``file:line`` and the key.
     """
     path = folder(root, info.name) / SCENES
     wanted = {modality.name for modality in info.modalities}
@@ -317,7 +317,9 @@ class _Line(Strict):
     @classmethod
     def _stays_inside(cls, path: str | None) -> str | None:
         if path is not None and not is_inside(path):
-            raise ValueError(f"{path!r} is no path below the data root, with single forward slashes and without '..'")
+            raise ValueError(
+                f"{path!r} is not a path below the data root, with single forward slashes and without '..'"
+            )
         return path
 
     @field_validator("files")

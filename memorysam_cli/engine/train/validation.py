@@ -55,9 +55,11 @@ def draw_first_batch(batch: Batch, info: DatasetInfo, modalities: Sequence[Modal
             Panel(modality.name, _seen(frames[index], modality))
             for modality, frames in zip(modalities, batch.frames, strict=True)
         ]
-        rows.append([*panels, Panel("label", pictures.colour(label, info.palette))])
+        rows.append([*panels, Panel("label", pictures.paint(label, info.palette))])
     entries = pictures.legend(list(labels[:SAMPLES]), classes=info.classes, palette=info.palette)
-    images.write_png(folder / FIRST, pictures.sheet(rows, entries))
+    images.write_png(
+        folder / FIRST, pictures.sheet(rows, entries, captions=[scene.id for scene in batch.scenes[:SAMPLES]])
+    )
 
 
 def _seen(frame: Tensor, modality: Modality) -> pictures.Picture:

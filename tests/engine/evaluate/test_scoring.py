@@ -259,7 +259,7 @@ def test_the_report_is_json_and_its_means_are_those_of_the_matrix(data: Manifest
         assert 5 < part["miou"] < 99
 
 
-def test_no_scenes_and_unlabelled_scenes_are_refused(data: Manifest) -> None:
+def test_no_scenes_and_unlabeled_scenes_are_refused(data: Manifest) -> None:
     with pytest.raises(DataError, match="tiny: no scenes"):
         score(Brightness(), data, [])
     scene = data.of_split("val")[0]
