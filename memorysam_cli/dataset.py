@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 IGNORE = 255
 """The label value of a pixel that counts nowhere."""
@@ -21,7 +21,7 @@ Kind = Literal["rgb", "gray", "depth", "hha", "event", "lidar", "thermal", "angl
 Interpolation = Literal["bilinear", "nearest"]
 Flip = Literal["mirror", "negate_sine", "negate_cosine"]
 Byte = Annotated[int, Field(ge=0, le=255)]
-Colour = tuple[Byte, Byte, Byte]
+Color = tuple[Byte, Byte, Byte]
 Channel = Annotated[int, Field(ge=0)]
 Band = Annotated[int, Field(ge=1)] | Annotated[str, Field(min_length=1)]
 LARGEST, SMALLEST = 3.4e38, 1.2e-38
@@ -149,7 +149,7 @@ class LabelRule(Strict):
     ignore: tuple[int, ...] = (IGNORE,)
     mapping: tuple[tuple[int, int], ...] = ()
     """(raw, class) pairs; where there are any, all raw values must be listed here or in ``ignore``."""
-    colours: bool = False
+    colors: bool = Field(default=False, validation_alias=AliasChoices("colors", "colours"))
     """The files are RGB pictures in the palette's colors; other colors become 255, and the check counts them."""
     first_channel: bool = False
     """Of four channels the first is the number, whatever the others hold (DELIVER). Without, four channels are a number
@@ -226,11 +226,11 @@ class DatasetInfo(Strict):
     name: Name
     title: str
     classes: tuple[Annotated[str, Field(min_length=1)], ...]
-    palette: tuple[Colour, ...]
+    palette: tuple[Color, ...]
     modalities: tuple[Modality, ...]
     """All that the data set has, in its own order."""
     label: LabelRule = LabelRule()
-    unlabelled: tuple[str, ...] = ()
+    unlabeled: tuple[str, ...] = Field(default=(), validation_alias=AliasChoices("unlabeled", "unlabelled"))
     """Splits whose labels are not published; their scenes can be predicted, not scored."""
     statistics: dict[str, Statistics] = Field(default_factory=dict)
     """Modality → what ``prepare --measure`` found; for information, ``mean`` and ``std`` of the modality decide."""
@@ -254,10 +254,12 @@ class DatasetInfo(Strict):
     @classmethod
     def _stays_inside(cls, root: str) -> str:
         if root != "." and not is_inside(root):
-            raise ValueError(f"{root!r} is no folder below the data root, with single forward slashes and without '..'")
+            raise ValueError(
+                f"{root!r} is not a folder below the data root, with single forward slashes and without '..'"
+            )
         return root
 
-    # Afterwards: what a validator before it hands on is no JSON any more, whose lists are tuples.
+    # Afterwards: what a validator before it hands on is not JSON any more, whose lists are tuples.
     @model_validator(mode="after")
     def _knows_older_files(self) -> DatasetInfo:
         """A DELIVER of an earlier version has labels of four channels, of which the first counted unsaid."""
@@ -273,7 +275,7 @@ class DatasetInfo(Strict):
         return self
 
     @model_validator(mode="after")
-    def _one_colour_per_class(self) -> DatasetInfo:
+    def _one_color_per_class(self) -> DatasetInfo:
         if not self.classes or len(self.classes) != len(self.palette):
             raise ValueError(f"{len(self.classes)} classes need as many colors, not {len(self.palette)}")
         return self
@@ -284,7 +286,7 @@ class DatasetInfo(Strict):
             raise ValueError("modalities: there must be at least one")
         for what, names in (("classes", self.classes), ("modalities", [each.name for each in self.modalities])):
             if twice := _twice(names):
-                raise ValueError(f"{what}: '{twice[0]}' stands there twice; give each its own name")
+                raise ValueError(f"{what}: '{twice[0]}' is listed twice; give each its own name")
         if len(self.classes) > IGNORE:
             raise ValueError(f"{len(self.classes)} classes; from 1 to {IGNORE} are possible")
         return self

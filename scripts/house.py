@@ -85,7 +85,7 @@ class Sources:
         return module if self.paths[module].name == "__init__.py" else module.rpartition(".")[0]
 
     def cycles(self) -> set[tuple[str, ...]]:
-        """Neighbours, at any depth, that reach each other by imports.
+        """Neighbors, at any depth, that reach each other by imports.
 
         An import from ``a.b.c.d`` to ``a.x.y`` is one from ``a.b`` to its neighbor ``a.x``; a package and what is
         inside it are not two.
@@ -93,7 +93,7 @@ class Sources:
         edges: Graph = defaultdict(set)
         for module, others in self.imports.items():
             for other in others:
-                if pair := _neighbours(module, other):
+                if pair := _neighbors(module, other):
                     edges[pair[0]].add(pair[1])
         return _circles(edges)
 
@@ -142,7 +142,7 @@ def _dotted(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def _neighbours(module: str, other: str) -> tuple[str, str] | None:
+def _neighbors(module: str, other: str) -> tuple[str, str] | None:
     """The two parts of one package that two modules belong to; None if one is the other's package."""
     ours, theirs = module.split("."), other.split(".")
     for depth, (own, its) in enumerate(zip(ours, theirs, strict=False), start=1):

@@ -169,7 +169,7 @@ def panels(data: Manifest, scene: Scene, alone: Predictor, together: Predictor) 
     others = [cv2.resize(sensors[name], (width, height), interpolation=cv2.INTER_NEAREST) for name in OTHERS]
     return [
         sensors[RGB], strips(others),
-        *(pictures.colour(mask, palette) for mask in (read.whole.label[0].numpy(), *masks)),
+        *(pictures.paint(mask, palette) for mask in (read.whole.label[0].numpy(), *masks)),
     ]  # fmt: skip
 
 

@@ -81,7 +81,7 @@ def test_help_is_fast_and_imports_nothing_heavy(fastest: Callable[..., float]) -
     assert fastest(lambda: memorysam("--help")) < 0.3
 
 
-def test_the_catalogue_is_complete() -> None:
+def test_the_catalog_is_complete() -> None:
     assert list(app.COMMANDS) == [
         *("prepare", "check", "plan", "train", "watch", "evaluate", "predict", "convert", "report", "demo", "recipes"),
         *("weights", "export", "card", "bench", "doctor"),
@@ -234,8 +234,12 @@ def test_version_and_completion_are_there() -> None:
         (["recipes", "list", "extra"], "Got unexpected extra argument(s) (extra); see memorysam recipes list --help"),
         (
             ["prepare", "synthetic", "x", "--layout", "kitti"],
-            "Invalid value for '--layout': 'kitti' is not one of 'deliver', 'mcubes'; see memorysam prepare synthetic "
-            "--help",
+            "--layout: 'kitti' is not one of 'deliver', 'mcubes'; see memorysam prepare synthetic --help",
+        ),
+        (["train", "--epochs", "x"], "--epochs: must be a whole number; see memorysam train --help"),
+        (
+            ["train", "--modalities", "rgb"],
+            "No such option: --modalities; in a recipe: --set data.modalities=…; see memorysam train --help",
         ),
         (["recipes", "list", "-v", "-q"], "--verbose and --quiet exclude each other; give one"),
     ],
@@ -248,6 +252,16 @@ def test_a_wrong_command_line_ends_with_2_and_one_line(
 
 
 LEAVES = [path for path in ALL if not hasattr(ALL[path], "commands")]
+
+
+def test_a_word_where_a_number_belongs_is_refused_in_our_words(capsys: pytest.CaptureFixture[str]) -> None:
+    options = [(path, each) for path in LEAVES for each in ALL[path].params if each.param_type_name == "option"]
+    numbers = [(path, each.opts[0]) for path, each in options if each.type_descriptor.annotation in (int, float)]
+    assert len(numbers) > 20
+    for path, option in numbers:
+        app.run([*path.split()[1:], option, "x"])
+        said = capsys.readouterr().err
+        assert f"{option}: must be a" in said or "Missing argument" in said or "Missing option" in said, (path, said)
 
 
 @pytest.mark.parametrize("path", LEAVES)
@@ -722,7 +736,7 @@ def test_helps_and_recipe_keys_are_the_same_where_python_drops_docstrings() -> N
         ).stdout
         for flags in ((), ("-OO",))
     ]  # fmt: skip
-    assert "Train a model by a recipe." in said[0] and said[0] == said[1]
+    assert "Train a model from a recipe." in said[0] and said[0] == said[1]
 
 
 @pytest.mark.parametrize(("words", "code"), [(["recipes", "list"], 6), (["train"], 6), (["--version"], 0)])

@@ -49,8 +49,8 @@ def test_a_label_rule_with_two_meanings_is_refused(fields: dict[str, Any], messa
     ("fields", "message"),
     [
         ({"modalities": []}, "there must be at least one"),
-        ({"modalities": [DEPTH, DEPTH]}, "modalities: 'depth' stands there twice"),
-        ({"classes": ["a", "a"]}, "classes: 'a' stands there twice"),
+        ({"modalities": [DEPTH, DEPTH]}, "modalities: 'depth' is listed twice"),
+        ({"classes": ["a", "a"]}, "classes: 'a' is listed twice"),
         ({"palette": [[0, 0, 0], [256, 0, 0]]}, "less than or equal to 255"),
         ({"classes": [str(n) for n in range(256)], "palette": [[0, 0, 0]] * 256}, "256 classes; from 1 to 255"),
         ({"crop": {"of_height": 0}}, "greater than 0"),
@@ -89,3 +89,11 @@ def test_labels_of_a_deliver_of_an_earlier_version_are_read_as_they_were(name: s
     assert DatasetInfo.model_validate({**INFO, "name": name, "label": label}).label.first_channel is is_first
     said = DatasetInfo.model_validate({**INFO, "name": name, "label": {**label, "first_channel": False}})
     assert not said.label.first_channel
+
+
+def test_british_keys_of_an_earlier_version_are_read_and_written_anew() -> None:
+    info = DatasetInfo.model_validate({**INFO, "label": {"colours": True}, "unlabelled": ["test"]})
+    assert info.label.colors and info.unlabeled == ("test",)
+    written = info.model_dump(mode="json")
+    assert written["label"]["colors"] and written["unlabeled"] == ["test"]
+    assert DatasetInfo.model_validate(written) == info

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ OTHERS = {
     "--time",
     "trackers": "--append --backend-store-uri --logdir",
     "scripts": "--demo --work --small --seeds --variants --write",
-    "pip": "--force-reinstall",
+    "pip": "--force-reinstall --upgrade --build-constraint",
     "all": "--help",
     "trtexec": "--onnx --stronglyTyped --saveEngine --loadEngine --minShapes --optShapes --maxShapes --shapes --fp16 "
     "--noTF32",
@@ -244,6 +245,20 @@ def test_every_command_on_a_page_is_run_or_at_least_read_by_the_program(
 LACKS = (
     r"\b(was|were) (lent|at hand)\b|[Nn]o GPU was available|not on this machine|no ROS was run|did not build the image"
 )
+
+
+def test_every_extra_that_a_page_or_a_message_names_exists() -> None:
+    """``pip`` only warns of one that does not, and installs nothing."""
+    known = set(tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"])
+    texts = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "memorysam_cli").rglob("*.py")]
+    named = {
+        (path.name, extra)
+        for path in texts
+        for found in re.findall(r"(?:memorysam|['\"]\.)\[([a-z,]+)\]", path.read_text("utf-8"))
+        for extra in found.split(",")
+    }
+    assert {path for path, _ in named} >= {"install.md", "export.md", "portable.py"}
+    assert sorted(each for each in named if each[1] not in known) == []
 
 
 def test_what_was_not_tried_stands_in_one_place() -> None:

@@ -16,7 +16,7 @@ EXAMPLES = [
     ("convert ./masks --to coco --out annotations.json", "what predict wrote; masks as run lengths"),
     ("convert ./masks --to cvat --out ./cvat", "zip its content and upload it as 'Segmentation mask 1.1'"),
     ("convert ./masks --to label-studio --out ./tasks --prefix 's3://bucket/'", "tasks with predictions"),
-    ("convert annotations.json --to masks --out ./data/labels", "the way in: labels for prepare folder"),
+    ("convert annotations.json --to masks --out ./data/labels", "labels for prepare folder"),
 ]
 Form = Literal["masks", "coco", "cvat", "label-studio", "fiftyone"]
 
@@ -32,7 +32,7 @@ def convert(
     ],
     to: Annotated[Form, typer.Option("--to", help="What to write; masks are PNGs of class numbers.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="A new folder; a new .json of coco.")],
-    form: Annotated[Form | None, typer.Option("--from", help="What SOURCE is, else told by its files.")] = None,
+    form: Annotated[Form | None, typer.Option("--from", help="Format of SOURCE, else recognized by its files.")] = None,
     classes: Annotated[
         Path | None,
         typer.Option(
@@ -42,30 +42,32 @@ def convert(
         ),
     ] = None,
     background: Annotated[
-        str | None, typer.Option(metavar="CLASS", help="The class of pixels without one, else 255: ignored.")
+        str | None, typer.Option(metavar="CLASS", help="The class of unannotated pixels, else 255: ignored.")
     ] = None,
     pictures: Annotated[
         Path | None,
         typer.Option(
             "--images",
             metavar="DIR",
-            help="The pictures: for their names, and for fiftyone.",
+            help="The pictures, for their names and for fiftyone.",
             callback=must_exist(DataError, "--images "),
         ),
     ] = None,
     prefix: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="Before a picture's name in label-studio, else its own disk: /data/…?d=."),
+        typer.Option(
+            metavar="TEXT", help="Goes before a picture's name in label-studio, else its local storage: /data/…?d=."
+        ),
     ] = None,
     json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write masks for another tool, or make masks of its labels.
+    """Convert masks for another tool, or its labels into masks.
 
     COCO (run lengths and polygons; panoptic is read, too), CVAT (Segmentation mask 1.1), Label Studio (brushes) and
-    FiftyOne. Pixels that no annotation covers are 255, which counts nowhere, and 255 gets no annotation; where
-    annotations overlap, the later one counts. docs/other-tools.md says what each tool needs.
+    FiftyOne. Pixels without annotation become 255, which is ignored, and 255 gets no annotation. Where annotations
+    overlap, the later one counts. docs/other-tools.md describes each tool.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     if out.exists() and not (out.is_dir() and to != "coco" and not any(out.iterdir())):
@@ -74,7 +76,7 @@ def convert(
         raise UsageError(f"--out {shown(out)}: {'must end in .json' if to == 'coco' else 'must be a folder, no .json'}")
     if prefix is not None and to != "label-studio":
         raise UsageError(f"--prefix {shown(prefix)}: is for --to label-studio; leave it out")
-    from memorysam_cli.data.own import exchange
+    from memorysam_cli.data.own import mask_formats
     from memorysam_cli.data.own.annotated import LOCAL_FILES, Request
     from memorysam_cli.data.own.classes import read_classes
     from memorysam_cli.report import console
@@ -87,11 +89,11 @@ def convert(
         pictures=pictures,
         prefix=LOCAL_FILES if prefix is None else prefix,
     )
-    kind = form or exchange.recognise(source)
-    found = exchange.read(source, kind, request)
+    kind = form or mask_formats.recognize(source)
+    found = mask_formats.read(source, kind, request)
     with console.progress(len(found.pictures), "convert") as bar:
-        laws = exchange.write(found, to, out, request, advance=bar.advance)
-    remarks = exchange.remarks(found, kind)
+        laws = mask_formats.write(found, to, out, request, advance=bar.advance)
+    remarks = mask_formats.remarks(found, kind)
     for line in remarks:
         console.warn(line)
     tally = found.tally
@@ -100,11 +102,19 @@ def convert(
     console.say(f"{'classes':<10}  {len(found.classes.names)}")
     console.say(f"{'out':<10}  {out}")
     if to == "masks" and kind != "masks":
-        labels = out / exchange.MASKS / "**" / "*.png"
+        labels = out / mask_formats.MASKS / "**" / "*.png"
         console.note(
             "next, in the folder of your sensors: "
             + command(
-                "prepare", "folder", ".", "--modality", "rgb=…", "--labels", labels, "--classes", out / exchange.CLASSES
+                "prepare",
+                "folder",
+                ".",
+                "--modality",
+                "rgb=…",
+                "--labels",
+                labels,
+                "--classes",
+                out / mask_formats.CLASSES,
             )
         )
     if json:

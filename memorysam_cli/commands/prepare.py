@@ -16,7 +16,7 @@ import typer
 from memorysam_cli.commands import prepare_options as words
 from memorysam_cli.commands.options import Json, Quiet, Verbose, begin, must_exist
 from memorysam_cli.commands.prepare_options import DropIncomplete, ExistingRoot, HeadersOnly, MaxPixels, Root
-from memorysam_cli.commands.prepare_report import agree, check_and_write, measuring, show_proposal
+from memorysam_cli.commands.prepare_report import agree, check_and_write, measuring, show_proposal, surveyed
 from memorysam_cli.data import DATASETS
 from memorysam_cli.errors import DataError, UsageError
 
@@ -100,7 +100,7 @@ def synthetic(
 ) -> None:
     """Render street scenes in DELIVER's (or MCubeS') own layout.
 
-    They are prepared as the data set 'synthetic'.
+    They become the data set 'synthetic'.
     """
     from memorysam_cli.data import preparation
     from memorysam_cli.report import console
@@ -152,7 +152,7 @@ def command_of(name: str) -> Callable[..., None]:
             drop_incomplete=drop_incomplete,
             headers_only=headers_only,
             max_pixels=max_pixels,
-            measure=measuring(max_pixels=max_pixels, normalise=False) if measure else None,
+            measure=measuring(max_pixels=max_pixels, normalize=False) if measure else None,
         )
 
     return prepare
@@ -185,7 +185,7 @@ def folder(
         ),
     ] = None,
     labels: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="The label files; without, the scenes can only be predicted.")
+        str | None, typer.Option(metavar="PATTERN", help="The label files; without them, scenes can only be predicted.")
     ] = None,
     classes: Annotated[
         Path | None,
@@ -196,12 +196,12 @@ def folder(
     ] = None,
     palette: Annotated[
         Literal["given", "safe"],
-        typer.Option(help="Colours of --classes as given, or such that the color-blind tell them apart."),
+        typer.Option(help="Colors of --classes as given, or such that the color-blind tell them apart."),
     ] = "given",
     split: Annotated[
         Named, typer.Option("--split", metavar="SHARES|NAME=FILE", help="0.8/0.1/0.1, or a list of scenes per split.")
     ] = None,
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the data set; else ROOT's own.")] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the data set; else that of ROOT.")] = None,
     kind: Annotated[
         Named,
         typer.Option(
@@ -235,7 +235,7 @@ def folder(
         typer.Option(
             "--nodata",
             metavar="NAME=VALUE",
-            help="Stored values that are no measurement, as depth=65535 (repeatable); NaN and TIFF tags always are.",
+            help="Stored values that are not measurements, as depth=65535 (repeatable); NaN and TIFF nodata never are.",
         ),
     ] = None,
     resize: Annotated[
@@ -250,24 +250,20 @@ def folder(
     tolerance: words.Tolerance = None,
     times: words.Times = None,
     ignore: Annotated[
-        list[int] | None, typer.Option(metavar="VALUE", help="Label value that counts nowhere, else 255 (repeatable).")
+        list[int] | None, typer.Option(metavar="VALUE", help="Label value to ignore, else 255 (repeatable).")
     ] = None,
     label_shift: Annotated[
         int, typer.Option(min=-65535, max=65535, metavar="N", help="Added to label values, as -1 for 1..K.")
     ] = 0,
-    seed: Annotated[int, typer.Option(min=0, metavar="S", help="Another seed, another division into splits.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="S", help="Seed of the division into splits.")] = 0,
     measure: Annotated[
         bool,
-        typer.Option(
-            "--measure", help="Normalize photos (rgb, gray) by their own mean and deviation, too, over train."
-        ),
+        typer.Option("--measure", help="Normalize photos (rgb, gray) too, by the mean and deviation of train."),
     ] = False,
     stored: Annotated[
-        bool, typer.Option("--stored", help="Measure no sensor: keep the stored ranges, 8 and 16 bits as 0..1.")
+        bool, typer.Option("--stored", help="Measure no sensor: keep stored ranges, with 8 and 16 bits as 0..1.")
     ] = False,
-    yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Write what is proposed without --modality, unasked.")
-    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Accept the proposal made without --modality.")] = False,
     drop_incomplete: DropIncomplete = False,
     headers_only: HeadersOnly = False,
     max_pixels: MaxPixels = None,
@@ -275,11 +271,12 @@ def folder(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Prepare files of your own sensors, any number of them.
+    """Prepare the files of any number of your own sensors.
 
     Without --modality it looks at ROOT, proposes sensors, labels and splits with a picture sheet, and asks; --yes
-    accepts. PNG, JPEG, TIFF, BMP, WebP, NPY or NPZ. Files of one scene pair by what the wildcards stand for; {split} in
-    a pattern is the scene's split. An angle has two patterns, sine and cosine: 'aolp=sin/*.npy+cos/*.npy'.
+    accepts. Reads PNG, JPEG, TIFF, BMP, WebP, NPY and NPZ. Files of one scene have the same text where the wildcards
+    are; {split} in a pattern is the scene's split. An angle has two patterns, sine and cosine:
+    'aolp=sin/*.npy+cos/*.npy'.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.data.own.classes import read_classes
@@ -301,7 +298,9 @@ def folder(
     patterns = words.patterns(modality or [])
     span = words.nanoseconds(tolerance, pair=pair, times=times or [])
     if measure and stored:
-        raise UsageError("--measure and --stored exclude each other; give one, or neither to measure what is no photo")
+        raise UsageError(
+            "--measure and --stored exclude each other; give one, or neither to measure what is not a photo"
+        )
     if labels is None and class_file is not None:
         raise UsageError("--classes: without --labels there is nothing to name; give both, or neither to predict only")
     chosen = words.channels(words.pairs("--channels", channels, known=patterns))
@@ -325,11 +324,13 @@ def folder(
         nodata=words.nodata(nodata, known=patterns),
         measured="all" if measure else "none" if stored else "others",
     )
-    found = survey(root, request)
-    if proposal is not None:
+    if proposal is None:
+        found = survey(root, request)
+    else:
         typed = words.given(context, but=("modality", "labels", "classes", "kind", "channels", "bands", "yes", "json"))
+        found, pairing = (survey(root, request), []) if "--pair" in typed else surveyed(root, request)
         counted = [*words.options("--channels", channels), *words.options("--bands", bands)]
-        more = [*words.options("--kind", kind), *counted, *typed]
+        more = [*words.options("--kind", kind), *counted, *typed, *pairing]
         agree(proposal, found, [*proposal.words(), *more], is_agreed=yes, json=json)
     measured = names_to_measure(found.manifest.info.modalities, request.measured)
     check_and_write(
@@ -338,7 +339,7 @@ def folder(
         drop_incomplete=drop_incomplete,
         headers_only=headers_only,
         max_pixels=max_pixels,
-        measure=measuring(max_pixels=max_pixels, normalise=True, names=measured) if measured else None,
+        measure=measuring(max_pixels=max_pixels, normalize=True, names=measured) if measured else None,
         notes=found.notes,
         laws=found.laws,
         shows_choices=True,
@@ -358,9 +359,9 @@ def manifest(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check again, and accept, a data set that was edited by hand.
+    """Check and accept a data set that was edited by hand.
 
-    The other commands refuse scenes.jsonl until then.
+    Until then, the other commands refuse the edited scenes.jsonl.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.data import manifest as manifests
@@ -372,7 +373,7 @@ def manifest(
         drop_incomplete=drop_incomplete,
         headers_only=headers_only,
         max_pixels=max_pixels,
-        measure=measuring(max_pixels=max_pixels, normalise=False) if measure else None,
+        measure=measuring(max_pixels=max_pixels, normalize=False) if measure else None,
         accepts_edits=True,
     )
 
@@ -386,7 +387,7 @@ def hha(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="Where to, below ROOT.")] = Path("hha"),
     depth_scale: Annotated[
         float | None,
-        typer.Option("--depth-scale", metavar="X", help="Metres per unit (else 0.001, for floating point 1)."),
+        typer.Option("--depth-scale", metavar="X", help="Meters per unit (else 0.001, for floating point 1)."),
     ] = None,
     farthest: Annotated[
         float | None, typer.Option("--farthest", metavar="M", help="What is farther counts as not measured.")
@@ -409,9 +410,9 @@ def hha(
 ) -> None:
     """Compute HHA images from metric depth.
 
-    An 8-bit PNG of horizontal disparity, height above ground and angle with gravity for each depth image. Depth lies
-    along the optical axis; 0 and the largest whole number mean 'not measured' and become 0. Images that are done and
-    newer than their depth are kept.
+    Writes an 8-bit PNG of horizontal disparity, height above ground and angle with gravity for each depth image. Depth
+    is measured along the optical axis; 0 and the largest whole number mean 'not measured' and become 0. Existing
+    images that are newer than their depth are kept.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     positive = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from memorysam_cli.text import command, shown, typed
 if TYPE_CHECKING:
     from memorysam_cli.data.findings import CheckReport, StoredForm
     from memorysam_cli.data.manifest import Manifest
-    from memorysam_cli.data.own.folder import FolderSurvey
+    from memorysam_cli.data.own.folder import FolderRequest, FolderSurvey
     from memorysam_cli.data.own.proposal import Proposal
     from memorysam_cli.dataset import DatasetInfo
     from memorysam_cli.errors import Laws
@@ -106,6 +107,29 @@ def show_proposal(proposal: Proposal, root: Path) -> None:
         console.note(line)
 
 
+def surveyed(root: Path, request: FolderRequest) -> tuple[FolderSurvey, list[str]]:
+    """List the scenes of a proposal, by the nearest times where the files' names hold times that differ.
+
+    Args:
+        root: the data root.
+        request: the proposal's patterns, to be paired by name.
+
+    Returns:
+        The scenes; the options that pair them, none for names.
+
+    Raises:
+        DataError: as of :func:`~memorysam_cli.data.own.folder.survey`.
+        UsageError: the same.
+    """
+    from memorysam_cli.data.own.folder import PAIR_BY_TIME, TOLERANCE_NS, TimesDifferError, survey
+
+    try:
+        return survey(root, request), []
+    except TimesDifferError:
+        found = survey(root, replace(request, pair="nearest", tolerance_ns=TOLERANCE_NS))
+    return found, [word for option in PAIR_BY_TIME.items() for word in option]
+
+
 def agree(proposal: Proposal, found: FolderSurvey, typed_words: Sequence[str], *, is_agreed: bool, json: bool) -> None:
     """Show a proposal's scenes, and continue only where ``--yes`` or a typed yes says so.
 
@@ -155,7 +179,7 @@ def agree(proposal: Proposal, found: FolderSurvey, typed_words: Sequence[str], *
 
 
 def measuring(
-    *, max_pixels: int | None, normalise: bool, names: Sequence[str] | None = None
+    *, max_pixels: int | None, normalize: bool, names: Sequence[str] | None = None
 ) -> Callable[[Manifest], DatasetInfo]:
     """What ``--measure`` does with a data set: its training split's statistics go into what it is.
 
@@ -171,7 +195,7 @@ def measuring(
 
         with console.progress(len(statistics.measured_scenes(found)), "measure") as bar:
             values = statistics.measure(found, names=names, max_pixels=max_pixels, advance=bar.advance)
-        return statistics.with_statistics(found.info, values, normalise=normalise)
+        return statistics.with_statistics(found.info, values, normalize=normalize)
 
     return measure
 
@@ -184,6 +208,8 @@ def show(report: CheckReport) -> None:
         console.warn(f"{problem.kind} ({problem.heading}):")
         for line in problem.first:
             console.warn(f"  {line}")
+    for line in report.remarks:
+        console.note(line)
     for line in report.warnings:
         console.warn(line)
     if report.strays is not None:
@@ -270,15 +296,15 @@ def _show_classes(report: CheckReport) -> None:
     from memorysam_cli.report import console
 
     totals = {split: sum(counts) for split, counts in report.pixels.items()}
-    labelled = {split: total for split, total in totals.items() if total}
-    if not labelled:
+    labeled = {split: total for split, total in totals.items() if total}
+    if not labeled:
         return
     shares = [
-        [f"{100 * report.pixels[split][row] / total:.3f}" for split, total in labelled.items()]
+        [f"{100 * report.pixels[split][row] / total:.3f}" for split, total in labeled.items()]
         for row in range(len(report.classes) + 1)
     ]
     console.table(
-        ["class", *(f"{split} %" for split in labelled)],
+        ["class", *(f"{split} %" for split in labeled)],
         [[name, *row] for name, row in zip((*report.classes, "(ignored)"), shares, strict=True)],
         title=f"{report.dataset}: share of the labeled pixels",
     )

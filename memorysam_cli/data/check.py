@@ -84,7 +84,8 @@ def check(
         modalities=tuple(modality.name for modality in info.modalities),
         classes=info.classes,
         problems=tuple(_problems(findings)),
-        warnings=(*odd.lines(), *_resampling(info, [findings[index].resampled for index in kept])),
+        warnings=tuple(odd.lines()),
+        remarks=(*odd.remarks(), *_resampling(info, [findings[index].resampled for index in kept])),
         pixels={split: tuple(int(count) for count in counts) for split, counts in pixels.items()},
         stored=odd.stored(),
         dropped=dropped,
@@ -117,7 +118,7 @@ class _SceneFindings:
         return 0 if self.label is None else self.label.height * self.label.width
 
     def pixels(self, classes: int) -> Any:
-        """Labelled pixels per class, and then the ignored ones: (K + 1,) int64."""
+        """Labeled pixels per class, and then the ignored ones: (K + 1,) int64."""
         counts = np.zeros(classes + 1, np.int64)
         for value, count in (self.label.pixels if self.label else {}).items():
             counts[classes if value == IGNORE else value] = count
@@ -238,7 +239,7 @@ def _misfit(facts: FileFacts, modality: Modality, *, files: int) -> str | None:
     if facts.channels not in (1, 3, 4):
         return decode.undeclared((facts.height, facts.width, facts.channels), modality)
     if modality.kind == "angle" and facts.channels == 1:
-        return "one plane is no angle; its sine and its cosine are needed"
+        return "one plane is not an angle; its sine and its cosine are needed"
     return None
 
 
@@ -261,7 +262,7 @@ def _combine(scene: Scene, modality: Modality, facts: Sequence[FileFacts], findi
 
 def _label(scene: Scene, reader: Reader, finding: _SceneFindings) -> FileFacts | None:
     """The label's classes, if they are legal."""
-    if scene.label is None and scene.split in reader.info.unlabelled:
+    if scene.label is None and scene.split in reader.info.unlabeled:
         return None
     try:
         if scene.label is None:
@@ -354,7 +355,7 @@ def draw_sheet(manifest: Manifest, path: Path) -> bool:
     for caption, sample in _samples(manifest):
         row = [Panel(name, pictures.as_picture(frame)) for name, frame in sample.frames.items()]
         if sample.label is not None:
-            row.append(Panel("label", pictures.colour(sample.label, manifest.info.palette)))
+            row.append(Panel("label", pictures.paint(sample.label, manifest.info.palette)))
             masks.append(sample.label)
         rows.append(row)
         captions.append(caption)
@@ -393,10 +394,8 @@ def _samples(manifest: Manifest) -> Iterator[tuple[str, Sample]]:
         for scene in _middle(scenes)[:TRIES]:
             try:
                 modalities = [modality for modality in info.modalities if modality.name in scene.files]
-                sample = read_sample(
-                    manifest.root, scene, modalities=modalities, classes=len(info.classes), palette=info.palette,
-                    rule=None if scene.label is None else info.label,
-                )  # fmt: skip
+                labels = None if scene.label is None else info
+                sample = read_sample(manifest.root, scene, modalities=modalities, labels=labels)
                 yield "   ".join(dict.fromkeys((scene.split, name, scene.id))), sample
                 break
             except (DataError, OSError):

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.data.transforms import Array, Mask, Sample, is_exact, on_grid
-from memorysam_cli.dataset import IGNORE, RAW_VALUES, Colour, LabelRule, Modality
+from memorysam_cli.dataset import IGNORE, RAW_VALUES, Color, DatasetInfo, LabelRule, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
 from memorysam_cli.storage.headers import Header
@@ -120,7 +120,7 @@ def _three_channels(array: Array, modality: Modality, *, path: Stored) -> Array:
     if count != 1:
         raise DataError(f"{path}: {undeclared(array.shape, modality)}")
     if modality.kind == "angle":
-        raise DataError(f"{path}: one plane is no angle; '{modality.name}' needs its sine and its cosine")
+        raise DataError(f"{path}: one plane is not an angle; '{modality.name}' needs its sine and its cosine")
     return cv2.merge([array] * 3)  # (H, W) -> (H, W, 3)
 
 
@@ -149,7 +149,7 @@ def with_channels(modality: Modality, header: Header, *, path: Stored) -> Modali
         path: of the file.
 
     Raises:
-        DataError: the file is no raster, or lacks a band, or two bands go by one description; or it has another number
+        DataError: the file is not a raster, or lacks a band, or two bands share a description; or it has another number
             of bands than one, three, or three and alpha, and which to take is not declared.
     """
     if header.format != "tiff":
@@ -219,8 +219,8 @@ def find_invalid(
     for value in (*modality.nodata, *(() if tag is None else (tag,))):
         same = _equal(array, value)
         if same is not None and array.ndim > len("HW") and modality.kind in PHOTOS:
-            colours = [index for index in modality.channels or range(3) if index < array.shape[2]]
-            same = same & same[:, :, colours].all(axis=2, keepdims=True)
+            colors = [index for index in modality.channels or range(3) if index < array.shape[2]]
+            same = same & same[:, :, colors].all(axis=2, keepdims=True)
         if same is not None:
             invalid = same if invalid is None else invalid | same
     if hidden is not None:
@@ -300,29 +300,29 @@ def read_label(
     rule: LabelRule,
     classes: int,
     *,
-    palette: Sequence[Colour] = (),
+    palette: Sequence[Color] = (),
     max_pixels: int | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Read a label and turn its raw values into classes.
 
     Args:
         path: one channel of whole numbers, or the indices of a palette, or four channels that are a number (see
-            :func:`is_number`), or of which the first counts (``rule.first_channel``); lossless. With ``rule.colours``
+            :func:`is_number`), or of which the first counts (``rule.first_channel``); lossless. With ``rule.colors``
             an RGB picture, alpha dropped.
         rule: how raw values map to classes.
         classes: K, at most 255.
-        palette: K colors; for ``rule.colours``.
+        palette: K colors; for ``rule.colors``.
         max_pixels: larger pictures are refused; None: as everywhere.
 
     Returns:
         (H, W) uint8: 0..K-1, or 255 where the pixel counts nowhere.
 
     Raises:
-        DataError: the file is unusable, or holds a value that is no class: file, value, how many pixels,
+        DataError: the file is unusable, or holds a value that is not a class: file, value, how many pixels,
             the first (row, column), and what is legal; or the rule itself is impossible.
     """
-    if rule.colours:
-        return _of_colours(path, tuple(palette)[:classes], max_pixels)
+    if rule.colors:
+        return _of_colors(path, tuple(palette)[:classes], max_pixels)
     raw = raw_label(path, rule, max_pixels=max_pixels)
     table, is_illegal = _class_table(rule, classes)
     inside = raw if raw.dtype in (np.uint8, np.uint16) else np.clip(raw, 0, RAW_VALUES - 1)
@@ -425,24 +425,24 @@ def _few(values: Sequence[int]) -> str:
     return ", ".join(str(value) for value in values[:LISTED]) + more
 
 
-def _of_colours(path: Path, palette: tuple[Colour, ...], max_pixels: int | None) -> npt.NDArray[np.uint8]:
+def _of_colors(path: Path, palette: tuple[Color, ...], max_pixels: int | None) -> npt.NDArray[np.uint8]:
     """(H, W) classes of a picture in the palette's colors; other colors become 255."""
     header = images.header(path)
     if header.is_lossy:
         raise DataError(f"{path}: is {lossy(header)}; labels in colors must be lossless (PNG), or no color is exact")
     array = images.read(path, max_pixels=max_pixels)
     if array.ndim == len("HW") or array.shape[2] not in (3, 4) or array.dtype != np.uint8:
-        raise DataError(f"{path}: is no 8-bit RGB picture, but labels of this data set are (label.colours)")
+        raise DataError(f"{path}: is not an 8-bit RGB picture, but labels of this data set are (label.colors)")
     packed = array[:, :, 0].astype(np.int32) << 8  # (H, W, 3) -> (H, W)
     packed |= array[:, :, 1]
     packed <<= 8
     packed |= array[:, :, 2]
-    return _colour_table(palette).take(packed)
+    return _color_table(palette).take(packed)
 
 
 @lru_cache(maxsize=1)
-def _colour_table(palette: tuple[Colour, ...]) -> npt.NDArray[np.uint8]:
-    """Colour as one number of 24 bits → class, or 255; 16 MB."""
+def _color_table(palette: tuple[Color, ...]) -> npt.NDArray[np.uint8]:
+    """Color as one number of 24 bits → class, or 255; 16 MB."""
     if not palette or len(set(palette)) != len(palette):
         raise DataError(f"labels in colors need a different color for every class; the palette is {palette}")
     table = np.full(1 << 24, IGNORE, np.uint8)
@@ -456,19 +456,15 @@ def read_sample(
     scene: Scene,
     *,
     modalities: Sequence[Modality],
-    rule: LabelRule | None = None,
-    classes: int = 0,
-    palette: Sequence[Colour] = (),
+    labels: DatasetInfo | None = None,
 ) -> Sample:
-    """Read a scene's frames, and its label where a rule is given, all of one size.
+    """Read a scene's frames, and its label where it is wanted, all of one size.
 
     Args:
         root: the data root.
         scene: which files; modalities that it lacks are refused.
         modalities: which frames, in this order.
-        rule: the label's rule; none leaves the label out.
-        classes: K, with ``rule``.
-        palette: K colors, for labels that are pictures in colors.
+        labels: the data set, whose rule, classes and palette say how labels are stored; none leaves the label out.
 
     Returns:
         Frames of one size, see :func:`frame_size`; sensors of another one are resampled, see
@@ -488,10 +484,10 @@ def read_sample(
         if gaps is not None:
             invalid[modality.name] = gaps
     label = None
-    if rule is not None:
+    if labels is not None:
         if scene.label is None:
             raise DataError(f"scene {scene.id}: has no label; only 'predict' works without labels")
-        label = read_label(root / scene.label, rule, classes, palette=palette)
+        label = read_label(root / scene.label, labels.label, len(labels.classes), palette=labels.palette)
     sizes = {name: (int(frame.shape[0]), int(frame.shape[1])) for name, frame in frames.items()}
     own = None if label is None else (int(label.shape[0]), int(label.shape[1]))
     size = frame_size(sizes, kinds={modality.name: modality.kind for modality in modalities}, label=own)

@@ -16,9 +16,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from memorysam_cli.data.listing import Fields, Template, Tree, compiled, relative, sample_names, subfolders, walk
+from memorysam_cli.data.listing import (
+    Fields,
+    Template,
+    Tree,
+    compiled,
+    relative,
+    sample_names,
+    subfolders,
+    walk,
+)
 from memorysam_cli.data.manifest import SPLITS, Scene
-from memorysam_cli.dataset import Colour, Crop, DatasetInfo, LabelRule, Modality
+from memorysam_cli.dataset import Color, Crop, DatasetInfo, LabelRule, Modality
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import documents
 from memorysam_cli.text import shown
@@ -119,6 +128,11 @@ class Sensor:
     is_optional: bool = False
     """Then nothing is said where it is missing."""
 
+    @property
+    def shown(self) -> str:
+        """Its places, as a user reads them."""
+        return " or ".join(here.shown for here in self.places)
+
 
 def sensor(modality: Modality, *places: str | Place, is_optional: bool = False) -> Sensor:
     """Declare a :class:`Sensor`; a place that is plain text is one template."""
@@ -171,13 +185,13 @@ class DatasetLayout:
     """All that the data set may have; the first is the one without which there is no scene."""
     labels: tuple[Place, ...]
     rule: LabelRule = field(default_factory=LabelRule)
-    classes: Mapping[str, Colour]
+    classes: Mapping[str, Color]
     """Class → RGB color, in class order."""
     id: str
     """Template of a scene's id; has the fields of all the others, but for the split where lists decide it."""
     lists: Lists | None = None
     """The files that say which scene is in which split; without them ``{split}`` is a part of the paths."""
-    unlabelled: tuple[str, ...] = ()
+    unlabeled: tuple[str, ...] = ()
     """Splits whose labels are not published."""
     condition: str | None = None
     """Template of a scene's condition."""
@@ -328,13 +342,12 @@ class DatasetLayout:
                 if counts[split] != number
             ),
             *(
-                f"no '{each.modality.name}' (looked for {' or '.join(here.shown for here in each.places)}): "
-                "prepared without it"
+                f"no '{each.modality.name}' (looked for {each.shown}): prepared without it"
                 for each in self.sensors
                 if not each.is_optional and each.modality.name not in present
             ),
             *(
-                f"'{name}' is no {what} of {self.title}; kept as its own"
+                f"'{name}' is not a {what} of {self.title}; kept as its own"
                 for what, known, there in (
                     ("condition", self.conditions, {scene.condition for scene in scenes}),
                     ("failure case", self.cases, {scene.case for scene in scenes}),
@@ -362,7 +375,7 @@ class DatasetLayout:
             palette=tuple(self.classes.values()),
             modalities=tuple(modalities),
             label=chosen.label.rule or self.rule,
-            unlabelled=self.unlabelled,
+            unlabeled=self.unlabeled,
             crop=self.crop,
         )
 
@@ -396,7 +409,7 @@ class DatasetLayout:
 
     def _scene(self, fields: Fields, tree: Tree, chosen: _Chosen, *, prefix: str) -> Scene:
         label: str | None = chosen.label.templates[0].fill(fields)
-        if fields["split"] in self.unlabelled and not tree.has(str(label)):
+        if fields["split"] in self.unlabeled and not tree.has(str(label)):
             label = None
         return Scene(
             id=compiled(self.id).fill(fields),

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memorysam_cli.data import decode, degrade, transforms
+from memorysam_cli.data import DATASETS, decode, degrade, layout_of, transforms
 from memorysam_cli.data.manifest import Manifest, Scene, sign_line
 from memorysam_cli.data.transforms import Sample
 from memorysam_cli.data.workers import LostPart, Source, load, load_in_threads
@@ -86,7 +86,7 @@ class ScoredScene:
 
 
 @dataclass(frozen=True)
-class UnlabelledScene:
+class UnlabeledScene:
     """One scene to be predicted."""
 
     scene: Scene
@@ -100,7 +100,7 @@ class UnlabelledScene:
     is_large: bool = False
     """The frames keep their own resolution, to be seen through windows."""
 
-    def pin_memory(self) -> UnlabelledScene:
+    def pin_memory(self) -> UnlabeledScene:
         """The same in page-locked memory."""
         return replace(self, frames=[frame.pin_memory() for frame in self.frames])
 
@@ -174,7 +174,7 @@ def scored_scenes(
     return load(source, range(len(scenes)), workers=workers)
 
 
-def unlabelled_scenes(
+def unlabeled_scenes(
     root: Path,
     *,
     scenes: Sequence[Scene],
@@ -183,7 +183,7 @@ def unlabelled_scenes(
     workers: int,
     tile: bool = False,
     in_threads: bool = False,
-) -> Iterator[UnlabelledScene | DataError]:
+) -> Iterator[UnlabeledScene | DataError]:
     """Whole scenes for prediction, one at a time, in order; labels are not looked at.
 
     A scene that cannot be read, kills its readers, or has none of the modalities gives its fault in its place, and the
@@ -198,7 +198,7 @@ def unlabelled_scenes(
         tile: as in :func:`scored_scenes`.
         in_threads: threads read ahead, not processes.
     """
-    source = UnlabelledScenes(root, scenes, tuple(modalities), size, tile)
+    source = UnlabeledScenes(root, scenes, tuple(modalities), size, tile)
     return (load_in_threads if in_threads else load)(source, range(len(scenes)), workers=workers)
 
 
@@ -206,12 +206,20 @@ def modalities_of(info: DatasetInfo, names: Sequence[str], *, antialias: bool | 
     """The modalities of these names, in this order, as of :meth:`DatasetInfo.chosen`.
 
     Raises:
-        DataError: the data set has no such modality.
+        DataError: the data set has no such modality; of a published one that was prepared without it, its files.
     """
     known = [modality.name for modality in info.modalities]
     for name in names:
-        if name not in known:
-            raise DataError(f"{info.name}: has no modality '{name}'{did_you_mean(name, known)}")
+        if name in known:
+            continue
+        published = layout_of(info.name).sensors if info.name in DATASETS else ()
+        for sensor in published:
+            if sensor.modality.name == name:
+                raise DataError(
+                    f"{info.name}: was prepared without '{name}' (looked for {sensor.shown}); add the files and "
+                    f"prepare it again, or choose from {', '.join(known)}"
+                )
+        raise DataError(f"{info.name}: has no modality '{name}'{did_you_mean(name, known)}")
     return info.chosen(names, antialias=antialias)
 
 
@@ -326,7 +334,7 @@ class TrainingBatches(Source[Batch]):
 
     def _sample(self, number: int) -> Sample:
         info, augment = self.manifest.info, self.recipe.augment
-        sample = _labelled(self.manifest, self.scenes[number], self.modalities)
+        sample = _labeled(self.manifest, self.scenes[number], self.modalities)
         place = self.recipe.train.seed, self.epoch, number
         augmented = transforms.augment(
             transforms.without_left(sample, info.crop),
@@ -357,7 +365,7 @@ class ScoredScenes(Source[ScoredScene]):
     def item(self, index: int) -> ScoredScene:
         """A scene in both protocols."""
         scene, crop = self.scenes[index], self.manifest.info.crop
-        sample = _labelled(self.manifest, scene, self.modalities)
+        sample = _labeled(self.manifest, scene, self.modalities)
         assert sample.label is not None
         scored = transforms.for_scoring(sample, modalities=self.modalities, size=self.size, crop=crop)
         native = torch.from_numpy(sample.label.astype(np.int64))[None]  # (H, W) -> (1, H, W)
@@ -379,7 +387,7 @@ class ScoredScenes(Source[ScoredScene]):
 
 
 @dataclass(frozen=True)
-class UnlabelledScenes(Source["UnlabelledScene | DataError"]):
+class UnlabeledScenes(Source["UnlabeledScene | DataError"]):
     """Scenes for prediction; an index is a scene's number, or the fault that stands in its place."""
 
     root: Path
@@ -388,7 +396,7 @@ class UnlabelledScenes(Source["UnlabelledScene | DataError"]):
     size: int
     tile: bool
 
-    def item(self, index: int | DataError) -> UnlabelledScene | DataError:
+    def item(self, index: int | DataError) -> UnlabeledScene | DataError:
         """A scene, or why it cannot be read."""
         if isinstance(index, DataError):
             return index
@@ -405,7 +413,7 @@ class UnlabelledScenes(Source["UnlabelledScene | DataError"]):
         """The fault itself: the next scenes follow."""
         return lost[0].error
 
-    def _read(self, scene: Scene) -> UnlabelledScene:
+    def _read(self, scene: Scene) -> UnlabeledScene:
         present = tuple(modality for modality in self.modalities if modality.name in scene.files)
         if not present:
             wanted = ", ".join(modality.name for modality in self.modalities)
@@ -415,7 +423,7 @@ class UnlabelledScenes(Source["UnlabelledScene | DataError"]):
         seen = _whole(sample, present, size=self.size, tile=self.tile)
         batch = _batch([seen], present, (scene,))
         is_large = self.tile and _is_large(sample, self.size)
-        return UnlabelledScene(scene, batch.frames, tuple(seen.frames), height, width, is_large)
+        return UnlabeledScene(scene, batch.frames, tuple(seen.frames), height, width, is_large)
 
 
 def _named(scenes: Iterable[Scene]) -> str:
@@ -424,22 +432,14 @@ def _named(scenes: Iterable[Scene]) -> str:
     return f"scene {ids[0]}" if len(ids) == 1 else f"scenes {', '.join(ids)}"
 
 
-def _labelled(manifest: Manifest, scene: Scene, modalities: Sequence[Modality]) -> Sample:
+def _labeled(manifest: Manifest, scene: Scene, modalities: Sequence[Modality]) -> Sample:
     """A scene's frames and label."""
-    info = manifest.info
     try:
-        return decode.read_sample(
-            manifest.root,
-            scene,
-            modalities=modalities,
-            rule=info.label,
-            classes=len(info.classes),
-            palette=info.palette,
-        )
+        return decode.read_sample(manifest.root, scene, modalities=modalities, labels=manifest.info)
     except DataError as error:
         if scene.label is None or any(modality.name not in scene.files for modality in modalities):
             raise
-        line = f"{sign_line(manifest.root, info.name)} --drop-incomplete"
+        line = f"{sign_line(manifest.root, manifest.info.name)} --drop-incomplete"
         raise DataError(f"{error}; fix the file, or leave all such scenes out: {line}") from error
 
 

@@ -148,7 +148,7 @@ def measured_scenes(manifest: Manifest, *, split: str = "train") -> list[Scene]:
     return [scene for scene in manifest.scenes if scene.split == split] or list(manifest.scenes)
 
 
-def with_statistics(info: DatasetInfo, found: Mapping[str, Statistics], *, normalise: bool) -> DatasetInfo:
+def with_statistics(info: DatasetInfo, found: Mapping[str, Statistics], *, normalize: bool) -> DatasetInfo:
     """The data set with its statistics.
 
     Args:
@@ -159,7 +159,7 @@ def with_statistics(info: DatasetInfo, found: Mapping[str, Statistics], *, norma
             of 1.
     """
     info = info.model_copy(update={"statistics": dict(found)})
-    if not normalise:
+    if not normalize:
         return info
     modalities = tuple(
         modality.model_copy(

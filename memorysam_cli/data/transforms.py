@@ -39,7 +39,7 @@ JITTER = (0.5, 1.5)
 LUMA = (0.2989, 0.587, 0.114)
 """Weights of red, green and blue in gray (ITU-R 601, as image libraries round them)."""
 HALF = 0.5
-"""Weight of the valid values in a mean of neighbors; with less, it is no measurement."""
+"""Weight of the valid values in a mean of neighbors; with less, it is not a measurement."""
 SIGMA_OF_3 = 0.8
 """Pixels: 0.3·((k - 1)/2 - 1) + 0.8 for a kernel of k = 3."""
 
@@ -98,7 +98,7 @@ def augment(
     size: int,
     rng: np.random.Generator,
 ) -> Sample:
-    """Colour jitter, flip, blur, then one random resized crop of all frames and the label; the blur may come last.
+    """Color jitter, flip, blur, then one random resized crop of all frames and the label; the blur may come last.
 
     Args:
         sample: of any size.
@@ -129,7 +129,7 @@ def augment(
 
     frames, invalid = {}, {name: gaps[:, ::-1] if flips else gaps for name, gaps in sample.invalid.items()}
     for name, frame in sample.frames.items():
-        jittered = change_colours(frame, known[name], augment=augment, draw=draw, invalid=sample.invalid.get(name))
+        jittered = change_colors(frame, known[name], augment=augment, draw=draw, invalid=sample.invalid.get(name))
         frames[name] = mirror(jittered, known[name]) if flips else jittered
     label = np.ascontiguousarray(sample.label[:, ::-1]) if sample.label is not None and flips else sample.label
     whole = Sample(frames, label, invalid)
@@ -138,13 +138,13 @@ def augment(
     return softened(cut) if augment.blur_after_crop else cut
 
 
-def change_colours(
+def change_colors(
     frame: Array, modality: Modality, *, augment: Augment, draw: Draw, invalid: Mask | None = None
 ) -> Array:
     """Jitter the colors, where the modality asks for it and the draw hits."""
     if "jitter" not in modality.photometric or draw.jitter >= augment.jitter:
         return frame
-    return jitter_colours(
+    return jitter_colors(
         frame,
         brightness=between(*JITTER, draw.brightness),
         contrast=between(*JITTER, draw.contrast),
@@ -154,7 +154,7 @@ def change_colours(
     )
 
 
-def jitter_colours(
+def jitter_colors(
     frame: Array,
     *,
     brightness: float,
@@ -187,19 +187,19 @@ def jitter_colours(
         return bounded
 
     values = blend(np.float32(0), brightness)
-    grey = _grey(values) if invalid is None else _grey(values)[~invalid.any(axis=2)]
-    values = blend(np.float32(grey.mean(dtype=np.float64) if grey.size else 0), contrast)
-    values = blend(_grey(values)[:, :, None], saturation)
+    gray = _gray(values) if invalid is None else _gray(values)[~invalid.any(axis=2)]
+    values = blend(np.float32(gray.mean(dtype=np.float64) if gray.size else 0), contrast)
+    values = blend(_gray(values)[:, :, None], saturation)
     if frame.dtype.kind == "u":
         values = np.rint(values * np.float32(full)).clip(0, np.iinfo(frame.dtype).max)
     return values.astype(frame.dtype)
 
 
-def _grey(values: Array) -> Array:
+def _gray(values: Array) -> Array:
     """(H, W, 3) -> (H, W). No matrix product: its sums may depend on the number of threads."""
     red, green, blue = (np.float32(weight) * values[:, :, index] for index, weight in enumerate(LUMA))
-    grey: Array = red + green + blue
-    return grey
+    gray: Array = red + green + blue
+    return gray
 
 
 def mirror(frame: Array, modality: Modality) -> Array:
@@ -443,7 +443,7 @@ def between(low: float, high: float, share: float) -> float:
 
 
 def _has_own_mean(modality: Modality) -> bool:
-    """Whether padding is no measurement rather than the value 0.
+    """Whether padding is not a measurement rather than the value 0.
 
     The reference pads photos with black. A sensor that is normalized by its own mean may never see 0: raw thermal
     values of 300 K would be padded with -65 deviations. Sparse sensors do: there 0 is "nothing", as where they measure.

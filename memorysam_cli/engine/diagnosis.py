@@ -122,7 +122,7 @@ def opencv() -> Iterator[Finding]:
     if others:
         yield warning(
             "OpenCV",
-            f"{', '.join(others)} lies over opencv-python-headless",
+            f"{', '.join(others)} overwrites opencv-python-headless",
             f"pip uninstall -y {' '.join(others)} && pip install --force-reinstall opencv-python-headless: "
             "the one with windows needs libGL, which servers lack",
         )
@@ -366,7 +366,7 @@ def hub() -> Iterator[Finding]:
         return
     address = constants.ENDPOINT
     if urlsplit(address).scheme not in {"http", "https"}:
-        yield warning(HUB, f"HF_ENDPOINT={address} is no address", "unset HF_ENDPOINT, or give https://…")
+        yield warning(HUB, f"HF_ENDPOINT={address} is not an address", "unset HF_ENDPOINT, or give https://…")
         return
     try:
         request = urllib.request.Request(address, method="HEAD")

@@ -153,7 +153,7 @@ def identify(state: dict[str, Tensor], *, where: str) -> Identity:
 
     Raises:
         WeightsError: tensors are missing, extra, of another shape or not floating point (the first of each are
-            named, with the backbone that most of them fit), or it is no MemorySAM checkpoint at all.
+            named, with the backbone that most of them fit), or it is not a MemorySAM checkpoint at all.
     """
     given = shapes_of(state)
     _refuse_other_models(given, where=where)

@@ -307,7 +307,7 @@ def _name_the_first_nano(content: dict[str, Any]) -> None:
 def _parse_card(metadata: dict[str, str], *, where: Path) -> WeightsCard:
     if CARD not in metadata:
         raise WeightsError(
-            f"{where}: is no memorysam weights file (its metadata has no '{CARD}' entry); "
+            f"{where}: is not a memorysam weights file (its metadata has no '{CARD}' entry); "
             "give a checkpoint from a run's checkpoints/ folder"
         )
     if seal_of(metadata[CARD]) != metadata.get(SEAL, seal_of(metadata[CARD])):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, VERMILION, GREEN, ORANGE, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7"
-GREY = "#8c8c8c"
+GRAY = "#8c8c8c"
 LONGEST_NAME = 28
 """Letters of a class's name on an axis."""
 SKEWED = 50
@@ -33,26 +33,32 @@ MOST_WITH_TEXT = 40
 """Classes up to which the cells of a confusion matrix carry their percentage."""
 WIDEST_MATRIX = 28.0
 """Inches: 3,360 pixels. 255 classes at the size of 40 would take gigabytes."""
-AXIS_ENDS = (30, 60, 108)
+AXIS_ENDS = (15, 30, 45, 60, 80, 108)
 """Where an axis of percentages may end: behind the longest bar and its figure."""
 TALLEST = 240.0
 """Inches of any figure: 28,800 pixels; Matplotlib refuses 65,536."""
 
-TERM_COLOURS = (ORANGE, PURPLE, VERMILION, GREEN, GREY)
+TERM_COLORS = (ORANGE, PURPLE, VERMILION, GREEN, GRAY)
 """Of the losses that make up the whole one, in their order; beyond these they come again."""
 SMOOTH_SHARE = 20
 """A smoothed line averages this part of a run's steps around each step."""
 PALE = 0.3
 """Opacity of the values themselves behind their smoothed line."""
-TERM_TITLES = {"spmm": "SPMM loss, before its weight"}
-"""Of the panels of losses whose values ``metrics.jsonl`` has otherwise than the sum does."""
+TERM_TITLES = {"spmm": ("SPMM loss", "before its weight")}
+"""Title and note of losses whose values ``metrics.jsonl`` has otherwise than the sum does."""
 Panels = dict[str, dict[str, tuple[str, str]]]
 """Titles of panels → key of a row → the name and color of its line."""
 CURVES: Panels = {
-    "Validation mIoU, %": {"miou": ("mIoU", GREEN), "miou_native": ("mIoU, native", GREY)},
+    "Validation mIoU, %": {"miou": ("mIoU", GREEN), "miou_native": ("mIoU, native", GRAY)},
     "Learning rate": {"lr": ("learning rate", VERMILION)},
 }
 """The panels of :func:`curves` below those of the losses."""
+
+
+def term_title(name: str) -> tuple[str, str]:
+    """The title of a loss's panel or chart, and a note; the note may be empty."""
+    words = name.replace("_", " ").removesuffix(" loss")
+    return TERM_TITLES.get(name, (f"{words[:1].upper()}{words[1:]} loss", ""))
 
 
 def confusion_matrix(matrix: ArrayLike, *, classes: Sequence[str], title: str = "") -> bytes:
@@ -111,7 +117,7 @@ def per_class_bars(
         axes.barh(places, iou, color=BLUE, height=0.72)
         for place, value, support in zip(places, iou, pixels, strict=True):
             text = f"{value:.1f}" if support else f"{value:.1f} (no ground truth)"
-            axes.text(value + 0.8, place, text, va="center", fontsize=8, color="black" if support else GREY)
+            axes.text(value + 0.8, place, text, va="center", fontsize=8, color="black" if support else GRAY)
         axes.axvline(mean, color=VERMILION, linestyle="--", linewidth=1.2, label=f"mean of all classes {mean:.2f}")
         axes.set_yticks(places, [_short(name) for name in classes], fontsize=8)
         axes.set_ylim(len(classes) - 0.4, -0.6)  # the first class on top
@@ -198,7 +204,7 @@ def class_histogram(shares: Mapping[str, Sequence[float]], *, classes: Sequence[
             for place, value in zip(places, values, strict=True):
                 if value <= 0:
                     axes.text(
-                        0.01, place, "absent", va="center", fontsize=7, color=GREY, transform=axes.get_yaxis_transform()
+                        0.01, place, "absent", va="center", fontsize=7, color=GRAY, transform=axes.get_yaxis_transform()
                     )
         if is_skewed:
             axes.set_xscale("log")
@@ -232,7 +238,7 @@ def offsets_histogram(offsets: Mapping[str, Sequence[float]], *, title: str = ""
         panels = figure.subplots(len(offsets), sharex=True, squeeze=False)[:, 0]
         for axes, (name, found) in zip(panels, offsets.items(), strict=True):
             axes.hist(found, bins=np.linspace(-widest, widest, 42), color=BLUE)
-            axes.axvline(0, color=GREY, linewidth=0.8)
+            axes.axvline(0, color=GRAY, linewidth=0.8)
             axes.set_ylabel(_short(name), fontsize=8)
             axes.spines[["top", "right"]].set_visible(False)
         panels[-1].set_xlabel("offset in ms")
@@ -253,9 +259,9 @@ def curves(rows: Sequence[Mapping[str, Any]], *, terms: Sequence[str] = ("ohem",
     Returns:
         A PNG.
     """
-    shades = dict(zip(terms, cycle(TERM_COLOURS), strict=False))
+    shades = dict(zip(terms, cycle(TERM_COLORS), strict=False))
     losses: Panels = {"Loss": {"loss": ("loss", BLUE), **{name: (name, shades[name]) for name in terms[:1]}}}
-    losses |= {TERM_TITLES.get(name, f"{name} loss"): {name: (name, shades[name])} for name in terms[1:]}
+    losses |= {", ".join(filter(None, term_title(name))): {name: (name, shades[name])} for name in terms[1:]}
     found = {
         panel: kept
         for panel, lines in (losses | CURVES).items()
@@ -320,7 +326,7 @@ def smoothed(values: ArrayLike, *, window: int) -> NDArray[np.float64]:
 
 Costs = Mapping[str, Sequence[tuple[float, float]]]
 """Name → (size, cost) points."""
-COST_SHADES = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, GREY)
+COST_SHADES = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, GRAY)
 
 
 def scaling(panels: Mapping[str, Costs], *, against: str, title: str = "") -> bytes:

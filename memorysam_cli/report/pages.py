@@ -24,7 +24,7 @@ from memorysam_cli.text import number, shown
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_BYTES = 10_000_000
-"""Of a report: what mail and CI artefacts still take."""
+"""Of a report: what mail and CI artifacts still take."""
 
 WIDTH, HEIGHT = 640, 220
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 10, 26

@@ -27,13 +27,13 @@ Picture = NDArray[np.uint8]
 """(H, W, 3) RGB."""
 Mask = NDArray[np.integer]
 """(H, W) class indices, 255 where nothing counts."""
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
-WRONG: Colour = (214, 39, 40)
-INK: Colour = (231, 233, 236)
-MATTE: Colour = (29, 32, 36)
+WRONG: Color = (214, 39, 40)
+INK: Color = (231, 233, 236)
+MATTE: Color = (29, 32, 36)
 """Of sheets: dark, so that they glare neither in a dark report nor beside pictures of the night."""
-PAPER: Colour = (255, 255, 255)
+PAPER: Color = (255, 255, 255)
 """Of a legend alone, which goes into other people's figures."""
 OPACITY = 0.35
 """The share of a class's color inside its contour: the picture below stays readable."""
@@ -66,7 +66,7 @@ class Panel:
     picture: Picture
 
 
-def colour(mask: Mask, palette: Sequence[Colour]) -> Picture:
+def paint(mask: Mask, palette: Sequence[Color]) -> Picture:
     """Paint each class in its color; what is ignored (255) becomes dark stripes.
 
     Args:
@@ -88,7 +88,7 @@ def colour(mask: Mask, palette: Sequence[Colour]) -> Picture:
     return painted
 
 
-def overlay(image: Picture, mask: Mask, palette: Sequence[Colour], alpha: float = OPACITY) -> Picture:
+def overlay(image: Picture, mask: Mask, palette: Sequence[Color], alpha: float = OPACITY) -> Picture:
     """Tint an image with the mask's colors and outline each region in its own; ignored pixels show the image alone.
 
     Args:
@@ -101,10 +101,10 @@ def overlay(image: Picture, mask: Mask, palette: Sequence[Colour], alpha: float 
         (H, W, 3).
 
     Raises:
-        ValueError: sizes differ, or as in :func:`colour`.
+        ValueError: sizes differ, or as in :func:`paint`.
     """
     _same_size(image, mask)
-    painted = colour(mask, palette)
+    painted = paint(mask, palette)
     blend = cv2.addWeighted(image, 1 - alpha, painted, alpha, 0)
     blend[contours(mask)] = painted[contours(mask)]
     return np.where(_ignored(mask, len(palette))[..., None], image, blend).astype(np.uint8)
@@ -138,8 +138,8 @@ def errors(image: Picture, prediction: Mask, label: Mask) -> Picture:
     """
     _same_size(image, prediction)
     _same_size(image, label)
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    shown: Picture = np.repeat((48 + grey // 2).astype(np.uint8)[..., None], 3, axis=2)
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    shown: Picture = np.repeat((48 + gray // 2).astype(np.uint8)[..., None], 3, axis=2)
     shown[prediction != label] = WRONG
     ignored = label == IGNORE
     shown[ignored] = _stripes(label.shape)[ignored]
@@ -150,12 +150,14 @@ def as_picture(frame: NDArray[np.generic]) -> Picture:
     """Any modality's frame as a picture: 8-bit as it is, others stretched from their 1st to 99th percentile.
 
     Args:
-        frame: (H, W) or (H, W, 3); uint8, uint16 or float. Zeros (no measurement) do not set the range.
+        frame: (H, W) or (H, W, C); uint8, uint16 or float. Zeros (no measurement) do not set the range. Of more than
+            three channels the first three are shown, of fewer the last one fills up.
 
     Returns:
         (H, W, 3).
     """
-    spread = frame if frame.ndim == 3 else np.repeat(frame[..., None], 3, axis=2)
+    channels = frame[..., None] if frame.ndim == 2 else frame
+    spread = channels[..., [min(place, channels.shape[2] - 1) for place in range(3)]]
     if spread.dtype == np.uint8:
         return spread.astype(np.uint8)
     values = spread.astype(np.float32)
@@ -172,7 +174,7 @@ def comparison(
     frames: Mapping[str, NDArray[np.generic]],
     prediction: Mask,
     *,
-    palette: Sequence[Colour],
+    palette: Sequence[Color],
     label: Mask | None = None,
 ) -> list[Panel]:
     """One scene as a row of panels: its modalities, the label, the prediction, and what is wrong.
@@ -186,14 +188,14 @@ def comparison(
     pictures = {name: as_picture(frame) for name, frame in frames.items()}
     panels = [Panel(name, picture) for name, picture in pictures.items()]
     if label is not None:
-        panels.append(Panel("label", colour(label, palette)))
-    panels.append(Panel("prediction", colour(prediction, palette)))
+        panels.append(Panel("label", paint(label, palette)))
+    panels.append(Panel("prediction", paint(prediction, palette)))
     if label is not None:
         panels.append(Panel("wrong in red", errors(next(iter(pictures.values())), prediction, label)))
     return panels
 
 
-def legend(masks: Sequence[Mask], *, classes: Sequence[str], palette: Sequence[Colour]) -> list[tuple[str, Colour]]:
+def legend(masks: Sequence[Mask], *, classes: Sequence[str], palette: Sequence[Color]) -> list[tuple[str, Color]]:
     """Name and color of each class that occurs in any of the masks, in the order of the classes."""
     present = {int(index) for mask in masks for index in np.unique(mask)}
     return [(name, palette[index]) for index, name in enumerate(classes) if index in present]
@@ -201,7 +203,7 @@ def legend(masks: Sequence[Mask], *, classes: Sequence[str], palette: Sequence[C
 
 def sheet(
     rows: Sequence[Sequence[Panel]],
-    entries: Sequence[tuple[str, Colour]] = (),
+    entries: Sequence[tuple[str, Color]] = (),
     *,
     captions: Sequence[str] = (),
     panel_px: int = 256,
@@ -241,7 +243,7 @@ def sheet(
     return np.concatenate([_widen(strip, width) for strip in strips])
 
 
-def key(entries: Sequence[tuple[str, Colour]], *, width: int) -> Picture:
+def key(entries: Sequence[tuple[str, Color]], *, width: int) -> Picture:
     """Names and colors alone, in columns, on white paper.
 
     Args:
@@ -294,12 +296,12 @@ def _titled(panel: Panel, *, panel_px: int, text_size: float, is_titled: bool) -
 
 
 def _legend_strip(
-    entries: Sequence[tuple[str, Colour]],
+    entries: Sequence[tuple[str, Color]],
     *,
     width: int,
     text_size: float,
-    paper: Colour = MATTE,
-    ink: Colour = INK,
+    paper: Color = MATTE,
+    ink: Color = INK,
 ) -> Picture:
     """Swatches and names in as many equal columns as the width holds."""
     line_px = _line_px(text_size)
@@ -326,7 +328,7 @@ def _fitting(text: str, width: int, text_size: float) -> str:
     return "..." + text
 
 
-def _write(canvas: Picture, text: str, *, x: int, y: int, text_size: float, ink: Colour = INK) -> None:
+def _write(canvas: Picture, text: str, *, x: int, y: int, text_size: float, ink: Color = INK) -> None:
     """Write one line of text whose line box begins at (x, y)."""
     base = y + round(_line_px(text_size) * 0.72)
     cv2.putText(canvas, shown(text), (x, base), FONT, text_size, ink, 1, cv2.LINE_AA)
@@ -340,7 +342,7 @@ def _line_px(text_size: float) -> int:
     return round(44 * text_size)
 
 
-def _blank(height: int, width: int, *, paper: Colour = MATTE) -> Picture:
+def _blank(height: int, width: int, *, paper: Color = MATTE) -> Picture:
     return np.full((height, width, 3), paper, np.uint8)
 
 
@@ -357,7 +359,7 @@ def _stripes(shape: tuple[int, ...]) -> Picture:
 
 
 def _ignored(mask: Mask, classes: int) -> NDArray[np.bool_]:
-    """Where the mask says 255 and 255 is no class."""
+    """Where the mask says 255 and 255 is not a class."""
     return np.asarray((mask == IGNORE) & (classes <= IGNORE))
 
 
@@ -400,7 +402,7 @@ class Gallery:
     """Scenes of one data set."""
 
     classes: tuple[str, ...]
-    palette: tuple[Colour, ...]
+    palette: tuple[Color, ...]
     """RGB."""
     scenes: tuple[GalleryScene, ...]
 
@@ -409,7 +411,7 @@ def gallery_layers(
     frames: Mapping[str, NDArray[np.generic]],
     prediction: Mask,
     *,
-    palette: Sequence[Colour],
+    palette: Sequence[Color],
     label: Mask | None = None,
     confidence: Confidence | None = None,
 ) -> dict[str, Picture]:
@@ -430,8 +432,8 @@ def gallery_layers(
     seen = shrunk(prediction)
     if label is not None:
         truth = shrunk(label)
-        layers["label"] = colour(truth, palette)
-    layers["prediction"] = colour(seen, palette)
+        layers["label"] = paint(truth, palette)
+    layers["prediction"] = paint(seen, palette)
     if label is not None:
         layers["error"] = errors(next(iter(layers.values())), seen, truth)
     if confidence is not None:
@@ -502,7 +504,7 @@ def parse_gallery(document: Any, *, where: str) -> Gallery:
             raise ValueError
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{where}: is no gallery of this version of memorysam; run `memorysam evaluate` again to make it anew"
+            f"{where}: is not a gallery of this version of memorysam; run `memorysam evaluate` again"
         ) from error
     return gallery
 

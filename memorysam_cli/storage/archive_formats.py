@@ -189,7 +189,7 @@ def _number(text: bytes) -> int:
         return int.from_bytes(bytes([text[0] & 0x7F]) + text[1:], "big")
     digits = text.strip(b" \0")
     if not all(digit in b"01234567" for digit in digits):
-        raise Refused(f"damaged tar: {text!r} is no number; {_AGAIN}")
+        raise Refused(f"damaged tar: {text!r} is not a number; {_AGAIN}")
     return int(digits or b"0", 8)
 
 

@@ -257,7 +257,7 @@ _TEXTS = {_NODATA, _METADATA}
 """Fields of GDAL's own, which are text."""
 _MAX_METADATA = 1_000_000
 _BESIDE, _MASK = 1 | 4, 4
-"""Bits of a page that is no picture of its own: a smaller copy of the first one, or its mask."""
+"""Bits of a page that is not a picture of its own: a smaller copy of the first one, or its mask."""
 _MAX_PAGES = 64
 _ALPHAS = {1, 2}
 _DESCRIPTION = re.compile(rb'<Item name="DESCRIPTION" sample="(\d+)" role="description">(.*?)</Item>', re.DOTALL)
@@ -272,7 +272,7 @@ _TIFF_FIELDS = {
     _TILE_WIDTH, _TILE_HEIGHT, _NODATA, _SUBFILE, _STRIP_ROWS, _EXTRA_SAMPLES, _METADATA,
 }  # fmt: skip
 _MAX_VALUES = 1024
-"""Of a field that is no table of pixel data."""
+"""Of a field that is not a table of pixel data."""
 _UNSIGNED, _SIGNED, _FLOATING = 1, 2, 3
 _DTYPES = {
     **{(bits, _UNSIGNED): f"uint{bits}" for bits in (_SHORT_BITS, _WORD_BITS, _FLOAT_BITS)},
@@ -399,7 +399,7 @@ def _nodata(text: tuple[int, ...] | None) -> float | None:
         return float(written)
     except ValueError:
         raise Refused(
-            f"a TIFF whose nodata tag (42113) says {written[:40]!r}, which is no number; set it anew, "
+            f"a TIFF whose nodata tag (42113) says {written[:40]!r}, which is not a number; set it again, "
             "such as with gdal_edit.py -a_nodata -9999"
         ) from None
 
@@ -517,9 +517,9 @@ def _parse_bmp(stream: BinaryIO) -> Header:
     stream.seek(14 + size)
     table = take(stream, 4 * min(used or 1 << bits, 1 << bits))
     # As OpenCV: the stored numbers become their colors, and gray where all colors are gray.
-    is_grey = all(table[at] == table[at + 1] == table[at + 2] for at in range(0, len(table), 4))
-    is_number = is_grey and list(table[::4]) == list(range(len(table) // 4))
-    return Header("bmp", abs(height), width, 1 if is_grey else 3, "uint8", has_palette=not is_number)
+    is_gray = all(table[at] == table[at + 1] == table[at + 2] for at in range(0, len(table), 4))
+    is_number = is_gray and list(table[::4]) == list(range(len(table) // 4))
+    return Header("bmp", abs(height), width, 1 if is_gray else 3, "uint8", has_palette=not is_number)
 
 
 def _bmp_fields(stream: BinaryIO) -> tuple[int, ...]:

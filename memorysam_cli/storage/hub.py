@@ -28,7 +28,7 @@ from memorysam_cli.errors import EnvironmentFault, MemorySamError, NetworkError,
 from memorysam_cli.storage import atomic, children
 from memorysam_cli.text import shown
 
-LOCAL = "or give a local file as model.base_weights"
+LOCAL = "or give a local file: --set model.base_weights=FILE"
 PIECE_BYTES = 65_536
 """In which a download reaches the disk; the client's own 10 MB would hide for minutes that a slow one is alive."""
 PATIENCE_S = 45.0
@@ -253,7 +253,10 @@ def _download(repo: str, filename: str, *, show_progress: bool) -> Path:
 @contextmanager
 def _network_faults(what: str, path: Path) -> Iterator[None]:
     """Turn whatever the Hub's client raises into one line about ``what``, or about the cache at ``path``."""
+    from huggingface_hub.utils.logging import get_logger
+
     retries = _Retries()
+    get_logger()  # the client makes its handler only when it first logs, which would be after the next lines
     logger = logging.getLogger("huggingface_hub")
     for handler in logger.handlers:  # its own, which tells the screen of each try
         handler.setLevel(logging.ERROR)
@@ -337,7 +340,7 @@ def refuse_name(repo: str) -> None:
     is_one = slash and len(repo) <= _LONGEST and all(_NAME.fullmatch(part) for part in (owner, name))
     if not is_one or ".." in repo or "--" in repo or name.endswith(".git"):
         raise UsageError(
-            f"{shown(repo)}: is no repository of the Hub; give OWNER/NAME, such as alice/memorysam-deliver"
+            f"{shown(repo)}: is not a repository of the Hub; give OWNER/NAME, such as alice/memorysam-deliver"
         )
 
 

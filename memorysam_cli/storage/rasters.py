@@ -98,7 +98,7 @@ def opened(stream: BinaryIO, path: Path, found: Header) -> Iterator[DatasetReade
     except RasterioError as error:
         said = str(error.__cause__ or error).replace(str(name), path.name)
         reason = " ".join(re.sub(rf"^{stream.fileno()}, ", "", said).split())[:200].rstrip(".")
-        raise Refused(f"a TIFF that GDAL cannot read: {reason}; get the file again, or save it anew") from error
+        raise Refused(f"a TIFF that GDAL cannot read: {reason}; get the file again, or save it again") from error
 
 
 def _at_start(stream: BinaryIO) -> BinaryIO:
@@ -130,7 +130,7 @@ def read_whole(stream: BinaryIO, path: Path, found: Header, *, as_numbers: bool)
     with opened(stream, path, found) as dataset:
         if found.has_palette:
             numbers: npt.NDArray[Any] = dataset.read(1)
-            return numbers if as_numbers else _colours(dataset)[numbers]
+            return numbers if as_numbers else _colors(dataset)[numbers]
         bands: npt.NDArray[Any] = dataset.read()
     return bands[0] if len(bands) == 1 else np.ascontiguousarray(np.moveaxis(bands, 0, -1))  # (C, H, W) -> (H, W, C)
 
@@ -141,7 +141,7 @@ def hidden(dataset: DatasetReader, window: Any = None) -> npt.NDArray[np.bool_]:
     return masked
 
 
-def _colours(dataset: DatasetReader) -> npt.NDArray[np.uint8]:
+def _colors(dataset: DatasetReader) -> npt.NDArray[np.uint8]:
     """The palette: (256, 3); black for what has no color."""
     table = np.zeros((256, 3), np.uint8)
     for number, (red, green, blue, _) in dataset.colormap(1).items():

@@ -12,8 +12,8 @@ function luminance([red, green, blue]) {
 }
 function behind(node) {
   for (; node; node = node.parentElement) {
-    const colour = rgba(getComputedStyle(node).backgroundColor);
-    if (colour[3] > 250) return colour;
+    const color = rgba(getComputedStyle(node).backgroundColor);
+    if (color[3] > 250) return color;
   }
   return [255, 255, 255, 255];
 }

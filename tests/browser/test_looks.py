@@ -153,6 +153,22 @@ def test_long_names_stay_inside_the_window(tmp_path: Path, opened: Opened, width
         assert shown.execute_script(IN_VIEW, each)
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_scrolls_fades_on_the_side_where_more_is(tmp_path: Path, opened: Opened, scheme: str) -> None:
+    shown = opened(evaluation(tmp_path / "a"), width=500, scheme=scheme)
+    matrix = one(shown, ".matrix")
+    mask = "const style = getComputedStyle(arguments[0]); return [style.maskImage.includes('linear-gradient'), "
+    mask += "style.getPropertyValue('--l'), style.getPropertyValue('--r')]"
+    sides = {"": ["#000", "#0000"], "scrollLeft = 40": ["#0000", "#0000"], "scrollLeft = 9999": ["#0000", "#000"]}
+    for moved, expected in sides.items():
+        shown.execute_async_script(
+            f"arguments[0].{moved or 'scrollLeft'}; requestAnimationFrame(() => requestAnimationFrame(arguments[1]))",
+            matrix,
+        )
+        assert shown.execute_script(mask, matrix) == [True, *expected], moved
+    assert shown.execute_script(mask, one(opened(evaluation(tmp_path / "b")), ".matrix"))[1:] == ["#000", "#000"]
+
+
 def test_a_curves_figures_can_be_read_in_a_narrow_window(tmp_path: Path, opened: Opened) -> None:
     path = run_pages.write([make_run(tmp_path / "run", steps=144)], out=tmp_path / "run.html").out
     shown = opened(path, width=360)

@@ -129,7 +129,7 @@ def test_classes_are_sorted_by_clicks_and_keys(pages: dict[str, Path], opened: O
     assert column(1) == sorted(was) and len(all_of(table, "th[aria-sort]")) == 1
 
 
-def test_the_matrix_is_normalised_otherwise_and_read_by_mouse_and_keys(pages: dict[str, Path], opened: Opened) -> None:
+def test_the_matrix_is_normalized_otherwise_and_read_by_mouse_and_keys(pages: dict[str, Path], opened: Opened) -> None:
     page = opened(pages["evaluation"])
     root = one(page, "[data-matrix]")
     counts = json.loads(one(root, "script").get_attribute("textContent"))["counts"]

@@ -306,9 +306,9 @@ def test_row_19_a_label_value_that_is_no_class(tree: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     "data",
     [encoded(".png", NOISE), encoded(".jpg", NOISE[:, :, 0])],
-    ids=["colour", "JPEG"],
+    ids=["color", "JPEG"],
 )
-def test_row_20_a_label_in_colour_or_with_losses(tree: Path, capsys: pytest.CaptureFixture[str], data: bytes) -> None:
+def test_row_20_a_label_in_color_or_with_losses(tree: Path, capsys: pytest.CaptureFixture[str], data: bytes) -> None:
     (tree / LABEL).write_bytes(data)
     code, err = prepare(capsys, tree)
     assert code == 3 and f"{LABEL}: is " in err

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from memorysam_cli.data.own import exchange
+from memorysam_cli.data.own import mask_formats
 from memorysam_cli.data.own.annotated import Request, to_brush
 from memorysam_cli.errors import DataError
 from memorysam_cli.storage import images
@@ -19,8 +19,8 @@ from memorysam_cli.storage import images
 from .trained import Program
 
 NAMES = ["road", 'a <b> & "c"', "sky", "never seen"]
-COLOURS = [[128, 64, 128], [0, 0, 0], [70, 130, 180], [1, 2, 3]]
-TOOLS = sorted(set(exchange.FORMATS) - {"masks"})
+COLORS = [[128, 64, 128], [0, 0, 0], [70, 130, 180], [1, 2, 3]]
+TOOLS = sorted(set(mask_formats.FORMATS) - {"masks"})
 
 
 @pytest.fixture(autouse=True)
@@ -40,10 +40,10 @@ def maps() -> dict[str, Any]:
     }
 
 
-def write_masks(place: str, found: dict[str, Any], *, names: list[str] = NAMES, colours: Any = COLOURS) -> None:
+def write_masks(place: str, found: dict[str, Any], *, names: list[str] = NAMES, colors: Any = COLORS) -> None:
     for name, values in found.items():
         images.write_png(Path(place, "masks", f"{name}.png"), values)
-    entries = [{"id": n, "name": name, "color": colours[n]} for n, name in enumerate(names)]
+    entries = [{"id": n, "name": name, "color": colors[n]} for n, name in enumerate(names)]
     Path(place, "classes.json").write_text(json.dumps(entries))
 
 
@@ -59,7 +59,7 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 def out_of(form: str) -> str:
-    return "there.json" if exchange.FORMATS[form].is_file else "there"
+    return "there.json" if mask_formats.FORMATS[form].is_file else "there"
 
 
 @pytest.mark.parametrize("names", [NAMES, ["road", "background", "sky", "x"]], ids=["plain", "a class background"])
@@ -78,8 +78,8 @@ def test_masks_come_back_from_every_tool_bit_for_bit(memorysam: Program, form: s
     total = sum(values.size for values in maps().values())
     assert answer["pixels"] == {"known": total - unknown, "unknown": unknown, "overlapping": 0}
     if form in ("coco", "label-studio"):
-        colours = [entry["color"] for entry in json.loads(Path("back/classes.json").read_text())]
-        assert colours == COLOURS
+        colors = [entry["color"] for entry in json.loads(Path("back/classes.json").read_text())]
+        assert colors == COLORS
 
 
 @pytest.mark.parametrize("form", TOOLS)
@@ -129,7 +129,7 @@ def test_a_prediction_goes_by_its_photos_names(memorysam: Program) -> None:
     assert json.loads(Path("a.json").read_text())["images"][0]["file_name"] == "rgb/7_a.jpg"
     assert memorysam("convert", "here", "--to", "cvat", "--out", "c").code == 0
     assert Path("c/ImageSets/Segmentation/default.txt").read_text() == "rgb/7_a\n"
-    assert images.read(Path("c/SegmentationClass/rgb/7_a.png")).tolist() == [[COLOURS[0]] * 2] * 2
+    assert images.read(Path("c/SegmentationClass/rgb/7_a.png")).tolist() == [[COLORS[0]] * 2] * 2
 
 
 def test_pictures_are_found_by_their_names_and_copied_for_fiftyone(memorysam: Program) -> None:
@@ -206,8 +206,8 @@ def test_panoptic_segments_become_classes(memorysam: Program) -> None:
     assert read_masks("m")["x"].tolist() == [[1, 0], [255, 255]] and json.loads(ended.out)["left_out"] == ["y.jpg"]
     for change, reason in (
         ({"file_name": "../x.png"}, "leads out of"),
-        ({"segments_info": segments[:1]}, "the color 1,0,0 is no segment"),
-        ({"segments_info": [{"id": 0, "category_id": 7}]}, "segment 0 is there twice, or is no color"),
+        ({"segments_info": segments[:1]}, "the color 1,0,0 is not a segment"),
+        ({"segments_info": [{"id": 0, "category_id": 7}]}, "segment 0 is there twice, or is not a color"),
         ({"segments_info": 3}, "'segments_info' must be a list"),
     ):
         place = coco([size], [{**annotation, **change}], CATEGORIES)
@@ -220,8 +220,10 @@ def refuse(place: str | Path, reason: str) -> None:
     """As the command does it, which takes ten times as long: a DataError is one line and exit code 3."""
     source, request = Path(place), Request()
     with pytest.raises(DataError) as refused:
-        form = exchange.recognise(source)
-        exchange.write(exchange.read(source, form, request), "masks", Path("refused"), request, advance=lambda: None)
+        form = mask_formats.recognize(source)
+        mask_formats.write(
+            mask_formats.read(source, form, request), "masks", Path("refused"), request, advance=lambda: None
+        )
     assert reason in str(refused.value) and len(str(refused.value).splitlines()) == 1, refused.value
     assert not Path("refused").exists() and not list(Path().glob(".refused*"))
 
@@ -232,10 +234,10 @@ HOSTILE_COCO: dict[str, tuple[Callable[[], str], str]] = {
     "one but for case": (
         lambda: coco([IMAGE, {**IMAGE, "id": 2, "file_name": "X.png"}], [], CATEGORIES), "would share an output file"
     ),
-    "a way out": (lambda: coco([{**IMAGE, "file_name": "../../x.jpg"}], [], CATEGORIES), "is no name for a picture"),
-    "a root": (lambda: coco([{**IMAGE, "file_name": "/etc/x.jpg"}], [], CATEGORIES), "is no name for a picture"),
-    "two lines": (lambda: coco([{**IMAGE, "file_name": "a\nb.jpg"}], [], CATEGORIES), "is no name for a picture"),
-    "no name": (lambda: coco([{**IMAGE, "file_name": ".jpg"}], [], CATEGORIES), "is no name for a picture"),
+    "a way out": (lambda: coco([{**IMAGE, "file_name": "../../x.jpg"}], [], CATEGORIES), "is not a name for a picture"),
+    "a root": (lambda: coco([{**IMAGE, "file_name": "/etc/x.jpg"}], [], CATEGORIES), "is not a name for a picture"),
+    "two lines": (lambda: coco([{**IMAGE, "file_name": "a\nb.jpg"}], [], CATEGORIES), "is not a name for a picture"),
+    "no name": (lambda: coco([{**IMAGE, "file_name": ".jpg"}], [], CATEGORIES), "is not a name for a picture"),
     "huge": (lambda: coco([{**IMAGE, "height": 10**9, "width": 10**9}], [], CATEGORIES), "are allowed"),
     "no height": (lambda: coco([{**IMAGE, "height": 0}], [], CATEGORIES), "are allowed"),
     "a fraction": (lambda: coco([{**IMAGE, "height": 4.5}], [], CATEGORIES), "'height' must be a whole number"),
@@ -303,11 +305,11 @@ def test_the_last_annotation_of_a_task_counts_and_canceled_ones_do_not(memorysam
     [
         (3, "'data' must be an object"),
         ({"data": {}}, "its data names no picture"),
-        ({"data": {"image": "http://[x/1.png"}}, "is no address"),
-        (task(result("a", ALL), image="/data/local-files/?d=../../x.png"), "is no name"),
+        ({"data": {"image": "http://[x/1.png"}}, "is not an address"),
+        (task(result("a", ALL), image="/data/local-files/?d=../../x.png"), "is not a name"),
         ({"data": UPLOADED, "annotations": 3}, "must be a list of objects"),
         ({"data": UPLOADED, "annotations": [{"result": 3}]}, "'result' must be a list"),
-        (task(result("a", ALL, original_width=3)), "is no brush of 2 x 3"),
+        (task(result("a", ALL, original_width=3)), "is not a brush of 2 x 3"),
         (task(result("a", ALL), result("a", ALL, original_width=3)), "two sizes"),
         (task(result("a", ALL, original_width=10**9)), "are allowed"),
         (task(result("a", ALL, image_rotation=90)), "was turned"),
@@ -319,7 +321,7 @@ def test_hostile_tasks_get_one_line(entry: Any, reason: str) -> None:
     refuse(tasks(entry), reason)
 
 
-def test_labels_of_cvat_are_read_by_their_colours(memorysam: Program) -> None:
+def test_labels_of_cvat_are_read_by_their_colors(memorysam: Program) -> None:
     Path("c/SegmentationClass").mkdir(parents=True)
     Path("c/ImageSets/Segmentation").mkdir(parents=True)
     Path("c/ImageSets/Segmentation/train.txt").write_text("a\nb\n")
@@ -333,7 +335,7 @@ def test_labels_of_cvat_are_read_by_their_colours(memorysam: Program) -> None:
     images.write_png(Path("c/SegmentationClass/a.png"), np.array([[0, 1]], np.uint8))  # one channel: the list's numbers
     assert memorysam("convert", "c", "--to", "masks", "--out", "o").code == 0
     assert read_masks("o")["a"].tolist() == [[255, 0]]
-    for values, reason in (([[0, 2]], "a.png"), ([[[1, 1, 1]]], "the color 1,1,1 is no label")):
+    for values, reason in (([[0, 2]], "a.png"), ([[[1, 1, 1]]], "the color 1,1,1 is not a label")):
         images.write_png(Path("c/SegmentationClass/a.png"), np.array(values, np.uint8))
         refuse("c", reason)
     for text, reason in (

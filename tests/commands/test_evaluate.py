@@ -246,13 +246,13 @@ def test_frames_of_the_models_size_need_no_windows(here: Path, memorysam: Progra
 
 def test_a_split_without_labels_is_refused_and_left_out_of_all(here: Path, memorysam: Program) -> None:
     data = _manifest(here)
-    info = data.info.model_copy(update={"unlabelled": ("test",)})
+    info = data.info.model_copy(update={"unlabeled": ("test",)})
     bare = dataclasses.replace(data.scenes[0], id="test/a", split="test", label=None)
     manifest.write(data.root, info, [*data.scenes, bare])
     ended = memorysam("evaluate", "--split", "test")
     assert (ended.code, ended.out) == (3, "") and "predict --split test" in ended.err and ended.err.count("\n") == 1
     ended = memorysam("evaluate", "--split", "all", "--json", "--workers", 0)
-    assert ended.code == 0 and "left out, for lack of labels: test" in ended.err
+    assert ended.code == 0 and "left out, because they have no labels: test" in ended.err
     assert ended.answer["split"] == "train+val"
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from memorysam_cli.data import manifest
-from memorysam_cli.data.loader import unlabelled_scenes
+from memorysam_cli.data.loader import unlabeled_scenes
 from memorysam_cli.engine import run_folder
 from memorysam_cli.engine.evaluate.counts import confusion, scores
 from memorysam_cli.engine.infer.decision import own_size
@@ -67,6 +67,7 @@ def test_without_scenes_the_prepared_data_below_the_root_are_meant(here: Path, m
         ended = memorysam("predict", *arguments, "--limit", 2, "--workers", 0, "--json")
         assert ended.code == 0, ended.err
         assert (ended.answer["inputs"], ended.answer["dataset"], ended.answer["done"]) == ("data", "tiny", 2)
+        assert ("scenes of data; others are given as SCENES" in ended.err) == (not arguments)
 
 
 def test_scenes_and_a_root_or_a_root_without_data_are_refused(here: Path, memorysam: Program) -> None:
@@ -77,11 +78,11 @@ def test_scenes_and_a_root_or_a_root_without_data_are_refused(here: Path, memory
     assert not (here / "masks").exists()
 
 
-def test_a_legend_shows_every_class_in_its_colour_and_goes_with_its_classes(here: Path, memorysam: Program) -> None:
+def test_a_legend_shows_every_class_in_its_color_and_goes_with_its_classes(here: Path, memorysam: Program) -> None:
     words = ("predict", "data", "--limit", 1, "--workers", 0)
     assert memorysam(*words, "--legend").code == 0
     legend = images.read(here / "masks" / "legend.png")
-    assert all((legend == colour).all(-1).sum() > 100 for colour in PALETTE)  # RGB, not BGR
+    assert all((legend == color).all(-1).sum() > 100 for color in PALETTE)  # RGB, not BGR
     assert memorysam(*words, "--overwrite").code == 0
     assert not (here / "masks" / "legend.png").exists()
 
@@ -202,7 +203,7 @@ def test_what_is_missing_can_be_fed_as_zeros(here: Path, memorysam: Program) -> 
     assert (report["missing"], report["modalities"]) == ("zero", ["depth"])
     model = load("runs/latest/checkpoints/best.safetensors")
     scenes = manifest.read(here / "data", "tiny").scenes
-    for found in unlabelled_scenes(
+    for found in unlabeled_scenes(
         here / "data", scenes=scenes, modalities=model.card.modalities[1:], size=32, workers=0
     ):
         with torch.inference_mode():

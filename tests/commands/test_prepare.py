@@ -93,8 +93,8 @@ def test_every_published_layout_is_prepared_and_the_second_run_says_the_same(
     assert first["scenes"] == len(manifests.read(tmp_path, name).scenes) > 0
     assert set(first["stored"]) == set(first["modalities"])
     assert all(form["low"] < form["high"] for forms in first["stored"].values() for form in forms)
-    labelled = sum(scene.label is not None for scene in manifests.read(tmp_path, name).scenes)
-    assert sum(map(sum, first["pixels"].values())) == labelled * HEIGHT * WIDTH, "every pixel is counted once"
+    labeled = sum(scene.label is not None for scene in manifests.read(tmp_path, name).scenes)
+    assert sum(map(sum, first["pixels"].values())) == labeled * HEIGHT * WIDTH, "every pixel is counted once"
     monkeypatch.setattr(Reader, "_read", None)  # of a few training scenes, value ranges are drawn each time
     assert run(["prepare", name, str(tmp_path), "--json"]) == 0, "nothing is checked again"
     assert json.loads(capsys.readouterr().out) == first
@@ -163,7 +163,7 @@ def test_importing_the_command_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_every_catalogued_data_set_has_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_cataloged_data_set_has_its_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["prepare", "--help"]) == 0
     out = capsys.readouterr().out
     assert "synthetic" in out and DELIVER.name in out and "mcubes" in out

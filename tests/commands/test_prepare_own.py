@@ -82,11 +82,11 @@ def test_six_sensors_in_five_formats_are_prepared_trained_evaluated_and_predicte
 
 
 LABEL = np.repeat([[0, 1, 1, 2]], 4, axis=0).astype(np.uint8).repeat(8, axis=0).repeat(8, axis=1)  # 32 × 32
-COLOURS = np.array([(0, 0, 0, 255), (0, 200, 0, 255), (0, 0, 200, 255)], np.uint8)
+COLORS = np.array([(0, 0, 0, 255), (0, 200, 0, 255), (0, 0, 200, 255)], np.uint8)
 CLASSES = {"plain": "left\nmiddle\nright\n", "camvid": "name,r,g,b\nleft,0,0,0\nmiddle,0,200,0\nright,0,0,200\n"}
 LABEL_FORMS = {
-    "rgba": (COLOURS[LABEL], "plain", "is in color; give each class its color in the class list"),
-    "rgba with CamVid's list": (COLOURS[LABEL], "camvid", None),
+    "rgba": (COLORS[LABEL], "plain", "is in color; give each class its color in the class list"),
+    "rgba with CamVid's list": (COLORS[LABEL], "camvid", None),
     "indexed": (LABEL, "plain", None),
     "void": (np.full_like(LABEL, 255), "plain", "no labeled pixel in 'train'"),
 }
@@ -96,7 +96,7 @@ LABEL_FORMS = {
 def test_labels_mean_what_they_say_or_are_refused(form: str, memorysam: Program, tmp_path: Path) -> None:
     stored, classes, refusal = LABEL_FORMS[form]
     for number in range(4):
-        images.write_png(tmp_path / f"own/images/{number}.png", COLOURS[LABEL][..., :3])
+        images.write_png(tmp_path / f"own/images/{number}.png", COLORS[LABEL][..., :3])
         images.write_png(tmp_path / f"own/masks/{number}.png", stored)
         if form == "indexed":
             picture = Image.fromarray(stored, "L")
@@ -141,7 +141,7 @@ def test_a_missing_file_ends_with_3_or_4(memorysam: Program, own: Path) -> None:
 
 def test_without_labels_a_data_set_can_be_predicted_and_training_says_why_not(memorysam: Program, own: Path) -> None:
     assert memorysam("prepare", "folder", own, *sensors("rgb"), "--name", "drive").code == 0
-    assert manifests.read(own, "drive").info.unlabelled == ("test",)
+    assert manifests.read(own, "drive").info.unlabeled == ("test",)
     ended = memorysam("train", "--data", own)
     assert ended.code == 3 and "prepared without labels and can only be predicted" in ended.err
 
@@ -161,8 +161,8 @@ def test_values_and_lists_are_taken_from_files_below_the_root(memorysam: Program
 
 REFUSALS = {
     "no kind": (["--modality", "x=images/**/*.jpg"], 2, "--modality x: its name tells no kind; say --kind x=KIND"),
-    "an unknown kind": ([*sensors("rgb"), "--kind", "rgb=rbg"], 2, "'rbg' is no kind; did you mean 'rgb'?"),
-    "an option for no sensor": ([*sensors("rgb"), "--scale", "dept=1"], 2, "'dept' is no --modality"),
+    "an unknown kind": ([*sensors("rgb"), "--kind", "rgb=rbg"], 2, "'rbg' is not a kind; did you mean 'rgb'?"),
+    "an option for no sensor": ([*sensors("rgb"), "--scale", "dept=1"], 2, "'dept' is not a --modality"),
     "no pattern": (["--modality", "rgb"], 2, "--modality rgb: must be NAME=VALUE"),
     "a sensor twice": ([*sensors("rgb"), *sensors("rgb")], 2, "'rgb' is given twice"),
     "a name that is reserved": (["--modality", "all=images/**/*.jpg"], 2, "'all' means all modalities"),
@@ -171,12 +171,16 @@ REFUSALS = {
     "an empty list": (
         [*sensors("rgb"), *LABELS, "--split", "train=classes.txt"],
         3,
-        "classes.txt:1: 'ground' is no scene",
+        "classes.txt:1: 'ground' is not a scene",
     ),
     "nothing that matches": (["--modality", "rgb=images/*.png"], 3, "no file matches 'images/*.png' (saw in images/: "),
     "classes without labels": ([*sensors("rgb"), "--classes", "classes.txt"], 2, "give both, or neither"),
     "no class list": ([*sensors("rgb"), *LABELS[:3], "no.txt"], 2, "--classes no.txt: does not exist"),
-    "odd shares": ([*sensors("rgb"), *LABELS, "--split", "0.5/0.1"], 2, "such as 0.8/0.1/0.1"),
+    "odd shares": (
+        [*sensors("rgb"), *LABELS, "--split", "0.5/0.1"],
+        2,
+        "add up to 0.6, not to 1 (or 100); give the shares",
+    ),
     "shares twice": ([*sensors("rgb"), *LABELS, "--split", "0.5/0.5", "--split", "0.9/0.1"], 2, "given once"),
     "two channels": ([*sensors("rgb"), "--channels", "rgb=0,1"], 2, "give one or three channels"),
     "no scale": ([*sensors("rgb"), "--scale", "rgb=0"], 2, "must be a number other than 0"),
@@ -284,11 +288,11 @@ def test_hha_is_made_once_and_can_be_prepared(memorysam: Program, own: Path) -> 
         ([*HHA, "--gravity", "0,0,0"], 2, "--gravity 0,0,0: has no direction"),
         ([*HHA, "--nearest", "-1"], 2, "--nearest -1.0: must be a number above 0"),
         (["--depth", "depth/**/*_depth.png", "--camera", "500,500,320,240"], 2, "lies outside"),
-        (["--depth", "colour/*.png", "--camera", "50,50,28,20"], 3, "has 3 channels that differ; depth has one"),
+        (["--depth", "color/*.png", "--camera", "50,50,28,20"], 3, "has 3 channels that differ; depth has one"),
     ],
 )
 def test_hha_refuses(memorysam: Program, own: Path, arguments: list[str], code: int, said: str) -> None:
-    images.write_png(own / "colour/1.png", np.tile(np.uint8([1, 2, 3]), (40, 56, 1)))
+    images.write_png(own / "color/1.png", np.tile(np.uint8([1, 2, 3]), (40, 56, 1)))
     ended = memorysam("prepare", "hha", own, *arguments)
     assert ended.code == code and said in ended.err, ended.err
     assert not list((own / "hha").rglob("*.png"))
@@ -304,7 +308,7 @@ def test_hha_of_a_known_scene(memorysam: Program, tmp_path: Path) -> None:
 def test_what_was_assumed_is_in_the_answer_too(memorysam: Program, own: Path) -> None:
     ended = memorysam("prepare", "folder", own, *sensors("rgb", "ir"), *LABELS, "--json")
     assert ended.code == 0, ended.err
-    (line,) = [line for line in ended.answer["warnings"] if line.startswith("'ir' is taken for kind 'thermal'")]
+    (line,) = [line for line in ended.answer["warnings"] if line.startswith("'ir' is treated as kind 'thermal'")]
     assert ended.err.count(line) == 1
 
 
@@ -561,7 +565,10 @@ def test_two_sensors_of_one_raster_are_prepared_trained_and_predicted(
         (["--bands", "s2=0,1,2"], "bands are counted from 1, as GDAL does; there is no band 0"),
         (["--bands", "s2=4,3"], "give one or three bands, such as 4,3,2 or B4,B3,B2"),
         (["--bands", "s2=4,3,2", "--channels", "s2=3,2,1"], "--channels s2=… is given as well"),
-        (["--modality", "x=s2/*.npy", "--bands", "x=3,2,1"], "s2/0.npy is no raster (TIFF); --channels x=… takes its"),
+        (
+            ["--modality", "x=s2/*.npy", "--bands", "x=3,2,1"],
+            "s2/0.npy is not a raster (TIFF); --channels x=… takes its",
+        ),
     ],
 )
 def test_no_one_is_off_by_one(options: list[str], said: str, memorysam: Program, rasters_of_five_bands: Path) -> None:
@@ -594,6 +601,13 @@ def test_frames_pair_by_time_and_the_offsets_are_shown(memorysam: Program, tmp_p
     assert "5 pairs within 20 ms; without a partner: 1 of 'rgb', 0 of 'ir'" in ended.err
     layout = manifests.read(tmp_path / "drive", "drive").info.layout
     assert layout is not None and (layout.pair, layout.tolerance_ns) == ("nearest", 20_000_000)
+    made = (tmp_path / "drive/memorysam/drive/dataset.json").read_bytes()
+    # Without a pattern the same is proposed, and said in the line to type; a pairing that was typed is kept to.
+    proposed = memorysam("prepare", "folder", "drive")
+    assert proposed.code == 2 and "--pair nearest --tolerance 20ms" in proposed.out, proposed.err
+    assert memorysam("prepare", "folder", "drive", "--yes").code == 0
+    assert (tmp_path / "drive/memorysam/drive/dataset.json").read_bytes() == made
+    assert memorysam("prepare", "folder", "drive", "--pair", "name", "--yes").code == 3
     checked = memorysam("check", "drive")
     assert checked.code == 0 and "drive: 'ir' behind 'rgb'" in checked.out, checked.err
     assert images.read(tmp_path / "check-drive/offsets.png").ndim == 3

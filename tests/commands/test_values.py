@@ -65,7 +65,7 @@ def prepare(memorysam: Program, root: Path, *more: object, **sensors: str) -> En
 
 
 def gap(values: np.ndarray, value: float) -> np.ndarray:
-    """The upper quarter is no measurement."""
+    """The upper quarter is not a measurement."""
     values[: SIDE // 4] = value
     return values
 
@@ -107,6 +107,21 @@ def test_gaps_are_counted_and_left_out_of_mean_deviation_and_range(
     ]
 
 
+def test_a_depth_of_0_is_pointed_at_however_near_it_is_and_a_declared_one_is_no_warning(
+    memorysam: Program, tmp_path: Path
+) -> None:
+    """Depth and heat have the same values, a quarter of them 0: only of depth that is not a measurement."""
+    near = (".png", lambda number: gap(depth(number), 0))
+    root = write(tmp_path / "own", depth=near, heat=near)
+    options = ("--kind", "heat=thermal")
+    said = f"{6 * 256} of {6 * 1024} pixels (25 %)"
+    ended = prepare(memorysam, root, *options, depth="depth/*.png", heat="heat/*.png")
+    assert f"warning: 'depth': {said} hold 0, as depth cameras write it for no measurement" in ended.err
+    assert "prepare with --nodata depth=0" in ended.err and "'heat': 1536" not in ended.err
+    again = prepare(memorysam, root, *options, "--nodata", "depth=0", depth="depth/*.png", heat="heat/*.png")
+    assert "hold 0" not in again.err and f"\n'depth': {said} are no measurement (nodata 0, " in again.err
+
+
 def test_saturated_values_are_pointed_at_with_the_option_to_type(memorysam: Program, tmp_path: Path) -> None:
     root = write(tmp_path / "own", depth=(".png", lambda number: gap(depth(number), 65535)))
     ended = prepare(memorysam, root, depth="depth/*.png")
@@ -136,7 +151,7 @@ def test_a_label_s_tag_that_names_a_class_is_noted(
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("dept=1", "'dept' is no --modality"),
+        ("dept=1", "'dept' is not a --modality"),
         ("depth=none", "'none' must be a number such as 65535, nan or inf"),
         ("depth", "must be NAME=VALUE"),
     ],
@@ -204,7 +219,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     here = tmp_path_factory.mktemp("values")
     root = write(here / "own", depth=(".png", depth))
-    write(here / "metres", depth=(".npy", lambda number: (depth(number) / 1000).astype(np.float32)))
+    write(here / "meters", depth=(".npy", lambda number: (depth(number) / 1000).astype(np.float32)))
     write(here / "far", depth=(".png", lambda number: (depth(number) * 10).astype(np.uint16)))
     command = ["prepare", "folder", str(root), "-m", "rgb=rgb/*.png", "-m", "depth=depth/*.png", "--name", "own"]
     assert app.run([*command, "--labels", "masks/*.png", "--classes", "classes.txt", "--split", "0.5/0.5", "-q"]) == 0
@@ -221,7 +236,7 @@ def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 KNOWN = "'depth': the weights were trained on uint16 80"
 """The rest of the range is by the drawn pixels: 800 to 4029."""
-STRANGE = {"metres": "these scenes hold float32 0.8", "far": "these scenes hold uint16 800"}
+STRANGE = {"meters": "these scenes hold float32 0.8", "far": "these scenes hold uint16 800"}
 
 
 @pytest.mark.parametrize("scenes", ["own", *STRANGE])
@@ -242,16 +257,16 @@ def test_predict_compares_the_scenes_with_the_training_s(scenes: str, memorysam:
 
 @pytest.mark.parametrize("command", ["evaluate", "train"])
 def test_evaluate_and_train_compare_too(command: str, memorysam: Program, place: Path) -> None:
-    assert prepare(memorysam, place / "metres", "-q", depth="depth/*.npy").code == 0
+    assert prepare(memorysam, place / "meters", "-q", depth="depth/*.npy").code == 0
     tiny = ("model.backbone=nano", "data.image_size=32", "data.workers=0", "train.batch=2", "train.max_steps=1")
     arguments = {
-        "evaluate": ("evaluate", "--weights", "w.safetensors", "--data", "metres", "--workers", 0, "--out", "e"),
+        "evaluate": ("evaluate", "--weights", "w.safetensors", "--data", "meters", "--workers", 0, "--out", "e"),
         "train": (
             "train",
             "--init",
             "w.safetensors",
             "--data",
-            "metres",
+            "meters",
             *(word for key in tiny for word in ("--set", key)),
         ),
     }[command]
@@ -276,8 +291,8 @@ def test_a_card_of_before_cannot_warn_and_loads(memorysam: Program, place: Path)
     info = manifests.read(place / "own", "own").info
     save_weights(place / "old.safetensors", info, modalities=("rgb", "depth"))
     assert read_card(place / "old.safetensors").dataset.ranges == {}
-    (place / "metres/masks").rename(place / "labels")
-    ended = memorysam("predict", "metres", "--weights", "old.safetensors", "--workers", 0, "--out", "a", "--strict")
+    (place / "meters/masks").rename(place / "labels")
+    ended = memorysam("predict", "meters", "--weights", "old.safetensors", "--workers", 0, "--out", "a", "--strict")
     assert ended.code == 0 and "trained on" not in ended.err
 
 

@@ -22,11 +22,11 @@ def write_sensors(root: Path, *, scenes: int = 10) -> Path:
         label = np.zeros((HEIGHT, WIDTH), np.uint8)
         label[8:24, 6 + 3 * number % 20 : 30], label[30:] = 1, 2
         name = f"cam{number % 2}/{number:04}"
-        grey = np.clip(label * 80 + rng.integers(0, 40, label.shape), 0, 255).astype(np.uint8)
-        write(root / f"images/{name}.jpg", np.repeat(grey[..., None], 3, axis=2))
+        gray = np.clip(label * 80 + rng.integers(0, 40, label.shape), 0, 255).astype(np.uint8)
+        write(root / f"images/{name}.jpg", np.repeat(gray[..., None], 3, axis=2))
         write(root / f"depth/{name}_depth.png", label.astype(np.uint16) * 900 + 1000)
-        write(root / f"ir/{name}.tiff", grey.astype(np.float32) / 255)
-        save(root / f"ms/{name}.npy", np.stack([grey] * 6, axis=-1).astype(np.float32) / 255)
+        write(root / f"ir/{name}.tiff", gray.astype(np.float32) / 255)
+        save(root / f"ms/{name}.npy", np.stack([gray] * 6, axis=-1).astype(np.float32) / 255)
         (root / f"events/{name}.npz").parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(root / f"events/{name}.npz", rng.integers(-1, 2, label.shape).astype(np.float32))
         for part, function in (("sin", np.sin), ("cos", np.cos)):

@@ -60,22 +60,16 @@ def test_a_tree_to_the_letter_is_found_whole(tmp_path: Path, name: str, variant:
         assert set(scene.files) == {modality.name for modality in info.modalities}
         paths = [path for group in scene.files.values() for path in group] + ([scene.label] if scene.label else [])
         assert all((tmp_path / path).is_file() for path in paths)
-        assert scene.label is not None or scene.split in info.unlabelled
+        assert scene.label is not None or scene.split in info.unlabeled
 
 
 @pytest.mark.parametrize(("name", "variant"), CASES)
-def test_every_scene_decodes_to_normalised_tensors(tmp_path: Path, name: str, variant: str) -> None:
+def test_every_scene_decodes_to_normalized_tensors(tmp_path: Path, name: str, variant: str) -> None:
     folder = write_tree(name, tmp_path, variant=variant, scenes={"train": 1, "val": 1, "test": 1})
     info = layout_of(name).info(folder)
     for scene in layout_of(name).survey(folder, tmp_path):
-        sample = decode.read_sample(
-            tmp_path,
-            scene,
-            modalities=info.modalities,
-            rule=None if scene.label is None else info.label,
-            classes=len(info.classes),
-            palette=info.palette,
-        )
+        labels = None if scene.label is None else info
+        sample = decode.read_sample(tmp_path, scene, modalities=info.modalities, labels=labels)
         assert sample.size == (HEIGHT, WIDTH)
         if sample.label is not None:
             assert set(np.unique(sample.label)) <= {*range(len(info.classes)), 255}
@@ -101,9 +95,9 @@ def test_ones_own_sensors_are_not_taken_for_a_published_data_set(tmp_path: Path,
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_the_published_facts(name: str) -> None:
-    classes, first, colour, last, shift, ignored, size, scenes = FACTS[name]
+    classes, first, color, last, shift, ignored, size, scenes = FACTS[name]
     layout, info = layout_of(name), published_info(name)
-    assert (len(info.classes), info.classes[0], info.palette[0], info.classes[-1]) == (classes, first, colour, last)
+    assert (len(info.classes), info.classes[0], info.palette[0], info.classes[-1]) == (classes, first, color, last)
     assert len(set(info.palette)) == classes
     assert info.label.shift == shift
     assert ignored is None or info.label.ignore == ignored
@@ -181,15 +175,15 @@ def test_urbanlfs_labels_tell_real_from_synthetic(tmp_path: Path, variant: str, 
     folder = write_tree("urbanlf", tmp_path / "real", variant=variant)
     layout = layout_of("urbanlf")
     scenes = layout.survey(folder, folder)
-    assert layout.info(folder).label.colours is (variant == "real")
+    assert layout.info(folder).label.colors is (variant == "real")
     assert layout.published(scenes)["train"] == counts
     assert any(said.startswith(f"train: 3 of the {counts} published scenes") for said in layout.remarks(scenes))
 
 
-def test_urbanlfs_colours_become_classes_and_strangers_count_nowhere(tmp_path: Path) -> None:
+def test_urbanlfs_colors_become_classes_and_strangers_count_nowhere(tmp_path: Path) -> None:
     info = published_info("urbanlf")
-    colours = np.array([[(168, 198, 168), (0, 0, 0), (158, 179, 202), (0, 0, 1)]], np.uint8)
-    images.write_png(tmp_path / "label.png", colours)
+    colors = np.array([[(168, 198, 168), (0, 0, 0), (158, 179, 202), (0, 0, 1)]], np.uint8)
+    images.write_png(tmp_path / "label.png", colors)
     label = decode.read_label(tmp_path / "label.png", info.label, 14, palette=info.palette)
     np.testing.assert_array_equal(label, [[0, 3, 13, 255]])
 
@@ -201,10 +195,10 @@ def test_muses_pictures_and_arrays_mean_the_same(tmp_path: Path) -> None:
     readers: dict[str, Modality] = {
         variant: layout.info(tmp_path / variant).modality("lidar") for variant in VARIANTS["muses"]
     }
-    metres = np.array([[[0.0, -3.5, 42.0]]], np.float32)
-    stored = np.rint((metres + 100) * 150).astype(np.uint16)
+    meters = np.array([[[0.0, -3.5, 42.0]]], np.float32)
+    stored = np.rint((meters + 100) * 150).astype(np.uint16)
     np.testing.assert_allclose(
-        transforms.to_tensor(stored, readers["png"]), transforms.to_tensor(metres, readers["npz"]), atol=1e-5
+        transforms.to_tensor(stored, readers["png"]), transforms.to_tensor(meters, readers["npz"]), atol=1e-5
     )
 
 

@@ -21,7 +21,7 @@ ANGLE = Modality(name="aolp", kind="angle")
 DELIVER_RULE = LabelRule(shift=-1, ignore=(0, 255), first_channel=True)
 
 
-def test_an_8_bit_colour_image_comes_as_stored(tmp_path: Path) -> None:
+def test_an_8_bit_color_image_comes_as_stored(tmp_path: Path) -> None:
     pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     images.write_png(tmp_path / "a.png", pixels)
     np.testing.assert_array_equal(decode.read_modality([tmp_path / "a.png"], RGB), pixels)
@@ -170,17 +170,17 @@ def test_four_channels_that_are_a_number(tmp_path: Path, others: str) -> None:
     np.testing.assert_array_equal(decode.read_label(tmp_path / "l.png", LabelRule(), 25), label)
 
 
-@pytest.mark.parametrize("colour", [(1, 2, 0), (1, 0, 1), (0, 1, 1), (2, 1, 1)])
-def test_four_channels_in_colour_are_no_number(tmp_path: Path, colour: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("color", [(1, 2, 0), (1, 0, 1), (0, 1, 1), (2, 1, 1)])
+def test_four_channels_in_color_are_no_number(tmp_path: Path, color: tuple[int, int, int]) -> None:
     picture = np.full((2, 3, 4), 255, np.uint8)
     picture[..., :3] = 0
-    picture[1, 2, :3] = colour
+    picture[1, 2, :3] = color
     images.write_png(tmp_path / "l.png", picture)
     with pytest.raises(DataError, match="is in color; labels must be class numbers"):
         decode.read_label(tmp_path / "l.png", LabelRule(), 25)
 
 
-def palette_png(indices: np.ndarray, bits: int, colours: bytes) -> bytes:
+def palette_png(indices: np.ndarray, bits: int, colors: bytes) -> bytes:
     """An indexed PNG, written by hand."""
     lines = b"".join(
         b"\0" + np.packbits(np.unpackbits(row[:, None], axis=1)[:, 8 - bits :].ravel()).tobytes() for row in indices
@@ -190,15 +190,15 @@ def palette_png(indices: np.ndarray, bits: int, colours: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", indices.shape[1], indices.shape[0], bits, 3, 0, 0, 0)
-    parts = {b"IHDR": header, b"PLTE": colours, b"tRNS": b"\0", b"IDAT": zlib.compress(lines), b"IEND": b""}
+    parts = {b"IHDR": header, b"PLTE": colors, b"tRNS": b"\0", b"IDAT": zlib.compress(lines), b"IEND": b""}
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, data) for kind, data in parts.items())
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_indexed_pngs_give_their_indices(tmp_path: Path, bits: int) -> None:
     label = (np.arange(77).reshape(7, 11) % min(1 << bits, 25)).astype(np.uint8)
-    colours = np.random.Generator(np.random.PCG64(7)).integers(0, 256, 3 << bits, np.uint8).tobytes()
-    (tmp_path / "l.png").write_bytes(palette_png(label, bits, colours))
+    colors = np.random.Generator(np.random.PCG64(7)).integers(0, 256, 3 << bits, np.uint8).tobytes()
+    (tmp_path / "l.png").write_bytes(palette_png(label, bits, colors))
     np.testing.assert_array_equal(decode.read_label(tmp_path / "l.png", LabelRule(), 25), label)
     assert images.read(tmp_path / "l.png").shape == (7, 11, 4)  # anywhere else their colors, with alpha
 
@@ -209,7 +209,7 @@ def test_indices_that_no_png_has_are_refused(tmp_path: Path) -> None:
         decode.read_label(tmp_path / "l.png", LabelRule(), 3)
 
 
-def test_an_index_without_a_colour_is_an_index_too(tmp_path: Path) -> None:
+def test_an_index_without_a_color_is_an_index_too(tmp_path: Path) -> None:
     label = np.array([[0, 1, 2, 255]], np.uint8)
     (tmp_path / "l.png").write_bytes(palette_png(label, 8, bytes([0, 0, 0, 128, 0, 0, 0, 128, 0])))
     np.testing.assert_array_equal(decode.read_label(tmp_path / "l.png", LabelRule(), 3), label)
@@ -247,12 +247,12 @@ def test_tiffs_of_every_integer_type_are_labels(tmp_path: Path, dtype: type) -> 
         decode.read_label(tmp_path / "l.tif", rule, 25)
 
 
-def test_a_label_in_colours_or_as_jpeg_or_with_fractions_is_refused(tmp_path: Path) -> None:
-    images.write_png(tmp_path / "colour.png", np.zeros((2, 2, 3), np.uint8))
+def test_a_label_in_colors_or_as_jpeg_or_with_fractions_is_refused(tmp_path: Path) -> None:
+    images.write_png(tmp_path / "color.png", np.zeros((2, 2, 3), np.uint8))
     jpeg = cv2.imencode(".jpg", np.zeros((8, 8), np.uint8))[1].tobytes()
     (tmp_path / "really_jpeg.png").write_bytes(jpeg)
     np.save(tmp_path / "float.npy", np.zeros((2, 2)))
-    for name, why in [("colour.png", "in color"), ("really_jpeg.png", "a JPEG"), ("float.npy", "whole numbers")]:
+    for name, why in [("color.png", "in color"), ("really_jpeg.png", "a JPEG"), ("float.npy", "whole numbers")]:
         with pytest.raises(DataError, match=why):
             decode.read_label(tmp_path / name, LabelRule(), 25)
 
@@ -286,53 +286,51 @@ def test_any_integer_may_be_ignored(tmp_path: Path, value: int) -> None:
     np.testing.assert_array_equal(decode.read_label(tmp_path / "l.npy", rule, 25), [[0, 255, 255, 24]])
 
 
-COLOURS = LabelRule(colours=True)
+COLORS = LabelRule(colors=True)
 PALETTE = ((10, 0, 0), (0, 0, 10), (0, 0, 0))
 
 
 @pytest.mark.parametrize("alpha", [False, True])
-def test_colours_become_classes_by_hand(tmp_path: Path, alpha: bool) -> None:
+def test_colors_become_classes_by_hand(tmp_path: Path, alpha: bool) -> None:
     picture = np.array([[(10, 0, 0), (0, 0, 10), (0, 0, 0), (0, 10, 0), (10, 0, 1), (255, 255, 255)]], np.uint8)
     if alpha:
         picture = np.concatenate([picture, np.full((1, 6, 1), 9, np.uint8)], axis=-1)
     images.write_png(tmp_path / "l.png", picture)
-    label = decode.read_label(tmp_path / "l.png", COLOURS, 3, palette=PALETTE)
+    label = decode.read_label(tmp_path / "l.png", COLORS, 3, palette=PALETTE)
     assert label.dtype == np.uint8
     np.testing.assert_array_equal(label, [[0, 1, 2, 255, 255, 255]])
 
 
-def test_every_colour_of_a_palette_comes_back(tmp_path: Path) -> None:
+def test_every_color_of_a_palette_comes_back(tmp_path: Path) -> None:
     rng = np.random.Generator(np.random.PCG64(1))
     palette = np.unique(rng.integers(0, 256, (255, 3), dtype=np.uint8), axis=0)
     classes = rng.integers(0, len(palette), (20, 30))
     images.write_png(tmp_path / "l.png", palette[classes])
-    colours = tuple((int(red), int(green), int(blue)) for red, green, blue in palette)
-    label = decode.read_label(tmp_path / "l.png", COLOURS, len(colours), palette=colours)
+    colors = tuple((int(red), int(green), int(blue)) for red, green, blue in palette)
+    label = decode.read_label(tmp_path / "l.png", COLORS, len(colors), palette=colors)
     np.testing.assert_array_equal(label, classes)
 
 
-def test_colours_need_colours(tmp_path: Path) -> None:
+def test_colors_need_colors(tmp_path: Path) -> None:
     images.write_png(tmp_path / "grey.png", np.zeros((2, 2), np.uint8))
     images.write_png(tmp_path / "deep.png", np.zeros((2, 2, 3), np.uint16))
     (tmp_path / "j.png").write_bytes(cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes())
-    for name, why in [("grey.png", "no 8-bit RGB"), ("deep.png", "no 8-bit RGB"), ("j.png", "is a JPEG")]:
+    for name, why in [("grey.png", "not an 8-bit RGB"), ("deep.png", "not an 8-bit RGB"), ("j.png", "is a JPEG")]:
         with pytest.raises(DataError, match=why):
-            decode.read_label(tmp_path / name, COLOURS, 3, palette=PALETTE)
+            decode.read_label(tmp_path / name, COLORS, 3, palette=PALETTE)
 
 
 @pytest.mark.parametrize("palette", [(), ((1, 1, 1), (1, 1, 1))])
-def test_two_classes_of_one_colour_are_refused(tmp_path: Path, palette: tuple[tuple[int, int, int], ...]) -> None:
+def test_two_classes_of_one_color_are_refused(tmp_path: Path, palette: tuple[tuple[int, int, int], ...]) -> None:
     images.write_png(tmp_path / "l.png", np.zeros((2, 2, 3), np.uint8))
     with pytest.raises(DataError, match="a different color for every class"):
-        decode.read_label(tmp_path / "l.png", COLOURS, 2, palette=palette)
+        decode.read_label(tmp_path / "l.png", COLORS, 2, palette=palette)
 
 
 def read(manifest: Manifest, number: int = 0, *, names: tuple[str, ...] = ("img", "event")) -> decode.Sample:
     """One scene of the hand-made DELIVER."""
     modalities = [manifest.info.modality(name) for name in names]
-    return decode.read_sample(
-        manifest.root, manifest.scenes[number], modalities=modalities, rule=manifest.info.label, classes=25
-    )
+    return decode.read_sample(manifest.root, manifest.scenes[number], modalities=modalities, labels=manifest.info)
 
 
 def test_a_sample_has_the_asked_frames_in_the_asked_order(prepared: Manifest) -> None:
@@ -353,9 +351,7 @@ def resampled(prepared: Manifest, kind: Kind, stored: np.ndarray) -> np.ndarray:
     """What becomes of a sensor's file of this kind beside an image and a label of 6×8."""
     images.write_png(prepared.root / prepared.scenes[0].files["lidar"][0], stored)
     made = [prepared.info.modality("img"), Modality(name="lidar", kind=kind)]
-    sample = decode.read_sample(
-        prepared.root, prepared.scenes[0], modalities=made, rule=prepared.info.label, classes=25
-    )
+    sample = decode.read_sample(prepared.root, prepared.scenes[0], modalities=made, labels=prepared.info)
     return sample.frames["lidar"]
 
 

@@ -1,4 +1,4 @@
-"""What is no measurement has no part in anything, and is 0 after normalization: NaN, as declared, by a file's tag."""
+"""Pixels without a measurement (NaN, declared, by a file's tag) count nowhere and are 0 after normalization."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def saved(path: Path, array: np.ndarray) -> Path:
 
 
 def with_gap(gap: float, dtype: type = np.float32) -> np.ndarray:
-    """VALUES, whose first row is no measurement."""
+    """VALUES, whose first row is not a measurement."""
     array = VALUES.astype(dtype)
     array[0] = gap
     return array
@@ -77,7 +77,7 @@ def test_a_tag_that_no_whole_number_can_be_changes_nothing(tag: str, tmp_path: P
 
 def test_a_tag_that_is_no_number_is_refused_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "x.tif").write_bytes(tiff(VALUES, nodata="none"))
-    with pytest.raises(DataError, match=r"nodata tag \(42113\) says 'none', which is no number; .*gdal_edit"):
+    with pytest.raises(DataError, match=r"nodata tag \(42113\) says 'none', which is not a number; .*gdal_edit"):
         images.header(tmp_path / "x.tif")
 
 
@@ -162,7 +162,7 @@ def test_jitter_takes_its_mean_from_measured_pixels() -> None:
     frame = np.full((2, 2, 3), 100, np.uint8)
     invalid = np.zeros((2, 2, 3), bool)
     frame[0], invalid[0] = 0, True
-    found = transforms.jitter_colours(frame, brightness=1, contrast=0.5, saturation=1, invalid=invalid)
+    found = transforms.jitter_colors(frame, brightness=1, contrast=0.5, saturation=1, invalid=invalid)
     assert (found[1] == 100).all()  # 0.5 · 100 + 0.5 · 100; with the gap's 0 it would be 75
 
 

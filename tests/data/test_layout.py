@@ -35,7 +35,7 @@ BY_FOLDER = DatasetLayout(
     ),
     classes={"a": (0, 0, 0), "b": (1, 1, 1)},
     id="{split}/{name}",
-    unlabelled=("test",),
+    unlabeled=("test",),
 )
 BY_LIST = replace(
     BY_FOLDER,

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from memorysam_cli.data import loader
+from memorysam_cli.data import layout_of, loader
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.datasets.mcubes import MCUBES
 from memorysam_cli.data.loader import (
     Batch,
-    UnlabelledScene,
+    UnlabeledScene,
     epoch_order,
     scored_scenes,
     training_batches,
-    unlabelled_scenes,
+    unlabeled_scenes,
 )
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.errors import DataError
@@ -125,6 +125,17 @@ def test_an_unknown_modality_is_refused_with_a_suggestion(prepared: Manifest) ->
     assert [found.name for found in loader.modalities_of(prepared.info, ["lidar", "img"])] == ["lidar", "img"]
 
 
+def test_a_modality_that_a_published_data_set_was_prepared_without_is_named_with_its_files() -> None:
+    """Not "did you mean 'depth_raw'?": DELIVER's depth is another folder."""
+    info = layout_of("deliver").published_info
+    without = info.model_copy(update={"modalities": tuple(each for each in info.modalities if each.name != "depth")})
+    words = (
+        r"deliver: was prepared without 'depth' \(looked for hha/.*\); add .* choose from img, event, lidar, depth_raw"
+    )
+    with pytest.raises(DataError, match=words):
+        loader.modalities_of(without, ["img", "depth"])
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_file_ends_with_its_own_message(prepared: Manifest, small_recipe: Recipe, workers: int) -> None:
     bad = prepared.root / prepared.of_split("train")[3].files["depth"][0]
@@ -191,7 +202,7 @@ def test_for_windows_large_frames_keep_their_own_resolution(tmp_path: Path, size
             torch.testing.assert_close(one.label, other.label, rtol=0, atol=0)
         if crop is not None:  # the published size, as it is
             assert_same([entry.resized], [plain.resized])
-        (found,) = unlabelled_scenes(manifest.root, **options, size=size, workers=0, tile=True)
+        (found,) = unlabeled_scenes(manifest.root, **options, size=size, workers=0, tile=True)
         torch.testing.assert_close(found.frames, entry.whole.frames, rtol=0, atol=0)
 
 
@@ -211,15 +222,15 @@ def test_training_drops_the_left_columns_too(tmp_path: Path, small_recipe: Recip
             assert 19 not in batch.label and 3 in batch.label
 
 
-def test_unlabelled_scenes_use_what_is_there(prepared: Manifest) -> None:
+def test_unlabeled_scenes_use_what_is_there(prepared: Manifest) -> None:
     files = prepared.scenes[0].files
     scenes = [replace(prepared.scenes[0], label=None, files={"lidar": files["lidar"], "img": files["img"]})]
     modalities = loader.modalities_of(prepared.info, ["img", "depth", "lidar"])
-    (found,) = unlabelled_scenes(prepared.root, scenes=scenes, modalities=modalities, size=32, workers=0)
-    assert isinstance(found, UnlabelledScene)
+    (found,) = unlabeled_scenes(prepared.root, scenes=scenes, modalities=modalities, size=32, workers=0)
+    assert isinstance(found, UnlabeledScene)
     assert found.modalities == ("img", "lidar")
     assert (len(found.frames), found.height, found.width) == (2, 6, 8)
-    (fault,) = unlabelled_scenes(prepared.root, scenes=scenes, modalities=modalities[1:2], size=32, workers=0)
+    (fault,) = unlabeled_scenes(prepared.root, scenes=scenes, modalities=modalities[1:2], size=32, workers=0)
     assert isinstance(fault, DataError) and "has none of the modalities depth" in str(fault)
 
 

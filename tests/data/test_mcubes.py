@@ -32,7 +32,7 @@ def test_a_scene_decodes_as_published(tmp_path: Path) -> None:
     folder = write_mcubes(tmp_path, {"train": ["a"]})
     info = MCUBES.info(folder)
     (scene,) = MCUBES.scenes(folder, tmp_path)
-    sample = decode.read_sample(tmp_path, scene, modalities=info.modalities, rule=info.label, classes=20)
+    sample = decode.read_sample(tmp_path, scene, modalities=info.modalities, labels=info)
     assert {name: frame.dtype for name, frame in sample.frames.items()} == {
         "image": np.uint16, "aolp": np.float32, "dolp": np.float32, "nir": np.uint16,
     }  # fmt: skip

@@ -30,7 +30,7 @@ def write(root: Path, *, scenes: int = 5, modalities: tuple[Modality, ...] = (RG
         found.append(Scene(id=str(number), split=split, condition=None, case=None, files=files, label=None))
     info = DatasetInfo(
         name="own", title="own", classes=("a",), palette=((1, 2, 3),), modalities=modalities,
-        unlabelled=("train", "val"),
+        unlabeled=("train", "val"),
     )  # fmt: skip
     return manifests.write(root, info, found)
 
@@ -83,9 +83,9 @@ def test_the_order_and_the_number_of_threads_change_nothing(tmp_path: Path, monk
     assert measure(turned) == first == measure(manifest)
 
 
-def test_normalised_by_them_the_tensors_have_mean_0_and_deviation_1(tmp_path: Path) -> None:
+def test_normalized_by_them_the_tensors_have_mean_0_and_deviation_1(tmp_path: Path) -> None:
     manifest = write(tmp_path)
-    info = with_statistics(manifest.info, measure(manifest), normalise=True)
+    info = with_statistics(manifest.info, measure(manifest), normalize=True)
     for modality in info.modalities:
         tensors = [
             to_tensor(decode.read_modality([tmp_path / scene.files[modality.name][0]], modality), modality).flatten(1)
@@ -98,7 +98,7 @@ def test_normalised_by_them_the_tensors_have_mean_0_and_deviation_1(tmp_path: Pa
 
 def test_published_normalisation_stays_when_they_are_only_stored(tmp_path: Path) -> None:
     manifest = write(tmp_path)
-    info = with_statistics(manifest.info, measure(manifest), normalise=False)
+    info = with_statistics(manifest.info, measure(manifest), normalize=False)
     assert info.modalities == manifest.info.modalities and set(info.statistics) == {"rgb", "depth"}
 
 
@@ -107,7 +107,7 @@ def test_a_constant_channel_is_not_divided_by_0() -> None:
     constant = statistics.Statistics(
         split="train", scenes=1, mean=(0.5, 0.5, 0.5), std=(0.0, 0.1, 0.0), low=0.5, high=0.6
     )  # fmt: skip
-    found = with_statistics(info, {"rgb": constant}, normalise=True)
+    found = with_statistics(info, {"rgb": constant}, normalize=True)
     assert found.modalities[0].std == (1.0, 0.1, 1.0) and found.statistics["rgb"].std == (0.0, 0.1, 0.0)
 
 
@@ -132,7 +132,7 @@ def test_rounding_is_no_deviation(tmp_path: Path) -> None:
         images.write_png(tmp_path / scene.files["depth"][0], np.full((40, 56), 12345, np.uint16))
     found = measure(manifest)
     assert 0 < found["depth"].std[0] < 1e-12
-    depth = with_statistics(manifest.info, found, normalise=True).modality("depth")
+    depth = with_statistics(manifest.info, found, normalize=True).modality("depth")
     assert depth.std == (1.0, 1.0, 1.0)
     tensor = to_tensor(np.full((4, 4, 3), 12345, np.uint16), depth)
     np.testing.assert_allclose(tensor.numpy(), 0, atol=1e-5)

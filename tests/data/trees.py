@@ -37,7 +37,7 @@ def write_tree(name: str, folder: Path, *, variant: str | None = None, scenes: M
     """Write a data set of frames of 36 × 44 into ``folder``, which becomes the data set's own; returns it.
 
     Args:
-        name: as in the catalogue.
+        name: as in the catalog.
         folder: may exist.
         variant: of VARIANTS[name].
         scenes: per split.
@@ -172,16 +172,16 @@ def _nyu(folder: Path, variant: str, scenes: Mapping[str, int]) -> None:
     source, lines = _Source(folder), {"train": [], "test": []}
     for split, number in _numbered(scenes, "train", "test"):
         if variant == "tokenfusion":
-            colour, hha, depth, label = f"rgb/{number}.png", "", f"depth/{number}.png", f"masks/{number}.png"
-            lines[split].append(f"{colour}\t{label}\t{depth}")
+            color, hha, depth, label = f"rgb/{number}.png", "", f"depth/{number}.png", f"masks/{number}.png"
+            lines[split].append(f"{color}\t{label}\t{depth}")
         else:
             suffix = "png" if variant == "stitchfusion" else "jpg"
-            colour, hha, depth = f"RGB/{number}.jpg", f"HHA/{number}.{suffix}", ""
+            color, hha, depth = f"RGB/{number}.jpg", f"HHA/{number}.{suffix}", ""
             label = f"Labels/{number}.png" if variant == "stitchfusion" else f"Label/{number}.png"
             if variant == "dformer":
                 depth = f"Depth/{number}.png"
-            lines[split].append(f"{colour} {label}" if variant == "dformer" else f"{number}")
-        source.picture(colour)
+            lines[split].append(f"{color} {label}" if variant == "dformer" else f"{number}")
+        source.picture(color)
         source.label(label, range(41))
         if hha:
             source.picture(hha)
@@ -225,8 +225,8 @@ def _urbanlf(folder: Path, variant: str, scenes: Mapping[str, int]) -> None:
             raw = source.rng.choice(np.array([*range(15), 255], np.uint8), (HEIGHT, WIDTH))
             source.write(f"{place}/5_5_label.npy", raw)
         else:
-            colours = np.array([*palette, (1, 2, 3)], np.uint8)  # the last is no class
-            source.write(f"{place}/label.png", colours[source.rng.integers(0, len(colours), (HEIGHT, WIDTH))])
+            colors = np.array([*palette, (1, 2, 3)], np.uint8)  # the last is not a class
+            source.write(f"{place}/label.png", colors[source.rng.integers(0, len(colors), (HEIGHT, WIDTH))])
 
 
 def _muses(folder: Path, variant: str, scenes: Mapping[str, int]) -> None:

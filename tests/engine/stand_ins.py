@@ -39,9 +39,9 @@ def write_data(root: Path, plans: Sequence[Plan] = PLANS, *, crop: Crop | None =
         label = rng.integers(0, len(CLASSES), size, dtype=np.uint8)
         label.flat[::10] = 255
         # Brightness hints at the class, so that scores are neither 0 nor 100.
-        grey = np.clip(label % 251 * 60 + rng.integers(0, 40, size), 0, 255).astype(np.uint8)
+        gray = np.clip(label % 251 * 60 + rng.integers(0, 40, size), 0, 255).astype(np.uint8)
         files = {"img": f"tiny/img/{name}.png", "depth": f"tiny/depth/{name}.png", "label": f"tiny/label/{name}.png"}
-        images.write_png(root / files["img"], np.repeat(grey[..., None], 3, axis=2), fsync=False)
+        images.write_png(root / files["img"], np.repeat(gray[..., None], 3, axis=2), fsync=False)
         images.write_png(root / files["depth"], rng.integers(0, 65536, size, dtype=np.uint16), fsync=False)
         images.write_png(root / files["label"], label, fsync=False)
         found = {key: (files[key],) for key in ("img", "depth")}

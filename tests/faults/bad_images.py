@@ -198,7 +198,7 @@ CASES = [
     prepared(18, "with alpha", put(RGB, picture("RGBA", "PNG")), "4 channel(s)", code=0),
     prepared(19, "300", put(LABEL, saved(np.full((36, 44), 300, np.int32))), f"{LABEL}: {LEGAL}"),
     evaluated(19, "the number of classes", wrong_value, VALIDATED, "value 4 in 2 pixels", "(row 4, column 5)", "0..3"),
-    prepared(20, "colour", put(LABEL, encoded(".png", cv2.resize(NOISE, (44, 36)))), LABEL, "one channel, lossless"),
+    prepared(20, "color", put(LABEL, encoded(".png", cv2.resize(NOISE, (44, 36)))), LABEL, "one channel, lossless"),
     evaluated(20, "JPEG", put(f"data/tiny/label/{VALIDATED}.png", encoded(".jpg", NOISE[..., 0])), "lossless"),
     prepared(21, "all ignored", stored(LABEL, np.zeros((36, 44), np.uint8)), f"{LABEL} has no class at all", code=0),
     works(21, "all ignored", all_ignored, *EVALUATE, "--json"),

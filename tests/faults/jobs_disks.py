@@ -117,7 +117,7 @@ def warm(base: str) -> None:
 
 
 def run(base: str, name: str, size: int | None) -> int:
-    """:func:`fill`, or without a size :func:`refuse`; ``naive`` is no command of ours."""
+    """:func:`fill`, or without a size :func:`refuse`; ``naive`` is not a command of ours."""
     if name == "naive":
         return naive(base, is_read_only=size is None)
     return refuse(base, name) if size is None else fill(base, name, size)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from memorysam_cli.data.loader import unlabelled_scenes
+from memorysam_cli.data.loader import unlabeled_scenes
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.engine.predict import run as running
 from memorysam_cli.engine.predict import segment
@@ -90,7 +90,7 @@ def run_naive(place: str, log: str) -> int:
     os.chdir(place)
     job: Job = dataclasses.replace(_state["job"], scenes=_state["job"].scenes[:NAIVE_SCENES])
     network, note = Brightness(), _log(log)
-    source = unlabelled_scenes(
+    source = unlabeled_scenes(
         job.root, scenes=job.scenes, modalities=job.modalities, size=job.card.image_size, workers=0
     )  # fmt: skip
 

@@ -21,10 +21,10 @@ from memorysam_cli.data import decode
 from memorysam_cli.data.loader import (
     Batch,
     ScoredScene,
-    UnlabelledScene,
+    UnlabeledScene,
     scored_scenes,
     training_batches,
-    unlabelled_scenes,
+    unlabeled_scenes,
 )
 from memorysam_cli.data.manifest import Manifest
 from memorysam_cli.errors import DataError
@@ -63,7 +63,7 @@ def read(kind: str, manifest: Manifest, *, workers: int, max_bad: float = 0.0) -
         asked = recipe(workers=workers, max_bad=max_bad)
         return training_batches(manifest, scenes=manifest.scenes, recipe=asked, epoch=0)
     given = {"scenes": manifest.scenes, "modalities": MODALITIES, "size": 32, "workers": workers}
-    return scored_scenes(manifest, **given) if kind == "score" else unlabelled_scenes(manifest.root, **given)
+    return scored_scenes(manifest, **given) if kind == "score" else unlabeled_scenes(manifest.root, **given)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Seen:
     digest: str
 
 
-def seen(item: Batch | ScoredScene | UnlabelledScene | DataError) -> Seen:
+def seen(item: Batch | ScoredScene | UnlabeledScene | DataError) -> Seen:
     """What of an item can be compared."""
     if isinstance(item, DataError):
         return Seen(("fault",), str(item))

@@ -159,14 +159,14 @@ def test_an_update_that_nobody_looks_at_is_caught(
 def test_scenes_without_a_label_are_counted_and_the_training_goes_on(
     base: Path, forks: Forks, figures: Figures
 ) -> None:
-    run = base / "unlabelled"
+    run = base / "unlabeled"
     ended = forks.run("poisoned", saving(base, run), "label", "all ignored", 1, 0)
     assert ended.code == 0, ended.said
     rows = documents.read_json_lines(run / "metrics.jsonl")
     losses = {row["step"]: row for row in rows if "loss" in row}
     assert losses[2]["ohem"] == 0 and all(math.isfinite(row["loss"]) for row in losses.values())
     assert "1 batch" in ended.said and all(is_finite(path) for path in (run / "checkpoints").rglob("*.safetensors"))
-    figures("N", unlabelled=1)
+    figures("N", unlabeled=1)
 
 
 SCORES = (float("nan"), None, 0.3)

@@ -171,7 +171,7 @@ def test_a_naive_reader_loses_or_doubles_scenes_under_the_same_harness(
     rng: random.Random,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    source = loader.UnlabelledScenes(manifest.root, manifest.scenes, killers.MODALITIES, 32, tile=False)
+    source = loader.UnlabeledScenes(manifest.root, manifest.scenes, killers.MODALITIES, 32, tile=False)
     # Not among the first: what is given before a death is given again by the one that begins again.
     victim = rng.choice(manifest.scenes[8:]).id
     how = "raise" if naive is reading.skipping else "SIGKILL"

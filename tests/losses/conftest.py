@@ -45,17 +45,17 @@ class Sum(torch.autograd.Function):
         return ctx.seat.add(gradient), None
 
 
+def side_by_side(parts: Sequence[Callable[[Exchange], Any]]) -> list[Any]:
+    """Runs functions at once, each with its own end of one exchange; gives their results."""
+    table, barrier = [torch.empty(0)] * len(parts), threading.Barrier(len(parts), timeout=30)
+    with ThreadPoolExecutor(len(parts)) as threads:
+        futures = [threads.submit(part, Seat(rank, table, barrier)) for rank, part in enumerate(parts)]
+        return [future.result() for future in futures]
+
+
 @pytest.fixture
 def together() -> Callable[[Sequence[Callable[[Exchange], Any]]], list[Any]]:
-    """Runs functions side by side, each with its own end of one exchange; gives their results."""
-
-    def run(parts: Sequence[Callable[[Exchange], Any]]) -> list[Any]:
-        table, barrier = [torch.empty(0)] * len(parts), threading.Barrier(len(parts), timeout=30)
-        with ThreadPoolExecutor(len(parts)) as threads:
-            futures = [threads.submit(part, Seat(rank, table, barrier)) for rank, part in enumerate(parts)]
-            return [future.result() for future in futures]
-
-    return run
+    return side_by_side
 
 
 class Largest(TorchDispatchMode):

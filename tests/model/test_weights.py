@@ -156,7 +156,7 @@ MUTATIONS: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, str]], object]
         lambda state, _: state.update({"sam.no_mem_embed": torch.zeros(1, 1, 8)}),
         "1 of another shape (sam.no_mem_embed is (1, 1, 8), not ",
     ),
-    "there is no card": (lambda _, metadata: metadata.pop(CARD), "no memorysam weights file"),
+    "there is no card": (lambda _, metadata: metadata.pop(CARD), "not a memorysam weights file"),
     "the card is of a later format": (lambda _, m: other_card(m, format_version=99), "format_version"),
     "the card has an unknown key": (lambda _, m: other_card(m, surprise=1), "surprise"),
     "the base is another one": (lambda _, metadata: another_base(metadata), "was trained on base weights"),

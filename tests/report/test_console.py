@@ -204,7 +204,7 @@ def test_warnings_of_libraries_are_details(capsys: pytest.CaptureFixture[str], m
             assert capsys.readouterr().err == "lib: late\n" * count
 
 
-def test_colour_follows_the_terminal_and_the_environment(
+def test_color_follows_the_terminal_and_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     terminal = watched_stderr(monkeypatch)
@@ -228,7 +228,7 @@ def test_colour_follows_the_terminal_and_the_environment(
     assert "\x1b[33m" in written()
 
 
-def test_force_color_colours_a_pipe_but_draws_no_bar(
+def test_force_color_colors_a_pipe_but_draws_no_bar(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], clock: Clock
 ) -> None:
     for name, value in {"FORCE_COLOR": "1", "TERM": "xterm"}.items():
@@ -318,7 +318,7 @@ def test_progress_claims_no_end_after_an_exception(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == ""
 
 
-def test_a_log_keeps_all_without_colour_and_ends_with_the_reason(
+def test_a_log_keeps_all_without_color_and_ends_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     watched_stderr(monkeypatch)

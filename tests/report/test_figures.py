@@ -37,7 +37,7 @@ def test_a_perfect_confusion_matrix_is_dark_on_its_diagonal_only() -> None:
     assert np.corrcoef(rows, columns)[0, 1] < 0.5
 
 
-def test_a_confusion_matrix_is_normalised_by_row_so_that_rare_classes_show() -> None:
+def test_a_confusion_matrix_is_normalized_by_row_so_that_rare_classes_show() -> None:
     even = figures.confusion_matrix([[5, 5], [0, 7]], classes=["a", "b"])
     scaled = figures.confusion_matrix([[5_000_000, 5_000_000], [0, 7]], classes=["a", "b"])
     assert even == scaled
@@ -183,12 +183,18 @@ def test_matplotlib_is_not_loaded_before_a_figure_is_drawn_and_pyplot_never() ->
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_failure_bars_are_as_long_as_their_figures_and_have_a_colour_per_level() -> None:
+def test_failure_bars_are_as_long_as_their_figures_and_have_a_color_per_level() -> None:
     bars = {"r = 0.25": [(80.0, None), (40.0, None)], "r = 0.5": [(40.0, None), (20.0, None)]}
     picture = decoded(figures.failure_bars(bars, labels=["none", "img"], what="missing"))
     first, second = count(picture, figures.BLUE), count(picture, figures.ORANGE)
     assert first > 2000
     assert abs(first / second - 2) < 0.1
+
+
+def test_a_loss_is_titled_as_a_title_is_written() -> None:
+    assert figures.term_title("prefix") == ("Prefix loss", "")
+    assert figures.term_title("z_loss") == ("Z loss", "")
+    assert figures.term_title("spmm") == ("SPMM loss", "before its weight")
 
 
 def test_failure_bars_show_deviations_and_means() -> None:
@@ -199,11 +205,11 @@ def test_failure_bars_show_deviations_and_means() -> None:
     assert count(mean, figures.VERMILION) > 0 == count(plain, figures.VERMILION)
 
 
-def test_each_loss_has_a_line_of_its_own_colour() -> None:
+def test_each_loss_has_a_line_of_its_own_color() -> None:
     rows = [{"step": step, "loss": 3.0, "ohem": 2.0, "spmm": 0.5, "dice": step / 40, "edge": 0.2} for step in range(40)]
     two = decoded(figures.curves(rows))
     four = decoded(figures.curves(rows, terms=("ohem", "spmm", "dice", "edge")))
-    for shade in figures.TERM_COLOURS[:2]:
+    for shade in figures.TERM_COLORS[:2]:
         assert count(two, shade) > 100 and count(four, shade) > 100
-    for shade in figures.TERM_COLOURS[2:4]:
+    for shade in figures.TERM_COLORS[2:4]:
         assert count(two, shade) == 0 < count(four, shade)

@@ -22,7 +22,7 @@ def pixels(png: bytes, shade: str) -> NDArray[np.intp]:
     return np.argwhere((bgr[..., ::-1] == [int(shade[place : place + 2], 16) for place in (1, 3, 5)]).all(-1))
 
 
-def test_a_series_has_one_colour_in_all_panels() -> None:
+def test_a_series_has_one_color_in_all_panels() -> None:
     png = scaling(PANELS, against="modalities")
     middle = pixels(png, ORANGE)[:, 1].max() / 2
     assert (pixels(png, BLUE)[:, 1] < middle * 1.2).all()  # training: the left panel, and the legend below

@@ -147,7 +147,7 @@ def test_elsewhere_the_same_figures_are_sober_lines(
     assert "\x1b" not in text
 
 
-def test_without_colour_the_table_is_still_drawn(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_color_the_table_is_still_drawn(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("NO_COLOR", "1")
     with console.progress(2, "train") as shown:

@@ -17,37 +17,37 @@ def noise(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def test_each_class_gets_its_own_colour_in_rgb_order() -> None:
-    np.testing.assert_array_equal(pictures.colour(np.array([[1, 0]]), PALETTE)[0], [[200, 0, 0], [10, 20, 30]])
+def test_each_class_gets_its_own_color_in_rgb_order() -> None:
+    np.testing.assert_array_equal(pictures.paint(np.array([[1, 0]]), PALETTE)[0], [[200, 0, 0], [10, 20, 30]])
 
 
 def test_ignored_pixels_are_striped_and_not_like_a_black_class() -> None:
-    painted = pictures.colour(np.full((8, 8), 255, np.uint8), PALETTE)
+    painted = pictures.paint(np.full((8, 8), 255, np.uint8), PALETTE)
     assert len(np.unique(painted.reshape(-1, 3), axis=0)) == 2
     assert not (painted == 0).all(-1).any()
 
 
-def test_in_a_palette_of_more_than_255_colours_255_is_a_class() -> None:
+def test_in_a_palette_of_more_than_255_colors_255_is_a_class() -> None:
     palette = [(index % 256, index // 256, 7) for index in range(300)]
-    painted = pictures.colour(np.array([[255, 299]], np.uint16), palette)
+    painted = pictures.paint(np.array([[255, 299]], np.uint16), palette)
     np.testing.assert_array_equal(painted[0], [palette[255], palette[299]])
 
 
 @given(st.sampled_from([np.uint8, np.uint16, np.int64]), st.integers(0, 2**31))
-def test_colours_lead_back_to_the_classes(dtype: type[np.integer], seed: int) -> None:
+def test_colors_lead_back_to_the_classes(dtype: type[np.integer], seed: int) -> None:
     mask = np.random.default_rng(seed).integers(0, 3, (5, 7)).astype(dtype)
-    painted = pictures.colour(mask, PALETTE)
+    painted = pictures.paint(mask, PALETTE)
     back = np.array([[PALETTE.index(tuple(int(value) for value in pixel)) for pixel in row] for row in painted])
     np.testing.assert_array_equal(back, mask)
 
 
 @pytest.mark.parametrize("value", [3, 254, -1])
-def test_a_value_without_a_colour_is_refused(value: int) -> None:
+def test_a_value_without_a_color_is_refused(value: int) -> None:
     with pytest.raises(ValueError, match="3 colors"):
-        pictures.colour(np.array([[0, value]]), PALETTE)
+        pictures.paint(np.array([[0, value]]), PALETTE)
 
 
-def test_a_region_is_tinted_inside_and_has_a_contour_of_its_own_colour_and_ignored_pixels_stay() -> None:
+def test_a_region_is_tinted_inside_and_has_a_contour_of_its_own_color_and_ignored_pixels_stay() -> None:
     image = np.full((4, 1, 3), 100, np.uint8)
     mask = np.array([[1], [1], [1], [255]], np.uint8)
     drawn = pictures.overlay(image, mask, PALETTE, alpha=0.5)
@@ -65,7 +65,7 @@ def test_a_contour_is_as_wide_on_each_side_as_the_picture_is_large(height: int, 
 @pytest.mark.parametrize(("alpha", "source"), [(0.0, "image"), (1.0, "mask")])
 def test_alpha_runs_from_the_image_to_the_mask(alpha: float, source: str) -> None:
     image, mask = noise(9, 11), np.zeros((9, 11), np.uint8)
-    expected = image if source == "image" else pictures.colour(mask, PALETTE)
+    expected = image if source == "image" else pictures.paint(mask, PALETTE)
     np.testing.assert_array_equal(pictures.overlay(image, mask, PALETTE, alpha), expected)
 
 
@@ -102,6 +102,14 @@ def test_angles_between_minus_one_and_one_do_not_wrap() -> None:
     assert (np.diff(shown) >= 0).all() and shown[0] == 0 and shown[-1] == 255
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 6])
+def test_a_frame_of_any_number_of_channels_becomes_a_picture_of_three(channels: int) -> None:
+    values = np.arange(channels, dtype=np.uint8) + 1
+    shown = pictures.as_picture(np.tile(values, (2, 3, 1)))
+    assert shown.shape == (2, 3, 3) and shown.dtype == np.uint8
+    assert shown[0, 0].tolist() == [1, min(2, channels), min(3, channels)]  # the last one fills up
+
+
 @pytest.mark.parametrize("frame", [np.zeros((3, 4), np.float32), np.full((3, 4), 7, np.uint16)])
 def test_a_constant_frame_is_a_plain_picture(frame: NDArray[np.generic]) -> None:
     assert np.unique(pictures.as_picture(frame)).size == 1
@@ -122,7 +130,7 @@ def test_the_legend_names_what_occurs_in_any_mask_and_not_the_ignored() -> None:
     assert pictures.legend([], classes=CLASSES, palette=PALETTE) == []
 
 
-def test_a_sheet_shows_every_panel_undistorted_and_every_colour_of_its_legend() -> None:
+def test_a_sheet_shows_every_panel_undistorted_and_every_color_of_its_legend() -> None:
     wide = np.full((10, 40, 3), (1, 2, 3), np.uint8)
     tall = np.full((40, 10, 3), (4, 5, 6), np.uint8)
     rows = [[Panel("wide", wide), Panel("tall", tall)], [Panel("again", tall)]]

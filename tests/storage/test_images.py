@@ -68,32 +68,32 @@ def numpy_archive(*arrays: Array) -> bytes:
     return stream.getvalue()
 
 
-GREY, COLOR, ALPHA = noise(HEIGHT, WIDTH), noise(HEIGHT, WIDTH, 3), noise(HEIGHT, WIDTH, 4)
-GREY16, COLOR16 = noise(HEIGHT, WIDTH, dtype=np.uint16), noise(HEIGHT, WIDTH, 3, dtype=np.uint16)
-FLOAT = (GREY16 / 7).astype(np.float32)
+GRAY, COLOR, ALPHA = noise(HEIGHT, WIDTH), noise(HEIGHT, WIDTH, 3), noise(HEIGHT, WIDTH, 4)
+GRAY16, COLOR16 = noise(HEIGHT, WIDTH, dtype=np.uint16), noise(HEIGHT, WIDTH, 3, dtype=np.uint16)
+FLOAT = (GRAY16 / 7).astype(np.float32)
 
 LOSSLESS: dict[str, tuple[bytes, Array]] = {
-    "png gray": (pillow(GREY, "PNG"), GREY),
+    "png gray": (pillow(GRAY, "PNG"), GRAY),
     "png rgb": (pillow(COLOR, "PNG"), COLOR),
     "png rgba": (pillow(ALPHA, "PNG"), ALPHA),
-    "png gray 16": (pillow(GREY16, "PNG"), GREY16),
+    "png gray 16": (pillow(GRAY16, "PNG"), GRAY16),
     "png rgb 16": (opencv(COLOR16[..., ::-1], ".png"), COLOR16),
-    "bmp gray": (pillow(GREY, "BMP"), GREY),
+    "bmp gray": (pillow(GRAY, "BMP"), GRAY),
     "bmp rgb": (pillow(COLOR, "BMP"), COLOR),
     "bmp rgba": (opencv(cv2.cvtColor(ALPHA, cv2.COLOR_RGBA2BGRA), ".bmp"), ALPHA),
     "webp rgb": (pillow(COLOR, "WEBP", lossless=True), COLOR),
     "webp rgba": (pillow(ALPHA, "WEBP", lossless=True, exact=True), ALPHA),
-    "bigtiff gray 16": (tiff(GREY16, is_big=True), GREY16),
+    "bigtiff gray 16": (tiff(GRAY16, is_big=True), GRAY16),
     "bigtiff float": (tiff(FLOAT, is_big=True, order=">"), FLOAT),
-    "tiff gray": (pillow(GREY, "TIFF"), GREY),
+    "tiff gray": (pillow(GRAY, "TIFF"), GRAY),
     "tiff rgb lzw": (pillow(COLOR, "TIFF", compression="tiff_lzw"), COLOR),
     "tiff rgb deflate": (pillow(COLOR, "TIFF", compression="tiff_adobe_deflate"), COLOR),
-    "tiff gray 16": (pillow(GREY16, "TIFF"), GREY16),
+    "tiff gray 16": (pillow(GRAY16, "TIFF"), GRAY16),
     "tiff rgb 16": (opencv(COLOR16[..., ::-1], ".tiff"), COLOR16),
     "tiff float": (pillow(FLOAT, "TIFF"), FLOAT),
     "npy float": (numpy_file(FLOAT), FLOAT),
     "npy fortran": (numpy_file(np.asfortranarray(COLOR)), COLOR),
-    "npy big-endian": (numpy_file(GREY16.astype(">u2")), GREY16),
+    "npy big-endian": (numpy_file(GRAY16.astype(">u2")), GRAY16),
     "npy five channels": (numpy_file(noise(HEIGHT, WIDTH, 5)), noise(HEIGHT, WIDTH, 5)),
     "npz": (numpy_archive(FLOAT), FLOAT),
 }
@@ -109,6 +109,30 @@ def test_lossless_files_are_read_exactly_and_their_header_agrees(name: str, tmp_
     assert found.dtype.isnative
     np.testing.assert_array_equal(found, expected)
     assert images.shape(path) == (HEIGHT, WIDTH, expected.shape[2] if expected.ndim == 3 else 1, expected.dtype.name)
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_turned"),
+    [
+        ((5, 66, 70), True),
+        ((1, 66, 70), True),
+        ((64, 66, 65), True),
+        ((5, 66, 64), False),  # 64 channels are allowed
+        ((66, 70, 5), False),
+        ((70, 66, 5), False),
+    ],
+)
+def test_an_array_that_can_only_be_channels_first_is_turned(
+    shape: tuple[int, ...], is_turned: bool, tmp_path: Path
+) -> None:
+    stored = noise(*shape, dtype=np.uint16)
+    expected = np.stack(list(stored), axis=-1) if is_turned else stored  # the first axis becomes the last
+    (tmp_path / "x.npy").write_bytes(numpy_file(np.asfortranarray(stored)))
+    (tmp_path / "x.npz").write_bytes(numpy_archive(stored))
+    for source in (tmp_path / "x.npy", tmp_path / "x.npz", images.InMemory("x", stored)):
+        header, found = images.load(source)
+        np.testing.assert_array_equal(found, expected)
+        assert (header.height, header.width, header.channels) == expected.shape and found.flags.c_contiguous
 
 
 @pytest.mark.parametrize("progressive", [False, True])
@@ -128,14 +152,14 @@ def test_palettes_are_expanded_and_told(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(pillow(image, "PNG"))
     np.testing.assert_array_equal(images.read(tmp_path / "x.png"), np.asarray(image.convert("RGB")))
     assert images.header(tmp_path / "x.png").has_palette
-    (tmp_path / "y.png").write_bytes(pillow(GREY, "PNG"))
+    (tmp_path / "y.png").write_bytes(pillow(GRAY, "PNG"))
     assert not images.header(tmp_path / "y.png").has_palette
 
 
 def test_transparency_shows_in_the_header_too(tmp_path: Path) -> None:
-    grey_alpha = Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA[..., 3])])
-    (tmp_path / "x.png").write_bytes(pillow(grey_alpha, "PNG"))
-    np.testing.assert_array_equal(images.read(tmp_path / "x.png"), np.asarray(grey_alpha.convert("RGBA")))
+    gray_alpha = Image.merge("LA", [Image.fromarray(GRAY), Image.fromarray(ALPHA[..., 3])])
+    (tmp_path / "x.png").write_bytes(pillow(gray_alpha, "PNG"))
+    np.testing.assert_array_equal(images.read(tmp_path / "x.png"), np.asarray(gray_alpha.convert("RGBA")))
     (tmp_path / "y.png").write_bytes(pillow(Image.fromarray(COLOR).quantize(8), "PNG", transparency=3))
     (tmp_path / "z.png").write_bytes(pillow(COLOR, "PNG", transparency=(1, 2, 3)))
     for name in "xyz":
@@ -239,7 +263,7 @@ def test_a_huge_image_is_refused_from_its_header(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"900 Mpx is more than the 100 Mpx allowed; .*MEMORYSAM_MAX_PIXELS"):
         images.read(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
-    path.write_bytes(pillow(GREY, "PNG"))
+    path.write_bytes(pillow(GRAY, "PNG"))
     with pytest.raises(DataError, match="Mpx"):
         images.read(path, max_pixels=HEIGHT * WIDTH - 1)
     assert images.read(path, max_pixels=HEIGHT * WIDTH).shape == (HEIGHT, WIDTH)
@@ -258,19 +282,19 @@ def test_a_sound_tiff_that_the_decoder_lacks_is_called_so_and_its_advice_works(
     compression: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rasters, "is_installed", lambda: False)
-    (tmp_path / "x.tif").write_bytes(tiff(GREY, compression=compression))
+    (tmp_path / "x.tif").write_bytes(tiff(GRAY, compression=compression))
     with pytest.raises(
         DataError, match=r"which (OpenCV's decoder lacks; .*geo.*, or|no decoder here has;) save it with deflate"
     ) as caught:
         images.header(tmp_path / "x.tif")
     assert "damaged" not in str(caught.value)
     for name in ("tiff_adobe_deflate", "tiff_lzw", None):
-        (tmp_path / "x.tif").write_bytes(pillow(GREY, "TIFF", compression=name))
-        np.testing.assert_array_equal(images.read(tmp_path / "x.tif"), GREY)
+        (tmp_path / "x.tif").write_bytes(pillow(GRAY, "TIFF", compression=name))
+        np.testing.assert_array_equal(images.read(tmp_path / "x.tif"), GRAY)
 
 
 def test_what_opencv_fails_at_is_not_simply_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "x.tif").write_bytes(pillow(GREY, "TIFF"))
+    (tmp_path / "x.tif").write_bytes(pillow(GRAY, "TIFF"))
     monkeypatch.setattr(cv2, "imdecode", lambda *_: None)
     with pytest.raises(DataError, match=r"OpenCV cannot decode: damaged, or of a kind that it lacks; .* PNG"):
         images.read(tmp_path / "x.tif")
@@ -310,19 +334,19 @@ np.save(OBJECTS, np.array([[{}]], dtype=object), allow_pickle=True)
 
 REFUSED: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "empty"),
-    "text": (b"hello, this is no image", "not PNG, JPEG, TIFF, BMP, WebP or NumPy"),
+    "text": (b"hello, this is not an image", "not PNG, JPEG, TIFF, BMP, WebP or NumPy"),
     "html": (b"<!doctype html><html></html>", "starts with b'<!doctype"),
-    "gif": (pillow(GREY, "GIF"), "is a GIF, not PNG"),
+    "gif": (pillow(GRAY, "GIF"), "is a GIF, not PNG"),
     "pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     "animated webp": (
         pillow(Image.fromarray(COLOR), "WEBP", save_all=True, append_images=[Image.fromarray(COLOR[::-1])]),
         "animated WebP",
     ),
-    "channels first": (numpy_file(noise(3, 480, 640)), r"height 3, width 480, 640 channels; .*np\.moveaxis"),
+    "channels first and small": (numpy_file(noise(65, 66, 67)), r"\(65, 66, 67\); save \(H, W\) or \(H, W, C\)"),
     "many bands": (tiff(noise(HEIGHT, WIDTH, 12)), "12 bands"),
     "grey bands": (tiff(COLOR), "3 bands"),
     "zero rows": (png_header(10, 0), "no pixels"),
-    "1-bit": (pillow(Image.fromarray(GREY > 100), "PNG"), "1-bit gray PNG"),
+    "1-bit": (pillow(Image.fromarray(GRAY > 100), "PNG"), "1-bit gray PNG"),
     "animated": (
         pillow(Image.fromarray(COLOR), "PNG", save_all=True, append_images=[Image.fromarray(COLOR[::-1])]),
         "animated",
@@ -330,7 +354,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "cmyk jpeg": (pillow(Image.fromarray(COLOR).convert("CMYK"), "JPEG"), "CMYK"),
     "cmyk tiff": (pillow(Image.fromarray(COLOR).convert("CMYK"), "TIFF"), "color kind 5"),
     "rgba tiff": (pillow(ALPHA, "TIFF"), "4 bands"),
-    "double tiff": (opencv(GREY.astype(np.float64), ".tiff"), "64 bits"),
+    "double tiff": (opencv(GRAY.astype(np.float64), ".tiff"), "64 bits"),
     "pages": (
         pillow(Image.fromarray(COLOR), "TIFF", save_all=True, append_images=[Image.fromarray(COLOR)]),
         "several pages",
@@ -343,7 +367,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "text array": (numpy_file(np.array([["a"]])), "an array of <U1"),
     "one axis": (numpy_file(np.arange(5)), r"shape \(5,\)"),
     "no rows": (numpy_file(np.zeros((0, 4))), r"shape \(0, 4\)"),
-    "two arrays": (numpy_archive(GREY, GREY), "2 entries"),
+    "two arrays": (numpy_archive(GRAY, GRAY), "2 entries"),
 }
 
 
@@ -371,7 +395,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
             call(Path("/dev/zero"))
 
 
-@pytest.mark.parametrize("array", [GREY, COLOR, ALPHA, GREY16, COLOR16, np.asfortranarray(COLOR), COLOR[::2, ::-1]])
+@pytest.mark.parametrize("array", [GRAY, COLOR, ALPHA, GRAY16, COLOR16, np.asfortranarray(COLOR), COLOR[::2, ::-1]])
 def test_written_pixels_come_back_and_pillow_sees_the_same(array: Array, tmp_path: Path) -> None:
     images.write_png(tmp_path / "x.png", array)
     np.testing.assert_array_equal(images.read(tmp_path / "x.png"), array)
@@ -394,7 +418,7 @@ def test_other_shapes_are_not_written(shape: tuple[int, ...]) -> None:
 
 
 def test_a_failed_write_keeps_the_old_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images.write_png(tmp_path / "x.png", GREY)
+    images.write_png(tmp_path / "x.png", GRAY)
 
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -402,7 +426,7 @@ def test_a_failed_write_keeps_the_old_image(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(EnvironmentFault, match="No space left"):
         images.write_png(tmp_path / "x.png", COLOR)
-    np.testing.assert_array_equal(images.read(tmp_path / "x.png"), GREY)
+    np.testing.assert_array_equal(images.read(tmp_path / "x.png"), GRAY)
 
 
 def zipped_npy(header: str, data: bytes, *, version: int = 1) -> bytes:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from memorysam_cli.dataset import IMAGENET, Colour
+from memorysam_cli.dataset import IMAGENET, Color
 
 CAMERA: dict[str, Any] = {"kind": "rgb", "photometric": ("jitter", "blur"), **IMAGENET}
 """A color camera: it alone is jittered and blurred in training."""
 
 # fmt: off
-CITYSCAPES: dict[str, Colour] = {
+CITYSCAPES: dict[str, Color] = {
     "road": (128, 64, 128), "sidewalk": (244, 35, 232), "building": (70, 70, 70), "wall": (102, 102, 156),
     "fence": (190, 153, 153), "pole": (153, 153, 153), "traffic light": (250, 170, 30), "traffic sign": (220, 220, 0),
     "vegetation": (107, 142, 35), "terrain": (152, 251, 152), "sky": (70, 130, 180), "person": (220, 20, 60),

@@ -39,7 +39,7 @@ URBANLF = DatasetLayout(
         *(sensor(Modality(name=view, kind="rgb"), f"{SCENE}/{view}.png", is_optional=True) for view in VIEWS),
     ),
     labels=(
-        place(f"{SCENE}/label.png", rule=LabelRule(colours=True)),
+        place(f"{SCENE}/label.png", rule=LabelRule(colors=True)),
         place(
             f"{SCENE}/{MIDDLE}_label.npy",
             rule=LabelRule(shift=-1, ignore=(0, 255)),

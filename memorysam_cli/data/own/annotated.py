@@ -1,7 +1,7 @@
 """What annotations say of pictures, whatever tool they are of: class maps, and how outlines and runs become pixels.
 
 Nothing that a file says of sizes, counts and places is believed, for annotations come from strangers. The tools' own
-forms are in :mod:`~memorysam_cli.data.own.exchange` and :mod:`~memorysam_cli.data.own.annotation_tools`.
+forms are in :mod:`~memorysam_cli.data.own.mask_formats` and :mod:`~memorysam_cli.data.own.annotation_tools`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memorysam_cli.data.own.classes import ClassList, safe_palette
-from memorysam_cli.dataset import IGNORE, Colour
+from memorysam_cli.dataset import IGNORE, Color
 from memorysam_cli.errors import DataError, did_you_mean
 from memorysam_cli.storage import documents, images
 from memorysam_cli.text import shown
@@ -145,17 +145,17 @@ def size_of(entry: Any, at: str, *, keys: tuple[str, str] = ("height", "width"))
     return height, width
 
 
-def class_list(names: Sequence[str], colours: Sequence[Colour | None], *, at: str) -> ClassList:
+def class_list(names: Sequence[str], colors: Sequence[Color | None], *, at: str) -> ClassList:
     """Classes that a tool names, in its order, in its colors if they can be told apart."""
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise DataError(f"{at}: two classes are called '{shown(twice)}'; rename one of them")
     if not 0 < len(names) <= IGNORE or not all(name.strip() for name in names):
         raise DataError(f"{at}: {len(names)} classes; from 1 to {IGNORE} are possible, each with a name")
-    given = [colour for colour in colours if colour is not None]
-    has_colours = len(set(given)) == len(names)
-    palette = tuple(given) if has_colours else safe_palette(len(names))
-    return ClassList(tuple(names), palette, has_colours, mapping=())
+    given = [color for color in colors if color is not None]
+    has_colors = len(set(given)) == len(names)
+    palette = tuple(given) if has_colors else safe_palette(len(names))
+    return ClassList(tuple(names), palette, has_colors, mapping=())
 
 
 def numbers_of(classes: ClassList) -> dict[str, int]:
@@ -186,18 +186,18 @@ def note_on_unread(count: int) -> tuple[str, ...]:
     return (line,) if count else ()
 
 
-def colour_of(value: Any) -> Colour | None:
+def color_of(value: Any) -> Color | None:
     """A list of three numbers to 255 as a color; None for anything else."""
-    is_colour = isinstance(value, list) and len(value) == len("RGB")
-    if not is_colour or not all(type(part) is int and 0 <= part <= 255 for part in value):
+    is_color = isinstance(value, list) and len(value) == len("RGB")
+    if not is_color or not all(type(part) is int and 0 <= part <= 255 for part in value):
         return None
     return value[0], value[1], value[2]
 
 
-def free_colour(taken: Iterable[Colour]) -> Colour:
+def free_color(taken: Iterable[Color]) -> Color:
     """A color of no class."""
     known = set(taken)
-    return next(colour for colour in safe_palette(len(known) + 1) if colour not in known)
+    return next(color for color in safe_palette(len(known) + 1) if color not in known)
 
 
 def coco_region(shape: Any, size: Size, at: str) -> Mask:
@@ -360,7 +360,9 @@ def brush(numbers: list[Any], size: Size, at: str) -> Mask:
     except (ValueError, TypeError, IndexError):  # no bytes, or they end within a number
         is_right = False
     if not is_right:
-        raise DataError(f"{at}: is no brush of {size[0]} x {size[1]} pixels as Label Studio writes it; export it again")
+        raise DataError(
+            f"{at}: is not a brush of {size[0]} x {size[1]} pixels as Label Studio writes it; export it again"
+        )
     mask: Mask = found.reshape(*size, 4)[:, :, 3] > 127
     return mask
 
@@ -380,7 +382,7 @@ def to_brush(mask: Mask) -> list[int]:
     return list(int(text, 2).to_bytes(len(text) // 8, "big"))
 
 
-def of_colours(path: Path, picture: npt.NDArray[np.uint8], table: dict[int, int], *, order: str, what: str) -> ClassMap:
+def of_colors(path: Path, picture: npt.NDArray[np.uint8], table: dict[int, int], *, order: str, what: str) -> ClassMap:
     """The classes of a picture in colors.
 
     Args:
@@ -405,7 +407,7 @@ def of_colours(path: Path, picture: npt.NDArray[np.uint8], table: dict[int, int]
     if unknown:
         red, green, blue = (unknown[0] >> shift & 255 for shift in shifts)
         raise DataError(
-            f"{shown(path)}: the color {red},{green},{blue} is no {what} that is listed; export the masks again"
+            f"{shown(path)}: the color {red},{green},{blue} is not a {what} that is listed; export the masks again"
         )
     found = np.array([table[int(value)] for value in values], np.uint8)
     return found[places].reshape(picture.shape[:2])

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memorysam_cli.data import decode
-from memorysam_cli.dataset import IGNORE, RAW_VALUES, Colour, LabelRule
+from memorysam_cli.dataset import IGNORE, RAW_VALUES, Color, LabelRule
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import documents, images
 from memorysam_cli.text import shown
@@ -45,13 +45,13 @@ _WORDS = {
     "name": "name names class classes class_name label labels label_name category",
     "value": "id idx index value class_id label_id class_index",
     "red": "r red", "green": "g green", "blue": "b blue",
-    "colour": "color colour hex rgb color_rgb",
+    "color": "color colour hex rgb color_rgb",
 }  # fmt: skip
 """What the words of a header line mean, such as CamVid's ``name,r,g,b``."""
 _MEANINGS = {word: meaning for meaning, words in _WORDS.items() for word in words.split()}
 _DELIMITERS = ",;\t"
 
-Row = tuple[int | None, str, Colour | None]
+Row = tuple[int | None, str, Color | None]
 """Value, name and color of a class."""
 
 
@@ -60,8 +60,8 @@ class ClassList:
     """The classes of a data set, in the order of their numbers."""
 
     names: tuple[str, ...]
-    palette: tuple[Colour, ...]
-    has_colours: bool
+    palette: tuple[Color, ...]
+    has_colors: bool
     """The colors are the file's, not ours."""
     mapping: tuple[tuple[int, int], ...]
     """(value in the label files, class), if the file gives values."""
@@ -85,19 +85,19 @@ def read_classes(path: Path, *, is_safe: bool = False) -> ClassList:
     rows = _rows_of_json(path) if path.suffix.lower() == ".json" else _rows(path)
     if not 0 < len(rows) <= IGNORE:
         raise UsageError(f"{path}: {len(rows)} classes; from 1 to {IGNORE} are possible, one per line")
-    values, names, colours = zip(*rows, strict=True)
-    for what, items in (("name", names), ("color", colours), ("value", values)):
+    values, names, colors = zip(*rows, strict=True)
+    for what, items in (("name", names), ("color", colors), ("value", values)):
         given = [item for item in items if item is not None]
         twice = next((item for item in given if given.count(item) > 1), None)
         if twice is not None:
             raise UsageError(f"{path}: the {what} '{twice}' is given to two classes")
         if 0 < len(given) < len(items):
             raise UsageError(f"{path}: '{names[items.index(None)]}' has no {what}, others have; give all or none")
-    has_colours = colours[0] is not None
+    has_colors = colors[0] is not None
     return ClassList(
         names=names,
-        palette=colours if has_colours and not is_safe else safe_palette(len(rows)),
-        has_colours=has_colours,
+        palette=colors if has_colors and not is_safe else safe_palette(len(rows)),
+        has_colors=has_colors,
         mapping=() if values[0] is None else tuple(zip(values, range(len(values)), strict=True)),
     )
 
@@ -123,8 +123,8 @@ def _rows_of_json(path: Path) -> list[Row]:
         ]
         are_right = all(
             type(value) is int and 0 <= value < RAW_VALUES and isinstance(name, str) and name.strip()
-            and len(colour) == len("RGB") and all(type(part) is int and 0 <= part <= 255 for part in colour)
-            for value, name, colour in rows
+            and len(color) == len("RGB") and all(type(part) is int and 0 <= part <= 255 for part in color)
+            for value, name, color in rows
         )  # fmt: skip
     except (DataError, TypeError, LookupError):
         rows, are_right = [], False
@@ -166,7 +166,7 @@ def classes_of_values(root: Path, paths: Sequence[str], *, ignored: Sequence[int
     return ClassList(
         names=tuple(f"class_{value}" for value in kept),
         palette=_palette_of_files(root, paths, kept) or safe_palette(len(kept)),
-        has_colours=False,
+        has_colors=False,
         mapping=() if kept == list(range(len(kept))) else tuple((value, index) for index, value in enumerate(kept)),
     )
 
@@ -179,27 +179,27 @@ def _values(path: Path) -> set[int] | DataError:
         return error
 
 
-def _palette_of_files(root: Path, paths: Sequence[str], values: Sequence[int]) -> tuple[Colour, ...]:
+def _palette_of_files(root: Path, paths: Sequence[str], values: Sequence[int]) -> tuple[Color, ...]:
     """The colors of these values in indexed pictures; empty where one has none of its own, or all are gray."""
-    found: dict[int, Colour] = {}
+    found: dict[int, Color] = {}
     for path in paths:
         with suppress(DataError):
             if not images.header(root / path).has_palette:
                 return ()
-            colours, numbers = images.read(root / path), images.read(root / path, as_numbers=True)
+            colors, numbers = images.read(root / path), images.read(root / path, as_numbers=True)
             for value in sorted({int(each) for each in np.unique(numbers)} - set(found)):
-                pixel = colours[tuple(np.argwhere(numbers == value)[0])]
+                pixel = colors[tuple(np.argwhere(numbers == value)[0])]
                 red, green, blue = (int(part) for part in np.broadcast_to(pixel, 3))
                 found[value] = (red, green, blue)
         if all(value in found for value in values):
             break
     chosen = tuple(found[value] for value in values if value in found)
-    is_grey = all(red == green == blue for red, green, blue in chosen)
-    return () if is_grey or len(set(chosen)) != len(values) else chosen
+    is_gray = all(red == green == blue for red, green, blue in chosen)
+    return () if is_gray or len(set(chosen)) != len(values) else chosen
 
 
 def _columns(line: str) -> list[str]:
-    """What the columns of a header line mean, "" for a word that is not known; empty if it is no header."""
+    """What the columns of a header line mean, "" for a word that is not known; empty if it is not a header."""
     words = [cell.lower().replace(" ", "_").replace("-", "_") for cell in _cells(line)]
     found = [_MEANINGS.get(word, "") for word in words]
     known = [meaning for meaning in found if meaning]
@@ -225,8 +225,8 @@ def _row_of_columns(line: str, columns: Sequence[str], *, where: str) -> Row:
     if value is not None and not re.fullmatch(r"[0-9]{1,5}", value):
         raise UsageError(f"{where}: a class's value is a whole number from 0 to 65535, not '{value}'")
     parts = [row[part] for part in ("red", "green", "blue") if part in row]
-    colour = f" {row.get('colour', '')}" if not parts else " " + " ".join(parts)
-    return _row(f"{'' if value is None else f'{value}: '}{row['name']}{colour.rstrip()}", where=where)
+    color = f" {row.get('color', '')}" if not parts else " " + " ".join(parts)
+    return _row(f"{'' if value is None else f'{value}: '}{row['name']}{color.rstrip()}", where=where)
 
 
 def _row(line: str, *, where: str) -> Row:
@@ -235,21 +235,21 @@ def _row(line: str, *, where: str) -> Row:
         line = f"{cvat[1]} {cvat[2]} {cvat[3]} {cvat[4]}"
     value = _VALUE.match(line)
     rest = line[value.end() :] if value else line
-    colour: Sequence[int] | None = None
+    color: Sequence[int] | None = None
     if hexadecimal := _HEX.search(rest):
-        colour, rest = tuple(bytes.fromhex(hexadecimal[1])), rest[: hexadecimal.start()]
+        color, rest = tuple(bytes.fromhex(hexadecimal[1])), rest[: hexadecimal.start()]
     elif numbers := _RGB.search(rest):
-        colour, rest = tuple(int(number) for number in numbers.groups()), rest[: numbers.start()]
-    if colour is not None and max(colour) > 255:
-        raise UsageError(f"{where}: a color is three numbers from 0 to 255, not {' '.join(map(str, colour))}")
+        color, rest = tuple(int(number) for number in numbers.groups()), rest[: numbers.start()]
+    if color is not None and max(color) > 255:
+        raise UsageError(f"{where}: a color is three numbers from 0 to 255, not {' '.join(map(str, color))}")
     if not rest.strip():
         raise UsageError(f"{where}: a class needs a name, such as 'road 128 64 128'")
-    found = None if colour is None else (colour[0], colour[1], colour[2])
+    found = None if color is None else (color[0], color[1], color[2])
     return (int(value[1]) if value else None), rest.strip(" \t,;"), found
 
 
-def safe_palette(count: int) -> tuple[Colour, ...]:
-    """Colours that are easily told apart, from each other and from black and white, in each of :data:`VISIONS`.
+def safe_palette(count: int) -> tuple[Color, ...]:
+    """Colors that are easily told apart, from each other and from black and white, in each of :data:`VISIONS`.
 
     Each is the one that is farthest (CIELAB distance, in the vision where it is nearest) from all before it, so that
     more classes change no color.
@@ -267,16 +267,16 @@ def safe_palette(count: int) -> tuple[Colour, ...]:
     return tuple(chosen)
 
 
-def appearances(colours: NDArray[np.float64]) -> NDArray[np.float64]:
+def appearances(colors: NDArray[np.float64]) -> NDArray[np.float64]:
     """How colors look in each of :data:`VISIONS`.
 
     Args:
-        colours: (N, 3) sRGB, 0 to 1.
+        colors: (N, 3) sRGB, 0 to 1.
 
     Returns:
         (visions, N, 3) CIELAB.
     """
-    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
     return np.stack([_lab(np.clip(linear @ vision.T, 0, 1)) for vision in VISIONS.values()])
 
 

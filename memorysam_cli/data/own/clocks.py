@@ -293,7 +293,7 @@ def read_times(path: Path) -> dict[str, Clock]:
         where, cells = f"{shown(path)}:{number}", _table_cells(line)
         at = (files[0], columns[0]) if columns and files else _columns_of(cells)
         if max(at) >= len(cells) or at[0] == at[1]:
-            raise DataError(f"{where}: '{shown(line, most=60)}' is no file and its time")
+            raise DataError(f"{where}: '{shown(line, most=60)}' is not a file and its time")
         name, clock = cells[at[0]].removeprefix("./"), _table_time(cells[at[1]], unit)
         if clock is None:
             raise DataError(
@@ -328,7 +328,7 @@ def _table_time(text: str, unit: str | None) -> Clock | None:
 def _too_far(root: Path, first: Role, role: Role, times: Mapping[Role, Mapping[str, int]], tolerance: int) -> str:
     """Why no two frames of two sensors pair, with the least offset."""
     known = sorted(times[first].values())
-    least = min((abs(time - near) for time in times[role].values() for near in _neighbours(known, time)), default=None)
+    least = min((abs(time - near) for time in times[role].values() for near in _neighbors(known, time)), default=None)
     nearest = "" if least is None else f"; the nearest two are {span(least)} apart"
     return (
         f"{shown(root)}: no frame of '{role.lstrip('-')}' is within {span(tolerance)} of one of '{first}' in the same "
@@ -336,7 +336,7 @@ def _too_far(root: Path, first: Role, role: Role, times: Mapping[Role, Mapping[s
     )
 
 
-def _neighbours(times: Sequence[int], time: int) -> Sequence[int]:
+def _neighbors(times: Sequence[int], time: int) -> Sequence[int]:
     """Of sorted times, those beside one."""
     at = bisect_left(times, time)
     return times[max(0, at - 1) : at + 1]

@@ -42,7 +42,7 @@ from memorysam_cli.data.own.sensors import (
     names_to_measure,
     notes_on_values,
 )
-from memorysam_cli.dataset import IGNORE, Colour, DatasetInfo, Interpolation, Kind, LabelRule, Layout, Modality
+from memorysam_cli.dataset import IGNORE, Color, DatasetInfo, Interpolation, Kind, LabelRule, Layout, Modality
 from memorysam_cli.errors import DataError, Laws, UsageError, check_laws
 from memorysam_cli.storage import images
 from memorysam_cli.text import few, shown
@@ -50,7 +50,7 @@ from memorysam_cli.text import few, shown
 LABEL = "--labels"
 NO_LABELS = "test"
 """The one split of a data set without labels."""
-NO_CLASSES = ClassList(("unknown",), ((128, 128, 128),), has_colours=False, mapping=())
+NO_CLASSES = ClassList(("unknown",), ((128, 128, 128),), has_colors=False, mapping=())
 """Of a data set that can only be predicted: the weights' classes count there."""
 SHARES: Shares = (0.8, 0.1, 0.1)
 NAMED = 5
@@ -182,15 +182,15 @@ def survey(root: Path, request: FolderRequest) -> FolderSurvey:
     matched = sum(len(found) for found in matches.values())
     used = sum(len(row) for row in rows) + paired.left_out
     laws = check_laws({"files matched = files of scenes": (matched, used)})
-    scenes, unlabelled, split_notes = _divided(
+    scenes, unlabeled, split_notes = _divided(
         [_scene(row, request=request) for row in rows],
-        labelled={_id(row, request) for row in rows if LABEL in row},
+        labeled={_id(row, request) for row in rows if LABEL in row},
         request=request,
     )
     classes = request.classes or NO_CLASSES
     info = DatasetInfo(
         name=request.name, title=request.name, classes=classes.names, palette=classes.palette, modalities=modalities,
-        label=label_rule(root, matches.get(LABEL, []), request), unlabelled=unlabelled, layout=request.layout(),
+        label=label_rule(root, matches.get(LABEL, []), request), unlabeled=unlabeled, layout=request.layout(),
     )  # fmt: skip
     manifest = Manifest(root=root, info=info, scenes=tuple(scenes))
     return FolderSurvey(
@@ -250,7 +250,8 @@ def _refuse_miscounted(matches: Mapping[Role, Sequence[Match]], request: FolderR
         other = next((match.path for match in matches[name] if not _is_raster(match.path)), None)
         if other is not None:
             raise UsageError(
-                f"--bands {name}={','.join(map(str, wanted))}: {shown(other)} is no raster (TIFF); --channels {name}=… "
+                f"--bands {name}={','.join(map(str, wanted))}: {shown(other)} is not a raster (TIFF); "
+                f"--channels {name}=… "
                 "takes its channels, counted from 0"
             )
 
@@ -268,7 +269,7 @@ def _modalities(request: FolderRequest) -> tuple[tuple[Modality, ...], list[str]
         if kind is None:
             kind = "angle" if len(group) > 1 else guess_kind(name)
             if kind != name:
-                notes.append(f"'{name}' is taken for kind '{kind}'; --kind {name}=… says otherwise")
+                notes.append(f"'{name}' is treated as kind '{kind}'; --kind {name}=… overrides this")
         if (kind == "angle") != (len(group) > 1) and not (
             kind == "angle" and name in {**request.channels, **request.bands}
         ):
@@ -331,7 +332,7 @@ def _paired(root: Path, matches: Mapping[Role, Sequence[Match]], request: Folder
         paired = pair_by_name(matches)
     except DataError:
         sources = {role: {pairing_name(match): match for match in found} for role, found in matches.items()}
-        raise DataError(_unpaired(sources, request)) from None
+        raise _unpaired(sources, request) from None
     lacking = sum(not set(matches) - {LABEL} <= set(row) for row in paired.rows)
     if lacking and _hold_times(match for found in matches.values() for match in found):
         note = f"{lacking} of {len(paired.rows)} names are not in every sensor's folder; {BY_TIME}"
@@ -339,14 +340,21 @@ def _paired(root: Path, matches: Mapping[Role, Sequence[Match]], request: Folder
     return paired
 
 
-BY_TIME = "the names hold times: add --pair nearest --tolerance 20ms"
+PAIR_BY_TIME = {"--pair": "nearest", "--tolerance": "20ms"}
+"""What is proposed where the names hold times."""
+TOLERANCE_NS = 20_000_000
+BY_TIME = f"the names hold times: add {' '.join(word for pair in PAIR_BY_TIME.items() for word in pair)}"
+
+
+class TimesDifferError(DataError):
+    """Files pair by no name, and all names hold times: those may pair by the nearest ones."""
 
 
 def _hold_times(matches: Iterable[Match]) -> bool:
     return all(read_time(path_stem(match.path)) for match in matches)
 
 
-def _unpaired(sources: Mapping[Role, Mapping[str, Match]], request: FolderRequest) -> str:
+def _unpaired(sources: Mapping[Role, Mapping[str, Match]], request: FolderRequest) -> DataError:
     """Which files pair with no others, and what to type."""
     lonely = unpaired({role: {name: name for name in found} for role, found in sources.items()})
     assert lonely is not None  # else they pair
@@ -358,11 +366,11 @@ def _unpaired(sources: Mapping[Role, Mapping[str, Match]], request: FolderReques
     )
     typed = _patterns_that_pair(sources, request)
     if _hold_times(match for found in sources.values() for match in found.values()):
-        return f"{names}; {BY_TIME}"
+        return TimesDifferError(f"{names}; {BY_TIME}")
     rename = (
         "give the files of one scene the same name in every folder, or write what differs into the patterns, such as"
     )
-    return f"{names}; {f'type: {typed}' if typed else f'{rename} depth/*_depth.png'}"
+    return DataError(f"{names}; {f'type: {typed}' if typed else f'{rename} depth/*_depth.png'}")
 
 
 def _patterns_that_pair(sources: Mapping[Role, Mapping[str, Match]], request: FolderRequest) -> str:
@@ -409,7 +417,7 @@ def _scene(row: Mapping[Role, Match], *, request: FolderRequest) -> Scene:
 
 
 def _divided(
-    scenes: Sequence[Scene], *, labelled: set[str], request: FolderRequest
+    scenes: Sequence[Scene], *, labeled: set[str], request: FolderRequest
 ) -> tuple[list[Scene], tuple[str, ...], list[str]]:
     """The scenes with their splits, the splits without labels, and what is to be said."""
     notes: list[str] = []
@@ -426,17 +434,17 @@ def _divided(
         splits = split_by_shares([scene.id for scene in scenes], request.split or SHARES, seed=request.seed)
     # A whole split without labels is meant so (a test set); a scene without its label is a fault, for the check.
     is_chance = request.labels is not None and not isinstance(request.split, Mapping) and not scenes[0].split
-    with_labels = {splits[name] for name in labelled if name in splits}
+    with_labels = {splits[name] for name in labeled if name in splits}
     order = splits_in_order(list(splits.values()))
-    unlabelled = () if is_chance else tuple(split for split in order if split not in with_labels)
-    if unlabelled and request.labels is not None:
-        notes.append(f"split {', '.join(unlabelled)}: has no label at all; its scenes can be predicted, not scored")
+    unlabeled = () if is_chance else tuple(split for split in order if split not in with_labels)
+    if unlabeled and request.labels is not None:
+        notes.append(f"split {', '.join(unlabeled)}: has no label at all; its scenes can be predicted, not scored")
     chosen = [
-        replace(scene, split=splits[scene.id], label=None if splits[scene.id] in unlabelled else scene.label)
+        replace(scene, split=splits[scene.id], label=None if splits[scene.id] in unlabeled else scene.label)
         for scene in scenes
         if scene.id in splits
     ]
-    return sorted(chosen, key=lambda scene: (order.index(scene.split), scene.id)), unlabelled, notes
+    return sorted(chosen, key=lambda scene: (order.index(scene.split), scene.id)), unlabeled, notes
 
 
 def label_rule(root: Path, labels: Sequence[Match], request: FolderRequest) -> LabelRule:
@@ -449,11 +457,11 @@ def label_rule(root: Path, labels: Sequence[Match], request: FolderRequest) -> L
     ignored = (IGNORE,) if request.ignore is None else request.ignore
     if request.classes is None or not labels:
         return LabelRule(shift=request.label_shift, ignore=ignored)
-    in_colour = _first_in_colour(root, [label.path for label in labels[:LOOKED_AT]], request.classes)
-    is_colour, mapping = in_colour is not None, request.classes.mapping
-    if is_colour and not request.classes.has_colours:
+    in_color = _first_in_color(root, [label.path for label in labels[:LOOKED_AT]], request.classes)
+    is_color, mapping = in_color is not None, request.classes.mapping
+    if is_color and not request.classes.has_colors:
         raise UsageError(
-            f"{in_colour}: is in color; give each class its color in the class list, such as "
+            f"{in_color}: is in color; give each class its color in the class list, such as "
             f"'{request.classes.names[0]} 128 64 128', or make labels of class numbers"
         )
     if mapping and request.label_shift:
@@ -463,32 +471,32 @@ def label_rule(root: Path, labels: Sequence[Match], request: FolderRequest) -> L
     if both := sorted(listed & set(ignored) - {IGNORE}):
         raise UsageError(f"--ignore {both[0]}: is the value of a class in the class list; leave one out")
     ignore = tuple(value for value in ignored if value not in listed)
-    return LabelRule(shift=request.label_shift, ignore=ignore, mapping=() if is_colour else mapping, colours=is_colour)
+    return LabelRule(shift=request.label_shift, ignore=ignore, mapping=() if is_color else mapping, colors=is_color)
 
 
-def _first_in_colour(root: Path, paths: Sequence[str], classes: ClassList) -> str | None:
+def _first_in_color(root: Path, paths: Sequence[str], classes: ClassList) -> str | None:
     """The first label that is a picture in colors; None if the labels hold class numbers.
 
     A palette's picture and one of four channels may be either. Where the class list has colors, they are colors if
     most of those found are the classes'; where it has none, they are numbers if they can be.
     """
-    seen: dict[str, set[Colour]] = {}
+    seen: dict[str, set[Color]] = {}
     for path in paths:
         try:
             header = images.header(root / path)
             if header.channels == len("RGB") and not header.has_palette:
                 return path
-            if classes.has_colours and (header.channels == len("RGBA") or header.has_palette):
-                seen[path] = _colours(images.read(root / path))
+            if classes.has_colors and (header.channels == len("RGBA") or header.has_palette):
+                seen[path] = _colors(images.read(root / path))
             elif not decode.is_number(images.read(root / path, as_numbers=True)):
                 return path
         except DataError:  # the check will tell
             continue
-    found: set[Colour] = set().union(*seen.values())
+    found: set[Color] = set().union(*seen.values())
     return next(iter(seen)) if 2 * len(found & set(classes.palette)) > len(found) else None
 
 
-def _colours(picture: Any) -> set[Colour]:
+def _colors(picture: Any) -> set[Color]:
     """All colors of an (H, W), (H, W, 3) or (H, W, 4) picture."""
     channels = np.stack([picture] * 3, axis=-1) if picture.ndim == len("HW") else picture[..., :3]
     return {(red, green, blue) for red, green, blue in np.unique(channels.reshape(-1, 3), axis=0).tolist()}
@@ -509,8 +517,8 @@ def _notes_on_tags(manifest: Manifest) -> list[str]:
     counted = {raw for raw, _ in rule.mapping} or {index - rule.shift for index in range(len(manifest.info.classes))}
     kept = sorted(int(tag) for tag in tags if tag is not None and tag in counted - set(rule.ignore))
     return [
-        f"the first labels' own tag calls {value} nodata, but it is the number of a class; if these should count "
-        f"nowhere: --ignore {value}"
+        f"the first labels' own tag calls {value} nodata, but it is the number of a class; if these should be "
+        f"ignored: --ignore {value}"
         for value in kept
     ]
 
@@ -518,7 +526,7 @@ def _notes_on_tags(manifest: Manifest) -> list[str]:
 def _notes_on_numbers(manifest: Manifest) -> list[str]:
     """What the first labels' values give reason to say."""
     rule = manifest.info.label
-    if rule.mapping or rule.colours:
+    if rule.mapping or rule.colors:
         return []
     paths = [scene.label for scene in manifest.scenes if scene.label][:LOOKED_AT]
     try:

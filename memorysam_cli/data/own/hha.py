@@ -242,9 +242,9 @@ class Depths:
     """How stored values become meters."""
 
     scale: float | None = None
-    """Metres per unit; None: a thousandth for whole numbers, 1 for floating point."""
+    """Meters per unit; None: a thousandth for whole numbers, 1 for floating point."""
     farthest: float | None = None
-    """Metres; what is farther counts as not measured."""
+    """Meters; what is farther counts as not measured."""
 
     def read(self, path: Path) -> Map:
         """A depth image in meters, 0 where nothing was measured.

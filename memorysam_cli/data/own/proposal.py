@@ -247,7 +247,7 @@ def _pattern(role: _Role, paths: Sequence[str], everything: Sequence[str], *, ha
         other = other or next((path for path in matched if path not in wanted), "")
     raise UsageError(
         f"{shown(paths[0])} and {shown(other)}: no pattern tells such files apart; type the patterns (--modality, "
-        "--labels), or move one kind into a folder of its own"
+        "--labels), or move one kind into its own folder"
     )
 
 
@@ -339,5 +339,5 @@ def _channels(root: Path, first: Mapping[str, str]) -> tuple[dict[str, str], dic
         chosen = f"{int(is_raster)}-{last}" if few_enough else ",".join(str(min(n + is_raster, last)) for n in range(3))
         (bands if is_raster else channels)[name] = chosen
         option = f"--{'bands' if is_raster else 'channels'} {name}"
-        notes.append(f"'{name}' has {count} channels; {option}={chosen} is taken, and {option}=… says otherwise")
+        notes.append(f"'{name}' has {count} channels; {option}={chosen} is used; {option}=… overrides this")
     return channels, bands, notes

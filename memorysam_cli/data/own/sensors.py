@@ -37,7 +37,7 @@ class Defaults:
     """How the frames of a kind are treated."""
 
     looks_like_a_photo: bool = False
-    """Normalised as ImageNet's photos and changed in color and sharpness during training; others: neither, as the
+    """Normalized as ImageNet's photos and changed in color and sharpness during training; others: neither, as the
     reference does it."""
     interpolation: Interpolation = "bilinear"
     flip: Flip = "mirror"
@@ -173,7 +173,7 @@ def notes_on_values(manifest: Manifest, *, measured: Sequence[str]) -> list[str]
             and modality.channels is None
             and any(_channels(paths[0]) == len("RGBA") for paths in scenes)
         ):
-            notes.append(f"'{name}': the fourth channel is taken for alpha and dropped (--channels says otherwise)")
+            notes.append(f"'{name}': the fourth channel is treated as alpha and dropped (--channels overrides this)")
         found = None if name in measured else value_range(scenes, modality)
         note = None if found is None else _note_on_range(found, modality)
         if note is not None:

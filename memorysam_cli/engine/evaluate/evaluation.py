@@ -109,7 +109,7 @@ def plan(
     run = run_folder.run_of(weights)
     manifest = manifests.read(run_folder.data_root(run, data), card.dataset.name)
     scoring.check_classes(card.dataset, manifest.info, weights=str(weights))
-    splits = labelled_splits(manifest, split)
+    splits = labeled_splits(manifest, split)
     digest = tensors.sha256(weights)
     folder = out or result_files.folder_for(
         weights, run=run, digest=digest, split="+".join(splits), card=card, modalities=chosen, view=view
@@ -141,7 +141,7 @@ def _doubts(
     )
 
 
-def labelled_splits(manifest: Manifest, text: str) -> tuple[str, ...]:
+def labeled_splits(manifest: Manifest, text: str) -> tuple[str, ...]:
     """The splits of ``--split``, such as ``val``, ``val,test`` or ``all``, which takes those that have labels.
 
     Raises:
@@ -152,11 +152,11 @@ def labelled_splits(manifest: Manifest, text: str) -> tuple[str, ...]:
         known = {split: manifest.of_split(split) for split in manifest.info.counts}
         bare = [split for split, scenes in known.items() if _without_label(scenes)]
         if bare:
-            console.note(f"{manifest.info.name}: left out, for lack of labels: {', '.join(bare)}")
-        labelled = tuple(split for split in known if split not in bare)
-        if not labelled:
+            console.note(f"{manifest.info.name}: left out, because they have no labels: {', '.join(bare)}")
+        labeled = tuple(split for split in known if split not in bare)
+        if not labeled:
             raise DataError(f"{manifest.info.name}: has no labels to score against; 'predict' works without")
-        return labelled
+        return labeled
     names = tuple(dict.fromkeys(word.strip() for word in text.split(",")))
     if "" in names:
         raise UsageError(f"--split '{text}': a name is missing; give one such as val, several as val,test, or all")
@@ -197,7 +197,7 @@ def score(
         FolderInUseError: another process writes its results there.
     """
     if job.inference.view.missing == "zero" and job.inference.modalities == job.card.modalities:
-        console.note("--missing zero: means nothing here, for no modality is left out; choose some with --modalities")
+        console.note("--missing zero: has no effect, because no modality is left out; choose some with --modalities")
         view = dataclasses.replace(job.inference.view, missing="drop")
         job = dataclasses.replace(job, inference=dataclasses.replace(job.inference, view=view))
     with _open(job) as (accelerator, network, inference, advance):
@@ -292,7 +292,7 @@ def facts(job: EvaluationJob, inference: Inference) -> dict[str, Any]:
         "selection_split": job.card.recipe.data.selection_split,
         "scenes": len(job.scenes),
         "modalities": [modality.name for modality in inference.modalities],
-        "palette": [list(colour) for colour in job.manifest.info.palette],
+        "palette": [list(color) for color in job.manifest.info.palette],
         **inference.view.to_json(size=inference.image_size),
         "image_size": inference.image_size,
         "weights": str(job.weights),

@@ -30,7 +30,7 @@ from memorysam_cli.storage import images
 
 LOOKED_AT = 200
 """Scenes, spread over a split, whose sizes are read."""
-SQUARES = "squares of data.image_size, for no data set is known"
+SQUARES = "squares of data.image_size, because no data set is known"
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,8 @@ LedgerLine = dict[str, Any]
 
 KEY_PX = 480
 """Width of the legend."""
-SMALL_PX = 256
-"""Overlays whose sides are shorter are enlarged, so that their legend does not dwarf them."""
+SMALL_PX = 480
+"""Overlays of smaller scenes are enlarged to about this by a whole number: their legend must not dwarf them."""
 
 
 def refuse_collisions(scenes: Sequence[Scene]) -> None:
@@ -185,11 +185,11 @@ class SceneFiles:
 
     def _picture(self, extra: str, scene: Scene, modalities: Sequence[str], *, mask: NDArray[Any]) -> pictures.Picture:
         if extra == "color":
-            return pictures.colour(mask, self.info.palette)
+            return pictures.paint(mask, self.info.palette)
         height, width = mask.shape
         blend = self.overlay(scene, modalities, mask=mask)
         entries = pictures.legend([mask], classes=self.info.classes, palette=self.info.palette)
-        panel_px = height * max(1, SMALL_PX // max(height, width))
+        panel_px = height * max(1, round(SMALL_PX / max(height, width)))
         return pictures.sheet([[pictures.Panel(scene.id, blend)]], entries, panel_px=panel_px)
 
     def overlay(self, scene: Scene, modalities: Sequence[str], *, mask: NDArray[Any]) -> pictures.Picture:

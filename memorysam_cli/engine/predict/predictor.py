@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from memorysam_cli.data.decode import ALLOWED
-from memorysam_cli.data.loader import unlabelled_scenes
+from memorysam_cli.data.loader import unlabeled_scenes
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.engine import runtime
 from memorysam_cli.engine.infer.decision import probabilities
@@ -124,7 +124,7 @@ class Predictor:
 
     Args:
         weights: a ``.safetensors`` file of memorysam.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; one that is absent is an error.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; a missing device is an error.
         modalities: use only these; None: all that the weights know.
         batch: scenes of one call that share a forward pass, at most, where their sizes and sensors are the same.
         precision: ``fp32``, ``tf32``, ``bf16`` or ``fp16``.
@@ -164,7 +164,9 @@ class Predictor:
     ) -> None:
         path = Path(weights)
         if not path.is_file():
-            raise WeightsError(f"{shown(path)}: {'is no file' if path.exists() else 'does not exist'}; check the path")
+            raise WeightsError(
+                f"{shown(path)}: {'is not a file' if path.exists() else 'does not exist'}; check the path"
+            )
         if batch < 1:
             raise UsageError(f"batch={batch}: must be 1 or more")
         card = read_card(path)
@@ -250,7 +252,7 @@ class Predictor:
         self._compare(scenes)
         job = self._job
         inference, files = job.inference(self._device), job.files(_HERE)
-        source = unlabelled_scenes(
+        source = unlabeled_scenes(
             _HERE, scenes=scenes, modalities=job.modalities, size=job.card.image_size, workers=0, tile=job.view.tile
         )  # fmt: skip
         read = [_readable(scene) for scene in source]  # before the network's turn: others read meanwhile
@@ -334,7 +336,7 @@ def _stored(value: Any, name: str) -> Stored:
         except (TypeError, RuntimeError) as error:  # bfloat16, sparse
             raise DataError(f"{name}: is a tensor of {value.dtype} that NumPy cannot hold; {ALLOWED}") from error
     if isinstance(value, np.ma.MaskedArray):
-        raise DataError(f"{name}: is a masked array; fill it with the value that is no measurement: array.filled(0)")
+        raise DataError(f"{name}: is a masked array; fill it with the value that is not a measurement: array.filled(0)")
     if not isinstance(value, np.ndarray):
         kind = type(value).__name__
         raise DataError(f"{name}: is of type '{kind}'; give an array (H, W) or (H, W, C), a tensor or a path")

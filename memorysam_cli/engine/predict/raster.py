@@ -284,7 +284,7 @@ def run(
         What ``predict --json`` answers.
 
     Raises:
-        UsageError: ``out`` exists, or is no TIFF by its name.
+        UsageError: ``out`` exists, or is not a TIFF by its name.
         DataError: a raster cannot be read.
         WeightsError: the weights are refused, or others than those that were planned with.
         EnvironmentFault: no room on the disk, or another fault of the machine.
@@ -352,7 +352,9 @@ def _begin(job: RasterJob, grid: Grid, work: Path) -> None:
     if (work / JOB).exists():
         if documents.read_json(work / JOB) == marks:
             return
-        console.note(f"{work}: what another run has left is of other rasters, weights or options; begins anew")
+        console.note(
+            f"{work}: leftovers of another run (other rasters, weights or options) are discarded; starting over"
+        )
         for name in (JOB, PROGRESS, CLASSES, PROBABILITIES):
             (work / name).unlink(missing_ok=True)
     (work / PROGRESS).unlink(missing_ok=True)
@@ -409,7 +411,7 @@ def _rows_done(work: Path, stripes: int) -> list[int]:
     for line in documents.read_json_lines(work / PROGRESS) if (work / PROGRESS).exists() else ():
         number, rows = (line.get(key) if isinstance(line, dict) else None for key in ("stripe", "rows"))
         if not (isinstance(number, int) and isinstance(rows, int) and 0 <= number < stripes and rows >= done[number]):
-            raise DataError(f"{shown(work / PROGRESS)}: damaged; remove {shown(work)} to begin anew")
+            raise DataError(f"{shown(work / PROGRESS)}: damaged; remove {shown(work)} to start over")
         done[number] = rows
     return done
 

@@ -146,8 +146,8 @@ def _rows(job: Job, out: Path, options: RunOptions, scenes: Sequence[Scene]) -> 
         yield from rows.iter_rows()
     except (RayActorError, ExecutionTimeoutError) as error:
         raise EnvironmentFault(
-            "Ray's actors are lost again and again, most often for want of memory; use a smaller --batch, or machines "
-            "with more memory"
+            "Ray's actors are lost again and again, most often because memory runs out; use a smaller --batch, or "
+            "machines with more memory"
         ) from error
     except RayError as error:
         known = environment_fault(error.__cause__ or error)

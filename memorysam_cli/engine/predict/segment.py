@@ -18,7 +18,7 @@ from typing import Generic, Self, TypeVar
 import torch
 from torch import Tensor
 
-from memorysam_cli.data.loader import UnlabelledScene, unlabelled_scenes
+from memorysam_cli.data.loader import UnlabeledScene, unlabeled_scenes
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.engine import runtime, surroundings
 from memorysam_cli.engine.infer.decision import Decision, Wanted, decide
@@ -44,7 +44,7 @@ BYTES_PER_PIXEL = {"color": 4, "overlay": 16, "confidence": 2}
 class Seen:
     """A scene, and what the network sees in it."""
 
-    scene: UnlabelledScene
+    scene: UnlabeledScene
     logits: Tensor
     """(K, h, w) at the size at which the network saw it, on its device."""
     decision: Decision
@@ -78,7 +78,7 @@ def segment_scenes(
         DataError: a scene cannot be read and ``skip_bad`` is off; those before it are written and reported.
         EnvironmentFault: a result cannot be written.
     """
-    source = unlabelled_scenes(
+    source = unlabeled_scenes(
         files.root, scenes=scenes, modalities=inference.modalities, size=inference.image_size,
         workers=inference.workers, tile=inference.view.tile, in_threads=in_threads,
     )  # fmt: skip
@@ -108,7 +108,7 @@ def segment_scenes(
 
 def look(
     network: Network,
-    source: Iterator[UnlabelledScene | DataError],
+    source: Iterator[UnlabeledScene | DataError],
     inference: Inference,
     *,
     classes: int,
@@ -136,17 +136,17 @@ def look(
         yield from map(Seen, together, logits, decide(logits, sizes, classes=classes, wanted=wanted))
 
 
-def _groups(source: Iterator[UnlabelledScene | DataError], *, most: int) -> Iterator[list[UnlabelledScene] | DataError]:
+def _groups(source: Iterator[UnlabeledScene | DataError], *, most: int) -> Iterator[list[UnlabeledScene] | DataError]:
     """Scenes that share a forward pass, and the errors between them, in order."""
     while chunk := list(itertools.islice(source, most)):
         for together in batches(chunk, most=most, key=_frame_shapes):
             yield from (each for each in together if isinstance(each, DataError))
-            scenes = [each for each in together if isinstance(each, UnlabelledScene)]
+            scenes = [each for each in together if isinstance(each, UnlabeledScene)]
             if scenes:
                 yield scenes
 
 
-def _frame_shapes(scene: UnlabelledScene | DataError) -> Hashable:
+def _frame_shapes(scene: UnlabeledScene | DataError) -> Hashable:
     """What must agree for scenes to share a forward pass."""
     return None if isinstance(scene, DataError) else (scene.modalities, scene.frames[0].shape)
 

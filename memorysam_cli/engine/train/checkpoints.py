@@ -360,10 +360,10 @@ def read(path: Path) -> State:
     """Load a checkpoint.
 
     Raises:
-        WeightsError: it is no checkpoint, or its sums do not agree.
+        WeightsError: it is not a checkpoint, or its sums do not agree.
     """
     if not is_valid(path):
-        raise WeightsError(f"{path}: is no valid checkpoint (its {MANIFEST} is missing or does not agree)")
+        raise WeightsError(f"{path}: is not a valid checkpoint (its {MANIFEST} is missing or does not agree)")
     header = read_header(path)
     parts = {name: tensors.read(path / f"{name}.safetensors")[0] for name in TENSORS}
     return State(header.position, identity=header.identity, made_by=header.made_by, **parts)
@@ -386,7 +386,7 @@ def refuse_other(then: dict[str, Any], now: dict[str, Any], *, worlds: tuple[int
     if keys:
         differing = "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys)
         raise UsageError(
-            f"{where}: cannot be resumed, for it began otherwise: {differing}; start a new run, or undo the change"
+            f"{where}: cannot be resumed with other settings: {differing}; start a new run, or undo the change"
         )
     if worlds[0] != worlds[1]:
         raise UsageError(

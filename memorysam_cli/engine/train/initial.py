@@ -168,7 +168,7 @@ def _fitting(
 ) -> tuple[dict[str, Tensor], list[str], list[str]]:
     """Weights for all of a network's own tensors, the names of those that begin fresh, and what there is to tell.
 
-    Tokens count from 1 for class 0: token 0 is no class's, and every network has it.
+    Tokens count from 1 for class 0: token 0 is not a class's, and every network has it.
     """
     pairs = {0: 0} | {there + 1: here + 1 for there, here in _same_classes(card, network.card)}
     from_token = {here: there for there, here in pairs.items()}

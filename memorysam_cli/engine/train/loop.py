@@ -64,7 +64,7 @@ class Trainer:
         self, recipe: Recipe, manifest: Manifest, *, accelerator: Accelerator, is_resumed: bool = False
     ) -> None:
         self.recipe, self.accelerator = recipe, accelerator
-        self.manifest = manifest = start.counted(recipe, manifest, accelerator)
+        self.manifest = manifest = start.with_counted_classes(recipe, manifest, accelerator)
         runtime.prepare_deterministic(is_wanted=recipe.train.deterministic)
         weak = [name for name in recipe.robust.subset.weak if name not in recipe.sensors]
         modalities_of(manifest.info, [*recipe.data.modalities, *weak])

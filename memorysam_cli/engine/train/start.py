@@ -35,7 +35,7 @@ from memorysam_cli.model.weights import own_tensors
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents, lock
-from memorysam_cli.text import megabytes, typed
+from memorysam_cli.text import counted, megabytes, typed
 
 AUTO = "auto"
 DISK_MARGIN = 1.05
@@ -69,7 +69,7 @@ def resolve(recipe: Recipe, root: Path) -> Recipe:
     elif recipe.data.modalities != (recipes.ALL,):
         return recipe
     info = manifests.read_info(root, name)
-    if info.counts and not set(info.counts) - set(info.unlabelled):
+    if info.counts and not set(info.counts) - set(info.unlabeled):
         raise DataError(
             f"{root}: data set '{name}' was prepared without labels and can only be predicted; prepare it again with "
             "--labels and --classes to train on it"
@@ -90,7 +90,7 @@ def refuse_missing_splits(recipe: Recipe, manifest: Manifest) -> None:
     }
     known = ", ".join(f"{name} ({count})" for name, count in info.counts.items() if count)
     for split, (key, use) in uses.items():
-        why = "has no labels" if split in info.unlabelled else "" if info.counts.get(split) else "has no scene"
+        why = "has no labels" if split in info.unlabeled else "" if info.counts.get(split) else "has no scene"
         if why:
             raise DataError(
                 f"{info.name}: split '{split}', which is {use}, {why} (known: {known}); prepare the data set with such "
@@ -98,7 +98,7 @@ def refuse_missing_splits(recipe: Recipe, manifest: Manifest) -> None:
             )
 
 
-def refuse_unlabelled(recipe: Recipe, manifest: Manifest) -> None:
+def refuse_unlabeled(recipe: Recipe, manifest: Manifest) -> None:
     """Refuse labels of which no pixel counts; mostly the first one that is looked at has some.
 
     Raises:
@@ -136,7 +136,7 @@ def refuse_unknown_turns(recipe: Recipe, manifest: Manifest) -> None:
             )
 
 
-def counted(recipe: Recipe, manifest: Manifest, accelerator: Accelerator) -> Manifest:
+def with_counted_classes(recipe: Recipe, manifest: Manifest, accelerator: Accelerator) -> Manifest:
     """The data set with its classes' pixels where the recipe's weights of classes are worked out from them.
 
     One process counts, for all of them; every process must call this.
@@ -209,7 +209,7 @@ def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunStart:
     if target.resolve() != run.path.resolve():
         if not checkpoints.is_valid(target):
             raise WeightsError(
-                f"--resume {target}: is no valid checkpoint; --resume {typed(run.path)} takes the newest valid"
+                f"--resume {target}: is not a valid checkpoint; --resume {typed(run.path)} takes the newest valid"
             )
         return RunStart(recipe, out, run, checkpoint=target, abandoned=tuple(checkpoints.newer_than(target)))
     newest, damaged = checkpoints.newest_valid(run.checkpoints)
@@ -254,7 +254,7 @@ def _run_at(path: Path) -> RunFolder:
     for folder in (path, path.parent.parent):
         if RunFolder(folder).holds_run():
             return RunFolder(run_folder.by_its_name(folder))
-    what = "does not exist" if not path.exists() else "is no run folder and no checkpoint of one"
+    what = "does not exist" if not path.exists() else "is neither a run folder nor a checkpoint of one"
     raise WeightsError(f"--resume {path}: {what}; give a folder such as runs/latest, or --resume auto")
 
 
@@ -393,7 +393,7 @@ def introduction(
     for sensor, frames in modalities.items():
         if len(frames) > 1:
             yield f"projected {sensor}, from {', '.join(frames)}"
-    yield f"scenes    {scenes}, in {steps_per_epoch} updates per epoch"
+    yield f"scenes    {scenes}, in {counted(steps_per_epoch, 'update')} per epoch"
     yield f"update    {settings.batch * settings.accumulate * processes} scenes ({update})"
     yield f"trained   {trainable:,} of {whole:,} parameters"
     if recipe.losses or recipe.trains_subsets:

@@ -101,7 +101,7 @@ def _train(request: Request, ending: Ending) -> FinishedRun | None:
     scenes = manifests.read(root, recipe.data.dataset)
     start.refuse_missing_splits(recipe, scenes)
     scenes = with_ranges(scenes)  # for the weights' card
-    start.refuse_unlabelled(recipe, scenes)
+    start.refuse_unlabeled(recipe, scenes)
     runtime.prepare_deterministic(is_wanted=recipe.train.deterministic)
     device = runtime.choose_device(request.device)
     accelerator = runtime.make_accelerator(device, precision=recipe.train.precision)

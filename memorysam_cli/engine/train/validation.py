@@ -55,9 +55,11 @@ def draw_first_batch(batch: Batch, info: DatasetInfo, modalities: Sequence[Modal
             Panel(modality.name, _seen(frames[index], modality))
             for modality, frames in zip(modalities, batch.frames, strict=True)
         ]
-        rows.append([*panels, Panel("label", pictures.colour(label, info.palette))])
+        rows.append([*panels, Panel("label", pictures.paint(label, info.palette))])
     entries = pictures.legend(list(labels[:SAMPLES]), classes=info.classes, palette=info.palette)
-    images.write_png(folder / FIRST, pictures.sheet(rows, entries))
+    images.write_png(
+        folder / FIRST, pictures.sheet(rows, entries, captions=[scene.id for scene in batch.scenes[:SAMPLES]])
+    )
 
 
 def _seen(frame: Tensor, modality: Modality) -> pictures.Picture:
@@ -208,14 +210,7 @@ def draw_samples(
 def _predict(network: Segmenter, manifest: Manifest, scene: Scene) -> tuple[Sample, pictures.Mask]:
     """A scene as its files have it, and the class map of its own size."""
     info, modalities = manifest.info, network.card.modalities
-    sample = read_sample(
-        manifest.root,
-        scene,
-        modalities=modalities,
-        rule=info.label,
-        classes=len(info.classes),
-        palette=info.palette,
-    )
+    sample = read_sample(manifest.root, scene, modalities=modalities, labels=info)
     seen = for_prediction(sample, modalities=modalities, size=network.image_size)
     tensors = [to_tensor(seen.frames[m.name], m, invalid=seen.invalid.get(m.name)) for m in modalities]
     frames = [tensor.unsqueeze(0).to(network.device) for tensor in tensors]

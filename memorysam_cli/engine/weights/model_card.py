@@ -265,7 +265,7 @@ def _classes(card: WeightsCard) -> str:
         (str(number), plain(name), f"`#{red:02x}{green:02x}{blue:02x}`")
         for number, (name, (red, green, blue)) in enumerate(both)
     ]
-    return table(("id", "class", "colour"), rows)
+    return table(("id", "class", "color"), rows)
 
 
 def _use(facts: CardFacts, *, repo: str | None) -> str:
@@ -326,7 +326,7 @@ def _limits(facts: CardFacts) -> str:
         f"It was trained on {plain(card.dataset.title)}; other cameras, places and weather may score far less. "
         "Score it on data of your own first: `memorysam evaluate`, and `--robustness` for failing sensors.",
         "The sensors must be aligned to each other, pixel by pixel.",
-        "The licence above is that of the weights' base and code; the terms of the data set may be narrower.",
+        "The license above is that of the weights' base and code; the terms of the data set may be narrower.",
         "It is not made for decisions on which safety depends.",
     ]
     return "\n".join(f"- {line}" for line in lines)

@@ -152,7 +152,18 @@
     stage.addEventListener("pointermove", (event) => { if (event.buttons) drag(event); });
   }
 
+  function edges(box) {  // where more can be scrolled to, the style fades it
+    const tell = () => {
+      const sides = { left: box.scrollLeft > 1, right: box.scrollLeft + box.clientWidth < box.scrollWidth - 1 };
+      box.dataset.more = Object.keys(sides).filter((side) => sides[side]).join(" ");
+    };
+    box.addEventListener("scroll", tell, { passive: true });
+    new ResizeObserver(tell).observe(box);
+    addEventListener("load", tell);
+  }
+
   theme();
+  all(".scroll, .matrix, .picker").forEach(edges);
   all("[data-chart]").forEach(chart);
   all("table[data-sortable]").forEach(sortable);
   all("[data-matrix]").forEach(matrix);

@@ -16,22 +16,22 @@ def read(tmp_path: Path, text: str) -> classes.ClassList:
 def test_a_name_per_line_may_hold_blanks_and_umlauts(tmp_path: Path) -> None:
     found = read(tmp_path, "\ufeff# mine\nroad\n\n  traffic light \nTür\n")
     assert found.names == ("road", "traffic light", "Tür")
-    assert (found.has_colours, found.mapping) == (False, ())
+    assert (found.has_colors, found.mapping) == (False, ())
     assert len(set(found.palette)) == 3
 
 
 @pytest.mark.parametrize("line", ["road 128 64 128", "road, 128, 64,128", "road\t#804080", "road #804080"])
-def test_a_colour_may_follow(tmp_path: Path, line: str) -> None:
+def test_a_color_may_follow(tmp_path: Path, line: str) -> None:
     found = read(tmp_path, f"{line}\nsky 0 0 255\n")
-    assert found.names == ("road", "sky") and found.has_colours
+    assert found.names == ("road", "sky") and found.has_colors
     assert found.palette == ((128, 64, 128), (0, 0, 255))
 
 
-PLAIN, COLOURED = ("road", "traffic light"), ((128, 64, 128), (250, 170, 30))
+PLAIN, COLORED = ("road", "traffic light"), ((128, 64, 128), (250, 170, 30))
 
 
 @pytest.mark.parametrize(
-    ("text", "has_colours", "mapping"),
+    ("text", "has_colors", "mapping"),
     [
         ("name,r,g,b\nroad,128,64,128\ntraffic light,250,170,30\n", True, ()),  # CamVid's class_dict.csv
         (' name, r, g, b\nroad, 128, 64, 128\n"traffic light", 250, 170, 30\n', True, ()),
@@ -44,11 +44,11 @@ PLAIN, COLOURED = ("road", "traffic light"), ((128, 64, 128), (250, 170, 30))
     ],
 )
 def test_a_header_line_and_the_lists_of_other_programs_are_understood(
-    tmp_path: Path, text: str, has_colours: bool, mapping: tuple[tuple[int, int], ...]
+    tmp_path: Path, text: str, has_colors: bool, mapping: tuple[tuple[int, int], ...]
 ) -> None:
     found = read(tmp_path, text)
-    assert (found.names, found.has_colours, found.mapping) == (PLAIN, has_colours, mapping)
-    assert not has_colours or found.palette == COLOURED
+    assert (found.names, found.has_colors, found.mapping) == (PLAIN, has_colors, mapping)
+    assert not has_colors or found.palette == COLORED
 
 
 def test_words_of_a_header_may_be_in_names(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_missing_or_binary_list_is_refused(tmp_path: Path) -> None:
         classes.read_classes(tmp_path / "classes.txt")
 
 
-def test_colours_are_the_files_own_unless_safe_ones_are_asked_for(tmp_path: Path) -> None:
+def test_colors_are_the_files_own_unless_safe_ones_are_asked_for(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("road 128 64 128\nsky 70 130 180\n")
     assert classes.read_classes(tmp_path / "classes.txt").palette == ((128, 64, 128), (70, 130, 180))
     assert classes.read_classes(tmp_path / "classes.txt", is_safe=True).palette == classes.safe_palette(2)

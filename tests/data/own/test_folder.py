@@ -81,9 +81,7 @@ def request(**patterns: str) -> FolderRequest:
         "own",
         {name: (Pattern(text),) for name, text in patterns.items()},
         labels=None if labels is None else Pattern(labels),
-        classes=None
-        if labels is None
-        else ClassList(("a", "b"), ((0, 0, 0), (1, 1, 1)), has_colours=False, mapping=()),
+        classes=None if labels is None else ClassList(("a", "b"), ((0, 0, 0), (1, 1, 1)), has_colors=False, mapping=()),
     )
 
 
@@ -195,7 +193,7 @@ def test_the_split_may_stand_in_the_path_and_one_without_labels_is_to_be_predict
         ("train/b", "train", "y/train/b.png"),  # expected: the check finds it missing
         ("test/a", "test", None),
     ]
-    assert found.manifest.info.unlabelled == ("test",)
+    assert found.manifest.info.unlabeled == ("test",)
     assert "split test: has no label at all; its scenes can be predicted, not scored" in found.notes
     with pytest.raises(UsageError, match="tells the splits already"):
         survey(root, replace(asked, split=(0.8, 0.1, 0.1)))
@@ -213,7 +211,7 @@ def test_a_file_that_is_missing_is_named_as_it_was_expected(root: Path) -> None:
 
 def test_without_labels_the_scenes_can_only_be_predicted(root: Path) -> None:
     found = survey(root, plan(root, labels=None, classes=None)).manifest
-    assert {scene.split for scene in found.scenes} == {"test"} and found.info.unlabelled == ("test",)
+    assert {scene.split for scene in found.scenes} == {"test"} and found.info.unlabeled == ("test",)
     assert all(scene.label is None for scene in found.scenes)
 
 
@@ -239,7 +237,7 @@ def test_an_angle_has_two_patterns(root: Path) -> None:
 def test_what_was_guessed_is_said(root: Path) -> None:
     more = {"ir": (Pattern("ir/**/*.tiff"),), "depth": (Pattern("depth/**/*_depth.png"),)}
     notes = survey(root, plan(root, modalities=more)).notes
-    assert "'ir' is taken for kind 'thermal'; --kind ir=… says otherwise" in notes
+    assert "'ir' is treated as kind 'thermal'; --kind ir=… overrides this" in notes
     assert not any("'depth' is taken" in note for note in notes)
     assert survey(root, plan(root, modalities=more, kinds={"ir": "gray"})).manifest.info.modality("ir").kind == "gray"
 
@@ -272,7 +270,7 @@ def test_a_fourth_channel_is_said_to_be_dropped(root: Path) -> None:
     for number in range(3):
         images.write_png(root / f"rgba/{number}.png", np.zeros((4, 4, 4), np.uint8))
     rgba = {"rgb": (Pattern("rgba/*.png"),)}
-    assert "is taken for alpha and dropped" in survey(root, FolderRequest("own", rgba)).notes[0]
+    assert "is treated as alpha and dropped" in survey(root, FolderRequest("own", rgba)).notes[0]
     assert not survey(root, FolderRequest("own", rgba, channels={"rgb": (3, 1, 0)})).notes
 
 
@@ -288,14 +286,14 @@ def test_labels_become_classes_by_the_list(root: Path) -> None:
         survey(root, replace(mapped, ignore=(255, 128)))
 
 
-def test_labels_in_colour_need_the_colours(root: Path) -> None:
+def test_labels_in_color_need_the_colors(root: Path) -> None:
     for path in (root / "masks").rglob("*.png"):
         images.write_png(path, np.full((40, 56, 3), (10, 20, 30), np.uint8))
     with pytest.raises(UsageError, match="is in color; give each class its color in the class list"):
         survey(root, plan(root))
-    coloured = plan(root, classes=classes(root, "a 10 20 30\nb #ff0000\n"))
-    found = survey(root, coloured).manifest.info
-    assert found.label.colours and found.palette == ((10, 20, 30), (255, 0, 0))
+    colored = plan(root, classes=classes(root, "a 10 20 30\nb #ff0000\n"))
+    found = survey(root, colored).manifest.info
+    assert found.label.colors and found.palette == ((10, 20, 30), (255, 0, 0))
 
 
 def with_alpha(picture: np.ndarray) -> np.ndarray:
@@ -303,7 +301,7 @@ def with_alpha(picture: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("channels", [3, 4])
-def test_labels_in_colour_are_refused_whichever_file_shows_it(root: Path, channels: int) -> None:
+def test_labels_in_color_are_refused_whichever_file_shows_it(root: Path, channels: int) -> None:
     first, *others = sorted((root / "masks").rglob("*.png"))
     images.write_png(first, with_alpha(np.zeros((40, 56, 3), np.uint8)))  # black is a color, and may be class 0
     for path in others:
@@ -313,7 +311,7 @@ def test_labels_in_colour_are_refused_whichever_file_shows_it(root: Path, channe
         survey(root, plan(root))
 
 
-def test_indexed_labels_are_numbers_unless_their_colours_are_the_classes(root: Path) -> None:
+def test_indexed_labels_are_numbers_unless_their_colors_are_the_classes(root: Path) -> None:
     for path in (root / "masks").rglob("*.png"):
         picture = Image.fromarray(images.read(path), "L")
         picture.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])  # as PASCAL VOC
@@ -322,7 +320,7 @@ def test_indexed_labels_are_numbers_unless_their_colours_are_the_classes(root: P
     other = plan(root, classes=classes(root, "a 1 1 1\nb 2 2 2\nc 3 3 3\n"))
     assert survey(root, other).manifest.info.label == LabelRule()
     same = plan(root, classes=classes(root, "a 0 0 0\nb 128 0 0\nc 0 128 0\n"))
-    assert survey(root, same).manifest.info.label.colours
+    assert survey(root, same).manifest.info.label.colors
 
 
 def test_masks_of_0_and_255_get_a_hint(root: Path) -> None:
@@ -335,19 +333,19 @@ def test_masks_of_0_and_255_get_a_hint(root: Path) -> None:
     assert not [note for note in survey(root, mapped).notes if "labels hold" in note]
 
 
-def test_labels_in_colour_with_alpha_are_told_from_class_numbers_in_the_first_of_four_channels(root: Path) -> None:
-    colours = np.array([(2, 0, 30), (0, 255, 0), (1, 20, 30)], np.uint8)
-    coloured = plan(root, classes=classes(root, "a 2 0 30\nb 0 255 0\nc 1 20 30\n"))
+def test_labels_in_color_with_alpha_are_told_from_class_numbers_in_the_first_of_four_channels(root: Path) -> None:
+    colors = np.array([(2, 0, 30), (0, 255, 0), (1, 20, 30)], np.uint8)
+    colored = plan(root, classes=classes(root, "a 2 0 30\nb 0 255 0\nc 1 20 30\n"))
     for path in (root / "masks").rglob("*.png"):
         label = images.read(path)
         alpha = np.full((*label.shape, 1), 255, np.uint8)
-        images.write_png(path, np.concatenate([colours[label], alpha], axis=-1))
-    assert survey(root, coloured).manifest.info.label.colours
+        images.write_png(path, np.concatenate([colors[label], alpha], axis=-1))
+    assert survey(root, colored).manifest.info.label.colors
     for path in (root / "masks").rglob("*.png"):
         first = np.zeros((40, 56, 4), np.uint8)
         first[10:, :, 0], first[30:, :, 0] = 1, 2
         images.write_png(path, first)
-    assert not survey(root, coloured).manifest.info.label.colours
+    assert not survey(root, colored).manifest.info.label.colors
 
 
 def test_a_label_that_is_a_sensor_s_file_too_is_refused(root: Path) -> None:

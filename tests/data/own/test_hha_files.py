@@ -52,9 +52,9 @@ def test_0_and_saturated_and_negative_and_far_are_not_measured(tmp_path: Path) -
 def test_depth_has_one_channel(tmp_path: Path) -> None:
     images.write_png(tmp_path / "grey.png", np.full((4, 4, 3), 7, np.uint8))
     assert (Depths(scale=1).read(tmp_path / "grey.png") == np.full((4, 4), 7)).all()
-    images.write_png(tmp_path / "colour.png", np.tile(np.uint8([1, 2, 1]), (4, 4, 1)))
+    images.write_png(tmp_path / "color.png", np.tile(np.uint8([1, 2, 1]), (4, 4, 1)))
     with pytest.raises(DataError, match="has 3 channels that differ; depth has one"):
-        Depths().read(tmp_path / "colour.png")
+        Depths().read(tmp_path / "color.png")
 
 
 def test_each_image_lies_where_its_depth_does(root: Path) -> None:

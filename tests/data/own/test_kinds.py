@@ -31,7 +31,7 @@ def test_every_kind_has_defaults_and_no_word_speaks_for_two() -> None:
     assert len(words) == len(set(words))
 
 
-def test_photos_are_normalised_and_changed_in_colour_others_are_not() -> None:
+def test_photos_are_normalized_and_changed_in_color_others_are_not() -> None:
     rgb, depth = sensors.make_modality("a", "rgb"), sensors.make_modality("b", "depth", scale=0.001)
     assert (rgb.mean, rgb.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert rgb.photometric == ("jitter", "blur") and rgb.interpolation == "bilinear"

@@ -6,14 +6,14 @@ import pytest
 from memorysam_cli.data.own import classes
 
 
-def least_distance(colours: object) -> dict[str, float]:
+def least_distance(colors: object) -> dict[str, float]:
     """Of the two colors that look most alike, in each vision; CIELAB."""
-    seen = classes.appearances(np.array(colours, dtype=float) / 255)
+    seen = classes.appearances(np.array(colors, dtype=float) / 255)
     apart = np.linalg.norm(seen[:, :, None] - seen[:, None], axis=-1) + 1e9 * np.eye(seen.shape[1])
     return dict(zip(classes.VISIONS, apart.min((1, 2)).tolist(), strict=True))
 
 
-def test_more_classes_change_no_colour_and_none_is_black_or_white() -> None:
+def test_more_classes_change_no_color_and_none_is_black_or_white() -> None:
     many = classes.safe_palette(255)
     assert len(set(many)) == 255 and classes.safe_palette(7) == many[:7]
     assert (0, 0, 0) not in many and (255, 255, 255) not in many
@@ -24,8 +24,8 @@ def test_everybody_tells_them_apart(count: int, apart: float) -> None:
     assert min(least_distance(classes.safe_palette(count)).values()) > apart
 
 
-def test_the_measure_knows_red_from_green_as_the_colour_blind_do() -> None:
+def test_the_measure_knows_red_from_green_as_the_color_blind_do() -> None:
     pair = least_distance([(200, 80, 60), (120, 120, 40)])
     assert pair["usual"] > 2.5 * pair["deuteranopia"]
-    grey = least_distance([(40, 40, 40), (200, 200, 200)])
-    assert max(grey.values()) - min(grey.values()) < 1.0
+    gray = least_distance([(40, 40, 40), (200, 200, 200)])
+    assert max(gray.values()) - min(gray.values()) < 1.0

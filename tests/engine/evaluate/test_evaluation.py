@@ -19,8 +19,8 @@ def scene(name: str, split: str, *, label: str | None = "") -> Scene:
     return Scene(name, split, None, None, {}, f"labels/{name}.png" if label == "" else label)
 
 
-def manifest(tmp_path: Path, *scenes: Scene, unlabelled: tuple[str, ...] = ()) -> Manifest:
-    info = write_data(tmp_path).info.model_copy(update={"counts": count_splits(scenes), "unlabelled": unlabelled})
+def manifest(tmp_path: Path, *scenes: Scene, unlabeled: tuple[str, ...] = ()) -> Manifest:
+    info = write_data(tmp_path).info.model_copy(update={"counts": count_splits(scenes), "unlabeled": unlabeled})
     return Manifest(tmp_path, info, scenes)
 
 
@@ -46,16 +46,16 @@ def test_the_digest_is_of_the_scenes_and_neither_of_their_order_nor_of_the_split
 
 def test_splits_are_one_several_or_all(tmp_path: Path) -> None:
     data = manifest(tmp_path, scene("a", "test"), scene("b", "train"), scene("c", "val"))
-    assert evaluation.labelled_splits(data, "val") == ("val",)
-    assert evaluation.labelled_splits(data, "val, test") == ("val", "test")
-    assert evaluation.labelled_splits(data, "val,val") == ("val",)
-    assert evaluation.labelled_splits(data, "all") == ("train", "val", "test")
+    assert evaluation.labeled_splits(data, "val") == ("val",)
+    assert evaluation.labeled_splits(data, "val, test") == ("val", "test")
+    assert evaluation.labeled_splits(data, "val,val") == ("val",)
+    assert evaluation.labeled_splits(data, "all") == ("train", "val", "test")
 
 
 @pytest.mark.parametrize("text", ["", "val,", ",", "val,,test"])
 def test_a_missing_name_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError, match="a name is missing"):
-        evaluation.labelled_splits(manifest(tmp_path, scene("a", "val")), text)
+        evaluation.labeled_splits(manifest(tmp_path, scene("a", "val")), text)
 
 
 def test_splits_without_labels_are_refused_by_name_and_left_out_of_all(
@@ -63,16 +63,16 @@ def test_splits_without_labels_are_refused_by_name_and_left_out_of_all(
 ) -> None:
     console.setup()
     data = manifest(
-        tmp_path, scene("a", "val"), scene("b", "test"), scene("c", "test", label=None), unlabelled=("test",)
+        tmp_path, scene("a", "val"), scene("b", "test"), scene("c", "test", label=None), unlabeled=("test",)
     )
     with pytest.raises(DataError, match=r"1 of 2 scenes in split 'test' have no label.*predict --split test"):
-        evaluation.labelled_splits(data, "val,test")
-    assert evaluation.labelled_splits(data, "all") == ("val",)
-    assert "left out, for lack of labels: test" in capsys.readouterr().err
+        evaluation.labeled_splits(data, "val,test")
+    assert evaluation.labeled_splits(data, "all") == ("val",)
+    assert "left out, because they have no labels: test" in capsys.readouterr().err
     with pytest.raises(DataError, match="no labels to score against"):
-        evaluation.labelled_splits(manifest(tmp_path / "bare", scene("c", "test", label=None)), "all")
+        evaluation.labeled_splits(manifest(tmp_path / "bare", scene("c", "test", label=None)), "all")
     with pytest.raises(DataError, match="no scene in split 'tset'"):
-        evaluation.labelled_splits(data, "tset")
+        evaluation.labeled_splits(data, "tset")
 
 
 def test_the_split_that_chose_the_weights_flatters_them(tmp_path: Path) -> None:

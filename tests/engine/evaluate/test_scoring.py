@@ -60,9 +60,7 @@ def native_pixels(data: Manifest, scenes: Sequence[Scene]) -> int:
 @pytest.mark.parametrize("crop", [None, Crop(left=20, of_height=97, square=True)], ids=["whole", "cropped"])
 def test_both_matrices_are_those_of_the_protocols_done_by_hand(tmp_path: Path, crop: Crop | None) -> None:
     data = write_data(tmp_path, PLANS[:1], crop=crop)
-    sample = decode.read_sample(
-        tmp_path, data.scenes[0], modalities=MODALITIES, rule=data.info.label, classes=len(CLASSES)
-    )
+    sample = decode.read_sample(tmp_path, data.scenes[0], modalities=MODALITIES, labels=data.info)
     scored = transforms.for_scoring(sample, modalities=MODALITIES, size=64, crop=crop)
     whole = transforms.for_prediction(sample, modalities=MODALITIES, size=64)
     found = score(Brightness(), data)
@@ -261,7 +259,7 @@ def test_the_report_is_json_and_its_means_are_those_of_the_matrix(data: Manifest
         assert 5 < part["miou"] < 99
 
 
-def test_no_scenes_and_unlabelled_scenes_are_refused(data: Manifest) -> None:
+def test_no_scenes_and_unlabeled_scenes_are_refused(data: Manifest) -> None:
     with pytest.raises(DataError, match="tiny: no scenes"):
         score(Brightness(), data, [])
     scene = data.of_split("val")[0]

@@ -184,15 +184,15 @@ def test_a_flip_changes_the_sign_of_values_and_not_of_what_normalisation_made_of
     mean, std = statistics or (None, None)
     modality = Modality(name="aolp", kind="angle", flip=flip, mean=mean, std=std)
 
-    def normalised(stored: Tensor) -> Tensor:
+    def normalized(stored: Tensor) -> Tensor:
         if mean is None or std is None:
             return stored
         return (stored - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
 
-    expected = normalised(values.flip(-1) * torch.tensor(signs).view(1, 3, 1, 1))
-    found = views.flipped(normalised(values), modality)
+    expected = normalized(values.flip(-1) * torch.tensor(signs).view(1, 3, 1, 1))
+    found = views.flipped(normalized(values), modality)
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(views.flipped(found, modality), normalised(values))
+    torch.testing.assert_close(views.flipped(found, modality), normalized(values))
 
 
 @pytest.mark.parametrize("scales", [(), (0,), (1, -1)])

@@ -82,7 +82,9 @@ def test_extras_lie_in_trees_of_their_own(data: Manifest, tmp_path: Path) -> Non
     blend = pictures.overlay(images.read(data.root / scene.files["img"][0]), mask, PALETTE)
     top = (overlay == blend[0, 0]).all(-1)
     row, column = np.argwhere(top)[0]
-    np.testing.assert_array_equal(overlay[row : row + SIZE[0], column : column + SIZE[1]], blend)
+    # 131 pixels: four times as many are nearest to 480.
+    enlarged = np.repeat(np.repeat(blend, 4, axis=0), 4, axis=1)
+    np.testing.assert_array_equal(overlay[row : row + 4 * SIZE[0], column : column + 4 * SIZE[1]], enlarged)
     with np.load(tmp_path / "out" / line["probabilities"]) as archive:
         assert archive["classes"].tolist() == list(CLASSES)
         np.testing.assert_array_equal(archive["probabilities"], (logits.softmax(0) * 255).round().numpy())
@@ -111,7 +113,7 @@ def test_pixels_of_no_class_are_counted_apart(data: Manifest, tmp_path: Path) ->
         assert not files.is_done(data.scenes[0], {key: value for key, value in line.items() if key != "unsure"})
 
 
-def test_an_overlay_without_a_colour_image_uses_the_first_modality(data: Manifest, tmp_path: Path) -> None:
+def test_an_overlay_without_a_color_image_uses_the_first_modality(data: Manifest, tmp_path: Path) -> None:
     write(data, tmp_path / "out", data.scenes[0], logits_of(), modalities=("depth",), extras=("overlay",))
     assert images.shape(tmp_path / "out/overlay/fog/val/a/000001.png")[0] > SIZE[0]  # the legend is below
 

@@ -51,7 +51,7 @@ def test_of_many_collisions_ten_pairs_and_the_count_are_told() -> None:
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/x", "", ".", "a\0b"], ids=ascii)
 def test_names_that_leave_the_output_folder_are_refused(name: str) -> None:
-    with pytest.raises(DataError, match="is no name for an output file"):
+    with pytest.raises(DataError, match="is not a name for an output file"):
         folder.refuse_collisions(scenes(name))
 
 
@@ -60,7 +60,7 @@ def test_names_that_differ_in_a_letter_are_all_welcome(names: list[str]) -> None
     folder.refuse_collisions(scenes(*names))
 
 
-def test_classes_are_listed_with_number_name_and_colour(data: Manifest, tmp_path: Path) -> None:
+def test_classes_are_listed_with_number_name_and_color(data: Manifest, tmp_path: Path) -> None:
     folder.clear_earlier(tmp_path / "out", data.info)
     listed = documents.read_json(tmp_path / "out/classes.json")
     assert listed[2] == {"id": 2, "name": "pole", "color": [153, 153, 153]} and len(listed) == len(CLASSES)

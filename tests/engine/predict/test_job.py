@@ -58,8 +58,8 @@ def test_what_decides_nothing_makes_no_other_job(data: Manifest, tmp_path: Path)
     job = job_of(data)
     moved = tmp_path / "elsewhere.safetensors"
     moved.write_bytes(job.weights.read_bytes())
-    unlabelled = tuple(replace(scene, label=None, condition=None) for scene in data.scenes)
-    assert job_of(data, weights=moved, root=tmp_path, source="x", scenes=unlabelled).sha256 == job.sha256
+    unlabeled = tuple(replace(scene, label=None, condition=None) for scene in data.scenes)
+    assert job_of(data, weights=moved, root=tmp_path, source="x", scenes=unlabeled).sha256 == job.sha256
 
 
 def test_large_frames_come_one_at_a_time(data: Manifest) -> None:

@@ -216,7 +216,7 @@ def test_a_picture_beyond_the_limit_is_refused_as_a_file_is(
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"device": "gpu"}, UsageError, "gpu: is no device"),
+        ({"device": "gpu"}, UsageError, "gpu: is not a device"),
         ({"device": "cuda:99"}, EnvironmentFault, "cuda:99: this machine has"),
         ({"modalities": ["lidar"]}, UsageError, "the weights know no such modality"),
         ({"batch": 0}, UsageError, "batch=0"),

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import json
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from memorysam_cli.registry import LOSSES
 from memorysam_cli.report import console
 from memorysam_cli.storage import documents
 
+from ...losses.conftest import side_by_side
 from .test_learner import batch_of, gradients_of, learner_of, nan, part
 from .test_trainer import accelerator, changed, start, state_of, without_clock
 
@@ -82,7 +82,7 @@ def test_the_page_s_recipe_is_read_and_its_settings_are_written_out(tmp_path: Pa
         ("losses.z_loss.target=x", r"losses.z_loss.target: must be a number \(got \"x\"\)"),
         ("losses.z_loss=3", r"losses.z_loss: must be a section \(got 3\)"),
         ("losses=3", r"losses: must be a section \(got 3\)"),
-        ("losses.ohem={}", r"losses.ohem: has a section of its own; write ohem: at the top level"),
+        ("losses.ohem={}", r"losses.ohem: has its own section; write ohem: at the top level"),
         ("losses.lr={}", r"losses: 'lr' is what metrics.jsonl calls something else"),
     ],
 )
@@ -150,7 +150,7 @@ def test_a_term_is_seen_everywhere(
     assert {"loss", "ohem", "spmm", "z_loss", "drift"} <= drawn
     assert {"train/z_loss", "train/drift", "train/spmm"} <= tracked
     charts = run_pages.gather_training(run.path)["charts"]
-    assert [chart.title for chart in charts][:4] == ["Loss", "SPMM loss", "z_loss loss", "drift loss"]
+    assert [chart.title for chart in charts][:4] == ["Loss", "SPMM loss", "Z loss", "Drift loss"]
     # In processes that have not loaded the file: what is only looked at needs no code.
     answer = json.loads(program("watch", run.path, "--json", cwd=tmp_path).stdout)
     assert list(answer["latest"])[:4] == ["loss", "spmm", "z_loss", "drift"]
@@ -218,37 +218,6 @@ def test_what_a_loss_keeps_is_undone_with_an_update_that_is_not_finite(taught: R
     torch.testing.assert_close(learner.state(), before, rtol=0, atol=0)
 
 
-class Seat:
-    """One of two threads that add tensors up."""
-
-    world = 2
-
-    def __init__(self, rank: int, table: list[Tensor], barrier: threading.Barrier) -> None:
-        self.rank, self.table, self.barrier = rank, table, barrier
-
-    def sum(self, values: Tensor) -> Tensor:
-        total: Tensor = _Sum.apply(values, self)
-        return total
-
-    def add(self, values: Tensor) -> Tensor:
-        self.table[self.rank] = values.detach()
-        self.barrier.wait()
-        total = torch.stack(self.table).sum(dim=0)
-        self.barrier.wait()
-        return total
-
-
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, seat: Seat) -> Tensor:
-        ctx.seat = seat
-        return seat.add(values)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.seat.add(gradient), None
-
-
 def test_two_processes_with_half_of_the_scenes_are_one_with_all(taught: Recipe) -> None:
     generator = torch.Generator().manual_seed(3)
     logits, features = torch.randn(4, 3, 4, 4, generator=generator), torch.randn(4, 5, 4, 4, generator=generator)
@@ -265,11 +234,8 @@ def test_two_processes_with_half_of_the_scenes_are_one_with_all(taught: Recipe) 
         assert leaf.grad is not None
         return terms.detach(), leaf.grad
 
-    table, barrier = [torch.empty(0)] * 2, threading.Barrier(2, timeout=30)
-    with ThreadPoolExecutor(2) as threads:
-        halves = [slice(0, 2), slice(2, 4)]
-        futures = [threads.submit(terms_of, half, Seat(rank, table, barrier)) for rank, half in enumerate(halves)]
-        (first, gradient), (second, other) = (future.result() for future in futures)
+    halves = [functools.partial(terms_of, half) for half in (slice(0, 2), slice(2, 4))]
+    (first, gradient), (second, other) = side_by_side(halves)
     terms, wanted = terms_of(slice(None), None)
     torch.testing.assert_close((first + second) / 2, terms)
     torch.testing.assert_close(torch.cat([gradient, other]) / 2, wanted)  # the mean over processes

@@ -87,7 +87,7 @@ HEAD = "sam.sam_mask_decoder."
 def test_classes_keep_the_head_of_their_name_and_others_begin_fresh(
     small: Recipe, rendered: Manifest, tmp_path: Path
 ) -> None:
-    """A data set of three classes, two of which the weights know, in another order; token 0 is no class's.
+    """A data set of three classes, two of which the weights know, in another order; token 0 is not a class's.
 
     On nano's own base: a random one is drawn anew for another number of classes.
     """

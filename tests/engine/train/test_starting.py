@@ -60,9 +60,15 @@ def test_several_data_sets_are_named(tmp_path: Path, default: Recipe) -> None:
     assert start.resolve(chosen, tmp_path).data.modalities == ("img", "depth")
 
 
-def test_no_data_set_is_said_with_what_to_type(tmp_path: Path, default: Recipe) -> None:
+def test_no_data_set_is_said_with_what_to_type(
+    tmp_path: Path, default: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="no data set is prepared there; type memorysam prepare folder"):
         start.resolve(default, tmp_path)
+    write_data(tmp_path / "my rig")  # prepared beside the folder that was looked in
+    with pytest.raises(DataError, match=r"^data: no data set is prepared there; give --data 'my rig'$"):
+        start.resolve(default, Path("data"))
 
 
 def test_a_recipe_that_names_everything_needs_no_data_set(tmp_path: Path, small: Recipe) -> None:
@@ -70,7 +76,7 @@ def test_a_recipe_that_names_everything_needs_no_data_set(tmp_path: Path, small:
 
 
 def test_a_data_set_without_labels_is_refused(tmp_path: Path, default: Recipe) -> None:
-    rename(tmp_path, write_data(tmp_path), unlabelled=("train", "val"))
+    rename(tmp_path, write_data(tmp_path), unlabeled=("train", "val"))
     with pytest.raises(DataError, match="was prepared without labels and can only be predicted"):
         start.resolve(default, tmp_path)
 
@@ -82,7 +88,7 @@ def test_a_missing_split_is_said_with_the_remedy(tmp_path: Path, default: Recipe
     lacking = replace(manifest, info=manifest.info.model_copy(update={"counts": {"train": len(trained)}}))
     with pytest.raises(DataError, match=r"split 'val', which is used to choose .* has no scene \(known: train \(1\)\)"):
         start.refuse_missing_splits(default, lacking)
-    blind = replace(manifest, info=manifest.info.model_copy(update={"unlabelled": ("val",)}))
+    blind = replace(manifest, info=manifest.info.model_copy(update={"unlabeled": ("val",)}))
     with pytest.raises(DataError, match=r"'val', .* has no labels .*--set data\.selection_split=NAME"):
         start.refuse_missing_splits(default, blind)
 
@@ -90,14 +96,14 @@ def test_a_missing_split_is_said_with_the_remedy(tmp_path: Path, default: Recipe
 @pytest.mark.parametrize(("split", "use"), [("train", "nothing to learn"), ("val", "nothing to choose")])
 def test_a_split_without_one_labeled_pixel_is_refused(tmp_path: Path, default: Recipe, split: str, use: str) -> None:
     manifest = write_data(tmp_path)
-    start.refuse_unlabelled(default, manifest)
+    start.refuse_unlabeled(default, manifest)
     paths = [tmp_path / str(scene.label) for scene in manifest.of_split(split)]
     for path in paths:
         images.write_png(path, np.full((24, 40), 255, np.uint8))
     with pytest.raises(DataError, match=f"no labeled pixel in '{split}': all {len(paths)} labels .*{use}"):
-        start.refuse_unlabelled(default, manifest)
+        start.refuse_unlabeled(default, manifest)
     paths[-1].write_bytes(b"no picture")  # may hold what counts; training will say that it cannot be read
-    start.refuse_unlabelled(default, manifest)
+    start.refuse_unlabeled(default, manifest)
 
 
 def test_resume_without_a_recipe_takes_that_of_the_default_s_newest_run(

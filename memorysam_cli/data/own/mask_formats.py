@@ -27,17 +27,17 @@ from memorysam_cli.data.own.annotated import (
     Tally,
     class_list,
     class_of,
-    colour_of,
-    free_colour,
+    color_of,
+    free_color,
     numbers_of,
-    of_colours,
+    of_colors,
     stem,
 )
 from memorysam_cli.data.own.classes import ClassList, read_classes
 from memorysam_cli.data.own.folder import FolderRequest, label_rule
 from memorysam_cli.data.own.patterns import Pattern
 from memorysam_cli.data.own.sensors import told_kinds
-from memorysam_cli.dataset import IGNORE, Colour, LabelRule, is_inside
+from memorysam_cli.dataset import IGNORE, Color, LabelRule, is_inside
 from memorysam_cli.errors import DataError, Laws, UsageError, check_laws
 from memorysam_cli.storage import atomic, documents, images
 from memorysam_cli.text import few, shown
@@ -66,7 +66,7 @@ class Format:
     """One file of JSON; else a folder."""
 
 
-def recognise(source: Path) -> str:
+def recognize(source: Path) -> str:
     """The name of the form that a file or a folder has.
 
     Raises:
@@ -168,7 +168,7 @@ def _with_background(found: Annotated, name: str) -> Annotated:
         return replace(found, background=names.index(name))
     if len(names) == IGNORE:
         raise UsageError(f"--background {shown(name)}: there are {IGNORE} classes already; name one of them")
-    classes = replace(found.classes, names=(*names, name), palette=(*palette, free_colour(palette)))
+    classes = replace(found.classes, names=(*names, name), palette=(*palette, free_color(palette)))
     return replace(found, classes=classes, background=len(names))
 
 
@@ -200,7 +200,7 @@ def _refuse_names(source: Path, pictures: Sequence[Picture]) -> None:
     for picture in pictures:
         if not is_inside(picture.name) or not picture.name.isprintable() or not picture.stem:
             raise DataError(
-                f"{shown(source)}: {shown(picture.name)!r} is no name for a picture: it must be a path below the "
+                f"{shown(source)}: {shown(picture.name)!r} is not a name for a picture: it must be a path below the "
                 "pictures' folder, with forward slashes; rename it there"
             )
     listing.refuse_collisions([picture.stem for picture in pictures])
@@ -254,7 +254,7 @@ def _write_masks(classes: ClassList, maps: Maps, out: Path, _: Request) -> None:
 def _read_cvat(source: Path, request: Request) -> Annotated:
     labels = _labelmap(source / LABELMAP)
     void = VOID if VOID in labels else BACKGROUND
-    named = {name: colour for name, colour in labels.items() if name != void}
+    named = {name: color for name, color in labels.items() if name != void}
     own = class_list(list(named), list(named.values()), at=shown(source / LABELMAP))
     classes = request.classes or own
     numbers = numbers_of(classes) | {void: IGNORE}
@@ -276,20 +276,20 @@ def _read_cvat(source: Path, request: Request) -> Annotated:
     )
 
 
-def _labelmap(path: Path) -> dict[str, Colour]:
+def _labelmap(path: Path) -> dict[str, Color]:
     """Label → color, in the file's order."""
-    found: dict[str, Colour] = {}
+    found: dict[str, Color] = {}
     for number, line in enumerate(documents.read_text(path).splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
         match = _LINE.fullmatch(line.strip())
-        colour = colour_of([int(part) for part in match.groups()[1:]]) if match else None
+        color = color_of([int(part) for part in match.groups()[1:]]) if match else None
         at = f"{shown(path)}:{number}"
-        if match is None or colour is None:
+        if match is None or color is None:
             raise DataError(f"{at}: must be name:red,green,blue:: with colors to 255, not {shown(line, most=40)!r}")
-        if match[1] in found or colour in found.values():
+        if match[1] in found or color in found.values():
             raise DataError(f"{at}: another label has this name or this color already; give each its own")
-        found[match[1]] = colour
+        found[match[1]] = color
     return found
 
 
@@ -297,10 +297,10 @@ def _cvat_map(path: Path, table: dict[int, int], in_order: Sequence[int], _: Tal
     """The classes of a mask in the labels' colors; of one channel, of their numbers in the list."""
     header, picture = images.load(path)
     if header.is_lossy or picture.dtype != np.uint8:
-        raise DataError(f"{shown(path)}: is no PNG of 8 bits, as CVAT writes it; get the file again")
+        raise DataError(f"{shown(path)}: is not a PNG of 8 bits, as CVAT writes it; get the file again")
     if picture.ndim == len("HW"):
         return decode.read_label(path, rule_of(dict(enumerate(in_order))), IGNORE)
-    return of_colours(path, picture, table, order="RGB", what="label")
+    return of_colors(path, picture, table, order="RGB", what="label")
 
 
 def rule_of(table: dict[int, int]) -> LabelRule:
@@ -316,11 +316,11 @@ def _write_cvat(classes: ClassList, maps: Maps, out: Path, _: Request) -> None:
             raise DataError(
                 f"class {shown(name)!r}: {LABELMAP} of CVAT cannot hold this name; give --classes with others"
             )
-    colours = _cvat_colours(classes)
+    colors = _cvat_colors(classes)
     table = np.zeros((IGNORE + 1, len("RGB")), np.uint8)
-    table[: len(colours)] = colours
-    table[IGNORE] = void_colour = (0, 0, 0) if void == BACKGROUND else free_colour([(0, 0, 0), *colours])
-    lines = [(void, void_colour), *zip(classes.names, colours, strict=True)]
+    table[: len(colors)] = colors
+    table[IGNORE] = void_color = (0, 0, 0) if void == BACKGROUND else free_color([(0, 0, 0), *colors])
+    lines = [(void, void_color), *zip(classes.names, colors, strict=True)]
     with atomic.new_folder(out) as folder:
         names = []
         for picture, found in maps:
@@ -331,16 +331,16 @@ def _write_cvat(classes: ClassList, maps: Maps, out: Path, _: Request) -> None:
         atomic.write_text(folder / CVAT_LIST, "".join(f"{name}\n" for name in names))
 
 
-def _cvat_colours(classes: ClassList) -> list[Colour]:
+def _cvat_colors(classes: ClassList) -> list[Color]:
     """The classes' colors, each once; black is for the background alone."""
-    colours: list[Colour] = []
+    colors: list[Color] = []
     for name, shade in zip(classes.names, classes.palette, strict=True):
         is_background = name == BACKGROUND
-        taken = [(0, 0, 0), *colours]
-        colours.append(
-            (0, 0, 0) if is_background else free_colour([*taken, *classes.palette]) if shade in taken else shade
+        taken = [(0, 0, 0), *colors]
+        colors.append(
+            (0, 0, 0) if is_background else free_color([*taken, *classes.palette]) if shade in taken else shade
         )
-    return colours
+    return colors
 
 
 def _read_fiftyone(source: Path, request: Request) -> Annotated:

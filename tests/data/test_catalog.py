@@ -20,7 +20,7 @@ def test_an_unknown_name_is_refused_with_a_suggestion() -> None:
         layout_of("delivr")
 
 
-def test_listing_the_catalogue_loads_no_data_set() -> None:
+def test_listing_the_catalog_loads_no_data_set() -> None:
     code = (
         "import sys, memorysam_cli.data\nprint(sorted(name for name in sys.modules if 'memorysam_cli.data.' in name))"
     )
