@@ -234,8 +234,12 @@ def test_version_and_completion_are_there() -> None:
         (["recipes", "list", "extra"], "Got unexpected extra argument(s) (extra); see memorysam recipes list --help"),
         (
             ["prepare", "synthetic", "x", "--layout", "kitti"],
-            "Invalid value for '--layout': 'kitti' is not one of 'deliver', 'mcubes'; see memorysam prepare synthetic "
-            "--help",
+            "--layout: 'kitti' is not one of 'deliver', 'mcubes'; see memorysam prepare synthetic --help",
+        ),
+        (["train", "--epochs", "x"], "--epochs: must be a whole number; see memorysam train --help"),
+        (
+            ["train", "--modalities", "rgb"],
+            "No such option: --modalities; in a recipe: --set data.modalities=…; see memorysam train --help",
         ),
         (["recipes", "list", "-v", "-q"], "--verbose and --quiet exclude each other; give one"),
     ],
@@ -248,6 +252,16 @@ def test_a_wrong_command_line_ends_with_2_and_one_line(
 
 
 LEAVES = [path for path in ALL if not hasattr(ALL[path], "commands")]
+
+
+def test_a_word_where_a_number_belongs_is_refused_in_our_words(capsys: pytest.CaptureFixture[str]) -> None:
+    options = [(path, each) for path in LEAVES for each in ALL[path].params if each.param_type_name == "option"]
+    numbers = [(path, each.opts[0]) for path, each in options if each.type_descriptor.annotation in (int, float)]
+    assert len(numbers) > 20
+    for path, option in numbers:
+        app.run([*path.split()[1:], option, "x"])
+        said = capsys.readouterr().err
+        assert f"{option}: must be a" in said or "Missing argument" in said or "Missing option" in said, (path, said)
 
 
 @pytest.mark.parametrize("path", LEAVES)

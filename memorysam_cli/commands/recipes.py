@@ -219,9 +219,8 @@ def check_recipe(
         console.say("ok")
     if found.parent is not None:
         differing = [each.key for each in comparing.differences(recipes.load(found.parent), found.recipe)]
-        console.note(
-            f"extends {found.parent}; other there: {', '.join(differing) or 'nothing (is all commented out?)'}"
-        )
+        changed = f"changes {', '.join(differing)}" if differing else "changes nothing yet"
+        console.note(f"extends {found.parent}, {changed}")
 
 
 @app.command("diff")

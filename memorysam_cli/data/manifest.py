@@ -22,13 +22,15 @@ from memorysam_cli.data import DATASETS
 from memorysam_cli.dataset import DatasetInfo, Strict, is_inside
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.storage import atomic, documents
-from memorysam_cli.text import command, is_text, requirement
+from memorysam_cli.text import command, few, is_text, requirement, typed
 
 if TYPE_CHECKING:
     from memorysam_cli.storage.images import Stored
 
 INFO = "dataset.json"
 SCENES = "scenes.jsonl"
+NEAR = 3
+"""Folders that are named where a data set is missed."""
 SPLITS = ("train", "val", "test")
 """The usual splits, in the order in which they are shown."""
 
@@ -115,13 +117,20 @@ def only_prepared(root: Path) -> str:
     """
     datasets = prepared(root)
     if not datasets:
-        raise DataError(f"{root}: no data set is prepared there; type {own_line(root)}, or give --data ROOT")
+        near = few([f"--data {typed(place)}" for place in _near(root)], NEAR, separator=" or ", is_counted=False)
+        remedy = f"give {near}" if near else f"type {own_line(root)}, or give --data ROOT"
+        raise DataError(f"{root}: no data set is prepared there; {remedy}")
     if len(datasets) > 1:
         raise UsageError(
             f"{root}: {len(datasets)} data sets are prepared there ({', '.join(datasets)}); choose one with --set "
             f"data.dataset={datasets[0]}, or with --recipe (see {command('recipes', 'list')})"
         )
     return datasets[0]
+
+
+def _near(root: Path) -> list[Path]:
+    """Other folders of the present one in which a data set is prepared, sorted."""
+    return sorted({path.parents[2] for path in Path().glob(f"*/memorysam/*/{INFO}")} - {root})
 
 
 def folder(root: Path, dataset: str) -> Path:

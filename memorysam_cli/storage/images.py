@@ -274,7 +274,7 @@ def _check_file(path: Path) -> None:
         status = path.stat()
     except FileNotFoundError:
         raise DataError(f"{shown(path)}: no such file; check the path or prepare the data set again") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a name with a NUL, which no file can have
         _refuse(path, error)
     if stat.S_ISDIR(status.st_mode):
         raise DataError(f"{shown(path)}: a folder, not an image; name a file or remove the folder")

@@ -302,6 +302,9 @@ def check_file(path: Path) -> None:
     """
     try:
         if not path.is_file():
+            best = path / "checkpoints" / "best.safetensors"
+            if best.is_file():
+                raise WeightsError(f"{shown(path)}: a run's folder, not a file; its best weights are {shown(best)}")
             reason = "a folder, not a file" if path.is_dir() else "no such file"
             raise WeightsError(f"{shown(path)}: {reason}; check the path")
         size = path.stat().st_size

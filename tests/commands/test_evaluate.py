@@ -98,6 +98,7 @@ def test_unmerged_weights_in_training_score_as_the_saved_ones(here: Path) -> Non
     live.logits(frames).sum().backward()  # nothing that a step needs was made in inference mode
 
 
+@pytest.mark.rendered
 def test_the_table_files_hold_the_same_numbers(here: Path, memorysam: Program) -> None:
     report = memorysam("evaluate", "--json", "--workers", 0).answer
     with Path(report["files"]["per_class"]).open() as stream:

@@ -176,7 +176,11 @@ REFUSALS = {
     "nothing that matches": (["--modality", "rgb=images/*.png"], 3, "no file matches 'images/*.png' (saw in images/: "),
     "classes without labels": ([*sensors("rgb"), "--classes", "classes.txt"], 2, "give both, or neither"),
     "no class list": ([*sensors("rgb"), *LABELS[:3], "no.txt"], 2, "--classes no.txt: does not exist"),
-    "odd shares": ([*sensors("rgb"), *LABELS, "--split", "0.5/0.1"], 2, "such as 0.8/0.1/0.1"),
+    "odd shares": (
+        [*sensors("rgb"), *LABELS, "--split", "0.5/0.1"],
+        2,
+        "add up to 0.6, not to 1 (or 100); give the shares",
+    ),
     "shares twice": ([*sensors("rgb"), *LABELS, "--split", "0.5/0.5", "--split", "0.9/0.1"], 2, "given once"),
     "two channels": ([*sensors("rgb"), "--channels", "rgb=0,1"], 2, "give one or three channels"),
     "no scale": ([*sensors("rgb"), "--scale", "rgb=0"], 2, "must be a number other than 0"),
@@ -442,6 +446,24 @@ def test_a_rig_is_prepared_without_a_pattern_after_it_was_shown(memorysam: Progr
     sizes = {name: form[0]["scenes"] for name, form in agreed.answer["stored"].items()}
     assert sizes == {"rgb": 8, "depth": 8, "Waermebild-Kamera": 8}
     assert any("resampled (nearest), in 8 of 8" in line for line in agreed.answer["warnings"])
+
+
+def test_what_memorysam_wrote_into_the_data_is_no_data(memorysam: Program, tmp_path: Path) -> None:
+    """As after a whole trip within the folder of the recording."""
+    write_trip(tmp_path / "rig", scenes=4)
+    before = memorysam("prepare", "folder", "rig", "--json").answer["proposal"]
+    mask = np.zeros((16, 24), np.uint8)
+    for folder, files in {
+        "runs/a": ("recipe.yaml", "environment.json", "samples/first.png", "evaluate/val/gallery/000-label.png"),
+        "masks": ("predictions.jsonl", "masks/0001.png", "overlay/0001.png"),
+        "check-rig": ("report.json", "sheet.png", "labels.png"),
+        "rgb/memorysam/rgb": ("proposal.png",),
+    }.items():
+        for name in files:
+            path = tmp_path / "rig" / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            images.write_png(path, mask, fsync=False) if path.suffix == ".png" else path.touch()
+    assert memorysam("prepare", "folder", "rig", "--json").answer["proposal"] == before
 
 
 def test_a_proposal_as_json_has_the_line_to_type(memorysam: Program, tmp_path: Path) -> None:

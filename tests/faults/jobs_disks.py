@@ -18,6 +18,7 @@ import torch
 from memorysam_cli import app
 from memorysam_cli.engine.train import checkpoints, start
 from memorysam_cli.storage import documents, images
+from tests import sketches
 from tests.faults import disks
 from tests.faults.naive import saving
 
@@ -104,6 +105,7 @@ COMMANDS = {
 def warm(base: str) -> None:
     """Data, weights, and every import; once, before any fork."""
     torch.set_num_threads(1)
+    sketches.use()
     place = Path(base)
     data = ["prepare", "synthetic", str(place / "data"), "--scenes", "10", "--size", "72"]
     assert app.run(data) == 0

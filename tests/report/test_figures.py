@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from memorysam_cli.report import figures
 
+pytestmark = pytest.mark.rendered
+
 LONG_NAMES = [f"a long class name {index}" for index in range(25)]
 
 

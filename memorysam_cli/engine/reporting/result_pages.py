@@ -20,6 +20,7 @@ from memorysam_cli.engine.reporting.folders import Facts
 from memorysam_cli.errors import MemorySamError
 from memorysam_cli.report import pages, pictures
 from memorysam_cli.storage import documents, images
+from memorysam_cli.text import counted
 
 PARTS = {"conditions": "Condition", "cases": "Failure", "splits": "Split"}
 BENCHMARKS = {
@@ -76,7 +77,7 @@ def _of_robustness(folder: Path) -> Facts:
         return {
             "kind": "robustness",
             "title": f"{report['dataset']} · {report['split']}",
-            "subtitle": f"{report['scenes']:,} scenes · {', '.join(report['modalities'])}",
+            "subtitle": f"{counted(report['scenes'], 'scene')} · {', '.join(report['modalities'])}",
             "warnings": report["warnings"],
             "sections": [("sensors", "Sensors"), ("provenance", "Provenance")],
             "groups": _benchmarks(folder, digest=None),
@@ -112,7 +113,7 @@ def sections(shown: Facts) -> list[tuple[str, str]]:
 
 def headline(report: Facts) -> str:
     """What the figures are of, in a line."""
-    words = [f"{report['protocol']} protocol", f"{report['scenes']:,} scenes", ", ".join(report["modalities"])]
+    words = [f"{report['protocol']} protocol", counted(report["scenes"], "scene"), ", ".join(report["modalities"])]
     return " · ".join([*words, *way_of_looking(report, "missing modalities as zeros")])
 
 

@@ -181,6 +181,10 @@ REFUSED = {
     "a table of other files": (
         ["rgb/a.png"], ["ir/b.png"], "file,time_ms\na.png,7\n", "has no time of any file of 'ir'",
     ),
+    "one time of two files": (  # what looks like a time is none: 1.2 s
+        ["rgb/v1.2_1700000000100.png", "rgb/v1.2_1700000000200.png"], ["ir/1.2.png"], "",
+        r"rgb/v1.2_1700000000100.png and rgb/v1.2_1700000000200.png: are of one time \(1.2 s\)",
+    ),
     "two times of one file": (
         ["rgb/a.png"], ["ir/b.png"], "a.png,1.5\na.png,1.6\n", "times.csv:2: 'a.png' has another time before",
     ),
@@ -195,6 +199,19 @@ def test_what_cannot_be_compared_is_refused(case: str, tmp_path: Path) -> None:
         (tmp_path / "times.csv").write_text(table)
     with pytest.raises(DataError, match=said):
         surveyed(tmp_path, times=("times.csv",) * bool(table), **RGB, **IR)
+
+
+def test_tables_of_two_sensors_whose_files_have_the_same_names_are_not_mixed_up(tmp_path: Path) -> None:
+    put(tmp_path, "rgb/1.png", "rgb/2.png", "ir/1.png", "ir/2.png")
+    (tmp_path / "rgb.csv").write_text("file,time_ms\n1.png,1000\n2.png,2000\n")
+    (tmp_path / "ir.csv").write_text("file,time_ms\n1.png,2005\n2.png,1005\n")
+    with pytest.raises(DataError, match=r"ir\.csv: '1\.png' has another time in rgb\.csv; in both, write files"):
+        surveyed(tmp_path, times=("rgb.csv", "ir.csv"), **RGB, **IR)
+    for name in ("rgb", "ir"):
+        text = (tmp_path / f"{name}.csv").read_text()
+        (tmp_path / f"{name}.csv").write_text(text.replace("\n1", f"\n{name}/1").replace("\n2", f"\n{name}/2"))
+    found = surveyed(tmp_path, times=("rgb.csv", "ir.csv"), **RGB, **IR)
+    assert files(found) == [("rgb/1.png", "ir/2.png"), ("rgb/2.png", "ir/1.png")]
 
 
 LAYOUT = Layout(modalities={"rgb": ("cam/*.png",), "ir": ("heat/*.png",)}, pair="nearest", tolerance_ns=20 * MS)
