@@ -311,7 +311,7 @@ def read_label(
         max_pixels: larger pictures are refused; None: as everywhere.
 
     Returns:
-        (H, W) uint8: 0..K-1, or 255 where the pixel counts nowhere.
+        (H, W) uint8: 0..K-1, or 255 where the pixel is ignored.
 
     Raises:
         DataError: the file is unusable, or holds a value that is not a class: file, value, how many pixels,

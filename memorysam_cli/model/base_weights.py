@@ -230,7 +230,7 @@ def copy_tensors(
             f"{where}: does not hold the weights of {whose}: {fitting(there, needed)} of {len(needed)} tensors fit; "
             f"{found}; {remedy}"
         )
-    # They would be converted without a word.
+    # They would be converted silently.
     if odd := [
         name for name, tensor in wanted.items() if given[name].is_floating_point() != tensor.is_floating_point()
     ]:

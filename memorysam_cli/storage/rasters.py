@@ -409,7 +409,7 @@ def create(
         path: of the file.
         grid: its pixels.
         dtype: uint8, uint16 or float32.
-        nodata: the value of a pixel that counts nowhere; all have it. None: there is none, all are 0.
+        nodata: the value of an ignored pixel; all have it. None: there is none, all are 0.
         colors: the color table; only of uint8.
         tags: what else is stored in it.
         bands: their descriptions.

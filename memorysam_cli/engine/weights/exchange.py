@@ -389,7 +389,7 @@ def _refuse_other_networks(card: WeightsCard, *, where: str) -> None:
 
 
 def _refuse_beyond_sam2(card: WeightsCard, *, where: str, whose: str) -> None:
-    """Other code has SAM 2's parts alone, and takes the mean of the frames; the rest would be lost without a word."""
+    """Other code has SAM 2's parts alone, and takes the mean of the frames; the rest would be lost silently."""
     plain = {"fusion": "mean", "modality_embedding": False, "memory_mask": "best", "projection": ()}
     for key, value in plain.items():
         if getattr(card.recipe.model, key) != value:
