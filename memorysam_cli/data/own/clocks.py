@@ -334,7 +334,7 @@ def read_times(path: Path) -> dict[str, Clock]:
         name, clock = cells[at[0]].removeprefix("./"), _table_time(cells[at[1]], unit)
         if clock is None:
             raise DataError(
-                f"{where}: '{shown(cells[at[1]], most=40)}' tells no time; call the column time_ns, time_ms or time_s"
+                f"{where}: '{shown(cells[at[1]], most=40)}' has no time; name the column time_ns, time_ms or time_s"
             )
         if found.setdefault(name, clock) != clock:
             raise DataError(f"{where}: '{shown(name)}' has another time before; keep one row")

@@ -176,7 +176,7 @@ REFUSED = {
         ["rgb/0.0.png"], ["ir/0.5.png"], "", "within 20 ms of one of 'rgb' .* the nearest two are 500 ms apart",
     ),
     "a number without its unit": (
-        ["rgb/a.png"], ["ir/b.png"], "file,time\na.png,7\nb.png,8\n", "times.csv:2: '7' tells no time; call the column",
+        ["rgb/a.png"], ["ir/b.png"], "file,time\na.png,7\nb.png,8\n", "times.csv:2: '7' has no time; name the column",
     ),
     "a table of other files": (
         ["rgb/a.png"], ["ir/b.png"], "file,time_ms\na.png,7\n", "has no time of any file of 'ir'",
@@ -234,7 +234,7 @@ def test_a_remembered_layout_hides_no_other_reading(tmp_path: Path) -> None:
     assert [scene.files for scene in found.scenes] == [{"rgb": ("rgb/1.png",), "ir": ("ir/1.png",)}]
     # A sensor that is gone beside a folder that nobody knows: it may be that sensor, as ever.
     put(tmp_path / "two", "cam/1.png", "warm/1.png")
-    with pytest.raises(DataError, match="no ir, but there is warm/; say what is what"):
+    with pytest.raises(DataError, match="no ir, but there is warm/; name each one"):
         inputs.discover(tmp_path / "two", modalities=["rgb", "ir"], layout=LAYOUT.model_copy(update={"pair": "name"}))
 
 
