@@ -182,6 +182,17 @@ def test_what_cannot_be_meant_is_refused_in_one_line_and_nothing_is_written(
     assert sorted(scene.parent.iterdir()) == before and Path("there.tif").read_bytes() == b"mine"
 
 
+def test_a_raster_that_is_read_is_not_replaced_by_a_file_beside_the_classes(
+    memorysam: Program, weights: Path, scene: Path
+) -> None:
+    source = scene.rename(scene.with_name("c.probabilities.tif"))
+    before = source.read_bytes()
+    options = ["--out", "c.tif", "--probabilities", "uint8", "--overwrite"]
+    ended = memorysam("predict", source, "--weights", weights, *options)
+    assert ended.code == 2 and "--out c.probabilities.tif: is the raster that is read" in ended.err, ended.err
+    assert source.read_bytes() == before
+
+
 def test_bands_that_nobody_named_are_not_guessed(memorysam: Program, scene: Path, tmp_path: Path) -> None:
     sensors = [{"name": "rgb", "kind": "rgb"}, {"name": "depth", "kind": "depth"}]
     other = save_weights(tmp_path / "w.safetensors", info(modalities=sensors), modalities=("rgb", "depth"))

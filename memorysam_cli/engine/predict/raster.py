@@ -305,7 +305,8 @@ def run(
     every = None if job.probabilities is None else out.with_name(f"{out.stem}.{PROBABILITIES}")
     work = out.with_name(f".{out.name}.work")
     also = {"vector": shapes, "probabilities": every}
-    _refuse_out(job, out, [path for path in also.values() if path is not None and not (work / JOB).exists()], overwrite)
+    beside = [path for path in also.values() if path is not None]
+    _refuse_out(job, out, beside, may_be_there=beside if (work / JOB).exists() else (), overwrite=overwrite)
     runtime.refuse_precision(job.precision, device)
     with ExitStack() as stack:
         sensors = _Sensors(job, stack)
@@ -343,18 +344,29 @@ def _write_polygons(job: RasterJob, made: Path, shapes: Path, *, crs: Any) -> No
         write(shapes, ((value, job.info.classes[value], geometry) for value, geometry in found), crs=crs)
 
 
-def _refuse_out(job: RasterJob, out: Path, also: Sequence[Path], overwrite: bool) -> None:
-    """Refuse what must not be replaced, before anything is computed."""
+def _refuse_out(
+    job: RasterJob, out: Path, beside: Sequence[Path], *, may_be_there: Sequence[Path], overwrite: bool
+) -> None:
+    """Refuse what must not be replaced, before anything is computed.
+
+    Args:
+        job: its sources are never replaced.
+        out: the class raster.
+        beside: the other files.
+        may_be_there: of these, what an unfinished run has left.
+        overwrite: replace others.
+    """
     if out.suffix.lower() not in SUFFIXES:
         raise UsageError(
             f"--out {shown(out)}: the classes of a raster are one file; give it a name such as classes.tif"
         )
     if out.is_dir():
         raise UsageError(f"--out {shown(out)}: is a folder; give a file's name, such as classes.tif")
-    if any(out.exists() and out.samefile(path) for path in job.sources.values() if path.exists()):
-        raise UsageError(f"--out {shown(out)}: is the raster that is read; give another name")
-    for path in (out, *also):
-        if path.exists() and not overwrite:
+    sources = [path for path in job.sources.values() if path.exists()]
+    for path in (out, *beside):
+        if path.exists() and any(path.samefile(source) for source in sources):
+            raise UsageError(f"--out {shown(path)}: is the raster that is read; give another name")
+        if path.exists() and not overwrite and path not in may_be_there:
             raise UsageError(f"--out {shown(path)}: exists already; give another name or --overwrite")
 
 
