@@ -55,7 +55,7 @@ def main() -> None:
 def parts(text: str) -> list[str]:
     """``a,b`` as a list of parts."""
     if unknown := [name for name in text.split(",") if name not in BUDGETS]:
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: is no part (known: {', '.join(BUDGETS)})")
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: is not a part (known: {', '.join(BUDGETS)})")
     return text.split(",")
 
 

@@ -155,7 +155,7 @@ def axes(text: str) -> list[str]:
     """As :func:`words`, of those that there are."""
     known = {*AXES, "precision"}
     if unknown := [word for word in words(text) if word not in known]:
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: is no axis (known: {', '.join(sorted(known))})")
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: is not an axis (known: {', '.join(sorted(known))})")
     return words(text)
 
 

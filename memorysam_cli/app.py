@@ -7,6 +7,7 @@ import functools
 import importlib
 import itertools
 import os
+import re
 import signal
 import sys
 import threading
@@ -35,7 +36,7 @@ from memorysam_cli.errors import (
 )
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic
-from memorysam_cli.text import docstring
+from memorysam_cli.text import docstring, requirement
 
 _AGAIN_S = 0.02
 
@@ -176,6 +177,8 @@ def _open_closed_streams() -> None:
             os.fstat(number)
         except OSError:  # the smallest number that is free: those below are open
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(0, closefd=False)  # says that it has ended, and is no terminal that can be asked
     for number, name in enumerate(("stdout", "stderr"), start=1):
         if getattr(sys, name) is None or not _takes_writing(number):
             setattr(sys, name, atomic.open_nowhere(number))
@@ -328,13 +331,32 @@ def _explain(error: BaseException) -> tuple[int, str]:
 
 def _usage(error: TyperException) -> str:
     """One line for a wrong command line; a group without a command gets its help instead."""
-    message = error.format_message().replace("Value error, ", "")  # pydantic's, before a reason that needs no label
+    message = error.format_message()
     if message.startswith("Usage:"):
         print(message, file=sys.stderr)
         return ""
     context = getattr(error, "ctx", None)
-    hint = f"; see {context.command_path} --help" if context is not None else ""
+    hint = f"{_as_recipe_key(error, context)}; see {context.command_path} --help" if context is not None else ""
+    value = _OF_VALUE.match(message)
+    if value is not None:
+        message = f"{value['option']}: {requirement(message[value.end() :])}"
     return " ".join(message.split()).rstrip(".") + hint
+
+
+_OF_VALUE = re.compile(r"Invalid value for '(?P<option>[^']+)'[^:]*: ")
+"""What Typer puts before a reason, with all names of the option or the argument."""
+
+
+def _as_recipe_key(error: TyperException, context: typer.Context) -> str:
+    """How to change a recipe's value that some command has an option for, and this one has none."""
+    option = getattr(error, "option_name", "")
+    if not option or not any("--set" in each.opts for each in context.command.params):
+        return ""
+    from memorysam_cli.recipe.refusals import keys_called
+    from memorysam_cli.recipe.schema import Recipe
+
+    keys = keys_called(option.lstrip("-").replace("-", "_"), Recipe)
+    return f"; in a recipe: --set {keys[0]}=…" if len(keys) == 1 else ""
 
 
 def _print_version(is_asked: bool) -> None:

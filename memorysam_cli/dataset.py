@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 IGNORE = 255
-"""The label value of a pixel that counts nowhere."""
+"""The label value of an ignored pixel."""
 
 Kind = Literal["rgb", "gray", "depth", "hha", "event", "lidar", "thermal", "angle"]
 Interpolation = Literal["bilinear", "nearest"]
@@ -254,10 +254,12 @@ class DatasetInfo(Strict):
     @classmethod
     def _stays_inside(cls, root: str) -> str:
         if root != "." and not is_inside(root):
-            raise ValueError(f"{root!r} is no folder below the data root, with single forward slashes and without '..'")
+            raise ValueError(
+                f"{root!r} is not a folder below the data root, with single forward slashes and without '..'"
+            )
         return root
 
-    # Afterwards: what a validator before it hands on is no JSON any more, whose lists are tuples.
+    # Afterwards: what a validator before it hands on is not JSON any more, whose lists are tuples.
     @model_validator(mode="after")
     def _knows_older_files(self) -> DatasetInfo:
         """A DELIVER of an earlier version has labels of four channels, of which the first counted unsaid."""
@@ -284,7 +286,7 @@ class DatasetInfo(Strict):
             raise ValueError("modalities: there must be at least one")
         for what, names in (("classes", self.classes), ("modalities", [each.name for each in self.modalities])):
             if twice := _twice(names):
-                raise ValueError(f"{what}: '{twice[0]}' stands there twice; give each its own name")
+                raise ValueError(f"{what}: '{twice[0]}' is listed twice; give each its own name")
         if len(self.classes) > IGNORE:
             raise ValueError(f"{len(self.classes)} classes; from 1 to {IGNORE} are possible")
         return self

@@ -28,7 +28,7 @@ from memorysam_cli.text import typed_path
 
 VARIABLE = "MEMORYSAM_EXTEND"
 """Absolute paths, separated as in ``$PATH``; programs that ours starts inherit it."""
-HINT = "one of your own comes with its file: memorysam --extend FILE …"
+HINT = "your own recipe comes with its file: memorysam --extend FILE …"
 """What a refusal of an unknown name ends with."""
 
 _registered: list[str] = []
@@ -197,7 +197,7 @@ def _run(path: Path) -> UsageError | None:
     try:
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
-            return UsageError(f"{path}: is no Python file; its name must end in .py")
+            return UsageError(f"{path}: is not a Python file; its name must end in .py")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         spec.loader.exec_module(module)

@@ -54,7 +54,7 @@ def typed(value: object) -> str:
 
 
 def _as_bytes(letter: str) -> str:
-    """A letter as a shell's escapes; one that stands for a byte that is no UTF-8 becomes that byte again."""
+    """A letter as a shell's escapes; one that stands for a byte that is not UTF-8 becomes that byte again."""
     errors = "surrogateescape" if "\udc80" <= letter <= "\udcff" else "replace"
     return "".join(f"\\x{byte:02x}" for byte in letter.encode("utf-8", errors))
 

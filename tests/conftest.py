@@ -152,6 +152,15 @@ def _reason(longrepr: object) -> str:
     return longrepr[2] if isinstance(longrepr, tuple) else str(longrepr)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Figures are rendered where a test, or what it shares with others, looks at them."""
+    from tests import sketches
+
+    with sketches.drawn_by(sketches.REAL if item.get_closest_marker("rendered") else sketches.blank):
+        return (yield)
+
+
 @pytest.fixture
 def fastest() -> Callable[..., float]:
     """Runs something five times; returns the least processor time, in seconds, that its child processes took.

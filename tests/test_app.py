@@ -234,8 +234,12 @@ def test_version_and_completion_are_there() -> None:
         (["recipes", "list", "extra"], "Got unexpected extra argument(s) (extra); see memorysam recipes list --help"),
         (
             ["prepare", "synthetic", "x", "--layout", "kitti"],
-            "Invalid value for '--layout': 'kitti' is not one of 'deliver', 'mcubes'; see memorysam prepare synthetic "
-            "--help",
+            "--layout: 'kitti' is not one of 'deliver', 'mcubes'; see memorysam prepare synthetic --help",
+        ),
+        (["train", "--epochs", "x"], "--epochs: must be a whole number; see memorysam train --help"),
+        (
+            ["train", "--modalities", "rgb"],
+            "No such option: --modalities; in a recipe: --set data.modalities=…; see memorysam train --help",
         ),
         (["recipes", "list", "-v", "-q"], "--verbose and --quiet exclude each other; give one"),
     ],
@@ -248,6 +252,16 @@ def test_a_wrong_command_line_ends_with_2_and_one_line(
 
 
 LEAVES = [path for path in ALL if not hasattr(ALL[path], "commands")]
+
+
+def test_a_word_where_a_number_belongs_is_refused_in_our_words(capsys: pytest.CaptureFixture[str]) -> None:
+    options = [(path, each) for path in LEAVES for each in ALL[path].params if each.param_type_name == "option"]
+    numbers = [(path, each.opts[0]) for path, each in options if each.type_descriptor.annotation in (int, float)]
+    assert len(numbers) > 20
+    for path, option in numbers:
+        app.run([*path.split()[1:], option, "x"])
+        said = capsys.readouterr().err
+        assert f"{option}: must be a" in said or "Missing argument" in said or "Missing option" in said, (path, said)
 
 
 @pytest.mark.parametrize("path", LEAVES)
@@ -591,15 +605,16 @@ def test_what_other_libraries_warn_of_is_not_shown(is_debugged: bool) -> None:
 def test_the_number_of_a_closed_stream_is_no_file_s() -> None:
     """Libraries write to it, and what they say there is diverted while pictures are decoded."""
     program = (
-        "import os; from memorysam_cli import app\n"
+        "import os, sys; from memorysam_cli import app\n"
         "def look(_):\n"
         "    print(*(os.readlink(f'/proc/self/fd/{number}') for number in (0, 2)), open(os.devnull).fileno() > 2)\n"
+        "    print(sys.stdin.isatty(), repr(sys.stdin.readline()))\n"
         "    return 0\n"
         "app.run = look; app.main()"
     )
     line = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(program)} <&- 2>&-"
     done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "/dev/null /dev/null True\n")
+    assert (done.returncode, done.stdout) == (0, "/dev/null /dev/null True\nFalse ''\n")
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
@@ -722,7 +737,7 @@ def test_helps_and_recipe_keys_are_the_same_where_python_drops_docstrings() -> N
         ).stdout
         for flags in ((), ("-OO",))
     ]  # fmt: skip
-    assert "Train a model by a recipe." in said[0] and said[0] == said[1]
+    assert "Train a model from a recipe." in said[0] and said[0] == said[1]
 
 
 @pytest.mark.parametrize(("words", "code"), [(["recipes", "list"], 6), (["train"], 6), (["--version"], 0)])

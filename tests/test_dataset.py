@@ -49,8 +49,8 @@ def test_a_label_rule_with_two_meanings_is_refused(fields: dict[str, Any], messa
     ("fields", "message"),
     [
         ({"modalities": []}, "there must be at least one"),
-        ({"modalities": [DEPTH, DEPTH]}, "modalities: 'depth' stands there twice"),
-        ({"classes": ["a", "a"]}, "classes: 'a' stands there twice"),
+        ({"modalities": [DEPTH, DEPTH]}, "modalities: 'depth' is listed twice"),
+        ({"classes": ["a", "a"]}, "classes: 'a' is listed twice"),
         ({"palette": [[0, 0, 0], [256, 0, 0]]}, "less than or equal to 255"),
         ({"classes": [str(n) for n in range(256)], "palette": [[0, 0, 0]] * 256}, "256 classes; from 1 to 255"),
         ({"crop": {"of_height": 0}}, "greater than 0"),

@@ -23,7 +23,7 @@ EXAMPLES = [
 def bench(
     mode: Annotated[
         Literal["train", "predict", "data"],
-        typer.Option(help="A training step, a prediction, or reading scenes and both from files."),
+        typer.Option(help="Measure training steps, predictions, or both with scenes read from files."),
     ] = "train",
     backbone: Annotated[
         str, typer.Option(metavar="NAME", help="Such as nano or sam2.1-hiera-large; a wrong name lists all.")
@@ -35,7 +35,7 @@ def bench(
     batch: Annotated[int, typer.Option(min=1, max=4096, metavar="N", help="Scenes at once.")] = 4,
     classes: Annotated[int, typer.Option(min=2, max=255, metavar="K", help="Classes.")] = 25,
     precision: Annotated[
-        Literal["fp32", "tf32", "bf16", "fp16"], typer.Option(help="What is computed in; plain is always fp32.")
+        Literal["fp32", "tf32", "bf16", "fp16"], typer.Option(help="Precision; plain is always fp32.")
     ] = "fp32",
     saver: Annotated[
         Literal["auto", "on", "off"] | None,
@@ -44,9 +44,9 @@ def bench(
     compile: Annotated[bool, typer.Option("--compile", help="Compile the encoder's blocks (slow to start).")] = False,
     against: Annotated[
         Literal["plain"] | None,
-        typer.Option(help="Compare with the same network run as the reference runs it, in turns."),
+        typer.Option(help="Compare with the reference's way of running the same network."),
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Steps that count, after a warm-up.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Measured steps, after a warm-up.")] = 5,
     device: options.Device = "auto",
     json: options.Json = False,
     verbose: options.Verbose = False,

@@ -11,7 +11,8 @@ from memorysam_cli.commands.options import Json, OptionalOut, Quiet, Verbose, We
 SCHEMA_VERSION = 1
 
 License = Annotated[
-    str, typer.Option("--license", metavar="ID", help="As the Hub names it, such as apache-2.0 or cc-by-nc-4.0.")
+    str,
+    typer.Option("--license", metavar="ID", help="License as the Hub names it, such as apache-2.0 or cc-by-nc-4.0."),
 ]
 EXAMPLES = [
     ("card runs/latest/checkpoints/best.safetensors", "read it"),
@@ -28,11 +29,11 @@ def card(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the Hugging Face model card of weights.
+    """Write a Hugging Face model card for weights.
 
     Sensors, classes with their colors, scores, recipe, provenance and how to use them, with the front matter that the
-    Hub reads. Scores are those of `memorysam evaluate` where its results lie in the run, else the validation's. Folders
-    of this machine are left out. Without --out the card is printed.
+    Hub reads. Scores come from `memorysam evaluate` if its results are in the run, else from validation. Folders
+    of this machine are removed. Without --out the card is printed.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     if out is not None:

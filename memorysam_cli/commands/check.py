@@ -35,7 +35,7 @@ def check(
     dataset: Annotated[
         str | None,
         typer.Option(
-            "--dataset", metavar="NAME", help="Which one, where DATA holds several.", autocompletion=options.data_sets
+            "--dataset", metavar="NAME", help="Which data set, if DATA holds several.", autocompletion=options.data_sets
         ),
     ] = None,
     out: options.OptionalOut = None,
@@ -45,11 +45,12 @@ def check(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Look at every file of a data set, and show it.
+    """Check every file of a data set and draw sample sheets.
 
-    Sizes, types, torn files, label ids, pairs that do not fit, splits that overlap: all problems at once, the first ten
-    of each kind by name. Writes sheet.png (a scene of each condition with all its sensors), labels.png (how often each
-    class occurs) and report.json into ./check-<data set>/ or --out, and no manifest. Exit code 3: there are problems.
+    Checks sizes, types, damaged files, label ids, mismatched pairs and overlapping splits. Reports all problems, the
+    first ten of each kind by name. Writes sheet.png (a scene of each condition with all its sensors), labels.png (how
+    often each class occurs) and report.json into ./check-<data set>/ or --out, but no manifest. Exit code 3: there are
+    problems.
     """
     options.begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.commands import prepare_report

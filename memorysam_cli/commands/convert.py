@@ -16,7 +16,7 @@ EXAMPLES = [
     ("convert ./masks --to coco --out annotations.json", "what predict wrote; masks as run lengths"),
     ("convert ./masks --to cvat --out ./cvat", "zip its content and upload it as 'Segmentation mask 1.1'"),
     ("convert ./masks --to label-studio --out ./tasks --prefix 's3://bucket/'", "tasks with predictions"),
-    ("convert annotations.json --to masks --out ./data/labels", "the way in: labels for prepare folder"),
+    ("convert annotations.json --to masks --out ./data/labels", "labels for prepare folder"),
 ]
 Form = Literal["masks", "coco", "cvat", "label-studio", "fiftyone"]
 
@@ -32,7 +32,7 @@ def convert(
     ],
     to: Annotated[Form, typer.Option("--to", help="What to write; masks are PNGs of class numbers.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="A new folder; a new .json of coco.")],
-    form: Annotated[Form | None, typer.Option("--from", help="What SOURCE is, else told by its files.")] = None,
+    form: Annotated[Form | None, typer.Option("--from", help="Format of SOURCE, else recognized by its files.")] = None,
     classes: Annotated[
         Path | None,
         typer.Option(
@@ -42,30 +42,32 @@ def convert(
         ),
     ] = None,
     background: Annotated[
-        str | None, typer.Option(metavar="CLASS", help="The class of pixels without one, else 255: ignored.")
+        str | None, typer.Option(metavar="CLASS", help="The class of unannotated pixels, else 255: ignored.")
     ] = None,
     pictures: Annotated[
         Path | None,
         typer.Option(
             "--images",
             metavar="DIR",
-            help="The pictures: for their names, and for fiftyone.",
+            help="The pictures, for their names and for fiftyone.",
             callback=must_exist(DataError, "--images "),
         ),
     ] = None,
     prefix: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="Before a picture's name in label-studio, else its own disk: /data/…?d=."),
+        typer.Option(
+            metavar="TEXT", help="Goes before a picture's name in label-studio, else its local storage: /data/…?d=."
+        ),
     ] = None,
     json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write masks for another tool, or make masks of its labels.
+    """Convert masks for another tool, or its labels into masks.
 
     COCO (run lengths and polygons; panoptic is read, too), CVAT (Segmentation mask 1.1), Label Studio (brushes) and
-    FiftyOne. Pixels that no annotation covers are 255, which counts nowhere, and 255 gets no annotation; where
-    annotations overlap, the later one counts. docs/other-tools.md says what each tool needs.
+    FiftyOne. Pixels without annotation become 255, which is ignored, and 255 gets no annotation. Where annotations
+    overlap, the later one counts. docs/other-tools.md describes each tool.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     if out.exists() and not (out.is_dir() and to != "coco" and not any(out.iterdir())):

@@ -17,7 +17,7 @@ EXAMPLES = [
 
 def demo(
     out: options.OptionalOut = None,
-    seed: Annotated[int, typer.Option(min=0, metavar="S", help="Another seed: other scenes, another training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="S", help="Seed of the scenes and of training.")] = 0,
     scenes: Annotated[int, typer.Option(min=40, metavar="N", help="How many scenes to render.")] = 240,
     overrides: options.Set = None,
     device: options.Device = "auto",
@@ -25,10 +25,10 @@ def demo(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Render mini-DELIVER, train, evaluate, predict: the whole way.
+    """Render mini-DELIVER, then train, evaluate and predict.
 
-    Trains with all sensors and with RGB alone, some minutes on two CPU cores. Everything goes to --out, else to a new
-    temporary folder that is kept.
+    Trains with all sensors and with RGB alone, which takes some minutes on two CPU cores. Everything goes to --out, or
+    to a new temporary folder that is kept.
     """
     import tempfile
 

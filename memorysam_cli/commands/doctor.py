@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from memorysam_cli.commands import options
 from memorysam_cli.errors import EnvironmentFault
+from memorysam_cli.text import counted
 
 SCHEMA_VERSION = 1
 EXAMPLES = [
@@ -15,8 +16,8 @@ EXAMPLES = [
 def doctor(json: options.Json = False, verbose: options.Verbose = False, quiet: options.Quiet = False) -> None:
     """Examine this machine: packages, GPU, disks, limits, the Hub.
 
-    Each line is ok, warning or problem, with what to do. It sends nothing but one request for the Hub's front page,
-    and not even that in offline mode (HF_HUB_OFFLINE=1). Exit code 6: there is a problem, and commands will fail.
+    Each line is ok, warning or problem, with a fix. Its only network access is one request for the Hub's front page
+    (none with HF_HUB_OFFLINE=1). Exit code 6: there is a problem, and commands will fail.
     """
     options.begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.engine.diagnosis import examine
@@ -31,7 +32,7 @@ def doctor(json: options.Json = False, verbose: options.Verbose = False, quiet: 
     for each in found:
         if each.remedy:
             console.say(f"{each.state}: {each.name}: {each.remedy}")
-    console.say(f"{counts['ok']} ok, {counts['warning']} warning(s), {counts['problem']} problem(s)")
+    console.say(f"{counts['ok']} ok, {counted(counts['warning'], 'warning')}, {counted(counts['problem'], 'problem')}")
     if counts["problem"]:
         names = ", ".join(each.name for each in found if each.state == "problem")
-        raise EnvironmentFault(f"doctor: {counts['problem']} problem(s): {names}; the remedies stand above")
+        raise EnvironmentFault(f"doctor: {counted(counts['problem'], 'problem')}: {names}; see the fixes above")

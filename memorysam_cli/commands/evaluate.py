@@ -31,22 +31,23 @@ def evaluate(
     tile_overlap: options.TileOverlap = 0.25,
     protocol: Annotated[
         Literal["resized", "native"],
-        typer.Option(help="Which figures to head the report: the papers' (resized), or those at the labels' own size."),
+        typer.Option(help="Protocol of the main score: the papers' (resized), or at the labels' own size."),
     ] = "resized",
     robustness: Annotated[
         Literal["any", "emm", "rmm", "nm"] | None,
-        typer.Option(help="Instead: a published benchmark of missing (any, emm, rmm) or noisy (nm) sensors."),
+        typer.Option(help="Run a benchmark of missing (any, emm, rmm) or noisy (nm) sensors instead."),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, metavar="S", help="Of the random failures of --robustness rmm and nm (else 0).")
+        int | None,
+        typer.Option(min=0, metavar="S", help="Seed of the random failures of --robustness rmm and nm (else 0)."),
     ] = None,
     repeats: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="How often --robustness rmm and nm draw what is random (else once)."),
+        typer.Option(min=1, metavar="N", help="How often --robustness rmm and nm repeat the random draws (else once)."),
     ] = None,
     noise_extremes: Annotated[
         Literal["batch", "scene"] | None,
-        typer.Option(help="Salt and pepper of --robustness nm: the extremes of a batch (as published) or of a scene."),
+        typer.Option(help="Salt and pepper of --robustness nm: extremes of the batch (as published) or of each scene."),
     ] = None,
     min_miou: Annotated[
         float | None,
@@ -66,10 +67,10 @@ def evaluate(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Score weights, or measure what missing sensors cost.
+    """Score weights, or measure robustness to missing sensors.
 
-    IoU, F1 and accuracy per class, condition, failure case and scene, in both protocols. The data set is the one that
-    the weights were trained for. Results go to <run>/evaluate/<split>/.
+    Prints IoU, F1 and accuracy per class, condition, sensor failure and scene, in both protocols. Uses the data set
+    that the weights were trained on. Results go to <run>/evaluate/<split>/.
     """
     from memorysam_cli.engine import run_folder
 
@@ -120,7 +121,7 @@ def _refuse_idle(
         raise UsageError("--missing drop: 'emm' feeds zeros for a missing sensor; use --robustness any")
     if missing is not None and robustness in ("rmm", "nm"):
         raise UsageError(
-            f"--missing {missing}: '{robustness}' says itself what becomes of a sensor; use --robustness any"
+            f"--missing {missing}: '{robustness}' decides itself how a missing sensor is fed;  use --robustness any"
         )
     readers = {
         "--seed": (seed, ("rmm", "nm")),

@@ -39,26 +39,28 @@ def export(
     modalities: Modalities = None,
     size: Annotated[
         str | None,
-        typer.Option("--size", metavar="PX|HxW", help="Of the images, multiples of 32 (else the training's)."),
+        typer.Option(
+            "--size", metavar="PX|HxW", help="Size of the images, in multiples of 32 (else that of training)."
+        ),
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, metavar="N", help="Scenes at once.")] = 1,
     dynamic: Annotated[
         str | None,
-        typer.Option("--dynamic", metavar="batch,size", help="What stays open in an ONNX file: any batch, any size."),
+        typer.Option("--dynamic", metavar="batch,size", help="What an ONNX file leaves open: any batch, any size."),
     ] = None,
-    half: Annotated[bool, typer.Option("--half", help="ONNX whose products are in float16: half the file.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="ONNX with float16 products: half the file size.")] = False,
     out: OptionalOut = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it exists.")] = False,
     json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a trained network as one file for other programs.
+    """Export a trained model as one file for other programs.
 
-    Base, LoRA and decoder in one, for a fixed number of sensors, size and batch (--dynamic batch,size leaves open
-    what it names; sizes stay multiples of 32). In: normalized float32 frames (batch, sensors, 3, height, width). Out:
-    logits at a quarter of the size, the class of each pixel, and how sure that is. The file is read back and compared
-    with PyTorch on random input (exit code 10, and no file, if they differ); a .json beside it has classes, colors and
+    The file holds base, LoRA and decoder for a fixed number of sensors, size and batch (--dynamic batch,size leaves
+    these open; sizes are multiples of 32). Input: normalized float32 frames (batch, sensors, 3, height, width).
+    Output: logits at a quarter of the size, and each pixel's class and confidence. The file is loaded and compared
+    with PyTorch on random input (exit code 10, and no file, if they differ). A .json beside it has classes, colors and
     normalization. docs/export.md has ten lines that use it.
     """
     begin(json=json, verbose=verbose, quiet=quiet)

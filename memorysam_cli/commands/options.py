@@ -25,7 +25,7 @@ def must_exist(fault: type[MemorySamError], where: str = "", *, but: str = "") -
     Args:
         fault: decides the exit code.
         where: the option, before the path.
-        but: a word that is no path.
+        but: a word that is not a path.
 
     Returns:
         To be the ``callback`` of a parameter that is read; one that is written has none.
@@ -208,7 +208,7 @@ Device = Annotated[
     typer.Option(
         "--device",
         metavar="NAME",
-        help="auto, cpu, cuda, cuda:1 or mps; one that is absent is an error.",
+        help="auto, cpu, cuda, cuda:1 or mps; a missing device is an error.",
         autocompletion=devices,
         callback=may_be_a_device,
     ),
@@ -224,11 +224,13 @@ Modalities = Annotated[
 
 Missing = Annotated[
     Literal["drop", "zero"],
-    typer.Option(help="Modalities that are left out: not fed at all, or fed as zeros after normalization."),
+    typer.Option(help="How to feed missing modalities: not at all, or as zeros after normalization."),
 ]
 OptionalMissing = Annotated[
     Literal["drop", "zero"] | None,
-    typer.Option(help="Modalities that are left out: not fed (else), or zeros; --robustness any does both (else)."),
+    typer.Option(
+        help="How to feed missing modalities: not at all (default), or as zeros; --robustness any does both by default."
+    ),
 ]
 Tta = Annotated[
     bool, typer.Option("--tta", help="Average over scales 0.5 to 1.75 and mirrored images: slower, steadier.")
@@ -236,38 +238,42 @@ Tta = Annotated[
 TtaScales = Annotated[
     str | None, typer.Option("--tta-scales", metavar="A,B", help="As --tta, with these scales, such as 0.75,1,1.25.")
 ]
-Tile = Annotated[
-    bool, typer.Option("--tile", help="See large images at their own resolution, through overlapping windows.")
-]
+Tile = Annotated[bool, typer.Option("--tile", help="Process large images at full resolution, in overlapping windows.")]
 TileOverlap = Annotated[
-    float, typer.Option(min=0, max=0.9, metavar="SHARE", help="Of neighboring windows' side, at least, with --tile.")
+    float,
+    typer.Option(
+        min=0,
+        max=0.9,
+        metavar="SHARE",
+        help="Least overlap of neighboring windows with --tile, as a share of their side.",
+    ),
 ]
 
-Batch = Annotated[
-    int, typer.Option("--batch", min=1, metavar="N", help="Scenes of one size that are computed at once.")
-]
-Workers = Annotated[int, typer.Option("--workers", min=0, metavar="N", help="Processes that read ahead.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, metavar="N", help="Scenes per batch.")]
+Workers = Annotated[int, typer.Option("--workers", min=0, metavar="N", help="Data worker processes.")]
 Precision = Annotated[
     Literal["fp32", "tf32", "bf16", "fp16"],
-    typer.Option(help="What is computed in: exact, or faster on GPUs (tf32, bf16, fp16; bf16 also on new CPUs)."),
+    typer.Option(help="Precision: exact, or faster on GPUs (tf32, bf16, fp16; bf16 also on new CPUs)."),
 ]
 Compile = Annotated[
-    bool, typer.Option("--compile", help="Compile the network first: minutes once, then faster; pays for long runs.")
+    bool, typer.Option("--compile", help="Compile the network first: takes minutes, then runs faster; for long runs.")
 ]
 OnError = Annotated[
-    Literal["stop", "skip"], typer.Option(help="At a scene that cannot be read: stop, or list it and continue.")
+    Literal["stop", "skip"], typer.Option(help="For an unreadable scene: stop, or list it and continue.")
 ]
 Strict = Annotated[
     bool,
-    typer.Option("--strict", help="Refuse sensors of another type or range than in training: exit 3, no warning."),
+    typer.Option(
+        "--strict", help="Refuse sensors whose type or range differs from training (exit 3) instead of warning."
+    ),
 ]
 Shard = Annotated[
     str | None,
-    typer.Option(metavar="I/N", help="Only part I of N, counted from 0; the last one that is done merges all."),
+    typer.Option(metavar="I/N", help="Only part I of N, counted from 0; the last one to finish merges all."),
 ]
 Engine = Annotated[
     Literal["local", "ray"],
-    typer.Option(help="This process (or torchrun's), or a Ray cluster, which needs memorysam[ray]."),
+    typer.Option(help="This process (or those of torchrun), or a Ray cluster (needs memorysam[ray])."),
 ]
 
 
@@ -309,7 +315,7 @@ def scales(text: str | None, *, tta: bool) -> tuple[float, ...]:
     """The scales of ``--tta`` and ``--tta-scales``; none without either.
 
     Raises:
-        UsageError: a scale that is no number from 0.1 to 4, or is given twice.
+        UsageError: a scale that is not a number from 0.1 to 4, or is given twice.
     """
     if text is None and tta:
         from memorysam_cli.engine.infer.views import SCALES

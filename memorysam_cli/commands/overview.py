@@ -20,16 +20,17 @@ LOOKED_AT, SHOWN = 500, 5
 """Entries of a folder that are looked at, and those that are shown: the newest."""
 MOST_BYTES = 2_000_000
 """Of a document; what is larger is none of ours."""
-RUNS, MASKS = Path("runs"), Path("masks")
+RUNS, MASKS, OURS = Path("runs"), Path("masks"), "memorysam"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A data set that is prepared below the data root."""
+    """A data set that is prepared below a data root."""
 
     name: str
     scenes: int | None
     """None where ``dataset.json`` cannot be read."""
+    root: str
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,10 @@ def show(*, is_json: bool) -> None:
     """Print the steps, each with what is there; under ``--json`` the same as one object."""
     from memorysam_cli.report import console
 
-    root = data_root()
-    prepared, trained = list(data_sets(root)), list(runs())
-    lines = steps(root)
-    following = next_step(root, prepared, trained)
+    prepared, trained = [each for place in data_roots() for each in data_sets(place)], list(runs())
+    root = Path(prepared[0].root) if prepared else data_root()
+    lines = steps(root, prepared)
+    following = next_step(root, lines, prepared, trained)
     if is_json:
         found = {"prepared": [asdict(each) for each in prepared], "trained": [asdict(each) for each in trained]}
         console.answer({"schema_version": 1, "root": str(root), **found, "steps": lines, "next": following})
@@ -63,10 +64,10 @@ def show(*, is_json: bool) -> None:
     console.say(f"all commands  {command('--help')}")
 
 
-def steps(root: Path) -> dict[str, str]:
+def steps(root: Path, prepared: list[Prepared]) -> dict[str, str]:
     """The command of each step."""
     return {
-        "prepare": command("prepare", "folder", root),
+        "prepare": preparing(root, prepared),
         "check": command("check", root),
         "train": command("train", "--data", root),
         "evaluate": command("evaluate"),
@@ -74,47 +75,88 @@ def steps(root: Path) -> dict[str, str]:
     }
 
 
-def next_step(root: Path, prepared: list[Prepared], trained: list[Trained]) -> str:
+def preparing(root: Path, prepared: list[Prepared]) -> str:
+    """What prepares what is prepared already, a published data set, its archive, or else sensors of one's own."""
+    from memorysam_cli.data import DATASETS, layout_of, published_below
+    from memorysam_cli.data import manifest as manifests
+    from memorysam_cli.data.layout import is_rendered
+    from memorysam_cli.storage.archive import archives_in
+
+    if prepared:
+        return manifests.prepare_line(root, prepared[0].name)
+    try:
+        for place, layout in published_below(root):
+            if not layout.is_plain and not is_rendered(place):
+                return command("prepare", layout.name, root)
+        for layout in map(layout_of, DATASETS):
+            for archive in archives_in(root, named=(layout.name, layout.folder)):
+                return command("prepare", layout.name, archive)
+    except (MemorySamError, OSError):
+        pass  # a folder that cannot be looked into: the step itself says so
+    return manifests.own_line(root)
+
+
+def next_step(root: Path, lines: dict[str, str], prepared: list[Prepared], trained: list[Trained]) -> str:
     """The command of the first step that is still to be done."""
-    lines = steps(root)
-    if not prepared:
-        return lines["prepare"] if root.is_dir() else command("prepare", "synthetic", root)
     finished = [each for each in trained if each.miou is not None]
+    if not prepared and not finished:
+        return lines["prepare"] if root.is_dir() else command("prepare", "synthetic", root)
     if not finished:
         return lines["train"]
     if not any((Path(each.run) / "evaluate").is_dir() for each in finished):
         return lines["evaluate"]
-    return command("report") if (MASKS / "_SUCCESS.json").is_file() else lines["predict"]
+    if (MASKS / "_SUCCESS.json").is_file():
+        return command("report")
+    return lines["predict"] if prepared else command("predict", "--out", MASKS)  # of the data that the run knows
+
+
+def data_roots() -> list[Path]:
+    """Where data may be prepared: the data root, then the present folder and those in it, the newest first."""
+    root, here = data_root(), Path()
+    near = sorted([here, *_folders(here, holding=f"{OURS}/")], key=lambda place: _age(place / OURS))
+    return [root, *(place for place in near if place.absolute() != root.absolute())]
 
 
 def data_sets(root: Path) -> Iterator[Prepared]:
     """Those below a data root, by name."""
-    for place in sorted(_folders(root / "memorysam", holding="dataset.json")):
+    for place in sorted(_folders(root / OURS, holding="dataset.json")):
         counts = _read(place / "dataset.json").get("counts")
         numbers = list(counts.values()) if isinstance(counts, dict) else []
         known = numbers and all(isinstance(each, int) and each >= 0 for each in numbers)
-        yield Prepared(place.name, sum(numbers) if known else None)
+        yield Prepared(place.name, sum(numbers) if known else None, str(root))
 
 
 def runs() -> Iterator[Trained]:
     """Those below ``runs/``, the newest first."""
-    for place in sorted(_folders(RUNS, holding="recipe.yaml"), key=_age):
+    for place in sorted(_folders(RUNS, holding="recipe.yaml"), key=lambda place: _age(place / "recipe.yaml")):
         miou = _read(place / "result.json").get("miou")
         yield Trained(str(place), float(miou) if isinstance(miou, int | float) else None)
 
 
 def _folders(parent: Path, *, holding: str) -> list[Path]:
-    """The folders below another one that hold a file; links such as ``runs/latest`` are no folders of their own."""
+    """The folders below another one that hold a file, or another folder where that ends in ``/``.
+
+    Links such as ``runs/latest`` are no folders of their own.
+    """
     try:
-        entries = itertools.islice(parent.iterdir(), LOOKED_AT)
-        return [place for place in entries if not place.is_symlink() and (place / holding).is_file()]
+        entries = list(itertools.islice(parent.iterdir(), LOOKED_AT))
     except (OSError, ValueError):
         return []
+    return [place for place in entries if _holds(place, holding)]
 
 
-def _age(place: Path) -> float:
+def _holds(place: Path, name: str) -> bool:
+    found = place / name
     try:
-        return -(place / "recipe.yaml").stat().st_mtime
+        return not place.is_symlink() and (found.is_dir() if name.endswith("/") else found.is_file())
+    except OSError:  # such as a folder of somebody else
+        return False
+
+
+def _age(path: Path) -> float:
+    """Less for what was changed later."""
+    try:
+        return -path.stat().st_mtime
     except OSError:
         return 0.0
 
@@ -135,7 +177,8 @@ def _few(lines: list[str]) -> list[str]:
 
 
 def _scenes(each: Prepared) -> str:
-    return f"{each.name}: {'unreadable' if each.scenes is None else counted(each.scenes, 'scene')}"
+    where = "" if Path(each.root) == data_root() else f", in {each.root}"
+    return f"{each.name}: {'unreadable' if each.scenes is None else counted(each.scenes, 'scene')}{where}"
 
 
 def _score(each: Trained) -> str:

@@ -21,19 +21,27 @@ def plan(
     gpu_memory: Annotated[
         str | None,
         typer.Option(
-            "--gpu-memory", metavar="AMOUNT", help="Plan for a GPU of this memory, such as 24GB; it need not be here."
+            "--gpu-memory",
+            metavar="AMOUNT",
+            help="Plan for a GPU with this memory, such as 24GB; this machine need not have it.",
         ),
     ] = None,
     overrides: options.Set = None,
     classes: Annotated[
-        int | None, typer.Option("--classes", min=1, max=255, metavar="N", help="Where no data set tells.")
+        int | None, typer.Option("--classes", min=1, max=255, metavar="N", help="If no data set is prepared.")
     ] = None,
     modalities: Annotated[
-        int | None, typer.Option("--modalities", min=1, max=32, metavar="N", help="How many, where nothing names them.")
+        int | None,
+        typer.Option(
+            "--modalities", min=1, max=32, metavar="N", help="How many, if neither recipe nor data set names them."
+        ),
     ] = None,
-    tries: Annotated[bool, typer.Option("--try", help="Run the pick on the device: updates and a validation.")] = False,
+    tries: Annotated[
+        bool, typer.Option("--try", help="Run the proposal on the device: some updates and a validation.")
+    ] = False,
     timeout: Annotated[
-        float, typer.Option("--timeout", min=0.1, metavar="MINUTES", help="A trial that takes longer does not fit.")
+        float,
+        typer.Option("--timeout", min=0.1, metavar="MINUTES", help="A trial that takes longer counts as not fitting."),
     ] = 60,
     device: options.Device = "auto",
     json: options.Json = False,
@@ -43,8 +51,8 @@ def plan(
     """Find the largest settings that fit, and print the command.
 
     Counts the memory of an update (forward, backward, optimizer), of validation and of prediction on tensors without
-    values: in seconds, without a GPU, data or weights. The largest batch that fits is proposed, with as many scenes per
-    update as the recipe has. A tenth of the memory stays free. The time is an estimate. Exit code 6: nothing fits.
+    values, in seconds, without a GPU, data or weights. Proposes the largest batch that fits and keeps the recipe's
+    scenes per update. A tenth of the memory stays free. The time is an estimate. Exit code 6: nothing fits.
     """
     from memorysam_cli import recipe as recipes
     from memorysam_cli.engine import surroundings

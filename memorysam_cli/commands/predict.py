@@ -19,7 +19,7 @@ SCENES = (
     "prepared below --data."
 )
 EXAMPLES = [
-    ("predict ./photos --out ./masks --map img=rgb --color --overlay", "folders img/ and depth/ of one's own"),
+    ("predict ./photos --out ./masks --map img=rgb --color --overlay", "your own folders img/ and depth/"),
     (
         "predict ./data --out ./masks --split test --probabilities uint8 --threshold Sky=0.7",
         "a prepared data set, for other programs; unsure pixels are 255",
@@ -46,7 +46,7 @@ def predict(
     tile_overlap: options.TileOverlap = 0.25,
     renames: Annotated[
         list[str] | None,
-        typer.Option("--map", metavar="MODALITY=NAME", help="What your files call a modality (repeatable)."),
+        typer.Option("--map", metavar="MODALITY=NAME", help="Your files' name for a modality (repeatable)."),
     ] = None,
     modality: Annotated[
         list[str] | None,
@@ -68,48 +68,58 @@ def predict(
     ] = None,
     vector: Annotated[
         Literal["geojson", "gpkg"] | None,
-        typer.Option(help="Of a raster, also its classes' areas as polygons, beside --out."),
+        typer.Option(help="For a raster, also write the classes' areas as polygons beside --out."),
     ] = None,
-    color: Annotated[bool, typer.Option("--color", help="Also paint each mask in its classes' colors.")] = False,
-    overlay: Annotated[bool, typer.Option("--overlay", help="Also blend colors over the image, with legend.")] = False,
-    legend: Annotated[bool, typer.Option("--legend", help="Also legend.png: every class and its color.")] = False,
+    color: Annotated[bool, typer.Option("--color", help="Also write each mask in its classes' colors.")] = False,
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="Also write colors blended over the image, with a legend.")
+    ] = False,
+    legend: Annotated[bool, typer.Option("--legend", help="Also write legend.png: every class and its color.")] = False,
     confidence: Annotated[bool, typer.Option("--confidence", help="Also write each pixel's probability.")] = False,
     probabilities: Annotated[
         Literal["float16", "uint8"] | None,
-        typer.Option(help="Also every class's probability per pixel: NPZ, of a raster TIFF; uint8 is times 255."),
+        typer.Option(
+            help="Also write every class's probability per pixel: NPZ, or TIFF for a raster; uint8 is times 255."
+        ),
     ] = None,
     thresholds: Annotated[
         list[str] | None,
-        typer.Option("--threshold", metavar="CLASS=P", help="The probability that a class needs to win (repeatable)."),
+        typer.Option("--threshold", metavar="CLASS=P", help="Least probability for a class to win (repeatable)."),
     ] = None,
     unsure: Annotated[
         str | None,
-        typer.Option(metavar="VALUE", help="What pixels below --threshold get: 255 (the default), or a class."),
+        typer.Option(metavar="VALUE", help="Value of pixels below --threshold: 255 (the default), or a class."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first so many scenes.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Segment only the first N scenes.")] = None,
     on_error: options.OnError = "stop",
     strict: options.Strict = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue or begin; never replace another prediction, even a finished one.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Begin anew, also in a folder that holds other files.")
+        bool, typer.Option("--overwrite", help="Start over, even in a folder that holds other files.")
     ] = False,
     follow: Annotated[
         bool, typer.Option("--follow", help="Segment scenes as they arrive in SCENES, until Ctrl-C or --limit.")
     ] = False,
     poll: Annotated[
         float | None,
-        typer.Option(min=0.01, metavar="SECONDS", help="Between two looks of --follow.", show_default="1"),
+        typer.Option(
+            min=0.01, metavar="SECONDS", help="Interval at which --follow looks for scenes.", show_default="1"
+        ),
     ] = None,
     settle: Annotated[
         float | None,
-        typer.Option(min=0, metavar="SECONDS", help="So long a new file must not change (--follow).", show_default="2"),
+        typer.Option(
+            min=0, metavar="SECONDS", help="How long a new file must be unchanged (--follow).", show_default="2"
+        ),
     ] = None,
     late: Annotated[
         float | None,
         typer.Option(
-            min=0, metavar="SECONDS", help="Wait so long for a scene's other sensors (--follow); else for ever."
+            min=0,
+            metavar="SECONDS",
+            help="How long to wait for a scene's other sensors (--follow); by default forever.",
         ),
     ] = None,
     shard: options.Shard = None,
@@ -123,7 +133,7 @@ def predict(
             "--batch",
             min=1,
             metavar="N",
-            help="Scenes of one size that are computed at once.",
+            help="Scenes per batch.",
             show_default="4; 1 with --follow",
         ),
     ] = None,
@@ -132,11 +142,11 @@ def predict(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Segment scenes: a class-id PNG of each scene's own size.
+    """Segment scenes: writes a PNG of class ids at each scene's size.
 
-    In the scenes' own tree; no labels needed. A scene may lack modalities that the weights know. Writes masks/,
-    classes.json, predictions.jsonl and, last, _SUCCESS.json into the output folder. After a kill or a full disk the
-    same command continues where it was.
+    Masks keep the scenes' folder tree. Labels are not needed, and a scene may lack some of the modalities. Writes
+    masks/, classes.json, predictions.jsonl and, last, _SUCCESS.json into the output folder. After a kill or a full
+    disk the same command continues.
     """
     from memorysam_cli.engine import run_folder, surroundings
 
@@ -162,7 +172,7 @@ def predict(
         refuse_unfit([option for option, value in unfit.items() if value], scenes=scenes, rasters=rasters)
     elif bands or vector:
         option = f"--bands {bands[0]}" if bands else f"--vector {vector}"
-        raise UsageError(f"{option}: is for rasters; SCENES are no TIFF, and no --modality NAME=FILE is given")
+        raise UsageError(f"{option}: is for rasters; SCENES is not a TIFF, and no --modality NAME=FILE is given")
     _refuse_unfollowed(
         follow=follow, scenes=scenes, batch=batch, only={"--poll": poll, "--settle": settle, "--late": late}
     )
@@ -236,7 +246,7 @@ def refuse_unfit(unfit: list[str], *, scenes: Path | None, rasters: list[str] | 
     if scenes is not None and rasters:
         raise UsageError(f"--modality {rasters[0]}: SCENES ({scenes}) are given already; leave one of the two out")
     if unfit:
-        raise UsageError(f"{unfit[0]}: is for folders of scenes; of a raster, the classes alone are written")
+        raise UsageError(f"{unfit[0]}: is for folders of scenes; for a raster, only the classes are written")
     from memorysam_cli.engine import surroundings
 
     if surroundings.world() != 1:
@@ -272,7 +282,7 @@ def predict_raster(
     for name, path in paths.items():
         if not path.is_file():
             raise DataError(
-                f"--modality {name}={path}: {'is no file' if path.exists() else 'does not exist'}; check it"
+                f"--modality {name}={path}: {'is not a file' if path.exists() else 'does not exist'}; check it"
             )
     job = raster.plan(
         weights, scene=scene, sources=paths, names=names, view=view, precision=precision, is_compiled=compiled,

@@ -16,7 +16,7 @@ import typer
 from memorysam_cli.commands import prepare_options as words
 from memorysam_cli.commands.options import Json, Quiet, Verbose, begin, must_exist
 from memorysam_cli.commands.prepare_options import DropIncomplete, ExistingRoot, HeadersOnly, MaxPixels, Root
-from memorysam_cli.commands.prepare_report import agree, check_and_write, measuring, show_proposal
+from memorysam_cli.commands.prepare_report import agree, check_and_write, measuring, show_proposal, surveyed
 from memorysam_cli.data import DATASETS
 from memorysam_cli.errors import DataError, UsageError
 
@@ -36,19 +36,19 @@ AllowCase = Annotated[
 Measure = Annotated[bool, typer.Option("--measure", help="Store each modality's mean, deviation and range over train.")]
 Named = list[str] | None
 app = typer.Typer(
-    help="Render or check a data set and write its manifest. All other commands read that, and look for no files.",
+    help="Render or check a data set and write its manifest. All other commands read the manifest.",
     no_args_is_help=True,
 )
 EXAMPLES = {
     "": [
         ("prepare synthetic ./data", "render scenes"),
         ("prepare deliver ./data", "a published data set, unpacked or an archive"),
-        ("prepare folder ./data", "sensors of your own: shows what it makes of the folder, and asks"),
+        ("prepare folder ./data", "your own sensors: shows a proposal and asks"),
     ],
     "synthetic": [
         ("prepare synthetic ./data", "240 scenes in DELIVER's layout"),
         ("prepare synthetic ./data --scenes 60 --size 128", "fewer and smaller ones"),
-        ("prepare synthetic ./data --layout mcubes --seed 7", "other worlds, in MCubeS's layout"),
+        ("prepare synthetic ./data --layout mcubes --seed 7", "other scenes, in MCubeS's layout"),
     ],
     "folder": [
         (
@@ -63,7 +63,7 @@ EXAMPLES = {
         (
             "prepare folder ./data --modality 'nir=nir/*.tif' --labels 'masks/*.png' --classes classes.txt "
             "--name field --drop-incomplete",
-            "leave out what is incomplete",
+            "leave out incomplete scenes",
         ),
         (
             "prepare folder ./data --modality 'rgb=rgb/*.png' --modality 'ir=ir/*.tif' --pair nearest --tolerance 20ms",
@@ -92,15 +92,15 @@ def synthetic(
     root: Root,
     scenes: Annotated[int, typer.Option("--scenes", min=1, metavar="N", help="How many scenes in all.")] = 240,
     size: Annotated[int, typer.Option("--size", min=32, metavar="PX", help="Height of the pictures.")] = 160,
-    seed: Annotated[int, typer.Option("--seed", min=0, metavar="S", help="Another seed, other worlds.")] = 0,
-    layout: Annotated[Literal["deliver", "mcubes"], typer.Option(help="Whose folders and files to write.")] = "deliver",
+    seed: Annotated[int, typer.Option("--seed", min=0, metavar="S", help="Seed of the scenes.")] = 0,
+    layout: Annotated[Literal["deliver", "mcubes"], typer.Option(help="Folder and file layout to write.")] = "deliver",
     json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """Render street scenes in DELIVER's (or MCubeS') own layout.
 
-    They are prepared as the data set 'synthetic'.
+    They become the data set 'synthetic'.
     """
     from memorysam_cli.data import preparation
     from memorysam_cli.report import console
@@ -111,7 +111,7 @@ def synthetic(
             root, layout=layout, scenes=scenes, size=size, seed=seed, advance=bar.advance
         )
     if not is_new:
-        console.note(f"{preparation.synthetic_folder(root, layout=layout)}: these scenes are there already; kept")
+        console.note(f"{preparation.synthetic_folder(root, layout=layout)}: these scenes exist already; kept")
     check_and_write(preparation.survey_synthetic(root, layout=layout), json=json)
 
 
@@ -181,11 +181,11 @@ def folder(
             "--modality",
             "-m",
             metavar="NAME=PATTERN",
-            help="A sensor and its files below ROOT, such as 'depth=depth/*.png' (repeatable); none: all is proposed.",
+            help="A sensor and its files below ROOT, such as 'depth=depth/*.png' (repeatable); else proposed.",
         ),
     ] = None,
     labels: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="The label files; without, the scenes can only be predicted.")
+        str | None, typer.Option(metavar="PATTERN", help="The label files; without them, scenes can only be predicted.")
     ] = None,
     classes: Annotated[
         Path | None,
@@ -196,12 +196,12 @@ def folder(
     ] = None,
     palette: Annotated[
         Literal["given", "safe"],
-        typer.Option(help="Colors of --classes as given, or such that the color-blind tell them apart."),
+        typer.Option(help="Colors of --classes as given, or color-blind safe ones."),
     ] = "given",
     split: Annotated[
         Named, typer.Option("--split", metavar="SHARES|NAME=FILE", help="0.8/0.1/0.1, or a list of scenes per split.")
     ] = None,
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="Of the data set; else ROOT's own.")] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the data set; else that of ROOT.")] = None,
     kind: Annotated[
         Named,
         typer.Option(
@@ -213,7 +213,7 @@ def folder(
         typer.Option(
             "--channels",
             metavar="NAME=A,B,C",
-            help="The three stored channels to take, from 0; of more, as 0-5, each three are a frame (repeatable).",
+            help="The three stored channels to use, counted from 0; more, as 0-5, become several frames (repeatable).",
         ),
     ] = None,
     bands: Annotated[
@@ -221,7 +221,7 @@ def folder(
         typer.Option(
             "--bands",
             metavar="NAME=A,B,C",
-            help="The three bands of a TIFF to take, or more, from 1 or by names, as s2=B4,B3,B2 (repeatable).",
+            help="The three bands of a TIFF to use, or more, counted from 1 or by names, as s2=B4,B3,B2 (repeatable).",
         ),
     ] = None,
     scale: Annotated[
@@ -235,7 +235,7 @@ def folder(
         typer.Option(
             "--nodata",
             metavar="NAME=VALUE",
-            help="Stored values that are no measurement, as depth=65535 (repeatable); NaN and TIFF tags always are.",
+            help="Stored values that are not measurements, as depth=65535 (repeatable); NaN and TIFF nodata never are.",
         ),
     ] = None,
     resize: Annotated[
@@ -250,24 +250,20 @@ def folder(
     tolerance: words.Tolerance = None,
     times: words.Times = None,
     ignore: Annotated[
-        list[int] | None, typer.Option(metavar="VALUE", help="Label value that counts nowhere, else 255 (repeatable).")
+        list[int] | None, typer.Option(metavar="VALUE", help="Label value to ignore, else 255 (repeatable).")
     ] = None,
     label_shift: Annotated[
         int, typer.Option(min=-65535, max=65535, metavar="N", help="Added to label values, as -1 for 1..K.")
     ] = 0,
-    seed: Annotated[int, typer.Option(min=0, metavar="S", help="Another seed, another division into splits.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="S", help="Seed of the division into splits.")] = 0,
     measure: Annotated[
         bool,
-        typer.Option(
-            "--measure", help="Normalize photos (rgb, gray) by their own mean and deviation, too, over train."
-        ),
+        typer.Option("--measure", help="Normalize photos (rgb, gray) too, by the mean and deviation of train."),
     ] = False,
     stored: Annotated[
-        bool, typer.Option("--stored", help="Measure no sensor: keep the stored ranges, 8 and 16 bits as 0..1.")
+        bool, typer.Option("--stored", help="Measure no sensor: keep stored ranges, with 8 and 16 bits as 0..1.")
     ] = False,
-    yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Write what is proposed without --modality, unasked.")
-    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Accept the proposal made without --modality.")] = False,
     drop_incomplete: DropIncomplete = False,
     headers_only: HeadersOnly = False,
     max_pixels: MaxPixels = None,
@@ -275,11 +271,12 @@ def folder(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Prepare files of your own sensors, any number of them.
+    """Prepare the files of any number of your own sensors.
 
     Without --modality it looks at ROOT, proposes sensors, labels and splits with a picture sheet, and asks; --yes
-    accepts. PNG, JPEG, TIFF, BMP, WebP, NPY or NPZ. Files of one scene pair by what the wildcards stand for; {split} in
-    a pattern is the scene's split. An angle has two patterns, sine and cosine: 'aolp=sin/*.npy+cos/*.npy'.
+    accepts. Reads PNG, JPEG, TIFF, BMP, WebP, NPY and NPZ. Files of one scene have the same text where the wildcards
+    are; {split} in a pattern is the scene's split. An angle has two patterns, sine and cosine:
+    'aolp=sin/*.npy+cos/*.npy'.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.data.own.classes import read_classes
@@ -301,9 +298,11 @@ def folder(
     patterns = words.patterns(modality or [])
     span = words.nanoseconds(tolerance, pair=pair, times=times or [])
     if measure and stored:
-        raise UsageError("--measure and --stored exclude each other; give one, or neither to measure what is no photo")
+        raise UsageError(
+            "--measure and --stored exclude each other; give one, or neither to measure all sensors except photos"
+        )
     if labels is None and class_file is not None:
-        raise UsageError("--classes: without --labels there is nothing to name; give both, or neither to predict only")
+        raise UsageError("--classes: is for --labels; give both, or neither to predict only")
     chosen = words.channels(words.pairs("--channels", channels, known=patterns))
     request = FolderRequest(
         name=own_name,
@@ -325,11 +324,13 @@ def folder(
         nodata=words.nodata(nodata, known=patterns),
         measured="all" if measure else "none" if stored else "others",
     )
-    found = survey(root, request)
-    if proposal is not None:
+    if proposal is None:
+        found = survey(root, request)
+    else:
         typed = words.given(context, but=("modality", "labels", "classes", "kind", "channels", "bands", "yes", "json"))
+        found, pairing = (survey(root, request), []) if "--pair" in typed else surveyed(root, request)
         counted = [*words.options("--channels", channels), *words.options("--bands", bands)]
-        more = [*words.options("--kind", kind), *counted, *typed]
+        more = [*words.options("--kind", kind), *counted, *typed, *pairing]
         agree(proposal, found, [*proposal.words(), *more], is_agreed=yes, json=json)
     measured = names_to_measure(found.manifest.info.modalities, request.measured)
     check_and_write(
@@ -358,9 +359,9 @@ def manifest(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check again, and accept, a data set that was edited by hand.
+    """Check and accept a data set that was edited by hand.
 
-    The other commands refuse scenes.jsonl until then.
+    Until then, the other commands refuse the edited scenes.jsonl.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.data import manifest as manifests
@@ -389,15 +390,17 @@ def hha(
         typer.Option("--depth-scale", metavar="X", help="Meters per unit (else 0.001, for floating point 1)."),
     ] = None,
     farthest: Annotated[
-        float | None, typer.Option("--farthest", metavar="M", help="What is farther counts as not measured.")
+        float | None, typer.Option("--farthest", metavar="M", help="Larger distances count as not measured.")
     ] = None,
     camera_height: Annotated[
         float | None,
-        typer.Option("--height", metavar="M", help="Of the camera above the ground (else from the lowest points)."),
+        typer.Option(
+            "--height", metavar="M", help="Height of the camera above the ground (else from the lowest points)."
+        ),
     ] = None,
     gravity: Annotated[
         str | None,
-        typer.Option("--gravity", metavar="X,Y,Z", help="Where down is, as 0,1,0 (else found in each image)."),
+        typer.Option("--gravity", metavar="X,Y,Z", help="Direction of gravity, as 0,1,0 (else found in each image)."),
     ] = None,
     nearest: Annotated[
         float, typer.Option("--nearest", metavar="M", show_default="1.216", help="The distance that becomes 255.")
@@ -409,9 +412,9 @@ def hha(
 ) -> None:
     """Compute HHA images from metric depth.
 
-    An 8-bit PNG of horizontal disparity, height above ground and angle with gravity for each depth image. Depth lies
-    along the optical axis; 0 and the largest whole number mean 'not measured' and become 0. Images that are done and
-    newer than their depth are kept.
+    Writes an 8-bit PNG of horizontal disparity, height above ground and angle with gravity for each depth image. Depth
+    is measured along the optical axis; 0 and the largest whole number mean 'not measured' and become 0. Existing
+    images that are newer than their depth are kept.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     positive = {
@@ -430,7 +433,7 @@ def hha(
         raise UsageError(f"--camera {camera}: the focal lengths fx and fy must be above 0, in pixels")
     x, y, z = _numbers("--gravity", gravity or "0,0,0", "x,y,z")
     if gravity is not None and x == y == z == 0:
-        raise UsageError(f"--gravity {gravity}: has no direction; a camera held level has 0,1,0")
+        raise UsageError(f"--gravity {gravity}: has no direction; a level camera has 0,1,0")
     settings = HhaSettings(
         camera=Camera(fx, fy, cx, cy),
         depths=Depths(scale=depth_scale, farthest=farthest),
@@ -465,7 +468,7 @@ app.command()(synthetic)
 for _name in DATASETS:
     app.command(
         _name,
-        help=f"Check the published data set {_name}, unpacked or an archive. Writes the manifest that all others read.",
+        help=f"Check a published data set ({_name}), unpacked or archived. Writes the manifest for the other commands.",
     )(command_of(_name))
 app.command()(folder)
 app.command()(manifest)

@@ -31,7 +31,9 @@ DropIncomplete = Annotated[
 ]
 HeadersOnly = Annotated[
     bool,
-    typer.Option("--headers-only", help="Read the headers of pictures alone (labels whole): fast, misses torn files."),
+    typer.Option(
+        "--headers-only", help="Read only the headers of pictures (labels whole): fast, but misses damaged files."
+    ),
 ]
 MaxPixels = Annotated[
     int | None,
@@ -75,7 +77,7 @@ def pairs(option: str, texts: Iterable[str] | None, *, known: Iterable[str] | No
         if key in found:
             raise UsageError(f"{option} {text}: '{key}' is given twice; give it once")
         if names is not None and key not in names:
-            raise UsageError(f"{option} {text}: '{key}' is no --modality{did_you_mean(key, names)}")
+            raise UsageError(f"{option} {text}: '{key}' is not a --modality{did_you_mean(key, names)}")
         found[key] = value
     return found
 
@@ -109,17 +111,15 @@ def proposed(root: Path, *, labels: str | None, classes: Path | None, kind: Sequ
         DataError: as that.
     """
     from memorysam_cli.data import manifest as manifests
-    from memorysam_cli.data import published_in
-    from memorysam_cli.data.listing import subfolders
+    from memorysam_cli.data import published_below
     from memorysam_cli.data.own.proposal import propose
     from memorysam_cli.report import console
 
-    for place in (root, *(root / name for name in subfolders(root))):
-        layout = published_in(place)
-        line = "" if layout is None else manifests.prepare_line(root, layout.name)
-        if layout is not None and layout.is_plain:
+    for place, layout in published_below(root):
+        line = manifests.prepare_line(root, layout.name)
+        if layout.is_plain:
             console.note(f"{shown(place)}: looks like {layout.title}; if it is, type: {line}")
-        elif layout is not None:
+        else:
             raise UsageError(
                 f"{shown(place)}: is {layout.title}; type: {line} (or say which files are which of your sensors with "
                 "--modality NAME=PATTERN)"
@@ -163,7 +163,7 @@ def dataset_name(name: str | None, root: Path) -> str:
     """The data set's name: the one given, or the root folder's, or what can be made of that, which a line says.
 
     Raises:
-        UsageError: it is no word, or another data set's.
+        UsageError: it is not a word, or another data set's.
     """
     from memorysam_cli.data import DATASETS
     from memorysam_cli.dataset import is_word, word_of
@@ -172,7 +172,7 @@ def dataset_name(name: str | None, root: Path) -> str:
 
     chosen = root.resolve().name if name is None else name
     if name is None and not is_word(chosen) and word_of(chosen):
-        console.note(f"the data set is called '{word_of(chosen)}', after the folder '{shown(chosen)}'; or give --name")
+        console.note(f"the data set is named '{word_of(chosen)}' after the folder '{shown(chosen)}'; or give --name")
         chosen = word_of(chosen)
     taken = chosen == AUTO or chosen in DATASETS or chosen.startswith("synthetic")
     if is_word(chosen) and not taken:
@@ -225,7 +225,7 @@ def kinds(words: Mapping[str, str]) -> dict[str, Kind]:
 
     for name, word in words.items():
         if word not in KINDS:
-            raise UsageError(f"--kind {name}={word}: '{word}' is no kind{did_you_mean(word, KINDS)}")
+            raise UsageError(f"--kind {name}={word}: '{word}' is not a kind{did_you_mean(word, KINDS)}")
     return {name: cast("Kind", word) for name, word in words.items()}
 
 
@@ -305,7 +305,7 @@ def nodata(texts: Iterable[str] | None, *, known: Iterable[str]) -> dict[str, tu
         except ValueError:
             raise UsageError(f"--nodata {text}: '{word}' must be a number such as 65535, nan or inf") from None
         if math.isfinite(value) and value not in found.get(name, ()):
-            found[name] = (*found.get(name, ()), value)
+            found[name] = tuple(sorted((*found.get(name, ()), value)))  # one manifest, however it was typed
     return found
 
 
@@ -331,7 +331,7 @@ def recording(
         return None
     if scenes is None or renames:
         raise UsageError(
-            f"--modality: {'give SCENES, the folder' if scenes is None else '--map says it already; leave one out'}"
+            f"--modality: {'give SCENES, the folder' if scenes is None else '--map names it already; leave one out'}"
         )
     span = nanoseconds(tolerance, pair=pair, times=times)
     from memorysam_cli.dataset import Layout

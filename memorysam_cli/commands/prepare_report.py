@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from memorysam_cli.text import command, shown, typed
 if TYPE_CHECKING:
     from memorysam_cli.data.findings import CheckReport, StoredForm
     from memorysam_cli.data.manifest import Manifest
-    from memorysam_cli.data.own.folder import FolderSurvey
+    from memorysam_cli.data.own.folder import FolderRequest, FolderSurvey
     from memorysam_cli.data.own.proposal import Proposal
     from memorysam_cli.dataset import DatasetInfo
     from memorysam_cli.errors import Laws
@@ -106,6 +107,29 @@ def show_proposal(proposal: Proposal, root: Path) -> None:
         console.note(line)
 
 
+def surveyed(root: Path, request: FolderRequest) -> tuple[FolderSurvey, list[str]]:
+    """List the scenes of a proposal, by the nearest times where the files' names hold times that differ.
+
+    Args:
+        root: the data root.
+        request: the proposal's patterns, to be paired by name.
+
+    Returns:
+        The scenes; the options that pair them, none for names.
+
+    Raises:
+        DataError: as of :func:`~memorysam_cli.data.own.folder.survey`.
+        UsageError: the same.
+    """
+    from memorysam_cli.data.own.folder import PAIR_BY_TIME, TOLERANCE_NS, TimesDifferError, survey
+
+    try:
+        return survey(root, request), []
+    except TimesDifferError:
+        found = survey(root, replace(request, pair="nearest", tolerance_ns=TOLERANCE_NS))
+    return found, [word for option in PAIR_BY_TIME.items() for word in option]
+
+
 def agree(proposal: Proposal, found: FolderSurvey, typed_words: Sequence[str], *, is_agreed: bool, json: bool) -> None:
     """Show a proposal's scenes, and continue only where ``--yes`` or a typed yes says so.
 
@@ -149,9 +173,7 @@ def agree(proposal: Proposal, found: FolderSurvey, typed_words: Sequence[str], *
         })  # fmt: skip
     elif console.asks("Write this? Type yes or no: "):
         return
-    raise UsageError(
-        f"{shown(root)}: nothing is prepared yet; add --yes, or type the line above, changed as it should be"
-    )
+    raise UsageError(f"{shown(root)}: nothing is prepared yet; add --yes, or edit and run the command above")
 
 
 def measuring(
@@ -184,6 +206,8 @@ def show(report: CheckReport) -> None:
         console.warn(f"{problem.kind} ({problem.heading}):")
         for line in problem.first:
             console.warn(f"  {line}")
+    for line in report.remarks:
+        console.note(line)
     for line in report.warnings:
         console.warn(line)
     if report.strays is not None:

@@ -21,10 +21,10 @@ app = typer.Typer(help="List, show, copy, check and compare recipes.", no_args_i
 EXAMPLES = {
     "": [
         ("recipes list", "those that come with memorysam"),
-        ("recipes copy deliver mine.yaml", "one of your own"),
+        ("recipes copy deliver mine.yaml", "your own recipe"),
     ],
     "list": [
-        ("recipes list", "with what they reached"),
+        ("recipes list", "with their scores"),
         ("recipes list --json", "for a script"),
     ],
     "show": [
@@ -64,8 +64,8 @@ NameOrFile = Annotated[
 def list_recipes(json: Json = False, verbose: Verbose = False, quiet: Quiet = False) -> None:
     """List the recipes that come with memorysam.
 
-    With what was published for each: mIoU in %, on which split. Memory is the peak of a training run by the recipe,
-    where it was measured; `memorysam plan` measures it on your machine.
+    Shows the published mIoU in % and its split. Memory is the measured peak of a training run, if known; `memorysam
+    plan` counts it for your machine.
     """
     from memorysam_cli import recipe as recipes
     from memorysam_cli.report import console
@@ -120,8 +120,8 @@ def show_recipe(
 ) -> None:
     """Print a recipe with every value, as YAML to edit and train.
 
-    With --changes only what differs from the recipe that it extends. Where it extends none, that is what --set changes:
-    a short file, which extends NAME.
+    With --changes, print only what differs from the extended recipe. If it extends none, print what --set changes, as a
+    short file that extends NAME.
     """
     from memorysam_cli import recipe as recipes
     from memorysam_cli.recipe import comparing
@@ -162,10 +162,10 @@ def copy_recipe(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a recipe of your own that extends NAME.
+    """Write your own recipe that extends NAME.
 
-    It has every key with its meaning. All values are commented out, but for those of --set: take the # away from what
-    you change.
+    It lists every key with its meaning. All values except those of --set are commented out: remove the # from what you
+    change.
     """
     from memorysam_cli.recipe import comparing, reading
     from memorysam_cli.report import console
@@ -219,9 +219,8 @@ def check_recipe(
         console.say("ok")
     if found.parent is not None:
         differing = [each.key for each in comparing.differences(recipes.load(found.parent), found.recipe)]
-        console.note(
-            f"extends {found.parent}; other there: {', '.join(differing) or 'nothing (is all commented out?)'}"
-        )
+        changed = f"changes {', '.join(differing)}" if differing else "changes nothing yet"
+        console.note(f"extends {found.parent}, {changed}")
 
 
 @app.command("diff")
@@ -230,7 +229,7 @@ def diff_recipes(
 ) -> None:
     """Compare two recipes: the keys whose values differ.
 
-    Values that were not written out count, too. The exit code is 0 whether they differ or not. A run's recipe is its
+    Default values are compared too. The exit code is 0 whether they differ or not. The recipe of a run is its
     recipe.yaml.
     """
     from memorysam_cli import recipe as recipes
@@ -254,8 +253,8 @@ def diff_recipes(
 def print_schema(json: Json = False, verbose: Verbose = False, quiet: Quiet = False) -> None:
     """Print the JSON Schema of recipes, for editors.
 
-    With it they complete and explain keys. In VS Code (YAML extension) the first line of a recipe names it:
-    `# yaml-language-server: $schema=recipe.schema.json`, which `recipes copy --schema` writes. All keys in words:
+    Editors use it to complete and explain keys. For VS Code (YAML extension), the first line of a recipe refers to it:
+    `# yaml-language-server: $schema=recipe.schema.json`, as `recipes copy --schema` writes it. All keys:
     docs/recipe-keys.md.
     """
     from memorysam_cli.recipe import comparing

@@ -24,7 +24,7 @@ def report(
         list[Path] | None,
         typer.Argument(
             metavar="[FOLDER [FOLDER]]",
-            help="Of a run, an evaluation or a prediction; two: compared.",
+            help="Folder of a run, an evaluation or a prediction; two folders are compared.",
             autocompletion=options.runs,
             callback=options.must_exist(UsageError),
         ),
@@ -35,11 +35,11 @@ def report(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Write a page to look at: one HTML file that needs nothing else.
+    """Write a self-contained HTML report.
 
-    Of a training run: curves, pictures, what the recipe changes. Of an evaluation: classes, confusion, conditions,
-    sensors, and the worst and best scenes to flip through. Of predictions: scenes, class shares, what was left out.
-    Of two runs or evaluations: class by class. Without a folder: runs/latest. The file is report.html there, or --out.
+    For a training run: curves, pictures, recipe changes. For an evaluation: classes, confusion matrix, conditions,
+    sensors, worst and best scenes. For predictions: scenes, class shares, what was left out. For two runs or
+    evaluations: a comparison class by class. Without a folder: runs/latest. The file is report.html there, or --out.
     """
     options.begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.engine.reporting import folders

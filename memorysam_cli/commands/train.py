@@ -24,33 +24,31 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 
-Epochs = Annotated[int | None, typer.Option("--epochs", min=1, metavar="N", help="How often every scene is seen.")]
+Epochs = Annotated[int | None, typer.Option("--epochs", min=1, metavar="N", help="How often each scene is seen.")]
 LearningRate = Annotated[float | None, typer.Option("--lr", metavar="X", help="The highest learning rate.")]
 Size = Annotated[
-    int | None, typer.Option("--size", metavar="PX", help="Side of the crops, and short side in evaluation.")
+    int | None, typer.Option("--size", metavar="PX", help="Side of the crops, and the short side in evaluation.")
 ]
 Batch = Annotated[
-    str | None, typer.Option("--batch", metavar="N|auto", help="Scenes at once; auto: what fits, by memorysam plan.")
+    str | None, typer.Option("--batch", metavar="N|auto", help="Scenes per batch; auto: what fits, by memorysam plan.")
 ]
-Accumulate = Annotated[
-    int | None, typer.Option("--accumulate", min=1, metavar="N", help="Batches that make one update.")
-]
-Precision = Annotated[Literal["fp32", "tf32", "bf16", "fp16"] | None, typer.Option(help="In which training computes.")]
+Accumulate = Annotated[int | None, typer.Option("--accumulate", min=1, metavar="N", help="Batches per update.")]
+Precision = Annotated[Literal["fp32", "tf32", "bf16", "fp16"] | None, typer.Option(help="Precision of training.")]
 Saver = Annotated[Literal["auto", "on", "off"] | None, typer.Option(help="Less memory, more time, the same numbers.")]
 Compile = Annotated[
     bool | None, typer.Option("--compile/--no-compile", help="Compile the encoder: faster after a slow start.")
 ]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Of all random numbers.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Seed of all random numbers.")]
 Deterministic = Annotated[
     bool | None,
-    typer.Option("--deterministic/--no-deterministic", help="The same bits at every run, also on a GPU; slower there."),
+    typer.Option("--deterministic/--no-deterministic", help="Bit-identical runs, also on a GPU; slower there."),
 ]
 Init = Annotated[
     str | None,
     typer.Option(
         "--init",
         metavar="FILE",
-        help="Begin from trained weights, also of other classes (by name) or sensors.",
+        help="Start from trained weights, even with other classes (matched by name) or sensors.",
         callback=options.weights_must_exist("--init "),
     ),
 ]
@@ -208,12 +206,12 @@ def train(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Train a model by a recipe.
+    """Train a model from a recipe.
 
     LoRA, OHEM and the SPMM, on SAM 2's memory across modalities. Without --recipe: the recipe `default`, on the one
     data set that is prepared below ROOT, with all its sensors. Writes runs/<recipe>-<date>-<id>/ with the best and last
-    weights, curves, metrics and sample pictures. Stops cleanly on Ctrl-C or SIGTERM, and continues where it stood with
-    --resume. Options such as --batch and --seed are short for --set KEY=…; what ended under torchrun is in exit.json.
+    weights, curves, metrics and sample pictures. Stops cleanly on Ctrl-C or SIGTERM, and continues with --resume.
+    Options such as --batch and --seed are short for --set KEY=…. Under torchrun, exit.json has the exit code.
     """
     from memorysam_cli import recipe as recipes
     from memorysam_cli.data import manifest

@@ -24,7 +24,7 @@ NAMES = {
 """Series → what it is called, and how its numbers are written; a loss that is not here is called by its own name."""
 EXAMPLES = [
     ("watch", "the newest run, until it ends"),
-    ("watch runs/deliver-20261101-120000-ab12 --once", "one look at another"),
+    ("watch runs/deliver-20261101-120000-ab12 --once", "one look at another run"),
     ("watch --json", "for a script"),
 ]
 
@@ -47,9 +47,9 @@ def watch(
 ) -> None:
     """Follow a training run from another terminal.
 
-    Step, losses, pace and time left, as numbers and as curves of one line. Looks each second until the run ends, or
-    until Ctrl-C, which stops the watching alone. In a pipe, with --json and with --once it looks once. It reads only:
-    no run is slowed or disturbed.
+    Shows step, losses, speed and time left, as numbers and as one-line curves. Updates each second until the run ends
+    or you press Ctrl-C, which does not stop the run. In a pipe, with --json and with --once it prints once. It only
+    reads: it does not slow or disturb the run.
     """
     options.begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.engine import run_folder

@@ -24,7 +24,7 @@ UpstreamFile = Annotated[
     Path,
     typer.Argument(
         metavar="FILE",
-        help="A .pth of the upstream MemorySAM code, or its .safetensors.",
+        help="A .pth of the authors' MemorySAM code, or its .safetensors.",
         callback=must_exist(WeightsError),
     ),
 ]
@@ -34,7 +34,7 @@ TrainedBy = Annotated[
         "--recipe",
         "-r",
         metavar="NAME|FILE",
-        help="How they were trained (else by the file's name).",
+        help="How they were trained (else from the file's name).",
         callback=options.recipe_must_exist,
     ),
 ]
@@ -43,19 +43,19 @@ SUFFIXES = (".safetensors", ".pth", ".pt")
 app = typer.Typer(help="Show, verify, merge, import, export, fetch and push weights.", no_args_is_help=True)
 EXAMPLES = {
     "": [
-        ("weights info runs/latest/checkpoints/best.safetensors", "what a file is"),
+        ("weights info runs/latest/checkpoints/best.safetensors", "what a file contains"),
         ("weights fetch --all", "SAM 2's weights, ahead of time"),
     ],
     "info": [
         ("weights info runs/latest/checkpoints/best.safetensors", "classes, sensors, recipe, result"),
-        ("weights info hf://alice/memorysam-demo --json", "of a repository of the Hugging Face Hub, for a script"),
+        ("weights info hf://alice/memorysam-demo --json", "from the Hugging Face Hub, for a script"),
     ],
     "verify": [
-        ("weights verify best.safetensors", "whole, and what its seal says"),
+        ("weights verify best.safetensors", "whether it is intact, and its checksum"),
         ("weights verify best.safetensors || echo 'do not use'", "exit code 10 if not"),
     ],
     "merge": [
-        ("weights merge best.safetensors --out full.safetensors", "needs no base any more"),
+        ("weights merge best.safetensors --out full.safetensors", "needs no base weights"),
         ("weights merge runs/latest/checkpoints/best.safetensors --out full.safetensors --overwrite", "anew"),
     ],
     "import": [
@@ -64,11 +64,11 @@ EXAMPLES = {
     ],
     "export": [
         ("weights export rgbdel.safetensors --format reference --out rgbdel.pth", "for the authors' code"),
-        ("weights export best.safetensors --format merged --out merged.pth", "for sam2 as it is"),
+        ("weights export best.safetensors --format merged --out merged.pth", "for plain sam2"),
     ],
     "fetch": [
         ("weights fetch sam2-hiera-base-plus", "one, verified"),
-        ("weights fetch --all", "all, before the network is gone"),
+        ("weights fetch --all", "all, while there is a network"),
     ],
     "push": [
         ("weights push alice/memorysam-demo best.safetensors", "what would be sent"),
@@ -78,7 +78,7 @@ EXAMPLES = {
 
 
 def info(file: File, json: Json = False, verbose: Verbose = False, quiet: Quiet = False) -> None:
-    """Show what a weights file says of itself.
+    """Show what a weights file contains.
 
     Classes, modalities, base, recipe and result.
     """
@@ -122,9 +122,9 @@ def verify(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check that weights are whole, finite and fit their base.
+    """Check that weights are complete, finite and fit their base.
 
-    Computes one scene with them, too. Exit code 10 if anything is wrong.
+    Also runs one scene through the model. Exit code 10 if anything is wrong.
     """
     from memorysam_cli.model import read_card
     from memorysam_cli.report import console
@@ -172,7 +172,7 @@ def import_weights(
     recipe: TrainedBy = None,
     modalities: Annotated[
         str | None,
-        typer.Option("--modalities", "-m", metavar="A,B", help="In the order of the training (else by the name)."),
+        typer.Option("--modalities", "-m", metavar="A,B", help="In the order of training (else from the name)."),
     ] = None,
     data: Annotated[
         Path | None,
@@ -185,10 +185,10 @@ def import_weights(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Make the authors' weights into a file that all commands take.
+    """Convert the authors' weights into a file for all commands.
 
-    Backbone, LoRA rank and class tokens are read off the tensors, modalities and result off the file's name
-    (RGBDEL_epoch95_65.38.pth). What neither says is asked for.
+    Backbone, LoRA rank and class tokens are read from the tensors, modalities and result from the file's name
+    (RGBDEL_epoch95_65.38.pth). For anything else there are options.
     """
     options.begin(json=json, verbose=verbose, quiet=quiet)
     names = options.names(modalities)
@@ -243,7 +243,7 @@ def export(
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="PATH", help="A .pth, .pt or .safetensors; a folder for peft.")
     ],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it is a file that exists.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out if it is an existing file.")] = False,
     json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -301,8 +301,8 @@ def fetch(
 ) -> None:
     """Fetch SAM 2's published weights and check their SHA-256.
 
-    They go to the Hugging Face cache; train does it by itself. HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are honored.
-    What is in the cache is checked, not fetched again. A server from which nothing comes for 45 seconds is given up.
+    They go to the Hugging Face cache; train does this automatically. HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are
+    honored. Cached files are verified, not fetched again. A server that sends nothing for 45 seconds is given up.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.recipe import BACKBONES
@@ -315,7 +315,7 @@ def fetch(
         if name == "nano":
             raise UsageError("nano: its weights come with memorysam; there is nothing to fetch")
         if name not in published:
-            raise UsageError(f"{name}: is no published backbone{did_you_mean(name, published)}")
+            raise UsageError(f"{name}: is not a published backbone{did_you_mean(name, published)}")
     from memorysam_cli.encoders.hiera import PUBLISHED
     from memorysam_cli.storage import hub
 
@@ -330,18 +330,18 @@ def fetch(
 
 
 def push(
-    repo: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the Hub; made if it is not there.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the Hub; created if missing.")],
     file: options.WeightsFile,
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Send it; without it, only list what would be sent.")
     ] = False,
-    private: Annotated[bool, typer.Option("--private", help="A repository that is made is private.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Create the repository as private.")] = False,
     license: License = "apache-2.0",
     with_card: Annotated[
         bool, typer.Option("--card/--no-card", help="Send a README.md as `memorysam card` writes it.")
     ] = True,
     replace_card: Annotated[
-        bool, typer.Option("--replace-card", help="Replace a README.md that is there and differs.")
+        bool, typer.Option("--replace-card", help="Replace an existing README.md that differs.")
     ] = False,
     json: Json = False,
     verbose: Verbose = False,
@@ -349,9 +349,9 @@ def push(
 ) -> None:
     """Send weights and their model card to the Hugging Face Hub.
 
-    The recipe goes along, in one commit or not at all. Without --yes it only says what would be sent and sends nothing,
-    for what is public once is public. HF_TOKEN (or `hf auth login`), HF_ENDPOINT and HF_HUB_OFFLINE are honored. A
-    README.md that is there and differs is never replaced unasked.
+    Sends the recipe too, all in one commit. Without --yes it only lists what would be sent, because published files
+    stay public. HF_TOKEN (or `hf auth login`), HF_ENDPOINT and HF_HUB_OFFLINE are honored. An existing README.md that
+    differs is only replaced on request.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.storage import hub

@@ -7,11 +7,14 @@
 from __future__ import annotations
 
 import importlib
+import os
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from memorysam_cli.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from memorysam_cli.data.layout import DatasetLayout
@@ -29,6 +32,8 @@ DATASETS: dict[str, str] = {
     "muses": "memorysam_cli.data.datasets.muses:MUSES",
 }
 """Name in ``memorysam prepare NAME`` and in ``data.dataset`` → ``module:object``."""
+MOST_FOLDERS = 50
+"""Of a level that are looked at for a published data set."""
 
 
 def layout_of(name: str) -> DatasetLayout:
@@ -38,7 +43,7 @@ def layout_of(name: str) -> DatasetLayout:
         UsageError: the catalog has no such name.
     """
     if name not in DATASETS:
-        raise UsageError(f"'{name}' is no known data set{did_you_mean(name, DATASETS)}")
+        raise UsageError(f"'{name}' is not a known data set{did_you_mean(name, DATASETS)}")
     module, _, attribute = DATASETS[name].partition(":")
     found: DatasetLayout = getattr(importlib.import_module(module), attribute)
     return found
@@ -47,6 +52,22 @@ def layout_of(name: str) -> DatasetLayout:
 def published_in(folder: Path) -> DatasetLayout | None:
     """The published data set whose own folder this is, by its files and folders; an incomplete one, too."""
     return next((layout for layout in map(layout_of, DATASETS) if layout.holds(folder)), None)
+
+
+def published_below(root: Path) -> Iterator[tuple[Path, DatasetLayout]]:
+    """The published data sets in a folder and as many levels below it as ``prepare`` looks, the nearest first.
+
+    Of a tree with very many folders only some are looked at, so that it answers at once.
+    """
+    from memorysam_cli.data.layout import DEPTH
+    from memorysam_cli.data.listing import subfolders
+
+    level = [root]
+    for _ in range(DEPTH + 1):
+        found = {place: published_in(place) for place in level}
+        yield from ((place, layout) for place, layout in found.items() if layout is not None)
+        below = (place / name for place, layout in found.items() if layout is None for name in subfolders(place))
+        level = list(islice((place for place in below if os.access(place, os.R_OK | os.X_OK)), MOST_FOLDERS))
 
 
 def published_info(name: str) -> DatasetInfo:

@@ -84,7 +84,8 @@ def check(
         modalities=tuple(modality.name for modality in info.modalities),
         classes=info.classes,
         problems=tuple(_problems(findings)),
-        warnings=(*odd.lines(), *_resampling(info, [findings[index].resampled for index in kept])),
+        warnings=tuple(odd.lines()),
+        remarks=(*odd.remarks(), *_resampling(info, [findings[index].resampled for index in kept])),
         pixels={split: tuple(int(count) for count in counts) for split, counts in pixels.items()},
         stored=odd.stored(),
         dropped=dropped,
@@ -238,7 +239,7 @@ def _misfit(facts: FileFacts, modality: Modality, *, files: int) -> str | None:
     if facts.channels not in (1, 3, 4):
         return decode.undeclared((facts.height, facts.width, facts.channels), modality)
     if modality.kind == "angle" and facts.channels == 1:
-        return "one plane is no angle; its sine and its cosine are needed"
+        return "one plane is not an angle; its sine and its cosine are needed"
     return None
 
 

@@ -19,7 +19,7 @@ from memorysam_cli.data.manifest import Scene
 from memorysam_cli.data.transforms import Array, Mask, Sample, is_exact, on_grid
 from memorysam_cli.dataset import IGNORE, RAW_VALUES, Color, DatasetInfo, LabelRule, Modality
 from memorysam_cli.errors import DataError
-from memorysam_cli.storage import images
+from memorysam_cli.storage import images, rasters
 from memorysam_cli.storage.headers import Header
 from memorysam_cli.storage.images import Stored
 from memorysam_cli.text import counted, shown
@@ -120,7 +120,7 @@ def _three_channels(array: Array, modality: Modality, *, path: Stored) -> Array:
     if count != 1:
         raise DataError(f"{path}: {undeclared(array.shape, modality)}")
     if modality.kind == "angle":
-        raise DataError(f"{path}: one plane is no angle; '{modality.name}' needs its sine and its cosine")
+        raise DataError(f"{path}: one plane is not an angle; '{modality.name}' needs its sine and its cosine")
     return cv2.merge([array] * 3)  # (H, W) -> (H, W, 3)
 
 
@@ -149,7 +149,7 @@ def with_channels(modality: Modality, header: Header, *, path: Stored) -> Modali
         path: of the file.
 
     Raises:
-        DataError: the file is no raster, or lacks a band, or two bands go by one description; or it has another number
+        DataError: the file is not a raster, or lacks a band, or two bands share a description; or it has another number
             of bands than one, three, or three and alpha, and which to take is not declared.
     """
     if header.format != "tiff":
@@ -231,12 +231,8 @@ def find_invalid(
 
 def _equal(array: Array, value: float) -> Mask | None:
     """Where the array holds a value, rounded as the array's own type would; None where that type cannot hold it."""
-    if array.dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            stored = array.dtype.type(value)
-    elif value.is_integer() and np.iinfo(array.dtype).min <= value <= np.iinfo(array.dtype).max:
-        stored = array.dtype.type(int(value))
-    else:
+    stored = rasters.storable(value, array.dtype)
+    if stored is None:
         return None
     same: Mask = array == stored
     return same
@@ -315,10 +311,10 @@ def read_label(
         max_pixels: larger pictures are refused; None: as everywhere.
 
     Returns:
-        (H, W) uint8: 0..K-1, or 255 where the pixel counts nowhere.
+        (H, W) uint8: 0..K-1, or 255 where the pixel is ignored.
 
     Raises:
-        DataError: the file is unusable, or holds a value that is no class: file, value, how many pixels,
+        DataError: the file is unusable, or holds a value that is not a class: file, value, how many pixels,
             the first (row, column), and what is legal; or the rule itself is impossible.
     """
     if rule.colors:
@@ -432,7 +428,7 @@ def _of_colors(path: Path, palette: tuple[Color, ...], max_pixels: int | None) -
         raise DataError(f"{path}: is {lossy(header)}; labels in colors must be lossless (PNG), or no color is exact")
     array = images.read(path, max_pixels=max_pixels)
     if array.ndim == len("HW") or array.shape[2] not in (3, 4) or array.dtype != np.uint8:
-        raise DataError(f"{path}: is no 8-bit RGB picture, but labels of this data set are (label.colors)")
+        raise DataError(f"{path}: is not an 8-bit RGB picture, but labels of this data set are (label.colors)")
     packed = array[:, :, 0].astype(np.int32) << 8  # (H, W, 3) -> (H, W)
     packed |= array[:, :, 1]
     packed <<= 8

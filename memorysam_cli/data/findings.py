@@ -57,7 +57,7 @@ class FileFacts(Strict):
     """The least valid stored value; None where the header alone was read, for labels, and where no pixel is valid."""
     high: float | None = None
     invalid: int = 0
-    """Pixels of which a value is no measurement: NaN, infinity, nodata."""
+    """Pixels of which a value is not a measurement: NaN, infinity, nodata."""
     nodata: float | None = None
     """What the file's own tag says."""
     shared: dict[float, int] = Field(default_factory=dict)
@@ -214,7 +214,7 @@ def _values(
 
 
 def shared_far_out(values: npt.NDArray[Any], modality: Modality) -> dict[float, int]:
-    """The least or the greatest value, if many pixels share it and all others lie far from it; how many.
+    """The least or the greatest value, if many pixels share it and all others lie far from it, or it is a depth of 0.
 
     Saturated sensors give such values, and those that say "nothing" by 0 or 65535. Light, and the background of sparse
     sensors, look the same and are meant: only dense measurements are looked at.
@@ -222,6 +222,9 @@ def shared_far_out(values: npt.NDArray[Any], modality: Modality) -> dict[float, 
     Args:
         values: of a frame, valid ones, of any shape.
         modality: whose.
+
+    Returns:
+        Value → how many pixels have it.
     """
     if modality.kind not in DENSE:
         return {}
@@ -236,7 +239,20 @@ def shared_far_out(values: npt.NDArray[Any], modality: Modality) -> dict[float, 
     others = others[:: max(1, others.size // SAMPLED)].astype(np.float64)
     low, high = np.percentile(others, (1, 99))
     is_mask = len(np.unique(others)) < FEWEST
-    return {} if is_mask else {end: n for end, n in many.items() if max(low - end, end - high) > FAR * (high - low)}
+    return (
+        {}
+        if is_mask
+        else {
+            end: n
+            for end, n in many.items()
+            if max(low - end, end - high) > FAR * (high - low) or (_is_no_depth(end, modality) and low > end)
+        }
+    )
+
+
+def _is_no_depth(value: float, modality: Modality) -> bool:
+    """Whether depth cameras write a value where they measured nothing: nothing has a distance of 0."""
+    return modality.kind == "depth" and value == 0
 
 
 def _taken(array: npt.NDArray[Any], modality: Modality) -> npt.NDArray[Any]:
@@ -444,24 +460,40 @@ class Oddities:
             )
         yield from self._twins()
 
-    def _of_validity(self, modality: Modality, forms: Sequence[StoredForm]) -> Iterator[str]:
-        """What is no measurement, and what may be none."""
-        name = modality.name
+    def remarks(self) -> Iterator[str]:
+        """What was declared not to be a measurement, a line for each sensor."""
+        for modality in self.info.modalities:
+            if modality.nodata:
+                yield from self._gaps(modality, self.stored()[modality.name])
+
+    def _gaps(self, modality: Modality, forms: Sequence[StoredForm]) -> Iterator[str]:
+        """How much of a sensor is not a measurement."""
         gone, pixels = sum(form.invalid for form in forms), sum(form.pixels for form in forms)
         if gone:
-            values = sorted({*self._tags[name], *modality.nodata})
+            values = sorted({*self._tags[modality.name], *modality.nodata})
             which = (
                 f"nodata {', '.join(f'{value:.7g}' for value in values)}, NaN, infinity" if values else "NaN, infinity"
             )
             yield (
-                f"'{name}': {gone} of {pixels} pixels ({100 * gone / pixels:.2g} %) are no measurement ({which}): they "
-                "have no part in range, mean and deviation, and are 0 after normalization"
+                f"'{modality.name}': {gone} of {pixels} pixels ({100 * gone / pixels:.2g} %) are no measurement "
+                f"({which}): they have no part in range, mean and deviation, and are 0 after normalization"
             )
+
+    def _of_validity(self, modality: Modality, forms: Sequence[StoredForm]) -> Iterator[str]:
+        """What is not a measurement though nobody declared it, and what may be none."""
+        name, pixels = modality.name, sum(form.pixels for form in forms)
+        if not modality.nodata:
+            yield from self._gaps(modality, forms)
         is_own = self.info.name not in DATASETS and not self.info.name.startswith("synthetic")
         for value, count in sorted(self._shared[name].items()) if is_own else ():
+            why = (
+                "as depth cameras write it for no measurement"
+                if _is_no_depth(value, modality)
+                else "far from all others"
+            )
             yield (
-                f"'{name}': {count} of {pixels} pixels ({100 * count / pixels:.2g} %) hold {value:.7g}, far from all "
-                f"others; if that is no measurement, prepare with --nodata {name}={value:.7g}"
+                f"'{name}': {count} of {pixels} pixels ({100 * count / pixels:.2g} %) hold {value:.7g}, {why}; if that "
+                f"is not a measurement, prepare with --nodata {name}={value:.7g}"
             )
 
     def _add_size(self, path: str, facts: FileFacts) -> None:
@@ -543,6 +575,8 @@ class CheckReport:
     """Scenes per split as published; empty for data sets of one's own."""
     notes: tuple[str, ...] = ()
     """What was assumed before the check; said already."""
+    remarks: tuple[str, ...] = ()
+    """What is as it was declared, or as every rig has it: to be known, and no reason to do anything."""
     strays: Problem | None = None
     """Files in the data set's folders that belong to no scene."""
     offsets: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -581,5 +615,5 @@ class CheckReport:
                 for name, each in self.offsets.items()
             },
             "laws": self.laws,
-            "warnings": [*self.notes, *self.warnings],
+            "warnings": [*self.notes, *self.remarks, *self.warnings],
         }

@@ -109,7 +109,7 @@ def discover(
     for name in aliases:
         if name not in modalities:
             raise UsageError(
-                f"--map {name}={aliases[name]}: '{name}' is no modality in use{did_you_mean(name, modalities)}"
+                f"--map {name}={aliases[name]}: '{name}' is not a modality in use{did_you_mean(name, modalities)}"
             )
     if not path.is_dir():
         raise DataError(f"{path}: {'is a file' if path.exists() else 'does not exist'}; SCENES must be a folder")
@@ -118,7 +118,7 @@ def discover(
     if prepared is not None:
         return _of_manifest(prepared, wanted, split=split, dataset=dataset)
     if split is not None:
-        raise UsageError(f"--split {split}: {path} is no prepared data set; leave --split out, or prepare it first")
+        raise UsageError(f"--split {split}: {path} is not a prepared data set; leave --split out, or prepare it first")
     remembered = None if layout is None or aliases else _of_layout(path, layout, modalities, is_asked=is_asked)
     if not aliases and remembered is None:
         _refuse_unprepared(path)
@@ -459,8 +459,8 @@ def _refuse_unknown(path: Path, reading: Reading, wanted: Mapping[str, str]) -> 
     if missing and sensors:
         have = ",".join(name for name in wanted if name in found)
         raise DataError(
-            f"{path}: no {few(missing, NAMED)}, but there is {few(sensors, NAMED)}; say what is what, such as "
-            f"--map {missing[0]}={_base(sensors[0], sensors)}, or take what is there with --modalities {have}"
+            f"{path}: no {few(missing, NAMED)}, but there is {few(sensors, NAMED)}; name each one, such as "
+            f"--map {missing[0]}={_base(sensors[0], sensors)}, or take the rest with --modalities {have}"
         )
 
 

@@ -16,7 +16,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from memorysam_cli.data.listing import Fields, Template, Tree, compiled, relative, sample_names, subfolders, walk
+from memorysam_cli.data.listing import (
+    Fields,
+    Template,
+    Tree,
+    compiled,
+    relative,
+    sample_names,
+    subfolders,
+    walk,
+)
 from memorysam_cli.data.manifest import SPLITS, Scene
 from memorysam_cli.dataset import Color, Crop, DatasetInfo, LabelRule, Modality
 from memorysam_cli.errors import DataError
@@ -118,6 +127,11 @@ class Sensor:
     places: tuple[Place, ...]
     is_optional: bool = False
     """Then nothing is said where it is missing."""
+
+    @property
+    def shown(self) -> str:
+        """Its places, as a user reads them."""
+        return " or ".join(here.shown for here in self.places)
 
 
 def sensor(modality: Modality, *places: str | Place, is_optional: bool = False) -> Sensor:
@@ -328,13 +342,12 @@ class DatasetLayout:
                 if counts[split] != number
             ),
             *(
-                f"no '{each.modality.name}' (looked for {' or '.join(here.shown for here in each.places)}): "
-                "prepared without it"
+                f"no '{each.modality.name}' (looked for {each.shown}): prepared without it"
                 for each in self.sensors
                 if not each.is_optional and each.modality.name not in present
             ),
             *(
-                f"'{name}' is no {what} of {self.title}; kept as its own"
+                f"'{name}' is not a {what} of {self.title}; kept as its own"
                 for what, known, there in (
                     ("condition", self.conditions, {scene.condition for scene in scenes}),
                     ("failure case", self.cases, {scene.case for scene in scenes}),

@@ -272,7 +272,7 @@ def pair(sources: Mapping[str, Mapping[str, str]]) -> Pairing:
 
     Where no two folders share a path, the names may carry the sensor's: ``000050_rgb_front`` and
     ``000050_depth_front`` pair if cutting names at ``_ - .`` and blanks leaves exactly one part that is the same
-    throughout each folder and differs between folders, and that is no number. Else ``rgb_0001`` and ``frame1`` pair by
+    throughout each folder, differs between folders, and is not a number. Else ``rgb_0001`` and ``frame1`` pair by
     their numbers, if each folder's names differ in numbers alone and all folders have the very same ones: what begins
     at 0 here and at 1 there would be a scene off.
 
@@ -391,7 +391,7 @@ def refuse_collisions(names: Sequence[str]) -> None:
     for name in names:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or not path.name or "\0" in name:
-            raise DataError(f"scene {name!r}: is no name for an output file; rename the scene")
+            raise DataError(f"scene {name!r}: is not a name for an output file; rename the scene")
         key = _one_file(f"{path}.png")
         if key in owners:
             pairs.append((owners[key], name))

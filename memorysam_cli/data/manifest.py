@@ -18,17 +18,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from memorysam_cli.data import DATASETS
+from memorysam_cli.data import DATASETS, layout_of
 from memorysam_cli.dataset import DatasetInfo, Modality, Strict, is_inside
 from memorysam_cli.errors import DataError, UsageError, did_you_mean
 from memorysam_cli.storage import atomic, documents
-from memorysam_cli.text import command, is_text, requirement
+from memorysam_cli.text import command, few, is_text, requirement, typed
 
 if TYPE_CHECKING:
     from memorysam_cli.storage.images import Stored
 
 INFO = "dataset.json"
 SCENES = "scenes.jsonl"
+NEAR = 3
+"""Folders that are named where a data set is missed."""
 SPLITS = ("train", "val", "test")
 """The usual splits, in the order in which they are shown."""
 
@@ -115,13 +117,20 @@ def only_prepared(root: Path) -> str:
     """
     datasets = prepared(root)
     if not datasets:
-        raise DataError(f"{root}: no data set is prepared there; type {own_line(root)}, or give --data ROOT")
+        near = few([f"--data {typed(place)}" for place in _near(root)], NEAR, separator=" or ", is_counted=False)
+        remedy = f"give {near}" if near else f"type {own_line(root)}, or give --data ROOT"
+        raise DataError(f"{root}: no data set is prepared there; {remedy}")
     if len(datasets) > 1:
         raise UsageError(
             f"{root}: {len(datasets)} data sets are prepared there ({', '.join(datasets)}); choose one with --set "
             f"data.dataset={datasets[0]}, or with --recipe (see {command('recipes', 'list')})"
         )
     return datasets[0]
+
+
+def _near(root: Path) -> list[Path]:
+    """Other folders of the present one in which a data set is prepared, sorted."""
+    return sorted({path.parents[2] for path in Path().glob(f"*/memorysam/*/{INFO}")} - {root})
 
 
 def folder(root: Path, dataset: str) -> Path:
@@ -226,7 +235,7 @@ def _read_scenes(root: Path, info: DatasetInfo) -> Manifest:
     """The one reader of ``scenes.jsonl``, for all commands: nothing is taken on trust.
 
     Raises:
-        DataError: a line is no scene of this data set; names ``file:line`` and the key.
+        DataError: a line is not a scene of this data set; names ``file:line`` and the key.
     """
     path = folder(root, info.name) / SCENES
     wanted = {modality.name for modality in info.modalities}
@@ -317,7 +326,9 @@ class _Line(Strict):
     @classmethod
     def _stays_inside(cls, path: str | None) -> str | None:
         if path is not None and not is_inside(path):
-            raise ValueError(f"{path!r} is no path below the data root, with single forward slashes and without '..'")
+            raise ValueError(
+                f"{path!r} is not a path below the data root, with single forward slashes and without '..'"
+            )
         return path
 
     @field_validator("files")
@@ -348,10 +359,18 @@ def modalities_of(info: DatasetInfo, names: Sequence[str], *, antialias: bool | 
     """The modalities of these names, in this order, as of :meth:`DatasetInfo.chosen`.
 
     Raises:
-        DataError: the data set has no such modality.
+        DataError: the data set has no such modality; of a published one that was prepared without it, its files.
     """
     known = [modality.name for modality in info.modalities]
     for name in names:
-        if name not in known:
-            raise DataError(f"{info.name}: has no modality '{name}'{did_you_mean(name, known)}")
+        if name in known:
+            continue
+        published = layout_of(info.name).sensors if info.name in DATASETS else ()
+        for sensor in published:
+            if sensor.modality.name == name:
+                raise DataError(
+                    f"{info.name}: was prepared without '{name}' (looked for {sensor.shown}); add the files and "
+                    f"prepare it again, or choose from {', '.join(known)}"
+                )
+        raise DataError(f"{info.name}: has no modality '{name}'{did_you_mean(name, known)}")
     return info.chosen(names, antialias=antialias)

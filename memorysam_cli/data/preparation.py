@@ -26,7 +26,8 @@ from memorysam_cli.data.statistics import measured_scenes, value_ranges
 from memorysam_cli.dataset import DatasetInfo, Modality
 from memorysam_cli.errors import DataError, Laws, PartialError, UsageError, check_laws, did_you_mean
 from memorysam_cli.storage import atomic, documents, lock
-from memorysam_cli.text import few, shown
+from memorysam_cli.storage.archive import archives_in
+from memorysam_cli.text import command, few, shown
 
 SyntheticLayout = Literal["deliver", "mcubes"]
 SCHEMA_VERSION = 1
@@ -53,7 +54,17 @@ def survey(name: str, root: Path, *, inside: Path | None = None) -> Manifest:
             without a scene.
     """
     layout = layout_of(name)
-    return _listed(layout, folder=layout.find(inside or root), root=root)
+    try:
+        folder = layout.find(inside or root)
+    except DataNotFound as fault:
+        packed = archives_in(root, named=(layout.name, layout.folder)) or archives_in(root)
+        if not packed or inside is not None:
+            raise
+        line = command("prepare", layout.name, packed[0])
+        raise DataNotFound(
+            f"{fault}; to unpack {shown(packed[0].name)}: {line}", expected_tree=fault.expected_tree
+        ) from None
+    return _listed(layout, folder=folder, root=root)
 
 
 def synthetic_name(layout: SyntheticLayout) -> str:
@@ -92,7 +103,9 @@ def find_target(root: Path, *, dataset: str | None = None) -> Manifest:
         DataError: none, or more than one; says which, and what to type.
     """
     if not root.is_dir():
-        raise DataError(f"{root}: {'is no folder' if root.exists() else 'does not exist'}; name the folder of the data")
+        raise DataError(
+            f"{root}: {'is not a folder' if root.exists() else 'does not exist'}; name the folder of the data"
+        )
     prepared = manifests.prepared(root)
     if dataset in prepared or (dataset is None and len(prepared) == 1):
         return manifests.read_unsigned(root, dataset or prepared[0])

@@ -39,7 +39,7 @@ JITTER = (0.5, 1.5)
 LUMA = (0.2989, 0.587, 0.114)
 """Weights of red, green and blue in gray (ITU-R 601, as image libraries round them)."""
 HALF = 0.5
-"""Weight of the valid values in a mean of neighbors; with less, it is no measurement."""
+"""Weight of the valid values in a mean of neighbors; with less, it is not a measurement."""
 SIGMA_OF_3 = 0.8
 """Pixels: 0.3·((k - 1)/2 - 1) + 0.8 for a kernel of k = 3."""
 
@@ -51,7 +51,7 @@ class Sample:
     frames: dict[str, Array]
     """Modality → (H, W, 3) uint8, uint16 or float32, in the recipe's order."""
     label: Array | None
-    """(H, W) uint8, 255 counts nowhere."""
+    """(H, W) uint8, 255 is ignored."""
     invalid: dict[str, Mask] = field(default_factory=dict)
     """Modality → (H, W, 3), True where nothing was measured, which is 0 after normalization; only of frames with such
     values, which stand as 0 in the frame and have no part in any mean of neighbors."""
@@ -114,7 +114,7 @@ def augment(
         DataError: a modality's ``flip`` or ``turn`` is impossible with its range of values.
 
     Source: DATASETS §0. AoLP's [sin, cos, sin] is flipped like any image, as the reference does it, unless the data set
-    says otherwise (``Modality.flip``).
+    overrides it (``Modality.flip``).
     """
     draw = Draw.by(rng)
     flips = draw.flip < augment.flip
@@ -443,7 +443,7 @@ def between(low: float, high: float, share: float) -> float:
 
 
 def _has_own_mean(modality: Modality) -> bool:
-    """Whether padding is no measurement rather than the value 0.
+    """Whether padding is not a measurement rather than the value 0.
 
     The reference pads photos with black. A sensor that is normalized by its own mean may never see 0: raw thermal
     values of 300 K would be padded with -65 deviations. Sparse sensors do: there 0 is "nothing", as where they measure.

@@ -143,7 +143,9 @@ class Backbone:
         """
         built = self.build()
         if not isinstance(built, Encoder):
-            raise UsageError(f"encoder {type(built).__name__}: is no subclass of memorysam_cli.encoders.base.Encoder")
+            raise UsageError(
+                f"encoder {type(built).__name__}: is not a subclass of memorysam_cli.encoders.base.Encoder"
+            )
         name = type(built).__name__
         if len(built.channels) != len(STRIDES):
             raise UsageError(f"encoder {name}: has channels for {len(built.channels)} levels, not {len(STRIDES)}")

@@ -308,7 +308,7 @@ def _meet_side_by_side(world: int) -> tuple[Any, PeerWatch]:
         reason = str(error).splitlines()[0]
         raise EnvironmentFault(
             f"$WORLD_SIZE is {world}, and the other processes cannot be reached ({reason}); start them all with "
-            "torchrun, or give each a --shard of its own"
+            "torchrun, or give each its own --shard"
         ) from error
     return store, watch
 

@@ -163,7 +163,7 @@ class RunFolder:
         """The rows of the metrics so far.
 
         Raises:
-            DataError: ``file:line`` is no row of ours.
+            DataError: ``file:line`` is not a row of ours.
         """
         lines = enumerate(documents.each_json_line(self.metrics) if self.metrics.exists() else (), 1)
         return [metrics_row(row, where=f"{self.metrics}:{number}") for number, row in lines]
@@ -201,9 +201,9 @@ def metrics_row(row: Any, *, where: str) -> dict[str, Any]:
     """
     places = [row.get(key) for key in ("step", "epoch")] if isinstance(row, dict) else [None]
     if not all(is_count(place) for place in places):
-        raise DataError(f"{where}: is no row with a step and an epoch; remove the line, or restore the file")
+        raise DataError(f"{where}: is not a row with a step and an epoch; remove the line, or restore the file")
     if odd := [name for name, value in row.items() if value is not None and type(value) not in (int, float)]:
-        raise DataError(f"{where}: '{shown(odd[0])}' is no number; remove the line, or restore the file")
+        raise DataError(f"{where}: '{shown(odd[0])}' is not a number; remove the line, or restore the file")
     return dict(row)
 
 
@@ -266,7 +266,7 @@ def _is_left(name: str) -> bool:
 
 def _word(value: Any) -> str:
     if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError(f"{value!r} is no text")
+        raise ValueError(f"{value!r} is not text")
     return value
 
 
@@ -385,8 +385,8 @@ def data_root(run: Path | None, option: Path | None) -> Path:
         console.note(f"{run}: data set '{dataset}' is not below {root} any more; taking that below {elsewhere}")
         return elsewhere
     raise DataError(
-        f"{run}: was trained on data set '{dataset}' below {root}, which is not there any more (nor below "
-        f"{elsewhere}); say where it is with --data ROOT"
+        f"{run}: was trained on data set '{dataset}' below {root}, which no longer exists (nor below "
+        f"{elsewhere}); give its place with --data ROOT"
     )
 
 

@@ -124,8 +124,8 @@ def _refuse_engine() -> None:
     for variable, option in _ENGINES.items():
         if os.environ.get(variable, "").lower() in {"1", "true", "yes"}:
             raise UsageError(
-                f"accelerate launch {option}: weights are not cut into parts here, for they are a small share of the "
-                "memory; leave it away (DDP), and see train.saver and memorysam plan for what takes the rest"
+                f"accelerate launch {option}: weights are not sharded here, because they take little of the "
+                "memory; leave it out (plain DDP), and see train.saver and memorysam plan for what takes the rest"
             )
 
 

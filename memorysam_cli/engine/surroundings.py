@@ -43,7 +43,7 @@ def refuse_malformed() -> None:
     """Refuse what torch and accelerate would stumble over: every command that works with others asks before.
 
     Raises:
-        UsageError: a variable is no whole number, or this process is none of those that there are.
+        UsageError: a variable is not a whole number, or this process is none of those that there are.
     """
     for name, least in _NUMBERS.items():
         text = os.environ.get(name, str(least))
@@ -171,7 +171,7 @@ def refuse_no_device(name: str) -> None:
     """
     kind, colon, index = name.partition(":")
     if kind not in {"auto", "cpu", "cuda", "mps"} or (colon and (kind != "cuda" or not index.isdecimal())):
-        raise UsageError(f"--device {name}: is no device (known: {DEVICES})")
+        raise UsageError(f"--device {name}: is not a device (known: {DEVICES})")
 
 
 def read_bytes(text: str, *, option: str) -> int:

@@ -97,7 +97,7 @@ class WeightsCard(Strict):
         if self.base.backbone != self.recipe.model.backbone:
             raise ValueError(f"base: is of {self.base.backbone}, the recipe of {self.recipe.model.backbone}")
         if self.kind == "trained" and self.base.source.startswith(f"{IMPORTED}:"):
-            raise ValueError("base: was imported, so that the file must be complete, and is not")
+            raise ValueError("base: was imported, so the file must be complete, but is not")
         return self
 
     @property
@@ -130,11 +130,11 @@ def parse_card(metadata: dict[str, str], *, where: Path) -> WeightsCard:
     """The card among the metadata of a weights file; ``where`` begins messages."""
     if CARD not in metadata:
         raise WeightsError(
-            f"{where}: is no memorysam weights file (its metadata has no '{CARD}' entry); "
+            f"{where}: is not a memorysam weights file (its metadata has no '{CARD}' entry); "
             "give a checkpoint from a run's checkpoints/ folder"
         )
     if seal_of(metadata[CARD]) != metadata.get(SEAL, seal_of(metadata[CARD])):
-        raise WeightsError(f"{where}: its card is not the one that was written (its SHA-256 differs); copy it again")
+        raise WeightsError(f"{where}: its card was changed after writing (its SHA-256 differs); copy it again")
     try:
         # As our JSON first: a key that is given twice, 1e999 and NaN pass pydantic. Then strictly: no true for 1.
         content = documents.parse_json(metadata[CARD].encode(), where="its card")

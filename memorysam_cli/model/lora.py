@@ -68,7 +68,7 @@ def add_lora(encoder: Encoder, settings: Lora) -> None:
 def add_folding_lora(encoder: Encoder, settings: Lora) -> None:
     """Make room for an adapter's tensors under PEFT's names, for :func:`merge_lora` to fold them in; without PEFT.
 
-    The encoder cannot run until then. What is no plain LoRA on Linear layers is left to PEFT.
+    The encoder cannot run until then. What is not a plain LoRA on Linear layers is left to PEFT.
 
     Raises:
         UsageError: as :func:`add_lora`.

@@ -153,7 +153,7 @@ def identify(state: dict[str, Tensor], *, where: str) -> Identity:
 
     Raises:
         WeightsError: tensors are missing, extra, of another shape or not floating point (the first of each are
-            named, with the backbone that most of them fit), or it is no MemorySAM checkpoint at all.
+            named, with the backbone that most of them fit), or it is not a MemorySAM checkpoint at all.
     """
     given = shapes_of(state)
     _refuse_other_models(given, where=where)
@@ -181,7 +181,7 @@ def _refuse_other_models(given: Shapes, *, where: str) -> None:
     example = f"for example '{shown(next(iter(given))[:80])}'"
     if not any(name.startswith("image_encoder.trunk.") for name in given):
         raise WeightsError(
-            f"{where}: none of its {len(given)} tensors is of a MemorySAM checkpoint ({example}); "
+            f"{where}: none of its {len(given)} tensors belongs to a MemorySAM checkpoint ({example}); "
             "its names begin with 'sam.image_encoder.'"
         )
     if any(_LORA_A in name for name in given):

@@ -131,9 +131,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], WeightsCard]:
     state, metadata = tensors.read(path)
     card = parse_card(metadata, where=path)
     if tensors.digest(state) != card.tensors_sha256:
-        raise WeightsError(
-            f"{path}: its tensors are not those that were written (their SHA-256 differs); copy it again"
-        )
+        raise WeightsError(f"{path}: its tensors were changed after writing (their SHA-256 differs); copy it again")
     return state, card
 
 

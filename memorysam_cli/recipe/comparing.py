@@ -312,11 +312,11 @@ def make_copy(name_or_file: str, out: Path, *, overrides: Sequence[str] = (), ha
         has_schema: whether :data:`SCHEMA_FILE` lies beside it, for editors.
 
     Raises:
-        UsageError: no such recipe, or ``out`` is no name for one.
+        UsageError: no such recipe, or ``out`` is not a name for one.
     """
     if out.suffix not in SUFFIXES or not is_word(out.stem):
         raise UsageError(
-            f"{out}: is no name for a recipe; give letters, digits, '.', '_' and '-', and then .yaml, such as mine.yaml"
+            f"{out}: is not a name for a recipe; give letters, digits, '.', '_' and '-', then .yaml, such as mine.yaml"
         )
     original = read(name_or_file, overrides)
     parent = original.parent or (name_or_file if name_or_file in shipped() else os.fspath(original.path))

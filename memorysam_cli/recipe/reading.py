@@ -157,7 +157,13 @@ def find(name_or_file: str | os.PathLike[str], *, beside: Path | None = None, wh
     if is_yaml and path.is_file():
         return path
     is_there = path.exists()
-    why = "is no shipped recipe and no .yaml file" if not is_yaml else "is not a file" if is_there else "does not exist"
+    why = (
+        "is neither a shipped recipe nor a .yaml file"
+        if not is_yaml
+        else "is not a file"
+        if is_there
+        else "does not exist"
+    )
     raise UsageError(f"{where or 'recipe '}{text}: {why}{did_you_mean(text, known)}")
 
 
@@ -165,7 +171,7 @@ def read_source(path: Path) -> Source:
     """Read one file, without the recipe that it extends.
 
     Raises:
-        UsageError: it cannot be read, is no mapping, or says something impossible beside the recipe.
+        UsageError: it cannot be read, is not a mapping, or says something impossible beside the recipe.
     """
     content = read_yaml(path)
     if not isinstance(content, dict):
@@ -197,7 +203,7 @@ def load_extensions(source: Source) -> None:
     """
     listed = source.content.get(EXTENSIONS)
     if source.path in shipped().values() or not isinstance(listed, list) or not all(isinstance(f, str) for f in listed):
-        return  # what is no list of names the schema refuses
+        return  # what is not a list of names the schema refuses
     paths = [(source.path.parent / file).absolute() for file in listed]
     add_files(paths, where=f"{source.path}:{source.line_of([EXTENSIONS])}: extensions:")
     source.content[EXTENSIONS] = [str(path) for path in paths]
@@ -397,7 +403,7 @@ def loss_settings(recipe: Recipe, name: str) -> LossSettings:
 
 
 def _validate(content: dict[str, Any], schema: type[Recipe]) -> Recipe:
-    """The recipe of plain values; ``"1"`` and ``true`` are no numbers, ``1.0`` is no count.
+    """The recipe of plain values; ``"1"`` and ``true`` are no numbers, ``1.0`` is not a count.
 
     ``schema`` has the keys that a message may name.
     """
@@ -418,7 +424,7 @@ def _refuse_bytes(value: Any, keys: tuple[str, ...]) -> None:
             _refuse_bytes(each, (*keys, str(key)))
     elif isinstance(value, str) and not is_text(value):
         where = f"{'.'.join(keys)}: " if keys else ""
-        raise _RefusedError(keys, f"{where}{shown(value)!r} holds bytes that are no UTF-8 text; give another name")
+        raise _RefusedError(keys, f"{where}{shown(value)!r} holds bytes that are not UTF-8 text; give another name")
 
 
 def _complete_losses(recipe: Recipe) -> Recipe:
@@ -430,11 +436,9 @@ def _settings(recipe: Recipe, name: str) -> dict[str, Any]:
     """All settings of a further loss as plain values."""
     own = [each for each in (*Recipe.model_fields, TEACHER) if each in LOSSES]
     if name in own:
-        raise _RefusedError(
-            ("losses", name), f"losses.{name}: has a section of its own; write {name}: at the top level"
-        )
+        raise _RefusedError(("losses", name), f"losses.{name}: has its own section; write {name}: at the top level")
     if name in (SUBSET, TEACHER):
-        raise _RefusedError(("losses", name), f"losses.{name}: has a section of its own; write robust.{name}")
+        raise _RefusedError(("losses", name), f"losses.{name}: has its own section; write robust.{name}")
     if name in NOT_FOR_LOSSES:
         raise _RefusedError(("losses", name), f"losses: '{name}' is what metrics.jsonl calls something else")
     if name not in LOSSES:

@@ -81,6 +81,11 @@ def kind_of(value: object) -> str:
     return words.get(type(value), "a number")
 
 
+def keys_called(name: str, schema: type[BaseModel]) -> list[str]:
+    """The dotted keys of a schema whose last word is this one."""
+    return [f"{section}.{name}".lstrip(".") for section, keys in _sections(schema) if name in keys]
+
+
 def _sections(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, list[str]]]:
     """The keys of every section of a schema by its dotted name; the top level is ``""``."""
     yield prefix, list(schema.model_fields)

@@ -48,7 +48,7 @@ ALL = "all"
 
 RETIRED = {"augment.aolp_flip": "reference"}
 """Keys that are no more, each with the one value that it ever allowed, and that nothing was computed by. Weights, runs
-and checkpoints from before hold them: there, and in a recipe, the key with this value is passed over without a word.
+and checkpoints from before hold them: there, and in a recipe, the key with this value is silently ignored.
 With any other value it is an unknown key."""
 
 
@@ -283,7 +283,7 @@ class Ohem(Section):
         if value in ("none", "inverse", "effective"):
             return value
         if is_list and all(type(each) in (int, float) and 0 <= each <= HEAVIEST for each in value):
-            return tuple(float(each) for each in value)  # what a validator hands on is no JSON any more
+            return tuple(float(each) for each in value)  # what a validator hands on is not JSON any more
         raise ValueError("must be none, inverse, effective, or a number from 0 to 1e6 for each class, such as [1, 2.5]")
 
 
@@ -382,7 +382,7 @@ class Train(Section):
     """How long, how much at once, and how often to look."""
 
     epochs: int = Field(gt=0)
-    """How often every scene is seen."""
+    """How often each scene is seen."""
     batch: int = Field(default=4, gt=0)
     """Scenes per process and step."""
     accumulate: int = Field(default=1, gt=0)
@@ -390,9 +390,9 @@ class Train(Section):
     max_steps: int | None = Field(default=None, gt=0)
     """Stop after this many updates (for trials); the schedule is not changed."""
     seed: int = Field(default=3407, ge=0, lt=10**18)
-    """Of all random numbers."""
+    """Seed of all random numbers."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
-    """What is computed in: exact, or faster on GPUs (tf32, bf16, fp16; bf16 also on new CPUs)."""
+    """Precision: exact, or faster on GPUs (tf32, bf16, fp16; bf16 also on new CPUs)."""
     saver: Literal["auto", "on", "off"] = "auto"
     """Recompute activations in the backward pass instead of keeping them: the same numbers, less memory, more time."""
     compile: bool = False

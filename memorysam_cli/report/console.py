@@ -79,7 +79,7 @@ def outlive_readers() -> None:
     try:
         # By a descriptor of its own: what C libraries write to 2 is put aside now and then (storage.images).
         raw = _Patient(os.dup(sys.stderr.fileno()), "w")
-    except (OSError, ValueError):  # it is no file, or there is no descriptor left
+    except (OSError, ValueError):  # it is not a file, or there is no descriptor left
         return
     sys.stderr = io.TextIOWrapper(
         io.BufferedWriter(raw), encoding=sys.stderr.encoding, errors=sys.stderr.errors, line_buffering=True

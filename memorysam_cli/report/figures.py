@@ -57,7 +57,8 @@ CURVES: Panels = {
 
 def term_title(name: str) -> tuple[str, str]:
     """The title of a loss's panel or chart, and a note; the note may be empty."""
-    return TERM_TITLES.get(name, (f"{name[:1].upper()}{name[1:]} loss", ""))
+    words = name.replace("_", " ").removesuffix(" loss")
+    return TERM_TITLES.get(name, (f"{words[:1].upper()}{words[1:]} loss", ""))
 
 
 def confusion_matrix(matrix: ArrayLike, *, classes: Sequence[str], title: str = "") -> bytes:

@@ -30,7 +30,7 @@ LONGEST_SECONDS = 60.0
 """A line after this long, however little was done: silence looks like a hang."""
 
 STRETCH_S = 10.0
-"""A pace is taken over this long at least: one slow step is no slow machine."""
+"""A pace is taken over this long at least: one slow step is not a slow machine."""
 SLOW_STRETCHES = 2
 """Slow stretches in a row that make a note."""
 SLOW_SHARE = 0.1

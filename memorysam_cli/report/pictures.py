@@ -150,12 +150,14 @@ def as_picture(frame: NDArray[np.generic]) -> Picture:
     """Any modality's frame as a picture: 8-bit as it is, others stretched from their 1st to 99th percentile.
 
     Args:
-        frame: (H, W) or (H, W, 3); uint8, uint16 or float. Zeros (no measurement) do not set the range.
+        frame: (H, W) or (H, W, C); uint8, uint16 or float. Zeros (no measurement) do not set the range. Of more than
+            three channels the first three are shown, of fewer the last one fills up.
 
     Returns:
         (H, W, 3).
     """
-    spread = frame if frame.ndim == 3 else np.repeat(frame[..., None], 3, axis=2)
+    channels = frame[..., None] if frame.ndim == 2 else frame
+    spread = channels[..., [min(place, channels.shape[2] - 1) for place in range(3)]]
     if spread.dtype == np.uint8:
         return spread.astype(np.uint8)
     values = spread.astype(np.float32)
@@ -357,7 +359,7 @@ def _stripes(shape: tuple[int, ...]) -> Picture:
 
 
 def _ignored(mask: Mask, classes: int) -> NDArray[np.bool_]:
-    """Where the mask says 255 and 255 is no class."""
+    """Where the mask says 255 and 255 is not a class."""
     return np.asarray((mask == IGNORE) & (classes <= IGNORE))
 
 
@@ -502,7 +504,7 @@ def parse_gallery(document: Any, *, where: str) -> Gallery:
             raise ValueError
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{where}: is no gallery of this version of memorysam; run `memorysam evaluate` again to make it anew"
+            f"{where}: is not a gallery of this version of memorysam; run `memorysam evaluate` again"
         ) from error
     return gallery
 

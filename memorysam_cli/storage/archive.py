@@ -92,7 +92,7 @@ def unpack_beside(
     """
     what = _OTHER_ZIPS.get(path.suffix.lower())
     if what is not None:
-        raise DataError(f"{shown(path)}: is no archive but, by its name, {what}")
+        raise DataError(f"{shown(path)}: is not an archive but, by its name, {what}")
     status = path.stat()
     source = {"archive": path.name, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
     target = path.with_name(_bare_name(path.name))
@@ -112,6 +112,16 @@ def unpack_beside(
     except Refused as error:
         raise DataError(f"{shown(path)}: {error}") from error
     return target, True
+
+
+def archives_in(folder: Path, *, named: Iterable[str] = ("",)) -> list[Path]:
+    """The archives directly in a folder by name, of those whose names have one of some words; hidden ones left out."""
+    try:
+        found = sorted(path for path in folder.iterdir() if path.name.lower().endswith(SUFFIXES))
+    except OSError:
+        return []
+    words = [word.lower() for word in named]
+    return [path for path in found if path.name[0] != "." and any(word in path.name.lower() for word in words)]
 
 
 def megabytes(path: Path) -> int:
@@ -214,7 +224,7 @@ def _entries(
         raise Refused("empty (0 bytes); get the archive again")
     for magic, what in _FOREIGN.items():
         if start.startswith(magic):
-            raise Refused(f"{what}, which we do not read; unpack it yourself and give the folder as ROOT")
+            raise Refused(f"{what}, which memorysam does not read; unpack it yourself and give the folder as ROOT")
     raise Refused(f"not a zip or tar archive (starts with {start[:16]!r}, {len(start)} bytes or more); get it again")
 
 
@@ -304,7 +314,7 @@ class Names:
                 self._add_folder(path, entry.name)
             return parts
         if not path or path.casefold() == MARKER:
-            raise Refused(f"entry '{shown(entry.name)}' is no name for a file; unpack it yourself")
+            raise Refused(f"entry '{shown(entry.name)}' is not a name for a file; unpack it yourself")
         key = self._key(path)
         met = self._files.get(key, self._folders.get(key))
         if met is not None:

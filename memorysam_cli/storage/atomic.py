@@ -143,8 +143,8 @@ def refuse_unwritable(folder: Path, *, needed_bytes: int = 1) -> None:
         needed_bytes: for which there must be room.
 
     Raises:
-        EnvironmentFault: it, or the nearest folder above it that exists, is no folder, must not be written, or is on a
-            disk without so much room.
+        EnvironmentFault: it, or the nearest existing folder above it, is not a folder, cannot be written, or has too
+            little room on its disk.
     """
     with faults(folder, needed_bytes=needed_bytes):
         nearest = folder.absolute()
@@ -234,7 +234,7 @@ def new_file(path: Path, *, fsync: bool = True, needed_bytes: int | None = None)
         An empty file beside ``path``, to be written or replaced; it gets mode ``0o666 & ~umask``.
 
     Raises:
-        EnvironmentFault: writing failed, or ``path`` is no place for a file; it is as it was and the temporary is gone.
+        EnvironmentFault: writing failed, or ``path`` cannot hold a file; it is unchanged, the temporary gone.
     """
     with faults(path, needed_bytes=needed_bytes):
         _make_folder(path.parent)

@@ -50,7 +50,7 @@ def start(
         EnvironmentFault: the system does not let us start a process.
     """
     # -I: neither the current folder nor the user's site is looked into, unless this process looks there; -B: no .pyc.
-    path = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100 (keeps "" and what is no path at all)
+    path = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100 (keeps "" and what is not a path at all)
     command = [sys.executable, "-I", "-B", "-c", _BOOT, json.dumps(path), module, *arguments]
     errors = errors_to or (None if show_errors else subprocess.DEVNULL)
     try:

@@ -210,7 +210,7 @@ def _name(name: object) -> str:
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise Refused(f"the key '{shown(name[:_NAME_LENGTH])}' is no Unicode text; {EXPORT}") from None
+        raise Refused(f"the key '{shown(name[:_NAME_LENGTH])}' is not Unicode text; {EXPORT}") from None
     return name
 
 

@@ -257,7 +257,7 @@ _TEXTS = {_NODATA, _METADATA}
 """Fields of GDAL's own, which are text."""
 _MAX_METADATA = 1_000_000
 _BESIDE, _MASK = 1 | 4, 4
-"""Bits of a page that is no picture of its own: a smaller copy of the first one, or its mask."""
+"""Bits of a page that is not a picture of its own: a smaller copy of the first one, or its mask."""
 _MAX_PAGES = 64
 _ALPHAS = {1, 2}
 _DESCRIPTION = re.compile(rb'<Item name="DESCRIPTION" sample="(\d+)" role="description">(.*?)</Item>', re.DOTALL)
@@ -272,7 +272,7 @@ _TIFF_FIELDS = {
     _TILE_WIDTH, _TILE_HEIGHT, _NODATA, _SUBFILE, _STRIP_ROWS, _EXTRA_SAMPLES, _METADATA,
 }  # fmt: skip
 _MAX_VALUES = 1024
-"""Of a field that is no table of pixel data."""
+"""Of a field that is not a table of pixel data."""
 _UNSIGNED, _SIGNED, _FLOATING = 1, 2, 3
 _DTYPES = {
     **{(bits, _UNSIGNED): f"uint{bits}" for bits in (_SHORT_BITS, _WORD_BITS, _FLOAT_BITS)},
@@ -329,7 +329,7 @@ def _parse_tiff(stream: BinaryIO) -> Header:
     has_pages, has_mask = _other_pages(stream)
     needs, instead = _needs_gdal(kind, channels, color=color, compression=compression, planar=planar)
     if has_pages and not needs:
-        needs, instead = "a TIFF with overviews or a mask", "save it without them"
+        needs, instead = "a TIFF with overviews or a mask", "save it without it them"
     side = fields.get(_TILE_WIDTH, (width,))[0]
     rows = fields[_TILE_HEIGHT][0] if _TILE_HEIGHT in fields else min(height, fields.get(_STRIP_ROWS, (height,))[0])
     together = channels if planar == 1 else 1
@@ -399,7 +399,7 @@ def _nodata(text: tuple[int, ...] | None) -> float | None:
         return float(written)
     except ValueError:
         raise Refused(
-            f"a TIFF whose nodata tag (42113) says {written[:40]!r}, which is no number; set it anew, "
+            f"a TIFF whose nodata tag (42113) says {written[:40]!r}, which is not a number; set it again, "
             "such as with gdal_edit.py -a_nodata -9999"
         ) from None
 

@@ -28,7 +28,7 @@ from memorysam_cli.errors import EnvironmentFault, MemorySamError, NetworkError,
 from memorysam_cli.storage import atomic, children
 from memorysam_cli.text import shown
 
-LOCAL = "or give a local file as model.base_weights"
+LOCAL = "or give a local file: --set model.base_weights=FILE"
 PIECE_BYTES = 65_536
 """In which a download reaches the disk; the client's own 10 MB would hide for minutes that a slow one is alive."""
 PATIENCE_S = 45.0
@@ -254,9 +254,7 @@ def _download(repo: str, filename: str, *, show_progress: bool) -> Path:
 def _network_faults(what: str, path: Path) -> Iterator[None]:
     """Turn whatever the Hub's client raises into one line about ``what``, or about the cache at ``path``."""
     retries = _Retries()
-    logger = logging.getLogger("huggingface_hub")
-    for handler in logger.handlers:  # its own, which tells the screen of each try
-        handler.setLevel(logging.ERROR)
+    logger = _quiet_client()
     logger.addHandler(retries)
     started = time.monotonic()
     try:
@@ -271,6 +269,17 @@ def _network_faults(what: str, path: Path) -> Iterator[None]:
                 raise NetworkError(f"{what}: {_download_reason(error)} ({effort}), {LOCAL}") from error
     finally:
         logger.removeHandler(retries)
+
+
+def _quiet_client() -> logging.Logger:
+    """The client's logger, whose own handler no longer tells the screen of each try."""
+    from huggingface_hub.utils.logging import get_logger
+
+    get_logger()  # makes that handler, which else comes when the client first logs
+    logger = logging.getLogger("huggingface_hub")
+    for handler in logger.handlers:
+        handler.setLevel(logging.ERROR)
+    return logger
 
 
 class _Retries(logging.Handler):
@@ -337,7 +346,7 @@ def refuse_name(repo: str) -> None:
     is_one = slash and len(repo) <= _LONGEST and all(_NAME.fullmatch(part) for part in (owner, name))
     if not is_one or ".." in repo or "--" in repo or name.endswith(".git"):
         raise UsageError(
-            f"{shown(repo)}: is no repository of the Hub; give OWNER/NAME, such as alice/memorysam-deliver"
+            f"{shown(repo)}: is not a repository of the Hub; give OWNER/NAME, such as alice/memorysam-deliver"
         )
 
 
@@ -417,6 +426,7 @@ def _patient(client: Any) -> Iterator[None]:
 @contextmanager
 def _upload_faults(repo: str, token: str) -> Iterator[None]:
     """Turn whatever the Hub's client raises into one line."""
+    _quiet_client()
     try:
         yield
     except UsageError:

@@ -1,6 +1,6 @@
 """Images: right or refused.
 
-``cv2.imread`` returns wrong pixels for truncated files and ``cv2.imwrite`` loses files without a word, so
+``cv2.imread`` returns wrong pixels for truncated files and ``cv2.imwrite`` silently loses files, so
 bytes are read and checked first (:mod:`~memorysam_cli.storage.headers`), decoded from memory, and compared
 with what the header promised. EXIF rotation is ignored: it would part an image from its label.
 
@@ -42,7 +42,7 @@ from memorysam_cli.text import shown, size
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy", ".npz")
 """Of files that are looked for, in lower case; any case is taken."""
 MAX_PIXELS = 100_000_000
-"""Unless ``$MEMORYSAM_MAX_PIXELS`` says otherwise."""
+"""Unless ``$MEMORYSAM_MAX_PIXELS`` is set."""
 _OPENCV_SIDE, _OPENCV_PIXELS = 1 << 20, 1 << 30
 """What ``cv2.imdecode`` refuses to pass, with an exception for a file that is sound."""
 _NPY, _ZIP = b"\x93NUMPY", b"PK\x03\x04"
@@ -170,7 +170,7 @@ def pixel_limit() -> int:
     """The largest H·W that is decoded: ``$MEMORYSAM_MAX_PIXELS``, or 100 million.
 
     Raises:
-        UsageError: the variable is no positive whole number.
+        UsageError: the variable is not a positive whole number.
     """
     text = os.environ.get("MEMORYSAM_MAX_PIXELS", "")
     if text and not (text.isascii() and text.isdigit() and int(text)):
@@ -214,7 +214,8 @@ def load(path: Stored, *, max_pixels: int | None = None, as_numbers: bool = Fals
 
     Returns:
         The header, and (H, W), (H, W, 3) RGB or (H, W, 4) RGBA, with the dtype that is stored. Gray with alpha and
-        palettes come expanded to colors. Arrays as stored in dtype and shape, native byte order.
+        palettes come expanded to colors. Arrays as stored in dtype and shape, native byte order; (C, H, W) that
+        can be nothing else comes as (H, W, C).
 
     Raises:
         DataError: missing, empty, a folder, truncated, damaged, too large, or no such format.
@@ -222,7 +223,8 @@ def load(path: Stored, *, max_pixels: int | None = None, as_numbers: bool = Fals
     if isinstance(path, InMemory):
         found = header(path)
         refuse_size(path, found, max_pixels=max_pixels or pixel_limit())
-        return found, np.array(path.array, path.array.dtype.newbyteorder("="), order="C")  # the caller's stays as it is
+        array = _channels_last(path.array)
+        return found, np.array(array, array.dtype.newbyteorder("="), order="C")  # the caller's stays as it is
     _check_file(path)
     try:
         with path.open("rb") as stream:
@@ -272,7 +274,7 @@ def _check_file(path: Path) -> None:
         status = path.stat()
     except FileNotFoundError:
         raise DataError(f"{shown(path)}: no such file; check the path or prepare the data set again") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a name with a NUL, which no file can have
         _refuse(path, error)
     if stat.S_ISDIR(status.st_mode):
         raise DataError(f"{shown(path)}: a folder, not an image; name a file or remove the folder")
@@ -447,7 +449,7 @@ def _load_values(stream: BinaryIO, *, length: int) -> npt.NDArray[Any]:
             raise Refused(f"truncated array: {start + needed - len(left):,} of {start + needed:,} bytes; {_AGAIN}")
         left[: len(data)] = data
         left = left[len(data) :]
-    array = values.reshape(shape, order="F" if is_fortran else "C")
+    array = _channels_last(values.reshape(shape, order="F" if is_fortran else "C"))
     return np.asarray(array, dtype=dtype.newbyteorder("="), order="C")
 
 
@@ -475,9 +477,21 @@ def _array_header(shape: tuple[int, ...], _is_fortran: bool, dtype: np.dtype[Any
     if dtype.kind not in "biuf":
         raise Refused(f"an array of {dtype}; save integers or floats")
     is_whole = all(type(length) is int for length in shape)  # NumPy takes True for 1
+    if is_whole and is_channels_first(shape):
+        shape = (*shape[1:], shape[0])
     if not is_whole or len(shape) not in {2, 3} or min(shape) <= 0 or (*shape, 1)[2] > _MAX_CHANNELS:
         raise Refused(f"an array of shape {shape}; save (H, W) or (H, W, C) with C up to {_MAX_CHANNELS}{axes(shape)}")
     return Header(kind, shape[0], shape[1], (*shape, 1)[2], dtype.newbyteorder("=").name)
+
+
+def is_channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether an array can only be (C, H, W): as (H, W, C) it would have more channels than any sensor."""
+    return len(shape) == len("CHW") and 0 < shape[0] <= _MAX_CHANNELS < shape[2] and shape[0] < shape[1]
+
+
+def _channels_last(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """(C, H, W) that can be nothing else as (H, W, C), others as they are."""
+    return np.moveaxis(array, 0, -1) if is_channels_first(array.shape) else array
 
 
 def axes(shape: tuple[int, ...]) -> str:

@@ -312,13 +312,16 @@ def sha256(path: Path) -> str:
 
 
 def check_file(path: Path) -> None:
-    """Refuse what is no weights file at first sight.
+    """Refuse what is not a weights file at first sight.
 
     Raises:
         WeightsError: missing, a folder, empty, a Git-LFS pointer, a web page.
     """
     try:
         if not path.is_file():
+            best = path / "checkpoints" / "best.safetensors"
+            if best.is_file():
+                raise WeightsError(f"{shown(path)}: a run's folder, not a file; its best weights are {shown(best)}")
             reason = "a folder, not a file" if path.is_dir() else "no such file"
             raise WeightsError(f"{shown(path)}: {reason}; check the path")
         size = path.stat().st_size

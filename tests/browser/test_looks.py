@@ -17,6 +17,8 @@ from memorysam_cli.storage import images
 from ..engine.reporting.test_pages import make_prediction, make_run
 from .conftest import Opened
 
+pytestmark = pytest.mark.rendered
+
 LONG = "night/val/" + "MAP_10_point12_underexposure_and_motionblur/" * 3 + "000150"
 IN_VIEW = "const box = arguments[0].getBoundingClientRect(); return box.right <= innerWidth + 1 && box.left >= -1"
 CONTRASTS = """

@@ -20,6 +20,8 @@ from memorysam_cli.storage import documents
 from ..engine.reporting.test_pages import evaluated, make_prediction, make_run  # noqa: F401  (a fixture)
 from .conftest import Opened
 
+pytestmark = pytest.mark.rendered
+
 CONTRAST = (Path(__file__).parent / "contrast.js").read_text(encoding="utf-8")
 LONG = "a class of things that somebody named at quite some length, with a remark"
 

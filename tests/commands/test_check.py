@@ -14,6 +14,8 @@ from memorysam_cli.storage import images
 from ..engine.stand_ins import PALETTE, write_data
 from .trained import Program
 
+pytestmark = pytest.mark.rendered
+
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

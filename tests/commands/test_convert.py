@@ -220,8 +220,8 @@ def test_panoptic_segments_become_classes(memorysam: Program) -> None:
     assert read_masks("m")["x"].tolist() == [[1, 0], [255, 255]] and json.loads(ended.out)["left_out"] == ["y.jpg"]
     for change, reason in (
         ({"file_name": "../x.png"}, "leads out of"),
-        ({"segments_info": segments[:1]}, "the color 1,0,0 is no segment"),
-        ({"segments_info": [{"id": 0, "category_id": 7}]}, "segment 0 is there twice, or is no color"),
+        ({"segments_info": segments[:1]}, "the color 1,0,0 is not a segment"),
+        ({"segments_info": [{"id": 0, "category_id": 7}]}, "segment 0 is there twice, or is not a color"),
         ({"segments_info": 3}, "'segments_info' must be a list"),
     ):
         place = coco([size], [{**annotation, **change}], CATEGORIES)
@@ -248,10 +248,10 @@ HOSTILE_COCO: dict[str, tuple[Callable[[], str], str]] = {
     "one but for case": (
         lambda: coco([IMAGE, {**IMAGE, "id": 2, "file_name": "X.png"}], [], CATEGORIES), "would share an output file"
     ),
-    "a way out": (lambda: coco([{**IMAGE, "file_name": "../../x.jpg"}], [], CATEGORIES), "is no name for a picture"),
-    "a root": (lambda: coco([{**IMAGE, "file_name": "/etc/x.jpg"}], [], CATEGORIES), "is no name for a picture"),
-    "two lines": (lambda: coco([{**IMAGE, "file_name": "a\nb.jpg"}], [], CATEGORIES), "is no name for a picture"),
-    "no name": (lambda: coco([{**IMAGE, "file_name": ".jpg"}], [], CATEGORIES), "is no name for a picture"),
+    "a way out": (lambda: coco([{**IMAGE, "file_name": "../../x.jpg"}], [], CATEGORIES), "is not a name for a picture"),
+    "a root": (lambda: coco([{**IMAGE, "file_name": "/etc/x.jpg"}], [], CATEGORIES), "is not a name for a picture"),
+    "two lines": (lambda: coco([{**IMAGE, "file_name": "a\nb.jpg"}], [], CATEGORIES), "is not a name for a picture"),
+    "no name": (lambda: coco([{**IMAGE, "file_name": ".jpg"}], [], CATEGORIES), "is not a name for a picture"),
     "huge": (lambda: coco([{**IMAGE, "height": 10**9, "width": 10**9}], [], CATEGORIES), "are allowed"),
     "no height": (lambda: coco([{**IMAGE, "height": 0}], [], CATEGORIES), "are allowed"),
     "a fraction": (lambda: coco([{**IMAGE, "height": 4.5}], [], CATEGORIES), "'height' must be a whole number"),
@@ -261,7 +261,7 @@ HOSTILE_COCO: dict[str, tuple[Callable[[], str], str]] = {
     "no class": (lambda: coco([IMAGE], [whole(8, rows=1)], CATEGORIES), "no category has the id 8 (known: 3, 7)"),
     "no classes": (lambda: coco([IMAGE], [], []), "0 classes; from 1 to 255"),
     "256 classes": (lambda: coco([IMAGE], [], [{"id": n, "name": f"c{n}"} for n in range(256)]), "256 classes; from 1"),
-    "a class twice": (lambda: coco([IMAGE], [], [CATEGORIES[0], {"id": 1, "name": "car"}]), "two classes are called"),
+    "a class twice": (lambda: coco([IMAGE], [], [CATEGORIES[0], {"id": 1, "name": "car"}]), "two classes are named"),
     "a class's id twice": (lambda: coco([IMAGE], [], [CATEGORIES[0], {"id": 7, "name": "b"}]), "has the id 7 already"),
     "annotations of text": (lambda: coco([IMAGE], ["x"], CATEGORIES), "'image_id' must be"),
     "pictures of text": (lambda: coco(["x"], [], CATEGORIES), "'id' must be a whole number or a text"),
@@ -319,11 +319,11 @@ def test_the_last_annotation_of_a_task_counts_and_canceled_ones_do_not(memorysam
     [
         (3, "'data' must be an object"),
         ({"data": {}}, "its data names no picture"),
-        ({"data": {"image": "http://[x/1.png"}}, "is no address"),
-        (task(result("a", ALL), image="/data/local-files/?d=../../x.png"), "is no name"),
+        ({"data": {"image": "http://[x/1.png"}}, "is not an address"),
+        (task(result("a", ALL), image="/data/local-files/?d=../../x.png"), "is not a name"),
         ({"data": UPLOADED, "annotations": 3}, "must be a list of objects"),
         ({"data": UPLOADED, "annotations": [{"result": 3}]}, "'result' must be a list"),
-        (task(result("a", ALL, original_width=3)), "is no brush of 2 x 3"),
+        (task(result("a", ALL, original_width=3)), "is not a brush of 2 x 3"),
         (task(result("a", ALL), result("a", ALL, original_width=3)), "two sizes"),
         (task(result("a", ALL, original_width=10**9)), "are allowed"),
         (task(result("a", ALL, image_rotation=90)), "was turned"),
@@ -349,7 +349,7 @@ def test_labels_of_cvat_are_read_by_their_colors(memorysam: Program) -> None:
     images.write_png(Path("c/SegmentationClass/a.png"), np.array([[0, 1]], np.uint8))  # one channel: the list's numbers
     assert memorysam("convert", "c", "--to", "masks", "--out", "o").code == 0
     assert read_masks("o")["a"].tolist() == [[255, 0]]
-    for values, reason in (([[0, 2]], "a.png"), ([[[1, 1, 1]]], "the color 1,1,1 is no label")):
+    for values, reason in (([[0, 2]], "a.png"), ([[[1, 1, 1]]], "the color 1,1,1 is not a label")):
         images.write_png(Path("c/SegmentationClass/a.png"), np.array(values, np.uint8))
         refuse("c", reason)
     for text, reason in (

@@ -17,8 +17,8 @@ def test_a_problem_ends_with_6_and_its_remedy(memorysam: Program, monkeypatch: p
     ended = memorysam("doctor")
     assert ended.code == 6
     assert "warning: b: hurry" in ended.out and "problem: c: fix it" in ended.out
-    assert "1 ok, 1 warning(s), 1 problem(s)" in ended.out
-    assert "doctor: 1 problem(s): c" in ended.err
+    assert "1 ok, 1 warning, 1 problem\n" in ended.out
+    assert "doctor: 1 problem: c" in ended.err
 
 
 def test_warnings_alone_end_with_0(memorysam: Program, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,8 +99,8 @@ def test_the_line_that_an_interrupted_run_ends_with_continues_it_as_it_stands(
     assert went_on.code == 0 and went_on.answer["steps"] == 2 and went_on.answer["resumed"]
     Path("my data").rename("moved")
     lost = memorysam("evaluate", "--weights", "it's mine/run/checkpoints/best.safetensors")
-    assert lost.code == 3 and f"below {tmp_path / 'my data'}, which is not there any more" in lost.err
-    assert lost.err.rstrip().endswith("say where it is with --data ROOT")
+    assert lost.code == 3 and f"below {tmp_path / 'my data'}, which no longer exists" in lost.err
+    assert lost.err.rstrip().endswith("give its place with --data ROOT")
 
 
 @pytest.mark.parametrize("line", WALK)

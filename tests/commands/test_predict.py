@@ -67,6 +67,7 @@ def test_without_scenes_the_prepared_data_below_the_root_are_meant(here: Path, m
         ended = memorysam("predict", *arguments, "--limit", 2, "--workers", 0, "--json")
         assert ended.code == 0, ended.err
         assert (ended.answer["inputs"], ended.answer["dataset"], ended.answer["done"]) == ("data", "tiny", 2)
+        assert ("scenes of data; others are given as SCENES" in ended.err) == (not arguments)
 
 
 def test_scenes_and_a_root_or_a_root_without_data_are_refused(here: Path, memorysam: Program) -> None:

@@ -161,8 +161,8 @@ def test_values_and_lists_are_taken_from_files_below_the_root(memorysam: Program
 
 REFUSALS = {
     "no kind": (["--modality", "x=images/**/*.jpg"], 2, "--modality x: its name tells no kind; say --kind x=KIND"),
-    "an unknown kind": ([*sensors("rgb"), "--kind", "rgb=rbg"], 2, "'rbg' is no kind; did you mean 'rgb'?"),
-    "an option for no sensor": ([*sensors("rgb"), "--scale", "dept=1"], 2, "'dept' is no --modality"),
+    "an unknown kind": ([*sensors("rgb"), "--kind", "rgb=rbg"], 2, "'rbg' is not a kind; did you mean 'rgb'?"),
+    "an option for no sensor": ([*sensors("rgb"), "--scale", "dept=1"], 2, "'dept' is not a --modality"),
     "no pattern": (["--modality", "rgb"], 2, "--modality rgb: must be NAME=VALUE"),
     "a sensor twice": ([*sensors("rgb"), *sensors("rgb")], 2, "'rgb' is given twice"),
     "a name that is reserved": (["--modality", "all=images/**/*.jpg"], 2, "'all' means all modalities"),
@@ -171,12 +171,16 @@ REFUSALS = {
     "an empty list": (
         [*sensors("rgb"), *LABELS, "--split", "train=classes.txt"],
         3,
-        "classes.txt:1: 'ground' is no scene",
+        "classes.txt:1: 'ground' is not a scene",
     ),
     "nothing that matches": (["--modality", "rgb=images/*.png"], 3, "no file matches 'images/*.png' (saw in images/: "),
     "classes without labels": ([*sensors("rgb"), "--classes", "classes.txt"], 2, "give both, or neither"),
     "no class list": ([*sensors("rgb"), *LABELS[:3], "no.txt"], 2, "--classes no.txt: does not exist"),
-    "odd shares": ([*sensors("rgb"), *LABELS, "--split", "0.5/0.1"], 2, "such as 0.8/0.1/0.1"),
+    "odd shares": (
+        [*sensors("rgb"), *LABELS, "--split", "0.5/0.1"],
+        2,
+        "add up to 0.6, not to 1 (or 100); give the shares",
+    ),
     "shares twice": ([*sensors("rgb"), *LABELS, "--split", "0.5/0.5", "--split", "0.9/0.1"], 2, "given once"),
     "two channels": ([*sensors("rgb"), "--channels", "rgb=0,1"], 2, "give one or three channels"),
     "no scale": ([*sensors("rgb"), "--scale", "rgb=0"], 2, "must be a number other than 0"),
@@ -304,7 +308,7 @@ def test_hha_of_a_known_scene(memorysam: Program, tmp_path: Path) -> None:
 def test_what_was_assumed_is_in_the_answer_too(memorysam: Program, own: Path) -> None:
     ended = memorysam("prepare", "folder", own, *sensors("rgb", "ir"), *LABELS, "--json")
     assert ended.code == 0, ended.err
-    (line,) = [line for line in ended.answer["warnings"] if line.startswith("'ir' is taken for kind 'thermal'")]
+    (line,) = [line for line in ended.answer["warnings"] if line.startswith("'ir' is treated as kind 'thermal'")]
     assert ended.err.count(line) == 1
 
 
@@ -418,7 +422,7 @@ def test_a_rig_is_prepared_without_a_pattern_after_it_was_shown(memorysam: Progr
     write_trip(tmp_path / "mein rig")
     shown = memorysam("prepare", "folder", "mein rig", "--split", "0.5/0.5")
     assert shown.code == 2 and "nothing is prepared yet; add --yes" in shown.err
-    assert "the data set is called 'mein-rig'" in shown.err and "called 'Waermebild-Kamera'" in shown.err
+    assert "the data set is named 'mein-rig'" in shown.err and "renamed to 'Waermebild-Kamera'" in shown.err
     assert "files pair by their numbers" in shown.err
     assert not (tmp_path / "mein rig/memorysam/mein-rig/dataset.json").exists()
     (sheet,) = re.findall(r"pictures    (.*)", shown.out)
@@ -442,6 +446,24 @@ def test_a_rig_is_prepared_without_a_pattern_after_it_was_shown(memorysam: Progr
     sizes = {name: form[0]["scenes"] for name, form in agreed.answer["stored"].items()}
     assert sizes == {"rgb": 8, "depth": 8, "Waermebild-Kamera": 8}
     assert any("resampled (nearest), in 8 of 8" in line for line in agreed.answer["warnings"])
+
+
+def test_what_memorysam_wrote_into_the_data_is_no_data(memorysam: Program, tmp_path: Path) -> None:
+    """As after a whole trip within the folder of the recording."""
+    write_trip(tmp_path / "rig", scenes=4)
+    before = memorysam("prepare", "folder", "rig", "--json").answer["proposal"]
+    mask = np.zeros((16, 24), np.uint8)
+    for folder, files in {
+        "runs/a": ("recipe.yaml", "environment.json", "samples/first.png", "evaluate/val/gallery/000-label.png"),
+        "masks": ("predictions.jsonl", "masks/0001.png", "overlay/0001.png"),
+        "check-rig": ("report.json", "sheet.png", "labels.png"),
+        "rgb/memorysam/rgb": ("proposal.png",),
+    }.items():
+        for name in files:
+            path = tmp_path / "rig" / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            images.write_png(path, mask, fsync=False) if path.suffix == ".png" else path.touch()
+    assert memorysam("prepare", "folder", "rig", "--json").answer["proposal"] == before
 
 
 def test_a_proposal_as_json_has_the_line_to_type(memorysam: Program, tmp_path: Path) -> None:
@@ -561,7 +583,10 @@ def test_two_sensors_of_one_raster_are_prepared_trained_and_predicted(
         (["--bands", "s2=0,1,2"], "bands are counted from 1, as GDAL does; there is no band 0"),
         (["--bands", "s2=4,3"], "give one or three bands, such as 4,3,2 or B4,B3,B2"),
         (["--bands", "s2=4,3,2", "--channels", "s2=3,2,1"], "--channels s2=… is given as well"),
-        (["--modality", "x=s2/*.npy", "--bands", "x=3,2,1"], "s2/0.npy is no raster (TIFF); --channels x=… takes its"),
+        (
+            ["--modality", "x=s2/*.npy", "--bands", "x=3,2,1"],
+            "s2/0.npy is not a raster (TIFF); --channels x=… takes its",
+        ),
     ],
 )
 def test_no_one_is_off_by_one(options: list[str], said: str, memorysam: Program, rasters_of_five_bands: Path) -> None:
@@ -594,6 +619,13 @@ def test_frames_pair_by_time_and_the_offsets_are_shown(memorysam: Program, tmp_p
     assert "5 pairs within 20 ms; without a partner: 1 of 'rgb', 0 of 'ir'" in ended.err
     layout = manifests.read(tmp_path / "drive", "drive").info.layout
     assert layout is not None and (layout.pair, layout.tolerance_ns) == ("nearest", 20_000_000)
+    made = (tmp_path / "drive/memorysam/drive/dataset.json").read_bytes()
+    # Without a pattern the same is proposed, and said in the line to type; a pairing that was typed is kept to.
+    proposed = memorysam("prepare", "folder", "drive")
+    assert proposed.code == 2 and "--pair nearest --tolerance 20ms" in proposed.out, proposed.err
+    assert memorysam("prepare", "folder", "drive", "--yes").code == 0
+    assert (tmp_path / "drive/memorysam/drive/dataset.json").read_bytes() == made
+    assert memorysam("prepare", "folder", "drive", "--pair", "name", "--yes").code == 3
     checked = memorysam("check", "drive")
     assert checked.code == 0 and "drive: 'ir' behind 'rgb'" in checked.out, checked.err
     assert images.read(tmp_path / "check-drive/offsets.png").ndim == 3
@@ -630,7 +662,7 @@ def test_what_cannot_pair_or_resize_is_refused(
     ("words", "said"),
     [
         (["--pair", "nearest"], "--pair, --tolerance, --times: are for --modality"),
-        (["--modality", "rgb=*.png", "--map", "rgb=x"], "--map says it already"),
+        (["--modality", "rgb=*.png", "--map", "rgb=x"], "--map names it already"),
         (["--modality", "rgb"], "--modality rgb: must be NAME=VALUE"),
     ],
 )

@@ -93,7 +93,7 @@ def test_damaged_weights_do_not_verify(memorysam: Run, tmp_path: Path) -> None:
     state.pop("sam.no_mem_embed")
     tensors.write(tmp_path / "bad.safetensors", state, metadata)
     ended = memorysam("weights", "verify", tmp_path / "bad.safetensors", "--json")
-    assert ended.code == 10 and ended.answer["ok"] is False and "not those that were written" in ended.err
+    assert ended.code == 10 and ended.answer["ok"] is False and "changed after writing" in ended.err
     assert memorysam("predict", ".", "--weights", tmp_path / "bad.safetensors").code in {3, 5}
 
 
@@ -309,7 +309,7 @@ REFUSALS = {
     "another data set": (["train", "-r", "demo", "--set", "data.dataset=mfnet"], 3, "memorysam prepare"),
     "an unknown modality": (["train", "-r", "demo", "--set", "data.modalities=[img,depht]"], 3, "depth"),
     "an absent device": (["train", "-r", "demo", "--device", "cuda:7"], 6, "--device cuda:7"),
-    "no device at all": (["train", "-r", "demo", "--device", "tpu"], 2, "is no device"),
+    "no device at all": (["train", "-r", "demo", "--device", "tpu"], 2, "is not a device"),
     "a link that leads nowhere": (["train", "-r", "demo", "--out", "link"], 2, "is a link to nowhere, which is not"),
     "no weights to begin from": (
         ["train", "-r", "demo", "--init", "x.safetensors"],

@@ -65,7 +65,7 @@ def prepare(memorysam: Program, root: Path, *more: object, **sensors: str) -> En
 
 
 def gap(values: np.ndarray, value: float) -> np.ndarray:
-    """The upper quarter is no measurement."""
+    """The upper quarter is not a measurement."""
     values[: SIDE // 4] = value
     return values
 
@@ -107,6 +107,25 @@ def test_gaps_are_counted_and_left_out_of_mean_deviation_and_range(
     ]
 
 
+def test_a_depth_of_0_is_pointed_at_however_near_it_is_and_a_declared_one_is_no_warning(
+    memorysam: Program, tmp_path: Path
+) -> None:
+    """Depth and heat have the same values, a quarter of them 0: only of depth that is not a measurement."""
+    near = (".png", lambda number: gap(depth(number), 0))
+    root = write(tmp_path / "own", depth=near, heat=near)
+    options = ("--kind", "heat=thermal")
+    said = f"{6 * 256} of {6 * 1024} pixels (25 %)"
+    ended = prepare(memorysam, root, *options, depth="depth/*.png", heat="heat/*.png")
+    assert f"warning: 'depth': {said} hold 0, as depth cameras write it for no measurement" in ended.err
+    assert "prepare with --nodata depth=0" in ended.err and "'heat': 1536" not in ended.err
+    again = prepare(memorysam, root, *options, "--nodata", "depth=0", depth="depth/*.png", heat="heat/*.png")
+    assert "hold 0" not in again.err and f"\n'depth': {said} are no measurement (nodata 0, " in again.err
+    for first, second in (("0", "7"), ("7", "0")):
+        both = ("--nodata", f"depth={first}", "--nodata", f"depth={second}")
+        again = prepare(memorysam, root, *options, *both, depth="depth/*.png", heat="heat/*.png")
+    assert "dataset.json.bak" not in again.err  # the order in which they are typed changes nothing
+
+
 def test_saturated_values_are_pointed_at_with_the_option_to_type(memorysam: Program, tmp_path: Path) -> None:
     root = write(tmp_path / "own", depth=(".png", lambda number: gap(depth(number), 65535)))
     ended = prepare(memorysam, root, depth="depth/*.png")
@@ -136,7 +155,7 @@ def test_a_label_s_tag_that_names_a_class_is_noted(
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("dept=1", "'dept' is no --modality"),
+        ("dept=1", "'dept' is not a --modality"),
         ("depth=none", "'none' must be a number such as 65535, nan or inf"),
         ("depth", "must be NAME=VALUE"),
     ],

@@ -159,9 +159,9 @@ def test_python_takes_the_address_too(endpoint: str, ours: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("address", "code", "words"),
     [
-        ("hf://alice", 2, "is no repository of the Hub; give OWNER/NAME"),
+        ("hf://alice", 2, "is not a repository of the Hub; give OWNER/NAME"),
         ("hf://alice/demo/../../x", 2, "names no file"),
-        ("hf://ali ce/demo", 2, "is no repository of the Hub"),
+        ("hf://ali ce/demo", 2, "is not a repository of the Hub"),
         ("hf://alice/demo/other.safetensors", 7, "alice/demo/other.safetensors: HTTP 404"),
     ],
 )

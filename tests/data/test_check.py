@@ -83,7 +83,7 @@ def test_sizes_that_differ_are_listed_and_registered_sensors_may_be_of_another_r
     report = check(listed)
     assert report.problems == ()
     of = f"1 of {len(listed.scenes)} scenes"
-    assert [line for line in report.warnings if "resampled" in line] == [
+    assert [line for line in report.remarks if "resampled" in line] == [
         f"'event' is 3×4 and the frame 6×8: resampled (nearest), in {of}",
         f"'lidar' is 3×4 and the frame 6×8: resampled (nearest), in {of}",
     ]
@@ -104,7 +104,7 @@ def test_a_label_lies_on_the_pixels_of_a_sensor(listed: Manifest) -> None:
     images.write_png(listed.root / scene.files["lidar"][0], np.zeros((3, 4, 3), np.uint8))
     report = check(listed)
     assert report.problems == ()
-    assert "'img' is 6×8 and the frame 3×4: resampled (bilinear), in 1 of" in "\n".join(report.warnings)
+    assert "'img' is 6×8 and the frame 3×4: resampled (bilinear), in 1 of" in "\n".join(report.remarks)
 
 
 def test_an_illegal_label_value_is_a_problem_with_its_place(listed: Manifest) -> None:

@@ -315,7 +315,7 @@ def test_colors_need_colors(tmp_path: Path) -> None:
     images.write_png(tmp_path / "grey.png", np.zeros((2, 2), np.uint8))
     images.write_png(tmp_path / "deep.png", np.zeros((2, 2, 3), np.uint16))
     (tmp_path / "j.png").write_bytes(cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes())
-    for name, why in [("grey.png", "no 8-bit RGB"), ("deep.png", "no 8-bit RGB"), ("j.png", "is a JPEG")]:
+    for name, why in [("grey.png", "not an 8-bit RGB"), ("deep.png", "not an 8-bit RGB"), ("j.png", "is a JPEG")]:
         with pytest.raises(DataError, match=why):
             decode.read_label(tmp_path / name, COLORS, 3, palette=PALETTE)
 

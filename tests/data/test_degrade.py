@@ -37,7 +37,7 @@ def frames(height: int = 48, width: int = 40) -> dict[str, np.ndarray]:
 
 
 def sample() -> Sample:
-    """With a strip of depth that is no measurement."""
+    """With a strip of depth that is not a measurement."""
     invalid = np.zeros((48, 40, 3), bool)
     invalid[:5] = True
     whole = frames()

@@ -76,8 +76,8 @@ def test_other_views_and_hidden_files_are_left_out(tmp_path: Path) -> None:
 def test_unknown_weathers_and_cases_are_remarked(tmp_path: Path) -> None:
     folder = write_deliver(tmp_path, ["snow/train/MAP_1_point1/000050", "sun/train/MAP_1_point1_dust/000050"])
     remarks = DELIVER.remarks(DELIVER.scenes(folder, tmp_path))
-    assert any("'snow' is no condition of DELIVER" in remark for remark in remarks)
-    assert any("'dust' is no failure case of DELIVER" in remark for remark in remarks)
+    assert any("'snow' is not a condition of DELIVER" in remark for remark in remarks)
+    assert any("'dust' is not a failure case of DELIVER" in remark for remark in remarks)
     assert any(remark.startswith("train: 2 of the 3983 published scenes (") for remark in remarks)
 
 

@@ -277,7 +277,7 @@ def test_a_split_chooses_and_is_for_prepared_data_sets_alone(prepared: Manifest,
     assert len(discover(prepared.root, modalities=ALL, split="val").scenes) == 2
     with pytest.raises(DataError, match="no scene in split 'test'"):
         discover(prepared.root, modalities=ALL, split="test")
-    with pytest.raises(UsageError, match="is no prepared data set"):
+    with pytest.raises(UsageError, match="is not a prepared data set"):
         discover(put(tmp_path / "other", "img/1.png"), modalities=ALL, split="val")
 
 

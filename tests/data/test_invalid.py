@@ -1,4 +1,4 @@
-"""What is no measurement has no part in anything, and is 0 after normalization: NaN, as declared, by a file's tag."""
+"""Pixels without a measurement (NaN, declared, by a file's tag) count nowhere and are 0 after normalization."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def saved(path: Path, array: np.ndarray) -> Path:
 
 
 def with_gap(gap: float, dtype: type = np.float32) -> np.ndarray:
-    """VALUES, whose first row is no measurement."""
+    """VALUES, whose first row is not a measurement."""
     array = VALUES.astype(dtype)
     array[0] = gap
     return array
@@ -51,6 +51,13 @@ SAID = {
     "declared of several": (tiff(with_gap(77)), (0.0, 77.0)),
     "infinity": (tiff(with_gap(-np.inf)), ()),
 }
+
+
+def test_a_type_that_holds_no_number_is_refused_with_nodata_as_without(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.npy", np.zeros((4, 4), bool))
+    for nodata in ((), (0.0, 65535.0)):
+        with pytest.raises(DataError, match="holds bool; allowed are uint8"):
+            decode.read_frame([path], DEM.model_copy(update={"nodata": nodata}))
 
 
 @pytest.mark.parametrize("how", SAID)
@@ -77,7 +84,7 @@ def test_a_tag_that_no_whole_number_can_be_changes_nothing(tag: str, tmp_path: P
 
 def test_a_tag_that_is_no_number_is_refused_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "x.tif").write_bytes(tiff(VALUES, nodata="none"))
-    with pytest.raises(DataError, match=r"nodata tag \(42113\) says 'none', which is no number; .*gdal_edit"):
+    with pytest.raises(DataError, match=r"nodata tag \(42113\) says 'none', which is not a number; .*gdal_edit"):
         images.header(tmp_path / "x.tif")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from memorysam_cli.data import loader
+from memorysam_cli.data import layout_of, loader
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.datasets.mcubes import MCUBES
 from memorysam_cli.data.loader import (
@@ -123,6 +123,17 @@ def test_an_unknown_modality_is_refused_with_a_suggestion(prepared: Manifest) ->
     with pytest.raises(DataError, match="did you mean 'lidar'"):
         loader.modalities_of(prepared.info, ["lidr"])
     assert [found.name for found in loader.modalities_of(prepared.info, ["lidar", "img"])] == ["lidar", "img"]
+
+
+def test_a_modality_that_a_published_data_set_was_prepared_without_is_named_with_its_files() -> None:
+    """Not "did you mean 'depth_raw'?": DELIVER's depth is another folder."""
+    info = layout_of("deliver").published_info
+    without = info.model_copy(update={"modalities": tuple(each for each in info.modalities if each.name != "depth")})
+    words = (
+        r"deliver: was prepared without 'depth' \(looked for hha/.*\); add .* choose from img, event, lidar, depth_raw"
+    )
+    with pytest.raises(DataError, match=words):
+        loader.modalities_of(without, ["img", "depth"])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

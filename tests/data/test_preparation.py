@@ -246,3 +246,17 @@ def test_labels_that_a_layout_calls_hidden_count_once_they_are_there(tmp_path: P
         ("missing label", len(frames) - 1)
     ]
     assert "its split is not called unlabeled" in prepared.report.problems[0].first[0]
+
+
+def test_an_archive_that_lies_there_unpacked_by_nobody_is_named_with_the_line_that_unpacks_it(tmp_path: Path) -> None:
+    for name, line in (
+        ("images.tar.gz", "images.tar.gz"),
+        ("the_DELIVER.zip", "the_DELIVER.zip"),
+        (".hidden.zip", None),
+    ):
+        (tmp_path / name).touch()
+        with pytest.raises(DataNotFound, match="no DELIVER here") as found:
+            survey("deliver", tmp_path)
+        # images.tar.gz as long as it is alone; what is named as the data set is comes first, and nothing hidden
+        wanted = line or "the_DELIVER.zip"
+        assert str(found.value).endswith(f"to unpack {wanted}: memorysam prepare deliver {tmp_path / wanted}")

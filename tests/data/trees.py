@@ -225,7 +225,7 @@ def _urbanlf(folder: Path, variant: str, scenes: Mapping[str, int]) -> None:
             raw = source.rng.choice(np.array([*range(15), 255], np.uint8), (HEIGHT, WIDTH))
             source.write(f"{place}/5_5_label.npy", raw)
         else:
-            colors = np.array([*palette, (1, 2, 3)], np.uint8)  # the last is no class
+            colors = np.array([*palette, (1, 2, 3)], np.uint8)  # the last is not a class
             source.write(f"{place}/label.png", colors[source.rng.integers(0, len(colors), (HEIGHT, WIDTH))])
 
 

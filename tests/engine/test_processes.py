@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import socket
 import subprocess
@@ -61,10 +60,10 @@ def alone() -> Accelerator:
 
 
 def tensors(found: dict[str, Any]) -> dict[str, Tensor]:
-    """Nested dictionaries of numbers as one dictionary of tensors, in double precision."""
+    """Nested dictionaries of numbers, lists and tensors as one dictionary of tensors, in double precision."""
     flat: dict[str, Tensor] = {}
     for key, value in found.items():
-        inner = tensors(value) if isinstance(value, dict) else {"": torch.tensor(value, dtype=torch.float64)}
+        inner = tensors(value) if isinstance(value, dict) else {"": torch.as_tensor(value, dtype=torch.float64)}
         flat |= {f"{key} {name}": tensor for name, tensor in inner.items()}
     return flat
 
@@ -95,8 +94,8 @@ def test_one_process_in_parts_is_one_batch(accumulate: int, whole: dict[str, Any
 def found(rendered: Manifest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What two processes of torchrun learn."""
     folder = tmp_path_factory.mktemp("two")
-    launch(2, "learn", rendered.root, folder / "answer.json", folder / "run", cwd=folder)
-    answer: dict[str, Any] = json.loads((folder / "answer.json").read_text())
+    launch(2, "learn", rendered.root, folder / "answer.pt", folder / "run", cwd=folder)
+    answer: dict[str, Any] = torch.load(folder / "answer.pt")
     assert answer["world"] == 2
     return answer
 
@@ -157,15 +156,15 @@ def test_counts_do_not_depend_on_processes_and_batches(rendered: Manifest, tmp_p
     for number in (1, 2, 5):
         assert wanted[f"{number} 1"] == wanted[f"{number} 2"]
     for world, by in ((2, ACCELERATE), (3, TORCHRUN)):
-        answer = tmp_path / f"{world}.json"
+        answer = tmp_path / f"{world}.pt"
         launch(world, "count", rendered.root, answer, weights, cwd=tmp_path, by=by)
-        assert json.loads(answer.read_text()) == {**wanted, "world": world}
+        assert torch.load(answer) == {**wanted, "world": world}
 
 
 def test_the_loss_of_a_process_ends_the_others_with_a_way_on(rendered: Manifest, tmp_path: Path) -> None:
     # torchrun ends the others a tenth of a second later, which a busy machine may not leave them to say a word.
     patient = ("-m", "torch.distributed.run", "--standalone", "--monitor-interval", "10", "--nproc-per-node")
-    words = ("lose", rendered.root, tmp_path / "answer.json", tmp_path / "run")
+    words = ("lose", rendered.root, tmp_path / "answer.pt", tmp_path / "run")
     said = launch(2, *words, cwd=tmp_path, by=patient, is_fatal=True)
     assert "rank 1 was lost, which its own output may explain (" in said, said
     assert "); this was after step 1; continue with: torchrun --nproc-per-node 2 -m memorysam_cli train " in said

@@ -18,7 +18,7 @@ def flags() -> tuple[bool, bool]:
 
 @pytest.mark.parametrize("name", ["cpu:", "cpu:0", "cuda:x", "gpu", ""])
 def test_what_is_no_device_is_a_wrong_option(name: str) -> None:
-    with pytest.raises(UsageError, match="is no device"):
+    with pytest.raises(UsageError, match="is not a device"):
         runtime.choose_device(name)
 
 
@@ -33,7 +33,7 @@ def test_a_precision_that_the_cpu_lacks_is_refused_and_not_exchanged(precision: 
 @pytest.mark.parametrize(("variable", "option"), [("FSDP", "--use_fsdp"), ("DEEPSPEED", "--use_deepspeed")])
 def test_engines_that_cut_weights_are_refused(variable: str, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"ACCELERATE_USE_{variable}", "true")
-    with pytest.raises(UsageError, match=f"launch {option}: weights are not cut into parts here"):
+    with pytest.raises(UsageError, match=f"launch {option}: weights are not sharded here"):
         runtime.make_accelerator(CPU, precision="fp32")
     monkeypatch.setenv(f"ACCELERATE_USE_{variable}", "false")
     assert runtime.make_accelerator(CPU, precision="fp32").num_processes == 1

@@ -1,14 +1,13 @@
-"""Run by torchrun in several processes; rank 0 writes what they found as JSON. The tests call the same functions alone.
+"""Run by torchrun in several processes; rank 0 saves what they found with PyTorch. The tests call the same functions.
 
-torchrun --nproc-per-node 2 two_processes.py learn DATA_ROOT ANSWER.json RUN_FOLDER
-torchrun --nproc-per-node 2 two_processes.py lose DATA_ROOT ANSWER.json RUN_FOLDER
-torchrun --nproc-per-node 3 two_processes.py count DATA_ROOT ANSWER.json WEIGHTS
+torchrun --nproc-per-node 2 two_processes.py learn DATA_ROOT ANSWER.pt RUN_FOLDER
+torchrun --nproc-per-node 2 two_processes.py lose DATA_ROOT ANSWER.pt RUN_FOLDER
+torchrun --nproc-per-node 3 two_processes.py count DATA_ROOT ANSWER.pt WEIGHTS
 RANK=… LOCAL_RANK=… WORLD_SIZE=… MASTER_ADDR=… MASTER_PORT=… two_processes.py leave DATA_ROOT RECIPE RUN_FOLDER
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -136,7 +135,7 @@ def learned(
     steps, gradients = [], []
 
     def look() -> None:
-        gradients.append({n: p.grad.tolist() for n, p in learner.parameters.items() if p.grad is not None})
+        gradients.append({n: p.grad.clone() for n, p in learner.parameters.items() if p.grad is not None})
 
     for step in range(3):
         batches = batches_of(step, rank=rank, world=world, accumulate=accumulate)
@@ -145,9 +144,9 @@ def learned(
     return {
         "steps": steps,
         "gradients": gradients[0],
-        "weights": {name: value.tolist() for name, value in learner.parameters.items()},
-        "averages": {name: value.tolist() for name, value in learner.average.tensors.items()},
-        "prototypes": learner.objective.state()["spmm/prototypes"].tolist(),
+        "weights": {name: value.detach().clone() for name, value in learner.parameters.items()},
+        "averages": {name: value.clone() for name, value in learner.average.tensors.items()},
+        "prototypes": learner.objective.state()["spmm/prototypes"].clone(),
     }
 
 
@@ -258,7 +257,7 @@ def main(task: str, data: str, answer: str, path: str) -> None:
         manifests.read(Path(data), "synthetic"), Path(path), accelerator
     )
     if accelerator.is_main_process:
-        Path(answer).write_text(json.dumps(found | {"world": accelerator.num_processes}))
+        torch.save(found | {"world": accelerator.num_processes}, answer)
 
 
 if __name__ == "__main__":

@@ -214,7 +214,7 @@ CASES = [
     Case(36, "other data", spoilt(another_label, *RESUME, "--data", "data"), 2, words=("runs/small", "data set"),
          outputs=("data",)),
     Case(36, "no run", spoilt(lambda here: None, "train", "--resume", "photos"), 5,
-         words=("--resume photos", "no run folder and no checkpoint")),
+         words=("--resume photos", "neither a run folder nor a checkpoint")),
     Case(36, "no checkpoint", spoilt(none_is_there, *RESUME), 5, words=("runs/small", "no valid checkpoint", "start"),
          outputs=RUN),
 ]  # fmt: skip

@@ -18,6 +18,7 @@ import torch
 from memorysam_cli import app
 from memorysam_cli.engine.train import checkpoints, start
 from memorysam_cli.storage import documents, images
+from tests import sketches
 from tests.faults import disks
 from tests.faults.naive import saving
 
@@ -104,6 +105,7 @@ COMMANDS = {
 def warm(base: str) -> None:
     """Data, weights, and every import; once, before any fork."""
     torch.set_num_threads(1)
+    sketches.use()
     place = Path(base)
     data = ["prepare", "synthetic", str(place / "data"), "--scenes", "10", "--size", "72"]
     assert app.run(data) == 0
@@ -115,7 +117,7 @@ def warm(base: str) -> None:
 
 
 def run(base: str, name: str, size: int | None) -> int:
-    """:func:`fill`, or without a size :func:`refuse`; ``naive`` is no command of ours."""
+    """:func:`fill`, or without a size :func:`refuse`; ``naive`` is not a command of ours."""
     if name == "naive":
         return naive(base, is_read_only=size is None)
     return refuse(base, name) if size is None else fill(base, name, size)

@@ -9,6 +9,7 @@ import torch
 
 from memorysam_cli import app
 from memorysam_cli.engine.train import checkpoints
+from tests import sketches
 from tests.faults import disks
 
 STEPS = 4
@@ -34,21 +35,21 @@ def predicting(base: Path, out: Path) -> list[str]:
 def warm(base: str) -> None:
     """Data and an uninterrupted run that keeps every checkpoint; the imports besides."""
     torch.set_num_threads(1)
+    sketches.use()
     place = Path(base)
     assert app.run(["prepare", "synthetic", str(place / "data"), "--scenes", "10", "--size", "64", "-q"]) == 0
     assert app.run(training(place, place / "reference", "train.keep_checkpoints=99")) == 0
     assert app.run(predicting(place, place / "predicted")) == 0
 
 
-def run(line: list[str], most_bytes: int | None) -> None:
-    """The program; its files cannot grow beyond ``most_bytes``."""
+def run(line: list[str], most_bytes: int | None, is_trusting: bool = False) -> None:
+    """The program; its files cannot grow beyond ``most_bytes``.
+
+    ``is_trusting``: as if it believed that whatever has a checkpoint's name is one.
+    """
+    if is_trusting:
+        checkpoints.is_valid = lambda path: (path / "model.safetensors").is_file()
     if most_bytes is not None:
         disks.limit_files(most_bytes)
     sys.argv = ["memorysam", *line]
     app.main()
-
-
-def run_trusting(line: list[str], most_bytes: int | None) -> None:
-    """The same program if it believed that whatever has a checkpoint's name is one."""
-    checkpoints.is_valid = lambda path: (path / "model.safetensors").is_file()
-    run(line, most_bytes)

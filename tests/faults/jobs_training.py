@@ -22,6 +22,7 @@ from memorysam_cli.model import Segmenter
 from memorysam_cli.model.weights import build_for_training
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
+from tests import sketches
 from tests.engine.stand_ins import Plan, write_data
 from tests.faults.naive import training as naive
 
@@ -56,6 +57,7 @@ def recipe_of(*, workers: int) -> Recipe:
 def warm(base: str) -> None:
     """Write the data and run whole trainings once, so that a child has nothing left to import."""
     torch.set_num_threads(1)
+    sketches.use()
     write_data(Path(base) / "data", _PLANS)
     console.setup(verbosity=console.QUIET)
     for way in ("ours", "naive"):

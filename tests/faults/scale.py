@@ -1,15 +1,24 @@
-"""How much a fault test tries: what fits into minutes, or a night's worth under ``make soak``."""
+"""How much a fault test tries: a share in ``make test``, all in CI, a night's worth under ``make soak``."""
 
 from __future__ import annotations
 
 import os
 
 SOAK = os.environ.get("MEMORYSAM_SOAK") == "1"
+SLOW = os.environ.get("MEMORYSAM_SLOW") == "1"
 
 
-def amount(usual: int, *, soak: int) -> int:
-    """``usual`` in ``make test``, ``soak`` in ``make soak``."""
-    return soak if SOAK else usual
+def amount(usual: int, *, soak: int, few: int | None = None) -> int:
+    """``usual`` in CI and in any ``MEMORYSAM_SLOW=1 make test``, ``soak`` in ``make soak``, ``few`` in ``make test``.
+
+    Args:
+        usual: as many as docs/reliability.md publishes.
+        soak: about ten times as many.
+        few: of what is drawn at random a share; each run draws another. None: ``usual``.
+    """
+    if SOAK:
+        return soak
+    return usual if SLOW or few is None else few
 
 
 def seconds(usual: float) -> float:

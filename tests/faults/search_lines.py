@@ -125,7 +125,7 @@ class Spot:
         name: the parameter's.
         at: which word it is; past the end where the line lacks it.
         option: what has to be typed before it there, if anything.
-        prefix: what of the word is no path, such as ``rgb=``.
+        prefix: what of the word is not a path, such as ``rgb=``.
         is_output: what is written, in contrast to what is read.
     """
 

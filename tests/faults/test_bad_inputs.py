@@ -19,6 +19,7 @@ from tests.faults import bad_archives, bad_environment, bad_images, bad_recipes,
 from tests.faults.bad_inputs import PROGRAM, Arguments, Case, Ended, Place, forked, place_for, really, tree, violations
 from tests.faults.conftest import Figures
 from tests.faults.forks import ROOT, Forks
+from tests.faults.scale import SLOW as IS_SLOW
 from tests.faults.scale import SOAK
 
 Run = Callable[[Case, Place, Arguments], Ended]
@@ -30,7 +31,7 @@ FIRST = {case.row: case for case in reversed(CASES)}
 """Of each row the case that is run as a process of its own."""
 SLOW = sorted(row for row in FIRST if row in range(10, 13) or row in range(14, 37) or row in {38, 43})
 """Rows whose command has to import torch, which takes seconds."""
-EVERY_ROW = SOAK or os.environ.get("MEMORYSAM_SLOW") == "1"
+EVERY_ROW = SOAK or IS_SLOW
 DRAWN = SLOW if EVERY_ROW else random.Random(os.environ["MEMORYSAM_FAULT_SEED"]).sample(SLOW, 8)
 """Those of them that are run so: all in CI and in a soak, else some that the seed draws; the others are forks."""
 REAL = {FIRST[row] for row in FIRST if row not in SLOW or row in DRAWN} | set(bad_recipes.CASES)

@@ -79,7 +79,7 @@ def test_a_checkpoint_s_damage_is_noticed_and_the_one_before_it_is_used(
             unnoticed += not is_harmless
         elif tried % 50 == 0:
             wrong += checkpoints.newest_valid(tmp_path) != (older, [newest])
-            with pytest.raises(WeightsError, match="is no valid checkpoint"):
+            with pytest.raises(WeightsError, match="is not a valid checkpoint"):
                 checkpoints.read(newest)
     figures("D", damaged=tried, unnoticed=unnoticed)
     assert unnoticed == wrong == 0

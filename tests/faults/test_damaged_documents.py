@@ -38,7 +38,7 @@ VALUES: dict[str, Any] = {
     "half": 0.5, "huge": 10**300, "whole": 10**18, "nan": float("nan"), "infinite": float("inf"),
     "half a pair": "\ud800", "nul": "a\0b", "outside": "../../etc/passwd", "nested": [[{"a": [None]}]], "deep": DEEP,
 }  # fmt: skip
-"""What a field becomes; NaN and infinity are written as Python does, which is no JSON."""
+"""What a field becomes; NaN and infinity are written as Python does, which is not JSON."""
 GONE, UNKNOWN = "gone", "unknown key"
 ALL_AT_ONCE = os.environ.get("MEMORYSAM_SOAK") == "1"
 

@@ -21,6 +21,8 @@ CORPUS = Path(__file__).parent / "corpus"
 TARGETS = sorted(path.name for path in CORPUS.iterdir() if path.name != "naive")
 SECONDS = amount(3, soak=170)
 """For each target; a soak's twenty minutes in all."""
+RUNS = amount(-1, soak=-1, few=8000)
+"""After which it ends before its time; -1 is for ever."""
 
 
 def fuzz(target: str, folder: Path, seed: int) -> subprocess.CompletedProcess[str]:
@@ -28,7 +30,14 @@ def fuzz(target: str, folder: Path, seed: int) -> subprocess.CompletedProcess[st
     if importlib.util.find_spec("atheris") is None:
         pytest.skip("atheris has no build for this Python or machine")
     shutil.copytree(CORPUS / target, folder / "seeds")
-    options = [f"-max_total_time={SECONDS}", f"-seed={seed}", "-timeout=10", "-rss_limit_mb=3000", "-max_len=8192"]
+    options = [
+        f"-max_total_time={SECONDS}",
+        f"-runs={RUNS}",
+        f"-seed={seed}",
+        "-timeout=10",
+        "-rss_limit_mb=3000",
+        "-max_len=8192",
+    ]
     line = [sys.executable, "-m", "tests.faults.fuzz", target, *options, "seeds"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, check=False)

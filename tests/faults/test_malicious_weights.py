@@ -116,7 +116,7 @@ def test_through_the_front_door_each_is_one_line(name: str, harm: Harm, tmp_path
 
 
 def test_a_bit_flipped_in_the_pickle_ends_nobody(rng: random.Random, tmp_path: Path, figures: Figures) -> None:
-    total, each = amount(1500, soak=15_000), 50
+    total, each = amount(1500, soak=15_000, few=500), 50
     signals = refused = 0
     with Forks("tests.faults.jobs_weights:open_bent") as fork:
         for number in range(total // each):

@@ -261,7 +261,7 @@ def test_a_naive_reader_runs_with_values_that_nobody_wrote(rng: random.Random) -
         text = mutated(rng)
         try:
             values = naive.load(text, defaults)
-        except Exception:  # whatever PyYAML raises; a traceback is no value
+        except Exception:  # whatever PyYAML raises; a traceback is not a value
             continue
         said = written(text)
         wrong += said is None or any(key not in values or values[key] != value for key, value in said.items())

@@ -51,7 +51,7 @@ def launch(forks: Forks, base: Path, out: Path, work: str, world: int, **options
 def test_a_killed_process_ends_the_others_at_once_by_name_and_costs_no_checkpoint(
     base: Path, forks: Forks, rng: random.Random, figures: Figures
 ) -> None:
-    tries, slowest = amount(20, soak=200), 0.0
+    tries, slowest = amount(20, soak=200, few=6), 0.0
     for number in range(tries):
         world, out = rng.choice((2, 3)), base / f"kill-{number}"
         killed = rng.randrange(world)
@@ -87,7 +87,7 @@ def test_two_processes_that_are_killed_again_and_again_learn_the_same_bits(
     how: dict[str, Any] = {"every": 1, "updates": updates}
     honest, out = base / "two-honest", base / "two-killed"
     assert [each.code for each in launch(forks, base, honest, "train", 2, **how)] == [0, 0]
-    for number in range(amount(4, soak=100)):
+    for number in range(amount(4, soak=100, few=1)):
         run = out / str(number)
         for _ in range(4):
             end = [rng.randrange(2), signal.SIGKILL, rng.uniform(0, 0.15)]

@@ -45,7 +45,7 @@ def both(logits: Tensor, label: Tensor, weights: Tensor | None = None) -> tuple[
 
 def assert_equal_to_plain(logits: Tensor, label: Tensor, weights: Tensor | None = None) -> None:
     (losses, gradient), (wanted, wanted_gradient) = both(logits, label, weights)
-    # A stride that is no power of two is not exact in float32, and a slab counts its rows from its own first one.
+    # A stride that is not a power of two is not exact in float32, and a slab counts its rows from its own first one.
     stride = label.shape[-1] // logits.shape[-1]
     exact = stride in {1, 2, 4}
     torch.testing.assert_close(losses, wanted, rtol=1e-6, atol=2e-6 if exact else 3e-5)

@@ -33,7 +33,7 @@ def test_the_prefix_of_data_parallel_training_is_taken_off() -> None:
     wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
     assert unwrapped(wrapped).keys() == unwrapped(state).keys() == state.keys()
     half = dict(list(wrapped.items())[:3]) | dict(list(state.items())[3:])
-    assert unwrapped(half).keys() == half.keys(), "a mixture is no wrapper"
+    assert unwrapped(half).keys() == half.keys(), "a mixture is not a wrapper"
 
 
 def without(*words: str) -> Callable[[State], State]:

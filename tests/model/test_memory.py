@@ -22,7 +22,7 @@ SUBSETS = [list(places) for size in (1, 2, 3, 4) for places in combinations(rang
 
 
 def network(backbone: str, *, gate_bias: float | None = None) -> MemorySAM:
-    """Random weights; SAM 2.1 in nano's size is no published variant, but has all that is new in 2.1."""
+    """Random weights; SAM 2.1 in nano's size is not a published variant, but has all that is new in 2.1."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         built = MemorySAM(

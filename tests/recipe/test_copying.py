@@ -88,7 +88,7 @@ def test_editors_are_told_of_the_schema_where_there_is_one(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("out", ["mine", "mine.json", "my recipe.yaml", "-x.yaml", ".yaml", "a\nb.yaml", "ü.yaml"])
 def test_a_name_that_no_recipe_can_have_is_refused(out: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no name for a recipe; give letters"):
+    with pytest.raises(UsageError, match="is not a name for a recipe; give letters"):
         make_copy("demo", tmp_path / out)
 
 

@@ -150,7 +150,7 @@ def test_only_a_file_that_extends_may_leave_out_what_is_required(key: str, tmp_p
     del place[last]
     assert not accepts(content) and accepts(content | {"extends": "demo"})
     place[last] = None
-    assert not accepts(content), "null is no section, and no value"
+    assert not accepts(content), "null is not a section, and no value"
     assert accepts(content | {"extends": "demo"}) == (not parents)
 
 

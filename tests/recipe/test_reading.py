@@ -108,7 +108,10 @@ def test_one_level_is_allowed(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("extends: mine.yaml\n", "FILE:1: extends itself; name the recipe that it changes"),
-        ("name: x\nextends: delivr\n", "FILE:2: extends: delivr: is no shipped recipe and no .yaml file; did you mean"),
+        (
+            "name: x\nextends: delivr\n",
+            "FILE:2: extends: delivr: is neither a shipped recipe nor a .yaml file; did you mean",
+        ),
         ("extends: nothing.yaml\n", "FILE:1: extends: nothing.yaml: does not exist"),
         ("extends: 3\n", "FILE:1: extends: must be a shipped recipe's name or a .yaml file (got 3)"),
         ("extends:\n", "FILE:1: extends: must be a shipped recipe's name or a .yaml file (got null)"),
@@ -159,7 +162,7 @@ MAPPINGS = st.dictionaries(st.sampled_from("abcd"), VALUES, max_size=4)
 
 
 def leaves(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A second, plainer account: every value that is no mapping (or an empty one) by its path."""
+    """A second, plainer account: every value that is not a mapping (or an empty one) by its path."""
     found: dict[str, Any] = {}
     for key, value in content.items():
         found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from memorysam_cli.report import figures
 
+pytestmark = pytest.mark.rendered
+
 LONG_NAMES = [f"a long class name {index}" for index in range(25)]
 
 
@@ -191,6 +193,7 @@ def test_failure_bars_are_as_long_as_their_figures_and_have_a_color_per_level() 
 
 def test_a_loss_is_titled_as_a_title_is_written() -> None:
     assert figures.term_title("prefix") == ("Prefix loss", "")
+    assert figures.term_title("z_loss") == ("Z loss", "")
     assert figures.term_title("spmm") == ("SPMM loss", "before its weight")
 
 

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from memorysam_cli.report.figures import BLUE, ORANGE, scaling
+
+pytestmark = pytest.mark.rendered
 
 PANELS = {
     "seconds": {"training": [(1.0, 2.0), (2.0, 4.0)], "prediction": [(2.0, 2.0), (1.0, 1.0)]},

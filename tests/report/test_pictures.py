@@ -102,6 +102,14 @@ def test_angles_between_minus_one_and_one_do_not_wrap() -> None:
     assert (np.diff(shown) >= 0).all() and shown[0] == 0 and shown[-1] == 255
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 6])
+def test_a_frame_of_any_number_of_channels_becomes_a_picture_of_three(channels: int) -> None:
+    values = np.arange(channels, dtype=np.uint8) + 1
+    shown = pictures.as_picture(np.tile(values, (2, 3, 1)))
+    assert shown.shape == (2, 3, 3) and shown.dtype == np.uint8
+    assert shown[0, 0].tolist() == [1, min(2, channels), min(3, channels)]  # the last one fills up
+
+
 @pytest.mark.parametrize("frame", [np.zeros((3, 4), np.float32), np.full((3, 4), 7, np.uint16)])
 def test_a_constant_frame_is_a_plain_picture(frame: NDArray[np.generic]) -> None:
     assert np.unique(pictures.as_picture(frame)).size == 1

@@ -75,7 +75,7 @@ def test_another_document_is_refused(tmp_path: Path, change: dict[str, object]) 
     pictures.write_gallery(tmp_path, stored(tmp_path))
     found = json.loads((tmp_path / pictures.GALLERY_FILE).read_text())
     (tmp_path / pictures.GALLERY_FILE).write_text(json.dumps({**found, **change}))
-    with pytest.raises(DataError, match="is no gallery of this version"):
+    with pytest.raises(DataError, match="is not a gallery of this version"):
         pictures.read_gallery(tmp_path)
 
 
@@ -83,5 +83,5 @@ def test_pictures_outside_the_folder_are_refused(tmp_path: Path) -> None:
     pictures.write_gallery(tmp_path, stored(tmp_path))
     text = (tmp_path / pictures.GALLERY_FILE).read_text()
     (tmp_path / pictures.GALLERY_FILE).write_text(text.replace("000-0-img.jpg", "../../secret.png"))
-    with pytest.raises(DataError, match="is no gallery"):
+    with pytest.raises(DataError, match="is not a gallery"):
         pictures.read_gallery(tmp_path)

@@ -152,7 +152,7 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "unicode form": ("x.zip", lambda: make_zip({"\u00e9": b"1", "e\u0301": b"2"}), "would become the same file"),
     "file and folder": ("x.zip", lambda: make_zip([("a", b"1"), ("a/b", b"2")]), "would become the same file"),
     "folder and file": ("x.zip", lambda: make_zip([("a/b", b"1"), ("a", b"2")]), "would become the same file"),
-    "our marker": ("x.zip", lambda: make_zip({".memorysam-archive.json": b"{}"}), "no name for a file"),
+    "our marker": ("x.zip", lambda: make_zip({".memorysam-archive.json": b"{}"}), "not a name for a file"),
     "symlink": ("x.zip", lambda: make_zip({"link": b"/etc/passwd"}, **SYMLINK), "'link' is a symbolic link"),
     "device": ("x.zip", lambda: make_zip({"null": b""}, **DEVICE), "special file"),
     "overlap": ("x.zip", overlapping, "overlap"),

@@ -332,6 +332,6 @@ def test_memory_is_measured_in_the_unit_we_think() -> None:
 @pytest.mark.parametrize("name", ["RGBDEL_epoch95_65.38.pth", "depth.NPZ"])
 def test_a_zip_that_is_no_archive_to_its_owner_is_left_alone(tmp_path: Path, name: str) -> None:
     path = put(tmp_path, name, make_zip())
-    with pytest.raises(DataError, match="is no archive"):
+    with pytest.raises(DataError, match="is not an archive"):
         unpack_beside(path)
     assert [found.name for found in tmp_path.iterdir()] == [name]

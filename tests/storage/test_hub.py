@@ -241,3 +241,26 @@ def test_a_cache_that_cannot_be_made_is_a_fault_of_the_machine(endpoint: str, tm
     (tmp_path / "file").write_text("in the way")
     found = answer(start(f"{endpoint}/ok", tmp_path / "file"))
     assert found["code"] == 6, found
+
+
+@pytest.mark.parametrize(
+    ("context", "said"),
+    [("_network_faults('a/b', Path('.'))", "(7 tries, "), ("_upload_faults('a/b', 'token')", "gone")],
+)
+def test_what_the_client_logs_of_its_tries_is_counted_and_not_shown(context: str, said: str) -> None:
+    """In a process of its own: the client makes its handler when it first logs."""
+    program = (
+        "from pathlib import Path\n"
+        "from memorysam_cli.errors import NetworkError\n"
+        "from memorysam_cli.storage import hub\n"
+        "try:\n"
+        f"    with hub.{context}:\n"
+        "        from huggingface_hub.utils import _http\n"
+        "        for _ in range(6):\n"
+        "            _http.logger.warning(\"'x' thrown while requesting HEAD y\")\n"
+        "        raise OSError('gone')\n"
+        "except NetworkError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert said in done.stdout and done.stderr == ""

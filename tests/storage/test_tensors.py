@@ -228,5 +228,10 @@ def test_what_is_no_weights_file_is_named(read: Any, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(WeightsError, match="no such file"):
         read(tmp_path / "missing")
+    best = tmp_path / "run" / "checkpoints" / "best.safetensors"
+    best.parent.mkdir(parents=True)
+    best.touch()
+    with pytest.raises(WeightsError, match=f"a run's folder, not a file; its best weights are {best}"):
+        read(tmp_path / "run")
     with pytest.raises(WeightsError, match="a folder"):
         read(tmp_path)

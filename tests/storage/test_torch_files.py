@@ -108,7 +108,7 @@ BENIGN: dict[str, tuple[object, str]] = {
     "namespace": ({"model": some(), "args": argparse.Namespace(lr=1)}, r"argparse\.Namespace \(at 'args'\)"),
     "own class": ({"model": Opaque()}, r"Opaque \(at 'model'\)"),
     "complex": ({"a": torch.ones(1, dtype=torch.complex64)}, r"'a' is torch\.complex64; weights are one of F64"),
-    "not Unicode": ({"\ud800": torch.ones(1)}, "is no Unicode text"),
+    "not Unicode": ({"\ud800": torch.ones(1)}, "is not Unicode text"),
     "number": ({"a": torch.ones(1), "step": 3}, "'step' is a int, not a tensor"),
     "nested": ({"net": {"a": torch.ones(1)}}, "'net' is a dict, not a tensor"),
     "number as key": ({3: torch.ones(1)}, "the key '3' is a int"),

@@ -149,7 +149,7 @@ def class_list(names: Sequence[str], colors: Sequence[Color | None], *, at: str)
     """Classes that a tool names, in its order, in its colors if they can be told apart."""
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
-        raise DataError(f"{at}: two classes are called '{shown(twice)}'; rename one of them")
+        raise DataError(f"{at}: two classes are named '{shown(twice)}'; rename one of them")
     if not 0 < len(names) <= IGNORE or not all(name.strip() for name in names):
         raise DataError(f"{at}: {len(names)} classes; from 1 to {IGNORE} are possible, each with a name")
     given = [color for color in colors if color is not None]
@@ -360,7 +360,9 @@ def brush(numbers: list[Any], size: Size, at: str) -> Mask:
     except (ValueError, TypeError, IndexError):  # no bytes, or they end within a number
         is_right = False
     if not is_right:
-        raise DataError(f"{at}: is no brush of {size[0]} x {size[1]} pixels as Label Studio writes it; export it again")
+        raise DataError(
+            f"{at}: is not a brush of {size[0]} x {size[1]} pixels as Label Studio writes it; export it again"
+        )
     mask: Mask = found.reshape(*size, 4)[:, :, 3] > 127
     return mask
 
@@ -405,7 +407,7 @@ def of_colors(path: Path, picture: npt.NDArray[np.uint8], table: dict[int, int],
     if unknown:
         red, green, blue = (unknown[0] >> shift & 255 for shift in shifts)
         raise DataError(
-            f"{shown(path)}: the color {red},{green},{blue} is no {what} that is listed; export the masks again"
+            f"{shown(path)}: the color {red},{green},{blue} is not a {what} that is listed; export the masks again"
         )
     found = np.array([table[int(value)] for value in values], np.uint8)
     return found[places].reshape(picture.shape[:2])

@@ -144,7 +144,7 @@ def _panoptic(
         for segment in field_of(annotation, "segments_info", list, at=place):
             identity = field_of(segment, "id", int, at=place)
             if identity in table or not 0 < identity < 1 << 24:
-                raise DataError(f"{place}: the segment {identity} is there twice, or is no color; export it again")
+                raise DataError(f"{place}: the segment {identity} is there twice, or is not a color; export it again")
             table[identity] = _category(segment, numbers, place)
         size = size_of(entry, at) if "height" in entry else None
         pictures.append(Picture(name, functools.partial(_panoptic_map, folder / file, table, size)))
@@ -152,10 +152,12 @@ def _panoptic(
 
 
 def _panoptic_map(path: Path, table: dict[int, int], size: Size | None, _: Tally) -> ClassMap:
-    """The classes of a PNG of segment ids; 0 is no segment."""
+    """The classes of a PNG of segment ids; 0 is not a segment."""
     picture = images.read(path)
     if picture.ndim != len("HWC") or picture.dtype != np.uint8:
-        raise DataError(f"{shown(path)}: is no picture in colors, which segments are numbered by; get the file again")
+        raise DataError(
+            f"{shown(path)}: is not a picture in colors, which segments are numbered by; get the file again"
+        )
     if size not in {None, picture.shape[:2]}:
         raise DataError(f"{shown(path)}: is of {picture.shape[:2]} pixels, its image of {size}; export both again")
     return of_colors(path, picture, {0: IGNORE, **table}, order="BGR", what="segment")
@@ -240,7 +242,7 @@ def _name_of_task(data: Any, at: str) -> str:
     try:
         address = urlsplit(text)
     except ValueError as error:
-        raise DataError(f"{at}: {shown(text, most=80)!r} is no address of a picture; export it again") from error
+        raise DataError(f"{at}: {shown(text, most=80)!r} is not an address of a picture; export it again") from error
     served = parse_qs(address.query).get("d", [""])[0]
     return served.lstrip("/") or _UPLOADED.sub("", unquote(address.path)).lstrip("/")
 
@@ -250,7 +252,7 @@ Region = tuple[str, Any, str]
 
 
 def _regions(task: Any, at: str) -> tuple[list[Region] | None, Size | None, int]:
-    """What was drawn last in a task, its picture's size, and how much of it is no mask.
+    """What was drawn last in a task, its picture's size, and how much of it is not a mask.
 
     People's annotations count, the last that was not canceled, and without any the last prediction.
     """

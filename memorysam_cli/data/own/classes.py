@@ -199,7 +199,7 @@ def _palette_of_files(root: Path, paths: Sequence[str], values: Sequence[int]) -
 
 
 def _columns(line: str) -> list[str]:
-    """What the columns of a header line mean, "" for a word that is not known; empty if it is no header."""
+    """What the columns of a header line mean, "" for a word that is not known; empty if it is not a header."""
     words = [cell.lower().replace(" ", "_").replace("-", "_") for cell in _cells(line)]
     found = [_MEANINGS.get(word, "") for word in words]
     known = [meaning for meaning in found if meaning]

@@ -250,7 +250,8 @@ def _refuse_miscounted(matches: Mapping[Role, Sequence[Match]], request: FolderR
         other = next((match.path for match in matches[name] if not _is_raster(match.path)), None)
         if other is not None:
             raise UsageError(
-                f"--bands {name}={','.join(map(str, wanted))}: {shown(other)} is no raster (TIFF); --channels {name}=… "
+                f"--bands {name}={','.join(map(str, wanted))}: {shown(other)} is not a raster (TIFF); "
+                f"--channels {name}=… "
                 "takes its channels, counted from 0"
             )
 
@@ -268,7 +269,7 @@ def _modalities(request: FolderRequest) -> tuple[tuple[Modality, ...], list[str]
         if kind is None:
             kind = "angle" if len(group) > 1 else guess_kind(name)
             if kind != name:
-                notes.append(f"'{name}' is taken for kind '{kind}'; --kind {name}=… says otherwise")
+                notes.append(f"'{name}' is treated as kind '{kind}'; --kind {name}=… overrides this")
         if (kind == "angle") != (len(group) > 1) and not (
             kind == "angle" and name in {**request.channels, **request.bands}
         ):
@@ -331,7 +332,7 @@ def _paired(root: Path, matches: Mapping[Role, Sequence[Match]], request: Folder
         paired = pair_by_name(matches)
     except DataError:
         sources = {role: {pairing_name(match): match for match in found} for role, found in matches.items()}
-        raise DataError(_unpaired(sources, request)) from None
+        raise _unpaired(sources, request) from None
     lacking = sum(not set(matches) - {LABEL} <= set(row) for row in paired.rows)
     if lacking and _hold_times(match for found in matches.values() for match in found):
         note = f"{lacking} of {len(paired.rows)} names are not in every sensor's folder; {BY_TIME}"
@@ -339,14 +340,21 @@ def _paired(root: Path, matches: Mapping[Role, Sequence[Match]], request: Folder
     return paired
 
 
-BY_TIME = "the names hold times: add --pair nearest --tolerance 20ms"
+PAIR_BY_TIME = {"--pair": "nearest", "--tolerance": "20ms"}
+"""What is proposed where the names hold times."""
+TOLERANCE_NS = 20_000_000
+BY_TIME = f"the names hold times: add {' '.join(word for pair in PAIR_BY_TIME.items() for word in pair)}"
+
+
+class TimesDifferError(DataError):
+    """Files pair by no name, and all names hold times: those may pair by the nearest ones."""
 
 
 def _hold_times(matches: Iterable[Match]) -> bool:
     return all(read_time(path_stem(match.path)) for match in matches)
 
 
-def _unpaired(sources: Mapping[Role, Mapping[str, Match]], request: FolderRequest) -> str:
+def _unpaired(sources: Mapping[Role, Mapping[str, Match]], request: FolderRequest) -> DataError:
     """Which files pair with no others, and what to type."""
     lonely = unpaired({role: {name: name for name in found} for role, found in sources.items()})
     assert lonely is not None  # else they pair
@@ -358,11 +366,11 @@ def _unpaired(sources: Mapping[Role, Mapping[str, Match]], request: FolderReques
     )
     typed = _patterns_that_pair(sources, request)
     if _hold_times(match for found in sources.values() for match in found.values()):
-        return f"{names}; {BY_TIME}"
+        return TimesDifferError(f"{names}; {BY_TIME}")
     rename = (
         "give the files of one scene the same name in every folder, or write what differs into the patterns, such as"
     )
-    return f"{names}; {f'type: {typed}' if typed else f'{rename} depth/*_depth.png'}"
+    return DataError(f"{names}; {f'type: {typed}' if typed else f'{rename} depth/*_depth.png'}")
 
 
 def _patterns_that_pair(sources: Mapping[Role, Mapping[str, Match]], request: FolderRequest) -> str:
@@ -509,8 +517,8 @@ def _notes_on_tags(manifest: Manifest) -> list[str]:
     counted = {raw for raw, _ in rule.mapping} or {index - rule.shift for index in range(len(manifest.info.classes))}
     kept = sorted(int(tag) for tag in tags if tag is not None and tag in counted - set(rule.ignore))
     return [
-        f"the first labels' own tag calls {value} nodata, but it is the number of a class; if these should count "
-        f"nowhere: --ignore {value}"
+        f"the first labels' own tag calls {value} nodata, but it is the number of a class; if these should be "
+        f"ignored: --ignore {value}"
         for value in kept
     ]
 

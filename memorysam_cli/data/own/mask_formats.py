@@ -200,7 +200,7 @@ def _refuse_names(source: Path, pictures: Sequence[Picture]) -> None:
     for picture in pictures:
         if not is_inside(picture.name) or not picture.name.isprintable() or not picture.stem:
             raise DataError(
-                f"{shown(source)}: {shown(picture.name)!r} is no name for a picture: it must be a path below the "
+                f"{shown(source)}: {shown(picture.name)!r} is not a name for a picture: it must be a path below the "
                 "pictures' folder, with forward slashes; rename it there"
             )
     listing.refuse_collisions([picture.stem for picture in pictures])
@@ -300,7 +300,7 @@ def _cvat_map(path: Path, table: dict[int, int], in_order: Sequence[int], _: Tal
     """The classes of a mask in the labels' colors; of one channel, of their numbers in the list."""
     header, picture = images.load(path)
     if header.is_lossy or picture.dtype != np.uint8:
-        raise DataError(f"{shown(path)}: is no PNG of 8 bits, as CVAT writes it; get the file again")
+        raise DataError(f"{shown(path)}: is not a PNG of 8 bits, as CVAT writes it; get the file again")
     if picture.ndim == len("HW"):
         return decode.read_label(path, rule_of(dict(enumerate(in_order))), IGNORE)
     return of_colors(path, picture, table, order="RGB", what="label")

@@ -334,9 +334,10 @@ def read_shares(text: str) -> Shares:
     total = sum(numbers)
     is_whole = abs(total - 1) < 1e-6 or abs(total - 100) < 1e-4
     if len(numbers) not in (2, 3) or not is_whole or min(numbers) < 0 or min(numbers[:2]) == 0:
+        wrong = f"they add up to {total:.4g}, not to 1 (or 100); " if numbers and not is_whole else ""
         raise UsageError(
-            f"--split {text}: give the shares of train, val and test, such as 0.8/0.1/0.1 or 0.9/0.1, or a list of "
-            "scenes for each split, such as --split train=train.txt --split val=val.txt"
+            f"--split {text}: {wrong}give the shares of train, val and test, such as 0.8/0.1/0.1 or 0.9/0.1, or a list "
+            "of scenes for each split, such as --split train=train.txt --split val=val.txt"
         )
     train, val, test = (number / total for number in (*numbers, 0.0)[:3])
     return train, val, test
@@ -395,7 +396,7 @@ def split_by_lists(known: Mapping[str, Sequence[str]], lists: Mapping[str, Path]
             # Some lists name the label in a second word; a name may as well hold blanks.
             scenes = names.get(_bare(line)) or names.get(_bare(word), set())
             if len(scenes) != 1:
-                why = "is no scene" if not scenes else f"may be {' or '.join(sorted(scenes)[:3])}"
+                why = "is not a scene" if not scenes else f"may be {' or '.join(sorted(scenes)[:3])}"
                 raise DataError(f"{where}: '{word}' {why} (a scene is called, for example, {next(iter(known))})")
             (scene,) = scenes
             before, place = found.setdefault(scene, (split, where))

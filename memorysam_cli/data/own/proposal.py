@@ -33,6 +33,11 @@ LONG_SPLITS = {"training", "validation", "valid", "testing"}
 """What train, val and test are also called; here they are called so."""
 LABELS = "(labels)"
 """What the labels are called among sensors; no sensor can be."""
+WRITTEN = (
+    {"recipe.yaml", "environment.json"}, {"predictions.jsonl"}, {"report.json", "sheet.png"},
+    {"dataset.json", "scenes.jsonl"}, {"proposal.png"},
+)  # fmt: skip
+"""What a folder holds that memorysam wrote: a run, predictions, a check, a manifest, a proposal; none of it is data."""
 RASTERS = (".tif", ".tiff")
 MOST = 12
 """Channels that are all proposed, as four frames; of more, the first three."""
@@ -138,13 +143,20 @@ def _files_of(groups: Mapping[_Role, Sequence[str]]) -> list[str]:
 
 def _pictures(root: Path) -> list[str]:
     """All files below the root that can be read by their suffix and written into a pattern, sorted."""
+    tree = {inside: list(names) for inside, names in walk(root)}
+    written = {inside for inside, names in tree.items() if inside and any(each <= set(names) for each in WRITTEN)}
     found = (
         f"{inside}/{name}" if inside else name
-        for inside, names in walk(root)
-        if inside.split("/")[0] != OURS
+        for inside, names in tree.items()
+        if inside.split("/")[0] != OURS and not _all_above(inside) & written
         for name in names
     )
     return sorted(path for path in found if path.lower().endswith(SUFFIXES) and not set("*?{}\\") & set(path))
+
+
+def _all_above(inside: str) -> set[str]:
+    """A folder and all that it lies in, below the root."""
+    return {inside, *map(str, PurePosixPath(inside).parents)}
 
 
 def _groups(paths: Sequence[str]) -> tuple[dict[_Role, list[str]], list[str]]:
@@ -247,7 +259,7 @@ def _pattern(role: _Role, paths: Sequence[str], everything: Sequence[str], *, ha
         other = other or next((path for path in matched if path not in wanted), "")
     raise UsageError(
         f"{shown(paths[0])} and {shown(other)}: no pattern tells such files apart; type the patterns (--modality, "
-        "--labels), or move one kind into a folder of its own"
+        "--labels), or move one kind into its own folder"
     )
 
 
@@ -270,7 +282,7 @@ def _notes_on_splits(paths: Sequence[str]) -> list[str]:
     if not long:
         return []
     return [
-        f"{' and '.join(f'{name}/' for name in long)}: splits are called train, val and test here; rename the folders"
+        f"{' and '.join(f'{name}/' for name in long)}: splits must be named train, val and test; rename the folders"
     ]
 
 
@@ -303,7 +315,7 @@ def _names(sensors: Mapping[_Role, str]) -> tuple[dict[str, list[_Role]], list[s
         names[name] = roles
         if word and name != word and not is_weak:
             notes.append(
-                f"'{shown(word)}' is called '{name}' here: a sensor's name has letters, digits, '.', '_' and '-'"
+                f"'{shown(word)}' is renamed to '{name}': a sensor's name has letters, digits, '.', '_' and '-'"
             )
     return names, notes
 
@@ -339,5 +351,5 @@ def _channels(root: Path, first: Mapping[str, str]) -> tuple[dict[str, str], dic
         chosen = f"{int(is_raster)}-{last}" if few_enough else ",".join(str(min(n + is_raster, last)) for n in range(3))
         (bands if is_raster else channels)[name] = chosen
         option = f"--{'bands' if is_raster else 'channels'} {name}"
-        notes.append(f"'{name}' has {count} channels; {option}={chosen} is taken, and {option}=… says otherwise")
+        notes.append(f"'{name}' has {count} channels; {option}={chosen} is used; {option}=… overrides this")
     return channels, bands, notes

@@ -173,7 +173,7 @@ def notes_on_values(manifest: Manifest, *, measured: Sequence[str]) -> list[str]
             and modality.channels is None
             and any(_channels(paths[0]) == len("RGBA") for paths in scenes)
         ):
-            notes.append(f"'{name}': the fourth channel is taken for alpha and dropped (--channels says otherwise)")
+            notes.append(f"'{name}': the fourth channel is treated as alpha and dropped (--channels overrides this)")
         found = None if name in measured else value_range(scenes, modality)
         note = None if found is None else _note_on_range(found, modality)
         if note is not None:

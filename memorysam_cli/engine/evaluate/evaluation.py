@@ -176,7 +176,7 @@ def labeled_splits(manifest: Manifest, text: str) -> tuple[str, ...]:
         known = {split: manifest.of_split(split) for split in manifest.info.counts}
         bare = [split for split, scenes in known.items() if _without_label(scenes)]
         if bare:
-            console.note(f"{manifest.info.name}: left out, for lack of labels: {', '.join(bare)}")
+            console.note(f"{manifest.info.name}: left out, because they have no labels: {', '.join(bare)}")
         labeled = tuple(split for split in known if split not in bare)
         if not labeled:
             raise DataError(f"{manifest.info.name}: has no labels to score against; 'predict' works without")
@@ -221,7 +221,7 @@ def score(job: EvaluationJob, *, protocol: ProtocolName, pictured: int) -> dict[
     from memorysam_cli.engine.evaluate import results, scoring
 
     if job.inference.view.missing == "zero" and job.inference.modalities == job.card.modalities:
-        console.note("--missing zero: means nothing here, for no modality is left out; choose some with --modalities")
+        console.note("--missing zero: has no effect, because no modality is left out; choose some with --modalities")
         view = dataclasses.replace(job.inference.view, missing="drop")
         job = dataclasses.replace(job, inference=dataclasses.replace(job.inference, view=view))
     with _open(job) as (accelerator, network, inference, advance):

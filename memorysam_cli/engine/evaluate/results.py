@@ -227,7 +227,7 @@ def show(report: dict[str, Any]) -> None:
     for line in report["warnings"]:
         console.warn(line)
     if not report["pixels"]["scored"]:
-        console.warn(f"no labeled pixel in '{report['split']}': every score is 0 and says nothing of the weights")
+        console.warn(f"no labeled pixel in '{report['split']}': every score is 0 and tells nothing about the weights")
     scored = max(1, report["pixels"]["scored"])
     rows = [
         [each["name"], *_two_decimals(each, "iou", "f1", "accuracy"), f"{100 * each['pixels'] / scored:.2f}"]
@@ -239,9 +239,10 @@ def show(report: dict[str, Any]) -> None:
     _show_parts(report)
     _show_worst(report)
     for name, part in sorted(report["protocols"].items(), key=lambda item: item[0] != report["protocol"]):
+        present = f"{part['miou_present']:.2f}"  # the same where each class is present
         console.say(
-            f"{name:<8}  mIoU {part['miou']:.2f}  mF1 {part['mf1']:.2f}  mAcc {part['macc']:.2f}  "
-            f"(mIoU of present classes {part['miou_present']:.2f})"
+            f"{name:<8}  mIoU {part['miou']:.2f}  mF1 {part['mf1']:.2f}  mAcc {part['macc']:.2f}"
+            + (f"  (mIoU of present classes {present})" if present != f"{part['miou']:.2f}" else "")
         )
     console.say(f"scenes    {report['scenes']} of {report['split']}, {', '.join(report['modalities'])}{_seen(report)}")
     console.say(f"weights   {report['weights']}")

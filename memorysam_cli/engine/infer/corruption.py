@@ -97,7 +97,7 @@ def without_elements(frame: Tensor, *, share: float, rng: np.random.Generator) -
         rng: one uniform per element is drawn.
 
     Raises:
-        ValueError: ``share`` is no probability.
+        ValueError: ``share`` is not a probability.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share {share}: allowed 0..1")
@@ -116,7 +116,7 @@ def salt_and_pepper(frame: Tensor, *, density: float, low: float, high: float, r
         rng: the places, each drawn with replacement, each channel on its own.
 
     Raises:
-        ValueError: ``density`` is no share.
+        ValueError: ``density`` is not a share.
     """
     if not 0 <= density <= 1:
         raise ValueError(f"density {density}: allowed 0..1")

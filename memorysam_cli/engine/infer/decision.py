@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ONE_BYTE = 255
-"""So many classes fit into a byte beside 255, which counts nowhere."""
+"""So many classes fit into a byte beside 255, which is ignored."""
 AT_ONCE = 2**26
 """Logits that are brought to a scene's own size at once: 25 classes of 100 megapixels would be 10 GB."""
 Share = Literal["float16", "float32", "uint8"]

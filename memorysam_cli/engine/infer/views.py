@@ -252,7 +252,7 @@ class Tiled(Wrapper[Shown]):
         overlap: share of the side that neighboring windows have in common, at least; windows are spread evenly.
 
     Raises:
-        ValueError: a size that is no positive multiple of 32, or an overlap outside 0 ≤ overlap < 1.
+        ValueError: a size that is not a positive multiple of 32, or an overlap outside 0 ≤ overlap < 1.
     """
 
     def __init__(self, network: Shown, *, size: int, overlap: float) -> None:

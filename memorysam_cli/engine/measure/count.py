@@ -141,7 +141,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key: Any = (function, _signature(args), _signature(kwargs))
         try:
             made = _RESULTS.get(key)
-        except TypeError:  # an argument that is no plain value
+        except TypeError:  # an argument that is not a plain value
             key = made = None
         if made is None:
             result = function(*args, **kwargs)

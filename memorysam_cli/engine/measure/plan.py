@@ -430,6 +430,8 @@ def show(plan: Plan, line: str | None) -> None:
 
 
 TRIED = ("batch", "accumulate", "saver", "peak", "left", "s per update", "fits")
+LEAST_SECONDS = 0.01
+"""Of an update: below, starting the kernels takes longer than what they compute."""
 ESTIMATED = ("device", "precision", "s per update", "whole recipe", "at")
 
 
@@ -584,5 +586,7 @@ def _tried_row(tried: Tried, space: Room) -> tuple[object, ...]:
 
 
 def _estimate_row(each: Estimate) -> tuple[object, ...]:
-    hours = "–" if each.hours is None else duration(3600 * each.hours)
-    return (each.device, each.precision, f"{each.seconds:.3g}", hours, each.source)
+    """Times as they are counted; below what arithmetic decides, no more than that they are small."""
+    hours = "–" if each.hours is None else duration(3600 * each.hours) if each.hours >= 1 / 60 else "< 1 min"
+    seconds = f"{each.seconds:.3g}" if each.seconds >= LEAST_SECONDS else f"< {LEAST_SECONDS}"
+    return (each.device, each.precision, seconds, hours, each.source)

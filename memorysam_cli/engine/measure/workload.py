@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 LOOKED_AT = 200
 """Scenes, spread over a split, whose sizes are read."""
-SQUARES = "squares of data.image_size, for no data set is known"
+SQUARES = "squares of data.image_size, because no data set is known"
 
 
 @dataclass(frozen=True)

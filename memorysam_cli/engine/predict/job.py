@@ -40,6 +40,7 @@ from memorysam_cli.errors import DataError, UsageError, WeightsError, did_you_me
 from memorysam_cli.model import WeightsCard, read_card
 from memorysam_cli.report import console
 from memorysam_cli.storage import documents, images, tensors
+from memorysam_cli.text import shown
 
 if TYPE_CHECKING:
     import torch
@@ -279,6 +280,8 @@ def plan(
         )  # fmt: skip
     found = source.scenes[:limit]
     refuse_collisions(found)
+    if scenes is None and data is None:
+        console.note(f"scenes of {shown(where)}; others are given as SCENES, or by --data")
     for text in source.notes:
         console.note(text)
     job = Job(
@@ -311,7 +314,7 @@ def remark(job: Job, *, strict: bool) -> None:
 
 
 def _refuse_following(where: Path, *, split: str | None, dataset: str) -> None:
-    """Refuse what does not grow, or is no folder.
+    """Refuse what does not grow, or is not a folder.
 
     Raises:
         UsageError: a prepared data set, or a split of one.
@@ -339,7 +342,7 @@ def what_is_wanted(
         probabilities: ``float16`` or ``uint8``, if those of all classes are wanted.
 
     Raises:
-        UsageError: an unknown class, or a threshold that is no probability.
+        UsageError: an unknown class, or a threshold that is not a probability.
     """
     for name, share in thresholds.items():
         if name not in classes:
@@ -391,7 +394,7 @@ def _refuse_unknown_sensors(layout: Layout, known: Sequence[str]) -> None:
     """
     for name in layout.modalities:
         if name not in known:
-            raise UsageError(f"--modality {name}=…: '{name}' is no modality in use{did_you_mean(name, known)}")
+            raise UsageError(f"--modality {name}=…: '{name}' is not a modality in use{did_you_mean(name, known)}")
 
 
 def read_aliases(texts: Sequence[str] | None, known: Sequence[str]) -> dict[str, str]:
@@ -417,7 +420,7 @@ def read_aliases(texts: Sequence[str] | None, known: Sequence[str]) -> dict[str,
         other = owners.setdefault(name.casefold(), modality)
         if other != modality:
             raise UsageError(
-                f"--map: '{name}' would be both '{other}' and '{modality}'; map each to a name of its own, or leave "
+                f"--map: '{name}' would be both '{other}' and '{modality}'; map each to its own name, or leave "
                 "one out with --modalities"
             )
     return aliases

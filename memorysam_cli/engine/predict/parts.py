@@ -91,7 +91,7 @@ class Action(Enum):
 
     BEGIN = "remove what other predictions left there, and begin"
     RESUME = "do what is left of this part"
-    RESTART = "begin this part anew; the other parts stay"
+    RESTART = "start this part over; the other parts stay"
     REOPEN = "look at every file; do again what has changed since, and answer where nothing has"
     ANSWER = "answer from _SUCCESS.json"
     REFUSE = "leave it as it is"
@@ -148,7 +148,7 @@ def _refusal(out: Path, state: FolderState, wish: Wish) -> str:
         case Begun(parts=parts, parts_done=done) if wish.is_alone and parts != 1:
             return (
                 f"--out {out}: {done} of {parts} parts of a prediction in shards are done there; finish it that way, "
-                "give another folder, or begin anew with --overwrite"
+                "give another folder, or start over with --overwrite"
             )
         case Begun(differences=differences, scenes_done=count) if wish.is_alone:
             return (
@@ -159,7 +159,7 @@ def _refusal(out: Path, state: FolderState, wish: Wish) -> str:
         case Begun(differences=differences):
             return (
                 f"--out {out}: the parts there are of another prediction ({', '.join(differences)}); run the same "
-                "command for every shard, give another folder, or begin anew with --overwrite"
+                "command for every shard, give another folder, or start over with --overwrite"
             )
         case Complete():
             return (
@@ -216,7 +216,7 @@ def _read_note(out: Path) -> dict[str, Any] | None:
             return None
         raise
     if not isinstance(note, dict) or not {"parts", "marks", "ready"} <= note.keys():
-        raise DataError(f"{path}: is none of ours; remove {out / PARTS}")
+        raise DataError(f"{path}: was not written by memorysam; remove {out / PARTS}")
     return note
 
 

@@ -50,7 +50,7 @@ def kind(folder: Path) -> FolderKind:
     if any((folder / name).is_file() for name in (predictions.SUCCESS, predictions.LEDGER)):
         return "prediction"
     looked = f"a run ({RECIPE}), an evaluation ({NAMES['metrics']}), predictions ({predictions.LEDGER})"
-    what = "nothing to report on" if folder.is_dir() else "is no folder" if folder.exists() else "does not exist"
+    what = "nothing to report on" if folder.is_dir() else "is not a folder" if folder.exists() else "does not exist"
     if (folder / predictions.PARTS).is_dir():
         raise UsageError(f"{folder}: holds predictions that are not done; run their command again first")
     raise UsageError(f"{folder}: {what}; expected {looked}")

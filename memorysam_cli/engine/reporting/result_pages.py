@@ -20,6 +20,7 @@ from memorysam_cli.engine.reporting.folders import Facts
 from memorysam_cli.errors import MemorySamError
 from memorysam_cli.report import pages, pictures
 from memorysam_cli.storage import documents, images
+from memorysam_cli.text import counted
 
 PARTS = {"conditions": "Condition", "cases": "Failure", "splits": "Split"}
 BENCHMARKS = {
@@ -31,7 +32,7 @@ BENCHMARKS = {
 LEVEL_OF = {"drop": "dropped", "zero": "zeroed"}
 """What the one level of a benchmark ``any`` is called where it has no name, by what a missing sensor was."""
 ANY = Modality(name="any", kind="depth")
-"""Of a file whose meaning is not known any more: only what it says itself is no measurement."""
+"""Of a file whose meaning is not known any more: only what it says itself is not a measurement."""
 GRAY = [128, 128, 128]
 SHOWN_SCENES = 12
 """Of the gallery, spread evenly over the prediction."""
@@ -76,7 +77,7 @@ def _of_robustness(folder: Path) -> Facts:
         return {
             "kind": "robustness",
             "title": f"{report['dataset']} · {report['split']}",
-            "subtitle": f"{report['scenes']:,} scenes · {', '.join(report['modalities'])}",
+            "subtitle": f"{counted(report['scenes'], 'scene')} · {', '.join(report['modalities'])}",
             "warnings": report["warnings"],
             "sections": [("sensors", "Sensors"), ("provenance", "Provenance")],
             "groups": _benchmarks(folder, digest=None),
@@ -112,7 +113,7 @@ def sections(shown: Facts) -> list[tuple[str, str]]:
 
 def headline(report: Facts) -> str:
     """What the figures are of, in a line."""
-    words = [f"{report['protocol']} protocol", f"{report['scenes']:,} scenes", ", ".join(report["modalities"])]
+    words = [f"{report['protocol']} protocol", counted(report["scenes"], "scene"), ", ".join(report["modalities"])]
     return " · ".join([*words, *way_of_looking(report, "missing modalities as zeros")])
 
 
@@ -372,7 +373,7 @@ def _prediction_scene(folder: Path, line: Facts, report: Facts, *, palette: Sequ
     if "confidence" in line:
         sure = pictures.shrunk(_map(folder / _inside(line["confidence"])))
         layers.append(_layer("confidence", "Confidence", pictures.heat((sure / 255).astype(np.float32)), kind="png"))
-    missing = [] if len(layers) > 1 else ["its sensors' files are not there any more"]
+    missing = [] if len(layers) > 1 else ["its sensors' files no longer exist"]
     size = f"{line['size'][1]} × {line['size'][0]}"
     return folders.scene(line["id"], [size, *missing], layers)
 

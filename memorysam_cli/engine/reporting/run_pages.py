@@ -22,7 +22,7 @@ from memorysam_cli.recipe import Recipe, comparing
 from memorysam_cli.report import console, figures, pages, pictures
 from memorysam_cli.report.pages import Chart, Series
 from memorysam_cli.storage import atomic, documents, images
-from memorysam_cli.text import command, duration, megabytes
+from memorysam_cli.text import command, counted, duration, megabytes
 
 NAME = "report.html"
 MEANS = {"miou": "mIoU", "miou_present": "mIoU of present", "mf1": "mF1", "macc": "mAcc"}
@@ -72,7 +72,7 @@ def write(folder: Sequence[Path], *, out: Path | None = None) -> WrittenReport:
     size = len(text.encode())
     if size > pages.MOST_BYTES:
         console.warn(
-            f"{path}: has {megabytes(size, decimals=0)}, for it has very many classes; mail and CI may refuse it"
+            f"{path}: has {megabytes(size, decimals=0)}, because it has very many classes; mail and CI may refuse it"
         )
     atomic.write_text(path, text)
     return WrittenReport(facts["kind"], path, size)
@@ -237,7 +237,7 @@ def _tiles(run: RunFolder, rows: Sequence[Facts], trained: Recipe) -> list[tuple
         tiles += [("Peak memory", f"{max(memory):.2f} GB", "")] if memory else []
     if result:
         with documents.understood(run.result):
-            tiles.append(("Time", duration(result["seconds"]), f"{result['scenes']:,} scenes"))
+            tiles.append(("Time", duration(result["seconds"]), counted(result["scenes"], "scene")))
     tiles.append(("Data set", trained.data.dataset, ", ".join(trained.data.modalities)))
     tiles.append(("Backbone", trained.model.backbone, f"{trained.model.encoder}, {trained.train.precision}"))
     return tiles

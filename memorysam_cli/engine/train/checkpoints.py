@@ -222,7 +222,7 @@ def write(folder: Path, state: State, *, keep: int) -> Path:
         _prune(folder, keep=keep)  # a kill may have come before
         return target
     if not is_valid(place):
-        raise WeightsError(f"{place}: what was written cannot be read back unchanged; check the disk")
+        raise WeightsError(f"{place}: the written data cannot be read back unchanged; check the disk")
     if place == again:
         _promote(again)
     _prune(folder, keep=keep)
@@ -358,10 +358,10 @@ def read_header(path: Path) -> CheckpointHeader:
     except ValidationError as error:
         first = error.errors()[0]
         raise WeightsError(
-            f"{where}: {'.'.join(map(str, first['loc']))}: {requirement(first['msg'])}; take another checkpoint"
+            f"{where}: {'.'.join(map(str, first['loc']))}: {requirement(first['msg'])}; use another checkpoint"
         ) from None
     if not (isinstance(identity, dict) and isinstance(made_by, dict)):
-        raise WeightsError(f"{where}: says not of which run it is; take another checkpoint")
+        raise WeightsError(f"{where}: does not state its run; use another checkpoint")
     return CheckpointHeader(position, identity, made_by)
 
 
@@ -369,10 +369,10 @@ def read(path: Path) -> State:
     """Load a checkpoint.
 
     Raises:
-        WeightsError: it is no checkpoint, or its sums do not agree.
+        WeightsError: it is not a checkpoint, or its sums do not agree.
     """
     if not is_valid(path):
-        raise WeightsError(f"{path}: is no valid checkpoint (its {MANIFEST} is missing or does not agree)")
+        raise WeightsError(f"{path}: is not a valid checkpoint (its {MANIFEST} is missing or does not agree)")
     header = read_header(path)
     parts = {name: tensors.read(path / f"{name}.safetensors")[0] for name in TENSORS}
     return State(header.position, identity=header.identity, made_by=header.made_by, **parts)
@@ -395,7 +395,7 @@ def refuse_other(then: dict[str, Any], now: dict[str, Any], *, worlds: tuple[int
     if keys:
         differing = "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in keys)
         raise UsageError(
-            f"{where}: cannot be resumed, for it began otherwise: {differing}; start a new run, or undo the change"
+            f"{where}: cannot be resumed with other settings: {differing}; start a new run, or undo the change"
         )
     if worlds[0] != worlds[1]:
         raise UsageError(
@@ -420,12 +420,16 @@ def put_back(state: State, learner: Learner, *, where: str) -> Position:
         try:
             accelerator.scaler.load_state_dict(state.position.scaler)
         except (KeyError, TypeError, RuntimeError) as error:
-            raise WeightsError(f"{where}: its gradient scaler is none ({error}); take another checkpoint") from error
+            raise WeightsError(
+                f"{where}: its gradient scaler is not usable ({error}); use another checkpoint"
+            ) from error
     try:
         set_rng_state(random, accelerator.device)
     except (RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise WeightsError(f"{where}: its state of the random numbers is none ({reason}); take another") from error
+        raise WeightsError(
+            f"{where}: its state of the random numbers is not usable ({reason}); take another"
+        ) from error
     return state.position
 
 
@@ -439,7 +443,7 @@ def _own_rng(state: State, learner: Learner, *, where: str) -> dict[str, torch.T
     if missing := sorted(rng_state(accelerator.device).keys() - own.keys()):
         raise WeightsError(
             f"{where}: has no state of the random numbers of process {prefix[:-1]} ({', '.join(missing)}), so that the "
-            "run could not continue as it was; take another checkpoint, or the device that the run began on"
+            "run could not continue as it was; use another checkpoint, or the device that the run began on"
         )
     return own
 
@@ -455,4 +459,4 @@ def _restore_learner(state: State, learner: Learner, *, where: str) -> None:
         reason = str(error).splitlines()[0][:200]
         raise WeightsError(f"{where}: its optimizer is not of this network ({reason}); take another") from error
     if difference := base_weights.difference(base_weights.shapes_of(saved), base_weights.shapes_of(learner.state())):
-        raise WeightsError(f"{where}: its optimizer is not of this network: {difference}; take another checkpoint")
+        raise WeightsError(f"{where}: its optimizer is not of this network: {difference}; use another checkpoint")

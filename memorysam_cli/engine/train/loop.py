@@ -63,7 +63,7 @@ class Trainer:
         self, recipe: Recipe, manifest: Manifest, *, accelerator: Accelerator, is_resumed: bool = False
     ) -> None:
         self.recipe, self.accelerator = recipe, accelerator
-        self.manifest = manifest = start.counted(recipe, manifest, accelerator)
+        self.manifest = manifest = start.with_counted_classes(recipe, manifest, accelerator)
         runtime.prepare_deterministic(is_wanted=recipe.train.deterministic)
         start.refuse_sensors(recipe, manifest)
         self.scenes = manifest.of_split(recipe.data.train_split)
@@ -360,7 +360,7 @@ def record_resume(run: RunFolder, position: Position, *, then: dict[str, Any], n
     if changed:
         differences = ", ".join(f"{key} was {was}, is {now}" for key, (was, now) in changed.items())
         console.warn(
-            f"{run.path}: continues under other conditions ({differences}): its last bits may differ from here on"
+            f"{run.path}: continues under other conditions ({differences}); the last bits may differ from here on"
         )
     moment = datetime.now().astimezone().isoformat(timespec="seconds")
     documents.append_json_line(

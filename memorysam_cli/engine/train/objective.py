@@ -137,7 +137,7 @@ class Draw(NamedTuple):
     Attributes:
         order: of all sensors, as the first pass sees them.
         places: what the second pass sees, in that order; M + N: a frame of zeros instead of sensor N of M. Empty: there
-            is no second pass.
+            is not a second pass.
         ramp: the factor, from above 0 to 1, of the weight of all losses that the second pass adds.
     """
 

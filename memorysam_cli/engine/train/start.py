@@ -28,7 +28,7 @@ from memorysam_cli.errors import DataError, EnvironmentFault, MemorySamError, Us
 from memorysam_cli.recipe import Recipe
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents, lock
-from memorysam_cli.text import megabytes, typed
+from memorysam_cli.text import counted, megabytes, typed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -147,7 +147,7 @@ def refuse_unknown_turns(recipe: Recipe, manifest: Manifest) -> None:
             )
 
 
-def counted(recipe: Recipe, manifest: Manifest, accelerator: Accelerator) -> Manifest:
+def with_counted_classes(recipe: Recipe, manifest: Manifest, accelerator: Accelerator) -> Manifest:
     """The data set with its classes' pixels where the recipe's weights of classes are worked out from them.
 
     One process counts, for all of them; every process must call this.
@@ -257,7 +257,7 @@ def plan(recipe: Recipe, *, out: Path | None, resume: str | None) -> RunStart:
     if target.resolve() != run.path.resolve():
         if not checkpoints.is_valid(target):
             raise WeightsError(
-                f"--resume {target}: is no valid checkpoint; --resume {typed(run.path)} takes the newest valid"
+                f"--resume {target}: is not a valid checkpoint; --resume {typed(run.path)} takes the newest valid"
             )
         return RunStart(recipe, out, run, checkpoint=target, abandoned=tuple(checkpoints.newer_than(target)))
     newest, damaged = checkpoints.newest_valid(run.checkpoints)
@@ -302,7 +302,7 @@ def _run_at(path: Path) -> RunFolder:
     for folder in (path, path.parent.parent):
         if RunFolder(folder).holds_run():
             return RunFolder(run_folder.by_its_name(folder))
-    what = "does not exist" if not path.exists() else "is no run folder and no checkpoint of one"
+    what = "does not exist" if not path.exists() else "is neither a run folder nor a checkpoint of one"
     raise WeightsError(f"--resume {path}: {what}; give a folder such as runs/latest, or --resume auto")
 
 
@@ -447,7 +447,7 @@ def introduction(
     for sensor, frames in modalities.items():
         if len(frames) > 1:
             yield f"projected {sensor}, from {', '.join(frames)}"
-    yield f"scenes    {scenes}, in {steps_per_epoch} updates per epoch"
+    yield f"scenes    {scenes}, in {counted(steps_per_epoch, 'update')} per epoch"
     yield f"update    {settings.batch * settings.accumulate * processes} scenes ({update})"
     yield f"trained   {trainable:,} of {whole:,} parameters"
     if recipe.losses or recipe.trains_subsets:

@@ -58,7 +58,7 @@ def names(values: Iterable[str]) -> tuple[str, ...]:
     trackers = tuple(dict.fromkeys(word.strip() for text in values for word in text.split(",")))
     for name in trackers:
         if name not in TRACKERS:
-            raise UsageError(f"--track {name}: is no tracker{did_you_mean(name, TRACKERS)}")
+            raise UsageError(f"--track {name}: is not a tracker{did_you_mean(name, TRACKERS)}")
         spec = importlib.util.find_spec(TRACKERS[name])
         if spec is None or spec.origin is None:  # a mere folder: W&B leaves a ./wandb where it works
             raise UsageError(f"--track {name}: needs what is not installed; pip install 'memorysam[{name}]'")

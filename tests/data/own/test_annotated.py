@@ -77,7 +77,7 @@ GOOD = to_brush(SMALL)
     ],
 )  # fmt: skip
 def test_a_brush_that_is_none_of_this_picture_is_refused(numbers: list[Any]) -> None:
-    with pytest.raises(DataError, match="is no brush of 2 x 3 pixels"):
+    with pytest.raises(DataError, match="is not a brush of 2 x 3 pixels"):
         brush(numbers, (2, 3), AT)
 
 

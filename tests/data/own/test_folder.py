@@ -237,7 +237,7 @@ def test_an_angle_has_two_patterns(root: Path) -> None:
 def test_what_was_guessed_is_said(root: Path) -> None:
     more = {"ir": (Pattern("ir/**/*.tiff"),), "depth": (Pattern("depth/**/*_depth.png"),)}
     notes = survey(root, plan(root, modalities=more)).notes
-    assert "'ir' is taken for kind 'thermal'; --kind ir=… says otherwise" in notes
+    assert "'ir' is treated as kind 'thermal'; --kind ir=… overrides this" in notes
     assert not any("'depth' is taken" in note for note in notes)
     assert survey(root, plan(root, modalities=more, kinds={"ir": "gray"})).manifest.info.modality("ir").kind == "gray"
 
@@ -270,7 +270,7 @@ def test_a_fourth_channel_is_said_to_be_dropped(root: Path) -> None:
     for number in range(3):
         images.write_png(root / f"rgba/{number}.png", np.zeros((4, 4, 4), np.uint8))
     rgba = {"rgb": (Pattern("rgba/*.png"),)}
-    assert "is taken for alpha and dropped" in survey(root, FolderRequest("own", rgba)).notes[0]
+    assert "is treated as alpha and dropped" in survey(root, FolderRequest("own", rgba)).notes[0]
     assert not survey(root, FolderRequest("own", rgba, channels={"rgb": (3, 1, 0)})).notes
 
 

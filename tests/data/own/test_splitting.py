@@ -88,7 +88,7 @@ def test_a_list_names_scenes_by_id_by_a_file_or_by_the_last_part(tmp_path: Path)
     [
         ({"train": "a/1\n2\n"}, r"train.txt:2: '2' may be a/2 or b/2"),
         ({"train": "a/1\n", "val": "# later\n\n"}, r"val.txt: names no scene for 'val'"),
-        ({"train": "c/9\n"}, r"train.txt:1: 'c/9' is no scene \(a scene is called, for example, a/1\)"),
+        ({"train": "c/9\n"}, r"train.txt:1: 'c/9' is not a scene \(a scene is called, for example, a/1\)"),
         ({"train": "a/1\n", "val": "b/2\na/1\n"}, r"val.txt:2: scene 'a/1' is in 'train' already \(.*train.txt:1\)"),
     ],
 )

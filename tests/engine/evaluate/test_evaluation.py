@@ -68,7 +68,7 @@ def test_splits_without_labels_are_refused_by_name_and_left_out_of_all(
     with pytest.raises(DataError, match=r"1 of 2 scenes in split 'test' have no label.*predict --split test"):
         evaluation.labeled_splits(data, "val,test")
     assert evaluation.labeled_splits(data, "all") == ("val",)
-    assert "left out, for lack of labels: test" in capsys.readouterr().err
+    assert "left out, because they have no labels: test" in capsys.readouterr().err
     with pytest.raises(DataError, match="no labels to score against"):
         evaluation.labeled_splits(manifest(tmp_path / "bare", scene("c", "test", label=None)), "all")
     with pytest.raises(DataError, match="no scene in split 'tset'"):

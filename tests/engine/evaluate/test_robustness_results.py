@@ -16,6 +16,8 @@ from memorysam_cli.errors import LawBroken
 from memorysam_cli.report import console
 from memorysam_cli.storage import images
 
+pytestmark = pytest.mark.rendered
+
 FACTS = {
     "dataset": "tiny", "split": "val", "scenes": 7, "modalities": ["x", "y"], "missing": "drop",
     "weights": "w.safetensors", "warnings": ["'val' also chose these weights"],

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from memorysam_cli import recipe as recipes
-from memorysam_cli.engine.measure import count
+from memorysam_cli.engine.measure import count, rates
 from memorysam_cli.engine.measure import plan as planning
 from memorysam_cli.engine.measure.count import Count
 from memorysam_cli.engine.measure.plan import Candidate, Plan, Room, candidates
@@ -250,3 +250,14 @@ def test_people_see_the_counts_and_a_line_that_can_be_typed(
     assert isinstance(recipes.load(words[3], overrides), Recipe)
     row = next(line for line in lines if line.strip().endswith("yes"))
     assert "20.0 GB" in row and "9.0 GB" in row and "1.6 GB" in row
+
+
+@pytest.mark.parametrize(
+    ("seconds", "hours", "shown"),
+    [(0.5, 2.0, ("0.5", "2 h 00 min")), (0.0008, 0.0001, ("< 0.01", "< 1 min")), (0.01, None, ("0.01", "–"))],
+)
+def test_an_estimate_says_no_more_than_arithmetic_can(
+    seconds: float, hours: float | None, shown: tuple[str, str]
+) -> None:
+    each = rates.Estimate("L4", "fp32", 1e12, seconds, hours, "a sheet")
+    assert planning._estimate_row(each) == ("L4", "fp32", *shown, "a sheet")

@@ -97,9 +97,9 @@ def test_a_full_size_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_no_such_part_and_no_such_axis() -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="trian: is no part"):
+    with pytest.raises(argparse.ArgumentTypeError, match="trian: is not a part"):
         script("gpu").parts("trian")
-    with pytest.raises(argparse.ArgumentTypeError, match="sizes: is no axis"):
+    with pytest.raises(argparse.ArgumentTypeError, match="sizes: is not an axis"):
         script("sweep").axes("sizes")
 
 

@@ -51,7 +51,7 @@ def test_of_many_collisions_ten_pairs_and_the_count_are_told() -> None:
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/x", "", ".", "a\0b"], ids=ascii)
 def test_names_that_leave_the_output_folder_are_refused(name: str) -> None:
-    with pytest.raises(DataError, match="is no name for an output file"):
+    with pytest.raises(DataError, match="is not a name for an output file"):
         folder.refuse_collisions(scenes(name))
 
 

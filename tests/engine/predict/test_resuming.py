@@ -256,7 +256,7 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], bytes]] = {
     "an absolute path": lambda line: edited(line, mask="/etc/passwd"),
     "another scene's mask": lambda line: edited(line, mask="masks/fog/val/a/000002.png"),
     "a scene that is none": lambda line: edited(line, id="nobody"),
-    "an id that is no text": lambda line: edited(line, id=[1]),
+    "an id that is not text": lambda line: edited(line, id=[1]),
     "a status that is none": lambda line: edited(line, status="skipped"),
     "a failure that is none": lambda line: edited(line, status="failed", error="cut"),
     "pixels that do not add up": lambda line: edited(line, classes={"0": 1}),

@@ -29,7 +29,7 @@ from ..stand_ins import CLASSES, PALETTE, write_data
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'\u202e\x1b[2J\udcff.png"
 SHOWN = "</script><img src=x onerror=alert(1)>\"'\\u202e\\x1b[2J\\udcff.png"
-"""The same as people may see it: still words, and nothing that turns, drives a terminal, or is no text."""
+"""The same as people may see it: still words, and nothing that turns, drives a terminal, or is not text."""
 VOID = {"meta", "img", "input", "br", "wbr", "rect", "line", "path", "circle", "link"}
 
 
@@ -247,7 +247,7 @@ def test_a_prediction_whose_inputs_are_gone_still_has_its_masks(tmp_path: Path) 
     folder = make_prediction(tmp_path / "prediction")
     shutil.rmtree(folder / "inputs")
     found = told(folder)
-    assert "not there any more" in found.words
+    assert "no longer exist" in found.words
     assert len(found.all("img")) == 3 + 2
 
 
@@ -274,7 +274,7 @@ def test_a_prediction_finds_its_inputs_from_any_folder(tmp_path: Path, monkeypat
     documents.write_json(folder / "_SUCCESS.json", {**report, "inputs": "photos", "inputs_root": report["inputs"]})
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert "not there any more" not in told(folder).words
+    assert "no longer exist" not in told(folder).words
 
 
 def test_a_prediction_of_nothing_has_a_page(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_the_page_s_recipe_is_read_and_its_settings_are_written_out(tmp_path: Pa
         ("losses.z_loss.target=x", r"losses.z_loss.target: must be a number \(got \"x\"\)"),
         ("losses.z_loss=3", r"losses.z_loss: must be a section \(got 3\)"),
         ("losses=3", r"losses: must be a section \(got 3\)"),
-        ("losses.ohem={}", r"losses.ohem: has a section of its own; write ohem: at the top level"),
+        ("losses.ohem={}", r"losses.ohem: has its own section; write ohem: at the top level"),
         ("losses.lr={}", r"losses: 'lr' is what metrics.jsonl calls something else"),
     ],
 )
@@ -150,7 +150,7 @@ def test_a_term_is_seen_everywhere(
     assert {"loss", "ohem", "spmm", "z_loss", "drift"} <= drawn
     assert {"train/z_loss", "train/drift", "train/spmm"} <= tracked
     charts = run_pages.gather_training(run.path)["charts"]
-    assert [chart.title for chart in charts][:4] == ["Loss", "SPMM loss", "z_loss loss", "drift loss"]
+    assert [chart.title for chart in charts][:4] == ["Loss", "SPMM loss", "Z loss", "Drift loss"]
     # In processes that have not loaded the file: what is only looked at needs no code.
     answer = json.loads(program("watch", run.path, "--json", cwd=tmp_path).stdout)
     assert list(answer["latest"])[:4] == ["loss", "spmm", "z_loss", "drift"]

@@ -87,7 +87,7 @@ HEAD = "sam.sam_mask_decoder."
 def test_classes_keep_the_head_of_their_name_and_others_begin_fresh(
     small: Recipe, rendered: Manifest, tmp_path: Path
 ) -> None:
-    """A data set of three classes, two of which the weights know, in another order; token 0 is no class's.
+    """A data set of three classes, two of which the weights know, in another order; token 0 is not a class's.
 
     On nano's own base: a random one is drawn anew for another number of classes.
     """
@@ -146,7 +146,7 @@ def test_one_sensor_more_or_less(trained: Path, small: Recipe, rendered: Manifes
     for name, tensor in own_tensors(several).items():
         torch.testing.assert_close(tensor, plain[name] if name in memory else state[name], rtol=0, atol=0)
     assert found.fresh == len(memory) > 10
-    assert f"{found.fresh} tensors begin as in the base, or fresh: maskmem_tpos_enc, memory_" in " ".join(found.notes)
+    assert f"{found.fresh} tensors start as in the base, or fresh: maskmem_tpos_enc, memory_" in " ".join(found.notes)
 
 
 def test_other_modalities_of_a_like_number_are_taken_and_told(trained: Path, small: Recipe, rendered: Manifest) -> None:

@@ -60,9 +60,15 @@ def test_several_data_sets_are_named(tmp_path: Path, default: Recipe) -> None:
     assert start.resolve(chosen, tmp_path).data.modalities == ("img", "depth")
 
 
-def test_no_data_set_is_said_with_what_to_type(tmp_path: Path, default: Recipe) -> None:
+def test_no_data_set_is_said_with_what_to_type(
+    tmp_path: Path, default: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="no data set is prepared there; type memorysam prepare folder"):
         start.resolve(default, tmp_path)
+    write_data(tmp_path / "my rig")  # prepared beside the folder that was looked in
+    with pytest.raises(DataError, match=r"^data: no data set is prepared there; give --data 'my rig'$"):
+        start.resolve(default, Path("data"))
 
 
 def test_a_recipe_that_names_everything_needs_no_data_set(tmp_path: Path, small: Recipe) -> None:

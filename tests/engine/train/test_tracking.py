@@ -194,12 +194,12 @@ def test_names_are_separated_by_commas_or_given_again() -> None:
 
 @pytest.mark.parametrize("given", ["tensorbord", "", "wandb,", "neptune"])
 def test_an_unknown_tracker_is_refused_with_those_that_there_are(given: str) -> None:
-    with pytest.raises(UsageError, match=r"is no tracker.*known: tensorboard, wandb, mlflow, trackio"):
+    with pytest.raises(UsageError, match=r"is not a tracker.*known: tensorboard, wandb, mlflow, trackio"):
         names([given])
 
 
 def test_one_that_is_not_installed_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    for found in (None, ModuleSpec("mlflow", None)):  # a folder of that name is no package
+    for found in (None, ModuleSpec("mlflow", None)):  # a folder of that name is not a package
         monkeypatch.setattr(importlib.util, "find_spec", lambda name, found=found: found)
         with pytest.raises(UsageError, match=r"pip install 'memorysam\[mlflow\]'"):
             names(["mlflow"])

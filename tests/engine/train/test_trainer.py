@@ -93,11 +93,13 @@ def test_a_validation_shows_its_best_at_once(
     assert f"'best mIoU': '{result.miou:.2f}'" in shown[-1]
 
 
+@pytest.mark.rendered
 def test_a_run_leaves_weights_metrics_pictures_and_provenance(finished: TrainingResult) -> None:
     run = RunFolder(finished.run)
     assert finished.steps == 4
     files = ["recipe.yaml", "environment.json", "command.txt", "plots/curves.png", "samples/validation.png"]
     assert all((run.path / name).is_file() for name in files)
+    assert all(images.read(run.plots / name).std() > 5 for name in ("curves.png", "confusion.png"))
     rows = documents.read_json_lines(run.metrics)
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
     assert [row["step"] for row in rows if "miou" in row] == [2, 4]

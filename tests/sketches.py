@@ -1,0 +1,51 @@
+"""Figures that are composed and not rendered: rendering is more than half of what a training of a few updates takes.
+
+Tests that look at a figure are marked ``rendered``; commands in processes of their own render theirs, too.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from memorysam_cli.report import figures
+from tests.faults.scale import SOAK
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+REAL = figures.drawing
+BLANK = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
+    "1f15c4890000000b49444154789c63f80f040009fb03fdfb5e6b2b0000"
+    "000049454e44ae426082"
+)
+"""A PNG of one pixel, with the four channels that Matplotlib writes."""
+
+
+@contextmanager
+def blank(*, width: float, height: float) -> Iterator[tuple[Figure, io.BytesIO]]:
+    """As :func:`figures.drawing`: all is put into a figure, and the buffer holds :data:`BLANK` in the end."""
+    from matplotlib.figure import Figure
+
+    buffer = io.BytesIO()
+    yield Figure(figsize=(width, height), layout="constrained"), buffer
+    buffer.write(BLANK)
+
+
+@contextmanager
+def drawn_by(drawing: Callable[..., Any]) -> Iterator[None]:
+    """Until the block ends, figures are drawn by :func:`blank`, or by :data:`REAL` again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "drawing", drawing)
+        yield
+
+
+def use() -> None:
+    """From now on no figure is rendered in this process and its forks; but in a soak, which kills there, too."""
+    if not SOAK:
+        figures.drawing = blank  # type: ignore[assignment]
