@@ -177,6 +177,8 @@ def _open_closed_streams() -> None:
             os.fstat(number)
         except OSError:  # the smallest number that is free: those below are open
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(0, closefd=False)  # says that it has ended, and is no terminal that can be asked
     for number, name in enumerate(("stdout", "stderr"), start=1):
         if getattr(sys, name) is None or not _takes_writing(number):
             setattr(sys, name, atomic.open_nowhere(number))

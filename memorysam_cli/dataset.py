@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 IGNORE = 255
-"""The label value of a pixel that counts nowhere."""
+"""The label value of an ignored pixel."""
 
 Kind = Literal["rgb", "gray", "depth", "hha", "event", "lidar", "thermal", "angle"]
 Interpolation = Literal["bilinear", "nearest"]

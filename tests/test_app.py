@@ -605,15 +605,16 @@ def test_what_other_libraries_warn_of_is_not_shown(is_debugged: bool) -> None:
 def test_the_number_of_a_closed_stream_is_no_file_s() -> None:
     """Libraries write to it, and what they say there is diverted while pictures are decoded."""
     program = (
-        "import os; from memorysam_cli import app\n"
+        "import os, sys; from memorysam_cli import app\n"
         "def look(_):\n"
         "    print(*(os.readlink(f'/proc/self/fd/{number}') for number in (0, 2)), open(os.devnull).fileno() > 2)\n"
+        "    print(sys.stdin.isatty(), repr(sys.stdin.readline()))\n"
         "    return 0\n"
         "app.run = look; app.main()"
     )
     line = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(program)} <&- 2>&-"
     done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "/dev/null /dev/null True\n")
+    assert (done.returncode, done.stdout) == (0, "/dev/null /dev/null True\nFalse ''\n")
 
 
 def test_an_ignored_signal_stays_ignored() -> None:

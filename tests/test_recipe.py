@@ -263,7 +263,7 @@ def test_a_wrong_override_is_blamed_and_not_the_file(file: Path, override: str, 
 
 
 def test_a_recipe_that_is_not_there_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"^recipe delivr: is not a shipped recipe .*did you mean 'deliver'\?"):
+    with pytest.raises(UsageError, match=r"^recipe delivr: is neither a shipped recipe .*did you mean 'deliver'\?"):
         recipe.load("delivr")
     with pytest.raises(UsageError, match=r"^recipe .*nothing\.yaml: does not exist"):
         recipe.load(tmp_path / "nothing.yaml")

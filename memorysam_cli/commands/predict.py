@@ -117,7 +117,9 @@ def predict(
     late: Annotated[
         float | None,
         typer.Option(
-            min=0, metavar="SECONDS", help="Wait so long for a scene's other sensors (--follow); else for ever."
+            min=0,
+            metavar="SECONDS",
+            help="How long to wait for a scene's other sensors (--follow); by default forever.",
         ),
     ] = None,
     shard: options.Shard = None,
@@ -170,7 +172,7 @@ def predict(
         refuse_unfit([option for option, value in unfit.items() if value], scenes=scenes, rasters=rasters)
     elif bands or vector:
         option = f"--bands {bands[0]}" if bands else f"--vector {vector}"
-        raise UsageError(f"{option}: is for rasters; SCENES are no TIFF, and no --modality NAME=FILE is given")
+        raise UsageError(f"{option}: is for rasters; SCENES is not a TIFF, and no --modality NAME=FILE is given")
     _refuse_unfollowed(
         follow=follow, scenes=scenes, batch=batch, only={"--poll": poll, "--settle": settle, "--late": late}
     )
@@ -240,7 +242,7 @@ def refuse_unfit(unfit: list[str], *, scenes: Path | None, rasters: list[str] | 
     if scenes is not None and rasters:
         raise UsageError(f"--modality {rasters[0]}: SCENES ({scenes}) are given already; leave one of the two out")
     if unfit:
-        raise UsageError(f"{unfit[0]}: is for folders of scenes; of a raster, the classes alone are written")
+        raise UsageError(f"{unfit[0]}: is for folders of scenes; for a raster, only the classes are written")
     from memorysam_cli.engine import surroundings
 
     if surroundings.world() != 1:

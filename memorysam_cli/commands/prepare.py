@@ -36,19 +36,19 @@ AllowCase = Annotated[
 Measure = Annotated[bool, typer.Option("--measure", help="Store each modality's mean, deviation and range over train.")]
 Named = list[str] | None
 app = typer.Typer(
-    help="Render or check a data set and write its manifest. All other commands read that, and look for no files.",
+    help="Render or check a data set and write its manifest. All other commands read the manifest.",
     no_args_is_help=True,
 )
 EXAMPLES = {
     "": [
         ("prepare synthetic ./data", "render scenes"),
         ("prepare deliver ./data", "a published data set, unpacked or an archive"),
-        ("prepare folder ./data", "sensors of your own: shows what it makes of the folder, and asks"),
+        ("prepare folder ./data", "your own sensors: shows a proposal and asks"),
     ],
     "synthetic": [
         ("prepare synthetic ./data", "240 scenes in DELIVER's layout"),
         ("prepare synthetic ./data --scenes 60 --size 128", "fewer and smaller ones"),
-        ("prepare synthetic ./data --layout mcubes --seed 7", "other worlds, in MCubeS's layout"),
+        ("prepare synthetic ./data --layout mcubes --seed 7", "other scenes, in MCubeS's layout"),
     ],
     "folder": [
         (
@@ -63,7 +63,7 @@ EXAMPLES = {
         (
             "prepare folder ./data --modality 'nir=nir/*.tif' --labels 'masks/*.png' --classes classes.txt "
             "--name field --drop-incomplete",
-            "leave out what is incomplete",
+            "leave out incomplete scenes",
         ),
         (
             "prepare folder ./data --modality 'rgb=rgb/*.png' --modality 'ir=ir/*.tif' --pair nearest --tolerance 20ms",
@@ -92,8 +92,8 @@ def synthetic(
     root: Root,
     scenes: Annotated[int, typer.Option("--scenes", min=1, metavar="N", help="How many scenes in all.")] = 240,
     size: Annotated[int, typer.Option("--size", min=32, metavar="PX", help="Height of the pictures.")] = 160,
-    seed: Annotated[int, typer.Option("--seed", min=0, metavar="S", help="Another seed, other worlds.")] = 0,
-    layout: Annotated[Literal["deliver", "mcubes"], typer.Option(help="Whose folders and files to write.")] = "deliver",
+    seed: Annotated[int, typer.Option("--seed", min=0, metavar="S", help="Seed of the scenes.")] = 0,
+    layout: Annotated[Literal["deliver", "mcubes"], typer.Option(help="Folder and file layout to write.")] = "deliver",
     json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -111,7 +111,7 @@ def synthetic(
             root, layout=layout, scenes=scenes, size=size, seed=seed, advance=bar.advance
         )
     if not is_new:
-        console.note(f"{preparation.synthetic_folder(root, layout=layout)}: these scenes are there already; kept")
+        console.note(f"{preparation.synthetic_folder(root, layout=layout)}: these scenes exist already; kept")
     check_and_write(preparation.survey_synthetic(root, layout=layout), json=json)
 
 
@@ -181,7 +181,7 @@ def folder(
             "--modality",
             "-m",
             metavar="NAME=PATTERN",
-            help="A sensor and its files below ROOT, such as 'depth=depth/*.png' (repeatable); none: all is proposed.",
+            help="A sensor and its files below ROOT, such as 'depth=depth/*.png' (repeatable); else proposed.",
         ),
     ] = None,
     labels: Annotated[
@@ -196,7 +196,7 @@ def folder(
     ] = None,
     palette: Annotated[
         Literal["given", "safe"],
-        typer.Option(help="Colors of --classes as given, or such that the color-blind tell them apart."),
+        typer.Option(help="Colors of --classes as given, or color-blind safe ones."),
     ] = "given",
     split: Annotated[
         Named, typer.Option("--split", metavar="SHARES|NAME=FILE", help="0.8/0.1/0.1, or a list of scenes per split.")
@@ -213,7 +213,7 @@ def folder(
         typer.Option(
             "--channels",
             metavar="NAME=A,B,C",
-            help="The three stored channels to take, from 0; of more, as 0-5, each three are a frame (repeatable).",
+            help="The three stored channels to use, counted from 0; more, as 0-5, become several frames (repeatable).",
         ),
     ] = None,
     bands: Annotated[
@@ -221,7 +221,7 @@ def folder(
         typer.Option(
             "--bands",
             metavar="NAME=A,B,C",
-            help="The three bands of a TIFF to take, or more, from 1 or by names, as s2=B4,B3,B2 (repeatable).",
+            help="The three bands of a TIFF to use, or more, counted from 1 or by names, as s2=B4,B3,B2 (repeatable).",
         ),
     ] = None,
     scale: Annotated[
@@ -299,10 +299,10 @@ def folder(
     span = words.nanoseconds(tolerance, pair=pair, times=times or [])
     if measure and stored:
         raise UsageError(
-            "--measure and --stored exclude each other; give one, or neither to measure what is not a photo"
+            "--measure and --stored exclude each other; give one, or neither to measure all sensors except photos"
         )
     if labels is None and class_file is not None:
-        raise UsageError("--classes: without --labels there is nothing to name; give both, or neither to predict only")
+        raise UsageError("--classes: is for --labels; give both, or neither to predict only")
     chosen = words.channels(words.pairs("--channels", channels, known=patterns))
     request = FolderRequest(
         name=own_name,
@@ -390,15 +390,17 @@ def hha(
         typer.Option("--depth-scale", metavar="X", help="Meters per unit (else 0.001, for floating point 1)."),
     ] = None,
     farthest: Annotated[
-        float | None, typer.Option("--farthest", metavar="M", help="What is farther counts as not measured.")
+        float | None, typer.Option("--farthest", metavar="M", help="Larger distances count as not measured.")
     ] = None,
     camera_height: Annotated[
         float | None,
-        typer.Option("--height", metavar="M", help="Of the camera above the ground (else from the lowest points)."),
+        typer.Option(
+            "--height", metavar="M", help="Height of the camera above the ground (else from the lowest points)."
+        ),
     ] = None,
     gravity: Annotated[
         str | None,
-        typer.Option("--gravity", metavar="X,Y,Z", help="Where down is, as 0,1,0 (else found in each image)."),
+        typer.Option("--gravity", metavar="X,Y,Z", help="Direction of gravity, as 0,1,0 (else found in each image)."),
     ] = None,
     nearest: Annotated[
         float, typer.Option("--nearest", metavar="M", show_default="1.216", help="The distance that becomes 255.")
@@ -431,7 +433,7 @@ def hha(
         raise UsageError(f"--camera {camera}: the focal lengths fx and fy must be above 0, in pixels")
     x, y, z = _numbers("--gravity", gravity or "0,0,0", "x,y,z")
     if gravity is not None and x == y == z == 0:
-        raise UsageError(f"--gravity {gravity}: has no direction; a camera held level has 0,1,0")
+        raise UsageError(f"--gravity {gravity}: has no direction; a level camera has 0,1,0")
     settings = HhaSettings(
         camera=Camera(fx, fy, cx, cy),
         depths=Depths(scale=depth_scale, farthest=farthest),
@@ -466,7 +468,7 @@ app.command()(synthetic)
 for _name in DATASETS:
     app.command(
         _name,
-        help=f"Check the published data set {_name}, unpacked or an archive. Writes the manifest that all others read.",
+        help=f"Check a published data set ({_name}), unpacked or archived. Writes the manifest for the other commands.",
     )(command_of(_name))
 app.command()(folder)
 app.command()(manifest)

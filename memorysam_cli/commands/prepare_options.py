@@ -172,7 +172,7 @@ def dataset_name(name: str | None, root: Path) -> str:
 
     chosen = root.resolve().name if name is None else name
     if name is None and not is_word(chosen) and word_of(chosen):
-        console.note(f"the data set is called '{word_of(chosen)}', after the folder '{shown(chosen)}'; or give --name")
+        console.note(f"the data set is named '{word_of(chosen)}' after the folder '{shown(chosen)}'; or give --name")
         chosen = word_of(chosen)
     taken = chosen == AUTO or chosen in DATASETS or chosen.startswith("synthetic")
     if is_word(chosen) and not taken:
@@ -305,7 +305,7 @@ def nodata(texts: Iterable[str] | None, *, known: Iterable[str]) -> dict[str, tu
         except ValueError:
             raise UsageError(f"--nodata {text}: '{word}' must be a number such as 65535, nan or inf") from None
         if math.isfinite(value) and value not in found.get(name, ()):
-            found[name] = (*found.get(name, ()), value)
+            found[name] = tuple(sorted((*found.get(name, ()), value)))  # one manifest, however it was typed
     return found
 
 
@@ -331,7 +331,7 @@ def recording(
         return None
     if scenes is None or renames:
         raise UsageError(
-            f"--modality: {'give SCENES, the folder' if scenes is None else '--map says it already; leave one out'}"
+            f"--modality: {'give SCENES, the folder' if scenes is None else '--map names it already; leave one out'}"
         )
     span = nanoseconds(tolerance, pair=pair, times=times)
     from memorysam_cli.dataset import Layout

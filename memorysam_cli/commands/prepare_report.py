@@ -173,9 +173,7 @@ def agree(proposal: Proposal, found: FolderSurvey, typed_words: Sequence[str], *
         })  # fmt: skip
     elif console.asks("Write this? Type yes or no: "):
         return
-    raise UsageError(
-        f"{shown(root)}: nothing is prepared yet; add --yes, or type the line above, changed as it should be"
-    )
+    raise UsageError(f"{shown(root)}: nothing is prepared yet; add --yes, or edit and run the command above")
 
 
 def measuring(

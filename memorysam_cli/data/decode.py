@@ -19,7 +19,7 @@ from memorysam_cli.data.manifest import Scene
 from memorysam_cli.data.transforms import Array, Mask, Sample, is_exact, on_grid
 from memorysam_cli.dataset import IGNORE, RAW_VALUES, Color, DatasetInfo, LabelRule, Modality
 from memorysam_cli.errors import DataError
-from memorysam_cli.storage import images
+from memorysam_cli.storage import images, rasters
 from memorysam_cli.storage.headers import Header
 from memorysam_cli.storage.images import Stored
 from memorysam_cli.text import counted, shown
@@ -231,12 +231,8 @@ def find_invalid(
 
 def _equal(array: Array, value: float) -> Mask | None:
     """Where the array holds a value, rounded as the array's own type would; None where that type cannot hold it."""
-    if array.dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            stored = array.dtype.type(value)
-    elif value.is_integer() and np.iinfo(array.dtype).min <= value <= np.iinfo(array.dtype).max:
-        stored = array.dtype.type(int(value))
-    else:
+    stored = rasters.storable(value, array.dtype)
+    if stored is None:
         return None
     same: Mask = array == stored
     return same
@@ -315,7 +311,7 @@ def read_label(
         max_pixels: larger pictures are refused; None: as everywhere.
 
     Returns:
-        (H, W) uint8: 0..K-1, or 255 where the pixel counts nowhere.
+        (H, W) uint8: 0..K-1, or 255 where the pixel is ignored.
 
     Raises:
         DataError: the file is unusable, or holds a value that is not a class: file, value, how many pixels,

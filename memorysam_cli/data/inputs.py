@@ -459,8 +459,8 @@ def _refuse_unknown(path: Path, reading: Reading, wanted: Mapping[str, str]) -> 
     if missing and sensors:
         have = ",".join(name for name in wanted if name in found)
         raise DataError(
-            f"{path}: no {few(missing, NAMED)}, but there is {few(sensors, NAMED)}; say what is what, such as "
-            f"--map {missing[0]}={_base(sensors[0], sensors)}, or take what is there with --modalities {have}"
+            f"{path}: no {few(missing, NAMED)}, but there is {few(sensors, NAMED)}; name each one, such as "
+            f"--map {missing[0]}={_base(sensors[0], sensors)}, or take the rest with --modalities {have}"
         )
 
 

@@ -45,7 +45,7 @@ class Batch:
     frames: list[Tensor]
     """M × (B, 3, H, W) float32, normalized, in the asked order."""
     label: Tensor | None
-    """(B, H, W) int64, 255 counts nowhere."""
+    """(B, H, W) int64, 255 is ignored."""
     scenes: tuple[Scene, ...]
     left_out: tuple[LeftOut, ...] = ()
     """Scenes that should stand here and cannot be read; others stand in their place (``data.max_bad``)."""

@@ -51,7 +51,7 @@ class Sample:
     frames: dict[str, Array]
     """Modality → (H, W, 3) uint8, uint16 or float32, in the recipe's order."""
     label: Array | None
-    """(H, W) uint8, 255 counts nowhere."""
+    """(H, W) uint8, 255 is ignored."""
     invalid: dict[str, Mask] = field(default_factory=dict)
     """Modality → (H, W, 3), True where nothing was measured, which is 0 after normalization; only of frames with such
     values, which stand as 0 in the frame and have no part in any mean of neighbors."""
@@ -114,7 +114,7 @@ def augment(
         DataError: a modality's ``flip`` or ``turn`` is impossible with its range of values.
 
     Source: DATASETS §0. AoLP's [sin, cos, sin] is flipped like any image, as the reference does it, unless the data set
-    says otherwise (``Modality.flip``).
+    overrides it (``Modality.flip``).
     """
     draw = Draw.by(rng)
     flips = draw.flip < augment.flip

@@ -244,7 +244,7 @@ def network() -> Iterator[Finding]:
     with library.inference_mode():
         logits = model.logits([library.zeros(1, 3, 64, 64) for _ in info.modalities])
     if logits.shape[:2] == (1, 2) and bool(logits.isfinite().all()):
-        yield ok("network", f"nano segments two 64-pixel frames ({time.monotonic() - begun:.1f} s with its making)")
+        yield ok("network", f"nano segments two 64-pixel frames ({time.monotonic() - begun:.1f} s including setup)")
     else:
         yield problem("network", "nano's result is not finite", "reinstall torch; if that does not help, report a bug")
 
@@ -317,7 +317,7 @@ def load() -> Iterator[Finding]:
         return
     cores = os.cpu_count() or 1  # all: the load is that of the whole machine, whichever cores are ours
     waiting, _, _ = os.getloadavg()
-    found = f"{waiting:.1f} processes want to compute on {cores} cores"
+    found = f"{waiting:.1f} processes compete for {cores} cores"
     if waiting > OVERLOAD * cores:
         remedy = (
             "end what else computes here (top shows it), or leave it its cores: OMP_NUM_THREADS=N memorysam …, with N "

@@ -170,7 +170,7 @@ class PeerWatch:
         return sorted({*range(world)} - self._come - {self.rank})
 
     def are_through(self, ranks: Collection[int]) -> bool:
-        """Whether processes that have come have all told that they are done; one that left without a word is lost."""
+        """Whether processes that have come have all told that they are done; one that left silently is lost."""
         connected = {peer.rank for peer in [*self._peers]}  # first: whoever leaves afterwards has told before
         waited_for = set(ranks) - self._through
         for rank in waited_for - connected:

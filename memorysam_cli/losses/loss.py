@@ -74,7 +74,7 @@ class LossInputs:
         frames: M × (B, 3, H, W), as the network saw them, on any device.
         task: class names and other things that do not change.
         exchange: the other processes; none where there are none.
-        ignored: the label of a pixel that counts nowhere.
+        ignored: the label of an ignored pixel.
         alone: (B, K, h, w) of each frame of a batch, what it says by itself, as ``logits``, in the order in which
             the frames are looked at; empty unless one of the losses :attr:`~Loss.reads_alone`.
         subset: (B, K, h, w), as ``logits``, of the update's second pass over some of the sensors; empty unless the

@@ -121,11 +121,11 @@ def _resemblance(given: Shapes, backbone: str) -> str:
         prefix = next(iter(given), "").partition(".")[0] + "."
         bare = {name.removeprefix(prefix): shape for name, shape in given.items()}
         if fitting(bare, base_shapes(backbone)):
-            return f"its names begin with '{shown(prefix[:80])}', which SAM 2's do not: save it without"
-        return f"it looks like none of SAM 2's; {_FITTING}"
+            return f"its names begin with '{shown(prefix[:80])}', which SAM 2's do not: save it without it"
+        return f"it does not look like any of SAM 2's; {_FITTING}"
     looks = max(BACKBONES, key=lambda name: (counts[name], -len(base_shapes(name).keys() ^ given.keys())))
     if looks == backbone:
-        return f"it looks like a {backbone} that was changed or is not whole; get the file again"
+        return f"it looks like a {backbone} that was changed or is incomplete; get the file again"
     return f"this looks like {looks}; set model.backbone to it, or {_FITTING}"
 
 
@@ -230,7 +230,7 @@ def copy_tensors(
             f"{where}: does not hold the weights of {whose}: {fitting(there, needed)} of {len(needed)} tensors fit; "
             f"{found}; {remedy}"
         )
-    # They would be converted without a word.
+    # They would be converted silently.
     if odd := [
         name for name, tensor in wanted.items() if given[name].is_floating_point() != tensor.is_floating_point()
     ]:

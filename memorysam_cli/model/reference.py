@@ -181,7 +181,7 @@ def _refuse_other_models(given: Shapes, *, where: str) -> None:
     example = f"for example '{shown(next(iter(given))[:80])}'"
     if not any(name.startswith("image_encoder.trunk.") for name in given):
         raise WeightsError(
-            f"{where}: none of its {len(given)} tensors is of a MemorySAM checkpoint ({example}); "
+            f"{where}: none of its {len(given)} tensors belongs to a MemorySAM checkpoint ({example}); "
             "its names begin with 'sam.image_encoder.'"
         )
     if any(_LORA_A in name for name in given):

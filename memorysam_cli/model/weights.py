@@ -79,7 +79,7 @@ class WeightsCard(Strict):
         if self.base.backbone != self.recipe.model.backbone:
             raise ValueError(f"base: is of {self.base.backbone}, the recipe of {self.recipe.model.backbone}")
         if self.kind == "trained" and self.base.source.startswith(f"{IMPORTED}:"):
-            raise ValueError("base: was imported, so that the file must be complete, and is not")
+            raise ValueError("base: was imported, so the file must be complete, but is not")
         return self
 
     @property
@@ -202,9 +202,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], WeightsCard]:
     state, metadata = tensors.read(path)
     card = _parse_card(metadata, where=path)
     if tensors.digest(state) != card.tensors_sha256:
-        raise WeightsError(
-            f"{path}: its tensors are not those that were written (their SHA-256 differs); copy it again"
-        )
+        raise WeightsError(f"{path}: its tensors were changed after writing (their SHA-256 differs); copy it again")
     return state, card
 
 
@@ -311,7 +309,7 @@ def _parse_card(metadata: dict[str, str], *, where: Path) -> WeightsCard:
             "give a checkpoint from a run's checkpoints/ folder"
         )
     if seal_of(metadata[CARD]) != metadata.get(SEAL, seal_of(metadata[CARD])):
-        raise WeightsError(f"{where}: its card is not the one that was written (its SHA-256 differs); copy it again")
+        raise WeightsError(f"{where}: its card was changed after writing (its SHA-256 differs); copy it again")
     try:
         # As our JSON first: a key that is given twice, 1e999 and NaN pass pydantic. Then strictly: no true for 1.
         content = documents.parse_json(metadata[CARD].encode(), where="its card")

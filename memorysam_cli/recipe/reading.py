@@ -158,7 +158,7 @@ def find(name_or_file: str | os.PathLike[str], *, beside: Path | None = None, wh
         return path
     is_there = path.exists()
     why = (
-        "is not a shipped recipe and no .yaml file"
+        "is neither a shipped recipe nor a .yaml file"
         if not is_yaml
         else "is not a file"
         if is_there
@@ -424,7 +424,7 @@ def _refuse_bytes(value: Any, keys: tuple[str, ...]) -> None:
             _refuse_bytes(each, (*keys, str(key)))
     elif isinstance(value, str) and not is_text(value):
         where = f"{'.'.join(keys)}: " if keys else ""
-        raise _RefusedError(keys, f"{where}{shown(value)!r} holds bytes that are no UTF-8 text; give another name")
+        raise _RefusedError(keys, f"{where}{shown(value)!r} holds bytes that are not UTF-8 text; give another name")
 
 
 def _complete_losses(recipe: Recipe) -> Recipe:

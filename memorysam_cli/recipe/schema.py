@@ -48,7 +48,7 @@ ALL = "all"
 
 RETIRED = {"augment.aolp_flip": "reference"}
 """Keys that are no more, each with the one value that it ever allowed, and that nothing was computed by. Weights, runs
-and checkpoints from before hold them: there, and in a recipe, the key with this value is passed over without a word.
+and checkpoints from before hold them: there, and in a recipe, the key with this value is silently ignored.
 With any other value it is an unknown key."""
 
 

@@ -224,7 +224,7 @@ def _entries(
         raise Refused("empty (0 bytes); get the archive again")
     for magic, what in _FOREIGN.items():
         if start.startswith(magic):
-            raise Refused(f"{what}, which we do not read; unpack it yourself and give the folder as ROOT")
+            raise Refused(f"{what}, which memorysam does not read; unpack it yourself and give the folder as ROOT")
     raise Refused(f"not a zip or tar archive (starts with {start[:16]!r}, {len(start)} bytes or more); get it again")
 
 

@@ -268,9 +268,11 @@ def _refuse_odd_entry(info: zipfile.ZipInfo) -> None:
         what = "a symbolic link" if kind == stat.S_IFLNK else "a device or another special file"
         raise Refused(f"{entry} is {what}; never followed; {_YOURSELF}")
     if info.compress_type not in _METHODS:
-        raise Refused(f"{entry} is compressed by method {info.compress_type}, which we do not read; {_YOURSELF}")
+        raise Refused(
+            f"{entry} is compressed by method {info.compress_type}, which memorysam does not read; {_YOURSELF}"
+        )
     if info.is_dir() and info.file_size:
-        raise Refused(f"{entry} is a folder with content of its own; {_AGAIN}")
+        raise Refused(f"{entry} is a folder with content; {_AGAIN}")
 
 
 def _refuse_overlap(stream: BinaryIO, infos: list[zipfile.ZipInfo], *, end: int) -> None:

@@ -252,6 +252,10 @@ def read_object(path: Path) -> dict[str, Any]:
     return found
 
 
+_NOT_AS_WRITTEN = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, StopIteration)
+"""What code stumbles over that takes apart content of another form; an empty list has no first item."""
+
+
 @contextlib.contextmanager
 def understood(path: Path) -> Iterator[None]:
     """Says of a file whose content is not as expected that it is so, rather than how Python stumbled over it.
@@ -264,7 +268,7 @@ def understood(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+    except _NOT_AS_WRITTEN as error:
         raise DataError(
             f"{shown(path)}: is not as this version of memorysam writes it ({type(error).__name__}: "
             f"{shown(' '.join(str(error).split()), most=_WORDS_SHOWN)}); run the command that wrote it again"

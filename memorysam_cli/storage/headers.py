@@ -329,7 +329,7 @@ def _parse_tiff(stream: BinaryIO) -> Header:
     has_pages, has_mask = _other_pages(stream)
     needs, instead = _needs_gdal(kind, channels, color=color, compression=compression, planar=planar)
     if has_pages and not needs:
-        needs, instead = "a TIFF with overviews or a mask", "save it without them"
+        needs, instead = "a TIFF with overviews or a mask", "save it without it them"
     side = fields.get(_TILE_WIDTH, (width,))[0]
     rows = fields[_TILE_HEIGHT][0] if _TILE_HEIGHT in fields else min(height, fields.get(_STRIP_ROWS, (height,))[0])
     together = channels if planar == 1 else 1

@@ -253,13 +253,8 @@ def _download(repo: str, filename: str, *, show_progress: bool) -> Path:
 @contextmanager
 def _network_faults(what: str, path: Path) -> Iterator[None]:
     """Turn whatever the Hub's client raises into one line about ``what``, or about the cache at ``path``."""
-    from huggingface_hub.utils.logging import get_logger
-
     retries = _Retries()
-    get_logger()  # the client makes its handler only when it first logs, which would be after the next lines
-    logger = logging.getLogger("huggingface_hub")
-    for handler in logger.handlers:  # its own, which tells the screen of each try
-        handler.setLevel(logging.ERROR)
+    logger = _quiet_client()
     logger.addHandler(retries)
     started = time.monotonic()
     try:
@@ -274,6 +269,17 @@ def _network_faults(what: str, path: Path) -> Iterator[None]:
                 raise NetworkError(f"{what}: {_download_reason(error)} ({effort}), {LOCAL}") from error
     finally:
         logger.removeHandler(retries)
+
+
+def _quiet_client() -> logging.Logger:
+    """The client's logger, whose own handler no longer tells the screen of each try."""
+    from huggingface_hub.utils.logging import get_logger
+
+    get_logger()  # makes that handler, which else comes when the client first logs
+    logger = logging.getLogger("huggingface_hub")
+    for handler in logger.handlers:
+        handler.setLevel(logging.ERROR)
+    return logger
 
 
 class _Retries(logging.Handler):
@@ -420,6 +426,7 @@ def _patient(client: Any) -> Iterator[None]:
 @contextmanager
 def _upload_faults(repo: str, token: str) -> Iterator[None]:
     """Turn whatever the Hub's client raises into one line."""
+    _quiet_client()
     try:
         yield
     except UsageError:

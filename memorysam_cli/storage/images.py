@@ -1,6 +1,6 @@
 """Images: right or refused.
 
-``cv2.imread`` returns wrong pixels for truncated files and ``cv2.imwrite`` loses files without a word, so
+``cv2.imread`` returns wrong pixels for truncated files and ``cv2.imwrite`` silently loses files, so
 bytes are read and checked first (:mod:`~memorysam_cli.storage.headers`), decoded from memory, and compared
 with what the header promised. EXIF rotation is ignored: it would part an image from its label.
 
@@ -42,7 +42,7 @@ from memorysam_cli.text import shown, size
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy", ".npz")
 """Of files that are looked for, in lower case; any case is taken."""
 MAX_PIXELS = 100_000_000
-"""Unless ``$MEMORYSAM_MAX_PIXELS`` says otherwise."""
+"""Unless ``$MEMORYSAM_MAX_PIXELS`` is set."""
 _OPENCV_SIDE, _OPENCV_PIXELS = 1 << 20, 1 << 30
 """What ``cv2.imdecode`` refuses to pass, with an exception for a file that is sound."""
 _NPY, _ZIP = b"\x93NUMPY", b"PK\x03\x04"
@@ -274,7 +274,7 @@ def _check_file(path: Path) -> None:
         status = path.stat()
     except FileNotFoundError:
         raise DataError(f"{shown(path)}: no such file; check the path or prepare the data set again") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a name with a NUL, which no file can have
         _refuse(path, error)
     if stat.S_ISDIR(status.st_mode):
         raise DataError(f"{shown(path)}: a folder, not an image; name a file or remove the folder")

@@ -15,7 +15,7 @@ import sqlite3
 import struct
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -47,6 +47,9 @@ _SETTINGS = {
     "PROJ_NETWORK": "OFF",
     "CPL_DEBUG": "OFF",
 }
+_DEGREES = "EPSG:4326"
+_POINTS = 33
+"""By which grids are compared, a side."""
 _OWN_FILES = Path("/proc/self/fd")
 """Where a file that is open has a name that no driver of GDAL's takes for something else."""
 _opening = threading.Lock()
@@ -57,6 +60,15 @@ _opening = threading.Lock()
 def is_installed() -> bool:
     """Whether rasterio is there; does not load it."""
     return importlib.util.find_spec("rasterio") is not None
+
+
+@cache
+def _errors() -> tuple[type[Exception], ...]:
+    """What GDAL's faults come as; some pass through rasterio as they are."""
+    from rasterio._err import CPLE_BaseError
+    from rasterio.errors import RasterioError
+
+    return RasterioError, CPLE_BaseError
 
 
 @contextmanager
@@ -83,7 +95,7 @@ def opened(stream: BinaryIO, path: Path, found: Header) -> Iterator[DatasetReade
         Refused: damaged, or of a form that this GDAL lacks; or a block cannot be read while the context is open.
     """
     import rasterio
-    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+    from rasterio.errors import NotGeoreferencedWarning
 
     headers.check_raster(_at_start(stream))
     name = str(_OWN_FILES / str(stream.fileno())) if _OWN_FILES.is_dir() else path
@@ -95,7 +107,7 @@ def opened(stream: BinaryIO, path: Path, found: Header) -> Iterator[DatasetReade
             with dataset:
                 _refuse_other(dataset, found)
                 yield dataset
-    except RasterioError as error:
+    except _errors() as error:
         said = str(error.__cause__ or error).replace(str(name), path.name)
         reason = " ".join(re.sub(rf"^{stream.fileno()}, ", "", said).split())[:200].rstrip(".")
         raise Refused(f"a TIFF that GDAL cannot read: {reason}; get the file again, or save it again") from error
@@ -159,19 +171,90 @@ class Grid:
     """A ``rasterio.crs.CRS``; None where the file does not say."""
     transform: Any
     """From column and row to coordinates, an ``affine.Affine``."""
+    controls: tuple[tuple[float, ...], ...] = ()
+    """Ground control points (row, column, x, y, z), where these alone tell the place; then there is no transform."""
+    controls_crs: Any = None
+    """Of these points."""
+
+    @classmethod
+    def of(cls, dataset: DatasetReader) -> Grid:
+        """The grid of a raster that is open."""
+        points, crs = dataset.gcps
+        controls = tuple((point.row, point.col, point.x, point.y, point.z or 0.0) for point in points)
+        return cls(dataset.height, dataset.width, dataset.crs, dataset.transform, controls, crs)
 
     def is_same(self, other: Grid) -> bool:
         """Whether pixels lie on pixels, as far as a hundredth of one."""
-        is_alike = (self.height, self.width, self.crs) == (other.height, other.width, other.crs)
+        here, there = ((grid.height, grid.width, grid.crs, grid.controls, grid.controls_crs) for grid in (self, other))
+        is_alike = here == there
         reach = max(self.height, self.width)
         unit = max(abs(value) for value in (self.transform.a, self.transform.b, self.transform.d, self.transform.e))
         steps = zip(self.transform[:6], other.transform[:6], (reach, reach, 1) * 2, strict=True)
         return is_alike and all(abs(one - two) * times < unit / 100 for one, two, times in steps)
 
+    def share_of(self, other: Grid) -> float:
+        """The share of another grid that this one covers, by points of both; both have a CRS.
+
+        Raises:
+            Refused: there is no way from one's coordinates to the other's.
+        """
+        forth, back = (_within(here, there) for here, there in ((other, self), (self, other)))
+        return float(forth.mean()) or float(back.any()) / forth.size  # a small one may lie between the points
+
     def to_json(self) -> dict[str, Any]:
         """As a report has it."""
         crs = None if self.crs is None else self.crs.to_string()
         return {"height": self.height, "width": self.width, "crs": crs, "transform": list(self.transform[:6])}
+
+
+def _lattice(grid: Grid) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """x and y of points spread evenly over a grid, half a step within its edges."""
+    rows, columns = ((np.arange(_POINTS) + 0.5) / _POINTS * side for side in (grid.height, grid.width))
+    column, row = (each.ravel() for each in np.meshgrid(columns, rows))
+    x, y = grid.transform * (column, row)
+    return x, y
+
+
+def _within(points: Grid, grid: Grid) -> npt.NDArray[np.bool_]:
+    """Which points of a grid lie within another one."""
+    x, y = _brought(points.crs, grid.crs, *_lattice(points))
+    with np.errstate(invalid="ignore"):  # what has no place there is infinite
+        column, row = ~grid.transform * (x, y)
+        inside: npt.NDArray[np.bool_] = (column >= 0) & (column < grid.width) & (row >= 0) & (row < grid.height)
+    return inside
+
+
+def _brought(crs: Any, onto: Any, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
+    """Coordinates in another CRS; infinite where they have none there.
+
+    Raises:
+        Refused: there is no way from one to the other.
+    """
+    from rasterio.warp import transform
+
+    try:
+        with settings():
+            return tuple(np.array(each, np.float64) for each in transform(crs, onto, x, y))
+    except _errors() as error:
+        places = (shown(str(each), most=60) for each in (crs, onto))
+        raise Refused("nothing leads from its coordinates ({}) to {}".format(*places)) from error
+
+
+def refuse_without_degrees(path: Path, grid: Grid) -> None:
+    """See that a grid has longitudes and latitudes, which GeoJSON needs where there is a CRS.
+
+    Raises:
+        DataError: it has none.
+    """
+    try:
+        is_known = grid.crs is None or bool(np.isfinite(_brought(grid.crs, _DEGREES, *_lattice(grid))).all())
+    except Refused:
+        is_known = False
+    if not is_known:
+        raise DataError(
+            f"{shown(path)}: its coordinates ({shown(grid.crs.to_string(), most=60)}) have no longitude and latitude, "
+            "which GeoJSON needs; choose --vector gpkg"
+        )
 
 
 class Windows:
@@ -180,12 +263,13 @@ class Windows:
     Args:
         dataset: that is open.
         grid: where the pixels lie that are given.
+        share: of the grid that the file covers, about.
         has_mask: the file hides pixels by a mask of its own.
         alpha: of the bands, from 0, the one that says which pixels count; None where none does.
     """
 
-    def __init__(self, dataset: Any, grid: Grid, *, has_mask: bool, alpha: int | None) -> None:
-        self.grid = grid
+    def __init__(self, dataset: Any, grid: Grid, *, has_mask: bool, alpha: int | None, share: float = 1.0) -> None:
+        self.grid, self.share = grid, share
         self._dataset, self._has_mask, self._alpha = dataset, has_mask, alpha
 
     def read(
@@ -212,7 +296,9 @@ class Windows:
 
 
 @contextmanager
-def windows(path: Path, found: Header, *, onto: Grid | None = None, nearest: bool = False) -> Iterator[Windows]:
+def windows(
+    path: Path, found: Header, *, onto: Grid | None = None, nearest: bool = False, nodata: Sequence[float] = ()
+) -> Iterator[Windows]:
     """Open a raster to read windows of it; memory does not grow with its size.
 
     Args:
@@ -220,9 +306,12 @@ def windows(path: Path, found: Header, *, onto: Grid | None = None, nearest: boo
         found: its header.
         onto: the grid whose pixels are wanted; None: the raster's own. Onto another one it is warped as it is read.
         nearest: the nearest pixel is taken there, no mean of several.
+        nodata: values that are no measurement, beside the file's own tag; the first that its pixels can hold counts,
+            so that no mean is made of it.
 
     Raises:
-        DataError: damaged, of a form that this GDAL lacks, or without the coordinates that another grid needs.
+        DataError: damaged, of a form that this GDAL lacks, without the coordinates that another grid needs, or it
+            covers nothing of it.
     """
     try:
         stream = path.open("rb")
@@ -230,20 +319,46 @@ def windows(path: Path, found: Header, *, onto: Grid | None = None, nearest: boo
         raise DataError(f"{shown(path)}: {error.strerror or error}") from error
     try:
         with stream, opened(stream, path, found) as dataset:
-            own = Grid(dataset.height, dataset.width, dataset.crs, dataset.transform)
+            own = Grid.of(dataset)
             last = found.channels - 1
             if onto is None or onto.is_same(own):
                 yield Windows(dataset, own, has_mask=found.has_mask, alpha=last if found.has_alpha else None)
                 return
-            if own.crs is None or onto.crs is None:
-                sizes = f"{own.height}×{own.width} pixels and the first sensor {onto.height}×{onto.width}"
-                raise Refused(f"has {sizes}, and where they lie is not known: one has no CRS; set it with gdal_edit.py")
-            with _warped(dataset, onto, nearest=nearest, nodata=found.nodata, has_alpha=found.has_alpha) as warped:
-                yield Windows(
-                    warped, onto, has_mask=False, alpha=None if found.nodata is not None else warped.count - 1
-                )
+            share = _share(own, onto)
+            values = [*([] if found.nodata is None else [found.nodata]), *nodata]
+            held = [each for each in (storable(value, np.dtype(found.dtype)) for value in values) if each is not None]
+            gap = float(held[0]) if held else None
+            with _warped(dataset, onto, nearest=nearest, nodata=gap, has_alpha=found.has_alpha) as warped:
+                alpha = None if gap is not None else warped.count - 1
+                yield Windows(warped, onto, has_mask=False, alpha=alpha, share=share)
     except Refused as error:
         raise DataError(f"{shown(path)}: {error}") from error
+
+
+def _share(own: Grid, onto: Grid) -> float:
+    """The share of a grid that a raster covers.
+
+    Raises:
+        Refused: none, or where one of them lies is not known.
+    """
+    if own.crs is None or onto.crs is None:
+        sizes = f"{own.height}×{own.width} pixels and the first sensor {onto.height}×{onto.width}"
+        if own.controls or onto.controls:
+            raise Refused(f"has {sizes}; one has its place from ground control points alone: gdalwarp IN.tif OUT.tif")
+        raise Refused(f"has {sizes}, and where they lie is not known: one has no CRS; set it with gdal_edit.py")
+    share = own.share_of(onto)
+    if not share:
+        raise Refused("lies beside the first sensor's raster and covers nothing of it; give rasters of one place")
+    return share
+
+
+def storable(value: float, dtype: np.dtype[Any]) -> Any:
+    """A value as pixels of a type hold it, rounded if they are floats; None where they cannot."""
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            return dtype.type(value)
+    is_held = dtype.kind in "iu" and value.is_integer() and np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
+    return dtype.type(int(value)) if is_held else None
 
 
 def _warped(dataset: DatasetReader, onto: Grid, *, nearest: bool, nodata: float | None, has_alpha: bool) -> Any:
@@ -253,7 +368,7 @@ def _warped(dataset: DatasetReader, onto: Grid, *, nearest: bool, nodata: float 
 
     return WarpedVRT(
         dataset, crs=onto.crs, transform=onto.transform, width=onto.width, height=onto.height,
-        resampling=Resampling.nearest if nearest else Resampling.bilinear, nodata=nodata,
+        resampling=Resampling.nearest if nearest else Resampling.bilinear, src_nodata=nodata, nodata=nodata,
         add_alpha=nodata is None and not has_alpha, warp_mem_limit=_CACHE_MB,
     )  # fmt: skip
 
@@ -261,12 +376,10 @@ def _warped(dataset: DatasetReader, onto: Grid, *, nearest: bool, nodata: float 
 @contextmanager
 def _writing(path: Path, *, needed_bytes: int) -> Iterator[None]:
     """GDAL's faults in writing as ours."""
-    from rasterio.errors import RasterioError
-
     try:
         with settings():
             yield
-    except RasterioError as error:
+    except _errors() as error:
         free = shutil.disk_usage(path.parent).free
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise EnvironmentFault(
@@ -296,7 +409,7 @@ def create(
         path: of the file.
         grid: its pixels.
         dtype: uint8, uint16 or float32.
-        nodata: the value of a pixel that counts nowhere; all have it. None: there is none, all are 0.
+        nodata: the value of an ignored pixel; all have it. None: there is none, all are 0.
         colors: the color table; only of uint8.
         tags: what else is stored in it.
         bands: their descriptions.
@@ -305,6 +418,7 @@ def create(
         EnvironmentFault: it cannot be written.
     """
     import rasterio
+    from rasterio.control import GroundControlPoint
     from rasterio.errors import NotGeoreferencedWarning
 
     needed = len(bands) * grid.height * grid.width * np.dtype(dtype).itemsize
@@ -317,6 +431,9 @@ def create(
                 nodata=nodata, crs=grid.crs, BIGTIFF="IF_NEEDED", **place,
             )  # fmt: skip
         with dataset:
+            if grid.controls:
+                points = [GroundControlPoint(*point) for point in grid.controls]
+                dataset.gcps = (points, grid.controls_crs)
             dataset.update_tags(**tags)
             if any(bands):
                 dataset.descriptions = tuple(bands)
@@ -380,7 +497,7 @@ Geometry = dict[str, Any]
 """As in GeoJSON."""
 
 
-def polygons(path: Path, found: Header, *, nodata: int) -> Iterator[tuple[int, Geometry]]:
+def polygons(path: Path, found: Header, *, nodata: int) -> Generator[tuple[int, Geometry], None, None]:
     """The areas of one value in a raster of one band, along the pixels' edges; diagonal neighbors are two areas.
 
     Args:
@@ -416,18 +533,30 @@ def write_geojson(path: Path, rows: Rows, *, crs: Any) -> None:
     Raises:
         EnvironmentFault: it cannot be written.
     """
-    from rasterio.warp import transform_geom
 
     def pieces() -> Iterator[bytes]:
         yield b'{"type":"FeatureCollection","features":['
         for number, (value, name, geometry) in enumerate(rows):
-            place = geometry if crs is None else transform_geom(crs, "EPSG:4326", geometry)
+            place = geometry if crs is None else _in_degrees(path, crs, geometry)
             feature = {"type": "Feature", "properties": {"class": value, "name": name}, "geometry": place}
             yield (b",\n" if number else b"\n") + json.dumps(feature).encode()
         yield b"\n]}\n"
 
     with settings():
         atomic.write_pieces(path, pieces())
+
+
+def _in_degrees(path: Path, crs: Any, geometry: Geometry) -> Geometry:
+    """A polygon in longitude and latitude; ``DataError`` where it has none."""
+    from rasterio.warp import transform_geom
+
+    try:
+        found: Geometry = transform_geom(crs, _DEGREES, geometry)
+        if np.isfinite(np.concatenate(found["coordinates"])).all():
+            return found
+    except _errors():
+        pass
+    raise DataError(f"{shown(path)}: an area has no longitude and latitude, which GeoJSON needs; choose --vector gpkg")
 
 
 _GPKG_ID, _GPKG_VERSION = 0x47504B47, 10300

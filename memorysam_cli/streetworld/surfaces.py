@@ -21,7 +21,7 @@ Color = tuple[float, float, float]
 
 
 class Label(IntEnum):
-    """DELIVER's raw label values: class index + 1; 0 counts nowhere."""
+    """DELIVER's raw label values: class index + 1; 0 is ignored."""
 
     UNLABELED = 0
     BUILDING = 1

@@ -84,7 +84,7 @@ def test_scores_are_those_of_the_evaluations_of_these_very_weights(here: Path, m
     Path("run/evaluate/broken/metrics.json").write_text("{")
     ended = memorysam("card", WEIGHTS, "--json")
     answer = ended.answer
-    assert "broken/metrics.json: not valid JSON" in ended.err and "the card is made without it" in ended.err
+    assert "broken/metrics.json: not valid JSON" in ended.err and "the card is written without it" in ended.err
     assert answer["evaluations"] == 2 and answer["sha256"] == tensors.sha256(WEIGHTS)
     text = answer["card"]
     for row in ("| test | resized | 33.33 |", "| test | native | 32.33 |", "| val | resized | 44.44 |"):

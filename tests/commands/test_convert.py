@@ -247,7 +247,7 @@ HOSTILE_COCO: dict[str, tuple[Callable[[], str], str]] = {
     "no class": (lambda: coco([IMAGE], [whole(8, rows=1)], CATEGORIES), "no category has the id 8 (known: 3, 7)"),
     "no classes": (lambda: coco([IMAGE], [], []), "0 classes; from 1 to 255"),
     "256 classes": (lambda: coco([IMAGE], [], [{"id": n, "name": f"c{n}"} for n in range(256)]), "256 classes; from 1"),
-    "a class twice": (lambda: coco([IMAGE], [], [CATEGORIES[0], {"id": 1, "name": "car"}]), "two classes are called"),
+    "a class twice": (lambda: coco([IMAGE], [], [CATEGORIES[0], {"id": 1, "name": "car"}]), "two classes are named"),
     "a class's id twice": (lambda: coco([IMAGE], [], [CATEGORIES[0], {"id": 7, "name": "b"}]), "has the id 7 already"),
     "annotations of text": (lambda: coco([IMAGE], ["x"], CATEGORIES), "'image_id' must be"),
     "pictures of text": (lambda: coco(["x"], [], CATEGORIES), "'id' must be a whole number or a text"),

@@ -16,10 +16,12 @@ import pytest
 pytest.importorskip("rasterio", reason="the extra geo is not installed")
 
 import rasterio
+from affine import Affine
+from rasterio.control import GroundControlPoint
 
 from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.engine.predict import raster
-from memorysam_cli.errors import Terminated
+from memorysam_cli.errors import EnvironmentFault, Terminated
 from memorysam_cli.storage import images, rasters
 
 from ..storage.geotiffs import noise, write_geotiff
@@ -178,6 +180,17 @@ def test_what_cannot_be_meant_is_refused_in_one_line_and_nothing_is_written(
     ended = memorysam("predict", scene, "--weights", weights, *options)
     assert ended.code == code and said in ended.err, ended.err
     assert sorted(scene.parent.iterdir()) == before and Path("there.tif").read_bytes() == b"mine"
+
+
+def test_a_raster_that_is_read_is_not_replaced_by_a_file_beside_the_classes(
+    memorysam: Program, weights: Path, scene: Path
+) -> None:
+    source = scene.rename(scene.with_name("c.probabilities.tif"))
+    before = source.read_bytes()
+    options = ["--out", "c.tif", "--probabilities", "uint8", "--overwrite"]
+    ended = memorysam("predict", source, "--weights", weights, *options)
+    assert ended.code == 2 and "--out c.probabilities.tif: is the raster that is read" in ended.err, ended.err
+    assert source.read_bytes() == before
 
 
 def test_bands_that_nobody_named_are_not_guessed(memorysam: Program, scene: Path, tmp_path: Path) -> None:
@@ -374,3 +387,114 @@ def test_probabilities_are_a_band_for_each_class_and_survive_a_kill(
     assert (winner[~gap] >= found.max(0)[~gap]).all(), "rounding may make two alike, but never turns them round"
     ended = memorysam(*line)
     assert ended.code == 2 and "exists already" in ended.err
+
+
+def two_sensors(rgb: str, nir: str) -> list[str]:
+    """The words of a prediction of a raster per sensor."""
+    return ["--modality", f"rgb={rgb}", "--bands", "rgb=1,2,3", "--modality", f"nir={nir}", "--bands", "nir=1"]
+
+
+@pytest.mark.parametrize("form", ["geojson", "gpkg"])
+def test_what_ends_while_polygons_are_written_is_continued_by_the_same_command(
+    form: str, memorysam: Program, weights: Path, scene: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ("predict", scene, "--weights", weights, "--out", "c.tif", "--vector", form)
+    polygons, written = rasters.polygons, rasters.write_rows
+
+    def full(*words: Any, **more: Any) -> Any:
+        yield next(polygons(*words, **more))
+        raise EnvironmentFault("the disk is full")
+
+    monkeypatch.setattr(rasters, "polygons", full)
+    assert memorysam(*line).code == 6
+    assert not Path("c.tif").exists() and not Path(f"c.{form}").exists()
+    monkeypatch.setattr(rasters, "polygons", polygons)
+    monkeypatch.setattr(rasters, "write_rows", lambda *_, **__: pytest.fail("all rows were there"))
+    ended = memorysam(*line)
+    assert ended.code == 0 and Path("c.tif").exists() and Path(f"c.{form}").exists(), ended.err
+    monkeypatch.setattr(rasters, "write_rows", written)
+    assert memorysam(*line).code == 2, "exists already"
+
+
+def test_polygons_that_have_no_longitude_are_refused_before_anything_is_computed(
+    memorysam: Program, weights: Path, scene: Path
+) -> None:
+    with rasterio.open(scene, "r+") as dataset:
+        dataset.crs = 'LOCAL_CS["site",UNIT["metre",1]]'
+    ended = memorysam("predict", scene, "--weights", weights, "--out", "c.tif", "--vector", "geojson")
+    assert ended.code == 3 and "have no longitude and latitude, which GeoJSON needs; choose --vector gpkg" in ended.err
+    assert not Path("c.tif").exists()
+    write_geotiff(Path("nir.tif"), smooth(1))
+    ended = memorysam("predict", *two_sensors(str(scene), "nir.tif"), "--weights", weights, "--out", "c.tif")
+    assert ended.code == 3 and "nir.tif: nothing leads from its coordinates" in ended.err, ended.err
+
+
+def test_a_sensor_of_another_place_is_refused_and_of_half_the_place_told(
+    memorysam: Program, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_geotiff(tmp_path / "rgb.tif", smooth(3, 40, 66))
+    for name, east in (("far", 10 * 66), ("half", 10 * 33)):
+        write_geotiff(tmp_path / f"{name}.tif", smooth(1, 40, 66), origin=(500_000 + east, 5_000_000))
+    ended = memorysam("predict", *two_sensors("rgb.tif", "far.tif"), "--weights", weights, "--out", "c.tif")
+    assert ended.code == 3 and "far.tif: lies beside the first sensor's raster and covers nothing of it" in ended.err
+    ended = memorysam("predict", *two_sensors("rgb.tif", "half.tif"), "--weights", weights, "--out", "c.tif")
+    # 33 points a side: the middle one lies just where the half begins, which makes 17.
+    assert ended.code == 0 and "'nir' covers about 52 % of the first sensor's raster" in ended.err, ended.err
+    # A raster of a few pixels, between the points by which grids are compared, is not beside.
+    tiny = write_geotiff(tmp_path / "tiny.tif", smooth(1, 2, 2), origin=(500_105, 4_999_895), pixel=0.1)
+    with rasters.windows(tmp_path / "rgb.tif", images.header(tmp_path / "rgb.tif")) as first:
+        onto = first.grid
+    with rasters.windows(tiny, images.header(tiny), onto=onto) as other:
+        assert 0 < other.share < 0.01
+
+
+def test_ground_control_points_are_kept_and_compared(
+    memorysam: Program, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    corners = [(0, 0), (0, 64), (40, 0), (40, 64)]
+    for name, bands, east in (("rgb", 3, 0), ("nir", 1, 0), ("other", 1, 5000)):
+        points = [GroundControlPoint(row, col, 500_000 + east + 10 * col, 5e6 - 10 * row, 7) for row, col in corners]
+        write_geotiff(tmp_path / f"{name}.tif", smooth(bands, 40, 64), origin=None, gcps=points, crs="EPSG:32633")
+    line = ("--weights", weights, "--out", "c.tif")
+    ended = memorysam("predict", *two_sensors("rgb.tif", "other.tif"), *line)
+    assert ended.code == 3 and "ground control points alone: gdalwarp IN.tif OUT.tif" in ended.err, ended.err
+    assert memorysam("predict", *two_sensors("rgb.tif", "nir.tif"), *line).code == 0
+    with rasterio.open("c.tif") as made:
+        points, crs = made.gcps
+    assert [(point.row, point.col) for point in points] == corners and crs.to_epsg() == 32633
+    assert [(point.x, point.y, point.z) for point in points] == [
+        (500_000, 5_000_000, 7), (500_640, 5_000_000, 7), (500_000, 4_999_600, 7), (500_640, 4_999_600, 7)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("tag", ["-9999", "  nan", "70000", "1.5  ", "-1e99"])
+def test_a_nodata_that_a_type_cannot_hold_changes_nothing_on_another_grid(tag: str, tmp_path: Path) -> None:
+    """The same values, given from south to north, are turned round and stay what they are."""
+    stored = noise(1, 40, 60, dtype=np.uint16, high=60000)
+    fine = write_geotiff(tmp_path / "fine.tif", stored)
+    place = {"crs": "EPSG:32633", "transform": Affine(10, 0, 500_000, 0, 10, 5_000_000 - 400)}
+    turned = write_geotiff(tmp_path / "turned.tif", stored[:, ::-1], origin=None, nodata=65011, **place)
+    data = turned.read_bytes()
+    assert data.count(b"65011") == 1
+    turned.write_bytes(data.replace(b"65011", tag.encode()))
+    with rasters.windows(fine, images.header(fine)) as first:
+        onto = first.grid
+    with rasters.windows(turned, images.header(turned), onto=onto) as other:
+        seen, hidden = other.read((0,), top=0, left=0, height=40, width=60)
+    assert seen.dtype == np.uint16 and (hidden is None or not hidden.any())
+    np.testing.assert_array_equal(seen[..., 0], stored[0])
+
+
+def test_no_mean_is_made_of_what_the_weights_call_no_measurement(tmp_path: Path) -> None:
+    """Half a pixel apart, each pixel is the mean of two: of 100 and 65535 it would be 32817.5."""
+    stored = np.full((1, 40, 60), 100, np.uint16)
+    stored[:, 10:20, 10:20] = 65535
+    fine = write_geotiff(tmp_path / "fine.tif", stored)
+    apart = write_geotiff(tmp_path / "apart.tif", stored, origin=(500_005, 5_000_000))
+    with rasters.windows(fine, images.header(fine)) as first:
+        onto = first.grid
+    with rasters.windows(apart, images.header(apart), onto=onto, nodata=(-1.0, 65535.0)) as other:
+        seen, _ = other.read((0,), top=0, left=0, height=40, width=60)
+    assert set(np.unique(seen)) == {100, 65535} and 90 <= (seen[:, 1:-1] == 65535).sum() <= 110

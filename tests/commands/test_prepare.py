@@ -40,7 +40,7 @@ def test_a_second_run_says_that_it_keeps_the_scenes(tmp_path: Path, capsys: pyte
     assert run(["prepare", "synthetic", str(tmp_path), *SMALL]) == 0
     capsys.readouterr()
     assert run(["prepare", "synthetic", str(tmp_path), *SMALL]) == 0
-    assert "are there already; kept" in capsys.readouterr().err
+    assert "exist already; kept" in capsys.readouterr().err
 
 
 def test_a_foreign_folder_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

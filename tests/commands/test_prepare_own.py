@@ -422,7 +422,7 @@ def test_a_rig_is_prepared_without_a_pattern_after_it_was_shown(memorysam: Progr
     write_trip(tmp_path / "mein rig")
     shown = memorysam("prepare", "folder", "mein rig", "--split", "0.5/0.5")
     assert shown.code == 2 and "nothing is prepared yet; add --yes" in shown.err
-    assert "the data set is called 'mein-rig'" in shown.err and "called 'Waermebild-Kamera'" in shown.err
+    assert "the data set is named 'mein-rig'" in shown.err and "renamed to 'Waermebild-Kamera'" in shown.err
     assert "files pair by their numbers" in shown.err
     assert not (tmp_path / "mein rig/memorysam/mein-rig/dataset.json").exists()
     (sheet,) = re.findall(r"pictures    (.*)", shown.out)
@@ -446,6 +446,24 @@ def test_a_rig_is_prepared_without_a_pattern_after_it_was_shown(memorysam: Progr
     sizes = {name: form[0]["scenes"] for name, form in agreed.answer["stored"].items()}
     assert sizes == {"rgb": 8, "depth": 8, "Waermebild-Kamera": 8}
     assert any("resampled (nearest), in 8 of 8" in line for line in agreed.answer["warnings"])
+
+
+def test_what_memorysam_wrote_into_the_data_is_no_data(memorysam: Program, tmp_path: Path) -> None:
+    """As after a whole trip within the folder of the recording."""
+    write_trip(tmp_path / "rig", scenes=4)
+    before = memorysam("prepare", "folder", "rig", "--json").answer["proposal"]
+    mask = np.zeros((16, 24), np.uint8)
+    for folder, files in {
+        "runs/a": ("recipe.yaml", "environment.json", "samples/first.png", "evaluate/val/gallery/000-label.png"),
+        "masks": ("predictions.jsonl", "masks/0001.png", "overlay/0001.png"),
+        "check-rig": ("report.json", "sheet.png", "labels.png"),
+        "rgb/memorysam/rgb": ("proposal.png",),
+    }.items():
+        for name in files:
+            path = tmp_path / "rig" / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            images.write_png(path, mask, fsync=False) if path.suffix == ".png" else path.touch()
+    assert memorysam("prepare", "folder", "rig", "--json").answer["proposal"] == before
 
 
 def test_a_proposal_as_json_has_the_line_to_type(memorysam: Program, tmp_path: Path) -> None:
@@ -644,7 +662,7 @@ def test_what_cannot_pair_or_resize_is_refused(
     ("words", "said"),
     [
         (["--pair", "nearest"], "--pair, --tolerance, --times: are for --modality"),
-        (["--modality", "rgb=*.png", "--map", "rgb=x"], "--map says it already"),
+        (["--modality", "rgb=*.png", "--map", "rgb=x"], "--map names it already"),
         (["--modality", "rgb"], "--modality rgb: must be NAME=VALUE"),
     ],
 )

@@ -120,6 +120,10 @@ def test_a_depth_of_0_is_pointed_at_however_near_it_is_and_a_declared_one_is_no_
     assert "prepare with --nodata depth=0" in ended.err and "'heat': 1536" not in ended.err
     again = prepare(memorysam, root, *options, "--nodata", "depth=0", depth="depth/*.png", heat="heat/*.png")
     assert "hold 0" not in again.err and f"\n'depth': {said} are no measurement (nodata 0, " in again.err
+    for first, second in (("0", "7"), ("7", "0")):
+        both = ("--nodata", f"depth={first}", "--nodata", f"depth={second}")
+        again = prepare(memorysam, root, *options, *both, depth="depth/*.png", heat="heat/*.png")
+    assert "dataset.json.bak" not in again.err  # the order in which they are typed changes nothing
 
 
 def test_saturated_values_are_pointed_at_with_the_option_to_type(memorysam: Program, tmp_path: Path) -> None:

@@ -348,7 +348,7 @@ def test_what_is_ours_already_is_said_to_be(run: Program, tmp_path: Path) -> Non
     info = write_data(tmp_path / "data").info
     save_weights(tmp_path / "RGBD.safetensors", info)
     ended = run("weights", "import", "RGBD.safetensors", "--out", "w.safetensors")
-    assert ended.code == 5 and "is a memorysam weights file already" in ended.err
+    assert ended.code == 5 and "is already a memorysam weights file" in ended.err
 
 
 def test_half_precision_is_taken_without_loss(nano: dict[str, Tensor], run: Program, tmp_path: Path) -> None:

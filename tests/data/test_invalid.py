@@ -53,6 +53,13 @@ SAID = {
 }
 
 
+def test_a_type_that_holds_no_number_is_refused_with_nodata_as_without(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.npy", np.zeros((4, 4), bool))
+    for nodata in ((), (0.0, 65535.0)):
+        with pytest.raises(DataError, match="holds bool; allowed are uint8"):
+            decode.read_frame([path], DEM.model_copy(update={"nodata": nodata}))
+
+
 @pytest.mark.parametrize("how", SAID)
 def test_a_row_without_a_measurement_is_0_after_normalization_and_in_no_statistic(how: str, tmp_path: Path) -> None:
     data, nodata = SAID[how]

@@ -106,9 +106,7 @@ def test_the_data_root_of_a_run_is_found_from_anywhere(
     monkeypatch.setenv("MEMORYSAM_DATA", "other")
     assert run_folder.data_root(run, None) == tmp_path / "here/data", "the run's own, whatever is usual here"
     (tmp_path / "here").rename(tmp_path / "there")
-    with pytest.raises(
-        DataError, match=r"data set 'tiny' below .*here/data, which is not there any more .*--data ROOT"
-    ):
+    with pytest.raises(DataError, match=r"data set 'tiny' below .*here/data, which no longer exists .*--data ROOT"):
         run_folder.data_root(run, None)
     monkeypatch.setenv("MEMORYSAM_DATA", "there/data")
     assert run_folder.data_root(run, None) == Path("there/data")

@@ -44,7 +44,7 @@ BASES: dict[str, tuple[Callable[[State], State], str]] = {
     "a prefix": (renamed(lambda name: f"module.{name}"), "its names begin with 'module.'"),
     "our own prefix": (renamed(lambda name: f"sam.{name}"), "its names begin with 'sam.'"),
     "another prefix": (renamed(lambda name: f"net.{name}"), "its names begin with 'net.'"),
-    "names in capitals": (renamed(str.upper), "it looks like none of SAM 2's"),
+    "names in capitals": (renamed(str.upper), "it does not look like any of SAM 2's"),
     "transposed": (lambda s: s | {MLP: s[MLP].T}, "is (32, 128), not (128, 32)"),
     "flattened": (lambda s: s | {MLP: s[MLP].flatten()}, "is (4096,), not (128, 32)"),
     "one tensor is missing": (only(lambda name: name != "no_mem_embed"), "1 missing (no_mem_embed)"),
@@ -56,7 +56,7 @@ BASES: dict[str, tuple[Callable[[State], State], str]] = {
     "whole numbers": (lambda s: s | {MLP: s[MLP].long()}, "torch.int64, not torch.float32"),
     "infinity": (lambda s: s | {MLP: s[MLP] / 0}, "NaN or infinity in 1 tensors"),
     "with LoRA": (plus(**{"image_encoder.x.linear_a_q.weight": torch.ones(4, 4)}), "memorysam weights import"),
-    "something else": (lambda _: {"fc.weight": torch.ones(3)}, "it looks like none of SAM 2's"),
+    "something else": (lambda _: {"fc.weight": torch.ones(3)}, "it does not look like any of SAM 2's"),
 }
 
 
@@ -183,7 +183,7 @@ def test_the_tensors_of_one_file_under_the_card_of_another_are_refused(
     first, second = "sam.memory_attention.layers.0.norm1.bias", "sam.memory_attention.layers.0.norm2.bias"
     state[first], state[second] = state[second], state[first] + 1
     tensors.write(tmp_path / "w.safetensors", state, metadata)
-    with pytest.raises(WeightsError, match="not those that were written"):
+    with pytest.raises(WeightsError, match="changed after writing"):
         weights.load(tmp_path / "w.safetensors")
     figures("W", wrong=1, accepted=0)
     assert weights.load(trained).card.kind == "trained", "the file that all of them were made of is good"

@@ -110,7 +110,7 @@ def test_one_level_is_allowed(tmp_path: Path) -> None:
         ("extends: mine.yaml\n", "FILE:1: extends itself; name the recipe that it changes"),
         (
             "name: x\nextends: delivr\n",
-            "FILE:2: extends: delivr: is not a shipped recipe and no .yaml file; did you mean",
+            "FILE:2: extends: delivr: is neither a shipped recipe nor a .yaml file; did you mean",
         ),
         ("extends: nothing.yaml\n", "FILE:1: extends: nothing.yaml: does not exist"),
         ("extends: 3\n", "FILE:1: extends: must be a shipped recipe's name or a .yaml file (got 3)"),

@@ -262,3 +262,5 @@ def test_a_document_of_another_form_is_named_with_what_was_stumbled_over(tmp_pat
         documents.understood(tmp_path / "a.json"),
     ):
         {}["miou"]
+    with pytest.raises(DataError, match="StopIteration"), documents.understood(tmp_path / "a.json"):
+        next(iter([]))

@@ -243,14 +243,18 @@ def test_a_cache_that_cannot_be_made_is_a_fault_of_the_machine(endpoint: str, tm
     assert found["code"] == 6, found
 
 
-def test_what_the_client_logs_of_its_tries_is_counted_and_not_shown() -> None:
+@pytest.mark.parametrize(
+    ("context", "said"),
+    [("_network_faults('a/b', Path('.'))", "(7 tries, "), ("_upload_faults('a/b', 'token')", "gone")],
+)
+def test_what_the_client_logs_of_its_tries_is_counted_and_not_shown(context: str, said: str) -> None:
     """In a process of its own: the client makes its handler when it first logs."""
     program = (
         "from pathlib import Path\n"
         "from memorysam_cli.errors import NetworkError\n"
         "from memorysam_cli.storage import hub\n"
         "try:\n"
-        "    with hub._network_faults('a/b', Path('.')):\n"
+        f"    with hub.{context}:\n"
         "        from huggingface_hub.utils import _http\n"
         "        for _ in range(6):\n"
         "            _http.logger.warning(\"'x' thrown while requesting HEAD y\")\n"
@@ -259,4 +263,4 @@ def test_what_the_client_logs_of_its_tries_is_counted_and_not_shown() -> None:
         "    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "(7 tries, " in done.stdout and done.stderr == ""
+    assert said in done.stdout and done.stderr == ""

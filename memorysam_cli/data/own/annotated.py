@@ -149,7 +149,7 @@ def class_list(names: Sequence[str], colors: Sequence[Color | None], *, at: str)
     """Classes that a tool names, in its order, in its colors if they can be told apart."""
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
-        raise DataError(f"{at}: two classes are called '{shown(twice)}'; rename one of them")
+        raise DataError(f"{at}: two classes are named '{shown(twice)}'; rename one of them")
     if not 0 < len(names) <= IGNORE or not all(name.strip() for name in names):
         raise DataError(f"{at}: {len(names)} classes; from 1 to {IGNORE} are possible, each with a name")
     given = [color for color in colors if color is not None]

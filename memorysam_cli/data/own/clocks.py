@@ -10,6 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 from memorysam_cli.data.manifest import Scene
@@ -182,11 +183,49 @@ def _pairs_in_time(
                 recordings[match.split, match.places][index].append(match)
     pairs = []
     for left, right in recordings.values():
-        left.sort(key=lambda match: (one[match.path], match.path))
-        right.sort(key=lambda match: (other[match.path], match.path))
+        for found, times in ((left, one), (right, other)):
+            found.sort(key=lambda match: times[match.path])
+            _refuse_one_time([match.path for match in found], times)
         chosen = assign([one[match.path] for match in left], [other[match.path] for match in right], tolerance)
         pairs += [(left[i], right[j]) for i, j in chosen]
     return pairs
+
+
+def _refuse_one_time(paths: Sequence[str], times: Mapping[str, int]) -> None:
+    """Refuse files of one time: which of them shows the scene, their times cannot tell.
+
+    Args:
+        paths: of one sensor and one recording, by their times.
+        times: path → nanoseconds.
+
+    Raises:
+        DataError: there are such; names two.
+    """
+    for path, after in pairwise(paths):
+        if times[path] == times[after]:
+            raise DataError(
+                f"{shown(path)} and {shown(after)}: are of one time ({span(times[path])}), so that they cannot pair "
+                "by it; give the frames' own times with --times FILE.csv"
+            )
+
+
+def _one_table(root: Path, names: Sequence[str]) -> dict[str, Clock]:
+    """File → its time, of all tables.
+
+    Raises:
+        DataError: as :func:`read_times`, or two tables tell one file's time differently.
+    """
+    table: dict[str, Clock] = {}
+    owners: dict[str, str] = {}
+    for name in names:
+        for file, clock in read_times(root / name).items():
+            if table.setdefault(file, clock) != clock:
+                raise DataError(
+                    f"{shown(root / name)}: '{shown(file)}' has another time in {shown(owners[file])}; in both, write "
+                    "files as paths below ROOT"
+                )
+            owners.setdefault(file, name)
+    return table
 
 
 def clocks(root: Path, paths: Mapping[Role, Sequence[str]], layout: Layout) -> dict[Role, dict[str, int]]:
@@ -196,9 +235,7 @@ def clocks(root: Path, paths: Mapping[Role, Sequence[str]], layout: Layout) -> d
         DataError: as :func:`pair_by_time`.
     """
     if layout.times:
-        table: dict[str, Clock] = {}
-        for name in layout.times:
-            table |= read_times(root / name)
+        table = _one_table(root, layout.times)
         found = {role: _looked_up(role, each, table, layout) for role, each in paths.items()}
     else:
         named = {role: {path: read_time(path_stem(path)) for path in each} for role, each in paths.items()}
@@ -297,7 +334,7 @@ def read_times(path: Path) -> dict[str, Clock]:
         name, clock = cells[at[0]].removeprefix("./"), _table_time(cells[at[1]], unit)
         if clock is None:
             raise DataError(
-                f"{where}: '{shown(cells[at[1]], most=40)}' tells no time; call the column time_ns, time_ms or time_s"
+                f"{where}: '{shown(cells[at[1]], most=40)}' has no time; name the column time_ns, time_ms or time_s"
             )
         if found.setdefault(name, clock) != clock:
             raise DataError(f"{where}: '{shown(name)}' has another time before; keep one row")

@@ -33,6 +33,11 @@ LONG_SPLITS = {"training", "validation", "valid", "testing"}
 """What train, val and test are also called; here they are called so."""
 LABELS = "(labels)"
 """What the labels are called among sensors; no sensor can be."""
+WRITTEN = (
+    {"recipe.yaml", "environment.json"}, {"predictions.jsonl"}, {"report.json", "sheet.png"},
+    {"dataset.json", "scenes.jsonl"}, {"proposal.png"},
+)  # fmt: skip
+"""What a folder holds that memorysam wrote: a run, predictions, a check, a manifest, a proposal; none of it is data."""
 RASTERS = (".tif", ".tiff")
 MOST = 12
 """Channels that are all proposed, as four frames; of more, the first three."""
@@ -138,13 +143,20 @@ def _files_of(groups: Mapping[_Role, Sequence[str]]) -> list[str]:
 
 def _pictures(root: Path) -> list[str]:
     """All files below the root that can be read by their suffix and written into a pattern, sorted."""
+    tree = {inside: list(names) for inside, names in walk(root)}
+    written = {inside for inside, names in tree.items() if inside and any(each <= set(names) for each in WRITTEN)}
     found = (
         f"{inside}/{name}" if inside else name
-        for inside, names in walk(root)
-        if inside.split("/")[0] != OURS
+        for inside, names in tree.items()
+        if inside.split("/")[0] != OURS and not _all_above(inside) & written
         for name in names
     )
     return sorted(path for path in found if path.lower().endswith(SUFFIXES) and not set("*?{}\\") & set(path))
+
+
+def _all_above(inside: str) -> set[str]:
+    """A folder and all that it lies in, below the root."""
+    return {inside, *map(str, PurePosixPath(inside).parents)}
 
 
 def _groups(paths: Sequence[str]) -> tuple[dict[_Role, list[str]], list[str]]:
@@ -270,7 +282,7 @@ def _notes_on_splits(paths: Sequence[str]) -> list[str]:
     if not long:
         return []
     return [
-        f"{' and '.join(f'{name}/' for name in long)}: splits are called train, val and test here; rename the folders"
+        f"{' and '.join(f'{name}/' for name in long)}: splits must be named train, val and test; rename the folders"
     ]
 
 
@@ -303,7 +315,7 @@ def _names(sensors: Mapping[_Role, str]) -> tuple[dict[str, list[_Role]], list[s
         names[name] = roles
         if word and name != word and not is_weak:
             notes.append(
-                f"'{shown(word)}' is called '{name}' here: a sensor's name has letters, digits, '.', '_' and '-'"
+                f"'{shown(word)}' is renamed to '{name}': a sensor's name has letters, digits, '.', '_' and '-'"
             )
     return names, notes
 

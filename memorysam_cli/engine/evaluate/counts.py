@@ -34,7 +34,7 @@ def confusion(prediction: Tensor, label: Tensor, classes: int) -> Tensor:
 
     Args:
         prediction: any shape, integers in 0..K-1.
-        label: the same shape, integers in 0..K-1 or 255, which counts nowhere.
+        label: the same shape, integers in 0..K-1 or 255, which is ignored.
         classes: K.
 
     Returns:

@@ -19,7 +19,7 @@ from torch import Tensor
 from memorysam_cli.dataset import IGNORE
 
 ONE_BYTE = 255
-"""So many classes fit into a byte beside 255, which counts nowhere."""
+"""So many classes fit into a byte beside 255, which is ignored."""
 AT_ONCE = 2**26
 """Logits that are brought to a scene's own size at once: 25 classes of 100 megapixels would be 10 GB."""
 

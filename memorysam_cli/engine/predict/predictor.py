@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from memorysam_cli.data.manifest import Scene
 from memorysam_cli.engine import runtime
 from memorysam_cli.engine.infer.decision import probabilities
 from memorysam_cli.engine.infer.inference import (
+    COMPARED,
     by_frame,
     choose_modalities,
     inference_mode,
@@ -180,7 +182,7 @@ class Predictor:
             view=View(missing, tuple(scales), tile, tile_overlap), batch=batch, precision=precision,
             is_compiled=compiled, wanted=replace(wanted, sureness=torch.float32),
         )  # fmt: skip
-        self._strict, self._judged, self._sets = strict, set[tuple[str, str]](), set[tuple[str, ...]]()
+        self._strict, self._judged, self._sets = strict, Counter[tuple[str, str]](), set[tuple[str, ...]]()
         self._turn, self._words = threading.Lock(), threading.Lock()
         with runtime.explained(self._device, levers=_LEVERS):
             self._network: Any = self._job.load(self._device).eval()
@@ -294,21 +296,33 @@ class Predictor:
     def _compare(self, scenes: Sequence[GivenScene]) -> None:
         """Warn of what is not as in training: once for each sensor and type, and for each set of sensors."""
         with self._words:
-            found = {
-                (name, str(parts[0].array.dtype) if isinstance(parts[0], InMemory) else "file")
-                for scene in scenes
-                for name, parts in scene.given.items()
-            }
-            names = {name for name, _ in found - self._judged}
-            judged = [modality for modality in self._job.modalities if modality.name in names]
-            lines = unlike_training(self._job.card.dataset, _HERE, scenes, judged, strict=self._strict)
+            lines = self._strange(scenes)
             sets = {tuple(scene.given) for scene in scenes} - self._sets
             new = self._job.of([scene for scene in scenes if tuple(scene.given) in sets])
             lines += tell_untrained(new.card.recipe, new.untrained, new.view, of=len(new.scenes))
-            self._judged |= found
             self._sets |= sets
         for line in lines:
             warnings.warn(line, UnlikeTraining, stacklevel=4)
+
+    def _strange(self, scenes: Sequence[GivenScene]) -> list[str]:
+        """Which sensors hold other values than in training.
+
+        A sensor's type is done with once a word was said of it, or its first :data:`COMPARED` calls were as they
+        should be: a look at every scene of a stream would cost more than it tells. Where such a scene must be refused,
+        each one is looked at.
+        """
+        lines = []
+        for modality in self._job.modalities:
+            given = [scene for scene in scenes if modality.name in scene.given]
+            types = {(modality.name, _type(scene.given[modality.name][0])) for scene in given}
+            if self._strict:
+                for scene in given:
+                    unlike_training(self._job.card.dataset, _HERE, [scene], [modality], strict=True)
+            elif any(self._judged[each] < COMPARED for each in types):
+                said = unlike_training(self._job.card.dataset, _HERE, given, [modality], strict=False)
+                self._judged.update(dict.fromkeys(types, COMPARED if said else 1))
+                lines += said
+        return lines
 
     def _warm_up(self) -> None:
         """One look at a scene of zeros with all sensors."""
@@ -319,6 +333,11 @@ class Predictor:
             runtime.explained(self._device, levers=_LEVERS), inference_mode(self._network), inference.computing()
         ):  # fmt: skip
             inference.logits(inference.shown(self._network), [frames]).cpu()
+
+
+def _type(source: Stored) -> str:
+    """Of a sensor's values; of a file's nobody knows without a look."""
+    return str(source.array.dtype) if isinstance(source, InMemory) else "file"
 
 
 def _parts(value: Any) -> Sequence[Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ BLOCK_BYTES = 2**28
 """Of a tile or strip of a raster that is read by windows, at most."""
 COPY = 1.5
 """What a COG with its overviews may need, in times the bytes of its pixels."""
+COVERED = 0.995
+"""Of the first sensor's raster, from which on another one's edges are not worth a line."""
 LOOKS = 8
 """Windows whose values are compared with those of the training."""
 PROGRESS, JOB, CLASSES, PROBABILITIES = "done.jsonl", "job.json", "classes.tif", "probabilities.tif"
@@ -200,7 +202,8 @@ class _Sensors:
         self._files: dict[str, Windows] = {}
         grid: Grid | None = None
         for name, path in job.sources.items():  # the first one's grid is the result's
-            opened = rasters.windows(path, headers[name], onto=grid, nearest=is_exact(known[name]))
+            nearest, nodata = is_exact(known[name]), known[name].nodata
+            opened = rasters.windows(path, headers[name], onto=grid, nearest=nearest, nodata=nodata)
             self._files[name] = stack.enter_context(opened)
             grid = self._files[name].grid
         assert grid is not None  # there is at least one
@@ -225,6 +228,14 @@ class _Sensors:
             name: f"{decode.bands_taken(modality, self._headers[name], path=self._paths[name])} of {self._paths[name]}"
             for name, modality in self.modalities.items()
         }
+
+    def gaps(self) -> list[str]:
+        """A line on each sensor that does not cover all of the first one's raster."""
+        return [
+            f"'{name}' covers about {100 * file.share:.2g} % of the first sensor's raster; beyond, it measured nothing"
+            for name, file in self._files.items()
+            if file.share < COVERED
+        ]
 
     def ranges(self, *, size: int) -> dict[str, ValueRange]:
         """What a few windows along the diagonal hold."""
@@ -293,14 +304,18 @@ def run(
     shapes = None if vector is None else out.with_suffix(f".{vector}")
     every = None if job.probabilities is None else out.with_name(f"{out.stem}.{PROBABILITIES}")
     work = out.with_name(f".{out.name}.work")
-    _refuse_out(job, out, shapes, overwrite=overwrite)
-    if every is not None and every.exists() and not overwrite and not (work / JOB).exists():
-        raise UsageError(f"--out {shown(out)}: {shown(every)} exists already; give another name or --overwrite")
+    also = {"vector": shapes, "probabilities": every}
+    beside = [path for path in also.values() if path is not None]
+    _refuse_out(job, out, beside, may_be_there=beside if (work / JOB).exists() else (), overwrite=overwrite)
     runtime.refuse_precision(job.precision, device)
     with ExitStack() as stack:
         sensors = _Sensors(job, stack)
         for name, words in sensors.taken().items():
             console.note(f"'{name}' takes {words}")
+        for line in sensors.gaps():
+            console.note(line)
+        if vector == "geojson":
+            rasters.refuse_without_degrees(next(iter(job.sources.values())), sensors.grid)
         for line in compared(job.info, sensors.ranges(size=job.card.image_size), strict=strict):
             console.warn(line)
         needed = round((1 + COPY) * sensors.grid.height * sensors.grid.width * job.bytes_per_pixel)
@@ -310,39 +325,48 @@ def run(
         with lock.hold(work):
             _begin(job, sensors.grid, work)
             _segment(job, sensors, work, device)
-            if every is not None:  # the classes last: where they are, all is done
+            if every is not None:
                 rasters.write_cog(work / PROBABILITIES, every, scratch=work, needed_bytes=needed)
-            rasters.write_cog(made, out, scratch=work, needed_bytes=needed)
+            if shapes is not None:
+                _write_polygons(job, made, shapes, crs=sensors.grid.crs)
+            rasters.write_cog(made, out, scratch=work, needed_bytes=needed)  # last: where it is, all is done
     shutil.rmtree(work, ignore_errors=True)
-    if shapes is not None:
-        _write_polygons(job, out, shapes, crs=sensors.grid.crs)
-    also = {"vector": shapes, "probabilities": every}
     return {
         **_report(job, sensors, out, device),
         **{key: None if path is None else str(path) for key, path in also.items()},
     }
 
 
-def _write_polygons(job: RasterJob, out: Path, shapes: Path, *, crs: Any) -> None:
+def _write_polygons(job: RasterJob, made: Path, shapes: Path, *, crs: Any) -> None:
     """The areas of each class of a raster that is made."""
-    found = rasters.polygons(out, images.header(out), nodata=job.nodata)
-    rows = ((value, job.info.classes[value], geometry) for value, geometry in found)
     write = rasters.write_geojson if shapes.suffix == ".geojson" else rasters.write_gpkg
-    write(shapes, rows, crs=crs)
+    with closing(rasters.polygons(made, images.header(made), nodata=job.nodata)) as found:
+        write(shapes, ((value, job.info.classes[value], geometry) for value, geometry in found), crs=crs)
 
 
-def _refuse_out(job: RasterJob, out: Path, shapes: Path | None, *, overwrite: bool) -> None:
-    """Refuse what must not be replaced, before anything is computed."""
+def _refuse_out(
+    job: RasterJob, out: Path, beside: Sequence[Path], *, may_be_there: Sequence[Path], overwrite: bool
+) -> None:
+    """Refuse what must not be replaced, before anything is computed.
+
+    Args:
+        job: its sources are never replaced.
+        out: the class raster.
+        beside: the other files.
+        may_be_there: of these, what an unfinished run has left.
+        overwrite: replace others.
+    """
     if out.suffix.lower() not in SUFFIXES:
         raise UsageError(
             f"--out {shown(out)}: the classes of a raster are one file; give it a name such as classes.tif"
         )
     if out.is_dir():
         raise UsageError(f"--out {shown(out)}: is a folder; give a file's name, such as classes.tif")
-    if any(out.exists() and out.samefile(path) for path in job.sources.values() if path.exists()):
-        raise UsageError(f"--out {shown(out)}: is the raster that is read; give another name")
-    for path in (out, shapes):
-        if path is not None and path.exists() and not overwrite:
+    sources = [path for path in job.sources.values() if path.exists()]
+    for path in (out, *beside):
+        if path.exists() and any(path.samefile(source) for source in sources):
+            raise UsageError(f"--out {shown(path)}: is the raster that is read; give another name")
+        if path.exists() and not overwrite and path not in may_be_there:
             raise UsageError(f"--out {shown(path)}: exists already; give another name or --overwrite")
 
 

@@ -35,7 +35,7 @@ AT_ONCE = {"cpu": 16, "cuda": 256}
 TURNS = 64
 """Into so many turns the scenes are parted, at least."""
 CPUS = 4
-"""Of an actor without a GPU, unless $OMP_NUM_THREADS says otherwise."""
+"""Of an actor without a GPU, unless $OMP_NUM_THREADS is set."""
 PATIENCE_S = 6 * 3600
 """How long no turn may end: scenes that kill every actor, which Ray starts anew each time, end the work after this."""
 STORE_BYTES = 2**28

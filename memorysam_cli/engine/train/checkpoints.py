@@ -213,7 +213,7 @@ def write(folder: Path, state: State, *, keep: int) -> Path:
         _prune(folder, keep=keep)  # a kill may have come before
         return target
     if not is_valid(place):
-        raise WeightsError(f"{place}: what was written cannot be read back unchanged; check the disk")
+        raise WeightsError(f"{place}: the written data cannot be read back unchanged; check the disk")
     if place == again:
         _promote(again)
     _prune(folder, keep=keep)
@@ -349,10 +349,10 @@ def read_header(path: Path) -> CheckpointHeader:
     except ValidationError as error:
         first = error.errors()[0]
         raise WeightsError(
-            f"{where}: {'.'.join(map(str, first['loc']))}: {requirement(first['msg'])}; take another checkpoint"
+            f"{where}: {'.'.join(map(str, first['loc']))}: {requirement(first['msg'])}; use another checkpoint"
         ) from None
     if not (isinstance(identity, dict) and isinstance(made_by, dict)):
-        raise WeightsError(f"{where}: says not of which run it is; take another checkpoint")
+        raise WeightsError(f"{where}: does not state its run; use another checkpoint")
     return CheckpointHeader(position, identity, made_by)
 
 
@@ -408,12 +408,16 @@ def put_back(state: State, learner: Learner, *, where: str) -> Position:
         try:
             accelerator.scaler.load_state_dict(state.position.scaler)
         except (KeyError, TypeError, RuntimeError) as error:
-            raise WeightsError(f"{where}: its gradient scaler is none ({error}); take another checkpoint") from error
+            raise WeightsError(
+                f"{where}: its gradient scaler is not usable ({error}); use another checkpoint"
+            ) from error
     try:
         set_rng_state(random, accelerator.device)
     except (RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise WeightsError(f"{where}: its state of the random numbers is none ({reason}); take another") from error
+        raise WeightsError(
+            f"{where}: its state of the random numbers is not usable ({reason}); take another"
+        ) from error
     return state.position
 
 
@@ -425,7 +429,7 @@ def _own_rng(state: State, learner: Learner, *, where: str) -> dict[str, torch.T
     if missing := sorted(rng_state(accelerator.device).keys() - own.keys()):
         raise WeightsError(
             f"{where}: has no state of the random numbers of process {prefix[:-1]} ({', '.join(missing)}), so that the "
-            "run could not continue as it was; take another checkpoint, or the device that the run began on"
+            "run could not continue as it was; use another checkpoint, or the device that the run began on"
         )
     return own
 
@@ -439,4 +443,4 @@ def _restore_learner(state: State, learner: Learner, *, where: str) -> None:
         reason = str(error).splitlines()[0][:200]
         raise WeightsError(f"{where}: its optimizer is not of this network ({reason}); take another") from error
     if difference := base_weights.difference(base_weights.shapes_of(saved), base_weights.shapes_of(learner.state())):
-        raise WeightsError(f"{where}: its optimizer is not of this network: {difference}; take another checkpoint")
+        raise WeightsError(f"{where}: its optimizer is not of this network: {difference}; use another checkpoint")

@@ -51,7 +51,9 @@ from memorysam_cli.text import few, shown
 
 GRACE_S = 5.0
 """For how long a second signal may wait for the main thread to hear of it, and to tidy up."""
-_LAST_WORDS = "memorysam: error [{}]: ended at once by a second signal; --resume continues from the last checkpoint\n"
+_LAST_WORDS = (
+    "memorysam: error [{}]: ended immediately by a second signal; --resume continues from the last checkpoint\n"
+)
 _BUG = 1
 _SHOWN_FILES = 4
 _SHOWN_SCENES = 10
@@ -201,7 +203,7 @@ class Quarantine:
             self.listed[scene] = why
             if self.accelerator.is_main_process:
                 documents.append_json_line(self.run.quarantine, {"scene": scene, "why": why, "step": step}, fsync=True)
-                console.warn(f"scene {shown(scene)}: cannot be read and others stand in for it: {why}")
+                console.warn(f"scene {shown(scene)}: cannot be read and is replaced by others: {why}")
         if len(self.listed) > self.share * self.scenes:
             raise self._too_many()
 
@@ -336,10 +338,10 @@ def finish(
         LawBroken: something was lost or counted twice.
     """
     if position.all_ignored:
-        console.warn(f"{position.all_ignored} batches had no labeled pixel and taught nothing")
+        console.warn(f"{position.all_ignored} batches had no labeled pixel and were skipped")
     if len(quarantine):
         console.warn(
-            f"{len(quarantine)} training scenes cannot be read, others stood in for them; {run.quarantine} lists them"
+            f"{len(quarantine)} training scenes cannot be read and were replaced by others; {run.quarantine} lists them"
         )
     if position.best_miou is None or position.best_step is None:
         raise DivergedError(f"{run.path}: no validation gave a finite mIoU; there are no best weights")

@@ -91,7 +91,7 @@ def teacher_sha256(recipe: Recipe, ours: WeightsCard) -> str | None:
     if theirs != here:
         raise WeightsError(f"{where}: was trained on {', '.join(theirs)}, this run is on {', '.join(here)}; {remedy}")
     if changed := [each for each in _changed_settings(card, ours) if each.split()[1] in READING]:
-        raise WeightsError(f"{where}: reads its sensors otherwise: {', '.join(changed)}; {remedy}")
+        raise WeightsError(f"{where}: reads its sensors differently: {', '.join(changed)}; {remedy}")
     return tensors.sha256(path)
 
 
@@ -189,7 +189,7 @@ def _fitting(
             fresh.append(name)
     rest = [name for name in fresh if not _HEADS.fullmatch(name)]
     unused = [name for name in state if name not in own and not _HEADS.fullmatch(name)]
-    notes = [f"{len(rest)} tensors begin as in the base, or fresh: {_parts(rest)}"] if rest else []
+    notes = [f"{len(rest)} tensors start as in the base, or fresh: {_parts(rest)}"] if rest else []
     return filled, fresh, notes + ([f"{len(unused)} tensors are not used here: {_parts(unused)}"] if unused else [])
 
 

@@ -396,7 +396,7 @@ def record_resume(run: RunFolder, position: Position, *, then: dict[str, Any], n
     if changed:
         differences = ", ".join(f"{key} was {was}, is {now}" for key, (was, now) in changed.items())
         console.warn(
-            f"{run.path}: continues under other conditions ({differences}): its last bits may differ from here on"
+            f"{run.path}: continues under other conditions ({differences}); the last bits may differ from here on"
         )
     moment = datetime.now().astimezone().isoformat(timespec="seconds")
     documents.append_json_line(

@@ -206,7 +206,7 @@ class TensorBoard(Tracker):
 
 
 class Wandb(Tracker):
-    """Weights & Biases: offline, unless the user is logged in or WANDB_MODE says otherwise."""
+    """Weights & Biases: offline, unless the user is logged in or WANDB_MODE overrides it."""
 
     name = "wandb"
 

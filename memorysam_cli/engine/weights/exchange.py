@@ -116,7 +116,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         return unwrapped(foreign.read_torch(path))
     state, metadata = tensors.read(path)
     if CARD in metadata:
-        raise WeightsError(f"{shown(path)}: is a memorysam weights file already; use it as it is")
+        raise WeightsError(f"{shown(path)}: is already a memorysam weights file; use it as it is")
     return unwrapped(state)
 
 
@@ -247,7 +247,7 @@ def _refuse_contradiction(path: Path, name: FileName, *, dataset: str, chosen: t
         meaning = f" ({', '.join(named)})" if named else ""
         raise UsageError(
             f"{shown(path)}: its name says {words}{meaning}, "
-            f"but the options mean {dataset} with {', '.join(chosen)}; leave --recipe and --modalities away, "
+            f"but the options mean {dataset} with {', '.join(chosen)}; leave --recipe and --modalities out, "
             "give what the name says, or rename the file if its name is wrong"
         )
 
@@ -264,7 +264,7 @@ def _dataset(recipe: Recipe, *, root: Path | None) -> DatasetInfo:
             return _with_modalities(info, recipe, where=str(manifests.folder(place, name) / manifests.INFO))
     if not is_published:
         raise UsageError(
-            f"recipe {recipe.name}: its data set '{name}' is none of the published ones and not prepared in {place}; "
+            f"recipe {recipe.name}: its data set '{name}' is neither published nor prepared in {place}; "
             "give --data ROOT, where it is prepared"
         )
     return _with_modalities(datasets.published_info(name), recipe, where=name)
@@ -389,7 +389,7 @@ def _refuse_other_networks(card: WeightsCard, *, where: str) -> None:
 
 
 def _refuse_beyond_sam2(card: WeightsCard, *, where: str, whose: str) -> None:
-    """Other code has SAM 2's parts alone, and takes the mean of the frames; the rest would be lost without a word."""
+    """Other code has SAM 2's parts alone, and takes the mean of the frames; the rest would be lost silently."""
     plain = {"fusion": "mean", "modality_embedding": False, "memory_mask": "best", "projection": ()}
     for key, value in plain.items():
         if getattr(card.recipe.model, key) != value:

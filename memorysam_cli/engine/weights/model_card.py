@@ -71,7 +71,7 @@ def _reports(folder: Path) -> list[dict[str, Any]]:
         try:
             reports.append(_report(path))
         except DataError as error:
-            console.warn(f"{error}; the card is made without it")
+            console.warn(f"{error}; the card is written without it")
     return reports
 
 
@@ -324,10 +324,10 @@ def _limits(facts: CardFacts) -> str:
         f"It knows the {len(card.dataset.classes)} classes above and gives each pixel one of them, also where nothing "
         "of them is there.",
         f"It was trained on {plain(card.dataset.title)}; other cameras, places and weather may score far less. "
-        "Score it on data of your own first: `memorysam evaluate`, and `--robustness` for failing sensors.",
+        "Score it on your own data first: `memorysam evaluate`, and `--robustness` for failing sensors.",
         "The sensors must be aligned to each other, pixel by pixel.",
-        "The license above is that of the weights' base and code; the terms of the data set may be narrower.",
-        "It is not made for decisions on which safety depends.",
+        "The license above is that of the weights' base and code; the terms of the data set may be stricter.",
+        "It is not made for safety-critical decisions.",
     ]
     return "\n".join(f"- {line}" for line in lines)
 

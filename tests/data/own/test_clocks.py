@@ -176,10 +176,14 @@ REFUSED = {
         ["rgb/0.0.png"], ["ir/0.5.png"], "", "within 20 ms of one of 'rgb' .* the nearest two are 500 ms apart",
     ),
     "a number without its unit": (
-        ["rgb/a.png"], ["ir/b.png"], "file,time\na.png,7\nb.png,8\n", "times.csv:2: '7' tells no time; call the column",
+        ["rgb/a.png"], ["ir/b.png"], "file,time\na.png,7\nb.png,8\n", "times.csv:2: '7' has no time; name the column",
     ),
     "a table of other files": (
         ["rgb/a.png"], ["ir/b.png"], "file,time_ms\na.png,7\n", "has no time of any file of 'ir'",
+    ),
+    "one time of two files": (  # what looks like a time is none: 1.2 s
+        ["rgb/v1.2_1700000000100.png", "rgb/v1.2_1700000000200.png"], ["ir/1.2.png"], "",
+        r"rgb/v1.2_1700000000100.png and rgb/v1.2_1700000000200.png: are of one time \(1.2 s\)",
     ),
     "two times of one file": (
         ["rgb/a.png"], ["ir/b.png"], "a.png,1.5\na.png,1.6\n", "times.csv:2: 'a.png' has another time before",
@@ -195,6 +199,19 @@ def test_what_cannot_be_compared_is_refused(case: str, tmp_path: Path) -> None:
         (tmp_path / "times.csv").write_text(table)
     with pytest.raises(DataError, match=said):
         surveyed(tmp_path, times=("times.csv",) * bool(table), **RGB, **IR)
+
+
+def test_tables_of_two_sensors_whose_files_have_the_same_names_are_not_mixed_up(tmp_path: Path) -> None:
+    put(tmp_path, "rgb/1.png", "rgb/2.png", "ir/1.png", "ir/2.png")
+    (tmp_path / "rgb.csv").write_text("file,time_ms\n1.png,1000\n2.png,2000\n")
+    (tmp_path / "ir.csv").write_text("file,time_ms\n1.png,2005\n2.png,1005\n")
+    with pytest.raises(DataError, match=r"ir\.csv: '1\.png' has another time in rgb\.csv; in both, write files"):
+        surveyed(tmp_path, times=("rgb.csv", "ir.csv"), **RGB, **IR)
+    for name in ("rgb", "ir"):
+        text = (tmp_path / f"{name}.csv").read_text()
+        (tmp_path / f"{name}.csv").write_text(text.replace("\n1", f"\n{name}/1").replace("\n2", f"\n{name}/2"))
+    found = surveyed(tmp_path, times=("rgb.csv", "ir.csv"), **RGB, **IR)
+    assert files(found) == [("rgb/1.png", "ir/2.png"), ("rgb/2.png", "ir/1.png")]
 
 
 LAYOUT = Layout(modalities={"rgb": ("cam/*.png",), "ir": ("heat/*.png",)}, pair="nearest", tolerance_ns=20 * MS)
@@ -217,7 +234,7 @@ def test_a_remembered_layout_hides_no_other_reading(tmp_path: Path) -> None:
     assert [scene.files for scene in found.scenes] == [{"rgb": ("rgb/1.png",), "ir": ("ir/1.png",)}]
     # A sensor that is gone beside a folder that nobody knows: it may be that sensor, as ever.
     put(tmp_path / "two", "cam/1.png", "warm/1.png")
-    with pytest.raises(DataError, match="no ir, but there is warm/; say what is what"):
+    with pytest.raises(DataError, match="no ir, but there is warm/; name each one"):
         inputs.discover(tmp_path / "two", modalities=["rgb", "ir"], layout=LAYOUT.model_copy(update={"pair": "name"}))
 
 

@@ -152,7 +152,7 @@ def test_names_classes_and_channels_are_made_and_said(tmp_path: Path) -> None:
     assert proposal.modalities == {"ms": "ms/*.npy", "Waermebild-links": "Wärmebild links/*.png"}
     assert proposal.labels == "Masken/*.png" and proposal.classes == tmp_path / "classes.txt"
     assert proposal.channels == {"ms": "0-5"} and not proposal.kinds  # "Waermebild" tells thermal
-    assert any("'Wärmebild links' is called 'Waermebild-links' here" in line for line in proposal.notes)
+    assert any("'Wärmebild links' is renamed to 'Waermebild-links'" in line for line in proposal.notes)
     assert any("'ms' has 6 channels; --channels ms=0-5 is used" in line for line in proposal.notes)
     assert options(proposal)[-2:] == ["--classes", str(tmp_path / "classes.txt")]
 

@@ -188,6 +188,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "lists": ({"img": [[1, 2], [3, 4]]}, "'img': is of type 'list'; give an array"),
     "two for one": ({"img": (np.zeros((4, 4), np.uint8),) * 2}, "modality 'img' takes one file, not 2"),
     "no file": ({"img": "gone/rgb.png"}, "gone/rgb.png: no such file"),
+    "a name that no file can have": ({"img": "a\0.png"}, "embedded null byte"),
     "another view": (
         {"img": np.zeros((40, 40), np.uint8), "depth": np.zeros((40, 90), np.uint16)},
         r"scene given: sizes differ \(img 40×40, depth 40×90\)",
@@ -305,10 +306,13 @@ def test_values_unlike_those_of_training_warn_once_a_sensor_and_type(tmp_path: P
         assert str(only.message).startswith("'depth': the weights were trained on uint16 100 to 1000 (1–99 %), these")
     with Predictor(tmp_path / "w.safetensors", device="cpu", strict=True) as made:
         made(like)
-        with pytest.raises(DataError, match="--strict refuses that"):
-            made(meters)
+        made([like, like])
+        for bad in (meters, large, [like, like, large]):  # however many scenes of this type were right before
+            with pytest.raises(DataError, match="--strict refuses that"):
+                made(bad)
     with Predictor(tmp_path / "w.safetensors", device="cpu") as made, pytest.warns(UnlikeTraining, match="60000 to"):
-        made(large)
+        made(like)
+        made(large)  # a first scene that is right says nothing of the second
 
 
 def test_a_set_of_sensors_that_training_never_showed_warns_once(folder: Path) -> None:

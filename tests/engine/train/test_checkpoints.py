@@ -55,7 +55,7 @@ def test_any_damage_to_any_file_is_seen_and_the_one_before_is_taken(name: str, f
         content[len(content) // 2] ^= 4
         (newest / name).write_bytes(content if fault == "flipped" else content[:-1])
     assert checkpoints.newest_valid(tmp_path) == (older, [newest])
-    with pytest.raises(WeightsError, match="no valid checkpoint"):
+    with pytest.raises(WeightsError, match="not a valid checkpoint"):
         checkpoints.read(newest)
 
 

@@ -146,7 +146,7 @@ def test_one_sensor_more_or_less(trained: Path, small: Recipe, rendered: Manifes
     for name, tensor in own_tensors(several).items():
         torch.testing.assert_close(tensor, plain[name] if name in memory else state[name], rtol=0, atol=0)
     assert found.fresh == len(memory) > 10
-    assert f"{found.fresh} tensors begin as in the base, or fresh: maskmem_tpos_enc, memory_" in " ".join(found.notes)
+    assert f"{found.fresh} tensors start as in the base, or fresh: maskmem_tpos_enc, memory_" in " ".join(found.notes)
 
 
 def test_other_modalities_of_a_like_number_are_taken_and_told(trained: Path, small: Recipe, rendered: Manifest) -> None:

@@ -161,7 +161,7 @@ def test_the_second_signal_unwinds_a_process_that_can_hear_it() -> None:
         process.send_signal(signal.SIGTERM)
         rest, said = process.communicate(timeout=10)
     assert rest == "tidied up\n" and process.returncode != 0
-    assert time.monotonic() - begun < endings.GRACE_S and "ended at once" not in said
+    assert time.monotonic() - begun < endings.GRACE_S and "ended immediately" not in said
 
 
 def test_signals_of_a_forked_child_are_none_of_its_parents(monkeypatch: pytest.MonkeyPatch) -> None:
