@@ -226,6 +226,6 @@ def test_memory_does_not_grow_with_the_scenes(base: Path, fork: Forks, figures: 
         ended = fork.run("peak", str(place), count, hoards)
         assert ended.code == 0, ended.said
         peaks[count, hoards] = json.loads((place / "peak.json").read_text())
-    assert peaks[60, False] <= 1.05 * peaks[10, False], peaks
-    assert peaks[60, True] > 1.05 * peaks[10, False], f"a program that keeps everything passes: {peaks}"
+    assert peaks[60, False] <= 1.1 * peaks[10, False], peaks
+    assert peaks[60, True] > 1.1 * peaks[10, False], f"a program that keeps everything passes: {peaks}"
     figures("M", memory_runs=len(peaks))
