@@ -408,6 +408,11 @@ def test_what_ends_while_polygons_are_written_is_continued_by_the_same_command(
     monkeypatch.setattr(rasters, "polygons", full)
     assert memorysam(*line).code == 6
     assert not Path("c.tif").exists() and not Path(f"c.{form}").exists()
+    other = "gpkg" if form == "geojson" else "geojson"
+    Path(f"c.{other}").write_text("somebody's")
+    refused = memorysam(*line[:-1], other)
+    assert refused.code == 2 and f"c.{other}: exists already" in refused.err, "no run of ours has begun it"
+    assert Path(f"c.{other}").read_text() == "somebody's"
     monkeypatch.setattr(rasters, "polygons", polygons)
     monkeypatch.setattr(rasters, "write_rows", lambda *_, **__: pytest.fail("all rows were there"))
     ended = memorysam(*line)

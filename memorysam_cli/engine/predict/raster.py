@@ -309,7 +309,8 @@ def run(
     work = out.with_name(f".{out.name}.work")
     also = {"vector": shapes, "probabilities": every}
     beside = [path for path in also.values() if path is not None]
-    _refuse_out(job, out, beside, may_be_there=beside if (work / JOB).exists() else (), overwrite=overwrite)
+    own = [path for path in beside if (work / path.name).exists()]
+    _refuse_out(job, out, beside, may_be_there=own, overwrite=overwrite)
     with ExitStack() as stack:
         sensors = _Sensors(job, stack)
         for name, words in sensors.taken().items():
@@ -328,6 +329,8 @@ def run(
         with lock.hold(work):
             _begin(job, sensors.grid, work)
             _segment(job, sensors, work, chosen)
+            for path in beside:
+                (work / path.name).touch()  # from here on it is ours: a run that ends too early may have left it
             if every is not None:
                 rasters.write_cog(work / PROBABILITIES, every, scratch=work, needed_bytes=needed)
             if shapes is not None:
