@@ -130,7 +130,7 @@ def test_data_are_read_alone_and_into_both_tasks(bench: Any, monkeypatch: pytest
     [
         (("--backbone", "nono"), "--backbone nono: is unknown; did you mean 'nano'?"),
         (("--size", 100), "--size 100: must be a positive multiple of 32, such as 256 or 1024"),
-        (("--batch", 0), "'--batch'"),
+        (("--batch", 0), "--batch: must be"),
         (("--size", 32768), "less than or equal to 16384"),
         (("--precision", "fp16"), "fp16 needs a GPU"),
         (("--mode", "data", "--classes", 3), "--classes 3: --mode data renders scenes of 25 classes"),
