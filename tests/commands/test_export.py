@@ -72,7 +72,7 @@ def test_the_answer_for_people_says_how_near_it_comes(
     from memorysam_cli.engine.weights import portable
 
     def made(path: Path, out: Path, **asked: object) -> portable.PortableFile:
-        expected = {"form": "torch-export", "modalities": ("img",), "size": (96, 96), "batch": 2}
+        expected = {"form": "torch-export", "modalities": ["img"], "size": (96, 96), "batch": 2}
         assert asked == expected | {"free": (), "half": False}
         out.write_bytes(b"x")
         near = portable.Likeness(relative=3e-7, difference=4e-6, agreement=100.0, is_silent=False)

@@ -51,6 +51,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "{epochs: 1, batch: 1}}"
     )
     (folder / "run").mkdir()
+    (folder / "run/recipe.yaml").write_text("{}")
     (folder / "RGBD_epoch1_2.0.pth").write_bytes(b"x" * 100)
     return folder
 

@@ -110,7 +110,9 @@ def test_labels_mean_what_they_say_or_are_refused(form: str, memorysam: Program,
         return
     assert prepared.code == 0, prepared.err
     if form == "void":
-        ended = memorysam("train", "--data", "own", *(word for change in TINY for word in ("--set", change)))
+        ended = memorysam(
+            "train", "--data", "own", *(word for change in (*TINY, "train.batch=1") for word in ("--set", change))
+        )
         assert ended.code == 3 and str(refusal) in ended.err
         return
     # Four scenes of 1,024 pixels, a quarter of class 0, a half of class 1, a quarter of class 2, none ignored.

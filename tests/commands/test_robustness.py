@@ -77,6 +77,7 @@ def test_a_zeroed_sensor_is_what_evaluate_gives_with_zeros(evaluate: Any) -> Non
     assert [each["miou"] for each in both["levels"][1]["sets"]] == pytest.approx([each["miou"] for each in sets])
 
 
+@pytest.mark.rendered
 @pytest.mark.parametrize(("kind", "levels"), [("any", 2), ("emm", 1), ("rmm", 3), ("nm", 4)])
 def test_every_kind_writes_its_files_and_says_on_what_it_rests(evaluate: Any, kind: str, levels: int) -> None:
     report = evaluate("--robustness", kind, "--json").answer

@@ -59,5 +59,5 @@ class Program:
         self.capsys.readouterr()
         code = app.run([str(argument) for argument in arguments])
         said = self.capsys.readouterr()
-        assert "Traceback" not in said.err
+        assert "Traceback" not in said.err, said.err
         return Ended(code, said.out, said.err)

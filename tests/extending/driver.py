@@ -15,11 +15,6 @@ from pathlib import Path
 def main() -> None:
     from memorysam_cli import app
 
-    sys.path.append(str(Path(__file__).parents[2]))
-    from tests import sketches
-
-    sketches.use()
-
     ended = []
     for job in json.loads(Path(sys.argv[1]).read_text()):
         out, err, code = io.StringIO(), io.StringIO(), 0

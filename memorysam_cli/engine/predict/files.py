@@ -31,6 +31,7 @@ from memorysam_cli.engine.infer.decision import PLAIN, Decision, Wanted
 from memorysam_cli.errors import DataError, UsageError
 from memorysam_cli.report import console, pictures
 from memorysam_cli.storage import atomic, documents, images, lock
+from memorysam_cli.text import counted
 
 LEDGER = "predictions.jsonl"
 CLASSES = "classes.json"
@@ -257,7 +258,7 @@ def clear_earlier(out: Path, info: DatasetInfo) -> None:
     (out / LEGEND).unlink(missing_ok=True)  # of other classes, perhaps
     count = clear(out / LEDGER, out)
     if count:
-        console.note(f"{out}: replaces the predictions of an earlier run ({count} scenes)")
+        console.note(f"{out}: replaces the predictions of an earlier run ({counted(count, 'scene')})")
     documents.write_json(out / CLASSES, class_list(info))
 
 

@@ -189,8 +189,8 @@ def extent_of(recipe: Recipe, *, scenes: int, processes: int, dataset: str) -> E
     at_once = settings.batch * settings.accumulate * processes
     if scenes < at_once:
         raise DataError(
-            f"{dataset}: split '{recipe.data.train_split}' has {scenes} scenes, fewer than the {at_once} of one "
-            "update; lower train.batch or train.accumulate"
+            f"{dataset}: split '{recipe.data.train_split}' has {counted(scenes, 'scene')}, fewer than the {at_once} of "
+            "one update; lower train.batch or train.accumulate"
         )
     whole = scenes // at_once * settings.epochs
     return Extent(at_once, scenes // at_once, min(whole, settings.max_steps or whole))
