@@ -121,7 +121,7 @@ def _refuse_idle(
         raise UsageError("--missing drop: 'emm' feeds zeros for a missing sensor; use --robustness any")
     if missing is not None and robustness in ("rmm", "nm"):
         raise UsageError(
-            f"--missing {missing}: '{robustness}' decides itself how a missing sensor is fed;  use --robustness any"
+            f"--missing {missing}: '{robustness}' decides itself how a missing sensor is fed; use --robustness any"
         )
     readers = {
         "--seed": (seed, ("rmm", "nm")),

@@ -305,7 +305,7 @@ def test_what_cannot_be_measured_is_refused(model: MemorySAM, data: Manifest) ->
         measure(model, data, "emm", scenes=[])
     with pytest.raises(UsageError, match="--repeats 2: nothing in 'emm' is random"):
         measure(model, data, "emm", repeats=2)
-    with pytest.raises(UsageError, match="--missing zero: 'nm' says itself"):
+    with pytest.raises(UsageError, match="--missing zero: 'nm' decides itself"):
         measure(model, data, "nm", missing="zero")
 
 
