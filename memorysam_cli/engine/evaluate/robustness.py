@@ -177,9 +177,7 @@ def _refuse_without_meaning(kind: BenchmarkKind, *, repeats: int, missing: Proto
     if repeats > 1 and kind in ("any", "emm"):
         raise UsageError(f"--repeats {repeats}: nothing in '{kind}' is random; use it with rmm or nm")
     if missing == "zero" and kind in ("rmm", "nm"):
-        raise UsageError(
-            f"--missing zero: '{kind}' decides itself how a missing sensor is fed; use it with any or emm"
-        )
+        raise UsageError(f"--missing zero: '{kind}' decides itself how a missing sensor is fed; use it with any or emm")
 
 
 def sensors_in(network: MemorySAM, inference: Inference) -> dict[str, tuple[int, list[int]]]:
