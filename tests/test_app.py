@@ -21,7 +21,7 @@ import pytest
 import typer
 from typer.main import get_command
 
-from memorysam_cli import __version__, app, errors
+from memorysam_cli import __version__, app, errors, model
 from memorysam_cli.commands import options
 from memorysam_cli.data import DATASETS
 from memorysam_cli.report import console
@@ -110,6 +110,7 @@ WORKED = [(path, line) for path in ALL if not hasattr(ALL[path], "commands") for
 @pytest.mark.parametrize(("path", "line"), WORKED)
 def test_every_example_is_a_command_line_of_its_command(path: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(options, "is_missing", lambda _: False)
+    monkeypatch.setattr(model, "read_card", lambda _: None)
     monkeypatch.setattr(hub, "local_path", Path)
     name = path.removeprefix("memorysam ")
     words = shlex.split(re.split(r" (?:\|\||>|\|) ", line)[0])
