@@ -93,7 +93,7 @@ def cell(figure: Mapping[str, float | None] | None, decimals: int = 2) -> str:
 
 
 def text_of(found: Sequence[Mapping[str, Any]]) -> str:
-    """What was compared, and both tables, as Markdown.
+    """What was compared, and the tables, as Markdown.
 
     Args:
         found: a line for each variant: as of :func:`line_of`, with ``variant``, ``about``, ``set`` (its recipe values),
@@ -101,30 +101,53 @@ def text_of(found: Sequence[Mapping[str, Any]]) -> str:
     """
     if not found:
         return "Nothing is finished yet.\n"
-    main, others = list(MAIN), [name for name in found[0]["figures"] if name not in MAIN]
-    seeds = max((each["seeds"] for each in found), key=len)
-    first = found[0]
+    whole, looks = by_seeds(found)
+    others, first = [name for name in found[0]["figures"] if name not in MAIN], found[0]
     about = [
         f"mIoU in % over all classes on {first['split']} ({first['scenes']} scenes), mean ± standard deviation over "
-        f"seeds {', '.join(map(str, seeds))}; the epoch is chosen on val.",
+        f"seeds {', '.join(map(str, whole[0]['seeds']))}; the epoch is chosen on val.",
         "",
-        *(f"- `{each['variant']}`: {each['about']}{values_of(each)}{seeds_of(each, seeds)}" for each in found),
+        *(f"- `{each['variant']}`: {each['about']}{values_of(each)}" for each in whole),
     ]
     times = {
-        "s per update": [cell(each["seconds"], 3) for each in found],
-        "ratio": [cell(each["ratio"]) for each in found],
+        "s per update": [cell(each["seconds"], 3) for each in whole],
+        "ratio": [cell(each["ratio"]) for each in whole],
     }
-    return "\n\n".join(["\n".join(about), markdown(found, main, times), markdown(found, others)]) + "\n"
+    parts = ["\n".join(about), markdown(whole, list(MAIN), times), markdown(whole, others)]
+    if looks:
+        parts += first_looks(looks, whole[0])
+    return "\n\n".join(parts) + "\n"
+
+
+def by_seeds(found: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """The lines of variants that have all seeds, and those of the others."""
+    most = max(len(each["seeds"]) for each in found)
+    return [each for each in found if len(each["seeds"]) == most], [each for each in found if len(each["seeds"]) < most]
+
+
+def first_looks(looks: Sequence[Mapping[str, Any]], reference: Mapping[str, Any]) -> list[str]:
+    """Variants that lack seeds, as what they differ from the reference by on the seeds that they have."""
+    seeds = sorted({seed for each in looks for seed in each["seeds"]})
+    about = [
+        f"Variants of seed {', '.join(map(str, seeds))} alone, as points that they are above or below "
+        f"`{reference['variant']}` of the same seed:",
+        "",
+        *(f"- `{each['variant']}`: {each['about']}{values_of(each)}" for each in looks),
+    ]
+    columns = [*MAIN, *(name for name in reference["figures"] if name not in MAIN)]
+    rows = [[each["variant"], *(f"{above(each, reference, name):+.2f}" for name in columns)] for each in looks]
+    rule = ["---"] + ["---:"] * len(columns)
+    return ["\n".join(about), "\n".join(f"| {' | '.join(row)} |" for row in (["variant", *columns], rule, *rows))]
+
+
+def above(line: Mapping[str, Any], reference: Mapping[str, Any], name: str) -> float:
+    """A figure's mean difference from the reference's, seed by seed."""
+    return statistics.fmean(line["per_seed"][seed][name] - reference["per_seed"][seed][name] for seed in line["seeds"])
 
 
 def values_of(line: Mapping[str, Any]) -> str:
     """The recipe values of a variant, in brackets."""
     return f" (`{' '.join(line['set'])}`)" if line["set"] else ""
-
-
-def seeds_of(line: Mapping[str, Any], seeds: Sequence[int]) -> str:
-    """Which seeds a variant has, where it has not all."""
-    return "" if line["seeds"] == list(seeds) else f"; so far of seed {', '.join(map(str, line['seeds']))} only"
 
 
 def markdown(
@@ -172,7 +195,7 @@ def plots(found: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
         inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
         fixed = {"text.parse_math": False, "font.size": 9, "svg.hashsalt": "memorysam", "svg.fonttype": "none"}
         with matplotlib.rc_context(fixed | dict.fromkeys(inked, ink)):  # type: ignore[arg-type]
-            figure = plot(found, ground=ground, colors=colors)
+            figure = plot(by_seeds(found)[0], ground=ground, colors=colors)
             for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
                 buffer = io.BytesIO()
                 figure.savefig(buffer, format=suffix, metadata=metadata, bbox_inches="tight", pad_inches=0.1)

@@ -153,11 +153,17 @@ def test_means_spreads_and_lacking_seeds_by_hand(missing: Any) -> None:
     assert table.cell(table.spread([1.0, 2.0, 3.0])) == "2.00 ± 1.00"
     assert (table.cell(table.spread([4.0])), table.cell(None)) == ("4.00", "–")
     figures = {name: table.spread([2.0]) for name in (*table.MAIN, "img alone")}
+    per_seed = {seed: dict.fromkeys(figures, 2.0 * seed) for seed in (0, 1)}
     line = {"variant": "a", "about": "x", "set": ["k=1"], "seeds": [0, 1], "split": "test", "scenes": 60,
-            "figures": figures, "seconds": None, "ratio": None}  # fmt: skip
-    text = table.text_of([line, {**line, "variant": "b", "set": [], "seeds": [1]}])
-    assert "- `a`: x (`k=1`)\n- `b`: x; so far of seed 1 only\n" in text
-    assert "| variant | img alone |\n| --- | ---: |\n| a | 2.00 |\n| b | 2.00 |\n" in text
+            "figures": figures, "per_seed": per_seed, "seconds": None, "ratio": None}  # fmt: skip
+    less = {"variant": "b", "set": [], "seeds": [1], "per_seed": {1: dict.fromkeys(figures, 1.5)}}
+    text = table.text_of([line, line | less])
+    assert "- `a`: x (`k=1`)\n\n" in text and "| variant | img alone |\n| --- | ---: |\n| a | 2.00 |\n\n" in text
+    # Of seed 1 alone: 1.5, where the reference has 2 of that seed.
+    assert (
+        "Variants of seed 1 alone, as points that they are above or below `a` of the same seed:\n\n- `b`: x\n" in text
+    )
+    assert text.endswith(f"| b | {' | '.join(['-0.50'] * len(figures))} |\n")
     page = table.into(f"before {table.BEGIN}\nold\n{table.END} after", [line], where="page.md")
     assert page.startswith(f"before {table.BEGIN}\n![") and page.endswith(f"{table.END} after") and "old" not in page
     with pytest.raises(table.UsageError, match=r"page\.md: has no <!-- missing:begin -->"):
