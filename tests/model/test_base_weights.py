@@ -54,7 +54,10 @@ MUTATIONS = {
     ),
     "prefixed": (lambda s: [s.update({f"module.{k}": s.pop(k)}) for k in list(s)], "its names begin with 'module.'"),
     "nearly empty": (lambda s: [s.pop(k) for k in list(s)[3:]], "3 of"),
-    "of something else": (lambda s: [s.pop(k) for k in list(s)] and s.update(fc=torch.ones(1)), "not look like any of SAM 2's"),
+    "of something else": (
+        lambda s: [s.pop(k) for k in list(s)] and s.update(fc=torch.ones(1)),
+        "look like any of SAM 2's",
+    ),
     "whole numbers": (lambda s: s.update(no_mem_embed=s["no_mem_embed"].long()), "torch.int64, not torch.float32"),
     "with LoRA": (lambda s: s.update({"a.linear_a_q.weight": torch.ones(1)}), "memorysam weights import"),
 }
