@@ -121,7 +121,7 @@ def test_native_labels_can_be_scored(evaluate: Any) -> None:
         (("rmm", "--noise-extremes", "scene"), "--noise-extremes scene: means something to --robustness nm alone"),
         (("nm", "--tta"), "--tta"),
         (("emm", "--missing", "drop"), "--missing drop: 'emm' feeds zeros for a missing sensor; use --robustness any"),
-        (("rmm", "--missing", "zero"), "--missing zero: 'rmm' decides itself how a missing sensor is fed;  use"),
+        (("rmm", "--missing", "zero"), "--missing zero: 'rmm' decides itself how a missing sensor is fed; use"),
         (("nm", "--tile"), "--tile"),
         (("emn",), "emm"),
     ],
