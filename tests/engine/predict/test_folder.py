@@ -75,7 +75,7 @@ def test_what_an_earlier_run_wrote_goes_and_no_other_file_is_harmed(
         (out / name).touch()
     documents.append_json_line(out / LEDGER, {"id": "a", "mask": "masks/a.png", "color": "color/a.png"})
     folder.clear_earlier(out, data.info)
-    assert "replaces the predictions of an earlier run (1 scenes)" in capsys.readouterr().err
+    assert "replaces the predictions of an earlier run (1 scene)" in capsys.readouterr().err
     assert sorted(path.name for path in out.rglob("*") if path.is_file()) == ["classes.json", "mine.png"]
     folder.clear_earlier(out, data.info)
     assert capsys.readouterr().err == ""
