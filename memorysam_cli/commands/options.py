@@ -346,7 +346,7 @@ def refuse_special(values: Iterable[object]) -> None:
             continue
         try:
             mode = path.stat().st_mode
-        except (OSError, ValueError):  # not there, or no name for a file: whoever wants it says so
+        except (OSError, ValueError):  # missing, or not a valid name: the command that reads it reports that
             continue
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}

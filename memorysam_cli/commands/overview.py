@@ -92,7 +92,7 @@ def preparing(root: Path, prepared: list[Prepared]) -> str:
             for archive in archives_in(root, named=(layout.name, layout.folder)):
                 return command("prepare", layout.name, archive)
     except (MemorySamError, OSError):
-        pass  # a folder that cannot be looked into: the step itself says so
+        pass  # an unreadable folder: the command that reads it reports that
     return manifests.own_line(root)
 
 

@@ -200,7 +200,7 @@ def existing(option: str, path: Path, root: Path) -> Path:
 
 
 def split(texts: Sequence[str], root: Path) -> Shares | dict[str, Path] | None:
-    """Shares, or a list file for each split; None where nothing is said.
+    """Shares, or a list file for each split; None without the option.
 
     Raises:
         UsageError: shares and lists, or shares twice, or another form.

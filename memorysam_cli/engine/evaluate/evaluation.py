@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from memorysam_cli import recipe
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest, Scene
+from memorysam_cli.dataset import Modality
 from memorysam_cli.engine import run_folder
 from memorysam_cli.engine.evaluate import result_files
 from memorysam_cli.engine.infer.inference import (
@@ -125,15 +126,22 @@ def plan(
     result_files.refuse_foreign(folder)
     atomic.refuse_unwritable(folder)
     scenes = tuple(scene for name in splits for scene in manifest.of_split(name))
-    sizes = frame_sizes(scenes, root=manifest.root, modalities=chosen)
-    for note in notes_on_sizes(sizes, size=card.image_size, tile=view.tile):
-        console.note(note)
+    _remark_sizes(card, manifest, scenes, chosen, view)
     inference = Inference(
         chosen, card.image_size, device, known=card.modalities, view=view, precision=precision, batch=batch,
         workers=workers,
     )  # fmt: skip
     doubts = _doubts(card, manifest, scenes, inference, strict=strict)
     return EvaluationJob(weights, card, manifest, splits, scenes, inference, folder, digest, is_compiled, doubts)
+
+
+def _remark_sizes(
+    card: WeightsCard, manifest: Manifest, scenes: Sequence[Scene], chosen: Sequence[Modality], view: View
+) -> None:
+    """Print what is done to scenes that are far larger than the trained size, or far from square."""
+    sizes = frame_sizes(scenes, root=manifest.root, modalities=chosen)
+    for note in notes_on_sizes(sizes, size=card.image_size, tile=view.tile):
+        console.note(note)
 
 
 def _doubts(

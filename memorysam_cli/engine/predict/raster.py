@@ -313,14 +313,9 @@ def run(
     _refuse_out(job, out, beside, may_be_there=own, overwrite=overwrite)
     with ExitStack() as stack:
         sensors = _Sensors(job, stack)
-        for name, words in sensors.taken().items():
-            console.note(f"'{name}' takes {words}")
-        for line in sensors.gaps():
-            console.note(line)
         if vector == "geojson":
             rasters.refuse_without_degrees(next(iter(job.sources.values())), sensors.grid)
-        for line in compared(job.info, sensors.ranges(size=job.card.image_size), strict=strict):
-            console.warn(line)
+        _remark(job, sensors, strict=strict)
         needed = round((1 + COPY) * sensors.grid.height * sensors.grid.width * job.bytes_per_pixel)
         made = work / CLASSES
         there = sum(path.stat().st_size for path in (made, work / PROBABILITIES) if path.exists())
@@ -341,6 +336,20 @@ def run(
         **_report(job, sensors, out, chosen),
         **{key: None if path is None else str(path) for key, path in also.items()},
     }
+
+
+def _remark(job: RasterJob, sensors: _Sensors, *, strict: bool) -> None:
+    """Print which bands are read, what the sensors do not cover, and values that are not those of the training.
+
+    Raises:
+        DataError: values that are not those of the training, if ``strict``.
+    """
+    for name, words in sensors.taken().items():
+        console.note(f"'{name}' takes {words}")
+    for line in sensors.gaps():
+        console.note(line)
+    for line in compared(job.info, sensors.ranges(size=job.card.image_size), strict=strict):
+        console.warn(line)
 
 
 def _device(job: RasterJob, name: str) -> torch.device:
