@@ -1,6 +1,6 @@
-"""The one way to find, read, extend, override and check a recipe.
+"""Find, read, extend, override and check a recipe.
 
-A recipe's file says something beside the recipe itself: which recipe it extends, and what is known of its results.
+Beside the recipe itself, a recipe file can state which recipe it extends, and what is known of its results.
 """
 
 from __future__ import annotations
@@ -37,33 +37,33 @@ EXTENDS = "extends"
 
 
 class Reported(Section):
-    """What was published for exactly this recipe; a recipe that extends it does not inherit the claim."""
+    """The published result of exactly this recipe. A recipe that extends it does not inherit this section."""
 
     miou: float = Field(ge=0, le=100)
     """Mean IoU over all classes, in %."""
     split: Name
-    """The split that it was measured on."""
+    """The evaluated split."""
     epoch: int | None = Field(default=None, gt=0)
-    """The epoch whose weights were chosen."""
+    """The epoch of the selected weights."""
     protocol: Literal["resized", "native"] = "resized"
-    """At the network's size, or at the label's own."""
+    """Evaluated at the network's size (``resized``) or at the label's own size (``native``)."""
     source: str = Field(min_length=1)
-    """Where it stands."""
+    """The publication."""
 
 
 class Measured(Section):
-    """What a training run with exactly this recipe was seen to need; not inherited either."""
+    """The memory that a training run with exactly this recipe needed. Not inherited either."""
 
     memory_gb: float = Field(gt=0)
     """Peak memory of training and validation, in 10⁹ bytes."""
     device: Literal["cpu", "cuda", "mps"]
-    """On a CPU the process with its programs, on others what the device holds."""
+    """The device. On a CPU the memory is that of the process with its programs, otherwise that of the device."""
     source: str = Field(min_length=1)
     """The command that measures it."""
 
 
 class Claims(Section):
-    """The keys of a recipe's file that no run is decided by."""
+    """The keys of a recipe file that have no effect on a run."""
 
     reported: Reported | None = None
     measured: Measured | None = None
@@ -76,31 +76,32 @@ def _text_or_absent(described: dict[str, Any]) -> None:
 
 
 class RecipeFile(Recipe):
-    """All that a recipe's file may say."""
+    """All keys of a recipe file."""
 
     extends: str | None = Field(default=None, json_schema_extra=_text_or_absent)
-    """The recipe that this one changes: a shipped recipe's name, or a .yaml file relative to this one. What is not
-    written here is as it is there, an empty section too. One level: what is extended may not extend another one."""
+    """The recipe that this one changes: the name of a shipped recipe, or a .yaml file relative to this one. Keys that
+    are not written here keep their value, also in an empty section. There is one level: the extended recipe may not
+    extend another one."""
     reported: Reported | None = None
     measured: Measured | None = None
 
 
 OF_THE_FILE = frozenset({EXTENDS, *Claims.model_fields})
-"""Keys of a recipe's file that are no part of the recipe."""
+"""Keys of a recipe file that are not part of the recipe."""
 EXTENSIONS = "extensions"
 OF_ITS_OWN = frozenset({"name", "about", EXTENSIONS})
-"""Keys of a recipe that one that extends it does not inherit: they tell the two apart, or name code to run."""
+"""Keys that an extending recipe does not inherit, because they identify the recipe or name code to run."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A recipe's file as it is written.
+    """The content of a recipe file, before it is merged with the recipe that it extends.
 
     Attributes:
         path: the file.
-        content: what it says of the recipe, without empty sections where it extends another one.
-        extends: that other recipe, as it is written; None where it extends none.
-        line: of ``extends``, from 1.
+        content: the keys of the recipe, without empty sections if it extends another recipe.
+        extends: the extended recipe, as written; None if there is none.
+        line: line number of ``extends``, from 1.
         claims: what is known of its results.
     """
 
