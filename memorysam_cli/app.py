@@ -66,7 +66,7 @@ The module's ``EXAMPLES`` end the help; those of a group are lists by command, i
 """
 EXAMPLES = [
     ("demo", "everything in some minutes, on a CPU"),
-    ("prepare synthetic ./data", "scenes to try things on"),
+    ("prepare synthetic ./data", "synthetic scenes for a trial"),
     ("train --recipe demo", "then evaluate, predict, report"),
 ]
 
@@ -91,7 +91,7 @@ def build() -> typer.Typer:
     """The whole command line; commands import what is heavy only when they run."""
     app = typer.Typer(
         name="memorysam",
-        help="Multi-modal semantic segmentation: SAM2's memory run across the modalities of one scene.",
+        help="Multi-modal semantic segmentation with SAM 2's memory across the sensors of a scene.",
         epilog=_epilog(EXAMPLES),
         cls=InCatalogueOrder,
         invoke_without_command=True,

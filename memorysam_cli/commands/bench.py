@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from memorysam_cli.engine.measure.workload import Workload
 
 EXAMPLES = [
-    ("bench --backbone nano --size 128 --batch 1 --against plain", "against the reference's way"),
+    ("bench --backbone nano --size 128 --batch 1 --against plain", "compared with the reference code"),
     ("bench --backbone base+ --device cuda --precision bf16", "on a GPU"),
 ]
 
@@ -33,7 +33,7 @@ def bench(
         int, typer.Option(min=32, max=16384, metavar="PX", help="Side of the images, a multiple of 32.")
     ] = 1024,
     batch: Annotated[int, typer.Option(min=1, max=4096, metavar="N", help="Scenes at once.")] = 4,
-    classes: Annotated[int, typer.Option(min=2, max=255, metavar="K", help="Classes.")] = 25,
+    classes: Annotated[int, typer.Option(min=2, max=255, metavar="K", help="Number of classes.")] = 25,
     precision: Annotated[
         Literal["fp32", "tf32", "bf16", "fp16"], typer.Option(help="Precision; plain is always fp32.")
     ] = "fp32",
@@ -44,7 +44,7 @@ def bench(
     compile: Annotated[bool, typer.Option("--compile", help="Compile the encoder's blocks (slow to start).")] = False,
     against: Annotated[
         Literal["plain"] | None,
-        typer.Option(help="Compare with the reference's way of running the same network."),
+        typer.Option(help="Compare with the same network, run as in the reference code."),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Measured steps, after a warm-up.")] = 5,
     device: options.Device = "auto",
@@ -54,8 +54,8 @@ def bench(
 ) -> None:
     """Measure speed and memory with random weights.
 
-    Scenes per second, share of the machine's own matrix product rate, peak memory. Needs no data and no weights.
-    OMP_NUM_THREADS decides how many cores are used.
+    Prints scenes per second, the share of the machine's matrix multiplication rate, and peak memory. Needs no data and
+    no weights. OMP_NUM_THREADS decides how many cores are used.
     """
     options.begin(json=json, verbose=verbose, quiet=quiet)
     options.refuse_several("bench")

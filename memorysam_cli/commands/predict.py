@@ -53,8 +53,8 @@ def predict(
         typer.Option(
             "--modality",
             metavar="NAME=PATTERN",
-            help="A sensor's files below SCENES, as in prepare folder (else as the weights remember); without SCENES, "
-            "its raster; the first one's pixels count (repeatable).",
+            help="A sensor's files below SCENES, as in prepare folder (else as stored in the weights); without SCENES, "
+            "its raster, on the first one's pixels (repeatable).",
         ),
     ] = None,
     pair: Pair = "name",
@@ -94,7 +94,7 @@ def predict(
     on_error: options.OnError = "stop",
     strict: options.Strict = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue or begin; never replace another prediction, even a finished one.")
+        bool, typer.Option("--resume", help="Continue or start; never replace another prediction, even a finished one.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start over, even in a folder that holds other files.")

@@ -28,10 +28,10 @@ Where = Annotated[
 ]
 MaxExpand = Annotated[
     float | None,
-    typer.Option("--max-expand", min=0, metavar="GB", help="Unpack up to this much (else 200 × the archive's size)."),
+    typer.Option("--max-expand", min=0, metavar="GB", help="Largest unpacked size (else 200 × the archive's size)."),
 ]
 AllowCase = Annotated[
-    bool, typer.Option("--allow-case", help="Unpack names that differ in case alone, where the disk can hold both.")
+    bool, typer.Option("--allow-case", help="Unpack names that differ only in case, if the disk can store both.")
 ]
 Measure = Annotated[bool, typer.Option("--measure", help="Store each modality's mean, deviation and range over train.")]
 Named = list[str] | None
@@ -205,7 +205,9 @@ def folder(
     kind: Annotated[
         Named,
         typer.Option(
-            "--kind", metavar="NAME=KIND", help="rgb, gray, depth, hha, event, lidar, thermal or angle (repeatable)."
+            "--kind",
+            metavar="NAME=KIND",
+            help="Kind: rgb, gray, depth, hha, event, lidar, thermal or angle (repeatable).",
         ),
     ] = None,
     channels: Annotated[
@@ -227,7 +229,7 @@ def folder(
     scale: Annotated[
         Named,
         typer.Option(
-            "--scale", metavar="NAME=X", help="Stored values times X, as depth=0.001 for mm to m (repeatable)."
+            "--scale", metavar="NAME=X", help="Factor for stored values, as depth=0.001 for mm to m (repeatable)."
         ),
     ] = None,
     nodata: Annotated[
@@ -235,7 +237,7 @@ def folder(
         typer.Option(
             "--nodata",
             metavar="NAME=VALUE",
-            help="Stored values that are not measurements, as depth=65535 (repeatable); NaN and TIFF nodata never are.",
+            help="Stored values that are not measurements, as depth=65535 (repeatable), besides NaN and TIFF nodata.",
         ),
     ] = None,
     resize: Annotated[
@@ -348,7 +350,7 @@ def folder(
 
 def manifest(
     root: ExistingRoot,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the data set: a folder in ROOT/memorysam/.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the data set: a folder in ROOT/memorysam/.")],
     measure: Annotated[
         bool, typer.Option("--measure", help="Store each sensor's mean, deviation and range over train.")
     ] = False,
@@ -383,8 +385,15 @@ def hha(
         Path, typer.Argument(metavar="ROOT", help="Folder of the data set.", callback=must_exist(DataError))
     ],
     depth: Annotated[str, typer.Option("--depth", metavar="PATTERN", help="The depth images below ROOT.")],
-    camera: Annotated[str, typer.Option("--camera", metavar="FX,FY,CX,CY", help="In pixels of the depth images.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="Where to, below ROOT.")] = Path("hha"),
+    camera: Annotated[
+        str,
+        typer.Option(
+            "--camera", metavar="FX,FY,CX,CY", help="Focal lengths and center, in pixels of the depth images."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="PATH", help="Folder of the HHA images, below ROOT.")
+    ] = Path("hha"),
     depth_scale: Annotated[
         float | None,
         typer.Option("--depth-scale", metavar="X", help="Meters per unit (else 0.001, for floating point 1)."),

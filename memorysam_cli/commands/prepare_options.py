@@ -46,7 +46,7 @@ Pair = Annotated[
     typer.Option(help="Files of one scene have the same name or number, or the nearest times (in names, or --times)."),
 ]
 Tolerance = Annotated[
-    str | None, typer.Option("--tolerance", metavar="SPAN", help="How far apart nearest times may be, such as 20ms.")
+    str | None, typer.Option("--tolerance", metavar="SPAN", help="Largest time difference within a pair, such as 20ms.")
 ]
 Times = Annotated[
     list[Path] | None,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 
-Epochs = Annotated[int | None, typer.Option("--epochs", min=1, metavar="N", help="How often each scene is seen.")]
+Epochs = Annotated[int | None, typer.Option("--epochs", min=1, metavar="N", help="Number of epochs.")]
 LearningRate = Annotated[float | None, typer.Option("--lr", metavar="X", help="The highest learning rate.")]
 Size = Annotated[
     int | None, typer.Option("--size", metavar="PX", help="Side of the crops, and the short side in evaluation.")
@@ -34,7 +34,9 @@ Batch = Annotated[
 ]
 Accumulate = Annotated[int | None, typer.Option("--accumulate", min=1, metavar="N", help="Batches per update.")]
 Precision = Annotated[Literal["fp32", "tf32", "bf16", "fp16"] | None, typer.Option(help="Precision of training.")]
-Saver = Annotated[Literal["auto", "on", "off"] | None, typer.Option(help="Less memory, more time, the same numbers.")]
+Saver = Annotated[
+    Literal["auto", "on", "off"] | None, typer.Option(help="Memory saver: less memory, more time, same results.")
+]
 Compile = Annotated[
     bool | None, typer.Option("--compile/--no-compile", help="Compile the encoder: faster after a slow start.")
 ]

@@ -34,13 +34,15 @@ def watch(
         Path | None,
         typer.Argument(
             metavar="[RUN]",
-            help="The run's folder (else the one at work, or runs/latest).",
+            help="The run's folder (else the active run, or runs/latest).",
             autocompletion=options.runs,
             callback=options.must_exist(UsageError),
         ),
     ] = None,
-    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
-    every: Annotated[float, typer.Option("--every", min=0.1, metavar="SECONDS", help="Between two looks.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Print once and exit.")] = False,
+    every: Annotated[
+        float, typer.Option("--every", min=0.1, metavar="SECONDS", help="Interval between updates.")
+    ] = 1.0,
     json: options.Json = False,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
