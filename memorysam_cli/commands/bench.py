@@ -64,6 +64,9 @@ def bench(
         raise UsageError(f"--saver {saver}: training alone saves memory so; leave it out")
     if mode == "data" and against is not None:
         raise UsageError(f"--against {against}: --mode data compares with the model alone; leave it out")
+    from memorysam_cli.engine import surroundings
+
+    surroundings.refuse_device(device, precision=precision)
     from memorysam_cli.engine import runtime
     from memorysam_cli.engine.measure.workload import Workload
     from memorysam_cli.report import console

@@ -180,7 +180,7 @@ def predict(
     path = weights or run_folder.default_weights()
     chosen, scales = options.names(modalities), options.scales(tta_scales, tta=tta)
     from memorysam_cli.engine.infer.views import View
-    from memorysam_cli.engine.predict import files
+    from memorysam_cli.engine.predict import files, parts
     from memorysam_cli.engine.predict.job import RunOptions, plan
     from memorysam_cli.report import console
     from memorysam_cli.storage import lock
@@ -195,6 +195,7 @@ def predict(
         return
     extras = [name for name, wanted in (("color", color), ("overlay", overlay), ("confidence", confidence)) if wanted]
     run_options = RunOptions(device, workers, on_error == "skip", part, engine, overwrite, resume)
+    run_options.refuse(precision=precision, follows=follow)
     job = plan(
         path, scenes=scenes, data=data, split=split, modalities=chosen, renames=renames,
         layout=layout, limit=None if follow else limit, view=View(missing, scales, tile, tile_overlap), extras=extras,
@@ -204,6 +205,7 @@ def predict(
     files.refuse_out(out, overwrite=overwrite)
     if weights is None:
         run_folder.tell_default(path)
+    parts.refuse_others(out, job, parts.Wish.of(run_options, rank=surroundings.rank(), world=surroundings.world()))
     # Here: what was typed, and what lies there, has been looked at, and torch takes seconds.
     from memorysam_cli.engine.predict import ledger
     from memorysam_cli.engine.predict.run import Following, run

@@ -195,10 +195,6 @@ def import_weights(
     if out.suffix != ".safetensors":
         raise UsageError(f"--out {out}: must end in .safetensors")
     options.refuse_taken(out, source=file, overwrite=overwrite)
-    if recipe is not None:
-        from memorysam_cli import recipe as recipes
-
-        recipes.load(recipe, with_extensions=True)  # a wrong one is refused before a large file is read
     from memorysam_cli.engine.weights.exchange import import_reference
     from memorysam_cli.report import console
 

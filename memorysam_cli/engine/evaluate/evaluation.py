@@ -17,7 +17,7 @@ from memorysam_cli import recipe
 from memorysam_cli.data import manifest as manifests
 from memorysam_cli.data.manifest import Manifest, Scene
 from memorysam_cli.dataset import Modality
-from memorysam_cli.engine import run_folder
+from memorysam_cli.engine import run_folder, surroundings
 from memorysam_cli.engine.evaluate import result_files
 from memorysam_cli.engine.infer.inference import (
     Inference,
@@ -108,9 +108,11 @@ def plan(
         WeightsError: the weights are refused, or know other classes than the data set.
         UsageError: an unknown modality, a split's name is missing, or ``out`` holds files of the results' names that
             are not ours.
-        EnvironmentFault: nothing can be written to ``out``.
+        EnvironmentFault: nothing can be written to ``out``, or the device is surely not there.
         DataError: the data set is not prepared, a split is unknown or has no labels; or ``strict``.
     """
+    surroundings.refuse_malformed()
+    surroundings.refuse_device(device, precision=precision)
     card = read_card(weights)
     chosen = choose_modalities(card.modalities, modalities)
     run = run_folder.run_of(weights)

@@ -88,8 +88,6 @@ class Job:
     @cached_property
     def marks(self) -> dict[str, Any]:
         """What must agree for two runs to be the same job, in words for people."""
-        from memorysam_cli.engine import runtime
-
         return {
             "weights": self.weights_sha256,
             "scenes": "as they arrive" if self.follows else _digest(_scene_lines(self.scenes)),
@@ -99,7 +97,7 @@ class Job:
             "--batch": self.batch,
             "--precision": self.precision,
             "--compile": self.is_compiled,
-            "versions": runtime.describe("cpu", self.precision)["versions"],
+            "versions": surroundings.versions(),
             # Left out where they are not wanted: the job is then the one that it was before they could be.
             **{key: value for key, value in _decided(self).items() if value is not None},
         }
@@ -204,6 +202,32 @@ class RunOptions:
     """Begin anew: also in a folder that holds something else, or an unfinished prediction of another job."""
     resume: bool = False
     """Go on or begin; replace no prediction, not even a finished one."""
+
+    def refuse(self, *, precision: str, follows: bool = False) -> None:
+        """Refuse what cannot be, or cannot be together, before anything is read.
+
+        Args:
+            precision: of the computing.
+            follows: the scenes are those of a folder as they arrive.
+
+        Raises:
+            UsageError: says which option; or Ray is not installed.
+            EnvironmentFault: the device is surely not there.
+        """
+        surroundings.refuse_malformed()
+        is_on_ray, is_shared = self.engine == "ray", self.shard is not None or surroundings.world() > 1
+        if follows and (is_on_ray or is_shared):
+            raise UsageError("--follow: is the work of one process; leave --shard, --engine ray and torchrun out")
+        if not is_on_ray:
+            surroundings.refuse_device(self.device, precision=precision)
+            return
+        if is_shared:
+            raise UsageError("--engine ray: divides the scenes itself; leave --shard and torchrun out")
+        surroundings.refuse_missing_extra("ray", option="--engine ray")
+        if self.device not in {"auto", "cpu", "cuda"}:
+            raise UsageError(
+                f"--device {self.device}: on Ray it must be auto, cpu or cuda; Ray gives each actor its GPU"
+            )
 
 
 def plan(

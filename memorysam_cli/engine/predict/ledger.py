@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memorysam_cli.data.loader import unlabeled_scenes
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.dataset import DatasetInfo
 from memorysam_cli.engine.predict.files import (
@@ -221,6 +220,8 @@ class _Doubts:
 def _read_again(job: Job, out: Path, scenes: Sequence[Scene]) -> Iterator[LedgerLine]:
     """What their lines would say now of scenes that could not be read; of those that can be, nothing."""
     files = job.files(out)
+    from memorysam_cli.data.loader import unlabeled_scenes  # here, for it needs torch
+
     source = unlabeled_scenes(
         job.root, scenes=scenes, modalities=job.modalities, size=job.card.image_size, workers=0, tile=job.view.tile
     )  # fmt: skip

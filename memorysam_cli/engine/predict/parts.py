@@ -22,7 +22,7 @@ from typing import Any, Literal, Self
 from memorysam_cli.data.manifest import Scene
 from memorysam_cli.engine.predict import files
 from memorysam_cli.engine.predict.files import EXTRAS, LEDGER, MASKS, PARTS, SUCCESS
-from memorysam_cli.engine.predict.job import Job
+from memorysam_cli.engine.predict.job import Job, RunOptions
 from memorysam_cli.engine.predict.ledger import SCHEMA_VERSION, counts, merge, scenes_of, survey, totals_of
 from memorysam_cli.engine.surroundings import WHOLE, Shard
 from memorysam_cli.errors import DataError, FolderInUseError, UsageError
@@ -84,6 +84,15 @@ class Wish:
     """Scenes that cannot be read may stay left out; otherwise they are tried again."""
     run_shards: tuple[Shard, ...] = (WHOLE,)
     """Of all processes of this run, which one of them reports on."""
+
+    @classmethod
+    def of(cls, options: RunOptions, *, rank: int = 0, world: int = 1) -> Self:
+        """What one of ``world`` processes wants: each is a shard of the shard that was requested."""
+        run_shards = tuple((options.shard or WHOLE).divided(each, world) for each in range(world))
+        return cls(
+            run_shards[rank], is_alone=options.shard is None and world == 1, overwrite=options.overwrite,
+            resume=options.resume, skip_bad=options.skip_bad, run_shards=run_shards,
+        )  # fmt: skip
 
 
 class Action(Enum):
@@ -167,6 +176,20 @@ def _refusal(out: Path, state: FolderState, wish: Wish) -> str:
                 "differ); give another folder, or leave --resume out to replace it"
             )
     return f"--out {out}: {files.FOREIGN}"
+
+
+def refuse_others(out: Path, job: Job, wish: Wish) -> None:
+    """Refuse a folder that holds something else, as :class:`PredictionFolder` will; needs no torch, writes nothing.
+
+    Where another run is at work, its lock is what is told, later.
+
+    Raises:
+        UsageError: as :func:`decide`.
+        EnvironmentFault, DataError: as :func:`look`.
+    """
+    owner = lock.owner(out)
+    if owner is None or owner.lives is False:
+        decide(out, look(out, job, parts=wish.shard.count), wish)
 
 
 def look(out: Path, job: Job, *, parts: int) -> FolderState:

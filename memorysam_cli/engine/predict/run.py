@@ -16,15 +16,14 @@ import torch
 
 from memorysam_cli.data import inputs
 from memorysam_cli.data.manifest import Scene
-from memorysam_cli.engine import processes, runtime, surroundings
+from memorysam_cli.engine import processes, runtime
 from memorysam_cli.engine.infer.inference import frame_sizes
 from memorysam_cli.engine.predict import ledger, segment
 from memorysam_cli.engine.predict.files import LedgerLine, refuse_collisions, remove
 from memorysam_cli.engine.predict.job import Job, RunOptions, device_name, remark
 from memorysam_cli.engine.predict.parts import Part, PredictionFolder, Wish
 from memorysam_cli.engine.predict.segment import Make
-from memorysam_cli.engine.processes import Peers
-from memorysam_cli.errors import DataError, Stopped, Terminated, UsageError, signal_exit_code
+from memorysam_cli.errors import DataError, Stopped, Terminated, signal_exit_code
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents
 from memorysam_cli.text import counted, few, shown
@@ -55,16 +54,17 @@ def run(job: Job, out: Path, options: RunOptions) -> dict[str, Any] | None:
         EnvironmentFault: a device that is not there, a disk that is full, another process that is lost.
     """
     prepare = _prepare
+    options.refuse(precision=job.precision)
     if options.engine == "ray":
-        if options.shard is not None or surroundings.world() > 1:
-            raise UsageError("--engine ray: divides the scenes itself; leave --shard and torchrun out")
         from memorysam_cli.engine.predict import ray
 
-        ray.refuse(options)
         prepare = ray.prepare
     else:
         _device(job, options)  # before a folder is made
-    with processes.side_by_side() as peers, PredictionFolder(out, job, _wish(options, peers)) as folder:
+    with (
+        processes.side_by_side() as peers,
+        PredictionFolder(out, job, Wish.of(options, rank=peers.rank, world=peers.world)) as folder,
+    ):
         if not folder.is_answered():
             make = prepare(job, out, options)  # weights that are refused leave the folder as it was
             with folder.begin() as part:
@@ -73,15 +73,6 @@ def run(job: Job, out: Path, options: RunOptions) -> dict[str, Any] | None:
             folder.finish()
         peers.wait_for_all()
         return folder.report() if peers.rank == 0 else None
-
-
-def _wish(options: RunOptions, peers: Peers) -> Wish:
-    """What is wanted of the folder: each of several processes is a shard of the shard that was requested."""
-    run_shards = tuple((options.shard or surroundings.WHOLE).divided(rank, peers.world) for rank in range(peers.world))
-    return Wish(
-        run_shards[peers.rank], is_alone=options.shard is None and peers.world == 1, overwrite=options.overwrite,
-        resume=options.resume, skip_bad=options.skip_bad, run_shards=run_shards,
-    )  # fmt: skip
 
 
 def _prepare(job: Job, out: Path, options: RunOptions) -> Make:
@@ -280,12 +271,10 @@ def follow(
     Raises:
         UsageError: shards, several processes or Ray; or as :func:`run`, as are the others.
     """
-    if options.shard is not None or options.engine == "ray" or surroundings.world() > 1:
-        raise UsageError("--follow: is the work of one process; leave --shard, --engine ray and torchrun out")
+    options.refuse(precision=job.precision, follows=True)
     _device(job, options)
-    wish = Wish(overwrite=options.overwrite, resume=options.resume, skip_bad=options.skip_bad)
     arrivals, stopped = Arrivals(job, following), None
-    with PredictionFolder(out, job, wish) as folder:
+    with PredictionFolder(out, job, Wish.of(options)) as folder:
         make = _prepare(job, out, options)
         try:
             with folder.begin():

@@ -7,7 +7,6 @@ tracker that fails, crashes or hangs is reported once and left, and no update is
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import math
 import os
@@ -28,8 +27,8 @@ if TYPE_CHECKING:  # names() is called before the seconds that torch takes
 
     from memorysam_cli.engine.run_folder import RunFolder
 
-TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
-"""Each one's name, which is that of the extra too, and the module that it needs."""
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+"""Each one's name, which is that of the extra too."""
 MODULE = "memorysam_cli.engine.train.trackers"
 OPT_OUT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -59,9 +58,7 @@ def names(values: Iterable[str]) -> tuple[str, ...]:
     for name in trackers:
         if name not in TRACKERS:
             raise UsageError(f"--track {name}: is not a tracker{did_you_mean(name, TRACKERS)}")
-        spec = importlib.util.find_spec(TRACKERS[name])
-        if spec is None or spec.origin is None:  # a mere folder: W&B leaves a ./wandb where it works
-            raise UsageError(f"--track {name}: needs what is not installed; pip install 'memorysam[{name}]'")
+        surroundings.refuse_missing_extra(name, option=f"--track {name}")
     return trackers
 
 
