@@ -10,6 +10,7 @@ import typer
 from memorysam_cli.commands import options
 from memorysam_cli.commands.prepare_options import Pair, Times, Tolerance, recording
 from memorysam_cli.errors import DataError, PartialError, UsageError
+from memorysam_cli.text import counted
 
 if TYPE_CHECKING:
     from memorysam_cli.engine.infer.views import View
@@ -229,7 +230,9 @@ def predict(
     if stopped is not None:
         raise stopped
     if report["failed"]:
-        error = PartialError(f"{report['failed']} of {report['scenes']} scenes were left out; see {report['ledger']}")
+        error = PartialError(
+            f"{report['failed']} of {counted(report['scenes'], 'scene', 'was')} left out; see {report['ledger']}"
+        )
         lock.note(error, out)
         raise error
 

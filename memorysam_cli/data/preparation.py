@@ -27,7 +27,7 @@ from memorysam_cli.dataset import DatasetInfo, Modality
 from memorysam_cli.errors import DataError, Laws, PartialError, UsageError, check_laws, did_you_mean
 from memorysam_cli.storage import atomic, documents, lock
 from memorysam_cli.storage.archive import archives_in
-from memorysam_cli.text import command, few, shown
+from memorysam_cli.text import command, counted, few, shown
 
 SyntheticLayout = Literal["deliver", "mcubes"]
 SCHEMA_VERSION = 1
@@ -276,16 +276,16 @@ class Prepared:
         report = self.report
         if not report.problems:
             return None
-        counted = ", ".join(f"{problem.count} × {problem.kind}" for problem in report.problems)
+        kinds = ", ".join(f"{problem.count} × {problem.kind}" for problem in report.problems)
         if self.manifest is not None:
             return PartialError(
                 f"{report.root}: data set '{report.dataset}' is prepared without {len(report.dropped)} of "
-                f"{len(report.dropped) + len(report.scenes)} scenes ({counted}); they are listed in "
+                f"{counted(len(report.dropped) + len(report.scenes), 'scene')} ({kinds}); they are listed in "
                 f"{self.manifest / DROPPED}"
             )
         remedy = "no scene is left; fix the files" if report.dropped else "fix the files, or leave such scenes out"
         return DataError(
-            f"{report.root}: data set '{report.dataset}' has problems ({counted}), first "
+            f"{report.root}: data set '{report.dataset}' has problems ({kinds}), first "
             f"{report.problems[0].first[0]}; no manifest was written; {remedy}"
             f"{'' if report.dropped else ' with --drop-incomplete'}, and prepare again"
         )
@@ -381,7 +381,7 @@ def _with_layout(report: CheckReport, manifest: Manifest) -> CheckReport:
     ignored = sorted({*layout.strays(folder, manifest.scenes), *(seen - used)})
     strays = Problem.of("stray", ignored)
     if strays.count:
-        files = "1 file belongs" if strays.count == 1 else f"{strays.count} files belong"
+        files = counted(strays.count, "file", "belongs")
         about.append(f"{files} to no scene ({by_suffix(ignored)}), such as {shown(strays.first[0])}")
     return replace(
         report,
@@ -397,10 +397,9 @@ def _few_to_validate(report: CheckReport) -> list[str]:
     count = report.splits.get("val", 0)
     if report.dataset.startswith("synthetic") or not 0 < count < FEWEST:
         return []
-    scenes = "1 scene" if count == 1 else f"{count} scenes"
     return [
-        f"split val has {scenes}: its mIoU is mostly chance, and 'best' is chosen by it; label more, or give it a "
-        "larger share, such as --split 0.7/0.2/0.1"
+        f"split val has {counted(count, 'scene')}: its mIoU is mostly chance, and 'best' is chosen by it; label "
+        "more, or give it a larger share, such as --split 0.7/0.2/0.1"
     ]
 
 

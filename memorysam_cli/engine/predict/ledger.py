@@ -36,6 +36,7 @@ from memorysam_cli.engine.predict.job import Job
 from memorysam_cli.errors import DataError, EnvironmentFault, Laws, check_laws
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents
+from memorysam_cli.text import counted
 
 SCHEMA_VERSION = 1
 SHOWN_FAILURES = 100
@@ -206,14 +207,14 @@ class _Doubts:
         """What a user should know of, one sentence for each kind."""
         reasons = []
         if self.foreign:
-            reasons.append(f"{self.foreign:,} lines are none of this prediction's, and are dropped")
+            reasons.append(f"{counted(self.foreign, 'line', 'is')} not of this prediction, and dropped")
         if self.stale:
             reasons.append(
-                f"{self.stale:,} scenes whose inputs have changed, whose files are gone or whose lines were edited are "
-                "done again"
+                f"{counted(self.stale, 'scene', 'is')} done again: inputs have changed, files are gone, or lines were "
+                "edited"
             )
         if self.retried:
-            reasons.append(f"{self.retried:,} scenes that were left out are tried again")
+            reasons.append(f"{counted(self.retried, 'scene', 'is')} tried again after being left out")
         return tuple(reasons)
 
 
@@ -309,7 +310,7 @@ def finish(
         }
     )
     if not totals.done:
-        raise DataError(f"none of {scenes} scenes could be read; the first: {totals.failures[0]['error']}")
+        raise DataError(f"no scene of {scenes} could be read; the first: {totals.failures[0]['error']}")
     report = {
         "schema_version": SCHEMA_VERSION,
         **facts,
@@ -418,9 +419,11 @@ class _LedgerReader:
 
 def show(report: dict[str, Any]) -> None:
     """Say on stdout what was done and where it is."""
-    console.say(f"{report['done']} of {report['scenes']} scenes, {', '.join(report['modalities'])}")
+    console.say(f"{report['done']} of {counted(report['scenes'], 'scene')}, {', '.join(report['modalities'])}")
     for name, tree in report["trees"].items():
         console.say(f"{name:<10}  {tree}")
     console.say(f"{'list':<10}  {report['ledger']}")
     if report.get("parts_missing"):
-        console.say(f"{'missing':<10}  {report['parts_missing']} of {report['parts']} parts; the last one merges all")
+        console.say(
+            f"{'missing':<10}  {report['parts_missing']} of {counted(report['parts'], 'part')}; the last one merges all"
+        )

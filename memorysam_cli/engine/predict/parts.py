@@ -28,6 +28,7 @@ from memorysam_cli.engine.surroundings import WHOLE, Shard
 from memorysam_cli.errors import DataError, FolderInUseError, UsageError
 from memorysam_cli.report import console
 from memorysam_cli.storage import atomic, documents, lock
+from memorysam_cli.text import counted
 
 JOB, DONE, DEVICES, NAMES = "job.json", "done.json", "devices.json", "names.jsonl"
 PATIENCE_S, SHORT_PATIENCE_S = 3600.0, 5.0
@@ -156,13 +157,13 @@ def _refusal(out: Path, state: FolderState, wish: Wish) -> str:
     match state:
         case Begun(parts=parts, parts_done=done) if wish.is_alone and parts != 1:
             return (
-                f"--out {out}: {done} of {parts} parts of a prediction in shards are done there; finish it that way, "
+                f"--out {out}: holds {done} of {counted(parts, 'part')} of a prediction in shards; finish it that way, "
                 "give another folder, or start over with --overwrite"
             )
         case Begun(differences=differences, scenes_done=count) if wish.is_alone:
             return (
-                f"--out {out}: {count:,} scenes of another prediction ({', '.join(differences)}) are done there, and "
-                "it is not finished; finish it with its own command, give another folder, or begin anew with "
+                f"--out {out}: holds {counted(count, 'scene')} of another prediction ({', '.join(differences)}), "
+                "which is not finished; finish it with its own command, give another folder, or begin anew with "
                 "--overwrite"
             )
         case Begun(differences=differences):
@@ -245,7 +246,7 @@ def _read_note(out: Path) -> dict[str, Any] | None:
 
 def _begun(out: Path, job: Job, note: dict[str, Any], *, parts: int) -> Begun:
     """How far what was noted is, and in what it differs from what is wanted."""
-    number = [f"{note['parts']} parts, not {parts}"] if note["parts"] != parts else []
+    number = [f"{counted(note['parts'], 'part')}, not {parts}"] if note["parts"] != parts else []
     noted = note["marks"]
     marks = [f"other {name}" for name in {**job.marks, **noted} if noted.get(name) != job.marks.get(name)]
     is_by_one = note["parts"] == 1 and bool(number or marks)
@@ -458,7 +459,9 @@ class PredictionFolder:
         again = "to make it again: --overwrite"
         if not self.wish.is_alone:
             failed = (_report(self.out) or {}).get("failed")
-            left_out = f"; without --shard, the {failed} scenes left out are tried again" if failed else ""
+            left_out = (
+                f"; without --shard, the {counted(failed, 'scene')} left out will be tried again" if failed else ""
+            )
             again = f"remove the folder to make it again{left_out}"
         console.note(f"{self.out}: this prediction is already complete; {again}")
 

@@ -345,7 +345,9 @@ def _conclude(job: Job, folder: PredictionFolder, arrivals: Arrivals) -> dict[st
     path = folder.part.ledger
     if arrivals.waiting:
         named = few([shown(name) for name in arrivals.waiting], NAMED)
-        console.warn(f"{len(arrivals.waiting)} scenes had not arrived whole, and are not segmented: {named}")
+        console.warn(
+            f"{counted(len(arrivals.waiting), 'scene', 'was')} not whole at the end and not segmented: {named}"
+        )
     if not arrivals.is_begun or not ledger.totals_of([path], job.card.dataset).done:
         return None
     places = {scene.id: place for place, scene in enumerate(arrivals.find())}

@@ -24,7 +24,7 @@ from memorysam_cli.model import CARD, Base, Metric, WeightsCard, read_card
 from memorysam_cli.recipe import BACKBONES, Recipe
 from memorysam_cli.registry import ENCODERS
 from memorysam_cli.storage import atomic, documents, tensors
-from memorysam_cli.text import shown
+from memorysam_cli.text import counted, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,8 +92,8 @@ def import_reference(
     chosen, dataset = planned or _planned(path, recipe=recipe, modalities=modalities, root=root)
     if identity.tokens < len(dataset.classes):
         raise WeightsError(
-            f"{shown(path)}: has {identity.tokens} class tokens, but {dataset.title} has {len(dataset.classes)} "
-            "classes; give the --recipe of the data set that it was trained on"
+            f"{shown(path)}: has {identity.tokens} class tokens, but {dataset.title} has "
+            f"{counted(len(dataset.classes), 'class')}; give the --recipe of the data set that it was trained on"
         )
     trained = _trained_by(chosen, identity)
     card = WeightsCard(

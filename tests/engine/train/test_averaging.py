@@ -134,7 +134,7 @@ def test_a_run_that_gets_no_better_ends_well_and_can_be_continued(
     still = changed(changed(small, "optim", lr=1e-30), "train", epochs=5, patience=2)
     result = start(still, rendered, tmp_path / "run")
     assert (result.steps, result.best_step, result.ended_early) == (6, 2, True)
-    told = "ends after epoch 3 of 5: the last 2 validations were no better (train.patience)"
+    told = "ends after epoch 3 of 5: none of the last 2 validations was better (train.patience)"
     assert told in capsys.readouterr().err
     path, _ = checkpoints.newest_valid(tmp_path / "run" / "checkpoints")
     again = start(still, rendered, tmp_path / "run", resume=path)
