@@ -25,7 +25,7 @@ from memorysam_cli.data.own.patterns import OURS, Match, Pattern, pair_by_name, 
 from memorysam_cli.dataset import Layout
 from memorysam_cli.errors import DataError, UsageError, did_you_mean
 from memorysam_cli.storage.images import SUFFIXES
-from memorysam_cli.text import counted, few, shown
+from memorysam_cli.text import counted, few, shown, typed
 
 NAMED = 6
 """Unknown names that a message lists."""
@@ -143,11 +143,15 @@ def is_prepared(path: Path, *, dataset: str | None = None) -> bool:
 
 def _prepared(path: Path, *, dataset: str | None) -> Manifest | None:
     """The prepared data set that ``path`` is the root or the folder of."""
+    named = manifests.named_by(path)
+    if named is not None:
+        return manifests.read(*named)
     here = manifests.prepared(path)
     if here:
         if dataset not in here and len(here) > 1:
             raise DataError(
-                f"{path}: holds {', '.join(here)}, but not the weights' '{dataset}'; give the folder of one of them"
+                f"{path}: {len(here)} data sets are prepared there, and none is the weights' '{dataset}'; give the "
+                f"folder of one: {', '.join(typed(manifests.folder(path, name)) for name in here)}"
             )
         return manifests.read(path, dataset if dataset in here else here[0])
     for place in (path.absolute(), path.resolve()):

@@ -27,7 +27,7 @@ from memorysam_cli.dataset import DatasetInfo, Modality
 from memorysam_cli.errors import DataError, Laws, PartialError, UsageError, check_laws, did_you_mean
 from memorysam_cli.storage import atomic, documents, lock
 from memorysam_cli.storage.archive import archives_in
-from memorysam_cli.text import command, counted, few, shown
+from memorysam_cli.text import command, counted, few, shown, typed
 
 SyntheticLayout = Literal["deliver", "mcubes"]
 SCHEMA_VERSION = 1
@@ -96,12 +96,16 @@ def find_target(root: Path, *, dataset: str | None = None) -> Manifest:
     """The listed scenes of a data set in or below a folder; nothing of them is read.
 
     Args:
-        root: a data root, or the folder of a published data set.
+        root: a data root, or the folder of a published data set or of a manifest.
         dataset: its name; none: the only one that is there.
 
     Raises:
-        DataError: none, or more than one; says which, and what to type.
+        UsageError: more than one; says which, and what to type.
+        DataError: none; likewise.
     """
+    named = manifests.named_by(root)
+    if named is not None and dataset in {None, named[1]}:
+        root, dataset = named
     if not root.is_dir():
         raise DataError(
             f"{root}: {'is not a folder' if root.exists() else 'does not exist'}; name the folder of the data"
@@ -117,8 +121,10 @@ def find_target(root: Path, *, dataset: str | None = None) -> Manifest:
     if dataset is not None:
         return survey(dataset, root)
     if prepared:
-        raise DataError(
-            f"{root}: {len(prepared)} data sets are prepared there; name one with --dataset: {', '.join(prepared)}"
+        others = ", ".join(f"--dataset {typed(name)}" for name in prepared[1:])
+        raise UsageError(
+            f"{root}: {len(prepared)} data sets are prepared there; type: "
+            f"{command('check', root, '--dataset', prepared[0])} (or {others})"
         )
     found = [name for name in DATASETS if _is_there(name, root)]
     if len(found) == 1:
