@@ -81,7 +81,7 @@ start state take train try turn type undo unpack unset update use wait widen wri
 _BEFORE = "or |else |then |(?:not )?retryable: |to use it |on (?:the )?[a-z]+ |for sensors of your own "
 """What may stand before the verb."""
 _ADVICE = re.compile(rf"(?:{_BEFORE})?(?:{'|'.join(_DOING.split())})\b|--\w|did you mean ", re.IGNORECASE)
-_LEADING = ("did you mean ", "continue with", "resume with", "see ")
+_LEADING = ("did you mean ", "continue with", "resume with", "see ", "try ", "type ", "type: ")
 """Beginnings of advice that say themselves what it is."""
 
 

@@ -1,8 +1,8 @@
 """Progress of long work: a bar, with a table of figures below it, where a person watches; sober lines everywhere else.
 
 Of them nothing is drawn between updates and no thread is started (data loaders fork); the cursor is never
-hidden, so that a killed run leaves the terminal as it was. A terminal that is resized meanwhile wraps what stands
-there: the next drawing takes away as many rows as that has become (:class:`Painter`).
+hidden, so that a killed run leaves the terminal as it was. A terminal that is resized meanwhile may wrap what stands
+there, or cut it: the next drawing takes away all below its first letter (:class:`Painter`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Self
 from memorysam_cli.text import duration
 
 if TYPE_CHECKING:
-    from rich.console import Console, Group, RenderableType
+    from rich.console import Console, ConsoleDimensions, Group, RenderableType
     from rich.table import Table
     from rich.text import Text
 
@@ -42,7 +42,7 @@ BAR_COLUMNS = 24
 """At most; a narrow terminal's columns are for the numbers."""
 NARROW = 56
 """Columns below which there are no times."""
-GAP = 3
+GAP, NARROW_GAP = 3, 2
 """Columns between two figures."""
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -196,56 +196,57 @@ class Slowdown:
 class Painter:
     """Lines at the end of a terminal that the next ones are written over, however wide it has become meanwhile.
 
+    The cursor waits at their first letter. Some terminals wrap lines anew when they are resized (GNOME's, tmux), others
+    cut them (xterm, PuTTY, screen), or wrap all but the cursor's (VS Code's): nobody can know how many rows stand there
+    then, but the cursor stays with its letter, and all below it goes.
+
     Args:
         console: of the terminal; its size is asked for at every drawing.
     """
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._columns: list[int] = []
-        """Of the lines that stand there."""
+        self._lines: list[str] = []
+        """Those that stand there."""
 
     @property
     def width(self) -> int:
         """Columns of the terminal now."""
+        return self._size().width
+
+    def _size(self) -> ConsoleDimensions:
+        """Columns and rows of the terminal now, which the console then knows too."""
         from rich.console import ConsoleDimensions
 
         with contextlib.suppress(OSError, ValueError):  # a COLUMNS that is exported stays as it was
             size = os.get_terminal_size(self._console.file.fileno())
             if size.columns and size.lines:
                 self._console.size = ConsoleDimensions(size.columns, size.lines)
-        return self._console.width
+        return self._console.size
 
     def show(self, drawn: RenderableType) -> None:
         """Write lines over those that stand there; no more than the terminal has rows."""
-        from rich.text import Text
-
-        erased = self._erasure()
+        erased, most = self._erasure(), max(1, self._size().height - 1)
         with self._console.capture() as capture:
             self._console.print(drawn)
-        lines = capture.get().rstrip("\n").split("\n")[: max(1, self._console.height - 1)]
-        self._write(erased + "\n".join(lines))
-        self._columns = [Text.from_ansi(line).cell_len for line in lines]
+        self._lines = capture.get().rstrip("\n").split("\n")[:most]
+        above = len(self._lines) - 1
+        self._write(erased + "\n".join(self._lines) + "\r" + f"\x1b[{above}A" * (above > 0))
 
     def clear(self) -> None:
         """Take away what stands there."""
         self._write(self._erasure())
-        self._columns = []
+        self._lines = []
 
     def leave(self) -> None:
         """Let it stand, and go to the line below."""
-        if self._columns:
-            self._write("\n")
-        self._columns = []
+        if self._lines:
+            self._write(self._erasure() + "\n".join([*self._lines, ""]))
+        self._lines = []
 
     def _erasure(self) -> str:
-        """What leads to the first column of the first row and erases from there.
-
-        A terminal that became narrower has wrapped each line into as many rows as it needs.
-        """
-        width = max(1, self.width)
-        rows = sum(max(1, -(-columns // width)) for columns in self._columns)
-        return ("\r" + f"\x1b[{rows - 1}A" * (rows > 1) + "\x1b[J") if rows else ""
+        """What takes away all that stands there, from the cursor on."""
+        return "\r\x1b[J" if self._lines else ""
 
     def _write(self, text: str) -> None:
         self._console.file.write(text)
@@ -399,26 +400,34 @@ def _times(of: Progress) -> str:
 
 
 def _tables(figures: Mapping[str, str], *, width: int) -> list[Table]:
-    """Names over values, in as many rows as the width asks for."""
+    """Names over values, in as many rows as the width asks for; nearer to each other where that saves one."""
     from rich.table import Table
     from rich.text import Text
 
-    rows: list[list[tuple[str, str]]] = [[]]
-    used = 0
-    for name, value in figures.items():
-        columns = max(len(name), len(value)) + GAP
-        if rows[-1] and used + columns > width:
-            rows.append([])
-            used = 0
-        rows[-1].append((name, value))
-        used += columns
+    gap, rows = min(
+        ((gap, _rows(figures, width=width, gap=gap)) for gap in (GAP, NARROW_GAP)), key=lambda found: len(found[1])
+    )
     tables = []
     for row in rows:
-        grid = Table.grid(padding=(0, GAP, 0, 0))
+        grid = Table.grid(padding=(0, gap, 0, 0))
         grid.add_row(*(Text(name, style="dim", no_wrap=True) for name, _ in row))
         grid.add_row(*(Text(value, style="bold", no_wrap=True) for _, value in row))
         tables += [grid] if row else []
     return tables
+
+
+def _rows(figures: Mapping[str, str], *, width: int, gap: int) -> list[list[tuple[str, str]]]:
+    """Names and values, parted into rows that fit; a value alone that does not has a row to itself."""
+    rows: list[list[tuple[str, str]]] = [[]]
+    used = 0
+    for name, value in figures.items():
+        columns = max(len(name), len(value))
+        if rows[-1] and used + columns > width:
+            rows.append([])
+            used = 0
+        rows[-1].append((name, value))
+        used += columns + gap
+    return rows
 
 
 def sparkline(values: Sequence[float | None], *, width: int, blocks: str = BLOCKS) -> str:
