@@ -81,7 +81,7 @@ def class_weights(wanted: str | Sequence[float], task: Task) -> Tensor | None:
 
     Returns:
         ``inverse``: 1 / n. ``effective``: 1 / (N·(1 − (1 − 1/N)ⁿ)), where N is the n of the median class. Both are
-            scaled so that the mean weight of the classes with pixels is 1. A class without pixels has weight 0.
+        scaled so that the mean weight of the classes with pixels is 1. A class without pixels has weight 0.
 
     Raises:
         UsageError: the length of a list is not the number of classes.

@@ -43,7 +43,7 @@ GIVE_UP_SOON = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3", "MLFLOW_HTTP_REQUEST_TIM
 """Variables with which an unreachable server is given up before the end of training; the user's own values have
 priority."""
 MOST_BYTES = 4_000_000
-"""Number of waiting lines: some ten thousand updates. A tracker that is further behind is dropped."""
+"""Bytes that may wait for a tracker: some ten thousand updates. A tracker that is further behind is dropped."""
 PATIENCE_S = 60.0
 """Seconds at the end of a training run in which a tracker can still write or send."""
 PATIENCE_STOPPED_S = 10.0
