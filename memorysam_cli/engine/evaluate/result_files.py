@@ -40,7 +40,7 @@ def folder_for(
     modalities: Sequence[Modality],
     view: View | None = None,
 ) -> Path:
-    """The folder of results: ``<run>/evaluate/<split>``; for other weights than the best ``<run>/evaluate/<name>/<split>``.
+    """The folder of results: ``<run>/evaluate/<split>``; for weights other than the best with their name between.
 
     For weights outside a run it is ``evaluate/<name>-<start of the SHA-256>/<split>`` in the current folder, because
     names such as ``best`` are common. For some of the modalities, or another view than the default, a folder inside is
