@@ -5,8 +5,8 @@ possible:
 
 * Tensors of the ``meta`` device have sizes and no values. Code that checks for a CPU takes the GPU's path.
 * :class:`Tracker` sees every operation below autograd. It knows when each storage is created and freed.
-* A few functions are replaced while counting (:func:`_standing_in`): autocast does not support ``meta``, attention would
-  store its scores there, and a tensor without values cannot be read.
+* A few functions are replaced while counting (:func:`_standing_in`): autocast does not support ``meta``, attention
+  would store its scores there, and a tensor without values cannot be read.
 
 Not counted: :data:`NOT_COUNTED`.
 """
