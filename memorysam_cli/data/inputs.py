@@ -4,7 +4,7 @@
 (b) a folder with one sub-folder per modality, with the same file names, at any depth;
 (c) a folder with one sub-folder per scene, at any depth, with one file per modality, named as the modality;
 (d) one such scene folder;
-(e) the layout of ``prepare folder``, given by options or stored in the weights' card: a recording with the same sensors.
+(e) the layout of ``prepare folder``, from options or the weights' card: a recording by the same sensors.
 
 A tree that can be read in two ways is refused; the message shows both.
 """
