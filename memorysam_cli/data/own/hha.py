@@ -77,7 +77,7 @@ class Encoding:
     nearest: float = 310 / 255
     """The distance in meters that becomes 255, as do smaller ones. Common HHA images have 31000 / centimeters."""
     tallest: float = 2.55
-    """The height in meters that becomes 255, as do larger ones. Common: one step per centimeter."""
+    """The height in meters that becomes 255, as do larger ones. Common: 1 cm is one step."""
     camera_height: float | None = None
     """Height of the camera above the ground in meters; None: the ground is at the lowest points of each image."""
     gravity: Vector | None = None
