@@ -1,4 +1,4 @@
-"""``memorysam plan``: what of a recipe fits into memory, and how long it should take, by counting."""
+"""``memorysam plan``: which settings of a recipe fit into memory, and its estimated time, by counting."""
 
 from __future__ import annotations
 

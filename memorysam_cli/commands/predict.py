@@ -233,12 +233,12 @@ def predict(
 
 
 def refuse_unfit(unfit: list[str], *, scenes: Path | None, rasters: list[str] | None) -> None:
-    """Refuse what a raster has no use for.
+    """Refuse options that rasters do not support.
 
     Args:
-        unfit: such options that are given.
+        unfit: those of these options that are given.
         scenes: SCENES.
-        rasters: of ``--modality``.
+        rasters: from ``--modality``.
 
     Raises:
         UsageError: there are such options; or both ways to name rasters, or several processes.
@@ -272,7 +272,7 @@ def predict_raster(
     is_default: bool,
     probabilities: Literal["float16", "uint8"] | None,
 ) -> None:
-    """Segment a raster by windows; see :mod:`memorysam_cli.engine.predict.raster`."""
+    """Segment a raster in windows; see :mod:`memorysam_cli.engine.predict.raster`."""
     from memorysam_cli.commands import prepare_options as words
     from memorysam_cli.engine import run_folder
     from memorysam_cli.engine.predict import raster
@@ -301,10 +301,10 @@ def predict_raster(
 
 
 def _refuse_unfollowed(*, follow: bool, scenes: Path | None, batch: int | None, only: dict[str, float | None]) -> None:
-    """Refuse options that go with ``--follow`` alone, and with it what cannot be.
+    """Refuse options that need ``--follow``, and options that cannot be combined with it.
 
     Raises:
-        UsageError: there are such.
+        UsageError: there are such options.
     """
     given = [name for name, value in only.items() if value is not None]
     if given and not follow:

@@ -1,4 +1,4 @@
-"""``memorysam weights``: look at weights, verify them, take them in, hand them out."""
+"""``memorysam weights``: show, verify, merge, import, export, fetch and push weights."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TrainedBy = Annotated[
     ),
 ]
 SUFFIXES = (".safetensors", ".pth", ".pt")
-"""Of the containers that are written."""
+"""Suffixes of the formats that are written."""
 app = typer.Typer(help="Show, verify, merge, import, export, fetch and push weights.", no_args_is_help=True)
 EXAMPLES = {
     "": [
@@ -220,7 +220,7 @@ def import_weights(
 
 
 def _facts(summary: ImportedWeights) -> dict[str, Any]:
-    """What the JSON answer says of imported weights."""
+    """The values in the JSON answer about imported weights."""
     card, model = summary.card, summary.card.recipe.model
     return {
         "sha256": summary.sha256,
