@@ -256,7 +256,7 @@ def _counted(word: str) -> list[str]:
 
 
 def bands(words: Mapping[str, str], *, channels: Iterable[str]) -> dict[str, tuple[int | str, ...]]:
-    """Modality → three bands of rasters, from 1 or by description; a single one is used three times, more become frames.
+    """Modality → three bands of rasters, from 1 or by description; one is used three times, more become frames.
 
     Args:
         words: modality → as given.
