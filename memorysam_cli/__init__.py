@@ -1,6 +1,6 @@
-"""memorysam: multi-modal semantic segmentation with SAM2's memory run across modalities.
+"""memorysam: multi-modal semantic segmentation with SAM 2's memory across the sensors of a scene.
 
-From Python: :class:`Predictor`, which is loaded, with torch, when it is first asked for.
+The Python API is :class:`Predictor`. It is loaded, with torch, when it is first used.
 """
 
 from importlib import import_module
@@ -14,7 +14,7 @@ _PLACES = {
     "DataError": "errors",
     "MemorySamError": "errors",
 }
-"""What can be imported from here, and the modules that have it; ``__init__.pyi`` has the types."""
+"""The names that this package exports, and the modules that define them; ``__init__.pyi`` has the types."""
 __all__ = ["DataError", "MemorySamError", "Predictor", "Result", "UnlikeTraining", "__version__"]
 
 

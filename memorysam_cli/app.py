@@ -1,4 +1,4 @@
-"""The ``memorysam`` program: its commands, and one exit code for every way to end."""
+"""The ``memorysam`` program: its commands, and an exit code for every way in which it can end."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from memorysam_cli.text import docstring, requirement
 _AGAIN_S = 0.02
 
 Examples = Sequence[tuple[str, str]]
-"""Command lines without the program's name, and what each is good for."""
+"""Example command lines without the program's name, each with a description."""
 COMMANDS = {
     "prepare": "memorysam_cli.commands.prepare:app",
     "check": "memorysam_cli.commands.check:check",
@@ -60,13 +60,14 @@ COMMANDS = {
     "bench": "memorysam_cli.commands.bench:bench",
     "doctor": "memorysam_cli.commands.doctor:doctor",
 }
-"""Name to ``module:object``: a group of commands, or one function.
+"""Command → ``module:object``: a group of commands, or a function.
 
-The module's ``EXAMPLES`` end the help; those of a group are lists by command, its own under ``""``.
+The module's ``EXAMPLES`` are shown at the end of the help. For a group they are lists by command; its own are under
+``""``.
 """
 EXAMPLES = [
     ("demo", "everything in some minutes, on a CPU"),
-    ("prepare synthetic ./data", "scenes to try things on"),
+    ("prepare synthetic ./data", "synthetic scenes for a trial"),
     ("train --recipe demo", "then evaluate, predict, report"),
 ]
 
@@ -74,7 +75,7 @@ USAGE, INTERRUPTED, BROKEN_PIPE, BUG = 2, 130, 141, 1
 
 
 class InCatalogueOrder(TyperGroup):
-    """Lists the commands as COMMANDS does; Typer alone puts the groups last."""
+    """Lists the commands in the order of COMMANDS; Typer alone lists the groups last."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # noqa: ARG002
         return [name for name in COMMANDS if name in self.commands]
@@ -82,16 +83,16 @@ class InCatalogueOrder(TyperGroup):
 
 @dataclass
 class Frame:
-    """What the options before the command ask for."""
+    """The options before the command."""
 
     debug: bool = False
 
 
 def build() -> typer.Typer:
-    """The whole command line; commands import what is heavy only when they run."""
+    """The whole command line. Commands import heavy modules only when they run."""
     app = typer.Typer(
         name="memorysam",
-        help="Multi-modal semantic segmentation: SAM2's memory run across the modalities of one scene.",
+        help="Multi-modal semantic segmentation with SAM 2's memory across the sensors of a scene.",
         epilog=_epilog(EXAMPLES),
         cls=InCatalogueOrder,
         invoke_without_command=True,
@@ -112,7 +113,7 @@ def build() -> typer.Typer:
 
 
 def _add_texts(group: typer.Typer, examples: Mapping[str, Examples]) -> None:
-    """End the help of a group, and of each command in it, with examples; give each command its docstring."""
+    """Add examples to the end of the help of a group and of each of its commands; give each command its docstring."""
     group.info.epilog = _epilog(examples.get("", ()))
     for each in group.registered_commands:
         own = each.name or (each.callback.__name__ if each.callback else "")
@@ -123,7 +124,7 @@ def _add_texts(group: typer.Typer, examples: Mapping[str, Examples]) -> None:
 
 
 def _taking_files(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A command whose paths are looked at before it runs: none of them may be a device, a FIFO or a socket."""
+    """A command whose paths are checked before it runs: none of them may be a device, a FIFO or a socket."""
     if hasattr(command, "__wrapped__"):  # the groups are modules': another call of build has done it
         return command
 
@@ -136,7 +137,7 @@ def _taking_files(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _epilog(examples: Examples) -> str | None:
-    """The end of a command's help; ``\\b``: lines stay as they are, so that they can be copied."""
+    """The end of a command's help. ``\\b`` keeps the lines unwrapped, so that users can copy them."""
     lines = [f"  memorysam {line}\n      {remark}" for line, remark in examples]
     return "\n".join(["\b", "Examples:", *lines]) if lines else None
 
@@ -167,10 +168,10 @@ def main() -> None:
 
 
 def _open_closed_streams() -> None:
-    """A stream that the caller closed (``>&-``) leads nowhere: no crash, and no file of ours gets its number.
+    """Open streams that the caller closed (``>&-``), so that no write fails and no file of ours gets their number.
 
-    The same for one that was opened for reading only (``1< FILE``). Nobody owns what is opened here, so that nothing
-    closes it: libraries write to these numbers, whatever lies there.
+    The same for a stream that was opened only for reading (``1< FILE``). These files are never closed, because
+    libraries write to these numbers.
     """
     for number in range(3):
         try:
@@ -194,28 +195,31 @@ def _takes_writing(descriptor: int) -> bool:
 
 
 def _wait_asleep() -> None:
-    """Let OpenMP's threads spin briefly at a barrier, then sleep; set before torch loads it, inherited by children.
+    """Let OpenMP's threads spin briefly at a barrier, then sleep.
 
-    By default they spin for milliseconds at each of the thousands of small operations of a step. Beside one other busy
-    program that wastes the very time slice that the last thread waits for: training fell to a tenth and less. A
-    thousand turns cost a quiet machine next to nothing (docs/performance.md has the table). The user's own setting
-    stays; only GNU's OpenMP, which PyTorch brings on Linux, reads it.
+    This must be set before torch is loaded; child processes inherit it. By default they spin for milliseconds at each
+    of the thousands of small operations of a step. With one other busy program, this wastes the time slice that the
+    last thread waits for, and training becomes ten times as slow or worse. A thousand turns cost almost nothing on a
+    quiet machine (docs/performance.md has the table). The user's own setting is kept. Only GNU's OpenMP reads the
+    variable, which is PyTorch's on Linux.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def _end_politely() -> None:
-    """On SIGTERM and the like unwind as on Ctrl-C, so that no temporary stays; what the caller ignores stays so."""
+    """On SIGTERM and similar signals unwind as on Ctrl-C, so that temporary files are removed; ignored signals stay
+    ignored."""
     for number in SIGNAL_EXIT_CODES:
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, unwind)
 
 
 def _hush_libraries() -> None:
-    """What torch and others warn of is not for users, who could do nothing about it; ours is said by the console.
+    """Hide warnings of torch and other libraries, because users cannot act on them. The console prints our own
+    warnings.
 
-    It is shown where somebody looks for a fault: with $PYTHONWARNINGS or ``python -W``, and with $MEMORYSAM_DEBUG=1.
+    They are shown with $PYTHONWARNINGS or ``python -W``, and with $MEMORYSAM_DEBUG=1.
     """
     if sys.warnoptions or _is_debugged():
         return
@@ -232,7 +236,8 @@ def _is_debugged() -> bool:
 
 
 def _hear_again(lost: sys.UnraisableHookArgs) -> None:
-    """Python drops what is raised in a weak reference's callback or while it collects garbage: a signal comes again."""
+    """Raise a signal again that Python dropped, because it came in a weak reference's callback or in garbage
+    collection."""
     number = lost.exc_value.number if isinstance(lost.exc_value, Terminated) else signal.SIGINT
     if not isinstance(lost.exc_value, Terminated | KeyboardInterrupt):
         sys.__unraisablehook__(lost)
@@ -248,14 +253,15 @@ def _hear_again(lost: sys.UnraisableHookArgs) -> None:
 
 
 def _leave_signals_to_the_system() -> None:
-    """The code is known and nothing is left to tidy up: no signal may change that into a traceback."""
+    """Leave signals to the system: the exit code is known and nothing is left to clean up, so no signal may cause a
+    traceback."""
     for number in SIGNAL_EXIT_CODES:
         if signal.getsignal(number) not in {signal.SIG_IGN, None}:
             signal.signal(number, signal.SIG_DFL)
 
 
 def program() -> Any:
-    """The command line that :func:`build` gives; who runs many lines builds it once: its signatures take 60 ms."""
+    """The command line from :func:`build`, built once: reading its signatures takes 60 ms."""
     return _built(tuple((name, *_found(where)) for name, where in COMMANDS.items()))
 
 
@@ -265,16 +271,16 @@ def _built(commands: tuple[tuple[str, Any, Any], ...]) -> Any:  # noqa: ARG001  
 
 
 def _found(where: str) -> tuple[Any, Any]:
-    """The module and the object that COMMANDS names."""
+    """The module and the object of an entry in COMMANDS."""
     module_name, _, attribute = where.partition(":")
     module = importlib.import_module(module_name)
     return module, getattr(module, attribute)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line, say on stderr what went wrong, and return the exit code.
+    """Run one command line, print errors on stderr, and return the exit code.
 
-    Under ``--json`` stdout gets one object, whatever the end: the answer, with ``error`` where the code is not 0.
+    With ``--json``, stdout gets exactly one object in every case: the answer, with ``error`` if the code is not 0.
     """
     frame = Frame(debug=_is_debugged())
     console.setup()  # what an earlier command chose is over, also for a line that no command takes
@@ -303,7 +309,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _wants_json(arguments: Sequence[str]) -> bool:
-    """Whether a command line asks for JSON, also one that is wrong; of several processes only the first answers."""
+    """Whether a command line requests JSON, even if it is wrong; of several processes only the first one prints it."""
     from memorysam_cli.engine import surroundings
 
     options = itertools.takewhile(lambda word: word != "--", arguments)
@@ -311,7 +317,7 @@ def _wants_json(arguments: Sequence[str]) -> bool:
 
 
 def _explain(error: BaseException) -> tuple[int, str]:
-    """Exit code and message of an exception; an empty message means that all is said or nobody listens."""
+    """Exit code and message of an exception; an empty message means that nothing is left to print."""
     # Typer and rich turn a broken pipe into SystemExit(1); the context still knows.
     if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
         return BROKEN_PIPE, ""
@@ -330,7 +336,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
 
 
 def _usage(error: TyperException) -> str:
-    """One line for a wrong command line; a group without a command gets its help instead."""
+    """One line for a wrong command line; a group without a command prints its help instead."""
     message = error.format_message()
     if message.startswith("Usage:"):
         print(message, file=sys.stderr)
@@ -344,11 +350,11 @@ def _usage(error: TyperException) -> str:
 
 
 _OF_VALUE = re.compile(r"Invalid value for '(?P<option>[^']+)'[^:]*: ")
-"""What Typer puts before a reason, with all names of the option or the argument."""
+"""Typer's text before a reason, with all names of the option or argument."""
 
 
 def _as_recipe_key(error: TyperException, context: typer.Context) -> str:
-    """How to change a recipe's value that some command has an option for, and this one has none."""
+    """How to change a recipe value for which another command has an option, but this one does not."""
     option = getattr(error, "option_name", "")
     if not option or not any("--set" in each.opts for each in context.command.params):
         return ""

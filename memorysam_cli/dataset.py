@@ -1,7 +1,7 @@
-"""What a data set is: classes, palette, modalities and their normalization.
+"""Description of a data set: classes, palette, modalities and their normalization.
 
-Written by ``memorysam prepare`` as ``dataset.json``, carried inside every weights file, and read by
-training, evaluation and prediction alike.
+``memorysam prepare`` writes it as ``dataset.json``. Every weights file contains it. Training, evaluation and prediction
+read it.
 """
 
 from __future__ import annotations
@@ -27,30 +27,31 @@ Color = tuple[Byte, Byte, Byte]
 Channel = Annotated[int, Field(ge=0)]
 Band = Annotated[int, Field(ge=1)] | Annotated[str, Field(min_length=1)]
 LARGEST, SMALLEST = 3.4e38, 1.2e-38
-"""Of float32, in which values are computed."""
+"""The largest float32; values are computed in float32."""
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 RAW_VALUES = 65536
 """Label files hold at most 16 bits."""
 IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-"""Of RGB in [0, 1], as SAM 2 was trained; every other modality is only scaled. Source: METHOD §5, DATASETS §0."""
+"""Normalization of RGB in [0, 1], as SAM 2 was trained; every other modality is only scaled. Source: METHOD §5,
+DATASETS §0."""
 
 
 _SPELLED = str.maketrans(
     {"ä": "ae", "ö": "oe", "ü": "ue", "Ä": "Ae", "Ö": "Oe", "Ü": "Ue", "ß": "ss", "ø": "oe", "æ": "ae"}
 )
-"""Letters as their languages write them without a mark."""
+"""Letters and their usual replacement without a mark."""
 WORD = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-"""The pattern of what can name a folder, a data set, a modality."""
+"""Pattern of a name of a folder, data set or modality."""
 
 
 def is_word(text: str) -> bool:
-    """Whether a text can name a folder, a data set, a modality."""
+    """Whether a text can be the name of a folder, a data set or a modality."""
     return re.fullmatch(WORD, text) is not None
 
 
 def word_of(text: str) -> str:
-    """A text as a word: ``Wärmebild links`` becomes ``Waermebild-links``; "" where no letter or digit is left."""
+    """A text as a valid name: ``Wärmebild links`` becomes ``Waermebild-links``; "" if no letter or digit is left."""
     spelled = unicodedata.normalize("NFC", text).translate(_SPELLED)
     plain = unicodedata.normalize("NFKD", spelled).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._")[:100]
@@ -63,36 +64,38 @@ def _word(text: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_word), Field(json_schema_extra={"pattern": f"^{WORD}$"})]
-"""A word that can name a folder."""
+"""A name that can be a folder's name."""
 
 
 _LEADS_OUT = re.compile(r"(?:^|/)\.{0,2}(?:/|\Z)|[\\\0]|^[A-Za-z]:")
-"""An empty part, ``.`` or ``..``; a backslash or NUL anywhere; a drive of Windows."""
+"""Pattern of path parts that are refused: an empty part, ``.`` or ``..``; a backslash or NUL anywhere; a Windows
+drive."""
 
 
 def is_inside(path: str) -> bool:
-    """Whether a path leads below its root: relative, forward slashes, no ``..``, ``.`` or empty part, no NUL."""
+    """Whether a path leads below its root: relative, with forward slashes, without ``..``, ``.``, empty parts and
+    NUL."""
     # A few looks for single letters take a tenth of the pattern's time, and a manifest has millions of paths.
     is_plain = not ("\\" in path or "\0" in path or ":" in path[1:2] or "//" in f"/{path}/" or "/." in f"/{path}")
     return is_plain or _LEADS_OUT.search(path) is None
 
 
 def _twice(values: Iterable[object]) -> list[object]:
-    """Those that are there more than once."""
+    """The values that occur more than once."""
     return [value for value, count in Counter(values).items() if count > 1]
 
 
 class Strict(BaseModel):
-    """Base of all our schemas: unknown keys are errors, numbers are finite, values do not change."""
+    """Base of all our schemas: unknown keys are errors, numbers are finite, instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Modality(Strict):
-    """One sensor: how its files become a (3, H, W) float tensor.
+    """A sensor: how its files become a (3, H, W) float tensor.
 
-    Three of the stored channels are taken, stored values become ``x = stored · scale + offset``, and then
-    ``(x - mean) / std`` where both are given. Source: the reference's pre-processing for DELIVER and MCubeS.
+    Three of the stored channels are used. Stored values become ``x = stored · scale + offset``, and then ``(x - mean) /
+    std`` if both are given. Source: the reference's pre-processing for DELIVER and MCubeS.
     """
 
     name: Name
@@ -101,31 +104,30 @@ class Modality(Strict):
     std: tuple[Number, Number, Number] | None = None
     interpolation: Interpolation = "bilinear"
     antialias: bool = False
-    """Where a bilinear image shrinks, average over all pixels that become one (a triangle filter as wide as the
-    shrinking factor) instead of reading two of them. The recipe's ``data.antialias`` overrides it."""
+    """Antialiasing: when a bilinear image shrinks, average over all pixels that become one (a triangle filter as wide
+    as the shrinking factor) instead of reading two of them. The recipe's ``data.antialias`` overrides it."""
     photometric: tuple[Literal["jitter", "blur"], ...] = ()
-    """Which photometric augmentations act on this modality (geometry always acts on all)."""
+    """The photometric augmentations for this modality. (Geometric ones apply to all modalities.)"""
     channels: tuple[Channel, Channel, Channel] | None = None
-    """Which stored channels are the three, from 0. None: gray is repeated, alpha is dropped; any other number of
-    channels needs this."""
+    """The three stored channels to use, from 0. None: gray is repeated, alpha is dropped; any other number of channels
+    needs this key."""
     bands: tuple[Band, Band, Band] | None = None
-    """The same of a raster (TIFF), whose bands are counted from 1, or go by their descriptions; instead of
+    """The same for a raster (TIFF), whose bands are counted from 1 or named by their descriptions. Replaces
     ``channels``."""
     scale: Number | None = None
-    """Of stored values. None: by dtype, uint8 / 255, uint16 / 65535, floating point as stored."""
+    """Factor for stored values. None: by dtype, uint8 / 255, uint16 / 65535, floating point unchanged."""
     offset: Number = 0.0
     """Added to scaled values."""
     nodata: tuple[Finite, ...] = ()
-    """Stored values that are no measurement, beside those that a TIFF's own tag declares, NaN and infinity."""
+    """Stored values that are not measurements, besides those of a TIFF's own tag, NaN and infinity."""
     flip: Flip = "mirror"
-    """What a horizontal flip does beside mirroring the pixels. An angle given as [sine, cosine, sine] may have to
-    change the sign of one, by its convention; ``mirror`` is what the reference does. The others need a range of values
-    that is symmetric about 0: floating point, or integers with ``scale`` and ``offset``."""
+    """The effect of a horizontal flip besides mirroring the pixels. For an angle stored as [sine, cosine, sine], some
+    conventions require a sign change of one of them; ``mirror`` is the reference's behavior. The other choices need a
+    range of values that is symmetric about 0: floating point, or integers with ``scale`` and ``offset``."""
     turn: Annotated[float, Field(ge=-4, le=4)] | None = None
-    """How far an angle given as [sine, cosine, sine] turns where the picture turns by one degree counterclockwise: 2
-    where it is stored doubled, as polarization has to be (its period is 180°), negative where it counts clockwise.
-    None: not known; then pixels alone are turned where ``flip`` is ``mirror``, and else ``augment.rotate`` is
-    refused."""
+    """For an angle stored as [sine, cosine, sine]: its change when the picture turns by one degree counterclockwise. 2
+    for doubled angles, as polarization needs (its period is 180°); negative for angles that count clockwise. None:
+    unknown; then only pixels are turned if ``flip`` is ``mirror``, and otherwise ``augment.rotate`` is refused."""
 
     @model_validator(mode="after")
     def _keeps_values_apart(self) -> Modality:
@@ -143,19 +145,19 @@ class Modality(Strict):
 class LabelRule(Strict):
     """How a raw label value becomes a class index.
 
-    ``raw + shift`` is the class, or what ``mapping`` says where there is one; values in ``ignore`` become 255;
-    anything else outside 0..K-1 is refused, never wrapped.
+    The class is ``raw + shift``, or the value in ``mapping`` if that is given. Values in ``ignore`` become 255. Any
+    other value outside 0..K-1 is refused; it never overflows.
     """
 
     shift: Annotated[int, Field(gt=-RAW_VALUES, lt=RAW_VALUES)] = 0
     ignore: tuple[int, ...] = (IGNORE,)
     mapping: tuple[tuple[int, int], ...] = ()
-    """(raw, class) pairs; where there are any, all raw values must be listed here or in ``ignore``."""
+    """(raw, class) pairs. If there are any, all raw values must be listed here or in ``ignore``."""
     colors: bool = Field(default=False, validation_alias=AliasChoices("colors", "colours"))
     """The files are RGB pictures in the palette's colors; other colors become 255, and the check counts them."""
     first_channel: bool = False
-    """Of four channels the first is the number, whatever the others hold (DELIVER). Without, four channels are a number
-    only where R = G = B or G = B = 0: anything else is a picture in colors."""
+    """The first of four channels is the class number, whatever the others contain (DELIVER). If false, four channels
+    are a number only if R = G = B or G = B = 0; anything else is a color picture."""
 
     @model_validator(mode="after")
     def _one_meaning_per_value(self) -> LabelRule:
@@ -173,7 +175,7 @@ class Crop(Strict):
     """Columns dropped at the left at the native height ``of_height``."""
     of_height: Annotated[int, Field(gt=0)] = 1024
     square: bool = False
-    """Then cut the center square."""
+    """Then crop the center square."""
 
 
 class Statistics(Strict):
@@ -190,12 +192,12 @@ class Statistics(Strict):
 
 
 class ValueRange(Strict):
-    """How one modality's files are stored, as they are read, before ``scale`` and ``offset``."""
+    """How the files of a modality are stored, as read, before ``scale`` and ``offset``."""
 
     scenes: Annotated[int, Field(gt=0)]
-    """Evenly taken ones that were looked at."""
+    """The number of evenly chosen scenes that were read."""
     dtypes: Annotated[tuple[Literal["uint8", "uint16", "float32"], ...], Field(min_length=1)]
-    """The commonest first."""
+    """Data types, the most common first."""
     low: Finite
     """The 1st percentile of the valid values."""
     middle: Finite
@@ -203,22 +205,22 @@ class ValueRange(Strict):
     high: Finite
     """The 99th percentile."""
     nodata: tuple[Finite, ...] = ()
-    """Declared by ``Modality.nodata`` or by the files' own tags."""
+    """Nodata values, from ``Modality.nodata`` or the files' own tags."""
 
 
 class Layout(Strict):
-    """Where one's own sensors put their files, and how these pair: what ``predict`` takes for a new recording."""
+    """The files of the user's own sensors and how they pair; ``predict`` uses it for a new recording."""
 
     modalities: dict[Name, Annotated[tuple[str, ...], Field(min_length=1, max_length=2)]]
     """Sensor → its pattern below the data root, or an angle's two."""
     labels: str | None = None
     """The labels' pattern."""
     pair: Literal["name", "nearest"] = "name"
-    """By names (or their numbers), or by the nearest time."""
+    """Pairing by names (or their numbers), or by the nearest time."""
     tolerance_ns: Annotated[int, Field(gt=0)] | None = None
-    """Farther times are no pair."""
+    """Largest time difference of a pair."""
     times: tuple[str, ...] = ()
-    """Tables of files and their times, relative to the data root; without, names hold the times."""
+    """Tables of files and their times, relative to the data root. None: the file names contain the times."""
 
 
 class DatasetInfo(Strict):
@@ -230,27 +232,28 @@ class DatasetInfo(Strict):
     classes: tuple[Annotated[str, Field(min_length=1)], ...]
     palette: tuple[Color, ...]
     modalities: tuple[Modality, ...]
-    """All that the data set has, in its own order."""
+    """All modalities of the data set, in its own order."""
     label: LabelRule = LabelRule()
     unlabeled: tuple[str, ...] = Field(default=(), validation_alias=AliasChoices("unlabeled", "unlabelled"))
     """Splits whose labels are not published; their scenes can be predicted, not scored."""
     statistics: dict[str, Statistics] = Field(default_factory=dict)
-    """Modality → what ``prepare --measure`` found; for information, ``mean`` and ``std`` of the modality decide."""
+    """Modality → the result of ``prepare --measure``. For information only; ``mean`` and ``std`` of the modality are
+    used."""
     ranges: dict[str, ValueRange] = Field(default_factory=dict)
-    """Modality → what its files hold; for information, and to notice scenes of another unit later. Those of an earlier
-    version have none."""
+    """Modality → values in its files. For information, and to detect scenes in other units later. Data sets of earlier
+    versions have none."""
     class_pixels: dict[str, tuple[Annotated[int, Field(ge=0)], ...]] = Field(default_factory=dict)
-    """Split → pixels of each class, where weights of classes were worked out from them."""
+    """Split → pixels of each class, if class weights were computed from them."""
     layout: Layout | None = None
-    """Of one's own sensors; data sets of earlier versions, and published ones, have none."""
+    """Only for the user's own sensors. Published data sets, and data sets of earlier versions, have none."""
     crop: Crop | None = None
-    """Only for data sets whose published protocol scores a part of the frame."""
+    """Only for data sets whose published protocol scores only a part of the frame."""
     root: str = "."
-    """The data set's folder, relative to the data root; scene paths already contain it."""
+    """The data set's folder, relative to the data root; scene paths already include it."""
     counts: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
     """Scenes per split."""
     content_hash: str = ""
-    """SHA-256 over ``scenes.jsonl`` and the sizes of all files that it names."""
+    """SHA-256 over ``scenes.jsonl`` and the sizes of all files in it."""
 
     @field_validator("root")
     @classmethod
@@ -264,7 +267,8 @@ class DatasetInfo(Strict):
     # Afterwards: what a validator before it hands on is not JSON any more, whose lists are tuples.
     @model_validator(mode="after")
     def _knows_older_files(self) -> DatasetInfo:
-        """A DELIVER of an earlier version has labels of four channels, of which the first counted unsaid."""
+        """A DELIVER manifest of an earlier version has labels with four channels, of which the first counts, without
+        stating it."""
         if self.name == "deliver" and "first_channel" not in self.label.model_fields_set:
             object.__setattr__(self, "label", self.label.model_copy(update={"first_channel": True}))
         return self
@@ -298,11 +302,11 @@ class DatasetInfo(Strict):
         return {m.name: m for m in self.modalities}[name]
 
     def chosen(self, names: Iterable[str], *, antialias: bool | None = None) -> tuple[Modality, ...]:
-        """The modalities of these names, in this order, as a recipe wants them.
+        """The modalities with these names, in this order, with the recipe's settings.
 
         Args:
-            names: of the modalities; ``KeyError`` if there is none of a name.
-            antialias: the recipe's ``data.antialias``; None: as each modality says.
+            names: of the modalities; ``KeyError`` for an unknown name.
+            antialias: the recipe's ``data.antialias``; None: the modality's own setting.
         """
         update = {} if antialias is None else {"antialias": antialias}
         return tuple(self.modality(name).model_copy(update=update) for name in names)

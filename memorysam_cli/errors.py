@@ -1,7 +1,7 @@
-"""The user's mistakes and the world's faults: one exception, one exit code each.
+"""Errors of users and of the environment: one exception class per exit code.
 
-Anything that is not a :class:`MemorySamError` is our own bug and ends with exit code 1. Some bugs show as sums that do
-not come out (:func:`check_laws`): what goes in comes out, or is listed.
+An exception that is not a :class:`MemorySamError` is a bug in memorysam and ends with exit code 1. Some bugs show as
+broken conservation laws (:func:`check_laws`): every input must come out, or be listed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import NoReturn
 
 @dataclass(frozen=True)
 class ExitCode:
-    """What an exit code means, and whether the same command may simply be tried again."""
+    """The meaning of an exit code, and whether to repeat the same command."""
 
     meaning: str
     retry: str = "no"
@@ -52,10 +52,11 @@ EXIT_CODES: dict[int, ExitCode] = {
 _STOPPING = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 143, "SIGUSR2": 140, "SIGHUP": 129, "SIGQUIT": 131,
              "SIGALRM": 142, "SIGXCPU": 152}  # fmt: skip
 SIGNAL_EXIT_CODES = {signal.Signals[name]: code for name, code in _STOPPING.items() if hasattr(signal, name)}
-"""The signals that ask the program to end, and the exit codes of programs that did: 128 + the signal's number, but for
-SIGUSR1, which batch systems send as a SIGTERM ahead of time."""
+"""Signals that end the program, and the exit code of each: 128 + the signal's number. Exception: SIGUSR1, which batch
+systems send as an early SIGTERM."""
 SEVERITY = (1, 8, 6, 5, 3, 7, 4)
-"""Which code a run ends with that has several faults: the first of these. The others never come with company."""
+"""The order of severity: if a run has several errors, the first in this list decides the exit code. Other errors never
+occur together."""
 
 
 def exit_codes_table() -> str:
@@ -65,9 +66,9 @@ def exit_codes_table() -> str:
 
 
 class MemorySamError(Exception):
-    """A fault that the user can fix; shown as one line, never as a traceback.
+    """An error that the user can fix. It is shown as one line, never as a traceback.
 
-    The message is that line: where, what we got, what is allowed, what to do next.
+    The message is that line: where, what we got, what is allowed, what to do.
     """
 
     exit_code = 1
@@ -79,21 +80,21 @@ mend move name narrow open pip pick point prepare pull put raise read reinstall 
 resume rescale restore retry rewrite run save say score see send separate set shorten show skip split
 start state take train try turn type undo unpack unset update use wait widen write memorysam torchrun"""
 _BEFORE = "or |else |then |(?:not )?retryable: |to use it |on (?:the )?[a-z]+ |for sensors of your own "
-"""What may stand before the verb."""
+"""Words that may stand before the verb."""
 _ADVICE = re.compile(rf"(?:{_BEFORE})?(?:{'|'.join(_DOING.split())})\b|--\w|did you mean ", re.IGNORECASE)
 _LEADING = ("did you mean ", "continue with", "resume with", "see ", "try ", "type ", "type: ")
-"""Beginnings of advice that say themselves what it is."""
+"""Beginnings of advice that need no "try: "."""
 
 
 def advice(message: str) -> tuple[str, str, str]:
-    """Part a message as terminals show it: what is wrong, and what to do.
+    """Split a message for a terminal: the problem, and what to do.
 
-    A message is ``where: what; what to do``: its last clauses that begin as advice does (a verb, an option, a
-    question) are taken for it.
+    A message is ``where: problem; advice``. The advice is the last clauses that begin like advice: with a verb, an
+    option or a question.
 
     Returns:
-        What is wrong; ``"try: "``, or nothing where the advice says itself what it is; the advice, empty if there is
-        none, and then the first is the whole message.
+        The problem; ``"try: "``, or nothing if the advice does not need it; the advice. Without advice, the first is
+        the whole message and the last is empty.
     """
     clauses = message.split("; ")
     first = len(clauses)
@@ -117,7 +118,7 @@ class DataError(MemorySamError):
 
 
 class PartialError(MemorySamError):
-    """The work is done, but for scenes that are listed in a file."""
+    """The work is done, except for scenes that are listed in a file."""
 
     exit_code = 4
 
@@ -129,7 +130,7 @@ class WeightsError(MemorySamError):
 
 
 class EnvironmentFault(MemorySamError):
-    """The machine: disk, permissions, memory, device."""
+    """A problem of the machine: disk, permissions, memory, device."""
 
     exit_code = 6
 
@@ -153,7 +154,7 @@ class FolderInUseError(MemorySamError):
 
 
 class CheckFailedError(MemorySamError):
-    """A check that the user asked for does not hold."""
+    """A requested check failed."""
 
     exit_code = 10
 
@@ -167,7 +168,7 @@ class Stopped(MemorySamError):
 
 
 class Terminated(SystemExit):
-    """A signal asks the program to end; no ``Exception``, so that nothing on the way up takes it for a fault."""
+    """A signal that ends the program. It is not an ``Exception``, so no handler on the way mistakes it for an error."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"terminated ({signal.Signals(number).name})")
@@ -176,7 +177,7 @@ class Terminated(SystemExit):
 
 
 def unwind(number: int, _frame: FrameType | None) -> NoReturn:
-    """The handler of a signal that ends a program as Ctrl-C does, so that no temporary stays.
+    """Signal handler that ends a program as Ctrl-C does, so that temporary files are removed.
 
     Raises:
         Terminated: always.
@@ -186,13 +187,14 @@ def unwind(number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def take_once(number: int) -> None:
-    """Take no more note of a signal that the kernel repeats each second: its second one is nobody's wish."""
+    """From now on ignore a signal that the kernel repeats each second, so that its repetition does not count as a
+    second signal."""
     if number == getattr(signal, "SIGXCPU", None):
         signal.signal(number, signal.SIG_IGN)
 
 
 def signal_exit_code(error: BaseException) -> int:
-    """The exit code of what is no ``Exception``: Ctrl-C, another signal, or ``sys.exit``."""
+    """The exit code for Ctrl-C, another signal, or ``sys.exit``, none of which is an ``Exception``."""
     if isinstance(error, KeyboardInterrupt):
         return SIGNAL_EXIT_CODES[signal.SIGINT]
     code = error.exit_code if isinstance(error, Terminated) else getattr(error, "code", None)
@@ -200,13 +202,14 @@ def signal_exit_code(error: BaseException) -> int:
 
 
 def most_severe(error: MemorySamError) -> MemorySamError:
-    """The worst of a fault and of those that it came up in, as :data:`SEVERITY` orders them.
+    """The most severe of an error and of the errors during whose handling it occurred, in the order of
+    :data:`SEVERITY`.
 
-    A full disk under the checkpoint that a divergence leaves must not hide the divergence; and it is told, too. A
-    fault that was raised *from* another one explains it and stands for both.
+    Example: a divergence must not be hidden by a full disk while its checkpoint is saved; the message names both. An
+    error raised *from* another one explains it and replaces it.
 
     Returns:
-        The fault itself, or one of the worst one's kind whose message tells the others too.
+        The error itself, or an error of the most severe class whose message names the others too.
     """
     found = [each for each in _together(error) if each.exit_code in SEVERITY]
     if error not in found or len(found) == 1:
@@ -217,7 +220,7 @@ def most_severe(error: MemorySamError) -> MemorySamError:
 
 
 def _together(error: BaseException) -> Iterator[MemorySamError]:
-    """A fault, and those that were being handled when it came up; the last one first."""
+    """An error and the errors that were being handled when it occurred; the last one first."""
     before: BaseException | None = error
     while before is not None:
         if isinstance(before, MemorySamError) and not isinstance(before, Stopped):
@@ -226,7 +229,8 @@ def _together(error: BaseException) -> Iterator[MemorySamError]:
 
 
 _SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS}
-"""Too few descriptors, no memory, no more processes: whatever file was just being opened is not to blame."""
+"""Errors for too few descriptors, no memory, no more processes. They are not the fault of the file that was being
+opened."""
 _MACHINE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.ESTALE),
@@ -234,19 +238,19 @@ _MACHINE = {
 }
 _MAX_NAME = 400
 _NO_MEMORY = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED", "Insufficient memory")
-"""How torch on the CPU, torch on other devices, CUDA's libraries, and OpenCV say it."""
+"""Phrases for missing memory in messages of torch on the CPU, torch on other devices, CUDA's libraries, and OpenCV."""
 _NO_THREAD = "can't start new thread"
 _LOOP = "Symlink loop from"
-"""How Python 3.11 and 3.12 say it in ``Path.resolve``."""
+"""Phrases of Python 3.11 and 3.12 in ``Path.resolve``."""
 _REQUEST = re.compile(r"ried to allocate [\d.]+ \w+")
-"""How far torch's message is short; behind it come the advice and the inner life of its allocator."""
+"""Where the useful part of torch's message ends; after it come advice and allocator details."""
 
 
 def refuse_gone_folder() -> None:
-    """Refuse to work where the working folder was removed: no path of the user's means anything there.
+    """Refuse to work if the working folder was removed, because relative paths then mean nothing.
 
     Raises:
-        EnvironmentFault: it was.
+        EnvironmentFault: it was removed.
     """
     try:
         os.getcwd()  # noqa: PTH109  (the same, and pathlib need not be loaded)
@@ -255,7 +259,7 @@ def refuse_gone_folder() -> None:
 
 
 def environment_fault(error: BaseException) -> EnvironmentFault | None:
-    """The machine's fault behind a foreign exception, or None: then it is a bug of ours."""
+    """The machine's problem behind an exception of another library, or None if it is a bug in memorysam."""
     if isinstance(error, FileNotFoundError):
         try:
             refuse_gone_folder()
@@ -283,10 +287,10 @@ def environment_fault(error: BaseException) -> EnvironmentFault | None:
 
 
 def raise_shortage(error: BaseException) -> None:
-    """To be called before a file is blamed that could not be read.
+    """Call this before blaming a file that could not be read.
 
     Raises:
-        EnvironmentFault: the machine was short of descriptors, memory or processes, whatever the file is like.
+        EnvironmentFault: the machine was short of descriptors, memory or processes.
     """
     known = environment_fault(error) if isinstance(error, OSError) and error.errno in _SHORTAGES else None
     if known is not None:
@@ -294,18 +298,18 @@ def raise_shortage(error: BaseException) -> None:
 
 
 def _shortened(name: str) -> str:
-    """A path that a line can hold: one that is too long for the system is too long for people."""
+    """A path, shortened to fit into a line: a path that is too long for the system is also too long to print."""
     half = _MAX_NAME // 2
     return name if len(name) <= _MAX_NAME else f"{name[:half]}…{name[-half:]} ({len(name):,} characters)"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a foreign exception says that memory did not suffice, on whatever device."""
+    """Whether an exception of another library means that memory ran out, on any device."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
 def shortage(error: BaseException) -> str:
-    """What an exception for want of memory says of it: its first sentences, up to what it asked for."""
+    """The useful part of a message about missing memory: its first sentences, up to the requested size."""
     lines = str(error).strip().splitlines()
     first = lines[0] if lines else type(error).__name__
     request = _REQUEST.search(first)
@@ -313,12 +317,12 @@ def shortage(error: BaseException) -> str:
 
 
 def closest(word: str, known: Iterable[str], *, likeness: float = 0.5) -> list[str]:
-    """The nearest of some names, in any case, if one is near; alone in a list.
+    """The most similar known name, ignoring case, as a list of one; empty if none is similar.
 
     Args:
         word: as typed.
         known: the names.
-        likeness: 1 is equal, 0 has nothing in common.
+        likeness: the least similarity; 1 means equal, 0 nothing in common.
     """
     names = {name.casefold(): name for name in known}
     return [names[name] for name in difflib.get_close_matches(word.casefold(), names, n=1, cutoff=likeness)]
@@ -328,7 +332,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A clause that helps with a mistyped word.
 
     Returns:
-        ``"; did you mean 'rank'? (known: rank, alpha)"``, without the question if nothing is near.
+        ``"; did you mean 'rank'? (known: rank, alpha)"``, without the question if no name is similar.
     """
     names = list(known)
     near = closest(word, names)
@@ -337,24 +341,24 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 Laws = dict[str, dict[str, int | bool]]
-"""What a report has under ``laws``: law → ``{"left": …, "right": …, "holds": true}``."""
+"""The content of ``laws`` in a report: law → ``{"left": …, "right": …, "holds": true}``."""
 
 
 class LawBroken(AssertionError):
-    """A sum that does not come out: a bug of ours, never the user's mistake (exit code 1)."""
+    """A conservation law does not hold: a bug in memorysam, never the user's mistake (exit code 1)."""
 
 
 def check_laws(laws: Mapping[str, tuple[int, int]]) -> Laws:
-    """See that every law holds.
+    """Check that every conservation law holds.
 
     Args:
-        laws: name, such as ``"scenes found = accepted + left out"``, → what its left and right sides come to.
+        laws: name, such as ``"scenes found = accepted + left out"``, → the values of its left and right sides.
 
     Returns:
         The laws in their order, as plain JSON values.
 
     Raises:
-        LawBroken: some do not hold; names each with both sums.
+        LawBroken: some do not hold; the message names each with both values.
     """
     broken = [f"'{name}': {left:,} ≠ {right:,}" for name, (left, right) in laws.items() if left != right]
     if broken:

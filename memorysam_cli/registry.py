@@ -1,12 +1,12 @@
-"""What recipes choose by name: encoders, fusions, losses; and files of the user's own that add to them.
+"""Registries of encoders, fusions and losses, which recipes choose by name; and the user's own files that add to them.
 
-A registry is a plain table from a name to where the thing stands (``"package.module:attribute"``), so that listing
-names imports nothing heavy; a module is imported when one of its names is first used.
+A registry maps a name to a place (``"package.module:attribute"``). Listing names therefore imports nothing heavy; a
+module is imported when one of its names is first used.
 
-A file of the user's own adds to the tables with :meth:`Registry.register` (docs/extending.md). It is a program that the
-user chooses to run, with all that the user may do; there is no sandbox. It is named on the command line (``--extend``,
-or ``extensions`` in the file of ``--recipe``) or by ``$MEMORYSAM_EXTEND``, and runs when a name is first looked up.
-What a weights file, a run's folder or a shipped recipe names is never loaded by itself (docs/reliability.md).
+A user's own file adds names with :meth:`Registry.register` (docs/extending.md). The file is a program that runs with
+all rights of the user; there is no sandbox. It is named on the command line (``--extend``, or ``extensions`` in the
+file of ``--recipe``) or by ``$MEMORYSAM_EXTEND``, and runs when a name is first looked up. A file named in a weights
+file, a run's folder or a shipped recipe is never loaded (docs/reliability.md).
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from memorysam_cli.errors import UsageError
 from memorysam_cli.text import typed_path
 
 VARIABLE = "MEMORYSAM_EXTEND"
-"""Absolute paths, separated as in ``$PATH``; programs that ours starts inherit it."""
+"""Environment variable: absolute paths, separated as in ``$PATH``. Child processes inherit it."""
 HINT = "your own recipe comes with its file: memorysam --extend FILE …"
-"""What a refusal of an unknown name ends with."""
+"""End of the error message for an unknown name."""
 
 _registered: list[str] = []
 """The names that were added to any registry, in their order."""
 _given: list[Path] = []
-"""The files that this command line or its recipe named: the next command line must name them, too."""
+"""The files named on this command line or in its recipe. A following command must name them too."""
 _errors: dict[Path, UsageError | None] = {}
-"""The files that were run, and why one could not be."""
+"""The files that were run, each with the reason if it failed."""
 _lock = threading.RLock()
 
 
 class Registry:
-    """Names and what they stand for.
+    """Names, and the objects that they refer to.
 
     Args:
         kind: what is registered, for messages: "encoder".
         known: name -> ``"package.module:attribute"``.
-        older: more of them, which files of before need and no list shows.
+        older: further names that old files need. They are not listed.
     """
 
     def __init__(self, kind: str, known: dict[str, str], *, older: Mapping[str, str] = MappingProxyType({})) -> None:
@@ -67,8 +67,8 @@ class Registry:
         """Add a name.
 
         Args:
-            name: how recipes call it.
-            value: the thing itself, or ``"package.module:attribute"``.
+            name: the name for recipes.
+            value: the object itself, or ``"package.module:attribute"``.
 
         Raises:
             ValueError: the name is taken by something else.
@@ -79,7 +79,7 @@ class Registry:
         _registered.append(name)
 
     def get(self, name: str) -> Any:
-        """What a name stands for; its module is imported if need be.
+        """The object of a name; its module is imported if necessary.
 
         Raises:
             KeyError: nothing is registered under this name.
@@ -129,18 +129,18 @@ FUSIONS = Registry(
     "fusion",
     {"mean": f"{_FUSION}:Mean", "two_pass": f"{_FUSION}:TwoPass", "two_pass_alone": f"{_FUSION}:TwoPassAlone"},
 )
-"""``model.fusion`` → a :class:`memorysam_cli.model.fusion.Fusion`, the class or what else makes one."""
+"""``model.fusion`` → a :class:`memorysam_cli.model.fusion.Fusion` class, or a function that creates one."""
 
 
 def add_files(files: Iterable[str | os.PathLike[str]], *, where: str) -> None:
-    """Name files to be loaded when a name is first looked up, here and in every program that this one starts.
+    """Name files to load when a name is first looked up, in this process and in its child processes.
 
     Args:
         files: relative to the current folder, or absolute.
-        where: what named them, for messages.
+        where: the source of these names, for messages.
 
     Raises:
-        UsageError: one is not there.
+        UsageError: a file does not exist.
     """
     known = _named()
     for file in files:
@@ -158,16 +158,17 @@ def add_files(files: Iterable[str | os.PathLike[str]], *, where: str) -> None:
 
 
 def options() -> list[object]:
-    """What a command to type needs before its name, so that it knows what this one knows: ``--extend FILE``."""
+    """Options that a suggested command needs before its name to load the same files as this one: ``--extend FILE``."""
     known = _named()
     return [word for path in dict.fromkeys(_given) if path in known for word in ("--extend", path)]
 
 
 def _run_files() -> None:
-    """Run the files that were named and have not been run yet.
+    """Run the named files that have not run yet.
 
     Raises:
-        UsageError: one is missing, cannot be compiled, raises, or registers nothing; also every time after the first.
+        UsageError: a file is missing, cannot be compiled, raises, or registers nothing; also every time after the
+            first.
     """
     if not os.environ.get(VARIABLE):
         return
@@ -181,7 +182,7 @@ def _run_files() -> None:
 
 
 def _named() -> list[Path]:
-    """The files that the environment names."""
+    """The files named in the environment."""
     paths = [Path(part) for part in os.environ.get(VARIABLE, "").split(os.pathsep) if part]
     for path in paths:
         if not path.is_absolute():
@@ -190,7 +191,7 @@ def _named() -> list[Path]:
 
 
 def _run(path: Path) -> UsageError | None:
-    """Run one file as a module; why it could not be, if so."""
+    """Run a file as a module; return the reason if it failed."""
     # Two files may have one name; a class must be found again by that of its module, as pickle does.
     name = f"memorysam_extension_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     before = len(_registered)
@@ -212,7 +213,7 @@ def _run(path: Path) -> UsageError | None:
 
 
 def _place(path: Path, error: BaseException) -> str:
-    """The file, with the line that raised where it is known."""
+    """The file, with the line of the error if it is known."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f"{path}:{error.lineno}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
@@ -220,6 +221,6 @@ def _place(path: Path, error: BaseException) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """What was raised, on one line."""
+    """The error on one line."""
     text = error.msg if isinstance(error, SyntaxError) else str(error)
     return " ".join(f"{type(error).__name__}: {text}".split())

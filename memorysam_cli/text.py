@@ -1,7 +1,7 @@
-"""Values in words for people: names, lists of names, bytes, seconds, numbers; and a path in people's words.
+"""Values as text for users: names, lists of names, bytes, seconds, numbers and paths.
 
-Every message, table and chart takes its words from here, so that one thing reads alike wherever it is met. Only the
-standard library, and little of it: all modules may import this one.
+All messages, tables and charts use these functions, so that the same thing has the same form everywhere. This module
+uses only a little of the standard library, because all modules may import it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def shown(value: object, *, most: int | None = None, keep: str = "") -> str:
     """A value for a one-line message: control characters and undecodable bytes are escaped.
 
     Args:
-        value: a path, a name, or anything whose text may come from a file.
-        most: letters of the value at most, before an ellipsis; None: all.
+        value: a path, a name, or any value whose text may come from a file.
+        most: the largest number of letters before an ellipsis; None: all.
         keep: control characters that stay, such as the newlines of a document.
     """
     text = str(value)
@@ -35,17 +35,18 @@ def _escaped(letter: str) -> str:
 
 
 def command(*words: object) -> str:
-    """A command of this program, ready to be typed as it stands: ``memorysam train --resume 'runs/a b'``.
+    """A command of this program, ready to copy and run: ``memorysam train --resume 'runs/a b'``.
 
     Args:
-        words: after the program's name. A path with spaces is quoted; one with control characters or undecodable bytes
-            is written as the shells read it in ``$'…'``, so that the line stays one line and still names the file.
+        words: the words after the program's name. A path with spaces is quoted. A path with control characters or
+            undecodable bytes is written in the shells' ``$'…'`` form, so that it fits on one line and still names the
+            file.
     """
     return " ".join(["memorysam", *map(typed, words)])
 
 
 def typed(value: object) -> str:
-    """One word for a shell, as :func:`command` writes it."""
+    """One word for a shell, in the form of :func:`command`."""
     word = str(value)
     if word.isprintable():
         return shlex.quote(word)
@@ -54,13 +55,14 @@ def typed(value: object) -> str:
 
 
 def _as_bytes(letter: str) -> str:
-    """A letter as a shell's escapes; one that stands for a byte that is not UTF-8 becomes that byte again."""
+    """A letter as shell escapes; a letter that stands for a byte that is not UTF-8 becomes that byte again."""
     errors = "surrogateescape" if "\udc80" <= letter <= "\udcff" else "replace"
     return "".join(f"\\x{byte:02x}" for byte in letter.encode("utf-8", errors))
 
 
 def docstring(thing: Any) -> str:
-    """The docstring of a class or function; where Python has dropped it (``PYTHONOPTIMIZE=2``), that of its source."""
+    """The docstring of a class or function. If Python has dropped it (``PYTHONOPTIMIZE=2``), it is read from the
+    source."""
     import inspect
 
     if thing.__doc__ or not sys.flags.optimize > 1:
@@ -76,7 +78,7 @@ def docstring(thing: Any) -> str:
 
 
 def is_text(name: str) -> bool:
-    """False for names that the file system holds as bytes that are no UTF-8."""
+    """False for file names whose bytes are not UTF-8."""
     return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
@@ -84,10 +86,10 @@ def few(names: Sequence[str], most: int, *, separator: str = ", ", is_counted: b
     """The first of some names: ``a, b and 7 more``, or ``a, b, …``.
 
     Args:
-        names: as they are to be read; escape what comes from files by :func:`shown`.
-        most: how many are named.
-        separator: ``"; "`` between names that have commas of their own.
-        is_counted: say how many are left out, where nothing before has said how many there are.
+        names: the names as text; use :func:`shown` for names that come from files.
+        most: the largest number of names to write out.
+        separator: ``"; "`` between names that contain commas.
+        is_counted: state how many are left out, if the text before does not state the total.
     """
     named = separator.join(names[:most])
     if len(names) <= most:
@@ -101,9 +103,9 @@ def counted(count: int, thing: str, does: str = "") -> str:
     """``1 pixel``, ``1,234 pixels``; ``1 class is``, ``2 classes are``.
 
     Args:
-        count: how many; the one place that knows when they are one.
-        thing: the noun, and what stands before it: ``training scene``.
-        does: a verb that follows, of one thing.
+        count: number of things.
+        thing: the noun in the singular, with its adjective: ``training scene``.
+        does: a verb that follows, in the singular.
     """
     verb = f" {does if count == 1 else _OF_MANY.get(does, does.removesuffix('s'))}" if does else ""
     return f"{count:,} {thing if count == 1 else _plural(thing)}{verb}"
@@ -119,7 +121,7 @@ def _plural(thing: str) -> str:
 
 
 def requirement(message: str) -> str:
-    """What pydantic says of a value, as a rule: ``must be a number``."""
+    """Pydantic's message about a value as a rule: ``must be a number``."""
     rule = re.sub("^(Input|Tuple) should", "must", message.removeprefix("Value error, "))
     for theirs, ours in _RULES.items():
         rule = re.sub(theirs, ours, rule)
@@ -136,16 +138,16 @@ _RULES = {
     "a valid (array|list|tuple)": "a list, such as [a, b]",
     "(an object|a valid dictionary)": "a section",
 }
-"""What pydantic calls a value, as a regular expression, and its name here."""
+"""Pydantic's words for a type, as a regular expression, and our word."""
 
 
 def size(count: int, *, decimals: int = 0, exact_below: int = 0) -> str:
-    """Bytes: ``24.0 GB``, or ``96 MB`` where that is less than one.
+    """Bytes: ``24.0 GB``, or ``96 MB`` below one.
 
     Args:
         count: bytes; 1 GB is 10⁹ of them.
         decimals: of the megabytes.
-        exact_below: fewer bytes than this are written out.
+        exact_below: smaller numbers are written out in bytes.
     """
     if count < exact_below:
         return f"{count:,} bytes"
@@ -153,7 +155,7 @@ def size(count: int, *, decimals: int = 0, exact_below: int = 0) -> str:
 
 
 def megabytes(count: int, *, decimals: int = 1) -> str:
-    """Bytes as megabytes, however many: ``315.0 MB``; for two numbers that are to be compared."""
+    """A size always in megabytes: ``315.0 MB``; for two sizes that the reader compares."""
     return f"{count / 1e6:.{decimals}f} MB"
 
 
@@ -168,14 +170,14 @@ def duration(seconds: float) -> str:
 
 
 def number(value: float) -> str:
-    """A number in short, thousands apart: ``12,000``, ``0.0123``."""
+    """A short number with thousands separators: ``12,000``, ``0.0123``."""
     if value == int(value) and abs(value) < 1e7:
         return f"{int(value):,}"
     return f"{value:.3g}"
 
 
 def typed_path(text: str | os.PathLike[str]) -> Path:
-    """A path as people type it: ``~`` is the home folder; ``~somebody`` whom nobody knows stays as it is."""
+    """A path as users type it: ``~`` is the home folder; ``~name`` of an unknown user stays unchanged."""
     try:
         return Path(text).expanduser()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Write docs/recipe-keys.md and docs/recipe.schema.json anew from the schema: python scripts/recipe_pages.py"""
+"""Generate docs/recipe-keys.md and docs/recipe.schema.json from the schema: python scripts/recipe_pages.py"""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ DOCS = Path(__file__).parent.parent / "docs"
 INTRODUCTION = """\
 # Every key of a recipe
 
-Written by `python scripts/recipe_pages.py` from the schema that checks recipes; `tests/recipe/test_describing.py`
-compares them.
-How recipes are used: [recipes.md](recipes.md). The same for editors: [recipe.schema.json](recipe.schema.json).
+How to use recipes: [recipes.md](recipes.md). The same keys for editors: [recipe.schema.json](recipe.schema.json).
 
-A key is `section.key` here and for `--set`; in a file it stands below its section. What is required must be written,
-in the file or in the recipe that it extends.
+Here and with `--set`, a key is written as `section.key`. In a file, the key stands below its section. A **required**
+key must be in the file or in the recipe that it extends.
+
+`python scripts/recipe_pages.py` generates this page from the schema that checks recipes, and
+`tests/recipe/test_describing.py` compares both.
 """
 
 

@@ -33,9 +33,12 @@ os.environ |= {
     "MKL_NUM_THREADS": "1",
 }
 
-# A shell ignores Ctrl-C on behalf of what a script begins with "&", and that is inherited; tests that send it need it.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# What a shell ignores on behalf of its children is inherited: Ctrl-C and Ctrl-\\ by what a script begins with "&", a
+# hangup under nohup. Tests send these signals to processes that they start. A handler is not inherited, so that those
+# processes have the default again, and a hangup still ends no test run under nohup.
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else lambda *_: None)
 
 # What these processes write need not survive a power loss; waiting for the disk takes a tenth of the time. That the
 # program asks for it is tried on processes of their own (tests/faults) and on calls written down (tests/storage).

@@ -1,4 +1,4 @@
-"""``memorysam bench``: how fast and how small, on this machine."""
+"""``memorysam bench``: speed and memory on this machine."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from memorysam_cli.engine.measure.workload import Workload
 
 EXAMPLES = [
-    ("bench", "a quick look: on a CPU what demo trains, on a GPU what deliver does"),
-    ("bench --backbone nano --size 128 --batch 1 --against plain", "against the reference's way"),
+    ("bench", "a quick look: on a CPU what demo trains, on a GPU what deliver trains"),
+    ("bench --backbone nano --size 128 --batch 1 --against plain", "compared with the reference code"),
     ("bench --backbone base+ --device cuda --precision bf16", "on a GPU"),
 ]
 
@@ -49,7 +49,7 @@ def bench(
         int | None,
         typer.Option(min=1, max=4096, metavar="N", help="Scenes at once.", show_default="4; 8 as in demo"),
     ] = None,
-    classes: Annotated[int, typer.Option(min=2, max=255, metavar="K", help="Classes.")] = 25,
+    classes: Annotated[int, typer.Option(min=2, max=255, metavar="K", help="Number of classes.")] = 25,
     precision: Annotated[
         Literal["fp32", "tf32", "bf16", "fp16"], typer.Option(help="Precision; plain is always fp32.")
     ] = "fp32",
@@ -60,7 +60,7 @@ def bench(
     compile: Annotated[bool, typer.Option("--compile", help="Compile the encoder's blocks (slow to start).")] = False,
     against: Annotated[
         Literal["plain"] | None,
-        typer.Option(help="Compare with the reference's way of running the same network."),
+        typer.Option(help="Compare with the same network, run as in the reference code."),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Measured steps, after a warm-up.")] = 5,
     device: options.Device = "auto",
@@ -70,9 +70,9 @@ def bench(
 ) -> None:
     """Measure speed and memory with random weights.
 
-    Scenes per second, share of the machine's own matrix product rate, peak memory. Needs no data and no weights. On a
-    CPU, without --backbone, --size and --batch, it measures what demo trains, in under a minute; what deliver trains
-    takes minutes a step there. OMP_NUM_THREADS decides how many cores are used.
+    Prints scenes per second, the share of the machine's matrix multiplication rate, and peak memory. Needs no data and
+    no weights. On a CPU, without --backbone, --size and --batch, it measures what demo trains, in under a minute; what
+    deliver trains takes minutes per step there. OMP_NUM_THREADS decides how many cores are used.
     """
     options.begin(json=json, verbose=verbose, quiet=quiet)
     options.refuse_several("bench")
@@ -107,7 +107,7 @@ def bench(
 
 
 def _refuse_impossible(backbone: str, size: int) -> None:
-    """Refuse a backbone that there is not, and a size that no backbone sees."""
+    """Refuse an unknown backbone, and an impossible size."""
     from memorysam_cli.recipe import BACKBONES
 
     if backbone not in BACKBONES:

@@ -33,8 +33,8 @@ def card(
     """Write a Hugging Face model card for weights.
 
     Sensors, classes with their colors, scores, recipe, provenance and how to use them, with the front matter that the
-    Hub reads. Scores come from `memorysam evaluate` if its results are in the run, else from validation. Folders
-    of this machine are removed. Without --out the card is printed.
+    Hub reads. Scores come from `memorysam evaluate` if its results are in the run, else from validation. Paths
+    of this machine are left out. Without --out the card is printed.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     if out is not None:

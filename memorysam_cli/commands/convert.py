@@ -26,7 +26,7 @@ def convert(
         Path,
         typer.Argument(
             metavar="SOURCE",
-            help="A folder of predict, one of PNGs of class numbers, or another tool's file or folder.",
+            help="A folder written by predict, a folder of PNGs of class numbers, or another tool's file or folder.",
             callback=must_exist(DataError),
         ),
     ],
@@ -56,7 +56,7 @@ def convert(
     prefix: Annotated[
         str | None,
         typer.Option(
-            metavar="TEXT", help="Goes before a picture's name in label-studio, else its local storage: /data/…?d=."
+            metavar="TEXT", help="Text before each picture's name in label-studio, else its local storage: /data/…?d=."
         ),
     ] = None,
     json: Json = False,

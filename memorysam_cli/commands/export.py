@@ -118,7 +118,7 @@ def export(
 
 
 def _free(text: str | None) -> tuple[Literal["batch", "size"], ...]:
-    """``batch,size`` as what stays open."""
+    """The open dimensions of ``batch,size``."""
     words = [] if text is None else [word.strip() for word in text.split(",")]
     for word in words:
         if word not in ("batch", "size"):
@@ -128,7 +128,7 @@ def _free(text: str | None) -> tuple[Literal["batch", "size"], ...]:
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
-    """``512`` or ``384x640`` as height and width."""
+    """Height and width of ``512`` or ``384x640``."""
     if text is None:
         return None
     match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.strip())

@@ -1,4 +1,4 @@
-"""``memorysam plan``: what of a recipe fits into memory, and how long it should take, by counting."""
+"""``memorysam plan``: which settings of a recipe fit into memory, and its estimated time, by counting."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from memorysam_cli.commands import options
 
 EXAMPLES = [
     ("plan --recipe deliver", "what fits here"),
-    ("plan --recipe deliver --gpu-memory 24GB", "what would fit into less"),
-    ("plan --recipe mine.yaml --classes 9 --modalities 3", "before there are data"),
+    ("plan --recipe deliver --gpu-memory 24GB", "what would fit into a smaller GPU"),
+    ("plan --recipe mine.yaml --classes 9 --modalities 3", "without a prepared data set"),
 ]
 
 
@@ -28,12 +28,17 @@ def plan(
     ] = None,
     overrides: options.Set = None,
     classes: Annotated[
-        int | None, typer.Option("--classes", min=1, max=255, metavar="N", help="If no data set is prepared.")
+        int | None,
+        typer.Option("--classes", min=1, max=255, metavar="N", help="Number of classes, if no data set is prepared."),
     ] = None,
     modalities: Annotated[
         int | None,
         typer.Option(
-            "--modalities", min=1, max=32, metavar="N", help="How many, if neither recipe nor data set names them."
+            "--modalities",
+            min=1,
+            max=32,
+            metavar="N",
+            help="Number of sensors, if neither recipe nor data set names them.",
         ),
     ] = None,
     tries: Annotated[

@@ -54,8 +54,8 @@ def predict(
         typer.Option(
             "--modality",
             metavar="NAME=PATTERN",
-            help="A sensor's files below SCENES, as in prepare folder (else as the weights remember); without SCENES, "
-            "its raster; the first one's pixels count (repeatable).",
+            help="A sensor's files below SCENES, as in prepare folder (else as stored in the weights); without SCENES, "
+            "its raster, on the first one's pixels (repeatable).",
         ),
     ] = None,
     pair: Pair = "name",
@@ -95,7 +95,7 @@ def predict(
     on_error: options.OnError = "stop",
     strict: options.Strict = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue or begin; never replace another prediction, even a finished one.")
+        bool, typer.Option("--resume", help="Continue or start; never replace another prediction, even a finished one.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start over, even in a folder that holds other files.")
@@ -238,12 +238,12 @@ def predict(
 
 
 def refuse_unfit(unfit: list[str], *, scenes: Path | None, rasters: list[str] | None) -> None:
-    """Refuse what a raster has no use for.
+    """Refuse options that rasters do not support.
 
     Args:
-        unfit: such options that are given.
+        unfit: those of these options that are given.
         scenes: SCENES.
-        rasters: of ``--modality``.
+        rasters: from ``--modality``.
 
     Raises:
         UsageError: there are such options; or both ways to name rasters, or several processes.
@@ -277,7 +277,7 @@ def predict_raster(
     is_default: bool,
     probabilities: Literal["float16", "uint8"] | None,
 ) -> None:
-    """Segment a raster by windows; see :mod:`memorysam_cli.engine.predict.raster`."""
+    """Segment a raster in windows; see :mod:`memorysam_cli.engine.predict.raster`."""
     from memorysam_cli.commands import prepare_options as words
     from memorysam_cli.engine import run_folder
     from memorysam_cli.engine.predict import raster
@@ -306,10 +306,10 @@ def predict_raster(
 
 
 def _refuse_unfollowed(*, follow: bool, scenes: Path | None, batch: int | None, only: dict[str, float | None]) -> None:
-    """Refuse options that go with ``--follow`` alone, and with it what cannot be.
+    """Refuse options that need ``--follow``, and options that cannot be combined with it.
 
     Raises:
-        UsageError: there are such.
+        UsageError: there are such options.
     """
     given = [name for name, value in only.items() if value is not None]
     if given and not follow:

@@ -1,7 +1,7 @@
 """``memorysam prepare``: render or check a data set, and write the manifest that all other commands read.
 
-``synthetic`` renders one; ``deliver`` and its siblings unpack, if need be, and check a published one; ``folder`` and
-``manifest`` are for one's own sensors; ``hha`` makes HHA images from metric depth.
+``synthetic`` renders one. ``deliver`` and similar commands check a published one, and unpack it if necessary.
+``folder`` and ``manifest`` are for the user's own sensors. ``hha`` computes HHA images from metric depth.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ Where = Annotated[
 ]
 MaxExpand = Annotated[
     float | None,
-    typer.Option("--max-expand", min=0, metavar="GB", help="Unpack up to this much (else 200 × the archive's size)."),
+    typer.Option("--max-expand", min=0, metavar="GB", help="Largest unpacked size (else 200 × the archive's size)."),
 ]
 AllowCase = Annotated[
-    bool, typer.Option("--allow-case", help="Unpack names that differ in case alone, where the disk can hold both.")
+    bool, typer.Option("--allow-case", help="Unpack names that differ only in case, if the disk can store both.")
 ]
 Measure = Annotated[bool, typer.Option("--measure", help="Store each modality's mean, deviation and range over train.")]
 Named = list[str] | None
@@ -159,7 +159,7 @@ def command_of(name: str) -> Callable[..., None]:
 
 
 def _unpacked(path: Path, *, max_expand: float | None, allow_case: bool) -> Path:
-    """The folder beside an archive that holds what was in it; unpacks it if that was not done before."""
+    """The folder beside an archive with its content; unpacks it if this was not done before."""
     from memorysam_cli.report import console
     from memorysam_cli.storage import archive
 
@@ -205,7 +205,9 @@ def folder(
     kind: Annotated[
         Named,
         typer.Option(
-            "--kind", metavar="NAME=KIND", help="rgb, gray, depth, hha, event, lidar, thermal or angle (repeatable)."
+            "--kind",
+            metavar="NAME=KIND",
+            help="Kind: rgb, gray, depth, hha, event, lidar, thermal or angle (repeatable).",
         ),
     ] = None,
     channels: Annotated[
@@ -227,7 +229,7 @@ def folder(
     scale: Annotated[
         Named,
         typer.Option(
-            "--scale", metavar="NAME=X", help="Stored values times X, as depth=0.001 for mm to m (repeatable)."
+            "--scale", metavar="NAME=X", help="Factor for stored values, as depth=0.001 for mm to m (repeatable)."
         ),
     ] = None,
     nodata: Annotated[
@@ -235,7 +237,7 @@ def folder(
         typer.Option(
             "--nodata",
             metavar="NAME=VALUE",
-            help="Stored values that are not measurements, as depth=65535 (repeatable); NaN and TIFF nodata never are.",
+            help="Stored values that are not measurements, as depth=65535 (repeatable), besides NaN and TIFF nodata.",
         ),
     ] = None,
     resize: Annotated[
@@ -348,7 +350,7 @@ def folder(
 
 def manifest(
     root: ExistingRoot,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the data set: a folder in ROOT/memorysam/.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the data set: a folder in ROOT/memorysam/.")],
     measure: Annotated[
         bool, typer.Option("--measure", help="Store each sensor's mean, deviation and range over train.")
     ] = False,
@@ -383,8 +385,15 @@ def hha(
         Path, typer.Argument(metavar="ROOT", help="Folder of the data set.", callback=must_exist(DataError))
     ],
     depth: Annotated[str, typer.Option("--depth", metavar="PATTERN", help="The depth images below ROOT.")],
-    camera: Annotated[str, typer.Option("--camera", metavar="FX,FY,CX,CY", help="In pixels of the depth images.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="Where to, below ROOT.")] = Path("hha"),
+    camera: Annotated[
+        str,
+        typer.Option(
+            "--camera", metavar="FX,FY,CX,CY", help="Focal lengths and center, in pixels of the depth images."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="PATH", help="Folder of the HHA images, below ROOT.")
+    ] = Path("hha"),
     depth_scale: Annotated[
         float | None,
         typer.Option("--depth-scale", metavar="X", help="Meters per unit (else 0.001, for floating point 1)."),
@@ -454,7 +463,7 @@ def hha(
 
 
 def _numbers(option: str, text: str, form: str) -> list[float]:
-    """Numbers separated by commas, as many as ``form`` has words."""
+    """Numbers separated by commas, as many as ``form`` has parts."""
     try:
         found = [float(word) for word in text.split(",")]
     except ValueError:

@@ -97,7 +97,7 @@ def list_recipes(json: Json = False, verbose: Verbose = False, quiet: Quiet = Fa
 
 
 def _cells(found: recipes.Document) -> list[object]:
-    """What the table says of a recipe after its name."""
+    """The cells of a recipe's row after its name."""
     claim, need = found.reported, found.measured
     return [
         ", ".join(found.recipe.data.modalities),

@@ -21,7 +21,7 @@ NAMES = {
     "gradient_norm": ("gradient norm", ".3g"), "scenes_per_second": ("scenes/s", ".3g"),
     "peak_memory_gb": ("memory in GB", ".2f"), "miou": ("mIoU", ".2f"),
 }  # fmt: skip
-"""Series → what it is called, and how its numbers are written; a loss that is not here is called by its own name."""
+"""Series → its name, and the format of its numbers; an unknown loss has its own name."""
 EXAMPLES = [
     ("watch", "the newest run, until it ends"),
     ("watch runs/deliver-20261101-120000-ab12 --once", "one look at another run"),
@@ -34,13 +34,15 @@ def watch(
         Path | None,
         typer.Argument(
             metavar="[RUN]",
-            help="The run's folder (else the one at work, or runs/latest).",
+            help="The run's folder (else the active run, or runs/latest).",
             autocompletion=options.runs,
             callback=options.must_exist(UsageError),
         ),
     ] = None,
-    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
-    every: Annotated[float, typer.Option("--every", min=0.1, metavar="SECONDS", help="Between two looks.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Print once and exit.")] = False,
+    every: Annotated[
+        float, typer.Option("--every", min=0.1, metavar="SECONDS", help="Interval between updates.")
+    ] = 1.0,
     json: options.Json = False,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,

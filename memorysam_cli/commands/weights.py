@@ -1,4 +1,4 @@
-"""``memorysam weights``: look at weights, verify them, take them in, hand them out."""
+"""``memorysam weights``: show, verify, merge, import, export, fetch and push weights."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TrainedBy = Annotated[
     ),
 ]
 SUFFIXES = (".safetensors", ".pth", ".pt")
-"""Of the containers that are written."""
+"""Suffixes of the formats that are written."""
 app = typer.Typer(help="Show, verify, merge, import, export, fetch and push weights.", no_args_is_help=True)
 EXAMPLES = {
     "": [
@@ -56,7 +56,10 @@ EXAMPLES = {
     ],
     "merge": [
         ("weights merge best.safetensors --out full.safetensors", "needs no base weights"),
-        ("weights merge runs/latest/checkpoints/best.safetensors --out full.safetensors --overwrite", "anew"),
+        (
+            "weights merge runs/latest/checkpoints/best.safetensors --out full.safetensors --overwrite",
+            "replace an existing file",
+        ),
     ],
     "import": [
         ("weights import RGBDEL_epoch95_65.38.pth --out rgbdel.safetensors", "the authors' file"),
@@ -153,7 +156,7 @@ def merge(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fold LoRA into the base: one file that needs no base weights."""
+    """Merge LoRA into the base: one file that needs no base weights."""
     begin(json=json, verbose=verbose, quiet=quiet)
     refuse_taken(out, source=file, overwrite=overwrite)
     from memorysam_cli.model.weights import load, save_merged
@@ -188,7 +191,7 @@ def import_weights(
     """Convert the authors' weights into a file for all commands.
 
     Backbone, LoRA rank and class tokens are read from the tensors, modalities and result from the file's name
-    (RGBDEL_epoch95_65.38.pth). For anything else there are options.
+    (RGBDEL_epoch95_65.38.pth). Options override them.
     """
     options.begin(json=json, verbose=verbose, quiet=quiet)
     names = options.names(modalities)
@@ -218,7 +221,7 @@ def import_weights(
 
 
 def _facts(summary: ImportedWeights) -> dict[str, Any]:
-    """What the JSON answer says of imported weights."""
+    """The values in the JSON answer about imported weights."""
     card, model = summary.card, summary.card.recipe.model
     return {
         "sha256": summary.sha256,
@@ -303,7 +306,7 @@ def fetch(
     """Fetch SAM 2's published weights and check their SHA-256.
 
     They go to the Hugging Face cache; train does this automatically. HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are
-    honored. Cached files are verified, not fetched again. A server that sends nothing for 45 seconds is given up.
+    honored. Cached files are verified, not fetched again. A download fails if the server sends nothing for 45 seconds.
     """
     begin(json=json, verbose=verbose, quiet=quiet)
     from memorysam_cli.recipe import BACKBONES

@@ -1,8 +1,8 @@
-"""What an image encoder is to the network, and what a recipe's ``model.backbone`` names.
+"""The interface of an image encoder, and of an entry that a recipe's ``model.backbone`` names.
 
-An encoder of your own is a subclass of :class:`Encoder` with a ``forward``, and a :class:`Backbone` that is registered
-under a name (docs/extending.md). :func:`saving` is the memory saver: a part of the network that forgets its activations
-until its gradient is wanted.
+For your own encoder, write a subclass of :class:`Encoder` with a ``forward``, and register a :class:`Backbone` under a
+name (docs/extending.md). :func:`saving` is the memory saver: a part of the network drops its activations and computes
+them again in the backward pass.
 """
 
 from __future__ import annotations
@@ -20,46 +20,46 @@ from memorysam_cli.encoders.windows import TokenOrder
 from memorysam_cli.errors import UsageError
 
 STRIDES = (4, 8, 16, 32)
-"""Image pixels per feature cell, level by level."""
+"""Image pixels per feature cell, for each level."""
 
 
 class Level(NamedTuple):
     """The features of some frames at one stride."""
 
     tokens: Tensor
-    """(T, C)."""
+    """(T, C) tokens."""
     order: TokenOrder
-    """Which of the frames' cells each token is."""
+    """The order of the tokens: which cell of which frame each token is."""
 
 
 class Encoder(nn.Module):
     """An image encoder with four levels of features.
 
-    A subclass gives ``channels`` and ``forward``: (N, 3, H, W) normalized images, H and W divisible by 32, to four maps
-    (N, C, H/s, W/s) at the strides 4, 8, 16 and 32. It must keep no running statistics (no BatchNorm): weights files
-    and checkpoints hold what is trained, and an update may run an image twice.
+    A subclass defines ``channels`` and ``forward``: from (N, 3, H, W) normalized images, H and W divisible by 32, to
+    four maps (N, C, H/s, W/s) at the strides 4, 8, 16 and 32. It must have no running statistics (no BatchNorm),
+    because weights files and checkpoints store only trained values, and an update may run an image twice.
     """
 
     channels: Sequence[int]
     """C of the four levels, from stride 4 to stride 32."""
     lora_targets: Mapping[str, str] = {}
-    """What ``model.lora.targets`` may name: a pattern of the full names of the Linear or Conv2d layers it means."""
+    """Names for ``model.lora.targets``, each with a pattern of the full names of its Linear or Conv2d layers."""
     frozen: tuple[str, ...] = ()
-    """Beginnings of the names of parameters that are never trained, not even with ``model.encoder: full``."""
+    """Prefixes of parameters that are never trained, not even with ``model.encoder: full``."""
 
     def levels(self, images: Tensor, *, saver: bool = False, unit: Callable[..., Any] | None = None) -> Iterator[Level]:
         """The features, level by level, from stride 4 to stride 32.
 
         Args:
             images: (N, 3, H, W).
-            saver: whether activations are computed again in the backward pass.
-            unit: :meth:`unit` as ``torch.compile`` makes it.
+            saver: whether to compute activations again in the backward pass.
+            unit: :meth:`unit`, compiled by ``torch.compile``.
 
         Yields:
             Each level, to be used before the next one is requested.
 
         Raises:
-            UsageError: ``forward`` gives something else than four maps of the declared sizes.
+            UsageError: the result of ``forward`` is not four maps of the declared sizes.
         """
         maps = saving(saver, unit or self.unit())(self, images)
         height, width = images.shape[-2:]
@@ -75,23 +75,24 @@ class Encoder(nn.Module):
             yield Level(order.cut(each.permute(0, 2, 3, 1)), order)  # (N, C, h, w) -> (T, C)
 
     def unit(self) -> Callable[..., Any]:
-        """The function that ``train.compile`` compiles and an export traces; it has no fork and no in-place step."""
+        """The function that ``train.compile`` compiles and an export traces. It has no branch and no in-place
+        operation."""
         return _run
 
     def lora_pattern(self, targets: Sequence[str]) -> str:
-        """A regular expression of the full names of the layers that LoRA adapts, as PEFT reads it."""
+        """A regular expression for PEFT: the full names of the layers that LoRA adapts."""
         return "|".join(f"(?:{self.lora_targets[target]})" for target in targets)
 
     def split_for_lora(self) -> None:
-        """Bring the layers into the form that LoRA adapts, in place; the result of ``forward`` stays."""
+        """Change the layers to the form that LoRA adapts, in place; the result of ``forward`` does not change."""
 
     def join_after_lora(self) -> None:
-        """Undo :meth:`split_for_lora`, in place, once LoRA is folded into the weights."""
+        """Undo :meth:`split_for_lora`, in place, after LoRA was merged into the weights."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """The dimensions of what stands behind an encoder: SAM 2's neck, memory and mask decoder."""
+    """The dimensions of the network after the encoder: SAM 2's neck, memory and mask decoder."""
 
     width: int = 256
     """Channels of the neck, the memory attention and the mask decoder."""
@@ -101,13 +102,14 @@ class Head:
     decoder_mlp: int = 2048
     iou_hidden: int = 256
     is_sam21: bool = False
-    """Whether it has what SAM 2.1 added: object pointers that know their distance, an embedding of empty frames."""
+    """Whether it has the additions of SAM 2.1: object pointers that know their distance, an embedding of empty
+    frames."""
 
 
 SMALL_HEAD = Head(width=128, memory_width=32, memory_layers=1, memory_mlp=256, decoder_mlp=256, iou_hidden=64)
-"""That of ``nano``: for trials on a CPU."""
+"""The head of ``nano``, for trials on a CPU."""
 SMALLER_HEAD = replace(SMALL_HEAD, width=64, memory_width=16)
-"""That of ``nano-1``, which nano was before."""
+"""The head of ``nano-1``, an earlier version of nano."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +123,13 @@ class Published:
 
 @dataclass(frozen=True)
 class Backbone:
-    """What ``model.backbone`` names.
+    """An entry of ``model.backbone``.
 
     Attributes:
-        build: makes the encoder with its initial values, from PyTorch's random numbers or from a file of yours.
-        head: the dimensions of what stands behind it.
-        published: its base weights; None where there are none, and ``model.base_weights`` must be ``random`` or a file.
-        packaged: the file in this package that stands in for published weights.
+        build: creates the encoder with its initial values, from PyTorch's random numbers or from a file of yours.
+        head: the dimensions of the network after the encoder.
+        published: its base weights; None if there are none, and ``model.base_weights`` must be ``random`` or a file.
+        packaged: the file in this package that replaces published weights.
     """
 
     build: Callable[[], Encoder]
@@ -136,10 +138,10 @@ class Backbone:
     packaged: Path | None = None
 
     def encoder(self) -> Encoder:
-        """Build the encoder and refuse what the program could not train or store.
+        """Build the encoder, and refuse one that the program could not train or store.
 
         Raises:
-            UsageError: it is no :class:`Encoder`, has not four levels, or keeps running statistics.
+            UsageError: it is not an :class:`Encoder`, does not have four levels, or has running statistics.
         """
         built = self.build()
         if not isinstance(built, Encoder):
@@ -168,11 +170,11 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def saving(is_on: bool, function: Function) -> Function:
-    """A function that keeps its arguments alone and runs again in the backward pass, dropout drawn as before.
+    """A function that stores only its arguments and runs again in the backward pass, with the same dropout.
 
     Args:
-        is_on: False, or gradients off, leaves the function as it is.
-        function: without effects of its own; its tensors may be anywhere in its arguments and results.
+        is_on: if False, or without gradients, the function is unchanged.
+        function: without side effects; its tensors may be anywhere in its arguments and results.
     """
     if not is_on or not torch.is_grad_enabled():
         return function

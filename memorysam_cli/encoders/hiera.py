@@ -1,10 +1,10 @@
-"""SAM 2's Hiera, and its forward pass over the modules of ``sam2``: the same result in fewer and smaller steps.
+"""SAM 2's Hiera with a faster forward pass over the modules of ``sam2``; the results are the same.
 
-Tokens stay in windows (:mod:`memorysam_cli.encoders.windows`); a block runs on a chunk of them that a processor's cache
-holds, or on all. In training a block either keeps its activations or computes them again, chunk by chunk, when its
-gradient is wanted. The values between the two products of a block's second half are four times as many as the tokens;
-nothing keeps them: the backward pass multiplies once more for them, which on a CPU costs no more than a GELU that is
-not fused into its product. Figures: docs/performance.md.
+Tokens stay in windows (:mod:`memorysam_cli.encoders.windows`). A block runs on a chunk of them that fits into a CPU's
+cache, or on all. In training, a block either stores its activations or computes them again, chunk by chunk, in the
+backward pass. The values between the two products of a block's second half are four times as many as the tokens and are
+never stored: the backward pass computes them with one more product. On a CPU this costs no more than a GELU that is not
+fused into the product. Figures: docs/performance.md.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from memorysam_cli.encoders.windows import Chunk, TokenOrder, Windows, chunks
 CACHED = 2048
 """Tokens of a chunk on a CPU: the widest values of a block then stay in its caches."""
 LARGE = 1 << 18
-"""Tokens of a chunk elsewhere: enough to keep a GPU busy, few enough to bound what a block holds at once."""
+"""Tokens of a chunk on other devices: enough to keep a GPU busy, few enough to limit a block's memory."""
 NANO_FILE = Path(__file__).parent.parent / "model" / "nano.safetensors"
 NANO_1_FILE = NANO_FILE.with_name("nano-1.safetensors")
 
 Block = Callable[[MultiScaleBlock, Tensor, Sequence[Windows]], Tensor]
-"""A block on some windows, differentiable in everything: (T, C) -> (T', C')."""
+"""A block on some windows, differentiable with respect to everything: (T, C) -> (T', C')."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """The dimensions in which SAM 2's image encoders differ: those of its published configurations."""
+    """The dimensions in which SAM 2's image encoders differ, from its published configurations."""
 
     embed_dim: int
     heads: int
@@ -59,10 +59,10 @@ SIZES = {
 
 
 class HieraEncoder(Hiera, Encoder):  # type: ignore[misc]  # sam2 has no types
-    """``sam2``'s Hiera, its parameters under the same names, with our forward pass and with LoRA on its attention.
+    """``sam2``'s Hiera with the same parameter names, our forward pass, and LoRA on its attention.
 
-    Hiera projects query, key and value with one ``qkv`` Linear. For LoRA it is split into three, so that PEFT adapts
-    all of q and all of v; for inference the adapted three become one Linear again, as fast as plain SAM 2.
+    Hiera computes query, key and value with one ``qkv`` Linear. For LoRA it is split into three, so that PEFT can adapt
+    all of q and all of v. For inference the three become one Linear again, as fast as plain SAM 2.
     """
 
     lora_targets = {"q": r"qkv\.q", "k": r"qkv\.k", "v": r"qkv\.v", "proj": "proj"}  # noqa: RUF012
@@ -87,12 +87,12 @@ class HieraEncoder(Hiera, Encoder):  # type: ignore[misc]  # sam2 has no types
         return whole
 
     def lora_pattern(self, targets: Sequence[str]) -> str:
-        """Layers of the blocks' attention."""
+        """The layers of the blocks' attention."""
         inner = [self.lora_targets[name] for name in sorted(targets, key=lambda name: name == "proj")]
         return rf"(.*\.)?blocks\.\d+\.attn\.({'|'.join(inner)})"
 
     def split_for_lora(self) -> None:
-        """Split every block's ``qkv``, in place: the form that our PEFT adapters are for."""
+        """Split every block's ``qkv``, in place, into the form that our PEFT adapters need."""
         split(self)
 
     def join_after_lora(self) -> None:
@@ -108,11 +108,12 @@ def stages(trunk: Hiera, images: Tensor, *, saver: bool = False, compiled: Block
     Args:
         trunk: SAM2's, with or without LoRA.
         images: (N, 3, H, W), H and W divisible by 32.
-        saver: whether every block computes its activations again in the backward pass, or only those that keep most.
-        compiled: :func:`whole` as ``torch.compile`` makes it; it then runs every block, on all tokens at once.
+        saver: whether every block computes its activations again in the backward pass, or only the blocks that would
+            store the most.
+        compiled: :func:`whole`, compiled by ``torch.compile``; it then runs every block, on all tokens at once.
 
     Yields:
-        (T, C) tokens and their order; to be used before the next stage is asked for.
+        (T, C) tokens and their order; to be used before the next stage is requested.
     """
     cells = trunk.patch_embed(images)  # (N, h, w, C)
     cells = cells + trunk._get_pos_embed(cells.shape[1:3])
@@ -139,13 +140,13 @@ def stages(trunk: Hiera, images: Tensor, *, saver: bool = False, compiled: Block
 
 
 def whole(block: MultiScaleBlock, tokens: Tensor, groups: Sequence[Windows]) -> Tensor:
-    """A block on some windows, without any fork: differentiable in everything, and what can be compiled."""
+    """A block on some windows without any branch: differentiable with respect to everything, and compilable."""
     middle = _attended(block, tokens, groups)
     return middle + FeedForward.of(block)(middle)
 
 
 def _run(block: MultiScaleBlock, tokens: Tensor, parts: Sequence[Chunk]) -> Tensor:
-    """A block without gradients, in the tokens' own memory where their number stays."""
+    """A block without gradients; in place if the number of tokens does not change."""
     half, results = FeedForward.of(block), []
     for part, groups in parts:
         shortcut, change = attend(block, tokens[part], groups, learning=False)
@@ -158,7 +159,7 @@ def _learn(block: MultiScaleBlock, tokens: Tensor, parts: Sequence[Chunk], *, ag
     """A block with gradients.
 
     Args:
-        again: whether its activations are computed again in the backward pass.
+        again: whether to compute its activations again in the backward pass.
     """
     half = FeedForward.of(block)
     has_dropout = any(isinstance(module, nn.Dropout) and module.p for module in block.modules())
@@ -181,15 +182,15 @@ def _attended(block: MultiScaleBlock, share: Tensor, groups: Any) -> Tensor:
 
 
 def _ends(block: MultiScaleBlock, parts: Sequence[Chunk]) -> list[slice]:
-    """Where each share lies after the block."""
+    """The place of each chunk after the block."""
     factor = 4 if block.q_stride else 1
     return [slice(part.start // factor, part.stop // factor) for part, _ in parts]
 
 
 class _Again(torch.autograd.Function):
-    """A block whose second half is frozen, share by share; keeps its input and nothing else.
+    """A block with a frozen second half, chunk by chunk; it stores only its input.
 
-    In the backward pass the first half runs again with gradients; the second half's gradient needs no first run.
+    In the backward pass the first half runs again with gradients; the gradient of the second half needs no second run.
     """
 
     @staticmethod
@@ -234,13 +235,13 @@ def attend(
     """Attention inside windows.
 
     Args:
-        block: a block of Hiera; its ``qkv`` may be one Linear or carry LoRA.
+        block: a block of Hiera; its ``qkv`` may be one Linear or have LoRA.
         tokens: (T, C), window after window.
-        groups: the windows; where the block pools, their sides are even.
-        learning: whether a backward pass may follow, which must find the kernels of the forward pass.
+        groups: the windows; if the block pools, their sides are even.
+        learning: whether a backward pass may follow, which needs the kernels of the forward pass.
 
     Returns:
-        The shortcut and what attention adds to it, both (T', C'), T' a quarter of T where the block pools.
+        The shortcut and the output of attention to add to it, both (T', C'); T' is a quarter of T if the block pools.
     """
     normed = block.norm1(tokens)
     shortcut = tokens if block.dim == block.dim_out else block.proj(normed)
@@ -268,7 +269,7 @@ def project(layer: nn.Module, tokens: Tensor) -> Sequence[Tensor]:
 
 
 def _pool(tokens: Tensor, windows: Windows) -> Tensor:
-    """(n·h·w, C) -> (n·h/2·w/2, C), the maximum of 2×2 cells; no indices are kept, as a pooling layer would."""
+    """(n·h·w, C) -> (n·h/2·w/2, C), the maximum of 2×2 cells; unlike a pooling layer it stores no indices."""
     cells = tokens.view(windows.count, windows.height // 2, 2, windows.width // 2, 2, tokens.shape[-1])
     (a, b), (c, d) = ([cells[:, :, row, :, column] for column in (0, 1)] for row in (0, 1))
     return torch.maximum(torch.maximum(a, b), torch.maximum(c, d)).flatten(0, 2)
@@ -289,7 +290,7 @@ def _mix(
 
 
 class FeedForward(NamedTuple):
-    """The weights of a block's second half; those of products in the type that they are multiplied in."""
+    """The weights of a block's second half; those of matrix products in the type of the product."""
 
     norm_weight: Tensor
     norm_bias: Tensor
@@ -301,24 +302,25 @@ class FeedForward(NamedTuple):
 
     @staticmethod
     def of(block: MultiScaleBlock) -> FeedForward:
-        """A block's own."""
+        """The weights of a block."""
         norm, (first, second) = block.norm2, block.mlp.layers
         products = [in_product_type(t) for t in (first.weight, first.bias, second.weight, second.bias)]
         return FeedForward(norm.weight, norm.bias, norm.eps, *products)
 
     @property
     def is_frozen(self) -> bool:
-        """Whether no gradient of a weight is wanted."""
+        """Whether no weight needs a gradient."""
         return not any(isinstance(weight, Tensor) and weight.requires_grad for weight in self)
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """(T, C) -> (T, C), what is added to the tokens; differentiable in everything."""
+        """(T, C) -> (T, C), the output to add to the tokens; differentiable with respect to everything."""
         full = tokens.to(self.norm_weight.dtype)
         normed = F.layer_norm(full, full.shape[-1:], self.norm_weight, self.norm_bias, self.epsilon)
         return linear(linear(normed, self.weight1, self.bias1, activation="gelu"), self.weight2, self.bias2)
 
     def gradient(self, tokens: Tensor, gradient: Tensor) -> Tensor:
-        """The gradient of ``tokens + self(tokens)`` by the tokens, given that of the sum; the weights are frozen."""
+        """The gradient of ``tokens + self(tokens)`` with respect to the tokens, from that of the sum; the weights are
+        frozen."""
         full, dtype, shape = tokens.to(self.norm_weight.dtype), self.weight1.dtype, tokens.shape[-1:]
         norm = (self.norm_weight, self.norm_bias)
         normed, mean, deviation = torch.native_layer_norm(full, shape, *norm, self.epsilon)
@@ -332,7 +334,7 @@ class FeedForward(NamedTuple):
 
 
 class Frugal(torch.autograd.Function):
-    """``tokens + half(tokens)`` by slices of rows, with frozen weights; keeps the tokens and nothing else."""
+    """``tokens + half(tokens)`` by slices of rows, with frozen weights; stores only the tokens."""
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, half: FeedForward, slices: Sequence[slice]) -> Tensor:
@@ -348,7 +350,7 @@ class Frugal(torch.autograd.Function):
 
 
 class SplitProjection(nn.Module):
-    """Hiera's fused ``qkv`` as three Linear layers ``q``, ``k`` and ``v`` that start as its slices."""
+    """Hiera's fused ``qkv`` as three Linear layers ``q``, ``k`` and ``v``, initialized with its slices."""
 
     def __init__(self, fused: nn.Linear) -> None:
         super().__init__()
@@ -365,7 +367,7 @@ class SplitProjection(nn.Module):
         return torch.cat([self.q(tokens), self.k(tokens), self.v(tokens)], dim=-1)
 
     def fused(self) -> Linear:
-        """One Linear again."""
+        """The three layers as one Linear."""
         parts, weight = (self.q, self.k, self.v), self.q.weight
         fused = Linear(weight.shape[1], 3 * weight.shape[0], device=weight.device, dtype=weight.dtype)
         with torch.no_grad():
@@ -375,9 +377,10 @@ class SplitProjection(nn.Module):
 
 
 def split(trunk: Hiera) -> None:
-    """Split every block's ``qkv``, in place: the form that our PEFT adapters are for.
+    """Split every block's ``qkv``, in place, into the form that our PEFT adapters need.
 
-    ``peft.PeftModel.from_pretrained(trunk, folder)`` then loads what ``memorysam weights export --format peft`` wrote.
+    ``peft.PeftModel.from_pretrained(trunk, folder)`` then loads the output of ``memorysam weights export --format
+    peft``.
     """
     for attention in _attentions(trunk):
         attention.qkv = SplitProjection(attention.qkv)
@@ -418,7 +421,7 @@ def _backbone(name: str) -> Backbone:
 
 NANO = Backbone(partial(HieraEncoder, SIZES["nano"]), SMALL_HEAD, packaged=NANO_FILE)
 NANO_1 = Backbone(partial(HieraEncoder, SIZES["nano-1"]), SMALLER_HEAD, packaged=NANO_1_FILE)
-"""What was called nano before it became wider: weights that were trained on it still load."""
+"""An earlier, narrower nano; weights trained on it still load."""
 SAM2_TINY = _backbone("sam2-hiera-tiny")
 SAM2_SMALL = _backbone("sam2-hiera-small")
 SAM2_BASE_PLUS = _backbone("sam2-hiera-base-plus")

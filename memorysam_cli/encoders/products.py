@@ -1,10 +1,9 @@
-"""Linear layers, LoRA and attention by the fastest matrix products that the device has.
+"""Linear layers, LoRA and attention with the fastest matrix products of the device.
 
-On a CPU, PyTorch sends float32 products to MKL, which on AMD's processors runs at less than half of oneDNN's rate, and
-every bias is first copied row by row. oneDNN's fused product, which PyTorch's own compiler uses, has neither fault and
-takes a GELU along nearly for nothing; it knows no gradient, so that ours stands here. Elsewhere, for few rows and for
-other types all is PyTorch's own. Attention without gradients is faster by the same product. Figures:
-docs/performance.md.
+On a CPU, PyTorch computes float32 products with MKL, which on AMD's processors has less than half of oneDNN's rate, and
+first copies every bias row by row. oneDNN's fused product, which PyTorch's compiler uses, avoids both and adds a GELU
+at almost no cost. It has no gradient, so this module defines one. Other devices, few rows and other types use PyTorch's
+own functions. Attention without gradients uses the same product. Figures: docs/performance.md.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from torch.autograd.function import once_differentiable
 Activation = Literal["none", "gelu"]
 
 FEW = 64
-"""Rows below which oneDNN's preparations cost more than they save."""
+"""With fewer rows, oneDNN's preparation costs more than it saves."""
 SCORES_BYTES = 8 << 20
-"""Scores held at once: what stays in a processor's cache."""
+"""Scores in memory at once: they fit into a CPU's cache."""
 LONG = 512
-"""Queries from which a product of its own for every head pays in float32."""
+"""From this number of queries on, a separate product for each head is faster in float32."""
 
 
 class Linear(nn.Linear):
-    """``nn.Linear``, faster: same parameters, same names, same result up to the order of its sums."""
+    """A faster ``nn.Linear``: same parameters, same names, same result up to the order of its sums."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(…, d_in) -> (…, d_out)."""
@@ -35,7 +34,7 @@ class Linear(nn.Linear):
 
 
 def use_fast_linears(network: nn.Module) -> None:
-    """Put one of ours in the place of every ``nn.Linear`` in a network; no parameter is made, moved or drawn."""
+    """Replace every ``nn.Linear`` in a network with :class:`Linear`; no parameter is created, moved or drawn."""
     fast: dict[nn.Linear, Linear] = {}
     for parent in list(network.modules()):
         for name, child in parent._modules.items():
@@ -46,7 +45,7 @@ def use_fast_linears(network: nn.Module) -> None:
 
 
 def _fast(layer: nn.Linear) -> Linear:
-    """Ours, on the parameters of another."""
+    """A :class:`Linear` with the parameters of another layer."""
     twin = Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
     twin.weight, twin.bias = layer.weight, layer.bias
     return twin.train(layer.training)
@@ -59,10 +58,10 @@ def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None, *, activation: A
         tokens: (…, d_in) of any strides.
         weight: (d_out, d_in).
         bias: (d_out), or None.
-        activation: what follows; fused into the product where no gradient is wanted.
+        activation: the activation after the product; fused into it if no gradient is needed.
 
     Returns:
-        (…, d_out), in autocast's type where autocast is on.
+        (…, d_out), in autocast's type if autocast is on.
     """
     tokens, weight = in_product_type(tokens), in_product_type(weight)
     bias = None if bias is None else in_product_type(bias)
@@ -83,14 +82,14 @@ def product(tokens: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 def in_product_type(tensor: Tensor) -> Tensor:
-    """A tensor in the type in which autocast would multiply it: differentiable, and itself where autocast is off."""
+    """A tensor in the type that autocast uses for products: differentiable, and unchanged if autocast is off."""
     kind = tensor.device.type
     is_cast = torch.is_autocast_enabled(kind) and tensor.dtype in (torch.float32, torch.bfloat16, torch.float16)
     return tensor.to(torch.get_autocast_dtype(kind)) if is_cast else tensor
 
 
 def _is_direct(tokens: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN's product can take these tensors and pays."""
+    """Whether oneDNN's product supports these tensors and is faster."""
     return (
         tokens.device.type == "cpu"
         and tokens.dtype == weight.dtype
@@ -124,7 +123,7 @@ def _activate(values: Tensor, activation: Activation) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """oneDNN's product of rows with its gradients; keeps its input only for a weight that is trained."""
+    """oneDNN's product of rows with its gradients; stores its input only for a trained weight."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -147,7 +146,7 @@ class _Product(torch.autograd.Function):
 
 @torch.library.custom_op("memorysam::product", mutates_args=())
 def _opaque_product(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """oneDNN's product as something that ``torch.compile`` takes as it is: its own way of it wants constant weights."""
+    """oneDNN's product as an opaque operator for ``torch.compile``, whose own version needs constant weights."""
     return _direct(tokens, weight, bias)
 
 
@@ -187,7 +186,7 @@ class LowRank(NamedTuple):
 
 
 def low_rank(layer: Any) -> LowRank | None:
-    """The terms of plain LoRA on a frozen Linear; None for what PEFT itself must compute: DoRA, dropout."""
+    """The terms of plain LoRA on a frozen Linear; None if PEFT itself must compute them (DoRA, dropout)."""
     if not is_adapted(layer) or layer.disable_adapters or layer.merged:
         return None
     base, names = layer.get_base_layer(), layer.active_adapters
@@ -201,12 +200,12 @@ def low_rank(layer: Any) -> LowRank | None:
 
 
 def is_adapted(layer: nn.Module) -> bool:
-    """Whether a layer carries LoRA that is not merged; told without importing PEFT."""
+    """Whether a layer has LoRA that is not merged; checked without importing PEFT."""
     return hasattr(layer, "lora_A")
 
 
 def adapted(part: nn.Module, tokens: Tensor) -> Tensor:
-    """A projection that may carry LoRA; PEFT computes what is not plain LoRA."""
+    """A projection that may have LoRA; PEFT computes everything but plain LoRA."""
     terms = low_rank(part)
     result: Tensor
     if terms is None or torch.compiler.is_compiling():
@@ -222,7 +221,7 @@ def adapted(part: nn.Module, tokens: Tensor) -> Tensor:
 
 
 class _LowRankProduct(torch.autograd.Function):
-    """x·Wᵀ + b + scale·(x·Aᵀ)·Bᵀ with frozen W, without a second tensor of the result's size."""
+    """x·Wᵀ + b + scale·(x·Aᵀ)·Bᵀ with frozen W, without a second tensor of the size of the result."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
@@ -245,14 +244,14 @@ class _LowRankProduct(torch.autograd.Function):
 def scaled_dot_product(query: Tensor, key: Tensor, value: Tensor, *, learning: bool) -> Tensor:
     """Attention of every query to every key.
 
-    PyTorch's fused CPU kernel multiplies by MKL, bfloat16 no faster than float32; by oneDNN a few rows of scores at a
-    time take a half to two thirds of its time in float32 and a quarter to a half in bfloat16, whose scores are rounded.
+    PyTorch's fused CPU kernel uses MKL, where bfloat16 is no faster than float32. With oneDNN, a few rows of scores at
+    a time need a half to two thirds of its time in float32, and a quarter to a half in bfloat16 (with rounded scores).
 
     Args:
         query: (n, heads, L', d).
         key: (n, heads, L, d).
         value: (n, heads, L, d).
-        learning: whether a backward pass may follow, which must find the kernels of the forward pass.
+        learning: whether a backward pass may follow, which needs the kernels of the forward pass.
 
     Returns:
         (n, heads, L', d).
@@ -273,7 +272,7 @@ def _by_batches(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def _by_heads(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """oneDNN's float32 product knows no batches."""
+    """Head by head, because oneDNN's float32 product has no batches."""
     result = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)  # (n, L', heads, d)
     scale, step = query.shape[-1] ** -0.5, max(1, SCORES_BYTES // (8 * key.shape[2]))
     for sample in range(query.shape[0]):

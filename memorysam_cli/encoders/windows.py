@@ -1,8 +1,8 @@
-"""Where Hiera's tokens lie: window after window, so that a block of windows is a slice and attention copies nothing.
+"""The order of Hiera's tokens: window after window, so that a block's windows are a slice and attention copies nothing.
 
-SAM2 cuts an image into windows before every attention and puts it together afterwards, filling windows that stick out
-over the edge with empty tokens that run through every product. Here tokens stay in windows from block to block, and a
-window at the edge is as small as the image leaves it: which tokens stand together is all that a block can tell.
+SAM2 cuts an image into windows before every attention and joins them afterwards. It pads windows at the edge with empty
+tokens that go through every product. Here tokens stay in windows from block to block, and a window at the edge is
+smaller instead. The result is the same, because a block depends only on which tokens are in the same window.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of one size, one after another among the tokens."""
+    """Windows of the same size, one after another in the tokens."""
 
     count: int
     height: int
     width: int
     missing: int
-    """Tokens that lie beyond the image's edge; SAM2 fills each window with as many empty ones."""
+    """Number of tokens beyond the image's edge; SAM2 fills each window with as many empty tokens."""
 
     @property
     def cells(self) -> int:
-        """Tokens of one window."""
+        """Number of tokens of one window."""
         return self.height * self.width
 
     @property
     def tokens(self) -> int:
-        """Tokens of all windows."""
+        """Number of tokens of all windows."""
         return self.count * self.cells
 
 
@@ -44,7 +44,7 @@ class TokenOrder:
         frames: N.
         height: H of one frame in cells.
         width: W.
-        side: of a window in cells; 0 where a window is a whole frame.
+        side: side of a window in cells; 0 if a window is a whole frame.
     """
 
     frames: int
@@ -71,7 +71,7 @@ class TokenOrder:
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def join(self, tokens: Tensor) -> Tensor:
-        """(T, C) -> (N, H, W, C), what :meth:`cut` was given."""
+        """(T, C) -> (N, H, W, C), the inverse of :meth:`cut`."""
         groups = self._groups()
         pieces = torch.split(tokens, [windows.tokens for windows in self.windows()])
         strips: dict[_Span, list[Tensor]] = {}
@@ -82,20 +82,20 @@ class TokenOrder:
         return torch.cat(joined, dim=1) if len(joined) > 1 else joined[0]
 
     def halved(self) -> TokenOrder:
-        """After 2×2 pooling, which keeps to the windows."""
+        """The order after 2×2 pooling within the windows."""
         return TokenOrder(self.frames, self.height // 2, self.width // 2, self.side // 2)
 
     def moved(self, tokens: Tensor, side: int) -> tuple[Tensor, TokenOrder]:
-        """The same tokens in windows of another size."""
+        """The order of the same tokens in windows of another size."""
         wanted = TokenOrder(self.frames, self.height, self.width, side)
         return (tokens, self) if wanted == self else (wanted.cut(self.join(tokens)), wanted)
 
     def _groups(self) -> list[tuple[_Span, _Span]]:
-        """Which rows and columns of a frame each group of windows covers."""
+        """The rows and columns of a frame that each group of windows covers."""
         return [(rows, columns) for rows in self._spans(self.height) for columns in self._spans(self.width)]
 
     def _spans(self, length: int) -> list[_Span]:
-        """A side of the image as whole windows and, maybe, one that the edge cuts."""
+        """A side of the image divided into whole windows and, if necessary, one that the edge cuts."""
         if not self.side:
             return [_Span(0, 1, length)]
         whole, rest = divmod(length, self.side)
@@ -122,7 +122,7 @@ class Chunk(NamedTuple):
 
 
 def chunks(windows: Sequence[Windows], *, most: int) -> list[Chunk]:
-    """Divide windows into chunks of at most ``most`` tokens, or of one window where that is larger."""
+    """Divide windows into chunks of at most ``most`` tokens, or of one window if that is larger."""
     found: list[Chunk] = []
     start, groups, free = 0, list[Windows](), most
     for group in windows:
@@ -140,7 +140,7 @@ def chunks(windows: Sequence[Windows], *, most: int) -> list[Chunk]:
 
 
 def _close(found: list[Chunk], start: int, groups: list[Windows]) -> int:
-    """Note a chunk; returns where the next one starts."""
+    """Add a chunk; return the start of the next one."""
     end = start + sum(group.tokens for group in groups)
     found.append(Chunk(slice(start, end), groups))
     return end

@@ -1,6 +1,6 @@
-"""``memorysam doctor``: what of this machine helps or hinders, and the remedy.
+"""``memorysam doctor``: problems of this machine, and how to fix them.
 
-Each check gives its findings; they run one after the other, and one that crashes is a finding, too.
+Each check returns its findings. Checks run one after another; a check that crashes is a finding, too.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ IMPORT_PATIENCE_S = 60
 DRIVER = "nvidia-smi"
 DRIVER_QUERY = ("--query-gpu=driver_version,name,memory.total", "--format=csv,noheader")
 LITTLE_GPU_GB = 6
-"""Of GPU memory: with less even inference of the larger backbones does not fit."""
+"""GPU memory: with less, even inference of the larger backbones does not fit."""
 CUDA_BUILD = "install the CUDA build of torch: https://pytorch.org/get-started/locally"
 LITTLE_MEMORY_GB = 2
 OVERLOAD = 1.5
-"""Processes that want to compute for each core, over the last minute: more, and a run is several times slower."""
+"""Processes per core that want to compute, over the last minute. With more, a run is several times slower."""
 LITTLE_DISK_GB, NO_DISK_GB = 5, 0.5
 LITTLE_SHARED_GB = 1
 FEW_FILES = 1024
@@ -52,13 +52,13 @@ FETCH_AHEAD = "fetch weights ahead where there is a network (memorysam weights f
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, and what was found."""
+    """A checked property, and the result."""
 
     name: str
     state: State
     found: str
     remedy: str = ""
-    """What to do; empty where all is well."""
+    """What to do; empty if everything is fine."""
 
 
 Check = Callable[[], Iterable[Finding]]
@@ -70,7 +70,7 @@ def ok(name: str, found: str) -> Finding:
 
 
 def warning(name: str, found: str, remedy: str) -> Finding:
-    """Something will be slow, or will not work that not everybody needs."""
+    """Something will be slow, or a feature that not everybody needs will not work."""
     return Finding(name, "warning", found, remedy)
 
 
@@ -80,7 +80,7 @@ def problem(name: str, found: str, remedy: str) -> Finding:
 
 
 def python() -> Iterator[Finding]:
-    """The interpreter, and whether it has an environment of its own."""
+    """The interpreter, and whether it runs in a virtual environment."""
     found = f"{platform.python_version()} ({platform.python_implementation()}, {platform.machine()})"
     if sys.version_info < OLDEST_PYTHON:
         yield problem("Python", found, f"install Python {'.'.join(map(str, OLDEST_PYTHON))} or newer")
@@ -95,7 +95,7 @@ def python() -> Iterator[Finding]:
 
 
 def packages() -> Iterator[Finding]:
-    """Every package that memorysam asks for, at a version that it asks for."""
+    """Every package that memorysam requires, with a version that it supports."""
     for text in metadata.requires("memorysam") or ():
         wanted = Requirement(text)
         if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):  # an extra's, or another platform's
@@ -113,12 +113,12 @@ def packages() -> Iterator[Finding]:
 
 
 def fits(version: str, bounds: SpecifierSet) -> bool:
-    """Whether a version is within bounds; what follows its numbers, such as ``+cpu`` or ``rc1``, does not count."""
+    """Whether a version is within bounds; a suffix such as ``+cpu`` or ``rc1`` does not count."""
     return bounds.contains(Version(version).base_version)
 
 
 def opencv() -> Iterator[Finding]:
-    """That OpenCV is there once, and without windows."""
+    """That OpenCV is installed once, and without a GUI."""
     others = [name for name in ("opencv-python", "opencv-contrib-python") if _is_installed(name)]
     if others:
         yield warning(
@@ -130,7 +130,8 @@ def opencv() -> Iterator[Finding]:
 
 
 def torchvision() -> Iterator[Finding]:
-    """Whether torchvision is absent, sound or broken; asked of a process of its own, for a broken one may crash."""
+    """Whether torchvision is absent, working or broken; tested in a separate process, because a broken one may
+    crash."""
     if not _is_installed("torchvision"):
         yield ok("torchvision", "absent (memorysam does not need it)")
         return
@@ -163,7 +164,7 @@ def _is_installed(name: str) -> bool:
 
 
 def torch_build() -> Iterator[Finding]:
-    """torch's build, and the devices that it sees."""
+    """torch's build, and its devices."""
     import torch as library
 
     threads = f"{counted(library.get_num_threads(), 'thread')}"
@@ -205,7 +206,7 @@ def _gpu(index: int) -> Iterator[Finding]:
 
 
 def driver_lines() -> list[str]:
-    """What NVIDIA's driver says of each GPU; none without a driver."""
+    """The lines of NVIDIA's driver on each GPU; none without a driver."""
     program = shutil.which(DRIVER)
     if program is None:
         return []
@@ -217,7 +218,7 @@ def driver_lines() -> list[str]:
 
 
 def network() -> Iterator[Finding]:
-    """That SAM2's classes, PEFT's adapters and our memory compute something finite: nano on two 64 pixel frames."""
+    """That SAM2's classes, PEFT's adapters and our memory compute finite values: nano on two 64 pixel frames."""
     import torch as library
 
     from memorysam_cli import recipe as recipes
@@ -251,7 +252,7 @@ def network() -> Iterator[Finding]:
 
 
 def disks() -> Iterator[Finding]:
-    """Where memorysam writes: here, the data, and the cache of weights."""
+    """The folders in which memorysam writes: here, the data, and the cache of weights."""
     data = Path(os.environ.get("MEMORYSAM_DATA", "data"))
     yield from _disk("here", Path.cwd(), "start in a folder that you may write, or give --out")
     if data.is_dir():
@@ -260,14 +261,15 @@ def disks() -> Iterator[Finding]:
 
 
 def hub_cache() -> Path:
-    """Where the Hub's client keeps files, as the environment says."""
+    """The cache folder of the Hub's client, from the environment."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
 
 
 def shared_memory() -> Iterator[Finding]:
-    """What processes with a GPU each (NCCL) and Ray meet in; data workers need none. Containers often have 64 MB."""
+    """Shared memory, which processes with a GPU each (NCCL) and Ray use; data workers need none. Containers often have
+    64 MB."""
     if not SHARED.is_dir():
         return
     import torch as library
@@ -284,7 +286,7 @@ def shared_memory() -> Iterator[Finding]:
 
 
 def limits() -> Iterator[Finding]:
-    """How many files a process may have open, and how much memory it may take."""
+    """Limits of open files and of memory for a process."""
     if sys.platform == "win32":
         return
     import resource
@@ -303,7 +305,7 @@ def limits() -> Iterator[Finding]:
 
 
 def memory() -> Iterator[Finding]:
-    """The RAM that is free: the machine's, or what its container may use."""
+    """Free RAM, of the machine or its container."""
     room = surroundings.memory()
     found = f"{room.free / 1e9:.1f} of {room.total / 1e9:.1f} GB available, {os.cpu_count()} CPUs"
     if room.free < LITTLE_MEMORY_GB * 1e9:
@@ -313,7 +315,8 @@ def memory() -> Iterator[Finding]:
 
 
 def load() -> Iterator[Finding]:
-    """Whether others compute here: threads that wait for a core make each step of ours wait for the slowest."""
+    """Whether other programs compute here. Threads that wait for a core make each step as slow as the slowest
+    thread."""
     if not hasattr(os, "getloadavg"):
         return
     cores = os.cpu_count() or 1  # all: the load is that of the whole machine, whichever cores are ours
@@ -330,7 +333,7 @@ def load() -> Iterator[Finding]:
 
 
 def encoding() -> Iterator[Finding]:
-    """Whether file names and class names can be written as they are."""
+    """Whether the terminal's encoding can print file names and class names."""
     encoding = sys.getfilesystemencoding().lower()
     if encoding.replace("-", "") != "utf8":
         yield warning("encoding", encoding, "export PYTHONUTF8=1, so that names beyond ASCII can be read and shown")
@@ -339,7 +342,7 @@ def encoding() -> Iterator[Finding]:
 
 
 def _disk(name: str, folder: Path, remedy: str) -> Iterator[Finding]:
-    """Whether a folder (or the nearest one above it that exists) can be written, and has room."""
+    """Whether a folder (or its nearest existing parent) is writable, and has space."""
     place = folder.absolute()
     while not place.exists():
         place = place.parent

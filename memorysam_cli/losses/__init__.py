@@ -1,5 +1,5 @@
-"""What training minimizes (METHOD §3): one file a loss, each registered by name in :mod:`memorysam_cli.registry`.
+"""Training losses (METHOD §3): one module per loss, each registered by name in :mod:`memorysam_cli.registry`.
 
-:mod:`~memorysam_cli.losses.loss` says what a loss is; a further one is one module here (or a file of the user's own,
-docs/extending.md), its keys below ``losses`` in a recipe, and its test.
+:mod:`~memorysam_cli.losses.loss` defines the interface. A further loss needs a module here (or a user's own file,
+docs/extending.md), its keys below ``losses`` in a recipe, and a test.
 """

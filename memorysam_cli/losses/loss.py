@@ -1,4 +1,4 @@
-"""What a loss is: what it is built from, what it sees of an update, and how it meets the other processes."""
+"""The interface of a loss: its settings, its inputs, and the exchange with other processes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["Exchange", "Loss", "LossInputs", "LossSettings", "Task"]
 
 
 class Exchange(Protocol):
-    """Several processes that compute one loss together; every one of them makes the same calls in the same order.
+    """Several processes that compute a loss together. Every process must make the same calls in the same order.
 
     Attributes:
         world: the number of processes.
-        rank: of this one, from 0.
+        rank: the number of this process, from 0.
     """
 
     @property
@@ -33,25 +33,25 @@ class Exchange(Protocol):
         """Add a tensor up over all processes.
 
         Args:
-            values: of one shape and type everywhere: float32, differentiable (the backward pass adds the processes'
-                gradients up too), or int64.
+            values: of the same shape and type in every process: float32 (differentiable; the backward pass adds up the
+                gradients of all processes), or int64.
 
         Returns:
-            The sum, the same in every process; ``values`` itself stays as it is.
+            The sum, the same in every process; ``values`` itself does not change.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a network is trained for; known before the first update.
+    """The training task, known before the first update.
 
     Attributes:
         classes: K names, in the order of their ids.
         modalities: M names, in the order in which the memory sees them.
         width: channels of the network's features.
-        device: where the losses are computed.
-        class_pixels: how many pixels each class has in the training split; none where nothing asks for them.
+        device: the device of the losses.
+        class_pixels: number of pixels of each class in the training split; empty if no setting needs it.
     """
 
     classes: tuple[str, ...]
@@ -63,23 +63,23 @@ class Task:
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What the losses see of one update in this process: each sequence has an entry for each of its batches.
+    """The inputs of the losses for one update in this process. Each sequence has an entry per batch.
 
-    A loss must take all batches together, so that an update of several is that of one batch as large as all of them.
+    A loss must use all batches together, so that an update of several batches equals that of one batch with all scenes.
 
     Attributes:
-        logits: (B, K, h, w) float, at stride 4; gradients flow from here into the network.
-        features: (B, C, h, w) float, the mean over frames of the stride-4 feature map; gradients flow likewise.
+        logits: (B, K, h, w) float, at stride 4; gradients flow into the network.
+        features: (B, C, h, w) float, the mean over frames of the stride-4 feature map; gradients flow into the network.
         labels: (B, H, W) int64 classes on the losses' device, :attr:`ignored` where there is none.
         frames: M × (B, 3, H, W), as the network saw them, on any device.
-        task: class names and other things that do not change.
-        exchange: the other processes; none where there are none.
+        task: class names and other constants.
+        exchange: the other processes; None if there are none.
         ignored: the label of an ignored pixel.
-        alone: (B, K, h, w) of each frame of a batch, what it says by itself, as ``logits``, in the order in which
-            the frames are looked at; empty unless one of the losses :attr:`~Loss.reads_alone`.
-        subset: (B, K, h, w), as ``logits``, of the update's second pass over some of the sensors; empty unless the
+        alone: M × (B, K, h, w), the logits of each single frame, in the order in which the frames are processed; empty
+            unless a loss has :attr:`~Loss.reads_alone`.
+        subset: (B, K, h, w), like ``logits``, of the update's second pass over some of the sensors; empty unless the
             recipe has one (``robust.subset``).
-        teacher: (B, K, h, w), what that pass should say, without a graph; empty unless the recipe has a teacher.
+        teacher: (B, K, h, w), the target logits of that pass, without a graph; empty unless the recipe has a teacher.
     """
 
     logits: Sequence[Tensor]
@@ -94,26 +94,26 @@ class LossInputs:
     teacher: Sequence[Tensor] = ()
 
     def total(self, values: Tensor) -> Tensor:
-        """A sum of this process, added up over all processes; as of :meth:`Exchange.sum`."""
+        """A sum of this process, added up over all processes; see :meth:`Exchange.sum`."""
         return values if self.exchange is None else self.exchange.sum(values)
 
 
 class Loss:
-    """One term of what training minimizes; ``register`` a class of this kind, and a recipe can name it.
+    """A training loss. ``register`` a subclass, and a recipe can name it.
 
-    With several processes the gradients and the reported values are averaged over them. So a loss is exact either as a
-    mean over its own process's scenes, of which each has as many, or where it is made of sums that
-    :meth:`LossInputs.total` has added up. Parameters of its own are not trained.
+    With several processes, gradients and reported values are averaged over them. A loss is therefore exact in two
+    cases: it is a mean over the scenes of its own process (every process has the same number of scenes), or it is
+    computed from sums that :meth:`LossInputs.total` has added up. Parameters of a loss are not trained.
 
     Args:
-        settings: the recipe's, of the class :attr:`Settings`.
-        task: what the network is trained for.
+        settings: from the recipe, an instance of :attr:`Settings`.
+        task: the training task.
     """
 
     Settings: ClassVar[type[Section]] = LossSettings
-    """The keys that a recipe may give; of a further loss a subclass of :class:`LossSettings`, which has ``weight``."""
+    """The keys in a recipe. For a further loss, a subclass of :class:`LossSettings`, which has ``weight``."""
     reads_alone: ClassVar[bool] = False
-    """Whether it needs :attr:`LossInputs.alone`, which takes memory."""
+    """Whether the loss needs :attr:`LossInputs.alone`, which costs memory."""
 
     def __init__(self, settings: Any, task: Task) -> None:
         self.settings, self.task = settings, task
@@ -122,19 +122,19 @@ class Loss:
         """The loss of an update.
 
         Returns:
-            A float32 scalar with its graph, not yet weighted.
+            A float32 scalar with its graph, without the weight.
         """
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What must be in a checkpoint, beside the settings; an update that fails is undone by it too."""
+        """State to store in a checkpoint, besides the settings. It is also used to undo an update that failed."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> object:
-        """Put back what :meth:`state_dict` gave.
+        """Restore the state from :meth:`state_dict`.
 
         Raises:
-            KeyError: this loss keeps no such state.
+            KeyError: this loss has no such state.
         """
         if state:
             raise KeyError(f"{next(iter(state))}: {type(self).__name__} keeps no state")

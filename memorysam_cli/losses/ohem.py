@@ -1,5 +1,7 @@
-"""Online hard example mining cross entropy: each pixel's loss, without holding the class logits of every pixel, and the
-mean of those that are hard."""
+"""Online hard example mining (OHEM) cross entropy: the mean loss of the hard pixels.
+
+The loss of each pixel is computed without storing the class logits of every pixel.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +22,17 @@ from memorysam_cli.recipe import Ohem
 from memorysam_cli.text import counted
 
 SLAB_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
-"""Upsampled logits of one slab: on a CPU they stay in its cache, on a GPU they fill it."""
+"""Upsampled logits of a slab: small enough for the caches of a CPU, large enough to keep a GPU busy."""
 FRACTION = 2**20
 """The share of kept pixels is a multiple of 1/FRACTION."""
 _LEAST = torch.finfo(torch.float32).tiny
-"""In the place of a sum of weights that is 0: then nothing counts."""
+"""Replaces a sum of weights that is 0, so that nothing counts."""
 
 
 class OhemLoss(Loss):
     """The mean cross entropy of the hard pixels of an update (METHOD §3); its settings are the recipe's ``ohem``.
 
-    Its state are the weights of the classes, if there are any: a run continues with those that it began with.
+    Its state is the weights of the classes, if there are any: a resumed run keeps those that it started with.
     """
 
     Settings = Ohem
@@ -62,8 +64,8 @@ class OhemLoss(Loss):
         """As :meth:`Loss.load_state_dict`.
 
         Raises:
-            KeyError: there are weights here, and none in the state, or the other way round.
-            RuntimeError: they are of another number of classes.
+            KeyError: only one of the loss and the state has weights.
+            RuntimeError: the weights are of another number of classes.
         """
         if self.class_weights is None:
             super().load_state_dict(state)
@@ -72,18 +74,18 @@ class OhemLoss(Loss):
 
 
 def class_weights(wanted: str | Sequence[float], task: Task) -> Tensor | None:
-    """What each class's pixels weigh: (K,) float32 on the task's device; none where all weigh the same.
+    """The weight of each class's pixels: (K,) float32 on the task's device; None if all classes have the same weight.
 
     Args:
         wanted: the recipe's ``ohem.class_weights``.
-        task: its ``class_pixels`` n are what ``inverse`` and ``effective`` are worked out from.
+        task: its ``class_pixels`` are the n of the formulas below.
 
     Returns:
-        ``inverse``: 1 / n. ``effective``: 1 / (N·(1 − (1 − 1/N)ⁿ)) with the n of the median class for N. Either is
-        scaled so that the classes that are there weigh 1 in the mean; one without a pixel weighs nothing.
+        ``inverse``: 1 / n. ``effective``: 1 / (N·(1 − (1 − 1/N)ⁿ)), where N is the n of the median class. Both are
+        scaled so that the mean weight of the classes with pixels is 1. A class without pixels has weight 0.
 
     Raises:
-        UsageError: a list has another length than the data set has classes.
+        UsageError: the length of a list is not the number of classes.
 
     Source: Cui et al. (2019), "Class-balanced loss based on effective number of samples", with β = 1 − 1/N.
     """
@@ -125,21 +127,22 @@ def ohem_mean(
 ) -> Tensor:
     """The mean loss of the hard pixels.
 
-    Pixels with a loss above −ln(threshold) are kept; if they are fewer than n_min = valid pixels × ``min_kept``
-    (rounded down), the n_min largest losses are kept instead. Pixels that tie for the last of these places share them,
-    so that neither their order nor a partition of the batch matters.
+    Pixels with a loss above −ln(threshold) are kept. If they are fewer than n_min = valid pixels × ``min_kept``
+    (rounded down), the n_min largest losses are kept instead. Pixels with equal losses share the last of these places,
+    so the result depends neither on the order of the pixels nor on the division into batches.
 
     Args:
         losses: float32, at least 0; at ignored pixels 0.
         label: of the same shape; int64 classes, 255 = ignored.
-        exchange: to choose among all processes' pixels. Each process then returns its share × the number of processes:
-            the mean over the processes, which DDP takes of the gradients, is that of one process with all pixels.
-        hardness: of the same shape: what pixels are chosen by instead of ``losses``.
-        weights: of the same shape, 0 where ignored: the mean of the pixels that are kept is weighted by them; which
-            ones are kept does not depend on them.
+        exchange: to choose among the pixels of all processes. Each process then returns its share × the number of
+            processes. DDP averages the gradients over the processes, so the result equals that of one process with all
+            pixels.
+        hardness: of the same shape; used instead of ``losses`` to choose pixels.
+        weights: of the same shape, 0 where ignored; weights for the mean of the kept pixels. They do not affect which
+            pixels are kept.
 
     Returns:
-        A scalar; 0 where no pixel is valid (the reference gives NaN there).
+        A scalar; 0 if no pixel is valid (the reference returns NaN).
 
     Source: METHOD §3.
     """
@@ -157,9 +160,9 @@ def ohem_mean(
 def _choose(
     losses: Tensor, is_valid: Tensor, hard: float, min_kept: float, exchange: Exchange | None
 ) -> tuple[Tensor, Tensor]:
-    """The share of each pixel that is kept, and how many pixels these are in all processes.
+    """The kept share of each pixel, and the number of kept pixels in all processes.
 
-    No count leaves the device, so nothing waits for it; both answers are formed, and one is taken.
+    No count leaves the device, so nothing waits for it. Both results are computed, and one is selected.
     """
     is_hard = losses > hard
     counted = _total(torch.stack([is_valid.sum(), is_hard.sum()]), exchange)
@@ -175,10 +178,10 @@ def _choose(
 
 
 def _nth_largest(losses: Tensor, n: Tensor, exchange: Exchange | None) -> Tensor:
-    """The n-th largest of all processes' losses, found bit by bit.
+    """The n-th largest loss of all processes, found bit by bit.
 
-    Floats that are not negative are ordered as their bits are, so 31 counts find the value exactly. That takes a
-    fraction of a sort's time and memory, and between processes 31 numbers instead of their largest losses.
+    Non-negative floats have the same order as their bits, so 31 counts find the value exactly. This needs a fraction of
+    a sort's time and memory. Processes exchange 31 numbers instead of their largest losses.
     """
     bits, found = losses.view(torch.int32), n.new_zeros((), dtype=torch.int32)
     for bit in reversed(range(31)):
@@ -196,12 +199,11 @@ class Slab(NamedTuple):
     """A band of rows of some samples.
 
     Attributes:
-        samples: of the batch.
-        cells: rows of the logits: the band's own and, inside the image, one more on each side, which interpolation
-            reads.
-        spread: the rows of pixels that ``cells`` upsample to.
-        crop: the band's own among them.
-        pixels: the band's own in the image.
+        samples: samples of the batch.
+        cells: rows of the logits: the band's own and, inside the image, one more on each side for the interpolation.
+        spread: the rows of pixels to which ``cells`` are upsampled.
+        crop: the band's own rows within ``spread``.
+        pixels: the band's own rows in the image.
     """
 
     samples: slice
@@ -214,20 +216,20 @@ class Slab(NamedTuple):
 def pixel_losses(logits: Tensor, label: Tensor, *, smoothing: float = 0.0) -> Tensor:
     """The cross entropy of the bilinearly upsampled logits (align_corners false), pixel by pixel.
 
-    The batch is worked off in bands of rows, forward and backward; only the arguments are kept in between. A band's
-    numbers are those of the whole image, bit for bit where the stride is a power of two. All is float32, also under
+    The batch is processed in bands of rows, forward and backward; only the arguments are stored in between. The results
+    equal those of the whole image, bit for bit if the stride is a power of two. Everything is float32, also under
     autocast.
 
     Args:
         logits: (B, K, h, w) of any float type.
-        label: (B, H, W) int64 classes below K, 255 = ignored; H/h and W/w are one whole number.
+        label: (B, H, W) int64 classes below K, 255 = ignored; H/h and W/w are the same whole number.
         smoothing: share ε of the target that is spread evenly over all K classes.
 
     Returns:
         (B, H, W) float32, 0 where ignored; can be differentiated once.
 
     Raises:
-        ValueError: the sizes have no common whole ratio.
+        ValueError: H/h and W/w are not the same whole number.
         IndexError: a class outside 0 to K − 1, on the CPU (CUDA asserts in the kernel).
     """
     losses: Tensor = _PixelLosses.apply(logits, label, _stride(logits, label), smoothing)  # type: ignore[no-untyped-call]
@@ -279,7 +281,8 @@ class _PixelLosses(torch.autograd.Function):
 
 
 def _gradient(cells: Tensor, label: Tensor, weight: Tensor, *, stride: int, smoothing: float) -> Tensor:
-    """Of the weighted sum of the pixels' losses, by ``cells``: (softmax − target) × weight, brought back to cells."""
+    """Gradient of the weighted sum of the pixels' losses by ``cells``: (softmax − target) × weight, added up per
+    cell."""
     leaf = cells.detach().requires_grad_()
     with torch.enable_grad():
         upsampled = _upsample(leaf, stride)
@@ -300,12 +303,12 @@ def _upsample(cells: Tensor, stride: int) -> Tensor:
 
 
 def _channels_last(logits: Tensor) -> Tensor:
-    """float32, a cell's classes side by side: interpolation is several times as fast that way."""
+    """float32, with a cell's classes next to each other in memory: interpolation is several times as fast."""
     return logits.detach().float().contiguous(memory_format=torch.channels_last)
 
 
 def _slabs(cells: Tensor, stride: int) -> Iterator[Slab]:
-    """Pieces of the batch as large as the device likes to see at once: some samples, or some rows of one."""
+    """Pieces of the batch in the best size for the device: some samples, or some rows of one."""
     batch, classes, h, w = cells.shape
     allowed = SLAB_BYTES.get(cells.device.type, SLAB_BYTES["cuda"]) // (classes * w * stride**2 * 4)  # rows of cells
     samples = max(1, allowed // h)

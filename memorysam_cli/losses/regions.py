@@ -1,8 +1,8 @@
-"""Dice, Lovász and focal: further terms beside OHEM, for classes of few pixels and for pixels that stay hard.
+"""Dice, Lovász and focal: further losses besides OHEM, for classes with few pixels and for pixels that stay hard.
 
-All three are exact: whatever the batches of an update and the processes, the value and the gradient are those of one
-batch in one process. Dice and Lovász ask how well whole regions overlap. They look at cells (stride 4, where the
-network's logits are; a cell's class is that of the pixel at its middle), which is a sixteenth of the work.
+All three are exact: value and gradient equal those of one batch in one process, for any batches and processes. Dice and
+Lovász measure the overlap of whole regions. They use cells at stride 4, where the network's logits are, which is a
+sixteenth of the work. A cell has the class of the pixel at its center.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from memorysam_cli.recipe import Focal
 
 
 class Cells(NamedTuple):
-    """The cells of some batches, side by side.
+    """The cells of some batches, concatenated.
 
     Attributes:
         probabilities: (K, N) float32, with their graph.
@@ -31,15 +31,15 @@ class Cells(NamedTuple):
     classes: Tensor
 
     def are_of(self, number: int) -> Tensor:
-        """(N,) bool: the cells of a class."""
+        """(N,) bool: whether each cell has the class."""
         return self.classes == number
 
 
 class DiceLoss(Loss):
-    """1 − 2·|P ∩ G| / (|P| + |G|), the mean over the classes that an update has.
+    """1 − 2·|P ∩ G| / (|P| + |G|), the mean over the classes that occur in the update.
 
-    P are a class's probabilities, G its cells, both added up over all scenes of the update, so that a class with a few
-    cells in one scene does not count like one that fills it.
+    P are a class's probabilities and G its cells, both summed over all scenes of the update. So a class with a few
+    cells in one scene does not have the same influence as a class that fills it.
 
     Source: V-Net (Milletari et al., 2016), with plain sums in the denominator.
     """
@@ -57,10 +57,10 @@ class DiceLoss(Loss):
 
 
 class LovaszLoss(Loss):
-    """The Lovász extension of 1 − IoU, the mean over the classes that an update has: what mIoU counts, as a surface.
+    """The Lovász extension of 1 − IoU, the mean over the classes in the update: a differentiable mIoU.
 
-    A class's cells are put in the order of their errors, and each error weighs what it would add to 1 − IoU there. All
-    scenes of the update make one order, which with several processes is that of all of them.
+    The cells are sorted by their error for the class. The weight of each error is the amount by which it increases 1 −
+    IoU in this order. All scenes of the update are sorted together, with several processes those of all processes.
 
     Source: Berman, Triki and Blaschko (2018), "Lovász-softmax", classes "present", per_image false.
     """
@@ -82,9 +82,9 @@ class LovaszLoss(Loss):
 
 
 class FocalLoss(Loss):
-    """(1 − p)^γ × the cross entropy, the mean over all pixels that count, at full size.
+    """(1 − p)^γ × the cross entropy, the mean over all labeled pixels, at full size.
 
-    Source: Lin et al. (2017), without α; ``ohem.class_weights`` has weights of classes.
+    Source: Lin et al. (2017), without α; for class weights use ``ohem.class_weights``.
     """
 
     Settings = Focal
@@ -116,7 +116,7 @@ def cells_of(logits: Sequence[Tensor], labels: Sequence[Tensor]) -> Cells:
 
 
 def _at_cells(label: Tensor, logits: Tensor) -> Tensor:
-    """The class of the pixel in the middle of each cell: (B, H, W) -> (B, h, w)."""
+    """The class of the pixel at the center of each cell: (B, H, W) -> (B, h, w)."""
     (height, width), (h, w) = label.shape[-2:], logits.shape[-2:]
     rows = (2 * torch.arange(h, device=label.device) + 1) * height // (2 * h)
     columns = (2 * torch.arange(w, device=label.device) + 1) * width // (2 * w)
@@ -124,10 +124,10 @@ def _at_cells(label: Tensor, logits: Tensor) -> Tensor:
 
 
 def lovasz_weights(errors: Tensor, is_class: Tensor) -> Tensor:
-    """What each error weighs in the Lovász extension of one class's 1 − IoU, at its own place.
+    """The weight of each error in the Lovász extension of a class's 1 − IoU, in the order of the arguments.
 
     Args:
-        errors: (N,) float32 from 0 to 1; 0 where the cell is ignored, so that it comes last and adds nothing.
+        errors: (N,) float32 from 0 to 1; 0 for ignored cells, so that they come last and add nothing.
         is_class: (N,) bool.
     """
     order = errors.argsort(descending=True, stable=True)
@@ -140,7 +140,7 @@ def lovasz_weights(errors: Tensor, is_class: Tensor) -> Tensor:
 
 
 def gathered(values: Tensor, exchange: Exchange | None) -> Tensor:
-    """Values of all processes, without their graph: (N,) -> (processes, N), the same in each."""
+    """Values of all processes, without their graph: (N,) -> (processes, N), the same in each process."""
     if exchange is None:
         return values.unsqueeze(0)
     places = values.new_zeros(exchange.world, len(values))
@@ -149,11 +149,11 @@ def gathered(values: Tensor, exchange: Exchange | None) -> Tensor:
 
 
 def _own(values: Tensor, exchange: Exchange | None) -> Tensor:
-    """This process's of what was computed of :func:`gathered` values: (processes·N,) -> (N,)."""
+    """The part of this process in a result computed from :func:`gathered` values: (processes·N,) -> (N,)."""
     return values if exchange is None else values.view(exchange.world, -1)[exchange.rank]
 
 
 def _mean_of_present(losses: Tensor, present: Tensor) -> Tensor:
-    """The mean over the classes that are there; 0 without any."""
+    """The mean over the classes that occur; 0 if none does."""
     # A product, no selection: a loss that is not a number shows, wherever it is.
     return (losses * present).sum() / present.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""The losses of training for failing sensors: what each sensor says by itself, and what a teacher says instead."""
+"""Losses for training with missing sensors: on single frames, on prefixes of the sensors, and with a teacher."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from memorysam_cli.recipe import Teacher
 
 
 class SingleLoss(Loss):
-    """The mean cross entropy of what each sensor's frame says by itself, over all labeled pixels and all frames.
+    """The mean cross entropy of each frame's own logits, over all labeled pixels and all frames.
 
-    A frame sees the memories of those before it, so only the first stands quite alone. With one sensor the loss is 0:
-    its frame's logits are those of the scene already.
+    A frame sees the memories of the frames before it, so only the first frame is independent of the others. With one
+    sensor the loss is 0, because its frame's logits are already those of the scene.
 
-    Source: after MLE-SAM's single-modality terms; weight and form are ours.
+    Source: after MLE-SAM's single-modality losses; weight and form are ours.
     """
 
     reads_alone = True
@@ -30,12 +30,12 @@ class SingleLoss(Loss):
 
 
 class PrefixLoss(Loss):
-    """The mean cross entropy of what the first sensors say together: one, two, …, all but the last.
+    """The mean cross entropy of the prefixes of the sensors: the first one, two, …, all but the last.
 
-    A frame sees the memories of those before it and no others, so the mean of the first k frames is exactly the
-    network's answer for those k sensors. In random order (``model.order: shuffled``) every subset of the sensors comes
-    to be a beginning, in every order, at the price of the cross entropies alone: nothing is encoded, remembered or
-    decoded twice. With a fusion that looks at frames again the beginnings saw the others' memories too, and are no
+    A frame sees only the memories of the frames before it, so the mean logits of the first k frames are exactly the
+    network's output for those k sensors. In random order (``model.order: shuffled``), every subset of the sensors
+    occurs as a prefix, in every order. Only the cross entropies cost time; nothing is encoded, remembered or decoded
+    twice. With a fusion of two passes, the frames of a prefix have also seen the other frames, so prefixes are not
     subsets. With one sensor the loss is 0.
 
     Source: ours.
@@ -48,18 +48,18 @@ class PrefixLoss(Loss):
 
 
 class TeacherLoss(Loss):
-    """The mean over all labeled pixels of KL(teacher ‖ logits) · T², T being the temperature.
+    """The mean over all labeled pixels of KL(teacher ‖ logits) · T², where T is the temperature.
 
-    A pixel has the divergence of its cell at stride 4, so that nothing is upsampled.
+    Each pixel has the divergence of its cell at stride 4, so nothing is upsampled.
 
-    Source: Hinton, Vinyals and Dean, arXiv 1503.02531, whose factor T² keeps the gradient's size for any T.
+    Source: Hinton, Vinyals and Dean, arXiv 1503.02531; the factor T² keeps the size of the gradient for any T.
     """
 
     Settings = Teacher
     settings: Teacher
 
     def __call__(self, inputs: LossInputs) -> Tensor:
-        """``inputs.logits`` learn from ``inputs.teacher``."""
+        """The divergence of ``inputs.logits`` from ``inputs.teacher``."""
         sums, counts = [], []
         for logits, teacher, label in zip(inputs.logits, inputs.teacher, inputs.labels, strict=True):
             cells = (logits.shape[-2], logits.shape[-1])
@@ -78,13 +78,13 @@ class TeacherLoss(Loss):
 
 
 def _beginnings(frames: Sequence[Tensor]) -> list[Tensor]:
-    """The means of the first 1, 2, …, M − 1 frames' logits."""
+    """The mean logits of the first 1, 2, …, M − 1 frames."""
     sums = itertools.accumulate(frames[:-1])
     return [total / (number + 1) for number, total in enumerate(sums)]
 
 
 def _mean(inputs: LossInputs, judged: Callable[[Sequence[Tensor]], Sequence[Tensor]]) -> Tensor:
-    """The cross entropy of some logits of every batch, made of what its frames say; its mean over pixels and logits."""
+    """The cross entropy of logits that are computed from the frames of each batch; the mean over pixels and logits."""
     if len(inputs.task.modalities) == 1:
         return torch.zeros((), device=inputs.task.device)
     losses = [

@@ -1,4 +1,4 @@
-"""The Semantic Prototype Memory Module: training-only prototypes of the classes."""
+"""The Semantic Prototype Memory Module (SPMM): prototypes of the classes, used only in training."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from memorysam_cli.losses.loss import Exchange, Loss, LossInputs, Task
 from memorysam_cli.recipe import Spmm
 
 REFERENCE_CLASSES = 25
-"""Over so many classes the reference takes its mean, whatever the data set has: it is written into its code."""
+"""The reference always takes its mean over this number of classes; it is a constant in its code."""
 
 
 class SpmmLoss(Loss):
-    """The prototypical adaptation loss of an update; its settings are the recipe's ``spmm``, its state the prototypes.
+    """The prototypical adaptation loss of an update. Its settings are the recipe's ``spmm``, its state the prototypes.
 
-    Where the variant is ``off`` it is 0 and has no state.
+    With the variant ``off`` the loss is 0 and has no state.
     """
 
     Settings = Spmm
@@ -40,15 +40,15 @@ class SpmmLoss(Loss):
         return self.memory.forward(features, label, exchange=inputs.exchange)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The prototypes, and which of them have been seen."""
+        """The prototypes, and which of them have been initialized."""
         return {} if self.memory is None else dict(self.memory.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """As :meth:`Loss.load_state_dict`.
 
         Raises:
-            KeyError: the variant is ``off``, and there are prototypes.
-            RuntimeError: they are not of as many classes and channels.
+            KeyError: the variant is ``off``, but the state has prototypes.
+            RuntimeError: the prototypes have another number of classes or channels.
         """
         if self.memory is None:
             super().load_state_dict(state)
@@ -57,7 +57,7 @@ class SpmmLoss(Loss):
 
 
 def resize_label(label: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring (B, H, W) labels to a feature map's (h, w) by floor-nearest: source index ⌊i·H/h⌋."""
+    """Resize (B, H, W) labels to a feature map's (h, w) by floor-nearest: source index ⌊i·H/h⌋."""
     (height, width), device = label.shape[-2:], label.device
     rows = torch.arange(size[0], device=device) * height // size[0]
     columns = torch.arange(size[1], device=device) * width // size[1]
@@ -70,10 +70,11 @@ class PrototypeMemory(nn.Module):
     Args:
         classes: C, the number of classes.
         width: D, the channels of the feature map.
-        variant: ``reference`` with the public code's quirks (absent classes pull G to 0, means are divided by the
-            pixel count twice, G is updated before the loss), or ``paper``.
+        variant: ``reference`` with the public code's quirks (absent classes pull G to 0, means are divided by the pixel
+            count twice, G is updated before the loss), or ``paper``.
         momentum: the share of the old G that an update keeps.
-        mean_over: the number of classes that the ``reference`` variant's mean counts, be there fewer or more; None: C.
+        mean_over: the number of classes that the ``reference`` variant's mean counts, even if there are fewer or more;
+            None: C.
 
     Source: METHOD §3.
     """
@@ -98,10 +99,10 @@ class PrototypeMemory(nn.Module):
         Args:
             features: (B, D, h, w) mean feature map of the modalities.
             label: (B, H, W) int64 classes at any size, 255 = ignored.
-            exchange: sums over processes, so that N ranks × B equal one rank × N·B.
+            exchange: for sums over processes, so that N ranks × B equal one rank × N·B.
 
         Returns:
-            A scalar, not yet weighted by λ.
+            A scalar, without the weight λ.
         """
         sums, counts = class_sums(
             features, resize_label(label, (features.shape[-2], features.shape[-1])), len(self.prototypes)
@@ -137,8 +138,8 @@ class PrototypeMemory(nn.Module):
 def class_sums(features: Tensor, label: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Sum the features of each class's pixels.
 
-    A product with the one-hot labels, as on CUDA it adds in the same order at every run, and ``index_add`` does not; on
-    a CPU either takes a few milliseconds.
+    Uses a product with the one-hot labels. On CUDA this adds in the same order in every run, unlike ``index_add``; on a
+    CPU both take a few milliseconds.
 
     Args:
         features: (B, D, h, w).

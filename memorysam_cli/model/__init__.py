@@ -1,7 +1,7 @@
-"""The network and its weights; what a weights file says of itself is here, and is read without torch.
+"""The network and its weights. This module reads the card of a weights file, its description, without torch.
 
-Shapes are written with one legend everywhere: ``B`` batch, ``M`` modalities, ``K`` classes, ``C`` channels,
-``H W`` pixels, ``h w`` feature cells, ``L = h·w``.
+Shapes use these letters everywhere: ``B`` batch, ``M`` modalities, ``K`` classes, ``C`` channels, ``H W`` pixels, ``h
+w`` feature cells, ``L = h·w``.
 """
 
 from __future__ import annotations
@@ -25,17 +25,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Base", "Metric", "Segmenter", "WeightsCard", "load", "read_card"]
 CARD = "memorysam"
-"""The metadata key under which the card is stored, as JSON."""
+"""Metadata key of the card, stored as JSON."""
 SEAL = "memorysam_sha256"
-"""That of the card's own SHA-256, in hex; the card has that of the tensors. Files of before it have none."""
+"""Metadata key of the card's own SHA-256, in hex; the card has that of the tensors. Files of earlier versions have
+none."""
 NANO_1_SHA256 = "ad97f69f25da1b77e7dfad68fbe05e1b124ae547ca82019dc22e2236b641bbd4"
-"""Of nano's base weights before it became wider."""
+"""SHA-256 of the base weights of the earlier, narrower nano."""
 MOST_TOKENS, LARGEST_PX = 4096, 65536
-"""Beyond these a card asks for memory that no machine has, before its tensors show that it lies."""
+"""Limits: a larger value in a card would need more memory than any machine has, before its tensors show that it is
+wrong."""
 IMPORTED = "import"
-"""The kind of source of which nothing can be loaded: the weights that name it are complete."""
+"""A kind of source that cannot be loaded: weights with this source are complete."""
 Sha256 = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
-"""In hex; empty where none is known."""
+"""A SHA-256 in hex; empty if unknown."""
 
 
 def __getattr__(name: str) -> Any:
@@ -45,33 +47,33 @@ def __getattr__(name: str) -> Any:
 
 
 class Base(Strict):
-    """Which base weights a network was built on; carried by every checkpoint that does not contain them."""
+    """The base weights that a network was built on; every checkpoint without these weights has this description."""
 
     backbone: str
     source: Annotated[str, Field(pattern=rf"^(package|random:[0-9]{{1,18}}|(hub|hf|file|{IMPORTED}):[^\x00-\x1f]+)$")]
     """``hub:facebook/…`` as published, ``hf://OWNER/NAME/FILE``, ``package``, ``random:SEED``, ``file:PATH``, or
-    ``import:NAME`` of complete weights."""
+    ``import:NAME`` for complete weights."""
     sha256: Sha256
-    """Of the file; of the tensors' bytes for random weights."""
+    """SHA-256 of the file; for random weights, of the tensors' bytes."""
 
 
 class Metric(Strict):
-    """The validation result that these weights had."""
+    """The validation result of these weights."""
 
     miou: Annotated[float, Field(ge=0, le=100)]
-    """Percent."""
+    """In %."""
     protocol: Literal["resized", "native"]
     split: Annotated[str, Field(min_length=1)]
     epoch: Annotated[int, Field(ge=0)]
     step: Annotated[int, Field(ge=0)] | None
-    """None where only the epoch is known, as of the authors' weights."""
+    """None if only the epoch is known, as for the authors' weights."""
 
 
 class WeightsCard(Strict):
-    """What a weights file says of itself.
+    """The description in a weights file.
 
-    ``kind`` is ``trained`` where the file holds only what does not come from the base, ``complete`` where it holds
-    every tensor and its LoRA apart (imported weights), and ``merged`` where it is complete and its LoRA is folded in.
+    ``kind`` is ``trained`` if the file has only tensors that are not in the base weights, ``complete`` if it has every
+    tensor with LoRA not merged (imported weights), and ``merged`` if it is complete with LoRA merged.
     """
 
     format_version: Literal[1] = 1
@@ -80,10 +82,10 @@ class WeightsCard(Strict):
     dataset: DatasetInfo
     base: Base
     tokens: Annotated[int, Field(gt=0, le=MOST_TOKENS)]
-    """The decoder's class tokens, at least the data set's number of classes."""
+    """Number of the decoder's class tokens, at least the data set's number of classes."""
     image_size: Annotated[int, Field(gt=0, le=LARGEST_PX, multiple_of=32)]
     tensors_sha256: Sha256 = ""
-    """Over names, dtypes, shapes and bytes of the file's tensors."""
+    """SHA-256 over names, dtypes, shapes and bytes of the file's tensors."""
     versions: dict[str, str]
     metric: Metric | None = None
 
@@ -119,7 +121,7 @@ def seal_of(card: str) -> str:
 
 
 def _name_the_first_nano(content: dict[str, Any]) -> None:
-    """Weights of before nano became wider call its base nano, too; it is ``nano-1`` now."""
+    """Weights from before nano became wider name their base nano, too; its name is now ``nano-1``."""
     base, recipe = content.get("base"), content.get("recipe")
     model = recipe.get("model") if isinstance(recipe, dict) else None
     if not isinstance(base, dict) or not isinstance(model, dict) or base.get("sha256") != NANO_1_SHA256:
@@ -129,7 +131,7 @@ def _name_the_first_nano(content: dict[str, Any]) -> None:
 
 
 def parse_card(metadata: dict[str, str], *, where: Path) -> WeightsCard:
-    """The card among the metadata of a weights file; ``where`` begins messages."""
+    """The card in the metadata of a weights file; messages begin with ``where``."""
     if CARD not in metadata:
         raise WeightsError(
             f"{where}: is not a memorysam weights file (its metadata has no '{CARD}' entry); "

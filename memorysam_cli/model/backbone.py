@@ -1,7 +1,7 @@
 """SAM2's networks by the names of their encoders, built from the classes of the PyPI package ``sam2``.
 
-The sizes are those of SAM2's published configurations; the parts keep SAM2's names, so that published
-checkpoints load as they are. Only the mask decoder differs: it has one token per class.
+The sizes are those of SAM2's published configurations. The parts keep SAM2's names, so that published checkpoints load
+unchanged. Only the mask decoder differs: it has a token per class.
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ from memorysam_cli.encoders.products import scaled_dot_product
 from memorysam_cli.registry import ENCODERS
 
 STRIDE = 16
-"""Pixels per feature cell where memories live."""
+"""Pixels per feature cell of the memory."""
 
 Rotation = Callable[..., tuple[Tensor, Tensor]]
-"""(B, heads, L', d) queries and (B, heads, L, d) keys, turned by a table; the signature of ``apply_rotary_enc``."""
+"""(B, heads, L', d) queries and (B, heads, L, d) keys, rotated with a table; the signature of ``apply_rotary_enc``."""
 
 
 class RotaryAttention(RoPEAttention):  # type: ignore[misc]  # sam2 has no types
-    """SAM2's ``RoPEAttention``: same parameters, same names, same result; the rotary table must fit the queries."""
+    """SAM2's ``RoPEAttention``: same parameters, names and result. The rotary table must already have the queries'
+    size."""
 
     rotate: Rotation = staticmethod(apply_rotary_enc)
-    """What turns queries and keys; an export puts its own in place, for other runtimes have no complex numbers."""
+    """The function that rotates queries and keys. An export replaces it, because other runtimes have no complex
+    numbers."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, num_k_exclude_rope: int = 0) -> Tensor:
         """Attend to memories.
@@ -42,8 +44,8 @@ class RotaryAttention(RoPEAttention):  # type: ignore[misc]  # sam2 has no types
         Args:
             q: (B, L', C) queries.
             k: (B, L, C_m) keys before their projection.
-            v: (B, L, C_m) values likewise.
-            num_k_exclude_rope: how many keys at the end have no place, and are not rotated.
+            v: (B, L, C_m) values before their projection.
+            num_k_exclude_rope: number of keys at the end without a position; they are not rotated.
 
         Returns:
             (B, L', C).
@@ -61,7 +63,7 @@ class RotaryAttention(RoPEAttention):  # type: ignore[misc]  # sam2 has no types
         return result
 
     def turn(self, query: Tensor, key: Tensor, unplaced: int) -> tuple[Tensor, Tensor]:
-        """(B, heads, L', d) queries and (B, heads, L, d) keys, turned by their places; the last keys have none."""
+        """(B, heads, L', d) queries and (B, heads, L, d) keys, rotated by their positions; the last keys have none."""
         placed, others = torch.split(key, [key.shape[2] - unplaced, unplaced], dim=2)
         query, placed = self.rotate(query, placed, freqs_cis=self.freqs_cis, repeat_freqs_k=self.rope_k_repeat)
         return query, torch.cat([placed, others], dim=2)
@@ -71,12 +73,12 @@ def build_sam2(backbone: str | Backbone, *, tokens: int, attention: type[RoPEAtt
     """A SAM2 network with PyTorch's initial values.
 
     Args:
-        backbone: a name of ``memorysam_cli.registry.ENCODERS``, or what such a name stands for.
-        tokens: mask tokens that give class logits; the decoder has one more, SAM2's own first token.
-        attention: the memory's; ours, or SAM2's own to compare with.
+        backbone: a name in ``memorysam_cli.registry.ENCODERS``, or the object of such a name.
+        tokens: mask tokens for class logits; the decoder has one more, SAM2's own first token.
+        attention: the class of the memory's attention: ours, or SAM2's own for a comparison.
 
     Raises:
-        UsageError: an encoder that was registered is none that can be used.
+        UsageError: a registered encoder that cannot be used.
     """
     spec: Backbone = ENCODERS.get(backbone) if isinstance(backbone, str) else backbone
     head = spec.head
@@ -115,8 +117,8 @@ def build_sam2(backbone: str | Backbone, *, tokens: int, attention: type[RoPEAtt
 def set_grid(sam: SAM2Base, height: int, width: int) -> None:
     """Build the rotary tables of the memory attention for an h×w grid of cells.
 
-    SAM2 takes the square root of the token count for the table's sides, which is wrong for a rectangle; a table
-    of the right length is used as it is.
+    SAM2 computes the table's sides as the square root of the token count, which is wrong for a rectangle. But it uses a
+    table of the right length unchanged.
     """
     # Tables made inside inference mode could not be used in a later training step.
     with torch.inference_mode(False):

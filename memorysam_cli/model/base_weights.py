@@ -1,6 +1,6 @@
 """Base weights: SAM2's published checkpoints, a local file, or nano's own; loaded completely or not at all.
 
-Every load is accounted for: what is wanted is there in its shape, and nothing else is.
+Every load checks that all required tensors are there in their shape, and no others.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from memorysam_cli.text import counted, few, shown, typed_path
 Shapes = Mapping[str, tuple[int, ...]]
 
 USUAL = "model.safetensors"
-"""What transformers calls the file of a repository."""
+"""The file name that transformers uses in a repository."""
 _FITTING = "give the file that belongs to model.backbone"
 _NAMES_SHOWN = 3
 
@@ -39,11 +39,11 @@ def load_base(network: MemorySAM, backbone: str, *, source: str, seed: int) -> B
     Args:
         source: ``published``, ``random`` (only for encoders without published weights), or the path of a .pt or
             .safetensors file, with Meta's names or transformers', also ``hf://OWNER/NAME[/FILE]``.
-        seed: for ``random``: the caller has initialized the network from it.
+        seed: for ``random``: the seed with which the caller has initialized the network.
 
     Raises:
         WeightsError: a tensor is missing, extra or of another shape, outside the parts that start fresh.
-        NetworkError: the Hub cannot be reached, or sends other bytes than were published.
+        NetworkError: the Hub cannot be reached, or sends bytes that differ from the published ones.
     """
     if source == "random":
         if ENCODERS.get(backbone).published is not None:
@@ -59,7 +59,7 @@ def load_base(network: MemorySAM, backbone: str, *, source: str, seed: int) -> B
 
 
 def reload_base(network: MemorySAM, base: Base, *, where: str) -> None:
-    """Fill a network with the very base weights that a checkpoint was trained on.
+    """Fill a network with exactly the base weights that a checkpoint was trained on.
 
     Args:
         where: the checkpoint, for messages.
@@ -83,7 +83,7 @@ def reload_base(network: MemorySAM, base: Base, *, where: str) -> None:
 
 
 def fill(network: MemorySAM, state: dict[str, Tensor], *, where: str, backbone: str) -> None:
-    """Copy base tensors into a network; every tensor is accounted for or the load is refused."""
+    """Copy base tensors into a network; refuse if any tensor is missing or unexpected."""
     given, wanted = (
         # Named as in SAM2's files.
         {name.removeprefix("sam."): tensor for name, tensor in part.items() if not is_fresh(name)}
@@ -95,7 +95,7 @@ def fill(network: MemorySAM, state: dict[str, Tensor], *, where: str, backbone: 
 
 
 def _resemblance(given: Shapes, backbone: str) -> str:
-    """What a file that does not fit looks like, and so what to do with it."""
+    """The format that a wrong file seems to have, and what to do with it."""
     if any(".linear_a_q." in name or ".lora_" in name for name in given):
         return "these are MemorySAM's weights, not SAM 2's; `memorysam weights import` takes the authors' .pth"
     counts = {name: fitting(given, base_shapes(name)) for name in BACKBONES}
@@ -112,33 +112,34 @@ def _resemblance(given: Shapes, backbone: str) -> str:
 
 
 def base_shapes(backbone: str) -> dict[str, tuple[int, ...]]:
-    """Name → shape of every tensor that a backbone's base weights must provide, named as in SAM2's files."""
+    """Name → shape of every tensor that a backbone's base weights must have, with the names in SAM2's files."""
     return {name: shape for name, shape in plain_shapes(backbone, tokens=3).items() if not is_fresh(f"sam.{name}")}
 
 
 @cache
 def plain_shapes(backbone: str, *, tokens: int) -> dict[str, tuple[int, ...]]:
-    """Name → shape of every tensor of a SAM2 network without LoRA; not to be changed.
+    """Name → shape of every tensor of a SAM2 network without LoRA; do not modify it.
 
     Args:
         backbone: as for :func:`~memorysam_cli.model.backbone.build_sam2`.
-        tokens: likewise.
+        tokens: as for ``build_sam2``.
     """
     with torch.device("meta"), _RealNumbers():
         return shapes_of(build_sam2(backbone, tokens=tokens).state_dict())
 
 
 class _RealNumbers(TorchFunctionMode):
-    """Hiera reads its drop-path rates off a ``linspace``, which a tensor without content cannot give."""
+    """Runs ``linspace`` on the CPU: Hiera reads its drop-path rates from it, which a tensor without values cannot
+    give."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Make the one call on the CPU."""
+        """Run this one call on the CPU."""
         options = dict(kwargs or {})
         return func(*args, **(options | {"device": "cpu"} if func is torch.linspace else options))
 
 
 def _find(backbone: str, source: str) -> tuple[Path, str]:
-    """The file that a source means, fetched if need be, and how a checkpoint names it."""
+    """The file of a source, downloaded if necessary, and its description for checkpoints."""
     if address := hub.parse_address(source, usual=USUAL):
         return hub.fetch(*address, sha256=None), f"{hub.ADDRESS}{'/'.join(address)}"
     if source != "published":
@@ -162,7 +163,7 @@ def _find(backbone: str, source: str) -> tuple[Path, str]:
 
 
 def _digest(network: MemorySAM) -> str:
-    """SHA-256 over the names and bytes of the tensors that a base provides."""
+    """SHA-256 over the names and bytes of the base tensors."""
     state = {name: tensor for name, tensor in network.state_dict().items() if not is_fresh(name)}
     return tensors.digest(state)
 
@@ -173,7 +174,7 @@ def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def difference(given: Shapes, wanted: Shapes) -> str:
-    """In what two accounts differ, in words such as ``2 missing (a, b)``; empty where they agree."""
+    """The difference of two sets of shapes, in words such as ``2 missing (a, b)``; empty if they agree."""
     lists = {
         "missing": [name for name in wanted if name not in given],
         "unknown": [name for name in given if name not in wanted],
@@ -187,7 +188,7 @@ def difference(given: Shapes, wanted: Shapes) -> str:
 
 
 def fitting(given: Shapes, wanted: Shapes) -> int:
-    """How many of the wanted tensors are there in their shape."""
+    """The number of required tensors that are there in their shape."""
     return sum(given.get(name) == shape for name, shape in wanted.items())
 
 
@@ -198,13 +199,13 @@ def copy_tensors(
 
     Args:
         given: from a file.
-        wanted: the network's.
+        wanted: the network's tensors.
         where: the file, for messages.
-        whose: what the wanted tensors are, such as ``sam2-hiera-tiny``.
-        remedy: what to do where they are others.
+        whose: the kind of the network's tensors, such as ``sam2-hiera-tiny``.
+        remedy: what to do if the file has others.
 
     Raises:
-        WeightsError: a tensor is missing, unknown, of another shape, or holds whole numbers in place of weights.
+        WeightsError: a tensor is missing, unknown, of another shape, or has integers instead of weights.
     """
     there, needed = shapes_of(given), shapes_of(wanted)
     if found := difference(there, needed):
@@ -235,11 +236,11 @@ def few_names(names: list[str]) -> str:
 # point embeddings lie in one tensor.
 
 MARK = "vision_encoder.backbone."
-"""Names of these files begin so, and none of Meta's does."""
+"""Prefixes of names in these files; no name in Meta's files begins so."""
 TWICE = "shared_image_embedding.positional_embedding"
 """A second copy of the prompt encoder's matrix."""
 POINTS = "prompt_encoder.point_embed.weight"
-"""(4, C): Meta has four of (1, C)."""
+"""(4, C): Meta has four tensors of (1, C)."""
 
 _NAMES = {
     r"^vision_encoder\.backbone\.": "image_encoder.trunk.",
@@ -277,18 +278,18 @@ _NAMES = {
     r"^temporal_positional_encoding_projection_layer\.": "obj_ptr_tpos_proj.",
     r"^object_pointer_proj\.": "obj_ptr_proj.",
 }
-"""Patterns and what stands for them, in this order."""
+"""Patterns and their replacements, applied in this order."""
 _DOWNSAMPLER = re.compile(r"^(memory_encoder\.mask_downsampler)\.layers\.(\d+)\.(conv|layer_norm)\.(\w+)$")
 _MLP = re.compile(r"^(.*)\.(?:(proj_in)|(proj_out)|layers\.(\d+))\.(weight|bias)$")
 
 
 def is_transformers(state: Mapping[str, object]) -> bool:
-    """Whether a file's names are those of transformers."""
+    """Whether a file has the names of transformers."""
     return any(name.startswith(MARK) for name in state)
 
 
 def as_sam2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a ``Sam2VideoModel`` under the names of Meta's files; names that it does not know stay."""
+    """The tensors of a ``Sam2VideoModel`` under the names of Meta's files; unknown names do not change."""
     renamed = {sam2_name(name): tensor for name, tensor in state.items() if name not in (TWICE, POINTS)}
     points = {
         f"sam_prompt_encoder.point_embeddings.{place}.weight": row[None]

@@ -1,7 +1,7 @@
-"""How the frames of a scene become one result: which is looked at when, what each look sees, and how they are joined.
+"""Fusions: the order in which the frames of a scene are processed, what each sees, and how the results become one.
 
-Training, evaluation, robustness, prediction and exports all go through :meth:`MemorySAM.outputs
-<memorysam_cli.model.network.MemorySAM.outputs>`, which asks the network's fusion and nobody else. A recipe names it as
+Training, evaluation, robustness, prediction and exports all call :meth:`MemorySAM.outputs
+<memorysam_cli.model.network.MemorySAM.outputs>`, which calls the network's fusion. A recipe names the fusion as
 ``model.fusion``; docs/extending.md shows how to add one.
 """
 
@@ -17,13 +17,13 @@ from memorysam_cli.model.memory import GATED, Look, Step, in_turn
 
 
 class Output(NamedTuple):
-    """What one forward pass gives.
+    """The result of a forward pass.
 
     Attributes:
-        logits: (B, tokens, H/4, W/4) float32, the open frames' class logits, each times its weight, added up. The mean
-            divides by M.
+        logits: (B, tokens, H/4, W/4) float32, the weighted sum of the open frames' class logits. For the mean each
+            weight is 1/M.
         gate_shift: (B, 1, 1, 1) float32, −1024 × the share of gated frames: the same for every class and pixel.
-        features: (B, C/8, H/4, W/4) the same sum of the frames' stride-4 feature maps, for the prototypes.
+        features: (B, C/8, H/4, W/4) the same weighted sum of the frames' stride-4 feature maps, for the prototypes.
     """
 
     logits: Tensor
@@ -35,9 +35,9 @@ class Pass(NamedTuple):
     """One of several passes over the same encoded frames.
 
     Attributes:
-        output: what the frames come to together.
-        frames: (B, tokens, H/4, W/4) of each, the class logits at the last look at it, 0 where its gate is closed;
-            empty where nobody asked.
+        output: the result of the pass.
+        frames: (B, tokens, H/4, W/4) each, the class logits of a frame at its last look, 0 where its gate is closed;
+            empty if not requested.
     """
 
     output: Output
@@ -45,27 +45,27 @@ class Pass(NamedTuple):
 
 
 class Fusion(nn.Module):
-    """How frames come together. A subclass gives :meth:`join`, and :meth:`plan` if its frames do not come in turn.
+    """Base class of fusions. A subclass implements :meth:`join`, and :meth:`plan` for another order of looks.
 
     Its parameters, if it has any, are trained and stored with the weights.
     """
 
     def plan(self, places: Sequence[int]) -> Sequence[Look]:
-        """Which frame is looked at when, and which earlier looks it sees.
+        """The looks at a scene: which frame is processed when, and which earlier looks it sees.
 
         Sequences that begin with the same looks share their results, so a look may depend on nothing else.
 
         Args:
-            places: the scene's frames by their place among the encoded ones, in the order in which they come. What is
-                drawn here is drawn from PyTorch's random numbers, which training replays and checkpoints store.
+            places: the places of the scene's frames among the encoded frames, in their order. If this method draws
+                random numbers, it must use PyTorch's, which training replays and checkpoints store.
 
         Returns:
-            Looks; each sees earlier ones only. A frame may be looked at more than once.
+            Looks; each sees only earlier looks. A frame may have several looks.
         """
         return in_turn(places)
 
     def join(self, steps: Sequence[Step]) -> Output:
-        """What the looks at a scene come to.
+        """The result of a scene.
 
         Args:
             steps: the results of :meth:`plan`'s looks, in its order.
@@ -80,7 +80,7 @@ class Mean(Fusion):
     """
 
     def join(self, steps: Sequence[Step]) -> Output:
-        """Every frame counts alike."""
+        """The mean, with equal weights."""
         gates, logits = open_logits(steps)
         return Output(
             logits=torch.stack(logits).mean(dim=0),  # (M, B, tokens, h, w) -> (B, tokens, h, w)
@@ -90,16 +90,15 @@ class Mean(Fusion):
 
 
 class TwoPass(Mean):
-    """The mean over second looks: every frame is looked at again with the memories of all other frames.
+    """Two passes. In the second, every frame sees the memories of all others; the result is its mean.
 
-    The first pass is the paper's: frame i sees the memories of the frames before it. What its looks remember is all
-    that the second pass reads; encodings are those of the first, so that it costs memory attention and decoder only.
-    The first look at one of M frames decides nothing but its memory. A frame alone has no others to see: its second
-    look would repeat the first, which is the result.
+    The first pass is the paper's: frame i sees the memories of the frames before it. The second pass uses only its
+    memories. Both share the encodings, so the second pass costs only memory attention and decoder. A single frame has
+    no other frames to see; the result is then its first look.
     """
 
     def plan(self, places: Sequence[int]) -> Sequence[Look]:
-        """All frames once, then all once more; a frame alone once."""
+        """All frames once, then all once more; a single frame once."""
         others = [tuple(n for n in range(len(places)) if n != own) for own in range(len(places))]
         second = [Look(place, sees) for place, sees in zip(places, others, strict=True) if sees]
         return [*self.first(places), *second]
@@ -114,10 +113,10 @@ class TwoPass(Mean):
 
 
 class TwoPassAlone(TwoPass):
-    """As :class:`TwoPass`, but in the first pass every frame is looked at alone.
+    """Like :class:`TwoPass`, but in the first pass every frame sees no memory.
 
-    No memory then depends on another sensor or on the order of the frames: a failing sensor spoils its own memory and
-    no other's. The first pass has no memory attention, so that both together have little more than the paper's.
+    Then no memory depends on another sensor or on the order of the frames, and a bad sensor affects only its own
+    memory. The first pass has no memory attention, so both passes together cost little more than the paper's.
     """
 
     def first(self, places: Sequence[int]) -> Sequence[Look]:
@@ -126,11 +125,11 @@ class TwoPassAlone(TwoPass):
 
 
 def weighted_sum(steps: Sequence[Step], weights: Sequence[float] | Tensor) -> Output:
-    """The frames' results, each times a weight.
+    """The weighted sum of the frames' results.
 
     Args:
-        steps: of a scene.
-        weights: one number for each step; they add up to 1. A (steps,) tensor may carry a gradient.
+        steps: the steps of a scene.
+        weights: one number per step; their sum is 1. A (steps,) tensor may carry a gradient.
     """
     gates, logits = open_logits(steps)
     shares = torch.as_tensor(weights, dtype=torch.float32, device=logits[0].device)
@@ -143,10 +142,10 @@ def weighted_sum(steps: Sequence[Step], weights: Sequence[float] | Tensor) -> Ou
 
 
 def refuse_impossible(looks: Sequence[Look], places: Sequence[int]) -> None:
-    """Refuse a plan that nothing could follow.
+    """Refuse an impossible plan.
 
     Raises:
-        ValueError: no look, a frame that is not the scene's, or a look that sees itself or a later one.
+        ValueError: no look, a frame that is not in the scene, or a look that sees itself or a later one.
     """
     if not looks:
         raise ValueError("fusion: plan gives no look")
@@ -158,7 +157,7 @@ def refuse_impossible(looks: Sequence[Look], places: Sequence[int]) -> None:
 
 
 def open_logits(steps: Sequence[Step]) -> tuple[list[Tensor], list[Tensor]]:
-    """Each frame's gate (B, 1, 1, 1), and its logits, zero where it is closed."""
+    """Each frame's gate (B, 1, 1, 1), and its logits, zero where the gate is closed."""
     gates = [step.decoded.is_open[:, :, None, None] for step in steps]  # (B, 1) -> (B, 1, 1, 1)
     logits = [torch.where(gate > 0, step.decoded.logits, 0.0) for gate, step in zip(gates, steps, strict=True)]
     return gates, logits

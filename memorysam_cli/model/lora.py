@@ -1,7 +1,7 @@
-"""LoRA on an encoder, as an ordinary PEFT adapter, and folded back into the encoder's own layers.
+"""LoRA on an encoder as an ordinary PEFT adapter, and its merging into the encoder's own layers.
 
-Training and DoRA are PEFT's. Loading weights for use needs plain LoRA only as tensors that are folded in at once: that
-is one product, made here, for PEFT takes seconds to import.
+PEFT does training and DoRA. When weights are loaded for use, plain LoRA is only merged, which is a single product. This
+module does it without PEFT, because PEFT takes seconds to import.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from memorysam_cli.errors import EnvironmentFault, UsageError
 from memorysam_cli.recipe import Lora
 
 ADAPTER = "default"
-"""PEFT's name for an adapter that nobody named."""
+"""PEFT's default name of an adapter."""
 
 
 @cache
 def peft() -> Any:
-    """The module ``peft``; imported at the first call, for many a command needs no adapter.
+    """The module ``peft``, imported at the first call, because many commands need no adapter.
 
-    PEFT imports transformers, and transformers imports torchvision wherever it is installed. A torchvision whose build
-    does not match torch raises on import ("operator torchvision::nms does not exist"), a common plight. We never use
+    PEFT imports transformers, and transformers imports torchvision if it is installed. A torchvision whose build does
+    not match torch raises on import ("operator torchvision::nms does not exist"), which is common. We never use
     torchvision, so a broken one is declared absent, which transformers handles.
 
     Raises:
-        EnvironmentFault: Python was told to drop docstrings, which transformers reads while it is imported.
+        EnvironmentFault: Python drops docstrings, which transformers reads during import.
     """
     try:
         importlib.import_module("torchvision")
@@ -52,9 +52,9 @@ def peft() -> Any:
 
 
 def add_lora(encoder: Encoder, settings: Lora) -> None:
-    """Inject a PEFT adapter, in place; Hiera's ``qkv`` is split first.
+    """Add a PEFT adapter, in place; Hiera's ``qkv`` is split first.
 
-    A starts Kaiming-uniform(a=√5) and B at zero, so that a fresh adapter changes nothing (METHOD §2).
+    A starts Kaiming-uniform(a=√5) and B at zero, so a new adapter changes nothing (METHOD §2).
 
     Raises:
         UsageError: the encoder has none of the recipe's targets.
@@ -66,9 +66,9 @@ def add_lora(encoder: Encoder, settings: Lora) -> None:
 
 
 def add_folding_lora(encoder: Encoder, settings: Lora) -> None:
-    """Make room for an adapter's tensors under PEFT's names, for :func:`merge_lora` to fold them in; without PEFT.
+    """Add layers for an adapter's tensors under PEFT's names, so that :func:`merge_lora` can merge them without PEFT.
 
-    The encoder cannot run until then. What is not a plain LoRA on Linear layers is left to PEFT.
+    The encoder cannot run before the merge. PEFT handles everything but plain LoRA on Linear layers.
 
     Raises:
         UsageError: as :func:`add_lora`.
@@ -86,7 +86,7 @@ def add_folding_lora(encoder: Encoder, settings: Lora) -> None:
 
 
 class FoldingLora(nn.Module):
-    """A Linear with the tensors of plain LoRA, named as PEFT names them, that are there to be folded in."""
+    """A Linear with the tensors of plain LoRA under PEFT's names, only for merging."""
 
     def __init__(self, layer: nn.Linear, *, rank: int, scale: float) -> None:
         super().__init__()
@@ -110,7 +110,8 @@ class FoldingLora(nn.Module):
 
 
 def merge_lora(encoder: Encoder) -> None:
-    """Fold the adapter into the weights and join what was split, in place; an encoder without LoRA stays as it is."""
+    """Merge the adapter into the weights and join the split layers, in place; an encoder without LoRA does not
+    change."""
     for parent in list(encoder.modules()):
         for name, child in list(parent.named_children()):
             if is_adapted(child):
@@ -121,17 +122,17 @@ def merge_lora(encoder: Encoder) -> None:
 
 
 def has_lora(encoder: Encoder) -> bool:
-    """Whether the encoder carries an adapter that is not merged."""
+    """Whether the encoder has an adapter that is not merged."""
     return any(is_adapted(module) for module in encoder.modules())
 
 
 def adapter_state(encoder: Encoder) -> dict[str, Tensor]:
-    """The adapter's tensors under the names of PEFT's own files; the LoRA must not be merged."""
+    """The adapter's tensors under the names in PEFT's own files; LoRA must not be merged."""
     return {f"base_model.model.{name}": tensor for name, tensor in peft().get_peft_model_state_dict(encoder).items()}
 
 
 def adapter_config(settings: Lora, encoder: Encoder) -> Any:
-    """The recipe's LoRA section in PEFT's words; its target names are those of a split encoder."""
+    """The recipe's LoRA section as PEFT's configuration; its target names are those of a split encoder."""
     return peft().LoraConfig(
         r=settings.rank,
         lora_alpha=alpha_of(settings),
@@ -143,12 +144,12 @@ def adapter_config(settings: Lora, encoder: Encoder) -> Any:
 
 
 def alpha_of(settings: Lora) -> float:
-    """LoRA's alpha, which is the rank where the recipe gives none."""
+    """LoRA's alpha; the rank if the recipe gives none."""
     return settings.rank if settings.alpha is None else settings.alpha
 
 
 def scale_of(settings: Lora) -> float:
-    """What LoRA's output is multiplied with."""
+    """The factor of LoRA's output."""
     return alpha_of(settings) / (math.sqrt(settings.rank) if settings.rslora else settings.rank)
 
 
@@ -167,7 +168,7 @@ def _targets(encoder: Encoder, settings: Lora) -> dict[str, nn.Module]:
 
 
 def _merged(layer: Any) -> nn.Module:
-    """The layer that computes what an adapted layer does."""
+    """A layer with the same result as an adapted layer."""
     layer.merge()
     base: nn.Module = layer.get_base_layer()
     return base

@@ -1,11 +1,10 @@
-"""Frames' way through SAM2's memory: condition on earlier frames, decode, remember; and many sequences of them.
+"""How frames go through SAM2's memory: condition on earlier frames, decode, remember; for one or many sequences.
 
-Every modality is a *conditioning* frame of a one-scene video without prompts. Source: METHOD §1, SAM2's
-``SAM2Base.track_step``; the arithmetic is SAM2's, without its assumption that images are square.
+Every modality is a *conditioning* frame of a video of one scene without prompts. Source: METHOD §1, SAM2's
+``SAM2Base.track_step``. The arithmetic is SAM2's, without its assumption that images are square.
 
-What a frame sees of the past depends on the frames before it and on nothing else, so that sequences form a tree of
-common beginnings, each computed once. The 15 subsets of four modalities have 32 frames in all, but only 15 different
-beginnings.
+The memory of a frame depends only on the frames before it. Sequences therefore form a tree of common prefixes, each
+computed once. The 15 subsets of four modalities have 32 frames in total, but only 15 different prefixes.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from memorysam_cli.encoders.base import saving
 from memorysam_cli.model.backbone import STRIDE
 
 GATED = float(NO_OBJ_SCORE)
-"""Every class logit of a frame in which the object score says that nothing is there."""
+"""Every class logit of a frame whose object score means that no object is there."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class EncodedFrame:
         middle: (B, C/4, 2h, 2w) features at stride 8, already through ``conv_s1``.
         coarse: (B, C, h, w) features at stride 16, not yet conditioned on memory.
         position: (B, C, h, w) sine position encoding of ``coarse``.
-        sensor: which sensor it is of: its place among the recipe's ``sensors``, whoever else is there.
+        sensor: the place of its sensor among the recipe's ``sensors``, also if others are missing.
     """
 
     fine: Tensor
@@ -46,7 +45,7 @@ class EncodedFrame:
     sensor: int
 
     def expand(self, batch: int, *, sensor: int) -> EncodedFrame:
-        """One scene's frame for each of ``batch`` scenes, without copies, as one of the given sensor."""
+        """The frame of one scene repeated for ``batch`` scenes, without copies, for the given sensor."""
         fine, middle, coarse, position = (
             part.expand(batch, -1, -1, -1) for part in (self.fine, self.middle, self.coarse, self.position)
         )
@@ -55,7 +54,7 @@ class EncodedFrame:
 
 @dataclass(frozen=True)
 class Memory:
-    """What later frames see of a frame: (B, C_m, h, w) features with positions, and a (B, C) object pointer."""
+    """What later frames see of this frame: (B, C_m, h, w) features with positions, and a (B, C) object pointer."""
 
     features: Tensor
     position: Tensor
@@ -64,13 +63,13 @@ class Memory:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What the mask decoder says of one frame.
+    """The mask decoder's output for one frame.
 
     Attributes:
         logits: (B, K, 4h, 4w) class logits at stride 4, before the object gate.
         quality: (B, K) predicted IoU.
         tokens: (B, K, C) mask tokens.
-        is_open: (B, 1) 1.0 where the object score lets the frame speak, 0.0 where it is gated.
+        is_open: (B, 1) 1.0 if the object score lets the frame contribute, 0.0 if it is gated.
     """
 
     logits: Tensor
@@ -80,17 +79,16 @@ class Decoded:
 
 
 class Notes(nn.Module):
-    """What a memory says beside the paper's features; all zero at first, so that the start is the paper's network.
+    """Learned additions to a memory beyond the paper. All are zero at the start, so the start is the paper's network.
 
     Args:
         width: C_m, the memory's channels.
-        sensors: M, where each sensor is to have an embedding that is added to the positions of its memories; 0: none.
-            SAM 2 adds a temporal slot there, which all our frames share. An embedding on top of it is the same as a
-            slot for each sensor that starts as that one, and has no limit of seven.
-        classes: K, where the shares of the classes in a cell are to be remembered; 0: nothing but the mask that the
-            predicted IoU picks, whose head is not trained. The map of all classes comes on top of that mask: each class
-            has a vector that is added to the memory's features, times the probability with which the frame shows it in
-            the cell. At no cost worth counting the next frame learns which classes are where, and how surely.
+        sensors: M, to add an embedding of each sensor to the positions of its memories; 0: none. SAM 2 adds a temporal
+            slot there, which all our frames share. An embedding on top of it equals a slot per sensor that starts as
+            the shared one, without SAM 2's limit of seven.
+        classes: K, to remember the probability of each class in each cell; 0: only the mask with the highest predicted
+            IoU, whose head is not trained. Each class has a vector that is added to the memory's features, times the
+            class's probability in the cell. That mask stays as well. The cost is negligible.
     """
 
     def __init__(self, width: int, *, sensors: int = 0, classes: int = 0) -> None:
@@ -99,7 +97,7 @@ class Notes(nn.Module):
         self.classes = nn.Parameter(torch.zeros(width, classes, 1, 1)) if classes else None
 
     def forward(self, memory: Memory, frame: EncodedFrame, decoded: Decoded) -> Memory:
-        """A frame's memory with what there is to be noted."""
+        """A frame's memory with the additions."""
         features, position = memory.features, memory.position
         if self.classes is not None:
             # (B, K, 4h, 4w) -> (B, K, h, w): a cell's mean. A closed gate shows no class.
@@ -117,7 +115,7 @@ def condition(
     """Fuse a frame's features with the memories of all earlier frames.
 
     Args:
-        memories: of the frames before this one, in order; empty for the first.
+        memories: memories of the frames before this one, in order; empty for the first.
         frames: M, the number of frames of the scene (:func:`frame_count`); it scales SAM 2.1's pointer positions.
         saver: whether each layer of the memory attention runs again in the backward pass.
 
@@ -174,7 +172,7 @@ def decode(sam: SAM2Base, features: Tensor, frame: EncodedFrame, *, dense_positi
 
 
 def remember(sam: SAM2Base, frame: EncodedFrame, decoded: Decoded, notes: Notes) -> Memory:
-    """Encode a frame with its most promising mask for the frames that follow, and note what else there is to be."""
+    """Encode a frame with its best mask as a memory for later frames, with the additions of :class:`Notes`."""
     best = decoded.quality.argmax(dim=-1)  # (B, K) -> (B,)
     sample = torch.arange(best.shape[0], device=best.device)
     mask = decoded.logits[sample, best].unsqueeze(1)  # (B, K, 4h, 4w) -> (B, 1, 4h, 4w)
@@ -208,32 +206,34 @@ def _pointers(sam: SAM2Base, memories: Sequence[Memory], *, frames: int) -> tupl
 
 
 def _sequence(features: Tensor) -> Tensor:
-    """(B, C, h, w) -> (L, B, C), the order in which SAM2's memory attention reads."""
+    """(B, C, h, w) -> (L, B, C), the layout of SAM2's memory attention."""
     return features.flatten(2).permute(2, 0, 1)
 
 
 class Look(NamedTuple):
-    """One look at a frame: it is conditioned on what earlier looks remember, decoded, and maybe remembered."""
+    """One look: a frame is conditioned on memories of earlier looks, decoded, and remembered if a later look needs
+    it."""
 
     frame: int
-    """Its place among the encoded frames."""
+    """The frame's place among the encoded frames."""
     sees: tuple[int, ...]
-    """The looks before it whose memories it is conditioned on, numbered from 0, in the order of the memory."""
+    """The earlier looks whose memories it sees, numbered from 0, in the order of the memory."""
 
 
 def in_turn(places: Sequence[int]) -> list[Look]:
-    """Each frame once, conditioned on all frames before it, as the paper has it."""
+    """Each frame once, conditioned on all frames before it, as in the paper."""
     return [Look(place, tuple(range(number))) for number, place in enumerate(places)]
 
 
 def frame_count(looks: Sequence[Look]) -> int:
-    """How many frames a scene has for SAM 2.1's pointers: those of the looks, and no fewer than one look's view."""
+    """The number of frames for SAM 2.1's pointers: that of the frames looked at, and at least that of any look's
+    view."""
     return max(len({look.frame for look in looks}), *(len(look.sees) + 1 for look in looks))
 
 
 @dataclass(frozen=True)
 class Step:
-    """One look of a sequence, and what the mask decoder said of its frame."""
+    """A look of a sequence, and the mask decoder's output for its frame."""
 
     frame: EncodedFrame
     decoded: Decoded
@@ -245,13 +245,13 @@ class Tree:
 
     Attributes:
         sam: the network.
-        notes: what memories say beside SAM 2's.
+        notes: additions to the memories.
         pool: encoded frames, all of one batch size and grid.
-        sequences: each lists looks at frames of ``pool`` in the order in which they are taken; none is empty.
+        sequences: each lists looks at frames of ``pool`` in their order; none is empty.
         gate: whether the object score may close a frame (METHOD §1.5).
         dense_position: (1, C, h, w) the prompt encoder's position embedding for this grid.
-        saver: whether the layers of the memory attention, the decoder and the memory encoder run again in the
-            backward pass instead of keeping their activations.
+        saver: whether the layers of the memory attention, the decoder and the memory encoder run again in the backward
+            pass instead of storing their activations.
     """
 
     sam: SAM2Base
@@ -269,7 +269,7 @@ class Tree:
     def _extend(
         self, members: Sequence[int], steps: list[Step], memories: list[Memory | None]
     ) -> Iterator[tuple[int, list[Step]]]:
-        """Go on with sequences that have all begun with the same steps and are longer."""
+        """Continue sequences that begin with the same steps and are longer."""
         for together in self._by_next(members, depth=len(steps)):
             first = self.sequences[together[0]]
             look = first[len(steps)]
@@ -292,7 +292,7 @@ class Tree:
                 yield from self._extend(longer, reached, [*memories, memory])
 
     def _by_next(self, members: Sequence[int], *, depth: int) -> list[list[int]]:
-        """Sequences that share their next step, together."""
+        """Sequences grouped by their next step."""
         groups: dict[tuple[Look, int], list[int]] = {}
         for number in members:
             sequence = self.sequences[number]

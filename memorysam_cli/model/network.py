@@ -1,4 +1,4 @@
-"""MemorySAM: SAM2's video memory run across the modalities of one scene; and which of its tensors are trained."""
+"""MemorySAM: SAM2's video memory across the modalities of a scene; and which of its tensors are trained."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from memorysam_cli.model.fusion import Fusion, Mean, Output, Pass, open_logits, 
 from memorysam_cli.model.memory import EncodedFrame, Notes, Step, Tree
 
 NOTES = "notes."
-"""What memories say beside SAM 2's."""
+"""Name of the additions to the memories."""
 PROJECTION = "projection."
-"""What makes the frames of one sensor a single one."""
+"""Name of the projection that joins the frames of a sensor."""
 
 FRESH = (
     "sam.sam_mask_decoder.mask_tokens.",
@@ -29,7 +29,7 @@ FRESH = (
     NOTES,
     PROJECTION,
 )
-"""Parts that start fresh: SAM2 has them for its own four masks, not for classes, or not at all."""
+"""Parts that are newly initialized: SAM2 has them for its own four masks instead of classes, or not at all."""
 
 ENCODER = "sam.image_encoder."
 
@@ -42,7 +42,7 @@ MEMORY = (
     "sam.obj_ptr_tpos_proj.",
     NOTES,
 )
-"""Parts that only work between frames; with one modality they get no gradient and are frozen."""
+"""Parts that work only between frames; with one modality they get no gradient and are frozen."""
 
 FROZEN = (
     ENCODER,
@@ -58,14 +58,14 @@ FROZEN = (
 
 
 class Projection(nn.Module):
-    """Frames of one sensor become one of three channels, by a learned 1×1 projection of all of them.
+    """Joins the frames of a sensor into one of three channels, by a learned 1×1 projection of all of them.
 
-    It has no bias: frames of zeros, which stand for a missing sensor, stay zeros. At first each channel is the mean of
-    a third of the sensor's channels in their order: neighbors among bands and time bins are most alike.
+    It has no bias, so frames of zeros, which mean a missing sensor, stay zeros. Initially each channel is the mean of a
+    third of the sensor's channels in their order, because neighboring bands and time bins are most similar.
 
     Args:
-        sensors: each with the places of its frames among the recipe's modalities, in the order of the memory; none, or
-            of one frame each: every frame is a sensor of its own, and nothing is changed.
+        sensors: the sensors in the order of the memory, each with the places of its frames among the recipe's
+            modalities. If there are none, or each has one frame, nothing changes.
     """
 
     def __init__(self, sensors: Mapping[str, Sequence[int]] | None = None) -> None:
@@ -79,10 +79,10 @@ class Projection(nn.Module):
                 self.register_parameter(_weight(name), nn.Parameter(start))
 
     def groups(self, sensors: Sequence[int]) -> list[tuple[int, list[int]]]:
-        """Which of some frames are one: a sensor's place in the memory's order, and the numbers of its frames.
+        """Group frames by sensor: the sensor's place in the memory's order, and the numbers of its frames.
 
         Args:
-            sensors: of each frame its place among the recipe's modalities, as of :meth:`MemorySAM.encode`.
+            sensors: for each frame its place among the recipe's modalities, as in :meth:`MemorySAM.encode`.
         """
         if not self.sensors:
             return [(place, [number]) for number, place in enumerate(sensors)]
@@ -97,11 +97,11 @@ class Projection(nn.Module):
         """One frame of each sensor.
 
         Args:
-            frames: (B, 3, H, W) each. Where a sensor lacks some of its own, their channels are zeros.
-            sensors: as of :meth:`groups`.
+            frames: (B, 3, H, W) each. If some frames of a sensor are missing, their channels are zeros.
+            sensors: as in :meth:`groups`.
 
         Returns:
-            (B, 3, H, W) of each sensor that has any frame, and its place in the memory's order.
+            (B, 3, H, W) for each sensor that has any frame, and its place in the memory's order.
         """
         groups = self.groups(sensors)
         if not self.sensors:
@@ -113,7 +113,7 @@ class Projection(nn.Module):
         return joined, [sensor for sensor, _ in groups]
 
     def _join(self, name: str, given: Mapping[int, Tensor]) -> Tensor:
-        """(B, 3, H, W) at some places of a sensor's frames -> (B, 3, H, W)."""
+        """Some frames of a sensor, (B, 3, H, W) each, -> (B, 3, H, W)."""
         places, (some, *_) = self.sensors[name], given.values()
         if len(places) == 1:
             return some
@@ -123,7 +123,7 @@ class Projection(nn.Module):
 
 
 def _weight(sensor: str) -> str:
-    """What a sensor's projection is called; a parameter's name has no dot."""
+    """Parameter name of a sensor's projection; the name has no dot."""
     return f"{sensor.replace('.', '_')}_weight"
 
 
@@ -132,11 +132,11 @@ class MemorySAM(nn.Module):
 
     Args:
         sam: a SAM2 network from :func:`memorysam_cli.model.backbone.build_sam2`.
-        classes: K, how many of the decoder's class tokens the data set uses (imported weights may have more).
-        object_gate: whether SAM2's object score may silence a frame (METHOD §1.5).
-        fusion: how the frames come together; None: their mean, as in the paper.
-        notes: what memories say beside SAM 2's; None: nothing, as in the paper.
-        projection: which of the frames are one sensor's; None: each is a sensor of its own.
+        classes: K, the number of the decoder's class tokens that the data set uses (imported weights may have more).
+        object_gate: whether SAM2's object score may exclude a frame (METHOD §1.5).
+        fusion: how the frames' results become one; None: their mean, as in the paper.
+        notes: additions to the memories; None: as in the paper.
+        projection: which frames belong to one sensor; None: each frame is a separate sensor.
 
     Source: MemorySAM (arXiv 2503.06700), METHOD §1.
     """
@@ -165,31 +165,31 @@ class MemorySAM(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         device: torch.device = self.sam.no_mem_embed.device
         return device
 
     @property
     def encoder(self) -> Encoder:
-        """What turns a frame into features."""
+        """The encoder, which turns a frame into features."""
         encoder: Encoder = self.sam.image_encoder.trunk
         return encoder
 
     def compile_blocks(self, *, mode: str | None = None) -> None:
-        """Have ``torch.compile`` make one function of each kind of the encoder's blocks, at their first run.
+        """Compile one function for each kind of the encoder's blocks with ``torch.compile``, at its first run.
 
-        Frames are then encoded one modality at a time, so that what is compiled for a batch serves any number of
-        modalities. A new batch or image size is compiled anew.
+        Frames are then encoded one modality at a time, so that the code compiled for a batch works for any number of
+        modalities. A new batch or image size is compiled again.
 
         Args:
-            mode: of ``torch.compile``; "reduce-overhead", CUDA graphs, is unmeasured.
+            mode: of ``torch.compile``; "reduce-overhead", CUDA graphs, is not measured.
         """
         # Hiera has eight kinds of blocks (stages, changes of stage, global ones), each with and without gradients.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         self._unit = torch.compile(self.encoder.unit(), mode=mode)
 
     def use_plain_encoder(self) -> None:
-        """Have the encoder run its blocks without forks and in-place steps, as an export needs them."""
+        """Make the encoder run its blocks without branches and in-place operations, as an export needs."""
         self._unit = self.encoder.unit()
 
     @overload
@@ -212,18 +212,18 @@ class MemorySAM(nn.Module):
 
         Args:
             frames: M tensors (B, 3, H, W), normalized, in the order of the recipe; H and W divisible by 32.
-            passes: each lists the places of the sensors that it sees, which are those in ``frames`` where no projection
-                joins several, in the order in which it sees them; M + N is a frame of zeros instead of sensor N of M.
-                None: one pass over all, in the order of the recipe.
-            alone: the numbers of the passes of which it is also wanted what each frame says by itself.
-            sensors: as of :meth:`encode`.
+            passes: for each pass, the places of the sensors that it sees, in their order. Without a projection these
+                are places in ``frames``. M + N means a frame of zeros instead of sensor N of M. None: one pass over all
+                sensors, in the order of the recipe.
+            alone: the numbers of the passes for which the logits of each single frame are also returned.
+            sensors: as in :meth:`encode`.
 
         Returns:
-            The output of the one pass, or of each of several.
+            The output of the only pass, or of each of several.
 
         Raises:
             ValueError: no frame, unequal shapes, a size that is not divisible by 32, or sensors that are not given and
-                cannot be guessed.
+                cannot be inferred.
         """
         pool = self.encode(frames, sensors=sensors)
         if passes is None:
@@ -240,12 +240,12 @@ class MemorySAM(nn.Module):
         return [found[number] for number in range(len(passes))]
 
     def encode(self, frames: Sequence[Tensor], *, sensors: Sequence[int] | None = None) -> list[EncodedFrame]:
-        """Encode all frames at once, those of one sensor as one; their encodings do not depend on each other.
+        """Encode all frames at once; frames of one sensor are joined first. Encodings do not depend on each other.
 
         Args:
             frames: as in :meth:`forward`.
-            sensors: which sensor each frame is of, by its place in the recipe's ``data.modalities``; None: all of them
-                in that order. A network that tells sensors apart must know where some are missing.
+            sensors: the place of each frame's sensor in the recipe's ``data.modalities``; None: all of them in that
+                order. A network that distinguishes sensors needs it if some are missing.
 
         Raises:
             ValueError: as in :meth:`forward`.
@@ -254,10 +254,10 @@ class MemorySAM(nn.Module):
         return self.encode_joined(*self.projection(frames, self._which(frames, sensors)))
 
     def encode_joined(self, frames: Sequence[Tensor], sensors: Sequence[int]) -> list[EncodedFrame]:
-        """As :meth:`encode`, of one frame for each sensor.
+        """As :meth:`encode`, with one frame per sensor.
 
         Args:
-            frames: (B, 3, H, W) each, as :class:`Projection` gives them.
+            frames: (B, 3, H, W) each, from :class:`Projection`.
             sensors: their places in the memory's order.
         """
         batch = frames[0].shape[0]
@@ -273,7 +273,7 @@ class MemorySAM(nn.Module):
         return [EncodedFrame(*parts) for parts in zip(fine, middle, coarse, positions, sensors, strict=True)]
 
     def _which(self, frames: Sequence[Tensor], sensors: Sequence[int] | None) -> Sequence[int]:
-        """The sensors that frames are of; refuses to guess."""
+        """The sensors of some frames; an error if they cannot be inferred."""
         known = self.projection.frames or (None if self.notes.sensors is None else len(self.notes.sensors))
         if sensors is None:
             if known not in {None, len(frames)}:
@@ -288,16 +288,16 @@ class MemorySAM(nn.Module):
         """Run the memory across many sequences of encoded frames.
 
         Args:
-            pool: frames as of :meth:`encode`, all of one batch size and image size.
-            sequences: each lists places in ``pool``, which the fusion makes its plan of.
+            pool: frames from :meth:`encode`, all of one batch size and image size.
+            sequences: each lists places in ``pool``, from which the fusion makes its plan.
 
         Yields:
-            A sequence's number and its output, equal to that of :meth:`forward` on its frames, in the order in which
-            they come about. Common beginnings are computed once (with SAM 2.1, whose pointers know the number of
-            frames, only between sequences of one length).
+            A sequence's number and its output, as soon as it is known. The output equals that of :meth:`forward` on its
+            frames. Common prefixes are computed once (with SAM 2.1, whose pointers depend on the number of frames, only
+            between sequences of the same length).
 
         Raises:
-            ValueError: a sequence is empty, or the fusion's plan impossible.
+            ValueError: a sequence is empty, or the fusion's plan is impossible.
         """
         for number, steps in self._walk(pool, sequences):
             yield number, self.fusion.join(steps)
@@ -305,7 +305,7 @@ class MemorySAM(nn.Module):
     def _walk(
         self, pool: Sequence[EncodedFrame], sequences: Sequence[Sequence[int]]
     ) -> Iterator[tuple[int, list[Step]]]:
-        """As :meth:`outputs`, with the looks instead of what they come to."""
+        """As :meth:`outputs`, but with the looks instead of their result."""
         if not all(sequences):
             raise ValueError("sequences: each needs at least one frame")
         plans = [self.fusion.plan(places) for places in sequences]
@@ -325,7 +325,7 @@ class MemorySAM(nn.Module):
 
         Args:
             frames: as in :meth:`forward`.
-            sensors: as of :meth:`encode`.
+            sensors: as in :meth:`encode`.
 
         Returns:
             (B, K, H, W) float32.
@@ -333,14 +333,14 @@ class MemorySAM(nn.Module):
         return self.upsample(self(frames, sensors=sensors), size=(frames[0].shape[-2], frames[0].shape[-1]))
 
     def upsample(self, output: Output, *, size: tuple[int, int]) -> Tensor:
-        """Bring the logits of the data set's classes to pixels.
+        """Upsample the logits of the data set's classes to pixels.
 
-        Upsampling is linear and its weights sum to one, so averaging the modalities first equals the reference's M
-        upsamplings at 1/M of the memory. Only open frames are averaged and the gate's constant is added last: mixed
-        in earlier, −1024 would cost the class logits their low digits.
+        Upsampling is linear and its weights add up to 1, so averaging the modalities first equals the reference's M
+        upsamplings with 1/M of the memory. Only open frames are averaged, and the gate's constant is added last: added
+        earlier, −1024 would cost the class logits precision.
 
         Args:
-            output: of :meth:`forward`.
+            output: from :meth:`forward`.
             size: H and W.
 
         Returns:
@@ -352,11 +352,11 @@ class MemorySAM(nn.Module):
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=False) + output.gate_shift
 
     def _pyramid(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, 3, H, W) -> features at stride 4, 8, 16, the first two already through ``conv_s0`` and ``conv_s1``.
+        """(N, 3, H, W) -> features at stride 4, 8, 16, the first two after ``conv_s0`` and ``conv_s1``.
 
-        SAM2's neck, without its position encodings: those of stride 4 and 8, which nothing reads, would take a third
-        of a gigabyte for four images of 1024 pixels. Its 1×1 convolutions are products of tokens; two in a row
-        are one, whose 256 channels between never exist.
+        This is SAM2's neck without its position encodings: nothing reads those of stride 4 and 8, and they would need a
+        third of a gigabyte for four images of 1024 pixels. Its 1×1 convolutions are computed as products of tokens. Two
+        in a row are merged into one, so that the 256 channels between them are never computed.
         """
         neck, decoder = self.sam.image_encoder.neck, self.sam.sam_mask_decoder
         convolutions: list[list[nn.Conv2d]] = [[level.conv] for level in reversed(neck.convs)]
@@ -367,7 +367,7 @@ class MemorySAM(nn.Module):
         return fine, middle, coarse + F.interpolate(top.float(), scale_factor=2.0, mode=neck.fpn_interp_model)
 
     def _use_grid(self, height: int, width: int) -> None:
-        """Keep SAM2's tables in step with the image size and the device."""
+        """Rebuild SAM2's tables if the image size or the device changes."""
         grid = (height, width, self.device)
         if grid != self._grid:
             # SAM2 keeps the position encodings of every size it ever saw: gigabytes in a folder of mixed sizes.
@@ -378,9 +378,9 @@ class MemorySAM(nn.Module):
 
 
 def _last_looks(steps: Sequence[Step]) -> list[Tensor]:
-    """What each frame says of the scene, at the last look that was taken at it: (B, tokens, h, w), 0 where gated.
+    """The logits of each frame at its last look: (B, tokens, h, w), 0 where gated.
 
-    In the order in which frames are first looked at.
+    In the order of the first looks at the frames.
     """
     last = {id(step.frame): step for step in steps}
     return open_logits(list(last.values()))[1]
@@ -398,7 +398,7 @@ def _map(level: Level, chain: Sequence[nn.Conv2d]) -> Tensor:
 
 
 def _check(frames: Sequence[Tensor]) -> None:
-    """Refuse frames that the network would silently misread."""
+    """Refuse frames that the network would silently process wrongly."""
     if not frames:
         raise ValueError("frames: needs at least one modality")
     shape = frames[0].shape
@@ -412,12 +412,12 @@ def _check(frames: Sequence[Tensor]) -> None:
 
 
 def is_fresh(name: str) -> bool:
-    """Whether a tensor of the network starts fresh instead of coming from SAM2's checkpoint."""
+    """Whether a tensor of the network is newly initialized instead of loaded from SAM2's checkpoint."""
     return name.startswith(FRESH)
 
 
 def start_fresh(network: MemorySAM) -> None:
-    """Give the IoU head its start: Kaiming normal (fan_in, relu), bias 0; the other fresh parts keep PyTorch's."""
+    """Initialize the IoU head: Kaiming normal (fan_in, relu), bias 0. Other new parts keep PyTorch's initial values."""
     for module in network.sam.sam_mask_decoder.iou_prediction_head.modules():
         if isinstance(module, nn.Linear):
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
@@ -425,7 +425,7 @@ def start_fresh(network: MemorySAM) -> None:
 
 
 def set_trainable(network: MemorySAM, *, encoder: Literal["lora", "full", "frozen"], modalities: int) -> list[str]:
-    """Freeze and unfreeze by METHOD §2's table, in place.
+    """Set which parameters are trained, by METHOD §2's table, in place.
 
     Returns:
         The names of the trainable parameters.

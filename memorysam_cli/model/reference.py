@@ -1,9 +1,9 @@
-"""The upstream MemorySAM code's weight layout, to ours and back (METHOD §6), and which network a checkpoint is of.
+"""Conversion between the authors' weight layout and ours (METHOD §6), and which network a checkpoint belongs to.
 
-There every name begins with ``sam.``, a block's projection is ``attn.qkv.qkv`` and its LoRA
-``attn.qkv.linear_{a,b}_{q,v}``. There LoRA's output has width d_in: it is added to q's first d_in channels and to
-v's last d_in channels. In a stage's first block q and v are twice as wide; ours adapts all of them, so B is padded
-there with zero rows, which is exact, and may be cut again only while those rows are zero.
+In the authors' layout every name begins with ``sam.``. A block's projection is ``attn.qkv.qkv`` and its LoRA
+``attn.qkv.linear_{a,b}_{q,v}``. LoRA's output has width d_in there: it is added to q's first d_in channels and to v's
+last d_in channels. In a stage's first block q and v are twice as wide. Our LoRA adapts all their channels, so B is
+padded with zero rows, which is exact. Converting back is possible only while those rows are zero.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _QKV = ".attn.qkv."
 _TOKENS = "sam.sam_mask_decoder.mask_tokens.weight"
 _LORA_A = ".attn.qkv.linear_a_q.weight"
 _PARALLEL = "module."
-"""What ``DistributedDataParallel`` puts before every name."""
+"""Prefix that ``DistributedDataParallel`` adds to every name."""
 _LORA = re.compile(r"linear_(?P<side>[ab])_(?P<part>[qv])\.weight")
 
 
 def from_reference(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Translate a reference ``state_dict`` to the names and shapes of a network with LoRA on q and v.
+    """Convert a reference ``state_dict`` to the names and shapes of a network with LoRA on q and v.
 
     Raises:
         WeightsError: the state has no LoRA in the reference's form.
@@ -54,16 +54,16 @@ def from_reference(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_reference(state: dict[str, Tensor], *, scale: float = 1.0) -> dict[str, Tensor]:
-    """Translate the ``state_dict`` of a network with LoRA on q and v to the reference's names and shapes.
+    """Convert the ``state_dict`` of a network with LoRA on q and v to the reference's names and shapes.
 
-    The inverse of :func:`from_reference`, exactly.
+    The exact inverse of :func:`from_reference`.
 
     Args:
         state: of a network whose LoRA is not merged.
-        scale: LoRA's alpha / rank; the reference has none, so B is multiplied with it.
+        scale: LoRA's alpha / rank; the reference has none, so B is multiplied by it.
 
     Raises:
-        WeightsError: LoRA adapts channels that the reference's cannot reach; names the blocks.
+        WeightsError: LoRA adapts channels that the reference's LoRA cannot; the message names the blocks.
     """
     translated: dict[str, Tensor] = {}
     too_wide = set()
@@ -92,7 +92,7 @@ def to_reference(state: dict[str, Tensor], *, scale: float = 1.0) -> dict[str, T
 
 
 def reference_shapes(backbone: str, *, tokens: int, rank: int) -> dict[str, tuple[int, ...]]:
-    """Name → shape of every tensor that a reference checkpoint has."""
+    """Name → shape of every tensor in a reference checkpoint."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in plain_shapes(backbone, tokens=tokens).items():
         block, is_projection, rest = f"sam.{name}".partition(_QKV)
@@ -115,7 +115,7 @@ def pad_rows(matrix: Tensor, rows: int, *, at_end: bool) -> Tensor:
 
 
 def _cut_rows(matrix: Tensor, rows: int, *, at_end: bool) -> tuple[Tensor, Tensor]:
-    """(n, r) -> (rows, r) and (n - rows, r): what :func:`pad_rows` was given, and what it added."""
+    """(n, r) -> (rows, r) and (n - rows, r): the argument of :func:`pad_rows`, and the rows that it added."""
     if at_end:
         return matrix[:rows], matrix[rows:]
     return matrix[matrix.shape[0] - rows :], matrix[: matrix.shape[0] - rows]
@@ -127,33 +127,33 @@ def _lora_name(block: str, part: str, side: str) -> str:
 
 @dataclass(frozen=True)
 class Identity:
-    """What the tensors of a checkpoint say."""
+    """What the tensors of a checkpoint show about its network."""
 
     backbone: str
     """One of ``memorysam_cli.recipe.BACKBONES``."""
     rank: int
-    """Of its LoRA."""
+    """The rank of its LoRA."""
     tokens: int
-    """Class tokens of its decoder."""
+    """The number of its decoder's class tokens."""
 
 
 def unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state without the prefix that data-parallel training leaves."""
+    """The state without the prefix of data-parallel training."""
     if all(name.startswith(_PARALLEL) for name in state):
         return {name.removeprefix(_PARALLEL): tensor for name, tensor in state.items()}
     return state
 
 
 def identify(state: dict[str, Tensor], *, where: str) -> Identity:
-    """Find the network that a reference ``state_dict`` is of; every tensor is accounted for.
+    """Find the network of a reference ``state_dict``, checking every tensor.
 
     Args:
-        state: names as upstream writes them, without a ``module.`` prefix.
+        state: with the names of the authors' code, without a ``module.`` prefix.
         where: the file, for messages.
 
     Raises:
-        WeightsError: tensors are missing, extra, of another shape or not floating point (the first of each are
-            named, with the backbone that most of them fit), or it is not a MemorySAM checkpoint at all.
+        WeightsError: tensors are missing, unexpected, of another shape or not floating point (the message names the
+            first of each, and the backbone that fits best), or it is not a MemorySAM checkpoint.
     """
     given = shapes_of(state)
     _refuse_other_models(given, where=where)
@@ -175,7 +175,7 @@ def identify(state: dict[str, Tensor], *, where: str) -> Identity:
 
 
 def _refuse_other_models(given: Shapes, *, where: str) -> None:
-    """Say what it is, where it is none of ours."""
+    """Name the kind of file in the message if it is another known model."""
     if any(name.startswith("sam.image_encoder.") for name in given):
         return
     example = f"for example '{shown(next(iter(given))[:80])}'"
@@ -195,17 +195,18 @@ def _refuse_other_models(given: Shapes, *, where: str) -> None:
 
 
 def _tokens(given: Shapes) -> int:
-    """Class tokens; SAM2's own first token is one more. Without any, the number of the released weights."""
+    """The number of class tokens; SAM2's own first token is one more. If there are none, that of the released
+    weights."""
     shape = given.get(_TOKENS, ())
     return max(shape[0] - 1, 1) if len(shape) == 2 else 25
 
 
 def _rank(given: Shapes) -> int:
-    """Of the first block that has LoRA. Without any, that of the released weights."""
+    """The rank of the first block with LoRA. If there is none, that of the released weights."""
     found = [shape[0] for name, shape in given.items() if name.endswith(_LORA_A) and len(shape) == 2]
     return max(found[0], 1) if found else 4
 
 
 def _agreement(given: Shapes, wanted: Shapes) -> tuple[int, int]:
-    """How many tensors fit, then how few are left over."""
+    """The number of tensors that fit, then (negative) the number left over."""
     return fitting(given, wanted), -len(wanted.keys() ^ given.keys())

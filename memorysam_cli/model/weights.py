@@ -1,4 +1,4 @@
-"""Weights on disk: the tensors that training made, with a card that says all that is needed to use them."""
+"""Weights files: the trained tensors, with a card that has everything needed to use them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from memorysam_cli.storage import hub, tensors
 
 
 class Segmenter(MemorySAM):
-    """A network together with the card that says what its classes and modalities are."""
+    """A network together with the card that describes its classes and modalities."""
 
     card: WeightsCard
 
     @property
     def image_size(self) -> int:
-        """The short side in pixels at which images are meant to be seen."""
+        """The short side in pixels at which images should be processed."""
         return self.card.image_size
 
 
@@ -57,7 +57,7 @@ def build(card: WeightsCard) -> Segmenter:
 
 
 def build_for_training(recipe: Recipe, dataset: DatasetInfo) -> Segmenter:
-    """A network on its base weights, with LoRA, ready to train; all random values come from the recipe's seed."""
+    """A network on its base weights, with LoRA, ready to train; all random values depend on the recipe's seed."""
     network = build(_blank_card(recipe, dataset))
     base = load_base(network, recipe.model.backbone, source=recipe.model.base_weights, seed=recipe.train.seed)
     network.card = network.card.model_copy(update={"base": base})
@@ -65,18 +65,19 @@ def build_for_training(recipe: Recipe, dataset: DatasetInfo) -> Segmenter:
 
 
 def build_for_measuring(recipe: Recipe, dataset: DatasetInfo) -> Segmenter:
-    """As :func:`build_for_training`, but on random base weights of any backbone: as fast, as large, and no use."""
+    """As :func:`build_for_training`, but with random base weights of any backbone: same speed and size, useless
+    results."""
     return _with_lora(build(_blank_card(recipe, dataset)))
 
 
 def prepare_training(network: MemorySAM, settings: Model, *, modalities: int, folding: bool = False) -> list[str]:
-    """Add LoRA where the recipe wants it and set what is trained; returns the trainable names.
+    """Add LoRA if the recipe requests it and set which parameters are trained; returns their names.
 
     Args:
         network: on its base weights.
-        settings: what of the encoder learns, and how.
-        modalities: sensors that the memory sees; with one, it is not trained.
-        folding: make room for LoRA's tensors only, to be filled and merged.
+        settings: how the encoder is trained.
+        modalities: number of sensors; with one, the memory is not trained.
+        folding: add only layers for LoRA's tensors, to be filled and merged.
     """
     if settings.encoder == "lora":
         (add_folding_lora if folding else add_lora)(network.encoder, settings.lora)
@@ -84,11 +85,11 @@ def prepare_training(network: MemorySAM, settings: Model, *, modalities: int, fo
 
 
 def own_tensors(network: Segmenter) -> dict[str, Tensor]:
-    """The tensors that the base does not hold: what is trained, and what started fresh.
+    """The tensors that the base weights do not have: trained and newly initialized ones.
 
     Returns:
-        Detached tensors by the network's own names, sharing its memory, in its dtype and on its device. LoRA's base
-        layers are the base's and left out.
+        Detached tensors under the network's own names, sharing its memory, in its dtype and on its device. LoRA's base
+        layers belong to the base weights and are left out.
     """
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     return {
@@ -102,19 +103,19 @@ def save(network: Segmenter, path: Path, *, metric: Metric | None = None) -> str
     """Write a network's own tensors and card, atomically; returns the file's SHA-256.
 
     Args:
-        metric: the validation of exactly these weights, if there was one.
+        metric: the validation result of exactly these weights, if there is one.
     """
     return _write(path, own_tensors(network), network.card.model_copy(update={"metric": metric}))
 
 
 def save_merged(network: Segmenter, path: Path) -> str:
-    """Write a complete file that needs no base; the network's LoRA must be merged."""
+    """Write a complete file that needs no base weights; the network's LoRA must be merged."""
     assert not has_lora(network.encoder)
     return _write(path, dict(network.state_dict()), network.card.model_copy(update={"kind": "merged"}))
 
 
 def save_complete(card: WeightsCard, state: dict[str, Tensor], path: Path) -> str:
-    """Write a file of every tensor, LoRA not merged, that needs no base; returns the file's SHA-256.
+    """Write a file with every tensor, LoRA not merged, that needs no base weights; returns the file's SHA-256.
 
     Args:
         state: names and shapes of a network with the card's LoRA; the caller has checked that none is missing.
@@ -123,10 +124,10 @@ def save_complete(card: WeightsCard, state: dict[str, Tensor], path: Path) -> st
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], WeightsCard]:
-    """The tensors and the card of a weights file, exactly as they were written.
+    """The tensors and the card of a weights file, exactly as written.
 
     Raises:
-        WeightsError: the file is damaged, in whatever bit, or not ours.
+        WeightsError: the file is damaged (even by one bit), or not a memorysam file.
     """
     state, metadata = tensors.read(path)
     card = parse_card(metadata, where=path)
@@ -140,11 +141,11 @@ def load(path: str | Path, device: str | torch.device = "cpu", *, image_size: in
 
     Args:
         path: a file written by ``memorysam train`` or ``memorysam weights merge``, or ``hf://OWNER/NAME[/FILE]``.
-        device: where to put the network.
+        device: the device of the network.
         image_size: overrides the short side stored with the weights, in pixels, divisible by 32.
 
     Raises:
-        WeightsError: the file is damaged, not ours, incomplete, or its base is missing or another one.
+        WeightsError: the file is damaged, not a memorysam file, incomplete, or its base is missing or another one.
     """
     if image_size is not None and (image_size <= 0 or image_size % 32):
         raise WeightsError(f"image_size: {image_size} is not a positive multiple of 32")
@@ -159,12 +160,12 @@ def load(path: str | Path, device: str | torch.device = "cpu", *, image_size: in
 
 
 def load_unmerged(path: str | Path) -> Segmenter:
-    """Load trained weights with their LoRA as it is, on the CPU, in eval mode; otherwise as :func:`load`."""
+    """Load trained weights with LoRA not merged, on the CPU, in eval mode; otherwise as :func:`load`."""
     return _load(Path(path), folding=False)
 
 
 def _load(path: Path, *, folding: bool) -> Segmenter:
-    """Load weights with their LoRA as PEFT's, or, ``folding``, as tensors that are only there to be merged."""
+    """Load weights with PEFT's LoRA or, if ``folding``, with LoRA's tensors only for merging."""
     state, card = read(path)
     network = build(card)
     if card.kind == "trained":
@@ -179,12 +180,12 @@ def _load(path: Path, *, folding: bool) -> Segmenter:
 
 
 def fill_own(network: Segmenter, state: dict[str, Tensor], *, where: str) -> None:
-    """Copy a checkpoint's tensors into a network that is set up for training; all must match."""
+    """Copy a checkpoint's tensors into a network prepared for training; all must match."""
     _fill(own_tensors(network), state, where=where)
 
 
 def versions() -> dict[str, str]:
-    """The versions of the packages that decide a result."""
+    """The versions of the packages that affect results."""
     names = ("torch", "sam2", "peft", "numpy", "opencv-python-headless", "safetensors")
     return {"memorysam": __version__} | {name: version(name) for name in names}
 
@@ -198,7 +199,7 @@ def _blank_card(recipe: Recipe, dataset: DatasetInfo) -> WeightsCard:
 
 
 def _with_lora(network: Segmenter) -> Segmenter:
-    """Set up for training, with LoRA drawn from the recipe's seed."""
+    """Prepare a network for training, with LoRA drawn from the recipe's seed."""
     recipe = network.card.recipe
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed + 1)

@@ -1,6 +1,6 @@
-"""The one way to find, read, extend, override and check a recipe.
+"""Find, read, extend, override and check a recipe.
 
-A recipe's file says something beside the recipe itself: which recipe it extends, and what is known of its results.
+Beside the recipe itself, a recipe file can state which recipe it extends, and what is known of its results.
 """
 
 from __future__ import annotations
@@ -37,33 +37,33 @@ EXTENDS = "extends"
 
 
 class Reported(Section):
-    """What was published for exactly this recipe; a recipe that extends it does not inherit the claim."""
+    """The published result of exactly this recipe. A recipe that extends it does not inherit this section."""
 
     miou: float = Field(ge=0, le=100)
     """Mean IoU over all classes, in %."""
     split: Name
-    """The split that it was measured on."""
+    """The evaluated split."""
     epoch: int | None = Field(default=None, gt=0)
-    """The epoch whose weights were chosen."""
+    """The epoch of the selected weights."""
     protocol: Literal["resized", "native"] = "resized"
-    """At the network's size, or at the label's own."""
+    """Evaluated at the network's size (``resized``) or at the label's own size (``native``)."""
     source: str = Field(min_length=1)
-    """Where it stands."""
+    """The publication."""
 
 
 class Measured(Section):
-    """What a training run with exactly this recipe was seen to need; not inherited either."""
+    """The memory that a training run with exactly this recipe needed. Not inherited either."""
 
     memory_gb: float = Field(gt=0)
     """Peak memory of training and validation, in 10⁹ bytes."""
     device: Literal["cpu", "cuda", "mps"]
-    """On a CPU the process with its programs, on others what the device holds."""
+    """The device. On a CPU the memory is that of the process with its programs, otherwise that of the device."""
     source: str = Field(min_length=1)
     """The command that measures it."""
 
 
 class Claims(Section):
-    """The keys of a recipe's file that no run is decided by."""
+    """The keys of a recipe file that have no effect on a run."""
 
     reported: Reported | None = None
     measured: Measured | None = None
@@ -76,31 +76,32 @@ def _text_or_absent(described: dict[str, Any]) -> None:
 
 
 class RecipeFile(Recipe):
-    """All that a recipe's file may say."""
+    """All keys of a recipe file."""
 
     extends: str | None = Field(default=None, json_schema_extra=_text_or_absent)
-    """The recipe that this one changes: a shipped recipe's name, or a .yaml file relative to this one. What is not
-    written here is as it is there, an empty section too. One level: what is extended may not extend another one."""
+    """The recipe that this one changes: the name of a shipped recipe, or a .yaml file relative to this one. Keys that
+    are not written here keep their value, also in an empty section. There is one level: the extended recipe may not
+    extend another one."""
     reported: Reported | None = None
     measured: Measured | None = None
 
 
 OF_THE_FILE = frozenset({EXTENDS, *Claims.model_fields})
-"""Keys of a recipe's file that are no part of the recipe."""
+"""Keys of a recipe file that are not part of the recipe."""
 EXTENSIONS = "extensions"
 OF_ITS_OWN = frozenset({"name", "about", EXTENSIONS})
-"""Keys of a recipe that one that extends it does not inherit: they tell the two apart, or name code to run."""
+"""Keys that an extending recipe does not inherit, because they identify the recipe or name code to run."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A recipe's file as it is written.
+    """The content of a recipe file, before it is merged with the recipe that it extends.
 
     Attributes:
         path: the file.
-        content: what it says of the recipe, without empty sections where it extends another one.
-        extends: that other recipe, as it is written; None where it extends none.
-        line: of ``extends``, from 1.
+        content: the keys of the recipe, without empty sections if it extends another recipe.
+        extends: the extended recipe, as written; None if there is none.
+        line: line number of ``extends``, from 1.
         claims: what is known of its results.
     """
 
@@ -122,12 +123,12 @@ class Source:
         return True
 
     def line_of(self, keys: Sequence[str]) -> int:
-        """The line, from 1, of a value, or of what would hold it."""
+        """The line, from 1, of a value, or of the section that would contain it."""
         return line_of(self.path.read_text(encoding="utf-8-sig"), keys)
 
 
 def recipes_folder() -> Path:
-    """Where the shipped recipes lie: inside the wheel, or at the top of a checkout."""
+    """The folder of the shipped recipes: inside the wheel, or at the top of a checkout."""
     inside = PACKAGE / "recipes"
     return inside if inside.is_dir() else PACKAGE.parent / "recipes"
 
@@ -143,10 +144,10 @@ def find(name_or_file: str | os.PathLike[str], *, beside: Path | None = None, wh
     Args:
         name_or_file: a shipped recipe's name, or a path that ends in .yaml or .yml.
         beside: the folder that a path is relative to; None: the current one.
-        where: what begins the message of a refusal.
+        where: start of the error message.
 
     Raises:
-        UsageError: there is none.
+        UsageError: it does not exist.
     """
     text = os.fspath(name_or_file)
     known = shipped()
@@ -171,7 +172,7 @@ def read_source(path: Path) -> Source:
     """Read one file, without the recipe that it extends.
 
     Raises:
-        UsageError: it cannot be read, is not a mapping, or says something impossible beside the recipe.
+        UsageError: it cannot be read, is not a mapping, or has a wrong value outside the recipe's own keys.
     """
     content = read_yaml(path)
     if not isinstance(content, dict):
@@ -194,12 +195,12 @@ def read_source(path: Path) -> Source:
 
 
 def load_extensions(source: Source) -> None:
-    """Name the Python files of a recipe's file to be loaded, and write their absolute paths into its content.
+    """Register the Python files of a recipe file for loading, and write their absolute paths into its content.
 
     Only for a file that the user gave on the command line; a shipped recipe has none.
 
     Raises:
-        UsageError: one is not there.
+        UsageError: a file does not exist.
     """
     listed = source.content.get(EXTENSIONS)
     if source.path in shipped().values() or not isinstance(listed, list) or not all(isinstance(f, str) for f in listed):
@@ -213,7 +214,7 @@ def read_parent(source: Source) -> Source | None:
     """The file that another one extends, if it does.
 
     Raises:
-        UsageError: it is not there, or extends a third one.
+        UsageError: it does not exist, or extends a third one.
     """
     if source.extends is None:
         return None
@@ -231,7 +232,7 @@ def read_parent(source: Source) -> Source | None:
 
 
 def extend(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
-    """The content of a recipe with another one's changes: sections key by key, all else as a whole."""
+    """The content of a recipe with another one's changes: sections are merged key by key, other values replaced."""
     both = {key: value for key, value in parent.items() if key not in OF_ITS_OWN}
     return _merge(both, child)
 
@@ -245,7 +246,7 @@ def _merge(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
 
 
 def _drop_empty(content: dict[str, Any], schema: type[Section]) -> dict[str, Any]:
-    """The content without sections that hold nothing: all of whose keys are commented out."""
+    """The content without empty sections, in which all keys are commented out."""
     found = {}
     for key, value in content.items():
         section = section_of(schema, key)
@@ -266,21 +267,21 @@ NOT_FOR_LOSSES = frozenset({
     "adamw", "ema", "epoch", "gradient_norm", "loss", "lr", "macc", "mf1", "miou", "miou_native", "peak_memory_gb",
     "scenes_per_second", "seconds_data", "step", "updates",
 })  # fmt: skip
-"""Names that the values of metrics.jsonl and the tensors of checkpoints have already."""
+"""Names that values in metrics.jsonl and tensors in checkpoints already have."""
 _TOP = "top level: "
-"""How a message begins whose key stands in no section."""
+"""Start of a message about a key outside all sections."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """A recipe, and what its file says beside it.
+    """A recipe, and the further content of its file.
 
     Attributes:
-        recipe: with every value, those of the recipe that it extends and the overrides included.
+        recipe: with every value, including those of the recipe that it extends and the overrides.
         path: its file.
-        parent: the recipe that it extends: a shipped recipe's name, or a path; None where it extends none.
-        reported: what was published for it; None with overrides, which make another recipe of it.
-        measured: what it was seen to need; None with overrides.
+        parent: the recipe that it extends: a shipped recipe's name, or a path; None if it extends none.
+        reported: its published result; None with overrides, which make it another recipe.
+        measured: the memory that it needed; None with overrides.
     """
 
     recipe: Recipe
@@ -292,12 +293,12 @@ class Document:
 
 @dataclass(frozen=True)
 class _RefusedError(Exception):
-    """A value of a recipe that cannot be.
+    """A refused value of a recipe.
 
     Attributes:
-        keys: that lead to it.
+        keys: the path to it.
         reason: one line.
-        is_unknown_name: whether it is a name that nothing is registered under here.
+        is_unknown_name: whether it is a name that is not registered.
     """
 
     keys: tuple[str, ...]
@@ -317,13 +318,12 @@ def load(
     Args:
         name_or_file: a shipped recipe's name, or a path that ends in .yaml or .yml.
         overrides: such as ``"optim.lr=1e-4"``; the last one wins; ``null`` clears.
-        with_extensions: the user gave this very file on the command line, so that the code it names may run.
-        is_stored: it is a run's own and only looked at, so that losses that are not registered here are taken as they
-            are.
+        with_extensions: the user gave this file itself on the command line, so the code that it names may run.
+        is_stored: it is the stored recipe of a run and only read, so losses that are not registered are kept unchecked.
 
     Raises:
-        UsageError: no such recipe, an unknown key, a wrong type or an impossible value.
-        DataError: the same of a stored one, which nobody has typed.
+        UsageError: unknown recipe, an unknown key, a wrong type or an impossible value.
+        DataError: the same for a stored recipe.
     """
     try:
         return read(name_or_file, overrides, with_extensions=with_extensions, is_stored=is_stored).recipe
@@ -340,10 +340,10 @@ def read(
     with_extensions: bool = False,
     is_stored: bool = False,
 ) -> Document:
-    """As :func:`load`, with what the file says beside the recipe.
+    """As :func:`load`, with the further content of the file.
 
     Raises:
-        UsageError: likewise; or what it extends is missing, wrong, or extends another one.
+        UsageError: as :func:`load`; or the extended recipe is missing, wrong, or extends another one.
     """
     own = read_source(find(name_or_file))
     if with_extensions:
@@ -366,7 +366,7 @@ def read(
 
 
 def parse(content: dict[str, Any], *, where: str) -> Recipe:
-    """Check a recipe's content; ``where`` begins the message of the ``UsageError`` that a fault raises."""
+    """Check a recipe's content; the message of a ``UsageError`` begins with ``where``."""
     try:
         return _complete_losses(_validate(content, Recipe))
     except _RefusedError as refused:
@@ -376,7 +376,8 @@ def parse(content: dict[str, Any], *, where: str) -> Recipe:
 LIGHT: dict[str, type[LossSettings]] = {
     "focal": Focal, **dict.fromkeys(("dice", "lovasz", "single", "prefix"), LossSettings),
 }  # fmt: skip
-"""What the further losses that come with memorysam bring: a recipe is read without them, for they bring torch."""
+"""Settings of the further losses that come with memorysam, so that a recipe is read without the losses, which import
+torch."""
 
 
 def settings_of(name: str) -> type[LossSettings]:
@@ -392,18 +393,18 @@ def settings_of(name: str) -> type[LossSettings]:
 
 
 def loss_settings(recipe: Recipe, name: str) -> LossSettings:
-    """The settings of one of ``losses``, of the class that the loss brings.
+    """The settings of one of ``losses``, as an instance of the loss's own class.
 
     Raises:
         KeyError: it is not registered.
-        ValidationError: they are not those of this loss.
+        ValidationError: the settings do not fit this loss.
     """
     kind = settings_of(name)
     return kind.model_validate_json(json.dumps(recipe.losses[name]), strict=True)
 
 
 def _validate(content: dict[str, Any], schema: type[Recipe]) -> Recipe:
-    """The recipe of plain values; ``"1"`` and ``true`` are no numbers, ``1.0`` is not a count.
+    """The recipe of plain values; ``"1"`` and ``true`` are not numbers, ``1.0`` is not a count.
 
     ``schema`` has the keys that a message may name.
     """
@@ -417,7 +418,7 @@ def _validate(content: dict[str, Any], schema: type[Recipe]) -> Recipe:
 
 
 def _refuse_bytes(value: Any, keys: tuple[str, ...]) -> None:
-    """Refuse what stands for bytes that are no UTF-8, which a recipe could not be stored with."""
+    """Refuse text that stands for bytes which are not UTF-8, because a recipe could not be stored with it."""
     if isinstance(value, dict | list):
         for key, each in value.items() if isinstance(value, dict) else enumerate(value):
             _refuse_bytes(key, keys)
@@ -454,7 +455,7 @@ def _settings(recipe: Recipe, name: str) -> dict[str, Any]:
 
 
 def _apply(content: dict[str, Any], override: str) -> None:
-    """Set one ``a.b.c=value`` in nested dictionaries, the value read as YAML."""
+    """Set one ``a.b.c=value`` in nested dictionaries; the value is read as YAML."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UsageError(f"--set {override}: must be key=value, for example optim.lr=1e-4")
@@ -472,14 +473,14 @@ def _apply(content: dict[str, Any], override: str) -> None:
 
 
 def _not_loaded(own: Source) -> str:
-    """What a stored recipe says of the code that it was made with, which only the user's own word loads."""
+    """A hint on the code that a stored recipe was made with, which is loaded only if the user names it."""
     listed = own.content.get(EXTENSIONS)
     named = [f"--extend {file}" for file in listed if isinstance(file, str)] if isinstance(listed, list) else []
     return f"; it was made with {' '.join(named)}" if named else ""
 
 
 def _origin(own: Source, parent: Source | None, keys: tuple[str, ...], overrides: Sequence[str]) -> str:
-    """Who wrote the value at ``keys``: the last override of it, or a line of the file or of what it extends."""
+    """The source of the value at ``keys``: the last override, or a line of the file or of the extended one."""
     dotted = ".".join(keys)
     for override in reversed(overrides):
         if f"{dotted}.".startswith(f"{override.partition('=')[0]}."):
@@ -489,7 +490,7 @@ def _origin(own: Source, parent: Source | None, keys: tuple[str, ...], overrides
 
 
 def _parent_name(own: Source, parent: Source | None) -> str | None:
-    """What the recipe that is extended is called from the current folder."""
+    """The extended recipe's name or its path from the current folder."""
     if parent is None:
         return None
     is_shipped = own.extends in shipped()

@@ -1,6 +1,6 @@
-"""The one schema of a recipe, section by section, and how a person would write one as YAML.
+"""The schema of a recipe, section by section, and how a recipe is written as YAML.
 
-A key is a field with a docstring; the pages and the JSON Schema for editors are made of both.
+Each key is a field with a docstring. docs/recipe-keys.md and the JSON Schema for editors are generated from them.
 """
 
 from __future__ import annotations
@@ -31,34 +31,34 @@ from memorysam_cli.storage.documents import parse_yaml
 BACKBONES = ENCODERS.built_in
 """The backbones that come with memorysam."""
 UNKNOWN_NAME = "unknown_name"
-"""The type of pydantic's error for a name that a registry does not have."""
+"""The type of pydantic's error for a name that is not in a registry."""
 LORA_TARGETS = ("q", "k", "v", "proj")
-"""Of the encoders that come with memorysam; others have names of their own."""
+"""LoRA targets of the encoders that come with memorysam; other encoders have their own names."""
 
 SUBSET, TEACHER = "subset", "teacher"
-"""What the terms of ``robust.subset`` and ``robust.teacher`` are called among the losses."""
+"""Names of the losses of ``robust.subset`` and ``robust.teacher``."""
 
 DEFAULT = "default"
-"""The recipe of a training run that names none."""
+"""The recipe of a training run without ``--recipe``."""
 AUTO = "auto"
-"""As ``data.dataset``: the one that is prepared below the data root."""
+"""Value of ``data.dataset``: the only data set prepared below the data root."""
 ALL = "all"
-"""As the only one of ``data.modalities``: all that the data set has."""
+"""Only value of ``data.modalities``: all modalities of the data set."""
 
 
 RETIRED = {"augment.aolp_flip": "reference"}
-"""Keys that are no more, each with the one value that it ever allowed, and that nothing was computed by. Weights, runs
-and checkpoints from before hold them: there, and in a recipe, the key with this value is silently ignored.
-With any other value it is an unknown key."""
+"""Removed keys, each with the only value that it allowed. The value never had an effect. Weights, runs and checkpoints
+of earlier versions contain them: there, and in a recipe, the key with this value is silently ignored. With any other
+value it is an unknown key."""
 
 
 def is_retired(key: str, value: object) -> bool:
-    """Whether a dotted key with its value says nothing any more; see :data:`RETIRED`."""
+    """Whether a dotted key with this value has been removed; see :data:`RETIRED`."""
     return key in RETIRED and RETIRED[key] == value
 
 
 def without_retired(content: Any) -> Any:
-    """A recipe's plain content without what says nothing any more; anything else as it is."""
+    """A recipe's plain content without removed keys; other content unchanged."""
     if not isinstance(content, dict):
         return content
     return {
@@ -70,13 +70,13 @@ def without_retired(content: Any) -> Any:
 
 
 def _expected(names: Sequence[str]) -> str:
-    """Names as pydantic lists them: 'a', 'b' or 'c'."""
+    """Names in pydantic's format: 'a', 'b' or 'c'."""
     *most, last = (f"'{name}'" for name in names)
     return f"{', '.join(most)} or {last}" if most else last
 
 
 def _registered(registry: Registry) -> Callable[[Any], Any]:
-    """A check that a value is a registry's name."""
+    """A check that a value is a name in the registry."""
 
     def check(value: Any) -> Any:
         if not isinstance(value, str) or value not in registry:
@@ -88,7 +88,7 @@ def _registered(registry: Registry) -> Callable[[Any], Any]:
 
 
 def _choices(names: Sequence[str]) -> Any:
-    """What the JSON Schema says of a name: those that come with memorysam."""
+    """The choices of a name in the JSON Schema: those that come with memorysam."""
     return Field(json_schema_extra={"enum": list(names)})
 
 
@@ -101,42 +101,43 @@ ClassWeight = Annotated[float, Field(ge=0, le=HEAVIEST)]
 
 
 def sensor_of(frame: str) -> str:
-    """The sensor of more than three channels whose frame ``ms-2`` is: ``ms``; of any other name, that itself."""
+    """The sensor of a frame: ``ms`` for ``ms-2`` (a sensor of more than three channels); any other name unchanged."""
     sensor, dash, number = frame.rpartition("-")
     return sensor if dash and number.isdecimal() else frame
 
 
 class Section(Strict):
-    """A part of the recipe; its numbers are finite, and the text below a key says what it means."""
+    """A section of the recipe. Its numbers are finite, and the docstring below a key describes the key."""
 
     model_config = ConfigDict(allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 _ONE_LINE = r"^[^\x00-\x1f]*$"
-"""Of a path: without control characters, which no file's name should have, and one of which none can have."""
+"""Pattern of a path: no control characters (NUL is impossible in a file name, the others are a mistake)."""
 
 
 class Data(Section):
-    """Which scenes, which sensors, at what size."""
+    """The scenes, the sensors and the image size."""
 
     dataset: Name
-    """The prepared data set; ``auto``: the only one below the data root."""
+    """Name of the prepared data set. ``auto``: the only one below the data root."""
     modalities: tuple[Name, ...] = Field(min_length=1)
-    """Names of ``dataset.json``, in the order in which the memory sees them; ``[all]``: all, in its order."""
+    """Names of sensors from ``dataset.json``, in the order in which the memory sees them. ``[all]``: all, in the order
+    of ``dataset.json``."""
     image_size: int = Field(gt=0, multiple_of=32)
     """Side of the training crop, and short side in evaluation, in pixels."""
     train_split: Name = "train"
-    """The split that is learned from."""
+    """The split for training."""
     selection_split: Name = "val"
-    """The split that decides which checkpoint is best."""
+    """The split for validation, which selects the best checkpoint."""
     workers: int = Field(default=2, ge=0)
-    """Processes that read ahead; 0: the training reads by itself."""
+    """Number of processes that load data. 0: the training process loads data itself."""
     max_bad: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the training scenes that may turn out to be unreadable; others then stand in for them. 0: the first one
+    """Largest share of training scenes that may be unreadable; other scenes replace them. 0: the first unreadable scene
     ends the run."""
     antialias: bool | None = None
-    """Average over all pixels that become one where bilinear images shrink, in training and evaluation; null: as
-    ``dataset.json`` says of each modality. DELIVER's published code does, MCubeS's does not."""
+    """Antialias bilinear images when they shrink: average over all pixels that become one, in training and evaluation.
+    null: as ``dataset.json`` states for each modality. DELIVER's published code does this, MCubeS's does not."""
 
     @field_validator("modalities")
     @classmethod
@@ -149,27 +150,30 @@ class Data(Section):
 
 
 class Augment(Section):
-    """Training augmentation; one geometric draw serves all modalities and the label (as the reference does it)."""
+    """Training augmentation. All modalities and the label get the same geometric changes (as in the reference)."""
 
     flip: float = Field(default=0.5, ge=0, le=1)
-    """Probability of a horizontal mirroring."""
+    """Probability of a horizontal flip."""
     jitter: float = Field(default=0.2, ge=0, le=1)
-    """Probability of brightness, contrast and saturation factors U(0.5, 1.5), for what is marked as photometric."""
+    """Probability of random brightness, contrast and saturation, with factors from U(0.5, 1.5). Only for modalities
+    marked as photometric."""
     blur: float = Field(default=0.2, ge=0, le=1)
-    """Probability of a Gaussian blur: 3×3, or as wide as ``blur_sigma`` asks; for what is marked as photometric."""
+    """Probability of a Gaussian blur, 3×3 or as wide as ``blur_sigma`` requires. Only for modalities marked as
+    photometric."""
     blur_sigma: tuple[float, float] | None = None
-    """Range of sigma in pixels; none: 0.8, what a 3×3 kernel means."""
+    """Range of sigma in pixels. null: 0.8, the sigma of a 3×3 kernel."""
     blur_after_crop: bool = False
-    """Blur what the crop has left instead of the whole image before it (as the reference does it on MCubeS)."""
+    """Blur after the crop instead of before it (as the reference does on MCubeS)."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Range of the short side relative to ``data.image_size``."""
     rotate: float = Field(default=0.0, ge=0, le=180)
-    """Largest turn of the crop in degrees, either way; what lies outside of the image is ignored."""
+    """Largest rotation in degrees, in both directions. Pixels from outside the image are ignored."""
     stretch: tuple[float, float] = (1.0, 1.0)
-    """Range of width ÷ height relative to the image's own, evenly on a logarithmic scale; the area stays."""
+    """Range of the aspect ratio (width ÷ height) relative to the image's own, uniform on a logarithmic scale. The area
+    does not change."""
     degrade: float = Field(default=0.0, ge=0, le=1)
-    """Probability with which each sensor of a scene is there, but bad: stuck blocks, holes, wrong exposure, blur, dead
-    lines, or an offset; never all sensors of a scene, and never the noise of ``evaluate --robustness``."""
+    """Probability that a sensor of a scene is degraded: stuck blocks, holes, wrong exposure, blur, dead lines, or an
+    offset. Never all sensors of a scene, and never the noise of ``evaluate --robustness``."""
 
     @field_validator("scale", "stretch")
     @classmethod
@@ -190,56 +194,59 @@ class Lora(Section):
     """Low-rank adaptation of Hiera's attention, by PEFT."""
 
     rank: int = Field(default=4, gt=0, le=4096)
-    """Rank of each update: more can learn more, and has more weights."""
+    """Rank of each low-rank matrix. A higher rank can learn more and has more weights."""
     alpha: float | None = Field(default=None, gt=0)
-    """Its scale is alpha / rank; none: equal to the rank, so that the scale is 1."""
+    """The low-rank update is multiplied by alpha / rank. null: alpha equals the rank, so the factor is 1."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Probability with which an input of the update is dropped in training."""
+    """Dropout probability of the inputs of the low-rank update in training."""
     targets: tuple[LoraTarget, ...] = Field(default=("q", "v"), min_length=1)
-    """Which of attention's projections are adapted; an encoder of your own may name other layers."""
+    """The adapted projections of attention. Your own encoder may define other names."""
     dora: bool = False
-    """Learn magnitude and direction apart (DoRA)."""
+    """Learn magnitude and direction separately (DoRA)."""
     rslora: bool = False
-    """Scale by alpha / √rank instead of alpha / rank (rank-stabilised LoRA)."""
+    """Multiply by alpha / √rank instead of alpha / rank (rank-stabilized LoRA)."""
 
 
 class Model(Section):
     """The network."""
 
     backbone: EncoderName
-    """The size of SAM 2's image encoder; ``nano`` is a narrow one of ours for trials on a CPU. Others: extending.md."""
+    """SAM 2's image encoder and its size. ``nano`` is our own small encoder for trials on a CPU. For your own, see
+    extending.md."""
     base_weights: str = Field(default="published", pattern=_ONE_LINE)
-    """``published`` (the Hub; for nano the file in this package), ``random`` (nano, and encoders of your own that have
-    none published), or a file: Meta's .pt, or safetensors with Meta's names or those of the transformers library; also
-    ``hf://OWNER/NAME[/FILE]``, such as ``hf://facebook/sam2.1-hiera-tiny-hf``."""
+    """``published`` (from the Hub; for nano the file in this package), ``random`` (only for nano, and for your own
+    encoders without published weights), or a file: Meta's .pt, or safetensors with Meta's names or those of the
+    transformers library. Also ``hf://OWNER/NAME[/FILE]``, such as ``hf://facebook/sam2.1-hiera-tiny-hf``."""
     init: str | None = Field(default=None, min_length=1, pattern=_ONE_LINE)
-    """Trained weights of ours to begin from (``train --init``); none: the base weights, and the rest fresh."""
+    """Weights trained with memorysam to start from (``train --init``). null: start from the base weights, with all
+    other parameters newly initialized."""
     encoder: Literal["lora", "full", "frozen"] = "lora"
-    """What of the image encoder learns: a low-rank update, all of it, or nothing."""
+    """How the image encoder is trained: a low-rank update (LoRA), all parameters, or nothing."""
     lora: Lora = Lora()
     object_gate: bool = True
-    """SAM 2's own gate: where its object score is not above 0, a sensor says nothing of the scene."""
+    """Use SAM 2's gate: a sensor whose object score is 0 or less does not contribute to the result."""
     fusion: FusionName = "mean"
-    """How the sensors' results become one: ``mean`` is the paper's. ``two_pass`` looks at every sensor again, with the
-    memories of all others; ``two_pass_alone`` does so after a first look at each alone. Others: extending.md."""
+    """How the sensors' results become one. ``mean``: as in the paper. ``two_pass``: a second pass, in which every
+    sensor sees the memories of all others. ``two_pass_alone``: the same, but in the first pass each sensor sees no
+    memory. For your own, see extending.md."""
     order: Literal["recipe", "shuffled"] = "recipe"
-    """The order in which training shows the sensors to the memory: as in ``data.modalities``, or drawn anew for each
-    update. Validation, evaluation and prediction always take that of ``data.modalities``."""
+    """The order of the sensors in training: as in ``data.modalities``, or drawn at random for each update. Validation,
+    evaluation and prediction always use the order of ``data.modalities``."""
     modality_embedding: bool = False
-    """Tell the network which sensor a memory comes from, by a learned embedding of each; false: as in the paper, all
-    memories look alike."""
+    """Add a learned embedding per sensor to its memories, so that the network can distinguish sensors. false: as in the
+    paper, it cannot."""
     memory_mask: Literal["best", "classes"] = "best"
-    """What a memory holds of the classes: the mask whose predicted IoU is best, as in the paper, or also how probable
-    each class is in each cell, by a learned vector of each."""
+    """Class information in a memory. ``best``: the mask with the highest predicted IoU, as in the paper. ``classes``:
+    also the probability of each class in each cell, times a learned vector per class."""
     projection: tuple[Name, ...] = ()
-    """Sensors of more than three channels, such as ``ms`` where ``data.modalities`` has its frames ``ms-1``, ``ms-2``:
-    a learned 1×1 projection brings all their channels to one frame of three. None: each frame is a sensor of its
-    own."""
+    """Sensors of more than three channels, such as ``ms`` for the frames ``ms-1``, ``ms-2`` in ``data.modalities``. A
+    learned 1×1 projection reduces all their channels to one frame of three channels. Empty: each frame is a separate
+    sensor."""
 
     @field_validator("lora")
     @classmethod
     def _has_known_targets(cls, value: Lora, info: ValidationInfo) -> Lora:
-        """Those of the encoders that come with memorysam; another one is asked for its own when it is built."""
+        """Check targets of the encoders that come with memorysam; others are checked when the encoder is built."""
         unknown = [place for place, target in enumerate(value.targets) if target not in LORA_TARGETS]
         if unknown and info.data.get("backbone") in BACKBONES:
             expected = {"expected": _expected(LORA_TARGETS)}
@@ -261,163 +268,163 @@ class Ohem(Section):
     """Online hard example mining for the cross entropy (METHOD §3)."""
 
     threshold: float = Field(default=0.7, gt=0, lt=1)
-    """Pixels whose probability is below this are kept."""
+    """Pixels whose true class has a probability below this are hard and kept."""
     min_kept: float = Field(default=1 / 16, gt=0, le=1)
     """At least this share of the valid pixels is kept."""
     selection: Literal["process", "global"] = "process"
-    """Whether hard pixels are chosen, and averaged, in each process (as the reference does) or over all of them."""
+    """Choose and average the hard pixels in each process (as in the reference), or over all processes."""
     class_weights: Literal["none", "inverse", "effective"] | Annotated[tuple[ClassWeight, ...], Field(min_length=1)] = (
         "none"
     )
-    """What the pixels of each class weigh among the hard ones: a number for each class in the data set's order,
-    or worked out from how many pixels it has in the training split: ``inverse`` to it, or ``effective`` (Cui et al.
-    2019: classes rarer than the median weigh more, common ones about the same)."""
+    """Weights of the classes for the hard pixels: a number per class in the data set's order, or computed from the
+    number of pixels that each class has in the training split. ``inverse``: inversely proportional to it. ``effective``
+    (Cui et al. 2019): classes rarer than the median weigh more, common ones about the same."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Share of each pixel's target that is spread over all classes; hard pixels are chosen without it."""
+    """Share of each pixel's target that is spread over all classes. Hard pixels are chosen without it."""
 
     @field_validator("class_weights", mode="before")
     @classmethod
     def _is_word_or_numbers(cls, value: Any) -> Any:
-        # One message: the two kinds' own ones would both be told.
+        # One message: pydantic would print one for each of the two allowed types.
         is_list = isinstance(value, list | tuple) and bool(value)
         if value in ("none", "inverse", "effective"):
             return value
         if is_list and all(type(each) in (int, float) and 0 <= each <= HEAVIEST for each in value):
-            return tuple(float(each) for each in value)  # what a validator hands on is not JSON any more
+            return tuple(float(each) for each in value)  # what a validator returns is not JSON any more
         raise ValueError("must be none, inverse, effective, or a number from 0 to 1e6 for each class, such as [1, 2.5]")
 
 
 class Spmm(Section):
-    """The Semantic Prototype Memory Module; variant and weight have no default (METHOD §3)."""
+    """The Semantic Prototype Memory Module. Variant and weight have no default (METHOD §3)."""
 
     variant: Literal["reference", "paper", "off"]
-    """As the authors' code computes it, as the paper writes it, or not at all."""
+    """``reference``: as in the authors' code. ``paper``: as in the paper. ``off``: no SPMM."""
     weight: float = Field(ge=0)
     """λ, the weight of the prototypical adaptation loss."""
     momentum: Momentum = 0.8
-    """Share of a class's old prototype that stays at each update."""
+    """Share of a class's old prototype that remains after each update."""
 
 
 class LossSettings(Section):
-    """What every further loss has; its own keys come with it."""
+    """The keys of every further loss; each loss adds its own."""
 
     weight: float = Field(default=1.0, ge=0)
-    """What the loss is multiplied by before it is added to the others."""
+    """Factor of the loss in the sum of all losses."""
 
 
 class Focal(LossSettings):
     """``losses.focal``."""
 
     gamma: float = Field(default=2.0, ge=0, le=100)
-    """How much less a pixel counts that is right already; 0: the plain cross entropy."""
+    """Exponent that reduces the weight of pixels that are already right. 0: plain cross entropy."""
 
 
 class Subset(Section):
-    """A second pass of each update, over some of the sensors; the scenes' encodings serve both passes."""
+    """A second pass of each update over some of the sensors. Both passes share the encodings of the scenes."""
 
     weight: float = Field(default=0.0, ge=0)
-    """What the cross entropy (``ohem``) of the second pass is multiplied by before it is added to that of all sensors;
-    0: none."""
+    """Factor of the second pass's cross entropy (``ohem``) in the sum of all losses. 0: off."""
     zeroed: float = Field(default=0.0, ge=0, le=1)
-    """Probability that an update shows its absent sensors as frames of zeros (after normalization, as ``evaluate
-    --missing zero`` does) instead of leaving them out."""
+    """Probability that absent sensors of an update are frames of zeros (after normalization, as with ``evaluate
+    --missing zero``). Otherwise they are left out."""
     ramp_epochs: float = Field(default=0.0, ge=0)
-    """Epochs in which the weight of all that the second pass adds grows in a line from 0."""
+    """Number of epochs in which the weights of the second pass's losses grow linearly from 0."""
     weak: tuple[Name, ...] = ()
-    """Sensors that should be in the second pass more often. How many it sees is drawn first, from 1 to all but one
-    alike; then which."""
+    """Sensors that should be in the second pass more often. First the number of sensors is drawn, uniformly from 1 to
+    all but one; then the sensors."""
     weak_odds: float = Field(default=2.0, gt=0, le=1000)
-    """How many times as likely as another sensor a weak one is to be drawn."""
+    """How many times as likely a weak sensor is drawn as another one."""
 
 
 class Teacher(Section):
-    """What the second pass says of each pixel comes closer to what all sensors say of it together."""
+    """Distillation: the second pass, over some of the sensors, learns from the output of all sensors."""
 
     weight: float = Field(default=0.0, ge=0)
-    """What their divergence (KL, times the square of ``temperature``) is multiplied by before it is added; 0: none. The
-    second pass is that of ``robust.subset``, whose own weight may be 0."""
+    """Factor of the divergence (KL, times the square of ``temperature``) in the sum of all losses. 0: off. The second
+    pass is that of ``robust.subset``, whose own weight may be 0."""
     temperature: float = Field(default=2.0, gt=0, le=1000)
-    """What logits are divided by first: above 1, classes that are less likely count more."""
+    """Divisor of the logits. Above 1, less likely classes have more influence."""
     weights: str | None = Field(default=None, min_length=1, pattern=_ONE_LINE)
-    """Trained weights of ours, of the same classes and sensors, that say it; they stay as they are. None: the network
-    in training says it by its first pass, which gets no gradient from this."""
+    """Weights trained with memorysam on the same classes and sensors, as a frozen teacher. null: the teacher is the
+    first pass of the network in training, without gradient."""
 
 
 class Robust(Section):
-    """Training for sensors that fail, which goes beyond the paper; off unless a recipe gives a weight."""
+    """Training for missing sensors, which is not in the paper. Off unless a recipe sets a weight."""
 
     subset: Subset = Subset()
     teacher: Teacher = Teacher()
 
     @property
     def weights(self) -> dict[str, float]:
-        """The losses of the second pass by name, and their weights."""
+        """Name and weight of the second pass's losses."""
         return {SUBSET: self.subset.weight, TEACHER: self.teacher.weight}
 
 
 class Optim(Section):
-    """AdamW and its per-iteration schedule (METHOD §4)."""
+    """The optimizer AdamW and its learning rate schedule per update (METHOD §4)."""
 
     # lr and weight_decay are bounded so that their product is still a float32.
     lr: float = Field(gt=0, le=1e30)
-    """The learning rate at the end of the warm-up, from which it falls."""
+    """The highest learning rate, at the end of the warm-up."""
     weight_decay: float = Field(default=0.01, ge=0, le=1e6)
-    """AdamW's; biases and norms have none."""
+    """AdamW's weight decay; not applied to biases and norms."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
-    """AdamW's: how long the gradient's mean and its square are remembered."""
+    """AdamW's betas: decay rates of the averages of the gradient and of its square."""
     eps: float = Field(default=1e-8, gt=0)
-    """AdamW's: keeps the division by the gradient's size finite."""
+    """AdamW's eps, added to the denominator."""
     warmup_epochs: float = Field(default=10, ge=0)
-    """Epochs in which the learning rate grows in a line to ``lr``."""
+    """Number of epochs in which the learning rate grows linearly to ``lr``."""
     warmup_ratio: float = Field(default=0.1, gt=0, le=1)
-    """Where it begins, as a share of ``lr``."""
+    """The first learning rate, as a share of ``lr``."""
     power: float = Field(default=0.9, gt=0)
-    """Of the polynomial by which it then falls: 1 is a straight line, less falls later."""
+    """Exponent of the polynomial decay after the warm-up. 1: linear. Below 1: most of the decay comes late."""
     ema: Momentum = 0.0
-    """Share that each update keeps of the moving average of the weights, such as 0.999; the averaged weights are then
-    what is validated and saved. 0: no average."""
+    """Decay of the moving average of the weights, such as 0.999. The averaged weights are validated and saved. 0: no
+    average."""
 
 
 class Train(Section):
-    """How long, how much at once, and how often to look."""
+    """Length of training, batch size, precision, validation and checkpoints."""
 
     epochs: int = Field(gt=0)
-    """How often each scene is seen."""
+    """Number of times that each scene is used."""
     batch: int = Field(default=4, gt=0)
-    """Scenes per process and step."""
+    """Scenes per batch in each process."""
     accumulate: int = Field(default=1, gt=0)
-    """Batches that make one update, which is that of one batch as large as all of them."""
+    """Number of batches per update. The update is the same as with one batch of all their scenes."""
     max_steps: int | None = Field(default=None, gt=0)
-    """Stop after this many updates (for trials); the schedule is not changed."""
+    """Stop after this many updates (for trials). The learning rate schedule does not change."""
     seed: int = Field(default=3407, ge=0, lt=10**18)
     """Seed of all random numbers."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
-    """Precision: exact, or faster on GPUs (tf32, bf16, fp16; bf16 also on new CPUs)."""
+    """Numerical precision. fp32 is the most exact; tf32, bf16 and fp16 are faster on GPUs, bf16 also on new CPUs."""
     saver: Literal["auto", "on", "off"] = "auto"
-    """Recompute activations in the backward pass instead of keeping them: the same numbers, less memory, more time."""
+    """Memory saver: recompute activations in the backward pass instead of storing them. The results are the same, with
+    less memory and more time."""
     compile: bool = False
     """Compile the encoder's blocks with ``torch.compile``: faster after a slow start."""
     deterministic: bool = False
-    """Only kernels that give the same bits at every run on the same machine: on GPUs slower, on CPUs they do anyway."""
+    """Use only kernels that give the same bits in every run on the same machine. Slower on GPUs; always so on CPUs."""
     validate_every: int = Field(default=1, gt=0)
-    """Epochs between validations; the last epoch is always validated."""
+    """Number of epochs between validations. The last epoch is always validated."""
     patience: int | None = Field(default=None, gt=0)
-    """End after so many validations in a row without a better score; null: train to the last epoch."""
+    """Stop after this many validations in a row without a better score. null: train to the last epoch."""
     checkpoint_minutes: float = Field(default=10, gt=0)
-    """Minutes between checkpoints, from which a run can continue."""
+    """Minutes between checkpoints, from which a run can resume."""
     checkpoint_steps: int | None = Field(default=None, gt=0)
-    """Also save after every so many updates."""
+    """Also save a checkpoint after every this many updates."""
     keep_checkpoints: int = Field(default=2, ge=2)
-    """At least two: the newest may turn out to be damaged."""
+    """Number of checkpoints to keep. At least two, in case the newest is damaged."""
 
 
 class Recipe(Section):
-    """A whole recipe, every value explicit once resolved."""
+    """A whole recipe. A resolved recipe has every value."""
 
     name: Name
-    """What runs are called by; none: as the file."""
+    """Name used for runs. Default: the name of the file."""
     about: str = ""
-    """One line for ``recipes list``."""
+    """A line that describes the recipe in ``recipes list``."""
     data: Data
     augment: Augment = Augment()
     model: Model
@@ -430,18 +437,19 @@ class Recipe(Section):
             "additionalProperties": False,
         },
     )
-    """Further losses by name, each with its settings, such as ``{dice: {weight: 0.5}}``; null: none of that name."""
+    """Further losses by name, each with its settings, such as ``{dice: {weight: 0.5}}``. null removes an inherited
+    loss."""
     robust: Robust = Robust()
     optim: Optim
     train: Train
     extensions: tuple[str, ...] = ()
-    """Python files of yours that register encoders, fusions or losses, relative to this file. They run only where this
-    file is given to ``--recipe``; anywhere else name them with ``memorysam --extend FILE``."""
+    """Your Python files that register encoders, fusions or losses, relative to this file. They run only if you give
+    this file to ``--recipe``. Otherwise name them with ``memorysam --extend FILE``."""
 
     @field_validator("losses", mode="before")
     @classmethod
     def _without_nulls(cls, value: Any) -> Any:
-        # What a recipe inherits it can take back only so.
+        # The only way to remove an inherited loss.
         return {name: each for name, each in value.items() if each is not None} if isinstance(value, dict) else value
 
     @model_validator(mode="after")
@@ -452,7 +460,9 @@ class Recipe(Section):
 
     @property
     def sensors(self) -> dict[str, tuple[str, ...]]:
-        """What the memory sees, in its order: sensor → its modalities, of which ``model.projection`` joins several.
+        """The sensors in the order in which the memory sees them, each with its modalities.
+
+        A sensor has one modality, or several that ``model.projection`` joins.
 
         Raises:
             ValueError: a sensor of ``model.projection`` has no frames to join.
@@ -473,21 +483,21 @@ class Recipe(Section):
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """The names of all losses, in the order in which they are reported; the pixels' own comes first."""
+        """The names of all losses, in the order in which they are reported; the cross entropy comes first."""
         second = [name for name, weight in self.robust.weights.items() if weight and self.trains_subsets]
         return ("ohem", "spmm", *second, *self.losses)
 
     @property
     def trains_subsets(self) -> bool:
-        """Whether updates have a second pass over some of the sensors: of a single one there is no smaller set."""
+        """Whether updates have a second pass over some of the sensors; never with a single sensor."""
         is_known = self.data.modalities != (ALL,)
         return any(self.robust.weights.values()) and not (is_known and len(self.sensors) == 1)
 
     def trained_subsets(self, *, zeroed: bool) -> tuple[tuple[str, ...], ...]:
-        """The sets of sensors that training shows the network, all sensors first, in the order of the recipe.
+        """The sets of sensors that the network sees in training, all sensors first, in the order of the recipe.
 
         Args:
-            zeroed: those whose other sensors are frames of zeros; else those whose other sensors are left out.
+            zeroed: sets whose other sensors are frames of zeros; else sets whose other sensors are left out.
         """
         if not self._shows_subsets(zeroed=zeroed):
             return (self.data.modalities,)
@@ -499,10 +509,10 @@ class Recipe(Section):
         )
 
     def trains_on(self, names: Collection[str], *, zeroed: bool) -> bool:
-        """Whether training shows the network these sensors: :meth:`trained_subsets`, of any number of sensors at once.
+        """Whether these sensors are one of the :meth:`trained_subsets`, without listing them all.
 
         Args:
-            names: at least one, all of the recipe.
+            names: at least one modality, all of them in the recipe.
             zeroed: the others are frames of zeros; else they are left out.
         """
         known, given = self.data.modalities, set(names)
@@ -510,28 +520,28 @@ class Recipe(Section):
         return given == set(known) or (is_whole and self._shows_subsets(zeroed=zeroed))
 
     def _shows_subsets(self, *, zeroed: bool) -> bool:
-        """Whether any set of sensors may come up in training: in a second pass, or as a beginning of a random order."""
+        """Whether any set of sensors can occur in training: in a second pass, or as the start of a random order."""
         is_drawn = self.trains_subsets and self.robust.subset.zeroed != (0 if zeroed else 1)
         is_begun = "prefix" in self.losses and self.model.order == "shuffled" and self.model.fusion == "mean"
         return is_drawn or (is_begun and not zeroed)
 
     @model_serializer(mode="wrap")
     def _without_empty(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Most recipes have no extensions, and say nothing of them."""
+        """Write ``extensions`` only if there are some."""
         written: dict[str, Any] = write(self)
         if not self.extensions:
             written.pop("extensions", None)
         return written
 
     def for_dataset(self, dataset: str, modalities: Sequence[str]) -> Recipe:
-        """The recipe with ``auto`` and ``all`` filled in.
+        """The recipe with ``auto`` and ``all`` replaced.
 
         Args:
-            dataset: the data set that ``auto`` means here.
-            modalities: all that it has.
+            dataset: the data set in place of ``auto``.
+            modalities: all modalities of the data set.
 
         Raises:
-            UsageError: ``model.projection`` does not fit them.
+            UsageError: ``model.projection`` does not fit the modalities.
         """
         names = tuple(modalities) if self.data.modalities == (ALL,) else self.data.modalities
         data = self.data.model_copy(update={"dataset": dataset, "modalities": names})
@@ -543,12 +553,12 @@ class Recipe(Section):
         return filled
 
     def to_yaml(self) -> str:
-        """The recipe with every value written out, in the schema's order; ``load`` reads the same recipe from it."""
+        """The recipe as YAML with every value, in the schema's order; ``load`` reads the same recipe from it."""
         return yaml.dump(self.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 class Dumper(yaml.SafeDumper):
-    """Lists on one line, and quotes around every text that our reader would take for a number."""
+    """Writes lists on one line, and quotes every text that our reader would take for a number."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

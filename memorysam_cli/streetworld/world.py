@@ -1,6 +1,6 @@
-"""One world per sequence, and what every pixel shows of it, free of light.
+"""One world per sequence, and what every pixel shows of it, without light.
 
-A world is a street with what stands and moves in it, and the camera's way through it. A surface is depth, label,
+A world is a street with its standing and moving things, and the camera's path through it. A surface is depth, label,
 material, color and normal.
 """
 
@@ -129,7 +129,7 @@ class Surface:
 
 
 def survey(camera: Camera, ground: Ground, solids: Solids, *, salt: int) -> Surface:
-    """Look at a world: cast the rays, then work out what they meet."""
+    """The visible surface of a world: cast the rays, then fill in the properties of the hits."""
     depth, zone = ground.intersect(camera)
     index = cast(camera, solids, depth)
     shape = depth.shape

@@ -69,8 +69,10 @@ def test_kinds_and_bounds_are_told_in_words() -> None:
 
 
 def test_a_meaning_is_the_text_below_the_key_and_nothing_else() -> None:
-    assert meanings(Data)["selection_split"] == "The split that decides which checkpoint is best."
-    assert meanings(RecipeFile)["optim"] == "AdamW and its per-iteration schedule.", "papers of ours are not users'"
+    assert meanings(Data)["selection_split"] == "The split for validation, which selects the best checkpoint."
+    assert meanings(RecipeFile)["optim"] == "The optimizer AdamW and its learning rate schedule per update.", (
+        "papers of ours are not users'"
+    )
     assert set(meanings(Optim)) == set(Optim.model_fields)
 
 
