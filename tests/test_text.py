@@ -23,7 +23,8 @@ THINGS = (  # noqa: SIM905
 _COUNTED = re.compile(rf" (?:(?!of|in|like|whose|become)\w+ )?({'|'.join(text._plural(thing) for thing in THINGS)})\b")
 SEVERAL = {
     "data/findings.py": {"_some(list(self._large))", "len(paths)"},  # words, or two or more, as the next ones are
-    "data/decode.py": {"count"}, "data/inputs.py": {"len(here)"}, "data/layout.py": {"number"}, "data/manifest.py": {"len(datasets)"},
+    "data/decode.py": {"count"}, "data/inputs.py": {"len(here)"}, "data/layout.py": {"number"},
+    "data/manifest.py": {"len(datasets)"},
     "data/own/annotated.py": {"most", "list(size)"}, "data/own/classes.py": {"len(kept)"},
     "data/own/hha.py": {"stored.shape[2]"},
     "data/own/proposal.py": {"count"}, "data/preparation.py": {"len(prepared)"}, "engine/demo.py": {"scenes"},
