@@ -34,7 +34,7 @@ SEVERAL = {
     "engine/evaluate/results.py": {"count", "report['tile']['window']"},
     "engine/reporting/result_pages.py": {"report['image_size']"},
     "engine/diagnosis.py": {"waiting"}, "engine/train/loop.py": {"self._scenes / seconds"},  # no whole numbers
-    "report/live.py": {"pace"}, "model/network.py": {"known or 'all'"},
+    "report/live.py": {"pace"}, "model/network.py": {"known or 'all'", "known"},
     "data/own/annotation_tools.py": {"picture.shape[:2]"},  # sizes
     "storage/images.py": {"size(length)", "found.format.upper()", "found.channels"},
     "engine/weights/model_card.py": {"antialiased"}, "storage/headers.py": {"length"},

@@ -182,7 +182,7 @@ def painted(size: Size, regions: Iterable[tuple[int, Mask]], tally: Tally) -> Cl
 
 def note_on_unread(count: int) -> tuple[str, ...]:
     """A line on annotations without pixels, if there are any."""
-    line = f"{counted(count, 'annotation')} without an area (boxes, points, lines, …) passed over"
+    line = f"{counted(count, 'annotation')} (whole or in part) without an area (boxes, points, lines, …) passed over"
     return (line,) if count else ()
 
 

@@ -141,4 +141,4 @@ def test_a_run_that_gets_no_better_ends_well_and_can_be_continued(
     assert (again.steps, again.ended_early) == (6, True) and told in capsys.readouterr().err
     on = start(changed(still, "train", patience=None), rendered, tmp_path / "run", resume=path)
     assert (on.steps, on.best_step, on.ended_early) == (10, 2, False)
-    assert "no better" not in capsys.readouterr().err
+    assert "was better" not in capsys.readouterr().err
