@@ -204,7 +204,7 @@ def predict(
     files.refuse_out(out, overwrite=overwrite)
     if weights is None:
         run_folder.tell_default(path)
-    # Here: what was typed, and what lies there, has been looked at, and torch takes seconds.
+    # Imported here, after the checks of options and files, because torch takes seconds.
     from memorysam_cli.engine.predict import ledger
     from memorysam_cli.engine.predict.run import Following, run
     from memorysam_cli.engine.predict.run import follow as follow_folder

@@ -134,7 +134,7 @@ def verify(
 
     begin(json=json, verbose=verbose, quiet=quiet)
     try:
-        read_card(file)  # what is no weights file is told before the seconds that torch takes
+        read_card(file)  # a wrong file is reported before the seconds that torch takes
         from memorysam_cli.engine.weights.exchange import verify_weights
 
         facts = verify_weights(file)

@@ -326,7 +326,7 @@ def read_label(
     wrong = is_illegal.take(inside)
     if inside is not raw:
         wrong |= inside != raw
-        # What is below 0 or above 16 bits may be ignored, but is never a class.
+        # Values below 0 or above 16 bits may be ignored, but are never classes.
         outside = np.isin(raw, [value for value in rule.ignore if not 0 <= value < RAW_VALUES])
         label[outside], wrong[outside] = IGNORE, False
     if wrong.any():

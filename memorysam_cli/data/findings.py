@@ -136,7 +136,7 @@ class Reader:
         text = "".join(documents.to_json(kept[key].model_dump(exclude_defaults=True)) + "\n" for key in sorted(kept))
         try:
             atomic.write_text(self._place, text, fsync=False)
-        except EnvironmentFault:  # the cache saves time; whether the manifest can be written is told by its writing
+        except EnvironmentFault:  # the cache only saves time; writing the manifest reports such errors
             return
 
     def _facts(
@@ -233,7 +233,7 @@ def shared_far_out(values: npt.NDArray[Any], modality: Modality) -> dict[float, 
     many = {end: count for end, count in shares.items() if count >= SHARED * values.size}
     if not many:
         return {}
-    # Without both: a sensor may say "too near" by 0 and "too far" by 65535.
+    # Without both extremes: a sensor may use 0 for "too near" and 65535 for "too far".
     others = values[~np.isin(values, list(many))].ravel()
     if others.size < FEWEST:
         return {}
@@ -275,7 +275,7 @@ def _cache_lines(path: Path) -> Iterable[_CacheLine]:
     """The lines of a cache; if it is damaged, its complete lines."""
     try:
         values = documents.read_json_lines(path)
-    except DataError:  # there is none, or it is damaged: all files are read again
+    except DataError:  # missing or damaged: all files are read again
         return
     for value in values:
         try:

@@ -239,7 +239,7 @@ def _write(entries: Iterable[Entry], folder: Path, names: Names, budget: _Budget
             where.mkdir(parents=True, exist_ok=True)
             continue
         where.parent.mkdir(parents=True, exist_ok=True)
-        # O_EXCL: the folder is new, so that an existing file or link can only be a name that met another.
+        # O_EXCL: the folder is new, so an existing file or link can only come from a colliding name.
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
         with os.fdopen(os.open(where, flags, 0o666), "wb") as file:
             written = 0

@@ -81,7 +81,7 @@ def read_coco(source: Path, request: Request) -> Annotated:
         for annotation, spot in group:
             number = _category(annotation, numbers, spot)
             shape = annotation.get("segmentation") or []
-            if isinstance(shape, list):  # one or two corners hold no pixel
+            if isinstance(shape, list):  # one or two corners have no area
                 parts = [part for part in shape if not (isinstance(part, list) and len(part) in (0, 2, 4))]
                 unread += max(1, len(shape)) - len(parts)
                 shape = parts

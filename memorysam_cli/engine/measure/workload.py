@@ -142,7 +142,7 @@ def scored_frames(sizes: Sequence[tuple[int, int]], *, size: int, crop: Crop | N
     modality = Modality(name="any", kind="rgb")
     whole, published = [], []
     for height, width in sizes:
-        # The arithmetic of sizes is the transforms' own: they show it on a frame of zeros.
+        # The transforms themselves compute the sizes, on a frame of zeros.
         sample = Sample({modality.name: np.zeros((height, width, 3), np.uint8)}, None)
         whole.append(transforms.for_prediction(sample, modalities=[modality], size=size).size)
         published.append(transforms.for_scoring(sample, modalities=[modality], size=size, crop=crop).size)

@@ -61,7 +61,7 @@ def names(values: Iterable[str]) -> tuple[str, ...]:
         if name not in TRACKERS:
             raise UsageError(f"--track {name}: is not a tracker{did_you_mean(name, TRACKERS)}")
         spec = importlib.util.find_spec(TRACKERS[name])
-        if spec is None or spec.origin is None:  # a mere folder: W&B leaves a ./wandb where it works
+        if spec is None or spec.origin is None:  # a folder, not a module: W&B creates ./wandb
             raise UsageError(f"--track {name}: needs what is not installed; pip install 'memorysam[{name}]'")
     return trackers
 
@@ -143,7 +143,7 @@ class _Tracker:
 
     def __init__(self, name: str, begin: Mapping[str, Any]) -> None:
         self.name = name
-        # It computes nothing: a GPU's memory is the training's.
+        # It needs no GPU, whose memory belongs to training.
         environment = (
             GIVE_UP_SOON
             | surroundings.environment_alone()
@@ -204,7 +204,7 @@ class _Tracker:
                 del self._waiting[: os.write(self._stdin.fileno(), self._waiting[: 1 << 16])]
         except BlockingIOError:
             pass
-        except (OSError, ValueError):  # its process is gone
+        except (OSError, ValueError):  # its process has ended
             self._listen()
             self._give_up("its process ended")
 
@@ -218,7 +218,7 @@ class _Tracker:
         for line in lines:
             try:
                 ((kind, words),) = json.loads(line).items()
-            except (ValueError, AttributeError):  # none of its own words: some package's
+            except (ValueError, AttributeError):  # not an answer, but some package's output
                 continue
             if kind == "failed":
                 self._give_up(words)

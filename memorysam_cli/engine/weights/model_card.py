@@ -166,7 +166,7 @@ def _front_matter(facts: CardFacts, *, license: str) -> str:
         model_name=line(_title(card)), eval_results=results or None,
     )  # fmt: skip
     if not results:
-        del data.model_name  # a model index without results is none
+        del data.model_name  # a model index needs results
     text: str = data.to_yaml()
     return text.rstrip("\n") + "\n"
 
