@@ -255,7 +255,7 @@ def refuse_gone_folder() -> None:
     try:
         os.getcwd()  # noqa: PTH109  (the same, and pathlib need not be loaded)
     except FileNotFoundError:
-        raise EnvironmentFault("the folder that this was started in was removed; cd to one that is there") from None
+        raise EnvironmentFault("the working folder was removed; cd to an existing folder") from None
 
 
 def environment_fault(error: BaseException) -> EnvironmentFault | None:

@@ -308,7 +308,7 @@ def _refuse_unfollowed(*, follow: bool, scenes: Path | None, batch: int | None, 
     """
     given = [name for name, value in only.items() if value is not None]
     if given and not follow:
-        raise UsageError(f"{given[0]}: goes with --follow")
+        raise UsageError(f"{given[0]}: needs --follow")
     if follow and scenes is None:
         raise UsageError("--follow: give the folder that the scenes arrive in as SCENES")
     if follow and batch not in {None, 1}:

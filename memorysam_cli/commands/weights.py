@@ -289,7 +289,7 @@ def _refuse_target(out: Path, *, source: Path, is_folder: bool, overwrite: bool)
         atomic.refuse_unwritable(out.parent)
         return
     if out.suffix not in SUFFIXES:
-        raise UsageError(f"--out {out}: must end in {', '.join(SUFFIXES)}, which says how it is written")
+        raise UsageError(f"--out {out}: must end in {', '.join(SUFFIXES)}, which decides the format")
     refuse_taken(out, source=source, overwrite=overwrite)
 
 

@@ -533,7 +533,7 @@ def _of_modality(modality: Modality, forms: tuple[StoredForm, ...]) -> Iterator[
     name = modality.name
     if len(forms) > 1:
         counts = ", ".join(f"{form.scenes} of {form.dtype} in {form.channels} channel(s)" for form in forms)
-        scaled = "each is scaled by its own dtype" if modality.scale is None else "all are scaled alike"
+        scaled = "each is scaled by its own dtype" if modality.scale is None else "all are scaled in the same way"
         yield f"'{name}' is stored in several ways ({counts}); {scaled}"
     elif any(form.channels == 4 for form in forms) and modality.channels is None and modality.bands is None:
         yield f"'{name}' has an alpha channel, which is dropped"
@@ -541,7 +541,7 @@ def _of_modality(modality: Modality, forms: tuple[StoredForm, ...]) -> Iterator[
         if form.low is None or form.high is None:
             continue
         if form.low == form.high:
-            yield f"'{name}' holds nothing but {form.low:g}"
+            yield f"'{name}' contains only {form.low:g}"
         elif form.dtype == "uint16" and form.high <= BYTE and modality.scale is None:
             yield (
                 f"'{name}' is stored in 16 bits, but no value is above {form.high:g}: divided by 65535 it is nearly "

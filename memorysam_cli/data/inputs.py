@@ -494,5 +494,5 @@ def _missing_notes(scenes: Sequence[Scene], modalities: Sequence[str]) -> list[s
         count = sum(name not in scene.files for scene in scenes)
         if count:
             where = "no scene has" if count == len(scenes) else f"{count} of {len(scenes)} scenes lack"
-            notes.append(f"{where} '{name}'; predicting with the modalities that are there")
+            notes.append(f"{where} '{name}'; predicting with the other modalities")
     return notes

@@ -177,12 +177,12 @@ def torch_build() -> Iterator[Finding]:
         yield ok("device", "mps (Apple)")
     elif driver and library.version.cuda is None:
         yield problem(
-            "CUDA", f"a GPU is there ({driver[0]}), but torch is a CPU build: all would run on the CPU", CUDA_BUILD
+            "CUDA", f"there is a GPU ({driver[0]}), but torch is a CPU build: all would run on the CPU", CUDA_BUILD
         )
     elif driver:
         yield problem(
             "CUDA",
-            f"a GPU is there ({driver[0]}), but torch for CUDA {library.version.cuda} cannot use it",
+            f"there is a GPU ({driver[0]}), but torch for CUDA {library.version.cuda} cannot use it",
             "update the driver, or install a torch built for an older CUDA; look at CUDA_VISIBLE_DEVICES, too",
         )
     else:

@@ -247,7 +247,9 @@ def refuse_taken(path: Path) -> None:
         UsageError: it is not empty, or not a folder.
     """
     if path.is_symlink() and not path.exists():
-        raise UsageError(f"--out {path}: is a link to {path.readlink()}, which is not there; make it, or give another")
+        raise UsageError(
+            f"--out {path}: is a link to {path.readlink()}, which does not exist; create it, or give another"
+        )
     if path.exists() and (not path.is_dir() or any(entry.name not in _COMMAND_FILES for entry in _own(path))):
         is_run = RunFolder(path).holds_run()
         what = "holds a run already; --resume auto continues it, or" if is_run else "is not empty;"

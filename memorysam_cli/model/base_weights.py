@@ -71,8 +71,8 @@ def reload_base(network: MemorySAM, base: Base, *, where: str) -> None:
     source = {"hub": "published", "package": "published", "random": "random", "file": rest, "hf": base.source}[kind]
     if kind == "file" and not Path(rest).is_file():
         raise WeightsError(
-            f"{where}: needs its base weights {rest} (SHA-256 {base.sha256[:12]}…), which are not there; "
-            "put them back, or use `memorysam weights merge` where they are"
+            f"{where}: needs its base weights {rest} (SHA-256 {base.sha256[:12]}…), which do not exist; "
+            "restore them, or use `memorysam weights merge` where they are"
         )
     found = load_base(network, base.backbone, source=source, seed=int(rest) if kind == "random" else 0)
     if found.sha256 != base.sha256:

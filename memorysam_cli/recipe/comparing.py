@@ -342,8 +342,8 @@ def _introduction(name: str, *, has_schema: bool) -> Iterator[str]:
     if has_schema:
         yield f"# yaml-language-server: $schema={SCHEMA_FILE}"
     yield from _comment(
-        f"{name}: a recipe that extends another one. What is commented out is as it is there (a later memorysam's, if "
-        "that one changes); take the # away from what you change. Then:"
+        f"{name}: a recipe that extends another one. Keys in comments keep its values (also if a "
+        "later memorysam changes them); remove the # from what you change. Then:"
     )
     for words in (("recipes", "check", name), ("recipes", "show", name, "--changes"), ("train", "--recipe", name)):
         yield f"#   {command(*words)}"

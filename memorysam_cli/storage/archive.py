@@ -364,5 +364,5 @@ def _meeting(first: str, second: str) -> str:
     is_spelling = "/".join(safe_parts(first)) != "/".join(safe_parts(second))
     hint = "unpack it yourself"
     if is_spelling and first.rstrip("/").count("/") == second.rstrip("/").count("/"):
-        hint = "if this disk tells upper from lower case: --allow-case"
+        hint = "if this disk distinguishes upper and lower case: --allow-case"
     return f"entries '{shown(first)}' and '{shown(second)}' would become the same file; {hint}"

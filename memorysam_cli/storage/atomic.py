@@ -173,7 +173,7 @@ def refuse_special(path: Path) -> None:
         if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
             raise OSError(errno.ENXIO, "it is a device, FIFO or socket")
     if path.absolute().parent == Path(os.devnull).parent:
-        raise OSError(errno.ENXIO, "it lies among the devices")
+        raise OSError(errno.ENXIO, "it is in the folder of the devices")
 
 
 def _make_folder(path: Path) -> None:
@@ -350,7 +350,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     with faults(path):
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise FileExistsError(errno.EEXIST, "it is there already")
+            raise FileExistsError(errno.EEXIST, "it already exists")
         _make_folder(path.parent)
         sweep(path)
         temporary = _temporary(path)

@@ -346,10 +346,10 @@ def _share(own: Grid, onto: Grid) -> float:
         sizes = f"{own.height}×{own.width} pixels and the first sensor {onto.height}×{onto.width}"
         if own.controls or onto.controls:
             raise Refused(f"has {sizes}; one has its place from ground control points alone: gdalwarp IN.tif OUT.tif")
-        raise Refused(f"has {sizes}, and where they lie is not known: one has no CRS; set it with gdal_edit.py")
+        raise Refused(f"has {sizes}, and their positions are unknown: one has no CRS; set it with gdal_edit.py")
     share = own.share_of(onto)
     if not share:
-        raise Refused("lies beside the first sensor's raster and covers nothing of it; give rasters of one place")
+        raise Refused("does not overlap the first sensor's raster; give rasters of the same place")
     return share
 
 

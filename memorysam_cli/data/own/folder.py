@@ -230,7 +230,7 @@ def _refuse_half_split(patterns: Mapping[Role, Pattern], request: FolderRequest)
     with_split = [pattern.text for pattern in patterns.values() if pattern.has_split]
     without = [pattern.text for pattern in patterns.values() if not pattern.has_split]
     if with_split and request.split is not None:
-        raise UsageError(f"--split: '{with_split[0]}' tells the splits already; leave one of them out")
+        raise UsageError(f"--split: '{with_split[0]}' already defines the splits; leave one of them out")
     if with_split and without:
         raise UsageError(
             f"pattern '{without[0]}': has no {{split}}, but '{with_split[0]}' has; write it in all or in none"
@@ -344,7 +344,7 @@ def _paired(root: Path, matches: Mapping[Role, Sequence[Match]], request: Folder
 PAIR_BY_TIME = {"--pair": "nearest", "--tolerance": "20ms"}
 """The proposed tolerance if the names have times."""
 TOLERANCE_NS = 20_000_000
-BY_TIME = f"the names hold times: add {' '.join(word for pair in PAIR_BY_TIME.items() for word in pair)}"
+BY_TIME = f"the names contain times: add {' '.join(word for pair in PAIR_BY_TIME.items() for word in pair)}"
 
 
 class TimesDifferError(DataError):

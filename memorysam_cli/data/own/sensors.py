@@ -80,8 +80,8 @@ def guess_kind(name: str) -> Kind:
     """
     found = told_kinds(name)
     if len(found) != 1:
-        why = "tells no kind" if not found else f"tells {' and '.join(found)}"
-        raise UsageError(f"--modality {name}: its name {why}; say --kind {name}=KIND, one of {', '.join(KINDS)}")
+        why = "means no known kind" if not found else f"may mean {' and '.join(found)}"
+        raise UsageError(f"--modality {name}: its name {why}; give --kind {name}=KIND, one of {', '.join(KINDS)}")
     return found[0]
 
 

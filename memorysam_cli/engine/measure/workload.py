@@ -172,7 +172,7 @@ def _most(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
 def _refuse_count(modalities: int | None) -> None:
     if modalities is not None:
         raise UsageError(
-            f"--modalities {modalities}: the recipe's data set tells which there are; leave it out, or choose some "
+            f"--modalities {modalities}: the recipe's data set defines them; leave it out, or choose some "
             "with --set data.modalities=[A,B]"
         )
 

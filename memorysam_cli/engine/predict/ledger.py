@@ -207,7 +207,7 @@ class _Doubts:
         """Messages for the user, one sentence for each kind."""
         reasons = []
         if self.foreign:
-            reasons.append(f"{self.foreign:,} lines are none of this prediction's, and are dropped")
+            reasons.append(f"{self.foreign:,} lines do not belong to this prediction, and are dropped")
         if self.stale:
             reasons.append(
                 f"{self.stale:,} scenes whose inputs have changed, whose files are gone or whose lines were edited are "

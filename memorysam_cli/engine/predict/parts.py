@@ -153,7 +153,7 @@ def _refusal(out: Path, state: FolderState, wish: Wish) -> str:
         case Begun(differences=differences, scenes_done=count) if wish.is_alone:
             return (
                 f"--out {out}: {count:,} scenes of another prediction ({', '.join(differences)}) are done there, and "
-                "it is not finished; finish it with its own command, give another folder, or begin anew with "
+                "it is not finished; finish it with its own command, give another folder, or start over with "
                 "--overwrite"
             )
         case Begun(differences=differences):

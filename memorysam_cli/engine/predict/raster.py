@@ -168,7 +168,7 @@ def plan(
             )
     missing = [name for name in known if name not in places]
     if missing:
-        console.note(f"without '{', '.join(missing)}': predicting with the modalities that are there")
+        console.note(f"without '{', '.join(missing)}': predicting with the other modalities")
     paths = {name: path for name, path in places.items() if path is not None}
     return RasterJob(
         weights, tensors.sha256(weights), card, paths, made, replace(view, tile=True), precision, is_compiled,

@@ -321,8 +321,8 @@ def public_recipe(card: WeightsCard) -> str:
 def _limits(facts: CardFacts) -> str:
     card = facts.card
     lines = [
-        f"It knows the {len(card.dataset.classes)} classes above and gives each pixel one of them, also where nothing "
-        "of them is there.",
+        f"It knows the {len(card.dataset.classes)} classes above and gives each pixel one of them, even if the pixel "
+        "shows something else.",
         f"It was trained on {plain(card.dataset.title)}; other cameras, places and weather may score far less. "
         "Score it on your own data first: `memorysam evaluate`, and `--robustness` for failing sensors.",
         "The sensors must be aligned to each other, pixel by pixel.",
