@@ -200,8 +200,8 @@ def _wait_asleep() -> None:
     This must be set before torch is loaded; child processes inherit it. By default they spin for milliseconds at each
     of the thousands of small operations of a step. With one other busy program, this wastes the time slice that the
     last thread waits for, and training becomes ten times as slow or worse. A thousand turns cost almost nothing on a
-    quiet machine (docs/performance.md has the table). The user's own setting is kept. Only GNU's OpenMP reads the variable;
-    PyTorch uses it on Linux.
+    quiet machine (docs/performance.md has the table). The user's own setting is kept. Only GNU's OpenMP reads the
+    variable; PyTorch uses it on Linux.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
