@@ -82,7 +82,7 @@ def export(
     from memorysam_cli.model import read_card
 
     chosen = choose_modalities(read_card(file).modalities, names(modalities))
-    # Here: what was typed has been looked at, and torch takes seconds.
+    # Imported here, after the checks of options, because torch takes seconds.
     from memorysam_cli.engine.weights import portable
     from memorysam_cli.report import console
 

@@ -151,7 +151,7 @@ def _files(incomplete: str, endings: tuple[str, ...]) -> list[str]:
     return [
         f"{prefix}{entry.name}{'/' if entry.is_dir() else ''}"
         for entry in found
-        if (entry.is_dir() or entry.suffix in endings) and entry.name.isprintable()  # the shell shows them as they are
+        if (entry.is_dir() or entry.suffix in endings) and entry.name.isprintable()  # the shell prints them unchanged
     ]
 
 

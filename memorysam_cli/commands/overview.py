@@ -107,7 +107,7 @@ def next_step(root: Path, lines: dict[str, str], prepared: list[Prepared], train
         return lines["evaluate"]
     if (MASKS / "_SUCCESS.json").is_file():
         return command("report")
-    return lines["predict"] if prepared else command("predict", "--out", MASKS)  # of the data that the run knows
+    return lines["predict"] if prepared else command("predict", "--out", MASKS)  # of the data stored in the run
 
 
 def data_roots() -> list[Path]:
@@ -149,7 +149,7 @@ def _holds(place: Path, name: str) -> bool:
     found = place / name
     try:
         return not place.is_symlink() and (found.is_dir() if name.endswith("/") else found.is_file())
-    except OSError:  # such as a folder of somebody else
+    except OSError:  # such as a folder of another user
         return False
 
 

@@ -207,7 +207,7 @@ def predict(
     if weights is None:
         run_folder.tell_default(path)
     parts.refuse_others(out, job, parts.Wish.of(run_options, rank=surroundings.rank(), world=surroundings.world()))
-    # Here: what was typed, and what lies there, has been looked at, and torch takes seconds.
+    # Imported here, after the checks of options and files, because torch takes seconds.
     from memorysam_cli.engine.predict import ledger
     from memorysam_cli.engine.predict.run import Following, run
     from memorysam_cli.engine.predict.run import follow as follow_folder
@@ -313,7 +313,7 @@ def _refuse_unfollowed(*, follow: bool, scenes: Path | None, batch: int | None, 
     """
     given = [name for name, value in only.items() if value is not None]
     if given and not follow:
-        raise UsageError(f"{given[0]}: goes with --follow")
+        raise UsageError(f"{given[0]}: needs --follow")
     if follow and scenes is None:
         raise UsageError("--follow: give the folder that the scenes arrive in as SCENES")
     if follow and batch not in {None, 1}:

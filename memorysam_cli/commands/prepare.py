@@ -135,7 +135,7 @@ def command_of(name: str) -> Callable[..., None]:
         if root.is_file():
             inside = _unpacked(root, max_expand=max_expand, allow_case=allow_case)
             root = root.parent
-        # After the archive: a bomb is refused at once and with little memory.
+        # After the archive: an archive bomb is refused at once and with little memory.
         from memorysam_cli.data import preparation
         from memorysam_cli.data.layout import DataNotFound
         from memorysam_cli.report import console

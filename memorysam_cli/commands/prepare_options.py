@@ -305,7 +305,7 @@ def nodata(texts: Iterable[str] | None, *, known: Iterable[str]) -> dict[str, tu
         except ValueError:
             raise UsageError(f"--nodata {text}: '{word}' must be a number such as 65535, nan or inf") from None
         if math.isfinite(value) and value not in found.get(name, ()):
-            found[name] = tuple(sorted((*found.get(name, ()), value)))  # one manifest, however it was typed
+            found[name] = tuple(sorted((*found.get(name, ()), value)))  # the same manifest for any notation
     return found
 
 

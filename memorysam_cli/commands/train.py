@@ -124,7 +124,7 @@ def _text(name: str, value: Any) -> str:
     if name == "max_bad":
         return f"{_share(value):.12g}"
     if name == "init":
-        return json.dumps(value, ensure_ascii=False)  # a path is text, whatever it looks like
+        return json.dumps(value, ensure_ascii=False)  # a path is always text, even if it looks like a number
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -226,7 +226,7 @@ def train(
     }  # fmt: skip
     changes = as_overrides(short, overrides or [])
     if recipe is not None or resume is None:
-        # A mistyped key, and data that are not there, are reported before the seconds that torch takes.
+        # A mistyped key and missing data are reported before the seconds that torch takes.
         asked = recipes.load(recipe or recipes.DEFAULT, changes, with_extensions=True)
         if resume is None:
             root, name = manifest.data_root(data), asked.data.dataset

@@ -24,7 +24,7 @@ NAMES = {
 """Series → its name, and the format of its numbers; an unknown loss has its own name."""
 EXAMPLES = [
     ("watch", "the newest run, until it ends"),
-    ("watch runs/deliver-20261101-120000-ab12 --once", "one look at another run"),
+    ("watch runs/deliver-20261101-120000-ab12 --once", "another run, once"),
     ("watch --json", "for a script"),
 ]
 

@@ -134,7 +134,7 @@ def verify(
 
     begin(json=json, verbose=verbose, quiet=quiet)
     try:
-        read_card(file)  # what is no weights file is told before the seconds that torch takes
+        read_card(file)  # a wrong file is reported before the seconds that torch takes
         from memorysam_cli.engine.weights.exchange import verify_weights
 
         facts = verify_weights(file)
@@ -290,7 +290,7 @@ def _refuse_target(out: Path, *, source: Path, is_folder: bool, overwrite: bool)
         atomic.refuse_unwritable(out.parent)
         return
     if out.suffix not in SUFFIXES:
-        raise UsageError(f"--out {out}: must end in {', '.join(SUFFIXES)}, which says how it is written")
+        raise UsageError(f"--out {out}: must end in {', '.join(SUFFIXES)}, which decides the format")
     refuse_taken(out, source=source, overwrite=overwrite)
 
 

@@ -249,11 +249,13 @@ def _combine(scene: Scene, modality: Modality, facts: Sequence[FileFacts], findi
     first = max(facts, key=lambda each: each.invalid)
     if len({each.dtype for each in facts}) > 1:
         listed = " and ".join(each.dtype for each in facts)
-        finding.faults.append(("dtype", f"{shown(scene.id)}: '{modality.name}' is stored as {listed}; make them alike"))
+        finding.faults.append(
+            ("dtype", f"{shown(scene.id)}: '{modality.name}' is stored as {listed}; use the same for all")
+        )
         return
     if len({(each.height, each.width) for each in facts}) > 1:
         listed = " and ".join(f"{each.height}×{each.width}" for each in facts)
-        finding.faults.append(("size", f"{shown(scene.id)}: '{modality.name}' is {listed}; make them alike"))
+        finding.faults.append(("size", f"{shown(scene.id)}: '{modality.name}' is {listed}; use the same for all"))
         return
     lows = [each.low for each in facts if each.low is not None]
     highs = [each.high for each in facts if each.high is not None]

@@ -69,7 +69,7 @@ def read_frame(
         if (sine.shape, sine.dtype) != (cosine.shape, cosine.dtype):
             raise DataError(
                 f"{paths[0]}: sine is {_size(sine)} {sine.dtype}, but cosine ({paths[1].name}) is {_size(cosine)} "
-                f"{cosine.dtype}; they must be alike"
+                f"{cosine.dtype}; they must be the same"
             )
         frame = np.stack([sine, cosine, sine], axis=-1)  # 2 × (H, W) -> (H, W, 3)
         if no_sine is None and no_cosine is None:
@@ -326,7 +326,7 @@ def read_label(
     wrong = is_illegal.take(inside)
     if inside is not raw:
         wrong |= inside != raw
-        # What is below 0 or above 16 bits may be ignored, but is never a class.
+        # Values below 0 or above 16 bits may be ignored, but are never classes.
         outside = np.isin(raw, [value for value in rule.ignore if not 0 <= value < RAW_VALUES])
         label[outside], wrong[outside] = IGNORE, False
     if wrong.any():

@@ -136,7 +136,7 @@ class Reader:
         text = "".join(documents.to_json(kept[key].model_dump(exclude_defaults=True)) + "\n" for key in sorted(kept))
         try:
             atomic.write_text(self._place, text, fsync=False)
-        except EnvironmentFault:  # the cache saves time; whether the manifest can be written is told by its writing
+        except EnvironmentFault:  # the cache only saves time; writing the manifest reports such errors
             return
 
     def _facts(
@@ -233,7 +233,7 @@ def shared_far_out(values: npt.NDArray[Any], modality: Modality) -> dict[float, 
     many = {end: count for end, count in shares.items() if count >= SHARED * values.size}
     if not many:
         return {}
-    # Without both: a sensor may say "too near" by 0 and "too far" by 65535.
+    # Without both extremes: a sensor may use 0 for "too near" and 65535 for "too far".
     others = values[~np.isin(values, list(many))].ravel()
     if others.size < FEWEST:
         return {}
@@ -275,7 +275,7 @@ def _cache_lines(path: Path) -> Iterable[_CacheLine]:
     """The lines of a cache; if it is damaged, its complete lines."""
     try:
         values = documents.read_json_lines(path)
-    except DataError:  # there is none, or it is damaged: all files are read again
+    except DataError:  # missing or damaged: all files are read again
         return
     for value in values:
         try:
@@ -534,7 +534,7 @@ def _of_modality(modality: Modality, forms: tuple[StoredForm, ...]) -> Iterator[
     name = modality.name
     if len(forms) > 1:
         counts = ", ".join(f"{form.scenes} of {form.dtype} in {counted(form.channels, 'channel')}" for form in forms)
-        scaled = "each is scaled by its own dtype" if modality.scale is None else "all are scaled alike"
+        scaled = "each is scaled by its own dtype" if modality.scale is None else "all are scaled in the same way"
         yield f"'{name}' is stored in several ways ({counts}); {scaled}"
     elif any(form.channels == 4 for form in forms) and modality.channels is None and modality.bands is None:
         yield f"'{name}' has an alpha channel, which is dropped"
@@ -542,7 +542,7 @@ def _of_modality(modality: Modality, forms: tuple[StoredForm, ...]) -> Iterator[
         if form.low is None or form.high is None:
             continue
         if form.low == form.high:
-            yield f"'{name}' holds nothing but {form.low:g}"
+            yield f"'{name}' contains only {form.low:g}"
         elif form.dtype == "uint16" and form.high <= BYTE and modality.scale is None:
             yield (
                 f"'{name}' is stored in 16 bits, but no value is above {form.high:g}: divided by 65535 it is nearly "

@@ -166,7 +166,7 @@ def _covers(path: Path, *, root: Path, dataset: str) -> bool:
     """Whether ``path`` is a prepared data set's folder, or contains only it (below the data root)."""
     try:
         return (root / manifests.read_info(root, dataset).root).is_relative_to(path)
-    except DataError:  # somewhere above lies a broken manifest that nobody asked for
+    except DataError:  # a broken manifest in a parent folder does not matter
         return False
 
 
@@ -245,7 +245,7 @@ def _of_layout(path: Path, layout: Layout, modalities: Sequence[str], *, is_aske
     except DataError:
         if is_asked or layout.pair == "nearest":
             raise
-        return None  # not as remembered
+        return None  # not as stored
     scenes: dict[str, Files] = {}
     for row in paired.rows:
         whole = {name: roles for name, roles in parts.items() if all(role in row for role in roles)}
@@ -359,7 +359,7 @@ def _with_unreadable(
     both = {top: {**unreadable.get(top, {}), **sources.get(top, {})} for top in tops}
     try:
         pairing = pair(both)
-    except DataError:  # among them is something else
+    except DataError:  # some of them are something else
         return sources, pair(sources)
     rows = [row for row in pairing.rows if any(key in sources.get(top, {}) for top, key in row.items())]
     return both, Pairing(rows, pairing.is_by_number)
@@ -498,5 +498,5 @@ def _missing_notes(scenes: Sequence[Scene], modalities: Sequence[str]) -> list[s
         count = sum(name not in scene.files for scene in scenes)
         if count:
             where = "no scene has" if count == len(scenes) else f"{count} of {counted(len(scenes), 'scene', 'lacks')}"
-            notes.append(f"{where} '{name}'; predicting with the modalities that are there")
+            notes.append(f"{where} '{name}'; predicting with the other modalities")
     return notes

@@ -453,7 +453,7 @@ class DatasetLayout:
             yield folder
         elif levels:
             for below in subfolders(folder):
-                if os.access(folder / below, os.R_OK | os.X_OK):  # of the neighbors, some may be others' own
+                if os.access(folder / below, os.R_OK | os.X_OK):  # some neighbors may be unreadable
                     yield from self._candidates(folder / below, levels=levels - 1)
 
 

@@ -53,7 +53,7 @@ def _names(folder: Path, is_wanted: Callable[[os.DirEntry[str]], bool]) -> list[
             return sorted(entry.name for entry in entries if not entry.name.startswith(".") and is_wanted(entry))
     except (FileNotFoundError, NotADirectoryError):
         return []
-    except OSError as error:  # a sensor that cannot be seen is not one that is not there
+    except OSError as error:  # an unreadable sensor must not count as missing
         raise_shortage(error)
         raise EnvironmentFault(f"{folder}: cannot be listed ({error.strerror}); allow reading there") from error
 
@@ -87,7 +87,7 @@ def walk(folder: Path, *, must_see: Callable[[str], bool] = lambda _: False) -> 
             names, below = files_in(folder / inside), subfolders(folder / inside)
         except EnvironmentFault as error:
             if isinstance(error.__cause__, OSError):
-                raise_shortage(error.__cause__)  # what lies there counts: none may be missed for want of descriptors
+                raise_shortage(error.__cause__)  # all files count: none may be missed because descriptors run out
             if must_see(inside):
                 raise
             continue
@@ -329,13 +329,13 @@ def _without_sensor(sources: Mapping[str, Mapping[str, str]]) -> dict[str, Keys]
     cut = {folder: {name: _parts(name) for name in files} for folder, files in sources.items()}
     if len({len(parts) for names in cut.values() for _, parts in names.values()}) != 1:
         return {}
-    # Position → the words that stand there, one for each folder.
+    # Position → the words there, one for each folder.
     telling: dict[int, set[str]] = {}
     for position, _ in enumerate(next(parts for names in cut.values() for _, parts in names.values())):
         words = [{parts[position] for _, parts in names.values()} for names in cut.values()]
         if all(len(found) == 1 for found in words) and len(set.union(*words)) > 1:
             telling[position] = set.union(*words)
-    # A number tells frames apart, not sensors.
+    # A number distinguishes frames, not sensors.
     if len(telling) != 1 or any(word.isdecimal() for found in telling.values() for word in found):
         return {}
     (position,) = telling

@@ -265,7 +265,7 @@ def _read_scenes(root: Path, info: DatasetInfo) -> Manifest:
             what = f"has no '{missing[0]}'" if missing else f"has '{unknown[0]}', which {INFO} does not know"
             raise DataError(f"{path}:{number}: scene {line.id} {what}; every scene has all modalities of {INFO}")
         scenes.append(Scene(line.id, line.split, line.condition, line.case, line.files, line.label))
-    # As the lines say: what dataset.json counts covers no hash.
+    # From the lines, because no hash covers the counts in dataset.json.
     return Manifest(root, info.model_copy(update={"counts": count_splits(scenes)}), tuple(scenes))
 
 

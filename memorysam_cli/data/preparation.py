@@ -75,7 +75,7 @@ def synthetic_name(layout: SyntheticLayout) -> str:
 def survey_synthetic(root: Path, *, layout: SyntheticLayout) -> Manifest:
     """List the scenes of :func:`render_synthetic`, as the data set ``synthetic`` or ``synthetic-mcubes``."""
     name = synthetic_name(layout)
-    real = replace(layout_of(layout), antialias=False)  # of no published code; the demo's figures are without
+    real = replace(layout_of(layout), antialias=False)  # not in any published code; the demo's scores are without it
     manifest = _listed(real, folder=real.find(synthetic_folder(root, layout=layout)), root=root)
     info = manifest.info.model_copy(update={"name": name, "title": f"mini-{real.title}"})
     return replace(manifest, info=info)
@@ -188,7 +188,7 @@ def render_synthetic(
     if _is_rendered_whole(folder, arguments):
         return False
     with lock.hold(manifests.folder(root, synthetic_name(layout))):
-        if _is_rendered_whole(folder, arguments):  # another one was quicker
+        if _is_rendered_whole(folder, arguments):  # another process was faster
             return False
         if folder.exists():
             # The same scenes, but files are missing or another version rendered them: replaced one by one.
@@ -383,7 +383,7 @@ def _with_layout(report: CheckReport, manifest: Manifest) -> CheckReport:
     seen = layout.files(folder)
     prefix = "" if manifest.info.root == "." else f"{manifest.info.root}/"
     used = {path.removeprefix(prefix) for scene in manifest.scenes for path in scene.paths} & seen
-    # By its name a file may be a scene's which the scene does not take: told as well, or it would go unseen.
+    # A file may have a scene's name but not be used by it; it is reported as well.
     ignored = sorted({*layout.strays(folder, manifest.scenes), *(seen - used)})
     strays = Problem.of("stray", ignored)
     if strays.count:

@@ -615,14 +615,14 @@ def resize_bilinear(array: Array, *, height: int, width: int, antialias: bool = 
         return array
     if antialias and (height < rows or width < columns):
         return cv2.merge([_antialiased(plane, height=height, width=width) for plane in cv2.split(array)])
-    # OpenCV's arithmetic on 8-bit values is one level low in an eighth of the results; on others it is in float32.
+    # OpenCV's 8-bit arithmetic is one level too low in an eighth of the results; for other types it uses float32.
     values = np.ascontiguousarray(array, np.float32 if array.dtype == np.uint8 else array.dtype)
     return _rounded(cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR), array.dtype)
 
 
 def _antialiased(plane: Array, *, height: int, width: int) -> Array:
     """One channel through PyTorch's triangle filter, the same as in the reference: (H, W) -> (height, width)."""
-    import torch  # here alone, as in to_tensor
+    import torch  # imported here, as in to_tensor
 
     values = torch.from_numpy(np.ascontiguousarray(plane, np.float32))[None, None]  # (H, W) -> (1, 1, H, W)
     result = torch.nn.functional.interpolate(values, size=(height, width), mode="bilinear", antialias=True)
@@ -679,9 +679,9 @@ def to_tensor(frame: Array, modality: Modality, *, invalid: Mask | None = None) 
     Returns:
         (3, H, W) float32, contiguous.
     """
-    import torch  # here alone: preparing a data set waits for no torch
+    import torch  # imported here, so that preparing a data set needs no torch
 
-    # Planes of their own: ten times as fast as arithmetic between triples.
+    # Separate planes: ten times as fast as arithmetic on triples.
     values = np.empty((frame.shape[2], *frame.shape[:2]), np.float32)
     values[:] = frame.transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
     if modality.scale is None:

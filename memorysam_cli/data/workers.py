@@ -326,7 +326,7 @@ class Pool(Generic[Item]):
         begun = time.monotonic()
         poll_s = min(POLL_S, self._timeout_s / 4)
         ready = wait([worker.connection for worker in busy], timeout=poll_s)
-        # Not the clock's: a process that was stopped for an hour has not waited for an hour.
+        # Not clock time: a process that was stopped for an hour has not waited for an hour.
         waited_s = min(time.monotonic() - begun, 2 * poll_s)
         for worker in busy:
             if worker.connection in ready:
@@ -394,7 +394,7 @@ class Pool(Generic[Item]):
                 for part in guilty
             ]  # fmt: skip
             task.index = self._source.instead(task.index, found)
-        except MemorySamError as error:  # in its place in the order: what comes before it is still read
+        except MemorySamError as error:  # in its place in the order: earlier items are still read
             self._again.remove(task)
             self._done[task.number] = ItemError(error)
 
@@ -457,7 +457,7 @@ def work(source: Source[Any], connection: Connection, parent: int) -> None:
     torch.set_num_threads(1)
     # A terminal or a scheduler may send them to all: the parent still has a step to finish and a checkpoint to write.
     for number in SIGNAL_EXIT_CODES:
-        # An alarm is this one's own; processor time is counted for each process, and a new worker has all of it.
+        # An alarm belongs to this process; CPU time is counted per process, and a new worker starts at zero.
         is_own = number.name in {"SIGALRM", "SIGXCPU"}
         signal.signal(number, signal.SIG_DFL if is_own else signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
@@ -477,7 +477,7 @@ def _answer_once(source: Source[Any], connection: Connection) -> None:
         handover.send(connection, source.answer(index))
     except (EOFError, ConnectionError):
         raise
-    except Exception as error:  # a bug of ours, or memory: for the parent to raise
+    except Exception as error:  # a bug, or missing memory: the parent raises it
         answer = error if type(error).__module__ == "builtins" else RuntimeError(f"{type(error).__name__}: {error}")
         answer.add_note(traceback.format_exc())
         handover.send(connection, ItemError(answer))

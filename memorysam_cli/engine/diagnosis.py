@@ -98,7 +98,8 @@ def packages() -> Iterator[Finding]:
     """Every package that memorysam requires, with a version that it supports."""
     for text in metadata.requires("memorysam") or ():
         wanted = Requirement(text)
-        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):  # an extra's, or another platform's
+        # for an extra, or for another platform
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
             continue
         name, bounds = wanted.name, wanted.specifier
         try:
@@ -177,12 +178,12 @@ def torch_build() -> Iterator[Finding]:
         yield ok("device", "mps (Apple)")
     elif driver and library.version.cuda is None:
         yield problem(
-            "CUDA", f"a GPU is there ({driver[0]}), but torch is a CPU build: all would run on the CPU", CUDA_BUILD
+            "CUDA", f"there is a GPU ({driver[0]}), but torch is a CPU build: all would run on the CPU", CUDA_BUILD
         )
     elif driver:
         yield problem(
             "CUDA",
-            f"a GPU is there ({driver[0]}), but torch for CUDA {library.version.cuda} cannot use it",
+            f"there is a GPU ({driver[0]}), but torch for CUDA {library.version.cuda} cannot use it",
             "update the driver, or install a torch built for an older CUDA; look at CUDA_VISIBLE_DEVICES, too",
         )
     else:
@@ -319,7 +320,7 @@ def load() -> Iterator[Finding]:
     thread."""
     if not hasattr(os, "getloadavg"):
         return
-    cores = os.cpu_count() or 1  # all: the load is that of the whole machine, whichever cores are ours
+    cores = os.cpu_count() or 1  # all cores, because the load is that of the whole machine
     waiting, _, _ = os.getloadavg()
     found = f"{waiting:.1f} processes compete for {counted(cores, 'core')}"
     if waiting > OVERLOAD * cores:
@@ -376,7 +377,7 @@ def hub() -> Iterator[Finding]:
         request = urllib.request.Request(address, method="HEAD")
         with urllib.request.urlopen(request, timeout=HUB_PATIENCE_S) as reply:
             yield ok(HUB, f"{address} answers ({reply.status})")
-    except urllib.error.HTTPError as reply:  # it answers: a page that is not there is no fault of the network's
+    except urllib.error.HTTPError as reply:  # it answers: a missing page is not a network problem
         if reply.code < 500:
             yield ok(HUB, f"{address} answers ({reply.code})")
         else:

@@ -171,7 +171,7 @@ class PeerWatch:
 
     def are_through(self, ranks: Collection[int]) -> bool:
         """Whether all connected processes have reported that they are done; one that left silently counts as lost."""
-        connected = {peer.rank for peer in [*self._peers]}  # first: whoever leaves afterwards has told before
+        connected = {peer.rank for peer in [*self._peers]}  # first: a process that leaves later has reported before
         waited_for = set(ranks) - self._through
         for rank in waited_for - connected:
             self._note(LostProcess(rank))
@@ -190,7 +190,7 @@ class PeerWatch:
             for key, _ in self._selector.select(None if until is None else _POLL_S):
                 if key.data is not None:
                     self._read(key.data)
-                elif self._listener is not None:  # also after a loss, for those that have not heard of it
+                elif self._listener is not None:  # also after a loss, for processes that do not know of it yet
                     self._let_in(self._listener)
             if self._lost is None or self._on_stuck is None:
                 continue
@@ -262,7 +262,7 @@ class PeerWatch:
     def _note(self, lost: LostProcess) -> None:
         """Record the first lost process; later ones fail because of it."""
         if self._lost is None and lost.rank != self.rank:
-            if self.rank == 0:  # before this process acts on it, and is gone itself
+            if self.rank == 0:  # before this process reacts and ends
                 self._tell_lost(lost)
             self._lost = lost
             self._known.set()
@@ -275,7 +275,7 @@ class PeerWatch:
         message = _MESSAGE.pack(kind, about.rank, about.exit_code or 0, len(words)) + words
         with self._sending:
             for peer in [peer for peer in self._peers if peer.rank is not None]:
-                with contextlib.suppress(OSError):  # whoever is gone is told of elsewhere
+                with contextlib.suppress(OSError):  # a closed connection is reported elsewhere
                     peer.socket.sendall(message)
 
     def leave_in_child(self) -> None:
@@ -312,7 +312,7 @@ def _keep_alive(connection: socket.socket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for name, value in _KEEPALIVE.items():
-        with contextlib.suppress(OSError, AttributeError):  # other systems know other names
+        with contextlib.suppress(OSError, AttributeError):  # other systems have other names
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 

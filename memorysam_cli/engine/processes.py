@@ -79,11 +79,11 @@ def connect(accelerator: Accelerator) -> None:
         store, rank = distributed_c10d._get_default_store(), accelerator.process_index
         _meet(store, rank, accelerator.num_processes, patience=PATIENCE)
         _patient_group()
-        with contextlib.suppress(OSError):  # without it a loss is noticed all the same, though later and without a name
+        with contextlib.suppress(OSError):  # without it a loss is still noticed, but later and without a name
             watch = _watch(store, rank, accelerator.num_processes, on_stuck=_exit_stuck)
             watch.start()
             _watches[dist.group.WORLD] = watch
-        # Whoever refuses its work next may end before another is connected, and would seem to be lost.
+        # A process that then refuses its work may end before another is connected, and would seem to be lost.
         with lost_ones_named(accelerator, advice=lambda: "start it again"):
             _patient_group().barrier().wait()
         atexit.register(_leave)
@@ -173,7 +173,7 @@ def lost_ones_named(accelerator: Accelerator, *, advice: Callable[[], str]) -> I
             if not isinstance(error, RuntimeError):
                 raise
             is_theirs = isinstance(error, dist.DistError) or any(words in str(error) for words in _LOST)
-            is_theirs &= not is_out_of_memory(error)  # NCCL passes CUDA's words on
+            is_theirs &= not is_out_of_memory(error)  # NCCL passes CUDA's messages on
             if accelerator.num_processes == 1 or not is_theirs:
                 raise
             who = (watch.lost() if watch is not None else None) or "another process was lost"
@@ -294,7 +294,7 @@ def side_by_side() -> Iterator[Peers]:
             if time.monotonic() > until:
                 raise _missing_error(missing, world, patience=PATIENCE)
             time.sleep(_LOOK_S)
-        del store  # until here the first process kept it for the others
+        del store  # the first process kept it for the others until here
         yield Peers(watch.rank, world, watch)
 
 
@@ -356,4 +356,4 @@ class Peers:
             self.notice()
             time.sleep(_LOOK_S)
         self.notice()
-        self._watch.tell_done()  # the first one last: by then it has heard of all
+        self._watch.tell_done()  # the first one last, after it has heard of all

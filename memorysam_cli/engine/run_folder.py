@@ -247,7 +247,9 @@ def refuse_taken(path: Path) -> None:
         UsageError: it is not empty, or not a folder.
     """
     if path.is_symlink() and not path.exists():
-        raise UsageError(f"--out {path}: is a link to {path.readlink()}, which is not there; make it, or give another")
+        raise UsageError(
+            f"--out {path}: is a link to {path.readlink()}, which does not exist; create it, or give another"
+        )
     if path.exists() and (not path.is_dir() or any(entry.name not in _COMMAND_FILES for entry in _own(path))):
         is_run = RunFolder(path).holds_run()
         what = "holds a run already; --resume auto continues it, or" if is_run else "is not empty;"
@@ -292,7 +294,7 @@ def environment() -> dict[str, Any]:
 
 def newest(recipe: str) -> RunFolder | None:
     """The newest run of a recipe under ``runs/``, if there is one."""
-    # Exactly as `create` names them: `deliver` must not find a run of `deliver-rgbd`.
+    # Only names from `create`: `deliver` must not find a run of `deliver-rgbd`.
     own = re.compile(re.escape(recipe) + r"-\d{8}-\d{6}-[0-9a-f]{4}")
     folders = RUNS.iterdir() if RUNS.is_dir() else ()
     runs = [path for path in folders if own.fullmatch(path.name) and RunFolder(path).holds_run()]
@@ -511,7 +513,7 @@ class Watch:
                     self._lines += 1
                     self._read_row(line, where=f"{self.run.metrics}:{self._lines}")
                     self._place += len(line)
-        except OSError:  # just being replaced
+        except OSError:  # it is being replaced
             return
 
     def _read_row(self, line: bytes, *, where: str) -> None:

@@ -81,10 +81,10 @@ def make_accelerator(device: torch.device, *, precision: str) -> Accelerator:
         if not is_alone:
             raise UsageError(f"--device {device}: each of several processes gets its own device; use --device cuda")
         torch.cuda.set_device(device)
-    # The weights of depthwise convolutions have an axis of one channel, whose stride means nothing.
+    # Weights of depthwise convolutions have an axis of size one, whose stride is arbitrary.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     if is_alone:
-        # The state outlives an accelerator; a second run in one process may want another precision.
+        # The state is global; a second run in the same process may have another precision.
         AcceleratorState._reset_state(reset_partial_state=True)
     try:
         accelerator = Accelerator(
@@ -93,7 +93,7 @@ def make_accelerator(device: torch.device, *, precision: str) -> Accelerator:
             step_scheduler_with_optimizer=False,
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=processes.PATIENCE),
-                DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # gradients need no second copy
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # avoids a second copy of the gradients
             ],
         )
         processes.connect(accelerator)
@@ -109,7 +109,7 @@ def make_accelerator(device: torch.device, *, precision: str) -> Accelerator:
             f"accelerate cannot read what a launcher has set ({str(error).splitlines()[0]}); unset or correct it, one "
             f"of {few(variables, _SHOWN_VARIABLES)}"
         ) from error
-    # The learner accumulates, whatever ACCELERATE_GRADIENT_ACCUMULATION_STEPS says.
+    # The learner accumulates itself; ACCELERATE_GRADIENT_ACCUMULATION_STEPS must have no effect.
     accelerator.gradient_accumulation_steps = 1
     return accelerator
 
@@ -246,7 +246,7 @@ def start_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        children.tell_kernel("clear_refs", "5")  # the kernel's word for: peak resident size back to the present one
+        children.tell_kernel("clear_refs", "5")  # tells the kernel to reset the peak resident size
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -273,7 +273,7 @@ def resident_peak(process: int) -> int:
     """The peak resident size of another process, in bytes; 0 if unknown, or if it has ended."""
     try:
         return _kilobytes(Path(f"/proc/{process}/status"), "VmHWM") * 1024
-    except (OSError, StopIteration):  # gone, or a zombie: those have no memory
+    except (OSError, StopIteration):  # ended, or a zombie without memory
         return 0
 
 
@@ -309,6 +309,6 @@ def _memory_numbers(device: torch.device) -> str:
     """Used, free and total memory."""
     try:
         have, peak = capacity(device), peak_bytes(device)
-    except RuntimeError:  # a CUDA context may be beyond asking
+    except RuntimeError:  # a broken CUDA context may not answer
         return "the device says no more"
     return f"peak {size(peak)}, {size(have.free)} free of {size(have.total)}"

@@ -149,7 +149,7 @@ def memory() -> Capacity:
         try:
             most = int((group / limit).read_text())
             used = int((group / use).read_text()) - _sum(group / "memory.stat", reclaimable)
-        except (OSError, ValueError):  # there is none, or it is "max"
+        except (OSError, ValueError):  # there is no limit, or it is "max"
             continue
         total, free = min(total, most), min(free, most - used)
     return Capacity(total, max(free, 0))
@@ -163,7 +163,7 @@ def _memory_groups() -> Iterator[tuple[Path, tuple[str, str, tuple[str, ...]]]]:
             _, controllers, own = line.split(":", 2)
             inside |= {name: PurePosixPath(own) for name in controllers.split(",") if name in inside}
     for name, top, files in (("", _CGROUP, _OF_V2), ("memory", _CGROUP / "memory", _OF_V1)):
-        # In a container the path is often the host's, and only the top is there.
+        # In a container the path is often the host's, and only the top folder exists.
         for path in (inside[name], *inside[name].parents):
             yield top / path.relative_to("/"), files
 

@@ -152,7 +152,7 @@ def ohem_mean(
     if weights is not None:
         shares = shares * weights.flatten()
         number = _total(shares.sum(), exchange)
-    # A product, no selection: a loss that is not a number shows, wherever it is.
+    # A product instead of a selection, so that NaN at any place is visible in the sum.
     mean = (losses * shares).sum() / (number.clamp(min=1) if weights is None else number.clamp(min=_LEAST))
     return mean if exchange is None else mean * exchange.world
 
@@ -264,7 +264,7 @@ class _PixelLosses(torch.autograd.Function):
             total = torch.zeros_like(cells)
             weights = torch.where(label == IGNORE, 0.0, gradient.float())
             for slab in _slabs(cells, ctx.stride):
-                # Only on the CPU: on a GPU this look would wait for all that is queued.
+                # Only on the CPU: on a GPU this check would wait for all queued work.
                 if label.device.type == "cpu" and not weights[slab.samples, slab.pixels].any():
                     continue
                 weight = weights[slab.samples, slab.spread].clone()

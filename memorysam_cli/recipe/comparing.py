@@ -56,7 +56,7 @@ class Difference:
 def differences(a: Recipe, b: Recipe) -> list[Difference]:
     """The dotted keys of two recipes whose values differ, in the schema's order, without ``name`` and ``about``."""
     first, second = (dict(leaves(each.model_dump(mode="json"))) for each in (a, b))
-    keys = sorted({**first, **second}, key=_place)  # those of losses that only one of them has too
+    keys = sorted({**first, **second}, key=_place)  # also keys of losses that only one of them has
     return [
         Difference(key, first.get(key), second.get(key))
         for key in keys
@@ -320,7 +320,7 @@ def make_copy(name_or_file: str, out: Path, *, overrides: Sequence[str] = (), ha
     original = read(name_or_file, overrides)
     parent = original.parent or (name_or_file if name_or_file in shipped() else os.fspath(original.path))
     before = load(parent)
-    # Resolved: a path through a linked folder has another parent than it seems.
+    # Resolved, because a path through a linked folder has another parent.
     extends = parent if parent in shipped() else os.path.relpath(Path(parent).resolve(), out.parent.resolve())
     head = {override.partition("=")[0] for override in overrides} & {"name", "about"}
     changed = {each.key for each in differences(before, original.recipe)} | head
@@ -330,7 +330,7 @@ def make_copy(name_or_file: str, out: Path, *, overrides: Sequence[str] = (), ha
     values[EXTENSIONS] = [str((original.path.parent / file).absolute()) for file in original.recipe.extensions]
     changed |= {EXTENSIONS} if values[EXTENSIONS] else set()
     losses = original.recipe.losses
-    values["losses"] = {**dict.fromkeys(before.losses), **losses}  # null: what was inherited is taken back
+    values["losses"] = {**dict.fromkeys(before.losses), **losses}  # null removes an inherited value
     changed |= {"losses"} if losses != before.losses else set()
     for key in keys():
         if key.path.partition(".")[0] not in OF_THE_FILE | {"name", "about"}:
@@ -342,8 +342,8 @@ def _introduction(name: str, *, has_schema: bool) -> Iterator[str]:
     if has_schema:
         yield f"# yaml-language-server: $schema={SCHEMA_FILE}"
     yield from _comment(
-        f"{name}: a recipe that extends another one. What is commented out is as it is there (a later memorysam's, if "
-        "that one changes); take the # away from what you change. Then:"
+        f"{name}: a recipe that extends another one. Keys in comments keep its values (also if a "
+        "later memorysam changes them); remove the # from what you change. Then:"
     )
     for words in (("recipes", "check", name), ("recipes", "show", name, "--changes"), ("train", "--recipe", name)):
         yield f"#   {command(*words)}"
@@ -369,7 +369,7 @@ def _entry(key: Key, value: Any, *, is_changed: bool) -> Iterator[str]:
     yield from _comment(f"{key.meaning}{f' ({_allowed(key)})' if _allowed(key) else ''}", margin)
     if is_changed:
         yield from (f"{margin}{line}" for line in to_yaml({last: value}).splitlines())
-    else:  # on one line, which is uncommented at once
+    else:  # on one line, which is easy to uncomment
         yield f"{margin}#{last}: {yaml_value(value)}"
 
 

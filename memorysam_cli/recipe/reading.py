@@ -204,7 +204,7 @@ def load_extensions(source: Source) -> None:
     """
     listed = source.content.get(EXTENSIONS)
     if source.path in shipped().values() or not isinstance(listed, list) or not all(isinstance(f, str) for f in listed):
-        return  # what is not a list of names the schema refuses
+        return  # the schema refuses anything but a list of names
     paths = [(source.path.parent / file).absolute() for file in listed]
     add_files(paths, where=f"{source.path}:{source.line_of([EXTENSIONS])}: extensions:")
     source.content[EXTENSIONS] = [str(path) for path in paths]
@@ -410,7 +410,7 @@ def _validate(content: dict[str, Any], schema: type[Recipe]) -> Recipe:
     """
     _refuse_bytes(content, ())
     try:
-        # As JSON: then pydantic's strict mode takes a list for a tuple and an integer for a float, and no more.
+        # As JSON: strict mode of pydantic then accepts a list for a tuple and an integer for a float, and nothing else.
         return Recipe.model_validate_json(json.dumps(without_retired(content)), strict=True)
     except ValidationError as error:
         is_unknown_name = any(each["type"] == UNKNOWN_NAME for each in error.errors())

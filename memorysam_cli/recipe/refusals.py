@@ -32,7 +32,7 @@ def first_fault(error: ValidationError, schema: type[BaseModel]) -> tuple[tuple[
     Returns:
         The path to the value, and one line on it; further errors are counted.
     """
-    # Unknown keys first: a mistyped one leaves another one missing, and names the cause.
+    # Unknown keys first: a mistyped key makes another one missing, and is the cause.
     first, *others = sorted(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     keys = tuple(str(part) for part in first["loc"])
     more = f" (and {len(others)} more)" if others else ""

@@ -77,9 +77,9 @@ def outlive_readers() -> None:
     Days of work are more important than messages that nobody reads. A run's log file gets them in any case.
     """
     try:
-        # By a descriptor of its own: what C libraries write to 2 is put aside now and then (storage.images).
+        # With a separate descriptor, because descriptor 2 is sometimes redirected (storage.images).
         raw = _Patient(os.dup(sys.stderr.fileno()), "w")
-    except (OSError, ValueError):  # it is not a file, or there is no descriptor left
+    except (OSError, ValueError):  # it is not a file, or no descriptor is left
         return
     sys.stderr = io.TextIOWrapper(
         io.BufferedWriter(raw), encoding=sys.stderr.encoding, errors=sys.stderr.errors, line_buffering=True
@@ -137,7 +137,7 @@ def finish(*, code: int = 0, message: str = "") -> None:
     if found is None:
         return
     text = to_json(found)
-    if not text.isprintable() or not _fits(sys.stdout, text):  # JSON itself allows letters that drive terminals
+    if not text.isprintable() or not _fits(sys.stdout, text):  # JSON itself allows characters that control terminals
         from json import dumps
 
         text = dumps(found, allow_nan=False)  # escapes all that is not ASCII
@@ -367,7 +367,7 @@ def _rich(stream: TextIO) -> Console:
 
     color = _has_color(stream)
     width = None if stream.isatty() or os.environ.get("COLUMNS") else _PIPED_WIDTH
-    is_screen = stream.isatty() and _moves_cursor()  # also without color: what is drawn live needs no more
+    is_screen = stream.isatty() and _moves_cursor()  # also without color: live output needs nothing else
     return Steady(file=stream, force_terminal=color or is_screen, no_color=not color, width=width, highlight=False)
 
 

@@ -295,7 +295,7 @@ def _draw_line(
     is_smooth: bool,
 ) -> None:
     """Draw a key's values; if they are many and noisy, with a smoothed line in front."""
-    if steps.size < FEW:  # few points (validations) would vanish as a bare line
+    if steps.size < FEW:  # few points (validations) would be invisible without marks
         axes.plot(steps, values, color=shade, label=label, linewidth=width, marker="o", markersize=3)
     elif is_smooth:
         axes.plot(steps, values, color=shade, linewidth=0.8, alpha=PALE)
@@ -370,7 +370,7 @@ def drawing(*, width: float, height: float) -> Iterator[tuple[Figure, io.BytesIO
     with matplotlib.rc_context({"text.parse_math": False, "font.size": 9}):
         figure = Figure(figsize=(width, min(height, TALLEST)), dpi=120, layout="constrained")
         yield figure, buffer
-        for text in figure.findobj(Text):  # names come from files; the ticks' are escaped where they are set
+        for text in figure.findobj(Text):  # names come from files; those of ticks are escaped where they are set
             assert isinstance(text, Text)
             text.set_text(shown(text.get_text(), keep="\n"))
         # Tight: the layout forgets the axis label of a square heat map with long tick names.

@@ -69,7 +69,7 @@ def _has_width() -> bool:
     drawn."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns > 0
-    except (OSError, ValueError):  # it does not say
+    except (OSError, ValueError):  # unknown
         return True
 
 
@@ -135,7 +135,7 @@ class Progress:
         self._last_advance = now
         silent = now - self._last_time
         stepped = self.done * LINES // self.total > self._last_done * LINES // self.total if self.total else False
-        # The last line is __exit__'s, so that it is always said, and once.
+        # __exit__ prints the last line, so that it is printed always, and once.
         if self.done < self.total and ((stepped and silent >= SHORTEST_SECONDS) or silent >= LONGEST_SECONDS):
             self._say(now)
 
@@ -189,8 +189,8 @@ class Slowdown:
             return None
         self._is_noted = True
         return (
-            f"{pace:.2g} scenes/s, less than a tenth of this run's best {self._best:.3g}: the machine is busy with "
-            "something else; memorysam doctor tells what"
+            f"{pace:.2g} scenes/s, less than a tenth of this run's best {self._best:.3g}: another program uses "
+            "the machine; memorysam doctor shows more"
         )
 
 
@@ -219,7 +219,7 @@ class Painter:
         """Current columns and rows of the terminal, which are also given to the console."""
         from rich.console import ConsoleDimensions
 
-        with contextlib.suppress(OSError, ValueError):  # a COLUMNS that is exported stays as it was
+        with contextlib.suppress(OSError, ValueError):  # an exported COLUMNS does not change
             size = os.get_terminal_size(self._console.file.fileno())
             if size.columns and size.lines:
                 self._console.size = ConsoleDimensions(size.columns, size.lines)
@@ -347,7 +347,7 @@ class LiveTable(Progress):
         from rich.console import Group
 
         width = self._painter.width
-        status = "" if self._figures else self.status  # figures have the table
+        status = "" if self._figures else self.status  # the table shows the figures
         bars = [_bar(self, width=width, status=status)]
         bars += [_bar(self._inner, width=width, status=self._inner.status)] if self._inner is not None else []
         return Group(*bars, *_tables(self._figures, width=width))

@@ -154,7 +154,7 @@ def thinned(points: Sequence[tuple[float, float | None]], *, most: int) -> list[
     for start in range(0, len(points), stretch):
         part = points[start : start + stretch]
         known = [point for point in part if _is_value(point[1])]
-        # A stretch without any value stays a gap.
+        # An interval without any value stays a gap.
         ends = {min(known, key=_height), max(known, key=_height)} if known else {part[0]}
         kept += sorted(ends, key=lambda point: point[0])
     return kept

@@ -165,7 +165,7 @@ def as_picture(frame: NDArray[np.generic]) -> Picture:
     measured = values[values != 0]
     low, high = np.percentile(measured, (1, 99)) if measured.size else (0.0, 1.0)
     if measured.size < values.size:
-        low = min(low, 0.0)  # what was not measured stays darkest
+        low = min(low, 0.0)  # pixels without a measurement stay darkest
     scaled = (values - low) / max(high - low, 1e-12)
     shown: Picture = np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
     return shown
@@ -314,7 +314,7 @@ def _legend_strip(
         column, line = divmod(index, lines)
         x, y = GAP_PX + column * column_px, line * line_px
         swatch = (slice(y + 3, y + line_px - 3), slice(x, x + line_px))
-        canvas[swatch] = (128, 128, 128)  # a frame, so that white and near-white classes show
+        canvas[swatch] = (128, 128, 128)  # a frame, so that white and near-white classes are visible
         canvas[y + 4 : y + line_px - 4, x + 1 : x + line_px - 1] = shade
         _write(canvas, name, x=x + line_px + GAP_PX, y=y, text_size=text_size, ink=ink)
     return canvas

@@ -239,7 +239,7 @@ def _write(entries: Iterable[Entry], folder: Path, names: Names, budget: _Budget
             where.mkdir(parents=True, exist_ok=True)
             continue
         where.parent.mkdir(parents=True, exist_ok=True)
-        # O_EXCL: the folder is new, so that an existing file or link can only be a name that met another.
+        # O_EXCL: the folder is new, so an existing file or link can only come from a colliding name.
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
         with os.fdopen(os.open(where, flags, 0o666), "wb") as file:
             written = 0
@@ -364,5 +364,5 @@ def _meeting(first: str, second: str) -> str:
     is_spelling = "/".join(safe_parts(first)) != "/".join(safe_parts(second))
     hint = "unpack it yourself"
     if is_spelling and first.rstrip("/").count("/") == second.rstrip("/").count("/"):
-        hint = "if this disk tells upper from lower case: --allow-case"
+        hint = "if this disk distinguishes upper and lower case: --allow-case"
     return f"entries '{shown(first)}' and '{shown(second)}' would become the same file; {hint}"

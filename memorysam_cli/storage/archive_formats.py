@@ -324,6 +324,6 @@ def _zip_faults(what: str) -> Iterator[None]:
     ) as error:  # fmt: skip
         raise Refused(f"{what} is damaged ({error}); {_AGAIN}") from error
     except OSError as error:
-        if error.errno is not None:  # the disk's; bzip2 says its own without a number
+        if error.errno is not None:  # the disk's error; bzip2's own errors have no number
             raise
         raise Refused(f"{what} is damaged ({error}); {_AGAIN}") from error

@@ -103,7 +103,7 @@ def is_temporary(name: str, *, of: str | None = None) -> bool:
 
 def sweep(path: Path) -> None:
     """Remove temporary files of ``path`` whose writers, on this machine, were killed."""
-    if os.name == "nt":  # there, asking whether a process lives ends it
+    if os.name == "nt":  # there, checking whether a process exists would end it
         return
     stub = f".{path.name}.tmp-{socket.gethostname().replace('/', '_')[:32]}-"
     with contextlib.suppress(OSError):
@@ -173,7 +173,7 @@ def refuse_special(path: Path) -> None:
         if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
             raise OSError(errno.ENXIO, "it is a device, FIFO or socket")
     if path.absolute().parent == Path(os.devnull).parent:
-        raise OSError(errno.ENXIO, "it lies among the devices")
+        raise OSError(errno.ENXIO, "it is in the folder of the devices")
 
 
 def _make_folder(path: Path) -> None:
@@ -197,7 +197,7 @@ def _sync_folder(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems have no such call
+        if error.errno != errno.EINVAL:  # some network file systems do not support it
             raise
     finally:
         os.close(descriptor)
@@ -240,11 +240,11 @@ def new_file(path: Path, *, fsync: bool = True, needed_bytes: int | None = None)
     with faults(path, needed_bytes=needed_bytes):
         _make_folder(path.parent)
         refuse_special(path)
-        if fsync:  # not among masses of small outputs, whose owner looks after what a kill left
+        if fsync:  # not for very many small outputs, whose owner removes leftovers
             sweep(path)
         temporary = _temporary(path)
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        # The kernel applied the umask: asking for it would change it for other threads.
+        # The kernel applied the umask; reading it would change it for other threads.
         mode = os.fstat(descriptor).st_mode & 0o777
         os.close(descriptor)
         try:
@@ -254,7 +254,7 @@ def new_file(path: Path, *, fsync: bool = True, needed_bytes: int | None = None)
                 _sync_file(temporary)
             temporary.replace(path)
         except BaseException:
-            with contextlib.suppress(OSError):  # the first fault is the one to tell
+            with contextlib.suppress(OSError):  # the first error is the one to report
                 temporary.unlink()
             raise
         if fsync:
@@ -350,7 +350,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     with faults(path):
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise FileExistsError(errno.EEXIST, "it is there already")
+            raise FileExistsError(errno.EEXIST, "it already exists")
         _make_folder(path.parent)
         sweep(path)
         temporary = _temporary(path)

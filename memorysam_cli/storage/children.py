@@ -49,7 +49,7 @@ def start(
     Raises:
         EnvironmentFault: the system cannot start a process.
     """
-    # -I: neither the current folder nor the user's site is looked into, unless this process looks there; -B: no .pyc.
+    # -I: do not search the current folder and the user's site, unless this process does; -B: no .pyc.
     path = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100 (keeps "" and what is not a path at all)
     command = [sys.executable, "-I", "-B", "-c", _BOOT, json.dumps(path), module, *arguments]
     errors = errors_to or (None if show_errors else subprocess.DEVNULL)

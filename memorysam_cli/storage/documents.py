@@ -127,7 +127,7 @@ def _value(node: yaml.Node) -> Any:
         return [_value(child) for child in node.value]
     if isinstance(node, yaml.MappingNode):
         return _mapping(node)
-    assert isinstance(node, yaml.ScalarNode)  # PyYAML has no fourth kind
+    assert isinstance(node, yaml.ScalarNode)  # PyYAML has no other kind
     return node.value if node.style else _scalar(node)
 
 
@@ -350,10 +350,10 @@ def append_json_line(path: Path, value: Any, *, fsync: bool = False) -> None:
         _end_last_line(stream)
         start = stream.seek(0, os.SEEK_END)
         left = line
-        while left:  # a full disk may take a part before it says so
+        while left:  # a full disk may write a part before it reports an error
             left = left[stream.write(left) :]
         stream.seek(start)
-        if stream.read() != line:  # a disk that says so and takes less
+        if stream.read() != line:  # a disk that reports success but writes less
             stream.truncate(start)
             raise OSError(errno.EIO, "what was read back differs from what was written")
         if fsync:

@@ -163,7 +163,7 @@ def parse(path: Path, *, is_zip: bool) -> dict[str, torch.Tensor]:
     with _load_faults(path), torch.serialization.safe_globals(_HARMLESS):
         if is_text(str(path)):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-        else:  # torch maps files by name, and knows only names that are text
+        else:  # torch maps files by name, and supports only names that are text
             with path.open("rb") as stream:
                 content = torch.load(stream, map_location="cpu", weights_only=True)
     return _state_dict(content)
@@ -176,7 +176,7 @@ def _load_faults(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         text = " ".join(str(error).split())
-        text = text.rpartition("WeightsUnpickler error: ")[2]  # what stands before it is advice
+        text = text.rpartition("WeightsUnpickler error: ")[2]  # the text before it is advice
         if isinstance(error, Attempt):
             raise Refused(f"made Python try {error}, which weights never need; refused. Instead {EXPORT}") from error
         if is_out_of_memory(error):
@@ -274,7 +274,7 @@ def _save(state: dict[str, torch.Tensor], path: Path) -> None:
         watched = _Watched(stream)
         try:
             torch.save(state, watched)  # type: ignore[arg-type]
-        except RuntimeError:  # how torch tells of a full disk
+        except RuntimeError:  # torch's error for a full disk
             if watched.error is not None:
                 raise watched.error from None
             raise

@@ -93,11 +93,11 @@ def _receive_block(connection: Connection) -> memoryview | None:
     if not way:
         raise EOFError
     if not descriptors:
-        if way == _AS_BLOCK:  # the kernel drops what the table of descriptors has no place for
+        if way == _AS_BLOCK:  # the kernel drops descriptors for which the table has no space
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return None
     try:
-        return memoryview(mmap.mmap(descriptors[0], 0))  # it lives as long as the tensors that lie in it
+        return memoryview(mmap.mmap(descriptors[0], 0))  # it lives as long as the tensors in it
     finally:
         os.close(descriptors[0])
 

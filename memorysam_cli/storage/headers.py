@@ -217,7 +217,7 @@ def _is_turned(exif: bytes) -> bool:
         (position,) = struct.unpack_from(f"{order}I", tiff, 4)
         (count,) = struct.unpack_from(f"{order}H", tiff, position)
         fields = [struct.unpack_from(f"{order}HHIH", tiff, position + 2 + 12 * index) for index in range(count)]
-    except struct.error:  # a damaged remark; the pixels are told from it
+    except struct.error:  # damaged metadata; the pixels may be fine
         return False
     return any(tag == _ORIENTATION and value > 1 for tag, _, _, value in fields)
 

@@ -237,8 +237,8 @@ def _stop(*_: object) -> None:
 
 
 def _download(repo: str, filename: str, *, show_progress: bool) -> Path:
-    # Through its own protocol, Xet, the client writes in jumps of up to minutes, in which nobody could tell a slow
-    # download from a dead one.
+    # With its own protocol, Xet, the client may write nothing for minutes, so that a slow download looks like a
+    # stalled one.
     os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
     import huggingface_hub
     from huggingface_hub import constants
@@ -276,7 +276,7 @@ def _quiet_client() -> logging.Logger:
     """The client's logger, without its handler that prints each attempt."""
     from huggingface_hub.utils.logging import get_logger
 
-    get_logger()  # makes that handler, which else comes when the client first logs
+    get_logger()  # creates that handler, which the client would create at its first message
     logger = logging.getLogger("huggingface_hub")
     for handler in logger.handlers:
         handler.setLevel(logging.ERROR)
@@ -397,7 +397,7 @@ def _card_there(api: Any, repo: str) -> str | None:
 
     try:
         path = api.hf_hub_download(repo, CARD)
-    except LocalEntryNotFoundError:  # the server was not reached: whether there is one is not known
+    except LocalEntryNotFoundError:  # the server was not reached, so this is unknown
         raise
     except (EntryNotFoundError, RepositoryNotFoundError):
         return None

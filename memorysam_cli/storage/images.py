@@ -55,7 +55,7 @@ _MAX_HEADER, _CHUNK = 10_000, 1_000_000
 """Bytes of an array's header, as in NumPy; and bytes read at once."""
 _AGAIN = "get the file again"
 
-# Its complaints about broken files would stand beside our own message.
+# Its messages about broken files would appear beside our own.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
@@ -85,7 +85,7 @@ class _LibrariesHushed:
 
     def _divert(self) -> None:
         self._said = self._stderr = -1
-        with contextlib.suppress(OSError, AttributeError):  # without descriptors, or another system: they may speak
+        with contextlib.suppress(OSError, AttributeError):  # without descriptors, or on another system
             self._said = os.memfd_create("said")
             self._stderr = os.dup(2)
             os.dup2(self._said, 2)
@@ -225,7 +225,7 @@ def load(path: Stored, *, max_pixels: int | None = None, as_numbers: bool = Fals
         found = header(path)
         refuse_size(path, found, max_pixels=max_pixels or pixel_limit())
         array = _channels_last(path.array)
-        return found, np.array(array, array.dtype.newbyteorder("="), order="C")  # the caller's stays as it is
+        return found, np.array(array, array.dtype.newbyteorder("="), order="C")  # the caller's array does not change
     _check_file(path)
     try:
         with path.open("rb") as stream:
@@ -391,7 +391,7 @@ _one_at_a_time = threading.Lock()
 """NumPy evaluates headers with ``ast``, whose recursion counter all threads share up to Python 3.11. Without this lock
 a good file would sometimes be called damaged (``AST constructor recursion depth mismatch``). Warning filters are shared
 as well."""
-if hasattr(os, "register_at_fork"):  # a thread that reads just now is not in the child, and would never let go
+if hasattr(os, "register_at_fork"):  # a reading thread is not in the child, and would never release the lock
     os.register_at_fork(
         before=_one_at_a_time.acquire, after_in_parent=_one_at_a_time.release, after_in_child=_one_at_a_time.release
     )
@@ -460,11 +460,11 @@ def _parse_npy(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     start = stream.read(len(_NPY) + 4)  # the version, and the header's length in 2 bytes, or in 4
     start += stream.read(2) if start[len(_NPY) : len(_NPY) + 1] > b"\x01" else b""
     length = int.from_bytes(start[len(_NPY) + 2 :], "little")
-    if length > _MAX_HEADER:  # NumPy would read it before it looks
+    if length > _MAX_HEADER:  # NumPy would read it before checking
         raise Refused(f"damaged NumPy file: a header of {length:,} bytes; {_AGAIN}")
     header = io.BytesIO(start + stream.read(length))
     try:
-        with _one_at_a_time, warnings.catch_warnings():  # files of Python 2 are read, with a warning of no use here
+        with _one_at_a_time, warnings.catch_warnings():  # files of Python 2 are read, with a warning that does not help
             warnings.simplefilter("ignore")
             if np.lib.format.read_magic(header) == (1, 0):
                 return np.lib.format.read_array_header_1_0(header)

@@ -31,7 +31,7 @@ from memorysam_cli.text import shown
 
 try:
     import fcntl
-except ImportError:  # Windows: a marker file has to do, see _acquire
+except ImportError:  # Windows has only a marker file, see _acquire
     fcntl = None  # type: ignore[assignment]
 
 NAME = ".lock"
@@ -104,7 +104,7 @@ def hold(folder: Path) -> Iterator[None]:
         if fcntl is not None and (not is_locked or needs_marker(folder)):
             claim = _take(Marker(folder, record), folder)
     except BaseException:
-        os.close(descriptor)  # what stands in the file is the owner's
+        os.close(descriptor)  # the content of the file belongs to the owner
         raise
     _held.add(descriptor)
     place = folder.absolute()
@@ -146,7 +146,7 @@ def _gone_is_told(descriptor: int, path: Path) -> Iterator[None]:
 
 
 def _is_gone(descriptor: int, path: Path) -> bool:
-    if fcntl is None or descriptor not in _held:  # Windows keeps what is open; a forked child owns nothing
+    if fcntl is None or descriptor not in _held:  # Windows keeps open files; a forked child owns nothing
         return False
     try:
         return not os.path.samestat(os.fstat(descriptor), path.stat())
@@ -263,7 +263,7 @@ def _owner(path: Path) -> str:
     for _ in range(_OWNER_TRIES):
         with contextlib.suppress(DataError):
             record = documents.read_json(path)
-            if (phrase := _phrase(record)) and not is_dead(record):  # killed, and its heir has not signed yet
+            if (phrase := _phrase(record)) and not is_dead(record):  # killed; no record of the new owner yet
                 return phrase
         time.sleep(_OWNER_SECONDS)
     return "a run that left no record"
@@ -365,7 +365,7 @@ class Marker:
                 record, silence = self._look()
                 if record or silence >= _SIGNING_S:
                     break
-                time.sleep(_SIGNING_S / _SIGNING_TRIES)  # its owner has just made it, and not signed yet
+                time.sleep(_SIGNING_S / _SIGNING_TRIES)  # its owner has just created it, without a record yet
             is_silent = silence >= SILENCE_S and not _is_of_this_kernel(record)
             if not (is_dead(record) or is_silent):
                 raise Taken(record, silence=silence)
@@ -392,7 +392,7 @@ class Marker:
     def _beat(self) -> None:
         """Touch the marker; if it is gone there is another owner, and two must not continue."""
         while not self._over.wait(BEAT_S):
-            with contextlib.suppress(OSError):  # a network file system may be away for a while
+            with contextlib.suppress(OSError):  # a network file system may be unreachable for a while
                 if self._is_ours():
                     os.utime(self.path)
                 elif not self._over.is_set():

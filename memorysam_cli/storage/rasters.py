@@ -77,7 +77,7 @@ def settings() -> Iterator[None]:
     import rasterio
     from rasterio.session import DummySession
 
-    logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # what GDAL says is in the error as well
+    logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # the error also has GDAL's message
     with rasterio.Env(session=DummySession(), **_SETTINGS):
         yield
 
@@ -200,7 +200,7 @@ class Grid:
             Refused: coordinates cannot be converted between the two.
         """
         forth, back = (_within(here, there) for here, there in ((other, self), (self, other)))
-        return float(forth.mean()) or float(back.any()) / forth.size  # a small one may lie between the points
+        return float(forth.mean()) or float(back.any()) / forth.size  # a small one may be between the points
 
     def to_json(self) -> dict[str, Any]:
         """The values for a report."""
@@ -219,7 +219,7 @@ def _lattice(grid: Grid) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float6
 def _within(points: Grid, grid: Grid) -> npt.NDArray[np.bool_]:
     """Which points of a grid are inside another one."""
     x, y = _brought(points.crs, grid.crs, *_lattice(points))
-    with np.errstate(invalid="ignore"):  # what has no place there is infinite
+    with np.errstate(invalid="ignore"):  # points without a position there are infinite
         column, row = ~grid.transform * (x, y)
         inside: npt.NDArray[np.bool_] = (column >= 0) & (column < grid.width) & (row >= 0) & (row < grid.height)
     return inside
@@ -346,10 +346,10 @@ def _share(own: Grid, onto: Grid) -> float:
         sizes = f"{own.height}×{own.width} pixels and the first sensor {onto.height}×{onto.width}"
         if own.controls or onto.controls:
             raise Refused(f"has {sizes}; one has its place from ground control points alone: gdalwarp IN.tif OUT.tif")
-        raise Refused(f"has {sizes}, and where they lie is not known: one has no CRS; set it with gdal_edit.py")
+        raise Refused(f"has {sizes}, and their positions are unknown: one has no CRS; set it with gdal_edit.py")
     share = own.share_of(onto)
     if not share:
-        raise Refused("lies beside the first sensor's raster and covers nothing of it; give rasters of one place")
+        raise Refused("does not overlap the first sensor's raster; give rasters of the same place")
     return share
 
 

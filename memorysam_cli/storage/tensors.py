@@ -60,7 +60,7 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         WeightsError: missing, truncated, not safetensors, a header above 16 MB or 20 000 tensors, a duplicate name, no
             tensors, gaps or overlaps, NaN or infinity; the message names the rule.
     """
-    # Imported here: the process that opens others' files needs this module, and not the library.
+    # Imported here: the process for untrusted files needs this module, but not the library.
     import safetensors.torch
 
     metadata = read_metadata(path)
@@ -91,7 +91,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def _refused(path: Path, error: Exception) -> WeightsError:
     if isinstance(error, OSError):
-        try:  # safetensors says "no such file" whatever kept it from opening one
+        try:  # safetensors reports "no such file" for any error in opening
             path.open("rb").close()
         except OSError as real:
             raise_shortage(real)
@@ -359,6 +359,6 @@ def _is_finite(tensor: torch.Tensor) -> bool:
         return True
     if tensor.element_size() == 1:  # float8 has no isfinite
         tensor = tensor.float()
-    if math.isfinite(abs(tensor.sum().item())):  # several times faster, and sums that overflow are looked at again
+    if math.isfinite(abs(tensor.sum().item())):  # several times faster; sums that overflow are checked again
         return True
     return bool(torch.isfinite(tensor).all())

@@ -52,7 +52,7 @@ _REFUSED = (
 
 def main(arguments: list[str]) -> None:
     """Read the file in the only argument."""
-    network = leave_network()  # first of all: the kernel asks for a single thread
+    network = leave_network()  # first, because the kernel requires a single thread
     children.watch_parent(lambda: os._exit(1))
     path = Path(arguments[0])
     with children.claim_stdout() as answers:
@@ -62,11 +62,11 @@ def main(arguments: list[str]) -> None:
             _say(answers, {"refused": str(error)})
         except MemoryError:
             _say(answers, {"refused": "asks for more memory than a file of its size may; refused as a possible bomb"})
-        except Exception as error:  # of this process's own making: torch cannot be imported, say
+        except Exception as error:  # an error of this process itself, such as a failed import of torch
             _say(answers, {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
         else:
             _send(answers, tensors, network=network)
-    os._exit(0)  # whatever the file may have left behind is not run at exit
+    os._exit(0)  # nothing that the file may have registered runs at exit
 
 
 def read(path: Path) -> Mapping[str, torch.Tensor]:
@@ -119,7 +119,7 @@ def leave_network() -> str:
         unshare = ctypes.CDLL(None, use_errno=True).unshare
         if unshare(_NEWNET) == 0:
             return NAMESPACE
-        # Allowed to anybody, unless the kernel is told otherwise; root would lose its right to others' files by it.
+        # Allowed for every user, unless the kernel forbids it; root would lose its rights on others' files.
         if user != 0 and unshare(_NEWUSER | _NEWNET) == 0:
             children.tell_kernel("uid_map", f"{user} {user} 1")
             children.tell_kernel("setgroups", "deny")
@@ -148,7 +148,7 @@ def confine(*, memory: int, seconds: float) -> None:
     if resource is None:
         return
     _bound(memory=memory, seconds=seconds, for_good=True)
-    for kind in ("RLIMIT_FSIZE", "RLIMIT_CORE", "RLIMIT_NPROC"):  # the last binds all users but root
+    for kind in ("RLIMIT_FSIZE", "RLIMIT_CORE", "RLIMIT_NPROC"):  # the last one limits all users but root
         with suppress(OSError, ValueError, AttributeError):
             resource.setrlimit(getattr(resource, kind), (0, 0))
 
@@ -162,7 +162,7 @@ def _bound(*, memory: int, seconds: float, for_good: bool) -> None:
         soft, hard = resource.getrlimit(kind)
         least = min([value, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)])
         with suppress(OSError, ValueError):
-            # The kernel tells of too much time at the first bound, and kills at the second.
+            # The kernel sends a signal at the first limit of time, and kills at the second.
             last = least + _LAST_SECONDS if kind == resource.RLIMIT_CPU else least
             resource.setrlimit(kind, (least, last if for_good and (last < hard or hard < 0) else hard))
 

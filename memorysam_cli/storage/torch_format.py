@@ -72,7 +72,7 @@ def check_archive(path: Path) -> bool:
         reason = " ".join(str(error).split())[:120]
         raise Refused(f"truncated or damaged ({shown(reason)}); {AGAIN}") from error
     if broken is not None:
-        raise Refused(f"damaged: the checksum of its record {shown(broken)[:120]} does not hold; {AGAIN}")
+        raise Refused(f"damaged: the checksum of its record {shown(broken)[:120]} is wrong; {AGAIN}")
     return True
 
 

@@ -266,7 +266,7 @@ def polarization(surface: Surface, weather: Weather, *, rng: Rng) -> Polarizatio
     # The sky polarizes light too: most a quarter turn away from the sun; here by height alone.
     strength = np.where(surface.is_sky, 0.08 + 0.25 * np.abs(sight[2]), strength)
     cosine, sine = -np.cos(2 * azimuth) * strength, -np.sin(2 * azimuth) * strength
-    # What is noisy in the camera is the Stokes vector: where little is polarized, the angle is random.
+    # The noise is in the Stokes vector: if little is polarized, the angle is random.
     grain = np.float32(0.012 + weather.noise)
     cosine += rng.standard_normal(cosine.shape, np.float32) * grain
     sine += rng.standard_normal(sine.shape, np.float32) * grain

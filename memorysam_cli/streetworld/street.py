@@ -163,8 +163,8 @@ class Ground:
         def below(reached: np.ndarray) -> np.ndarray:
             return self.zone_at(place[0] + reached * rays[0], place[1] + reached * rays[1])
 
-        # What a ray finds at the greatest height tells at which height to look; what it finds there is the answer,
-        # but for the faces of steps, a few pixels high, which take the middle of both heights.
+        # The zone at the greatest height gives the height for the second lookup, whose zone is the result,
+        # except at the faces of steps, a few pixels high, which use the middle of both heights.
         heights = np.array([kind.height for kind in self.zones], np.float32)
         sought = heights[below(reach(heights.max()))]
         found = below(reach(sought))

@@ -81,7 +81,7 @@ def read_coco(source: Path, request: Request) -> Annotated:
         for annotation, spot in group:
             number = _category(annotation, numbers, spot)
             shape = annotation.get("segmentation") or []
-            if isinstance(shape, list):  # one or two corners hold no pixel
+            if isinstance(shape, list):  # one or two corners have no area
                 parts = [part for part in shape if not (isinstance(part, list) and len(part) in (0, 2, 4))]
                 unread += max(1, len(shape)) - len(parts)
                 shape = parts
@@ -144,7 +144,7 @@ def _panoptic(
         for segment in field_of(annotation, "segments_info", list, at=place):
             identity = field_of(segment, "id", int, at=place)
             if identity in table or not 0 < identity < 1 << 24:
-                raise DataError(f"{place}: the segment {identity} is there twice, or is not a color; export it again")
+                raise DataError(f"{place}: the segment {identity} occurs twice, or is not a color; export it again")
             table[identity] = _category(segment, numbers, place)
         size = size_of(entry, at) if "height" in entry else None
         pictures.append(Picture(name, functools.partial(_panoptic_map, folder / file, table, size)))

@@ -75,7 +75,7 @@ def one_clock(folder: str, times: Mapping[str, Clock | None]) -> dict[str, int]:
     for name, clock in times.items():
         if clock is None:
             raise DataError(
-                f"{folder}: {shown(name)} holds no time that can be told (known: 2023-11-14T22-13-20.123, "
+                f"{folder}: {shown(name)} contains no time that can be read (known: 2023-11-14T22-13-20.123, "
                 "1699999999.123456789, Unix time in s, ms, µs or ns, 120ms); give a table with --times FILE.csv"
             )
         first = first or (name, clock[0])
@@ -249,7 +249,7 @@ def clocks(root: Path, paths: Mapping[Role, Sequence[str]], layout: Layout) -> d
     if len(set(dated.values())) > 1:
         one, other = (next(role for role, is_date in dated.items() if is_date == wanted) for wanted in (True, False))
         raise DataError(
-            f"{shown(root)}: '{one}' tells the date ({shown(starts[one])}), '{other}' counts from some start "
+            f"{shown(root)}: '{one}' contains dates ({shown(starts[one])}), '{other}' counts from some start "
             f"({shown(starts[other])}); give one clock for all with --times FILE.csv"
         )
     return found
@@ -373,7 +373,7 @@ def _too_far(root: Path, first: Role, role: Role, times: Mapping[Role, Mapping[s
     nearest = "" if least is None else f"; the nearest two are {span(least)} apart"
     return (
         f"{shown(root)}: no frame of '{role.lstrip('-')}' is within {span(tolerance)} of one of '{first}' in the same "
-        f"folder{nearest}; widen --tolerance, or see whether both clocks run alike"
+        f"folder{nearest}; widen --tolerance, or check that both clocks agree"
     )
 
 

@@ -230,7 +230,7 @@ def _refuse_half_split(patterns: Mapping[Role, Pattern], request: FolderRequest)
     with_split = [pattern.text for pattern in patterns.values() if pattern.has_split]
     without = [pattern.text for pattern in patterns.values() if not pattern.has_split]
     if with_split and request.split is not None:
-        raise UsageError(f"--split: '{with_split[0]}' tells the splits already; leave one of them out")
+        raise UsageError(f"--split: '{with_split[0]}' already defines the splits; leave one of them out")
     if with_split and without:
         raise UsageError(
             f"pattern '{without[0]}': has no {{split}}, but '{with_split[0]}' has; write it in all or in none"
@@ -324,7 +324,7 @@ def _paired(root: Path, matches: Mapping[Role, Sequence[Match]], request: Folder
     """One row per scene: the matches of each role; and how they were paired, if not by name."""
     layout = request.layout()
     if layout.pair == "nearest":
-        # Lists name scenes, and a whole split may have no labels: there, what lacks a label is for the check to tell.
+        # Lists name scenes, and a whole split may have no labels; the check reports missing labels.
         may_lack = isinstance(request.split, Mapping) or any(
             pattern.has_split for pattern in request.patterns().values()
         )
@@ -344,7 +344,7 @@ def _paired(root: Path, matches: Mapping[Role, Sequence[Match]], request: Folder
 PAIR_BY_TIME = {"--pair": "nearest", "--tolerance": "20ms"}
 """The proposed tolerance if the names have times."""
 TOLERANCE_NS = 20_000_000
-BY_TIME = f"the names hold times: add {' '.join(word for pair in PAIR_BY_TIME.items() for word in pair)}"
+BY_TIME = f"the names contain times: add {' '.join(word for pair in PAIR_BY_TIME.items() for word in pair)}"
 
 
 class TimesDifferError(DataError):
@@ -358,7 +358,7 @@ def _hold_times(matches: Iterable[Match]) -> bool:
 def _unpaired(sources: Mapping[Role, Mapping[str, Match]], request: FolderRequest) -> DataError:
     """The files that do not pair, and what to do."""
     lonely = unpaired({role: {name: name for name in found} for role, found in sources.items()})
-    assert lonely is not None  # else they pair
+    assert lonely is not None  # otherwise they pair
     other = next(role for role in sources if role != lonely)
     one, two = (min(sources[role]) for role in (lonely, other))
     names = (
@@ -435,7 +435,7 @@ def _divided(
         splits = dict.fromkeys((scene.id for scene in scenes), NO_LABELS)
     else:
         splits = split_by_shares([scene.id for scene in scenes], request.split or SHARES, seed=request.seed)
-    # A whole split without labels is meant so (a test set); a scene without its label is a fault, for the check.
+    # A whole split without labels is intended (a test set); a single missing label is a problem for the check.
     is_chance = request.labels is not None and not isinstance(request.split, Mapping) and not scenes[0].split
     with_labels = {splits[name] for name in labeled if name in splits}
     order = splits_in_order(list(splits.values()))
@@ -470,7 +470,7 @@ def label_rule(root: Path, labels: Sequence[Match], request: FolderRequest) -> L
     if mapping and request.label_shift:
         raise UsageError(f"--label-shift {request.label_shift}: the class list gives the values already; leave one out")
     listed = {raw for raw, _ in mapping}
-    # 255 is ignored unless told otherwise; any other value was given.
+    # 255 is ignored by default; any other value was given.
     if both := sorted(listed & set(ignored) - {IGNORE}):
         raise UsageError(f"--ignore {both[0]}: is the value of a class in the class list; leave one out")
     ignore = tuple(value for value in ignored if value not in listed)
@@ -493,7 +493,7 @@ def _first_in_color(root: Path, paths: Sequence[str], classes: ClassList) -> str
                 seen[path] = _colors(images.read(root / path))
             elif not decode.is_number(images.read(root / path, as_numbers=True)):
                 return path
-        except DataError:  # the check will tell
+        except DataError:  # the check reports it
             continue
     found: set[Color] = set().union(*seen.values())
     return next(iter(seen)) if 2 * len(found & set(classes.palette)) > len(found) else None
@@ -516,7 +516,7 @@ def _notes_on_tags(manifest: Manifest) -> list[str]:
     reported."""
     rule, tags = manifest.info.label, set()
     for path in [scene.label for scene in manifest.scenes if scene.label][:LOOKED_AT]:
-        with suppress(DataError):  # the check will tell
+        with suppress(DataError):  # the check reports it
             tags.add(images.header(manifest.root / path).nodata)
     counted = {raw for raw, _ in rule.mapping} or {index - rule.shift for index in range(len(manifest.info.classes))}
     kept = sorted(int(tag) for tag in tags if tag is not None and tag in counted - set(rule.ignore))
@@ -535,7 +535,7 @@ def _notes_on_numbers(manifest: Manifest) -> list[str]:
     paths = [scene.label for scene in manifest.scenes if scene.label][:LOOKED_AT]
     try:
         found = {int(value) for path in paths for value in np.unique(decode.raw_label(manifest.root / path, rule))}
-    except DataError:  # the check will tell
+    except DataError:  # the check reports it
         return []
     given, ignored = found - set(rule.ignore), min(found & set(rule.ignore), default=None)
     if given and rule.shift == 0 and (min(given), max(given)) == (1, len(manifest.info.classes)):

@@ -150,7 +150,7 @@ def surface_normals(depth: Map, across: Map, down: Map) -> Map:
         return shifted, worse
 
     best, best_misfit = misfit((0, 0))
-    best_misfit = best_misfit / 2  # on a flat surface the centered window is the one to take
+    best_misfit = best_misfit / 2  # on a flat surface the centered window is best
     for rows in (-radius, 0, radius):
         for columns in (-radius, 0, radius):
             shifted, worse = misfit((rows, columns))
@@ -323,7 +323,7 @@ def plan_conversion(root: Path, pattern: Pattern, out: Path, *, settings: HhaSet
         if other != root / match.path:
             raise DataError(f"{other} and {root / match.path} would both become {out / inside}; choose by the pattern")
     jobs = tuple((depth, target) for target, depth in targets.items() if not _is_done(depth, target))
-    # A pattern without a folder of its own meets all sensors, and what is written here.
+    # A pattern without a folder matches all sensors, and the files written here.
     notes = notes_on_others(root, [pattern], {match.path for match in matches}) if pattern.folder else []
     return Conversion(jobs, done=len(targets) - len(jobs), out=out, settings=settings, notes=tuple(notes))
 
@@ -366,7 +366,7 @@ def _refuse_foreign(out: Path, settings: HhaSettings) -> None:
         if out.is_file() or sample_names(out, count=1):
             raise UsageError(f"--out {out}: holds other files, not HHA images of ours; give another folder")
         return
-    # As JSON, which has no tuples. A first run that failed at once has left nothing but the settings.
+    # As JSON, which has no tuples. A first run that failed at once has left only the settings.
     is_begun = sample_names(out) != [MARKER]
     if is_begun and documents.to_json(documents.read_json(out / MARKER)) != documents.to_json(asdict(settings)):
         raise UsageError(

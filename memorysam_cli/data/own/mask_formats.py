@@ -212,7 +212,7 @@ def _refuse_names(source: Path, pictures: Sequence[Picture]) -> None:
 def _read_masks(source: Path, request: Request) -> Annotated:
     whole = source.resolve()
     if whole.name == MASKS and (whole.parent / CLASSES).is_file() and not (source / CLASSES).is_file():
-        source = whole.parent  # the masks of a prediction were named, in place of its folder
+        source = whole.parent  # the masks of a prediction were given instead of its folder
     is_ours = (source / CLASSES).is_file() and (source / MASKS).is_dir()
     folder = source / MASKS if is_ours else source
     classes = request.classes or (read_classes(source / CLASSES) if (source / CLASSES).is_file() else None)

@@ -137,7 +137,7 @@ class Pattern:
         if len(_WILD.findall(last)) != 1 or last.endswith(("*", "?")):
             return None
         parts = [match.parts[-1] for match in found]
-        # Digits that all begin or end with tell frames apart in another folder.
+        # Common digits at the start or end may distinguish frames in another folder.
         before = _beginning(parts).rstrip("0123456789")
         after = _beginning([part[len(before) :][::-1] for part in parts])[::-1].lstrip("0123456789")
         if not before + after or set("*?{}") & set(before + after) or any(part == before + after for part in parts):
@@ -361,7 +361,7 @@ def split_by_shares(names: Sequence[str], shares: Shares, *, seed: int) -> dict[
     }
     for split, low, high in (("val", first, second), ("train", 0.0, first), ("test", second, 1.0)):
         counts = Counter(found.values())
-        # A scene of a split that can spare one; for a test split alone, train and val are not given up.
+        # From a split with several scenes; train and val never become empty for a test split.
         spare = [name for name in names if counts[found[name]] > 1 or (found[name] == "test" and split != "test")]
         if counts[split] == 0 and low < high and spare:
             middle = (low + high) / 2
@@ -392,7 +392,7 @@ def split_by_lists(known: Mapping[str, Sequence[str]], lists: Mapping[str, Path]
             raise DataError(f"{path}: names no scene for '{split}'; write one per line, or leave the list out")
         for number, line in lines:
             where, word = f"{path}:{number}", line.split()[0]
-            # Some lists name the label in a second word; a name may as well hold blanks.
+            # Some lists name the label in a second word; but a name may also contain blanks.
             scenes = names.get(_bare(line)) or names.get(_bare(word), set())
             if len(scenes) != 1:
                 why = "is not a scene" if not scenes else f"may be {' or '.join(sorted(scenes)[:3])}"

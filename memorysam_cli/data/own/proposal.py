@@ -259,7 +259,7 @@ def _pattern(role: _Role, paths: Sequence[str], everything: Sequence[str], *, ha
             return pattern.text
         other = other or next((path for path in matched if path not in wanted), "")
     raise UsageError(
-        f"{shown(paths[0])} and {shown(other)}: no pattern tells such files apart; type the patterns (--modality, "
+        f"{shown(paths[0])} and {shown(other)}: no pattern can separate these files; give the patterns (--modality, "
         "--labels), or move one kind into its own folder"
     )
 
@@ -332,7 +332,7 @@ def _kind_by_content(root: Path, name: str, path: str) -> Kind:
     if head.dtype == "uint8" and head.channels in STORED:
         return "gray" if head.channels == 1 else "rgb"
     raise UsageError(
-        f"{shown(root / path)}: holds {counted(head.channels, 'channel')} of {head.dtype}, and its name tells no "
+        f"{shown(root / path)}: holds {counted(head.channels, 'channel')} of {head.dtype}, and its name means no "
         f"kind of sensor; add --kind {name}=KIND, one of {', '.join(KINDS)}"
     )
 

@@ -46,14 +46,14 @@ class Defaults:
 DEFAULTS: dict[Kind, Defaults] = {
     "rgb": Defaults(looks_like_a_photo=True),
     "gray": Defaults(looks_like_a_photo=True),
-    # Between a wall and what stands before it there is nothing in the middle: distances are not blended.
+    # Between a wall and an object in front of it there is nothing, so distances are not blended.
     "depth": Defaults(interpolation="nearest"),
     "hha": Defaults(),
-    # Sparse: most pixels say "nothing", which must not bleed into those that say something.
+    # Sparse: most pixels mean "nothing", which must not be blended with the others.
     "event": Defaults(interpolation="nearest"),
     "lidar": Defaults(interpolation="nearest"),
     "thermal": Defaults(),
-    # Which of sine and cosine a mirror turns round depends on how the sensor counts its angle: dataset.json can say.
+    # Whether a flip changes the sign of sine or cosine depends on the sensor's convention, set in dataset.json.
     "angle": Defaults(),
 }
 
@@ -80,8 +80,8 @@ def guess_kind(name: str) -> Kind:
     """
     found = told_kinds(name)
     if len(found) != 1:
-        why = "tells no kind" if not found else f"tells {' and '.join(found)}"
-        raise UsageError(f"--modality {name}: its name {why}; say --kind {name}=KIND, one of {', '.join(KINDS)}")
+        why = "means no known kind" if not found else f"may mean {' and '.join(found)}"
+        raise UsageError(f"--modality {name}: its name {why}; give --kind {name}=KIND, one of {', '.join(KINDS)}")
     return found[0]
 
 
@@ -193,7 +193,7 @@ def _note_on_range(found: ValueRange, modality: Modality) -> str | None:
         return None
     if top < SMALL:
         return f"{stored} use only {100 * top:.2g} % of the range; {remedy.format(factor / top)}"
-    # Most of a sparse sensor's pixels say "nothing", which is one value.
+    # Most of a sparse sensor's pixels mean "nothing", which is one value.
     if high - low < NARROW and modality.kind not in ("event", "lidar"):
         return f"{stored} use a span of only {100 * (high - low):.2g} % of the range; normalize with --measure"
     return None
@@ -206,7 +206,7 @@ def notes_on_bands(manifest: Manifest) -> list[str]:
         path = manifest.scenes[0].files.get(modality.name, ("",))[0]
         if modality.bands is None or not path:
             continue
-        with suppress(DataError):  # the check will tell
+        with suppress(DataError):  # the check reports it
             header = images.header(manifest.root / path)
             notes.append(f"'{modality.name}' takes {decode.bands_taken(modality, header, path=Path(path))} of {path}")
     return notes

@@ -190,7 +190,7 @@ class Tally:
 
     def add_up(self, accelerator: Accelerator) -> None:
         """Sum over all processes."""
-        wait_for_all(accelerator)  # one may have had the larger scenes
+        wait_for_all(accelerator)  # another process may have had the larger scenes
         parts = [self.confusions, self.ignored, self.pixels, self.scored, self.per_scene]
         flat = torch.cat([part.flatten() for part in parts]).to(accelerator.device)
         summed = accelerator.reduce(flat, reduction="sum").cpu().split([part.numel() for part in parts])

@@ -124,7 +124,7 @@ def plan(
         weights, run=run, digest=digest, split="+".join(splits), card=card, modalities=chosen, view=view
     )
     if out is None and precision != "fp32":
-        folder /= precision  # beside the exact result, never in its place
+        folder /= precision  # beside the exact result, which it must not replace
     result_files.refuse_foreign(folder)
     atomic.refuse_unwritable(folder)
     scenes = tuple(scene for name in splits for scene in manifest.of_split(name))

@@ -80,7 +80,7 @@ def write(report: dict[str, Any], evaluation: Evaluation, folder: Path) -> None:
     matrix = evaluation.confusion(report["protocol"]).numpy()
     atomic.write_bytes(folder / NAMES["confusion_figure"], figures.confusion_matrix(matrix, classes=names, title=title))
     atomic.write_bytes(folder / NAMES["per_class_figure"], bars)
-    documents.write_json(folder / NAMES["metrics"], report)  # last: who finds it finds the others
+    documents.write_json(folder / NAMES["metrics"], report)  # last: if it exists, the others do
 
 
 def _per_class_rows(report: dict[str, Any]) -> Iterable[Sequence[object]]:
@@ -242,7 +242,7 @@ def show(report: dict[str, Any]) -> None:
     _show_parts(report)
     _show_worst(report)
     for name, part in sorted(report["protocols"].items(), key=lambda item: item[0] != report["protocol"]):
-        present = f"{part['miou_present']:.2f}"  # the same where each class is present
+        present = f"{part['miou_present']:.2f}"  # equal if each class is present
         console.say(
             f"{name:<8}  mIoU {part['miou']:.2f}  mF1 {part['mf1']:.2f}  mAcc {part['macc']:.2f}"
             + (f"  (mIoU of present classes {present})" if present != f"{part['miou']:.2f}" else "")
@@ -265,7 +265,7 @@ def _seen(report: dict[str, Any]) -> str:
 def _show_parts(report: dict[str, Any]) -> None:
     """Print the breakdowns: a table each, and one of conditions against cases."""
     for label in ("splits", "conditions", "cases"):
-        if len(report[label]) > (label == "splits"):  # a single split is the whole
+        if len(report[label]) > (label == "splits"):  # a single split is the same as the whole
             parts = [
                 [name, part["scenes"], *_two_decimals(part, "miou", "miou_present", "mf1", "macc")]
                 for name, part in report[label].items()

@@ -218,7 +218,7 @@ class FailureTally:
         self.network, self.draws, self.protocol, self.classes = network, draws, protocol, classes
         self.modalities, self.sensors, self.device = inference.modalities, inference.sensors, inference.device
         self.groups = list(sensors_in(network, inference).values())
-        # With nothing missing all levels are one: it runs once, and counts for each.
+        # Without missing sensors all levels are equal: it runs once, and counts for each.
         self.cells: dict[tuple[Variant, ...], list[int]] = {}
         for index, variants in enumerate(plan.values()):
             self.cells.setdefault(tuple(variants), []).append(index)
@@ -247,7 +247,7 @@ class FailureTally:
         confusions, pixels = self.confusions, self.pixels
         if accelerator is not None:
             flat = torch.cat([confusions.flatten(), torch.tensor([pixels])]).to(accelerator.device)
-            wait_for_all(accelerator)  # one may have had the larger scenes
+            wait_for_all(accelerator)  # another process may have had the larger scenes
             flat = accelerator.reduce(flat, reduction="sum").cpu()
             confusions, pixels = flat[:-1].view_as(confusions), int(flat[-1])
         counted = confusions.sum((2, 3))
@@ -287,7 +287,8 @@ class FailureTally:
         once."""
         shape = tuple(frame.shape[1:])
         if shape not in self._zeros:
-            self._zeros = {shape: self._encode([torch.zeros(1, *shape)], [0])[0]}  # scenes of one size come in a row
+            # scenes of the same size are consecutive
+            self._zeros = {shape: self._encode([torch.zeros(1, *shape)], [0])[0]}
         return self._zeros[shape].expand(frame.shape[0], sensor=self.groups[place][0])
 
     def _add_all(

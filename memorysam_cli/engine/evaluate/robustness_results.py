@@ -90,7 +90,7 @@ def write(report: dict[str, Any], folder: Path) -> None:
     files = {key: Path(path).name for key, path in report["files"].items()}
     atomic.write_text(folder / files["table"], csv_text(_csv_rows(report)))
     atomic.write_bytes(folder / files["figure"], _figure(report))
-    documents.write_json(folder / files["report"], report)  # last: who finds it finds the others
+    documents.write_json(folder / files["report"], report)  # last: if it exists, the others do
 
 
 def show(report: dict[str, Any]) -> None:

@@ -91,7 +91,7 @@ def _score(
         )
         for protocol, logits, label_or_none, pixels in seen:
             label = _label(label_or_none, inference.device)
-            # float32, in which half a precision's ties are still told apart.
+            # float32, which distinguishes values that are equal in half precision.
             prediction = class_map(logits.float(), height=label.shape[0], width=label.shape[1])
             tally.add(protocol, scored.scene, prediction=prediction, label=label, pixels=pixels)
 

@@ -233,13 +233,13 @@ def measure(workload: Workload, device: torch.device, *, against_plain: bool, re
     _announce(workload, work, best["fast"], steps=len(manners) * (repeats + WARM_UPS + TRIED + 1))
     reports: dict[str, dict[str, Any]] = {}
     peaks: dict[Manner, int] = {}
-    if device.type != "cuda":  # a process's peak cannot be told apart from what it did before
+    if device.type != "cuda":  # a process's peak includes its earlier work
         peaks = {manner: peak for manner in manners if (peak := _peak_apart(workload, device, manner, reports))}
     with runtime.explained(device, levers=workload.levers):
         variants = make_variants(workload, device)
         difference = _warm_up(variants, device, manners, peaks=peaks, reports=reports)
         timed: list[Manner] = [manner for manner in manners if manner in peaks]
-        if "plain" in peaks and workload.task == "train":  # anomaly detection keeps words, no tensors: as much memory
+        if "plain" in peaks and workload.task == "train":  # anomaly detection stores no tensors: same memory
             timed.append("plain_unchecked")
             best["plain_unchecked"], peaks["plain_unchecked"] = best["plain"], peaks["plain"]
             variants.plain_unchecked()

@@ -132,7 +132,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Return the result of an operation, and record its memory."""
         kwargs, way = kwargs or {}, self._way(function)
         if way == "reading":
-            return 1  # whatever a value decides, work is done
+            return 1  # if a value decides, the branch with work is taken
         if way == "in place" and _is_empty(args[0]):
             return args[0]
         if way != "new":
@@ -218,14 +218,14 @@ def training(recipe: Recipe, *, classes: int, kind: Kind = "cuda") -> Count:
     """
     recipe, network = _counted(recipe), skeleton(recipe, classes=classes)
     if (file := teacher_file(recipe)) is not None:
-        _teacher_skeleton(file[1])  # made now: constructors read numbers, which cannot be read while counting
+        _teacher_skeleton(file[1])  # created now, because constructors read numbers, which is impossible while counting
     with _counting(kind, recipe.train.precision) as (tracker, accelerator):
         network = _fresh(network)
         tracker.note([*network.parameters(), *network.buffers()])
         weights = tracker.live
         learner = Learner(network, recipe, accelerator=accelerator)
         weights += sum(_rounded(average.nbytes, kind) for average in learner.average.tensors.values())
-        before = tracker.live  # prototypes count as activations: they are a few kilobytes
+        before = tracker.live  # prototypes count as activations; they have a few kilobytes
         batches = [_batch(recipe, is_here=place == 0) for place in range(recipe.train.accumulate)]
         tracker.note([*batches[0].frames, batches[0].label])
         inputs = tracker.live - before
@@ -333,7 +333,7 @@ def _looks_not_shared(network: Segmenter, looks: Sequence[Look], full: Sequence[
     """The looks of a sequence after the prefix that it shares with the full sequence."""
     pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(looks, full, strict=False))
     shared = len(list(pairs))
-    # SAM 2.1's pointers know how many frames there are.
+    # SAM 2.1's pointers depend on the number of frames.
     knows_length = network.sam.add_tpos_enc_to_obj_ptrs and len(looks) != len(full)
     return looks[min(shared, 1) if knows_length else shared :]
 
@@ -487,7 +487,7 @@ def _counted(recipe: Recipe) -> Recipe:
 def _fresh(network: Segmenter) -> Segmenter:
     """The network with new tensors, which the tracker sees."""
     known: dict[int, Any] = {id(tensor): empty_like(tensor) for tensor in (*network.parameters(), *network.buffers())}
-    for module in network.modules():  # rotary tables: made anew for the size of the images, and counted then
+    for module in network.modules():  # rotary tables: created again for the size of the images, and counted then
         known |= {id(value): value for value in vars(module).values() if isinstance(value, Tensor)}
     return copy.deepcopy(network, known)
 

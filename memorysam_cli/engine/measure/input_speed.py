@@ -149,7 +149,7 @@ def _training(
     work = Training(replace(workload, task="train"), device)
     work.fast()
     before = interleaved({"": work.fast}, repeats=repeats, device=device)[""]
-    # What was read ahead hides a slow loader for a while; one that is twice as fast has nothing to hide.
+    # Prefetched batches hide a slow loader for a while; a loader twice as fast as the model needs no such lead.
     is_ample = reading > 2 * workload.batch / statistics.median(before)
     counted = repeats if is_ample else max(repeats, AHEAD * recipe.data.workers)
     lead = 1 if is_ample else _lead(recipe.data.workers)

@@ -59,7 +59,7 @@ class Plain(nn.Module):
 
     def __init__(self, network: MemorySAM, *, backbone: str) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):  # what is drawn here is thrown away
+        with torch.random.fork_rng(devices=[]):  # these random values are replaced
             self.sam = build_sam2(
                 backbone, tokens=network.sam.sam_mask_decoder.num_mask_tokens - 1, attention=RoPEAttention
             )
@@ -73,7 +73,7 @@ class Plain(nn.Module):
         _share(self.sam, network.sam)
         for twin, block in zip(*(trunk.blocks for trunk in trunks), strict=True):
             twin.attn.qkv = _reference_projection(block.attn.qkv)
-        if not self.object_gate:  # SAM2 has no such switch, but each place that asks for the score has one
+        if not self.object_gate:  # SAM2 has no such switch, but each use of the score has one
             self.sam.pred_obj_scores, self.sam.no_obj_embed_spatial = False, None
         self.train(network.training)
 
@@ -236,7 +236,7 @@ class PlainLearner:
             ohem, spmm = self.losses(batch)
             (ohem + spmm).backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
-            self.optimizer.zero_grad()  # last, for the parameters are another network's too
+            self.optimizer.zero_grad()  # last, because another network shares the parameters
         return PlainLesson((ohem + spmm).item(), ohem.item(), spmm.item())
 
     def gradient(self, batch: Batch) -> tuple[float, float, float]:
@@ -306,7 +306,7 @@ class PlainPrototypes:
             of_class = pixels[small == index]  # (n, D)
             local.append(of_class.mean(dim=0) if len(of_class) else None)
             if self.settings.variant == "reference" and len(of_class):
-                local[-1] = of_class.mean(dim=0) / len(of_class)  # the second division is the reference's
+                local[-1] = of_class.mean(dim=0) / len(of_class)  # the reference also divides twice
         return self._reference(local) if self.settings.variant == "reference" else self._paper(local)
 
     def _reference(self, local: list[Tensor | None]) -> Tensor:

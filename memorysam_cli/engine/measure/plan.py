@@ -120,7 +120,7 @@ def room(device: str, *, asked: int | None = None, share: int = 1, have: Capacit
     if asked is not None:
         return Room(device, asked, asked, asked // share, int(asked // share * (1 - MARGIN)))
     have = have or trials.capacity(device)
-    free = have.free or have.total  # a machine that does not say
+    free = have.free or have.total  # unknown on this machine
     return Room(device, have.total, free, free // share, int(free // share * (1 - MARGIN)))
 
 
@@ -326,7 +326,7 @@ def search(
         return found[way].fits
 
     batches = sorted({way.batch for way in ways}, reverse=True)
-    frugal = {way.batch: way for way in ways}  # the last one of a batch takes least
+    frugal = {way.batch: way for way in ways}  # the last one of a batch needs the least memory
     low, high = 0, len(batches) - 1
     while low <= high:  # the largest one first: it is the usual answer
         middle = 0 if high == len(batches) - 1 and low == 0 else (low + high) // 2
@@ -355,7 +355,7 @@ def looking(target: Target, space: Room) -> Looking:
 
     single, each = peak(1), peak(2) - peak(1)
     batch = min(MOST_AT_ONCE, 1 + (space.limit - single) // max(each, 1)) if single <= space.limit else 0
-    while batch and peak(batch) > space.limit:  # a line through two points is near the truth, and not it
+    while batch and peak(batch) > space.limit:  # a line through two points is only an approximation
         batch -= 1
     return Looking(single, batch, peak(batch) if batch else 0)
 
@@ -493,8 +493,8 @@ def told_by_main(work: Callable[[], Answer], accelerator: Accelerator) -> Answer
         return work()
     future: Future[Answer] = Future()
     if accelerator.is_main_process:
-        # A daemon: Ctrl-C must not wait for it. The others hear from the main thread meanwhile: no collective may wait
-        # longer than its timeout, and a plan may take that long.
+        # A daemon thread, so that Ctrl-C does not wait for it. Meanwhile the main thread sends the others messages: a
+        # collective may not wait longer than its timeout, and a plan may.
         threading.Thread(target=_fulfil, args=(future, work), daemon=True).start()
     while True:
         word = [_word(future, accelerator)]
@@ -531,7 +531,7 @@ def _choose(recipe: Recipe, manifest: Manifest, accelerator: Accelerator) -> Can
     validation."""
     device = accelerator.device
     share = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)) if device.type == "cpu" else 1
-    name = str(device) if device.type == "cuda" else device.type  # accelerate speaks of cpu:0
+    name = str(device) if device.type == "cuda" else device.type  # accelerate uses cpu:0
     found = search(workload.target_of(recipe, manifest), room(name, share=share), attempt=trials.run, steps=1)
     if found.proposal is None:
         raise found.refusal()

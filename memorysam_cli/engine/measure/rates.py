@@ -164,7 +164,7 @@ def bf16_advice(device: torch.device, recipe: Recipe) -> str | None:
         return None
     name = torch.cuda.get_device_name(device)
     card = card_of(name)
-    one = 10**12  # any amount of work: its rates are compared
+    one = 10**12  # any amount of work, because only rates are compared
     estimates = estimate_here(device, flops=one, updates=None) if card is None else estimate_on_card(
         card, flops=one, updates=None
     )  # fmt: skip
@@ -206,7 +206,7 @@ def timed(work: Work, device: torch.device) -> float:
 def synchronize(device: torch.device) -> None:
     """Wait until a device has finished all its work; a CPU always has."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)  # not the current one, which need not be the one that was requested
+        torch.cuda.synchronize(device)  # not the current device, which may be another one
     elif device.type != "cpu":
         getattr(torch, device.type).synchronize()
 

@@ -129,7 +129,7 @@ def run(trial: Trial) -> Outcome:
         UsageError: the device does not support the recipe's precision.
         RuntimeError: the child failed for another reason than missing memory; has its last lines.
     """
-    # In case it dies too soon to say.
+    # In case it ends before it reports this.
     before = {} if trial.device.startswith("cuda") else asdict(capacity(trial.device))
     with tempfile.TemporaryFile("w+") as complained, _child(trial, complained) as process:
         ended_by_us, seen = _watch(process, trial)
@@ -169,11 +169,11 @@ def capacity(device: str) -> Capacity:
 @contextlib.contextmanager
 def _child(trial: Trial, complained: IO[str]) -> Iterator[subprocess.Popen[bytes]]:
     """The running child; afterwards it and its own children are ended."""
-    # A session of its own: Ctrl-C in the terminal reaches this process alone, which then ends the child.
+    # A separate session: Ctrl-C in the terminal reaches only this process, which then ends the child.
     process = children.start(PROCESS, environment=_alone(), errors_to=complained, own_session=True)
     try:
         assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it died at once: its exit code says why
+        with contextlib.suppress(BrokenPipeError):  # it ended at once; its exit code shows why
             process.stdin.write(trial.to_json().encode() + b"\n")
             process.stdin.flush()
         yield process
@@ -198,7 +198,7 @@ def _watch(process: subprocess.Popen[bytes], trial: Trial) -> tuple[str, int]:
         The reason, if there was one, and the peak resident memory if it is limited.
     """
     end, seen = time.monotonic() + trial.timeout, 0
-    # On CUDA the allocator keeps to the limit. No rlimit: those are of address space, which nobody pays for.
+    # On CUDA the allocator enforces the limit. Not rlimit, which limits address space, not memory.
     is_watched = trial.limit is not None and not trial.device.startswith("cuda")
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -258,7 +258,7 @@ MOST_SKIPPED = 20
 
 def main(arguments: Sequence[str]) -> None:
     """Run the trial from stdin, or answer ``--capacity DEVICE``."""
-    answers = children.claim_stdout()  # what a library prints must not stand between our lines
+    answers = children.claim_stdout()  # output of libraries must not mix with our lines
 
     def tell(**values: object) -> None:
         answers.write(json.dumps(values).encode() + b"\n")
@@ -269,7 +269,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     trial = Trial.from_json(sys.stdin.readline())
     children.watch_parent(lambda: os._exit(1))
-    children.tell_kernel("oom_score_adj", "1000")  # where memory ends, this process is to be killed, not its parent
+    children.tell_kernel("oom_score_adj", "1000")  # if memory runs out, this process should be killed, not its parent
     perform(trial, tell)
 
 
@@ -285,7 +285,7 @@ def perform(trial: Trial, tell: Tell) -> None:
     have = runtime.capacity(device)
     tell(total=have.total, free=have.free)
     if device.type == "cuda" and trial.limit is not None:
-        # By its number: of a device without one (`cuda`), this function of torch's alone wants to hear nothing.
+        # By its number, because this function of torch does not accept a device without one (`cuda`).
         torch.cuda.set_per_process_memory_fraction(min(1.0, trial.limit / have.total), device.index)
     try:
         _WORK[trial.task](trial, device, tell)
@@ -319,7 +319,7 @@ def _updates(trial: Trial, network: Segmenter, device: torch.device) -> Callable
     learner = Learner(
         network, recipe, accelerator=runtime.make_accelerator(device, precision=recipe.train.precision)
     )  # fmt: skip
-    # The first one is on the device beforehand, as the loop fetches them.
+    # The first one is already on the device, as in the training loop.
     batches = [
         made_up_batch(recipe, classes=trial.classes, seed=seed, device="cpu" if seed else device)
         for seed in range(recipe.train.accumulate)

@@ -143,7 +143,7 @@ def scored_frames(sizes: Sequence[tuple[int, int]], *, size: int, crop: Crop | N
     modality = Modality(name="any", kind="rgb")
     whole, published = [], []
     for height, width in sizes:
-        # The arithmetic of sizes is the transforms' own: they show it on a frame of zeros.
+        # The transforms themselves compute the sizes, on a frame of zeros.
         sample = Sample({modality.name: np.zeros((height, width, 3), np.uint8)}, None)
         whole.append(transforms.for_prediction(sample, modalities=[modality], size=size).size)
         published.append(transforms.for_scoring(sample, modalities=[modality], size=size, crop=crop).size)
@@ -173,7 +173,7 @@ def _most(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
 def _refuse_count(modalities: int | None) -> None:
     if modalities is not None:
         raise UsageError(
-            f"--modalities {modalities}: the recipe's data set tells which there are; leave it out, or choose some "
+            f"--modalities {modalities}: the recipe's data set defines them; leave it out, or choose some "
             "with --set data.modalities=[A,B]"
         )
 

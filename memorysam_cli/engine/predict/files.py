@@ -132,7 +132,7 @@ class SceneFiles:
             files["mask"] = self._save(MASKS, scene, mask)
             for extra in self.extras:
                 values = decided[extra] if extra in decided else self._picture(extra, scene, modalities, mask=mask)
-                assert values is not None  # what is wanted was decided
+                assert values is not None  # it was computed if requested
                 files[extra] = self._save(extra, scene, values)
         except BaseException:
             remove(self.out, files)
@@ -202,7 +202,7 @@ class SceneFiles:
             for path in (self.root / path for name in modalities for path in scene.files[name]):
                 facts = path.stat()
                 digest.update(f"{facts.st_size} {facts.st_mtime_ns}\n".encode())
-        except OSError:  # gone since it was read
+        except OSError:  # removed after it was read
             return ""
         return digest.hexdigest()[:16]
 
@@ -255,7 +255,7 @@ def clear_earlier(out: Path, info: DatasetInfo) -> None:
         info: classes and palette.
     """
     (out / SUCCESS).unlink(missing_ok=True)
-    (out / LEGEND).unlink(missing_ok=True)  # of other classes, perhaps
+    (out / LEGEND).unlink(missing_ok=True)  # perhaps for other classes
     count = clear(out / LEDGER, out)
     if count:
         console.note(f"{out}: replaces the predictions of an earlier run ({counted(count, 'scene')})")
@@ -304,7 +304,7 @@ def remove_file(path: Path, *, tree: Path) -> None:
     """
     try:
         is_ours = not stat.S_ISDIR(path.lstat().st_mode) and path.parent.resolve().is_relative_to(tree.resolve())
-    except (OSError, ValueError):  # not there, or a name that no file can have
+    except (OSError, ValueError):  # missing, or not a valid file name
         return
     if is_ours:
         with atomic.faults(path):

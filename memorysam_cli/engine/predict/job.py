@@ -99,7 +99,7 @@ class Job:
             "--precision": self.precision,
             "--compile": self.is_compiled,
             "versions": surroundings.versions(),
-            # Left out where they are not wanted: the job is then the one that it was before they could be.
+            # Left out if not requested, so that jobs of earlier versions stay equal.
             **{key: value for key, value in _decided(self).items() if value is not None},
         }
 
@@ -374,7 +374,7 @@ def what_is_wanted(
         if name not in classes:
             hint = did_you_mean(str(name), classes)
             raise UsageError(f"--threshold {name}={share}: the weights know no class '{name}'{hint}")
-        if not isinstance(share, numbers.Real) or not 0 <= share <= 1:  # NumPy's count, too
+        if not isinstance(share, numbers.Real) or not 0 <= share <= 1:  # also for NumPy's integers
             raise UsageError(f"--threshold {name}={share}: must be a probability from 0 to 1, such as 0.7")
     if unsure is not None and not thresholds:
         raise UsageError(f"--unsure {unsure}: is for pixels below a threshold; give one with --threshold CLASS=0.7")
@@ -468,7 +468,7 @@ def doubts(scenes: Sequence[Scene], *, root: Path, modalities: Sequence[Modality
         path = next((scene.files[modality.name][0] for scene in scenes if modality.name in scene.files), None)
         if modality.kind != "hha" or path is None:
             continue
-        with contextlib.suppress(DataError):  # reading the scene will say what is wrong with it
+        with contextlib.suppress(DataError):  # reading the scene reports the problem
             if images.header(root / path).channels == 1:
                 notes.append(
                     f"{path}: has one channel, and the weights' '{modality.name}' is depth encoded as HHA, which has "
@@ -479,7 +479,7 @@ def doubts(scenes: Sequence[Scene], *, root: Path, modalities: Sequence[Modality
 
 def _resampling(scene: Scene, *, root: Path, modalities: Sequence[Modality]) -> list[str]:
     """A line for each sensor of a scene whose resolution differs from the mask's."""
-    with contextlib.suppress(DataError):  # reading the scene will say what is wrong with it
+    with contextlib.suppress(DataError):  # reading the scene reports the problem
         sizes = {each.name: images.shape(root / scene.files[each.name][0])[:2] for each in modalities}
         frame = decode.frame_size(sizes, kinds={each.name: each.kind for each in modalities}, label=None)
         if frame is not None:

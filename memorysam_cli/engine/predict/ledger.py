@@ -207,7 +207,9 @@ class _Doubts:
         """Messages for the user, one sentence for each kind."""
         reasons = []
         if self.foreign:
-            reasons.append(f"{counted(self.foreign, 'line', 'is')} not of this prediction, and dropped")
+            reasons.append(
+                f"{counted(self.foreign, 'line', 'does')} not belong to this prediction, and will be dropped"
+            )
         if self.stale:
             reasons.append(
                 f"{counted(self.stale, 'scene', 'is')} done again: inputs have changed, files are gone, or lines were "
@@ -247,7 +249,7 @@ def _texts(ledger: Path) -> Iterator[tuple[int, bytes]]:
     offset = 0
     with atomic.faults(ledger), ledger.open("rb") as stream:
         for text in stream:
-            if text.endswith(b"\n"):  # else a kill has torn it
+            if text.endswith(b"\n"):  # otherwise a kill left it incomplete
                 yield offset, text
             offset += len(text)
 
@@ -379,7 +381,7 @@ def _merged_lines(out: Path, job: Job, ledgers: Sequence[Path], totals: Totals, 
                 )
             totals.add(line)
             named = list(scene_files.paths(scene).values()) if line["status"] == "done" else []
-            if not named:  # a kill may have left files of a scene that could not be read in the end
+            if not named:  # a kill may have left files of a scene that finally could not be read
                 remove(out, scene_files.paths(scene))
             present = scene_files.present(scene)
             for path in named:

@@ -163,7 +163,7 @@ def _refusal(out: Path, state: FolderState, wish: Wish) -> str:
         case Begun(differences=differences, scenes_done=count) if wish.is_alone:
             return (
                 f"--out {out}: holds {counted(count, 'scene')} of another prediction ({', '.join(differences)}), "
-                "which is not finished; finish it with its own command, give another folder, or begin anew with "
+                "which is not finished; finish it with its own command, give another folder, or start over with "
                 "--overwrite"
             )
         case Begun(differences=differences):
@@ -201,10 +201,10 @@ def look(out: Path, job: Job, *, parts: int) -> FolderState:
         EnvironmentFault: nothing can be written there.
         DataError: the record of an unfinished prediction is damaged.
     """
-    files.refuse_out(out, overwrite=True)  # what is foreign is for :func:`decide`
+    files.refuse_out(out, overwrite=True)  # :func:`decide` handles foreign content
     report = _report(out)
     if report is not None and (out / LEDGER).is_file():
-        # A folder that was followed holds the prediction of the scenes that had arrived.
+        # A followed folder has the prediction of the scenes that had arrived.
         wanted = job.of(scenes_of(out / LEDGER)) if job.follows else job
         return Complete(report, is_wanted=report.get("job") == wanted.sha256)
     note = _read_note(out)
@@ -236,7 +236,7 @@ def _read_note(out: Path) -> dict[str, Any] | None:
     try:
         note = documents.read_json(path)
     except DataError:
-        if not path.is_file():  # merged in this very moment
+        if not path.is_file():  # merged at this moment
             return None
         raise
     if not isinstance(note, dict) or not {"parts", "marks", "ready"} <= note.keys():
@@ -316,7 +316,7 @@ class PredictionFolder:
 
     def __enter__(self) -> Self:
         state = self._look()
-        # Where a run without shards is at work, another one learns that, and not how far it is.
+        # If a run without shards is running, another one reports only that, not its progress.
         if not self.wish.is_alone or isinstance(state, Foreign) or (isinstance(state, Begun) and state.parts != 1):
             decide(self.out, state, self.wish)
         if self.wish.is_alone:
@@ -344,7 +344,7 @@ class PredictionFolder:
             else:
                 is_answered = action is Action.ANSWER
             if is_answered:
-                _remove_parts(self.out)  # of a merge that was killed at its very end
+                _remove_parts(self.out)  # from a merge that was killed at its end
                 self._say_complete()
             return is_answered
 
@@ -476,7 +476,7 @@ class PredictionFolder:
             _write_note(self.out, self.job, self.wish.shard.count, is_ready=False)
             files.clear_earlier(self.out, self.job.card.dataset)
             _write_note(self.out, self.job, self.wish.shard.count, is_ready=True)
-        (self.out / SUCCESS).unlink(missing_ok=True)  # of this job when it was complete, and is taken up again
+        (self.out / SUCCESS).unlink(missing_ok=True)  # of this job when it was complete, and is continued
         (self.part.folder / DONE).unlink(missing_ok=True)
         if action is Action.RESTART:
             files.clear(self.part.ledger, self.out)

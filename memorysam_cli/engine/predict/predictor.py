@@ -259,7 +259,7 @@ class Predictor:
         source = unlabeled_scenes(
             _HERE, scenes=scenes, modalities=job.modalities, size=job.card.image_size, workers=0, tile=job.view.tile
         )  # fmt: skip
-        read = [_readable(scene) for scene in source]  # before the network's turn: others read meanwhile
+        read = [_readable(scene) for scene in source]  # before waiting for the network, so that other threads can read
         with self._turn, runtime.explained(self._device, levers=_LEVERS):
             if self._network is None:
                 raise UsageError("this predictor is closed; make another one")
@@ -270,7 +270,7 @@ class Predictor:
                         self._network, iter(read), inference, classes=len(self.class_names), wanted=job.wanted
                     )
                 ]
-                if len(seen) > 1:  # a result that stays must not keep the others' logits
+                if len(seen) > 1:  # a stored result must not keep the other scenes' logits in memory
                     seen = [replace(each, logits=each.logits.clone()) for each in seen]
         return [Result(each, scene, files) for each, scene in zip(seen, scenes, strict=True)]
 

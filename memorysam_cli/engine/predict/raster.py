@@ -167,7 +167,7 @@ def plan(
             )
     missing = [name for name in known if name not in places]
     if missing:
-        console.note(f"without '{', '.join(missing)}': predicting with the modalities that are there")
+        console.note(f"without '{', '.join(missing)}': predicting with the other modalities")
     paths = {name: path for name, path in places.items() if path is not None}
     return RasterJob(
         weights, tensors.sha256(weights), card, paths, made, replace(view, tile=True), precision, is_compiled,
@@ -325,12 +325,12 @@ def run(
             _begin(job, sensors.grid, work)
             _segment(job, sensors, work, chosen)
             for path in beside:
-                (work / path.name).touch()  # from here on it is ours: a run that ends too early may have left it
+                (work / path.name).touch()  # from here on it is ours, perhaps from an interrupted run
             if every is not None:
                 rasters.write_cog(work / PROBABILITIES, every, scratch=work, needed_bytes=needed)
             if shapes is not None:
                 _write_polygons(job, made, shapes, crs=sensors.grid.crs)
-            rasters.write_cog(made, out, scratch=work, needed_bytes=needed)  # last: where it is, all is done
+            rasters.write_cog(made, out, scratch=work, needed_bytes=needed)  # last: if it exists, everything is done
     shutil.rmtree(work, ignore_errors=True)
     return {
         **_report(job, sensors, out, chosen),
@@ -417,7 +417,7 @@ def _begin(job: RasterJob, grid: Grid, work: Path) -> None:
             work / PROBABILITIES, grid, dtype=job.stored, nodata=None if job.stored == "uint8" else np.nan,
             colors={}, tags={}, bands=job.info.classes,
         )  # fmt: skip
-    documents.write_json(work / JOB, marks)  # last: then all of it is there
+    documents.write_json(work / JOB, marks)  # last: then the job is complete
 
 
 def _segment(job: RasterJob, sensors: _Sensors, work: Path, device: torch.device) -> None:
@@ -484,7 +484,7 @@ def _classes(
         is_gap[: gaps.shape[0], left - stripe.begin : left - stripe.begin + gaps.shape[1]] = gaps
         with inference.computing():
             logits = inference.logits(tiled.network, [frames])
-        return logits[..., : gaps.shape[0], : gaps.shape[1]]  # what was added to a small raster goes again
+        return logits[..., : gaps.shape[0], : gaps.shape[1]]  # removes the padding of a small raster
 
     for rows, logits in tiled.rows(see, stripe, height=grid.height, first=first):
         (decision,) = decide(
@@ -513,7 +513,7 @@ def _window(sensors: _Sensors, inference: Inference, *, top: int, left: int, siz
         gaps = gaps & missing
         below, beside = -height % STRIDE, -width % STRIDE
         tensor = to_tensor(frame, modality, invalid=invalid)
-        frames.append(torch.nn.functional.pad(tensor, (0, beside, 0, below))[None])  # zeros are no measurement
+        frames.append(torch.nn.functional.pad(tensor, (0, beside, 0, below))[None])  # zeros are not measurements
     return frames, gaps
 
 

@@ -101,7 +101,7 @@ def _cluster() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    with contextlib.redirect_stdout(sys.stderr):  # Ray prints there what befalls its workers; stdout is the answer's
+    with contextlib.redirect_stdout(sys.stderr):  # Ray prints messages of its workers; stdout is for the answer
         try:
             yield
         finally:

@@ -61,13 +61,13 @@ def run(job: Job, out: Path, options: RunOptions) -> dict[str, Any] | None:
 
         prepare = ray.prepare
     else:
-        _device(job, options)  # before a folder is made
+        _device(job, options)  # before a folder is created
     with (
         processes.side_by_side() as peers,
         PredictionFolder(out, job, Wish.of(options, rank=peers.rank, world=peers.world)) as folder,
     ):
         if not folder.is_answered():
-            make = prepare(job, out, options)  # weights that are refused leave the folder as it was
+            make = prepare(job, out, options)  # refused weights do not change the folder
             with folder.begin() as part:
                 if part is not None:
                     _do(job, part, make, skip_bad=options.skip_bad, notice=peers.notice)
@@ -122,7 +122,7 @@ def _do(job: Job, part: Part, make: Make, *, skip_bad: bool, notice: Callable[[]
         progress.advance(inventory.count)
 
         def tell(line: LedgerLine) -> None:
-            notice()  # first: what it raises undoes the scene's files
+            notice()  # first: if it raises, the scene's files are undone
             documents.append_json_line(part.ledger, line)
             progress.advance(1)
 
@@ -323,7 +323,7 @@ def _do_arriving(
             make(some, tell, tell_device)
             arrivals.take(some)
             known += some
-            while masks:  # here, not when the line is written: a reader who is gone must not undo it
+            while masks:  # here, not when the line is written: a closed stdout must not undo it
                 console.say(masks.pop(0))
         if not scenes:
             time.sleep(max(following.poll_s, time.monotonic() - start))
@@ -352,6 +352,6 @@ def _conclude(job: Job, folder: PredictionFolder, arrivals: Arrivals) -> dict[st
     if not arrivals.is_begun or not ledger.totals_of([path], job.card.dataset).done:
         return None
     places = {scene.id: place for place, scene in enumerate(arrivals.find())}
-    scenes = sorted(ledger.scenes_of(path), key=lambda scene: places.get(scene.id, len(places)))  # others stay, last
+    scenes = sorted(ledger.scenes_of(path), key=lambda scene: places.get(scene.id, len(places)))  # others at the end
     ledger.put_in_order(path, scenes)
     return folder.finish_as(job.of(scenes))

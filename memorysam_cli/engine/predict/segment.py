@@ -216,7 +216,7 @@ class WriteBehind(Generic[Result]):
         self._waiting.append(pending)
         try:
             self._pool.submit(pending.run, work)
-        except BaseException:  # whether it was handed in or not, it is not done, or waited for
+        except BaseException:  # even if it was submitted, it is not run or waited for
             pending.future.cancel()
             raise
 

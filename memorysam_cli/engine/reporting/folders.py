@@ -64,7 +64,7 @@ def newest_evaluation(run: Path, *, name: str = NAMES["metrics"]) -> Path | None
         name: name of the file to find.
     """
     scored = [path.parent for path in (run / "evaluate").rglob(name)]
-    # Fewer folders deep: parts of the modalities and other views lie inside the plain result.
+    # The shallowest folder: results of some modalities and of other views are inside the default result.
     return min(scored, key=lambda path: (len(path.parts), -(path / name).stat().st_mtime_ns)) if scored else None
 
 

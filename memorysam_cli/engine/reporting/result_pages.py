@@ -207,7 +207,7 @@ def _sensors(folder: Path, report: Facts) -> list[Facts]:
         part = folders.read(path)
         with documents.understood(path):
             row = {"name": _look_name(part), "value": float(part["miou"])}
-        # A result of other weights or scenes that stayed in the folder compares with nothing here.
+        # Old results of other weights or scenes in the folder cannot be compared.
         if all(part.get(key) == report.get(key) for key in ("weights_sha256", "split_sha256", "protocol")):
             rows.append(row)
     groups = [{"title": "Sensors and settings", "note": "", "rows": _descending(rows)}] if len(rows) > 1 else []
@@ -264,8 +264,8 @@ def subset_levels(folder: Path, *, protocol: str | None = None) -> tuple[Facts, 
                 continue
             found = found or benchmark
             if any(benchmark[key] != found[key] for key in ("weights_sha256", "split_sha256", "protocol")):
-                continue  # of other weights, and stayed in the folder
-            for level in benchmark["levels"]:  # of earlier versions, and where one was requested, it has no name
+                continue  # old results of other weights
+            for level in benchmark["levels"]:  # without a name in earlier versions, and if only one was requested
                 levels.setdefault(level["level"] or LEVEL_OF[benchmark["missing"]], level)
     return found, levels
 

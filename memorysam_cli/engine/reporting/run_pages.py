@@ -63,7 +63,7 @@ def write(folder: Sequence[Path], *, out: Path | None = None) -> WrittenReport:
         raise UsageError(f"--out {path}: is a folder; give a file, such as {path / NAME}")
     gather = GATHER[folders.kind(folder[0])] if len(folder) == 1 else gather_comparison
     atomic.refuse_unwritable(path.parent)
-    with documents.understood(folder[0]):  # what no closer look has found, up to what the page makes of a value
+    with documents.understood(folder[0]):  # any other wrong form of a value
         facts = gather(*folder)
         text = pages.render(facts["kind"], **facts)
     if facts["kind"] == "comparison":
@@ -412,7 +412,7 @@ def _group(name: str, a: Facts, b: Facts) -> Facts:
         ("All sensors", a["sets"][0], b["sets"][0]),
         (f"Mean of {counted(len(pairs), 'set')}", a["average"], b["average"]),
         (f"Worst set ({whose})", *worst),
-        # The sets are in the order of what is missing: the last sensor is the first one alone.
+        # Sets are ordered by the missing sensors, so the first set with one sensor has the last sensor.
         *((f"{one['available'][0]} alone", one, other) for one, other in pairs[::-1] if len(one["available"]) == 1),
     ]
     widest = max(1.0, *(float(each["miou"]) for pair in pairs for each in pair))

@@ -210,7 +210,7 @@ def write(folder: Path, state: State, *, keep: int) -> Path:
     """
     target = path_of(folder, state.position.step)
     again = target.with_name(target.name + _NEW)
-    for left in folder.glob(f"step-*{_NEW}"):  # a kill came between its saving and its moving
+    for left in folder.glob(f"step-*{_NEW}"):  # a kill came between saving and renaming it
         _promote(left) if is_valid(left) else set_aside(left, "corrupt")
     if target.exists() and not is_valid(target):
         set_aside(target, "corrupt")
@@ -221,7 +221,7 @@ def write(folder: Path, state: State, *, keep: int) -> Path:
             if target.exists() and documents.read_json(temporary / MANIFEST) == documents.read_json(target / MANIFEST):
                 raise _AlreadySavedError
     except _AlreadySavedError:
-        _prune(folder, keep=keep)  # a kill may have come before
+        _prune(folder, keep=keep)  # a kill may have prevented it earlier
         return target
     if not is_valid(place):
         raise WeightsError(f"{place}: the written data cannot be read back unchanged; check the disk")
@@ -353,7 +353,7 @@ def read_header(path: Path) -> CheckpointHeader:
         raise WeightsError(f"{where}: {'; '.join(odd)}; it was written by another version, which can continue with it")
     identity, made_by = content.pop("identity"), content.pop("made_by")
     try:
-        # As JSON: lists are lists.
+        # In JSON form, with lists instead of tuples.
         position = TypeAdapter(Position).validate_json(documents.to_json(content), strict=True)
         if position.validation is not None:
             Metric.model_validate({**position.validation, "miou": position.validation.get("miou") or 0}, strict=True)

@@ -124,7 +124,7 @@ def _last_resort() -> Iterator[None]:
         is_over.set()
         signal.set_wakeup_fd(earlier)
         _signal_descriptors.discard(writing.fileno())
-        writing.close()  # the thread reads the end, and ends
+        writing.close()  # the thread reads the end of the file, and ends
 
 
 def _count_signals(reading: socket.socket, is_over: threading.Event) -> None:
@@ -192,7 +192,7 @@ class Quarantine:
         Raises:
             DataError: more scenes are listed than allowed.
         """
-        if not self.share:  # then the loader ends the run by itself
+        if not self.share:  # then the loader itself ends the run
             return
         from accelerate.utils import gather_object
 
@@ -385,7 +385,7 @@ def _check_laws(learner: Learner, position: Position, *, expected: int, last: Pa
     trained = [parameter for group in learner.optimizer.param_groups for parameter in group["params"]]
     frozen = [name for name in new if name not in learner.parameters]
     saved = len(tensors.read(last)[0])
-    # LoRA cuts the base's fused projections into three: tensors do not stay as many, their values do.
+    # LoRA splits the base's fused projections into three: the number of tensors changes, that of values does not.
     base = sum(math.prod(shape) for shape in base_shapes(network.card.base.backbone).values())
     laws = {
         "scenes learned from = steps × batch × accumulate × processes": (position.scenes, expected),
@@ -420,7 +420,7 @@ class Ending:
         except BaseException as error:
             is_ours = out is not None and RunFolder(out).holds_run() and not isinstance(error, FolderInUseError)
             if out is not None and is_ours and not self._is_recorded:
-                with contextlib.suppress(MemorySamError, OSError), lock.hold(out):  # another run may be at work there
+                with contextlib.suppress(MemorySamError, OSError), lock.hold(out):  # another run may be using it
                     _record(RunFolder(out), error)
             raise
 
@@ -429,7 +429,7 @@ class Ending:
         """Record any end of the block; open it while the folder is locked."""
         self._is_recorded = True
         if _is_launched():
-            run.exit.unlink(missing_ok=True)  # where there is none, the process was killed
+            run.exit.unlink(missing_ok=True)  # without this file, the process was killed
         try:
             yield
         except BaseException as error:

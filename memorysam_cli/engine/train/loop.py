@@ -71,7 +71,7 @@ class Trainer:
             recipe, scenes=len(self.scenes), processes=accelerator.num_processes, dataset=manifest.info.name
         )
         self.network = build_for_training(recipe, manifest.info)
-        wait_for_all(accelerator)  # the base weights came to one machine sooner than to another
+        wait_for_all(accelerator)  # machines may have downloaded the base weights at different times
         self.position = Position(world=accelerator.num_processes)
         self.initial: str | None = None
         self.notes: tuple[str, ...] = ()
@@ -155,13 +155,13 @@ class Trainer:
         recipe, step = self.recipe.to_yaml(), self.position.step
         with catch_stop() as stop, self.tracking.of_run(self.run.path, recipe=recipe, step=step):
             if resume is None:
-                self._checkpoint()  # a kill before the first interval must find something to resume from
+                self._checkpoint()  # so that a kill before the first interval can be resumed
             left = self.extent.last_step - self.position.step
             with show_progress(self.accelerator, left, "train") as progress:
                 while not self._is_done():
                     self._epoch(stop, progress)
                 if not self.position.is_validated or self._lacks_best:
-                    self._validate()  # its progress is a line of the table, as that of the other validations
+                    self._validate()  # its progress is a line of the table, as for the other validations
             self._checkpoint()
         ended_early = self.position.step < self.extent.last_step
         if ended_early and self.accelerator.is_main_process:
@@ -185,10 +185,10 @@ class Trainer:
                 f"{self.position.epoch}, which cannot be with {counted(self.extent.steps_per_epoch, 'step')} an epoch"
             )
         self._lacks_best = forget_lost_best(self.run, self.position)
-        wait_for_all(self.accelerator)  # all have read what is written from here on
+        wait_for_all(self.accelerator)  # all processes have read the files that are written from here on
         if self.accelerator.is_main_process:
             record_resume(self.run, self.position, then=state.made_by, now=checkpoints.conditions(self.accelerator))
-            self.run.store_recipe(self.recipe)  # max_steps and its like may have changed
+            self.run.store_recipe(self.recipe)  # max_steps and similar keys may have changed
 
     def _is_done(self) -> bool:
         return self.position.step >= self.extent.last_step or self._is_early()
@@ -206,7 +206,7 @@ class Trainer:
         try:
             self._updates(stop, progress)
         except DataError:
-            if self.accelerator.num_processes == 1:  # of several, one alone may have met it
+            if self.accelerator.num_processes == 1:  # only one of several processes may have met it
                 self._checkpoint()  # nothing is lost until the file is fixed
             raise
         if self.accelerator.is_main_process:
@@ -311,7 +311,7 @@ class Trainer:
                 f"continue with: {resume_command(self.run.path)}",
                 exit_code=stop.exit_code or 143,
             )
-        # Not after the last step: the checkpoint that ends the run has its number, and the validation besides.
+        # Not after the last step: the final checkpoint has the same step, and also the validation.
         is_due = time.monotonic() - self._saved_at > 60 * self.recipe.train.checkpoint_minutes
         steps = self.recipe.train.checkpoint_steps
         is_due |= steps is not None and self.position.step % steps == 0
@@ -342,7 +342,7 @@ def validations_since_best(position: Position, extent: start.Extent, *, every: i
         extent: of the training.
         every: epochs between validations. Nothing else is stored, so a resumed run may use another number.
     """
-    if position.best_step is None:  # lost, or no number so far: the next one counts as best
+    if position.best_step is None:  # lost, or NaN so far: the next one counts as best
         return 0
     return position.epoch // every - position.best_step // extent.steps_per_epoch // every
 

@@ -350,7 +350,7 @@ def _cut(output: Tensor) -> Tensor:
 
 def _hand_back(outputs: Outputs, leaves: Outputs) -> None:
     """Pass the gradients of the detached outputs on to the network."""
-    # Nothing comes to what no loss reads.
+    # Outputs that no loss reads get no gradient.
     pairs = [(outputs[name], leaf.grad) for name, leaf in leaves.items() if leaf.grad is not None]
     tensors, gradients = zip(*pairs, strict=True)
     torch.autograd.backward(tensors, gradients)

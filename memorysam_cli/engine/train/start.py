@@ -319,7 +319,7 @@ def _refuse_used(folder: Path) -> None:
     except (MemorySamError, OSError, KeyError, TypeError, ValueError, OverflowError):
         return
     if record.get("host") == socket.gethostname() and record["pid"] != os.getpid():
-        with lock.hold(folder):  # raises, or the number is now another process's
+        with lock.hold(folder):  # raises if the process has ended; or its number was reused
             pass
 
 
@@ -378,7 +378,7 @@ def _begin(stack: contextlib.ExitStack, run_start: RunStart, checkpoint_bytes: i
     keep = run_start.recipe.train.keep_checkpoints
     refuse_full_disk(run.path, checkpoint=checkpoint_bytes, keep=keep, present=present)
     if is_new and not run_start.begins_again and not (run.path / lock.NAME).exists():
-        run_folder.refuse_taken(run.path)  # before the lock, which would leave its file in a user's own folder
+        run_folder.refuse_taken(run.path)  # before the lock, whose file would stay in a user's own folder
     stack.enter_context(lock.hold(run.path))
     if is_new:
         run_folder.create(run_start.recipe, run.path, begins_again=run_start.begins_again)

@@ -69,17 +69,17 @@ def serve(name: str, lines: IO[bytes], answers: IO[bytes]) -> None:
 
 def _track(name: str, messages: Iterator[dict[str, Any]], answers: IO[bytes]) -> None:
     """Start or continue the run's record, and pass everything on."""
-    PartialState(cpu=True)  # accelerate's trackers ask it whether they are in the first process
+    PartialState(cpu=True)  # accelerate's trackers use it to check for the first process
     begin = next(messages)
     tracker = KINDS[name](Path(begin["folder"]), recipe=begin["recipe"], step=begin["step"])
     _say(answers, note=tracker.where)
     has_warned = False
     for message in messages:
-        if "end" in message:  # not the end of the pipe: readers that the training forked may hold it open
+        if "end" in message:  # not the end of the pipe: data workers may keep it open
             break
         try:
             _hand_on(message, tracker)
-        except Exception as error:  # a server may be away for an hour of three days
+        except Exception as error:  # a server may be unreachable for an hour
             if not has_warned:
                 _say(answers, trouble=f"step {message['step']}: {_one_line(error)}")
             has_warned = True
@@ -99,7 +99,7 @@ def _hand_on(message: dict[str, Any], tracker: Tracker) -> None:
 
 def _pictures(samples: Path, counts: Counts, folder: Path) -> dict[str, Path]:
     """The pictures of a validation by title. Confusion matrices are drawn here, so that training does not wait."""
-    from memorysam_cli.report import figures  # only where a validation comes: it loads matplotlib
+    from memorysam_cli.report import figures  # only for a validation, because it loads matplotlib
 
     drawn = folder / "confusion.png"
     atomic.write_bytes(drawn, figures.confusion_matrix(counts[1], classes=counts[0]), fsync=False)
@@ -190,7 +190,7 @@ class TensorBoard(Tracker):
     def open(self) -> Any:
         """As :class:`Tracker`."""
         self.is_new = not (self.own / self.name).is_dir()
-        # What was written after the step that the training continues from is hidden: it comes again.
+        # Values after the resumed step are hidden, because they are written again.
         return tracking.TensorBoardTracker(self.name, self.own, purge_step=self.step + 1)
 
     def begin(self) -> None:

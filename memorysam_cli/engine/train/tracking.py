@@ -140,7 +140,7 @@ class _Tracker:
 
     def __init__(self, name: str, begin: Mapping[str, Any]) -> None:
         self.name = name
-        # It computes nothing: a GPU's memory is the training's.
+        # It needs no GPU, whose memory belongs to training.
         environment = (
             GIVE_UP_SOON
             | surroundings.environment_alone()
@@ -201,7 +201,7 @@ class _Tracker:
                 del self._waiting[: os.write(self._stdin.fileno(), self._waiting[: 1 << 16])]
         except BlockingIOError:
             pass
-        except (OSError, ValueError):  # its process is gone
+        except (OSError, ValueError):  # its process has ended
             self._listen()
             self._give_up("its process ended")
 
@@ -215,7 +215,7 @@ class _Tracker:
         for line in lines:
             try:
                 ((kind, words),) = json.loads(line).items()
-            except (ValueError, AttributeError):  # none of its own words: some package's
+            except (ValueError, AttributeError):  # not an answer, but some package's output
                 continue
             if kind == "failed":
                 self._give_up(words)

@@ -111,7 +111,7 @@ def _train(request: Request, ending: Ending) -> FinishedRun | None:
         to_learn = len(scenes.of_split(recipe.data.train_split))
         start.extent_of(recipe, scenes=to_learn, processes=surroundings.world(), dataset=scenes.info.name)
     start.refuse_unlabeled(recipe, scenes)
-    # Here: what was typed, and what lies there, has been looked at, and torch takes seconds.
+    # Imported here, after the checks of options and files, because torch takes seconds.
     from memorysam_cli.engine import runtime
     from memorysam_cli.engine.processes import lost_ones_named
     from memorysam_cli.engine.train import initial

@@ -130,8 +130,8 @@ class Learner:
         self.model, self.optimizer = accelerator.prepare(
             network.train(), make_optimizer(list(self.parameters.values()), recipe.optim)
         )
-        # prepare() makes forward autocast wherever it is called; here only a training step does, so that validation
-        # computes what `memorysam evaluate` computes from the file.
+        # prepare() makes every forward pass autocast. Here only a training step does, so that validation
+        # computes the same as `memorysam evaluate` from the file.
         for module in (network, self.model):
             module.__dict__.pop("forward", None)
         self.gradients = Gradients(network, self.model, recipe, accelerator=accelerator)
@@ -205,7 +205,7 @@ class Learner:
         try:
             return self.gradients.add(batches, drawn)
         except RuntimeError as error:
-            # Where several processes are, the others wait in a sum, and this one cannot begin again.
+            # With several processes, the others are waiting in a sum, so this one cannot repeat the update.
             if not is_out_of_memory(error) or not self._may_save() or self._exchange is not None:
                 raise
         # Not in the handler: the traceback keeps every activation alive.
@@ -256,7 +256,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        if not getattr(self.optimizer, "step_was_skipped", False):  # the fp16 scaler's, after an overflow
+        if not getattr(self.optimizer, "step_was_skipped", False):  # the fp16 scaler reports it after an overflow
             self.average.add()
         self.optimizer.zero_grad(set_to_none=True)
 

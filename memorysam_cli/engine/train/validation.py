@@ -46,7 +46,7 @@ def draw_first_batch(batch: Batch, info: DatasetInfo, modalities: Sequence[Modal
         modalities: of the frames.
         folder: the output folder.
     """
-    assert batch.label is not None  # a training's batches have one
+    assert batch.label is not None  # training batches have one
     labels = batch.label.cpu().numpy()
     rows = []
     for index, label in enumerate(labels[:SAMPLES]):
@@ -153,7 +153,7 @@ class Validation:
         title = f"{self.recipe.data.selection_split} after step {position.step}: mIoU {miou:.2f}"
         draw_confusion(run, result.confusion(HEADLINE), classes=result.classes, title=title)
         with runtime.computing("fp32", self.accelerator.device):
-            # In the protocol that scores a label at its own size, as it is drawn.
+            # In the protocol that scores a label at its own size, because it is drawn so.
             scored = result.scene_scores("native")
             draw_samples(self.network, self.manifest, scored, run.samples, is_best=is_best)
 

@@ -43,7 +43,7 @@ SELECTED_ON_TEST = ("mcubes",)
 """Data sets whose "val" list in the authors' code is the test list, so that the published weights were selected on it
 (METHOD §5)."""
 _RESULT = re.compile(r"epoch[_-]?(?P<epoch>\d+)_(?P<miou>\d{1,3}(?:\.\d+)?)(?![\d.]*\d)")
-# RGB in either case; I alone only in capitals, for "in" and "id" are words.
+# RGB in any case; a single I only as a capital, because "in" and "id" are words.
 _SENSORS = re.compile(r"(?<![A-Za-z])(?:(?i:RGB)|I(?=[-_]?[ADELN]))(?:[-_]?(?i:[ADELN]))*(?![A-Za-z])")
 _SMALL = re.compile(r"(?<![A-Za-z])i[adeln]+(?![A-Za-z])")
 _DATASET = re.compile(rf"(?<![A-Za-z])({'|'.join(LETTERS)})(?![A-Za-z])", re.IGNORECASE)
@@ -166,7 +166,7 @@ def read_name(path: Path) -> FileName:
     result = _RESULT.search(path.stem)
     epoch, miou = (int(result["epoch"]), float(result["miou"])) if result else (None, None)
     name = _words(path.stem)
-    if name.sensors is None and result:  # only then is the folder the training code's
+    if name.sensors is None and result:  # only then the training code created the folder
         folder = path.absolute().parent.name
         if folder in recipes.shipped():
             name = FileName(recipe=folder)
@@ -270,7 +270,7 @@ def _dataset(recipe: Recipe, *, root: Path | None) -> DatasetInfo:
     is_published = name in datasets.DATASETS
     if root is not None or name in manifests.prepared(place):
         info = manifests.read_info(place, name)
-        # A copy prepared without some sensors must not stand in the way, unless --data names it.
+        # A copy prepared without some sensors is ignored, unless --data names it.
         if root is not None or not is_published or wanted <= {modality.name for modality in info.modalities}:
             return _with_modalities(info, recipe, where=str(manifests.folder(place, name) / manifests.INFO))
     if not is_published:

@@ -166,7 +166,7 @@ def _front_matter(facts: CardFacts, *, license: str) -> str:
         model_name=line(_title(card)), eval_results=results or None,
     )  # fmt: skip
     if not results:
-        del data.model_name  # a model index without results is none
+        del data.model_name  # a model index needs results
     text: str = data.to_yaml()
     return text.rstrip("\n") + "\n"
 
@@ -321,8 +321,8 @@ def public_recipe(card: WeightsCard) -> str:
 def _limits(facts: CardFacts) -> str:
     card = facts.card
     lines = [
-        f"It knows the {counted(len(card.dataset.classes), 'class')} above and gives each pixel one of them, also "
-        "where nothing of them is there.",
+        f"It knows the {counted(len(card.dataset.classes), 'class')} above and gives each pixel one of them, even if "
+        "the pixel shows something else.",
         f"It was trained on {plain(card.dataset.title)}; other cameras, places and weather may score far less. "
         "Score it on your own data first: `memorysam evaluate`, and `--robustness` for failing sensors.",
         "The sensors must be aligned to each other, pixel by pixel.",

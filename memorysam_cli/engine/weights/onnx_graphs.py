@@ -93,7 +93,7 @@ class AnyCells:
         """As ``Encoder.levels``, in SAM 2's own way: windows at the edge are padded."""
         encoder, unit = self.encoder, 8  # features of a cell's side
         convolution = encoder.patch_embed.proj
-        # Only to the left and above does a 7×7 kernel of stride 4 reach over the edge of an image of whole cells.
+        # With whole cells, a 7×7 kernel of stride 4 crosses only the left and the upper edge.
         features = F.conv2d(F.pad(images, (3, 0, 3, 0)), convolution.weight, convolution.bias, stride=4)
         features = features.permute(0, 2, 3, 1) + self._position(unit)
         for number, block in enumerate(encoder.blocks):
@@ -122,7 +122,7 @@ class AnyCells:
         else:
             count = [_covering(length, unit=unit, side=side) for length in (rows, columns)]
             height, width = (number * side for number in count)
-            if unit % side:  # some window may stick out
+            if unit % side:  # a window may cross the edge
                 normed = F.pad(normed, (0, 0, 0, side, 0, side))[:, :height, :width]
             cut = normed.reshape(batch, count[0], side, count[1], side, block.dim).transpose(2, 3)
             mixed = _attended(block, cut.reshape(batch * count[0] * count[1], side, side, block.dim))
@@ -143,7 +143,7 @@ class AnyCells:
             angles = self._angles(width)
             cosine, sine = angles.cos(), angles.sin()
             end = key.shape[2] - unplaced
-            # (B, heads, n·L', d) -> (B, heads, n, L', d): the keys of n memories, which all have the same places
+            # (B, heads, n·L', d) -> (B, heads, n, L', d): the keys of n memories, all with the same positions
             placed = key[:, :, :end].reshape(*key.shape[:2], -1, query.shape[2], key.shape[3])
             turned = rotated(placed, cosine, sine).reshape(*key.shape[:2], end, key.shape[3])
             whole = torch.cat([turned, key[:, :, end:]], dim=2) if unplaced else turned
@@ -268,7 +268,7 @@ def open_input(proto: Any, name: str, outputs: Sequence[str], *, modalities: int
     nodes.append(helper.make_node("Reshape", [name, f"{inner}_target"], [inner]))
     for place, node in enumerate(nodes):
         graph.node.insert(place, node)
-    del graph.value_info[:]  # they name the sizes otherwise
+    del graph.value_info[:]  # they have other names for the sizes
     _name_sides(graph, name, outputs, free)
 
 

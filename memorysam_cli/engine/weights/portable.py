@@ -180,7 +180,7 @@ def export(
     if height % 32 or width % 32 or min(height, width) < 32:
         raise UsageError(f"--size {height}x{width}: height and width must be multiples of 32")
     values = sum(math.prod(each) for each in base_shapes(card.base.backbone).values())
-    atomic.refuse_unwritable(out.parent, needed_bytes=4 * values)  # float32; and little more
+    atomic.refuse_unwritable(out.parent, needed_bytes=4 * values)  # float32, with a small reserve
     shape = GraphShape(batch, len(chosen), height, width, tuple(sensors_of(chosen, card.modalities)), tuple(free), half)
     digest = tensors.sha256(path)
     about = describe(card, [modality.name for modality in chosen], shape, form=form, digest=digest)
@@ -188,7 +188,7 @@ def export(
         data = _write(trace(load(path), shape), about, shape, form=form)
         found = _compared(load(path), _reader(rounding(data) if half else data, form=form), shape)
         if any(likeness.is_silent for likeness in found.values()):
-            # As a rule noise shows a network nothing: the same graph, but for its gate.
+            # On noise the gate is usually closed, so the gate is left open here; the graph is otherwise the same.
             opened = _write(trace(_open(load(path)), shape), about, shape, form=form)
             found = _compared(_open(load(path)), _reader(rounding(opened) if half else opened, form=form), shape)
     _refuse_unlike(found, out)
@@ -279,12 +279,12 @@ def trace(network: Segmenter, shape: GraphShape) -> torch.export.ExportedProgram
         return _trace_open(network, shape)
     traceable, example = Traceable(network, shape.sensors).eval(), torch.zeros(shape.frames)
     with _plain_products():
-        # The first run makes the tables of this size, the second one SAM2's position encodings, which the making of
-        # the tables forgets; the graph then has both as constants.
+        # The first run creates the tables of this size. It drops SAM2's position encodings, which the second run
+        # creates again. The graph then has both as constants.
         for _ in range(2):
             traceable(example)
         program = torch.export.export(traceable, (example,), strict=False)
-        # Without what switches autocast and gradients, which mean nothing in a graph that only runs forwards.
+        # Without the switches of autocast and gradients, which have no meaning in a forward graph.
         plain: torch.export.ExportedProgram = program.run_decompositions({})
         return plain
 
@@ -431,7 +431,7 @@ def compare(network: Segmenter, run: Run, shape: GraphShape) -> Likeness:
         difference = float(np.abs(logits - expected.numpy()).max())
         size, same = float(expected.abs().max()), 100 * float((mask == classes.numpy()).mean())
         trials.append(Likeness(difference / max(size, 1e-6), difference, same, is_silent=size == 0))
-    # What is silent agrees with everything, and says nothing.
+    # Closed gates would agree with everything, so the check would mean nothing.
     compared = sorted(one for one in trials if not one.is_silent) or trials
     return compared[len(compared) // 2]
 
