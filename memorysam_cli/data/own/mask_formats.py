@@ -104,7 +104,7 @@ def read(source: Path, form: str, request: Request) -> Annotated:
         found = replace(found, pictures=tuple(_with_files(found.pictures, request.pictures)))
     if not found.pictures:
         raise DataError(
-            f"{shown(source)}: none of its pictures ({len(found.left_out)}) is annotated; annotate some first"
+            f"{shown(source)}: none of its {counted(len(found.left_out), 'picture')} is annotated; annotate some first"
         )
     _refuse_names(source, found.pictures)
     return found
