@@ -80,7 +80,7 @@ print(same / total)
 
 
 @pytest.fixture(scope="module")
-def story(run: Run) -> dict[str, Ended]:
+def story(warm: Run) -> dict[str, Ended]:
     """What every command made of it, by the command's name."""
     best = "later/checkpoints/best.safetensors"
     changes = tiny(model__backbone="nano", model__object_gate="false", train__max_steps=3, optim__warmup_epochs=0)
@@ -103,7 +103,7 @@ def story(run: Run) -> dict[str, Ended]:
         "export": ["export", best, "--format", "torch-export", "--size", "64x64", "--out", "later.pt2", "--json"],
         "by hand": ["-c", ALIKE],
     }
-    return dict(zip(jobs, run(list(jobs.values())), strict=True))
+    return dict(zip(jobs, warm(list(jobs.values())), strict=True))
 
 
 def test_training_evaluation_and_robustness_give_what_separate_passes_give(story: dict[str, Ended]) -> None:
@@ -118,8 +118,8 @@ def test_training_evaluation_and_robustness_give_what_separate_passes_give(story
     assert json.loads(story["predict"].out)["scenes"] == 5
 
 
-def test_a_predicted_mask_is_the_network_s_own(story: dict[str, Ended], run: Run) -> None:
-    (ended,) = run([["-c", MASKS]])
+def test_a_predicted_mask_is_the_network_s_own(story: dict[str, Ended], warm: Run) -> None:
+    (ended,) = warm([["-c", MASKS]])
     assert ended.code == 0, ended.err
     assert float(ended.out) > 0.999
 
@@ -129,10 +129,10 @@ def test_a_written_network_has_it(story: dict[str, Ended]) -> None:
     assert by_hand["export"] < 1e-4 < 1e-2 < by_hand["mean"]
 
 
-def test_the_page_s_other_plan_shows_the_first_image_to_all(run: Run) -> None:
+def test_the_page_s_other_plan_shows_the_first_image_to_all(warm: Run) -> None:
     (block,) = (each for each in blocks("python") if "class FirstIsSeen" in each)
     begin, end = "import sys; sys.path.insert(0, '')\nfrom my_fusion import LaterCountsMore\n", "print({})"
-    (ended,) = run(
+    (ended,) = warm(
         [["-c", begin + block + end.format("[(look.frame, look.sees) for look in FirstIsSeen().plan([0, 2, 3])]")]]
     )
     assert ended == (0, "[(0, ()), (2, (0,)), (3, (0,))]\n", "")
