@@ -73,7 +73,7 @@ drive."""
 def is_inside(path: str) -> bool:
     """Whether a path leads below its root: relative, with forward slashes, without ``..``, ``.``, empty parts and
     NUL."""
-    # A few looks for single letters take a tenth of the pattern's time, and a manifest has millions of paths.
+    # Searching for single letters takes a tenth of the pattern's time, and a manifest has millions of paths.
     is_plain = not ("\\" in path or "\0" in path or ":" in path[1:2] or "//" in f"/{path}/" or "/." in f"/{path}")
     return is_plain or _LEADS_OUT.search(path) is None
 
@@ -262,7 +262,7 @@ class DatasetInfo(Strict):
             )
         return root
 
-    # Afterwards: what a validator before it hands on is not JSON any more, whose lists are tuples.
+    # After validation: values from a validator before it are not JSON any more, and lists are not accepted for tuples.
     @model_validator(mode="after")
     def _knows_older_files(self) -> DatasetInfo:
         """A DELIVER manifest of an earlier version has labels with four channels, of which the first counts, without

@@ -72,7 +72,7 @@ def docstring(thing: Any) -> str:
 
     try:
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(thing))).body
-    except (OSError, SyntaxError, ValueError):  # there is no source: an installation without it
+    except (OSError, SyntaxError, ValueError):  # an installation without source files
         return ""
     return (ast.get_docstring(definition) or "") if isinstance(definition, ast.FunctionDef | ast.ClassDef) else ""
 

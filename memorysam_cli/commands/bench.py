@@ -1,4 +1,4 @@
-"""``memorysam bench``: how fast and how small, on this machine."""
+"""``memorysam bench``: speed and memory on this machine."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def bench(
 
 
 def _refuse_impossible(backbone: str, size: int) -> None:
-    """Refuse a backbone that there is not, and a size that no backbone sees."""
+    """Refuse an unknown backbone, and an impossible size."""
     from memorysam_cli.recipe import BACKBONES
 
     if backbone not in BACKBONES:

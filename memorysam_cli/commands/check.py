@@ -1,4 +1,4 @@
-"""``memorysam check``: look at a data set before hours are spent on it."""
+"""``memorysam check``: check a data set before training on it."""
 
 from __future__ import annotations
 

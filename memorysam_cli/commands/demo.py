@@ -1,4 +1,4 @@
-"""``memorysam demo``: the whole way in a few minutes on a CPU."""
+"""``memorysam demo``: all steps in a few minutes on a CPU."""
 
 from __future__ import annotations
 

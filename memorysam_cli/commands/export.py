@@ -78,7 +78,7 @@ def export(
     from memorysam_cli.model import read_card
 
     chosen = choose_modalities(read_card(file).modalities, names(modalities))
-    # Here: what was typed has been looked at, and torch takes seconds.
+    # Imported here, after the checks of options, because torch takes seconds.
     from memorysam_cli.engine.weights import portable
     from memorysam_cli.report import console
 
@@ -114,7 +114,7 @@ def export(
 
 
 def _free(text: str | None) -> tuple[Literal["batch", "size"], ...]:
-    """``batch,size`` as what stays open."""
+    """The open dimensions of ``batch,size``."""
     words = [] if text is None else [word.strip() for word in text.split(",")]
     for word in words:
         if word not in ("batch", "size"):
@@ -124,7 +124,7 @@ def _free(text: str | None) -> tuple[Literal["batch", "size"], ...]:
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
-    """``512`` or ``384x640`` as height and width."""
+    """Height and width of ``512`` or ``384x640``."""
     if text is None:
         return None
     match = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.strip())

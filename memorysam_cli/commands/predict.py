@@ -204,7 +204,7 @@ def predict(
     files.refuse_out(out, overwrite=overwrite)
     if weights is None:
         run_folder.tell_default(path)
-    # Here: what was typed, and what lies there, has been looked at, and torch takes seconds.
+    # Imported here, after the checks of options and files, because torch takes seconds.
     from memorysam_cli.engine.predict import ledger
     from memorysam_cli.engine.predict.run import Following, run
     from memorysam_cli.engine.predict.run import follow as follow_folder
@@ -233,12 +233,12 @@ def predict(
 
 
 def refuse_unfit(unfit: list[str], *, scenes: Path | None, rasters: list[str] | None) -> None:
-    """Refuse what a raster has no use for.
+    """Refuse options that rasters do not support.
 
     Args:
-        unfit: such options that are given.
+        unfit: those of these options that are given.
         scenes: SCENES.
-        rasters: of ``--modality``.
+        rasters: from ``--modality``.
 
     Raises:
         UsageError: there are such options; or both ways to name rasters, or several processes.
@@ -272,7 +272,7 @@ def predict_raster(
     is_default: bool,
     probabilities: Literal["float16", "uint8"] | None,
 ) -> None:
-    """Segment a raster by windows; see :mod:`memorysam_cli.engine.predict.raster`."""
+    """Segment a raster in windows; see :mod:`memorysam_cli.engine.predict.raster`."""
     from memorysam_cli.commands import prepare_options as words
     from memorysam_cli.engine import run_folder
     from memorysam_cli.engine.predict import raster
@@ -301,14 +301,14 @@ def predict_raster(
 
 
 def _refuse_unfollowed(*, follow: bool, scenes: Path | None, batch: int | None, only: dict[str, float | None]) -> None:
-    """Refuse options that go with ``--follow`` alone, and with it what cannot be.
+    """Refuse options that need ``--follow``, and options that cannot be combined with it.
 
     Raises:
-        UsageError: there are such.
+        UsageError: there are such options.
     """
     given = [name for name, value in only.items() if value is not None]
     if given and not follow:
-        raise UsageError(f"{given[0]}: goes with --follow")
+        raise UsageError(f"{given[0]}: needs --follow")
     if follow and scenes is None:
         raise UsageError("--follow: give the folder that the scenes arrive in as SCENES")
     if follow and batch not in {None, 1}:

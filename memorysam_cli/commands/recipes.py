@@ -97,7 +97,7 @@ def list_recipes(json: Json = False, verbose: Verbose = False, quiet: Quiet = Fa
 
 
 def _cells(found: recipes.Document) -> list[object]:
-    """What the table says of a recipe after its name."""
+    """The cells of a recipe's row after its name."""
     claim, need = found.reported, found.measured
     return [
         ", ".join(found.recipe.data.modalities),
@@ -182,7 +182,7 @@ def copy_recipe(
     if schema:
         text = documents.to_json(comparing.json_schema(), indent=2) + "\n"
         if beside.exists() and not overwrite and beside.read_bytes() != text.encode():
-            raise UsageError(f"{beside}: exists already and says something else; move it, or --overwrite to replace it")
+            raise UsageError(f"{beside}: exists already with other content; move it, or --overwrite to replace it")
         atomic.write_text(beside, text)
     atomic.write_text(out, copy.text)
     if json:

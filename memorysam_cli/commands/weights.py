@@ -1,4 +1,4 @@
-"""``memorysam weights``: look at weights, verify them, take them in, hand them out."""
+"""``memorysam weights``: show, verify, merge, import, export, fetch and push weights."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TrainedBy = Annotated[
     ),
 ]
 SUFFIXES = (".safetensors", ".pth", ".pt")
-"""Of the containers that are written."""
+"""Suffixes of the formats that are written."""
 app = typer.Typer(help="Show, verify, merge, import, export, fetch and push weights.", no_args_is_help=True)
 EXAMPLES = {
     "": [
@@ -134,7 +134,7 @@ def verify(
 
     begin(json=json, verbose=verbose, quiet=quiet)
     try:
-        read_card(file)  # what is no weights file is told before the seconds that torch takes
+        read_card(file)  # a wrong file is reported before the seconds that torch takes
         from memorysam_cli.engine.weights.exchange import verify_weights
 
         facts = verify_weights(file)
@@ -220,7 +220,7 @@ def import_weights(
 
 
 def _facts(summary: ImportedWeights) -> dict[str, Any]:
-    """What the JSON answer says of imported weights."""
+    """The values in the JSON answer about imported weights."""
     card, model = summary.card, summary.card.recipe.model
     return {
         "sha256": summary.sha256,
@@ -289,7 +289,7 @@ def _refuse_target(out: Path, *, source: Path, is_folder: bool, overwrite: bool)
         atomic.refuse_unwritable(out.parent)
         return
     if out.suffix not in SUFFIXES:
-        raise UsageError(f"--out {out}: must end in {', '.join(SUFFIXES)}, which says how it is written")
+        raise UsageError(f"--out {out}: must end in {', '.join(SUFFIXES)}, which decides the format")
     refuse_taken(out, source=source, overwrite=overwrite)
 
 

@@ -221,7 +221,7 @@ def test_panoptic_segments_become_classes(memorysam: Program) -> None:
     for change, reason in (
         ({"file_name": "../x.png"}, "leads out of"),
         ({"segments_info": segments[:1]}, "the color 1,0,0 is not a segment"),
-        ({"segments_info": [{"id": 0, "category_id": 7}]}, "segment 0 is there twice, or is not a color"),
+        ({"segments_info": [{"id": 0, "category_id": 7}]}, "segment 0 occurs twice, or is not a color"),
         ({"segments_info": 3}, "'segments_info' must be a list"),
     ):
         place = coco([size], [{**annotation, **change}], CATEGORIES)

@@ -310,9 +310,9 @@ def test_another_prediction_is_not_replaced_by_mistake(follow: Callable[..., End
         ((*FOLLOW, "--split", "val"), 2, "is a prepared data set, which does not grow"),
         (("predict", "data", "-w", "w.safetensors", "--follow"), 2, "is a prepared data set, which does not grow"),
         (("predict", "w.safetensors", "-w", "w.safetensors", "--follow"), 3, "is a file"),
-        (("predict", "rig", "--settle", 1), 2, "--settle: goes with --follow"),
-        (("predict", "rig", "--poll", 1), 2, "--poll: goes with --follow"),
-        (("predict", "rig", "--late", 1), 2, "--late: goes with --follow"),
+        (("predict", "rig", "--settle", 1), 2, "--settle: needs --follow"),
+        (("predict", "rig", "--poll", 1), 2, "--poll: needs --follow"),
+        (("predict", "rig", "--late", 1), 2, "--late: needs --follow"),
     ],
     ids=str,
 )

@@ -139,7 +139,7 @@ def test_mixed_dtypes_and_alpha_are_worth_a_warning(listed: Manifest) -> None:
         "'depth' is stored in several ways (8 of uint8 in 3 channel(s), 1 of uint16 in 3 channel(s)); each is scaled "
         "by its own dtype",
         "'lidar' has an alpha channel, which is dropped",
-        "'lidar' holds nothing but 0",
+        "'lidar' contains only 0",
     )
 
 
