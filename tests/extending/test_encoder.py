@@ -1,4 +1,4 @@
-"""The encoder of docs/extending.md trains, resumes, stores, loads, scores, predicts and exports."""
+"""The encoder of docs/extending.md trains, resumes, stores, loads, scores and predicts; test_fusion exports it."""
 
 from __future__ import annotations
 
@@ -53,22 +53,11 @@ def story(request: pytest.FixtureRequest, warm: Run) -> tuple[str, dict[str, End
         "evaluate": ["evaluate", "--weights", best, "--json", "--workers", 0],
         "predict": ["predict", "--weights", best, "--split", "val", "--out", f"masks-{kind}", "--json"],
         "merge": ["weights", "merge", best, "--out", f"merged-{kind}.safetensors"],
-        "torch-export": [
-            "export",
-            best,
-            "--format",
-            "torch-export",
-            "--size",
-            "64x64",
-            "--out",
-            f"{kind}.pt2",
-            "--json",
-        ],
         "reference": ["weights", "export", best, "--format", "reference", "--out", f"{kind}.pth"],
         "load": ["-c", SAME.format(best)],
     }
     if kind == "full":  # what comes after the weights is the same for both
-        for name in ("verify", "evaluate", "predict", "merge", "torch-export"):
+        for name in ("verify", "evaluate", "predict", "merge"):
             del jobs[name]
     return kind, dict(zip(jobs, warm(list(jobs.values())), strict=True))
 
@@ -79,8 +68,6 @@ def test_every_command_takes_it(story: tuple[str, dict[str, Ended]]) -> None:
     for command in set(ended) - {"reference"}:
         assert ended[command].code == 0, f"{command}: {ended[command].err}"
     assert ended["load"].out == "ConvNet\n"
-    if kind == "lora":
-        assert json.loads(ended["torch-export"].out)["relative"] < 1e-4
 
 
 def test_a_resumed_run_is_the_same_run_bit_for_bit(story: tuple[str, dict[str, Ended]], place: Path) -> None:
