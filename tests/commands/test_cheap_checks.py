@@ -247,7 +247,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def forks() -> Iterator[Forks]:
-    with Forks("tests.commands.light:attempt") as server:
+    with Forks("tests.commands.light:attempt", is_light=True) as server:
         yield server
 
 

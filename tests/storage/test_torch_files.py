@@ -78,7 +78,15 @@ class Canary:
         return os.system, (f"touch {self.path}",)
 
 
-@pytest.mark.parametrize("kind", ["zip", "legacy", "raw", "raw protocol 0", "hidden in a state dict"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "zip",
+        "raw",
+        "hidden in a state dict",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("legacy", "raw protocol 0")),
+    ],
+)
 def test_code_is_never_run(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # must not open the lock
     path, canary = tmp_path / "x.pt", tmp_path / "canary"
