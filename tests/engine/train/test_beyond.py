@@ -45,6 +45,7 @@ def beyond(small: Recipe) -> Recipe:
 
 
 def test_a_resumed_run_ends_bit_for_bit_the_same(beyond: Recipe, rendered: Manifest, tmp_path: Path) -> None:
+    beyond = changed(beyond, "train", epochs=1)
     whole = start(beyond, rendered, tmp_path / "whole")
     state = state_of(gone_on(beyond, rendered, whole.run, tmp_path))
     torch.testing.assert_close(state, state_of(whole.run), rtol=0, atol=0)
@@ -55,7 +56,7 @@ def test_a_resumed_run_ends_bit_for_bit_the_same(beyond: Recipe, rendered: Manif
 
 
 def test_a_projection_is_trained_and_resumes_bit_for_bit(joined: tuple[Recipe, Manifest], tmp_path: Path) -> None:
-    recipe, manifest = joined
+    recipe, manifest = changed(joined[0], "train", epochs=1), joined[1]
     whole = start(recipe, manifest, tmp_path / "whole")
     state = state_of(gone_on(recipe, manifest, whole.run, tmp_path))
     torch.testing.assert_close(state, state_of(whole.run), rtol=0, atol=0)

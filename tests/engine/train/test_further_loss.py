@@ -45,6 +45,9 @@ PAGE = WHOLE.partition("\n## A loss\n")[2].partition("\n## ")[0]
 PYTHON = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
 exec(compile(PYTHON, "docs/extending.md", "exec"), {"__name__": "my_loss"})  # registers z_loss and drift
 
+EVEN = ((0, 2, 4), (0, 1, 2, 3, 4))
+"""Cuts of four scenes into batches of one size."""
+
 
 @pytest.fixture
 def taught(small: Recipe) -> Recipe:
@@ -177,7 +180,7 @@ def test_a_term_is_seen_everywhere(
     assert resumed.code == 2 and "unknown loss 'z_loss'" in resumed.err
 
 
-@pytest.mark.parametrize("cuts", [(0, 2, 4), (0, 1, 2, 3, 4), (0, 3, 4)])
+@pytest.mark.parametrize("cuts", [(0, 3, 4), *(pytest.param(even, marks=pytest.mark.slow) for even in EVEN)])
 def test_accumulated_batches_are_one_large_batch(cuts: tuple[int, ...], taught: Recipe, rendered: Manifest) -> None:
     whole = batch_of(4)
     parts = [part(whole, slice(*pair)) for pair in itertools.pairwise(cuts)]
